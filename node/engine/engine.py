@@ -1,0 +1,113 @@
+"""What the rest of a node knows of an engine. ``worker.py`` is the real one, ``FakeEngine`` (fake.py) the one for tests.
+
+An engine holds one model, answers token prompts, reuses the longest cached prefix of each, and tells what its cache
+gained and lost. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from proto.messages import ChatMessage, Sampling, Usage, Vitals
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts of the loaded model, fixed for the engine's life."""
+
+    name: str
+    """The name users give: the registered one (``smollm2``) or the file's stem."""
+    namespace: bytes
+    """16 bytes, see ``proto.blocks.namespace_key``."""
+    context_tokens: int
+    """Longest prompt plus answer, in tokens."""
+    num_vocab: int
+    reuse: str
+    """``prefix``, ``whole`` (recurrent models) or ``none``, as the capability probe found."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One prompt to answer. ``request_id``: unique within the engine while it is in flight."""
+
+    request_id: bytes
+    prompt: Sequence[int]
+    sampling: Sampling
+    resumed_tokens: int = 0
+    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere."""
+
+
+@dataclass(frozen=True)
+class EngineAccepted:
+    """The request left the queue; ``cached_tokens`` of its prompt need no prefill."""
+
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineTokens:
+    """The next generated tokens and their bytes (UTF-8 that may end inside a character)."""
+
+    tokens: Sequence[int]
+    text: bytes
+
+
+@dataclass(frozen=True)
+class EngineDone:
+    """Last item of an answered request. reason: stop, length or cancelled."""
+
+    reason: str
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class EngineFailed:
+    """Last item of a request that could not be answered; the fields are those of ``proto.messages.Failed``."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+EngineItem = EngineAccepted | EngineTokens | EngineDone | EngineFailed
+
+
+@dataclass(frozen=True)
+class CacheChange:
+    """What the prefix cache gained and lost, in order: first ``evicted`` leaf ids go, then ``stored`` leaves come.
+
+    A leaf stands for its whole token sequence from the root. Ids may be reused after they were evicted. ``reset``:
+    forget every leaf first (the engine restarted).
+    """
+
+    stored: Sequence[tuple[int, Sequence[int]]]
+    evicted: Sequence[int]
+    reset: bool = False
+
+
+class Engine(Protocol):
+    """A running engine. ``generate`` may be used by many tasks at once."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def vitals(self) -> Vitals:
+        """The engine's load as last reported."""
+        ...
+
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn.
+
+        Contents are tokenized as plain text: spelling a control token in a message does not make one.
+        Raises LocalError for an empty conversation or a template that refuses it.
+        """
+        ...
+
+    def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:
+        """The items of one answer; the last is EngineDone or EngineFailed. Leaving the block early cancels."""
+        ...
+
+    async def cache_changes(self) -> CacheChange:
+        """Wait for the next change of the prefix cache. One reader; changes are merged while nobody waits."""
+        ...

@@ -1,0 +1,7 @@
+"""The Mycelia protocol, pure: no clock, socket, thread, environment or log.
+
+Everything here is driven by ``Overlay.handle(event, now) -> list[Effect]``; the node's shell and the simulator drive
+the same objects.
+"""
+
+WIRE_VERSION = 1

@@ -1,0 +1,88 @@
+"""Bytes to Message and back, with every limit of the wire.
+
+Invariant: ``decode`` of any bytes returns a Message or raises RemoteError, never another error, and never allocates
+more than a small multiple of its input (``MAX_MESSAGE_BYTES`` is checked first).
+
+The encoding is deterministic CBOR (RFC 8949, 4.2): ``decode`` re-encodes what it read and requires the same bytes,
+which also rejects trailing bytes, duplicate keys, indefinite lengths and non-minimal integers. Tags are refused before
+cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals for a peer.
+"""
+
+import struct
+from typing import Any, NoReturn
+
+import cbor2
+import msgspec
+
+from proto.errors import LimitExceeded, RemoteError
+from proto.messages import Message
+
+MAX_MESSAGE_BYTES = 1_048_576
+"""Largest message on a direct stream: a prompt of 131,072 packed tokens, or the largest chat, with room to spare."""
+MAX_GOSSIP_BYTES = 2 * 16_384 + 512
+"""Largest message on a gossip topic: a delta's two packed fields and its head."""
+MAX_DEPTH = 8
+
+LENGTH_PREFIX = struct.Struct(">I")
+"""On a stream every message is preceded by its length in bytes, big-endian."""
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise RemoteError("CBOR tags are not part of the wire format")
+
+
+_BUILTIN_TAGS = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
+_TAG_DECODERS = {tag: _refuse_tag for tag in _BUILTIN_TAGS}
+
+
+def _to_wire(value: Any) -> Any:
+    """msgspec's builtins to the wire's shape: keys "3" become 3."""
+    if isinstance(value, dict):
+        return {int(key): _to_wire(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_wire(item) for item in value]
+    return value
+
+
+def _from_wire(value: Any) -> Any:
+    """The inverse of ``_to_wire``; depth is bounded because cbor2 already enforced MAX_DEPTH."""
+    if isinstance(value, dict):
+        if any(type(key) is not int or key < 0 for key in value):
+            raise RemoteError("map keys must be unsigned integers")
+        return {str(key): _from_wire(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_wire(item) for item in value]
+    return value
+
+
+def encode(message: Message) -> bytes:
+    """The one byte form of ``message``. Raises LimitExceeded if it is over MAX_MESSAGE_BYTES."""
+    data: bytes = cbor2.dumps(_to_wire(msgspec.to_builtins(message, builtin_types=(bytes,))), canonical=True)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_MESSAGE_BYTES}")
+    return data
+
+
+def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
+    """The message that ``data`` encodes. Raises RemoteError for anything else."""
+    if len(data) > limit:
+        raise RemoteError(f"message of {len(data)} bytes is over the limit of {limit}")
+    try:
+        value = cbor2.loads(
+            data,
+            tag_hook=_refuse_tag,
+            semantic_decoders=_TAG_DECODERS,
+            max_depth=MAX_DEPTH,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        )
+        if cbor2.dumps(value, canonical=True) != data:
+            raise RemoteError("not in deterministic encoding")
+        message: Message = msgspec.convert(_from_wire(value), Message, builtin_types=(bytes,))
+    except RemoteError:
+        raise
+    except Exception as exc:
+        # cbor2 raises a family of errors (also TypeError, OverflowError, UnicodeDecodeError) on hostile input, and
+        # every one of them means the same here: the peer sent garbage.
+        raise RemoteError(f"not a message: {type(exc).__name__}: {str(exc)[:200]}") from exc
+    return message

@@ -1,0 +1,80 @@
+"""The protocol's tunables, parsed once by the caller. Every default says what it costs or where it was measured."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DigestConfig:
+    """The metadata plane: how often to tell, when to doubt, what to refuse."""
+
+    first_delta_delay_s: float = 0.5
+    """After a quiet time the first change goes out this soon: stores come in bursts, one message covers a burst."""
+    delta_interval_s: float = 10.0
+    """Under steady change. On real traces digests 10 s old cost under 0.1 points of hit ratio against fresh ones."""
+    jitter: float = 0.2
+    """Share of every interval drawn at random, so that nodes do not speak in step."""
+    heartbeat_s: float = 30.0
+    """A head with a bumped seq when nothing changed, so that silence means absence."""
+    reconcile_s: float = 30.0
+    """Pairwise anti-entropy with one random peer: heals whatever gossip lost."""
+    repair_delay_s: tuple[float, float] = (0.2, 2.0)
+    """A gap is repaired after a random wait: most gaps are filled by a late copy, and readers do not ask in step."""
+    repair_attempts: int = 5
+    """Then the next head or reconciliation starts over."""
+    suspect_s: float = 90.0
+    """Three heartbeats lost."""
+    evict_s: float = 180.0
+    floor_keep_s: float = 86_400.0
+    """How long a forgotten owner's version still refuses replays of older heads."""
+    max_clock_skew_s: float = 3_600.0
+    """Heads from further in the future than this are refused: they would outrank every honest epoch."""
+    advert_budget: int = 4_096
+    """Entries a node tells of; a snapshot is then 37 kB."""
+    max_owners: int = 1_024
+    """Estimates kept a node: bounds memory to this many times the cap of entries."""
+    max_floors: int = 65_536
+    snapshots_per_minute: int = 3
+    """To one reader, of one owner: a reader that keeps asking costs bounded bytes."""
+    repairs_per_reconcile: int = 16
+    requests_per_reconcile: int = 64
+    min_reconcile_gap_s: float = 5.0
+    """Reconciliations that one peer may start with us."""
+
+
+@dataclass(frozen=True)
+class RequestConfig:
+    """Requests that entered at this node."""
+
+    max_in_flight: int = 1_024
+    max_attempts: int = 8
+    """Nodes tried for one request before it fails."""
+    own_dispatch_s: float = 60.0
+    """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """What misbehaviour costs."""
+
+    offences_to_quarantine: int = 10
+    offence_decay_s: float = 60.0
+    """One offence is forgiven in this time."""
+    quarantine_s: float = 600.0
+    max_tracked: int = 4_096
+
+
+@dataclass(frozen=True)
+class OverlayConfig:
+    """Everything ``Overlay`` needs to know beforehand."""
+
+    digest: DigestConfig = DigestConfig()
+    request: RequestConfig = RequestConfig()
+    trust: TrustConfig = TrustConfig()
+    vitals_interval_s: float = 1.0
+    """Load travels at most this often: routing on load 1 s old is near routing on fresh load, 30 s old is far."""
+    vitals_fanout: int = 16
+    """Peers told of one change of load; bounds streams a second."""
+    hello_timeout_s: float = 10.0
+    """A connection that has not said hello by then is no node of ours (a client, a relay) and is not routed to."""
+    max_peers: int = 512
+    agent: str = "mycelia"

@@ -1,0 +1,248 @@
+"""A digest: the set of block hashes one node tells of one namespace. This file: its byte forms and the owner's side.
+
+Theory. Each set has one writer, its owner, so no conflict resolution is needed, only order: versions (epoch, seq),
+compared as pairs. The owner signs a *head* - (owner, namespace, epoch, seq, count, root, issued_at) - where root is
+BLAKE3-128 over the sorted entries. Whoever holds a head can check any bytes, from any relay, against it: they are
+right if and only if they hash to the root. So heads are signed and repair bytes are not.
+
+A delta carries the *final* state of every key touched in (from_seq, seq], never a list in which an add and a later
+remove cancelled out: a reader inside the range would keep what was removed.
+
+Epoch grows with every start of the owner, so that versions never repeat even if the owner's memory was lost.
+
+Invariants of ``OwnDigest``: the advertised set is prefix-closed and within the budget; the log's ranges are adjacent
+and end at the current seq; ``seq`` grows with every published head, heartbeats included.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from proto.blocks import HASH_BYTES
+from proto.config import DigestConfig
+from proto.errors import RemoteError
+from proto.messages import ENTRY_BYTES, MAX_DELTA_BYTES, Announce, Delta, Head, Repair, RepairRequest
+
+Sign = Callable[[bytes], bytes]
+"""Payload -> 64-byte Ed25519 signature of this node."""
+Verify = Callable[[bytes, bytes, bytes], bool]
+"""(owner's peer id, payload, signature) -> whether the owner signed the payload."""
+
+Entries = dict[int, int]
+"""Block hash -> class (0: KV cells in memory)."""
+
+SAME, LOG, SNAPSHOT = range(3)
+"""``Repair.mode``."""
+
+NO_ROOT = bytes(16)
+
+_SIGNING_CONTEXT = b"mycelia head v1\x00"
+
+
+def pack_entries(entries: Mapping[int, int], keys: Iterable[int] | None = None) -> bytes:
+    """Entries sorted by hash, 9 bytes each: hash big-endian, class. ``keys``: only these."""
+    chosen = sorted(entries if keys is None else keys)
+    return b"".join([key.to_bytes(HASH_BYTES, "big") + bytes((entries[key],)) for key in chosen])
+
+
+def unpack_entries(data: bytes) -> Entries:
+    """Inverse of ``pack_entries``. Raises RemoteError unless sorted, distinct and whole."""
+    if len(data) % ENTRY_BYTES:
+        raise RemoteError("packed entries are not a multiple of 9 bytes")
+    entries: Entries = {}
+    last = -1
+    for start in range(0, len(data), ENTRY_BYTES):
+        key = int.from_bytes(data[start : start + HASH_BYTES], "big")
+        if key <= last:
+            raise RemoteError("packed entries are not sorted")
+        entries[key] = data[start + HASH_BYTES]
+        last = key
+    return entries
+
+
+def pack_hashes(keys: Iterable[int]) -> bytes:
+    """Hashes sorted, 8 bytes each, big-endian."""
+    return b"".join([key.to_bytes(HASH_BYTES, "big") for key in sorted(keys)])
+
+
+def unpack_hashes(data: bytes) -> list[int]:
+    """Inverse of ``pack_hashes``. Raises RemoteError when the length is not a multiple of 8."""
+    if len(data) % HASH_BYTES:
+        raise RemoteError("packed hashes are not a multiple of 8 bytes")
+    return [int.from_bytes(data[i : i + HASH_BYTES], "big") for i in range(0, len(data), HASH_BYTES)]
+
+
+def root_of(entries: Mapping[int, int]) -> bytes:
+    """The 16-byte root that commits to ``entries``."""
+    return blake3(pack_entries(entries), derive_key_context="mycelia 2026 digest root v1").digest(length=16)
+
+
+def signed_payload(head: Head) -> bytes:
+    """What the owner's signature covers: every field of the head but the signature, at fixed places."""
+    return b"".join(
+        (
+            _SIGNING_CONTEXT,
+            bytes((len(head.owner),)),
+            head.owner,
+            head.namespace,
+            head.epoch.to_bytes(8, "big"),
+            head.seq.to_bytes(8, "big"),
+            head.count.to_bytes(4, "big"),
+            head.issued_at.to_bytes(8, "big"),
+            head.root,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _LogEntry:
+    """Keys touched in (from_seq, seq]."""
+
+    from_seq: int
+    seq: int
+    touched: frozenset[int]
+
+
+class OwnDigest:
+    """The owner's side for one namespace: what the local prefix cache holds, as it was last told."""
+
+    def __init__(self, owner: bytes, namespace: bytes, epoch: int, sign: Sign, config: DigestConfig) -> None:
+        self._owner = owner
+        self._namespace = namespace
+        self._epoch = epoch
+        self._sign = sign
+        self._config = config
+        self._leaves: dict[int, Sequence[int]] = {}
+        """Leaf id -> its chain of block hashes; oldest first."""
+        self._entries: Entries = {}
+        self._log: deque[_LogEntry] = deque()
+        self._head: Head | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """The last published head."""
+        return self._head
+
+    @property
+    def entries(self) -> Mapping[int, int]:
+        """The set that the last head commits to."""
+        return self._entries
+
+    def reset(self) -> None:
+        """The cache was lost. Takes effect with the next ``advance``."""
+        self._leaves.clear()
+
+    def store(self, leaf: int, chain: Sequence[int]) -> None:
+        """The cache holds ``chain`` (block hashes from the root) under id ``leaf``."""
+        self._leaves.pop(leaf, None)
+        self._leaves[leaf] = chain
+
+    def evict(self, leaf: int) -> None:
+        """The cache dropped ``leaf``. Unknown ids are ignored: the cache may be ahead of what was told."""
+        self._leaves.pop(leaf, None)
+
+    def holds(self, chain: Sequence[int]) -> int:
+        """Leading blocks of ``chain`` in the cache now, told or not."""
+        best = 0
+        for leaf in self._leaves.values():
+            depth = 0
+            for mine, wanted in zip(leaf, chain, strict=False):
+                if mine != wanted:
+                    break
+                depth += 1
+            best = max(best, depth)
+        return best
+
+    def advance(self, now: float) -> Delta | Announce:
+        """Publish the cache as it is now: a new version, also when nothing changed (a heartbeat). Mutates."""
+        target = self._advertised()
+        touched = {key for key, kind in target.items() if self._entries.get(key) != kind}
+        touched.update(key for key in self._entries if key not in target)
+        previous = self._head.seq if self._head else 0
+        self._entries = target
+        seq = previous + 1
+        self._head = self._signed_head(seq, now)
+        self._log.append(_LogEntry(previous, seq, frozenset(touched)))
+        self._trim_log()
+        upserts = pack_entries(target, touched & target.keys())
+        removes = pack_hashes(touched - target.keys())
+        if len(upserts) > MAX_DELTA_BYTES or len(removes) > MAX_DELTA_BYTES:
+            return Announce(head=self._head)
+        return Delta(head=self._head, from_seq=previous, upserts=upserts, removes=removes)
+
+    def is_behind(self) -> bool:
+        """Whether the cache changed in a way that the published set does not show."""
+        return self._advertised() != self._entries
+
+    def repair(self, request: RepairRequest) -> Repair | None:
+        """What brings the asker to the current head; None before the first head or if it has that already."""
+        head = self._head
+        if head is None or (request.epoch, request.seq) >= (head.epoch, head.seq):
+            return None
+        if request.root == head.root and request.count == head.count:
+            return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
+        if request.epoch == head.epoch and self._log and request.seq >= self._log[0].from_seq:
+            touched: set[int] = set()
+            for entry in reversed(self._log):
+                if entry.seq <= request.seq:
+                    break
+                touched |= entry.touched
+            upserts = pack_entries(self._entries, touched & self._entries.keys())
+            removes = pack_hashes(touched - self._entries.keys())
+            return Repair(head=head, mode=LOG, from_seq=request.seq, upserts=upserts, removes=removes)
+        return snapshot(head, self._entries)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant of the module's docstring is broken."""
+        assert len(self._entries) <= self._config.advert_budget
+        if self._head is not None:
+            assert self._head.root == root_of(self._entries) and self._head.count == len(self._entries)
+            assert self._log and self._log[-1].seq == self._head.seq
+        for earlier, later in zip(self._log, list(self._log)[1:], strict=False):
+            assert earlier.seq == later.from_seq
+
+    def _advertised(self) -> Entries:
+        """Newest leaves first, each from its root on, until the budget is spent: always prefix-closed."""
+        target: Entries = {}
+        for chain in reversed(self._leaves.values()):
+            for key in chain:
+                if len(target) >= self._config.advert_budget and key not in target:
+                    break
+                target[key] = 0
+        return target
+
+    def _signed_head(self, seq: int, now: float) -> Head:
+        unsigned = Head(
+            owner=self._owner,
+            namespace=self._namespace,
+            epoch=self._epoch,
+            seq=seq,
+            count=len(self._entries),
+            root=root_of(self._entries),
+            issued_at=int(now * 1000),
+            signature=bytes(64),
+        )
+        return Head(
+            owner=unsigned.owner,
+            namespace=unsigned.namespace,
+            epoch=unsigned.epoch,
+            seq=unsigned.seq,
+            count=unsigned.count,
+            root=unsigned.root,
+            issued_at=unsigned.issued_at,
+            signature=self._sign(signed_payload(unsigned)),
+        )
+
+    def _trim_log(self) -> None:
+        """Keep the log while it is smaller than a snapshot: a reader that fell off it then pays no more."""
+        budget = max(len(self._entries), 64)
+        size = sum(len(entry.touched) + 1 for entry in self._log)
+        while size > budget and len(self._log) > 1:
+            size -= len(self._log.popleft().touched) + 1
+
+
+def snapshot(head: Head, entries: Mapping[int, int]) -> Repair:
+    """The whole set under its head; owners and relays send the same bytes."""
+    return Repair(head=head, mode=SNAPSHOT, from_seq=0, upserts=pack_entries(entries), removes=b"")

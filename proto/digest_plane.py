@@ -1,0 +1,259 @@
+"""Digests out, digests in, repair and reconciliation: when to say what to whom.
+
+The rules of the sets themselves are in ``digest.py`` (the owner's side) and ``estimates.py`` (the reader's). Here are
+only time, peers and limits. Everything lost is found again by one of three: the next heartbeat shows the gap, a repair
+fetches it, and pairwise reconciliation finds what neither saw.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proto.blocks import block_hashes
+from proto.config import DigestConfig
+from proto.digest import SNAPSHOT, OwnDigest, Sign, Verify
+from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
+from proto.errors import RemoteError
+from proto.estimates import Estimates, Key, Outcome
+from proto.events import CacheChanged, Gossiped, ModelServed, Timer
+from proto.membership import Membership
+from proto.messages import MAX_VECTOR, Reconcile, Repair, RepairRequest, Version
+
+_SWEEP_S = 5.0
+_MAX_PENDING_REPAIRS = 1_024
+_MAX_RATE_ENTRIES = 4_096
+
+
+@dataclass
+class _Pending:
+    """A repair under way."""
+
+    hint: bytes
+    """Who is likely to have the missing bytes."""
+    attempts: int = 0
+
+
+class DigestPlane:
+    """This node's digests and its estimates of everybody else's."""
+
+    def __init__(
+        self,
+        me: bytes,
+        config: DigestConfig,
+        rng: random.Random,
+        sign: Sign,
+        verify: Verify,
+        members: Membership,
+    ) -> None:
+        self._me = me
+        self._config = config
+        self._rng = rng
+        self._sign = sign
+        self._members = members
+        self._own: dict[bytes, OwnDigest] = {}
+        self._published_at: dict[bytes, float] = {}
+        self._due: dict[bytes, float] = {}
+        self._pending: dict[Key, _Pending] = {}
+        self._snapshots: OrderedDict[Key, list[float]] = OrderedDict()
+        """(reader, owner) -> when it was sent a snapshot, within the last minute."""
+        self._reconciled_at: OrderedDict[bytes, float] = OrderedDict()
+        self.estimates = Estimates(me, verify, config)
+
+    def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
+        """Leading blocks of ``chain`` in this node's own cache."""
+        return self._own[namespace].holds(chain)
+
+    # --- this node's cache -----------------------------------------------------------------------------------------
+
+    def on_served(self, event: ModelServed, now: float) -> list[Effect]:
+        if event.namespace in self._own:
+            return []
+        is_first = not self._own
+        self._own[event.namespace] = OwnDigest(self._me, event.namespace, event.epoch, self._sign, self._config)
+        self.estimates.follow(event.namespace)
+        effects = self._publish(event.namespace, now)
+        if is_first:
+            effects.append(SetTimer(Timer("reconcile"), now + self._jittered(self._config.reconcile_s)))
+            effects.append(SetTimer(Timer("sweep"), now + _SWEEP_S))
+        return effects
+
+    def on_cache_changed(self, event: CacheChanged, now: float) -> list[Effect]:
+        own = self._own[event.namespace]
+        if event.reset:
+            own.reset()
+        for leaf in event.evicted:
+            own.evict(leaf)
+        for leaf, tokens in event.stored:
+            own.store(leaf, block_hashes(event.namespace, tokens))
+        if not own.is_behind():
+            return []
+        earliest = self._published_at[event.namespace] + self._jittered(self._config.delta_interval_s)
+        due = max(now + self._config.first_delta_delay_s, earliest)
+        return self._set_due(event.namespace, min(due, self._due[event.namespace]))
+
+    def _publish(self, namespace: bytes, now: float) -> list[Effect]:
+        message = self._own[namespace].advance(now)
+        self._published_at[namespace] = now
+        heartbeat = now + self._jittered(self._config.heartbeat_s)
+        return [Publish(namespace, message), *self._set_due(namespace, heartbeat)]
+
+    def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
+        if self._due.get(namespace) == at:
+            return []
+        self._due[namespace] = at
+        return [SetTimer(Timer("digest", namespace=namespace), at)]
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def on_timer(self, timer: Timer, now: float) -> list[Effect]:
+        match timer.kind:
+            case "digest":
+                return self._publish(timer.namespace, now)
+            case "repair":
+                return self._ask_for_repair((timer.subject, timer.namespace), now)
+            case "reconcile":
+                again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
+                return [*self._reconcile(), again]
+            case "sweep":
+                gone = self.estimates.sweep(now)
+                forgotten: list[Effect] = [Emit("estimate_forgotten", {"peer": owner}) for owner, _ in gone]
+                return [*forgotten, SetTimer(timer, now + _SWEEP_S)]
+            case _:
+                raise AssertionError(f"unknown timer {timer.kind}")
+
+    def _reconcile(self) -> list[Effect]:
+        """Tell one random peer every version held."""
+        partners = sorted({m.peer for namespace in self._own for m in self._members.nodes(namespace)})
+        if not partners:
+            return []
+        versions = self._versions()
+        if len(versions) > MAX_VECTOR:
+            versions = self._rng.sample(versions, MAX_VECTOR)
+        return [Send(self._rng.choice(partners), Reconcile(versions=tuple(versions)))]
+
+    def _versions(self) -> list[Version]:
+        own = [
+            Version(owner=self._me, namespace=namespace, epoch=digest.head.epoch, seq=digest.head.seq)
+            for namespace, digest in sorted(self._own.items())
+            if digest.head is not None
+        ]
+        return own + self.estimates.versions()
+
+    # --- peers -----------------------------------------------------------------------------------------------------
+
+    def on_peer_ready(self, peer: bytes, now: float) -> list[Effect]:
+        """The peer said what it serves: ask for what this node does not have of it."""
+        self.estimates.reinstate(peer, now)
+        member = next((m for m in self._members.nodes() if m.peer == peer), None)
+        spaces = sorted(member.served) if member else []
+        return [Send(peer, self.estimates.request(peer, space)) for space in spaces if self.estimates.follows(space)]
+
+    def on_peer_lost(self, peer: bytes) -> list[Effect]:
+        self.estimates.suspect(peer)
+        return []
+
+    def on_gossip(self, event: Gossiped, now: float) -> list[Effect]:
+        head = event.message.head
+        if head.owner != event.author or head.namespace != event.namespace:
+            raise RemoteError("gossip about somebody else's digest")
+        return self._after(
+            self.estimates.on_gossip(event.message, now), head.owner, head.namespace, event.forwarder, now
+        )
+
+    def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
+        head = message.head
+        return self._after(self.estimates.on_repair(message, now), head.owner, head.namespace, peer, now)
+
+    def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
+        repair = self._repair_for(request)
+        if repair is None:
+            return []
+        if repair.mode == SNAPSHOT and not self._may_snapshot((peer, request.owner), now):
+            return [Emit("snapshot_refused", {"peer": peer})]
+        return [Send(peer, repair)]
+
+    def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
+        """Push what is newer here, ask for what is newer there."""
+        last = self._reconciled_at.get(peer)
+        if last is not None and now - last < self._config.min_reconcile_gap_s:
+            return [Emit("reconcile_refused", {"peer": peer})]
+        self._reconciled_at[peer] = now
+        self._reconciled_at.move_to_end(peer)
+        if len(self._reconciled_at) > _MAX_RATE_ENTRIES:
+            self._reconciled_at.popitem(last=False)
+        theirs = {(v.owner, v.namespace): (v.epoch, v.seq) for v in message.versions}
+        ours = {(v.owner, v.namespace): (v.epoch, v.seq) for v in self._versions()}
+        is_whole = len(message.versions) < MAX_VECTOR
+        newer_here = [k for k, version in ours.items() if (k in theirs or is_whole) and version > theirs.get(k, (0, 0))]
+        newer_there = [
+            k
+            for k, version in theirs.items()
+            if k[0] != self._me and self.estimates.follows(k[1]) and version > ours.get(k, (0, 0))
+        ]
+        self._rng.shuffle(newer_here)
+        self._rng.shuffle(newer_there)
+        effects: list[Effect] = []
+        for key in newer_here[: self._config.repairs_per_reconcile]:
+            epoch, seq = theirs.get(key, (0, 0))
+            request = RepairRequest(owner=key[0], namespace=key[1], epoch=epoch, seq=seq, count=0, root=bytes(16))
+            effects += self.on_repair_request(peer, request, now)
+        for key in newer_there[: self._config.requests_per_reconcile]:
+            effects.append(Send(peer, self.estimates.request(*key)))
+        return effects
+
+    def _repair_for(self, request: RepairRequest) -> Repair | None:
+        if request.owner == self._me:
+            own = self._own.get(request.namespace)
+            return own.repair(request) if own else None
+        return self.estimates.relay(request)
+
+    def _may_snapshot(self, key: Key, now: float) -> bool:
+        recent = [at for at in self._snapshots.pop(key, []) if at > now - 60.0]
+        allowed = len(recent) < self._config.snapshots_per_minute
+        self._snapshots[key] = [*recent, now] if allowed else recent
+        if len(self._snapshots) > _MAX_RATE_ENTRIES:
+            self._snapshots.popitem(last=False)
+        return allowed
+
+    # --- repair ----------------------------------------------------------------------------------------------------
+
+    def _after(self, outcome: Outcome, owner: bytes, namespace: bytes, hint: bytes, now: float) -> list[Effect]:
+        key = (owner, namespace)
+        timer = Timer("repair", owner, namespace)
+        if outcome is Outcome.APPLIED and key in self._pending and not self.estimates.needs_repair(*key):
+            del self._pending[key]
+            return [CancelTimer(timer)]
+        if outcome is not Outcome.GAP or key in self._pending or len(self._pending) >= _MAX_PENDING_REPAIRS:
+            return []
+        self._pending[key] = _Pending(hint)
+        return [SetTimer(timer, now + self._rng.uniform(*self._config.repair_delay_s))]
+
+    def _ask_for_repair(self, key: Key, now: float) -> list[Effect]:
+        """A recent forwarder first (it just had the bytes), then the owner, then anybody."""
+        pending = self._pending.get(key)
+        if pending is None:
+            return []
+        if not self.estimates.needs_repair(*key) or pending.attempts >= self._config.repair_attempts:
+            del self._pending[key]
+            return []
+        choices = [pending.hint, key[0]][pending.attempts :]
+        target = next((peer for peer in choices if self._members.is_connected(peer)), None)
+        if target is None:
+            others = [m.peer for m in self._members.nodes(key[1])]
+            target = self._rng.choice(others) if others else None
+        pending.attempts += 1
+        again = SetTimer(Timer("repair", *key), now + 2.0**pending.attempts)
+        if target is None:
+            return [again]
+        return [Send(target, self.estimates.request(*key)), again]
+
+    def _jittered(self, interval_s: float) -> float:
+        return interval_s * self._rng.uniform(1 - self._config.jitter, 1 + self._config.jitter)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant of the parts is broken."""
+        self.estimates.check_invariants()
+        for own in self._own.values():
+            own.check_invariants()
+        assert len(self._pending) <= _MAX_PENDING_REPAIRS

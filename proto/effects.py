@@ -1,0 +1,112 @@
+"""What an overlay wants done: imperatives, performed by the shell or the simulator in the order given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proto.events import Timer
+from proto.messages import Control, Generate, Gossip, Usage
+from proto.routing import Decision
+
+
+@dataclass(frozen=True)
+class Publish:
+    """To the gossip topic of ``namespace``. May be lost."""
+
+    namespace: bytes
+    message: Gossip
+
+
+@dataclass(frozen=True)
+class Send:
+    """One control message over a direct stream. May be lost; nothing waits for it."""
+
+    peer: bytes
+    message: Control
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    """Fire ``timer`` at ``at`` (same clock as ``now``); replaces an earlier setting of the same timer."""
+
+    timer: Timer
+    at: float
+
+
+@dataclass(frozen=True)
+class CancelTimer:
+    timer: Timer
+
+
+@dataclass(frozen=True)
+class Disconnect:
+    """Close every connection with ``peer`` and refuse new ones until ``banned_until``."""
+
+    peer: bytes
+    reason: str
+    banned_until: float
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Open attempt number ``attempt`` of a request at ``peer`` (which may be this node) with ``generate``.
+
+    Report what comes as FrameReceived and StreamLost of the same attempt.
+    """
+
+    request_id: bytes
+    attempt: int
+    peer: bytes
+    generate: Generate
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Generated tokens for the client, each exactly once and in order; ``text`` is their UTF-8."""
+
+    request_id: bytes
+    tokens: tuple[int, ...]
+    text: bytes
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The request is answered. ``resumed``: how often it moved after its first token."""
+
+    request_id: bytes
+    served_by: bytes
+    reason: str
+    usage: Usage
+    resumed: int
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The request is not going to be answered; fields as in ``messages.Failed``."""
+
+    request_id: bytes
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Cancel the running attempt of a request at the node that serves it."""
+
+    request_id: bytes
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Something worth a log line or a counter."""
+
+    event: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+NetworkEffect = Publish | Send | Disconnect
+TimerEffect = SetTimer | CancelTimer
+RequestEffect = Dispatch | Deliver | Finish | Fail | Abandon
+Effect = NetworkEffect | TimerEffect | RequestEffect | Emit

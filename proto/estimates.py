@@ -1,0 +1,362 @@
+"""The reader's side: what every peer's cache is believed to hold, at exactly which version.
+
+Per (owner, namespace):
+
+    UNKNOWN --(head)--> SYNCING --(bytes hash to the root)--> LIVE --(gap)--> SYNCING
+    LIVE --(quiet for suspect_s, or disconnected)--> SUSPECT --(quiet for evict_s)--> forgotten, version floor kept
+
+While SYNCING, the last verified set stays in use: stale, never wrong.
+
+Invariants:
+- an estimate equals the set its owner had at exactly its (epoch, seq), because it hashes to that signed root;
+- versions per (owner, namespace) never decrease, also across eviction (floors);
+- the index holds exactly the entries of the estimates.
+
+Every method that takes bytes of a peer checks the signature before it changes anything, and raises RemoteError for
+what only a misbehaving sender can cause. Late, duplicated and reordered messages are not misbehaviour: they are no-ops.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from proto.config import DigestConfig
+from proto.digest import (
+    LOG,
+    NO_ROOT,
+    SAME,
+    SNAPSHOT,
+    Entries,
+    Verify,
+    root_of,
+    signed_payload,
+    snapshot,
+    unpack_entries,
+    unpack_hashes,
+)
+from proto.errors import RemoteError
+from proto.index import Index
+from proto.messages import Announce, Delta, Head, Repair, RepairRequest, Version
+
+Key = tuple[bytes, bytes]
+"""(owner, namespace)."""
+
+
+class State(Enum):
+    """Of an estimate; see the module's docstring."""
+
+    SYNCING = auto()
+    LIVE = auto()
+    SUSPECT = auto()
+
+
+class Outcome(Enum):
+    """What a digest message did."""
+
+    APPLIED = auto()
+    """The estimate advanced."""
+    STALE = auto()
+    """Nothing new."""
+    GAP = auto()
+    """The head is newer, but the bytes to reach it are missing: ask for a repair."""
+
+
+class Equivocation(RemoteError):
+    """The owner signed two different sets under one version; the two heads prove it."""
+
+
+@dataclass
+class _Estimate:
+    head: Head | None = None
+    """Of the set held; None before the first set."""
+    entries: Entries = field(default_factory=dict)
+    wanted: Head | None = None
+    """Newest verified head, when it is newer than ``head``."""
+    heard_at: float = 0.0
+    suspect: bool = False
+
+    @property
+    def newest(self) -> Head | None:
+        return self.wanted or self.head
+
+    @property
+    def state(self) -> State:
+        if self.suspect:
+            return State.SUSPECT
+        return State.SYNCING if self.wanted is not None or self.head is None else State.LIVE
+
+
+class Estimates:
+    """All peers' digests of the namespaces this node follows."""
+
+    def __init__(self, me: bytes, verify: Verify, config: DigestConfig) -> None:
+        self._me = me
+        self._verify = verify
+        self._config = config
+        self._estimates: dict[Key, _Estimate] = {}
+        self._floors: dict[Key, tuple[int, int, float]] = {}
+        """(epoch, seq, forgotten at) of evicted owners, oldest first."""
+        self._indexes: dict[bytes, Index] = {}
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def follow(self, namespace: bytes) -> None:
+        """Accept digests of ``namespace`` from now on."""
+        self._indexes.setdefault(namespace, Index())
+
+    def follows(self, namespace: bytes) -> bool:
+        return namespace in self._indexes
+
+    def matches(self, namespace: bytes, chain: Sequence[int]) -> dict[bytes, int]:
+        """Owner -> leading blocks of ``chain`` it is estimated to hold."""
+        return self._indexes[namespace].matches(chain)
+
+    def state(self, owner: bytes, namespace: bytes) -> State | None:
+        """None for an unknown owner."""
+        estimate = self._estimates.get((owner, namespace))
+        return estimate.state if estimate else None
+
+    def version(self, owner: bytes, namespace: bytes) -> tuple[int, int]:
+        """(epoch, seq) of the set held; (0, 0) for none."""
+        estimate = self._estimates.get((owner, namespace))
+        return _version(estimate.head) if estimate else (0, 0)
+
+    def entries(self, owner: bytes, namespace: bytes) -> Mapping[int, int]:
+        estimate = self._estimates.get((owner, namespace))
+        return estimate.entries if estimate else {}
+
+    def needs_repair(self, owner: bytes, namespace: bytes) -> bool:
+        """Whether a newer head than the set held is known."""
+        estimate = self._estimates.get((owner, namespace))
+        return estimate is not None and estimate.wanted is not None
+
+    def versions(self) -> list[Version]:
+        """Of every set held and not suspect, sorted: the vector for a reconciliation."""
+        held = [
+            (key, estimate.head)
+            for key, estimate in self._estimates.items()
+            if estimate.head is not None and not estimate.suspect
+        ]
+        return [Version(owner=k[0], namespace=k[1], epoch=h.epoch, seq=h.seq) for k, h in sorted(held, key=_by_key)]
+
+    def request(self, owner: bytes, namespace: bytes) -> RepairRequest:
+        """Asks for ``owner``'s digest, from what is held of it."""
+        estimate = self._estimates.get((owner, namespace))
+        head = estimate.head if estimate else None
+        return RepairRequest(
+            owner=owner,
+            namespace=namespace,
+            epoch=head.epoch if head else 0,
+            seq=head.seq if head else 0,
+            count=head.count if head else 0,
+            root=head.root if head else NO_ROOT,
+        )
+
+    def relay(self, request: RepairRequest) -> Repair | None:
+        """Serve another owner's digest: everything held of it, if that is newer than what the asker has."""
+        estimate = self._estimates.get((request.owner, request.namespace))
+        head = estimate.head if estimate and not estimate.suspect else None
+        if estimate is None or head is None or (request.epoch, request.seq) >= _version(head):
+            return None
+        if request.root == head.root and request.count == head.count:
+            return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
+        return snapshot(head, estimate.entries)
+
+    # --- what peers send -------------------------------------------------------------------------------------------
+
+    def on_gossip(self, message: Delta | Announce, now: float) -> Outcome:
+        """Apply a delta or note a head. Raises RemoteError (Equivocation) if the owner or the forwarder lied."""
+        estimate = self._admit(message.head, now)
+        if estimate is None:
+            return Outcome.STALE
+        if isinstance(message, Announce):
+            return self._note(estimate, message.head, now)
+        held = estimate.head
+        if not _reaches(held, message.head, message.from_seq):
+            return self._note(estimate, message.head, now)
+        entries = _patched(estimate.entries if held else {}, message.upserts, message.removes)
+        if not _commits(message.head, entries):
+            raise RemoteError("a delta does not hash to its signed root")
+        self._replace(estimate, message.head, entries, now)
+        return Outcome.APPLIED
+
+    def on_repair(self, message: Repair, now: float) -> Outcome:
+        """Apply a repair from anybody. Raises RemoteError if its bytes do not hash to the signed root."""
+        estimate = self._admit(message.head, now)
+        if estimate is None:
+            return Outcome.STALE
+        if message.mode == SNAPSHOT:
+            entries = unpack_entries(message.upserts)
+        elif message.mode == SAME:
+            # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
+            return self._note(estimate, message.head, now)
+        else:
+            assert message.mode == LOG
+            if not _reaches(estimate.head, message.head, message.from_seq):
+                return self._note(estimate, message.head, now)
+            entries = _patched(estimate.entries, message.upserts, message.removes)
+        if not _commits(message.head, entries):
+            raise RemoteError("a repair does not hash to its signed root")
+        self._replace(estimate, message.head, entries, now)
+        return Outcome.APPLIED
+
+    # --- what time and the network do ------------------------------------------------------------------------------
+
+    def suspect(self, owner: bytes) -> None:
+        """The connection with ``owner`` is gone: do not count on it until it is heard again."""
+        for (one, _), estimate in self._estimates.items():
+            if one == owner:
+                estimate.suspect = True
+
+    def reinstate(self, owner: bytes, now: float) -> None:
+        """``owner`` is connected and talks again: count on what is held of it until it says otherwise."""
+        for (one, _), estimate in self._estimates.items():
+            if one == owner:
+                self._heard(estimate, now)
+
+    def forget(self, owner: bytes, now: float) -> None:
+        """Drop everything held of ``owner``; its version floors stay."""
+        for key in [key for key in self._estimates if key[0] == owner]:
+            self._evict(key, now)
+
+    def sweep(self, now: float) -> list[Key]:
+        """Suspect the quiet, forget the gone; returns the forgotten. Call every few seconds."""
+        gone = []
+        for key, estimate in self._estimates.items():
+            quiet = now - estimate.heard_at
+            if quiet >= self._config.suspect_s:
+                estimate.suspect = True
+            if quiet >= self._config.evict_s:
+                gone.append(key)
+        for key in sorted(gone):
+            self._evict(key, now)
+        keep_from = now - self._config.floor_keep_s
+        expired = [key for key, (_, _, at) in self._floors.items() if at < keep_from]
+        for key in expired:
+            del self._floors[key]
+        return gone
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant of the module's docstring is broken."""
+        by_namespace: dict[bytes, dict[int, set[bytes]]] = {namespace: {} for namespace in self._indexes}
+        for (owner, namespace), estimate in self._estimates.items():
+            head = estimate.head
+            assert (head is None) == (not estimate.entries) or (head is not None and head.count == 0)
+            if head is not None:
+                assert _commits(head, estimate.entries)
+            if estimate.wanted is not None:
+                assert _version(estimate.wanted) > _version(head)
+            for block in estimate.entries:
+                by_namespace[namespace].setdefault(block, set()).add(owner)
+        for namespace, index in self._indexes.items():
+            index.check_invariants()
+            assert len(index) == len(by_namespace[namespace])
+            for block, owners in by_namespace[namespace].items():
+                assert index.matches([block]).keys() == owners
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _admit(self, head: Head, now: float) -> _Estimate | None:
+        """The estimate that ``head`` may advance; None if it is old news. Cheap checks before the signature."""
+        key = (head.owner, head.namespace)
+        if head.owner == self._me or head.namespace not in self._indexes:
+            return None
+        now_ms = now * 1000
+        if head.issued_at < now_ms - self._config.evict_s * 1000:
+            return None
+        latest = now_ms + self._config.max_clock_skew_s * 1000
+        if head.issued_at > latest or head.epoch > latest:
+            raise RemoteError("a head from the future")
+        estimate = self._estimates.get(key)
+        floor = self._floors.get(key)
+        if floor is not None and (head.epoch, head.seq) <= floor[:2]:
+            return None
+        newest = _version(estimate.newest if estimate else None)
+        is_same_version = estimate is not None and _version(head) == newest
+        if not is_same_version and _version(head) < newest:
+            return None
+        if is_same_version and estimate is not None and estimate.wanted is None and _same_set(head, estimate.head):
+            return None  # a copy; but the bytes for a head that is known and still wanted are welcome
+        if not self._verify(head.owner, signed_payload(head), head.signature):
+            raise RemoteError("a head's signature is wrong")
+        if is_same_version and estimate is not None and not _same_set(head, estimate.newest):
+            raise Equivocation("the owner signed two sets under one version")
+        if estimate is None:
+            if len(self._estimates) >= self._config.max_owners and not self._make_room(now):
+                return None
+            estimate = self._estimates[key] = _Estimate(heard_at=now)
+        return estimate
+
+    def _note(self, estimate: _Estimate, head: Head, now: float) -> Outcome:
+        """A newer head is known; keep what is held until its bytes come."""
+        if _same_set(head, estimate.head):
+            self._replace(estimate, head, estimate.entries, now)
+            return Outcome.APPLIED
+        estimate.wanted = head
+        self._heard(estimate, now)
+        return Outcome.GAP
+
+    def _replace(self, estimate: _Estimate, head: Head, entries: Entries, now: float) -> None:
+        index = self._indexes[head.namespace]
+        if entries is not estimate.entries:
+            index.discard(head.owner, [key for key in estimate.entries if key not in entries])
+            index.add(head.owner, [key for key in entries if key not in estimate.entries])
+        estimate.head, estimate.entries = head, entries
+        if estimate.wanted is not None and _version(estimate.wanted) <= _version(head):
+            estimate.wanted = None
+        self._heard(estimate, now)
+
+    def _heard(self, estimate: _Estimate, now: float) -> None:
+        estimate.heard_at = now
+        estimate.suspect = False
+
+    def _evict(self, key: Key, now: float) -> None:
+        estimate = self._estimates.pop(key)
+        self._indexes[key[1]].forget(key[0], estimate.entries)
+        if estimate.head is None:
+            return
+        self._floors.pop(key, None)
+        if len(self._floors) >= self._config.max_floors:
+            del self._floors[next(iter(self._floors))]
+        epoch, seq = _version(estimate.head)
+        self._floors[key] = (epoch, seq, now)
+
+    def _make_room(self, now: float) -> bool:
+        """Forget the longest-quiet suspect owner. False when all are live: a newcomer is then not followed."""
+        suspects = [(estimate.heard_at, key) for key, estimate in self._estimates.items() if estimate.suspect]
+        if not suspects:
+            return False
+        self._evict(min(suspects)[1], now)
+        return True
+
+
+def _by_key(item: tuple[Key, Head]) -> Key:
+    return item[0]
+
+
+def _version(head: Head | None) -> tuple[int, int]:
+    return (head.epoch, head.seq) if head is not None else (0, 0)
+
+
+def _same_set(one: Head, other: Head | None) -> bool:
+    return other is not None and (one.root, one.count) == (other.root, other.count)
+
+
+def _reaches(held: Head | None, head: Head, from_seq: int) -> bool:
+    """Whether changes since ``from_seq`` lead from the set held to ``head``."""
+    if held is None:
+        return from_seq == 0
+    if held.epoch != head.epoch:
+        return from_seq == 0 and held.count == 0
+    return from_seq <= held.seq < head.seq
+
+
+def _patched(entries: Entries, upserts: bytes, removes: bytes) -> Entries:
+    patched = entries | unpack_entries(upserts)
+    for key in unpack_hashes(removes):
+        patched.pop(key, None)
+    return patched
+
+
+def _commits(head: Head, entries: Entries) -> bool:
+    return head.count == len(entries) and head.root == root_of(entries)

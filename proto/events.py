@@ -1,0 +1,142 @@
+"""What happens to an overlay: past facts, handed to ``Overlay.handle`` by the shell or the simulator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Names one timer; setting it again moves it."""
+
+    kind: str
+    subject: bytes = b""
+    namespace: bytes = b""
+
+
+# --- of the network ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The first connection with ``peer`` is up."""
+
+    peer: bytes
+    address: str
+    """Multiaddr of the remote end as this side sees it, for display."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The last connection with ``peer`` is gone."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True)
+class Received:
+    """A control message over a direct stream from ``peer``."""
+
+    peer: bytes
+    message: Control
+
+
+@dataclass(frozen=True)
+class Gossiped:
+    """A message on the gossip topic of ``namespace``: signed by ``author``, last forwarded by ``forwarder``."""
+
+    author: bytes
+    forwarder: bytes
+    namespace: bytes
+    message: Gossip
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """``peer`` sent bytes that are no message, or a kind that does not belong where it came."""
+
+    peer: bytes
+    reason: str
+
+
+NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed
+
+
+# --- of this node --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimerFired:
+    timer: Timer
+
+
+@dataclass(frozen=True)
+class ModelServed:
+    """This node's engine is ready to serve a model."""
+
+    namespace: bytes
+    model: str
+    context_tokens: int
+    vitals: Vitals
+    epoch: int
+    """Version epoch of this node's digest: larger than every one it used before, normally the Unix time in ms."""
+
+
+@dataclass(frozen=True)
+class CacheChanged:
+    """The engine's prefix cache: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves."""
+
+    namespace: bytes
+    stored: Sequence[tuple[int, Sequence[int]]]
+    evicted: Sequence[int]
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class VitalsChanged:
+    namespace: bytes
+    vitals: Vitals
+
+
+# --- of requests that entered here ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RequestSubmitted:
+    """A client's prompt, in tokens."""
+
+    request_id: bytes
+    namespace: bytes
+    prompt: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class FrameReceived:
+    """The node serving attempt number ``attempt`` of a request sent a frame."""
+
+    request_id: bytes
+    attempt: int
+    frame: ServingFrame
+
+
+@dataclass(frozen=True)
+class StreamLost:
+    """The exchange of an attempt broke before its final frame."""
+
+    request_id: bytes
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RequestCancelled:
+    """The client went away."""
+
+    request_id: bytes
+
+
+NodeEvent = TimerFired | ModelServed | CacheChanged | VitalsChanged
+RequestEvent = RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
+Event = NetworkEvent | NodeEvent | RequestEvent

@@ -1,0 +1,150 @@
+"""Who is connected, what they serve and how loaded they are.
+
+A connection becomes a *node* by its Hello. Connections that never say hello (light clients, relays, other software)
+are left alone and never routed to.
+
+Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from proto import WIRE_VERSION
+from proto.config import OverlayConfig
+from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
+from proto.events import Connected, ModelServed, Timer
+from proto.messages import Hello, Served, Vitals, VitalsUpdate
+
+
+@dataclass
+class Member:
+    """A connected peer."""
+
+    peer: bytes
+    address: str
+    connected_at: float
+    is_node: bool = False
+    agent: str = ""
+    served: dict[bytes, Served] = field(default_factory=dict)
+
+
+class Membership:
+    """The connected peers and this node's own announcement to them."""
+
+    def __init__(self, me: bytes, config: OverlayConfig, rng: random.Random) -> None:
+        self._me = me
+        self._config = config
+        self._rng = rng
+        self._members: dict[bytes, Member] = {}
+        self._own: dict[bytes, Served] = {}
+        self._vitals_sent_at: dict[bytes, float] = {}
+        self._vitals_pending: set[bytes] = set()
+
+    def nodes(self, namespace: bytes | None = None) -> list[Member]:
+        """Connected nodes (that serve ``namespace``), sorted by peer id so that effects come in one order."""
+        return sorted(
+            (m for m in self._members.values() if m.is_node and (namespace is None or namespace in m.served)),
+            key=lambda m: m.peer,
+        )
+
+    def is_connected(self, peer: bytes) -> bool:
+        return peer in self._members
+
+    def own(self) -> tuple[Served, ...]:
+        """What this node serves, with its current vitals."""
+        return tuple(self._own.values())
+
+    def own_vitals(self, namespace: bytes) -> Vitals | None:
+        served = self._own.get(namespace)
+        return served.vitals if served else None
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    def on_connected(self, event: Connected, now: float) -> list[Effect]:
+        if event.peer not in self._members and len(self._members) >= self._config.max_peers:
+            return [Disconnect(event.peer, "too many peers", now)]
+        member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
+        member.address = event.address
+        effects: list[Effect] = [Send(event.peer, self._hello())]
+        if not member.is_node:
+            effects.append(SetTimer(Timer("hello", event.peer), now + self._config.hello_timeout_s))
+        return effects
+
+    def on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
+        member = self._members.pop(peer, None)
+        if member is None:
+            return []
+        if member.is_node:
+            return [Emit("node_left", {"peer": peer, "after_s": round(now - member.connected_at, 1)})]
+        return [CancelTimer(Timer("hello", peer))]
+
+    def on_hello(self, peer: bytes, hello: Hello, now: float) -> list[Effect]:
+        timer = CancelTimer(Timer("hello", peer))
+        if hello.wire_version != WIRE_VERSION:
+            reason = f"speaks wire version {hello.wire_version}, this node speaks {WIRE_VERSION}"
+            return [
+                timer,
+                Emit("wire_version_refused", {"peer": peer, "reason": reason}),
+                Disconnect(peer, reason, now),
+            ]
+        member = self._members.get(peer)
+        if member is None:  # its first stream can overtake the news of the connection
+            if len(self._members) >= self._config.max_peers:
+                return [Disconnect(peer, "too many peers", now)]
+            member = self._members[peer] = Member(peer, "", now)
+        is_new = not member.is_node
+        member.is_node = True
+        member.agent = hello.agent
+        member.served = {served.namespace: served for served in hello.served}
+        effects: list[Effect] = [timer]
+        if is_new:
+            models = sorted(served.model for served in hello.served)
+            effects.append(Emit("node_joined", {"peer": peer, "models": models, "address": member.address}))
+        return effects
+
+    def on_hello_timeout(self, peer: bytes) -> list[Effect]:
+        """Nothing to do but to say it: the connection may be a client's."""
+        return [Emit("no_hello", {"peer": peer})]
+
+    def on_served(self, event: ModelServed) -> list[Effect]:
+        self._own[event.namespace] = Served(
+            namespace=event.namespace,
+            model=event.model,
+            context_tokens=event.context_tokens,
+            vitals=event.vitals,
+        )
+        return [Send(peer, self._hello()) for peer in sorted(self._members)]
+
+    def on_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
+        served = self._own.get(namespace)
+        if served is None or served.vitals == vitals:
+            return []
+        self._own[namespace] = _with_vitals(served, vitals)
+        if namespace in self._vitals_pending:
+            return []
+        self._vitals_pending.add(namespace)
+        due = max(now, self._vitals_sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
+        return [SetTimer(Timer("vitals", namespace=namespace), due)]
+
+    def on_vitals_due(self, namespace: bytes, now: float) -> list[Effect]:
+        self._vitals_pending.discard(namespace)
+        self._vitals_sent_at[namespace] = now
+        peers = [member.peer for member in self.nodes(namespace)]
+        if len(peers) > self._config.vitals_fanout:
+            peers = sorted(self._rng.sample(peers, self._config.vitals_fanout))
+        update = VitalsUpdate(namespace=namespace, vitals=self._own[namespace].vitals)
+        return [Send(peer, update) for peer in peers]
+
+    def on_vitals_update(self, peer: bytes, update: VitalsUpdate) -> None:
+        """Of a namespace that the peer never said it serves: ignored."""
+        member = self._members.get(peer)
+        served = member.served.get(update.namespace) if member else None
+        if member is not None and served is not None:
+            member.served[update.namespace] = _with_vitals(served, update.vitals)
+
+    def _hello(self) -> Hello:
+        return Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own())
+
+
+def _with_vitals(served: Served, vitals: Vitals) -> Served:
+    return Served(namespace=served.namespace, model=served.model, context_tokens=served.context_tokens, vitals=vitals)

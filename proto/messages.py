@@ -1,0 +1,297 @@
+"""Every message of the wire, one frozen type a kind. ``wire.cddl`` is the normative form; this is its Python image.
+
+A message is a CBOR map with small integer keys; key 0 is the kind. Fields carry their key as ``name="N"`` and their
+bounds as ``Meta``: msgspec enforces both when ``codec.decode`` builds the object, so a Message that exists is valid.
+Records that come in bulk (digest entries, tokens) are packed into byte strings whose layout ``blocks.py`` defines.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+# Bounds that several kinds share. Each is a wire constant: changing one changes the protocol.
+MAX_TOKENS_PER_REQUEST = 131_072
+"""Prompt tokens in one request: the longest context that models in wide use are trained for."""
+MAX_TOKENS_PER_FRAME = 1_024
+MAX_DELTA_BYTES = 16_384
+"""One delta on gossip; what does not fit is announced by its head alone and fetched over a direct stream."""
+MAX_ENTRIES_PER_OWNER = 16_384
+"""Hard cap of a digest, whatever the owner's budget says."""
+MAX_VECTOR = 1_024
+MAX_NAMESPACES = 16
+MAX_CANDIDATES = 64
+MAX_CHAT_MESSAGES = 1_024
+MAX_CHAT_BYTES = 524_288
+
+ENTRY_BYTES = 9
+"""A digest entry: 8 bytes of block hash, 1 byte of class."""
+
+PeerId = Annotated[bytes, Meta(min_length=2, max_length=64)]
+"""A libp2p peer id in its binary form; for Ed25519 it contains the public key itself."""
+NamespaceKey = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Digest128 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+RequestId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Counter = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Small = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+PackedEntries = Annotated[bytes, Meta(max_length=MAX_ENTRIES_PER_OWNER * ENTRY_BYTES)]
+PackedTokens = Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS_PER_REQUEST)]
+FrameTokens = Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_FRAME)]
+
+
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A map that occurs inside messages and has no kind of its own."""
+
+
+class Kind(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="0"):
+    """Base of every message; the subclass's ``tag`` is its kind, key 0 of the map."""
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+
+
+class Vitals(Record, frozen=True, kw_only=True):
+    """What a node measures of itself now. Rates in tokens/s; 0 means not measured yet."""
+
+    queued_tokens: Small = field(name="1")
+    """Prompt tokens accepted but not yet prefilled."""
+    active_requests: Small = field(name="2")
+    """Requests being prefilled or decoded."""
+    waiting_requests: Small = field(name="3")
+    slots: Small = field(name="4")
+    """Requests the engine works on at once."""
+    prefill_rate: Small = field(name="5", default=0)
+    decode_rate: Small = field(name="6", default=0)
+
+
+class Served(Record, frozen=True, kw_only=True):
+    """One model a node serves."""
+
+    namespace: NamespaceKey = field(name="1")
+    model: ModelName = field(name="2")
+    context_tokens: Small = field(name="3")
+    vitals: Vitals = field(name="4")
+
+
+class Head(Record, frozen=True, kw_only=True):
+    """A digest's signed head: what it is, of whom, and at which version. See ``digest.py``."""
+
+    owner: PeerId = field(name="1")
+    namespace: NamespaceKey = field(name="2")
+    epoch: Counter = field(name="3")
+    seq: Counter = field(name="4")
+    count: Annotated[int, Meta(ge=0, le=MAX_ENTRIES_PER_OWNER)] = field(name="5")
+    root: Digest128 = field(name="6")
+    issued_at: Counter = field(name="7")
+    """Unix time in ms."""
+    signature: Signature = field(name="8")
+
+
+class Version(Record, frozen=True, kw_only=True):
+    """The version of one owner's digest that somebody holds."""
+
+    owner: PeerId = field(name="1")
+    namespace: NamespaceKey = field(name="2")
+    epoch: Counter = field(name="3")
+    seq: Counter = field(name="4")
+
+
+class Sampling(Record, frozen=True, kw_only=True):
+    """How to choose tokens. ``temperature`` 0 is greedy."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
+    temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=0.0)
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=0)
+
+
+class ChatMessage(Record, frozen=True, kw_only=True):
+    """One turn of a conversation, before the chat template."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
+    content: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="2")
+
+
+class CandidateTerms(Record, frozen=True, kw_only=True):
+    """What routing knew of one candidate when it chose."""
+
+    peer: PeerId = field(name="1")
+    matched_tokens: Small = field(name="2")
+    """Prompt tokens that the peer is estimated to hold already."""
+    queued_requests: Small = field(name="3")
+    cost: Annotated[float, Meta(ge=0, le=1e18)] = field(name="4")
+    """Lower is better; unit and formula belong to the policy (``routing.py``)."""
+
+
+class Usage(Record, frozen=True, kw_only=True):
+    """What a finished request took, as the engine that served it measured it."""
+
+    prompt_tokens: Small = field(name="1")
+    cached_tokens: Small = field(name="2")
+    """Prompt tokens whose KV cells were reused instead of computed."""
+    completion_tokens: Small = field(name="3")
+    queue_ms: Small = field(name="4")
+    prefill_ms: Small = field(name="5")
+    decode_ms: Small = field(name="6")
+
+
+# --- control messages: one-way, over a direct stream ---------------------------------------------------------------
+
+
+class Hello(Kind, frozen=True, kw_only=True, tag=1):
+    """First message in each direction of a connection: who speaks and what it serves."""
+
+    wire_version: Small = field(name="1")
+    agent: Annotated[str, Meta(max_length=64)] = field(name="2")
+    served: Annotated[tuple[Served, ...], Meta(max_length=MAX_NAMESPACES)] = field(name="3")
+
+
+class VitalsUpdate(Kind, frozen=True, kw_only=True, tag=2):
+    """The sender's load changed."""
+
+    namespace: NamespaceKey = field(name="1")
+    vitals: Vitals = field(name="2")
+
+
+class RepairRequest(Kind, frozen=True, kw_only=True, tag=3):
+    """Asks for an owner's digest, telling what of it is held: epoch, seq, count and root, all zero for nothing."""
+
+    owner: PeerId = field(name="1")
+    namespace: NamespaceKey = field(name="2")
+    epoch: Counter = field(name="3")
+    seq: Counter = field(name="4")
+    count: Annotated[int, Meta(ge=0, le=MAX_ENTRIES_PER_OWNER)] = field(name="5")
+    root: Digest128 = field(name="6")
+
+
+class Repair(Kind, frozen=True, kw_only=True, tag=4):
+    """Brings a reader to ``head``. Any relay may send it; it is accepted only if the result hashes to the root."""
+
+    head: Head = field(name="1")
+    mode: Annotated[int, Meta(ge=0, le=2)] = field(name="2")
+    """0 SAME: the entries held are right. 1 LOG: final state of every key touched since ``from_seq``.
+    2 SNAPSHOT: ``upserts`` is everything."""
+    from_seq: Counter = field(name="3")
+    upserts: PackedEntries = field(name="4")
+    removes: PackedEntries = field(name="5")
+
+
+class Reconcile(Kind, frozen=True, kw_only=True, tag=5):
+    """Pairwise anti-entropy: the versions that the sender holds. The receiver pushes what is newer and asks for
+    what it lacks."""
+
+    versions: Annotated[tuple[Version, ...], Meta(max_length=MAX_VECTOR)] = field(name="1")
+
+
+# --- gossip --------------------------------------------------------------------------------------------------------
+
+
+class Delta(Kind, frozen=True, kw_only=True, tag=6):
+    """The final state of every key that its owner touched in (from_seq, head.seq]."""
+
+    head: Head = field(name="1")
+    from_seq: Counter = field(name="2")
+    upserts: Annotated[bytes, Meta(max_length=MAX_DELTA_BYTES)] = field(name="3")
+    removes: Annotated[bytes, Meta(max_length=MAX_DELTA_BYTES)] = field(name="4")
+
+
+class Announce(Kind, frozen=True, kw_only=True, tag=7):
+    """A head alone: the change was too large for gossip."""
+
+    head: Head = field(name="1")
+
+
+# --- request streams -----------------------------------------------------------------------------------------------
+
+
+class Generate(Kind, frozen=True, kw_only=True, tag=8):
+    """Opens a request at the node that shall serve it. Answered by Accepted, Tokens*, then Final or Failed."""
+
+    request_id: RequestId = field(name="1")
+    namespace: NamespaceKey = field(name="2")
+    prompt: PackedTokens = field(name="3")
+    sampling: Sampling = field(name="4")
+    promised_tokens: Small = field(name="5")
+    """The match that the requester chose this node for."""
+    resumed_tokens: Small = field(name="6", default=0)
+    """How many tokens at the end of ``prompt`` were generated for this request before, on a node that was lost."""
+
+
+class Accepted(Kind, frozen=True, kw_only=True, tag=9):
+    """Prefill has begun; what of the prompt was found in the cache."""
+
+    cached_tokens: Small = field(name="1")
+
+
+class Tokens(Kind, frozen=True, kw_only=True, tag=10):
+    """Generated tokens ``position``, ``position`` + 1, ...; ``text`` is their UTF-8, which may end inside a
+    character."""
+
+    position: Small = field(name="1")
+    tokens: FrameTokens = field(name="2")
+    text: Annotated[bytes, Meta(max_length=65_536)] = field(name="3")
+
+
+class Final(Kind, frozen=True, kw_only=True, tag=11):
+    """The last frame of an answered request."""
+
+    reason: Annotated[str, Meta(pattern="^(stop|length|cancelled)$")] = field(name="1")
+    usage: Usage = field(name="2")
+    vitals: Vitals = field(name="3")
+
+
+class Failed(Kind, frozen=True, kw_only=True, tag=12):
+    """The last frame of a request that was not answered."""
+
+    code: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
+    """bad_request, too_long, overloaded, unknown_model, engine_lost, no_peer, internal."""
+    message: Annotated[str, Meta(max_length=512)] = field(name="2")
+    retryable: bool = field(name="3")
+    """True when the same request may succeed on another node or later."""
+
+
+# --- entry streams: a client without a model asks a node to be its entry --------------------------------------------
+
+
+class Ask(Kind, frozen=True, kw_only=True, tag=13):
+    """A prompt in words. Answered by Route, Text*, then Answered or Failed."""
+
+    request_id: RequestId = field(name="1")
+    model: Annotated[str, Meta(max_length=128)] = field(name="2")
+    """Empty: whatever the entry node serves."""
+    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)] = field(name="3")
+    sampling: Sampling = field(name="4")
+
+
+class Route(Kind, frozen=True, kw_only=True, tag=14):
+    """Which node will serve, and what every candidate looked like. Sent again when a request is resumed elsewhere."""
+
+    chosen: PeerId = field(name="1")
+    reason: Annotated[str, Meta(max_length=256)] = field(name="2")
+    prompt_tokens: Small = field(name="3")
+    candidates: Annotated[tuple[CandidateTerms, ...], Meta(max_length=MAX_CANDIDATES)] = field(name="4")
+
+
+class Text(Kind, frozen=True, kw_only=True, tag=15):
+    """The next whole characters of the answer."""
+
+    text: Annotated[str, Meta(max_length=65_536)] = field(name="1")
+
+
+class Answered(Kind, frozen=True, kw_only=True, tag=16):
+    """The last frame of an answered Ask."""
+
+    served_by: PeerId = field(name="1")
+    reason: Annotated[str, Meta(pattern="^(stop|length|cancelled)$")] = field(name="2")
+    usage: Usage = field(name="3")
+    ttft_ms: Small = field(name="4")
+    """From the arrival of the Ask at the entry node to the first token there."""
+    resumed: Small = field(name="5")
+    """How often the request moved to another node after its first token."""
+
+
+Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile
+Gossip = Delta | Announce
+ServingFrame = Accepted | Tokens | Final | Failed
+EntryFrame = Route | Text | Answered | Failed
+Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame

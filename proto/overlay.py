@@ -1,0 +1,215 @@
+"""The whole protocol of one node: ``handle(event, now) -> list[Effect]``.
+
+``now`` is Unix time in seconds that never goes back. The caller performs the effects in order and hands what happens
+back as events. Nothing here waits, and the order of effects depends only on the events, ``now`` and ``rng``.
+
+``Overlay`` composes three rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
+``DigestPlane`` (digests out, digests in, repair and reconciliation) and ``RequestPlane`` (requests that entered here).
+"""
+
+import random
+from dataclasses import dataclass
+from typing import assert_never
+
+from proto.config import OverlayConfig
+from proto.digest import Sign, Verify
+from proto.digest_plane import DigestPlane
+from proto.effects import Abandon, Disconnect, Effect, Emit
+from proto.errors import RemoteError
+from proto.estimates import Equivocation, State
+from proto.events import (
+    CacheChanged,
+    Connected,
+    Disconnected,
+    Event,
+    FrameReceived,
+    Gossiped,
+    Malformed,
+    ModelServed,
+    Received,
+    RequestCancelled,
+    RequestSubmitted,
+    StreamLost,
+    Timer,
+    TimerFired,
+    VitalsChanged,
+)
+from proto.membership import Membership
+from proto.messages import (
+    Announce,
+    Control,
+    Delta,
+    Gossip,
+    Hello,
+    Reconcile,
+    Repair,
+    RepairRequest,
+    Served,
+    Vitals,
+    VitalsUpdate,
+)
+from proto.request_plane import RequestPlane
+from proto.trust import Trust
+
+
+@dataclass(frozen=True)
+class PeerView:
+    """One connected node as this one sees it, for display."""
+
+    peer: bytes
+    address: str
+    agent: str
+    served: tuple[Served, ...]
+    num_blocks: dict[bytes, int]
+    """Namespace -> blocks its digest holds."""
+    digest_states: dict[bytes, State]
+    in_flight: int
+    """Requests sent there by this node that are not over."""
+    connected_s: float
+
+
+class Overlay:
+    """One node's protocol state. Not thread-safe: one caller."""
+
+    def __init__(self, me: bytes, config: OverlayConfig, rng: random.Random, sign: Sign, verify: Verify) -> None:
+        self.me = me
+        self._config = config
+        self._trust = Trust(config.trust)
+        self._members = Membership(me, config, rng)
+        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members)
+        self._requests = RequestPlane(me, config.request, self._members, self._digests)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """What ``event`` makes this node do. Never raises for anything a peer did."""
+        match event:
+            case Connected():
+                if self._trust.is_banned(event.peer, now):
+                    until = self._trust.banned_until(event.peer)
+                    return [Disconnect(event.peer, "in quarantine", until)]
+                return self._members.on_connected(event, now)
+            case Disconnected():
+                return [
+                    *self._members.on_disconnected(event.peer, now),
+                    *self._digests.on_peer_lost(event.peer),
+                    *self._requests.on_peer_lost(event.peer, now),
+                ]
+            case Received() | Gossiped():
+                return self._on_message(event, now)
+            case Malformed():
+                return self._offence(event.peer, event.reason, now)
+            case TimerFired():
+                return self._on_timer(event.timer, now)
+            case ModelServed():
+                return [*self._digests.on_served(event, now), *self._members.on_served(event)]
+            case CacheChanged():
+                return self._digests.on_cache_changed(event, now)
+            case VitalsChanged():
+                return self._members.on_vitals(event.namespace, event.vitals, now)
+            case RequestSubmitted():
+                return self._requests.on_submitted(event, now)
+            case FrameReceived():
+                return self._on_frame(event, now)
+            case StreamLost():
+                return self._requests.on_stream_lost(event, now)
+            case RequestCancelled():
+                return self._requests.on_cancelled(event.request_id)
+            case _:
+                assert_never(event)
+
+    def peers(self, now: float) -> list[PeerView]:
+        """The connected nodes, sorted by peer id. Does not mutate."""
+        views = []
+        for member in self._members.nodes():
+            spaces = [served.namespace for served in member.served.values()]
+            states = {space: self._digests.estimates.state(member.peer, space) for space in spaces}
+            views.append(
+                PeerView(
+                    peer=member.peer,
+                    address=member.address,
+                    agent=member.agent,
+                    served=tuple(member.served.values()),
+                    num_blocks={space: len(self._digests.estimates.entries(member.peer, space)) for space in spaces},
+                    digest_states={space: state for space, state in states.items() if state is not None},
+                    in_flight=self._requests.in_flight(member.peer),
+                    connected_s=now - member.connected_at,
+                )
+            )
+        return views
+
+    def vitals(self, namespace: bytes) -> Vitals | None:
+        """This node's own load as last reported by its engine."""
+        return self._members.own_vitals(namespace)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
+        self._digests.check_invariants()
+        self._requests.check_invariants()
+
+    def _on_message(self, event: Received | Gossiped, now: float) -> list[Effect]:
+        sender = event.peer if isinstance(event, Received) else event.author
+        owner = _digest_owner(event.message)
+        if self._trust.is_banned(sender, now) or (owner is not None and self._trust.is_banned(owner, now)):
+            return []
+        try:
+            if isinstance(event, Gossiped):
+                return self._digests.on_gossip(event, now)
+            return self._on_control(event, now)
+        except Equivocation as exc:
+            # Two signed heads of one version prove the owner's lie, whoever brought them.
+            assert owner is not None
+            return self._offence(owner, str(exc), now, weight=self._config.trust.offences_to_quarantine)
+        except RemoteError as exc:
+            return self._offence(sender, str(exc), now)
+
+    def _on_control(self, event: Received, now: float) -> list[Effect]:
+        message = event.message
+        match message:
+            case Hello():
+                effects = self._members.on_hello(event.peer, message, now)
+                return [*effects, *self._digests.on_peer_ready(event.peer, now)]
+            case VitalsUpdate():
+                self._members.on_vitals_update(event.peer, message)
+                return []
+            case RepairRequest():
+                return self._digests.on_repair_request(event.peer, message, now)
+            case Repair():
+                return self._digests.on_repair(event.peer, message, now)
+            case Reconcile():
+                return self._digests.on_reconcile(event.peer, message, now)
+            case _:
+                assert_never(message)
+
+    def _on_timer(self, timer: Timer, now: float) -> list[Effect]:
+        match timer.kind:
+            case "hello":
+                return self._members.on_hello_timeout(timer.subject)
+            case "vitals":
+                return self._members.on_vitals_due(timer.namespace, now)
+            case _:
+                return self._digests.on_timer(timer, now)
+
+    def _on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
+        try:
+            return self._requests.on_frame(event, now)
+        except RemoteError as exc:
+            peer = self._requests.serving_peer(event.request_id, event.attempt)
+            offence = self._offence(peer, str(exc), now) if peer is not None and peer != self.me else []
+            lost = StreamLost(event.request_id, event.attempt, str(exc))
+            return [*offence, Abandon(event.request_id, event.attempt), *self._requests.on_stream_lost(lost, now)]
+
+    def _offence(self, peer: bytes, reason: str, now: float, weight: float = 1.0) -> list[Effect]:
+        effects: list[Effect] = [Emit("peer_offence", {"peer": peer, "reason": reason})]
+        if self._trust.offend(peer, now, weight):
+            self._digests.estimates.forget(peer, now)
+            effects.append(Emit("peer_quarantined", {"peer": peer, "reason": reason}))
+            effects.append(Disconnect(peer, reason, self._trust.banned_until(peer)))
+        return effects
+
+
+def _digest_owner(message: Control | Gossip) -> bytes | None:
+    """Whose digest a message brings, if it brings one."""
+    match message:
+        case Repair() | Delta() | Announce():
+            return message.head.owner
+        case _:
+            return None

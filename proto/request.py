@@ -1,0 +1,93 @@
+"""One request at the node where it entered: dispatch, stream, resume, and each token to the client exactly once.
+
+    ROUTING --(Dispatch)--> STREAMING --(Final)--> done
+                 ^              |
+                 +--(stream lost, or refused for now)
+
+A stream that ends without its final frame is resumed on another node with prompt + tokens so far. Exactly once holds
+because a frame is accepted only if it starts at the position where this attempt stands, and frames of earlier
+attempts are ignored. A node that failed a request is not tried again for it.
+
+Invariants: ``len(generated) <= max_tokens``; ``position`` counts the running attempt's tokens only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proto.blocks import pack_tokens, unpack_tokens
+from proto.errors import RemoteError
+from proto.messages import Generate, Sampling, Tokens, Usage
+
+
+@dataclass
+class Request:
+    """State of one request; ``Overlay`` drives it and turns what it returns into effects."""
+
+    request_id: bytes
+    namespace: bytes
+    prompt: Sequence[int]
+    chain: Sequence[int]
+    """Block hashes of the prompt."""
+    sampling: Sampling
+    generated: list[int] = field(default_factory=list)
+    attempt: int = 0
+    """Number of the running attempt, from 1; 0 before the first dispatch."""
+    peer: bytes = b""
+    """Who serves the running attempt."""
+    position: int = 0
+    resumed: int = 0
+    failed_peers: set[bytes] = field(default_factory=set)
+    last_failure: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Every token that was asked for has arrived, though the final frame may have been lost."""
+        return len(self.generated) >= self.sampling.max_tokens
+
+    def begin_attempt(self, peer: bytes, promised_tokens: int) -> Generate:
+        """Start the next attempt at ``peer``; what to send it. Mutates."""
+        if self.generated and self.position:
+            self.resumed += 1
+        self.attempt += 1
+        self.peer = peer
+        self.position = 0
+        done = len(self.generated)
+        return Generate(
+            request_id=self.request_id,
+            namespace=self.namespace,
+            prompt=pack_tokens([*self.prompt, *self.generated]),
+            sampling=Sampling(
+                max_tokens=self.sampling.max_tokens - done,
+                temperature=self.sampling.temperature,
+                seed=self.sampling.seed,
+            ),
+            promised_tokens=promised_tokens,
+            resumed_tokens=done,
+        )
+
+    def on_tokens(self, frame: Tokens) -> tuple[int, ...]:
+        """The new tokens of a frame. Raises RemoteError if it is out of place or more than was asked for. Mutates."""
+        if frame.position != self.position:
+            raise RemoteError(f"tokens at {frame.position}, expected {self.position}")
+        tokens = unpack_tokens(frame.tokens)
+        if len(self.generated) + len(tokens) > self.sampling.max_tokens:
+            raise RemoteError("more tokens than were asked for")
+        self.position += len(tokens)
+        self.generated.extend(tokens)
+        return tuple(tokens)
+
+    def fail_attempt(self, reason: str) -> None:
+        """The running attempt is over without an answer. Mutates."""
+        self.failed_peers.add(self.peer)
+        self.last_failure = reason
+
+    def usage(self, last: Usage | None) -> Usage:
+        """What the whole request took, from the serving node's account of its last attempt (None: it was lost)."""
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=min(last.cached_tokens, len(self.prompt)) if last else 0,
+            completion_tokens=len(self.generated),
+            queue_ms=last.queue_ms if last else 0,
+            prefill_ms=last.prefill_ms if last else 0,
+            decode_ms=last.decode_ms if last else 0,
+        )

@@ -1,0 +1,175 @@
+"""Requests that entered at this node: route, dispatch, stream, resume, finish.
+
+``request.py`` has the rules of one request; here are the candidates it is routed to and the effects it causes.
+A peer's word that a request is impossible is believed only when nobody else serves it either: a lying peer can cost
+one attempt, not an answer.
+"""
+
+from proto.blocks import STRIDE, block_hashes
+from proto.config import RequestConfig
+from proto.digest_plane import DigestPlane
+from proto.dispatches import Dispatches
+from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish
+from proto.events import FrameReceived, RequestSubmitted, StreamLost
+from proto.membership import Membership
+from proto.messages import Accepted, Failed, Final, Tokens, Usage, VitalsUpdate
+from proto.request import Request
+from proto.routing import Candidate, choose
+
+
+class RequestPlane:
+    """All requests in flight that entered here."""
+
+    def __init__(self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane) -> None:
+        self._me = me
+        self._config = config
+        self._members = members
+        self._digests = digests
+        self._requests: dict[bytes, Request] = {}
+        self._dispatches: dict[bytes, Dispatches] = {}
+
+    def in_flight(self, peer: bytes) -> int:
+        """Requests of this node that ``peer`` is working on."""
+        return sum(dispatches.in_flight(peer) for dispatches in self._dispatches.values())
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    def on_submitted(self, event: RequestSubmitted, now: float) -> list[Effect]:
+        if len(self._requests) >= self._config.max_in_flight:
+            return [Fail(event.request_id, "overloaded", "this node has too many requests in flight", True)]
+        if event.request_id in self._requests:
+            return [Fail(event.request_id, "bad_request", "a request with this id is in flight", False)]
+        request = Request(
+            request_id=event.request_id,
+            namespace=event.namespace,
+            prompt=event.prompt,
+            chain=block_hashes(event.namespace, event.prompt),
+            sampling=event.sampling,
+        )
+        self._requests[event.request_id] = request
+        return self._dispatch(request, now)
+
+    def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
+        """Raises RemoteError for a frame that no honest node sends; report StreamLost then."""
+        request = self._running(event.request_id, event.attempt)
+        if request is None:
+            return []
+        frame = event.frame
+        match frame:
+            case Accepted():
+                return []
+            case Tokens():
+                tokens = request.on_tokens(frame)
+                return [Deliver(request.request_id, tokens, frame.text)]
+            case Final():
+                self._note_vitals(request, frame)
+                if frame.reason == "cancelled":
+                    return self._attempt_failed(request, "the node stopped serving it", now)
+                return self._finish(request, frame.reason, frame.usage)
+            case Failed():
+                return self._on_failed(request, frame, now)
+
+    def on_stream_lost(self, event: StreamLost, now: float) -> list[Effect]:
+        request = self._running(event.request_id, event.attempt)
+        return self._attempt_failed(request, event.reason, now) if request else []
+
+    def on_cancelled(self, request_id: bytes) -> list[Effect]:
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return []
+        self._space(request).end(request.peer)
+        return [Abandon(request_id, request.attempt)]
+
+    def on_peer_lost(self, peer: bytes, now: float) -> list[Effect]:
+        """Move every request that the peer was serving, without waiting for each stream to notice."""
+        for dispatches in self._dispatches.values():
+            dispatches.forget(peer)
+        effects: list[Effect] = []
+        for request in [r for r in self._requests.values() if r.peer == peer]:
+            effects.append(Abandon(request.request_id, request.attempt))
+            effects += self._attempt_failed(request, "the connection was lost", now)
+        return effects
+
+    def serving_peer(self, request_id: bytes, attempt: int) -> bytes | None:
+        """Who serves this attempt, if it is the running one."""
+        request = self._running(request_id, attempt)
+        return request.peer if request else None
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant is broken."""
+        for request in self._requests.values():
+            assert request.attempt > 0 and request.peer
+            assert len(request.generated) <= request.sampling.max_tokens
+            assert request.peer not in request.failed_peers
+        total = sum(self.in_flight(peer) for peer in {r.peer for r in self._requests.values()})
+        assert total == len(self._requests), "every request in flight is counted at exactly one peer"
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _running(self, request_id: bytes, attempt: int) -> Request | None:
+        request = self._requests.get(request_id)
+        return request if request and request.attempt == attempt else None
+
+    def _space(self, request: Request) -> Dispatches:
+        return self._dispatches.setdefault(request.namespace, Dispatches(self._config.own_dispatch_s))
+
+    def _dispatch(self, request: Request, now: float) -> list[Effect]:
+        candidates = self._candidates(request, now)
+        if not candidates or request.attempt >= self._config.max_attempts:
+            del self._requests[request.request_id]
+            cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
+            message = f"no node could answer after {request.attempt} attempts{cause}"
+            if not request.attempt:
+                message = "no reachable node serves this model"
+            return [Fail(request.request_id, "no_peer", message[:512], True)]
+        decision = choose(candidates, len(request.prompt))
+        generate = request.begin_attempt(decision.chosen, decision.matched_tokens)
+        self._space(request).begin(decision.chosen, request.chain, now)
+        return [Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]
+
+    def _candidates(self, request: Request, now: float) -> list[Candidate]:
+        space = self._space(request)
+        known = self._digests.estimates.matches(request.namespace, request.chain)
+        candidates = []
+        for member in self._members.nodes(request.namespace):
+            if member.peer in request.failed_peers:
+                continue
+            vitals = member.served[request.namespace].vitals
+            sent = space.match(member.peer, request.chain, now)
+            blocks = max(known.get(member.peer, 0), sent)
+            load = max(vitals.active_requests + vitals.waiting_requests, space.in_flight(member.peer))
+            candidates.append(Candidate(member.peer, blocks * STRIDE, load, is_local=False))
+        own = self._members.own_vitals(request.namespace)
+        if own is not None and self._me not in request.failed_peers:
+            blocks = self._digests.held_blocks(request.namespace, request.chain)
+            blocks = max(blocks, space.match(self._me, request.chain, now))
+            load = max(own.active_requests + own.waiting_requests, space.in_flight(self._me))
+            candidates.append(Candidate(self._me, blocks * STRIDE, load, is_local=True))
+        return candidates
+
+    def _on_failed(self, request: Request, frame: Failed, now: float) -> list[Effect]:
+        if not frame.retryable and request.peer == self._me:
+            self._end(request)
+            return [Fail(request.request_id, frame.code, frame.message, False)]
+        return self._attempt_failed(request, f"{frame.code}: {frame.message}", now)
+
+    def _attempt_failed(self, request: Request, reason: str, now: float) -> list[Effect]:
+        if request.is_complete:
+            return self._finish(request, "length", None)
+        self._space(request).end(request.peer)
+        request.fail_attempt(reason)
+        lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
+        return [lost, *self._dispatch(request, now)]
+
+    def _finish(self, request: Request, reason: str, usage: Usage | None) -> list[Effect]:
+        self._end(request)
+        return [Finish(request.request_id, request.peer, reason, request.usage(usage), request.resumed)]
+
+    def _end(self, request: Request) -> None:
+        self._space(request).end(request.peer)
+        del self._requests[request.request_id]
+
+    def _note_vitals(self, request: Request, frame: Final) -> None:
+        if request.peer != self._me:
+            update = VitalsUpdate(namespace=request.namespace, vitals=frame.vitals)
+            self._members.on_vitals_update(request.peer, update)

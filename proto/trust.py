@@ -1,0 +1,59 @@
+"""What a peer's misbehaviour costs it.
+
+An offence is anything the protocol forbids: bytes that are no message, a wrong signature, a repair that does not hash
+to its root. Offences decay with time, so that a rare accident is forgiven; a peer that reaches the limit is cut off
+for a while. The table is bounded; the least guilty are forgotten first.
+"""
+
+from dataclasses import dataclass
+
+from proto.config import TrustConfig
+
+
+@dataclass
+class _Record:
+    offences: float
+    updated_at: float
+    banned_until: float = 0.0
+
+
+class Trust:
+    """Offences of every peer seen."""
+
+    def __init__(self, config: TrustConfig) -> None:
+        self._config = config
+        self._records: dict[bytes, _Record] = {}
+
+    def offend(self, peer: bytes, now: float, weight: float = 1.0) -> bool:
+        """Count an offence. True exactly when it makes the peer cross the limit: cut it off now."""
+        record = self._records.get(peer)
+        if record is None:
+            if len(self._records) >= self._config.max_tracked:
+                self._forget_least_guilty(now)
+            record = self._records[peer] = _Record(0.0, now)
+        record.offences = self._decayed(record, now) + weight
+        record.updated_at = now
+        if record.offences < self._config.offences_to_quarantine or record.banned_until > now:
+            return False
+        record.banned_until = now + self._config.quarantine_s
+        return True
+
+    def banned_until(self, peer: bytes) -> float:
+        """When the peer's quarantine ends; in the past (0) when there is none."""
+        record = self._records.get(peer)
+        return record.banned_until if record else 0.0
+
+    def is_banned(self, peer: bytes, now: float) -> bool:
+        return self.banned_until(peer) > now
+
+    def offences(self, peer: bytes, now: float) -> float:
+        """Current offences after decay."""
+        record = self._records.get(peer)
+        return self._decayed(record, now) if record else 0.0
+
+    def _decayed(self, record: _Record, now: float) -> float:
+        return max(0.0, record.offences - (now - record.updated_at) / self._config.offence_decay_s)
+
+    def _forget_least_guilty(self, now: float) -> None:
+        least = min(self._records, key=lambda p: (self._records[p].banned_until, self._decayed(self._records[p], now)))
+        del self._records[least]

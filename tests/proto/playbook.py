@@ -1,0 +1,144 @@
+"""A small world for protocol tests: overlays, a bag of messages between them, and a clock that the test owns."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from proto.config import OverlayConfig
+from proto.effects import (
+    Abandon,
+    CancelTimer,
+    Deliver,
+    Disconnect,
+    Dispatch,
+    Effect,
+    Emit,
+    Fail,
+    Finish,
+    Publish,
+    Send,
+    SetTimer,
+)
+from proto.events import CacheChanged, Connected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
+from proto.messages import Vitals
+from proto.overlay import Overlay
+
+NAMESPACE = b"n" * 16
+EPOCH_START = 1_800_000_000.0
+IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
+
+
+def peer_id(number: int) -> bytes:
+    return b"peer" + bytes((number,))
+
+
+def sign_as(owner: bytes) -> Callable[[bytes], bytes]:
+    """A signature that only tests can make; real ones are Ed25519."""
+    return lambda payload: blake3(owner + payload).digest(length=64)
+
+
+def verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
+    return sign_as(owner)(payload) == signature
+
+
+@dataclass
+class Node:
+    """An overlay with its timers and what it asked for."""
+
+    overlay: Overlay
+    timers: dict[Timer, float] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+    """Everything since the last ``take``, in order."""
+
+    def take(self, kind: type) -> list[Effect]:
+        """Remove and return the effects of one kind."""
+        taken = [effect for effect in self.effects if isinstance(effect, kind)]
+        self.effects = [effect for effect in self.effects if not isinstance(effect, kind)]
+        return taken
+
+
+class World:
+    """Overlays that are all connected with each other. Nothing is delivered until the test says so."""
+
+    def __init__(self, num_nodes: int, seed: int = 0, config: OverlayConfig = OverlayConfig()) -> None:
+        self.rng = random.Random(seed)
+        self.now = EPOCH_START
+        self.config = config
+        self.nodes: dict[bytes, Node] = {}
+        self.in_flight: list[tuple[bytes, Event]] = []
+        """(receiver, event) in the order sent."""
+        for number in range(num_nodes):
+            self.start(peer_id(number))
+
+    def start(self, me: bytes) -> Node:
+        """Start (or restart, with an empty memory) a node; it serves NAMESPACE and is connected to everybody."""
+        rng = random.Random(self.rng.random())
+        node = Node(Overlay(me, self.config, rng, sign_as(me), verify))
+        self.nodes[me] = node
+        served = ModelServed(NAMESPACE, "model", 2048, IDLE, int(self.now * 1000))
+        self.handle(me, served)
+        for other in sorted(self.nodes):
+            if other != me:
+                self.handle(me, Connected(other, "/memory"))
+                self.handle(other, Connected(me, "/memory"))
+        return node
+
+    def handle(self, me: bytes, event: Event) -> list[Effect]:
+        """Hand one event to one node; its sends join ``in_flight``, the rest is kept at the node."""
+        node = self.nodes[me]
+        effects = node.overlay.handle(event, self.now)
+        for effect in effects:
+            match effect:
+                case Send():
+                    self.in_flight.append((effect.peer, Received(me, effect.message)))
+                case Publish():
+                    for other in sorted(self.nodes):
+                        if other != me:
+                            self.in_flight.append((other, Gossiped(me, me, effect.namespace, effect.message)))
+                case SetTimer():
+                    node.timers[effect.timer] = effect.at
+                case CancelTimer():
+                    node.timers.pop(effect.timer, None)
+                case Emit() | Disconnect() | Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+                    node.effects.append(effect)
+        node.overlay.check_invariants()
+        return effects
+
+    def store(self, me: bytes, leaf: int, tokens: Sequence[int]) -> None:
+        self.handle(me, CacheChanged(NAMESPACE, [(leaf, tokens)], []))
+
+    def evict(self, me: bytes, leaf: int) -> None:
+        self.handle(me, CacheChanged(NAMESPACE, [], [leaf]))
+
+    def deliver(self, index: int = 0) -> None:
+        """Hand over one message in flight."""
+        receiver, event = self.in_flight.pop(index)
+        if receiver in self.nodes:
+            self.handle(receiver, event)
+
+    def deliver_all(self) -> None:
+        """Until nothing is in flight; bounded, because an exchange that never ends is a bug."""
+        for _ in range(10_000):
+            if not self.in_flight:
+                return
+            self.deliver()
+        raise AssertionError("messages without end")
+
+    def advance(self, seconds: float, deliver: bool = True) -> None:
+        """Let time pass; timers fire in order, and messages arrive after each if ``deliver``."""
+        until = self.now + seconds
+        while True:
+            due = [(at, me, t.kind, t) for me, n in self.nodes.items() for t, at in n.timers.items() if at <= until]
+            if not due:
+                break
+            at, me, _, timer = min(due, key=lambda item: (item[0], item[1], item[2], item[3].subject))
+            self.now = max(self.now, at)
+            del self.nodes[me].timers[timer]
+            self.handle(me, TimerFired(timer))
+            if deliver:
+                self.deliver_all()
+        self.now = until
+        if deliver:
+            self.deliver_all()

@@ -1,0 +1,66 @@
+"""The index against a naive model."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proto.index import Index
+
+PEERS = [b"a", b"b", b"c", b"d"]
+
+
+def naive(held: dict[bytes, set[int]], chain: list[int]) -> dict[bytes, int]:
+    result = {}
+    for peer, blocks in held.items():
+        depth = 0
+        while depth < len(chain) and chain[depth] in blocks:
+            depth += 1
+        if depth:
+            result[peer] = depth
+    return result
+
+
+@given(
+    depths=st.lists(st.integers(0, 40), min_size=4, max_size=4),
+    branch=st.lists(st.integers(0, 40), min_size=4, max_size=4),
+    length=st.integers(0, 40),
+)
+@settings(max_examples=500, deadline=None)
+def test_matches_of_prefix_closed_sets_equal_a_linear_walk(depths: list[int], branch: list[int], length: int) -> None:
+    """Each peer holds a prefix of the trunk and a branch of its own that leaves the trunk somewhere."""
+    index, held = Index(), {}
+    for number, peer in enumerate(PEERS):
+        blocks = set(range(depths[number])) | {1000 * (number + 1) + i for i in range(branch[number])}
+        held[peer] = blocks
+        index.add(peer, blocks)
+    index.check_invariants()
+    assert index.matches(list(range(length))) == naive(held, list(range(length)))
+
+
+@given(st.lists(st.tuples(st.sampled_from(PEERS), st.booleans(), st.sets(st.integers(0, 5))), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_adding_and_discarding_keeps_exactly_what_is_held(steps: list[tuple[bytes, bool, set[int]]]) -> None:
+    index = Index()
+    held: dict[bytes, set[int]] = {peer: set() for peer in PEERS}
+    for peer, is_add, blocks in steps:
+        if is_add:
+            index.add(peer, blocks)
+            held[peer] |= blocks
+        else:
+            index.discard(peer, blocks)
+            held[peer] -= blocks
+        index.check_invariants()
+    for block in range(6):
+        assert index.matches([block]).keys() == {peer for peer, blocks in held.items() if block in blocks}
+    for peer in PEERS:
+        index.forget(peer, held[peer])
+        index.check_invariants()
+    assert len(index) == 0
+
+
+def test_a_forgotten_peers_place_is_reused_without_its_blocks() -> None:
+    index = Index()
+    index.add(b"old", [1, 2])
+    index.forget(b"old", [1, 2])
+    index.add(b"new", [2])
+    assert index.matches([2]) == {b"new": 1}
+    assert index.matches([1]) == {}

@@ -1,0 +1,227 @@
+"""Requests through the overlay: routing, streaming, failing over, resuming, each token exactly once."""
+
+import pytest
+
+from proto.blocks import STRIDE, pack_tokens, unpack_tokens
+from proto.effects import Abandon, Deliver, Disconnect, Dispatch, Fail, Finish
+from proto.errors import LocalError
+from proto.events import Disconnected, FrameReceived, Received, RequestCancelled, RequestSubmitted, StreamLost
+from proto.messages import Accepted, Failed, Final, Sampling, Tokens, Usage, Vitals, VitalsUpdate
+from proto.routing import Candidate, choose
+from tests.proto.playbook import IDLE, NAMESPACE, Node, World, peer_id
+
+ME, HOLDER, OTHER = peer_id(0), peer_id(1), peer_id(2)
+PROMPT = [7] * (STRIDE * 3 + 5)
+REQUEST = b"r" * 16
+USAGE = Usage(prompt_tokens=1, cached_tokens=2, completion_tokens=3, queue_ms=4, prefill_ms=5, decode_ms=6)
+
+
+def quiet_world(num_nodes: int = 3) -> World:
+    world = World(num_nodes)
+    world.deliver_all()
+    world.advance(20)
+    return world
+
+
+def submit(world: World, prompt: list[int] = PROMPT, max_tokens: int = 8, request_id: bytes = REQUEST) -> None:
+    world.handle(ME, RequestSubmitted(request_id, NAMESPACE, prompt, Sampling(max_tokens=max_tokens)))
+
+
+def the(node: Node, kind: type) -> object:
+    """The one effect of ``kind`` since the last look."""
+    (effect,) = node.take(kind)
+    return effect
+
+
+def dispatched(world: World) -> Dispatch:
+    effect = the(world.nodes[ME], Dispatch)
+    assert isinstance(effect, Dispatch)
+    return effect
+
+
+def tokens(position: int, *values: int) -> Tokens:
+    return Tokens(position=position, tokens=pack_tokens(values), text=b"." * len(values))
+
+
+def frame(world: World, attempt: int, message: Accepted | Tokens | Final | Failed) -> None:
+    world.handle(ME, FrameReceived(REQUEST, attempt, message))
+
+
+def delivered(world: World) -> list[int]:
+    effects = world.nodes[ME].take(Deliver)
+    return [token for effect in effects if isinstance(effect, Deliver) for token in effect.tokens]
+
+
+def test_the_longest_match_wins_over_load() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    busy = Vitals(queued_tokens=900, active_requests=4, waiting_requests=9, slots=4)
+    world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=busy)))
+    submit(world)
+    dispatch = dispatched(world)
+    assert dispatch.peer == HOLDER
+    assert dispatch.generate.promised_tokens == 3 * STRIDE
+    assert [r.candidate.peer for r in dispatch.decision.rated] == [HOLDER, ME, OTHER]
+    assert dispatch.decision.rated[0].cost == 5.0
+
+
+def test_a_miss_goes_to_the_least_loaded() -> None:
+    world = quiet_world()
+    loaded = Vitals(queued_tokens=9, active_requests=1, waiting_requests=0, slots=4)
+    world.nodes[ME].overlay._members.on_vitals(NAMESPACE, loaded, world.now)
+    world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=loaded)))
+    submit(world)
+    assert dispatched(world).peer == OTHER
+
+
+def test_idle_nodes_without_the_prompt_keep_it_local() -> None:
+    world = quiet_world()
+    submit(world)
+    dispatch = dispatched(world)
+    assert dispatch.peer == ME
+    assert "least loaded" in dispatch.decision.reason
+
+
+def test_own_dispatches_count_before_any_digest_or_report_tells() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT[: STRIDE * 2])
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    submit(world, request_id=b"s" * 16)
+    again = dispatched(world)
+    assert again.peer == HOLDER
+    assert again.generate.promised_tokens == 3 * STRIDE, "the whole prompt was just sent there"
+    assert again.decision.rated[0].candidate.num_requests == 1
+
+
+def test_tokens_are_delivered_once_and_the_answer_is_finished() -> None:
+    world = quiet_world()
+    submit(world)
+    dispatched(world)
+    frame(world, 1, Accepted(cached_tokens=0))
+    frame(world, 1, tokens(0, 11, 12))
+    frame(world, 1, tokens(2, 13))
+    frame(world, 1, Final(reason="stop", usage=USAGE, vitals=IDLE))
+    assert delivered(world) == [11, 12, 13]
+    finish = the(world.nodes[ME], Finish)
+    assert isinstance(finish, Finish)
+    assert (finish.reason, finish.resumed, finish.usage.completion_tokens) == ("stop", 0, 3)
+    frame(world, 1, tokens(3, 14))
+    assert delivered(world) == [], "frames after the end are ignored"
+
+
+def test_a_lost_stream_resumes_elsewhere_with_the_tokens_so_far() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world, max_tokens=8)
+    assert dispatched(world).peer == HOLDER
+    frame(world, 1, tokens(0, 11, 12))
+    world.handle(ME, StreamLost(REQUEST, 1, "reset"))
+    second = dispatched(world)
+    assert second.peer != HOLDER and second.attempt == 2
+    assert unpack_tokens(second.generate.prompt) == [*PROMPT, 11, 12]
+    assert (second.generate.resumed_tokens, second.generate.sampling.max_tokens) == (2, 6)
+    frame(world, 1, tokens(2, 99))
+    frame(world, 2, tokens(0, 13))
+    frame(world, 2, Final(reason="stop", usage=USAGE, vitals=IDLE))
+    assert delivered(world) == [11, 12, 13]
+    finish = the(world.nodes[ME], Finish)
+    assert isinstance(finish, Finish) and finish.resumed == 1
+
+
+def test_a_lost_connection_moves_its_requests_at_once() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    world.handle(ME, Disconnected(HOLDER))
+    assert dispatched(world).peer != HOLDER
+    assert isinstance(the(world.nodes[ME], Abandon), Abandon)
+    world.handle(ME, StreamLost(REQUEST, 1, "the stream noticed too"))
+    assert not world.nodes[ME].take(Dispatch)
+
+
+def test_losing_only_the_final_frame_finishes_by_length() -> None:
+    world = quiet_world()
+    submit(world, max_tokens=2)
+    dispatched(world)
+    frame(world, 1, tokens(0, 11, 12))
+    world.handle(ME, StreamLost(REQUEST, 1, "reset"))
+    finish = the(world.nodes[ME], Finish)
+    assert isinstance(finish, Finish) and finish.reason == "length"
+
+
+def test_every_node_failing_is_one_clear_failure() -> None:
+    world = quiet_world()
+    submit(world)
+    tried = []
+    for attempt in range(1, 4):
+        tried.append(dispatched(world).peer)
+        frame(world, attempt, Failed(code="engine_lost", message="the engine died", retryable=True))
+    assert sorted(tried) == [ME, HOLDER, OTHER]
+    fail = the(world.nodes[ME], Fail)
+    assert isinstance(fail, Fail) and fail.code == "no_peer" and "the engine died" in fail.message and fail.retryable
+
+
+def test_a_peers_word_that_a_request_is_impossible_costs_one_attempt_only() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    frame(world, 1, Failed(code="too_long", message="I say so", retryable=False))
+    assert dispatched(world).peer == ME
+    frame(world, 2, Failed(code="too_long", message="over the context", retryable=False))
+    fail = the(world.nodes[ME], Fail)
+    assert isinstance(fail, Fail) and fail.code == "too_long"
+
+
+@pytest.mark.parametrize("bad", [tokens(1, 11), tokens(0, *range(9)), Tokens(position=0, tokens=b"123", text=b"")])
+def test_frames_out_of_place_cost_the_peer_and_move_the_request(bad: Tokens) -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world, max_tokens=8)
+    assert dispatched(world).peer == HOLDER
+    frame(world, 1, bad)
+    assert delivered(world) == []
+    assert dispatched(world).peer != HOLDER
+    assert world.nodes[ME].overlay._trust.offences(HOLDER, world.now) == 1
+    assert not world.nodes[ME].take(Disconnect)
+
+
+def test_a_cancelled_request_is_abandoned_and_forgotten() -> None:
+    world = quiet_world()
+    submit(world)
+    dispatched(world)
+    world.handle(ME, RequestCancelled(REQUEST))
+    assert isinstance(the(world.nodes[ME], Abandon), Abandon)
+    frame(world, 1, tokens(0, 11))
+    assert delivered(world) == []
+    assert world.nodes[ME].overlay._requests.in_flight(ME) == 0
+
+
+def test_too_many_requests_in_flight_are_refused() -> None:
+    world = quiet_world(1)
+    limit = world.config.request.max_in_flight
+    for number in range(limit):
+        submit(world, [1], request_id=number.to_bytes(16, "big"))
+    world.nodes[ME].take(Dispatch)
+    submit(world, [1])
+    fail = the(world.nodes[ME], Fail)
+    assert isinstance(fail, Fail) and fail.code == "overloaded" and fail.retryable
+
+
+def test_choosing_among_nobody_is_the_callers_error() -> None:
+    with pytest.raises(LocalError):
+        choose([], 10)
+
+
+def test_matches_within_one_block_are_ties_for_load() -> None:
+    local = Candidate(ME, STRIDE + 40, num_requests=2, is_local=True)
+    remote = Candidate(HOLDER, STRIDE, num_requests=1, is_local=False)
+    assert choose([local, remote], 500).chosen == HOLDER
