@@ -221,9 +221,12 @@ class DigestPlane:
     def _after(self, outcome: Outcome, owner: bytes, namespace: bytes, hint: bytes, now: float) -> list[Effect]:
         key = (owner, namespace)
         timer = Timer("repair", owner, namespace)
-        if outcome is Outcome.APPLIED and key in self._pending and not self.estimates.needs_repair(*key):
+        if outcome is Outcome.APPLIED:
+            applied = Emit("digest_applied", {"peer": owner, "blocks": len(self.estimates.entries(*key))})
+            if key not in self._pending or self.estimates.needs_repair(*key):
+                return [applied]
             del self._pending[key]
-            return [CancelTimer(timer)]
+            return [applied, CancelTimer(timer)]
         if outcome is not Outcome.GAP or key in self._pending or len(self._pending) >= _MAX_PENDING_REPAIRS:
             return []
         self._pending[key] = _Pending(hint)

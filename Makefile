@@ -1,0 +1,56 @@
+# Everything runs from .venv, which scripts/setup makes once. `make` alone lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTEST_ARGS ?=
+ARGS ?=
+N ?= 4
+export PYTHON CUDA CMAKE_ARGS
+
+ready := .venv/.ready
+# make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
+# that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
+ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
+recheck := recheck
+endif
+ifneq ($(CUDA)$(CMAKE_ARGS),)
+recheck := recheck
+endif
+
+.PHONY: help setup demo test check format node swarm clean recheck
+
+help:  ## list the targets
+	@echo "make TARGET, the first one sets .venv up by itself:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-9s %s\n", $$1, $$2 }'
+	@echo "Options: PYTHON=python3.12 (which Python), CUDA=1 (build for NVIDIA GPUs), CMAKE_ARGS=... (for llama.cpp)"
+
+$(ready): setup.cfg pyproject.toml scripts/setup scripts/llama.cmake $(recheck)
+	@scripts/setup
+
+setup: $(ready)  ## make .venv with everything in it, llama.cpp included
+	@echo "Ready: .venv/bin/mycelia"
+
+demo: $(ready)  ## start a small swarm here and show what it does
+	@.venv/bin/python examples/demo.py $(ARGS)
+
+test: $(ready)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(ready)  ## lint, formatting, types, import rules
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: $(ready)  ## format the code, fix what the linter can fix
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+node: $(ready)  ## run a node; ARGS="--help" for its options
+	@.venv/bin/mycelia node $(ARGS)
+
+swarm: $(ready)  ## run several nodes on this machine, N=4 of them
+	@.venv/bin/python examples/local_swarm.py $(N)
+
+clean:  ## remove .venv and every cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
