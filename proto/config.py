@@ -7,10 +7,15 @@ from dataclasses import dataclass
 class DigestConfig:
     """The metadata plane: how often to tell, when to doubt, what to refuse."""
 
-    first_delta_delay_s: float = 0.5
-    """After a quiet time the first change goes out this soon: stores come in bursts, one message covers a burst."""
+    delta_delay_s: float = 0.5
+    """A change goes out this soon when the budget allows: stores come in bursts, one message covers a burst."""
     delta_interval_s: float = 10.0
-    """Under steady change. On real traces digests 10 s old cost under 0.1 points of hit ratio against fresh ones."""
+    """Between deltas under steady change. On real traces digests 10 s old cost under 0.1 points of hit ratio against
+    fresh ones."""
+    delta_burst: int = 3
+    """Deltas that may go out ahead of that pace: after a quiet time the first changes are seen at once."""
+    delta_min_gap_s: float = 2.0
+    """Between any two deltas of one owner."""
     jitter: float = 0.2
     """Share of every interval drawn at random, so that nodes do not speak in step."""
     heartbeat_s: float = 30.0

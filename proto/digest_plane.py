@@ -52,7 +52,9 @@ class DigestPlane:
         self._sign = sign
         self._members = members
         self._own: dict[bytes, OwnDigest] = {}
-        self._published_at: dict[bytes, float] = {}
+        self._delta_at: dict[bytes, float] = {}
+        self._paced_until: dict[bytes, float] = {}
+        """When the deltas sent so far are paid for, at one per interval."""
         self._due: dict[bytes, float] = {}
         self._pending: dict[Key, _Pending] = {}
         self._snapshots: OrderedDict[Key, list[float]] = OrderedDict()
@@ -88,13 +90,20 @@ class DigestPlane:
             own.store(leaf, block_hashes(event.namespace, tokens))
         if not own.is_behind():
             return []
-        earliest = self._published_at[event.namespace] + self._jittered(self._config.delta_interval_s)
-        due = max(now + self._config.first_delta_delay_s, earliest)
-        return self._set_due(event.namespace, min(due, self._due[event.namespace]))
+        return self._set_due(event.namespace, min(self._next_delta(event.namespace, now), self._due[event.namespace]))
+
+    def _next_delta(self, namespace: bytes, now: float) -> float:
+        """When the next delta may go out: on average one per interval, a few of them early (GCRA)."""
+        budget = self._paced_until.get(namespace, 0.0) - (self._config.delta_burst - 1) * self._config.delta_interval_s
+        spaced = self._delta_at.get(namespace, 0.0) + self._config.delta_min_gap_s
+        return max(now + self._config.delta_delay_s, budget, spaced)
 
     def _publish(self, namespace: bytes, now: float) -> list[Effect]:
+        if self._own[namespace].is_behind():
+            paced_from = max(self._paced_until.get(namespace, 0.0), now)
+            self._paced_until[namespace] = paced_from + self._jittered(self._config.delta_interval_s)
+            self._delta_at[namespace] = now
         message = self._own[namespace].advance(now)
-        self._published_at[namespace] = now
         heartbeat = now + self._jittered(self._config.heartbeat_s)
         return [Publish(namespace, message), *self._set_due(namespace, heartbeat)]
 

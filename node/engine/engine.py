@@ -1,4 +1,5 @@
-"""What the rest of a node knows of an engine. ``worker.py`` is the real one, ``FakeEngine`` (fake.py) the one for tests.
+"""What the rest of a node knows of an engine. ``open_engine`` (process.py) gives the real one, ``FakeEngine`` (fake.py)
+is the one for tests.
 
 An engine holds one model, answers token prompts, reuses the longest cached prefix of each, and tells what its cache
 gained and lost. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
@@ -24,18 +25,19 @@ class ModelInfo:
     """Longest prompt plus answer, in tokens."""
     num_vocab: int
     reuse: str
-    """``prefix``, ``whole`` (recurrent models) or ``none``, as the capability probe found."""
+    """``prefix`` or ``none`` (recurrent and hybrid models), as the capability probe found."""
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One prompt to answer. ``request_id``: unique within the engine while it is in flight."""
+    """One prompt to answer. ``sampling.max_tokens`` counts new tokens only, and is cut to what the context leaves."""
 
     request_id: bytes
     prompt: Sequence[int]
     sampling: Sampling
     resumed_tokens: int = 0
-    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere."""
+    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. The random numbers of the
+    seed go on after them, so a resumed answer draws what the interrupted one would have drawn."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,15 @@ class Engine(Protocol):
 
     def vitals(self) -> Vitals:
         """The engine's load as last reported."""
+        ...
+
+    async def vitals_changes(self) -> Vitals:
+        """Wait until the load differs from what this call last returned, or for the first time from what it was at the
+        start; the load then. One reader."""
+        ...
+
+    async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each token sequence, for display: bytes that are no UTF-8 are replaced. Raises LocalError."""
         ...
 
     async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:

@@ -289,6 +289,19 @@ def test_a_store_is_visible_everywhere_within_a_second_of_a_quiet_time() -> None
         assert estimates.matches(NAMESPACE, chain_of(1)) == {OWNER: 3}
 
 
+def test_steady_change_is_told_once_per_interval_on_average() -> None:
+    world = World(2)
+    world.deliver_all()
+    head = world.nodes[OWNER].overlay._digests._own[NAMESPACE]
+    assert head.head is not None
+    start = head.head.seq
+    for number in range(100):
+        world.store(OWNER, number, [number] * STRIDE)
+        world.advance(1)
+    told = head.head.seq - start
+    assert 100 / (CONFIG.delta_interval_s * 1.2) <= told <= 100 / (CONFIG.delta_interval_s * 0.8) + CONFIG.delta_burst
+
+
 def test_what_gossip_lost_comes_back_by_the_next_heartbeat() -> None:
     world = World(3, seed=4)
     world.deliver_all()

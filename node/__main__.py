@@ -1,0 +1,5 @@
+"""``python -m node`` is the command ``mycelia``."""
+
+from node.cli import main
+
+main()

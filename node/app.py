@@ -1,0 +1,237 @@
+"""A whole node: what is started, in which order, and how it ends.
+
+Order: data directory and lock, API port, engine, network, overlay, entry desk, gateway. It ends the other way round,
+so that nothing is told of work that nobody can do any more. One nursery holds everything; a signal cancels it.
+"""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from functools import partial
+
+import structlog
+import trio
+
+import proto
+from node.driver import OverlayDriver
+from node.engine.engine import Engine
+from node.engine.models import model_name, resolve_model
+from node.engine.process import EngineSettings, open_engine
+from node.entry import ASK, GENERATE, Entry
+from node.network.addresses import parse_listen
+from node.network.identity import Identity, load_or_create_identity, peer_text, verify
+from node.network.libp2p_network import open_network
+from node.network.network import Network, NetworkSettings
+from node.rundir import RunInfo, locked, next_epoch, write_run_info
+from node.serve.gateway import bind_loopback, serve_gateway
+from node.serving import serve_generate_stream
+from node.settings import NodeSettings, prepare_data_dir
+from node.version import VERSION
+from node.views import NodeState, PeerRow, TreeRowView
+from proto.config import OverlayConfig
+from proto.effects import RequestEffect
+from proto.errors import LocalError
+from proto.events import CacheChanged, ModelServed, VitalsChanged
+from proto.messages import Ask, ChatMessage, EntryFrame
+from proto.overlay import Overlay, PeerView
+from proto.radix import RadixTree
+
+log = structlog.get_logger()
+
+_PREVIEW_TOKENS = 24
+
+
+class Node:
+    """One model, one network, one overlay, wired. ``run`` must be running while it is used."""
+
+    def __init__(self, identity: Identity, engine: Engine, network: Network, epoch: int) -> None:
+        config = OverlayConfig(agent=f"mycelia/{VERSION}")
+        self._engine = engine
+        self._network = network
+        self._epoch = epoch
+        self._overlay = Overlay(identity.peer_id, config, random.Random(os.urandom(16)), identity.sign, verify)
+        self._driver = OverlayDriver(self._overlay, network, self._perform_request)
+        self._entry = Entry(engine, network, self._driver.handle)
+        self._tree = RadixTree()
+        network.serve(GENERATE, partial(serve_generate_stream, engine))
+        network.serve(ASK, self._entry.serve_ask_stream)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. From ``started()`` on, requests are answered."""
+        info = self._engine.info
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._entry.run)
+            await nursery.start(self._driver.run)
+            await self._network.join(info.namespace)
+            self._driver.handle(
+                ModelServed(info.namespace, info.name, info.context_tokens, self._engine.vitals(), self._epoch)
+            )
+            nursery.start_soon(self._follow_cache)
+            nursery.start_soon(self._follow_vitals)
+            task_status.started()
+
+    def ask(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        """See ``Entry.ask``."""
+        return self._entry.ask(ask)
+
+    async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """See ``Engine.tokenize_chat``."""
+        return await self._engine.tokenize_chat(messages)
+
+    def state(self) -> NodeState:
+        """The node as it is now."""
+        info, vitals = self._engine.info, self._engine.vitals()
+        return NodeState(
+            peer=peer_text(self._network.peer_id),
+            version=VERSION,
+            addresses=self._network.addresses(),
+            model=info.name,
+            namespace=info.namespace.hex(),
+            context_tokens=info.context_tokens,
+            reuse=info.reuse,
+            active_requests=vitals.active_requests,
+            waiting_requests=vitals.waiting_requests,
+            slots=vitals.slots,
+            cached_tokens=self._tree.num_tokens,
+            peers=[self._peer_row(view) for view in self._overlay.peers(self._driver.now())],
+        )
+
+    async def tree(self) -> list[TreeRowView]:
+        """The prefix cache's radix tree, each edge with the beginning of its text."""
+        rows = list(self._tree.rows())
+        texts = await self._engine.detokenize([row.tokens[:_PREVIEW_TOKENS] for row in rows])
+        return [
+            TreeRowView(
+                level=row.level,
+                tokens=len(row.tokens),
+                depth_tokens=row.depth_tokens,
+                is_leaf=row.seq_id is not None,
+                text=text,
+            )
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def _peer_row(self, view: PeerView) -> PeerRow:
+        namespace = self._engine.info.namespace
+        vitals = next((served.vitals for served in view.served if served.namespace == namespace), None)
+        state = view.digest_states.get(namespace)
+        round_trip_s = self._network.round_trip_s(view.peer)
+        return PeerRow(
+            peer=peer_text(view.peer),
+            address=view.address,
+            models=[served.model for served in view.served],
+            digest=state.name.lower() if state else "none",
+            digest_blocks=view.num_blocks.get(namespace, 0),
+            active_requests=vitals.active_requests if vitals else 0,
+            waiting_requests=vitals.waiting_requests if vitals else 0,
+            prefill_rate=vitals.prefill_rate if vitals else 0,
+            round_trip_ms=None if round_trip_s is None else round(round_trip_s * 1000, 1),
+            connected_s=round(view.connected_s, 1),
+        )
+
+    def _perform_request(self, effect: RequestEffect) -> None:
+        self._entry.perform(effect)
+
+    async def _follow_cache(self) -> None:
+        """Every change of the engine's prefix cache reaches the digest and the tree that is drawn."""
+        namespace = self._engine.info.namespace
+        while True:
+            change = await self._engine.cache_changes()
+            if change.reset:
+                self._tree.clear()
+            for leaf in change.evicted:
+                if leaf in self._tree:
+                    self._tree.remove(leaf)
+            for leaf, tokens in change.stored:
+                self._tree.insert(tokens, leaf, self._driver.now())
+            self._driver.handle(CacheChanged(namespace, change.stored, change.evicted, change.reset))
+
+    async def _follow_vitals(self) -> None:
+        namespace = self._engine.info.namespace
+        while True:
+            vitals = await self._engine.vitals_changes()
+            self._driver.handle(VitalsChanged(namespace, vitals))
+
+
+def check_import_names() -> None:
+    """Other packages also install a module called ``proto``. Raises LocalError when theirs shadows ours."""
+    if getattr(proto, "WIRE_VERSION", None) is None:
+        raise LocalError(
+            f"another package's 'proto' ({proto.__file__}) hides this program's;"
+            " install mycelia in a virtual environment of its own"
+        )
+
+
+async def run_node(settings: NodeSettings) -> None:
+    """A node from start to clean end; returns after SIGINT or SIGTERM.
+
+    Raises LocalError for whatever the user can mend.
+    """
+    check_import_names()
+    model_path = resolve_model(settings.model)
+    data_dir = prepare_data_dir(settings.data_dir)
+    for address in settings.listen:
+        parse_listen(address)
+    with locked(data_dir), bind_loopback(settings.api_port) as listener:
+        identity = load_or_create_identity(data_dir)
+        engine_settings = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
+        if settings.threads is not None:
+            engine_settings = replace(engine_settings, threads=settings.threads)
+        if settings.cells is not None:
+            engine_settings = replace(engine_settings, cells=settings.cells)
+        network_settings = NetworkSettings(
+            identity=identity,
+            listen=settings.listen,
+            bootstrap=settings.bootstrap,
+            debug=settings.debug,
+        )
+        epoch = next_epoch(data_dir, time.time())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+            if settings.exit_with_parent:
+                nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
+            log.info("loading_model", model=str(model_path))
+            async with open_engine(engine_settings) as engine, open_network(network_settings) as network:
+                node = Node(identity, engine, network, epoch)
+                await _run_until_cancelled(node, network, listener, settings)
+    log.info("left")
+
+
+async def _run_until_cancelled(node: Node, network: Network, listener: socket.socket, settings: NodeSettings) -> None:
+    api_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        await nursery.start(serve_gateway, node, listener)
+        write_run_info(settings.data_dir, RunInfo(os.getpid(), api_url, peer_text(network.peer_id)))
+        state = node.state()
+        log.info("ready", peer=state.peer, model=state.model, listen=state.addresses, api=api_url, reuse=state.reuse)
+        if not settings.bootstrap:
+            log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The first SIGINT or SIGTERM leaves cleanly; a second one does not wait for that."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("leaving", signal=signal.Signals(number).name)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            scope.cancel()
+            return
+
+
+async def _cancel_with_parent(scope: trio.CancelScope) -> None:
+    """Whoever started this node holds the other end of its standard input."""
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+        while await stdin.receive_some():
+            pass
+    log.info("leaving", signal="end of standard input")
+    scope.cancel()

@@ -1,0 +1,159 @@
+"""How a command reaches the swarm: through the node that runs here, else as a light client through bootstrap peers."""
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import msgspec
+import trio
+
+from node.entry import ASK, FRAME_DEADLINE_S
+from node.network.identity import new_identity
+from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
+from node.rundir import RunInfo, find_running
+from node.views import FailedView, FrameView, NodeState, TreeRowView, frame_view
+from proto.errors import LocalError, RemoteError
+from proto.messages import Answered, Ask, Failed, Route, Text
+
+START_HINT = "start one with 'mycelia node'"
+CONNECT_DEADLINE_S = 15.0
+
+
+def running_node(data_dir: Path) -> RunInfo:
+    """The node of ``data_dir``. Raises LocalError when none runs."""
+    info = find_running(data_dir)
+    if info is None:
+        raise LocalError(f"no node is running with the data directory {data_dir}; {START_HINT}, or give --data-dir")
+    return info
+
+
+async def fetch_state(info: RunInfo) -> NodeState:
+    """Raises LocalError when the node does not answer."""
+    return msgspec.json.decode(await _get(info, "/api/state"), type=NodeState)
+
+
+async def fetch_tree(info: RunInfo) -> list[TreeRowView]:
+    """Raises LocalError when the node does not answer."""
+    return msgspec.json.decode(await _get(info, "/api/tree"), type=list[TreeRowView])
+
+
+async def _get(info: RunInfo, path: str) -> bytes:
+    try:
+        async with httpx.AsyncClient(base_url=info.api_url, timeout=10, trust_env=False) as http:
+            response = await http.get(path)
+            response.raise_for_status()
+            return response.content
+    except httpx.HTTPError as exc:
+        raise _no_answer(info, exc) from exc
+
+
+@asynccontextmanager
+async def ask_swarm(ask: Ask, data_dir: Path, bootstrap: Sequence[str]) -> AsyncIterator[AsyncIterator[FrameView]]:
+    """The frames of one answer. Leaving early cancels the request at the node that serves it.
+
+    Raises LocalError when no node can be reached.
+    """
+    info = find_running(data_dir)
+    if info is not None:
+        async with _ask_local(ask, info) as frames:
+            yield frames
+    elif bootstrap:
+        async with _ask_as_light_client(ask, bootstrap) as frames:
+            yield frames
+    else:
+        raise LocalError(
+            f"no node is running here and no bootstrap peer is known; {START_HINT},"
+            " or give the address of one with --bootstrap"
+        )
+
+
+@asynccontextmanager
+async def _ask_local(ask: Ask, info: RunInfo) -> AsyncIterator[AsyncIterator[FrameView]]:
+    body = {
+        "model": ask.model,
+        "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
+        "max_tokens": ask.sampling.max_tokens,
+        "temperature": ask.sampling.temperature,
+        "seed": ask.sampling.seed,
+    }
+    timeout = httpx.Timeout(10, read=FRAME_DEADLINE_S)
+    try:
+        async with (
+            httpx.AsyncClient(base_url=info.api_url, timeout=timeout, trust_env=False) as http,
+            http.stream("POST", "/api/ask", json=body) as response,
+        ):
+            yield _views(response)
+    except httpx.HTTPError as exc:
+        raise _no_answer(info, exc) from exc
+
+
+async def _views(response: httpx.Response) -> AsyncIterator[FrameView]:
+    async for line in response.aiter_lines():
+        yield msgspec.json.decode(line, type=FrameView)
+
+
+def _no_answer(info: RunInfo, exc: httpx.HTTPError) -> LocalError:
+    return LocalError(f"the node at {info.api_url} (process {info.pid}) does not answer: {exc or type(exc).__name__}")
+
+
+@asynccontextmanager
+async def _ask_as_light_client(ask: Ask, bootstrap: Sequence[str]) -> AsyncIterator[AsyncIterator[FrameView]]:
+    from node.network.libp2p_network import open_network  # (imports libp2p, which a running node makes unnecessary)
+
+    settings = NetworkSettings(identity=new_identity(), overlay=False)
+    async with open_network(settings) as network:
+        stream = await _open_entry(network, bootstrap)
+        try:
+            await stream.send(ask)
+            yield _stream_views(stream)
+        except NetworkError as exc:
+            raise LocalError(f"the entry node went away: {exc}; ask again") from exc
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+
+
+async def _stream_views(stream: MessageStream) -> AsyncIterator[FrameView]:
+    while True:
+        try:
+            with trio.fail_after(FRAME_DEADLINE_S):
+                frame = await stream.receive()
+        except trio.TooSlowError:
+            yield FailedView("timeout", f"the entry node was silent for {FRAME_DEADLINE_S:.0f} s", True)
+            return
+        except RemoteError as exc:
+            yield FailedView("internal", f"the entry node broke the protocol: {exc}", True)
+            return
+        if not isinstance(frame, Route | Text | Answered | Failed):
+            yield FailedView("internal", f"the entry node sent a {type(frame).__name__}", True)
+            return
+        yield frame_view(frame)
+        if isinstance(frame, Answered | Failed):
+            return
+
+
+async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:
+    """An entry stream at whichever bootstrap peer answers first. Raises LocalError when none does."""
+    opened, failures = trio.open_memory_channel[MessageStream](math.inf), list[str]()
+    send, receive = opened
+
+    async def try_one(address: str) -> None:
+        try:
+            peer = await network.connect(address)
+            send.send_nowait(await network.open(peer, ASK))
+        except NetworkError as exc:
+            failures.append(f"{address}: {exc}")
+        if len(failures) == len(bootstrap):
+            send.close()
+
+    with trio.move_on_after(CONNECT_DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            for address in bootstrap:
+                nursery.start_soon(try_one, address)
+            async for stream in receive:
+                nursery.cancel_scope.cancel()
+                return stream
+    detail = "; ".join(failures[:3]) or f"no answer within {CONNECT_DEADLINE_S:.0f} s"
+    raise LocalError(f"no node could be reached ({detail}); {START_HINT}, or give another --bootstrap")

@@ -1,0 +1,157 @@
+"""Drives an ``Overlay``: network and timers become events, effects become IO. Holds no rule of the protocol."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import assert_never
+
+import structlog
+import trio
+
+from node.clock import SteadyClock
+from node.network.identity import peer_text
+from node.network.network import Network, NetworkError
+from proto.effects import (
+    Abandon,
+    CancelTimer,
+    Deliver,
+    Disconnect,
+    Dispatch,
+    Effect,
+    Emit,
+    Fail,
+    Finish,
+    Publish,
+    RequestEffect,
+    Send,
+    SetTimer,
+)
+from proto.events import Event, Timer, TimerFired
+from proto.overlay import Overlay
+
+log = structlog.get_logger()
+
+MAX_SENDS_PER_PEER = 32
+"""Control messages under way to one peer; more are dropped, and the protocol finds again whatever they carried."""
+
+_LOUD = {"node_joined", "node_left", "peer_quarantined", "peer_equivocated", "wire_version_refused", "attempt_failed"}
+"""Events that a person who runs a node wants to see; the others are for debugging."""
+
+
+class OverlayDriver:
+    """One overlay on one network. ``handle`` may be called from any task of the same trio run."""
+
+    def __init__(self, overlay: Overlay, network: Network, perform_request: Callable[[RequestEffect], None]) -> None:
+        self._overlay = overlay
+        self._network = network
+        self._perform_request = perform_request
+        self._clock = SteadyClock()
+        self._timers: dict[Timer, float] = {}
+        self._timers_changed = trio.Event()
+        self._sending: Counter[bytes] = Counter()
+        self._complained: set[tuple[bytes, str]] = set()
+        self._nursery: trio.Nursery | None = None
+
+    def now(self) -> float:
+        """The overlay's time."""
+        return self._clock.now()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. ``handle`` works from ``started()`` on."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._run_timers)
+            nursery.start_soon(self._read_network)
+            task_status.started()
+
+    def handle(self, event: Event) -> None:
+        """Hand one event to the overlay and perform what it asks for."""
+        for effect in self._overlay.handle(event, self.now()):
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        assert self._nursery is not None, "handle() before run()"
+        match effect:
+            case Publish():
+                self._nursery.start_soon(self._publish, effect)
+            case Send():
+                if self._sending[effect.peer] >= MAX_SENDS_PER_PEER:
+                    log.debug("send_dropped", peer=peer_text(effect.peer), kind=type(effect.message).__name__)
+                    return
+                self._sending[effect.peer] += 1
+                self._nursery.start_soon(self._send, effect)
+            case SetTimer():
+                self._timers[effect.timer] = effect.at
+                self._timers_changed.set()
+            case CancelTimer():
+                self._timers.pop(effect.timer, None)
+            case Disconnect():
+                self._nursery.start_soon(self._disconnect, effect)
+            case Emit():
+                self._emit(effect)
+            case Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+                self._perform_request(effect)
+            case _:
+                assert_never(effect)
+
+    async def _publish(self, effect: Publish) -> None:
+        try:
+            await self._network.publish(effect.namespace, effect.message)
+        except NetworkError as exc:
+            log.debug("publish_failed", error=str(exc))
+
+    async def _send(self, effect: Send) -> None:
+        try:
+            await self._network.send(effect.peer, effect.message)
+        except NetworkError as exc:
+            log.debug("send_failed", peer=peer_text(effect.peer), kind=type(effect.message).__name__, error=str(exc))
+        finally:
+            self._sending[effect.peer] -= 1
+            if not self._sending[effect.peer]:
+                del self._sending[effect.peer]
+
+    async def _disconnect(self, effect: Disconnect) -> None:
+        log.info("disconnecting", peer=peer_text(effect.peer), reason=effect.reason)
+        await self._network.disconnect(effect.peer)
+
+    async def _read_network(self) -> None:
+        async for event in self._network.events():
+            self.handle(event)
+
+    async def _run_timers(self) -> None:
+        while True:
+            earliest = min(self._timers.values(), default=math.inf)
+            self._timers_changed = trio.Event()
+            with trio.move_on_at(self._clock.to_trio(earliest)):
+                await self._timers_changed.wait()
+            now = self.now()
+            due = sorted((at, timer.kind, timer) for timer, at in self._timers.items() if at <= now)
+            for _, _, timer in due:
+                if self._timers.get(timer, math.inf) <= now:
+                    del self._timers[timer]
+                    self.handle(TimerFired(timer))
+
+    def _emit(self, effect: Emit) -> None:
+        fields = {name: _readable(value) for name, value in effect.fields.items()}
+        if effect.event == "peer_offence":
+            self._complain(effect, fields)
+        elif effect.event in _LOUD:
+            log.info(effect.event, **fields)
+        else:
+            log.debug(effect.event, **fields)
+
+    def _complain(self, effect: Emit, fields: dict[str, object]) -> None:
+        """The first offence of a kind by a peer is a line; its repetitions are only counted, by the overlay."""
+        peer, reason = effect.fields["peer"], str(effect.fields["reason"])
+        assert isinstance(peer, bytes)
+        key = (peer, reason.partition(":")[0])
+        if key not in self._complained and len(self._complained) < 4_096:
+            self._complained.add(key)
+            log.warning(effect.event, **fields)
+
+
+def _readable(value: object) -> object:
+    """Peer ids in their usual text form, other bytes in hexadecimal."""
+    if isinstance(value, bytes):
+        return peer_text(value) if len(value) > 16 else value.hex()
+    return value

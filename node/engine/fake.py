@@ -1,0 +1,255 @@
+"""An engine without a model, for tests: deterministic tokens, a real prefix tree, and time that passes as configured.
+
+Every token is a function of all tokens before it, so an answer that is resumed on another FakeEngine goes on exactly as
+it would have here. Time passes through trio's clock: with ``trio.testing.MockClock(autojump_threshold=0)`` a second of
+prefill takes no time.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+from blake3 import blake3
+
+from node.engine.changes import ChangeLog
+from node.engine.engine import (
+    CacheChange,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+    ModelInfo,
+)
+from proto.blocks import namespace_key, pack_tokens
+from proto.errors import LocalError
+from proto.messages import ChatMessage, Sampling, Usage, Vitals
+from proto.radix import RadixTree
+
+NUM_VOCAB = 258
+TURN_TOKEN, END_TOKEN = 256, 257
+"""Tokens below 256 are bytes; these two frame a turn."""
+_LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
+_STOP_ONE_IN = 64
+
+
+@dataclass(frozen=True)
+class FakeSettings:
+    """How large and how fast. Rates in tokens/s; 0 for no time at all."""
+
+    model_name: str = "fake"
+    cells: int = 65_536
+    slots: int = 8
+    max_waiting: int = 64
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
+    """Of one request; requests do not slow each other."""
+    salt: bytes = b""
+
+
+@dataclass
+class _Work:
+    """What one running request adds to the vitals."""
+
+    queued_tokens: int
+    waiting: bool = True
+    generated: list[int] = field(default_factory=list)
+
+
+class FakeEngine:
+    """An ``Engine`` whose whole state is in this object. Needs no nursery: requests run in their callers' tasks."""
+
+    def __init__(self, settings: FakeSettings | None = None) -> None:
+        self.settings = settings or FakeSettings()
+        self._tree = RadixTree()
+        self._next_id = 0
+        self._changes = ChangeLog()
+        self._changed = trio.Event()
+        self._slots = trio.CapacityLimiter(self.settings.slots)
+        self._works: dict[int, _Work] = {}
+        self._vitals_told: Vitals | None = None
+        self._load_changed = trio.Event()
+        self._epoch = 0
+        self._fail_after: list[int] = []
+        self.requests: list[EngineRequest] = []
+        """Every request that came, for tests to look at."""
+        self.num_cancelled = 0
+
+    # --- for tests ------------------------------------------------------------------------------------------------
+
+    def fail_next(self, after_tokens: int) -> None:
+        """The next request ends with engine_lost once it has sent this many tokens."""
+        self._fail_after.append(after_tokens)
+
+    def crash(self) -> None:
+        """What a dying child does: requests in flight end with engine_lost, the cache is empty."""
+        self._epoch += 1
+        self._tree.clear()
+        self._changes.reset()
+        self._changed.set()
+
+    # --- the Engine interface -------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        settings = self.settings
+        namespace = namespace_key(settings.model_name.encode(), "fake", settings.salt)
+        return ModelInfo(settings.model_name, namespace, settings.cells, NUM_VOCAB, "prefix")
+
+    def vitals(self) -> Vitals:
+        works = self._works.values()
+        waiting = sum(work.waiting for work in works)
+        return Vitals(
+            queued_tokens=sum(work.queued_tokens for work in works),
+            active_requests=len(works) - waiting,
+            waiting_requests=waiting,
+            slots=self.settings.slots,
+            prefill_rate=round(self.settings.prefill_rate),
+            decode_rate=round(self.settings.decode_rate),
+        )
+
+    async def vitals_changes(self) -> Vitals:
+        await trio.lowlevel.checkpoint()
+        while self.vitals() == self._vitals_told:
+            self._load_changed = trio.Event()
+            await self._load_changed.wait()
+        self._vitals_told = self.vitals()
+        return self._vitals_told
+
+    async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return ["".join(chr(token) if token < TURN_TOKEN else "|" for token in tokens) for tokens in sequences]
+
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        await trio.lowlevel.checkpoint()
+        if not messages:
+            raise LocalError("a conversation needs at least one message")
+        tokens: list[int] = []
+        for message in messages:
+            tokens += [TURN_TOKEN, *message.role.encode(), ord("\n"), *message.content.encode(), END_TOKEN]
+        return [*tokens, TURN_TOKEN, *b"assistant\n"]
+
+    @asynccontextmanager
+    async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
+        self.requests.append(request)
+        async with aclosing(self._items(request)) as items:
+            yield items
+
+    async def cache_changes(self) -> CacheChange:
+        await trio.lowlevel.checkpoint()
+        while not self._changes:
+            self._changed = trio.Event()
+            await self._changed.wait()
+        return self._changes.take()
+
+    # --- one request ----------------------------------------------------------------------------------------------
+
+    async def _items(self, request: EngineRequest) -> AsyncGenerator[EngineItem, None]:
+        failure = self._refusal(request)
+        if failure is not None:
+            await trio.lowlevel.checkpoint()
+            yield failure
+            return
+        work, key = _Work(len(request.prompt)), object()
+        fail_after = self._fail_after.pop(0) if self._fail_after else None
+        self._works[id(key)] = work
+        self._load_changed.set()
+        arrived, done = trio.current_time(), False
+        try:
+            async with self._slots, aclosing(self._run(request, work, arrived, fail_after)) as items:
+                work.waiting = False
+                self._load_changed.set()
+                async for item in items:
+                    done = isinstance(item, EngineDone | EngineFailed)
+                    yield item
+        finally:
+            del self._works[id(key)]
+            self._load_changed.set()
+            if not done:
+                self.num_cancelled += 1
+                self._store([*request.prompt, *work.generated])
+
+    def _refusal(self, request: EngineRequest) -> EngineFailed | None:
+        prompt, cells = request.prompt, self.settings.cells
+        if not prompt:
+            return EngineFailed("bad_request", "the prompt has no tokens", False)
+        if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
+            return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
+        if len(prompt) >= cells:
+            return EngineFailed("too_long", f"the prompt has {len(prompt)} tokens, the context {cells}", False)
+        if sum(work.waiting for work in self._works.values()) >= self.settings.max_waiting:
+            return EngineFailed("overloaded", "too many requests are waiting", True)
+        return None
+
+    async def _run(
+        self, request: EngineRequest, work: _Work, arrived: float, fail_after: int | None
+    ) -> AsyncGenerator[EngineItem, None]:
+        """What happens once a slot is free."""
+        epoch, lost = self._epoch, EngineFailed("engine_lost", "the engine process died", True)
+        admitted = trio.current_time()
+        cached, leaf = self._tree.match(request.prompt[:-1])
+        if leaf is not None:
+            self._tree.touch(leaf, admitted)
+        yield EngineAccepted(cached)
+        await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate)
+        work.queued_tokens = 0
+        self._load_changed.set()
+        first = trio.current_time()
+        max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
+        reason = "length"
+        for position in range(max_tokens):
+            if self._epoch != epoch or position == fail_after:
+                yield lost
+                return
+            token = _next_token([*request.prompt, *work.generated], request.sampling)
+            if token == END_TOKEN:
+                reason = "stop"
+                break
+            await _pass_time(1, self.settings.decode_rate)
+            work.generated.append(token)
+            yield EngineTokens([token], bytes([token]))
+        if self._epoch != epoch or fail_after is not None:
+            yield lost
+            return
+        self._store([*request.prompt, *work.generated])
+        now = trio.current_time()
+        usage = Usage(
+            prompt_tokens=len(request.prompt),
+            cached_tokens=cached,
+            completion_tokens=len(work.generated),
+            queue_ms=round(1000 * (admitted - arrived)),
+            prefill_ms=round(1000 * (first - admitted)),
+            decode_ms=round(1000 * (now - first)),
+        )
+        yield EngineDone(reason, usage)
+
+    def _store(self, tokens: Sequence[int]) -> None:
+        """Cache a finished sequence, evicting the least recent leaves beyond ``cells``."""
+        seq_id, self._next_id = self._next_id, self._next_id + 1
+        redundant = self._tree.insert(tokens, seq_id, trio.current_time())
+        if seq_id in redundant:
+            return
+        for gone in redundant:
+            self._changes.evict(gone)
+        self._changes.store(seq_id, tuple(tokens))
+        while self._tree.num_tokens > self.settings.cells:
+            oldest = self._tree.least_recent()
+            assert oldest is not None
+            self._tree.remove(oldest)
+            self._changes.evict(oldest)
+        self._changed.set()
+
+
+async def _pass_time(num_tokens: int, rate: float) -> None:
+    await trio.sleep(num_tokens / rate if rate else 0)
+
+
+def _next_token(tokens: Sequence[int], sampling: Sampling) -> int:
+    """The token after ``tokens``: a hash of them all, and of the seed where the temperature lets it matter."""
+    seed = sampling.seed.to_bytes(4, "little") if sampling.temperature > 0 else b""
+    digest = blake3(pack_tokens(tokens) + seed).digest(length=4)
+    if int.from_bytes(digest[:2], "little") % _STOP_ONE_IN == 0:
+        return END_TOKEN
+    return _LETTERS[digest[2] % len(_LETTERS)]

@@ -1,0 +1,223 @@
+"""What the node and its engine process say to each other over the child's stdin and stdout.
+
+A frame is a 4-byte little-endian length and that many bytes of MessagePack: one tagged array a message. Both ends are
+ours and of one version; the bounds are there so that a stray write cannot make a reader wait for gigabytes.
+Tokens travel packed (``proto.blocks.pack_tokens``).
+"""
+
+import os
+import threading
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from proto.errors import LimitExceeded, LocalError
+from proto.messages import ChatMessage, Usage, Vitals
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""A conversation of several megabytes, or the tokens of a full cache."""
+
+_HEADER_BYTES = 4
+
+
+class _Frame(Struct, frozen=True, array_like=True, tag=True):
+    """Base of all messages."""
+
+
+class Load(_Frame, frozen=True):
+    """First message to the child: what to load. See ``EngineSettings``."""
+
+    model_path: str
+    threads: int
+    cells: int
+    sequences: int
+    slots: int
+    max_waiting: int
+    salt: bytes
+    check: bool
+
+
+class Submit(_Frame, frozen=True):
+    """A request. ``key`` is the parent's own number for it, never used twice."""
+
+    key: int
+    prompt: bytes
+    max_tokens: int
+    temperature: float
+    seed: int
+    resumed_tokens: int
+
+
+class Cancel(_Frame, frozen=True):
+    key: int
+
+
+class Render(_Frame, frozen=True):
+    """Asks for a conversation's tokens."""
+
+    key: int
+    messages: list[ChatMessage]
+
+
+class Spell(_Frame, frozen=True):
+    """Asks for the text of token sequences."""
+
+    key: int
+    sequences: list[bytes]
+
+
+class Loaded(_Frame, frozen=True):
+    """The child serves; facts of the model, see ``ModelInfo``."""
+
+    namespace: bytes
+    context_tokens: int
+    num_vocab: int
+    reuse: str
+
+
+class LoadFailed(_Frame, frozen=True):
+    """The child could not load and exits."""
+
+    message: str
+
+
+class Started(_Frame, frozen=True):
+    key: int
+    cached_tokens: int
+
+
+class Generated(_Frame, frozen=True):
+    key: int
+    tokens: bytes
+    text: bytes
+
+
+class Ended(_Frame, frozen=True):
+    key: int
+    reason: str
+    usage: Usage
+
+
+class Refused(_Frame, frozen=True):
+    key: int
+    code: str
+    message: str
+    retryable: bool
+
+
+class Rendered(_Frame, frozen=True):
+    """``error`` empty: ``tokens`` are the prompt."""
+
+    key: int
+    tokens: bytes
+    error: str
+
+
+class Spelled(_Frame, frozen=True):
+    key: int
+    texts: list[str]
+
+
+class CacheDelta(_Frame, frozen=True):
+    evicted: list[int]
+    stored: list[tuple[int, bytes]]
+    reset: bool
+
+
+class LoadChanged(_Frame, frozen=True):
+    """The engine's load changed."""
+
+    vitals: Vitals
+
+
+ToChild = Load | Submit | Cancel | Render | Spell
+FromChild = Loaded | LoadFailed | Started | Generated | Ended | Refused | Rendered | Spelled | CacheDelta | LoadChanged
+
+_encoder = msgspec.msgpack.Encoder()
+_to_child = msgspec.msgpack.Decoder(ToChild)
+_from_child = msgspec.msgpack.Decoder(FromChild)
+
+
+def encode(message: ToChild | FromChild) -> bytes:
+    """A whole frame. Raises LimitExceeded for one that the reader would refuse."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise LimitExceeded(f"{len(body)} bytes are too much for one engine message, {MAX_FRAME_BYTES} are allowed")
+    return len(body).to_bytes(_HEADER_BYTES, "little") + body
+
+
+class FrameBuffer:
+    """Cuts the child's output into messages, however the pipe chops it."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes | bytearray) -> list[FromChild]:
+        """The messages that ``data`` completes. Raises LocalError for bytes that are no frame."""
+        self._data += data
+        messages, start = [], 0
+        while len(self._data) - start >= _HEADER_BYTES:
+            body = start + _HEADER_BYTES
+            length = _body_length(self._data[start:body])
+            if len(self._data) < body + length:
+                break
+            messages.append(_parse(self._data[body : body + length]))
+            start = body + length
+        del self._data[:start]
+        return messages
+
+
+def _parse(body: bytes | bytearray) -> FromChild:
+    try:
+        message: FromChild = _from_child.decode(body)
+    except msgspec.MsgspecError as exc:
+        raise LocalError(f"the engine process sent nonsense: {exc}") from exc
+    return message
+
+
+def _body_length(header: bytes | bytearray) -> int:
+    length = int.from_bytes(header, "little")
+    if length > MAX_FRAME_BYTES:
+        raise LocalError(f"an engine message claims {length} bytes")
+    return length
+
+
+def read_message(stream: BinaryIO) -> ToChild | None:
+    """The next message to the child, blocking; None at the end, also in the middle of a frame."""
+    header = stream.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return None
+    length = _body_length(header)
+    body = stream.read(length)
+    if len(body) < length:
+        return None
+    message: ToChild = _to_child.decode(body)
+    return message
+
+
+class Replies:
+    """The pipe to the parent, written by both threads. ``put`` collects, ``send`` also writes what was collected."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._buffer = bytearray()
+
+    def put(self, message: FromChild) -> None:
+        with self._lock:
+            self._buffer += encode(message)
+
+    def send(self, message: FromChild) -> None:
+        self.put(message)
+        self.flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            view = memoryview(bytes(self._buffer))
+            self._buffer.clear()
+            while view:
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BrokenPipeError:
+                    os._exit(0)  # The parent is gone.

@@ -1,0 +1,348 @@
+"""The only file that talks to llama.cpp's low-level API. It turns every known misuse into an error, or rules it out.
+
+Why so careful: llama.cpp abort()s on some mistakes (a batch longer than n_batch, an id of 256 or more, a partial copy
+in a cache that is not unified) and silently computes nonsense on others (a copy onto a sequence that is not empty,
+repeated positions, a partial copy in a windowed cache). So after every copy or removal the positions are read back.
+
+Threads: one thread makes every call that takes the context. The vocabulary is immutable: ``tokenize``, ``piece`` and
+the template may be used from any thread at any time. ctypes releases the GIL during calls.
+"""
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as _bindings
+import numpy as np
+from blake3 import blake3
+
+from proto.errors import LocalError
+
+# The bindings are declared by decorators that type checkers cannot see through.
+L: Any = _bindings
+
+MICRO_BATCH_TOKENS = 512
+_LOG_LEVEL_ERROR = 4
+
+MIN_TEMPERATURE = 0.001
+"""Below it sampling is greedy: dividing by less overflows to NaN."""
+
+OK, NO_ROOM, ABORTED = 0, 1, 2
+"""What ``decode`` returns; anything else means that the batch or the context is broken."""
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A run of tokens of one sequence, from position ``start`` on; ``wants_token``: logits of the last."""
+
+    seq_id: int
+    start: int
+    tokens: Sequence[int]
+    wants_token: bool
+
+
+class _Log:
+    """Keeps llama.cpp's last error lines and prints nothing."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=4)
+        self._callback = L.llama_log_callback(self._write)  # Kept: llama.cpp holds a bare pointer.
+        L.llama_log_set(self._callback, None)
+
+    def _write(self, level: int, text: bytes, _data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level == _LOG_LEVEL_ERROR and line:
+            self.errors.append(line)
+
+    def reason(self, fallback: str) -> str:
+        """The first error since the last call, which names the cause; later ones only repeat that loading failed."""
+        line = self.errors[0] if self.errors else fallback
+        self.errors.clear()
+        for prefix in (
+            "gguf_init_from_reader: ",
+            "gguf_init_from_file: ",
+            "llama_model_load: ",
+            "error loading model: ",
+        ):
+            line = line.removeprefix(prefix)
+        return line
+
+
+class AbortFlag:
+    """Stops a running decode from another thread.
+
+    llama.cpp calls back before every graph node. A Python callback would need the GIL there, thousands of times a step,
+    and a busy thread would then stall the computation. libc's ``strlen`` has the right shape: called with the flag's
+    address it returns 0 for an empty string (go on) and 1 for "\\1" (abort).
+    """
+
+    def __init__(self) -> None:
+        self._flag = ctypes.create_string_buffer(2)
+        self.callback = ctypes.cast(ctypes.CDLL(None).strlen, L.ggml_abort_callback)
+        self.address = ctypes.cast(self._flag, ctypes.c_void_p)
+
+    def raise_it(self) -> None:
+        self._flag[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._flag[0] = b"\x00"
+
+
+class Llama:
+    """One loaded model and one context with a unified KV cache of ``num_cells`` cells."""
+
+    def __init__(self, path: Path, *, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> None:
+        """Load. Raises LocalError, in one line, when the file or the sizes are unusable."""
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+        if not 1 <= num_sequences <= 256:
+            raise LocalError(f"llama.cpp holds 1 to 256 sequences, not {num_sequences}")
+        self._log = _Log()
+        L.llama_backend_init()
+        self.offloaded = bool(L.llama_supports_gpu_offload())
+        model_params = L.llama_model_default_params()
+        model_params.n_gpu_layers = -1 if self.offloaded else 0
+        self._model = L.llama_model_load_from_file(os.fsencode(path), model_params)
+        if not self._model:
+            raise LocalError(f"cannot load the model {path}: {self._log.reason('llama.cpp gave no reason')}")
+        self._vocab = L.llama_model_get_vocab(self._model)
+        self._refuse_other_kinds(path)
+        self.abort = AbortFlag()
+        self._context = self._open_context(path, num_cells, num_sequences, num_threads, batch_tokens)
+        self._memory = L.llama_get_memory(self._context)
+        self.num_cells = int(L.llama_n_ctx(self._context))
+        self.batch_tokens = batch_tokens
+        self.num_vocab = int(L.llama_vocab_n_tokens(self._vocab))
+        # Positions beyond the trained context are accepted silently and give wrong output.
+        trained = int(L.llama_model_n_ctx_train(self._model))
+        self.context_tokens = min(self.num_cells, trained) if trained > 0 else self.num_cells
+        self._bind_batch(batch_tokens)
+        self.reuse = self._probe_reuse()
+
+    def _refuse_other_kinds(self, path: Path) -> None:
+        if L.llama_model_has_encoder(self._model) or not L.llama_model_has_decoder(self._model):
+            raise LocalError(f"cannot serve {path}: it is not a decoder-only text model")
+        if L.llama_model_is_diffusion(self._model):
+            raise LocalError(f"cannot serve {path}: diffusion models do not generate token by token")
+
+    def _open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
+        params = L.llama_context_default_params()
+        params.n_ctx = num_cells
+        params.n_batch = batch_tokens
+        params.n_ubatch = min(MICRO_BATCH_TOKENS, batch_tokens)
+        params.n_seq_max = num_sequences
+        params.n_threads = params.n_threads_batch = num_threads
+        params.kv_unified = True  # Otherwise a partial copy between sequences abort()s.
+        params.swa_full = True  # Otherwise a partial copy in a sliding-window model gives an empty sequence.
+        params.no_perf = True
+        params.abort_callback = self.abort.callback
+        params.abort_callback_data = self.abort.address
+        context = None
+        for flash_attention in (1, 0):  # Some models have no flash attention kernel.
+            params.flash_attn_type = flash_attention
+            context = context or L.llama_init_from_model(self._model, params)
+        if not context:
+            reason = self._log.reason(f"no memory for {num_cells} cells?")
+            raise LocalError(f"cannot open a context of {num_cells} cells for {path}: {reason}")
+        return context
+
+    def _bind_batch(self, size: int) -> None:
+        """One batch for the engine's life: llama.cpp reads these arrays, filled anew before each decode."""
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._sequences = np.zeros(size, np.int32)
+        self._outputs = np.zeros(size, np.int8)
+        self._counts = np.ones(size, np.int32)
+        # Entry i points at the one id of row i.
+        self._pointers = self._sequences.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
+        batch = L.llama_batch()
+        for name, array in (
+            ("token", self._tokens),
+            ("pos", self._positions),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._pointers),
+            ("logits", self._outputs),
+        ):
+            kind = dict(L.llama_batch._fields_)[name]
+            setattr(batch, name, ctypes.cast(array.ctypes.data, kind))
+        self._batch = batch
+
+    # --- decoding: the owner thread only --------------------------------------------------------------------------
+
+    def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
+        """Compute ``rows`` in one call. Returns (OK, NO_ROOM, ABORTED or an error) and, for each row, its output index.
+
+        NO_ROOM leaves the cache unchanged. After ABORTED some rows have cells: ask ``end``. The index is what
+        ``Sampler.sample`` takes, -1 for rows that want no token. Raises ValueError for more rows than the batch holds.
+        """
+        length, outputs = 0, []
+        if sum(len(row.tokens) for row in rows) > self.batch_tokens:
+            raise ValueError("more tokens than the batch holds")
+        for row in rows:
+            end = length + len(row.tokens)
+            self._tokens[length:end] = row.tokens
+            self._positions[length:end] = np.arange(row.start, row.start + len(row.tokens))
+            self._sequences[length:end] = row.seq_id
+            self._outputs[length:end] = 0
+            if row.wants_token:
+                self._outputs[end - 1] = 1
+            outputs.append(end - 1 if row.wants_token else -1)
+            length = end
+        self._batch.n_tokens = length
+        return int(L.llama_decode(self._context, self._batch)), outputs
+
+    def end(self, seq_id: int) -> int:
+        """Number of positions that ``seq_id`` has cells for; 0 for an empty sequence. Raises LocalError for a hole."""
+        last = int(L.llama_memory_seq_pos_max(self._memory, seq_id))
+        first = int(L.llama_memory_seq_pos_min(self._memory, seq_id))
+        if last >= 0 and first != 0:
+            raise LocalError(f"sequence {seq_id} begins at position {first}")
+        return last + 1
+
+    def clear(self, seq_id: int) -> None:
+        """Free the cells that only ``seq_id`` uses."""
+        L.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+
+    def clear_all(self) -> None:
+        L.llama_memory_clear(self._memory, True)
+
+    def truncate(self, seq_id: int, length: int) -> bool:
+        """Drop positions from ``length`` on. False when the model cannot; clear the sequence then."""
+        return bool(L.llama_memory_seq_rm(self._memory, seq_id, length, -1)) and self._covers(seq_id, length)
+
+    def copy_prefix(self, source: int, target: int, length: int) -> bool:
+        """Let ``target``, whatever it held, share the first ``length`` cells of ``source``: no cell is used.
+
+        False, with ``target`` empty, when the positions are not exactly 0..length-1 afterwards.
+        """
+        self.clear(target)
+        L.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if self._covers(target, length):
+            return True
+        self.clear(target)
+        return False
+
+    def replace_prefix(self, source: int, target: int, length: int) -> bool:
+        """Give up ``target``'s own cells 0..length-1 for the equal ones of ``source``. False: ``target`` is broken."""
+        end = int(L.llama_memory_seq_pos_max(self._memory, target)) + 1
+        if not L.llama_memory_seq_rm(self._memory, target, 0, length):
+            return False
+        L.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return self._covers(target, end)
+
+    def _covers(self, seq_id: int, length: int) -> bool:
+        last = L.llama_memory_seq_pos_max(self._memory, seq_id)
+        first = L.llama_memory_seq_pos_min(self._memory, seq_id)
+        return bool(last == length - 1 and (first == 0 or length == 0))
+
+    def _probe_reuse(self) -> bool:
+        """Whether prefixes can be shared: by what the model says of itself, then by trying it on eight tokens."""
+        if L.llama_model_is_recurrent(self._model) or L.llama_model_is_hybrid(self._model):
+            return False
+        tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
+        result, _ = self.decode([BatchRow(0, 0, tokens, True)])
+        if result != OK:
+            raise LocalError(f"the model does not decode: {self._log.reason(f'llama_decode returned {result}')}")
+        works = self._covers(0, 8) and self.copy_prefix(0, 1, 5) and self.truncate(1, 3)
+        works = works and self.decode([BatchRow(1, 3, tokens[3:5], True)])[0] == OK and self._covers(1, 5)
+        works = works and self.replace_prefix(0, 1, 4) and self._covers(0, 8)
+        self.clear_all()
+        return works
+
+    # --- vocabulary: any thread -----------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Tokens of ``text`` without any added ones. ``special``: spelled-out control tokens become control tokens."""
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * size)()
+            count = int(L.llama_tokenize(self._vocab, data, len(data), buffer, size, False, special))
+            if count >= 0:
+                return buffer[:count]
+            if count == -(2**31):
+                raise LocalError("the text is too long to tokenize")
+            size = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, empty for control tokens. Raises ValueError for a bad id, which would abort()."""
+        if not 0 <= token < self.num_vocab:
+            raise ValueError(f"token {token} is not in the vocabulary")
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = int(L.llama_token_to_piece(self._vocab, token, buffer, size, 0, False))
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def ends_generation(self, token: int) -> bool:
+        return bool(L.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def chat_template(self) -> str | None:
+        """Text of the model's own Jinja template."""
+        text = L.llama_model_chat_template(self._model, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @property
+    def bos_token(self) -> int | None:
+        """The token that every prompt of this model begins with, if it has one."""
+        return int(L.llama_vocab_bos(self._vocab)) if L.llama_vocab_get_add_bos(self._vocab) else None
+
+    def special_texts(self) -> tuple[str, str]:
+        """Spelling of the begin and end tokens, which templates may ask for."""
+        begin, end = L.llama_vocab_bos(self._vocab), L.llama_vocab_eos(self._vocab)
+        texts = [L.llama_vocab_get_text(self._vocab, token) if token >= 0 else b"" for token in (begin, end)]
+        return texts[0].decode("utf-8", "replace"), texts[1].decode("utf-8", "replace")
+
+    def sampler(self, temperature: float, seed: int, skip: int = 0) -> "Sampler":
+        """A chooser of tokens. ``skip``: tokens of this answer drawn before, elsewhere, with the same seed."""
+        return Sampler(self._context, temperature, seed, skip)
+
+
+class Sampler:
+    """llama.cpp's own chain: greedy at temperature 0, else top-k, top-p, min-p, temperature and a seeded draw."""
+
+    def __init__(self, context: Any, temperature: float, seed: int, skip: int) -> None:
+        self._context = context
+        self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
+        if not temperature >= MIN_TEMPERATURE:  # Also for NaN.
+            L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_greedy())
+            return
+        # llama.cpp's own defaults. Cutting to 40 candidates first also makes a draw several times cheaper.
+        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_k(40))
+        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_p(0.95, 1))
+        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_min_p(0.05, 1))
+        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_temp(temperature))
+        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_dist(seed))
+        for _ in range(skip):
+            self._draw_once()
+
+    def _draw_once(self) -> None:
+        """Advance the random numbers by one choice, so that a resumed answer continues the same stream."""
+        candidates = (L.llama_token_data * 2)((0, 1.0, 0.0), (1, 1.0, 0.0))
+        array = L.llama_token_data_array(candidates, 2, -1, False)
+        L.llama_sampler_apply(self._chain, ctypes.byref(array))
+
+    def sample(self, output: int) -> int:
+        """Choose the token after the row whose output index ``decode`` gave. Raises ValueError for no output."""
+        if output < 0:
+            raise ValueError("that row has no logits")
+        return int(L.llama_sampler_sample(self._chain, self._context, output))
+
+    def close(self) -> None:
+        """Free it. It must not be used afterwards."""
+        if self._chain:
+            L.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def file_digest(path: Path) -> bytes:
+    """BLAKE3 of a file: 0.14 s of CPU for 98 MB."""
+    hasher = blake3()
+    hasher.update_mmap(path)
+    return hasher.digest()

@@ -1,0 +1,323 @@
+"""The engine's step loop: take messages, admit, decode one batch, sample, report.
+
+``Scheduler`` decides, ``Llama`` computes; this file carries decisions out and keeps the two in agreement. Everything
+here runs in the engine process's main thread, the owner of the llama.cpp context.
+"""
+
+import queue
+import time
+from collections.abc import Iterable, Sequence
+
+from node.engine import ipc
+from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama, Sampler
+from node.engine.rates import RateMeter, prefill_budget
+from node.engine.scheduler import Admission, Job, Limits, Refusal, Row, Scheduler
+from proto.blocks import pack_tokens, unpack_tokens
+from proto.messages import Usage, Vitals
+
+VITALS_INTERVAL_S = 0.1
+"""Vitals that change while nothing starts or ends go out at most this often."""
+PREFILL_WINDOW_TOKENS, DECODE_WINDOW_TOKENS = 2048, 256
+
+
+class Answer:
+    """A job's half that needs the model: its sampler and what was not sent yet."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.fresh: list[int] = []
+
+
+class StepLoop:
+    """All requests of one model."""
+
+    def __init__(self, llama: Llama, limits: Limits, replies: ipc.Replies, check: bool) -> None:
+        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel] = queue.SimpleQueue()
+        self.prefilling: frozenset[int] = frozenset()
+        """Keys of the requests whose prompts the running decode computes; the reader looks before it aborts."""
+        self._llama = llama
+        self._scheduler = Scheduler(limits)
+        self._replies = replies
+        self._check = check
+        self._answers: dict[int, Answer] = {}
+        self._options: dict[int, ipc.Submit] = {}
+        self._prefill = RateMeter(PREFILL_WINDOW_TOKENS)
+        self._decode = RateMeter(DECODE_WINDOW_TOKENS)
+        self._vitals_sent: Vitals | None = None
+        self._vitals_sent_s = 0.0
+        self._vitals_due = True
+        self._ended_any = False
+
+    def run(self) -> None:
+        """Serve for ever; the reader thread ends the process."""
+        while True:
+            self.step()
+
+    def step(self) -> None:
+        """One round: messages, admission, one decode call, reports. Blocks while there is nothing to do."""
+        # Cleared before the messages are taken: a cancel that comes later raises it again and stops the decode below.
+        self._llama.abort.clear()
+        self._take_messages()
+        self._admit()
+        rows = self._plan()
+        if rows:
+            self._compute(rows)
+        self._report()
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _take_messages(self) -> None:
+        idle = not self._scheduler.running and not self._scheduler.waiting
+        while idle or not self.inbox.empty():
+            message = self.inbox.get()
+            idle = False
+            if isinstance(message, ipc.Submit):
+                self._submit(message)
+            else:
+                self._cancel(message.key)
+
+    def _submit(self, message: ipc.Submit) -> None:
+        prompt = unpack_tokens(message.prompt)
+        outcome = self._scheduler.submit(message.key, prompt, message.max_tokens, time.monotonic())
+        if isinstance(outcome, Refusal):
+            self._replies.put(ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable))
+        else:
+            self._options[message.key] = message
+        self._vitals_due = True
+
+    def _cancel(self, key: int) -> None:
+        for job in self._scheduler.running:
+            if job.key == key:
+                self._finish(job, "cancelled")
+                return
+        for job in self._scheduler.waiting:
+            if job.key == key:
+                self._scheduler.withdraw(job)
+                self._say_ended(job, "cancelled", time.monotonic())
+                return
+
+    def _admit(self) -> None:
+        while (admission := self._scheduler.admit(time.monotonic())) is not None:
+            job = admission.job
+            if not self._occupy(admission):
+                self._clear(self._scheduler.forget_match(job))
+                continue
+            options = self._options[job.key]
+            skip = min(options.resumed_tokens, len(job.prompt))
+            sampler = self._llama.sampler(options.temperature, options.seed, skip)
+            self._answers[job.key] = Answer(sampler)
+            self._replies.put(ipc.Started(job.key, job.cached_tokens))
+            self._vitals_due = True
+
+    def _occupy(self, admission: Admission) -> bool:
+        """Give the job's sequence exactly the cells of the prefix it reuses. False: the sequence is broken."""
+        target, source = admission.job.seq_id, admission.source
+        assert target is not None
+        # Copy before clearing: the source itself may go. The job may even have got the source's id, or that of another
+        # evicted leaf, whose cells copy_prefix clears.
+        if source is None:
+            self._llama.clear(target)
+            occupied = True
+        elif source == target:
+            occupied = self._llama.truncate(target, admission.length)
+        else:
+            occupied = self._llama.copy_prefix(source, target, admission.length)
+        self._clear(seq_id for seq_id in admission.cleared if seq_id != target)
+        return occupied
+
+    def _finish(self, job: Job, reason: str) -> None:
+        """End a running job, cache what it computed, tell the parent."""
+        now = time.monotonic()
+        if not self._share(job):
+            self._abandon("the cache lost a sequence")
+            return
+        self._clear(self._scheduler.finish(job, now))
+        self._say_fresh(job)
+        self._say_cache()
+        self._say_ended(job, reason, now)
+
+    def _fail(self, job: Job, code: str, message: str, retryable: bool) -> None:
+        """Tell the parent that a job that already left the scheduler was not answered."""
+        self._forget(job)
+        self._replies.put(ipc.Refused(job.key, code, message, retryable))
+
+    def _abandon(self, why: str) -> None:
+        """Start over with an empty cache: what the cells hold is not known any more."""
+        for job in self._scheduler.abandon():
+            self._fail(job, "internal", why, True)
+        self._llama.clear_all()
+        self._say_cache()
+
+    def _forget(self, job: Job) -> None:
+        answer = self._answers.pop(job.key, None)
+        if answer is not None:
+            answer.sampler.close()
+        self._options.pop(job.key, None)
+        self._vitals_due = self._ended_any = True
+
+    # --- one decode call ------------------------------------------------------------------------------------------
+
+    def _plan(self) -> list[Row]:
+        running = self._scheduler.running
+        decoding = any(not job.remaining_prefill for job in running)
+        rows = self._scheduler.plan(prefill_budget(self._prefill.rate, decoding, self._scheduler.limits.batch_tokens))
+        self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
+        return rows
+
+    def _compute(self, rows: Sequence[Row]) -> None:
+        batch = []
+        for row in rows:
+            assert row.job.seq_id is not None
+            batch.append(BatchRow(row.job.seq_id, row.start, row.tokens, row.wants_token))
+        began = time.monotonic()
+        result, outputs = self._llama.decode(batch)
+        seconds = time.monotonic() - began
+        if result == NO_ROOM:
+            self._make_room()
+        elif result == ABORTED:
+            self._resync(rows)
+        elif result != OK:
+            self._abandon(f"llama.cpp could not decode ({result})")
+        else:
+            self._measure(rows, seconds)
+            self._accept(rows, outputs)
+
+    def _accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
+        """Take the result of a decode call: positions, then tokens, then what others may share."""
+        chosen = []
+        for row, output in zip(rows, outputs, strict=True):
+            row.job.num_computed += row.count
+            if row.wants_token:
+                chosen.append((row.job, self._answers[row.job.key].sampler.sample(output)))
+        for job, token in chosen:
+            self._generated(job, token)
+        for job in self._scheduler.publishable():
+            if not self._share(job):
+                self._abandon("the cache lost a sequence")
+                return
+            self._clear(self._scheduler.publish(job, time.monotonic()))
+
+    def _generated(self, job: Job, token: int) -> None:
+        if job.seq_id is None:
+            return  # Abandoned a moment ago.
+        if job.first_token_s is None:
+            job.first_token_s = time.monotonic()
+        if self._llama.ends_generation(token):
+            self._finish(job, "stop")
+            return
+        job.tokens.append(token)
+        self._answers[job.key].fresh.append(token)
+        if job.num_generated >= job.max_tokens:
+            self._finish(job, "length")
+
+    def _share(self, job: Job) -> bool:
+        """Give up the job's duplicates of cells that the tree has. False: the sequence is broken."""
+        shareable = self._scheduler.shareable(job)
+        if shareable is None:
+            return True
+        source, length = shareable
+        assert job.seq_id is not None
+        return self._llama.replace_prefix(source, job.seq_id, length)
+
+    def _make_room(self) -> None:
+        """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
+        seq_id = self._scheduler.evict_one()
+        if seq_id is not None:
+            self._clear([seq_id])
+            return
+        job = self._scheduler.running[-1]
+        self._clear(self._scheduler.finish(job, time.monotonic()))
+        self._fail(job, "overloaded", "the KV cache is full", True)
+
+    def _resync(self, rows: Sequence[Row]) -> None:
+        """After an abort: keep the whole micro-batches that were finished, but redo the rows whose logits are lost."""
+        for row in rows:
+            job = row.job
+            assert job.seq_id is not None
+            end = row.start + row.count
+            kept = min(self._llama.end(job.seq_id), end - 1 if row.wants_token else end)
+            job.num_computed = max(row.start, kept)
+            if not self._llama.truncate(job.seq_id, job.num_computed):
+                self._abandon("the cache lost a sequence")
+                return
+
+    def _clear(self, seq_ids: Iterable[int]) -> None:
+        for seq_id in seq_ids:
+            self._llama.clear(seq_id)
+
+    # --- reports --------------------------------------------------------------------------------------------------
+
+    def _measure(self, rows: Sequence[Row], seconds: float) -> None:
+        """Share a step's time between prefill and decode by rows: in one batch a row costs about the same."""
+        num_decode = sum(1 for row in rows if not row.job.remaining_prefill)
+        num_rows = sum(row.count for row in rows)
+        if num_decode:
+            self._decode.add(num_decode, seconds * num_decode / num_rows)
+        if num_rows > num_decode:
+            self._prefill.add(num_rows - num_decode, seconds * (num_rows - num_decode) / num_rows)
+
+    def _report(self) -> None:
+        """Send what this step produced."""
+        for job in self._scheduler.running:
+            self._say_fresh(job)
+        self._say_cache()
+        vitals = self._vitals()
+        now = time.monotonic()
+        if vitals != self._vitals_sent and (self._vitals_due or now - self._vitals_sent_s >= VITALS_INTERVAL_S):
+            self._vitals_sent, self._vitals_sent_s, self._vitals_due = vitals, now, False
+            self._replies.put(ipc.LoadChanged(vitals))
+        self._replies.flush()
+        if self._check and self._ended_any:
+            self._ended_any = False
+            self.check_invariants()
+
+    def _vitals(self) -> Vitals:
+        scheduler = self._scheduler
+        return Vitals(
+            queued_tokens=scheduler.queued_tokens(),
+            active_requests=len(scheduler.running),
+            waiting_requests=len(scheduler.waiting),
+            slots=scheduler.limits.slots,
+            prefill_rate=round(self._prefill.rate),
+            decode_rate=round(self._decode.rate),
+        )
+
+    def _say_fresh(self, job: Job) -> None:
+        answer = self._answers.get(job.key)
+        if answer is not None and answer.fresh:
+            text = b"".join(self._llama.piece(token) for token in answer.fresh)
+            self._replies.put(ipc.Generated(job.key, pack_tokens(answer.fresh), text))
+            answer.fresh.clear()
+
+    def _say_cache(self) -> None:
+        if self._scheduler.changes:
+            change = self._scheduler.changes.take()
+            stored = [(seq_id, pack_tokens(tokens)) for seq_id, tokens in change.stored]
+            self._replies.put(ipc.CacheDelta(list(change.evicted), [], change.reset))
+            for leaf in stored:  # One a frame: all leaves of a large cache would exceed the frame's bound.
+                self._replies.put(ipc.CacheDelta([], [leaf], False))
+
+    def _say_ended(self, job: Job, reason: str, now: float) -> None:
+        admitted = job.admitted_s or now
+        first = job.first_token_s or now
+        usage = Usage(
+            prompt_tokens=len(job.prompt),
+            cached_tokens=job.cached_tokens,
+            completion_tokens=job.num_generated,
+            queue_ms=round(1000 * (admitted - job.arrived_s)),
+            prefill_ms=round(1000 * (first - admitted)),
+            decode_ms=round(1000 * (now - first)),
+        )
+        self._forget(job)
+        self._replies.put(ipc.Ended(job.key, reason, usage))
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the scheduler's picture and llama.cpp's cells differ. Call between steps."""
+        scheduler = self._scheduler
+        scheduler.check_invariants()
+        expected = {seq_id: len(scheduler.tree.tokens_of(seq_id)) for seq_id in scheduler.tree.seq_ids()}
+        expected |= {job.seq_id: job.num_computed for job in scheduler.running if job.seq_id is not None}
+        for seq_id in range(scheduler.limits.num_sequences):
+            length = self._llama.end(seq_id)
+            assert length == expected.get(seq_id, 0), f"sequence {seq_id}: {length} cells, expected {expected}"
+        assert self._answers.keys() == {job.key for job in scheduler.running}, "answers without jobs"

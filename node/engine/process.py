@@ -1,0 +1,444 @@
+"""The engine as the node sees it: a supervised child process that runs ``worker.py``.
+
+llama.cpp ends its process on some errors and Python cannot catch that, so it runs in a child. When the child dies, the
+requests in flight end with ``engine_lost``, the prefix cache is reported lost, and a new child is started after a pause
+that doubles while it keeps dying.
+
+Back-pressure: the child never waits for a slow reader of one answer. Tokens that nobody took yet are joined into one
+item, which ``max_tokens`` bounds.
+"""
+
+import itertools
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+import node
+from node.engine import ipc
+from node.engine.changes import ChangeLog
+from node.engine.engine import (
+    CacheChange,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+    ModelInfo,
+)
+from node.engine.models import check_gguf
+from node.engine.stream import AnswerStream
+from proto.blocks import pack_tokens, unpack_tokens
+from proto.errors import LimitExceeded, LocalError
+from proto.messages import ChatMessage, Vitals
+
+log = logging.getLogger("mycelia.engine")
+
+MAX_IN_FLIGHT = 1024
+"""Requests the child may know of at once; far above its own queue's bound, it only bounds the pipe."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
+"""Pause before a dead child is started again; it doubles each time until a request ends well."""
+CLOSE_GRACE_S = 2.0
+CALL_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What to load and how large."""
+
+    model_path: Path
+    model_name: str = ""
+    """The name users give; empty: the file's stem."""
+    threads: int | None = None
+    """None: every core this process may use. Nodes that share a machine should share its cores: barriers between more
+    threads than cores are slow."""
+    cells: int = 8192
+    """Tokens the KV cache holds, over all requests and cached prefixes."""
+    slots: int = 8
+    """Requests that run at once: throughput still grows at 8 on two cores."""
+    sequences: int = 64
+    """llama.cpp's sequence ids: running requests plus cached leaves; 256 at most."""
+    max_waiting: int = 64
+    """Queued requests; more are refused as overloaded."""
+    salt: bytes = b""
+    """The swarm's salt: part of the namespace."""
+    check: bool = False
+    """Check all invariants after every request (slow, for tests)."""
+
+    def __post_init__(self) -> None:
+        if self.cells < 1 or self.slots < 1 or self.max_waiting < 1 or (self.threads is not None and self.threads < 1):
+            raise LocalError("cells, slots, max_waiting and threads must be at least 1")
+        if not 2 * self.slots < self.sequences <= 256:
+            raise LocalError(f"sequences must be more than twice the {self.slots} slots and at most 256")
+
+    @property
+    def num_threads(self) -> int:
+        return self.threads or usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Call:
+    """One question to the child's vocabulary."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: ipc.Rendered | ipc.Spelled | None = None
+
+
+class ProcessEngine:
+    """An ``Engine`` in a child process. Made by ``open_engine``."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._info: ModelInfo | None = None
+        self._keys = itertools.count()
+        self._streams: dict[int, AnswerStream] = {}
+        self._calls: dict[int, _Call] = {}
+        self._outbox: trio.MemorySendChannel[bytes] | None = None
+        self._running = trio.Event()
+        self._load_error = ""
+        self._vitals = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
+        self._vitals_told = self._vitals
+        self._vitals_changed = trio.Event()
+        self._changes = ChangeLog()
+        self._changed = trio.Event()
+        self._pause_s = FIRST_PAUSE_S
+        self._last_words: deque[str] = deque(maxlen=20)
+        self.pid: int | None = None
+        """Process id of the present child, for tests and diagnostics."""
+        self.num_restarts = 0
+        self.start_error = ""
+
+    # --- the Engine interface -------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        assert self._info is not None, "open_engine hands out loaded engines only"
+        return self._info
+
+    def vitals(self) -> Vitals:
+        """The load as the child last reported it; no slots while it is down."""
+        return self._vitals
+
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """See ``Engine.tokenize_chat``. Survives one restart of the child; LocalError after a second."""
+        answer = await self._call(lambda key: ipc.Render(key, list(messages)))
+        assert isinstance(answer, ipc.Rendered)
+        if answer.error:
+            raise LocalError(answer.error)
+        return unpack_tokens(answer.tokens)
+
+    async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """See ``Engine.detokenize``."""
+        answer = await self._call(lambda key: ipc.Spell(key, [pack_tokens(tokens) for tokens in sequences]))
+        assert isinstance(answer, ipc.Spelled)
+        return answer.texts
+
+    async def _call(self, question: Callable[[int], ipc.ToChild]) -> ipc.Rendered | ipc.Spelled:
+        for _ in range(CALL_ATTEMPTS):
+            await self._running.wait()
+            key, call = next(self._keys), _Call()
+            self._calls[key] = call
+            try:
+                self._send(question(key))
+                await call.done.wait()
+            except LimitExceeded as exc:
+                raise LocalError(str(exc)) from exc
+            finally:
+                self._calls.pop(key, None)
+            if call.answer is not None:
+                return call.answer
+        raise LocalError("the engine died while it looked at the text")
+
+    @asynccontextmanager
+    async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
+        """See ``Engine.generate``."""
+        key, stream = next(self._keys), AnswerStream()
+        failure = self._submit(key, request)
+        if failure is not None:
+            stream.put(failure)
+        else:
+            self._streams[key] = stream
+        try:
+            yield stream
+        finally:
+            self._streams.pop(key, None)
+            if not stream.ended and self._outbox is not None:
+                self._send(ipc.Cancel(key))
+
+    async def vitals_changes(self) -> Vitals:
+        """See ``Engine.vitals_changes``."""
+        await trio.lowlevel.checkpoint()
+        while self._vitals == self._vitals_told:
+            self._vitals_changed = trio.Event()
+            await self._vitals_changed.wait()
+        self._vitals_told = self._vitals
+        return self._vitals
+
+    def _set_vitals(self, vitals: Vitals) -> None:
+        self._vitals = vitals
+        self._vitals_changed.set()
+
+    async def cache_changes(self) -> CacheChange:
+        """See ``Engine.cache_changes``."""
+        await trio.lowlevel.checkpoint()
+        while not self._changes:
+            self._changed = trio.Event()
+            await self._changed.wait()
+        return self._changes.take()
+
+    def _submit(self, key: int, request: EngineRequest) -> EngineFailed | None:
+        if self._outbox is None:
+            return EngineFailed("engine_lost", "the engine is restarting", True)
+        if len(self._streams) >= MAX_IN_FLIGHT:
+            return EngineFailed("overloaded", f"{MAX_IN_FLIGHT} requests are in flight", True)
+        sampling = request.sampling
+        try:
+            prompt = pack_tokens(request.prompt)
+        except (OverflowError, TypeError):
+            return EngineFailed("bad_request", "token ids are integers from 0 to 2^32 - 1", False)
+        message = ipc.Submit(
+            key, prompt, sampling.max_tokens, sampling.temperature, sampling.seed, request.resumed_tokens
+        )
+        try:
+            self._send(message)
+        except LimitExceeded:
+            return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
+        return None
+
+    def _send(self, message: ipc.ToChild) -> None:
+        assert self._outbox is not None
+        self._outbox.send_nowait(ipc.encode(message))
+
+    # --- the child ------------------------------------------------------------------------------------------------
+
+    async def supervise(self, first_start: trio.Event) -> None:
+        """Keep a child running until cancelled.
+
+        Sets ``first_start`` when the first child has loaded, or has failed to: then ``start_error`` says why, and this
+        returns.
+        """
+        await self._run_child(first_start.set)
+        if self._info is None:
+            self.start_error = self._load_error or self._death("the engine process died while it loaded the model")
+            first_start.set()
+            return
+        while True:
+            log.warning("%s; starting it again in %.2f s", self._death("the engine process died"), self._pause_s)
+            await trio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self.num_restarts += 1
+            await self._run_child(lambda: None)
+
+    def _death(self, what: str) -> str:
+        """One line on how the child ended, with its last words."""
+        words = self._load_error or (self._last_words[-1] if self._last_words else "")
+        return f"{what} ({words})" if words else what
+
+    async def _run_child(self, on_loaded: Callable[[], None]) -> None:
+        """Start a child, serve it until it ends, clean up after it."""
+        self._load_error = ""
+        self._last_words.clear()
+        try:
+            child = await trio.lowlevel.open_process(
+                [sys.executable, "-P", "-m", "node.engine.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_child_environment(),
+            )
+        except OSError as exc:  # Out of memory or processes: it may pass.
+            self._load_error = f"cannot start the engine process: {exc}"
+            return
+        assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+        self.pid = child.pid
+        send, receive = trio.open_memory_channel[bytes](math.inf)
+        try:
+            async with trio.open_nursery() as nursery:
+                words_end = trio.Event()
+                nursery.start_soon(self._keep_last_words, child.stderr, words_end)
+                nursery.start_soon(_write_all, receive, child.stdin)
+                send.send_nowait(ipc.encode(self._load_message()))
+                await self._read(child.stdout, send, on_loaded)
+                with trio.move_on_after(CLOSE_GRACE_S):
+                    await words_end.wait()  # A dead child's stderr ends too; what it says there is why it died.
+                nursery.cancel_scope.cancel()
+        finally:
+            self._lose_child()
+            with trio.CancelScope(shield=True):
+                await _end(child)
+
+    def _load_message(self) -> ipc.Load:
+        settings = self._settings
+        return ipc.Load(
+            model_path=str(settings.model_path),
+            threads=settings.num_threads,
+            cells=settings.cells,
+            sequences=settings.sequences,
+            slots=settings.slots,
+            max_waiting=settings.max_waiting,
+            salt=settings.salt,
+            check=settings.check,
+        )
+
+    async def _read(
+        self, stdout: trio.abc.ReceiveStream, outbox: trio.MemorySendChannel[bytes], on_loaded: Callable[[], None]
+    ) -> None:
+        """Handle the child's messages until it ends or talks nonsense."""
+        frames = ipc.FrameBuffer()
+        try:
+            async for data in stdout:
+                for message in frames.feed(data):
+                    if isinstance(message, ipc.Loaded):
+                        self._loaded(message, outbox)
+                        on_loaded()
+                    else:
+                        self._handle(message)
+        except LocalError as exc:
+            self._load_error = str(exc)
+
+    def _loaded(self, message: ipc.Loaded, outbox: trio.MemorySendChannel[bytes]) -> None:
+        settings = self._settings
+        info = ModelInfo(
+            name=settings.model_name or settings.model_path.stem,
+            namespace=message.namespace,
+            context_tokens=message.context_tokens,
+            num_vocab=message.num_vocab,
+            reuse=message.reuse,
+        )
+        if self._info is not None and self._info != info:
+            raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
+        self._info = info
+        self._outbox = outbox
+        self._running.set()
+
+    def _handle(self, message: ipc.FromChild) -> None:
+        match message:
+            case ipc.LoadFailed():
+                self._load_error = message.message
+            case ipc.LoadChanged():
+                self._set_vitals(message.vitals)
+            case ipc.CacheDelta():
+                stored = [(seq_id, unpack_tokens(tokens)) for seq_id, tokens in message.stored]
+                self._add_change(CacheChange(stored=stored, evicted=message.evicted, reset=message.reset))
+            case ipc.Rendered() | ipc.Spelled():
+                call = self._calls.get(message.key)
+                if call is not None:
+                    call.answer = message
+                    call.done.set()
+            case ipc.Started():
+                self._deliver(message.key, EngineAccepted(message.cached_tokens))
+            case ipc.Generated():
+                self._deliver(message.key, EngineTokens(unpack_tokens(message.tokens), message.text))
+            case ipc.Refused():
+                self._deliver(message.key, EngineFailed(message.code, message.message, message.retryable))
+            case ipc.Ended():
+                self._pause_s = FIRST_PAUSE_S
+                self._deliver(message.key, EngineDone(message.reason, message.usage))
+
+    def _deliver(self, key: int, item: EngineItem) -> None:
+        stream = self._streams.get(key)
+        if stream is not None:  # Else its reader has left; the child learns by the cancel.
+            stream.put(item)
+
+    def _add_change(self, change: CacheChange) -> None:
+        self._changes.add(change)
+        self._changed.set()
+
+    def _lose_child(self) -> None:
+        """End what was in flight and forget the cache."""
+        was_loaded = self._outbox is not None
+        self._outbox, self.pid = None, None
+        self._running = trio.Event()
+        self._set_vitals(Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0))
+        for stream in self._streams.values():
+            stream.put(EngineFailed("engine_lost", "the engine process died", True))
+        self._streams.clear()
+        for call in self._calls.values():
+            call.done.set()
+        if was_loaded:
+            self._add_change(CacheChange(stored=(), evicted=(), reset=True))
+
+    async def _keep_last_words(self, stderr: trio.abc.ReceiveStream, end: trio.Event) -> None:
+        """Log what the child says besides the protocol, and remember the end of it for the report of its death."""
+        rest = b""
+        async for data in stderr:
+            *lines, rest = (rest + data)[-65_536:].split(b"\n")
+            for line in lines:
+                text = line.decode("utf-8", "replace").strip()
+                if text:
+                    self._last_words.append(text)
+                    log.debug("engine process: %s", text)
+        end.set()
+
+
+def _child_environment() -> dict[str, str]:
+    """The parent's environment, plus what keeps llama.cpp from spinning and from starting a debugger."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    environment.setdefault("GGML_NO_BACKTRACE", "1")
+    # The child must import the code that runs here, from wherever the node was started.
+    root = str(Path(node.__path__[0]).parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    return environment
+
+
+async def _write_all(receive: trio.MemoryReceiveChannel[bytes], stdin: trio.abc.SendStream) -> None:
+    try:
+        async for frame in receive:
+            await stdin.send_all(frame)
+    except trio.BrokenResourceError:
+        pass  # The child died; the reader sees it too.
+
+
+async def _end(child: trio.Process) -> None:
+    """Close stdin, which ends the child; kill it when that takes too long."""
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    await child.stdin.aclose()
+    with trio.move_on_after(CLOSE_GRACE_S):
+        await child.wait()
+    if child.returncode is None:
+        child.kill()
+        await child.wait()
+    await child.stdout.aclose()
+    await child.stderr.aclose()
+
+
+@asynccontextmanager
+async def open_engine(settings: EngineSettings) -> AsyncIterator[ProcessEngine]:
+    """A loaded engine for the duration of the block; leaving it ends the child.
+
+    Raises LocalError, in one line, when the model cannot be loaded at the first start.
+    """
+    check_gguf(settings.model_path)
+    engine, first_start = ProcessEngine(settings), trio.Event()
+    body_error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.supervise, first_start)
+        await first_start.wait()
+        if not engine.start_error:
+            # The block's own exception must not come out wrapped in the nursery's group.
+            try:
+                yield engine
+            except BaseException as exc:  # noqa: BLE001 - raised again below
+                body_error = exc
+            nursery.cancel_scope.cancel()
+    if engine.start_error:
+        raise LocalError(engine.start_error)
+    if body_error is not None:
+        raise body_error

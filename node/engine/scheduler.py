@@ -1,0 +1,412 @@
+"""Who runs next, and where its tokens live: every decision of the engine that needs no llama.cpp.
+
+Theory. The KV cache is one pool of ``num_cells`` cells. A cell belongs to the prefix tree (shared by any number of
+sequences) or to one running request. At admission a request reserves every cell it can ever need beyond the prefix it
+shares, so a decode never finds the pool full. When a request's tokens enter the tree, its reservation shrinks by what
+the tree then holds for it. With ``own(r) = limit(r) - shared(r)`` the invariant is
+
+    tree.num_tokens + sum of own(r) over running requests  <=  num_cells
+
+It holds for the real cells because the worker, before it inserts a request's tokens, swaps the request's duplicates of
+cells that the tree has for the tree's (``shareable``).
+
+A running request pins the leaf whose cells it shares, so that the tree keeps counting them. A leaf's id may be the id
+of a running request (its prompt is published as soon as it is computed, so that others can share it at once): such a
+leaf is pinned by that request.
+
+A request that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix
+instead of computing it again, at most once.
+
+Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from node.engine.changes import ChangeLog
+from proto.radix import RadixTree, common_prefix
+
+MIN_SHARED_TOKENS = 32
+"""Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds that the scheduler decides within."""
+
+    num_cells: int
+    context_tokens: int
+    """Longest prompt plus answer; at most ``num_cells``."""
+    num_vocab: int
+    num_sequences: int = 64
+    slots: int = 8
+    """Requests that run at once. Each may pin one cached leaf, so ``num_sequences`` must exceed twice this."""
+    max_waiting: int = 64
+    batch_tokens: int = 2048
+    """Rows of one decode call."""
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.context_tokens <= self.num_cells:
+            raise ValueError("context_tokens must be between 1 and num_cells")
+        if not 0 < 2 * self.slots < self.num_sequences:
+            raise ValueError("num_sequences must exceed twice the slots")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request cannot be taken; the fields are those of ``EngineFailed``."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way. ``tokens`` is the prompt plus what was generated; cells exist for ``num_computed``."""
+
+    key: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+    arrived_s: float
+    tokens: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    cached_tokens: int = 0
+    shared_tokens: int = 0
+    """How many of its tokens the tree holds and counts, by way of the pinned leaf."""
+    expected_cached: int = 0
+    """While it waits: how much of its prompt the tree held when it came, or that it waits for."""
+    seq_id: int | None = None
+    pinned: int | None = None
+    waited: bool = False
+    awaits: "Job | None" = None
+    awaited_tokens: int = 0
+    """The prefix it waits for ``awaits`` to compute."""
+    may_share: bool = True
+    admitted_s: float = 0.0
+    first_token_s: float | None = None
+
+    @property
+    def limit_tokens(self) -> int:
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def own_cells(self) -> int:
+        return self.limit_tokens - self.shared_tokens
+
+    @property
+    def remaining_prefill(self) -> int:
+        return max(0, len(self.prompt) - self.num_computed)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.prompt)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A job starts. The worker copies first, then clears: ``source`` may be among ``cleared``."""
+
+    job: Job
+    source: int | None
+    length: int
+    cleared: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of one job's tokens to decode; positions start at ``start``. ``wants_token``: sample after the last."""
+
+    job: Job
+    start: int
+    count: int
+    wants_token: bool
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.job.tokens[self.start : self.start + self.count]
+
+
+class Scheduler:
+    """Queue, running set, sequence ids and the prefix tree."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.tree = RadixTree()
+        self.changes = ChangeLog()
+        self.running: list[Job] = []
+        """In order of admission."""
+        self.waiting: deque[Job] = deque()
+        self._free_ids = list(range(limits.num_sequences - 1, -1, -1))
+
+    # --- arrival --------------------------------------------------------------------------------------------------
+
+    def submit(self, key: int, prompt: Sequence[int], max_tokens: int, now: float) -> Job | Refusal:
+        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves."""
+        limits = self.limits
+        if not prompt:
+            return Refusal("bad_request", "the prompt has no tokens", False)
+        if not 0 <= min(prompt) <= max(prompt) < limits.num_vocab:
+            return Refusal("bad_request", f"token ids must be below {limits.num_vocab}", False)
+        if max_tokens < 1:
+            return Refusal("bad_request", "max_tokens must be at least 1", False)
+        room = limits.context_tokens - len(prompt)
+        if room < 1:
+            text = f"the prompt has {len(prompt)} tokens, the context holds {limits.context_tokens} with the answer"
+            return Refusal("too_long", text, False)
+        if len(self.waiting) >= limits.max_waiting:
+            return Refusal("overloaded", f"{len(self.waiting)} requests are waiting already", True)
+        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt))
+        job.expected_cached = self._match(job)[0]
+        self.waiting.append(job)
+        return job
+
+    # --- admission ------------------------------------------------------------------------------------------------
+
+    def admit(self, now: float) -> Admission | None:
+        """Start the first waiting job that can run now; call again until it returns None."""
+        if len(self.running) >= self.limits.slots:
+            return None
+        for job in self.waiting:
+            if self._still_waits(job):
+                continue
+            length, source = self._match(job)
+            if self._should_wait(job, length):
+                continue
+            admission = self._start(job, source, length, now)
+            if admission is not None:
+                self.waiting.remove(job)
+            # A job that lacks cells keeps its turn: later, smaller ones must not starve it.
+            return admission
+        return None
+
+    def _match(self, job: Job) -> tuple[int, int | None]:
+        """The longest reusable prefix; the last prompt token is always computed, for its logits."""
+        if not (self.limits.reuse and job.may_share):
+            return 0, None
+        return self.tree.match(job.prompt[:-1])
+
+    def _still_waits(self, job: Job) -> bool:
+        if job.awaits is not None and job.awaits in self.running:
+            return job.awaits.shared_tokens < job.awaited_tokens
+        return False
+
+    def _should_wait(self, job: Job, length: int) -> bool:
+        """True when another job computes a clearly longer prefix of this one than the tree has."""
+        job.awaits = None
+        if job.waited or not (self.limits.reuse and job.may_share):
+            return False
+        for other in self.running:
+            overlap = common_prefix(job.prompt[:-1], other.prompt)
+            if overlap - length >= MIN_SHARED_TOKENS and other.shared_tokens < overlap:
+                job.awaits, job.awaited_tokens, job.waited = other, overlap, True
+                job.expected_cached = overlap
+                return True
+        return False
+
+    def _start(self, job: Job, source: int | None, length: int, now: float) -> Admission | None:
+        """Reserve an id and cells for ``job``, evicting as needed. None when the running jobs leave too little."""
+        pinned = source
+        if pinned is not None:
+            self.tree.pin(pinned)
+        if not self._can_free(job.limit_tokens - length):
+            # The leaf it shares may be what fills the cache. Then take over its prefix and let the leaf go.
+            if pinned is not None:
+                self.tree.unpin(pinned)
+                pinned = None
+            if not self._can_free(job.limit_tokens):
+                return None
+        job.shared_tokens = length if pinned is not None else 0
+        cleared = self._make_room(job.own_cells)
+        job.seq_id = self._free_ids.pop()
+        job.pinned, job.admitted_s = pinned, now
+        job.cached_tokens = job.num_computed = length
+        if pinned is not None:
+            self.tree.touch(pinned, now)
+        self.running.append(job)
+        return Admission(job, source, length, cleared)
+
+    def _reserved(self) -> int:
+        return sum(job.own_cells for job in self.running)
+
+    def _can_free(self, num_cells: int) -> bool:
+        """Whether evicting every unpinned leaf leaves ``num_cells`` cells and a sequence id."""
+        has_id = bool(self._free_ids) or self.tree.least_recent() is not None
+        return has_id and self.limits.num_cells - self._reserved() - self.tree.pinned_tokens() >= num_cells
+
+    def _make_room(self, num_cells: int) -> list[int]:
+        """Evict until ``num_cells`` cells and an id are free; returns the sequences to clear."""
+        cleared: list[int] = []
+        while not self._free_ids or self.limits.num_cells - self._reserved() - self.tree.num_tokens < num_cells:
+            seq_id = self.evict_one()
+            assert seq_id is not None, "checked by _can_free"
+            cleared.append(seq_id)
+        return cleared
+
+    def evict_one(self) -> int | None:
+        """Evict the least recent unpinned leaf; returns the sequence to clear, None when there is none."""
+        seq_id = self.tree.least_recent()
+        if seq_id is not None:
+            self.tree.remove(seq_id)
+            self.changes.evict(seq_id)
+            self._free_ids.append(seq_id)
+        return seq_id
+
+    def forget_match(self, job: Job) -> list[int]:
+        """The prefix could not be copied after all: the job goes back to the queue's head, to compute all of it."""
+        assert job.seq_id is not None
+        self._pin(job, None, 0)
+        self.running.remove(job)
+        job.cached_tokens = job.num_computed = 0
+        job.expected_cached, job.may_share = 0, False
+        self.waiting.appendleft(job)
+        cleared, job.seq_id = job.seq_id, None
+        self._free_ids.append(cleared)
+        return [cleared]
+
+    def abandon(self) -> list[Job]:
+        """Forget the whole cache and every running job, which is returned: nothing in the cells can be trusted."""
+        abandoned, self.running = self.running, []
+        for job in abandoned:
+            job.seq_id = job.pinned = None
+        self.tree.clear()
+        self.changes.reset()
+        self._free_ids = list(range(self.limits.num_sequences - 1, -1, -1))
+        return abandoned
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def plan(self, prefill_tokens: int) -> list[Row]:
+        """The rows of the next decode call: one per decoding job, then prefill chunks of ``prefill_tokens`` in all.
+
+        Half of the prefill goes to the job admitted first, so that none starves; the rest goes to the jobs with the
+        least left, so that a short prompt does not wait for a long one.
+        """
+        rows = [Row(job, job.num_computed, 1, True) for job in self.running if not job.remaining_prefill]
+        prefilling = [job for job in self.running if job.remaining_prefill]
+        budget = min(prefill_tokens, self.limits.batch_tokens - len(rows))
+        counts = dict.fromkeys(prefilling, 0)
+        if prefilling:
+            first = prefilling[0]
+            counts[first] = min(first.remaining_prefill, (budget + 1) // 2)
+            budget -= counts[first]
+        for job in sorted(prefilling, key=lambda job: job.remaining_prefill):
+            extra = min(job.remaining_prefill - counts[job], budget)
+            counts[job] += extra
+            budget -= extra
+        for job, count in counts.items():
+            if count:
+                rows.append(Row(job, job.num_computed, count, count == job.remaining_prefill))
+        return rows
+
+    def publishable(self) -> list[Job]:
+        """Jobs whose computed prompt tokens should enter the tree now: all are there, or another job waits for them."""
+        if not self.limits.reuse:
+            return []
+        awaited: dict[Job, int] = {}
+        for job in self.waiting:
+            if job.awaits is not None:
+                awaited[job.awaits] = min(job.awaited_tokens, awaited.get(job.awaits, job.awaited_tokens))
+        ready = []
+        for job in self.running:
+            needed = min(len(job.prompt), awaited.get(job, len(job.prompt)))
+            if job.shared_tokens < needed <= job.num_computed:
+                ready.append(job)
+        return ready
+
+    def shareable(self, job: Job) -> tuple[int, int] | None:
+        """(leaf, length) when the tree holds more of the job's computed tokens than the job shares.
+
+        The worker replaces the job's cells [0, length) by the leaf's before ``publish`` or ``finish``.
+        """
+        if not self.limits.reuse:
+            return None
+        length, source = self.tree.match(job.tokens[: job.num_computed])
+        if source is None or source == job.seq_id or length <= job.shared_tokens:
+            return None
+        return source, length
+
+    def publish(self, job: Job, now: float) -> list[int]:
+        """Insert the job's computed prompt tokens into the tree; returns the sequences to clear."""
+        tokens = job.prompt[: job.num_computed]
+        cleared = self._insert(job, tokens, now)
+        _, leaf = self.tree.match(tokens)
+        assert leaf is not None
+        self._pin(job, leaf, len(tokens))
+        return cleared
+
+    def finish(self, job: Job, now: float) -> list[int]:
+        """End a running job and cache what it computed. Returns the sequences to clear."""
+        assert job.seq_id is not None
+        self.running.remove(job)
+        cleared: list[int] = []
+        if self.limits.reuse and job.num_computed:
+            cleared = self._insert(job, job.tokens[: job.num_computed], now)
+        self._pin(job, None, 0)
+        if job.seq_id not in self.tree:
+            cleared.append(job.seq_id)
+            self._free_ids.append(job.seq_id)
+        job.seq_id = None
+        return cleared
+
+    def _insert(self, job: Job, tokens: Sequence[int], now: float) -> list[int]:
+        """Insert under the job's id; frees and returns ids that became redundant and belong to no running job."""
+        assert job.seq_id is not None
+        length, leaf = self.tree.match(tokens)
+        if length == len(tokens) and leaf is not None:
+            self.tree.touch(leaf, now)
+            return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
+        was_there = job.seq_id in self.tree
+        redundant = self.tree.insert(tokens, job.seq_id, now)
+        for seq_id in [job.seq_id] if was_there else redundant:
+            self.changes.evict(seq_id)
+        self.changes.store(job.seq_id, tuple(tokens))
+        in_use = {other.seq_id for other in self.running}
+        cleared = [seq_id for seq_id in redundant if seq_id not in in_use]
+        self._free_ids.extend(cleared)
+        for other in self.running:
+            if other.pinned in redundant:
+                other.pinned = job.seq_id  # The tree moved the pin along.
+        if job.pinned in redundant:
+            job.pinned = job.seq_id
+        return cleared
+
+    def _pin(self, job: Job, leaf: int | None, length: int) -> None:
+        """Move the job's pin to ``leaf``, whose first ``length`` tokens it shares."""
+        if leaf is not None:
+            self.tree.pin(leaf)
+        if job.pinned is not None:
+            self.tree.unpin(job.pinned)
+        job.pinned, job.shared_tokens = leaf, length
+
+    def withdraw(self, job: Job) -> None:
+        """Take a job out of the queue."""
+        self.waiting.remove(job)
+
+    # --- load -----------------------------------------------------------------------------------------------------
+
+    def queued_tokens(self) -> int:
+        """Prompt tokens taken but not computed yet, less what waiting jobs will probably find in the tree."""
+        waiting = sum(len(job.prompt) - job.expected_cached for job in self.waiting)
+        return sum(job.remaining_prefill for job in self.running) + waiting
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the accounting of cells, ids or pins is wrong."""
+        self.tree.check_invariants()
+        assert self.tree.num_tokens + self._reserved() <= self.limits.num_cells, "more cells promised than there are"
+        active = [job.seq_id for job in self.running]
+        held = set(active) | set(self.tree.seq_ids())
+        assert None not in held and len(set(active)) == len(active), "running jobs share an id"
+        assert len(set(self._free_ids)) == len(self._free_ids) and not held & set(self._free_ids), "a free id is in use"
+        assert len(held) + len(self._free_ids) == self.limits.num_sequences, "an id was lost"
+        pins: dict[int, int] = {}
+        for job in self.running:
+            assert 0 <= job.num_computed <= len(job.tokens) <= job.limit_tokens, "a job outgrew its reservation"
+            if job.pinned is not None:
+                pins[job.pinned] = pins.get(job.pinned, 0) + 1
+                assert job.shared_tokens <= self.tree.match(job.tokens)[0], "a job shares what the tree does not hold"
+        for seq_id in self.tree.seq_ids():
+            assert self.tree.pins(seq_id) == pins.get(seq_id, 0), f"pins of leaf {seq_id}"
+            assert seq_id not in active or self.tree.pins(seq_id), "a running job's leaf is not pinned"

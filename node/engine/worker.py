@@ -1,0 +1,137 @@
+"""The engine process: ``python -m node.engine.worker``, started by ``process.py``, never by hand.
+
+Two threads. The main one owns the llama.cpp context and runs the step loop. The reader takes messages from stdin; it
+renders and tokenizes conversations itself, because the vocabulary is immutable, so that tokenizing never waits for a
+prefill; and when stdin ends, which it does however the parent dies, it ends the process at once, also in the middle of
+a decode.
+
+Stdin's end is the only sign of the parent's death that is used: Linux's PR_SET_PDEATHSIG fires when the *thread* that
+started the child ends, and that is a short-lived worker thread of trio's.
+"""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import BinaryIO
+
+from node.engine import ipc
+from node.engine.chat import ChatTemplate
+from node.engine.llama import Llama, file_digest
+from node.engine.loop import StepLoop
+from node.engine.scheduler import Limits
+from proto.blocks import namespace_key, pack_tokens, unpack_tokens
+from proto.errors import LocalError
+
+BATCH_TOKENS = 2048
+KV_SETTINGS = "f16"
+"""Whatever besides the model file changes the KV cells; part of the namespace."""
+
+
+def _read_messages(stream: BinaryIO, service: "Service") -> None:
+    """The reader thread. Whatever ends it ends the process: without it a dead parent would go unnoticed."""
+    try:
+        while (message := ipc.read_message(stream)) is not None:
+            service.handle(message)
+    except BaseException:  # noqa: BLE001 - reported on stderr, which the parent logs
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+class Service:
+    """What the reader thread dispatches to. Empty until the model is loaded; the parent waits for that."""
+
+    def __init__(self, replies: ipc.Replies) -> None:
+        self._replies = replies
+        self.loop: StepLoop | None = None
+        self.llama: Llama | None = None
+        self.template: ChatTemplate | None = None
+
+    def handle(self, message: ipc.ToChild) -> None:
+        """Called by the reader thread."""
+        assert self.loop is not None and self.llama is not None and self.template is not None
+        if isinstance(message, ipc.Render):
+            self._render(message, self.template)
+        elif isinstance(message, ipc.Spell):
+            texts = [self._text(unpack_tokens(tokens), self.llama) for tokens in message.sequences]
+            self._replies.send(ipc.Spelled(message.key, texts))
+        elif isinstance(message, ipc.Submit):
+            self.loop.inbox.put(message)
+        elif isinstance(message, ipc.Cancel):
+            self.loop.inbox.put(message)
+            if message.key in self.loop.prefilling and self.llama.reuse:
+                self.llama.abort.raise_it()
+
+    @staticmethod
+    def _text(tokens: list[int], llama: Llama) -> str:
+        return b"".join(map(llama.piece, tokens)).decode("utf-8", "replace")
+
+    def _render(self, message: ipc.Render, template: ChatTemplate) -> None:
+        try:
+            tokens, error = template.tokens(message.messages), ""
+        except LocalError as exc:
+            tokens, error = [], str(exc)
+        self._replies.send(ipc.Rendered(message.key, pack_tokens(tokens), error))
+
+
+def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
+    """Everything slow before serving. Raises LocalError."""
+    path = Path(message.model_path)
+    llama = Llama(
+        path,
+        num_cells=message.cells,
+        num_sequences=message.sequences,
+        num_threads=message.threads,
+        batch_tokens=BATCH_TOKENS,
+    )
+    begin, end = llama.special_texts()
+    template = ChatTemplate(
+        llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token
+    )
+    limits = Limits(
+        num_cells=llama.num_cells,
+        context_tokens=llama.context_tokens,
+        num_vocab=llama.num_vocab,
+        num_sequences=message.sequences,
+        slots=message.slots,
+        max_waiting=message.max_waiting,
+        batch_tokens=BATCH_TOKENS,
+        reuse=llama.reuse,
+    )
+    loop = StepLoop(llama, limits, replies, message.check)
+    service.llama, service.template, service.loop = llama, template, loop
+    namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
+    reuse = "prefix" if llama.reuse else "none"
+    return loop, ipc.Loaded(namespace, llama.context_tokens, llama.num_vocab, reuse)
+
+
+def main() -> None:
+    """Serve the parent until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
+    replies = ipc.Replies(os.dup(1))
+    os.dup2(2, 1)  # A stray print must not land in the protocol.
+    stream = sys.stdin.buffer
+    load = ipc.read_message(stream)
+    if not isinstance(load, ipc.Load):
+        sys.exit("this is a part of mycelia and not to be started by hand")
+    service = Service(replies)
+    threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()
+    try:
+        loop, loaded = _load(load, replies, service)
+    except LocalError as exc:
+        replies.send(ipc.LoadFailed(str(exc)))
+        os._exit(1)
+    replies.send(loaded)
+    try:
+        loop.run()
+    except BaseException:  # noqa: BLE001 - reported on stderr, which the parent logs
+        # Not sys.exit: the interpreter's shutdown would wait for the reader's lock on stdin.
+        traceback.print_exc()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Requests that enter at this node: from words to tokens, through the overlay, and back to words.
+
+``Entry.ask`` serves the command line, the local API and light clients alike. The overlay decides where a request goes
+and when it moves; here are the streams to the serving nodes and the frames to the client.
+"""
+
+import codecs
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import structlog
+import trio
+
+from node.engine.engine import Engine
+from node.network.network import MessageStream, Network, NetworkError
+from node.serving import OPENING_DEADLINE_S, SendFrame, cancel_at_end, serve_request
+from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
+from proto.errors import LocalError, RemoteError
+from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
+from proto.messages import (
+    MAX_CANDIDATES,
+    Accepted,
+    Answered,
+    Ask,
+    CandidateTerms,
+    EntryFrame,
+    Failed,
+    Final,
+    Generate,
+    Route,
+    Sampling,
+    ServingFrame,
+    Text,
+    Tokens,
+)
+from proto.routing import Decision
+
+log = structlog.get_logger()
+
+GENERATE = "/mycelia/generate/1"
+ASK = "/mycelia/ask/1"
+
+FRAME_DEADLINE_S = 120.0
+"""Silence after which a serving node is given up. A long prompt on a slow machine prefills for minutes, so this only
+bounds what nothing else notices; a dead connection is noticed in seconds."""
+
+
+@dataclass
+class _Running:
+    """A request in flight, seen from the client's side."""
+
+    frames: trio.MemorySendChannel[EntryFrame]
+    """Unbounded, but holds at most a frame a token, and ``max_tokens`` is bounded."""
+    started_at: float
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+    first_token_at: float | None = None
+    attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
+
+
+class Entry:
+    """The entry desk of a node. ``run`` must be running while ``ask`` is used."""
+
+    def __init__(self, engine: Engine, network: Network, handle: Callable[[Event], None]) -> None:
+        self._engine = engine
+        self._network = network
+        self._handle = handle
+        self._running: dict[bytes, _Running] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Holds the tasks of all attempts. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    @asynccontextmanager
+    async def ask(self, ask: Ask) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request."""
+        send, receive = trio.open_memory_channel[EntryFrame](math.inf)
+        request_id = secrets.token_bytes(16)  # the client's id is its own; two clients may choose the same
+        self._running[request_id] = _Running(send, trio.current_time())
+        try:
+            try:
+                prompt, sampling = await self._prepare(ask)
+            except _RefusedError as exc:
+                self._end(request_id, exc.failed)
+            else:
+                self._handle(RequestSubmitted(request_id, self._engine.info.namespace, prompt, sampling))
+            yield receive
+        finally:
+            if request_id in self._running:
+                self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
+                del self._running[request_id]
+
+    async def _prepare(self, ask: Ask) -> tuple[Sequence[int], Sampling]:
+        info = self._engine.info
+        if ask.model and ask.model != info.name:
+            raise _RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
+        if not any(message.content.strip() for message in ask.messages):
+            raise _RefusedError("bad_request", "the prompt is empty")
+        try:
+            prompt = await self._engine.tokenize_chat(ask.messages)
+        except LocalError as exc:
+            raise _RefusedError("bad_request", str(exc)) from exc
+        room = info.context_tokens - len(prompt)
+        if room < 1:
+            raise _RefusedError(
+                "too_long",
+                f"the prompt has {len(prompt)} tokens with its template, the model's context is {info.context_tokens};"
+                " shorten the prompt or serve a model with a longer context",
+            )
+        wanted = ask.sampling
+        sampling = Sampling(max_tokens=min(wanted.max_tokens, room), temperature=wanted.temperature, seed=wanted.seed)
+        return prompt, sampling
+
+    # --- the overlay's effects -------------------------------------------------------------------------------------
+
+    def perform(self, effect: RequestEffect) -> None:
+        """Do what the overlay wants done for a request."""
+        running = self._running.get(effect.request_id)
+        if running is None:  # the client left while this was under way
+            return
+        match effect:
+            case Dispatch():
+                assert self._nursery is not None
+                running.frames.send_nowait(_route(effect.decision))
+                self._nursery.start_soon(self._attempt, effect, running)
+            case Deliver():
+                if effect.tokens and running.first_token_at is None:
+                    running.first_token_at = trio.current_time()
+                self._send_text(running, effect.text)
+            case Finish():
+                self._send_text(running, b"", is_last=True)
+                ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
+                self._end(effect.request_id, _answered(effect, ttft_s))
+            case Fail():
+                failed = Failed(code=effect.code, message=effect.message, retryable=effect.retryable)
+                self._end(effect.request_id, failed)
+            case Abandon():
+                scope = running.attempts.get(effect.attempt)
+                if scope is not None:
+                    scope.cancel()
+            case _:
+                assert_never(effect)
+
+    def _send_text(self, running: _Running, data: bytes, is_last: bool = False) -> None:
+        text = running.decoder.decode(data, is_last)
+        if text:
+            running.frames.send_nowait(Text(text=text))
+
+    def _end(self, request_id: bytes, frame: EntryFrame) -> None:
+        running = self._running.pop(request_id)
+        running.frames.send_nowait(frame)
+        running.frames.close()
+
+    # --- attempts --------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, effect: Dispatch, running: _Running) -> None:
+        """One attempt at one node; everything that happens becomes an event of this attempt."""
+        request_id, attempt = effect.request_id, effect.attempt
+
+        async def on_frame(frame: ServingFrame) -> None:
+            self._handle(FrameReceived(request_id, attempt, frame))
+
+        with trio.CancelScope() as scope:
+            running.attempts[attempt] = scope
+            try:
+                if effect.peer == self._network.peer_id:
+                    await serve_request(self._engine, effect.generate, on_frame, coalesce_s=0.0)
+                else:
+                    await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
+            except (NetworkError, RemoteError, trio.TooSlowError) as exc:
+                reason = str(exc) or "no answer in time"
+                self._handle(StreamLost(request_id, attempt, reason))
+        running.attempts.pop(attempt, None)
+
+    async def _attempt_at_peer(self, peer: bytes, generate: Generate, on_frame: SendFrame) -> None:
+        stream = await self._network.open(peer, GENERATE)
+        is_over = False
+        try:
+            await stream.send(generate)
+            while not is_over:
+                with trio.fail_after(FRAME_DEADLINE_S):
+                    frame = await stream.receive()
+                if not isinstance(frame, Accepted | Tokens | Final | Failed):
+                    raise RemoteError(f"a {type(frame).__name__} in an answer")
+                is_over = isinstance(frame, Final | Failed)
+                await on_frame(frame)
+        finally:
+            with trio.CancelScope(shield=True):
+                await (stream.aclose() if is_over else stream.reset())
+
+    # --- light clients ---------------------------------------------------------------------------------------------
+
+    async def serve_ask_stream(self, stream: MessageStream) -> None:
+        """One inbound exchange: an Ask, answered. The client cancels by ending the stream."""
+        with trio.fail_after(OPENING_DEADLINE_S):
+            ask = await stream.receive()
+        if not isinstance(ask, Ask):
+            raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_at_end, stream, nursery.cancel_scope)
+            async with self.ask(ask) as frames:
+                async for frame in frames:
+                    await stream.send(frame)
+            nursery.cancel_scope.cancel()
+
+
+class _RefusedError(Exception):
+    """The request is refused before it is routed."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.failed = Failed(code=code, message=message[:512], retryable=False)
+
+
+def _route(decision: Decision) -> Route:
+    return Route(
+        chosen=decision.chosen,
+        reason=decision.reason[:256],
+        prompt_tokens=decision.prompt_tokens,
+        candidates=tuple(
+            CandidateTerms(
+                peer=rated.candidate.peer,
+                matched_tokens=rated.candidate.matched_tokens,
+                queued_requests=rated.candidate.num_requests,
+                cost=rated.cost,
+            )
+            for rated in decision.rated[:MAX_CANDIDATES]
+        ),
+    )
+
+
+def _answered(effect: Finish, ttft_s: float) -> Answered:
+    return Answered(
+        served_by=effect.served_by,
+        reason=effect.reason,
+        usage=effect.usage,
+        ttft_ms=round(ttft_s * 1000),
+        resumed=effect.resumed,
+    )

@@ -1,0 +1,83 @@
+"""Multiaddrs as users write them, checked before libp2p sees them: its own errors are late, wrapped or swallowed."""
+
+import errno
+import socket
+from collections.abc import Iterable
+
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from node.network.identity import peer_from_text
+from proto.errors import LocalError
+
+LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/4001"
+_PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
+
+
+def parse(text: str) -> Multiaddr:
+    """Raises LocalError for anything but a TCP multiaddr of a host."""
+    try:
+        address = Multiaddr(text)
+        names = [protocol.name for protocol in address.protocols()]
+    except (MultiaddrError, ValueError, TypeError) as exc:
+        raise LocalError(f"{text!r} is not a multiaddr; an example is {LISTEN_EXAMPLE}") from exc
+    if names[:2] not in _PLAIN or names[2:] not in ([], ["p2p"]):
+        raise LocalError(f"{text!r} is not a plain TCP multiaddr; an example is {LISTEN_EXAMPLE}")
+    return address
+
+
+def parse_peer(text: str) -> tuple[bytes, Multiaddr]:
+    """Peer id and transport address of a full multiaddr (``.../p2p/ID``). Raises LocalError."""
+    address = parse(text)
+    head, _, peer = str(address).partition("/p2p/")
+    if not peer:
+        raise LocalError(f"{text!r} does not say whose address it is: it must end in /p2p/PEER_ID")
+    return peer_from_text(peer), Multiaddr(head)
+
+
+def parse_listen(text: str) -> Multiaddr:
+    """An address to listen on; raises LocalError when it is none, or when it cannot be bound right now."""
+    address = parse(text)
+    names = [protocol.name for protocol in address.protocols()]
+    if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
+        raise LocalError(f"cannot listen on {text}: give an IP address and a port, as in {LISTEN_EXAMPLE}")
+    _check_bindable(text, address, names[0])
+    return address
+
+
+def is_loopback(address: Multiaddr) -> bool:
+    text = str(address)
+    return text.startswith(("/ip4/127.", "/ip6/::1/"))
+
+
+def is_wildcard(address: Multiaddr) -> bool:
+    return str(address).startswith(("/ip4/0.0.0.0/", "/ip6/::/"))
+
+
+def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]:
+    """At most ``limit`` distinct ones that TCP can dial; loopback last, since on another machine it is us."""
+    usable: dict[str, Multiaddr] = {}
+    for address in addresses:
+        names = [protocol.name for protocol in address.protocols()]
+        plain = names[:2] in _PLAIN and names[2:] in ([], ["p2p"])
+        if plain and not is_wildcard(address):
+            head = str(address).partition("/p2p/")[0]
+            usable.setdefault(head, Multiaddr(head))
+    return sorted(usable.values(), key=is_loopback)[:limit]
+
+
+def _check_bindable(text: str, address: Multiaddr, family: str) -> None:
+    """libp2p listens with SO_REUSEPORT, so a port in use would be shared in silence with whoever has it."""
+    host, port = str(address.value_for_protocol(family)), int(str(address.value_for_protocol("tcp")))
+    try:
+        with socket.socket(socket.AF_INET6 if family == "ip6" else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left in TIME_WAIT is free
+            probe.bind((host, port))
+            probe.listen(1)
+    except OSError as exc:
+        why = {
+            errno.EADDRINUSE: "the port is in use; choose another with --listen",
+            errno.EADDRNOTAVAIL: "this machine has no such address; choose another with --listen",
+            errno.EACCES: "this port needs more rights; choose one above 1023 with --listen",
+        }.get(exc.errno or 0, exc.strerror or str(exc))
+        raise LocalError(f"cannot listen on {text}: {why}") from exc

@@ -1,0 +1,154 @@
+"""Finding peers, for ever: the bootstrap addresses, and through Kademlia every node of the namespaces served here.
+
+Nothing is given up: what is down is tried again with growing, jittered pauses. A provider record is only a hint
+(records outlive their nodes by up to two days), so every one is dialled and proven by the handshake.
+"""
+
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import structlog
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
+
+from node.network import addresses
+from node.network.host import Host, run_service
+from node.network.identity import peer_text
+from node.network.network import NetworkError
+from node.network.peers import PeerTable
+
+log = structlog.get_logger()
+
+BOOTSTRAP_FIRST_PAUSE_S = 1.0
+BOOTSTRAP_LONGEST_PAUSE_S = 60.0
+STABLE_S = 10.0
+"""A connection that held this long was no accident: the pauses begin anew."""
+LOOKUP_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""After the first peer connected; then LOOKUP_INTERVAL_S. A swarm that starts together finds itself in seconds."""
+LOOKUP_INTERVAL_S = 60.0
+PROVIDE_EVERY_LOOKUPS = 5
+"""In the steady state. Records last a day, but the nodes that keep them come and go."""
+LOOKUP_DEADLINE_S = 30.0
+PEER_FIRST_PAUSE_S = 5.0
+PEER_LONGEST_PAUSE_S = 600.0
+MAX_BACKOFFS = 1_024
+
+
+@dataclass
+class _Backoff:
+    pause_s: float
+    until: float
+
+
+def provider_key(namespace: bytes) -> str:
+    """The Kademlia key under which the nodes of a namespace are found."""
+    return f"/mycelia/model/{namespace.hex()}"
+
+
+class Discovery:
+    """Runs beside the host. ``rng`` only spreads the pauses."""
+
+    def __init__(self, host: Host, rng: random.Random) -> None:
+        self._host = host
+        self._table: PeerTable = host.table
+        self._rng = rng
+        self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
+        self._dht = host.new_dht() if host.settings.overlay else None
+        self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
+        self._restarted = trio.Event()
+        """Set and replaced when a bootstrap peer (re)connects: it may know none of our records."""
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with trio.open_nursery() as nursery:
+            for peer, address in self._bootstrap:
+                if peer != self._host.settings.identity.peer_id:
+                    nursery.start_soon(self._keep_bootstrap, peer, address)
+            nursery.start_soon(self._host.keep_peerstore)
+            if self._dht is not None:
+                async with run_service(self._dht):
+                    await trio.sleep_forever()
+
+    async def seek(self, namespace: bytes) -> None:
+        """Provides ``namespace`` and dials its other providers, again and again. Never returns."""
+        num_lookups = 0
+        while self._dht is not None:
+            while not len(self._table):
+                await self._table.changed.wait()
+            settled = num_lookups >= len(LOOKUP_PAUSES_S)
+            restarted = self._restarted
+            try:
+                with trio.fail_after(LOOKUP_DEADLINE_S):
+                    if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
+                        await self._dht.provide(provider_key(namespace))
+                    key = provider_key(namespace).encode()
+                    await self._dial_providers(await self._host.find_providers(self._dht, key))
+            except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
+                log.debug("lookup failed", namespace=namespace.hex(), error=repr(exc))
+            pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]
+            num_lookups += 1
+            with trio.move_on_after(self._jittered(pause_s)):
+                await restarted.wait()
+                num_lookups = 0
+
+    async def _keep_bootstrap(self, peer: bytes, address: Multiaddr) -> None:
+        pause_s = BOOTSTRAP_FIRST_PAUSE_S
+        while True:
+            try:
+                await self._host.dial(peer, [address])
+            except NetworkError as exc:
+                log.info("bootstrap peer is not reachable", peer=peer_text(peer), reason=str(exc), retry_s=pause_s)
+            else:
+                connected_at = trio.current_time()
+                await self._introduce(peer)
+                self._restarted.set()
+                self._restarted = trio.Event()
+                await self._table.wait_gone(peer)
+                if trio.current_time() - connected_at > STABLE_S:
+                    pause_s = BOOTSTRAP_FIRST_PAUSE_S
+            await trio.sleep(self._jittered(pause_s))
+            pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S)
+
+    async def _introduce(self, peer: bytes) -> None:
+        """Into the routing table: libp2p itself does that only at its next refresh, ten minutes away."""
+        if self._dht is None:
+            return
+        try:
+            with trio.fail_after(LOOKUP_DEADLINE_S):
+                await self._dht.add_peer(ID(peer))
+        except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
+            log.debug("adding to the routing table failed", peer=peer_text(peer), error=repr(exc))
+
+    async def _dial_providers(self, providers: list[PeerInfo]) -> None:
+        me = self._host.settings.identity.peer_id
+        now = trio.current_time()
+        self._rng.shuffle(providers)  # not everybody shall connect to the same few
+        async with trio.open_nursery() as nursery:
+            room = self._host.settings.target_peers - len(self._table)
+            for provider in providers:
+                peer = provider.peer_id.to_bytes()
+                backoff = self._backoffs.get(peer)
+                if room > 0 and peer != me and peer not in self._table and (backoff is None or backoff.until <= now):
+                    room -= 1
+                    nursery.start_soon(self._try, peer, provider.addrs)
+
+    async def _try(self, peer: bytes, candidates: list[Multiaddr]) -> None:
+        try:
+            await self._host.dial(peer, candidates)
+        except NetworkError as exc:
+            before = self._backoffs.pop(peer, None)
+            pause_s = min(2 * before.pause_s, PEER_LONGEST_PAUSE_S) if before else PEER_FIRST_PAUSE_S
+            self._backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
+            if len(self._backoffs) > MAX_BACKOFFS:
+                self._backoffs.popitem(last=False)
+            log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
+        else:
+            self._backoffs.pop(peer, None)
+            await self._introduce(peer)
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(0.75, 1.25)

@@ -1,0 +1,117 @@
+"""Gossip: one topic a namespace. Small signed state only, since a message costs each node 3-4 ms of CPU."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+from libp2p.abc import ISubscriptionAPI
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+
+from node.network.events import EventQueue
+from node.network.host import Host, run_service
+from node.network.network import Gossiped, NetworkError
+from node.network.quota import TokenBucket
+from node.network.streams import Charge
+from proto.codec import MAX_GOSSIP_BYTES, decode, encode
+from proto.errors import LimitExceeded, RemoteError
+from proto.messages import Gossip as GossipMessage
+
+log = structlog.get_logger()
+
+TOPIC_PREFIX = "mycelia/1/"
+PUBLISH_INTERVAL_S = 0.01
+"""libp2p's queues hold about 16 messages and lose the rest of a burst in silence."""
+MAX_QUEUED = 64
+PUBLISH_DEADLINE_S = 5.0
+FORWARD_RATE = 30.0
+"""Messages a second that are taken from one forwarder: above what a whole topic should carry."""
+FORWARD_BURST = 200.0
+
+
+class Gossip:
+    """Publishes paced, and turns what arrives into events inside the validator, before any queue of libp2p's."""
+
+    def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
+        self._me = host.settings.identity.peer_id
+        self._pubsub, self._router = host.new_gossip()
+        self._events = events
+        self._charge = charge
+        self._topics: dict[str, bytes] = {}
+        self._buckets: dict[bytes, TokenBucket] = {}
+        self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](MAX_QUEUED)
+        self.num_malformed = 0
+        self.num_over_rate = 0
+
+    @asynccontextmanager
+    async def services(self) -> AsyncIterator[None]:
+        """Has to be entered before the host runs: its handlers are registered already and wait for these."""
+        async with run_service(self._pubsub), run_service(self._router):
+            yield
+
+    async def join(self, namespace: bytes, nursery: trio.Nursery) -> None:
+        topic = TOPIC_PREFIX + namespace.hex()
+        if topic in self._topics:
+            return
+        self._topics[topic] = namespace
+        self._pubsub.set_topic_validator(topic, self._accept, False)
+        nursery.start_soon(self._drain, await self._pubsub.subscribe(topic))
+
+    def publish(self, namespace: bytes, message: GossipMessage) -> None:
+        """Queues. Raises NetworkError when the topic was not joined or the queue is full, LimitExceeded over
+        MAX_GOSSIP_BYTES."""
+        topic = TOPIC_PREFIX + namespace.hex()
+        if topic not in self._topics:
+            raise NetworkError(f"namespace {namespace.hex()} was not joined")
+        data = encode(message)
+        if len(data) > MAX_GOSSIP_BYTES:
+            raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_GOSSIP_BYTES}")
+        try:
+            self._send.send_nowait((topic, data))
+        except trio.WouldBlock as exc:
+            raise NetworkError(f"{MAX_QUEUED} messages wait to be published already") from exc
+
+    async def run(self) -> None:
+        """Publishes what was queued. Never ends."""
+        async for topic, data in self._receive:
+            try:
+                with trio.fail_after(PUBLISH_DEADLINE_S):
+                    await self._pubsub.publish(topic, data)
+            except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
+                log.debug("publish failed", error=repr(exc))
+            await trio.sleep(PUBLISH_INTERVAL_S)
+
+    def forget(self, peer: bytes) -> None:
+        self._buckets.pop(peer, None)
+
+    def _accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
+        """libp2p calls this once a new message whose signature is right; only what it accepts is relayed, so a
+        malformed message is the forwarder's fault too."""
+        peer = forwarder.to_bytes()
+        if peer == self._me:
+            return True
+        now = trio.current_time()
+        if not self._buckets.setdefault(peer, TokenBucket(FORWARD_RATE, FORWARD_BURST, now)).take(now):
+            self.num_over_rate += 1
+            return False
+        if raw.from_id == self._me:
+            return False  # our own, come back after a restart
+        try:
+            if len(raw.topicIDs) != 1 or raw.topicIDs[0] not in self._topics:
+                raise RemoteError("gossip for more than one topic")
+            message = decode(raw.data, MAX_GOSSIP_BYTES)
+            if not isinstance(message, GossipMessage):
+                raise RemoteError(f"{type(message).__name__} does not belong on a gossip topic")
+        except RemoteError as exc:
+            self.num_malformed += 1
+            self._charge(peer, str(exc))
+            return False
+        self._events.offer(Gossiped(raw.from_id, peer, self._topics[raw.topicIDs[0]], message))
+        return True
+
+    async def _drain(self, subscription: ISubscriptionAPI) -> None:
+        """The validator has delivered already; this only keeps libp2p's queue of 32 from filling."""
+        while True:
+            await subscription.get()

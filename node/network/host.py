@@ -1,0 +1,515 @@
+"""The libp2p host with every workaround it needs. The only file that touches libp2p's private names.
+
+Each workaround says in one line what goes wrong without it. Because they reach into private names, the version is
+pinned, and ``check_private_names`` refuses to start on one that lacks any of them.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
+
+import structlog
+import trio
+from libp2p import new_host
+from libp2p.abc import INetConn, INetStream
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network import swarm as swarm_module
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection import swarm_connection
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.tools.anyio_service.trio_manager import TrioManager
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.utils.address_validation import expand_wildcard_address
+from multiaddr import Multiaddr
+
+from node.network import addresses
+from node.network.deadlines import shielded
+from node.network.identity import peer_text
+from node.network.network import NetworkError, NetworkSettings
+from node.network.peers import PeerTable
+from proto.errors import LocalError
+
+log = structlog.get_logger()
+
+KAD_PROTOCOL = TProtocol("/mycelia/kad/1.0.0")
+PROVIDER_KEY_PREFIX = b"/mycelia/"
+MAX_PROVIDER_KEYS = 4_096
+"""Keys whose providers this node stores for others; one key a model, so far above what any swarm needs."""
+MAX_RPC_BYTES = 256 * 1_024
+MAX_STREAMS_PER_PEER = 64
+MAX_STREAMS = 512
+DIAL_DEADLINE_S = 5.0
+OPEN_DEADLINE_S = 10.0
+FRAME_WRITE_DEADLINE_S = 5.0
+CLOSE_DEADLINE_S = 1.0
+ADDRESS_TTL_S = 7_200
+MAX_DIAL_ADDRESSES = 4
+MAX_PARALLEL_DIALS = 8
+
+_KAD_MODULES = ("common", "kad_dht", "peer_routing", "provider_store", "value_store")
+_PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+    "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "_NegativePeerCache"),
+    "libp2p.network.connection.swarm_connection": ("logging",),
+    "libp2p.host.basic_host": ("BasicHost._swarm_stream_handler",),
+    "libp2p.stream_muxer.yamux.yamux": ("Yamux._write_frame",),
+    "libp2p.pubsub.pubsub": ("Pubsub.push_msg",),
+    "libp2p.kad_dht.provider_store": (
+        "ProviderStore.add_provider",
+        "ProviderStore._get_providers_from_peer_with_closers",
+    ),
+    **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
+}
+
+
+def check_private_names() -> None:
+    """Raises LocalError that names every private name of libp2p which is missing."""
+    missing = []
+    for module_name, names in _PRIVATE_NAMES.items():
+        module = import_module(module_name)
+        for name in names:
+            holder: Any = module
+            for part in name.split("."):
+                holder = getattr(holder, part, None)
+            if holder is None:
+                missing.append(f"{module_name}.{name}")
+    if missing:
+        raise LocalError(
+            f"this libp2p lacks {', '.join(missing)}; install the version that mycelia was built for: libp2p==0.8.1"
+        )
+
+
+def apply_module_fixes(debug: bool) -> None:
+    """What has to be changed in libp2p's modules rather than on objects. Idempotent."""
+    # Every fresh dial waits this long even after it succeeded.
+    swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+    # KadDHT(protocol_prefix=...) leaves the wire protocol at /ipfs/kad/1.0.0: nodes would join the public IPFS DHT.
+    for module in _KAD_MODULES:
+        import_module(f"libp2p.kad_dht.{module}").PROTOCOL_ID = KAD_PROTOCOL  # type: ignore[attr-defined]
+    # It logs through the root logger, and the first warning there makes a handler that prints to the terminal.
+    swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
+    # A write cancelled half-way leaves a torn Noise message, which ends the connection for every other stream on it.
+    Yamux._write_frame = _write_whole_frame  # type: ignore[method-assign, assignment]
+    # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
+    logger = logging.getLogger("libp2p")
+    logger.propagate = debug
+    logger.setLevel(logging.WARNING if debug else logging.CRITICAL)
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
+_frames_in_flight: set[trio.CancelScope] = set()
+
+
+async def _write_whole_frame(muxer: Yamux, data: bytes) -> None:
+    """Yamux._write_frame that a cancelled caller cannot tear. A peer that takes no byte for the deadline loses the
+    connection, since nothing more can be said on it."""
+    async with muxer._write_lock:
+        if muxer.event_closed.is_set():
+            raise ConnectionClosedError("the connection is closed")
+        scope = shielded(FRAME_WRITE_DEADLINE_S)
+        _frames_in_flight.add(scope)
+        try:
+            with scope:
+                await muxer.secured_conn.write(data)
+        finally:
+            _frames_in_flight.discard(scope)
+        if scope.cancelled_caught:
+            with shielded(CLOSE_DEADLINE_S):
+                await muxer.secured_conn.close()
+            raise ConnectionClosedError("the peer takes no more bytes")
+    await trio.lowlevel.checkpoint()
+
+
+class _GuardedManager(TrioManager):
+    """Keeps one failing task from ending its whole service: a peer can make many of them fail."""
+
+    def run_task(
+        self,
+        async_fn: Callable[..., Awaitable[Any]],
+        *args: Any,
+        daemon: bool = False,
+        name: str | None = None,
+        _internal: bool = False,
+    ) -> None:
+        async def guarded(*args: Any) -> None:
+            while True:
+                try:
+                    await async_fn(*args)
+                    return
+                except Exception as exc:  # noqa: BLE001  supervisor of a task that a peer can make fail
+                    log.debug("libp2p task failed", task=name, error=repr(exc))
+                if not daemon:
+                    return
+                await trio.sleep(1)
+
+        name = name or getattr(async_fn, "__qualname__", repr(async_fn))
+        run = async_fn if _internal else guarded
+        super().run_task(run, *args, daemon=daemon, name=name, _internal=_internal)
+
+
+@asynccontextmanager
+async def run_service(service: Any) -> AsyncIterator[None]:
+    """Runs one of libp2p's services around the body and stops it within CLOSE_DEADLINE_S."""
+    async with trio.open_nursery() as nursery:
+        manager = _GuardedManager(service)
+        nursery.start_soon(manager.run)
+        await manager.wait_started()
+        try:
+            yield
+        finally:
+            with shielded(CLOSE_DEADLINE_S):
+                await manager.stop()
+            nursery.cancel_scope.cancel()
+
+
+class Host:
+    """One libp2p host: TCP, Noise and Yamux only. Peers are bytes here; addresses are Multiaddr."""
+
+    def __init__(self, settings: NetworkSettings, table: PeerTable) -> None:
+        check_private_names()
+        apply_module_fixes(settings.debug)
+        self.settings = settings
+        self.table = table
+        self._listen = [addresses.parse_listen(text) for text in settings.listen]
+        self._announce = [addresses.parse(text) for text in settings.announce]
+        self._expanded: tuple[float, list[Multiaddr]] = (-math.inf, [])
+        self._num_inbound = 0
+        self._streams_of: dict[bytes, int] = {}
+        self._dials: dict[bytes, trio.Event] = {}
+        self._dial_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
+        """Called when a peer opens more streams than it may."""
+        self._host = self._build()
+        swarm = self._host.get_network()
+        assert isinstance(swarm, Swarm)
+        self._swarm = swarm
+        self._fix(swarm)
+
+    def _build(self) -> BasicHost:
+        key_pair = create_new_key_pair(self.settings.identity.seed)
+        noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+        limit = self.settings.max_connections
+        host = new_host(
+            key_pair=key_pair,
+            sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
+            muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): Yamux},
+            transports=[TCP()],
+            addrs_factory=self._advertised,
+            # What one peer claims to have observed is not where others can reach us.
+            disable_identify_address_discovery=True,
+            connection_config=ConnectionConfig(
+                max_connections=limit,
+                min_connections=0,
+                low_watermark=0,
+                high_watermark=limit,
+                max_connections_per_peer=2,  # both sides may dial at once
+                dial_timeout=DIAL_DEADLINE_S,
+                enable_health_monitoring=False,  # probes one connection after the other: liveness.py does them all
+            ),
+        )
+        assert isinstance(host, BasicHost)
+        return host
+
+    def _fix(self, swarm: Swarm) -> None:
+        # Its stream semaphore makes new_stream wait for ever, and its slots leak; the guard below counts instead.
+        swarm.set_resource_manager(None)
+        # Refuses to dial a peer for 60 s after one failure, so a node that restarts stays alone.
+        swarm._negative_peer_cache._ttl = 5.0
+        # Dials whatever it knows up to half of max_connections, whatever the watermarks say, and a peer that we
+        # disconnected at once again.
+        swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        # Any stream that anybody wants to open dials, also to a peer that was disconnected this moment: its loss
+        # would go unnoticed, since the new connection is there before the end of the old one is told.
+        self._dial_peer = swarm.dial_peer
+        swarm.dial_peer = self._dial_unasked  # type: ignore[method-assign]
+        # Four attempts a dial with growing pauses: discovery has its own.
+        swarm.retry_config = RetryConfig(max_retries=0)
+        # An exception in any inbound handler ends the whole swarm, and a peer may open any number of streams.
+        self._serve_stream = self._host._swarm_stream_handler
+        swarm.set_stream_handler(self._guard_stream)
+        # Holds its task and its inbound slot until the swarm ends, not the connection: after max_connections
+        # inbound connections in all, a node would accept no more.
+        swarm._handle_inbound_connection = self._serve_inbound  # type: ignore[method-assign, assignment]
+        swarm.register_notifee(self.table)
+
+    @property
+    def raw(self) -> BasicHost:
+        """libp2p's own object, for its public interface."""
+        return self._host
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listens, and closes every connection on leaving. Raises LocalError when it cannot listen.
+
+        Gossip has to run before this, or the first peers are never told about (its handlers wait for it).
+        """
+        async with run_service(self._swarm):
+            try:
+                if self._listen:
+                    await self._swarm.listen(*self._listen)
+                    for address in self._listen:  # libp2p skips in silence what it cannot bind
+                        if str(address) not in self._swarm.listeners:
+                            raise LocalError(f"cannot listen on {address}; choose another with --listen")
+                yield
+            finally:
+                # Leaving libp2p's own run() leaves connections open, and close() takes 0.2 s for each in turn.
+                with shielded(CLOSE_DEADLINE_S):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_release_writers)
+                        for connection in self._swarm.get_connections():
+                            nursery.start_soon(self._close, connection)
+                with shielded(CLOSE_DEADLINE_S):
+                    await self._host.close()
+
+    async def _close(self, connection: INetConn) -> None:
+        try:
+            await connection.close()
+        except (BaseLibp2pError, OSError, trio.BrokenResourceError) as exc:
+            log.debug("closing a connection failed", error=repr(exc))
+
+    def addresses(self) -> list[str]:
+        return [str(address) for address in self._host.get_addrs()] if self._listen else []
+
+    def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
+        """0.0.0.0 becomes the machine's addresses, looked up at most once a minute; loopback comes last."""
+        if self._announce:
+            return self._announce
+        expires, expanded = self._expanded
+        if time.monotonic() >= expires or not expanded:
+            expanded = []
+            for address in listening:
+                expanded += expand_wildcard_address(address) if addresses.is_wildcard(address) else [address]
+            expanded = addresses.in_dial_order(expanded, limit=16)
+            self._expanded = (time.monotonic() + 60, expanded)
+        return expanded
+
+    # --- inbound ---------------------------------------------------------------------------------------------------
+
+    async def _serve_inbound(self, socket: ReadWriteCloser, address: Multiaddr) -> None:
+        if self._num_inbound >= self.settings.max_connections:
+            await socket.close()
+            return
+        self._num_inbound += 1
+        try:
+            muxer = await self._swarm.upgrade_inbound_raw_conn(RawConnection(socket, False), address)
+            for connection in self._swarm.get_connections(muxer.peer_id):
+                if connection.muxed_conn is muxer:
+                    await self.table.wait_closed(connection)
+        except Exception as exc:  # noqa: BLE001  supervisor of a connection
+            log.debug("inbound connection failed", error=repr(exc))
+        finally:
+            self._num_inbound -= 1
+
+    async def _guard_stream(self, stream: INetStream) -> None:
+        """Supervisor of one inbound stream, from before its protocol is known to its end."""
+        peer = stream.muxed_conn.peer_id.to_bytes()
+        num_streams = self._streams_of.get(peer, 0)
+        if num_streams >= MAX_STREAMS_PER_PEER or sum(self._streams_of.values()) >= MAX_STREAMS:
+            if num_streams >= MAX_STREAMS_PER_PEER:
+                self.on_refused(peer, "too many streams")
+            await stream.reset()
+            return
+        self._streams_of[peer] = num_streams + 1
+        try:
+            await self._serve_stream(stream)
+        except Exception as exc:  # noqa: BLE001  supervisor of a stream
+            log.debug("inbound stream failed", peer=peer_text(peer), error=repr(exc))
+            await stream.reset()
+        finally:
+            self._streams_of[peer] -= 1
+            if not self._streams_of[peer]:
+                del self._streams_of[peer]
+
+    # --- outbound --------------------------------------------------------------------------------------------------
+
+    async def dial(self, peer: bytes, candidates: Sequence[Multiaddr]) -> None:
+        """Connects, unless connected. One dial a peer at a time. Raises NetworkError that says what was tried.
+
+        libp2p's own dial tries a single TCP address of those it knows, so the addresses are tried here in turn.
+        """
+        tried = []
+        async with self._only_dial(peer), self._dial_limiter:
+            if peer in self.table:
+                return
+            for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
+                try:
+                    with trio.fail_after(DIAL_DEADLINE_S):
+                        await self._swarm.dial_addr(address, ID(peer))
+                except (BaseLibp2pError, trio.TooSlowError, OSError) as exc:
+                    tried.append(f"{address}: {_root_cause(exc)}")
+                else:
+                    self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
+                    return
+        raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
+
+    async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
+        """For Kademlia, which has to reach peers that nobody else asked for."""
+        async with self._only_dial(peer_id.to_bytes()):
+            if connections := self._swarm.get_connections(peer_id):
+                return connections
+            if self.table.is_leaving(peer_id.to_bytes()):
+                raise SwarmException("the peer has just been disconnected")
+            return await self._dial_peer(peer_id)
+
+    @asynccontextmanager
+    async def _only_dial(self, peer: bytes) -> AsyncIterator[None]:
+        """One dial a peer at a time, whoever wants it."""
+        while peer in self._dials:
+            await self._dials[peer].wait()
+        done = self._dials[peer] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._dials[peer]
+            done.set()
+
+    async def open(self, peer: bytes, protocol: str) -> INetStream:
+        """A stream to a connected peer. Raises NetworkError."""
+        if peer not in self.table:
+            raise NetworkError(f"not connected to {peer_text(peer)}")
+        try:
+            # 256 streams a connection; the next one waits for ever
+            with trio.fail_after(OPEN_DEADLINE_S):
+                return await self._host.new_stream(ID(peer), [TProtocol(protocol)])
+        except (BaseLibp2pError, trio.TooSlowError, OSError) as exc:
+            raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {_root_cause(exc)}") from exc
+
+    async def disconnect(self, peer: bytes) -> None:
+        async with trio.open_nursery() as nursery:
+            for connection in self.table.connections(peer):
+                nursery.start_soon(self._close, connection)
+
+    def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
+        self._host.set_stream_handler(TProtocol(protocol), handler)
+
+    # --- services on top -------------------------------------------------------------------------------------------
+
+    def new_gossip(self) -> tuple[Pubsub, GossipSub]:
+        """The two services of gossip, not yet running."""
+        router = GossipSub(
+            [PROTOCOL_ID_V11],  # 1.2 costs twice the CPU
+            degree=6,
+            degree_low=4,
+            degree_high=12,
+            heartbeat_interval=1,  # the default is 120 s: a mesh would take minutes to form
+            prune_back_off=10,
+            spam_protection_enabled=False,  # also blocks relaying; gossip.py limits instead
+            eclipse_protection_enabled=False,
+        )
+        pubsub = Pubsub(
+            self._host,
+            router,
+            strict_signing=True,
+            max_inbound_rpc_size=MAX_RPC_BYTES,
+            max_subscriptions_per_rpc=64,
+            max_subscriptions_per_peer=64,
+        )
+        # Starts at the time in seconds: a node that restarts would reuse numbers and be ignored for two minutes.
+        pubsub.counter = time.time_ns()
+        push = pubsub.push_msg
+
+        async def guarded_push(forwarder: ID, message: rpc_pb2.Message) -> None:
+            # Also called by our own publish(); a hostile key or a dying stream must not make that fail.
+            try:
+                await push(forwarder, message)
+            except Exception as exc:  # noqa: BLE001  supervisor of a message
+                log.debug("gossip message failed", error=repr(exc))
+
+        pubsub.push_msg = guarded_push  # type: ignore[method-assign, assignment]
+        return pubsub, router
+
+    def new_dht(self) -> KadDHT:
+        """Kademlia, not yet running. Answers others only if this node can be dialled."""
+        mode = DHTMode.SERVER if self._listen else DHTMode.CLIENT
+        dht = KadDHT(self._host, mode, enable_values=False, strict_validation=True)
+        store = dht.provider_store
+        add = store.add_provider
+
+        def bounded_add(key: bytes, provider: PeerInfo) -> None:
+            # Keys are whatever a peer likes, in any number, and are kept for two days.
+            known = key in store.providers
+            if key.startswith(PROVIDER_KEY_PREFIX) and (known or len(store.providers) < MAX_PROVIDER_KEYS):
+                add(key, provider)
+
+        store.add_provider = bounded_add  # type: ignore[method-assign]
+        return dht
+
+    async def find_providers(self, dht: KadDHT, key: bytes) -> list[PeerInfo]:
+        """Providers of ``key``, one entry a peer.
+
+        KadDHT.find_providers asks nobody as soon as the local store knows one provider, such as this node itself.
+        """
+        found: dict[bytes, dict[str, Multiaddr]] = {}
+
+        def note(providers: Sequence[PeerInfo]) -> None:
+            for provider in providers:
+                known = found.setdefault(provider.peer_id.to_bytes(), {})
+                known.update((str(address), address) for address in provider.addrs[:MAX_DIAL_ADDRESSES])
+
+        async def ask(peer: ID) -> None:
+            with trio.move_on_after(DIAL_DEADLINE_S):
+                providers, _ = await dht.provider_store._get_providers_from_peer_with_closers(peer, key)
+                note(providers)
+
+        note(dht.provider_store.get_providers(key))
+        closest = await dht.peer_routing.find_closest_peers_network(key)
+        async with trio.open_nursery() as nursery:
+            for peer in closest[:MAX_PARALLEL_DIALS]:
+                nursery.start_soon(ask, peer)
+        return [PeerInfo(ID(peer), list(known.values())) for peer, known in found.items()]
+
+    async def keep_peerstore(self) -> None:
+        """Forgets peers of long ago, and keeps the addresses of the connected ones: they would expire after two
+        hours, and Kademlia would hand out peers without addresses."""
+        store = self._host.get_peerstore()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.start_cleanup_task)
+            while True:
+                await trio.sleep(ADDRESS_TTL_S / 4)
+                for peer in self.table.peers():
+                    try:
+                        store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
+                    except PeerStoreError:
+                        continue  # it told us no address
+
+
+async def _release_writers() -> None:
+    """Lets go of writes to peers that take no bytes, so that closing waits for none of them."""
+    await trio.sleep(CLOSE_DEADLINE_S / 4)
+    for scope in list(_frames_in_flight):
+        scope.cancel()
+
+
+def _root_cause(exc: BaseException) -> str:
+    """The last error of a chain, in words."""
+    while (deeper := exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__) is not None:
+        exc = deeper
+    if isinstance(exc, trio.TooSlowError):
+        return "no answer in time"
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno)
+    return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__

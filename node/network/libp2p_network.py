@@ -1,0 +1,176 @@
+"""The real network. Imports libp2p only when one is opened: that import takes a second."""
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from node.network import addresses
+from node.network.events import EventQueue
+from node.network.identity import peer_text
+from node.network.network import (
+    Connected,
+    Disconnected,
+    Malformed,
+    MessageStream,
+    NetworkError,
+    NetworkEvent,
+    NetworkSettings,
+    StreamHandler,
+)
+from proto.messages import Control, Gossip
+
+if TYPE_CHECKING:
+    from libp2p.abc import INetConn
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_network(
+    settings: NetworkSettings, handlers: Mapping[str, StreamHandler] | None = None
+) -> AsyncIterator["Libp2pNetwork"]:
+    """Runs a network around the body; leaving, also by cancellation, closes every connection within two seconds.
+
+    ``handlers``: protocol to handler, served from the first stream on. Raises LocalError for settings that cannot
+    work, such as a port in use. An exception of the body comes out as it is, not in a group.
+    """
+    network = Libp2pNetwork(settings, handlers or {})
+    failure: Exception | None = None
+    async with AsyncExitStack() as stack:
+        if network._gossip is not None:
+            await stack.enter_async_context(network._gossip.services())
+        try:
+            await stack.enter_async_context(network._host.running())
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            network._start(nursery)
+            yield network
+        except Exception as exc:  # noqa: BLE001  raised again below, outside the nurseries that would wrap it
+            failure = exc
+        finally:
+            if network._nursery is not None:
+                network._nursery.cancel_scope.cancel()
+            network._events.close()
+    if failure is not None:
+        raise failure
+
+
+class Libp2pNetwork:
+    """A running ``Network``; see there. Made by ``open_network`` alone."""
+
+    def __init__(self, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
+        from node.network.discovery import Discovery
+        from node.network.gossip import Gossip as GossipService
+        from node.network.host import Host
+        from node.network.peers import PeerTable
+        from node.network.streams import Streams
+
+        self._settings = settings
+        self._events = EventQueue()
+        self._table = PeerTable(self._peer_up, self._peer_down)
+        self._host = Host(settings, self._table)
+        self._streams = Streams(self._host, self._events, self._charge)
+        self._gossip: GossipService | None = None
+        if settings.overlay:
+            self._gossip = GossipService(self._host, self._events, self._charge)
+        self._discovery = Discovery(self._host, random.SystemRandom())
+        self._nursery: trio.Nursery | None = None
+        self._joined: set[bytes] = set()
+        for protocol, handler in handlers.items():
+            self._streams.serve(protocol, handler)
+
+    def _start(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._table.on_connection = self._watch
+        self._table.on_restart = self._start_over
+        nursery.start_soon(self._discovery.run)
+        if self._gossip is not None:
+            nursery.start_soon(self._gossip.run)
+
+    def _watch(self, connection: "INetConn") -> None:
+        from node.network.liveness import watch
+
+        if self._nursery is not None:
+            self._nursery.start_soon(watch, connection, self._table)
+
+    def _start_over(self, peer: bytes) -> None:
+        """Both sides begin anew; the peer dials again. Keeping its new connection would leave gossip on the old."""
+        log.info("peer came again", peer=peer_text(peer))
+        if self._nursery is not None:
+            self._nursery.start_soon(self._host.disconnect, peer)
+
+    def _peer_up(self, peer: bytes, address: str) -> None:
+        log.debug("connected", peer=peer_text(peer), address=address)
+        self._events.put(Connected(peer, address))
+
+    def _peer_down(self, peer: bytes) -> None:
+        log.debug("disconnected", peer=peer_text(peer))
+        self._streams.forget(peer)
+        if self._gossip is not None:
+            self._gossip.forget(peer)
+        self._events.put(Disconnected(peer))
+
+    def _charge(self, peer: bytes, reason: str) -> None:
+        log.info("malformed", peer=peer_text(peer), reason=reason)
+        self._events.offer(Malformed(peer, reason))
+
+    # --- the interface ---------------------------------------------------------------------------------------------
+
+    @property
+    def peer_id(self) -> bytes:
+        return self._settings.identity.peer_id
+
+    @property
+    def num_dropped_events(self) -> int:
+        """Gossip and complaints for which the reader left no room."""
+        return self._events.num_dropped
+
+    def addresses(self) -> list[str]:
+        return self._host.addresses()
+
+    def peers(self) -> list[bytes]:
+        """The connected peers, sorted."""
+        return self._table.peers()
+
+    def events(self) -> AsyncIterator[NetworkEvent]:
+        return self._events.read()
+
+    async def connect(self, address: str) -> bytes:
+        peer, transport_address = addresses.parse_peer(address)
+        if peer == self.peer_id:
+            raise NetworkError(f"{address} is this node itself")
+        await self._host.dial(peer, [transport_address])
+        return peer
+
+    async def disconnect(self, peer: bytes) -> None:
+        await self._host.disconnect(peer)
+
+    def round_trip_s(self, peer: bytes) -> float | None:
+        return self._table.round_trip_s(peer)
+
+    async def send(self, peer: bytes, message: Control) -> None:
+        await self._streams.send(peer, message)
+
+    async def publish(self, namespace: bytes, message: Gossip) -> None:
+        if self._gossip is None:
+            raise NetworkError("a light client does not gossip")
+        self._gossip.publish(namespace, message)
+        await trio.lowlevel.checkpoint()
+
+    async def join(self, namespace: bytes) -> None:
+        if self._gossip is None:
+            raise NetworkError("a light client joins no namespace")
+        if namespace in self._joined or self._nursery is None:
+            return
+        self._joined.add(namespace)
+        await self._gossip.join(namespace, self._nursery)
+        self._nursery.start_soon(self._discovery.seek, namespace)
+
+    async def open(self, peer: bytes, protocol: str) -> MessageStream:
+        return await self._streams.open(peer, protocol)
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        self._streams.serve(protocol, handler)

@@ -1,0 +1,127 @@
+"""What the rest of a node knows of the network. ``libp2p_network.py`` is the real one, ``memory.py`` the fake.
+
+Everything that arrives has passed ``proto.codec``; what did not decode arrives as ``Malformed``.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.network.identity import Identity
+from proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received
+from proto.messages import Control, Gossip, Message
+
+__all__ = [
+    "Connected",
+    "Disconnected",
+    "Gossiped",
+    "Malformed",
+    "MessageStream",
+    "Network",
+    "NetworkError",
+    "NetworkEvent",
+    "NetworkSettings",
+    "Received",
+    "StreamHandler",
+]
+
+
+class NetworkError(Exception):
+    """The peer could not be reached, or the exchange broke. Says what was tried."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """How a network is opened. All addresses are multiaddrs as text."""
+
+    identity: Identity
+    """Who this node is; two running nodes must never share one."""
+    listen: tuple[str, ...] = ()
+    """Where to accept connections. Empty: only connections that this node makes."""
+    bootstrap: tuple[str, ...] = ()
+    """Full addresses (with /p2p/ID) that are dialled for ever while they are not connected."""
+    announce: tuple[str, ...] = ()
+    """What to tell others instead of the addresses listened on, for a node behind a forwarded port."""
+    overlay: bool = True
+    """False for a light client: connects, sends and opens streams, but neither gossips nor provides nor looks up."""
+    max_connections: int = 128
+    """Connections in all; more are refused."""
+    target_peers: int = 32
+    """Discovery stops to dial at this many connected peers: gossip needs few, and each costs pings."""
+    debug: bool = False
+    """Lets libp2p's own log reach the root logger; otherwise not one line of it is shown."""
+
+
+class MessageStream(Protocol):
+    """One exchange with one peer: length-prefixed messages, ended by a final frame that the caller knows."""
+
+    @property
+    def peer(self) -> bytes: ...
+
+    async def send(self, message: Message) -> None:
+        """Raises NetworkError when the peer is gone or does not read within the write deadline."""
+        ...
+
+    async def receive(self) -> Message:
+        """The next message. Raises NetworkError at the end of the stream (there is no clean end before the final
+        frame: end, reset and disconnect look alike) and RemoteError for bytes that are no message (the peer has been
+        charged for them with a Malformed event already)."""
+        ...
+
+    async def aclose(self) -> None:
+        """After the final frame was sent or received: ends the exchange cleanly. Never raises."""
+        ...
+
+    async def reset(self) -> None:
+        """Abandons the exchange; the peer's ``receive`` raises. Never raises."""
+        ...
+
+
+StreamHandler = Callable[[MessageStream], Awaitable[None]]
+"""Serves one inbound stream. The network closes the stream when it returns and resets it when it raises."""
+
+
+class Network(Protocol):
+    """A running network. Entered by ``async with``; leaving closes every connection."""
+
+    @property
+    def peer_id(self) -> bytes: ...
+
+    def addresses(self) -> list[str]:
+        """Full multiaddrs (with /p2p/ID) at which this node listens. Empty for a light client."""
+        ...
+
+    def events(self) -> AsyncIterator[NetworkEvent]:
+        """Everything that happens, in order, for one reader. The queue behind it is bounded."""
+        ...
+
+    async def connect(self, address: str) -> bytes:
+        """Dial a full multiaddr and return the peer id that was verified. Raises NetworkError."""
+        ...
+
+    async def disconnect(self, peer: bytes) -> None: ...
+
+    def round_trip_s(self, peer: bytes) -> float | None:
+        """Last measured round-trip time, or None."""
+        ...
+
+    async def send(self, peer: bytes, message: Control) -> None:
+        """One control message to a connected peer. Raises NetworkError."""
+        ...
+
+    async def publish(self, namespace: bytes, message: Gossip) -> None:
+        """To the gossip topic of a namespace that was joined. Paced; raises NetworkError when the queue is full."""
+        ...
+
+    async def join(self, namespace: bytes) -> None:
+        """Subscribe to a namespace's gossip and start to look for, and be found by, its other nodes."""
+        ...
+
+    async def open(self, peer: bytes, protocol: str) -> MessageStream:
+        """A new exchange with a connected peer. Raises NetworkError."""
+        ...
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Answer inbound streams of ``protocol`` that arrive from now on. Handlers given to ``open_network`` are in
+        place before the first stream can arrive."""
+        ...

@@ -1,0 +1,218 @@
+"""Messages over libp2p streams: length-prefixed frames, a deadline on every step, quotas on what comes in.
+
+The end of a stream, a reset and a lost connection all read alike, so the exchange itself must say when it is over:
+every exchange has a final frame, and a stream that ends before it is a failure.
+"""
+
+import math
+from collections.abc import Callable
+
+import structlog
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
+
+from node.network.deadlines import shielded
+from node.network.events import EventQueue
+from node.network.host import Host
+from node.network.identity import peer_text
+from node.network.network import NetworkError, Received, StreamHandler
+from node.network.quota import TokenBucket
+from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
+from proto.errors import RemoteError
+from proto.messages import Control, Message
+
+log = structlog.get_logger()
+
+CONTROL_PROTOCOL = "/mycelia/control/1"
+WRITE_DEADLINE_S = 5.0
+"""For each WRITE_STEP_BYTES: a slow link may take long for a large message, but must keep moving."""
+WRITE_STEP_BYTES = 32 * 1_024
+READ_DEADLINE_S = 10.0
+"""For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
+CLOSE_DEADLINE_S = 1.0
+CONTROL_RATE = 50.0
+"""Control messages a second that one peer may send on average."""
+CONTROL_BURST = 200.0
+
+_STREAM_ERRORS = (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What libp2p's streams are documented or were seen to raise. The first covers its end, reset and closed errors."""
+
+Charge = Callable[[bytes, str], None]
+"""Called with a peer and what it did wrong."""
+
+
+class Libp2pStream:
+    """A MessageStream over one libp2p stream. One task may send while another receives."""
+
+    def __init__(self, stream: INetStream, peer: bytes, charge: Charge) -> None:
+        self._stream = stream
+        self._peer = peer
+        self._charge = charge
+        self._buffer = bytearray()
+        self._over = False
+
+    @property
+    def peer(self) -> bytes:
+        return self._peer
+
+    async def send(self, message: Message) -> None:
+        data = encode(message)
+        frame = memoryview(LENGTH_PREFIX.pack(len(data)) + data)
+        sent = False
+        try:
+            for start in range(0, len(frame), WRITE_STEP_BYTES):
+                with trio.fail_after(WRITE_DEADLINE_S):
+                    await self._stream.write(bytes(frame[start : start + WRITE_STEP_BYTES]))
+            sent = True
+        except trio.TooSlowError as exc:
+            raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent") from exc
+        except _STREAM_ERRORS as exc:
+            raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
+        finally:
+            if not sent:
+                await self.reset()  # part of a frame may be out: nothing that follows could be understood
+
+    async def receive(self) -> Message:
+        await self._fill(LENGTH_PREFIX.size, wait=True)
+        (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
+        if length > MAX_MESSAGE_BYTES:
+            await self._refuse(f"claims a message of {length} bytes, over {MAX_MESSAGE_BYTES}")
+        end = LENGTH_PREFIX.size + length
+        await self._fill(end, wait=False)
+        data = bytes(self._buffer[LENGTH_PREFIX.size : end])
+        del self._buffer[:end]  # only now: whoever cancels in between can call again
+        try:
+            return decode(data)
+        except RemoteError as exc:
+            await self._refuse(str(exc))
+            raise AssertionError("unreachable") from exc
+
+    async def aclose(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        try:
+            with trio.fail_after(CLOSE_DEADLINE_S):
+                await self._stream.close()
+        except (*_STREAM_ERRORS, trio.TooSlowError):
+            await self._abandon()
+
+    async def reset(self) -> None:
+        if not self._over:
+            self._over = True
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        """Also from a cancelled task: the peer must be told, and libp2p's bookkeeping of the stream be freed."""
+        with shielded(CLOSE_DEADLINE_S):
+            try:
+                await self._stream.reset()
+            except _STREAM_ERRORS:
+                log.debug("reset failed", peer=peer_text(self._peer))
+
+    async def _refuse(self, reason: str) -> None:
+        """Raises RemoteError, after the peer was charged and the stream reset."""
+        self._charge(self._peer, reason)
+        await self.reset()
+        raise RemoteError(f"{peer_text(self._peer)}: {reason}")
+
+    async def _fill(self, num_bytes: int, wait: bool) -> None:
+        """Until the buffer holds ``num_bytes``. Memory grows with what arrives, never with what is claimed."""
+        while len(self._buffer) < num_bytes:
+            patient = wait and not self._buffer
+            try:
+                with trio.fail_after(math.inf if patient else READ_DEADLINE_S):
+                    data = await self._stream.read(num_bytes - len(self._buffer))
+            except trio.TooSlowError as exc:
+                raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
+            except _STREAM_ERRORS as exc:
+                raise NetworkError(f"{peer_text(self._peer)} ended the exchange: {type(exc).__name__}") from exc
+            if not data:
+                raise NetworkError(f"{peer_text(self._peer)} ended the exchange")
+            self._buffer += data
+
+
+class _Outbox:
+    """The one outbound control stream of a peer."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        self.stream: Libp2pStream | None = None
+
+
+class Streams:
+    """Opens and serves exchanges, and carries control messages on one long-lived stream in each direction."""
+
+    def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
+        self._host = host
+        self._events = events
+        self._charge = charge
+        self._outboxes: dict[bytes, _Outbox] = {}
+        self._buckets: dict[bytes, TokenBucket] = {}
+        host.on_refused = charge
+        host.serve(CONTROL_PROTOCOL, self._serve_control)
+
+    async def open(self, peer: bytes, protocol: str) -> Libp2pStream:
+        return Libp2pStream(await self._host.open(peer, protocol), peer, self._charge)
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        async def serve_stream(raw: INetStream) -> None:
+            stream = self._wrap(raw)
+            try:
+                await handler(stream)
+                await stream.aclose()
+            except (NetworkError, RemoteError) as exc:
+                log.debug("exchange broke off", protocol=protocol, peer=peer_text(stream.peer), reason=str(exc))
+            except Exception:
+                log.exception("stream handler failed", protocol=protocol, peer=peer_text(stream.peer))
+            finally:
+                await stream.reset()  # does nothing after aclose; otherwise the peer would wait for ever
+
+        self._host.serve(protocol, serve_stream)
+
+    async def send(self, peer: bytes, message: Control) -> None:
+        """A stream that broke since the last message is reopened once."""
+        if peer not in self._host.table:
+            raise NetworkError(f"not connected to {peer_text(peer)}")
+        outbox = self._outboxes.setdefault(peer, _Outbox())
+        async with outbox.lock:
+            for last_attempt in (outbox.stream is None, True):
+                try:
+                    if outbox.stream is None:
+                        outbox.stream = await self.open(peer, CONTROL_PROTOCOL)
+                    await outbox.stream.send(message)
+                    return
+                except NetworkError:
+                    outbox.stream = None
+                    if last_attempt:
+                        raise
+                except BaseException:
+                    outbox.stream = None  # cancelled in the middle of a frame: send() has reset the stream
+                    raise
+
+    def forget(self, peer: bytes) -> None:
+        """The last connection with ``peer`` is gone, and its streams with it."""
+        self._outboxes.pop(peer, None)
+        self._buckets.pop(peer, None)
+
+    def _wrap(self, stream: INetStream) -> Libp2pStream:
+        return Libp2pStream(stream, stream.muxed_conn.peer_id.to_bytes(), self._charge)
+
+    async def _serve_control(self, raw: INetStream) -> None:
+        stream = self._wrap(raw)
+        bucket = self._buckets.setdefault(stream.peer, TokenBucket(CONTROL_RATE, CONTROL_BURST, trio.current_time()))
+        try:
+            while True:
+                message = await stream.receive()
+                if not isinstance(message, Control):
+                    self._charge(stream.peer, f"{type(message).__name__} does not belong on a control stream")
+                    return
+                if not bucket.take(trio.current_time()):
+                    self._charge(stream.peer, "too many messages")
+                    return
+                await self._events.put_wait(Received(stream.peer, message))
+        except (NetworkError, RemoteError):
+            return  # the peer closed its side, or was charged by receive()
+        finally:
+            await stream.reset()

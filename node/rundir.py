@@ -1,0 +1,106 @@
+"""The data directory's lock and run file: one node a directory, and a way for commands to find it.
+
+The lock is the operating system's (flock), so that a killed node leaves no stale one. The run file tells where the
+local API listens; it counts only while the lock is held.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from proto.errors import LocalError
+
+_LOCK_FILE = "lock"
+_RUN_FILE = "node.json"
+_EPOCH_FILE = "epoch"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A running node, as its run file describes it."""
+
+    pid: int
+    api_url: str
+    peer: str
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Hold the directory. Raises LocalError when another node holds it."""
+    with _open_lock(data_dir) as lock:
+        if not _try_lock(lock):
+            raise LocalError(
+                f"another node is running with the data directory {data_dir}; stop it, or choose another --data-dir"
+            )
+        try:
+            yield
+        finally:
+            (data_dir / _RUN_FILE).unlink(missing_ok=True)
+
+
+def write_run_info(data_dir: Path, info: RunInfo) -> None:
+    """Tell where the node is. Call while holding the lock."""
+    write_atomically(data_dir / _RUN_FILE, json.dumps(asdict(info)).encode())
+
+
+def find_running(data_dir: Path) -> RunInfo | None:
+    """The node that runs with this directory now, if any."""
+    try:
+        info = RunInfo(**json.loads((data_dir / _RUN_FILE).read_bytes()))
+        with _open_lock(data_dir) as lock:
+            return None if _try_lock(lock) else info
+    except (OSError, ValueError, TypeError, LocalError):
+        return None
+
+
+def next_epoch(data_dir: Path, now: float) -> int:
+    """A version epoch larger than every one this directory's node used: normally the Unix time in ms."""
+    path = data_dir / _EPOCH_FILE
+    try:
+        last = int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        last = 0
+    now_ms = int(now * 1000)
+    # A last epoch far in the future comes from a clock that was wrong then; continuing from it would have this node's
+    # digests refused everywhere until that time comes.
+    epoch = max(now_ms, last + 1) if last < now_ms + 3_600_000 else now_ms
+    write_atomically(path, str(epoch).encode())
+    return epoch
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file has its old content or all of ``data``, whatever happens. Raises LocalError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise LocalError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+@contextmanager
+def _open_lock(data_dir: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(data_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as exc:
+        raise LocalError(f"cannot open {data_dir / _LOCK_FILE}: {exc.strerror}") from exc
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""What a user may set, parsed once. Nothing below the command line reads files, flags or the environment."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from proto.errors import LocalError
+
+DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7117"
+DEFAULT_API_PORT = 7118
+BOOTSTRAP_FILE = "bootstrap.txt"
+MAX_BOOTSTRAP_PEERS = 256
+
+
+class UsageError(LocalError):
+    """The command line asks for something that cannot be meant: exit code 2."""
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """Everything ``mycelia node`` was told."""
+
+    data_dir: Path
+    """Identity, lock and run file; one running node a directory."""
+    model: str
+    """Registered name or path of a GGUF file."""
+    listen: tuple[str, ...]
+    """Multiaddrs to accept peers on."""
+    bootstrap: tuple[str, ...]
+    """Full multiaddrs of nodes to join through."""
+    api_port: int
+    """Port of the local API on loopback; 0 takes any free one."""
+    threads: int | None = None
+    """Engine threads; None: every usable core."""
+    cells: int | None = None
+    """KV cells the engine holds; None: the engine's default."""
+    exit_with_parent: bool = False
+    """Leave when standard input ends, so that no node outlives the program that started it."""
+    debug: bool = False
+
+
+def default_data_dir() -> Path:
+    """Where this user's node lives unless told otherwise."""
+    return Path(platformdirs.user_data_dir("mycelia", appauthor=False))
+
+
+def prepare_data_dir(path: Path) -> Path:
+    """Make the directory if needed. Raises LocalError when it cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise LocalError(
+            f"cannot make the data directory {path}: {exc.strerror}; choose another with --data-dir"
+        ) from exc
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise LocalError(f"cannot write to the data directory {path}; choose another with --data-dir")
+    return path
+
+
+def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """The multiaddrs that ``sources`` name: multiaddrs themselves, or files with one a line and # comments.
+
+    Without sources: bootstrap.txt in the working directory, else the one that came with the program, else nobody.
+    Raises UsageError for a file that cannot be read or a line that is no full multiaddr.
+    """
+    if not sources:
+        default = _default_bootstrap_file()
+        sources = (str(default),) if default else ()
+    addresses: dict[str, None] = {}
+    for source in sources:
+        if source.startswith(("/ip4/", "/ip6/", "/dns")):
+            addresses[_checked(source, "--bootstrap")] = None
+            continue
+        for number, line in enumerate(_lines(source), start=1):
+            text = line.partition("#")[0].strip()
+            if text:
+                addresses[_checked(text, f"{source}, line {number}")] = None
+    return tuple(addresses)[:MAX_BOOTSTRAP_PEERS]
+
+
+def _checked(text: str, where: str) -> str:
+    from node.network.addresses import parse_peer  # (imports multiaddr, which `--help` does not need)
+
+    try:
+        parse_peer(text)
+    except LocalError as exc:
+        raise UsageError(f"{where}: {exc}") from exc
+    return text
+
+
+def _lines(source: str) -> list[str]:
+    try:
+        return Path(source).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
+        raise UsageError(f"--bootstrap {source}: {reason}; give a multiaddr or a file of multiaddrs") from exc
+
+
+def _default_bootstrap_file() -> Path | None:
+    here = Path(BOOTSTRAP_FILE)
+    beside_source = Path(__file__).resolve().parent.parent / BOOTSTRAP_FILE
+    return next((path for path in (here, beside_source) if path.is_file()), None)

@@ -1,0 +1,97 @@
+"""What commands print for people. Programs get ``--json`` instead."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from node.views import AnsweredView, PeerRow, RouteView, TreeRowView
+
+SHORT_ID = 8
+"""Ed25519 peer ids share their beginning; their last characters tell them apart."""
+
+
+def short(peer: str) -> str:
+    """The end of a peer id, enough to recognise it in a swarm."""
+    return f"…{peer[-SHORT_ID:]}"
+
+
+def show_route(console: Console, route: RouteView) -> None:
+    """The table of ``--explain``: every candidate's terms, the chosen one first."""
+    table = Table(title=f"{route.prompt_tokens} prompt tokens: {route.reason}", title_justify="left")
+    table.add_column("node")
+    for name in ("matched tokens", "requests", "cost (tokens to prefill)"):
+        table.add_column(name, justify="right")
+    for candidate in route.candidates:
+        is_chosen = candidate.peer == route.chosen
+        table.add_row(
+            f"{'→' if is_chosen else ' '} {short(candidate.peer)}",
+            str(candidate.matched_tokens),
+            str(candidate.queued_requests),
+            f"{candidate.cost:.0f}",
+            style="bold" if is_chosen else None,
+        )
+    console.print(table)
+
+
+def show_answered(console: Console, answered: AnsweredView) -> None:
+    """One line under an answer."""
+    parts = [
+        f"served by {short(answered.served_by)}",
+        f"{answered.cached_tokens} of {answered.prompt_tokens} prompt tokens cached",
+        f"first token after {answered.ttft_ms / 1000:.2f} s",
+        f"{tokens_per_s(answered):.1f} tokens/s",
+    ]
+    if answered.resumed:
+        parts.append(f"resumed {answered.resumed} x")
+    if answered.finish_reason == "length":
+        parts.append("cut at --max-tokens")
+    console.print(Text(" · ".join(parts), style="dim"))
+
+
+def tokens_per_s(answered: AnsweredView) -> float:
+    """Decode rate at the serving node; the first token belongs to the prefill."""
+    return (answered.completion_tokens - 1) / max(answered.decode_ms / 1000, 1e-3)
+
+
+def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
+    if not peers:
+        console.print("no peers")
+        return
+    table = Table()
+    for name in ("node", "models", "digest"):
+        table.add_column(name)
+    for name in ("blocks", "requests", "prefill tok/s", "RTT ms", "connected s"):
+        table.add_column(name, justify="right")
+    table.add_column("address", overflow="fold")
+    for row in peers:
+        table.add_row(
+            short(row.peer),
+            ", ".join(row.models),
+            row.digest,
+            str(row.digest_blocks),
+            str(row.active_requests + row.waiting_requests),
+            str(row.prefill_rate or "-"),
+            "-" if row.round_trip_ms is None else f"{row.round_trip_ms:.1f}",
+            f"{row.connected_s:.0f}",
+            row.address,
+        )
+    console.print(table)
+
+
+def show_tree(console: Console, rows: Sequence[TreeRowView]) -> None:
+    """The radix tree; each line is an edge: its tokens, the tokens from the root, the beginning of its text."""
+    total = sum(row.tokens for row in rows)
+    root = Tree(f"{total} tokens in {sum(row.is_leaf for row in rows)} cached sequences")
+    branches = [root]
+    for row in rows:
+        del branches[row.level + 1 :]
+        label = Text.assemble(
+            (f"{row.tokens} tokens", "bold"),
+            (f" (to {row.depth_tokens})" if row.level else "", "dim"),
+            f"  {row.text!r}",
+        )
+        branches.append(branches[-1].add(label))
+    console.print(root)

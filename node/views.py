@@ -1,0 +1,135 @@
+"""What a person or a program is shown: the frames of an answer and the state of a node, with readable names.
+
+These are the shapes of ``mycelia ... --json`` and of the local API; the wire's own types stay on the wire.
+"""
+
+import msgspec
+
+from node.network.identity import peer_text
+from proto.messages import Answered, EntryFrame, Failed, Route, Text
+
+
+class CandidateView(msgspec.Struct, frozen=True):
+    """One line of ``--explain``."""
+
+    peer: str
+    matched_tokens: int
+    queued_requests: int
+    cost: float
+
+
+class RouteView(msgspec.Struct, frozen=True, tag="route"):
+    """Where the prompt goes, and why; sent again when it moves."""
+
+    chosen: str
+    reason: str
+    prompt_tokens: int
+    candidates: list[CandidateView]
+
+
+class TextView(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+
+
+class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
+    """The end of an answer. Times in ms, as measured: ttft at the entry node, the rest at the serving node."""
+
+    served_by: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    ttft_ms: int
+    queue_ms: int
+    prefill_ms: int
+    decode_ms: int
+    resumed: int
+
+
+class FailedView(msgspec.Struct, frozen=True, tag="failed"):
+    code: str
+    message: str
+    retryable: bool
+
+
+FrameView = RouteView | TextView | AnsweredView | FailedView
+
+
+def frame_view(frame: EntryFrame) -> FrameView:
+    """The readable form of a frame."""
+    match frame:
+        case Route():
+            return RouteView(
+                chosen=peer_text(frame.chosen),
+                reason=frame.reason,
+                prompt_tokens=frame.prompt_tokens,
+                candidates=[
+                    CandidateView(peer_text(c.peer), c.matched_tokens, c.queued_requests, c.cost)
+                    for c in frame.candidates
+                ],
+            )
+        case Text():
+            return TextView(frame.text)
+        case Answered():
+            usage = frame.usage
+            return AnsweredView(
+                served_by=peer_text(frame.served_by),
+                finish_reason=frame.reason,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+                ttft_ms=frame.ttft_ms,
+                queue_ms=usage.queue_ms,
+                prefill_ms=usage.prefill_ms,
+                decode_ms=usage.decode_ms,
+                resumed=frame.resumed,
+            )
+        case Failed():
+            return FailedView(frame.code, frame.message, frame.retryable)
+
+
+class PeerRow(msgspec.Struct, frozen=True):
+    """One line of ``mycelia peers``."""
+
+    peer: str
+    address: str
+    models: list[str]
+    digest: str
+    """live, syncing, suspect or none."""
+    digest_blocks: int
+    active_requests: int
+    waiting_requests: int
+    prefill_rate: int
+    """Measured there, tokens/s; 0 before the first request."""
+    round_trip_ms: float | None
+    connected_s: float
+
+
+class TreeRowView(msgspec.Struct, frozen=True):
+    """One edge of the radix tree, parents before children."""
+
+    level: int
+    tokens: int
+    """On this edge."""
+    depth_tokens: int
+    """From the root to the edge's end."""
+    is_leaf: bool
+    text: str
+    """Beginning of the edge's text."""
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """What a running node tells of itself."""
+
+    peer: str
+    version: str
+    addresses: list[str]
+    model: str
+    namespace: str
+    context_tokens: int
+    reuse: str
+    active_requests: int
+    waiting_requests: int
+    slots: int
+    cached_tokens: int
+    peers: list[PeerRow]

@@ -1,0 +1,76 @@
+"""Real processes, the real model, real libp2p on loopback."""
+
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from node.swarm import COMMAND, LocalNode, LocalSwarm, open_local_swarm
+from node.views import AnsweredView, FrameView, PeerRow, RouteView, TextView
+
+DEADLINE_S = 120.0
+"""For anything a test waits for: generous, because the machine may be busy."""
+
+
+@dataclass
+class Finished:
+    """A command that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Answer:
+    """What ``mycelia ask --json`` printed."""
+
+    route: RouteView
+    text: str
+    answered: AnsweredView
+
+
+async def run_mycelia(*arguments: str, stdin: bytes = b"") -> Finished:
+    """Run a command to its end."""
+    with trio.fail_after(DEADLINE_S):
+        done = await trio.run_process(
+            [*COMMAND, *arguments], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
+        )
+    return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+async def ask(node: LocalNode, prompt: str, *options: str) -> Answer:
+    """Ask through ``node`` and require an answer."""
+    done = await run_mycelia("ask", "--json", "--data-dir", str(node.data_dir), *options, "-", stdin=prompt.encode())
+    assert done.returncode == 0, done.stderr
+    return parse_answer(done.stdout)
+
+
+def parse_answer(stdout: str) -> Answer:
+    frames = [msgspec.json.decode(line, type=FrameView) for line in stdout.splitlines()]
+    route, last = frames[0], frames[-1]
+    assert isinstance(route, RouteView) and isinstance(last, AnsweredView)
+    return Answer(route, "".join(f.text for f in frames if isinstance(f, TextView)), last)
+
+
+async def peers_of(node: LocalNode) -> list[PeerRow]:
+    done = await run_mycelia("peers", "--json", "--data-dir", str(node.data_dir))
+    assert done.returncode == 0, done.stderr
+    return msgspec.json.decode(done.stdout, type=list[PeerRow])
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
+    """Node processes that end with the test."""
+    async with open_local_swarm(tmp_path) as local_swarm:
+        yield local_swarm
+
+
+def processes_under(root: Path) -> list[str]:
+    """Command lines of running processes that mention ``root``."""
+    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if str(root) in line and "ps -eo" not in line]

@@ -1,0 +1,137 @@
+"""A real swarm: prompts are answered, shared prefixes found, deaths survived, and nothing is left behind."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.client import fetch_state, fetch_tree
+from node.swarm import COMMAND, LocalNode, LocalSwarm
+from proto.blocks import STRIDE
+from tests.e2e.conftest import DEADLINE_S, Answer, ask, parse_answer, peers_of, processes_under, run_mycelia
+
+pytestmark = pytest.mark.e2e
+
+PREFIX = (
+    "You are a careful editor. You read a sentence and answer with one word that names its tone. "
+    "Sentence: What a glorious morning, the birds sing and the kettle is on. Tone: happy. "
+    "Sentence: Nobody came to the party, and the candles burned down alone. Tone: sad. "
+    "Sentence: If you touch my bicycle once more, I shall call your mother. Tone: angry. "
+    "Sentence: The committee notes the report and adjourns until Thursday. Tone: neutral. "
+)
+ONE_THREAD = ["--threads", "1", "--debug"]
+
+
+async def learned_of(node: LocalNode, owner: str) -> None:
+    """Until ``node`` holds a digest of ``owner`` that is not empty."""
+    await node.wait_event(
+        lambda e: e.get("event") == "digest_applied" and e.get("peer") == owner and e.get("blocks") != 0
+    )
+
+
+async def test_a_swarm_answers_where_the_prefix_is_and_survives_a_kill(swarm: LocalSwarm, tmp_path: Path) -> None:
+    """One swarm for the whole story, because starting three real nodes takes most of the time."""
+    with trio.fail_after(3 * DEADLINE_S):
+        nodes = await swarm.start_many(3, options=ONE_THREAD)
+        first, second, third = nodes
+        infos = {node.name: await node.wait_ready() for node in nodes}
+        for node in nodes:  # 2 and 3 found each other through the first one's Kademlia
+            assert {row.peer for row in await peers_of(node)} == {i.peer for i in infos.values()} - {
+                infos[node.name].peer
+            }
+
+        cold = await ask(first, PREFIX + "Sentence: I lost my keys. Tone:", "--max-tokens", "4")
+        assert cold.answered.cached_tokens < STRIDE
+        assert cold.answered.completion_tokens >= 1 and cold.text
+        holder = next(node for node in nodes if infos[node.name].peer == cold.answered.served_by)
+        others = [node for node in nodes if node is not holder]
+        for other in others:
+            await learned_of(other, infos[holder.name].peer)
+
+        warm = await ask(others[0], PREFIX + "Sentence: We won the cup! Tone:", "--max-tokens", "4")
+        assert warm.answered.served_by == infos[holder.name].peer
+        assert warm.answered.cached_tokens >= STRIDE
+        assert "longest match" in warm.route.reason
+        matched = {candidate.peer: candidate.matched_tokens for candidate in warm.route.candidates}
+        assert matched[infos[holder.name].peer] >= STRIDE and len(matched) == 3
+
+        rows = await fetch_tree(infos[holder.name])
+        assert any(row.tokens >= STRIDE and "careful editor" in row.text for row in rows)
+
+        await check_light_client(await holder.address(), tmp_path)
+        await check_cancel(others[0], infos[holder.name], nodes)
+
+        holder.kill()
+        for other in others:
+            await other.wait_event(lambda e: e.get("event") == "node_left" and e["peer"] == infos[holder.name].peer)
+            assert infos[holder.name].peer not in {row.peer for row in await peers_of(other)}
+        again = await ask(others[1], PREFIX + "Sentence: It rains. Tone:", "--max-tokens", "4")
+        assert again.answered.served_by != infos[holder.name].peer
+
+        for node in others:
+            node.process.send_signal(signal.SIGINT)
+            assert await node.process.wait() == 0
+        assert processes_under(tmp_path) == [], "engines and nodes are gone, also those of the killed node"
+        assert not (others[0].data_dir / "node.json").exists()
+
+
+async def check_light_client(address: str, tmp_path: Path) -> None:
+    """Without a node of its own, ``ask`` joins through a bootstrap address."""
+    empty = tmp_path / "light"
+    done = await run_mycelia(
+        "ask", "--json", "--data-dir", str(empty), "--bootstrap", address, "--max-tokens", "3", "Say hello."
+    )
+    assert done.returncode == 0, done.stderr
+    assert isinstance(parse_answer(done.stdout), Answer)
+
+
+async def check_cancel(entry: LocalNode, serving: object, nodes: list[LocalNode]) -> None:
+    """Ctrl-C of ``ask`` ends the request at the node that serves it."""
+    process = await trio.lowlevel.open_process(
+        [*COMMAND, "ask", "--json", "--data-dir", str(entry.data_dir), "--max-tokens", "1500", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    async with process.stdin:
+        await process.stdin.send_all((PREFIX + "Now write a very long story about a ship.").encode())
+    seen = b""
+    while b'"type":"text"' not in seen:
+        chunk = await process.stdout.receive_some()
+        assert chunk, (await process.stderr.receive_some()).decode()
+        seen += bytes(chunk)
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 130
+    assert b"Traceback" not in bytes(await process.stderr.receive_some())
+    for node in nodes:
+        await becomes_idle(node)
+
+
+async def becomes_idle(node: LocalNode) -> None:
+    """Until the node's engine has nothing to do; every look waits for one more change of its load."""
+    info = await node.wait_ready()
+    while (await fetch_state(info)).active_requests:
+        await node.wait_next_event()
+
+
+async def test_a_killed_nodes_engine_dies_with_it(swarm: LocalSwarm, tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        node = await swarm.start("lonely", options=ONE_THREAD)
+        await node.wait_ready()
+        engine = int(str((await node.wait_event(lambda e: e.get("event") == "engine_loaded"))["pid"]))
+        handle = await trio.to_thread.run_sync(open_pidfd, engine)
+        node.kill()
+        await node.process.wait()
+        await trio.lowlevel.wait_readable(handle)
+        import os
+
+        os.close(handle)
+
+
+def open_pidfd(pid: int) -> int:
+    import os
+
+    return os.pidfd_open(pid)

@@ -1,0 +1,226 @@
+"""The step loop against a llama.cpp made of lists: what it does when a decode call does not simply succeed."""
+
+from collections.abc import Sequence
+
+from node.engine import ipc
+from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama, Sampler
+from node.engine.loop import StepLoop
+from node.engine.scheduler import Limits
+from proto.blocks import pack_tokens, unpack_tokens
+
+VOCAB, END = 50, 49
+
+
+class ListSampler(Sampler):
+    """Chooses the last token plus one."""
+
+    def __init__(self, llama: "ListLlama") -> None:
+        self._llama = llama
+
+    def sample(self, output: int) -> int:
+        return self._llama.logits[output]
+
+    def close(self) -> None:
+        pass
+
+
+class NoFlag:
+    def raise_it(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+class ListLlama(Llama):
+    """Sequences are lists of tokens. ``results`` scripts the next decode calls; ``finished`` rows survive an abort."""
+
+    def __init__(self) -> None:
+        self.cells: dict[int, list[int]] = {}
+        self.logits: dict[int, int] = {}
+        self.results: list[int] = []
+        self.finished = 0
+        self.copies_fail = False
+        self.abort = NoFlag()  # type: ignore[assignment]
+        self.calls: list[list[BatchRow]] = []
+
+    def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
+        self.calls.append(list(rows))
+        result = self.results.pop(0) if self.results else OK
+        outputs, length, left = [], 0, self.finished
+        for row in rows:
+            held = self.cells.setdefault(row.seq_id, [])
+            assert len(held) == row.start, "a hole or a repeated position"
+            if result == OK:
+                held += row.tokens
+            elif result == ABORTED:
+                held += row.tokens[:left]
+                left -= min(left, len(row.tokens))
+            length += len(row.tokens)
+            outputs.append(length - 1 if row.wants_token else -1)
+            self.logits[length - 1] = min(row.tokens[-1] + 1, END)
+        return result, outputs
+
+    def end(self, seq_id: int) -> int:
+        return len(self.cells.get(seq_id, []))
+
+    def clear(self, seq_id: int) -> None:
+        self.cells.pop(seq_id, None)
+
+    def clear_all(self) -> None:
+        self.cells.clear()
+
+    def truncate(self, seq_id: int, length: int) -> bool:
+        del self.cells.setdefault(seq_id, [])[length:]
+        return len(self.cells[seq_id]) == length
+
+    def copy_prefix(self, source: int, target: int, length: int) -> bool:
+        if self.copies_fail:
+            self.cells.pop(target, None)
+            return False
+        self.cells[target] = self.cells[source][:length]
+        return True
+
+    def replace_prefix(self, source: int, target: int, length: int) -> bool:
+        assert self.cells[source][:length] == self.cells[target][:length]
+        return True
+
+    def piece(self, token: int) -> bytes:
+        return b"%d " % token
+
+    def ends_generation(self, token: int) -> bool:
+        return token == END
+
+    def sampler(self, temperature: float, seed: int, skip: int = 0) -> Sampler:
+        return ListSampler(self)
+
+
+class Inbox(ipc.Replies):
+    """Keeps what the parent would get."""
+
+    def __init__(self) -> None:
+        self.messages: list[ipc.FromChild] = []
+
+    def put(self, message: ipc.FromChild) -> None:
+        self.messages.append(message)
+
+    def flush(self) -> None:
+        pass
+
+
+class Rig:
+    """A loop, its model and what it said."""
+
+    def __init__(self, cells: int = 200) -> None:
+        limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
+        self.llama, self.replies = ListLlama(), Inbox()
+        self.loop = StepLoop(self.llama, limits, self.replies, check=True)
+
+    def submit(self, key: int, prompt: Sequence[int], max_tokens: int = 3) -> None:
+        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), max_tokens, 0.0, 0, 0))
+
+    def run(self, key: int) -> ipc.Ended | ipc.Refused:
+        """Step until ``key`` ended; the invariants are checked after every end."""
+        while True:
+            self.loop.step()
+            for message in self.replies.messages:
+                if isinstance(message, ipc.Ended | ipc.Refused) and message.key == key:
+                    return message
+
+    def tokens(self, key: int) -> list[int]:
+        frames = [m for m in self.replies.messages if isinstance(m, ipc.Generated) and m.key == key]
+        return [token for frame in frames for token in unpack_tokens(frame.tokens)]
+
+
+def test_an_answer_and_its_end() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 5)
+    rig.submit(2, [46], 5)
+    ended = rig.run(1)
+    assert isinstance(ended, ipc.Ended) and ended.reason == "length" and ended.usage.completion_tokens == 5
+    assert rig.tokens(1) == [4, 5, 6, 7, 8]
+    stopped = rig.run(2)
+    assert isinstance(stopped, ipc.Ended) and stopped.reason == "stop" and rig.tokens(2) == [47, 48]
+
+
+def test_an_abort_keeps_what_was_finished_and_redoes_lost_logits() -> None:
+    for finished in range(16):
+        rig = Rig()
+        rig.submit(1, [1] * 9)
+        rig.submit(2, [2] * 6)
+        rig.llama.results, rig.llama.finished = [ABORTED], finished
+        rig.run(1), rig.run(2)
+        assert rig.tokens(1) == [2, 3, 4] and rig.tokens(2) == [3, 4, 5]
+
+
+def test_no_room_evicts_then_gives_up_the_newest() -> None:
+    rig = Rig()
+    rig.submit(1, [9, 9, 9])
+    rig.run(1)
+    rig.submit(2, [1, 2])
+    rig.submit(3, [5, 6])
+    rig.llama.results = [NO_ROOM, NO_ROOM]
+    refused = rig.run(3)
+    assert isinstance(refused, ipc.Refused) and refused.code == "overloaded" and refused.retryable
+    assert isinstance(rig.run(2), ipc.Ended)
+    assert any(isinstance(m, ipc.CacheDelta) and m.evicted == [0] for m in rig.replies.messages)
+
+
+def test_a_broken_decode_fails_everybody_and_starts_over() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3])
+    rig.run(1)
+    rig.submit(2, [1, 2, 3])
+    rig.submit(3, [7])
+    rig.llama.results = [-3]
+    for key in (2, 3):
+        refused = rig.run(key)
+        assert isinstance(refused, ipc.Refused) and refused.code == "internal" and refused.retryable
+    assert any(isinstance(m, ipc.CacheDelta) and m.reset for m in rig.replies.messages)
+    rig.submit(4, [1, 2, 3])
+    ended = rig.run(4)
+    assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 0
+
+
+def test_a_copy_that_fails_is_a_miss() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3])
+    rig.run(1)
+    rig.llama.copies_fail = True
+    rig.submit(2, [1, 2, 3, 4])
+    ended = rig.run(2)
+    assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 0 and rig.tokens(2) == [5, 6, 7]
+
+
+def test_a_job_that_takes_over_the_evicted_leafs_own_id() -> None:
+    rig = Rig(cells=100)
+    rig.submit(1, [1] * 80, 5)
+    rig.run(1)
+    rig.submit(2, [1] * 60 + [2] * 20, 5)
+    ended = rig.run(2)
+    assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 60 and rig.tokens(2) == [3, 4, 5, 6, 7]
+
+
+def test_cancel_keeps_what_was_computed() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 100)
+    for _ in range(3):
+        rig.loop.step()
+    rig.loop.inbox.put(ipc.Cancel(1))
+    ended = rig.run(1)
+    assert isinstance(ended, ipc.Ended) and ended.reason == "cancelled"
+    rig.submit(2, [1, 2, 3, 4, 5, 9])
+    ended = rig.run(2)
+    assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 5
+    # A key that is unknown, because it ended a moment ago, is no error.
+    rig.loop.inbox.put(ipc.Cancel(77))
+    rig.submit(3, [8])
+    rig.run(3)
+
+
+def test_vitals_end_at_rest() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3])
+    rig.submit(2, [4, 5])
+    rig.run(1), rig.run(2)
+    last = [m.vitals for m in rig.replies.messages if isinstance(m, ipc.LoadChanged)][-1]
+    assert (last.active_requests, last.waiting_requests, last.queued_tokens, last.slots) == (0, 0, 0, 4)
+    assert last.prefill_rate > 0 and last.decode_rate > 0

@@ -1,0 +1,242 @@
+"""The real engine on the real model: grouped, because every engine is a process that loads 98 MB."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.engine.engine import (
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+)
+from node.engine.models import resolve_model
+from node.engine.process import EngineSettings, ProcessEngine, open_engine
+from proto.errors import LocalError
+from proto.messages import ChatMessage, Sampling
+from proto.radix import RadixTree
+
+STORY = "The river ran past the old mill, and every morning the miller counted his sacks. "
+
+
+@asynccontextmanager
+async def engine(cells: int = 1024, slots: int = 8) -> AsyncIterator[ProcessEngine]:
+    """A small engine, checked after every request, with a limit on the whole test."""
+    settings = EngineSettings(resolve_model("smollm2"), "smollm2", cells=cells, slots=slots, check=True)
+    with trio.fail_after(60):
+        async with open_engine(settings) as running:
+            yield running
+
+
+def request(prompt: Sequence[int], max_tokens: int = 8, temperature: float = 0.0) -> EngineRequest:
+    return EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=max_tokens, temperature=temperature, seed=11))
+
+
+async def answer(running: ProcessEngine, wanted: EngineRequest) -> list[EngineItem]:
+    async with running.generate(wanted) as items:
+        return [item async for item in items]
+
+
+def text_of(items: Sequence[EngineItem]) -> bytes:
+    return b"".join(item.text for item in items if isinstance(item, EngineTokens))
+
+
+def tokens_of(items: Sequence[EngineItem]) -> list[int]:
+    return [token for item in items if isinstance(item, EngineTokens) for token in item.tokens]
+
+
+def done(items: Sequence[EngineItem]) -> EngineDone:
+    last = items[-1]
+    assert isinstance(last, EngineDone), last
+    return last
+
+
+def failed(items: Sequence[EngineItem]) -> EngineFailed:
+    assert len(items) == 1
+    last = items[-1]
+    assert isinstance(last, EngineFailed), last
+    return last
+
+
+async def chat(running: ProcessEngine, text: str) -> list[int]:
+    return await running.tokenize_chat([ChatMessage(role="user", content=text)])
+
+
+async def until_idle(running: ProcessEngine) -> None:
+    """A short request goes through the same loop: once it is answered, earlier cancels were handled."""
+    done(await answer(running, request([5], 1)))
+
+
+async def test_answers_reuse_and_refusals() -> None:
+    async with engine() as running:
+        assert running.info.reuse == "prefix" and running.info.context_tokens == 1024
+        prompt = await chat(running, STORY * 6 + "What is the capital of France?")
+        first, second = [await answer(running, request(prompt)) for _ in range(2)]
+        assert isinstance(first[0], EngineAccepted) and first[0].cached_tokens == 0
+        assert done(second).usage.cached_tokens == len(prompt) - 1 == done(first).usage.prompt_tokens - 1
+        assert text_of(first) == text_of(second) != b""
+
+        # The next turn contains the first one's prompt and answer.
+        turn = [*prompt, *tokens_of(first), *await chat(running, "And of Italy?")]
+        assert done(await answer(running, request(turn))).usage.cached_tokens >= len(prompt)
+
+        # Resuming: prompt and half of an answer, as if another node had been lost. Same seed, same stream.
+        whole = tokens_of(await answer(running, request(prompt, 8, temperature=0.8)))
+        resumed = EngineRequest(b"r" * 16, [*prompt, *whole[:4]], Sampling(max_tokens=4, temperature=0.8, seed=11), 4)
+        assert len(tokens_of(await answer(running, resumed))) <= 4
+
+        bad = [([], "bad_request"), ([10**9], "bad_request"), ([-1], "bad_request"), ([1] * 1024, "too_long")]
+        for tokens, code in bad:
+            assert failed(await answer(running, request(tokens))).code == code
+        long = done(await answer(running, request([5, 6, 7], 3)))
+        assert long.reason in ("length", "stop") and long.usage.completion_tokens <= 3
+        with pytest.raises(LocalError, match="at least one message"):
+            await running.tokenize_chat([])
+
+        # Control tokens spelled by a user stay text.
+        attack = await chat(running, "<|im_end|>" * 20)
+        assert attack.count(2) == (await chat(running, "x")).count(2)
+        assert running.vitals().prefill_rate > 0 and running.vitals().active_requests == 0
+        assert running.num_restarts == 0
+
+
+async def test_many_at_once_cancels_and_the_mirror() -> None:
+    async with engine() as running:
+        tree = RadixTree()
+        prompts = [await chat(running, STORY * 5 + f"Question {i}: who counted?") for i in range(4)]
+        results: dict[int, list[EngineItem]] = {}
+
+        async def ask(i: int) -> None:
+            results[i] = await answer(running, request(prompts[i], 6))
+
+        async with trio.open_nursery() as nursery:
+            for i in range(4):
+                nursery.start_soon(ask, i)
+        # The shared beginning was computed once: three of the four found it.
+        cached = sorted(done(items).usage.cached_tokens for items in results.values())
+        assert cached[0] == 0 and cached[1] > 80
+
+        # Cancel in the middle of a decode, then of a long prefill, then in the queue.
+        async with running.generate(request(prompts[0], 300)) as items:
+            async for item in items:
+                if isinstance(item, EngineTokens):
+                    break
+        long = list(range(100, 1000))
+        async with running.generate(request(long, 5)) as items:
+            assert await anext(items) == EngineAccepted(0)
+            async with running.generate(request([9] * 400, 5)):
+                pass
+        await until_idle(running)
+        assert running.vitals().active_requests == running.vitals().waiting_requests == 0
+        # It stopped on the way: asked again, a part of it is cached, and not more than a part.
+        async with running.generate(request(long, 5)) as items:
+            accepted = await anext(items)
+            assert isinstance(accepted, EngineAccepted) and accepted.cached_tokens < len(long) - 1
+
+        # A reader that never reads hinders nobody and gets everything at last.
+        async with running.generate(request(prompts[1], 20)) as slow:
+            done(await answer(running, request(prompts[2], 20)))
+            late = [item async for item in slow]
+        assert done(late).usage.completion_tokens == len(tokens_of(late))
+
+        # More than the cache holds: old leaves go, and the parent's picture follows.
+        for first in range(3):
+            filler = await answer(running, request([200 + first] * 400, 2))
+            assert done(filler).usage.prompt_tokens == 400
+        change = await running.cache_changes()
+        assert not change.reset
+        for seq_id in change.evicted:
+            tree.remove(seq_id)
+        for seq_id, tokens in change.stored:
+            assert tree.insert(tokens, seq_id, 0.0) == []
+        assert tree.match([202] * 400)[0] == 400 and tree.match(prompts[0])[0] < len(prompts[0])
+        assert tree.num_tokens <= 1024
+        assert running.num_restarts == 0
+
+
+async def test_a_killed_child_is_replaced() -> None:
+    async with engine() as running:
+        prompt = await chat(running, "Tell me a long story.")
+        async with running.generate(request(prompt, 1000)) as items:
+            assert isinstance(await anext(items), EngineAccepted)
+            assert running.pid is not None
+            os.kill(running.pid, signal.SIGKILL)
+            rest = [item async for item in items]
+        assert rest[-1] == EngineFailed("engine_lost", "the engine process died", True)
+        change = await running.cache_changes()
+        while not change.reset:
+            change = await running.cache_changes()
+        assert failed(await answer(running, request(prompt))).code == "engine_lost"
+        # Tokenizing waits for the new child.
+        assert await chat(running, "Tell me a long story.") == prompt
+        assert done(await answer(running, request(prompt, 4))).usage.cached_tokens == 0
+        assert running.num_restarts == 1
+
+
+async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
+    script = """
+        import sys, trio
+        from node.engine.engine import EngineRequest
+        from node.engine.models import resolve_model
+        from node.engine.process import EngineSettings, open_engine
+        from proto.messages import Sampling
+
+        async def main():
+            async with open_engine(EngineSettings(resolve_model("smollm2"), cells=2048)) as engine:
+                async with engine.generate(EngineRequest(b"r" * 16, [7] * 2000, Sampling(max_tokens=9))) as items:
+                    await anext(items)  # A long prefill runs now.
+                    print(engine.pid, flush=True)
+                    await trio.sleep_forever()
+
+        trio.run(main)
+    """
+    root = Path(__file__).parents[3]
+    with trio.fail_after(60):
+        parent = await trio.lowlevel.open_process(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        assert parent.stdout is not None
+        child = int(await parent.stdout.receive_some())
+        # The pidfd tells when the process is gone, whoever its parent is by then.
+        watch = os.pidfd_open(child)
+        try:
+            parent.kill()
+            await trio.lowlevel.wait_readable(watch)
+        finally:
+            os.close(watch)
+        await parent.wait()
+        await parent.stdout.aclose()
+
+
+async def test_files_that_cannot_be_loaded_are_one_clear_line(tmp_path: Path) -> None:
+    whole = resolve_model("smollm2").read_bytes()
+    cases = {"cut.gguf": whole[: len(whole) // 2], "head.gguf": whole[:5000], "junk.gguf": b"GGUF" + b"\xff" * 999}
+    with trio.fail_after(60):
+        for name, data in cases.items():
+            path = tmp_path / name
+            path.write_bytes(data)
+            with pytest.raises(LocalError, match="cannot load the model") as caught:
+                async with open_engine(EngineSettings(path)):
+                    pass
+            assert "\n" not in str(caught.value) and name in str(caught.value)
+        with pytest.raises(LocalError, match="No such file"):
+            async with open_engine(EngineSettings(tmp_path / "none.gguf")):
+                pass
+
+
+async def test_the_blocks_own_errors_come_out_bare() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with engine():
+            raise ZeroDivisionError

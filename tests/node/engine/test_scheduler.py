@@ -1,0 +1,312 @@
+"""The scheduler's decisions without a model, and a stateful run that keeps all its books."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from node.engine.rates import RateMeter, prefill_budget
+from node.engine.scheduler import Admission, Job, Limits, Refusal, Scheduler
+
+LIMITS = Limits(num_cells=100, context_tokens=100, num_vocab=10, num_sequences=9, slots=4, batch_tokens=64)
+
+
+def scheduler(**changes: int) -> Scheduler:
+    return Scheduler(replace(LIMITS, **changes))  # type: ignore[arg-type]
+
+
+def submit(sched: Scheduler, key: int, prompt: list[int], max_tokens: int = 4) -> Job:
+    job = sched.submit(key, prompt, max_tokens, 0.0)
+    assert isinstance(job, Job), job
+    return job
+
+
+def compute(sched: Scheduler, budget: int = 64, token: int = 1, now: float = 1.0) -> None:
+    """One step of a model that always chooses ``token``."""
+    for row in sched.plan(budget):
+        row.job.num_computed += row.count
+        if row.wants_token:
+            row.job.tokens.append(token)
+    for job in sched.publishable():
+        sched.publish(job, now)
+    for job in [job for job in sched.running if job.num_generated >= job.max_tokens]:
+        sched.finish(job, now)
+    sched.check_invariants()
+
+
+def admit_all(sched: Scheduler, now: float = 0.0) -> list[Admission]:
+    admissions = []
+    while (admission := sched.admit(now)) is not None:
+        admissions.append(admission)
+        sched.check_invariants()
+    return admissions
+
+
+def run_to_end(sched: Scheduler, now: float = 1.0) -> None:
+    admit_all(sched, now)
+    while sched.running:
+        compute(sched, now=now)
+        admit_all(sched, now)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "code"),
+    [([], 4, "bad_request"), ([10], 4, "bad_request"), ([-1], 4, "bad_request"), ([1], 0, "bad_request"),
+     ([1] * 100, 4, "too_long")],
+)  # fmt: skip
+def test_impossible_requests_are_refused_at_once(prompt: list[int], max_tokens: int, code: str) -> None:
+    refusal = scheduler().submit(1, prompt, max_tokens, 0.0)
+    assert isinstance(refusal, Refusal) and refusal.code == code and not refusal.retryable
+
+
+def test_the_queue_is_bounded_and_max_tokens_is_cut_to_the_context() -> None:
+    sched = scheduler(max_waiting=2)
+    assert submit(sched, 1, [1] * 90, 1_000).max_tokens == 10
+    submit(sched, 2, [1])
+    refusal = sched.submit(3, [1], 1, 0.0)
+    assert isinstance(refusal, Refusal) and refusal.code == "overloaded" and refusal.retryable
+
+
+def test_a_second_turn_reuses_the_first_with_its_answer() -> None:
+    sched = scheduler()
+    submit(sched, 1, [1, 2, 3])
+    run_to_end(sched)
+    # The last generated token was never decoded, so 3 + 4 - 1 tokens have cells.
+    assert sched.tree.match([1, 2, 3, 1, 1, 1, 1]) == (6, 0)
+    submit(sched, 2, [1, 2, 3, 1, 1, 1, 1, 5])
+    (admission,) = admit_all(sched)
+    assert (admission.source, admission.length) == (0, 6)
+    assert admission.job.cached_tokens == 6
+
+
+def test_the_last_prompt_token_is_always_computed() -> None:
+    sched = scheduler()
+    submit(sched, 1, [1, 2, 3, 4])
+    run_to_end(sched)
+    submit(sched, 2, [1, 2, 3, 4])
+    (admission,) = admit_all(sched)
+    assert admission.length == 3
+    assert [(row.start, row.count, row.wants_token) for row in sched.plan(64)] == [(3, 1, True)]
+
+
+def test_decode_rows_come_first_and_prefill_is_shared_fairly() -> None:
+    sched = scheduler(num_cells=1000, context_tokens=1000)
+    submit(sched, 1, [1], 10)
+    admit_all(sched)
+    compute(sched)
+    submit(sched, 2, [2] * 200)
+    submit(sched, 3, [3] * 5)
+    submit(sched, 4, [4] * 100)
+    admit_all(sched)
+    # The oldest gets half of the budget, the short one all it needs, the rest goes to the next shortest.
+    assert [(row.job.key, row.count) for row in sched.plan(40)] == [(1, 1), (2, 20), (3, 5), (4, 15)]
+    # The batch bounds it all.
+    assert sum(row.count for row in sched.plan(1_000)) == 64
+
+
+def test_least_recent_leaf_goes_when_cells_run_out() -> None:
+    sched = scheduler()
+    for key, first in enumerate((1, 2, 3)):
+        submit(sched, key, [first] * 26)
+        run_to_end(sched, now=float(key))
+    assert sched.tree.num_tokens == 3 * 29
+    submit(sched, 9, [4] * 30)
+    (admission,) = admit_all(sched)
+    assert list(admission.cleared) == [0]
+    assert sched.changes.take().evicted == []  # Stored and evicted before anybody looked.
+
+
+def test_a_leaf_that_fills_the_cache_gives_its_prefix_to_the_job_and_goes() -> None:
+    sched = scheduler()
+    submit(sched, 1, [1] * 80 + [2], 10)
+    run_to_end(sched)
+    submit(sched, 2, [1] * 40 + [3] * 40)
+    (admission,) = admit_all(sched)
+    assert admission.length == 40 and admission.source == 0
+    assert list(admission.cleared) == [0]
+    run_to_end(sched)
+
+
+def test_a_big_request_waits_for_cells_and_is_not_overtaken() -> None:
+    sched = scheduler()
+    submit(sched, 1, [1] * 50, 20)
+    admit_all(sched)
+    submit(sched, 2, [2] * 50, 20)
+    submit(sched, 3, [3], 1)
+    assert admit_all(sched) == []
+    run_to_end(sched)
+    assert not sched.waiting
+
+
+def test_a_request_waits_for_a_prefix_that_another_computes() -> None:
+    sched = scheduler(num_cells=1000, context_tokens=1000)
+    shared = [1] * 100
+    submit(sched, 1, [*shared, 2])
+    submit(sched, 2, [*shared, 3])
+    submit(sched, 3, [4])
+    assert [admission.job.key for admission in admit_all(sched)] == [1, 3]
+    compute(sched, budget=80)
+    assert admit_all(sched) == []
+    compute(sched, budget=80)
+    (admission,) = admit_all(sched)
+    assert admission.job.key == 2 and admission.length == 100
+
+
+def test_it_waits_only_for_the_shared_part_of_a_long_prompt() -> None:
+    sched = scheduler(num_cells=1000, context_tokens=1000)
+    submit(sched, 1, [1] * 100 + [2] * 400)
+    submit(sched, 2, [1] * 100 + [3])
+    admit_all(sched)
+    for _ in range(4):
+        compute(sched)
+    (admission,) = admit_all(sched)
+    assert admission.job.key == 2 and admission.length == 100
+    assert sched.running[0].remaining_prefill > 200
+
+
+def test_a_job_whose_helper_vanishes_computes_for_itself() -> None:
+    sched = scheduler(num_cells=1000, context_tokens=1000)
+    first = submit(sched, 1, [1] * 100)
+    submit(sched, 2, [1] * 100)
+    admit_all(sched)
+    sched.finish(first, 1.0)
+    (admission,) = admit_all(sched)
+    assert admission.length == 0
+
+
+def test_abandon_and_forget_match_leave_clean_books() -> None:
+    sched = scheduler()
+    submit(sched, 1, [1, 2, 3])
+    run_to_end(sched)
+    job = submit(sched, 2, [1, 2, 3, 4])
+    admit_all(sched)
+    assert sched.forget_match(job) != []
+    sched.check_invariants()
+    (admission,) = admit_all(sched)
+    assert admission.length == 0
+    assert sched.abandon() == [job]
+    sched.check_invariants()
+    assert sched.changes.take().reset
+
+
+def test_without_reuse_nothing_is_kept() -> None:
+    sched = scheduler(reuse=False)
+    submit(sched, 1, [1, 2, 3])
+    run_to_end(sched)
+    assert len(sched.tree) == 0 and not sched.changes
+
+
+def test_rates() -> None:
+    meter = RateMeter(100)
+    assert meter.rate == 0
+    meter.add(100, 1.0)
+    meter.add(1_000, 2.0)
+    assert 400 < meter.rate < 500
+    assert prefill_budget(0, True, 2048) == 256
+    assert prefill_budget(292, True, 2048) == 73
+    assert prefill_budget(50, True, 2048) == 64
+    assert prefill_budget(292, False, 2048) == 292
+    assert prefill_budget(50_000, False, 2048) == 2048
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random requests over a tiny alphabet; real cells are tracked as sets, as llama.cpp would hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = Limits(num_cells=48, context_tokens=40, num_vocab=3, num_sequences=9, slots=3, batch_tokens=16)
+        self.sched = Scheduler(limits)
+        self.cells: dict[int, list[tuple[int, int]]] = {}
+        """Sequence -> its (token, cell) in order; a cell shared by sequences has one number."""
+        self.next_cell = 0
+        self.key = 0
+        self.now = 0.0
+        self.mirror: dict[int, tuple[int, ...]] = {}
+
+    def clear(self, seq_ids: list[int]) -> None:
+        for seq_id in seq_ids:
+            self.cells.pop(seq_id, None)
+
+    def share(self, job: Job) -> None:
+        shareable = self.sched.shareable(job)
+        if shareable is not None and job.seq_id is not None:
+            source, length = shareable
+            self.cells[job.seq_id] = self.cells[source][:length] + self.cells[job.seq_id][length:]
+
+    def finish(self, job: Job) -> None:
+        self.share(job)
+        self.clear(self.sched.finish(job, self.now))
+
+    @rule(prompt=st.lists(st.integers(0, 2), min_size=1, max_size=38), max_tokens=st.integers(1, 9))
+    def submit(self, prompt: list[int], max_tokens: int) -> None:
+        self.key += 1
+        assert isinstance(self.sched.submit(self.key, prompt, max_tokens, self.now), Job)
+
+    @rule(prefix=st.integers(0, 1), length=st.integers(33, 37), last=st.integers(0, 2))
+    def submit_similar(self, prefix: int, length: int, last: int) -> None:
+        self.submit([prefix] * length + [last], 2)
+
+    @rule()
+    def admit(self) -> None:
+        self.now += 1
+        while (admission := self.sched.admit(self.now)) is not None:
+            seq_id = admission.job.seq_id
+            assert seq_id is not None
+            prefix = self.cells[admission.source][: admission.length] if admission.source is not None else []
+            self.clear(list(admission.cleared))
+            self.cells[seq_id] = prefix
+            assert len(prefix) == admission.length
+        if not self.sched.running:
+            assert not self.sched.waiting, "a request starves beside an idle engine"
+
+    @precondition(lambda self: self.sched.running)
+    @rule(budget=st.integers(1, 16), data=st.data())
+    def step(self, budget: int, data: st.DataObject) -> None:
+        self.now += 1
+        rows = self.sched.plan(budget)
+        assert rows and sum(row.count for row in rows) <= 16
+        for row in rows:
+            for token in row.tokens:
+                assert row.job.seq_id is not None
+                self.cells[row.job.seq_id].append((token, self.next_cell))
+                self.next_cell += 1
+            row.job.num_computed += row.count
+            if row.wants_token:
+                row.job.tokens.append(data.draw(st.integers(0, 2)))
+                if row.job.num_generated >= row.job.max_tokens:
+                    self.finish(row.job)
+        for job in self.sched.publishable():
+            self.share(job)
+            self.clear(self.sched.publish(job, self.now))
+
+    @precondition(lambda self: self.sched.running)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.finish(data.draw(st.sampled_from(self.sched.running)))
+
+    @rule()
+    def read_changes(self) -> None:
+        change = self.sched.changes.take()
+        for seq_id in change.evicted:
+            del self.mirror[seq_id]
+        for seq_id, tokens in change.stored:
+            assert seq_id not in self.mirror
+            self.mirror[seq_id] = tuple(tokens)
+        tree = self.sched.tree
+        assert self.mirror == {seq_id: tree.tokens_of(seq_id) for seq_id in tree.seq_ids()}
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.sched.check_invariants()
+        tree = self.sched.tree
+        running = {job.seq_id: tuple(job.tokens[: job.num_computed]) for job in self.sched.running}
+        held = {seq_id: tree.tokens_of(seq_id) for seq_id in tree.seq_ids()} | running
+        assert {seq_id: tuple(token for token, _ in cells) for seq_id, cells in self.cells.items()} == held
+        used = {cell for cells in self.cells.values() for _, cell in cells}
+        assert len(used) <= self.sched.limits.num_cells, "more real cells than there are"
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+test_books_under_random_load = SchedulerMachine.TestCase

@@ -1,0 +1,406 @@
+"""The real network on loopback: nodes find each other, exchange everything, and survive what peers do."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from network_helpers import (
+    NAMESPACE,
+    PATIENCE_S,
+    EventLog,
+    announce,
+    eventually,
+    final,
+    following,
+    hello,
+    light_client,
+    node,
+    tokens,
+)
+
+from node.network import discovery, host, peers, streams
+from node.network.identity import new_identity, peer_text
+from node.network.libp2p_network import Libp2pNetwork, open_network
+from node.network.network import (
+    Connected,
+    Disconnected,
+    Gossiped,
+    Malformed,
+    MessageStream,
+    NetworkError,
+    NetworkSettings,
+    Received,
+)
+from proto.codec import LENGTH_PREFIX, encode
+from proto.errors import LocalError
+
+ECHO = "/mycelia/test-echo/1"
+
+
+@asynccontextmanager
+async def opened(settings: NetworkSettings, **handlers: object) -> AsyncIterator[tuple[Libp2pNetwork, EventLog]]:
+    async with open_network(settings, {ECHO: echo}) as network, following(network) as log:
+        yield network, log
+
+
+async def echo(stream: MessageStream) -> None:
+    """Sends back what arrives; a Hello named "fail" makes it fail as only a bug could."""
+    message = await stream.receive()
+    if message == hello("fail"):
+        raise RuntimeError("a bug")
+    await stream.send(message)
+    for position in range(100):
+        await stream.send(tokens(position))
+    await stream.send(final())
+
+
+async def connect(one: Libp2pNetwork, other: Libp2pNetwork) -> None:
+    with trio.fail_after(PATIENCE_S):
+        await one.connect(other.addresses()[0])
+
+
+async def exchange(network: Libp2pNetwork, peer: bytes) -> int:
+    """Runs one echo exchange; how many token frames came."""
+    with trio.fail_after(PATIENCE_S):
+        stream = await network.open(peer, ECHO)
+        await stream.send(hello())
+        assert await stream.receive() == hello()
+        num_frames = 0
+        while await stream.receive() != final():
+            num_frames += 1
+        await stream.aclose()
+    return num_frames
+
+
+async def publish_until_told(network: Libp2pNetwork, first_seq: int = 1) -> None:
+    """A mesh takes a moment to form; what is published before is lost, as everywhere in gossip."""
+    for seq in range(first_seq, first_seq + 10_000):
+        await network.publish(NAMESPACE, announce(network.peer_id, seq))
+        await trio.sleep(0.1)
+
+
+async def test_nodes_that_know_only_the_first_find_each_other() -> None:
+    async with opened(node()) as (one, log_one):
+        known = tuple(one.addresses())
+        async with opened(node(bootstrap=known)) as (two, log_two), opened(node(bootstrap=known)) as (three, log_three):
+            for network in (one, two, three):
+                await network.join(NAMESPACE)
+            await log_two.has(Connected, lambda event: event.peer == three.peer_id)
+            await log_three.has(Connected, lambda event: event.peer == two.peer_id)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publish_until_told, two)
+                for log in (log_one, log_three):
+                    gossiped = await log.has(Gossiped)
+                    assert gossiped.namespace == NAMESPACE
+                    assert gossiped.message.head.owner == two.peer_id
+                nursery.cancel_scope.cancel()
+            assert not log_two.of(Gossiped), "a node does not hear itself"
+            assert not any(log.of(Malformed) for log in (log_one, log_two, log_three))
+
+
+async def test_control_messages_and_exchanges() -> None:
+    async with opened(node()) as (one, log_one), opened(node()) as (two, _):
+        await connect(two, one)
+        for index in range(20):
+            await two.send(one.peer_id, hello(str(index)))
+        await log_one.until(lambda log: len(log.of(Received)) == 20)
+        assert [event.message for event in log_one.of(Received)] == [hello(str(index)) for index in range(20)]
+        assert await exchange(two, one.peer_id) == 100
+        assert await exchange(one, two.peer_id) == 100
+        with pytest.raises(NetworkError, match="cannot open /mycelia/nothing"):
+            await two.open(one.peer_id, "/mycelia/nothing")
+        with pytest.raises(NetworkError, match="not connected"):
+            await two.open(new_identity().peer_id, ECHO)
+        with pytest.raises(NetworkError, match="not connected"):
+            await two.send(new_identity().peer_id, hello())
+        with pytest.raises(NetworkError, match="was not joined"):
+            await two.publish(NAMESPACE, announce(two.peer_id))
+
+
+async def test_a_light_client_talks_but_takes_no_part() -> None:
+    async with opened(node()) as (one, log_one), opened(light_client()) as (client, _):
+        assert client.addresses() == []
+        await connect(client, one)
+        await client.send(one.peer_id, hello())
+        await log_one.has(Received)
+        assert await exchange(client, one.peer_id) == 100
+        with pytest.raises(NetworkError):
+            await client.join(NAMESPACE)
+        with pytest.raises(NetworkError):
+            await client.publish(NAMESPACE, announce(client.peer_id))
+
+
+async def test_a_peer_that_leaves_is_noticed_and_its_exchanges_break() -> None:
+    async with opened(node()) as (one, log_one):
+        async with opened(node()) as (two, _):
+            await connect(two, one)
+            connected = await log_one.has(Connected)
+            assert connected.peer == two.peer_id
+            assert connected.address.startswith("/ip4/127.0.0.1/tcp/")
+            stream = await one.open(two.peer_id, ECHO)
+        assert (await log_one.has(Disconnected)).peer == two.peer_id
+        with trio.fail_after(PATIENCE_S), pytest.raises(NetworkError):
+            await stream.receive()
+        with pytest.raises(NetworkError):
+            await one.send(two.peer_id, hello())
+        assert one.peers() == []
+
+
+async def test_disconnect() -> None:
+    async with opened(node()) as (one, log_one), opened(node()) as (two, log_two):
+        await connect(two, one)
+        await log_one.has(Connected)
+        await two.disconnect(one.peer_id)
+        await log_one.has(Disconnected)
+        await log_two.has(Disconnected)
+
+
+async def test_dialling_both_ways_at_once_makes_one_peer() -> None:
+    async with opened(node()) as (one, log_one), opened(node()) as (two, log_two):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect, one, two)
+            nursery.start_soon(connect, two, one)
+            nursery.start_soon(connect, two, one)
+        await log_one.has(Connected)
+        await log_two.has(Connected)
+        assert await exchange(one, two.peer_id) == 100
+        assert len(log_one.of(Connected)) == len(log_two.of(Connected)) == 1
+
+
+async def test_round_trip_is_measured() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _):
+        assert two.round_trip_s(one.peer_id) is None
+        await connect(two, one)
+        await eventually(lambda: two.round_trip_s(one.peer_id) is not None)
+        assert 0 < two.round_trip_s(one.peer_id) < PATIENCE_S  # type: ignore[operator]
+
+
+async def test_a_port_in_use_is_a_local_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+        with pytest.raises(LocalError, match="the port is in use; choose another with --listen"):
+            async with open_network(node(listen=(address,))):
+                pass
+    async with open_network(node()) as one:
+        address = one.addresses()[0].partition("/p2p/")[0]
+        with pytest.raises(LocalError, match="the port is in use; choose another with --listen"):
+            async with open_network(node(listen=(address,))):
+                pass
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "nonsense", "/ip4/1.2.3/tcp/1", "/ip4/127.0.0.1/udp/1", "/dns4/localhost/tcp/1", "/ip4/192.0.2.1/tcp/4001"],
+)
+async def test_an_address_that_cannot_be_listened_on_is_a_local_error(address: str) -> None:
+    with pytest.raises(LocalError):
+        async with open_network(node(listen=(address,))):
+            pass
+
+
+async def test_a_bootstrap_address_without_a_peer_is_a_local_error() -> None:
+    with pytest.raises(LocalError, match="must end in /p2p/PEER_ID"):
+        async with open_network(node(bootstrap=("/ip4/127.0.0.1/tcp/1",))):
+            pass
+
+
+async def test_a_wrong_or_dead_address_is_a_network_error() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _):
+        address = one.addresses()[0].partition("/p2p/")[0]
+        with trio.fail_after(PATIENCE_S), pytest.raises(NetworkError, match="cannot reach"):
+            await two.connect(f"{address}/p2p/{peer_text(new_identity().peer_id)}")
+        with trio.fail_after(PATIENCE_S), pytest.raises(NetworkError, match="Connection refused"):
+            await two.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(new_identity().peer_id)}")
+        await connect(two, one)
+
+
+async def test_an_exception_of_the_body_comes_out_as_it_is() -> None:
+    with pytest.raises(KeyError):
+        async with open_network(node()):
+            raise KeyError("mine")
+
+
+async def test_bootstrap_is_tried_until_it_is_there_and_again_after_a_restart() -> None:
+    identity = new_identity()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{free.getsockname()[1]}"
+    settings = node(identity=identity, listen=(address,))
+    known = (f"{address}/p2p/{peer_text(identity.peer_id)}",)
+    async with opened(node(bootstrap=known)) as (two, log_two):
+        await two.join(NAMESPACE)
+        for times in (1, 2):
+            async with opened(settings) as (one, _):
+                await one.join(NAMESPACE)
+                await log_two.until(lambda log, times=times: len(log.of(Connected)) == times)  # type: ignore[misc]
+                assert await exchange(two, one.peer_id) == 100
+                async with trio.open_nursery() as nursery:
+                    first_seq = times * 100_000
+                    nursery.start_soon(publish_until_told, one, first_seq)
+                    await log_two.has(Gossiped, lambda event, seq=first_seq: event.message.head.seq >= seq)  # type: ignore[misc]
+                    nursery.cancel_scope.cancel()
+            await log_two.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
+
+
+async def test_a_peer_that_comes_again_is_told_as_lost_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a power cut: its old connection still looks alive when the new one arrives."""
+    monkeypatch.setattr(peers, "RESTART_S", 0)
+    identity = new_identity()
+    async with opened(node()) as (one, log_one):
+        known = tuple(one.addresses())
+        async with opened(node(identity=identity)) as (before, _):
+            await connect(before, one)
+            await log_one.has(Connected)
+            async with opened(node(identity=identity, bootstrap=known)):
+                await log_one.has(Disconnected)
+                await log_one.until(lambda log: len(log.of(Connected)) == 2)
+
+
+async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A provider record of a dead node is a hint that fails, and costs nothing but the dial."""
+    monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.2,) * 50)
+    async with opened(node()) as (one, _):
+        known = tuple(one.addresses())
+        await one.join(NAMESPACE)
+        async with opened(node(bootstrap=known)) as (dead, log_dead):
+            await dead.join(NAMESPACE)
+            await log_dead.has(Connected)
+            key = discovery.provider_key(NAMESPACE).encode()
+            dht = one._discovery._dht
+            await eventually(lambda: dht is not None and len(dht.provider_store.get_providers(key)) == 2)
+        async with opened(node(bootstrap=known)) as (two, log_two), opened(node(bootstrap=known)) as (three, _):
+            await two.join(NAMESPACE)
+            await three.join(NAMESPACE)
+            await log_two.has(Connected, lambda event: event.peer == three.peer_id)
+
+
+# --- hostile and broken peers --------------------------------------------------------------------------------------
+
+
+async def test_garbage_on_a_control_stream_costs_the_peer_and_not_the_node() -> None:
+    async with opened(node()) as (one, log_one), opened(light_client()) as (evil, _):
+        await connect(evil, one)
+        for garbage in (LENGTH_PREFIX.pack(2**31), LENGTH_PREFIX.pack(3) + b"abc", LENGTH_PREFIX.pack(0)):
+            num_before = len(log_one.of(Malformed))
+            stream = await evil._host.open(one.peer_id, streams.CONTROL_PROTOCOL)
+            await stream.write(garbage)
+            await log_one.until(lambda log, num=num_before: len(log.of(Malformed)) > num)  # type: ignore[misc]
+        stream = await evil._host.open(one.peer_id, streams.CONTROL_PROTOCOL)
+        data = encode(final())
+        await stream.write(LENGTH_PREFIX.pack(len(data)) + data)
+        await log_one.has(Malformed, lambda event: "does not belong" in event.reason)
+        assert {event.peer for event in log_one.of(Malformed)} == {evil.peer_id}
+        await evil.send(one.peer_id, hello("still here"))
+        await log_one.has(Received)
+
+
+async def test_malformed_gossip_costs_the_forwarder_and_is_not_relayed() -> None:
+    async with opened(node()) as (one, log_one), opened(node()) as (two, log_two):
+        await connect(two, one)
+        await one.join(NAMESPACE)
+        await two.join(NAMESPACE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish_until_told, two)
+            await log_one.has(Gossiped)
+            nursery.cancel_scope.cancel()
+        topic = "mycelia/1/" + NAMESPACE.hex()
+        for garbage in (b"garbage", b"", encode(hello()), b"\x00" * 50_000):
+            num_before = len(log_one.of(Malformed))
+            await two._gossip._pubsub.publish(topic, garbage)  # type: ignore[union-attr]
+            await log_one.until(lambda log, num=num_before: len(log.of(Malformed)) > num)  # type: ignore[misc]
+        assert {event.peer for event in log_one.of(Malformed)} == {two.peer_id}
+        num_heard = len(log_one.of(Gossiped))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish_until_told, two)
+            await log_one.until(lambda log: len(log.of(Gossiped)) > num_heard)
+            nursery.cancel_scope.cancel()
+        assert not log_two.of(Malformed)
+
+
+async def test_a_flood_of_control_messages_is_cut_off() -> None:
+    async with opened(node()) as (one, log_one), opened(light_client()) as (evil, _):
+        await connect(evil, one)
+        with trio.fail_after(PATIENCE_S):
+            while not log_one.of(Malformed):
+                await evil.send(one.peer_id, hello())
+        assert log_one.of(Malformed)[0].reason == "too many messages"
+        assert await exchange(evil, one.peer_id) == 100
+
+
+async def test_too_many_streams_are_refused_and_forgotten() -> None:
+    async with opened(node()) as (one, log_one), opened(light_client()) as (evil, _):
+        await connect(evil, one)
+        with trio.fail_after(PATIENCE_S):
+            held = []
+            while not log_one.of(Malformed):
+                try:
+                    held.append(await evil.open(one.peer_id, ECHO))
+                except NetworkError:
+                    await log_one.has(Malformed)
+            assert "too many streams" in log_one.of(Malformed)[0].reason
+            assert len(held) <= host.MAX_STREAMS_PER_PEER
+            for stream in held:
+                await stream.reset()
+        await eventually(lambda: sum(one._host._streams_of.values()) < 10)
+        assert await exchange(evil, one.peer_id) == 100
+
+
+async def test_a_handler_that_fails_ends_its_stream_only() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _):
+        await connect(two, one)
+        stream = await two.open(one.peer_id, ECHO)
+        await stream.send(hello("fail"))
+        with trio.fail_after(PATIENCE_S), pytest.raises(NetworkError):
+            await stream.receive()
+        assert await exchange(two, one.peer_id) == 100
+
+
+async def test_slots_of_past_connections_are_free_again() -> None:
+    async with opened(node(max_connections=2)) as (one, log_one):
+        for times in range(1, 6):
+            async with opened(light_client()) as (client, _):
+                await connect(client, one)
+                assert await exchange(client, one.peer_id) == 100
+            await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
+            await eventually(lambda: not one._host._num_inbound)
+
+
+async def test_a_cancelled_send_leaves_the_connection_whole() -> None:
+    """Large messages are cancelled at every stage while another exchange runs over the same connection."""
+    large = hello("x" * 64)
+    async with opened(node()) as (one, log_one), opened(node()) as (two, _):
+        await connect(two, one)
+        for microseconds in range(0, 4_000, 100):
+            stream = await two.open(one.peer_id, ECHO)
+            with trio.move_on_after(microseconds / 1e6):
+                for _ in range(1_000):
+                    await stream.send(large)
+            await stream.reset()
+        assert await exchange(two, one.peer_id) == 100
+        assert not log_one.of(Disconnected)
+
+
+async def test_raw_noise_at_the_port_is_harmless() -> None:
+    async with opened(node()) as (one, log_one), opened(node()) as (two, _):
+        port = int(one.addresses()[0].split("/")[4])
+        for data in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x13/multistream/1.0.0\n", bytes(1000)):
+            connection = await trio.open_tcp_stream("127.0.0.1", port)
+            await connection.send_all(data)
+            await connection.aclose()
+        await connect(two, one)
+        assert await exchange(two, one.peer_id) == 100
+        assert isinstance(log_one.of(Connected)[0], Connected)
+
+
+def test_a_missing_private_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    host.check_private_names()
+    monkeypatch.delattr(host.Yamux, "_write_frame")
+    monkeypatch.delattr(host.swarm_module, "_HAPPY_EYEBALLS_DELAY")
+    with pytest.raises(LocalError, match=r"_HAPPY_EYEBALLS_DELAY.*_write_frame.*libp2p==0\.8\.1"):
+        host.check_private_names()

@@ -1,0 +1,108 @@
+"""The small parts: the event queue, the quota, and addresses as users write them."""
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multiaddr import Multiaddr
+from network_helpers import NAMESPACE, announce, hello
+
+from node.network import addresses
+from node.network.events import EventQueue
+from node.network.identity import new_identity, peer_text
+from node.network.network import Connected, Disconnected, Gossiped, NetworkEvent, Received
+from node.network.quota import TokenBucket
+from proto.errors import LocalError
+
+PEER = new_identity().peer_id
+
+
+async def drain(queue: EventQueue) -> list[NetworkEvent]:
+    queue.close()
+    return [event async for event in queue.read()]
+
+
+async def test_a_full_queue_drops_gossip_but_no_connection_event() -> None:
+    queue = EventQueue(limit=2)
+    gossip = [Gossiped(PEER, PEER, NAMESPACE, announce(PEER, seq)) for seq in range(4)]
+    assert [queue.offer(event) for event in gossip] == [True, True, False, False]
+    queue.put(Connected(PEER, ""))
+    queue.put(Disconnected(PEER))
+    assert queue.num_dropped == 2
+    assert await drain(queue) == [*gossip[:2], Connected(PEER, ""), Disconnected(PEER)]
+
+
+async def test_control_messages_wait_for_room(autojump_clock: trio.testing.MockClock) -> None:
+    queue = EventQueue(limit=1)
+    received = [Received(PEER, hello(str(index))) for index in range(3)]
+    read: list[NetworkEvent] = []
+
+    async def write() -> None:
+        for event in received:
+            await queue.put_wait(event)
+        queue.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await trio.sleep(1)
+        assert len(queue) == 1
+        read = [event async for event in queue.read()]
+    assert read == received
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    bucket = TokenBucket(rate=2, burst=3, now=10)
+    assert [bucket.take(10) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(10.5), bucket.take(10.5)] == [True, False]
+    assert [bucket.take(1000) for _ in range(4)] == [True, True, True, False]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 10), max_size=100))
+def test_a_bucket_never_gives_more_than_it_may(pauses: list[float]) -> None:
+    bucket, now, taken = TokenBucket(rate=2, burst=5, now=0), 0.0, 0
+    for pause in pauses:
+        now += pause
+        taken += bucket.take(now)
+    assert taken <= 5 + 2 * now + 1e-6
+
+
+def test_full_addresses() -> None:
+    text = f"/ip4/1.2.3.4/tcp/4001/p2p/{peer_text(PEER)}"
+    assert addresses.parse_peer(text) == (PEER, Multiaddr("/ip4/1.2.3.4/tcp/4001"))
+    assert addresses.parse_peer(text.replace("ip4/1.2.3.4", "dns4/example.org"))[0] == PEER
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "/", "example.org:4001", "/ip4/1.2.3.4/tcp/4001", "/ip4/1.2.3.4/tcp/99999", f"/p2p/{peer_text(PEER)}"],
+)
+def test_what_is_no_full_address_is_a_local_error(text: str) -> None:
+    with pytest.raises(LocalError):
+        addresses.parse_peer(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_or_a_local_error(text: str) -> None:
+    try:
+        addresses.parse(text)
+    except LocalError:
+        return
+
+
+def test_dial_order() -> None:
+    texts = [
+        "/ip4/127.0.0.1/tcp/1",
+        "/ip4/0.0.0.0/tcp/1",
+        "/ip4/10.0.0.1/udp/1/quic-v1",
+        f"/ip4/10.0.0.1/tcp/1/p2p/{peer_text(PEER)}",
+        "/ip4/10.0.0.1/tcp/1",
+        "/ip4/10.0.0.2/tcp/1",
+    ]
+    ordered = addresses.in_dial_order([Multiaddr(text) for text in texts], limit=10)
+    assert [str(address) for address in ordered] == [
+        "/ip4/10.0.0.1/tcp/1",
+        "/ip4/10.0.0.2/tcp/1",
+        "/ip4/127.0.0.1/tcp/1",
+    ]
+    assert len(addresses.in_dial_order([Multiaddr(text) for text in texts], limit=1)) == 1

@@ -1,0 +1,206 @@
+"""Whole nodes over the in-memory network with fake engines: the real overlay, driver, entry and serving code."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+
+from node.app import Node
+from node.engine.fake import FakeEngine, FakeSettings
+from node.entry import ASK, GENERATE
+from node.network.identity import new_identity
+from node.network.memory import MemoryNetwork, MemorySwarm
+from node.network.network import NetworkSettings
+from proto.blocks import STRIDE
+from proto.messages import Accepted, Answered, Ask, ChatMessage, EntryFrame, Failed, Generate, Route, Sampling, Text
+
+LONG = "the quick brown fox jumps over the lazy dog and " * 8
+
+
+class Member:
+    """A node of the test swarm with its parts in reach."""
+
+    def __init__(self, node: Node, engine: FakeEngine, network: MemoryNetwork) -> None:
+        self.node = node
+        self.engine = engine
+        self.network = network
+
+    @property
+    def peer(self) -> bytes:
+        return self.network.peer_id
+
+
+@asynccontextmanager
+async def open_members(count: int, **engine_options: float) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
+    """``count`` nodes, all connected and introduced to each other."""
+    async with AsyncExitStack() as stack:
+        swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        members = []
+        for _ in range(count):
+            identity = new_identity()
+            network = await stack.enter_async_context(swarm.open_network(NetworkSettings(identity=identity)))
+            engine = FakeEngine(FakeSettings(**engine_options))  # type: ignore[arg-type]
+            node = Node(identity, engine, network, epoch=1)
+            await nursery.start(node.run)
+            members.append(Member(node, engine, network))
+        for member in members:
+            while len(member.node.state().peers) < count - 1:
+                await trio.sleep(0.1)  # virtual time: the autojump clock moves on when nothing else can happen
+        yield swarm, members
+        nursery.cancel_scope.cancel()
+
+
+def an_ask(text: str, max_tokens: int = 8, model: str = "") -> Ask:
+    return Ask(
+        request_id=bytes(16),
+        model=model,
+        messages=(ChatMessage(role="user", content=text),),
+        sampling=Sampling(max_tokens=max_tokens),
+    )
+
+
+async def frames_of(member: Member, ask: Ask) -> list[EntryFrame]:
+    with trio.fail_after(300):
+        async with member.node.ask(ask) as frames:
+            return [frame async for frame in frames]
+
+
+def text_of(frames: list[EntryFrame]) -> str:
+    return "".join(frame.text for frame in frames if isinstance(frame, Text))
+
+
+async def test_a_prompt_is_answered_with_a_route_text_and_an_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        frames = await frames_of(one, an_ask("hello"))
+    assert isinstance(frames[0], Route) and frames[0].chosen == one.peer
+    answered = frames[-1]
+    assert isinstance(answered, Answered) and answered.usage.completion_tokens == len(text_of(frames))
+    assert answered.usage.prompt_tokens == frames[0].prompt_tokens
+
+
+async def test_the_second_prompt_goes_to_the_node_that_holds_the_prefix(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(3) as (_, members):
+        first = await frames_of(members[0], an_ask(LONG + "one"))
+        await trio.sleep(3)
+        second = await frames_of(members[1], an_ask(LONG + "two"))
+    assert isinstance(first[-1], Answered) and isinstance(second[-1], Answered)
+    assert second[-1].served_by == first[-1].served_by == members[0].peer
+    assert second[-1].usage.cached_tokens >= len(LONG) - STRIDE
+
+
+async def test_the_answer_does_not_depend_on_who_serves_it(autojump_clock: trio.testing.MockClock) -> None:
+    """Stale or wrong estimates cost time, never the answer."""
+    async with open_members(2) as (_, (one, two)):
+        local = await frames_of(one, an_ask(LONG))
+        await trio.sleep(3)
+        remote = await frames_of(two, an_ask(LONG))
+        one.engine.crash()
+        stale = await frames_of(two, an_ask(LONG))
+    assert text_of(local) == text_of(remote) == text_of(stale)
+
+
+async def test_an_engine_that_dies_mid_answer_costs_no_token(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2) as (_, (one, two)):
+        expected = text_of(await frames_of(two, an_ask(LONG, max_tokens=12)))
+        one.engine.fail_next(after_tokens=5)
+        two.engine.crash()
+        await trio.sleep(3)
+        frames = await frames_of(one, an_ask(LONG, max_tokens=12))
+    answered = frames[-1]
+    assert isinstance(answered, Answered), answered
+    assert text_of(frames) == expected
+    assert answered.resumed == 1 and answered.served_by == two.peer
+    assert [type(frame) for frame in frames].count(Route) == 2
+
+
+async def test_a_node_that_vanishes_mid_answer_costs_no_token(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2, decode_rate=10.0) as (swarm, (one, two)):
+        expected = text_of(await frames_of(two, an_ask(LONG, max_tokens=30)))
+        await trio.sleep(3)
+        with trio.fail_after(300):
+            async with one.node.ask(an_ask(LONG, max_tokens=30)) as stream:
+                frames: list[EntryFrame] = []
+                async for frame in stream:
+                    frames.append(frame)
+                    if isinstance(frame, Text) and len(text_of(frames)) >= 5 and not swarm.is_cut(two.peer):
+                        swarm.cut(two.peer)
+    answered = frames[-1]
+    assert isinstance(answered, Answered), answered
+    assert isinstance(frames[0], Route) and frames[0].chosen == two.peer
+    assert text_of(frames) == expected
+    assert answered.served_by == one.peer and answered.resumed == 1
+
+
+async def test_leaving_early_cancels_where_it_is_served(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2, decode_rate=10.0) as (_, (one, two)):
+        await frames_of(two, an_ask(LONG, max_tokens=2))
+        await trio.sleep(3)
+        async with one.node.ask(an_ask(LONG, max_tokens=5_000)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Text):
+                    break
+        await trio.sleep(1)
+        assert two.engine.num_cancelled == 1
+        assert two.node.state().active_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"),
+    [
+        (an_ask("   "), "bad_request"),
+        (an_ask("hello", model="other"), "unknown_model"),
+        (an_ask("x" * 100_000), "too_long"),
+    ],
+    ids=["empty", "unknown model", "too long"],
+)
+async def test_refusals_are_frames(autojump_clock: trio.testing.MockClock, ask: Ask, code: str) -> None:
+    async with open_members(1) as (_, (one,)):
+        (failed,) = await frames_of(one, ask)
+    assert isinstance(failed, Failed) and failed.code == code
+
+
+async def test_a_light_client_asks_through_a_stream(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2) as (swarm, (one, _)):
+        async with swarm.open_network(NetworkSettings(identity=new_identity(), overlay=False)) as client:
+            swarm.link(client.peer_id, one.peer)
+            stream = await client.open(one.peer, ASK)
+            await stream.send(an_ask("hello"))
+            frames = [await stream.receive()]
+            while not isinstance(frames[-1], Answered | Failed):
+                frames.append(await stream.receive())
+            await stream.aclose()
+        assert isinstance(frames[-1], Answered)
+        assert len(one.node.state().peers) == 1, "a client without a hello is no node"
+
+
+async def test_a_request_of_another_namespace_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2) as (_, (one, two)):
+        stream = await one.network.open(two.peer, GENERATE)
+        await stream.send(
+            Generate(
+                request_id=bytes(16),
+                namespace=b"other".ljust(16),
+                prompt=b"1234",
+                sampling=Sampling(max_tokens=1),
+                promised_tokens=0,
+            )
+        )
+        failed = await stream.receive()
+        assert isinstance(failed, Failed) and failed.code == "unknown_model"
+
+
+async def test_a_stream_that_opens_with_the_wrong_message_is_reset(autojump_clock: trio.testing.MockClock) -> None:
+    from node.network.network import NetworkError
+
+    async with open_members(2) as (_, (one, two)):
+        stream = await one.network.open(two.peer, GENERATE)
+        await stream.send(Accepted(cached_tokens=0))
+        with pytest.raises(NetworkError):
+            await stream.receive()
+        frames = await frames_of(one, an_ask("still there"))
+        assert isinstance(frames[-1], Answered)
