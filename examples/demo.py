@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import httpx
 import msgspec
 import trio
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -222,19 +224,20 @@ async def run(root: Path, console: Console) -> None:
             seen.append(tokens)
         names = {info.peer: node.name for node, info in zip(nodes, infos, strict=True)}
         console.print(table(outcomes, names))
-        summarise(outcomes, console)
+        summarise(outcomes, names, console)
 
 
 def table(outcomes: Sequence[Outcome], names: dict[str, str]) -> Table:
-    table = Table(title="Twelve prompts, three shared prefixes", title_justify="left")
+    caption = "* first prompt with its prefix: nobody can have it computed"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for name in ("prompt", "entry node", "served by"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("prompt tokens", "cached tokens", "TTFT s", "tokens/s"):
         table.add_column(name, justify="right")
     for number, outcome in enumerate(outcomes, start=1):
         answered = outcome.answered
         table.add_row(
-            f"{number:2} {outcome.prompt.group}{' (first)' if outcome.is_cold else ''}",
+            f"{number:2} {outcome.prompt.group}{'*' if outcome.is_cold else ''}",
             outcome.entry.name,
             names.get(answered.served_by, short(answered.served_by)),
             str(answered.prompt_tokens),
@@ -245,25 +248,22 @@ def table(outcomes: Sequence[Outcome], names: dict[str, str]) -> Table:
     return table
 
 
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def summarise(outcomes: Sequence[Outcome], console: Console) -> None:
+def summarise(outcomes: Sequence[Outcome], names: dict[str, str], console: Console) -> None:
     total = sum(o.answered.prompt_tokens for o in outcomes)
     cached = sum(o.answered.cached_tokens for o in outcomes)
     ideal = sum(o.ideal_tokens for o in outcomes)
-    cold = median([o.answered.ttft_ms / 1000 for o in outcomes if o.is_cold])
-    warm = median([o.answered.ttft_ms / 1000 for o in outcomes if not o.is_cold])
-    warm_share = min(o.answered.cached_tokens / o.ideal_tokens for o in outcomes if not o.is_cold)
-    hops = sum(1 for o in outcomes if o.answered.served_by and not o.is_cold)
+    warm = [o for o in outcomes if not o.is_cold]
+    cold_s = median(o.answered.ttft_ms / 1000 for o in outcomes if o.is_cold)
+    warm_s = median(o.answered.ttft_ms / 1000 for o in warm)
+    least = min(o.answered.cached_tokens / o.ideal_tokens for o in warm)
+    moved = sum(names.get(o.answered.served_by) != o.entry.name for o in warm)
     console.print(
-        f"hit ratio   {cached / total:.3f} of all prompt tokens; one infinite cache would reach {ideal / total:.3f}"
-        f" ({cached / ideal:.1%} of the ideal)\n"
-        f"warm        {hops} prompts found at least {warm_share:.1%} of their shared prefix computed\n"
-        f"TTFT        cold {cold:.2f} s, warm {warm:.2f} s (median): warm takes {warm / cold:.2f} of cold"
+        f"hit ratio  {cached / total:.3f} of all prompt tokens; one infinite cache would reach {ideal / total:.3f}"
+        f" (we reach {cached / ideal:.1%} of it)\n"
+        f"warm       {len(warm)} prompts, {moved} of them served by another node than they came in at;"
+        f" each found at least {least:.0%} of its shared prefix computed\n"
+        f"TTFT       cold {cold_s:.2f} s, warm {warm_s:.2f} s (medians): warm is {warm_s / cold_s:.2f} of cold",
+        soft_wrap=True,
     )
 
 

@@ -54,7 +54,7 @@ class Node:
         self._engine = engine
         self._network = network
         self._epoch = epoch
-        self._overlay = Overlay(identity.peer_id, config, random.Random(os.urandom(16)), identity.sign, verify)
+        self._overlay = Overlay(identity.peer_id, config, random.Random(os.urandom(16)), identity.sign, verify)  # noqa: S311  jitter, no secret
         self._driver = OverlayDriver(self._overlay, network, self._perform_request)
         self._entry = Entry(engine, network, self._driver.handle)
         self._tree = RadixTree()

@@ -51,7 +51,7 @@ def cli() -> None:
     epilog="""\b
 Examples:
   mycelia node
-  mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/4001
+  mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
 )
@@ -82,15 +82,24 @@ def node(
     debug: bool,
 ) -> None:
     """Run a node: join the swarm and serve a model until Ctrl-C."""
+    import logging
+
     import trio
 
     from node import log
-    from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN, NodeSettings, default_data_dir, read_bootstrap
+    from node.settings import (
+        DEFAULT_API_PORT,
+        DEFAULT_LISTEN,
+        NodeSettings,
+        check_listen,
+        default_data_dir,
+        read_bootstrap,
+    )
 
     settings = NodeSettings(
         data_dir=data_dir or default_data_dir(),
         model=model,
-        listen=listen or (DEFAULT_LISTEN,),
+        listen=check_listen(listen or (DEFAULT_LISTEN,)),
         bootstrap=read_bootstrap(bootstrap),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         threads=threads,
@@ -98,7 +107,7 @@ def node(
         exit_with_parent=exit_with_parent,
         debug=debug,
     )
-    log.configure(debug)
+    log.configure(logging.DEBUG if debug else logging.INFO)
     from node.app import run_node
 
     trio.run(run_node, settings)
@@ -289,9 +298,14 @@ def _console(stderr: bool = False) -> "Console":
 
 def _run(main: Callable[[], Awaitable[None]]) -> None:
     """Run a command under trio; Ctrl-C cancels it, which cancels at the serving node too, and exits with 130."""
+    import logging
     import signal
 
     import trio
+
+    from node import log
+
+    log.configure(logging.WARNING)
 
     async def supervised() -> bool:
         interrupted = False

@@ -7,8 +7,8 @@ from typing import Any
 import structlog
 
 
-def configure(debug: bool = False) -> None:
-    """Call once, before the first line is logged."""
+def configure(level: int = logging.INFO) -> None:
+    """Call once, before the first line is logged. ``level``: of the logging module, the least that is shown."""
     is_terminal = sys.stderr.isatty()
     renderer: Any = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
     processors: list[Any] = [
@@ -20,7 +20,7 @@ def configure(debug: bool = False) -> None:
         processors.append(structlog.processors.dict_tracebacks)
     structlog.configure(
         processors=[*processors, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -4,6 +4,7 @@ Used for requests of peers (over a stream) and for this node's own (no hop), so 
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -135,8 +136,6 @@ async def serve_generate_stream(engine: Engine, stream: MessageStream) -> None:
 
 async def cancel_at_end(stream: MessageStream, scope: trio.CancelScope) -> None:
     """The other side says nothing more after its opening message: whatever ends this wait ends the exchange."""
-    try:
+    with suppress(NetworkError, RemoteError):
         await stream.receive()
-    except (NetworkError, RemoteError):
-        pass
     scope.cancel()

@@ -1,6 +1,7 @@
 """What a user may set, parsed once. Nothing below the command line reads files, flags or the environment."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,26 +66,33 @@ def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
     Without sources: bootstrap.txt in the working directory, else the one that came with the program, else nobody.
     Raises UsageError for a file that cannot be read or a line that is no full multiaddr.
     """
+    from node.network.addresses import parse_peer  # (imports multiaddr, which `--help` does not need)
+
     if not sources:
         default = _default_bootstrap_file()
         sources = (str(default),) if default else ()
     addresses: dict[str, None] = {}
     for source in sources:
         if source.startswith(("/ip4/", "/ip6/", "/dns")):
-            addresses[_checked(source, "--bootstrap")] = None
+            addresses[_checked(source, "--bootstrap", parse_peer)] = None
             continue
         for number, line in enumerate(_lines(source), start=1):
             text = line.partition("#")[0].strip()
             if text:
-                addresses[_checked(text, f"{source}, line {number}")] = None
+                addresses[_checked(text, f"{source}, line {number}", parse_peer)] = None
     return tuple(addresses)[:MAX_BOOTSTRAP_PEERS]
 
 
-def _checked(text: str, where: str) -> str:
-    from node.network.addresses import parse_peer  # (imports multiaddr, which `--help` does not need)
+def check_listen(listen: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises UsageError for what is no multiaddr. Whether it can be listened on shows when the node starts."""
+    from node.network.addresses import parse  # (imports multiaddr, which `--help` does not need)
 
+    return tuple(_checked(text, "--listen", parse) for text in listen)
+
+
+def _checked(text: str, where: str, parse: Callable[[str], object]) -> str:
     try:
-        parse_peer(text)
+        parse(text)
     except LocalError as exc:
         raise UsageError(f"{where}: {exc}") from exc
     return text

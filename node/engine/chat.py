@@ -9,7 +9,7 @@ checked, so no message can reach the part that makes control tokens.
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -53,7 +53,8 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        # UTC, so that a template that writes the date writes the same one on every node: prompts must stay equal.
+        environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
         self._tokenize = tokenize
         self._specials = {"bos_token": bos_text, "eos_token": eos_text}
         self._bos_token = bos_token

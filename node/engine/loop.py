@@ -64,10 +64,15 @@ class StepLoop:
             self._compute(rows)
         self._report()
 
+    @property
+    def has_work(self) -> bool:
+        """False when ``step`` would block until a message comes."""
+        return bool(self._scheduler.running or self._scheduler.waiting or not self.inbox.empty())
+
     # --- requests -------------------------------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
-        idle = not self._scheduler.running and not self._scheduler.waiting
+        idle = not self.has_work
         while idle or not self.inbox.empty():
             message = self.inbox.get()
             idle = False

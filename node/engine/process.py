@@ -9,7 +9,6 @@ item, which ``max_tokens`` bounds.
 """
 
 import itertools
-import logging
 import math
 import os
 import subprocess
@@ -20,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import trio
 
 import node
@@ -41,10 +41,12 @@ from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
 from proto.messages import ChatMessage, Vitals
 
-log = logging.getLogger("mycelia.engine")
+log = structlog.get_logger()
 
 MAX_IN_FLIGHT = 1024
 """Requests the child may know of at once; far above its own queue's bound, it only bounds the pipe."""
+MAX_CELLS = 4_194_304
+"""About 90 GB for the smallest models. Far beyond it llama.cpp does not fail but works for minutes."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 """Pause before a dead child is started again; it doubles each time until a request ends well."""
 CLOSE_GRACE_S = 2.0
@@ -77,6 +79,8 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.cells < 1 or self.slots < 1 or self.max_waiting < 1 or (self.threads is not None and self.threads < 1):
             raise LocalError("cells, slots, max_waiting and threads must be at least 1")
+        if self.cells > MAX_CELLS:
+            raise LocalError(f"{self.cells} cells are too many: at most {MAX_CELLS}")
         if not 2 * self.slots < self.sequences <= 256:
             raise LocalError(f"sequences must be more than twice the {self.slots} slots and at most 256")
 
@@ -239,7 +243,7 @@ class ProcessEngine:
             first_start.set()
             return
         while True:
-            log.warning("%s; starting it again in %.2f s", self._death("the engine process died"), self._pause_s)
+            log.warning("engine_lost", reason=self._death("the engine process died"), restart_in_s=self._pause_s)
             await trio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             self.num_restarts += 1
@@ -326,6 +330,7 @@ class ProcessEngine:
         self._info = info
         self._outbox = outbox
         self._running.set()
+        log.info("engine_ready", pid=self.pid, model=info.name, reuse=info.reuse, threads=settings.num_threads)
 
     def _handle(self, message: ipc.FromChild) -> None:
         match message:
@@ -383,7 +388,7 @@ class ProcessEngine:
                 text = line.decode("utf-8", "replace").strip()
                 if text:
                     self._last_words.append(text)
-                    log.debug("engine process: %s", text)
+                    log.debug("engine_said", text=text)
         end.set()
 
 

@@ -10,7 +10,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 from node.network.identity import peer_from_text
 from proto.errors import LocalError
 
-LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/4001"
+LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
 _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
 
 

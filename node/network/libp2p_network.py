@@ -114,7 +114,7 @@ class Libp2pNetwork:
         self._events.put(Disconnected(peer))
 
     def _charge(self, peer: bytes, reason: str) -> None:
-        log.info("malformed", peer=peer_text(peer), reason=reason)
+        log.debug("malformed", peer=peer_text(peer), reason=reason)
         self._events.offer(Malformed(peer, reason))
 
     # --- the interface ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A real swarm: prompts are answered, shared prefixes found, deaths survived, and nothing is left behind."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -35,7 +36,7 @@ async def test_a_swarm_answers_where_the_prefix_is_and_survives_a_kill(swarm: Lo
     """One swarm for the whole story, because starting three real nodes takes most of the time."""
     with trio.fail_after(3 * DEADLINE_S):
         nodes = await swarm.start_many(3, options=ONE_THREAD)
-        first, second, third = nodes
+        first = nodes[0]
         infos = {node.name: await node.wait_ready() for node in nodes}
         for node in nodes:  # 2 and 3 found each other through the first one's Kademlia
             assert {row.peer for row in await peers_of(node)} == {i.peer for i in infos.values()} - {
@@ -58,7 +59,7 @@ async def test_a_swarm_answers_where_the_prefix_is_and_survives_a_kill(swarm: Lo
         assert matched[infos[holder.name].peer] >= STRIDE and len(matched) == 3
 
         rows = await fetch_tree(infos[holder.name])
-        assert any(row.tokens >= STRIDE and "careful editor" in row.text for row in rows)
+        assert any(row.tokens >= STRIDE and row.text.startswith("system") for row in rows)
 
         await check_light_client(await holder.address(), tmp_path)
         await check_cancel(others[0], infos[holder.name], nodes)
@@ -121,17 +122,9 @@ async def test_a_killed_nodes_engine_dies_with_it(swarm: LocalSwarm, tmp_path: P
     with trio.fail_after(DEADLINE_S):
         node = await swarm.start("lonely", options=ONE_THREAD)
         await node.wait_ready()
-        engine = int(str((await node.wait_event(lambda e: e.get("event") == "engine_loaded"))["pid"]))
-        handle = await trio.to_thread.run_sync(open_pidfd, engine)
+        engine = int(str((await node.wait_event(lambda e: e.get("event") == "engine_ready"))["pid"]))
+        handle = await trio.to_thread.run_sync(os.pidfd_open, engine)
         node.kill()
         await node.process.wait()
         await trio.lowlevel.wait_readable(handle)
-        import os
-
         os.close(handle)
-
-
-def open_pidfd(pid: int) -> int:
-    import os
-
-    return os.pidfd_open(pid)

@@ -6,8 +6,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineRequest, EngineTokens
+from node.engine.engine import (
+    Engine,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+)
 from node.engine.fake import FakeEngine, FakeSettings
+from node.engine.process import ProcessEngine
 from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
 
@@ -23,6 +32,11 @@ async def answer(engine: FakeEngine, prompt: Sequence[int], max_tokens: int = 8)
 
 def tokens_of(items: Sequence[EngineItem]) -> list[int]:
     return [token for item in items if isinstance(item, EngineTokens) for token in item.tokens]
+
+
+def both_are_engines(real: ProcessEngine, fake: FakeEngine) -> tuple[Engine, Engine]:
+    """Only for the type checker."""
+    return real, fake
 
 
 async def test_answers_are_deterministic_and_cached() -> None:

@@ -119,11 +119,13 @@ class Rig:
 
     def run(self, key: int) -> ipc.Ended | ipc.Refused:
         """Step until ``key`` ended; the invariants are checked after every end."""
-        while True:
-            self.loop.step()
+        for _ in range(1000):
             for message in self.replies.messages:
                 if isinstance(message, ipc.Ended | ipc.Refused) and message.key == key:
                     return message
+            assert self.loop.has_work, f"nothing to do, and {key} has not ended"
+            self.loop.step()
+        raise AssertionError(f"{key} does not end")
 
     def tokens(self, key: int) -> list[int]:
         frames = [m for m in self.replies.messages if isinstance(m, ipc.Generated) and m.key == key]

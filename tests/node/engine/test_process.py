@@ -189,7 +189,10 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
         from node.engine.engine import EngineRequest
         from node.engine.models import resolve_model
         from node.engine.process import EngineSettings, open_engine
+        from node.log import configure
         from proto.messages import Sampling
+
+        configure()  # The log goes to stderr: stdout is read below.
 
         async def main():
             async with open_engine(EngineSettings(resolve_model("smollm2"), cells=2048)) as engine:
@@ -208,16 +211,19 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         assert parent.stdout is not None
-        child = int(await parent.stdout.receive_some())
-        # The pidfd tells when the process is gone, whoever its parent is by then.
-        watch = os.pidfd_open(child)
         try:
-            parent.kill()
-            await trio.lowlevel.wait_readable(watch)
+            child = int(await parent.stdout.receive_some())
+            # The pidfd tells when the process is gone, whoever its parent is by then.
+            watch = os.pidfd_open(child)
+            try:
+                parent.kill()
+                await trio.lowlevel.wait_readable(watch)
+            finally:
+                os.close(watch)
         finally:
-            os.close(watch)
-        await parent.wait()
-        await parent.stdout.aclose()
+            parent.kill()
+            await parent.wait()
+            await parent.stdout.aclose()
 
 
 async def test_files_that_cannot_be_loaded_are_one_clear_line(tmp_path: Path) -> None:

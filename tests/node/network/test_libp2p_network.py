@@ -132,6 +132,20 @@ async def test_a_light_client_talks_but_takes_no_part() -> None:
             await client.publish(NAMESPACE, announce(client.peer_id))
 
 
+async def test_a_node_that_accepts_no_connections_takes_part_all_the_same() -> None:
+    """Behind a NAT: it finds and dials the others, and gossip reaches it over its own connections."""
+    async with opened(node()) as (one, _):
+        known = tuple(one.addresses())
+        async with opened(node(bootstrap=known)) as (two, _), opened(node(listen=(), bootstrap=known)) as (hidden, log):
+            for network in (one, two, hidden):
+                await network.join(NAMESPACE)
+            await log.has(Connected, lambda event: event.peer == two.peer_id)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publish_until_told, two)
+                await log.has(Gossiped)
+                nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_leaves_is_noticed_and_its_exchanges_break() -> None:
     async with opened(node()) as (one, log_one):
         async with opened(node()) as (two, _):

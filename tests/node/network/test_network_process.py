@@ -70,3 +70,11 @@ async def test_a_signal_ends_the_process_without_a_word(signal_number: int) -> N
             assert process.stderr is not None
             assert await process.stderr.receive_some() == b""
         await log.has(Disconnected)
+
+
+async def test_libp2p_is_imported_only_when_a_network_is_opened() -> None:
+    """It takes a second, and most commands need no network of their own."""
+    modules = "node.network.libp2p_network, node.network.memory, node.network.identity"
+    code = f"import sys, {modules}; sys.exit('libp2p' in sys.modules)"
+    with trio.fail_after(PATIENCE_S):
+        await trio.run_process([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})

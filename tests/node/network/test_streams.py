@@ -4,6 +4,8 @@ import math
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from network_helpers import hello, tokens
 
@@ -68,6 +70,22 @@ class Case:
 
 def framed(data: bytes) -> bytes:
     return LENGTH_PREFIX.pack(len(data)) + data
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=64), st.integers(1, 9))
+def test_any_bytes_are_messages_or_a_refusal(data: bytes, piece: int) -> None:
+    async def read() -> None:
+        case = Case(FakeStream(data, piece))
+        try:
+            while True:
+                await case.stream.receive()
+        except RemoteError:
+            assert len(case.charges) == 1
+        except NetworkError:
+            assert not case.charges
+
+    trio.run(read)
 
 
 async def test_messages_arrive_whole_and_in_order() -> None:
