@@ -24,9 +24,10 @@ from node.engine.models import model_name, resolve_model
 from node.engine.process import EngineSettings, open_engine
 from node.entry import ASK, GENERATE, Entry
 from node.network.addresses import parse_listen
-from node.network.identity import Identity, load_or_create_identity, peer_text, verify
+from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
 from node.network.network import Network, NetworkSettings
+from node.peer_id import peer_text
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
 from node.serve.gateway import bind_loopback, serve_gateway
 from node.serving import serve_generate_stream

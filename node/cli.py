@@ -217,7 +217,8 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
         import msgspec
 
         from node.client import fetch_state
-        from node.network.identity import load_or_create_identity, peer_text
+        from node.network.identity import load_or_create_identity
+        from node.peer_id import peer_text
         from node.rundir import find_running
         from node.settings import default_data_dir, prepare_data_dir
 

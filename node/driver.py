@@ -9,8 +9,8 @@ import structlog
 import trio
 
 from node.clock import SteadyClock
-from node.network.identity import peer_text
 from node.network.network import Network, NetworkError
+from node.peer_id import peer_text
 from proto.effects import (
     Abandon,
     CancelTimer,

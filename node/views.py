@@ -5,7 +5,7 @@ These are the shapes of ``mycelia ... --json`` and of the local API; the wire's 
 
 import msgspec
 
-from node.network.identity import peer_text
+from node.peer_id import peer_text
 from proto.messages import Answered, EntryFrame, Failed, Route, Text
 
 

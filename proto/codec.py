@@ -32,7 +32,7 @@ def _refuse_tag(*_: object) -> NoReturn:
 
 
 _BUILTIN_TAGS = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
-_TAG_DECODERS = {tag: _refuse_tag for tag in _BUILTIN_TAGS}
+_TAG_DECODERS = dict.fromkeys(_BUILTIN_TAGS, _refuse_tag)
 
 
 def _to_wire(value: Any) -> Any:

@@ -53,6 +53,8 @@ class RequestConfig:
     max_in_flight: int = 1_024
     max_attempts: int = 8
     """Nodes tried for one request before it fails."""
+    max_engine_losses: int = 2
+    """Engines that died on one request before it is given up: it may be the request that kills them."""
     own_dispatch_s: float = 60.0
     """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
 

@@ -38,6 +38,7 @@ class Request:
     resumed: int = 0
     failed_peers: set[bytes] = field(default_factory=set)
     last_failure: str = ""
+    num_engine_losses: int = 0
 
     @property
     def is_complete(self) -> bool:

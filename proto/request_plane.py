@@ -151,6 +151,12 @@ class RequestPlane:
         if not frame.retryable and request.peer == self._me:
             self._end(request)
             return [Fail(request.request_id, frame.code, frame.message, False)]
+        if frame.code == "engine_lost":
+            request.num_engine_losses += 1
+            if request.num_engine_losses >= self._config.max_engine_losses:
+                self._end(request)
+                message = f"{request.num_engine_losses} engines died while they worked on this request"
+                return [Fail(request.request_id, frame.code, message, True)]
         return self._attempt_failed(request, f"{frame.code}: {frame.message}", now)
 
     def _attempt_failed(self, request: Request, reason: str, now: float) -> list[Effect]:

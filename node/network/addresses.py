@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from node.network.identity import peer_from_text
+from node.peer_id import peer_from_text
 from proto.errors import LocalError
 
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"

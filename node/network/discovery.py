@@ -17,9 +17,9 @@ from multiaddr import Multiaddr
 
 from node.network import addresses
 from node.network.host import Host, run_service
-from node.network.identity import peer_text
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
+from node.peer_id import peer_text
 
 log = structlog.get_logger()
 

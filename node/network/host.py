@@ -48,9 +48,9 @@ from multiaddr import Multiaddr
 
 from node.network import addresses
 from node.network.deadlines import shielded
-from node.network.identity import peer_text
 from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
+from node.peer_id import peer_text
 from proto.errors import LocalError
 
 log = structlog.get_logger()

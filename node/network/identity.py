@@ -1,7 +1,7 @@
 """A node's identity: one Ed25519 key, kept in a file, from which its libp2p peer id follows.
 
-An Ed25519 peer id contains its public key: the identity multihash (00 24) of the protobuf (08 01 12 20) of 32 bytes.
-So whoever knows a peer id can verify what that peer signed, and nothing here needs libp2p.
+An Ed25519 peer id contains its public key, so whoever knows a peer id can verify what that peer signed, and nothing
+here needs libp2p.
 
 The file holds two lines of text: ``mycelia-identity-1 SEED`` and ``peer PEERID``, both hexadecimal. The second line
 follows from the first, so a damaged file is noticed instead of becoming another node.
@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import base58
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from node.peer_id import ED25519_PREFIX, KEY_BYTES, is_ed25519
 from proto.errors import LocalError
 
 IDENTITY_FILE = "identity.key"
 _HEADER = "mycelia-identity-1"
-_PEER_ID_PREFIX = bytes.fromhex("002408011220")
-_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 
 
@@ -39,7 +37,7 @@ class Identity:
     @cached_property
     def peer_id(self) -> bytes:
         """38 bytes, the libp2p peer id in binary form."""
-        return _PEER_ID_PREFIX + bytes(self._signing_key.verify_key)
+        return ED25519_PREFIX + bytes(self._signing_key.verify_key)
 
     def sign(self, payload: bytes) -> bytes:
         """A 64-byte Ed25519 signature of ``payload``."""
@@ -48,36 +46,18 @@ class Identity:
 
 def new_identity() -> Identity:
     """A fresh identity that is kept nowhere: for light clients and tests."""
-    return Identity(os.urandom(_KEY_BYTES))
+    return Identity(os.urandom(KEY_BYTES))
 
 
 def verify(owner_peer_id: bytes, payload: bytes, signature: bytes) -> bool:
     """Whether the owner of ``owner_peer_id`` signed ``payload``. False, never an error, for any input of a peer's."""
-    if len(owner_peer_id) != len(_PEER_ID_PREFIX) + _KEY_BYTES or not owner_peer_id.startswith(_PEER_ID_PREFIX):
-        return False
-    if len(signature) != SIGNATURE_BYTES:
+    if not is_ed25519(owner_peer_id) or len(signature) != SIGNATURE_BYTES:
         return False
     try:
-        VerifyKey(owner_peer_id[len(_PEER_ID_PREFIX) :]).verify(payload, signature)
+        VerifyKey(owner_peer_id[len(ED25519_PREFIX) :]).verify(payload, signature)
     except BadSignatureError:
         return False
     return True
-
-
-def peer_text(peer: bytes) -> str:
-    """The usual base58 text of a peer id, as in multiaddrs."""
-    return base58.b58encode(peer).decode()
-
-
-def peer_from_text(text: str) -> bytes:
-    """The inverse of ``peer_text``. Raises LocalError."""
-    try:
-        peer = base58.b58decode(text)
-    except ValueError as exc:
-        raise LocalError(f"{text!r} is not a peer id") from exc
-    if len(peer) != len(_PEER_ID_PREFIX) + _KEY_BYTES or not peer.startswith(_PEER_ID_PREFIX):
-        raise LocalError(f"{text!r} is not the peer id of an Ed25519 key (those begin with 12D3Koo)")
-    return peer
 
 
 def load_or_create_identity(data_dir: Path) -> Identity:
@@ -130,7 +110,7 @@ def _parse(path: Path, text: bytes) -> Identity:
         header, seed = first.split(" ")
         label, peer = second.split(" ")
         identity = Identity(bytes.fromhex(seed))
-        whole = header == _HEADER and label == "peer" and len(identity.seed) == _KEY_BYTES
+        whole = header == _HEADER and label == "peer" and len(identity.seed) == KEY_BYTES
         if whole and identity.peer_id == bytes.fromhex(peer):
             return identity
     except ValueError:

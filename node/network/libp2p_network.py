@@ -10,7 +10,6 @@ import trio
 
 from node.network import addresses
 from node.network.events import EventQueue
-from node.network.identity import peer_text
 from node.network.network import (
     Connected,
     Disconnected,
@@ -21,6 +20,7 @@ from node.network.network import (
     NetworkSettings,
     StreamHandler,
 )
+from node.peer_id import peer_text
 from proto.messages import Control, Gossip
 
 if TYPE_CHECKING:

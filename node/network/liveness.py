@@ -16,8 +16,8 @@ from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 
 from node.network.deadlines import shielded
-from node.network.identity import peer_text
 from node.network.peers import PeerTable, peer_of
+from node.peer_id import peer_text
 
 log = structlog.get_logger()
 

@@ -20,7 +20,6 @@ import trio
 
 from node.network import addresses
 from node.network.events import EventQueue
-from node.network.identity import peer_text
 from node.network.network import (
     Connected,
     Disconnected,
@@ -33,6 +32,7 @@ from node.network.network import (
     Received,
     StreamHandler,
 )
+from node.peer_id import peer_text
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
 from proto.messages import Control, Gossip, Message

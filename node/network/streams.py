@@ -15,9 +15,9 @@ from libp2p.exceptions import BaseLibp2pError
 from node.network.deadlines import shielded
 from node.network.events import EventQueue
 from node.network.host import Host
-from node.network.identity import peer_text
 from node.network.network import NetworkError, Received, StreamHandler
 from node.network.quota import TokenBucket
+from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from proto.errors import RemoteError
 from proto.messages import Control, Message

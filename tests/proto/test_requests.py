@@ -161,10 +161,21 @@ def test_every_node_failing_is_one_clear_failure() -> None:
     tried = []
     for attempt in range(1, 4):
         tried.append(dispatched(world).peer)
-        frame(world, attempt, Failed(code="engine_lost", message="the engine died", retryable=True))
+        frame(world, attempt, Failed(code="overloaded", message="the queue is full", retryable=True))
     assert sorted(tried) == [ME, HOLDER, OTHER]
     fail = the(world.nodes[ME], Fail)
-    assert isinstance(fail, Fail) and fail.code == "no_peer" and "the engine died" in fail.message and fail.retryable
+    assert isinstance(fail, Fail) and fail.code == "no_peer" and "the queue is full" in fail.message and fail.retryable
+
+
+def test_a_request_that_kills_engines_does_not_walk_through_the_swarm() -> None:
+    world = quiet_world()
+    submit(world)
+    for attempt in (1, 2):
+        dispatched(world)
+        frame(world, attempt, Failed(code="engine_lost", message="the engine died", retryable=True))
+    assert not world.nodes[ME].take(Dispatch)
+    fail = the(world.nodes[ME], Fail)
+    assert isinstance(fail, Fail) and fail.code == "engine_lost"
 
 
 def test_a_peers_word_that_a_request_is_impossible_costs_one_attempt_only() -> None:

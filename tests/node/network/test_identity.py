@@ -7,14 +7,8 @@ import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
-from node.network.identity import (
-    IDENTITY_FILE,
-    load_or_create_identity,
-    new_identity,
-    peer_from_text,
-    peer_text,
-    verify,
-)
+from node.network.identity import IDENTITY_FILE, load_or_create_identity, new_identity, verify
+from node.peer_id import peer_from_text, peer_text
 from proto.errors import LocalError
 
 

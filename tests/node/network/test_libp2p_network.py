@@ -21,7 +21,7 @@ from network_helpers import (
 )
 
 from node.network import discovery, host, peers, streams
-from node.network.identity import new_identity, peer_text
+from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import (
     Connected,
@@ -33,6 +33,7 @@ from node.network.network import (
     NetworkSettings,
     Received,
 )
+from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, encode
 from proto.errors import LocalError
 

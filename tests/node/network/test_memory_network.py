@@ -6,9 +6,10 @@ import pytest
 import trio
 from network_helpers import NAMESPACE, announce, final, following, hello, light_client, node, tokens
 
-from node.network.identity import Identity, new_identity, peer_text
+from node.network.identity import Identity, new_identity
 from node.network.memory import WINDOW_BYTES, MemoryNetwork, MemorySwarm
 from node.network.network import Connected, Disconnected, Gossiped, Malformed, MessageStream, NetworkError, Received
+from node.peer_id import peer_text
 from proto.codec import encode
 from proto.errors import RemoteError
 

@@ -9,9 +9,10 @@ from network_helpers import NAMESPACE, announce, hello
 
 from node.network import addresses
 from node.network.events import EventQueue
-from node.network.identity import new_identity, peer_text
+from node.network.identity import new_identity
 from node.network.network import Connected, Disconnected, Gossiped, NetworkEvent, Received
 from node.network.quota import TokenBucket
+from node.peer_id import peer_text
 from proto.errors import LocalError
 
 PEER = new_identity().peer_id
