@@ -54,7 +54,8 @@ class RequestConfig:
     max_attempts: int = 8
     """Nodes tried for one request before it fails."""
     max_engine_losses: int = 2
-    """Engines that died on one request before it is given up: it may be the request that kills them."""
+    """Engines that died on one request, as their nodes say, before only this node's own is tried: it may be the
+    request that kills them, and a liar must not be able to say so for everybody."""
     own_dispatch_s: float = 60.0
     """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
 

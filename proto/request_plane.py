@@ -130,9 +130,10 @@ class RequestPlane:
     def _candidates(self, request: Request, now: float) -> list[Candidate]:
         space = self._space(request)
         known = self._digests.estimates.matches(request.namespace, request.chain)
+        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
         candidates = []
         for member in self._members.nodes(request.namespace):
-            if member.peer in request.failed_peers:
+            if member.peer in request.failed_peers or may_kill_engines:
                 continue
             vitals = member.served[request.namespace].vitals
             sent = space.match(member.peer, request.chain, now)
@@ -153,10 +154,6 @@ class RequestPlane:
             return [Fail(request.request_id, frame.code, frame.message, False)]
         if frame.code == "engine_lost":
             request.num_engine_losses += 1
-            if request.num_engine_losses >= self._config.max_engine_losses:
-                self._end(request)
-                message = f"{request.num_engine_losses} engines died while they worked on this request"
-                return [Fail(request.request_id, frame.code, message, True)]
         return self._attempt_failed(request, f"{frame.code}: {frame.message}", now)
 
     def _attempt_failed(self, request: Request, reason: str, now: float) -> list[Effect]:

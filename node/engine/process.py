@@ -208,7 +208,7 @@ class ProcessEngine:
 
     def _submit(self, key: int, request: EngineRequest) -> EngineFailed | None:
         if self._outbox is None:
-            return EngineFailed("engine_lost", "the engine is restarting", True)
+            return EngineFailed("overloaded", "the engine is restarting", True)
         if len(self._streams) >= MAX_IN_FLIGHT:
             return EngineFailed("overloaded", f"{MAX_IN_FLIGHT} requests are in flight", True)
         sampling = request.sampling
