@@ -3,8 +3,9 @@
 Invariant: ``decode`` of any bytes returns a Message or raises RemoteError, never another error, and never allocates
 more than a small multiple of its input (``MAX_MESSAGE_BYTES`` is checked first).
 
-The encoding is deterministic CBOR (RFC 8949, 4.2): ``decode`` re-encodes what it read and requires the same bytes,
-which also rejects trailing bytes, duplicate keys, indefinite lengths and non-minimal integers. Tags are refused before
+The encoding is deterministic CBOR (RFC 8949, 4.2): ``decode`` re-encodes the message and requires the same bytes, which
+also rejects trailing bytes, non-minimal integers, integers for floats and left-out fields, so that a message has one
+byte form only. Tags are refused before
 cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals for a peer.
 """
 
@@ -76,9 +77,9 @@ def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
             allow_indefinite=False,
             allow_duplicate_keys=False,
         )
-        if cbor2.dumps(value, canonical=True) != data:
-            raise RemoteError("not in deterministic encoding")
         message: Message = msgspec.convert(_from_wire(value), Message, builtin_types=(bytes,))
+        if encode(message) != data:
+            raise RemoteError("not in deterministic encoding")
     except RemoteError:
         raise
     except Exception as exc:

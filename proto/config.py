@@ -23,7 +23,8 @@ class DigestConfig:
     reconcile_s: float = 30.0
     """Pairwise anti-entropy with one random peer: heals whatever gossip lost."""
     repair_delay_s: tuple[float, float] = (0.2, 2.0)
-    """A gap is repaired after a random wait: most gaps are filled by a late copy, and readers do not ask in step."""
+    """A gap is repaired after a random wait: what was only overtaken arrives meanwhile and makes the repair smaller,
+    and readers do not ask in step."""
     repair_attempts: int = 5
     """Then the next head or reconciliation starts over."""
     suspect_s: float = 90.0
@@ -35,11 +36,17 @@ class DigestConfig:
     """Heads from further in the future than this are refused: they would outrank every honest epoch."""
     advert_budget: int = 4_096
     """Entries a node tells of; a snapshot is then 37 kB."""
+    max_version_burst: int = 5
+    """Sets of one owner that are taken ahead of one per ``delta_min_gap_s``: each costs a root over the whole set,
+    about 10 ms at the hard cap, however few bytes the change has."""
     max_owners: int = 1_024
-    """Estimates kept a node: bounds memory to this many times the cap of entries."""
+    """Estimates kept."""
+    max_entries: int = 1_048_576
+    """Kept of all owners together: a cell of 256 nodes at the default budget, a few hundred MB."""
     max_floors: int = 65_536
-    snapshots_per_minute: int = 3
-    """To one reader, of one owner: a reader that keeps asking costs bounded bytes."""
+    repairs_per_minute: int = 6
+    """With bytes, to one reader, of one owner: a reader that keeps asking costs bounded bytes, and nothing is packed
+    for one that asks more often."""
     repairs_per_reconcile: int = 16
     requests_per_reconcile: int = 64
     min_reconcile_gap_s: float = 5.0

@@ -17,7 +17,9 @@ and end at the current seq; ``seq`` grows with every published head, heartbeats 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import msgspec
 from blake3 import blake3
 
 from proto.blocks import HASH_BYTES
@@ -68,10 +70,13 @@ def pack_hashes(keys: Iterable[int]) -> bytes:
 
 
 def unpack_hashes(data: bytes) -> list[int]:
-    """Inverse of ``pack_hashes``. Raises RemoteError when the length is not a multiple of 8."""
+    """Inverse of ``pack_hashes``. Raises RemoteError unless sorted, distinct and whole."""
     if len(data) % HASH_BYTES:
         raise RemoteError("packed hashes are not a multiple of 8 bytes")
-    return [int.from_bytes(data[i : i + HASH_BYTES], "big") for i in range(0, len(data), HASH_BYTES)]
+    hashes = [int.from_bytes(data[i : i + HASH_BYTES], "big") for i in range(0, len(data), HASH_BYTES)]
+    if any(one >= other for one, other in pairwise(hashes)):
+        raise RemoteError("packed hashes are not sorted")
+    return hashes
 
 
 def root_of(entries: Mapping[int, int]) -> bytes:
@@ -200,7 +205,7 @@ class OwnDigest:
         if self._head is not None:
             assert self._head.root == root_of(self._entries) and self._head.count == len(self._entries)
             assert self._log and self._log[-1].seq == self._head.seq
-        for earlier, later in zip(self._log, list(self._log)[1:], strict=False):
+        for earlier, later in pairwise(self._log):
             assert earlier.seq == later.from_seq
 
     def _advertised(self) -> Entries:
@@ -224,16 +229,7 @@ class OwnDigest:
             issued_at=int(now * 1000),
             signature=bytes(64),
         )
-        return Head(
-            owner=unsigned.owner,
-            namespace=unsigned.namespace,
-            epoch=unsigned.epoch,
-            seq=unsigned.seq,
-            count=unsigned.count,
-            root=unsigned.root,
-            issued_at=unsigned.issued_at,
-            signature=self._sign(signed_payload(unsigned)),
-        )
+        return msgspec.structs.replace(unsigned, signature=self._sign(signed_payload(unsigned)))
 
     def _trim_log(self) -> None:
         """Keep the log while it is smaller than a snapshot: a reader that fell off it then pays no more."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from proto.blocks import block_hashes
 from proto.config import DigestConfig
-from proto.digest import SNAPSHOT, OwnDigest, Sign, Verify
+from proto.digest import SAME, OwnDigest, Sign, Verify
 from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
 from proto.errors import RemoteError
 from proto.estimates import Estimates, Key, Outcome
@@ -22,7 +22,7 @@ from proto.messages import MAX_VECTOR, Reconcile, Repair, RepairRequest, Version
 
 _SWEEP_S = 5.0
 _MAX_PENDING_REPAIRS = 1_024
-_MAX_RATE_ENTRIES = 4_096
+_MAX_RATE_ENTRIES = 16_384
 
 
 @dataclass
@@ -57,8 +57,8 @@ class DigestPlane:
         """When the deltas sent so far are paid for, at one per interval."""
         self._due: dict[bytes, float] = {}
         self._pending: dict[Key, _Pending] = {}
-        self._snapshots: OrderedDict[Key, list[float]] = OrderedDict()
-        """(reader, owner) -> when it was sent a snapshot, within the last minute."""
+        self._repaired_at: OrderedDict[Key, list[float]] = OrderedDict()
+        """(reader, owner) -> when it was sent a repair with bytes, within the last minute."""
         self._reconciled_at: OrderedDict[bytes, float] = OrderedDict()
         self.estimates = Estimates(me, verify, config)
 
@@ -154,9 +154,8 @@ class DigestPlane:
     def on_peer_ready(self, peer: bytes, now: float) -> list[Effect]:
         """The peer said what it serves: ask for what this node does not have of it."""
         self.estimates.reinstate(peer, now)
-        member = next((m for m in self._members.nodes() if m.peer == peer), None)
-        spaces = sorted(member.served) if member else []
-        return [Send(peer, self.estimates.request(peer, space)) for space in spaces if self.estimates.follows(space)]
+        spaces = [space for space in self._members.served_by(peer) if self.estimates.follows(space)]
+        return [Send(peer, self.estimates.request(peer, space)) for space in spaces]
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:
         self.estimates.suspect(peer)
@@ -175,11 +174,18 @@ class DigestPlane:
         return self._after(self.estimates.on_repair(message, now), head.owner, head.namespace, peer, now)
 
     def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
+        key = (peer, request.owner)
+        recent = [at for at in self._repaired_at.get(key, []) if at > now - 60.0]
+        if len(recent) >= self._config.repairs_per_minute:
+            return [Emit("repair_refused", {"peer": peer})]
         repair = self._repair_for(request)
         if repair is None:
             return []
-        if repair.mode == SNAPSHOT and not self._may_snapshot((peer, request.owner), now):
-            return [Emit("snapshot_refused", {"peer": peer})]
+        if repair.mode != SAME:
+            self._repaired_at[key] = [*recent, now]
+            self._repaired_at.move_to_end(key)
+            if len(self._repaired_at) > _MAX_RATE_ENTRIES:
+                self._repaired_at.popitem(last=False)
         return [Send(peer, repair)]
 
     def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
@@ -216,14 +222,6 @@ class DigestPlane:
             own = self._own.get(request.namespace)
             return own.repair(request) if own else None
         return self.estimates.relay(request)
-
-    def _may_snapshot(self, key: Key, now: float) -> bool:
-        recent = [at for at in self._snapshots.pop(key, []) if at > now - 60.0]
-        allowed = len(recent) < self._config.snapshots_per_minute
-        self._snapshots[key] = [*recent, now] if allowed else recent
-        if len(self._snapshots) > _MAX_RATE_ENTRIES:
-            self._snapshots.popitem(last=False)
-        return allowed
 
     # --- repair ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 Between the moment a prompt goes to a peer and the peer's next digest, the sender already knows that the peer will hold
 the prompt, and that the peer has one more request to work on. Both are used in routing as lower bounds.
 
-Invariant: at most ``max_blocks`` blocks are remembered a peer, oldest dropped first.
+Invariant: at most ``max_blocks`` blocks are remembered a peer; the oldest are dropped first, of one prompt the deepest.
 """
 
 from collections import OrderedDict
@@ -24,11 +24,18 @@ class Dispatches:
         """A prompt with these block hashes goes to ``peer``."""
         self._in_flight[peer] = self._in_flight.get(peer, 0) + 1
         sent = self._sent.setdefault(peer, OrderedDict())
-        for block in chain:
+        for block in reversed(chain):  # the root last: without it the rest would match nothing
             sent[block] = now + self._keep_s
             sent.move_to_end(block)
         while len(sent) > self._max_blocks:
             sent.popitem(last=False)
+
+    def withdraw(self, peer: bytes, chain: Sequence[int]) -> None:
+        """``peer`` did not serve the prompt after all, and may not hold it."""
+        sent = self._sent.get(peer)
+        if sent is not None:
+            for block in chain:
+                sent.pop(block, None)
 
     def end(self, peer: bytes) -> None:
         """A dispatched request is over, however it ended."""
@@ -41,6 +48,10 @@ class Dispatches:
     def in_flight(self, peer: bytes) -> int:
         """Requests sent to ``peer`` that are not over."""
         return self._in_flight.get(peer, 0)
+
+    def num_in_flight(self) -> int:
+        """Requests sent to anybody that are not over."""
+        return sum(self._in_flight.values())
 
     def match(self, peer: bytes, chain: Sequence[int], now: float) -> int:
         """Leading blocks of ``chain`` that were sent to ``peer`` lately."""

@@ -10,10 +10,13 @@ While SYNCING, the last verified set stays in use: stale, never wrong.
 Invariants:
 - an estimate equals the set its owner had at exactly its (epoch, seq), because it hashes to that signed root;
 - versions per (owner, namespace) never decrease, also across eviction (floors);
-- the index holds exactly the entries of the estimates.
+- the index holds exactly the entries of the estimates;
+- at most ``max_owners`` estimates with ``max_entries`` entries together. Owner keys cost nothing to make, so when the
+  room is spent, owners that are not connected make way for those that are, and never the other way round.
 
 Every method that takes bytes of a peer checks the signature before it changes anything, and raises RemoteError for
-what only a misbehaving sender can cause. Late, duplicated and reordered messages are not misbehaviour: they are no-ops.
+what only a misbehaving sender can cause. Late, duplicated and reordered messages are not misbehaviour, and neither is a
+relayed head that was in order on the relay's clock and is not on this one: they are no-ops.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,10 +77,8 @@ class _Estimate:
     """Newest verified head, when it is newer than ``head``."""
     heard_at: float = 0.0
     suspect: bool = False
-
-    @property
-    def newest(self) -> Head | None:
-        return self.wanted or self.head
+    paid_until: float = 0.0
+    """When the sets taken so far are paid for, at one per ``delta_min_gap_s``."""
 
     @property
     def state(self) -> State:
@@ -94,6 +95,9 @@ class Estimates:
         self._verify = verify
         self._config = config
         self._estimates: dict[Key, _Estimate] = {}
+        self._num_entries = 0
+        self._connected: set[bytes] = set()
+        """Owners whose nodes are connected."""
         self._floors: dict[Key, tuple[int, int, float]] = {}
         """(epoch, seq, forgotten at) of evicted owners, oldest first."""
         self._indexes: dict[bytes, Index] = {}
@@ -108,8 +112,9 @@ class Estimates:
         return namespace in self._indexes
 
     def matches(self, namespace: bytes, chain: Sequence[int]) -> dict[bytes, int]:
-        """Owner -> leading blocks of ``chain`` it is estimated to hold."""
-        return self._indexes[namespace].matches(chain)
+        """Owner -> leading blocks of ``chain`` it is estimated to hold; nothing in a namespace that is not followed."""
+        index = self._indexes.get(namespace)
+        return index.matches(chain) if index else {}
 
     def state(self, owner: bytes, namespace: bytes) -> State | None:
         """None for an unknown owner."""
@@ -169,47 +174,37 @@ class Estimates:
         estimate = self._admit(message.head, now)
         if estimate is None:
             return Outcome.STALE
-        if isinstance(message, Announce):
+        if isinstance(message, Announce) or not self._may_patch(estimate, message.head, message.from_seq, now):
             return self._note(estimate, message.head, now)
-        held = estimate.head
-        if not _reaches(held, message.head, message.from_seq):
-            return self._note(estimate, message.head, now)
-        entries = _patched(estimate.entries if held else {}, message.upserts, message.removes)
-        if not _commits(message.head, entries):
-            raise RemoteError("a delta does not hash to its signed root")
-        self._replace(estimate, message.head, entries, now)
-        return Outcome.APPLIED
+        return self._apply(estimate, message.head, _patched(estimate.entries, message.upserts, message.removes), now)
 
     def on_repair(self, message: Repair, now: float) -> Outcome:
         """Apply a repair from anybody. Raises RemoteError if its bytes do not hash to the signed root."""
         estimate = self._admit(message.head, now)
         if estimate is None:
             return Outcome.STALE
-        if message.mode == SNAPSHOT:
-            entries = unpack_entries(message.upserts)
-        elif message.mode == SAME:
-            # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
-            return self._note(estimate, message.head, now)
-        else:
-            assert message.mode == LOG
-            if not _reaches(estimate.head, message.head, message.from_seq):
-                return self._note(estimate, message.head, now)
-            entries = _patched(estimate.entries, message.upserts, message.removes)
-        if not _commits(message.head, entries):
-            raise RemoteError("a repair does not hash to its signed root")
-        self._replace(estimate, message.head, entries, now)
-        return Outcome.APPLIED
+        if message.mode == SNAPSHOT and self._may_compute(estimate, now):
+            return self._apply(estimate, message.head, unpack_entries(message.upserts), now)
+        if message.mode == LOG and self._may_patch(estimate, message.head, message.from_seq, now):
+            return self._apply(
+                estimate, message.head, _patched(estimate.entries, message.upserts, message.removes), now
+            )
+        # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
+        return self._note(estimate, message.head, now)
 
     # --- what time and the network do ------------------------------------------------------------------------------
 
     def suspect(self, owner: bytes) -> None:
         """The connection with ``owner`` is gone: do not count on it until it is heard again."""
+        self._connected.discard(owner)
         for (one, _), estimate in self._estimates.items():
             if one == owner:
                 estimate.suspect = True
 
     def reinstate(self, owner: bytes, now: float) -> None:
-        """``owner`` is connected and talks again: count on what is held of it until it says otherwise."""
+        """``owner`` is connected and talks: count on what is held of it until it says otherwise. Undone by
+        ``suspect``."""
+        self._connected.add(owner)
         for (one, _), estimate in self._estimates.items():
             if one == owner:
                 self._heard(estimate, now)
@@ -248,6 +243,8 @@ class Estimates:
                 assert _version(estimate.wanted) > _version(head)
             for block in estimate.entries:
                 by_namespace[namespace].setdefault(block, set()).add(owner)
+        assert len(self._estimates) <= self._config.max_owners
+        assert self._num_entries == sum(len(e.entries) for e in self._estimates.values()) <= self._config.max_entries
         for namespace, index in self._indexes.items():
             index.check_invariants()
             assert len(index) == len(by_namespace[namespace])
@@ -257,54 +254,77 @@ class Estimates:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _admit(self, head: Head, now: float) -> _Estimate | None:
-        """The estimate that ``head`` may advance; None if it is old news. Cheap checks before the signature."""
+        """The estimate that ``head`` may advance, not yet kept if it is new; None if ``head`` is old news or there is
+        no room. Cheap checks before the signature."""
         key = (head.owner, head.namespace)
         if head.owner == self._me or head.namespace not in self._indexes:
             return None
         now_ms = now * 1000
-        if head.issued_at < now_ms - self._config.evict_s * 1000:
-            return None
         latest = now_ms + self._config.max_clock_skew_s * 1000
-        if head.issued_at > latest or head.epoch > latest:
-            raise RemoteError("a head from the future")
-        estimate = self._estimates.get(key)
+        if head.issued_at < now_ms - self._config.evict_s * 1000 or head.issued_at > latest or head.epoch > latest:
+            return None
         floor = self._floors.get(key)
         if floor is not None and (head.epoch, head.seq) <= floor[:2]:
             return None
-        newest = _version(estimate.newest if estimate else None)
-        is_same_version = estimate is not None and _version(head) == newest
-        if not is_same_version and _version(head) < newest:
+        estimate = self._estimates.get(key) or _Estimate()
+        if _version(head) < _version(estimate.head) or _same_signed(head, estimate.head):
             return None
-        if is_same_version and estimate is not None and estimate.wanted is None and _same_set(head, estimate.head):
-            return None  # a copy; but the bytes for a head that is known and still wanted are welcome
         if not self._verify(head.owner, signed_payload(head), head.signature):
             raise RemoteError("a head's signature is wrong")
-        if is_same_version and estimate is not None and not _same_set(head, estimate.newest):
-            raise Equivocation("the owner signed two sets under one version")
-        if estimate is None:
-            if len(self._estimates) >= self._config.max_owners and not self._make_room(now):
-                return None
-            estimate = self._estimates[key] = _Estimate(heard_at=now)
+        for known in (estimate.head, estimate.wanted):
+            if known is not None and _version(head) == _version(known) and not _same_signed(head, known):
+                raise Equivocation("the owner signed two sets under one version")
+        if key not in self._estimates and not self._make_room(key, 0, now, evict=False):
+            return None
         return estimate
+
+    def _may_compute(self, estimate: _Estimate, now: float) -> bool:
+        """Whether the owner may cost another root now: what comes too soon is noted and fetched later."""
+        ahead = (self._config.max_version_burst - 1) * self._config.delta_min_gap_s
+        return estimate.paid_until <= now + ahead
+
+    def _may_patch(self, estimate: _Estimate, head: Head, from_seq: int, now: float) -> bool:
+        return _reaches(estimate.head, head, from_seq) and self._may_compute(estimate, now)
+
+    def _apply(self, estimate: _Estimate, head: Head, entries: Entries, now: float) -> Outcome:
+        """``entries`` become what is held, if they are what ``head`` commits to."""
+        if not _commits(head, entries):
+            raise RemoteError("the bytes do not hash to the signed root")
+        estimate.paid_until = max(estimate.paid_until, now) + self._config.delta_min_gap_s
+        return self._replace(estimate, head, entries, now)
 
     def _note(self, estimate: _Estimate, head: Head, now: float) -> Outcome:
         """A newer head is known; keep what is held until its bytes come."""
         if _same_set(head, estimate.head):
-            self._replace(estimate, head, estimate.entries, now)
-            return Outcome.APPLIED
-        estimate.wanted = head
+            return self._replace(estimate, head, estimate.entries, now)
+        if not self._keep(estimate, head, 0, now):
+            return Outcome.STALE
+        if _version(head) > _version(estimate.wanted):
+            estimate.wanted = head
         self._heard(estimate, now)
         return Outcome.GAP
 
-    def _replace(self, estimate: _Estimate, head: Head, entries: Entries, now: float) -> None:
-        index = self._indexes[head.namespace]
+    def _replace(self, estimate: _Estimate, head: Head, entries: Entries, now: float) -> Outcome:
+        if not self._keep(estimate, head, len(entries) - len(estimate.entries), now):
+            return Outcome.STALE
         if entries is not estimate.entries:
+            index = self._indexes[head.namespace]
             index.discard(head.owner, [key for key in estimate.entries if key not in entries])
             index.add(head.owner, [key for key in entries if key not in estimate.entries])
+            self._num_entries += len(entries) - len(estimate.entries)
         estimate.head, estimate.entries = head, entries
         if estimate.wanted is not None and _version(estimate.wanted) <= _version(head):
             estimate.wanted = None
         self._heard(estimate, now)
+        return Outcome.APPLIED
+
+    def _keep(self, estimate: _Estimate, head: Head, num_entries: int, now: float) -> bool:
+        """Hold ``estimate``, grown by ``num_entries``. False if there is no room for that."""
+        key = (head.owner, head.namespace)
+        if not self._make_room(key, num_entries, now):
+            return False
+        self._estimates[key] = estimate
+        return True
 
     def _heard(self, estimate: _Estimate, now: float) -> None:
         estimate.heard_at = now
@@ -313,6 +333,7 @@ class Estimates:
     def _evict(self, key: Key, now: float) -> None:
         estimate = self._estimates.pop(key)
         self._indexes[key[1]].forget(key[0], estimate.entries)
+        self._num_entries -= len(estimate.entries)
         if estimate.head is None:
             return
         self._floors.pop(key, None)
@@ -321,12 +342,33 @@ class Estimates:
         epoch, seq = _version(estimate.head)
         self._floors[key] = (epoch, seq, now)
 
-    def _make_room(self, now: float) -> bool:
-        """Forget the longest-quiet suspect owner. False when all are live: a newcomer is then not followed."""
-        suspects = [(estimate.heard_at, key) for key, estimate in self._estimates.items() if estimate.suspect]
-        if not suspects:
+    def _make_room(self, key: Key, num_entries: int, now: float, evict: bool = True) -> bool:
+        """Room for ``key`` with ``num_entries`` more, by forgetting suspect owners and, for a connected one, owners
+        that are not; the longest quiet first. False when that is not enough: nothing is forgotten then. ``evict``:
+        whether to do it or only to say."""
+        num_excess = len(self._estimates) + (key not in self._estimates) - self._config.max_owners
+        entries_excess = self._num_entries + num_entries - self._config.max_entries
+        if num_excess <= 0 and (num_entries <= 0 or entries_excess <= 0):
+            return True
+        is_connected = key[0] in self._connected
+        victims = sorted(
+            (other[0] in self._connected, not estimate.suspect, estimate.heard_at, other)
+            for other, estimate in self._estimates.items()
+            if other != key and (is_connected or other[0] not in self._connected)
+            if estimate.suspect or (is_connected and other[0] not in self._connected)
+        )
+        gone = []
+        for *_, other in victims:
+            if num_excess <= 0 and entries_excess <= 0:
+                break
+            num_excess -= 1
+            entries_excess -= len(self._estimates[other].entries)
+            gone.append(other)
+        if num_excess > 0 or entries_excess > 0:
             return False
-        self._evict(min(suspects)[1], now)
+        if evict:
+            for other in gone:
+                self._evict(other, now)
         return True
 
 
@@ -340,6 +382,11 @@ def _version(head: Head | None) -> tuple[int, int]:
 
 def _same_set(one: Head, other: Head | None) -> bool:
     return other is not None and (one.root, one.count) == (other.root, other.count)
+
+
+def _same_signed(one: Head, other: Head | None) -> bool:
+    """Whether both heads sign one set under one version."""
+    return _same_set(one, other) and _version(one) == _version(other)
 
 
 def _reaches(held: Head | None, head: Head, from_seq: int) -> bool:

@@ -3,7 +3,8 @@
 A connection becomes a *node* by its Hello. Connections that never say hello (light clients, relays, other software)
 are left alone and never routed to.
 
-Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected.
+Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected,
+or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
 """
 
 import random
@@ -24,6 +25,8 @@ class Member:
     address: str
     connected_at: float
     is_node: bool = False
+    is_confirmed: bool = False
+    """Whether Connected told of it, and not only a Hello that overtook that."""
     agent: str = ""
     served: dict[bytes, Served] = field(default_factory=dict)
 
@@ -50,6 +53,21 @@ class Membership:
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._members
 
+    def is_node(self, peer: bytes) -> bool:
+        """Whether ``peer`` is connected and said hello."""
+        member = self._members.get(peer)
+        return member is not None and member.is_node
+
+    def is_unconfirmed(self, peer: bytes) -> bool:
+        """Whether ``peer`` said hello on a connection that nobody told of."""
+        member = self._members.get(peer)
+        return member is not None and not member.is_confirmed
+
+    def served_by(self, peer: bytes) -> list[bytes]:
+        """The namespaces that ``peer`` serves, sorted."""
+        member = self._members.get(peer)
+        return sorted(member.served) if member else []
+
     def own(self) -> tuple[Served, ...]:
         """What this node serves, with its current vitals."""
         return tuple(self._own.values())
@@ -65,25 +83,28 @@ class Membership:
             return [Disconnect(event.peer, "too many peers", now)]
         member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
         member.address = event.address
-        effects: list[Effect] = [Send(event.peer, self._hello())]
-        if not member.is_node:
-            effects.append(SetTimer(Timer("hello", event.peer), now + self._config.hello_timeout_s))
-        return effects
+        member.is_confirmed = True
+        timer = Timer("hello", event.peer)
+        waiting = CancelTimer(timer) if member.is_node else SetTimer(timer, now + self._config.hello_timeout_s)
+        return [Send(event.peer, self._hello()), waiting]
 
     def on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
         member = self._members.pop(peer, None)
         if member is None:
             return []
+        effects: list[Effect] = []
+        if not (member.is_node and member.is_confirmed):
+            effects.append(CancelTimer(Timer("hello", peer)))
         if member.is_node:
-            return [Emit("node_left", {"peer": peer, "after_s": round(now - member.connected_at, 1)})]
-        return [CancelTimer(Timer("hello", peer))]
+            effects.append(Emit("node_left", {"peer": peer, "after_s": round(now - member.connected_at, 1)}))
+        return effects
 
     def on_hello(self, peer: bytes, hello: Hello, now: float) -> list[Effect]:
-        timer = CancelTimer(Timer("hello", peer))
+        timer = Timer("hello", peer)
         if hello.wire_version != WIRE_VERSION:
             reason = f"speaks wire version {hello.wire_version}, this node speaks {WIRE_VERSION}"
             return [
-                timer,
+                CancelTimer(timer),
                 Emit("wire_version_refused", {"peer": peer, "reason": reason}),
                 Disconnect(peer, reason, now),
             ]
@@ -96,7 +117,8 @@ class Membership:
         member.is_node = True
         member.agent = hello.agent
         member.served = {served.namespace: served for served in hello.served}
-        effects: list[Effect] = [timer]
+        timeout = now + self._config.hello_timeout_s
+        effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
         if is_new:
             models = sorted(served.model for served in hello.served)
             effects.append(Emit("node_joined", {"peer": peer, "models": models, "address": member.address}))

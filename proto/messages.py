@@ -13,6 +13,9 @@ from msgspec import Meta, Struct, field
 MAX_TOKENS_PER_REQUEST = 131_072
 """Prompt tokens in one request: the longest context that models in wide use are trained for."""
 MAX_TOKENS_PER_FRAME = 1_024
+MAX_TEXT_BYTES_PER_TOKEN = 1_024
+"""Far above the longest token of any vocabulary; bounds what an answer of so many tokens can be made of."""
+MAX_SMALL = 2**31 - 1
 MAX_DELTA_BYTES = 16_384
 """One delta on gossip; what does not fit is announced by its head alone and fetched over a direct stream."""
 MAX_ENTRIES_PER_OWNER = 16_384
@@ -33,11 +36,11 @@ Digest128 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 RequestId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Counter = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Small = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Small = Annotated[int, Meta(ge=0, le=MAX_SMALL)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 PackedEntries = Annotated[bytes, Meta(max_length=MAX_ENTRIES_PER_OWNER * ENTRY_BYTES)]
 PackedTokens = Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS_PER_REQUEST)]
-FrameTokens = Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_FRAME)]
+FrameTokens = Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS_PER_FRAME)]
 
 
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -218,14 +221,14 @@ class Generate(Kind, frozen=True, kw_only=True, tag=8):
 
 
 class Accepted(Kind, frozen=True, kw_only=True, tag=9):
-    """Prefill has begun; what of the prompt was found in the cache."""
+    """Prefill has begun; what of the prompt was found in the cache. Once, before the first token."""
 
     cached_tokens: Small = field(name="1")
 
 
 class Tokens(Kind, frozen=True, kw_only=True, tag=10):
-    """Generated tokens ``position``, ``position`` + 1, ...; ``text`` is their UTF-8, which may end inside a
-    character."""
+    """Generated tokens ``position``, ``position`` + 1, ..., at least one; ``text`` is their UTF-8, at most
+    MAX_TEXT_BYTES_PER_TOKEN each, which may end inside a character."""
 
     position: Small = field(name="1")
     tokens: FrameTokens = field(name="2")

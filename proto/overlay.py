@@ -88,11 +88,7 @@ class Overlay:
                     return [Disconnect(event.peer, "in quarantine", until)]
                 return self._members.on_connected(event, now)
             case Disconnected():
-                return [
-                    *self._members.on_disconnected(event.peer, now),
-                    *self._digests.on_peer_lost(event.peer),
-                    *self._requests.on_peer_lost(event.peer, now),
-                ]
+                return self._on_disconnected(event.peer, now)
             case Received() | Gossiped():
                 return self._on_message(event, now)
             case Malformed():
@@ -145,6 +141,13 @@ class Overlay:
         self._digests.check_invariants()
         self._requests.check_invariants()
 
+    def _on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
+        return [
+            *self._members.on_disconnected(peer, now),
+            *self._digests.on_peer_lost(peer),
+            *self._requests.on_peer_lost(peer, now),
+        ]
+
     def _on_message(self, event: Received | Gossiped, now: float) -> list[Effect]:
         sender = event.peer if isinstance(event, Received) else event.author
         owner = _digest_owner(event.message)
@@ -166,7 +169,9 @@ class Overlay:
         match message:
             case Hello():
                 effects = self._members.on_hello(event.peer, message, now)
-                return [*effects, *self._digests.on_peer_ready(event.peer, now)]
+                if self._members.is_node(event.peer):  # (else it was refused)
+                    effects += self._digests.on_peer_ready(event.peer, now)
+                return effects
             case VitalsUpdate():
                 self._members.on_vitals_update(event.peer, message)
                 return []
@@ -182,6 +187,8 @@ class Overlay:
     def _on_timer(self, timer: Timer, now: float) -> list[Effect]:
         match timer.kind:
             case "hello":
+                if self._members.is_unconfirmed(timer.subject):
+                    return self._on_disconnected(timer.subject, now)
                 return self._members.on_hello_timeout(timer.subject)
             case "vitals":
                 return self._members.on_vitals_due(timer.namespace, now)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
-from proto.messages import Generate, Sampling, Tokens, Usage
+from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, Generate, Sampling, Tokens, Usage
 
 
 @dataclass
 class Request:
-    """State of one request; ``Overlay`` drives it and turns what it returns into effects."""
+    """State of one request; ``RequestPlane`` drives it and turns what it returns into effects."""
 
     request_id: bytes
     namespace: bytes
@@ -35,10 +35,18 @@ class Request:
     peer: bytes = b""
     """Who serves the running attempt."""
     position: int = 0
+    is_accepted: bool = False
+    """Whether the running attempt was."""
     resumed: int = 0
+    """How often the request moved after its first token."""
     failed_peers: set[bytes] = field(default_factory=set)
     last_failure: str = ""
     num_engine_losses: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt and of the answer so far: what the next attempt's prompt has."""
+        return len(self.prompt) + len(self.generated)
 
     @property
     def is_complete(self) -> bool:
@@ -47,11 +55,12 @@ class Request:
 
     def begin_attempt(self, peer: bytes, promised_tokens: int) -> Generate:
         """Start the next attempt at ``peer``; what to send it. Mutates."""
-        if self.generated and self.position:
+        if self.generated:
             self.resumed += 1
         self.attempt += 1
         self.peer = peer
         self.position = 0
+        self.is_accepted = False
         done = len(self.generated)
         return Generate(
             request_id=self.request_id,
@@ -66,13 +75,23 @@ class Request:
             resumed_tokens=done,
         )
 
+    def on_accepted(self) -> None:
+        """Raises RemoteError unless this is the first frame of the attempt: others could keep it open for ever.
+        Mutates."""
+        if self.is_accepted or self.position:
+            raise RemoteError("accepted in the middle of an answer")
+        self.is_accepted = True
+
     def on_tokens(self, frame: Tokens) -> tuple[int, ...]:
-        """The new tokens of a frame. Raises RemoteError if it is out of place or more than was asked for. Mutates."""
+        """The new tokens of a frame. Raises RemoteError, and changes nothing, if it is out of place or more than was
+        asked for. Mutates."""
         if frame.position != self.position:
             raise RemoteError(f"tokens at {frame.position}, expected {self.position}")
         tokens = unpack_tokens(frame.tokens)
         if len(self.generated) + len(tokens) > self.sampling.max_tokens:
             raise RemoteError("more tokens than were asked for")
+        if len(frame.text) > len(tokens) * MAX_TEXT_BYTES_PER_TOKEN:
+            raise RemoteError("more text than the tokens can have")
         self.position += len(tokens)
         self.generated.extend(tokens)
         return tuple(tokens)

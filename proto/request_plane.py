@@ -1,9 +1,12 @@
 """Requests that entered at this node: route, dispatch, stream, resume, finish.
 
 ``request.py`` has the rules of one request; here are the candidates it is routed to and the effects it causes.
-A peer's word that a request is impossible is believed only when nobody else serves it either: a lying peer can cost
-one attempt, not an answer.
+A peer's word that a request is impossible costs one attempt, not the answer: only this node's own engine is believed.
+
+Invariant: every request in flight has one running attempt, counted at the peer that serves it.
 """
+
+from collections import Counter
 
 from proto.blocks import STRIDE, block_hashes
 from proto.config import RequestConfig
@@ -12,7 +15,16 @@ from proto.dispatches import Dispatches
 from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish
 from proto.events import FrameReceived, RequestSubmitted, StreamLost
 from proto.membership import Membership
-from proto.messages import Accepted, Failed, Final, Tokens, Usage, VitalsUpdate
+from proto.messages import (
+    MAX_SMALL,
+    MAX_TOKENS_PER_REQUEST,
+    Accepted,
+    Failed,
+    Final,
+    Tokens,
+    Usage,
+    VitalsUpdate,
+)
 from proto.request import Request
 from proto.routing import Candidate, choose
 
@@ -39,6 +51,8 @@ class RequestPlane:
             return [Fail(event.request_id, "overloaded", "this node has too many requests in flight", True)]
         if event.request_id in self._requests:
             return [Fail(event.request_id, "bad_request", "a request with this id is in flight", False)]
+        if not event.prompt:
+            return [Fail(event.request_id, "bad_request", "the prompt is empty", False)]
         request = Request(
             request_id=event.request_id,
             namespace=event.namespace,
@@ -57,6 +71,7 @@ class RequestPlane:
         frame = event.frame
         match frame:
             case Accepted():
+                request.on_accepted()
                 return []
             case Tokens():
                 tokens = request.on_tokens(frame)
@@ -101,8 +116,10 @@ class RequestPlane:
             assert request.attempt > 0 and request.peer
             assert len(request.generated) <= request.sampling.max_tokens
             assert request.peer not in request.failed_peers
-        total = sum(self.in_flight(peer) for peer in {r.peer for r in self._requests.values()})
-        assert total == len(self._requests), "every request in flight is counted at exactly one peer"
+        at_peers = Counter((request.namespace, request.peer) for request in self._requests.values())
+        for (namespace, peer), num_requests in at_peers.items():
+            assert self._dispatches[namespace].in_flight(peer) == num_requests
+        assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(self._requests)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -120,7 +137,7 @@ class RequestPlane:
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
             message = f"no node could answer after {request.attempt} attempts{cause}"
             if not request.attempt:
-                message = "no reachable node serves this model"
+                message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
         decision = choose(candidates, len(request.prompt))
         generate = request.begin_attempt(decision.chosen, decision.matched_tokens)
@@ -131,14 +148,18 @@ class RequestPlane:
         space = self._space(request)
         known = self._digests.estimates.matches(request.namespace, request.chain)
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
+        fits_wire = request.num_tokens <= MAX_TOKENS_PER_REQUEST
+        remote = self._members.nodes(request.namespace) if fits_wire and not may_kill_engines else []
         candidates = []
-        for member in self._members.nodes(request.namespace):
-            if member.peer in request.failed_peers or may_kill_engines:
+        for member in remote:
+            served = member.served[request.namespace]
+            if member.peer in request.failed_peers or request.num_tokens >= served.context_tokens:
                 continue
-            vitals = member.served[request.namespace].vitals
+            vitals = served.vitals
             sent = space.match(member.peer, request.chain, now)
             blocks = max(known.get(member.peer, 0), sent)
-            load = max(vitals.active_requests + vitals.waiting_requests, space.in_flight(member.peer))
+            claimed = min(vitals.active_requests + vitals.waiting_requests, MAX_SMALL)
+            load = max(claimed, space.in_flight(member.peer))
             candidates.append(Candidate(member.peer, blocks * STRIDE, load, is_local=False))
         own = self._members.own_vitals(request.namespace)
         if own is not None and self._me not in request.failed_peers:
@@ -149,7 +170,7 @@ class RequestPlane:
         return candidates
 
     def _on_failed(self, request: Request, frame: Failed, now: float) -> list[Effect]:
-        if not frame.retryable and request.peer == self._me:
+        if not frame.retryable and request.peer == self._me and not request.is_complete:
             self._end(request)
             return [Fail(request.request_id, frame.code, frame.message, False)]
         if frame.code == "engine_lost":
@@ -159,7 +180,9 @@ class RequestPlane:
     def _attempt_failed(self, request: Request, reason: str, now: float) -> list[Effect]:
         if request.is_complete:
             return self._finish(request, "length", None)
-        self._space(request).end(request.peer)
+        space = self._space(request)
+        space.end(request.peer)
+        space.withdraw(request.peer, request.chain)
         request.fail_attempt(reason)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]

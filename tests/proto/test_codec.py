@@ -139,6 +139,22 @@ def test_absurd_floats_are_refused(temperature: float) -> None:
         decode(cbor2.dumps(value, canonical=True))
 
 
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_a_message_without_one_of_its_fields_is_refused(message: Message) -> None:
+    """Also of those that have a default in Python."""
+    value = wire_form(message)
+    for key in value:
+        with pytest.raises(RemoteError):
+            decode(cbor2.dumps({k: v for k, v in value.items() if k != key}, canonical=True))
+
+
+def test_an_integer_is_no_float() -> None:
+    value = wire_form(EXAMPLES[7])
+    value[4] = {1: 3, 2: 0, 3: 0}
+    with pytest.raises(RemoteError):
+        decode(cbor2.dumps(value, canonical=True))
+
+
 @pytest.mark.parametrize("tag", [0, 1, 2, 4, 5, 25, 28, 29, 30, 35, 36, 37, 256, 258, 260, 261, 43000, 55799, 6, 77])
 def test_tags_are_refused(tag: int) -> None:
     value = wire_form(Accepted(cached_tokens=5))
