@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import ChatMessage, Usage, Vitals
+from proto.messages import Usage, Vitals
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A conversation of several megabytes, or the tokens of a full cache."""
@@ -57,7 +57,8 @@ class Render(_Frame, frozen=True):
     """Asks for a conversation's tokens."""
 
     key: int
-    messages: list[ChatMessage]
+    messages: list[tuple[str, str]]
+    """(role, content); not ChatMessage, whose bounds are the wire's: the child would die of a longer one."""
 
 
 class Spell(_Frame, frozen=True):
@@ -115,8 +116,11 @@ class Rendered(_Frame, frozen=True):
 
 
 class Spelled(_Frame, frozen=True):
+    """``error`` empty: ``texts`` has one entry a sequence."""
+
     key: int
     texts: list[str]
+    error: str
 
 
 class CacheDelta(_Frame, frozen=True):

@@ -31,6 +31,9 @@ _LOG_LEVEL_ERROR = 4
 MIN_TEMPERATURE = 0.001
 """Below it sampling is greedy: dividing by less overflows to NaN."""
 
+MAX_SEED = 2**32 - 2
+"""One more asks llama.cpp for a random seed: the answer could be neither repeated nor resumed."""
+
 OK, NO_ROOM, ABORTED = 0, 1, 2
 """What ``decode`` returns; anything else means that the batch or the context is broken."""
 
@@ -318,7 +321,7 @@ class Sampler:
         L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_p(0.95, 1))
         L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_min_p(0.05, 1))
         L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_temp(temperature))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_dist(seed))
+        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_dist(min(seed, MAX_SEED)))
         for _ in range(skip):
             self._draw_once()
 

@@ -231,6 +231,9 @@ class StepLoop:
             self._clear([seq_id])
             return
         job = self._scheduler.running[-1]
+        if not self._share(job):
+            self._abandon("the cache lost a sequence")
+            return
         self._clear(self._scheduler.finish(job, time.monotonic()))
         self._fail(job, "overloaded", "the KV cache is full", True)
 

@@ -38,7 +38,7 @@ from node.engine.engine import (
 from node.engine.models import check_gguf
 from node.engine.stream import AnswerStream
 from proto.blocks import pack_tokens, unpack_tokens
-from proto.errors import LimitExceeded, LocalError
+from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import ChatMessage, Vitals
 
 log = structlog.get_logger()
@@ -50,7 +50,12 @@ MAX_CELLS = 4_194_304
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 """Pause before a dead child is started again; it doubles each time until a request ends well."""
 CLOSE_GRACE_S = 2.0
+LOAD_DEADLINE_S = 1_800.0
+"""For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
 CALL_ATTEMPTS = 2
+WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.worker")
+
+_NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
 
 @dataclass(frozen=True)
@@ -141,30 +146,36 @@ class ProcessEngine:
 
     async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``. Survives one restart of the child; LocalError after a second."""
-        answer = await self._call(lambda key: ipc.Render(key, list(messages)))
+        turns = [(message.role, message.content) for message in messages]
+        answer = await self._call(lambda key: ipc.Render(key, turns))
         assert isinstance(answer, ipc.Rendered)
-        if answer.error:
-            raise LocalError(answer.error)
         return unpack_tokens(answer.tokens)
 
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """See ``Engine.detokenize``."""
-        answer = await self._call(lambda key: ipc.Spell(key, [pack_tokens(tokens) for tokens in sequences]))
+        try:
+            packed = [pack_tokens(tokens) for tokens in sequences]
+        except (OverflowError, TypeError) as exc:
+            raise LocalError(_NO_TOKENS) from exc
+        answer = await self._call(lambda key: ipc.Spell(key, packed))
         assert isinstance(answer, ipc.Spelled)
         return answer.texts
 
     async def _call(self, question: Callable[[int], ipc.ToChild]) -> ipc.Rendered | ipc.Spelled:
         for _ in range(CALL_ATTEMPTS):
-            await self._running.wait()
+            while self._outbox is None:  # It may be gone again by the time the event has woken us.
+                await self._running.wait()
             key, call = next(self._keys), _Call()
             self._calls[key] = call
             try:
                 self._send(question(key))
                 await call.done.wait()
-            except LimitExceeded as exc:
+            except (LimitExceeded, UnicodeEncodeError) as exc:
                 raise LocalError(str(exc)) from exc
             finally:
                 self._calls.pop(key, None)
+            if call.answer is not None and call.answer.error:
+                raise LocalError(call.answer.error)
             if call.answer is not None:
                 return call.answer
         raise LocalError("the engine died while it looked at the text")
@@ -215,7 +226,7 @@ class ProcessEngine:
         try:
             prompt = pack_tokens(request.prompt)
         except (OverflowError, TypeError):
-            return EngineFailed("bad_request", "token ids are integers from 0 to 2^32 - 1", False)
+            return EngineFailed("bad_request", _NO_TOKENS, False)
         message = ipc.Submit(
             key, prompt, sampling.max_tokens, sampling.temperature, sampling.seed, request.resumed_tokens
         )
@@ -239,7 +250,9 @@ class ProcessEngine:
         """
         await self._run_child(first_start.set)
         if self._info is None:
-            self.start_error = self._load_error or self._death("the engine process died while it loaded the model")
+            self.start_error = self._load_error or self._death(
+                f"cannot load the model {self._settings.model_path}: the engine process died over it"
+            )
             first_start.set()
             return
         while True:
@@ -251,7 +264,7 @@ class ProcessEngine:
 
     def _death(self, what: str) -> str:
         """One line on how the child ended, with its last words."""
-        words = self._load_error or (self._last_words[-1] if self._last_words else "")
+        words = self._load_error or (_without_folder(self._last_words[-1]) if self._last_words else "")
         return f"{what} ({words})" if words else what
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
@@ -260,7 +273,7 @@ class ProcessEngine:
         self._last_words.clear()
         try:
             child = await trio.lowlevel.open_process(
-                [sys.executable, "-P", "-m", "node.engine.worker"],
+                WORKER_COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -278,7 +291,9 @@ class ProcessEngine:
                 nursery.start_soon(self._keep_last_words, child.stderr, words_end)
                 nursery.start_soon(_write_all, receive, child.stdin)
                 send.send_nowait(ipc.encode(self._load_message()))
-                await self._read(child.stdout, send, on_loaded)
+                nursery.start_soon(self._watch_load, child)
+                if not await self._read(child.stdout, send, on_loaded):
+                    child.kill()
                 with trio.move_on_after(CLOSE_GRACE_S):
                     await words_end.wait()  # A dead child's stderr ends too; what it says there is why it died.
                 nursery.cancel_scope.cancel()
@@ -302,8 +317,8 @@ class ProcessEngine:
 
     async def _read(
         self, stdout: trio.abc.ReceiveStream, outbox: trio.MemorySendChannel[bytes], on_loaded: Callable[[], None]
-    ) -> None:
-        """Handle the child's messages until it ends or talks nonsense."""
+    ) -> bool:
+        """Handle the child's messages until it ends. False: it talks nonsense."""
         frames = ipc.FrameBuffer()
         try:
             async for data in stdout:
@@ -315,6 +330,19 @@ class ProcessEngine:
                         self._handle(message)
         except LocalError as exc:
             self._load_error = str(exc)
+            return False
+        except RemoteError as exc:  # Well-formed frames whose contents are not.
+            self._load_error = f"the engine process sent nonsense: {exc}"
+            return False
+        return True
+
+    async def _watch_load(self, child: trio.Process) -> None:
+        """End a child that does not say in time whether it could load."""
+        with trio.move_on_after(LOAD_DEADLINE_S):
+            await self._running.wait()
+            return
+        self._load_error = f"the engine process did not load {self._settings.model_path} in {LOAD_DEADLINE_S:.0f} s"
+        child.kill()
 
     def _loaded(self, message: ipc.Loaded, outbox: trio.MemorySendChannel[bytes]) -> None:
         settings = self._settings
@@ -390,6 +418,12 @@ class ProcessEngine:
                     self._last_words.append(text)
                     log.debug("engine_said", text=text)
         end.set()
+
+
+def _without_folder(words: str) -> str:
+    """A failed assertion of llama.cpp begins with the path of the file, on the machine that compiled it."""
+    place, separator, rest = words.partition(": ")
+    return f"{place.rpartition('/')[2]}{separator}{rest}"
 
 
 def _child_environment() -> dict[str, str]:

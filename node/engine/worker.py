@@ -23,7 +23,8 @@ from node.engine.llama import Llama, file_digest
 from node.engine.loop import StepLoop
 from node.engine.scheduler import Limits
 from proto.blocks import namespace_key, pack_tokens, unpack_tokens
-from proto.errors import LocalError
+from proto.errors import LimitExceeded, LocalError
+from proto.messages import ChatMessage
 
 BATCH_TOKENS = 2048
 KV_SETTINGS = "f16"
@@ -56,8 +57,7 @@ class Service:
         if isinstance(message, ipc.Render):
             self._render(message, self.template)
         elif isinstance(message, ipc.Spell):
-            texts = [self._text(unpack_tokens(tokens), self.llama) for tokens in message.sequences]
-            self._replies.send(ipc.Spelled(message.key, texts))
+            self._spell(message, self.llama)
         elif isinstance(message, ipc.Submit):
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
@@ -65,16 +65,20 @@ class Service:
             if message.key in self.loop.prefilling and self.llama.reuse:
                 self.llama.abort.raise_it()
 
-    @staticmethod
-    def _text(tokens: list[int], llama: Llama) -> str:
-        return b"".join(map(llama.piece, tokens)).decode("utf-8", "replace")
+    def _spell(self, message: ipc.Spell, llama: Llama) -> None:
+        try:
+            pieces = [map(llama.piece, unpack_tokens(tokens)) for tokens in message.sequences]
+            texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in pieces]
+            self._replies.send(ipc.Spelled(message.key, texts, ""))
+        except (ValueError, LimitExceeded) as exc:
+            self._replies.send(ipc.Spelled(message.key, [], str(exc)))
 
     def _render(self, message: ipc.Render, template: ChatTemplate) -> None:
         try:
-            tokens, error = template.tokens(message.messages), ""
-        except LocalError as exc:
-            tokens, error = [], str(exc)
-        self._replies.send(ipc.Rendered(message.key, pack_tokens(tokens), error))
+            messages = [ChatMessage(role=role, content=content) for role, content in message.messages]
+            self._replies.send(ipc.Rendered(message.key, pack_tokens(template.tokens(messages)), ""))
+        except (LocalError, LimitExceeded) as exc:
+            self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
 
 
 def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:

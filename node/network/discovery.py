@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
@@ -19,6 +18,7 @@ from node.network import addresses
 from node.network.host import Host, run_service
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
+from node.network.supervise import supervised
 from node.peer_id import peer_text
 
 log = structlog.get_logger()
@@ -67,8 +67,8 @@ class Discovery:
         async with trio.open_nursery() as nursery:
             for peer, address in self._bootstrap:
                 if peer != self._host.settings.identity.peer_id:
-                    nursery.start_soon(self._keep_bootstrap, peer, address)
-            nursery.start_soon(self._host.keep_peerstore)
+                    nursery.start_soon(supervised, self._keep_bootstrap, peer, address)
+            nursery.start_soon(supervised, self._host.keep_peerstore)
             if self._dht is not None:
                 async with run_service(self._dht):
                     await trio.sleep_forever()
@@ -87,7 +87,7 @@ class Discovery:
                         await self._dht.provide(provider_key(namespace))
                     key = provider_key(namespace).encode()
                     await self._dial_providers(await self._host.find_providers(self._dht, key))
-            except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
+            except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
                 log.debug("lookup failed", namespace=namespace.hex(), error=repr(exc))
             pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]
             num_lookups += 1
@@ -120,7 +120,7 @@ class Discovery:
         try:
             with trio.fail_after(LOOKUP_DEADLINE_S):
                 await self._dht.add_peer(ID(peer))
-        except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
+        except Exception as exc:  # noqa: BLE001  supervisor, as above
             log.debug("adding to the routing table failed", peer=peer_text(peer), error=repr(exc))
 
     async def _dial_providers(self, providers: list[PeerInfo]) -> None:
@@ -131,23 +131,25 @@ class Discovery:
             room = self._host.settings.target_peers - len(self._table)
             for provider in providers:
                 peer = provider.peer_id.to_bytes()
+                if self._table.connected_s(peer) > STABLE_S:
+                    self._backoffs.pop(peer, None)
                 backoff = self._backoffs.get(peer)
                 if room > 0 and peer != me and peer not in self._table and (backoff is None or backoff.until <= now):
                     room -= 1
                     nursery.start_soon(self._try, peer, provider.addrs)
 
     async def _try(self, peer: bytes, candidates: list[Multiaddr]) -> None:
+        """Backs off also when it succeeds, until the peer was seen to stay: it may be banned here, or ban us."""
+        before = self._backoffs.pop(peer, None)
+        pause_s = min(2 * before.pause_s, PEER_LONGEST_PAUSE_S) if before else PEER_FIRST_PAUSE_S
+        self._backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
+        if len(self._backoffs) > MAX_BACKOFFS:
+            self._backoffs.popitem(last=False)
         try:
             await self._host.dial(peer, candidates)
         except NetworkError as exc:
-            before = self._backoffs.pop(peer, None)
-            pause_s = min(2 * before.pause_s, PEER_LONGEST_PAUSE_S) if before else PEER_FIRST_PAUSE_S
-            self._backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
-            if len(self._backoffs) > MAX_BACKOFFS:
-                self._backoffs.popitem(last=False)
             log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
         else:
-            self._backoffs.pop(peer, None)
             await self._introduce(peer)
 
     def _jittered(self, seconds: float) -> float:

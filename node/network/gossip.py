@@ -15,6 +15,7 @@ from node.network.host import Host, run_service
 from node.network.network import Gossiped, NetworkError
 from node.network.quota import TokenBucket
 from node.network.streams import Charge
+from node.network.supervise import supervised
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
 from proto.messages import Gossip as GossipMessage
@@ -36,6 +37,7 @@ class Gossip:
 
     def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
         self._me = host.settings.identity.peer_id
+        self._table = host.table
         self._pubsub, self._router = host.new_gossip()
         self._events = events
         self._charge = charge
@@ -57,7 +59,7 @@ class Gossip:
             return
         self._topics[topic] = namespace
         self._pubsub.set_topic_validator(topic, self._accept, False)
-        nursery.start_soon(self._drain, await self._pubsub.subscribe(topic))
+        nursery.start_soon(supervised, self._drain, await self._pubsub.subscribe(topic))
 
     def publish(self, namespace: bytes, message: GossipMessage) -> None:
         """Queues. Raises NetworkError when the topic was not joined or the queue is full, LimitExceeded over
@@ -93,7 +95,10 @@ class Gossip:
         if peer == self._me:
             return True
         now = trio.current_time()
-        if not self._buckets.setdefault(peer, TokenBucket(FORWARD_RATE, FORWARD_BURST, now)).take(now):
+        bucket = self._buckets.get(peer) or TokenBucket(FORWARD_RATE, FORWARD_BURST, now)
+        if peer in self._table:  # Else it is gone already, and nobody would forget its bucket.
+            self._buckets[peer] = bucket
+        if not bucket.take(now):
             self.num_over_rate += 1
             return False
         if raw.from_id == self._me:

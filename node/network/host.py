@@ -20,10 +20,10 @@ from libp2p.abc import INetConn, INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError
+from libp2p.exceptions import BaseLibp2pError, ParseError
 from libp2p.host.basic_host import BasicHost
-from libp2p.io.abc import ReadWriteCloser
-from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.abc import Reader, ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError, MessageTooLarge
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network import swarm as swarm_module
 from libp2p.network.config import ConnectionConfig, RetryConfig
@@ -34,16 +34,18 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.protocol_muxer import multiselect_communicator
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.address_validation import expand_wildcard_address
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from node.network import addresses
@@ -60,6 +62,8 @@ PROVIDER_KEY_PREFIX = b"/mycelia/"
 MAX_PROVIDER_KEYS = 4_096
 """Keys whose providers this node stores for others; one key a model, so far above what any swarm needs."""
 MAX_RPC_BYTES = 256 * 1_024
+MAX_NEGOTIATION_BYTES = 1_024
+"""A line of multistream-select: the name of one protocol."""
 MAX_STREAMS_PER_PEER = 64
 MAX_STREAMS = 512
 DIAL_DEADLINE_S = 5.0
@@ -73,9 +77,15 @@ MAX_PARALLEL_DIALS = 8
 _KAD_MODULES = ("common", "kad_dht", "peer_routing", "provider_store", "value_store")
 _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "_NegativePeerCache"),
+    "libp2p.network.auto_connector": ("AutoConnector.maybe_connect",),
     "libp2p.network.connection.swarm_connection": ("logging",),
     "libp2p.host.basic_host": ("BasicHost._swarm_stream_handler",),
-    "libp2p.stream_muxer.yamux.yamux": ("Yamux._write_frame",),
+    "libp2p.protocol_muxer.multiselect_communicator": ("read_delim",),
+    "libp2p.stream_muxer.yamux.yamux": (
+        "Yamux._write_frame",
+        "YamuxStream._auto_tune_and_send_window_update",
+        "YamuxStream._grow_threshold",
+    ),
     "libp2p.pubsub.pubsub": ("Pubsub.push_msg",),
     "libp2p.kad_dht.provider_store": (
         "ProviderStore.add_provider",
@@ -83,11 +93,24 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
 }
+_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "libp2p.network.swarm.Swarm": ("_negative_peer_cache", "retry_config"),
+    "libp2p.network.swarm._NegativePeerCache": ("_ttl",),
+    "libp2p.stream_muxer.yamux.yamux.Yamux": ("_write_lock", "secured_conn", "event_closed"),
+    "libp2p.pubsub.pubsub.Pubsub": ("counter",),
+    "libp2p.kad_dht.provider_store.ProviderStore": ("providers",),
+}
+"""What ``__init__`` has to set. Assigning to one that libp2p no longer reads would change nothing, in silence."""
 
 
 def check_private_names() -> None:
     """Raises LocalError that names every private name of libp2p which is missing."""
     missing = []
+    for class_path, attributes in _ATTRIBUTES.items():
+        module_name, _, class_name = class_path.rpartition(".")
+        kind: Any = getattr(import_module(module_name), class_name, None)
+        known = kind.__init__.__code__.co_names if kind else ()
+        missing += [f"{class_path}.{attribute}" for attribute in attributes if attribute not in known]
     for module_name, names in _PRIVATE_NAMES.items():
         module = import_module(module_name)
         for name in names:
@@ -113,6 +136,10 @@ def apply_module_fixes(debug: bool) -> None:
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
     # A write cancelled half-way leaves a torn Noise message, which ends the connection for every other stream on it.
     Yamux._write_frame = _write_whole_frame  # type: ignore[method-assign, assignment]
+    # Announces room for every few bytes read: three frames of five on an idle connection, one a token on a busy one.
+    YamuxStream._auto_tune_and_send_window_update = _announce_room_in_bulk  # type: ignore[method-assign, assignment]
+    # Reads as many bytes as a stranger claims, before and after the handshake; a protocol's name is all it should be.
+    multiselect_communicator.read_delim = _read_short_delim  # type: ignore[attr-defined]
     # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
     logger = logging.getLogger("libp2p")
     logger.propagate = debug
@@ -142,6 +169,29 @@ async def _write_whole_frame(muxer: Yamux, data: bytes) -> None:
                 await muxer.secured_conn.close()
             raise ConnectionClosedError("the peer takes no more bytes")
     await trio.lowlevel.checkpoint()
+
+
+_announce_room = YamuxStream._auto_tune_and_send_window_update
+
+
+async def _announce_room_in_bulk(stream: YamuxStream, *, bytes_read: int = 0) -> None:
+    """YamuxStream's own, called once what was read since the last call is half of the window, as in other yamux
+    implementations. The peer always has the other half."""
+    num_read = getattr(stream, "num_unannounced", 0) + bytes_read
+    enough = not bytes_read or num_read >= stream._grow_threshold()
+    stream.num_unannounced = 0 if enough else num_read  # type: ignore[attr-defined]
+    if enough:
+        await _announce_room(stream, bytes_read=num_read)
+
+
+async def _read_short_delim(reader: Reader) -> bytes:
+    try:
+        line = await read_varint_prefixed_bytes_limited(reader, MAX_NEGOTIATION_BYTES)
+    except MessageTooLarge as exc:
+        raise ParseError(str(exc)) from exc
+    if not line.endswith(b"\n"):
+        raise ParseError("a line of the negotiation does not end")
+    return line[:-1]
 
 
 class _GuardedManager(TrioManager):
@@ -331,18 +381,25 @@ class Host:
         if num_streams >= MAX_STREAMS_PER_PEER or sum(self._streams_of.values()) >= MAX_STREAMS:
             if num_streams >= MAX_STREAMS_PER_PEER:
                 self.on_refused(peer, "too many streams")
-            await stream.reset()
+            await self._reset(stream)
             return
         self._streams_of[peer] = num_streams + 1
         try:
             await self._serve_stream(stream)
         except Exception as exc:  # noqa: BLE001  supervisor of a stream
             log.debug("inbound stream failed", peer=peer_text(peer), error=repr(exc))
-            await stream.reset()
+            await self._reset(stream)
         finally:
             self._streams_of[peer] -= 1
             if not self._streams_of[peer]:
                 del self._streams_of[peer]
+
+    async def _reset(self, stream: INetStream) -> None:
+        with shielded(CLOSE_DEADLINE_S):
+            try:
+                await stream.reset()
+            except (BaseLibp2pError, OSError, trio.BrokenResourceError) as exc:
+                log.debug("reset failed", error=repr(exc))
 
     # --- outbound --------------------------------------------------------------------------------------------------
 
@@ -359,7 +416,7 @@ class Host:
                 try:
                     with trio.fail_after(DIAL_DEADLINE_S):
                         await self._swarm.dial_addr(address, ID(peer))
-                except (BaseLibp2pError, trio.TooSlowError, OSError) as exc:
+                except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
                     tried.append(f"{address}: {_root_cause(exc)}")
                 else:
                     self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)

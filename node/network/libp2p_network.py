@@ -20,6 +20,7 @@ from node.network.network import (
     NetworkSettings,
     StreamHandler,
 )
+from node.network.supervise import supervised
 from node.peer_id import peer_text
 from proto.messages import Control, Gossip
 
@@ -88,19 +89,19 @@ class Libp2pNetwork:
         self._table.on_restart = self._start_over
         nursery.start_soon(self._discovery.run)
         if self._gossip is not None:
-            nursery.start_soon(self._gossip.run)
+            nursery.start_soon(supervised, self._gossip.run)
 
     def _watch(self, connection: "INetConn") -> None:
         from node.network.liveness import watch
 
         if self._nursery is not None:
-            self._nursery.start_soon(watch, connection, self._table)
+            self._nursery.start_soon(supervised, watch, connection, self._table)
 
     def _start_over(self, peer: bytes) -> None:
         """Both sides begin anew; the peer dials again. Keeping its new connection would leave gossip on the old."""
         log.info("peer came again", peer=peer_text(peer))
         if self._nursery is not None:
-            self._nursery.start_soon(self._host.disconnect, peer)
+            self._nursery.start_soon(supervised, self._host.disconnect, peer)
 
     def _peer_up(self, peer: bytes, address: str) -> None:
         log.debug("connected", peer=peer_text(peer), address=address)
@@ -167,7 +168,7 @@ class Libp2pNetwork:
             return
         self._joined.add(namespace)
         await self._gossip.join(namespace, self._nursery)
-        self._nursery.start_soon(self._discovery.seek, namespace)
+        self._nursery.start_soon(supervised, self._discovery.seek, namespace)
 
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         return await self._streams.open(peer, protocol)

@@ -77,6 +77,11 @@ class PeerTable(INotifee):
         if entry is not None:
             entry.round_trip_s = seconds
 
+    def connected_s(self, peer: bytes) -> float:
+        """For how long ``peer`` has been in the table; negative when it is not there."""
+        entry = self._peers.get(peer)
+        return trio.current_time() - entry.since if entry else -1.0
+
     def is_leaving(self, peer: bytes) -> bool:
         """Whether ``peer`` is in the table, or left it less than REST_S ago."""
         return peer in self._peers or trio.current_time() - self._lost.get(peer, -math.inf) < REST_S

@@ -201,7 +201,9 @@ class Streams:
 
     async def _serve_control(self, raw: INetStream) -> None:
         stream = self._wrap(raw)
-        bucket = self._buckets.setdefault(stream.peer, TokenBucket(CONTROL_RATE, CONTROL_BURST, trio.current_time()))
+        bucket = self._buckets.get(stream.peer) or TokenBucket(CONTROL_RATE, CONTROL_BURST, trio.current_time())
+        if stream.peer in self._host.table:  # Else it is gone already, and nobody would forget its bucket.
+            self._buckets[stream.peer] = bucket
         try:
             while True:
                 message = await stream.receive()

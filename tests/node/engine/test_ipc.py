@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from node.engine import ipc
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import ChatMessage, Usage, Vitals
+from proto.messages import Usage, Vitals
 
 USAGE = Usage(prompt_tokens=1, cached_tokens=2, completion_tokens=3, queue_ms=4, prefill_ms=5, decode_ms=6)
 VITALS = Vitals(queued_tokens=1, active_requests=2, waiting_requests=3, slots=4)
@@ -39,7 +39,7 @@ def test_the_child_reads_until_the_end() -> None:
     sent: list[ipc.ToChild] = [
         ipc.Submit(1, b"\x01\0\0\0", 4, 0.5, 7, 0),
         ipc.Cancel(1),
-        ipc.Render(2, [ChatMessage(role="user", content="hi")]),
+        ipc.Render(2, [("user", "hi" * 1_000_000)]),
     ]
     stream = io.BytesIO(b"".join(ipc.encode(message) for message in sent) + b"\x05\0\0\0ab")
     assert [ipc.read_message(stream) for _ in sent] == sent

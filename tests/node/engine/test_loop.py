@@ -41,6 +41,7 @@ class ListLlama(Llama):
         self.copies_fail = False
         self.abort = NoFlag()  # type: ignore[assignment]
         self.calls: list[list[BatchRow]] = []
+        self.replaced: list[tuple[int, int, int]] = []
 
     def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
         self.calls.append(list(rows))
@@ -81,6 +82,7 @@ class ListLlama(Llama):
 
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
         assert self.cells[source][:length] == self.cells[target][:length]
+        self.replaced.append((source, target, length))
         return True
 
     def piece(self, token: int) -> bytes:
@@ -164,6 +166,18 @@ def test_no_room_evicts_then_gives_up_the_newest() -> None:
     assert isinstance(refused, ipc.Refused) and refused.code == "overloaded" and refused.retryable
     assert isinstance(rig.run(2), ipc.Ended)
     assert any(isinstance(m, ipc.CacheDelta) and m.evicted == [0] for m in rig.replies.messages)
+
+
+def test_a_job_that_is_given_up_gives_up_its_duplicates_first() -> None:
+    """What enters the tree must not occupy more cells than the tree counts."""
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 6)
+    rig.submit(2, [1, 2, 3], 30)
+    rig.run(1)
+    num_before = len(rig.llama.replaced)
+    rig.llama.results = [NO_ROOM]
+    assert isinstance(rig.run(2), ipc.Refused)
+    assert [length for _, _, length in rig.llama.replaced[num_before:]] == [8]
 
 
 def test_a_broken_decode_fails_everybody_and_starts_over() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from node.engine import ipc, process
 from node.engine.engine import (
     EngineAccepted,
     EngineDone,
@@ -107,6 +108,19 @@ async def test_answers_reuse_and_refusals() -> None:
         attack = await chat(running, "<|im_end|>" * 20)
         assert attack.count(2) == (await chat(running, "x")).count(2)
         assert running.vitals().prefill_rate > 0 and running.vitals().active_requests == 0
+
+        # What the child's reader thread cannot answer must not end the child.
+        for sequence in ([10**6], [-1], [2**40]):
+            with pytest.raises(LocalError):
+                await running.detokenize([[5, 6], sequence])
+        with pytest.raises(LocalError, match="too much"):
+            await chat(running, "7" * (ipc.MAX_FRAME_BYTES // 4 + 1))
+        for text in ("\ud800", "7" * (5 * ipc.MAX_FRAME_BYTES // 4)):
+            with pytest.raises(LocalError):
+                await chat(running, text)
+        # The greatest seed is a seed like any other.
+        last_seed = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=8, temperature=5.0, seed=2**32 - 1))
+        assert len({tuple(tokens_of(await answer(running, last_seed))) for _ in range(4)}) == 1
         assert running.num_restarts == 0
 
 
@@ -228,7 +242,13 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
 
 async def test_files_that_cannot_be_loaded_are_one_clear_line(tmp_path: Path) -> None:
     whole = resolve_model("smollm2").read_bytes()
-    cases = {"cut.gguf": whole[: len(whole) // 2], "head.gguf": whole[:5000], "junk.gguf": b"GGUF" + b"\xff" * 999}
+    layers = whole.index(b"block_count") + len("block_count") + 4
+    cases = {
+        "cut.gguf": whole[: len(whole) // 2],
+        "head.gguf": whole[:5000],
+        "junk.gguf": b"GGUF" + b"\xff" * 999,
+        "layers.gguf": whole[:layers] + b"\xff" * 4 + whole[layers + 4 :],  # llama.cpp abort()s
+    }
     with trio.fail_after(60):
         for name, data in cases.items():
             path = tmp_path / name
@@ -237,9 +257,56 @@ async def test_files_that_cannot_be_loaded_are_one_clear_line(tmp_path: Path) ->
                 async with open_engine(EngineSettings(path)):
                     pass
             assert "\n" not in str(caught.value) and name in str(caught.value)
+            assert "vendor/" not in str(caught.value), "a path of the machine that compiled llama.cpp"
         with pytest.raises(LocalError, match="No such file"):
             async with open_engine(EngineSettings(tmp_path / "none.gguf")):
                 pass
+
+
+STUB = """
+import sys
+pipe, out = sys.stdin.buffer, sys.stdout.buffer
+pipe.read(int.from_bytes(pipe.read(4), "little"))  # what to load
+for said in {said!r}:
+    out.write(said), out.flush()
+    pipe.read(4)
+pipe.read()
+"""
+
+
+def stub_worker(monkeypatch: pytest.MonkeyPatch, *said: bytes) -> None:
+    """Replaces the child by one that says ``said``, one entry for each message it is sent."""
+    monkeypatch.setattr(process, "WORKER_COMMAND", (sys.executable, "-c", STUB.format(said=said)))
+
+
+NONSENSE = {
+    "a length beyond all bounds": b"\xff\xff\xff\xff",
+    "no message": b"\x03\0\0\0abc",
+    "tokens that are none": ipc.encode(ipc.Generated(1, b"odd", b"")),
+}
+
+
+@pytest.mark.parametrize("garbage", NONSENSE.values(), ids=NONSENSE)
+async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPatch, garbage: bytes) -> None:
+    settings = EngineSettings(resolve_model("smollm2"))
+    with trio.fail_after(60):
+        stub_worker(monkeypatch, garbage)
+        with pytest.raises(LocalError, match=r"nonsense|claims"):
+            async with open_engine(settings):
+                pass
+        stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")), garbage)
+        async with open_engine(settings) as running:
+            with pytest.raises(LocalError, match="the engine died"):
+                await chat(running, "x")
+            assert (await running.cache_changes()).reset
+
+
+async def test_a_child_that_is_stuck_at_loading_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_worker(monkeypatch)
+    monkeypatch.setattr(process, "LOAD_DEADLINE_S", 0.01, raising=False)
+    with trio.fail_after(60), pytest.raises(LocalError, match="did not load"):
+        async with open_engine(EngineSettings(resolve_model("smollm2"))):
+            pass
 
 
 async def test_the_blocks_own_errors_come_out_bare() -> None:

@@ -1,11 +1,17 @@
 """The real network on loopback: nodes find each other, exchange everything, and survive what peers do."""
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
+import varint
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.pubsub.pb import rpc_pb2
+from multiaddr import Multiaddr
 from network_helpers import (
     NAMESPACE,
     PATIENCE_S,
@@ -20,7 +26,7 @@ from network_helpers import (
     tokens,
 )
 
-from node.network import discovery, host, peers, streams
+from node.network import discovery, host, liveness, peers, streams
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import (
@@ -36,13 +42,15 @@ from node.network.network import (
 from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, encode
 from proto.errors import LocalError
+from proto.messages import Tokens
 
 ECHO = "/mycelia/test-echo/1"
+SINK = "/mycelia/test-sink/1"
 
 
 @asynccontextmanager
 async def opened(settings: NetworkSettings, **handlers: object) -> AsyncIterator[tuple[Libp2pNetwork, EventLog]]:
-    async with open_network(settings, {ECHO: echo}) as network, following(network) as log:
+    async with open_network(settings, {ECHO: echo, SINK: sink}) as network, following(network) as log:
         yield network, log
 
 
@@ -55,6 +63,13 @@ async def echo(stream: MessageStream) -> None:
     for position in range(100):
         await stream.send(tokens(position))
     await stream.send(final())
+
+
+async def sink(stream: MessageStream) -> None:
+    """Reads until the final frame and answers with it."""
+    while (message := await stream.receive()) != final():
+        pass
+    await stream.send(message)
 
 
 async def connect(one: Libp2pNetwork, other: Libp2pNetwork) -> None:
@@ -401,6 +416,48 @@ async def test_a_cancelled_send_leaves_the_connection_whole() -> None:
         assert not log_one.of(Disconnected)
 
 
+async def test_a_claim_of_a_huge_negotiation_ends_the_connection() -> None:
+    """Before the handshake, so from anybody: what is claimed must not be waited for, nor kept."""
+    async with opened(node()) as (one, _), opened(light_client()) as (evil, _):
+        port = int(one.addresses()[0].split("/")[4])
+        with trio.fail_after(PATIENCE_S / 4):
+            for data in (varint.encode(1 << 30), b"\x13/multistream/1.0.0\n" + varint.encode(2_000) + b"x"):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as connection:
+                    await connection.send_all(data)
+                    with suppress(trio.BrokenResourceError):
+                        async for _ in connection:
+                            pass
+            await connect(evil, one)
+            stream = await evil._host._swarm.get_connections()[0].new_stream()
+            await stream.write(varint.encode(1 << 30))
+            assert await stream.read(100) == b"\x13/multistream/1.0.0\n"
+            with pytest.raises(StreamError):
+                await stream.read(100)
+
+
+async def test_what_is_read_in_small_pieces_is_not_announced_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_updates = 0
+    update = host.YamuxStream.send_window_update
+
+    async def counted(stream: host.YamuxStream, increment: int, skip_lock: bool = False) -> None:
+        nonlocal num_updates
+        num_updates += 1
+        await update(stream, increment, skip_lock)
+
+    monkeypatch.setattr(host.YamuxStream, "send_window_update", counted)
+    async with opened(node()) as (one, _), opened(light_client()) as (client, _):
+        await connect(client, one)
+        assert await exchange(client, one.peer_id) == 100
+        assert num_updates < 50
+        # Several windows long: room is announced in time, or this would never end.
+        async with trio.open_nursery() as nursery:
+            stream = await client.open(one.peer_id, SINK)
+            nursery.start_soon(stream.receive)
+            for _ in range(300):
+                await stream.send(Tokens(position=0, tokens=bytes(4_096), text=b""))
+            await stream.send(final())
+
+
 async def test_raw_noise_at_the_port_is_harmless() -> None:
     async with opened(node()) as (one, log_one), opened(node()) as (two, _):
         port = int(one.addresses()[0].split("/")[4])
@@ -413,9 +470,79 @@ async def test_raw_noise_at_the_port_is_harmless() -> None:
         assert isinstance(log_one.of(Connected)[0], Connected)
 
 
+async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers decide what its code meets, and it raises whatever comes of that."""
+    met: set[str] = set()
+    all_met = trio.Event()
+
+    def failing(name: str) -> Callable[..., Awaitable[None]]:
+        async def fail(*_: object, **__: object) -> None:
+            met.add(name)
+            if len(met) == 5:
+                all_met.set()
+            raise ExceptionGroup(name, [KeyError(name)])
+
+        return fail
+
+    monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.1,) * 50)
+    monkeypatch.setattr(liveness, "_ping", failing("ping"))
+    monkeypatch.setattr(host.Host, "find_providers", failing("lookup"))
+    monkeypatch.setattr(host.Host, "keep_peerstore", failing("peerstore"))
+    monkeypatch.setattr(host.Pubsub, "publish", failing("publish"))
+    async with opened(node()) as (one, _):
+        known = tuple(one.addresses())
+        async with opened(node(bootstrap=known)) as (two, log_two):
+            await two.join(NAMESPACE)
+            await log_two.has(Connected)
+            await two.publish(NAMESPACE, announce(two.peer_id))
+            monkeypatch.setattr(two._host._swarm, "dial_addr", failing("dial"))
+            with pytest.raises(NetworkError, match="cannot reach"):
+                await two.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(new_identity().peer_id)}")
+            with trio.fail_after(PATIENCE_S):
+                await all_met.wait()
+            assert await exchange(two, one.peer_id) == 100
+
+
+async def test_a_provider_that_never_stays_is_dialled_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that is banned here, and found again at every lookup."""
+    async with opened(node()) as (one, log_one), opened(node()) as (two, _):
+        seeker, peer = one._discovery, two.peer_id
+        providers = [PeerInfo(ID(peer), [Multiaddr(two.addresses()[0].partition("/p2p/")[0])])]
+        with trio.fail_after(PATIENCE_S):
+            for times in (1, 2, 3):
+                await seeker._try(peer, providers[0].addrs)
+                assert seeker._backoffs[peer].pause_s == discovery.PEER_FIRST_PAUSE_S * 2 ** (times - 1)
+                await one.disconnect(peer)
+                await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
+            await seeker._dial_providers(providers)
+            assert not one.peers()
+            # One that stays is forgiven.
+            await connect(one, two)
+            monkeypatch.setattr(discovery, "STABLE_S", 0)
+            await seeker._dial_providers(providers)
+        assert not seeker._backoffs
+
+
+async def test_a_peer_that_is_gone_leaves_no_quota_behind() -> None:
+    async with opened(node()) as (one, _), opened(light_client()) as (evil, _):
+        await connect(evil, one)
+        stream = await evil._host.open(one.peer_id, streams.CONTROL_PROTOCOL)
+        await evil.disconnect(one.peer_id)
+        await eventually(lambda: not evil.peers())
+        # Its streams may be served a moment after its connection is gone.
+        await evil._streams._serve_control(stream)
+        message = rpc_pb2.Message(from_id=new_identity().peer_id, data=b"", topicIDs=["x"])
+        assert one._gossip is not None
+        assert not one._gossip._accept(ID(new_identity().peer_id), message)
+        assert not evil._streams._buckets and not one._gossip._buckets
+
+
 def test_a_missing_private_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     host.check_private_names()
     monkeypatch.delattr(host.Yamux, "_write_frame")
     monkeypatch.delattr(host.swarm_module, "_HAPPY_EYEBALLS_DELAY")
-    with pytest.raises(LocalError, match=r"_HAPPY_EYEBALLS_DELAY.*_write_frame.*libp2p==0\.8\.1"):
+    monkeypatch.setattr(host.swarm_module._NegativePeerCache, "__init__", lambda self: None)
+    with pytest.raises(
+        LocalError, match=r"_NegativePeerCache\._ttl.*_HAPPY_EYEBALLS_DELAY.*_write_frame.*libp2p==0\.8\.1"
+    ):
         host.check_private_names()
