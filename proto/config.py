@@ -91,5 +91,7 @@ class OverlayConfig:
     """Peers told of one change of load; bounds streams a second."""
     hello_timeout_s: float = 10.0
     """A connection that has not said hello by then is no node of ours (a client, a relay) and is not routed to."""
+    hello_repeats: int = 3
+    """Hellos sent again to a silent connection: either side's may have been lost, and a repeated one is answered."""
     max_peers: int = 512
     agent: str = "mycelia"

@@ -29,6 +29,8 @@ class Member:
     """Whether Connected told of it, and not only a Hello that overtook that."""
     agent: str = ""
     served: dict[bytes, Served] = field(default_factory=dict)
+    hello_sent_at: float = 0.0
+    num_repeats: int = 0
 
 
 class Membership:
@@ -86,7 +88,7 @@ class Membership:
         member.is_confirmed = True
         timer = Timer("hello", event.peer)
         waiting = CancelTimer(timer) if member.is_node else SetTimer(timer, now + self._config.hello_timeout_s)
-        return [Send(event.peer, self._hello()), waiting]
+        return [self._say_hello(member, now), waiting]
 
     def on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
         member = self._members.pop(peer, None)
@@ -119,23 +121,31 @@ class Membership:
         member.served = {served.namespace: served for served in hello.served}
         timeout = now + self._config.hello_timeout_s
         effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
+        if not is_new and now - member.hello_sent_at >= self._config.hello_timeout_s / 2:
+            effects.append(self._say_hello(member, now))  # it says hello again: perhaps it never got ours
         if is_new:
             models = sorted(served.model for served in hello.served)
             effects.append(Emit("node_joined", {"peer": peer, "models": models, "address": member.address}))
         return effects
 
-    def on_hello_timeout(self, peer: bytes) -> list[Effect]:
-        """Nothing to do but to say it: the connection may be a client's."""
-        return [Emit("no_hello", {"peer": peer})]
+    def on_hello_timeout(self, peer: bytes, now: float) -> list[Effect]:
+        """Say it again, in case one of the two hellos was lost. After some repeats the connection counts as a
+        client's."""
+        member = self._members.get(peer)
+        if member is None or member.num_repeats >= self._config.hello_repeats:
+            return [Emit("no_hello", {"peer": peer})]
+        member.num_repeats += 1
+        again = SetTimer(Timer("hello", peer), now + self._config.hello_timeout_s)
+        return [self._say_hello(member, now), again]
 
-    def on_served(self, event: ModelServed) -> list[Effect]:
+    def on_served(self, event: ModelServed, now: float) -> list[Effect]:
         self._own[event.namespace] = Served(
             namespace=event.namespace,
             model=event.model,
             context_tokens=event.context_tokens,
             vitals=event.vitals,
         )
-        return [Send(peer, self._hello()) for peer in sorted(self._members)]
+        return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
     def on_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
         served = self._own.get(namespace)
@@ -164,8 +174,9 @@ class Membership:
         if member is not None and served is not None:
             member.served[update.namespace] = _with_vitals(served, update.vitals)
 
-    def _hello(self) -> Hello:
-        return Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own())
+    def _say_hello(self, member: Member, now: float) -> Effect:
+        member.hello_sent_at = now
+        return Send(member.peer, Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own()))
 
 
 def _with_vitals(served: Served, vitals: Vitals) -> Served:

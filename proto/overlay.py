@@ -96,7 +96,7 @@ class Overlay:
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
-                return [*self._digests.on_served(event, now), *self._members.on_served(event)]
+                return [*self._digests.on_served(event, now), *self._members.on_served(event, now)]
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
@@ -189,7 +189,7 @@ class Overlay:
             case "hello":
                 if self._members.is_unconfirmed(timer.subject):
                     return self._on_disconnected(timer.subject, now)
-                return self._members.on_hello_timeout(timer.subject)
+                return self._members.on_hello_timeout(timer.subject, now)
             case "vitals":
                 return self._members.on_vitals_due(timer.namespace, now)
             case _:

@@ -274,6 +274,10 @@ def test_packed_entries_must_be_sorted_and_whole() -> None:
 # --- whole overlays ------------------------------------------------------------------------------------------------
 
 
+def sent_by(event: object) -> bytes | None:
+    return event.peer if isinstance(event, Received) else None
+
+
 def assert_converged(world: World) -> None:
     """Every node's estimate of every other equals that node's published set, at its version."""
     for owner, node in world.nodes.items():
@@ -319,6 +323,24 @@ def test_what_gossip_lost_comes_back_by_the_next_heartbeat() -> None:
     world.in_flight.clear()
     world.advance(2 * CONFIG.heartbeat_s)
     assert_converged(world)
+
+
+def test_a_lost_hello_is_asked_for_again() -> None:
+    world = World(2)
+    world.in_flight = [(to, event) for to, event in world.in_flight if (to, sent_by(event)) != (READER, OWNER)]
+    world.deliver_all()
+    assert [view.peer for view in world.nodes[OWNER].overlay.peers(world.now)] == [READER]
+    assert world.nodes[READER].overlay.peers(world.now) == []
+    world.advance(2 * world.config.hello_timeout_s)
+    assert [view.peer for view in world.nodes[READER].overlay.peers(world.now)] == [OWNER]
+
+
+def test_a_peer_that_never_says_hello_is_asked_a_few_times_only() -> None:
+    world = World(1)
+    world.handle(OWNER, Connected(READER, "/memory"))
+    world.advance(600, deliver=False)
+    hellos = [to for to, event in world.in_flight if to == READER]
+    assert 1 < len(hellos) <= 1 + world.config.hello_repeats
 
 
 def test_reconciliation_alone_converges_when_gossip_is_dead() -> None:
