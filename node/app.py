@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -59,8 +60,6 @@ class Node:
         self._driver = OverlayDriver(self._overlay, network, self._perform_request)
         self._entry = Entry(engine, network, self._driver.handle)
         self._tree = RadixTree()
-        network.serve(GENERATE, partial(serve_generate_stream, engine))
-        network.serve(ASK, self._entry.serve_ask_stream)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. From ``started()`` on, requests are answered."""
@@ -74,6 +73,8 @@ class Node:
             )
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)
+            self._network.serve(GENERATE, partial(serve_generate_stream, self._engine))
+            self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 
     def ask(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
@@ -221,18 +222,18 @@ async def _cancel_on_signal(
     """The first SIGINT or SIGTERM leaves cleanly; a second one does not wait for that."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
-        async for number in signals:
-            log.info("leaving", signal=signal.Signals(number).name)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            scope.cancel()
-            return
+        number = await anext(aiter(signals))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only now: leaving the block above put Python's own handler back)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    log.info("leaving", signal=signal.Signals(number).name)
+    scope.cancel()
 
 
 async def _cancel_with_parent(scope: trio.CancelScope) -> None:
     """Whoever started this node holds the other end of its standard input."""
-    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
-        while await stdin.receive_some():
-            pass
+    if sys.stdin is not None:  # (else it was closed from the start, and descriptor 0 is now anything)
+        async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+            while await stdin.receive_some():
+                pass
     log.info("leaving", signal="end of standard input")
     scope.cancel()

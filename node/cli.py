@@ -1,12 +1,17 @@
 """The command ``mycelia``. Heavy imports happen inside the commands, so that ``--help`` is quick."""
 
+import errno
+import math
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from node.bench.command import bench
+from node.errors import first_error
 from proto.errors import MyceliaError
 
 if TYPE_CHECKING:
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 MAX_PROMPT_BYTES = 524_288
+MAX_MODEL_CHARS = 128
+_T = TypeVar("_T")
 
 data_dir_option = click.option(
     "--data-dir",
@@ -151,6 +158,12 @@ def ask(
     from node.settings import default_data_dir, read_bootstrap
     from proto.messages import Ask, ChatMessage, Sampling
 
+    if math.isnan(temperature):
+        raise click.UsageError("--temperature must be a number")
+    if len(model) > MAX_MODEL_CHARS:
+        raise click.UsageError(f"--model is over {MAX_MODEL_CHARS} characters")
+    for name, value in (("--model", model), ("--system", system), ("the prompt", prompt)):
+        _check_unicode(name, value)
     text = _read_prompt(prompt)
     turns = [ChatMessage(role="system", content=system)] if system else []
     turns.append(ChatMessage(role="user", content=text))
@@ -162,7 +175,7 @@ def ask(
     )
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
-    _run(lambda: _ask(request, where, peers, explain=explain, as_json=as_json))
+    run(lambda: _ask(request, where, peers, explain=explain, as_json=as_json))
 
 
 @cli.command()
@@ -183,7 +196,7 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
         else:
             show_peers(_console(), state.peers)
 
-    _run(show)
+    run(show)
 
 
 @cli.command()
@@ -204,7 +217,7 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
         else:
             show_tree(_console(), rows)
 
-    _run(show)
+    run(show)
 
 
 @cli.command("id")
@@ -231,14 +244,17 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
         else:
             click.echo("\n".join([peer, *addresses]))
 
-    _run(show)
+    run(show)
+
+
+cli.add_command(bench)
 
 
 def _read_prompt(prompt: str) -> str:
     if prompt == "-":
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
         if len(data) > MAX_PROMPT_BYTES:
-            raise click.UsageError(f"the prompt is over {MAX_PROMPT_BYTES} bytes")
+            raise click.UsageError(f"the prompt is over {MAX_PROMPT_BYTES} bytes; shorten it")
         try:
             prompt = data.decode()
         except UnicodeDecodeError as exc:
@@ -248,15 +264,24 @@ def _read_prompt(prompt: str) -> str:
     return prompt
 
 
+def _check_unicode(name: str, value: str) -> None:
+    """Python turns arguments that are no UTF-8 into lone surrogates, which nothing further on can encode."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise click.UsageError(f"{name} is not UTF-8") from exc
+
+
 async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, explain: bool, as_json: bool) -> None:
     import msgspec
 
     from node.client import ask_swarm
-    from node.show import show_answered, show_route
+    from node.show import printable, show_answered, show_route
     from node.views import AnsweredView, FailedView, RouteView, TextView
     from proto.errors import LocalError
 
     console = _console(stderr=True)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
     wrote_text = False
     async with ask_swarm(request, data_dir, bootstrap) as frames:
         async for frame in frames:
@@ -265,23 +290,21 @@ async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, ex
             if isinstance(frame, FailedView):
                 if wrote_text:
                     click.echo()
-                raise LocalError(frame.message)
+                raise LocalError(f"{frame.message}; ask again" if frame.retryable else frame.message)
+            if isinstance(frame, AnsweredView):
+                if not as_json:
+                    click.echo()
+                    if explain or console.is_terminal:
+                        show_answered(console, frame)
+                return
             if as_json:
                 continue
             if isinstance(frame, TextView):
-                click.echo(frame.text, nl=False)
+                click.echo(printable(frame.text) if is_terminal else frame.text, nl=False)
                 wrote_text = True
             elif isinstance(frame, RouteView) and explain:
                 show_route(console, frame)
-            elif isinstance(frame, AnsweredView):
-                click.echo()
-                if explain or sys.stderr.isatty():
-                    show_answered(console, frame)
-            sys.stdout.flush()
-            if isinstance(frame, AnsweredView):
-                return
-    if not as_json:
-        raise LocalError("the answer ended before it was finished; ask again")
+    raise LocalError("the answer ended before it was finished; ask again")
 
 
 def _running(data_dir: Path | None) -> "RunInfo":
@@ -294,10 +317,10 @@ def _running(data_dir: Path | None) -> "RunInfo":
 def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
-def _run(main: Callable[[], Awaitable[None]]) -> None:
+def run(main: Callable[[], Awaitable[_T]]) -> _T:
     """Run a command under trio; Ctrl-C cancels it, which cancels at the serving node too, and exits with 130."""
     import logging
     import signal
@@ -308,45 +331,48 @@ def _run(main: Callable[[], Awaitable[None]]) -> None:
 
     log.configure(logging.WARNING)
 
-    async def supervised() -> bool:
-        interrupted = False
+    async def supervised() -> list[_T]:
+        results: list[_T] = []
 
-        async def watch(scope: trio.CancelScope) -> None:
-            nonlocal interrupted
+        async def watch(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for _ in signals:
-                    interrupted = True
-                    scope.cancel()
-                    return
+                task_status.started()
+                await anext(aiter(signals))
+                scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, nursery.cancel_scope)
-            await main()
+            await nursery.start(lambda *, task_status: watch(nursery.cancel_scope, task_status))
+            results.append(await main())
             nursery.cancel_scope.cancel()
-        return interrupted
+        return results
 
-    if trio.run(supervised):
+    results = trio.run(supervised)
+    if not results:
         raise KeyboardInterrupt
+    return results[0]
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"mycelia: {message}", err=True)
+    """One line, whatever a path, a model's name or another node put into it."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    click.echo(f"mycelia: {line}", err=True)
     sys.exit(code)
 
 
-def _first_error(exc: BaseException) -> BaseException:
-    """The one that matters of a group: a clear error of ours before anything else."""
-    if not isinstance(exc, BaseExceptionGroup):
-        return exc
-    ours = exc.subgroup(MyceliaError)
-    group = ours if ours is not None else exc
-    return _first_error(group.exceptions[0])
+def _discard_output() -> None:
+    """Nobody can take what is still buffered for stdout; Python would complain about that at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def main() -> None:
     """Entry point: every expected error is one line on stderr; 2 for a wrong command line, 1 for the rest."""
     try:
         cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        sys.exit(EXIT_USAGE)
     except click.UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else "mycelia"
         _fail(f"{exc.format_message()} (try '{command} --help')", EXIT_USAGE)
@@ -354,14 +380,27 @@ def main() -> None:
         _fail(exc.format_message(), EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(EXIT_FAILED)
-    except (MyceliaError, BaseExceptionGroup) as exc:
-        from node.settings import UsageError
+    except (MyceliaError, OSError, BaseExceptionGroup) as exc:
+        _end(exc)
 
-        cause = _first_error(exc)
-        if isinstance(cause, MyceliaError):
+
+def _end(exc: BaseException) -> None:
+    """Exit as ``exc`` asks for; what nothing expected keeps its traceback. Call while handling it."""
+    from node.settings import UsageError
+
+    cause = first_error(exc)
+    match cause:
+        case MyceliaError():
             _fail(str(cause), EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
-        if isinstance(cause, KeyboardInterrupt):
+        case KeyboardInterrupt():
             sys.exit(EXIT_INTERRUPTED)
-        raise
+        case SystemExit():  # (rich, when its reader went away)
+            sys.exit(cause.code)
+        case BrokenPipeError():
+            _discard_output()
+            sys.exit(EXIT_FAILED)
+        case OSError(errno=errno.ENOSPC | errno.EIO):
+            _discard_output()
+            _fail(f"cannot write: {cause.strerror}", EXIT_FAILED)
+        case _:
+            raise exc

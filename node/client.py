@@ -4,6 +4,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -12,40 +13,50 @@ import trio
 from node.entry import ASK, FRAME_DEADLINE_S
 from node.network.identity import new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
-from node.rundir import RunInfo, find_running
+from node.rundir import RunInfo, find_running, is_held
 from node.views import FailedView, FrameView, NodeState, TreeRowView, frame_view
 from proto.errors import LocalError, RemoteError
 from proto.messages import Answered, Ask, Failed, Route, Text
 
 START_HINT = "start one with 'mycelia node'"
+_STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
 CONNECT_DEADLINE_S = 15.0
+SILENCE_DEADLINE_S = FRAME_DEADLINE_S + 30
+"""Longer than the entry node waits for a serving node, so that it has time to try another."""
+
+_HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError)
+_T = TypeVar("_T")
 
 
 def running_node(data_dir: Path) -> RunInfo:
     """The node of ``data_dir``. Raises LocalError when none runs."""
     info = find_running(data_dir)
     if info is None:
-        raise LocalError(f"no node is running with the data directory {data_dir}; {START_HINT}, or give --data-dir")
+        raise LocalError(
+            _STARTING.format(data_dir)
+            if is_held(data_dir)
+            else f"no node is running with the data directory {data_dir}; {START_HINT}, or give --data-dir"
+        )
     return info
 
 
 async def fetch_state(info: RunInfo) -> NodeState:
     """Raises LocalError when the node does not answer."""
-    return msgspec.json.decode(await _get(info, "/api/state"), type=NodeState)
+    return await _get(info, "/api/state", NodeState)
 
 
 async def fetch_tree(info: RunInfo) -> list[TreeRowView]:
     """Raises LocalError when the node does not answer."""
-    return msgspec.json.decode(await _get(info, "/api/tree"), type=list[TreeRowView])
+    return await _get(info, "/api/tree", list[TreeRowView])
 
 
-async def _get(info: RunInfo, path: str) -> bytes:
+async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
     try:
         async with httpx.AsyncClient(base_url=info.api_url, timeout=10, trust_env=False) as http:
             response = await http.get(path)
-            response.raise_for_status()
-            return response.content
-    except httpx.HTTPError as exc:
+        response.raise_for_status()
+        return msgspec.json.decode(response.content, type=kind)
+    except _HTTP_ERRORS as exc:
         raise _no_answer(info, exc) from exc
 
 
@@ -59,9 +70,11 @@ async def ask_swarm(ask: Ask, data_dir: Path, bootstrap: Sequence[str]) -> Async
     if info is not None:
         async with _ask_local(ask, info) as frames:
             yield frames
-    elif bootstrap:
+    elif bootstrap:  # (also while the node here is starting)
         async with _ask_as_light_client(ask, bootstrap) as frames:
             yield frames
+    elif is_held(data_dir):
+        raise LocalError(_STARTING.format(data_dir))
     else:
         raise LocalError(
             f"no node is running here and no bootstrap peer is known; {START_HINT},"
@@ -78,14 +91,18 @@ async def _ask_local(ask: Ask, info: RunInfo) -> AsyncIterator[AsyncIterator[Fra
         "temperature": ask.sampling.temperature,
         "seed": ask.sampling.seed,
     }
-    timeout = httpx.Timeout(10, read=FRAME_DEADLINE_S)
+    timeout = httpx.Timeout(10, read=SILENCE_DEADLINE_S)
+    has_begun = False
     try:
         async with (
             httpx.AsyncClient(base_url=info.api_url, timeout=timeout, trust_env=False) as http,
             http.stream("POST", "/api/ask", json=body) as response,
         ):
+            has_begun = True
             yield _views(response)
-    except httpx.HTTPError as exc:
+    except _HTTP_ERRORS as exc:
+        if has_begun and isinstance(exc, httpx.TransportError):
+            raise LocalError(f"the node at {info.api_url} went away before the answer was finished; ask again") from exc
         raise _no_answer(info, exc) from exc
 
 
@@ -94,8 +111,9 @@ async def _views(response: httpx.Response) -> AsyncIterator[FrameView]:
         yield msgspec.json.decode(line, type=FrameView)
 
 
-def _no_answer(info: RunInfo, exc: httpx.HTTPError) -> LocalError:
-    return LocalError(f"the node at {info.api_url} (process {info.pid}) does not answer: {exc or type(exc).__name__}")
+def _no_answer(info: RunInfo, exc: Exception) -> LocalError:
+    reason = "it speaks another language" if isinstance(exc, msgspec.DecodeError) else str(exc) or type(exc).__name__
+    return LocalError(f"the node at {info.api_url} (process {info.pid}) does not answer: {reason}; restart it")
 
 
 @asynccontextmanager
@@ -118,10 +136,10 @@ async def _ask_as_light_client(ask: Ask, bootstrap: Sequence[str]) -> AsyncItera
 async def _stream_views(stream: MessageStream) -> AsyncIterator[FrameView]:
     while True:
         try:
-            with trio.fail_after(FRAME_DEADLINE_S):
+            with trio.fail_after(SILENCE_DEADLINE_S):
                 frame = await stream.receive()
         except trio.TooSlowError:
-            yield FailedView("timeout", f"the entry node was silent for {FRAME_DEADLINE_S:.0f} s", True)
+            yield FailedView("timeout", f"the entry node was silent for {SILENCE_DEADLINE_S:.0f} s", True)
             return
         except RemoteError as exc:
             yield FailedView("internal", f"the entry node broke the protocol: {exc}", True)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import assert_never
 
 import structlog
@@ -26,6 +26,7 @@ from proto.effects import (
     Send,
     SetTimer,
 )
+from proto.errors import MyceliaError
 from proto.events import Event, Timer, TimerFired
 from proto.overlay import Overlay
 
@@ -95,16 +96,11 @@ class OverlayDriver:
                 assert_never(effect)
 
     async def _publish(self, effect: Publish) -> None:
-        try:
-            await self._network.publish(effect.namespace, effect.message)
-        except NetworkError as exc:
-            log.debug("publish_failed", error=str(exc))
+        await _attempt("publish_failed", self._network.publish(effect.namespace, effect.message))
 
     async def _send(self, effect: Send) -> None:
         try:
-            await self._network.send(effect.peer, effect.message)
-        except NetworkError as exc:
-            log.debug("send_failed", peer=peer_text(effect.peer), kind=type(effect.message).__name__, error=str(exc))
+            await _attempt("send_failed", self._network.send(effect.peer, effect.message))
         finally:
             self._sending[effect.peer] -= 1
             if not self._sending[effect.peer]:
@@ -112,11 +108,18 @@ class OverlayDriver:
 
     async def _disconnect(self, effect: Disconnect) -> None:
         log.info("disconnecting", peer=peer_text(effect.peer), reason=effect.reason)
-        await self._network.disconnect(effect.peer)
+        await _attempt("disconnect_failed", self._network.disconnect(effect.peer))
 
     async def _read_network(self) -> None:
         async for event in self._network.events():
+            self._handle_safely(event)
+
+    def _handle_safely(self, event: Event) -> None:
+        """The edge to what peers can cause: a mistake of ours in one event must not let a peer end the node."""
+        try:
             self.handle(event)
+        except Exception:
+            log.exception("event_failed", kind=type(event).__name__)
 
     async def _run_timers(self) -> None:
         while True:
@@ -125,11 +128,11 @@ class OverlayDriver:
             with trio.move_on_at(self._clock.to_trio(earliest)):
                 await self._timers_changed.wait()
             now = self.now()
-            due = sorted((at, timer.kind, timer) for timer, at in self._timers.items() if at <= now)
-            for _, _, timer in due:
+            due = [(at, timer) for timer, at in self._timers.items() if at <= now]
+            for _, timer in sorted(due, key=lambda pair: (pair[0], pair[1].kind)):
                 if self._timers.get(timer, math.inf) <= now:
                     del self._timers[timer]
-                    self.handle(TimerFired(timer))
+                    self._handle_safely(TimerFired(timer))
 
     def _emit(self, effect: Emit) -> None:
         fields = {name: _readable(value) for name, value in effect.fields.items()}
@@ -148,6 +151,16 @@ class OverlayDriver:
         if key not in self._complained and len(self._complained) < 4_096:
             self._complained.add(key)
             log.warning(effect.event, **fields)
+
+
+async def _attempt(failure: str, work: Awaitable[None]) -> None:
+    """Do ``work`` for the network. What fails is logged and forgotten: the protocol finds again whatever was lost."""
+    try:
+        await work
+    except (NetworkError, MyceliaError) as exc:
+        log.debug(failure, error=str(exc))
+    except Exception:
+        log.exception(failure)
 
 
 def _readable(value: object) -> object:

@@ -16,10 +16,11 @@ import structlog
 import trio
 
 from node.engine.engine import Engine
+from node.errors import first_error
 from node.network.network import MessageStream, Network, NetworkError
-from node.serving import OPENING_DEADLINE_S, SendFrame, cancel_at_end, serve_request
+from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
-from proto.errors import LocalError, RemoteError
+from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from proto.messages import (
     MAX_CANDIDATES,
@@ -131,7 +132,9 @@ class Entry:
             case Dispatch():
                 assert self._nursery is not None
                 running.frames.send_nowait(_route(effect.decision))
-                self._nursery.start_soon(self._attempt, effect, running)
+                # (made here and not in the task: the client may leave before the task runs for the first time)
+                scope = running.attempts[effect.attempt] = trio.CancelScope()
+                self._nursery.start_soon(self._attempt, effect, running, scope)
             case Deliver():
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
@@ -144,9 +147,8 @@ class Entry:
                 failed = Failed(code=effect.code, message=effect.message, retryable=effect.retryable)
                 self._end(effect.request_id, failed)
             case Abandon():
-                scope = running.attempts.get(effect.attempt)
-                if scope is not None:
-                    scope.cancel()
+                if effect.attempt in running.attempts:
+                    running.attempts[effect.attempt].cancel()
             case _:
                 assert_never(effect)
 
@@ -162,24 +164,29 @@ class Entry:
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, effect: Dispatch, running: _Running) -> None:
-        """One attempt at one node; everything that happens becomes an event of this attempt."""
+    async def _attempt(self, effect: Dispatch, running: _Running, scope: trio.CancelScope) -> None:
+        """One attempt at one node; everything that happens becomes an event of this attempt.
+
+        A supervisor's edge: whatever goes wrong ends the attempt, never the node.
+        """
         request_id, attempt = effect.request_id, effect.attempt
 
         async def on_frame(frame: ServingFrame) -> None:
             self._handle(FrameReceived(request_id, attempt, frame))
 
-        with trio.CancelScope() as scope:
-            running.attempts[attempt] = scope
-            try:
+        try:
+            with scope:
                 if effect.peer == self._network.peer_id:
                     await serve_request(self._engine, effect.generate, on_frame, coalesce_s=0.0)
                 else:
                     await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
-            except (NetworkError, RemoteError, trio.TooSlowError) as exc:
-                reason = str(exc) or "no answer in time"
-                self._handle(StreamLost(request_id, attempt, reason))
-        running.attempts.pop(attempt, None)
+        except Exception as exc:
+            reason = _reason(exc)
+            if reason is None:
+                log.exception("attempt_broke", request=request_id.hex(), attempt=attempt)
+            self._handle(StreamLost(request_id, attempt, reason or "an error inside this node"))
+        finally:
+            running.attempts.pop(attempt, None)
 
     async def _attempt_at_peer(self, peer: bytes, generate: Generate, on_frame: SendFrame) -> None:
         stream = await self._network.open(peer, GENERATE)
@@ -191,6 +198,8 @@ class Entry:
                     frame = await stream.receive()
                 if not isinstance(frame, Accepted | Tokens | Final | Failed):
                     raise RemoteError(f"a {type(frame).__name__} in an answer")
+                if isinstance(frame, Tokens) and not frame.tokens:
+                    raise RemoteError("text without tokens")  # which no max_tokens would bound
                 is_over = isinstance(frame, Final | Failed)
                 await on_frame(frame)
         finally:
@@ -201,16 +210,12 @@ class Entry:
 
     async def serve_ask_stream(self, stream: MessageStream) -> None:
         """One inbound exchange: an Ask, answered. The client cancels by ending the stream."""
-        with trio.fail_after(OPENING_DEADLINE_S):
-            ask = await stream.receive()
+        ask = await receive_opening(stream)
         if not isinstance(ask, Ask):
             raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_at_end, stream, nursery.cancel_scope)
-            async with self.ask(ask) as frames:
-                async for frame in frames:
-                    await stream.send(frame)
-            nursery.cancel_scope.cancel()
+        async with cancelled_at_end(stream), self.ask(ask) as frames:
+            async for frame in frames:
+                await stream.send(frame)
 
 
 class _RefusedError(Exception):
@@ -219,6 +224,14 @@ class _RefusedError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.failed = Failed(code=code, message=message[:512], retryable=False)
+
+
+def _reason(exc: Exception) -> str | None:
+    """Why an attempt failed, when that is nothing out of the ordinary."""
+    cause = first_error(exc)
+    if isinstance(cause, trio.TooSlowError):
+        return f"silent for {FRAME_DEADLINE_S:.0f} s"
+    return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
 
 
 def _route(decision: Decision) -> Route:

@@ -7,16 +7,21 @@ local API listens; it counts only while the lock is held.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import msgspec
 
 from proto.errors import LocalError
 
 _LOCK_FILE = "lock"
 _RUN_FILE = "node.json"
 _EPOCH_FILE = "epoch"
+_LOOK_S, _MAX_LOOKS = 0.02, 10
+"""A command that looks whether a node is here holds the lock for an instant: no reason to refuse to start."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,20 @@ class RunInfo:
 @contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
     """Hold the directory. Raises LocalError when another node holds it."""
-    with _open_lock(data_dir) as lock:
-        if not _try_lock(lock):
+    with _open_lock(data_dir, os.O_RDWR | os.O_CREAT) as lock:
+        for _ in range(_MAX_LOOKS):
+            if _try_lock(lock, fcntl.LOCK_EX):
+                break
+            time.sleep(_LOOK_S)
+        else:
             raise LocalError(
                 f"another node is running with the data directory {data_dir}; stop it, or choose another --data-dir"
             )
         try:
             yield
         finally:
-            (data_dir / _RUN_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                (data_dir / _RUN_FILE).unlink()
 
 
 def write_run_info(data_dir: Path, info: RunInfo) -> None:
@@ -50,11 +60,19 @@ def write_run_info(data_dir: Path, info: RunInfo) -> None:
 def find_running(data_dir: Path) -> RunInfo | None:
     """The node that runs with this directory now, if any."""
     try:
-        info = RunInfo(**json.loads((data_dir / _RUN_FILE).read_bytes()))
-        with _open_lock(data_dir) as lock:
-            return None if _try_lock(lock) else info
-    except (OSError, ValueError, TypeError, LocalError):
+        info = msgspec.json.decode((data_dir / _RUN_FILE).read_bytes(), type=RunInfo)
+    except (OSError, ValueError):
         return None
+    return info if is_held(data_dir) else None
+
+
+def is_held(data_dir: Path) -> bool:
+    """Whether a node runs with this directory, be it still starting or on its way out."""
+    try:
+        with _open_lock(data_dir, os.O_RDONLY) as lock:
+            return not _try_lock(lock, fcntl.LOCK_SH)  # shared, so that two commands do not see each other
+    except LocalError:
+        return False
 
 
 def next_epoch(data_dir: Path, now: float) -> int:
@@ -87,9 +105,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _open_lock(data_dir: Path) -> Iterator[int]:
+def _open_lock(data_dir: Path, flags: int) -> Iterator[int]:
     try:
-        descriptor = os.open(data_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(data_dir / _LOCK_FILE, flags, 0o600)
     except OSError as exc:
         raise LocalError(f"cannot open {data_dir / _LOCK_FILE}: {exc.strerror}") from exc
     try:
@@ -98,9 +116,9 @@ def _open_lock(data_dir: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -3,8 +3,8 @@
 Used for requests of peers (over a stream) and for this node's own (no hop), so both see the same frames.
 """
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -17,10 +17,11 @@ from node.engine.engine import (
     EngineRequest,
     EngineTokens,
 )
+from node.errors import first_error
 from node.network.network import MessageStream, NetworkError
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
-from proto.messages import Accepted, Failed, Final, Generate, ServingFrame, Tokens
+from proto.messages import Accepted, Failed, Final, Generate, Message, ServingFrame, Tokens
 
 COALESCE_S = 0.025
 """Tokens generated within this time of the last frame share the next one: a frame costs the network about 0.4 ms of
@@ -90,16 +91,19 @@ async def serve_request(engine: Engine, request: Generate, send: SendFrame, coal
         resumed_tokens=request.resumed_tokens,
     )
     coalescer = _Coalescer(send, coalesce_s)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(coalescer.run)
-        async with engine.generate(engine_request) as items:
-            async for item in items:
-                if isinstance(item, EngineTokens):
-                    await coalescer.add(item)
-                else:
-                    await coalescer.flush()
-                    await send(_frame(item, engine))
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(coalescer.run)
+            async with engine.generate(engine_request) as items:
+                async for item in items:
+                    if isinstance(item, EngineTokens):
+                        await coalescer.add(item)
+                    else:
+                        await coalescer.flush()
+                        await send(_frame(item, engine))
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise first_error(group) from group
 
 
 def _refusal(engine: Engine, request: Generate) -> Failed | None:
@@ -124,18 +128,36 @@ def _frame(item: EngineItem, engine: Engine) -> ServingFrame:
 
 async def serve_generate_stream(engine: Engine, stream: MessageStream) -> None:
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream."""
-    with trio.fail_after(OPENING_DEADLINE_S):
-        request = await stream.receive()
+    request = await receive_opening(stream)
     if not isinstance(request, Generate):
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(cancel_at_end, stream, nursery.cancel_scope)
+    async with cancelled_at_end(stream):
         await serve_request(engine, request, stream.send)
-        nursery.cancel_scope.cancel()
 
 
-async def cancel_at_end(stream: MessageStream, scope: trio.CancelScope) -> None:
-    """The other side says nothing more after its opening message: whatever ends this wait ends the exchange."""
-    with suppress(NetworkError, RemoteError):
-        await stream.receive()
-    scope.cancel()
+async def receive_opening(stream: MessageStream) -> Message:
+    """The first message of an inbound exchange. Raises NetworkError also when it does not come in time."""
+    with trio.move_on_after(OPENING_DEADLINE_S):
+        return await stream.receive()
+    raise NetworkError(f"said nothing for {OPENING_DEADLINE_S:.0f} s")
+
+
+@asynccontextmanager
+async def cancelled_at_end(stream: MessageStream) -> AsyncIterator[None]:
+    """The block is cancelled when the other side ends the exchange. What the block raises comes out as it is.
+
+    The other side says nothing after its opening message, so whatever ends the wait for it ends the exchange.
+    """
+
+    async def watch(scope: trio.CancelScope) -> None:
+        with suppress(NetworkError, RemoteError):
+            await stream.receive()
+        scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            yield
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise first_error(group) from group

@@ -1,5 +1,6 @@
 """What commands print for people. Programs get ``--json`` instead."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -13,6 +14,11 @@ SHORT_ID = 8
 """Ed25519 peer ids share their beginning; their last characters tell them apart."""
 
 
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal: the words come from other people's nodes."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+
+
 def short(peer: str) -> str:
     """The end of a peer id, enough to recognise it in a swarm."""
     return f"…{peer[-SHORT_ID:]}"
@@ -20,7 +26,7 @@ def short(peer: str) -> str:
 
 def show_route(console: Console, route: RouteView) -> None:
     """The table of ``--explain``: every candidate's terms, the chosen one first."""
-    table = Table(title=f"{route.prompt_tokens} prompt tokens: {route.reason}", title_justify="left")
+    table = Table(title=f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}", title_justify="left")
     table.add_column("node")
     for name in ("matched tokens", "requests", "cost (tokens to prefill)"):
         table.add_column(name, justify="right")
@@ -53,7 +59,7 @@ def show_answered(console: Console, answered: AnsweredView) -> None:
 
 def tokens_per_s(answered: AnsweredView) -> float:
     """Decode rate at the serving node; the first token belongs to the prefill."""
-    return (answered.completion_tokens - 1) / max(answered.decode_ms / 1000, 1e-3)
+    return max(answered.completion_tokens - 1, 0) / max(answered.decode_ms / 1000, 1e-3)
 
 
 def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
@@ -69,7 +75,7 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
     for row in peers:
         table.add_row(
             short(row.peer),
-            ", ".join(row.models),
+            printable(", ".join(row.models)),
             row.digest,
             str(row.digest_blocks),
             str(row.active_requests + row.waiting_requests),

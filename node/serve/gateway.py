@@ -11,25 +11,39 @@ browser does not send across origins without asking first.
 
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Protocol, TypeVar
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Annotated, Protocol, TypeVar, cast
 
-import hypercorn.config
-import hypercorn.trio
 import msgspec
+import structlog
 import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, Framework
+from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from node.views import FailedView, NodeState, TreeRowView, frame_view
 from proto.errors import LocalError
 from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Sampling
 
-MAX_BODY_BYTES = 2 * MAX_CHAT_BYTES
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
+"""JSON spells a control character with six bytes: whatever prompt the command line takes fits."""
+BODY_DEADLINE_S = 30.0
+WRITE_DEADLINE_S = 30.0
+"""A client that reads nothing for this long is dropped."""
+MAX_CONNECTIONS = 256
+"""Far below the usual limit of 1,024 open files, which the peers' connections need too."""
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -70,7 +84,7 @@ def make_app(api: Api) -> Starlette:
         body = await _read_json(request, _AskBody)
         if isinstance(body, Response):
             return body
-        return StreamingResponse(_lines(api, _to_ask(body)), media_type="application/x-ndjson")
+        return cast(Response, _Answer(api, _to_ask(body)))  # (Starlette takes any ASGI application for a response)
 
     async def tokenize(request: Request) -> Response:
         body = await _read_json(request, _Conversation)
@@ -85,9 +99,13 @@ def make_app(api: Api) -> Starlette:
         return _json(api.state())
 
     async def tree(_: Request) -> Response:
-        return _json(await api.tree())
+        try:
+            return _json(await api.tree())
+        except LocalError as exc:
+            return _json(FailedView("overloaded", str(exc), True), 503)
 
     return Starlette(
+        exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
         routes=[
             Route("/api/ask", ask, methods=["POST"]),
             Route("/api/tokenize", tokenize, methods=["POST"]),
@@ -117,36 +135,86 @@ def bind_loopback(port: int) -> socket.socket:
 async def serve_gateway(
     api: Api, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve until cancelled, on a socket from ``bind_loopback``. Closes it."""
-    config = hypercorn.config.Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.accesslog = None
+    """Serve until cancelled, on a socket from ``bind_loopback``. Closes it.
+
+    The loop over connections is not Hypercorn's own: in that one an error of its parsers ends the server, and a client
+    that does not read holds the end of the node for ever.
+    """
+    config = Config()
     config.errorlog = None
-    config.graceful_timeout = 0.5
     config.h11_max_incomplete_size = 65_536
+    app = wrap_app(cast(Framework, make_app(api)), config.wsgi_max_body_size, "asgi")
+    clients: set[_Client] = set()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        if len(clients) >= MAX_CONNECTIONS:
+            await stream.aclose()
+            return
+        client = _Client(stream)
+        clients.add(client)
+        try:
+            as_stream = cast("trio.SSLStream[trio.SocketStream]", client)
+            await TCPServer(app, config, WorkerContext(None), ConnectionState({}), as_stream).run()
+        except Exception:
+            log.exception("api_connection_failed")
+        finally:
+            clients.discard(client)
+
     async with trio.open_nursery() as nursery:
-        await nursery.start(_serve, make_app(api), config)
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+        await nursery.start(trio.serve_listeners, serve, listeners)
         task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            for client in clients:
+                client.socket.close()
 
 
-async def _serve(
-    app: Starlette,
-    config: hypercorn.config.Config,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await hypercorn.trio.serve(
-        app,  # type: ignore[arg-type]
-        config,
-        shutdown_trigger=trio.sleep_forever,
-        task_status=task_status,
-    )
+class _Client:
+    """A connection whose writes have a deadline: Hypercorn shields them from every cancellation."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+        self.receive_some = stream.receive_some
+        self.send_eof = stream.send_eof
+        self.aclose = stream.aclose
+
+    async def send_all(self, data: bytes) -> None:
+        with trio.move_on_after(WRITE_DEADLINE_S):
+            await self._stream.send_all(data)
+            return
+        self.socket.close()
+        raise trio.BrokenResourceError("the client does not read")
 
 
-async def _lines(api: Api, ask: Ask) -> AsyncIterator[bytes]:
-    """Frames as JSON lines. When the client goes away Starlette closes this generator, which cancels the request."""
-    async with api.ask(ask) as frames:
-        async for frame in frames:
-            yield msgspec.json.encode(frame_view(frame)) + b"\n"
+class _Answer:
+    """The frames of an answer as JSON lines. A client that goes away cancels the request."""
+
+    def __init__(self, api: Api, ask: Ask) -> None:
+        self._api = api
+        self._ask = ask
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        async def watch(scope: trio.CancelScope) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            scope.cancel()
+
+        async def send_body(data: bytes, more: bool) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        headers = [(b"content-type", b"application/x-ndjson")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            async with self._api.ask(self._ask) as frames:
+                async for frame in frames:
+                    await send_body(msgspec.json.encode(frame_view(frame)) + b"\n", True)
+            nursery.cancel_scope.cancel()
+        # (not above: the end of the response reads as a disconnect too, and would break off its own tidying up)
+        await send_body(b"", False)
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
@@ -154,17 +222,38 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 async def _read_json(request: Request, kind: type[_Body]) -> _Body | Response:
     """The body as ``kind``, or the response that refuses it."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return _refused(415, "the body must be application/json")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return _refused(413, f"the body is over {MAX_BODY_BYTES} bytes")
+    with trio.move_on_after(BODY_DEADLINE_S) as deadline:
+        try:
+            async with aclosing(request.stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        return _refused(413, f"the body is over {MAX_BODY_BYTES} bytes")
+        except ClientDisconnect:
+            return _refused(400, "the body broke off")
+    if deadline.cancelled_caught:
+        return _refused(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         return _refused(400, f"the body is not valid: {exc}")
+
+
+async def _on_http_error(_: Request, exc: Exception) -> Response:
+    """No such path, wrong method."""
+    assert isinstance(exc, HTTPException)
+    response = _refused(exc.status_code, exc.detail)
+    response.headers.update(exc.headers or {})
+    return response
+
+
+async def _on_bug(_: Request, exc: Exception) -> Response:
+    """An error that nothing expected costs its request, and is told in the log."""
+    log.error("api_request_failed", exc_info=exc)
+    return _json(FailedView("internal", "an error inside the node; its log says more", True), 500)
 
 
 def _refused(status: int, message: str) -> Response:

@@ -1,6 +1,6 @@
 """Real processes, the real model, real libp2p on loopback."""
 
-import subprocess
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,23 @@ async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
         yield local_swarm
 
 
-def processes_under(root: Path) -> list[str]:
-    """Command lines of running processes that mention ``root``."""
-    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listing.splitlines() if str(root) in line and "ps -eo" not in line]
+def process_ids(nodes: list[LocalNode]) -> list[int]:
+    """Of the nodes and of every engine they started."""
+    engines = [
+        int(str(event["pid"])) for node in nodes for event in node.events if event.get("event") == "engine_ready"
+    ]
+    assert len(engines) >= len(nodes)
+    return [node.process.pid for node in nodes] + engines
+
+
+async def wait_gone(pid: int) -> None:
+    """Until the process has ended, whoever its parent is."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with trio.fail_after(DEADLINE_S):
+            await trio.lowlevel.wait_readable(handle)
+    finally:
+        os.close(handle)

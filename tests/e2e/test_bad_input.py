@@ -5,9 +5,10 @@ import socket
 from pathlib import Path
 
 import pytest
+import trio
 
 from node.engine.models import resolve_model
-from node.swarm import LocalSwarm
+from node.swarm import COMMAND, LocalSwarm
 from tests.e2e.conftest import run_mycelia
 
 pytestmark = pytest.mark.e2e
@@ -125,6 +126,39 @@ async def test_a_bootstrap_peer_that_is_down(tmp_path: Path) -> None:
 async def test_wrong_options() -> None:
     await assert_fails(2, "ask", "--max-tokens", "0", "hello", says=["--max-tokens", "--help"])
     await assert_fails(2, "nonsense", says=["nonsense", "--help"])
+
+
+async def test_arguments_that_nothing_can_encode() -> None:
+    no_utf8 = os.fsdecode(b"\xff\xfe")
+    await assert_fails(2, "ask", no_utf8, says=["prompt", "UTF-8"])
+    await assert_fails(2, "ask", "hello", "--system", no_utf8, says=["--system", "UTF-8"])
+    await assert_fails(2, "ask", "hello", "--model", no_utf8, says=["--model", "UTF-8"])
+    await assert_fails(2, "ask", "hello", "--model", "x" * 200, says=["--model"])
+    await assert_fails(2, "ask", "hello", "--temperature", "nan", says=["--temperature"])
+
+
+async def test_an_error_stays_one_line_whatever_is_in_it(tmp_path: Path) -> None:
+    await assert_fails(1, "peers", "--data-dir", str(tmp_path / "a\nb\x1b[2J"), says=["a\\nb\\x1b[2J"])
+
+
+async def test_output_that_nobody_takes(swarm: LocalSwarm) -> None:
+    node = await swarm.start("one", options=["--threads", "1"])
+    await node.wait_ready()
+    place = ("--data-dir", str(node.data_dir))
+    for command in (("ask", "hello", "--max-tokens", "3"), ("tree",), ("peers", "--json"), ("id",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = await trio.run_process(
+            [*COMMAND, *command, *place], stdout=writer, capture_stderr=True, stdin=b"", check=False
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, b"")
+        full = os.open("/dev/full", os.O_WRONLY)
+        done = await trio.run_process(
+            [*COMMAND, *command, *place], stdout=full, capture_stderr=True, stdin=b"", check=False
+        )
+        os.close(full)
+        assert (done.returncode, done.stderr) == (1, b"mycelia: cannot write: No space left on device\n")
 
 
 async def test_help_has_examples() -> None:

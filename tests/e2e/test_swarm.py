@@ -1,6 +1,5 @@
 """A real swarm: prompts are answered, shared prefixes found, deaths survived, and nothing is left behind."""
 
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ import trio
 from node.client import fetch_state, fetch_tree
 from node.swarm import COMMAND, LocalNode, LocalSwarm
 from proto.blocks import STRIDE
-from tests.e2e.conftest import DEADLINE_S, Answer, ask, parse_answer, peers_of, processes_under, run_mycelia
+from tests.e2e.conftest import DEADLINE_S, Answer, ask, parse_answer, peers_of, process_ids, run_mycelia, wait_gone
 
 pytestmark = pytest.mark.e2e
 
@@ -74,7 +73,8 @@ async def test_a_swarm_answers_where_the_prefix_is_and_survives_a_kill(swarm: Lo
         for node in others:
             node.process.send_signal(signal.SIGINT)
             assert await node.process.wait() == 0
-        assert processes_under(tmp_path) == [], "engines and nodes are gone, also those of the killed node"
+        for pid in process_ids(nodes):  # engines too, also that of the killed node
+            await wait_gone(pid)
         assert not (others[0].data_dir / "node.json").exists()
 
 
@@ -123,8 +123,6 @@ async def test_a_killed_nodes_engine_dies_with_it(swarm: LocalSwarm, tmp_path: P
         node = await swarm.start("lonely", options=ONE_THREAD)
         await node.wait_ready()
         engine = int(str((await node.wait_event(lambda e: e.get("event") == "engine_ready"))["pid"]))
-        handle = await trio.to_thread.run_sync(os.pidfd_open, engine)
         node.kill()
         await node.process.wait()
-        await trio.lowlevel.wait_readable(handle)
-        os.close(handle)
+        await wait_gone(engine)

@@ -1,0 +1,40 @@
+"""``mycelia bench``: the command line of the benchmarks. Heavy imports happen inside the commands."""
+
+from functools import partial
+
+import click
+
+MODEL_HELP = "Registered name, or a GGUF file."
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  mycelia bench engine
+  mycelia bench engine --against llama-server --threads 2 --json > engine.json"""
+)
+def bench() -> None:
+    """Measure on this machine, beside what you would use instead."""
+
+
+@bench.command()
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option("--cells", type=click.IntRange(2_048, 16_777_216), default=8_192, show_default=True, help="KV cells.")
+@click.option("--slots", type=click.IntRange(8, 64), default=8, show_default=True, help="Requests that run at once.")
+@click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
+@click.option("--against", type=click.Choice(["llama-server"]), help="Measure this too, run for run, and print ratios.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the prompts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def engine(
+    model: str, threads: int, cells: int, slots: int, runs: int, against: str | None, seed: int, as_json: bool
+) -> None:
+    """The engine: time to first token cold and warm, shared prefixes, throughput, event-loop lag."""
+    from node.bench.engine import bench_engine
+    from node.bench.report import show
+    from node.bench.target import Settings
+    from node.cli import run
+    from node.engine.models import resolve_model
+
+    settings = Settings(threads=threads, cells=cells, slots=slots)
+    show(run(partial(bench_engine, resolve_model(model), settings, runs, against, seed)), as_json)

@@ -1,0 +1,35 @@
+"""What is compared: anything that completes a token prompt and says how long it took."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Equal for everything that is compared in one run."""
+
+    threads: int
+    cells: int = 8192
+    slots: int = 8
+    batch_tokens: ClassVar[int] = 2048
+    micro_batch_tokens: ClassVar[int] = 512
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One completion, as its client sees it."""
+
+    ttft_s: float
+    total_s: float
+    cached_tokens: int
+    """Prompt tokens that were not computed, as the engine reports."""
+    completion_tokens: int
+
+
+class Target(Protocol):
+    """An engine under measurement."""
+
+    async def complete(self, prompt: Sequence[int], max_tokens: int) -> Timing:
+        """Greedy completion of token ids. Raises LocalError when it fails: then nothing was measured."""
+        ...

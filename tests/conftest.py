@@ -1,0 +1,16 @@
+"""For all tests."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def close_what_llama_cpp_opened() -> Iterator[None]:
+    """Its package opens /dev/null twice on import and leaves both to the interpreter, which complains at the end."""
+    yield
+    utils = sys.modules.get("llama_cpp._utils")
+    if utils is not None:
+        utils.outnull_file.close()
+        utils.errnull_file.close()

@@ -1,0 +1,140 @@
+"""The local API over real sockets: what clients get wrong, and what they must not be able to do."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from node.serve.gateway import bind_loopback, serve_gateway
+from node.views import NodeState, TreeRowView
+from proto.errors import LocalError
+from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Text, Usage
+
+DEADLINE_S = 30.0
+TURN = {"role": "user", "content": "hello"}
+USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)
+ANSWERED = Answered(served_by=b"\x01" * 38, reason="stop", usage=USAGE, ttft_ms=0, resumed=0)
+
+
+class FakeNode:
+    """Answers "endless" for ever and anything else at once; its state is broken and its tokens are many."""
+
+    def __init__(self) -> None:
+        self.left = trio.Event()
+        """An answer's reader is gone."""
+
+    @asynccontextmanager
+    async def ask(self, ask: Ask) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        send, receive = trio.open_memory_channel[EntryFrame](10)
+        send.send_nowait(Text(text="hi"))
+        if ask.messages[0].content != "endless":
+            send.send_nowait(ANSWERED)
+            send.close()
+        try:
+            yield receive
+        finally:
+            self.left.set()
+
+    def state(self) -> NodeState:
+        raise ZeroDivisionError("a bug")
+
+    async def tree(self) -> list[TreeRowView]:
+        raise LocalError("the engine died while it looked at the text")
+
+    async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
+        return [1] * 10_000_000
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[FakeNode, int]]:
+    """A node's API and its port. Leaving must not wait for any client."""
+    node = FakeNode()
+    listener = bind_loopback(0)
+    port = listener.getsockname()[1]
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_gateway, node, listener)
+            yield node, port
+            nursery.cancel_scope.cancel()
+
+
+def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    given = {"Host": "127.0.0.1", "Content-Type": "application/json", "Connection": "close"}
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def conversation(content: str = "hello") -> bytes:
+    return json.dumps({"messages": [TURN | {"content": content}]}).encode()
+
+
+async def exchange(port: int, data: bytes) -> tuple[int, bytes]:
+    """Status and everything after the headers, up to the end of the connection."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(data)
+        reply = b"".join([bytes(chunk) async for chunk in stream])
+    head, _, body = reply.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "says"),
+    [
+        (request("GET", "/api/nothing"), 404, "Not Found"),
+        (request("GET", "/api/ask"), 405, "Not Allowed"),
+        (request("POST", "/api/ask", b"{"), 400, "not valid"),
+        (request("POST", "/api/ask", b'{"messages":[{"role":"user","content":"\xff"}]}'), 400, "not valid"),
+        (request("POST", "/api/ask", b'{"messages":[]}'), 400, "length >= 1"),
+        (request("POST", "/api/ask", conversation(), Content_Type="text/plain"), 415, "application/json"),
+        (request("POST", "/api/ask", b" " * 4_000_000), 413, "over"),
+        (request("GET", "/api/state", Host="evil.example"), 400, "Invalid host"),
+        (request("GET", "/api/state"), 500, "its log says more"),
+        (request("GET", "/api/tree"), 503, "the engine died"),
+    ],
+    ids=["path", "method", "json", "utf-8", "empty", "type", "huge", "host", "bug", "engine"],
+)
+async def test_refusals(data: bytes, status: int, says: str) -> None:
+    async with served() as (_, port):
+        got, body = await exchange(port, data)
+    assert got == status and says in body.decode()
+
+
+async def test_the_connection_ends_after_the_answer_when_the_client_asked_for_that() -> None:
+    async with served() as (_, port):
+        status, body = await exchange(
+            port, request("POST", "/api/ask", conversation(), Content_Type="Application/JSON")
+        )
+    assert status == 200 and b'"type":"answered"' in body and body.endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_goes_away_cancels_its_request() -> None:
+    async with served() as (node, port):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(request("POST", "/api/ask", conversation("endless")))
+            seen = b""
+            while b'"text":"hi"' not in seen:
+                seen += await stream.receive_some()
+            assert not node.left.is_set()
+        await node.left.wait()
+
+
+async def test_a_client_that_does_not_read_does_not_hold_the_end() -> None:
+    async with served() as (_, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(request("POST", "/api/tokenize", conversation()))
+        await stream.receive_some(1)
+    await stream.aclose()
+
+
+async def test_garbage_and_broken_off_bodies_end_nothing() -> None:
+    async with served() as (_, port):
+        for data in (b"\x16\x03\x01\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff", b"GET"):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(data)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(request("POST", "/api/ask", conversation())[:-5])
+        status, _ = await exchange(port, request("POST", "/api/ask", conversation()))
+    assert status == 200
