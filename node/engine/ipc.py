@@ -68,6 +68,10 @@ class Spell(_Frame, frozen=True):
     sequences: list[bytes]
 
 
+class Ping(_Frame, frozen=True):
+    """Asks for a Pong."""
+
+
 class Loaded(_Frame, frozen=True):
     """The child serves; facts of the model, see ``ModelInfo``."""
 
@@ -129,14 +133,23 @@ class CacheDelta(_Frame, frozen=True):
     reset: bool
 
 
+class Pong(_Frame, frozen=True):
+    """What the thread that owns llama.cpp is at; see ``watchdog.Pulse``."""
+
+    is_decoding: bool
+    busy_s: float
+
+
 class LoadChanged(_Frame, frozen=True):
     """The engine's load changed."""
 
     vitals: Vitals
 
 
-ToChild = Load | Submit | Cancel | Render | Spell
-FromChild = Loaded | LoadFailed | Started | Generated | Ended | Refused | Rendered | Spelled | CacheDelta | LoadChanged
+ToChild = Load | Submit | Cancel | Render | Spell | Ping
+FromChild = (
+    Loaded | LoadFailed | Started | Generated | Ended | Refused | Rendered | Spelled | CacheDelta | LoadChanged | Pong
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(ToChild)

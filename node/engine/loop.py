@@ -47,6 +47,13 @@ class StepLoop:
         self._vitals_sent_s = 0.0
         self._vitals_due = True
         self._ended_any = False
+        self._busy_since: float | None = None
+        self._is_decoding = False
+
+    def pulse(self) -> tuple[bool, float]:
+        """(in a decode call, seconds since the last progress; 0 while idle). For any thread."""
+        since = self._busy_since
+        return self._is_decoding, 0.0 if since is None else time.monotonic() - since
 
     def run(self) -> None:
         """Serve for ever; the reader thread ends the process."""
@@ -73,8 +80,10 @@ class StepLoop:
 
     def _take_messages(self) -> None:
         idle = not self.has_work
+        self._busy_since = None if idle else time.monotonic()
         while idle or not self.inbox.empty():
             message = self.inbox.get()
+            self._busy_since = time.monotonic()
             idle = False
             if isinstance(message, ipc.Submit):
                 self._submit(message)
@@ -174,9 +183,12 @@ class StepLoop:
         for row in rows:
             assert row.job.seq_id is not None
             batch.append(BatchRow(row.job.seq_id, row.start, row.tokens, row.wants_token))
-        began = time.monotonic()
+        self._busy_since = began = time.monotonic()
+        self._is_decoding = True
         result, outputs = self._llama.decode(batch)
-        seconds = time.monotonic() - began
+        self._is_decoding = False
+        self._busy_since = ended = time.monotonic()
+        seconds = ended - began
         if result == NO_ROOM:
             self._make_room()
         elif result == ABORTED:

@@ -37,6 +37,7 @@ from node.engine.engine import (
 )
 from node.engine.models import check_gguf
 from node.engine.stream import AnswerStream
+from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import ChatMessage, Vitals
@@ -120,6 +121,7 @@ class ProcessEngine:
         self._calls: dict[int, _Call] = {}
         self._outbox: trio.MemorySendChannel[bytes] | None = None
         self._running = trio.Event()
+        self._watchdog = Watchdog()
         self._load_error = ""
         self._vitals = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
         self._vitals_told = self._vitals
@@ -292,6 +294,7 @@ class ProcessEngine:
                 nursery.start_soon(_write_all, receive, child.stdin)
                 send.send_nowait(ipc.encode(self._load_message()))
                 nursery.start_soon(self._watch_load, child)
+                nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, send, on_loaded):
                     child.kill()
                 with trio.move_on_after(CLOSE_GRACE_S):
@@ -344,6 +347,20 @@ class ProcessEngine:
         self._load_error = f"the engine process did not load {self._settings.model_path} in {LOAD_DEADLINE_S:.0f} s"
         child.kill()
 
+    async def _watch_pulse(self, child: trio.Process) -> None:
+        """End a child that stopped, deadlocked or hangs: what it would answer is lost anyway."""
+        await self._running.wait()
+        self._watchdog = Watchdog()
+        while True:
+            self._send(ipc.Ping())
+            self._watchdog.asked(trio.current_time())
+            await trio.sleep(PING_INTERVAL_S)
+            complaint = self._watchdog.complaint(trio.current_time())
+            if complaint is not None:
+                self._load_error = complaint
+                child.kill()
+                return
+
     def _loaded(self, message: ipc.Loaded, outbox: trio.MemorySendChannel[bytes]) -> None:
         settings = self._settings
         info = ModelInfo(
@@ -364,6 +381,8 @@ class ProcessEngine:
         match message:
             case ipc.LoadFailed():
                 self._load_error = message.message
+            case ipc.Pong():
+                self._watchdog.answered(Pulse(message.is_decoding, message.busy_s))
             case ipc.LoadChanged():
                 self._set_vitals(message.vitals)
             case ipc.CacheDelta():

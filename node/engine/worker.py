@@ -58,6 +58,8 @@ class Service:
             self._render(message, self.template)
         elif isinstance(message, ipc.Spell):
             self._spell(message, self.llama)
+        elif isinstance(message, ipc.Ping):
+            self._replies.send(ipc.Pong(*self.loop.pulse()))
         elif isinstance(message, ipc.Submit):
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
