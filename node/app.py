@@ -19,9 +19,10 @@ import trio
 
 import proto
 from node.driver import OverlayDriver
-from node.engine.engine import Engine
+from node.engine.engine import FIRST_EDGE_ID, Engine
 from node.engine.models import model_name, resolve_model
-from node.engine.process import EngineSettings, open_engine
+from node.engine.process import open_engine
+from node.engine.settings import EngineSettings
 from node.entry import ASK, GENERATE, Entry
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
@@ -149,6 +150,8 @@ class Node:
                 if leaf in self._tree:
                     self._tree.remove(leaf)
             for leaf, tokens in change.stored:
+                if leaf >= FIRST_EDGE_ID:
+                    continue  # In memory or on disk: advertised, but not a part of the tree of cells.
                 self._tree.insert(tokens, leaf, self._driver.now())
             self._driver.handle(CacheChanged(namespace, change.stored, change.evicted, change.reset))
 

@@ -22,7 +22,8 @@ from node.engine.engine import (
     EngineTokens,
 )
 from node.engine.models import resolve_model
-from node.engine.process import EngineSettings, ProcessEngine, open_engine
+from node.engine.process import ProcessEngine, open_engine
+from node.engine.settings import EngineSettings
 from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
 from proto.radix import RadixTree
@@ -202,7 +203,8 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
         import sys, trio
         from node.engine.engine import EngineRequest
         from node.engine.models import resolve_model
-        from node.engine.process import EngineSettings, open_engine
+        from node.engine.process import open_engine
+        from node.engine.settings import EngineSettings
         from node.log import configure
         from proto.messages import Sampling
 
