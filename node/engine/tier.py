@@ -1,9 +1,9 @@
 """The second tier of the prefix cache: edges that left the KV cache, in host memory and on disk. Books only.
 
 Theory. When the scheduler evicts a leaf, the cells that only this leaf held, its edge, are serialised into one blob.
-The edge is kept under the *whole* token sequence from the root: the cells of a token depend on every token before it, so
-the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token. A prompt is restored by a chain of
-pieces, each of which begins where the cells so far end or before it and reaches further:
+The edge is kept under the *whole* token sequence from the root: the cells of a token depend on every token before it,
+so the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token. A prompt is restored by a chain
+of pieces, each of which begins where the cells so far end or before it and reaches further:
 
     prompt     |---------------------------------------------------->
     KV cache   |=========|                               covered
