@@ -35,7 +35,7 @@ MIN_TEMPERATURE = 0.001
 MAX_SEED = 2**32 - 2
 """One more asks llama.cpp for a random seed: the answer could be neither repeated nor resumed."""
 
-RESTORED, BAD_BLOB, BROKEN = range(3)
+RESTORED, REFUSED, BROKEN = range(3)
 """What ``restore_range`` returns."""
 
 MAX_SEQUENCES = 256
@@ -267,9 +267,9 @@ class Llama:
     def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
         """Extend ``target``, which must end at ``start``, to ``end`` by cells of ``blob``, which holds ``held``.
 
-        RESTORED; BAD_BLOB, with ``target`` as it was, when llama.cpp refuses the blob or has no cells for it; BROKEN
-        when ``target`` is not what it must be: clear it. The blob's content must have been verified before: llama.cpp
-        looks only at its shape.
+        RESTORED; REFUSED, with ``target`` as it was, when llama.cpp refuses the blob or has no cells for all of it, for
+        it reads whole blobs; BROKEN when ``target`` is not what it must be: clear it. The blob's content must have been
+        verified before: llama.cpp looks only at its shape.
         """
         spare, data = self.spare, np.frombuffer(blob, np.uint8)
         self.clear(spare)
@@ -277,7 +277,7 @@ class Llama:
         read = L.llama_state_seq_set_data(self._context, _address(data), len(data), spare)
         if read != len(data) or not self._spans(spare, *held) or not held[0] <= start < end <= held[1]:
             self.clear(spare)
-            return BAD_BLOB
+            return REFUSED
         intact = self._covers(target, start)
         if intact:
             L.llama_memory_seq_cp(self._memory, spare, target, start, end)

@@ -1,9 +1,10 @@
 """The second tier of the prefix cache: edges that left the KV cache, in host memory and on disk. Books only.
 
-Theory. When the scheduler evicts a leaf, the cells that only this leaf held, its edge, are serialised into one blob.
-The edge is kept under the *whole* token sequence from the root: the cells of a token depend on every token before it,
-so the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token. A prompt is restored by a chain
-of pieces, each of which begins where the cells so far end or before it and reaches further:
+Theory. When the scheduler evicts a leaf, the cells that only this leaf held are serialised, one blob for a run of at
+most ``RUN_TOKENS``: an *edge* here. It is kept under the *whole* token sequence from the root: the cells of a token
+depend on every token before it, so the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token.
+A prompt is restored by a chain of pieces, each of which begins where the cells so far end or before it and reaches
+further:
 
     prompt     |---------------------------------------------------->
     KV cache   |=========|                               covered
@@ -41,6 +42,10 @@ RAM_SHARE = 4
 """Of the free memory, one part in this many: three nodes on one machine still leave some."""
 MAX_EDGES = 16_384
 """Bounds the time of a lookup and of a choice of what goes (some 10 ms on one core)."""
+
+RUN_TOKENS = 256
+"""Longest edge; edges end at its multiples. llama.cpp reads whole blobs only: of a prompt that shares half of a long
+one, half the cells would be read, and need room for a moment, in vain."""
 
 TOKEN_BYTES = 4
 _DIGEST_BYTES = 16
@@ -309,6 +314,14 @@ class Tier:
         assert self.ram_used - self.writing_used <= self.ram_bytes, "memory over its budget"
         assert self.disk_used <= self.disk_bytes, "the disk over its budget"
         assert len(self._edges) + len(self._free_ids) == len({*self._edges, *self._free_ids}), "an id is used twice"
+
+
+def runs(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cuts ``start..end`` into the edges it is saved as."""
+    while start < end:
+        stop = min(end, (start // RUN_TOKENS + 1) * RUN_TOKENS)
+        yield start, stop
+        start = stop
 
 
 def common_tokens(first: bytes, second: bytes) -> int:

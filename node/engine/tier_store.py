@@ -20,13 +20,13 @@ from node.engine.engine import FIRST_EDGE_ID
 from node.engine.llama import BROKEN, RESTORED, Llama
 from node.engine.rates import RateMeter
 from node.engine.scheduler import Evicted
-from node.engine.tier import Edge, Piece, Tier, Trimmed
+from node.engine.tier import TOKEN_BYTES, Edge, Piece, Tier, Trimmed, runs
 from node.engine.tier_files import EdgeFiles
 from proto.blocks import pack_tokens, unpack_tokens
 
 RATE_WINDOW_TOKENS = 8192
 TRY_AGAIN_EVERY = 16
-"""Restores that were judged too slow before one is tried anyway: what made a disk slow may have passed."""
+"""Restores that were judged too slow before the rates are measured anew: what made a disk slow may have passed."""
 
 
 class TierStore:
@@ -88,14 +88,15 @@ class TierStore:
         self._save(llama, leaf.seq_id, packed, self.tier.reach(packed, leaf.start), now)
 
     def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float) -> None:
-        end = len(packed) // 4
-        blob = llama.save_range(seq_id, start, end) if start < end else None
-        if blob is None:
-            return
-        edge = self.tier.add(packed, start, blob, blake3(blob).digest(), now)
-        self._announce(edge)
-        self._write(edge)
-        self._settle(self.tier.trim(now))
+        for run_start, run_end in runs(start, len(packed) // TOKEN_BYTES):
+            blob = llama.save_range(seq_id, run_start, run_end)
+            if blob is None:
+                return
+            key = packed[: run_end * TOKEN_BYTES]
+            edge = self.tier.add(key, run_start, blob, blake3(blob).digest(), now)
+            self._announce(edge)
+            self._write(edge)
+            self._settle(self.tier.trim(now))
 
     def _touch(self, packed: bytes, now: float) -> None:
         """What a used sequence is restored from must not go before what hangs on it."""
@@ -136,8 +137,7 @@ class TierStore:
             if result == BROKEN:
                 return None
             if result != RESTORED:
-                self._discard(piece.edge)
-                break
+                break  # The blob is good, so there is no room for all of it in a full cache.
             covered = piece.end
             now = self._clock()
             (self.disk_rate if from_disk else self.ram_rate).add(piece.end - piece.start, now - began)
@@ -154,7 +154,10 @@ class TierStore:
         if not prefill_rate or seconds < (pieces[-1].end - pieces[0].start) / prefill_rate:
             return True
         self._num_slow += 1
-        return self._num_slow % TRY_AGAIN_EVERY == 0
+        if self._num_slow % TRY_AGAIN_EVERY:
+            return False
+        self.ram_rate, self.disk_rate = RateMeter(RATE_WINDOW_TOKENS), RateMeter(RATE_WINDOW_TOKENS)
+        return True
 
     def _verified(self, edge: Edge) -> memoryview | None:
         """The edge's blob when it is what was saved; else the edge is dropped."""
@@ -240,6 +243,7 @@ class TierStore:
             self._unwritten.pop(edge, None)
 
     def _announce(self, edge: Edge) -> None:
+        """Every edge is a leaf of the report, although one may be a prefix of another: each may go before the other."""
         self._changes.store(FIRST_EDGE_ID + edge.edge_id, unpack_tokens(edge.packed))
 
     def check_invariants(self) -> None:
