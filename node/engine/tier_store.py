@@ -47,6 +47,8 @@ class TierStore:
         self._changes = ChangeLog()
         self._unwritten: dict[Edge, None] = {}
         """Edges in memory that the writer had no room for."""
+        self._told: dict[Edge, None] = {}
+        """Edges that are leaves of the report: the last of each chain, since it stands for all tokens before it."""
         self.ram_rate, self.disk_rate = RateMeter(RATE_WINDOW_TOKENS), RateMeter(RATE_WINDOW_TOKENS)
         """Tokens restored a second, hashing included, from memory and from disk."""
         self._num_slow = 0
@@ -56,7 +58,7 @@ class TierStore:
         return self._files is not None
 
     def follow(self, changes: ChangeLog) -> None:
-        """Report edges there from now on. An edge is a leaf of the cache until it leaves the last tier."""
+        """Report there from now on what the tiers hold. What leaves memory for the disk, or comes back, is no news."""
         self._changes = changes
 
     def load(self, wall_s: float) -> None:
@@ -67,15 +69,19 @@ class TierStore:
         found, bad = self._files.scan()
         for file in found:
             used_s = now - max(0.0, wall_s - file.modified_s)
-            edge = self.tier.add_file(file.packed, file.start, file.blob_bytes, file.content_hash, used_s)
-            self._announce(edge)
+            self.tier.add_file(file.packed, file.start, file.blob_bytes, file.content_hash, used_s)
         if bad:
             self._say(f"cache: {len(bad)} files were torn or of another version and are deleted, {bad[0]} first")
         self._settle(self.tier.trim(now))
+        inner: set[Edge] = set()
+        for edge in sorted(self.tier, key=lambda edge: -edge.end):
+            if edge not in inner:
+                self._announce(edge)
+                inner.update(piece.edge for piece in self.tier.plan(edge.packed, 0) if piece.end == piece.edge.end)
 
     def announce_all(self) -> None:
-        """Report every edge again, after a reset of the report."""
-        for edge in self.tier:
+        """Report everything again, after a reset of the report."""
+        for edge in self._told:
             self._announce(edge)
 
     # --- out of the KV cache --------------------------------------------------------------------------------------
@@ -85,18 +91,29 @@ class TierStore:
         packed = pack_tokens(leaf.tokens)
         now = self._clock()
         self._touch(packed, now)
-        self._save(llama, leaf.seq_id, packed, self.tier.reach(packed, leaf.start), now)
+        self._save(llama, leaf.seq_id, packed, leaf.start, now)
 
     def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float) -> None:
+        """Save what no tier has of the cells from ``start`` on."""
+        last: Edge | None = None
+        pieces = self.tier.plan(packed, start)
+        start = pieces[-1].end if pieces else start
         for run_start, run_end in runs(start, len(packed) // TOKEN_BYTES):
             blob = llama.save_range(seq_id, run_start, run_end)
             if blob is None:
-                return
+                break
             key = packed[: run_end * TOKEN_BYTES]
-            edge = self.tier.add(key, run_start, blob, blake3(blob).digest(), now)
-            self._announce(edge)
-            self._write(edge)
+            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), now)
+            self._write(last)
             self._settle(self.tier.trim(now))
+        if last is None:
+            return
+        if last.gone:
+            self._announce_rest(last)
+            return
+        self._announce(last)
+        if pieces and pieces[-1].edge.end == start:  # Continued now, so no leaf any more.
+            self._retract(pieces[-1].edge)
 
     def _touch(self, packed: bytes, now: float) -> None:
         """What a used sequence is restored from must not go before what hangs on it."""
@@ -192,7 +209,7 @@ class TierStore:
                 return
             packed, now = pack_tokens(tokens), self._clock()
             self._touch(packed, now)
-            self._save(llama, seq_id, packed, self.tier.reach(packed, 0), now)
+            self._save(llama, seq_id, packed, 0, now)
         for edge in sorted(self._unwritten, key=lambda edge: -edge.last_used_s):
             if not self._wait_for_writer(deadline_s):
                 return
@@ -239,15 +256,30 @@ class TierStore:
             assert self._files is not None
             self._files.remove(edge)
         for edge in trimmed.gone:
-            self._changes.evict(FIRST_EDGE_ID + edge.edge_id)
             self._unwritten.pop(edge, None)
+            was_told = edge in self._told
+            self._retract(edge)
+            if was_told:
+                self._announce_rest(edge)
 
     def _announce(self, edge: Edge) -> None:
-        """Every edge is a leaf of the report, although one may be a prefix of another: each may go before the other."""
+        self._told[edge] = None
         self._changes.store(FIRST_EDGE_ID + edge.edge_id, unpack_tokens(edge.packed))
+
+    def _announce_rest(self, gone: Edge) -> None:
+        """The last edge of a chain went: the one before it is the last now."""
+        pieces = self.tier.plan(gone.packed, 0)
+        if pieces and pieces[-1].end == pieces[-1].edge.end and pieces[-1].edge not in self._told:
+            self._announce(pieces[-1].edge)
+
+    def _retract(self, edge: Edge) -> None:
+        if edge in self._told:
+            del self._told[edge]
+            self._changes.evict(FIRST_EDGE_ID + edge.edge_id)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books are wrong."""
         self.tier.check_invariants()
         for edge in self._unwritten:
             assert not edge.gone and edge.blob is not None and not edge.writing, "an edge waits for the writer in vain"
+        assert not any(edge.gone for edge in self._told), "an edge that is gone is reported"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.engine import ipc, tier_files
+from node.engine import tier as tier_module
 from node.engine.engine import FIRST_EDGE_ID
 from node.engine.llama import BROKEN, REFUSED
 from node.engine.loop import Close
@@ -149,6 +150,27 @@ def test_the_node_knows_of_a_prefix_until_it_left_all_tiers() -> None:
     assert (*PROMPT, 40, 41) not in told(tiers)
 
 
+def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tier_module, "RUN_TOKENS", 16)
+    first, longer = tuple(PROMPT[:41]), tuple(PROMPT[:71])
+    with opened(tmp_path) as tiers:
+        tiers.ask(list(first), 1)
+        tiers.evict()
+        assert len([edge for edge in tiers.store.tier if edge.packed.startswith(pack_tokens([0]))]) == 3
+        assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [first]
+        assert tiers.ask(list(longer), 1) == 41
+        tiers.evict()
+        assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer]
+        # The end goes: what is left is told instead.
+        (last,) = [edge for edge in tiers.store.tier if edge.packed == pack_tokens(longer)]
+        tiers.store._discard(last)
+        tiers.rig.loop._say_cache()
+        assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer[:64]]
+    with opened(tmp_path) as again:
+        again.rig.loop._say_cache()
+        assert {tokens for tokens in told(again) if tokens[0] == 0} == {longer[:64]}
+
+
 def test_restoring_must_be_faster_than_computing() -> None:
     """And is tried again now and then, when it was slow once."""
     tiers = Tiers()
@@ -282,18 +304,25 @@ def test_what_the_writer_has_no_room_for_is_written_later(tmp_path: Path, monkey
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=60)
 
 
-@given(st.lists(st.tuples(PROMPTS, st.integers(1, 5), st.booleans()), max_size=25))
-@settings(max_examples=60, deadline=None)
-def test_whatever_is_asked_the_cells_are_the_prompts(requests: list[tuple[list[int], int, bool]]) -> None:
+@given(st.lists(st.tuples(PROMPTS, st.integers(1, 5), st.booleans()), max_size=25), st.sampled_from([150, 900, LARGE]))
+@settings(max_examples=80, deadline=None)
+def test_whatever_is_asked_the_cells_are_the_prompts(requests: list[tuple[list[int], int, bool]], ram: int) -> None:
     """The loop checks all books after each request; here: every row is computed after exactly its prompt's tokens."""
-    tiers = Tiers(ram=400)
-    llama = tiers.rig.llama
-    for key, (prompt, max_tokens, wait) in enumerate(requests):
-        tiers.rig.submit(key, prompt, max_tokens)
-        if wait:
-            tiers.rig.run(key)
-        for job in tiers.rig.loop._scheduler.running:
-            assert job.seq_id is not None
-            assert llama.cells.get(job.seq_id, []) == job.tokens[: job.num_computed]
-    for key in range(len(requests)):
-        assert isinstance(tiers.rig.run(key), ipc.Ended)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tier_module, "RUN_TOKENS", 8)
+        tiers = Tiers(ram=ram)
+        llama = tiers.rig.llama
+        for key, (prompt, max_tokens, wait) in enumerate(requests):
+            tiers.rig.submit(key, prompt, max_tokens)
+            if wait:
+                tiers.rig.run(key)
+            for job in tiers.rig.loop._scheduler.running:
+                assert job.seq_id is not None
+                assert llama.cells.get(job.seq_id, []) == job.tokens[: job.num_computed]
+        for key in range(len(requests)):
+            assert isinstance(tiers.rig.run(key), ipc.Ended)
+        tree, held = tiers.rig.loop._scheduler.tree, told(tiers)
+        assert {seq_id: tuple(llama.cells[seq_id]) for seq_id in tree.seq_ids()} == {
+            seq_id: tree.tokens_of(seq_id) for seq_id in tree.seq_ids()
+        }
+        assert held <= {tuple(unpack_tokens(edge.packed)) for edge in tiers.store.tier}
