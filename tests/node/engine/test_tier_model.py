@@ -114,6 +114,14 @@ async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
         async with open_engine(settings) as running:
             again = await answer(running, request(prompt, 32))
             assert done(again).usage.cached_tokens == len(prompt) - 1
+            # Left in the middle of a prefill, below: what is there is written all the same.
+            assert done(await answer(running, request([3] * 60, 1))).usage.cached_tokens == 0
+            async with running.generate(request([8] * 490, 5)) as items:
+                await anext(items)
+                running_pid = running.pid
+        async with open_engine(settings) as running:
+            assert running.pid != running_pid
+            assert done(await answer(running, request([3] * 60, 1))).usage.cached_tokens == 59
             assert running.pid is not None
             os.kill(running.pid, signal.SIGKILL)
             # Tokenizing waits for the new child.
