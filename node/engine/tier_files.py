@@ -14,6 +14,7 @@ more than its hashes, and a file that another node removed is a miss.
 The files hold prompts and answers in clear, as tokens: only the user may read them.
 """
 
+import errno
 import os
 import queue
 import struct
@@ -88,10 +89,14 @@ class EdgeFiles:
     """
 
     def __init__(self, cache_dir: Path, cells_key: bytes) -> None:
-        """Raises OSError when the folder cannot be made."""
+        """Raises OSError when the folder cannot be made or when others may write to it: they could plant cells that
+        make the model attend to tokens of their choice, which no hash that lies beside them finds out."""
         self._key = cells_key
         self._folder = cache_dir / cells_key.hex()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = self._folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "other users may write to it")
         self._jobs: queue.SimpleQueue[tuple[Edge, memoryview] | Path | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Edge, bool, str]] = queue.SimpleQueue()
         self._queued_bytes = 0

@@ -52,6 +52,7 @@ class TierStore:
         self.ram_rate, self.disk_rate = RateMeter(RATE_WINDOW_TOKENS), RateMeter(RATE_WINDOW_TOKENS)
         """Tokens restored a second, hashing included, from memory and from disk."""
         self._num_slow = 0
+        self._closes_at_s: float | None = None
 
     @property
     def has_disk(self) -> bool:
@@ -99,6 +100,8 @@ class TierStore:
         pieces = self.tier.plan(packed, start)
         start = pieces[-1].end if pieces else start
         for run_start, run_end in runs(start, len(packed) // TOKEN_BYTES):
+            if self._closes_at_s is not None and not self._wait_for_writer(self._closes_at_s):
+                break
             blob = llama.save_range(seq_id, run_start, run_end)
             if blob is None:
                 break
@@ -204,9 +207,8 @@ class TierStore:
         """
         if self._files is None:
             return
+        self._closes_at_s = deadline_s
         for seq_id, tokens in leaves:
-            if not self._wait_for_writer(deadline_s):
-                return
             packed, now = pack_tokens(tokens), self._clock()
             self._touch(packed, now)
             self._save(llama, seq_id, packed, 0, now)

@@ -301,6 +301,25 @@ def test_what_the_writer_has_no_room_for_is_written_later(tmp_path: Path, monkey
     assert len(list(tmp_path.rglob("*.edge"))) == 12
 
 
+def test_closing_waits_for_a_slow_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without a memory tier, where nothing can be kept meanwhile."""
+    monkeypatch.setattr(tier_files, "MAX_QUEUED_BYTES", 1)
+    monkeypatch.setattr(tier_module, "RUN_TOKENS", 16)
+    with opened(tmp_path, ram=0) as tiers:
+        tiers.ask(PROMPT, 1)
+    assert len(list(tmp_path.rglob("*.edge"))) == 5
+    with opened(tmp_path, ram=0) as tiers:
+        assert tiers.ask(PROMPT, 1) == len(PROMPT) - 1
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / KEY.hex()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="other users"):
+        EdgeFiles(tmp_path, KEY)
+
+
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=60)
 
 
