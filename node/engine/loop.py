@@ -28,6 +28,10 @@ class Close:
     """Message of the reader: the parent is done."""
 
 
+class Wake:
+    """Message of the second tier's writer: also an idle loop should look at what it did."""
+
+
 class Answer:
     """A job's half that needs the model: its sampler and what was not sent yet."""
 
@@ -43,7 +47,7 @@ class StepLoop:
         self, llama: Llama, limits: Limits, replies: ipc.Replies, check: bool, tiers: TierStore | None = None
     ) -> None:
         """tiers: the second tier, loaded; None for none."""
-        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | Close] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | Close | Wake] = queue.SimpleQueue()
         self.closed = threading.Event()
         """Set once ``Close`` was handled; ``run`` returns then."""
         self.prefilling: frozenset[int] = frozenset()
@@ -62,7 +66,7 @@ class StepLoop:
         self._ended_any = False
         self._tiers = tiers
         if tiers is not None:
-            tiers.follow(self._scheduler.changes)
+            tiers.follow(self._scheduler.changes, lambda: self.inbox.put(Wake()))
             tiers.announce_all()
             self._scheduler.reach = tiers.reach
 
@@ -105,7 +109,7 @@ class StepLoop:
                 self._submit(message)
             elif isinstance(message, ipc.Cancel):
                 self._cancel(message.key)
-            else:
+            elif isinstance(message, Close):
                 self._close()
                 return
 

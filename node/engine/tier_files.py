@@ -19,7 +19,7 @@ import os
 import queue
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,8 @@ class EdgeFiles:
         self._jobs: queue.SimpleQueue[tuple[Edge, memoryview] | Path | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Edge, bool, str]] = queue.SimpleQueue()
         self._queued_bytes = 0
+        self.on_ended: Callable[[], None] = lambda: None
+        """Called by the writer's thread whenever ``finished`` has news."""
         self.failure = ""
         """Why a file could not be written; nothing is written any more then."""
         self._thread = threading.Thread(target=self._write_all, daemon=True)
@@ -202,6 +204,7 @@ class EdgeFiles:
                 self._results.put((edge, False, exc.strerror or str(exc)))
             else:
                 self._results.put((edge, True, ""))
+            self.on_ended()
             del edge, blob, job  # Else the last blob stays in memory until the next one comes.
 
     def _write(self, edge: Edge, blob: memoryview) -> None:

@@ -58,9 +58,14 @@ class TierStore:
     def has_disk(self) -> bool:
         return self._files is not None
 
-    def follow(self, changes: ChangeLog) -> None:
-        """Report there from now on what the tiers hold. What leaves memory for the disk, or comes back, is no news."""
+    def follow(self, changes: ChangeLog, wake: Callable[[], None]) -> None:
+        """Report to ``changes`` from now on what the tiers hold. Moving from memory to disk, or back, is no news.
+
+        wake: called by another thread when it is time for ``poll``.
+        """
         self._changes = changes
+        if self._files is not None:
+            self._files.on_ended = wake
 
     def load(self, wall_s: float) -> None:
         """Take over what an earlier run left on disk. wall_s: seconds since 1970, the files' own clock."""
@@ -196,7 +201,7 @@ class TierStore:
     # --- disk and books -------------------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Note which writes ended. Call now and then; never waits."""
+        """Note which writes ended, and start the next. Call between steps and when woken; never waits."""
         if self._files is not None and self._files.is_writing:
             self._note_written(0.0)
 
