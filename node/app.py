@@ -14,15 +14,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
 
 import proto
 from node.driver import OverlayDriver
-from node.engine.engine import Engine
+from node.engine.engine import FIRST_EDGE_ID, Engine
 from node.engine.models import model_name, resolve_model
-from node.engine.process import EngineSettings, open_engine
+from node.engine.process import open_engine
+from node.engine.settings import EngineSettings
 from node.entry import ASK, GENERATE, Entry
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
@@ -150,6 +153,8 @@ class Node:
                 if leaf in self._tree:
                     self._tree.remove(leaf)
             for leaf, tokens in change.stored:
+                if leaf >= FIRST_EDGE_ID:
+                    continue  # In memory or on disk: advertised, but not a part of the tree of cells.
                 self._tree.insert(tokens, leaf, self._driver.now())
             self._driver.handle(CacheChanged(namespace, change.stored, change.evicted, change.reset))
 
@@ -181,11 +186,7 @@ async def run_node(settings: NodeSettings) -> None:
         parse_listen(address)
     with locked(data_dir), bind_loopback(settings.api_port) as listener:
         identity = load_or_create_identity(data_dir)
-        engine_settings = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
-        if settings.threads is not None:
-            engine_settings = replace(engine_settings, threads=settings.threads)
-        if settings.cells is not None:
-            engine_settings = replace(engine_settings, cells=settings.cells)
+        engine_settings = _engine_settings(settings, model_path)
         network_settings = NetworkSettings(
             identity=identity,
             listen=settings.listen,
@@ -202,6 +203,19 @@ async def run_node(settings: NodeSettings) -> None:
                 node = Node(identity, engine, network, epoch)
                 await _run_until_cancelled(node, network, listener, settings)
     log.info("left")
+
+
+def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
+    """The engine's own defaults for whatever the user left open. Raises LocalError for sizes that cannot be meant."""
+    given: dict[str, Any] = {
+        "threads": settings.threads,
+        "cells": settings.cells,
+        "ram_tier_mib": settings.ram_tier_mib,
+        "cache_dir": settings.cache_dir,
+        "disk_tier_gib": settings.disk_tier_gib,
+    }
+    defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 async def _run_until_cancelled(node: Node, network: Network, listener: socket.socket, settings: NodeSettings) -> None:

@@ -75,6 +75,18 @@ Examples:
 @click.option(
     "--cells", type=click.IntRange(256, 16_777_216), help="KV cells: tokens the cache holds.  [default: 8192]"
 )
+@click.option(
+    "--ram-tier",
+    type=click.IntRange(0),
+    metavar="MIB",
+    help="Host memory for prefixes that left the KV cache.  [default: 1/4 of what is free, at most 4096]",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep such prefixes on disk too, so that a restarted node begins warm. Holds prompts.  [default: nothing]",
+)
+@click.option("--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Size of --cache-dir.  [default: 8]")
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything.")
 def node(
@@ -85,6 +97,9 @@ def node(
     api_port: int | None,
     threads: int | None,
     cells: int | None,
+    ram_tier: int | None,
+    cache_dir: Path | None,
+    disk_tier: float | None,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -111,6 +126,9 @@ def node(
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         threads=threads,
         cells=cells,
+        ram_tier_mib=ram_tier,
+        cache_dir=cache_dir,
+        disk_tier_gib=disk_tier,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )

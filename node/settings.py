@@ -37,6 +37,12 @@ class NodeSettings:
     """Engine threads; None: every usable core."""
     cells: int | None = None
     """KV cells the engine holds; None: the engine's default."""
+    ram_tier_mib: int | None = None
+    """Host memory for prefixes that left the KV cache; None: the engine's default."""
+    cache_dir: Path | None = None
+    """Where such prefixes are also kept on disk; None: nowhere."""
+    disk_tier_gib: float | None = None
+    """Budget of ``cache_dir``; None: the engine's default."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     debug: bool = False

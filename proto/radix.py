@@ -87,6 +87,10 @@ class RadixTree:
         """Ids of all leaves, in order of insertion."""
         return list(self._leaves)
 
+    def most_recent(self) -> list[int]:
+        """Ids of all leaves, the one used last first."""
+        return sorted(self._leaves, key=lambda seq_id: -self._leaves[seq_id].last_used_s)
+
     # --- lookup: does not modify the tree -------------------------------------------------------------------------
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int | None]:

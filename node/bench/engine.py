@@ -18,7 +18,8 @@ from node.bench.llama_server import check_installed, open_llama_server
 from node.bench.report import Progress, Report, Row, report_of, row_of
 from node.bench.target import Settings, Target, Timing
 from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineRequest, EngineTokens
-from node.engine.process import EngineSettings, ProcessEngine, open_engine
+from node.engine.process import ProcessEngine, open_engine
+from node.engine.settings import EngineSettings
 from proto.errors import LocalError
 from proto.messages import Sampling
 

@@ -1,7 +1,8 @@
 """Merges changes of a prefix cache while nobody reads them.
 
 The reader applies a change as "first evict, then store", so a merged change must hold, for every id, whether the
-reader's old leaf of that id goes and which tokens the new one has. The number of sequence ids bounds it.
+reader's old leaf of that id goes and which tokens the new one has. The number of ids bounds it: sequences, and edges of
+the second tier.
 """
 
 from collections.abc import Sequence

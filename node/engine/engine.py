@@ -75,12 +75,18 @@ class EngineFailed:
 EngineItem = EngineAccepted | EngineTokens | EngineDone | EngineFailed
 
 
+FIRST_EDGE_ID = 1024
+"""Leaves with ids from here on are not in the KV cache but in the second tier (memory or disk, see ``tier.py``); ids
+below are llama.cpp's sequences."""
+
+
 @dataclass(frozen=True)
 class CacheChange:
     """What the prefix cache gained and lost, in order: first ``evicted`` leaf ids go, then ``stored`` leaves come.
 
     A leaf stands for its whole token sequence from the root. Ids may be reused after they were evicted. ``reset``:
-    forget every leaf first (the engine restarted).
+    forget every leaf first (the engine restarted). A leaf that moves to the second tier is evicted and stored under
+    another id at once. Leaves of the second tier may be prefixes of others.
     """
 
     stored: Sequence[tuple[int, Sequence[int]]]

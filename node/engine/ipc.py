@@ -36,6 +36,10 @@ class Load(_Frame, frozen=True):
     max_waiting: int
     salt: bytes
     check: bool
+    ram_tier_bytes: int
+    disk_tier_bytes: int
+    cache_dir: str
+    """Empty: no disk tier."""
 
 
 class Submit(_Frame, frozen=True):

@@ -5,19 +5,31 @@ here runs in the engine process's main thread, the owner of the llama.cpp contex
 """
 
 import queue
+import threading
 import time
 from collections.abc import Iterable, Sequence
 
 from node.engine import ipc
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama, Sampler
 from node.engine.rates import RateMeter, prefill_budget
-from node.engine.scheduler import Admission, Job, Limits, Refusal, Row, Scheduler
+from node.engine.scheduler import Admission, Evicted, Job, Limits, Refusal, Row, Scheduler
+from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Usage, Vitals
 
 VITALS_INTERVAL_S = 0.1
 """Vitals that change while nothing starts or ends go out at most this often."""
 PREFILL_WINDOW_TOKENS, DECODE_WINDOW_TOKENS = 2048, 256
+CLOSE_DEADLINE_S = 8.0
+"""For writing the cache to disk at the end: 4 GB to an SSD. The parent waits a little longer."""
+
+
+class Close:
+    """Message of the reader: the parent is done."""
+
+
+class Wake:
+    """Message of the second tier's writer: also an idle loop should look at what it did."""
 
 
 class Answer:
@@ -31,8 +43,13 @@ class Answer:
 class StepLoop:
     """All requests of one model."""
 
-    def __init__(self, llama: Llama, limits: Limits, replies: ipc.Replies, check: bool) -> None:
-        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel] = queue.SimpleQueue()
+    def __init__(
+        self, llama: Llama, limits: Limits, replies: ipc.Replies, check: bool, tiers: TierStore | None = None
+    ) -> None:
+        """tiers: the second tier, loaded; None for none."""
+        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | Close | Wake] = queue.SimpleQueue()
+        self.closed = threading.Event()
+        """Set once ``Close`` was handled; ``run`` returns then."""
         self.prefilling: frozenset[int] = frozenset()
         """Keys of the requests whose prompts the running decode computes; the reader looks before it aborts."""
         self._llama = llama
@@ -49,6 +66,11 @@ class StepLoop:
         self._ended_any = False
         self._busy_since: float | None = None
         self._is_decoding = False
+        self._tiers = tiers
+        if tiers is not None:
+            tiers.follow(self._scheduler.changes, lambda: self.inbox.put(Wake()))
+            tiers.announce_all()
+            self._scheduler.reach = tiers.reach
 
     def pulse(self) -> tuple[bool, float]:
         """(in a decode call, seconds since the last progress; 0 while idle). For any thread."""
@@ -56,15 +78,22 @@ class StepLoop:
         return self._is_decoding, 0.0 if since is None else time.monotonic() - since
 
     def run(self) -> None:
-        """Serve for ever; the reader thread ends the process."""
-        while True:
+        """Serve until ``Close``."""
+        while not self.closed.is_set():
             self.step()
+
+    @property
+    def saves_at_end(self) -> bool:
+        """Whether ``Close`` is worth sending."""
+        return self._tiers is not None and self._tiers.has_disk
 
     def step(self) -> None:
         """One round: messages, admission, one decode call, reports. Blocks while there is nothing to do."""
         # Cleared before the messages are taken: a cancel that comes later raises it again and stops the decode below.
         self._llama.abort.clear()
         self._take_messages()
+        if self.closed.is_set():
+            return
         self._admit()
         rows = self._plan()
         if rows:
@@ -87,8 +116,11 @@ class StepLoop:
             idle = False
             if isinstance(message, ipc.Submit):
                 self._submit(message)
-            else:
+            elif isinstance(message, ipc.Cancel):
                 self._cancel(message.key)
+            elif isinstance(message, Close):
+                self._close()
+                return
 
     def _submit(self, message: ipc.Submit) -> None:
         prompt = unpack_tokens(message.prompt)
@@ -122,11 +154,16 @@ class StepLoop:
             self._answers[job.key] = Answer(sampler)
             self._replies.put(ipc.Started(job.key, job.cached_tokens))
             self._vitals_due = True
+            if job.cached_tokens > admission.length and not self._publish(job):
+                return  # Published at once, so that whoever comes next shares the cells instead of restoring again.
 
     def _occupy(self, admission: Admission) -> bool:
         """Give the job's sequence exactly the cells of the prefix it reuses. False: the sequence is broken."""
-        target, source = admission.job.seq_id, admission.source
+        job, target, source = admission.job, admission.job.seq_id, admission.source
         assert target is not None
+        if self._tiers is not None and admission.evicted:
+            self._tiers.protect(job.prompt)
+            self._keep(admission.evicted)
         # Copy before clearing: the source itself may go. The job may even have got the source's id, or that of another
         # evicted leaf, whose cells copy_prefix clears.
         if source is None:
@@ -136,8 +173,33 @@ class StepLoop:
             occupied = self._llama.truncate(target, admission.length)
         else:
             occupied = self._llama.copy_prefix(source, target, admission.length)
-        self._clear(seq_id for seq_id in admission.cleared if seq_id != target)
-        return occupied
+        self._clear(leaf.seq_id for leaf in admission.evicted if leaf.seq_id != target)
+        return occupied and self._restore(job, target)
+
+    def _restore(self, job: Job, seq_id: int) -> bool:
+        """Extend a job's prefix from the second tier. False: the sequence is broken."""
+        if self._tiers is None or not job.may_share:
+            return True
+        # The last prompt token is always computed, for its logits.
+        tokens, covered = job.prompt[:-1], job.num_computed
+        length = self._tiers.restore(self._llama, seq_id, tokens, covered, self._prefill.rate)
+        if length is not None:
+            self._scheduler.restored(job, length)
+        return length is not None
+
+    def _keep(self, leaves: Iterable[Evicted]) -> None:
+        """Save evicted leaves to the second tier; before any of their cells is cleared."""
+        if self._tiers is not None:
+            for leaf in leaves:
+                self._tiers.keep(self._llama, leaf)
+
+    def _close(self) -> None:
+        """Write the cache to disk. Says nothing to the parent, which may not read any more."""
+        if self._tiers is not None:
+            tree = self._scheduler.tree
+            leaves = [(seq_id, tree.tokens_of(seq_id)) for seq_id in tree.most_recent()]
+            self._tiers.close(self._llama, leaves, time.monotonic() + CLOSE_DEADLINE_S)
+        self.closed.set()
 
     def _finish(self, job: Job, reason: str) -> None:
         """End a running job, cache what it computed, tell the parent."""
@@ -160,6 +222,8 @@ class StepLoop:
         for job in self._scheduler.abandon():
             self._fail(job, "internal", why, True)
         self._llama.clear_all()
+        if self._tiers is not None:
+            self._tiers.announce_all()  # Blobs are not cells: they are as good as before.
         self._say_cache()
 
     def _forget(self, job: Job) -> None:
@@ -209,10 +273,16 @@ class StepLoop:
         for job, token in chosen:
             self._generated(job, token)
         for job in self._scheduler.publishable():
-            if not self._share(job):
-                self._abandon("the cache lost a sequence")
+            if not self._publish(job):
                 return
-            self._clear(self._scheduler.publish(job, time.monotonic()))
+
+    def _publish(self, job: Job) -> bool:
+        """Let others share what the job has computed or restored. False: everything was abandoned."""
+        if not self._share(job):
+            self._abandon("the cache lost a sequence")
+            return False
+        self._clear(self._scheduler.publish(job, time.monotonic()))
+        return True
 
     def _generated(self, job: Job, token: int) -> None:
         if job.seq_id is None:
@@ -238,9 +308,10 @@ class StepLoop:
 
     def _make_room(self) -> None:
         """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
-        seq_id = self._scheduler.evict_one()
-        if seq_id is not None:
-            self._clear([seq_id])
+        leaf = self._scheduler.evict_one()
+        if leaf is not None:
+            self._keep([leaf])
+            self._clear([leaf.seq_id])
             return
         job = self._scheduler.running[-1]
         if not self._share(job):
@@ -278,6 +349,8 @@ class StepLoop:
 
     def _report(self) -> None:
         """Send what this step produced."""
+        if self._tiers is not None:
+            self._tiers.poll()
         for job in self._scheduler.running:
             self._say_fresh(job)
         self._say_cache()
@@ -335,6 +408,8 @@ class StepLoop:
         """Raise AssertionError when the scheduler's picture and llama.cpp's cells differ. Call between steps."""
         scheduler = self._scheduler
         scheduler.check_invariants()
+        if self._tiers is not None:
+            self._tiers.check_invariants()
         expected = {seq_id: len(scheduler.tree.tokens_of(seq_id)) for seq_id in scheduler.tree.seq_ids()}
         expected |= {job.seq_id: job.num_computed for job in scheduler.running if job.seq_id is not None}
         for seq_id in range(scheduler.limits.num_sequences):

@@ -16,7 +16,6 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -36,7 +35,9 @@ from node.engine.engine import (
     ModelInfo,
 )
 from node.engine.models import check_gguf
+from node.engine.settings import EngineSettings
 from node.engine.stream import AnswerStream
+from node.engine.tier import GIB
 from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError, RemoteError
@@ -46,60 +47,17 @@ log = structlog.get_logger()
 
 MAX_IN_FLIGHT = 1024
 """Requests the child may know of at once; far above its own queue's bound, it only bounds the pipe."""
-MAX_CELLS = 4_194_304
-"""About 90 GB for the smallest models. Far beyond it llama.cpp does not fail but works for minutes."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 """Pause before a dead child is started again; it doubles each time until a request ends well."""
 CLOSE_GRACE_S = 2.0
+SAVE_GRACE_S = 10.0
+"""With a disk tier: more than the child takes to write its cache."""
 LOAD_DEADLINE_S = 1_800.0
 """For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
 CALL_ATTEMPTS = 2
 WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.worker")
 
 _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What to load and how large."""
-
-    model_path: Path
-    model_name: str = ""
-    """The name users give; empty: the file's stem."""
-    threads: int | None = None
-    """None: every core this process may use. Nodes that share a machine should share its cores: barriers between more
-    threads than cores are slow."""
-    cells: int = 8192
-    """Tokens the KV cache holds, over all requests and cached prefixes."""
-    slots: int = 8
-    """Requests that run at once: throughput still grows at 8 on two cores."""
-    sequences: int = 64
-    """llama.cpp's sequence ids: running requests plus cached leaves; 256 at most."""
-    max_waiting: int = 64
-    """Queued requests; more are refused as overloaded."""
-    salt: bytes = b""
-    """The swarm's salt: part of the namespace."""
-    check: bool = False
-    """Check all invariants after every request (slow, for tests)."""
-
-    def __post_init__(self) -> None:
-        if self.cells < 1 or self.slots < 1 or self.max_waiting < 1 or (self.threads is not None and self.threads < 1):
-            raise LocalError("cells, slots, max_waiting and threads must be at least 1")
-        if self.cells > MAX_CELLS:
-            raise LocalError(f"{self.cells} cells are too many: at most {MAX_CELLS}")
-        if not 2 * self.slots < self.sequences <= 256:
-            raise LocalError(f"sequences must be more than twice the {self.slots} slots and at most 256")
-
-    @property
-    def num_threads(self) -> int:
-        return self.threads or usable_cores()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Call:
@@ -303,7 +261,7 @@ class ProcessEngine:
         finally:
             self._lose_child()
             with trio.CancelScope(shield=True):
-                await _end(child)
+                await _end(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
 
     def _load_message(self) -> ipc.Load:
         settings = self._settings
@@ -316,6 +274,9 @@ class ProcessEngine:
             max_waiting=settings.max_waiting,
             salt=settings.salt,
             check=settings.check,
+            ram_tier_bytes=settings.ram_tier_bytes,
+            disk_tier_bytes=int(settings.disk_tier_gib * GIB),
+            cache_dir=str(settings.cache_dir.absolute()) if settings.cache_dir is not None else "",
         )
 
     async def _read(
@@ -464,11 +425,11 @@ async def _write_all(receive: trio.MemoryReceiveChannel[bytes], stdin: trio.abc.
         pass  # The child died; the reader sees it too.
 
 
-async def _end(child: trio.Process) -> None:
+async def _end(child: trio.Process, grace_s: float) -> None:
     """Close stdin, which ends the child; kill it when that takes too long."""
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None
     await child.stdin.aclose()
-    with trio.move_on_after(CLOSE_GRACE_S):
+    with trio.move_on_after(grace_s):
         await child.wait()
     if child.returncode is None:
         child.kill()

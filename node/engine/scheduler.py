@@ -21,7 +21,7 @@ Nothing here reads a clock or touches the model. Methods mutate the scheduler an
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from node.engine.changes import ChangeLog
@@ -106,13 +106,24 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Evicted:
+    """A leaf that left the tree. Its sequence still has its cells, until the worker clears it."""
+
+    seq_id: int
+    tokens: Sequence[int]
+    """All of them, from the root."""
+    start: int
+    """The cells from here on were the leaf's own; the tree still has those before."""
+
+
+@dataclass(frozen=True)
 class Admission:
-    """A job starts. The worker copies first, then clears: ``source`` may be among ``cleared``."""
+    """A job starts. The worker saves what it wants of ``evicted``, copies, then clears: ``source`` may be evicted."""
 
     job: Job
     source: int | None
     length: int
-    cleared: Sequence[int]
+    evicted: Sequence[Evicted]
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,8 @@ class Scheduler:
         self.running: list[Job] = []
         """In order of admission."""
         self.waiting: deque[Job] = deque()
+        self.reach: Callable[[Sequence[int], int], int] = lambda tokens, length: length
+        """(tokens, length of their prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
         self._free_ids = list(range(limits.num_sequences - 1, -1, -1))
 
     # --- arrival --------------------------------------------------------------------------------------------------
@@ -159,7 +172,8 @@ class Scheduler:
         if len(self.waiting) >= limits.max_waiting:
             return Refusal("overloaded", f"{len(self.waiting)} requests are waiting already", True)
         job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt))
-        job.expected_cached = self._match(job)[0]
+        if limits.reuse:
+            job.expected_cached = self.reach(job.prompt[:-1], self._match(job)[0])
         self.waiting.append(job)
         return job
 
@@ -194,13 +208,16 @@ class Scheduler:
         return False
 
     def _should_wait(self, job: Job, length: int) -> bool:
-        """True when another job computes a clearly longer prefix of this one than the tree has."""
+        """True when another job computes a clearly longer prefix of this one than the tree and second tier have."""
         job.awaits = None
         if job.waited or not (self.limits.reuse and job.may_share):
             return False
         for other in self.running:
             overlap = common_prefix(job.prompt[:-1], other.prompt)
-            if overlap - length >= MIN_SHARED_TOKENS and other.shared_tokens < overlap:
+            if overlap - length < MIN_SHARED_TOKENS or other.shared_tokens >= overlap:
+                continue
+            length = self.reach(job.prompt[:-1], length)
+            if overlap - length >= MIN_SHARED_TOKENS:
                 job.awaits, job.awaited_tokens, job.waited = other, overlap, True
                 job.expected_cached = overlap
                 return True
@@ -219,14 +236,14 @@ class Scheduler:
             if not self._can_free(job.limit_tokens):
                 return None
         job.shared_tokens = length if pinned is not None else 0
-        cleared = self._make_room(job.own_cells)
+        evicted = self._make_room(job.own_cells)
         job.seq_id = self._free_ids.pop()
         job.pinned, job.admitted_s = pinned, now
         job.cached_tokens = job.num_computed = length
         if pinned is not None:
             self.tree.touch(pinned, now)
         self.running.append(job)
-        return Admission(job, source, length, cleared)
+        return Admission(job, source, length, evicted)
 
     def _reserved(self) -> int:
         return sum(job.own_cells for job in self.running)
@@ -236,23 +253,30 @@ class Scheduler:
         has_id = bool(self._free_ids) or self.tree.least_recent() is not None
         return has_id and self.limits.num_cells - self._reserved() - self.tree.pinned_tokens() >= num_cells
 
-    def _make_room(self, num_cells: int) -> list[int]:
-        """Evict until ``num_cells`` cells and an id are free; returns the sequences to clear."""
-        cleared: list[int] = []
+    def _make_room(self, num_cells: int) -> list[Evicted]:
+        """Evict until ``num_cells`` cells and an id are free; returns what to clear."""
+        evicted: list[Evicted] = []
         while not self._free_ids or self.limits.num_cells - self._reserved() - self.tree.num_tokens < num_cells:
-            seq_id = self.evict_one()
-            assert seq_id is not None, "checked by _can_free"
-            cleared.append(seq_id)
-        return cleared
+            leaf = self.evict_one()
+            assert leaf is not None, "checked by _can_free"
+            evicted.append(leaf)
+        return evicted
 
-    def evict_one(self) -> int | None:
-        """Evict the least recent unpinned leaf; returns the sequence to clear, None when there is none."""
+    def evict_one(self) -> Evicted | None:
+        """Evict the least recent unpinned leaf; returns what to clear, None when there is none."""
         seq_id = self.tree.least_recent()
-        if seq_id is not None:
-            self.tree.remove(seq_id)
-            self.changes.evict(seq_id)
-            self._free_ids.append(seq_id)
-        return seq_id
+        if seq_id is None:
+            return None
+        tokens = self.tree.tokens_of(seq_id)
+        num_own = self.tree.remove(seq_id)
+        self.changes.evict(seq_id)
+        self._free_ids.append(seq_id)
+        return Evicted(seq_id, tokens, len(tokens) - num_own)
+
+    def restored(self, job: Job, length: int) -> None:
+        """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
+        assert job.num_computed <= length < len(job.prompt)
+        job.cached_tokens = job.num_computed = length
 
     def forget_match(self, job: Job) -> list[int]:
         """The prefix could not be copied after all: the job goes back to the queue's head, to compute all of it."""

@@ -3,7 +3,7 @@
 Two threads. The main one owns the llama.cpp context and runs the step loop. The reader takes messages from stdin; it
 renders and tokenizes conversations itself, because the vocabulary is immutable, so that tokenizing never waits for a
 prefill; and when stdin ends, which it does however the parent dies, it ends the process at once, also in the middle of
-a decode.
+a decode. With a disk tier it first gives the main thread a few seconds to write the cache.
 
 Stdin's end is the only sign of the parent's death that is used: Linux's PR_SET_PDEATHSIG fires when the *thread* that
 started the child ends, and that is a short-lived worker thread of trio's.
@@ -13,15 +13,19 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
-from node.engine.llama import Llama, file_digest
-from node.engine.loop import StepLoop
+from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
+from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
 from node.engine.scheduler import Limits
+from node.engine.tier import Tier
+from node.engine.tier_files import EdgeFiles
+from node.engine.tier_store import TierStore
 from proto.blocks import namespace_key, pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
 from proto.messages import ChatMessage
@@ -39,6 +43,7 @@ def _read_messages(stream: BinaryIO, service: "Service") -> None:
     except BaseException:  # noqa: BLE001 - reported on stderr, which the parent logs
         traceback.print_exc()
         os._exit(1)
+    service.close()
     os._exit(0)
 
 
@@ -67,6 +72,14 @@ class Service:
             if message.key in self.loop.prefilling and self.llama.reuse:
                 self.llama.abort.raise_it()
 
+    def close(self) -> None:
+        """Called by the reader thread: let the cache be written, if it is to be, within a bounded time."""
+        if self.loop is not None and self.llama is not None and self.loop.saves_at_end:
+            self.loop.inbox.put(Close())
+            self.llama.abort.raise_it()
+            # A little more than the loop takes for itself: the step that runs now has to end first.
+            self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
+
     def _spell(self, message: ipc.Spell, llama: Llama) -> None:
         try:
             pieces = [map(llama.piece, unpack_tokens(tokens)) for tokens in message.sequences]
@@ -89,7 +102,7 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
     llama = Llama(
         path,
         num_cells=message.cells,
-        num_sequences=message.sequences,
+        num_sequences=min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
         num_threads=message.threads,
         batch_tokens=BATCH_TOKENS,
     )
@@ -101,17 +114,35 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
         num_cells=llama.num_cells,
         context_tokens=llama.context_tokens,
         num_vocab=llama.num_vocab,
-        num_sequences=message.sequences,
+        num_sequences=llama.spare,
         slots=message.slots,
         max_waiting=message.max_waiting,
         batch_tokens=BATCH_TOKENS,
         reuse=llama.reuse,
     )
-    loop = StepLoop(llama, limits, replies, message.check)
-    service.llama, service.template, service.loop = llama, template, loop
     namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
+    tiers = _open_tiers(message, llama, namespace)
+    loop = StepLoop(llama, limits, replies, message.check, tiers)
+    service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
     return loop, ipc.Loaded(namespace, llama.context_tokens, llama.num_vocab, reuse)
+
+
+def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore | None:
+    """The second tier, None when it is turned off or cells of this model cannot be saved. Raises LocalError."""
+    disk_bytes = message.disk_tier_bytes if message.cache_dir else 0
+    if not llama.can_save or not (message.ram_tier_bytes or disk_bytes):
+        return None
+    files = None
+    if disk_bytes:
+        cells_key = namespace_key(namespace, bindings_version())
+        try:
+            files = EdgeFiles(Path(message.cache_dir), cells_key)
+        except OSError as exc:
+            raise LocalError(f"cannot use the cache directory {message.cache_dir}: {exc.strerror or exc}") from exc
+    tiers = TierStore(Tier(message.ram_tier_bytes, disk_bytes), files)
+    tiers.load(time.time())
+    return tiers
 
 
 def main() -> None:
@@ -137,6 +168,7 @@ def main() -> None:
         # Not sys.exit: the interpreter's shutdown would wait for the reader's lock on stdin.
         traceback.print_exc()
         os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

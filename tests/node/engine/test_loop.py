@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from node.engine import ipc
-from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama, Sampler
+from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, BatchRow, Llama, Sampler
 from node.engine.loop import StepLoop
 from node.engine.scheduler import Limits
+from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 
 VOCAB, END = 50, 49
@@ -39,6 +40,8 @@ class ListLlama(Llama):
         self.results: list[int] = []
         self.finished = 0
         self.copies_fail = False
+        self.restores: list[int] = []
+        """Scripts the next restores, instead of success."""
         self.abort = NoFlag()  # type: ignore[assignment]
         self.calls: list[list[BatchRow]] = []
         self.replaced: list[tuple[int, int, int]] = []
@@ -85,6 +88,19 @@ class ListLlama(Llama):
         self.replaced.append((source, target, length))
         return True
 
+    def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
+        tokens = self.cells[seq_id][start:end]
+        assert len(tokens) == end - start
+        return memoryview(pack_tokens(tokens))
+
+    def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
+        assert len(blob) == 4 * (held[1] - held[0]) and held[0] <= start < end <= held[1]
+        assert len(self.cells.setdefault(target, [])) == start
+        if self.restores:
+            return self.restores.pop(0)
+        self.cells[target] += unpack_tokens(bytes(blob))[start - held[0] : end - held[0]]
+        return RESTORED
+
     def piece(self, token: int) -> bytes:
         return b"%d " % token
 
@@ -111,10 +127,10 @@ class Inbox(ipc.Replies):
 class Rig:
     """A loop, its model and what it said."""
 
-    def __init__(self, cells: int = 200) -> None:
+    def __init__(self, cells: int = 200, tiers: TierStore | None = None) -> None:
         limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
         self.llama, self.replies = ListLlama(), Inbox()
-        self.loop = StepLoop(self.llama, limits, self.replies, check=True)
+        self.loop = StepLoop(self.llama, limits, self.replies, check=True, tiers=tiers)
 
     def submit(self, key: int, prompt: Sequence[int], max_tokens: int = 3) -> None:
         self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), max_tokens, 0.0, 0, 0))

@@ -14,6 +14,7 @@ import trio
 
 from node.engine import ipc, process
 from node.engine.engine import (
+    FIRST_EDGE_ID,
     EngineAccepted,
     EngineDone,
     EngineFailed,
@@ -22,7 +23,8 @@ from node.engine.engine import (
     EngineTokens,
 )
 from node.engine.models import resolve_model
-from node.engine.process import EngineSettings, ProcessEngine, open_engine
+from node.engine.process import ProcessEngine, open_engine
+from node.engine.settings import EngineSettings
 from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
 from proto.radix import RadixTree
@@ -171,7 +173,11 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
         assert not change.reset
         for seq_id in change.evicted:
             tree.remove(seq_id)
-        for seq_id, tokens in change.stored:
+        cells = [(seq_id, tokens) for seq_id, tokens in change.stored if seq_id < FIRST_EDGE_ID]
+        # What left the cells is still advertised, from memory.
+        saved = [tokens for seq_id, tokens in change.stored if seq_id >= FIRST_EDGE_ID]
+        assert any(list(tokens[: len(prompts[0])]) == prompts[0] for tokens in saved)
+        for seq_id, tokens in cells:
             assert tree.insert(tokens, seq_id, 0.0) == []
         assert tree.match([202] * 400)[0] == 400 and tree.match(prompts[0])[0] < len(prompts[0])
         assert tree.num_tokens <= 1024
@@ -202,7 +208,8 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
         import sys, trio
         from node.engine.engine import EngineRequest
         from node.engine.models import resolve_model
-        from node.engine.process import EngineSettings, open_engine
+        from node.engine.process import open_engine
+        from node.engine.settings import EngineSettings
         from node.log import configure
         from proto.messages import Sampling
 

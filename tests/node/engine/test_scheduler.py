@@ -114,7 +114,7 @@ def test_least_recent_leaf_goes_when_cells_run_out() -> None:
     assert sched.tree.num_tokens == 3 * 29
     submit(sched, 9, [4] * 30)
     (admission,) = admit_all(sched)
-    assert list(admission.cleared) == [0]
+    assert [leaf.seq_id for leaf in admission.evicted] == [0]
     assert sched.changes.take().evicted == []  # Stored and evicted before anybody looked.
 
 
@@ -125,7 +125,7 @@ def test_a_leaf_that_fills_the_cache_gives_its_prefix_to_the_job_and_goes() -> N
     submit(sched, 2, [1] * 40 + [3] * 40)
     (admission,) = admit_all(sched)
     assert admission.length == 40 and admission.source == 0
-    assert list(admission.cleared) == [0]
+    assert [leaf.seq_id for leaf in admission.evicted] == [0]
     run_to_end(sched)
 
 
@@ -255,7 +255,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             seq_id = admission.job.seq_id
             assert seq_id is not None
             prefix = self.cells[admission.source][: admission.length] if admission.source is not None else []
-            self.clear(list(admission.cleared))
+            self.clear([leaf.seq_id for leaf in admission.evicted])
             self.cells[seq_id] = prefix
             assert len(prefix) == admission.length
         if not self.sched.running:

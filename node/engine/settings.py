@@ -1,0 +1,81 @@
+"""What an engine is started with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.engine.tier import MIB, default_ram_mib
+from proto.errors import LocalError
+
+MAX_CELLS = 4_194_304
+"""About 90 GB for the smallest models. Far beyond it llama.cpp does not fail but works for minutes."""
+MAX_TIER_GIB = 2**20
+"""A size beyond it is a slip of the pen."""
+MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What to load and how large."""
+
+    model_path: Path
+    model_name: str = ""
+    """The name users give; empty: the file's stem."""
+    threads: int | None = None
+    """None: every core this process may use. Nodes that share a machine should share its cores: barriers between more
+    threads than cores are slow."""
+    cells: int = 8192
+    """Tokens the KV cache holds, over all requests and cached prefixes."""
+    slots: int = 8
+    """Requests that run at once: throughput still grows at 8 on two cores."""
+    sequences: int = 64
+    """llama.cpp's sequence ids: running requests plus cached leaves; 256 at most."""
+    max_waiting: int = 64
+    """Queued requests; more are refused as overloaded."""
+    salt: bytes = b""
+    """The swarm's salt: part of the namespace."""
+    ram_tier_mib: int | None = None
+    """Host memory for prefixes that left the KV cache, in MiB. 0: none. None: a quarter of what is free when the engine
+    starts, at most 4096."""
+    cache_dir: Path | None = None
+    """Folder where such prefixes are also written, so that a restarted node begins warm; made when it is not there. It
+    then holds prompts and answers, as tokens. None: nothing is written."""
+    disk_tier_gib: float = 8.0
+    """Most that the engine keeps in ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
+    check: bool = False
+    """Check all invariants after every request (slow, for tests)."""
+
+    def __post_init__(self) -> None:
+        if self.cells < 1 or self.slots < 1 or self.max_waiting < 1 or (self.threads is not None and self.threads < 1):
+            raise LocalError("cells, slots, max_waiting and threads must be at least 1")
+        if self.cells > MAX_CELLS:
+            raise LocalError(f"{self.cells} cells are too many: at most {MAX_CELLS}")
+        sizes_gib = ((self.ram_tier_mib or 0) / 1024, self.disk_tier_gib)
+        if not all(0 <= size < MAX_TIER_GIB for size in sizes_gib):
+            raise LocalError("the sizes of the second tier must be 0 or more, and less than 1 PiB")
+        if not 2 * self.slots < self.sequences <= 256:
+            raise LocalError(f"sequences must be more than twice the {self.slots} slots and at most 256")
+
+    @property
+    def num_threads(self) -> int:
+        return self.threads or usable_cores()
+
+    @property
+    def ram_tier_bytes(self) -> int:
+        """The memory tier's budget; reads how much memory is free when the settings leave it open."""
+        return (free_ram_tier_mib() if self.ram_tier_mib is None else self.ram_tier_mib) * MIB
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_ram_tier_mib() -> int:
+    """See ``default_ram_mib``; 0 where there is no /proc."""
+    try:
+        return default_ram_mib(MEMINFO.read_text())
+    except OSError:
+        return 0
