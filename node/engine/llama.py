@@ -11,7 +11,7 @@ the template may be used from any thread at any time. ctypes releases the GIL du
 import ctypes
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from typing import Any
 import llama_cpp.llama_cpp as _bindings
 import numpy as np
 from blake3 import blake3
+from llama_cpp.llama_grammar import SchemaConverter as SchemaConverter
+from numpy.typing import NDArray
 
 from proto.errors import LocalError
+from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
 
 # The bindings are declared by decorators that type checkers cannot see through.
 L: Any = _bindings
@@ -33,6 +36,14 @@ MIN_TEMPERATURE = 0.001
 
 MAX_SEED = 2**32 - 2
 """One more asks llama.cpp for a random seed: the answer could be neither repeated nor resumed."""
+
+FEW_CANDIDATES = 256
+"""Tokens that a grammar is asked about first. Chosen so that the usual top-k of 40 is nearly always among them."""
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+Allowed = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which of these tokens may come next."""
 
 OK, NO_ROOM, ABORTED = 0, 1, 2
 """What ``decode`` returns; anything else means that the batch or the context is broken."""
@@ -302,46 +313,160 @@ class Llama:
         texts = [L.llama_vocab_get_text(self._vocab, token) if token >= 0 else b"" for token in (begin, end)]
         return texts[0].decode("utf-8", "replace"), texts[1].decode("utf-8", "replace")
 
-    def sampler(self, temperature: float, seed: int, skip: int = 0) -> "Sampler":
-        """A chooser of tokens. ``skip``: tokens of this answer drawn before, elsewhere, with the same seed."""
-        return Sampler(self._context, temperature, seed, skip)
+    # --- choosing tokens: the owner thread only -------------------------------------------------------------------
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> "Sampler":
+        """A chooser of tokens for an answer to ``prompt``, whose last ``resumed`` tokens were drawn elsewhere."""
+        return Sampler(self, sampling, prompt, resumed)
+
+    def logits(self, output: int) -> NDArray[np.float32]:
+        """A view of one output's logits, until the next decode. Raises ValueError for no output."""
+        if output < 0:
+            raise ValueError("that row has no logits")
+        return np.ctypeslib.as_array(L.llama_get_logits_ith(self._context, output), (self.num_vocab,))
+
+    def logprobs(self, output: int, token: int, count: int) -> TokenLogprobs:
+        """How probable ``token`` was after the row with this output index, and the ``count`` likeliest tokens."""
+        logits = self.logits(output).astype(np.float64)
+        logits -= logits.max()
+        logits -= np.log(np.exp(logits).sum())
+        likeliest = np.argpartition(logits, -count)[-count:]
+        # Equal ones by id, so that the order does not depend on the partition.
+        likeliest = likeliest[np.lexsort((likeliest, -logits[likeliest]))]
+        top = tuple(self._logprob(int(other), logits) for other in likeliest)
+        return TokenLogprobs(chosen=self._logprob(token, logits), top=top)
+
+    def _logprob(self, token: int, logprobs: NDArray[np.float64]) -> Logprob:
+        # Rounded to 32 bits, which the wire then needs; NaN, which a broken model may give, becomes the bound.
+        value = float(np.float32(logprobs[token]))
+        value = min(value, 0.0) if value >= MIN_LOGPROB else MIN_LOGPROB
+        return Logprob(token=token, text=self.piece(token)[:MAX_TEXT_BYTES_PER_TOKEN], logprob=value)
+
+    def sample(self, chain: Any, output: int) -> int:
+        """Let a chain choose and accept a token. Raises ValueError for no output, on which llama.cpp abort()s."""
+        if output < 0:
+            raise ValueError("that row has no logits")
+        return int(L.llama_sampler_sample(chain, self._context, output))
 
 
 class Sampler:
-    """llama.cpp's own chain: greedy at temperature 0, else top-k, top-p, min-p, temperature and a seeded draw."""
+    """llama.cpp's own chain for one answer: penalties, then greedy at temperature 0, else top-k, top-p, min-p,
+    temperature and a seeded draw.
 
-    def __init__(self, context: Any, temperature: float, seed: int, skip: int) -> None:
-        self._context = context
+    Each choice takes one random number, whatever was chosen. So an answer that is resumed elsewhere goes on in the
+    same stream of them.
+    """
+
+    def __init__(self, llama: Llama, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
+        self._llama = llama
         self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
-        if not temperature >= MIN_TEMPERATURE:  # Also for NaN.
-            L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_greedy())
-            return
-        # llama.cpp's own defaults. Cutting to 40 candidates first also makes a draw several times cheaper.
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_k(40))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_p(0.95, 1))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_min_p(0.05, 1))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_temp(temperature))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_dist(min(seed, MAX_SEED)))
-        for _ in range(skip):
-            self._draw_once()
+        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        self._penalizes = penalties != (1.0, 0.0, 0.0) and sampling.repeat_last_n > 0
+        if self._penalizes:
+            self._add(L.llama_sampler_init_penalties(llama.num_vocab, sampling.repeat_last_n, *penalties))
+        self._candidates_needed = 1
+        """How many allowed tokens, from the likeliest on, the chain looks at; 0: at all of them."""
+        if not sampling.temperature >= MIN_TEMPERATURE:  # Also for NaN.
+            self._add(L.llama_sampler_init_greedy())
+        else:
+            self._candidates_needed = sampling.top_k
+            # Cutting to few candidates first also makes a draw several times cheaper.
+            self._add(L.llama_sampler_init_top_k(sampling.top_k))
+            self._add(L.llama_sampler_init_top_p(sampling.top_p, 1))
+            self._add(L.llama_sampler_init_min_p(sampling.min_p, 1))
+            self._add(L.llama_sampler_init_temp(sampling.temperature))
+            self._add(L.llama_sampler_init_dist(min(sampling.seed, MAX_SEED)))
+            for _ in range(resumed):
+                self._choose(np.array([0, 1]), np.ones(2, np.float32))
+        if self._penalizes:
+            for token in prompt[-sampling.repeat_last_n :]:
+                L.llama_sampler_accept(self._chain, token)
 
-    def _draw_once(self) -> None:
-        """Advance the random numbers by one choice, so that a resumed answer continues the same stream."""
-        candidates = (L.llama_token_data * 2)((0, 1.0, 0.0), (1, 1.0, 0.0))
-        array = L.llama_token_data_array(candidates, 2, -1, False)
-        L.llama_sampler_apply(self._chain, ctypes.byref(array))
+    def _add(self, sampler: Any) -> None:
+        L.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, output: int) -> int:
         """Choose the token after the row whose output index ``decode`` gave. Raises ValueError for no output."""
-        if output < 0:
-            raise ValueError("that row has no logits")
-        return int(L.llama_sampler_sample(self._chain, self._context, output))
+        return self._llama.sample(self._chain, output)
+
+    def sample_allowed(self, output: int, allowed: Allowed) -> int | None:
+        """The same among the tokens that ``allowed`` lets pass; None when it lets none.
+
+        Asking for few tokens is much cheaper than for the vocabulary, and as good where enough of the likeliest pass:
+        the chain looks no further. Penalties change which are the likeliest, so with them all are asked for.
+        """
+        logits = self._llama.logits(output)
+        if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
+            few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])
+            few = few[allowed(few)]
+            if len(few) >= self._candidates_needed:
+                return self._choose_and_accept(few, logits)
+        every = np.arange(len(logits))
+        passed = every[allowed(every)]
+        return self._choose_and_accept(passed, logits) if len(passed) else None
+
+    def _choose_and_accept(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+        token = self._choose(tokens, logits[tokens])
+        L.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _choose(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+        candidates = Candidates(tokens, logits)
+        L.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
+        return int(candidates.data["id"][candidates.array.selected])
 
     def close(self) -> None:
         """Free it. It must not be used afterwards."""
         if self._chain:
             L.llama_sampler_free(self._chain)
             self._chain = None
+
+
+class Candidates:
+    """Tokens with their logits, as llama.cpp's samplers take them."""
+
+    def __init__(self, tokens: NDArray[np.integer[Any]], logits: NDArray[np.float32]) -> None:
+        self.data = np.zeros(len(tokens), _CANDIDATE)
+        self.data["id"], self.data["logit"] = tokens, logits
+        pointer = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(L.llama_token_data))
+        self.array = L.llama_token_data_array(pointer, len(tokens), -1, False)
+
+
+class Vocabulary:
+    """The vocabulary of a model file without its weights: 0.1 s to load."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LocalError when the file is unusable."""
+        self._log = _Log()
+        params = L.llama_model_default_params()
+        params.vocab_only = True
+        self._model = L.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise LocalError(f"cannot load the vocabulary of {path}: {self._log.reason('llama.cpp gave no reason')}")
+        self._vocab = L.llama_model_get_vocab(self._model)
+
+    def grammar(self, text: str) -> "GrammarSampler | None":
+        """GBNF with a rule ``root``. None when it cannot be parsed; llama.cpp says why on stderr. May kill the
+        process: see ``grammar.py``."""
+        sampler = L.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+        return GrammarSampler(sampler) if sampler else None
+
+
+class GrammarSampler:
+    """llama.cpp's grammar, for the life of the process."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def allowed(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which of ``tokens`` may come next; tokens that end the answer may where it matches as it is."""
+        candidates = Candidates(tokens, np.zeros(len(tokens), np.float32))
+        L.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
+        return np.isfinite(candidates.data["logit"])
+
+    def accept(self, token: int) -> None:
+        """Go on after ``token``, which must be allowed: llama.cpp abort()s otherwise."""
+        L.llama_sampler_accept(self._sampler, token)
 
 
 def file_digest(path: Path) -> bytes:

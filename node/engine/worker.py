@@ -14,11 +14,13 @@ import signal
 import sys
 import threading
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
+from node.engine.grammar import Grammar
 from node.engine.llama import Llama, file_digest
 from node.engine.loop import StepLoop
 from node.engine.scheduler import Limits
@@ -105,7 +107,7 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
         batch_tokens=BATCH_TOKENS,
         reuse=llama.reuse,
     )
-    loop = StepLoop(llama, limits, replies, message.check)
+    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path))
     service.llama, service.template, service.loop = llama, template, loop
     namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
     reuse = "prefix" if llama.reuse else "none"

@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from node.engine import ipc
+from node.engine.grammar import Grammar
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama, Sampler
 from node.engine.loop import StepLoop
 from node.engine.scheduler import Limits
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.messages import Sampling
 
 VOCAB, END = 50, 49
 
@@ -91,8 +96,32 @@ class ListLlama(Llama):
     def ends_generation(self, token: int) -> bool:
         return token == END
 
-    def sampler(self, temperature: float, seed: int, skip: int = 0) -> Sampler:
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
         return ListSampler(self)
+
+
+class FakeGrammar(Grammar):
+    """Ready at once; allows the tokens that its text lists."""
+
+    def __init__(self, sampling: Sampling, tokens: Sequence[int]) -> None:
+        self.text = sampling.grammar
+        self.is_closed = False
+
+    def wait(self) -> str:
+        return "" if self.text else "empty"
+
+    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.isin(tokens, [int(word) for word in self.text.split()])
+
+    def accept(self, token: int) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def close(self) -> None:
+        assert not self.is_closed
+        self.is_closed = True
 
 
 class Inbox(ipc.Replies):
@@ -114,10 +143,10 @@ class Rig:
     def __init__(self, cells: int = 200) -> None:
         limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
         self.llama, self.replies = ListLlama(), Inbox()
-        self.loop = StepLoop(self.llama, limits, self.replies, check=True)
+        self.loop = StepLoop(self.llama, limits, self.replies, True, FakeGrammar)
 
     def submit(self, key: int, prompt: Sequence[int], max_tokens: int = 3) -> None:
-        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), max_tokens, 0.0, 0, 0))
+        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), Sampling(max_tokens=max_tokens), 0))
 
     def run(self, key: int) -> ipc.Ended | ipc.Refused:
         """Step until ``key`` ended; the invariants are checked after every end."""

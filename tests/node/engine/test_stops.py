@@ -1,5 +1,6 @@
 """The text gate: what goes out, when, and that tokens and their text never come apart."""
 
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -16,7 +17,7 @@ _CUTS = st.lists(st.integers(0, 40), max_size=12)
 def pieces_of(text: bytes, cuts: Sequence[int]) -> list[bytes]:
     """``text`` as tokens, some of them empty, that end anywhere, also inside characters."""
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(places)]
 
 
 def expected(text: bytes, stops: Sequence[bytes]) -> tuple[bytes, bool]:
