@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -130,10 +131,8 @@ class Grammar:
         self._process.kill()
         self._process.wait()
         self._stdout.close()
-        try:
+        with suppress(OSError):  # What it was not told any more.
             self._stdin.close()
-        except OSError:
-            pass  # What it was not told any more.
 
 
 class GrammarReady(Struct, frozen=True):

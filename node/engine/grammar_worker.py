@@ -5,6 +5,7 @@ tokens asked about; the kernel ends the process beyond it, also inside llama.cpp
 Memory: so much more than the vocabulary takes (on Linux; elsewhere the time bounds it). It also ends with its input.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -12,18 +13,58 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from node.engine.grammar import Compile, Compiled, Filter, Filtered, GrammarError, read_message, write_message
-from node.engine.llama import GrammarSampler, SchemaConverter, Vocabulary
+from node.engine.llama import Candidates, L, Log, SchemaConverter
 from proto.blocks import unpack_tokens
+from proto.errors import LocalError
 
 START_CPU_S = 2.0
 QUESTION_CPU_S, TOKEN_CPU_S = 0.05, 2e-6
 """Measured: 10 to 20 ms for the 49,152 tokens of SmolLM2 with an ordinary grammar; this is 150 ms."""
 MEMORY_BYTES = 512 * 1024 * 1024
+
+
+class GrammarSampler:
+    """llama.cpp's grammar, for the life of the process."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def allowed(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which of ``tokens`` may come next; tokens that end the answer may where it matches as it is."""
+        candidates = Candidates(tokens, np.zeros(len(tokens), np.float32))
+        L.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
+        passed: NDArray[np.bool_] = np.isfinite(candidates.data["logit"])
+        return passed
+
+    def accept(self, token: int) -> None:
+        """Go on after ``token``, which must be allowed: llama.cpp abort()s otherwise."""
+        L.llama_sampler_accept(self._sampler, token)
+
+
+class Vocabulary:
+    """The vocabulary of a model file without its weights: 0.1 s to load."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LocalError when the file is unusable."""
+        self._log = Log()
+        params = L.llama_model_default_params()
+        params.vocab_only = True
+        self._model = L.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise LocalError(f"cannot load the vocabulary of {path}: {self._log.reason('llama.cpp gave no reason')}")
+        self._vocab = L.llama_model_get_vocab(self._model)
+
+    def grammar(self, text: str) -> GrammarSampler | None:
+        """GBNF with a rule ``root``. None when it cannot be parsed; llama.cpp says why on stderr. May kill the
+        process."""
+        sampler = L.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+        return GrammarSampler(sampler) if sampler else None
 
 
 class _Budget:
@@ -60,7 +101,7 @@ class _Converter(SchemaConverter):
 def schema_to_gbnf(text: str) -> str:
     """GBNF whose rule ``root`` matches the JSON values of a schema. Raises GrammarError."""
     try:
-        converter = _Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+        converter: Any = _Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)  # type: ignore[no-untyped-call]
         schema = converter.resolve_refs(json.loads(text), "schema")
         converter.visit(schema, "")
         return str(converter.format_grammar())

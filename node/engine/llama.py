@@ -1,4 +1,5 @@
-"""The only file that talks to llama.cpp's low-level API. It turns every known misuse into an error, or rules it out.
+"""The only file that imports llama.cpp's low-level API. It turns every known misuse into an error, or rules it out.
+(``grammar_worker.py``, a process without a context, takes the few calls it needs from here.)
 
 Why so careful: llama.cpp abort()s on some mistakes (a batch longer than n_batch, an id of 256 or more, a partial copy
 in a cache that is not unified) and silently computes nonsense on others (a copy onto a sequence that is not empty,
@@ -59,7 +60,7 @@ class BatchRow:
     wants_token: bool
 
 
-class _Log:
+class Log:
     """Keeps llama.cpp's last error lines and prints nothing."""
 
     def __init__(self) -> None:
@@ -114,7 +115,7 @@ class Llama:
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         if not 1 <= num_sequences <= 256:
             raise LocalError(f"llama.cpp holds 1 to 256 sequences, not {num_sequences}")
-        self._log = _Log()
+        self._log = Log()
         L.llama_backend_init()
         self.offloaded = bool(L.llama_supports_gpu_offload())
         model_params = L.llama_model_default_params()
@@ -430,43 +431,6 @@ class Candidates:
         self.data["id"], self.data["logit"] = tokens, logits
         pointer = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(L.llama_token_data))
         self.array = L.llama_token_data_array(pointer, len(tokens), -1, False)
-
-
-class Vocabulary:
-    """The vocabulary of a model file without its weights: 0.1 s to load."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises LocalError when the file is unusable."""
-        self._log = _Log()
-        params = L.llama_model_default_params()
-        params.vocab_only = True
-        self._model = L.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            raise LocalError(f"cannot load the vocabulary of {path}: {self._log.reason('llama.cpp gave no reason')}")
-        self._vocab = L.llama_model_get_vocab(self._model)
-
-    def grammar(self, text: str) -> "GrammarSampler | None":
-        """GBNF with a rule ``root``. None when it cannot be parsed; llama.cpp says why on stderr. May kill the
-        process: see ``grammar.py``."""
-        sampler = L.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
-        return GrammarSampler(sampler) if sampler else None
-
-
-class GrammarSampler:
-    """llama.cpp's grammar, for the life of the process."""
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-
-    def allowed(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Which of ``tokens`` may come next; tokens that end the answer may where it matches as it is."""
-        candidates = Candidates(tokens, np.zeros(len(tokens), np.float32))
-        L.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
-        return np.isfinite(candidates.data["logit"])
-
-    def accept(self, token: int) -> None:
-        """Go on after ``token``, which must be allowed: llama.cpp abort()s otherwise."""
-        L.llama_sampler_accept(self._sampler, token)
 
 
 def file_digest(path: Path) -> bytes:
