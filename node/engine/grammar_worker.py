@@ -60,6 +60,10 @@ class Vocabulary:
             raise LocalError(f"cannot load the vocabulary of {path}: {self._log.reason('llama.cpp gave no reason')}")
         self._vocab = L.llama_model_get_vocab(self._model)
 
+    def reason(self) -> str:
+        """What llama.cpp logged last as an error."""
+        return self._log.reason("it must have a rule root and no left recursion")[:200]
+
     def grammar(self, text: str) -> GrammarSampler | None:
         """GBNF with a rule ``root``. None when it cannot be parsed; llama.cpp says why on stderr. May kill the
         process."""
@@ -122,8 +126,8 @@ def _compile(message: Compile, vocabulary: Vocabulary, said: IO[bytes]) -> Gramm
     sampler = vocabulary.grammar(text)
     if sampler is None:
         said.seek(0)
-        words = said.read(400).decode("utf-8", "replace").strip().split("\n")[0]
-        raise GrammarError(f"the grammar cannot be read: {words.rpartition('grammar: ')[2] or 'no reason given'}")
+        words = said.read(400).decode("utf-8", "replace").strip().split("\n")[0].rpartition("grammar: ")[2]
+        raise GrammarError(f"the grammar cannot be read: {words or vocabulary.reason()}")
     for token in unpack_tokens(message.tokens):
         if not sampler.allowed(np.array([token]))[0]:
             raise GrammarError("the tokens generated before do not match the grammar")
