@@ -28,6 +28,7 @@ from proto.messages import Sampling
 COMMAND = (sys.executable, "-P", "-m", "node.engine.grammar_worker")
 
 TOO_COSTLY = "the grammar is too large, too deep or too ambiguous"
+NO_PROCESS = "this node cannot start a process for the grammar now"
 
 _HEADER_BYTES = 4
 
@@ -85,21 +86,19 @@ class Grammar:
     """One answer's grammar. Everything but ``wait`` is for one thread."""
 
     def __init__(self, model_path: Path, sampling: Sampling, tokens: Sequence[int]) -> None:
-        """Start the process. tokens: of the answer so far. Raises OSError when there can be no process."""
-        self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        """Start the process; ``wait`` says when there can be none. tokens: of the answer so far."""
+        self._process: subprocess.Popen[bytes] | None = None
+        with suppress(OSError):
+            self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._accepted: list[int] = []
         self._compile = Compile(str(model_path), sampling.grammar_kind, sampling.grammar, pack_tokens(tokens))
 
     def wait(self) -> str:
         """Block until the grammar is compiled; what is wrong with it, empty if nothing. Once, first, from any
         thread."""
-        try:
-            write_message(self._stdin, self._compile)
-            compiled = read_message(self._stdout, Compiled)
-        except (OSError, ValueError):  # It died, or was closed meanwhile.
-            compiled = None
+        if self._process is None:
+            return NO_PROCESS
+        compiled = self._exchange(self._compile, Compiled)
         return TOO_COSTLY if compiled is None else compiled.error
 
     def accept(self, token: int) -> None:
@@ -113,26 +112,32 @@ class Grammar:
         """
         question = Filter(self._accepted, tokens.astype(np.int32).tobytes())
         self._accepted = []
-        try:
-            write_message(self._stdin, question)
-            answer = read_message(self._stdout, Filtered)
-        except OSError:
-            answer = None
+        answer = self._exchange(question, Filtered)
         if answer is None:
             raise GrammarError(TOO_COSTLY)
         return np.frombuffer(answer.passed, np.bool_)
 
+    def _exchange(self, question: Struct, kind: type[_Message]) -> _Message | None:
+        """The process's answer; None when it died."""
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        try:
+            write_message(self._process.stdin, question)
+            return read_message(self._process.stdout, kind)
+        except OSError:
+            return None
+
     def kill(self) -> None:
         """End the process; ``wait`` returns then."""
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         """End the process and forget it. Not while another thread is in ``wait``."""
-        self._process.kill()
-        self._process.wait()
-        self._stdout.close()
-        with suppress(OSError):  # What it was not told any more.
-            self._stdin.close()
+        if self._process is not None:
+            self._process.kill()
+            with suppress(OSError):  # Leaving closes the pipes; it may not have been told everything.
+                self._process.__exit__(None, None, None)
+            self._process.wait()
 
 
 class GrammarReady(Struct, frozen=True):

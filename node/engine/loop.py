@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from node.engine import ipc
 from node.engine.answer import Answer
-from node.engine.grammar import GrammarDesk, GrammarError, GrammarReady, OpenGrammar
+from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
 from node.engine.rates import RateMeter, prefill_budget
 from node.engine.scheduler import Admission, Job, Limits, Refusal, Row, Scheduler
@@ -92,7 +92,9 @@ class StepLoop:
             return  # Cancelled meanwhile.
         if event.error:
             self._grammars.drop(event.key)
-            self._replies.put(ipc.Refused(event.key, "bad_request", event.error, False))
+            is_ours = event.error == NO_PROCESS
+            code = "overloaded" if is_ours else "bad_request"
+            self._replies.put(ipc.Refused(event.key, code, event.error, is_ours))
             self._vitals_due = True
         else:
             self._submit(message)
