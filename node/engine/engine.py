@@ -39,8 +39,9 @@ class EngineRequest:
     prompt: Sequence[int]
     sampling: Sampling
     resumed_tokens: int = 0
-    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. The random numbers of the
-    seed go on after them, so a resumed answer draws what the interrupted one would have drawn."""
+    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. Random numbers,
+    penalties, grammar and stop strings go on after them, so a resumed answer draws what the interrupted one would
+    have drawn."""
 
 
 @dataclass(frozen=True)

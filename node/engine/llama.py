@@ -376,9 +376,10 @@ class Sampler:
             self._add(L.llama_sampler_init_top_p(sampling.top_p, 1))
             self._add(L.llama_sampler_init_min_p(sampling.min_p, 1))
             self._add(L.llama_sampler_init_temp(sampling.temperature))
-            self._add(L.llama_sampler_init_dist(min(sampling.seed, MAX_SEED)))
+            dist, coin = L.llama_sampler_init_dist(min(sampling.seed, MAX_SEED)), Candidates(np.arange(2), np.zeros(2))
             for _ in range(resumed):
-                self._choose(np.array([0, 1]), np.ones(2, np.float32))
+                L.llama_sampler_apply(dist, ctypes.byref(coin.array))
+            self._add(dist)
         if self._penalizes:
             for token in prompt[-sampling.repeat_last_n :]:
                 L.llama_sampler_accept(self._chain, token)
@@ -426,7 +427,7 @@ class Sampler:
 class Candidates:
     """Tokens with their logits, as llama.cpp's samplers take them."""
 
-    def __init__(self, tokens: NDArray[np.integer[Any]], logits: NDArray[np.float32]) -> None:
+    def __init__(self, tokens: NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]) -> None:
         self.data = np.zeros(len(tokens), _CANDIDATE)
         self.data["id"], self.data["logit"] = tokens, logits
         pointer = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(L.llama_token_data))

@@ -152,6 +152,8 @@ BOMBS = {
     "no root": 'x ::= "y"',
     "nonsense": "root ::= ((",
 }
+LATE_BOMB = BOMBS["alternatives"].replace("root ::= r0", 'root ::= "So be it" r0')
+"""Harmless until its first words are out."""
 SCHEMA_BOMBS = {
     "many items": '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
     "deep": "[" * 20_000,
@@ -199,7 +201,12 @@ async def test_no_request_harms_the_engine() -> None:
                     if isinstance(item, EngineDone | EngineFailed):
                         outcomes.append(item.code if isinstance(item, EngineFailed) else item.reason)
 
+        async def expect_a_late_refusal() -> None:
+            *_, item = await ask(running, ordinary, Sampling(max_tokens=99, grammar=LATE_BOMB))
+            assert isinstance(item, EngineFailed) and item.code == "bad_request", item
+
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_a_late_refusal)
             for tokens in tokens_out_of_range:
                 nursery.start_soon(expect_refusal, tokens, {})
             for options in BAD_OPTIONS:
