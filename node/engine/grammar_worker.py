@@ -23,7 +23,7 @@ from node.engine.llama import Candidates, L, Log, SchemaConverter
 from proto.blocks import unpack_tokens
 from proto.errors import LocalError
 
-START_CPU_S = 2.0
+START_CPU_S = 1.5
 QUESTION_CPU_S, TOKEN_CPU_S = 0.05, 2e-6
 """Measured: 10 to 20 ms for the 49,152 tokens of SmolLM2 with an ordinary grammar; this is 150 ms."""
 MEMORY_BYTES = 512 * 1024 * 1024
