@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import assert_never
 
+import msgspec
 import structlog
 import trio
 
@@ -19,6 +20,7 @@ from node.engine.engine import Engine
 from node.errors import first_error
 from node.network.network import MessageStream, Network, NetworkError
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
+from proto.codec import check_sampling
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
@@ -36,6 +38,7 @@ from proto.messages import (
     Sampling,
     ServingFrame,
     Text,
+    TokenLogprobs,
     Tokens,
 )
 from proto.routing import Decision
@@ -107,6 +110,7 @@ class Entry:
         if not any(message.content.strip() for message in ask.messages):
             raise _RefusedError("bad_request", "the prompt is empty")
         try:
+            check_sampling(ask.sampling)
             prompt = await self._engine.tokenize_chat(ask.messages)
         except LocalError as exc:
             raise _RefusedError("bad_request", str(exc)) from exc
@@ -117,9 +121,7 @@ class Entry:
                 f"the prompt has {len(prompt)} tokens with its template, the model's context is {info.context_tokens};"
                 " shorten the prompt or serve a model with a longer context",
             )
-        wanted = ask.sampling
-        sampling = Sampling(max_tokens=min(wanted.max_tokens, room), temperature=wanted.temperature, seed=wanted.seed)
-        return prompt, sampling
+        return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
 
     # --- the overlay's effects -------------------------------------------------------------------------------------
 
@@ -138,9 +140,9 @@ class Entry:
             case Deliver():
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
-                self._send_text(running, effect.text)
+                self._send_text(running, effect.text, effect.logprobs)
             case Finish():
-                self._send_text(running, b"", is_last=True)
+                self._send_text(running, b"", (), is_last=True)
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
                 self._end(effect.request_id, _answered(effect, ttft_s))
             case Fail():
@@ -152,10 +154,12 @@ class Entry:
             case _:
                 assert_never(effect)
 
-    def _send_text(self, running: _Running, data: bytes, is_last: bool = False) -> None:
+    def _send_text(
+        self, running: _Running, data: bytes, logprobs: tuple[TokenLogprobs, ...], is_last: bool = False
+    ) -> None:
         text = running.decoder.decode(data, is_last)
-        if text:
-            running.frames.send_nowait(Text(text=text))
+        if text or logprobs:
+            running.frames.send_nowait(Text(text=text, logprobs=logprobs))
 
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)

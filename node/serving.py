@@ -16,6 +16,7 @@ from node.engine.engine import (
     EngineItem,
     EngineRequest,
     EngineTokens,
+    append_tokens,
 )
 from node.errors import first_error
 from node.network.network import MessageStream, NetworkError
@@ -27,7 +28,6 @@ COALESCE_S = 0.025
 """Tokens generated within this time of the last frame share the next one: a frame costs the network about 0.4 ms of
 CPU at each end, and eyes do not see 25 ms. The first token never waits."""
 OPENING_DEADLINE_S = 10.0
-_MAX_TOKENS_PER_FRAME = 256
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]
 
@@ -39,30 +39,31 @@ class _Coalescer:
         self._send = send
         self._interval_s = interval_s
         self._position = 0
-        self._tokens: list[int] = []
-        self._text = b""
+        self._items: list[EngineTokens] = []
         self._sent_at = float("-inf")
         self._waiting = trio.Event()
         self._lock = trio.Lock()
 
     async def add(self, item: EngineTokens) -> None:
-        self._tokens.extend(item.tokens)
-        self._text += item.text
+        append_tokens(self._items, item)
         is_due = trio.current_time() >= self._sent_at + self._interval_s
-        if is_due or len(self._tokens) >= _MAX_TOKENS_PER_FRAME:
+        if is_due or len(self._items) > 1:
             await self.flush()
         else:
             self._waiting.set()
 
     async def flush(self) -> None:
-        """Send what waits. The lock keeps frames in order when the timer and a new token meet."""
+        """Send what waits, never cutting an item: its text belongs to its tokens, which may be all that arrives.
+
+        The lock keeps frames in order when the timer and a new token meet.
+        """
         async with self._lock:
-            while self._tokens:
-                tokens, text = self._tokens[:_MAX_TOKENS_PER_FRAME], self._text
-                del self._tokens[:_MAX_TOKENS_PER_FRAME]
-                self._text = b""
-                frame = Tokens(position=self._position, tokens=pack_tokens(tokens), text=text)
-                self._position += len(tokens)
+            while self._items:
+                item = self._items.pop(0)
+                frame = Tokens(
+                    position=self._position, tokens=pack_tokens(item.tokens), text=item.text, logprobs=item.logprobs
+                )
+                self._position += len(item.tokens)
                 self._sent_at = trio.current_time()
                 await self._send(frame)
 

@@ -6,7 +6,7 @@ These are the shapes of ``mycelia ... --json`` and of the local API; the wire's 
 import msgspec
 
 from node.peer_id import peer_text
-from proto.messages import Answered, EntryFrame, Failed, Route, Text
+from proto.messages import Answered, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
 
 class CandidateView(msgspec.Struct, frozen=True):
@@ -27,8 +27,26 @@ class RouteView(msgspec.Struct, frozen=True, tag="route"):
     candidates: list[CandidateView]
 
 
-class TextView(msgspec.Struct, frozen=True, tag="text"):
+class LogprobView(msgspec.Struct, frozen=True):
+    """A token and the natural logarithm of its probability."""
+
+    token: int
     text: str
+    """With U+FFFD for what is no whole character."""
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprobsView(LogprobView, frozen=True):
+    """A token of the answer, and the likeliest ones at its place."""
+
+    top: list[LogprobView]
+
+
+class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
+    text: str
+    logprobs: list[TokenLogprobsView] = []
+    """Left out unless they were asked for."""
 
 
 class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
@@ -69,7 +87,7 @@ def frame_view(frame: EntryFrame) -> FrameView:
                 ],
             )
         case Text():
-            return TextView(frame.text)
+            return TextView(frame.text, [_logprobs_view(entry) for entry in frame.logprobs])
         case Answered():
             usage = frame.usage
             return AnsweredView(
@@ -86,6 +104,17 @@ def frame_view(frame: EntryFrame) -> FrameView:
             )
         case Failed():
             return FailedView(frame.code, frame.message, frame.retryable)
+
+
+def _logprobs_view(entry: TokenLogprobs) -> TokenLogprobsView:
+    chosen, top = entry.chosen, [_logprob_view(other) for other in entry.top]
+    return TokenLogprobsView(
+        chosen.token, chosen.text.decode("utf-8", "replace"), list(chosen.text), chosen.logprob, top
+    )
+
+
+def _logprob_view(entry: Logprob) -> LogprobView:
+    return LogprobView(entry.token, entry.text.decode("utf-8", "replace"), list(entry.text), entry.logprob)
 
 
 class PeerRow(msgspec.Struct, frozen=True):

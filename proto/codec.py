@@ -9,14 +9,15 @@ byte form only. Tags are refused before
 cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals for a peer.
 """
 
+import re
 import struct
 from typing import Any, NoReturn
 
 import cbor2
 import msgspec
 
-from proto.errors import LimitExceeded, RemoteError
-from proto.messages import Message
+from proto.errors import LimitExceeded, LocalError, RemoteError
+from proto.messages import Message, Sampling
 
 MAX_MESSAGE_BYTES = 1_048_576
 """Largest message on a direct stream: a prompt of 131,072 packed tokens, or the largest chat, with room to spare."""
@@ -87,3 +88,20 @@ def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
         # every one of them means the same here: the peer sent garbage.
         raise RemoteError(f"not a message: {type(exc).__name__}: {str(exc)[:200]}") from exc
     return message
+
+
+_SAMPLING_NAMES = {info.encode_name: info.name for info in msgspec.structs.fields(Sampling)}
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises LocalError, which names the field, for options that no peer would accept."""
+    try:
+        msgspec.convert(msgspec.to_builtins(sampling, builtin_types=(bytes,)), Sampling, builtin_types=(bytes,))
+        "".join((sampling.grammar, *sampling.stop)).encode()
+    except UnicodeEncodeError as exc:
+        raise LocalError("stop and grammar must be Unicode text, without lone surrogates") from exc
+    except msgspec.ValidationError as exc:
+        what, _, place = str(exc).partition(" - at ")
+        key = re.search(r"[0-9]+", place)
+        name = _SAMPLING_NAMES.get(key[0], "") if key else ""
+        raise LocalError(f"{name or 'sampling'}: {what[:1].lower()}{what[1:]}".replace("`", "")) from exc

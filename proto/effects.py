@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proto.events import Timer
-from proto.messages import Control, Generate, Gossip, Usage
+from proto.messages import Control, Generate, Gossip, TokenLogprobs, Usage
 from proto.routing import Decision
 
 
@@ -67,6 +67,8 @@ class Deliver:
     request_id: bytes
     tokens: tuple[int, ...]
     text: bytes
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One a token if the request asks for them, else none."""
 
 
 @dataclass(frozen=True)

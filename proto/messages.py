@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 MAX_TOKENS_PER_REQUEST = 131_072
 """Prompt tokens in one request: the longest context that models in wide use are trained for."""
 MAX_TOKENS_PER_FRAME = 1_024
+MAX_TEXT_BYTES_PER_FRAME = 65_536
 MAX_TEXT_BYTES_PER_TOKEN = 1_024
 """Far above the longest token of any vocabulary; bounds what an answer of so many tokens can be made of."""
 MAX_SMALL = 2**31 - 1
@@ -25,6 +26,12 @@ MAX_NAMESPACES = 16
 MAX_CANDIDATES = 64
 MAX_CHAT_MESSAGES = 1_024
 MAX_CHAT_BYTES = 524_288
+MAX_STOPS, MAX_STOP_CHARS = 16, 256
+MAX_LOGPROBS = 20
+"""Alternatives a token, as in the common HTTP APIs."""
+MAX_GRAMMAR_CHARS = 65_536
+MIN_LOGPROB = -1e6
+"""Stands for everything less probable, also for what the model rules out."""
 
 ENTRY_BYTES = 9
 """A digest entry: 8 bytes of block hash, 1 byte of class."""
@@ -41,6 +48,10 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 PackedEntries = Annotated[bytes, Meta(max_length=MAX_ENTRIES_PER_OWNER * ENTRY_BYTES)]
 PackedTokens = Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS_PER_REQUEST)]
 FrameTokens = Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS_PER_FRAME)]
+TokenText = Annotated[bytes, Meta(max_length=MAX_TEXT_BYTES_PER_TOKEN)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+"""Subtracted from logits; the range is that of the common HTTP APIs."""
 
 
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,11 +112,55 @@ class Version(Record, frozen=True, kw_only=True):
 
 
 class Sampling(Record, frozen=True, kw_only=True):
-    """How to choose tokens. ``temperature`` 0 is greedy."""
+    """How to choose tokens, in this order: grammar, penalties, top-k, top-p, min-p, temperature, draw.
+
+    The defaults are llama.cpp's, and greedy. Building one checks nothing: use ``codec.check_sampling`` on what people
+    wrote.
+    """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
     temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=0.0)
+    """0 is greedy: the likeliest token, with grammar and penalties still applied."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=0)
+    top_k: Small = field(name="4", default=40)
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    top_p: Annotated[float, Meta(ge=0, le=1)] = field(name="5", default=0.95)
+    """Keep the likeliest tokens that together have this probability; 1 keeps all."""
+    min_p: Annotated[float, Meta(ge=0, le=1)] = field(name="6", default=0.05)
+    """Keep tokens with at least this share of the likeliest one's probability; 0 keeps all."""
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = field(name="7", default=1.0)
+    """Divides the logits of recent tokens (multiplies negative ones); 1 is off."""
+    frequency_penalty: Penalty = field(name="8", default=0.0)
+    """Taken from a recent token's logit for every time it occurs."""
+    presence_penalty: Penalty = field(name="9", default=0.0)
+    """Taken from a recent token's logit once."""
+    repeat_last_n: Annotated[int, Meta(ge=0, le=MAX_TOKENS_PER_REQUEST)] = field(name="10", default=64)
+    """How many tokens, of prompt and answer, count as recent."""
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=MAX_STOPS)] = field(name="11", default=())
+    """The answer ends before whichever of these is complete first."""
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = field(name="12", default=0)
+    """Alternatives to report a token, with its own probability; 0 reports nothing."""
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = field(name="13", default="")
+    """What the answer must match; empty: anything."""
+    grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema)$")] = field(name="14", default="gbnf")
+    """How to read ``grammar``: llama.cpp's GBNF with a rule ``root``, or a JSON schema."""
+
+
+class Logprob(Record, frozen=True, kw_only=True):
+    """A token and how probable the model found it, before sampling options: log-softmax of the raw logits."""
+
+    token: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="1")
+    text: TokenText = field(name="2")
+    """Its bytes, which need not be whole characters; empty for control tokens."""
+    logprob: Annotated[float, Meta(ge=MIN_LOGPROB, le=0)] = field(name="3")
+
+
+class TokenLogprobs(Record, frozen=True, kw_only=True):
+    """A token of the answer and what could have stood there instead, the likeliest first."""
+
+    chosen: Logprob = field(name="1")
+    top: Annotated[tuple[Logprob, ...], Meta(max_length=MAX_LOGPROBS)] = field(name="2")
+    """May contain ``chosen``."""
 
 
 class ChatMessage(Record, frozen=True, kw_only=True):
@@ -228,11 +283,17 @@ class Accepted(Kind, frozen=True, kw_only=True, tag=9):
 
 class Tokens(Kind, frozen=True, kw_only=True, tag=10):
     """Generated tokens ``position``, ``position`` + 1, ..., at least one; ``text`` is their UTF-8, at most
-    MAX_TEXT_BYTES_PER_TOKEN each, which may end inside a character."""
+    MAX_TEXT_BYTES_PER_TOKEN each, which may end inside a character.
+
+    ``text`` is all that these tokens say and nothing of later ones. So a token waits at the serving node while a
+    stop string may have begun in it, and only the answer's last tokens may come without (all of) their text.
+    """
 
     position: Small = field(name="1")
     tokens: FrameTokens = field(name="2")
-    text: Annotated[bytes, Meta(max_length=65_536)] = field(name="3")
+    text: Annotated[bytes, Meta(max_length=MAX_TEXT_BYTES_PER_FRAME)] = field(name="3")
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_TOKENS_PER_FRAME)] = field(name="4", default=())
+    """One a token if the request asks for them, else none."""
 
 
 class Final(Kind, frozen=True, kw_only=True, tag=11):
@@ -276,9 +337,11 @@ class Route(Kind, frozen=True, kw_only=True, tag=14):
 
 
 class Text(Kind, frozen=True, kw_only=True, tag=15):
-    """The next whole characters of the answer."""
+    """The next whole characters of the answer, or none with ``logprobs``."""
 
     text: Annotated[str, Meta(max_length=65_536)] = field(name="1")
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_TOKENS_PER_FRAME)] = field(name="2", default=())
+    """Of the tokens that came since the last frame, if the request asks for them."""
 
 
 class Answered(Kind, frozen=True, kw_only=True, tag=16):

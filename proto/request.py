@@ -14,6 +14,8 @@ Invariants: ``len(generated) <= max_tokens``; ``position`` counts the running at
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, Generate, Sampling, Tokens, Usage
@@ -66,11 +68,7 @@ class Request:
             request_id=self.request_id,
             namespace=self.namespace,
             prompt=pack_tokens([*self.prompt, *self.generated]),
-            sampling=Sampling(
-                max_tokens=self.sampling.max_tokens - done,
-                temperature=self.sampling.temperature,
-                seed=self.sampling.seed,
-            ),
+            sampling=msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - done),
             promised_tokens=promised_tokens,
             resumed_tokens=done,
         )
@@ -92,6 +90,10 @@ class Request:
             raise RemoteError("more tokens than were asked for")
         if len(frame.text) > len(tokens) * MAX_TEXT_BYTES_PER_TOKEN:
             raise RemoteError("more text than the tokens can have")
+        if [entry.chosen.token for entry in frame.logprobs] != (tokens if self.sampling.logprobs else []):
+            raise RemoteError("not the logprobs that were asked for")
+        if any(len(entry.top) > self.sampling.logprobs for entry in frame.logprobs):
+            raise RemoteError("more alternatives than were asked for")
         self.position += len(tokens)
         self.generated.extend(tokens)
         return tuple(tokens)

@@ -75,7 +75,7 @@ class RequestPlane:
                 return []
             case Tokens():
                 tokens = request.on_tokens(frame)
-                return [Deliver(request.request_id, tokens, frame.text)]
+                return [Deliver(request.request_id, tokens, frame.text, frame.logprobs)]
             case Final():
                 self._note_vitals(request, frame)
                 if frame.reason == "cancelled":

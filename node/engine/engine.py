@@ -5,12 +5,15 @@ An engine holds one model, answers token prompts, reuses the longest cached pref
 gained and lost. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from proto.messages import ChatMessage, Sampling, Usage, Vitals
+from proto.messages import MAX_TEXT_BYTES_PER_FRAME, ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
+
+MAX_ITEM_TOKENS, MAX_ITEM_LOGPROBS = 256, 32
+"""Of one item, so that it fits a frame: logprobs have up to 21 texts a token."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class EngineRequest:
     prompt: Sequence[int]
     sampling: Sampling
     resumed_tokens: int = 0
-    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. The random numbers of the
-    seed go on after them, so a resumed answer draws what the interrupted one would have drawn."""
+    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. Random numbers,
+    penalties, grammar and stop strings go on after them, so a resumed answer draws what the interrupted one would
+    have drawn."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,23 @@ class EngineAccepted:
 
 @dataclass(frozen=True)
 class EngineTokens:
-    """The next generated tokens and their bytes (UTF-8 that may end inside a character)."""
+    """The next generated tokens and all their bytes (UTF-8 that may end inside a character).
+
+    The last tokens of an answer may come without their text: a stop string, or half a character.
+    """
 
     tokens: Sequence[int]
     text: bytes
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One a token if the request asks for them, else none."""
+
+    def joined(self, later: "EngineTokens") -> "EngineTokens | None":
+        """Both in one item, None if that is too large for one frame."""
+        num_tokens, num_bytes = len(self.tokens) + len(later.tokens), len(self.text) + len(later.text)
+        most = MAX_ITEM_LOGPROBS if self.logprobs or later.logprobs else MAX_ITEM_TOKENS
+        if num_tokens > most or num_bytes > MAX_TEXT_BYTES_PER_FRAME:
+            return None
+        return EngineTokens([*self.tokens, *later.tokens], self.text + later.text, self.logprobs + later.logprobs)
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,15 @@ class EngineFailed:
     code: str
     message: str
     retryable: bool
+
+
+def append_tokens(items: MutableSequence[EngineTokens], item: EngineTokens) -> None:
+    """Add ``item`` at the end, joined with the last one if both fit one frame. Mutates ``items``."""
+    joined = items[-1].joined(item) if items else None
+    if joined is None:
+        items.append(item)
+    else:
+        items[-1] = joined
 
 
 EngineItem = EngineAccepted | EngineTokens | EngineDone | EngineFailed

@@ -23,9 +23,11 @@ from node.engine.engine import (
     EngineTokens,
     ModelInfo,
 )
+from node.engine.stops import TextGate
 from proto.blocks import namespace_key, pack_tokens
+from proto.codec import check_sampling
 from proto.errors import LocalError
-from proto.messages import ChatMessage, Sampling, Usage, Vitals
+from proto.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
 from proto.radix import RadixTree
 
 NUM_VOCAB = 258
@@ -173,6 +175,12 @@ class FakeEngine:
 
     def _refusal(self, request: EngineRequest) -> EngineFailed | None:
         prompt, cells = request.prompt, self.settings.cells
+        try:
+            check_sampling(request.sampling)
+        except LocalError as exc:
+            return EngineFailed("bad_request", str(exc), False)
+        if request.sampling.grammar:
+            return EngineFailed("bad_request", "the fake engine reads no grammars", False)
         if not prompt:
             return EngineFailed("bad_request", "the prompt has no tokens", False)
         if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
@@ -198,8 +206,13 @@ class FakeEngine:
         self._load_changed.set()
         first = trio.current_time()
         max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
-        reason = "length"
+        reason, gate = "length", TextGate([stop.encode() for stop in request.sampling.stop])
+        prompt, num_sent = request.prompt, 0
+        gate.skip(b"".join(map(_piece, prompt[len(prompt) - request.resumed_tokens :])))
         for position in range(max_tokens):
+            if gate.is_stopped:
+                reason = "stop"
+                break
             if self._epoch != epoch or position == fail_after:
                 yield lost
                 return
@@ -209,10 +222,18 @@ class FakeEngine:
                 break
             await _pass_time(1, self.settings.decode_rate)
             work.generated.append(token)
-            yield EngineTokens([token], bytes([token]))
+            gate.feed(_piece(token))
+            for text in gate.take():
+                yield _item(work.generated[num_sent], text, request.sampling)
+                num_sent += 1
         if self._epoch != epoch or fail_after is not None:
             yield lost
             return
+        for text in gate.end():
+            yield _item(work.generated[num_sent], text, request.sampling)
+            num_sent += 1
+        if gate.is_stopped:
+            reason = "stop"
         self._store([*request.prompt, *work.generated])
         now = trio.current_time()
         usage = Usage(
@@ -240,6 +261,19 @@ class FakeEngine:
             self._tree.remove(oldest)
             self._changes.evict(oldest)
         self._changed.set()
+
+
+def _piece(token: int) -> bytes:
+    return bytes([token]) if token < TURN_TOKEN else b""
+
+
+def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
+    """With logprobs that only say that the next letters would have been less likely."""
+    if not sampling.logprobs:
+        return EngineTokens([token], text)
+    others = [(token + i) % TURN_TOKEN for i in range(sampling.logprobs)]
+    top = [Logprob(token=other, text=_piece(other), logprob=-float(i)) for i, other in enumerate(others)]
+    return EngineTokens([token], text, (TokenLogprobs(chosen=top[0], top=tuple(top)),))
 
 
 async def _pass_time(num_tokens: int, rate: float) -> None:

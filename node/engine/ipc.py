@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import Usage, Vitals
+from proto.messages import Sampling, TokenLogprobs, Usage, Vitals
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A conversation of several megabytes, or the tokens of a full cache."""
@@ -47,9 +47,8 @@ class Submit(_Frame, frozen=True):
 
     key: int
     prompt: bytes
-    max_tokens: int
-    temperature: float
-    seed: int
+    sampling: Sampling
+    """Checked by the parent: the child would die of one that is out of bounds."""
     resumed_tokens: int
 
 
@@ -100,6 +99,7 @@ class Generated(_Frame, frozen=True):
     key: int
     tokens: bytes
     text: bytes
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Ended(_Frame, frozen=True):

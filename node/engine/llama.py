@@ -1,4 +1,5 @@
-"""The only file that talks to llama.cpp's low-level API. It turns every known misuse into an error, or rules it out.
+"""The only file that imports llama.cpp's low-level API. It turns every known misuse into an error, or rules it out.
+(``grammar_worker.py``, a process without a context, takes the few calls it needs from here.)
 
 Why so careful: llama.cpp abort()s on some mistakes (a batch longer than n_batch, an id of 256 or more, a partial copy
 in a cache that is not unified) and silently computes nonsense on others (a copy onto a sequence that is not empty,
@@ -11,7 +12,7 @@ the template may be used from any thread at any time. ctypes releases the GIL du
 import ctypes
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ import llama_cpp
 import llama_cpp.llama_cpp as _bindings
 import numpy as np
 from blake3 import blake3
+from llama_cpp.llama_grammar import SchemaConverter as SchemaConverter
+from numpy.typing import NDArray
 
 from proto.errors import LocalError
+from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
 
 # The bindings are declared by decorators that type checkers cannot see through.
 L: Any = _bindings
@@ -41,6 +45,14 @@ RESTORED, REFUSED, BROKEN = range(3)
 MAX_SEQUENCES = 256
 """llama.cpp gives no context for more."""
 
+FEW_CANDIDATES = 256
+"""Tokens that a grammar is asked about first. Chosen so that the usual top-k of 40 is nearly always among them."""
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+Allowed = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which of these tokens may come next."""
+
 OK, NO_ROOM, ABORTED = 0, 1, 2
 """What ``decode`` returns; anything else means that the batch or the context is broken."""
 
@@ -55,7 +67,7 @@ class BatchRow:
     wants_token: bool
 
 
-class _Log:
+class Log:
     """Keeps llama.cpp's last error lines and prints nothing."""
 
     def __init__(self) -> None:
@@ -110,7 +122,7 @@ class Llama:
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         if not 1 <= num_sequences <= MAX_SEQUENCES:
             raise LocalError(f"llama.cpp holds 1 to {MAX_SEQUENCES} sequences, not {num_sequences}")
-        self._log = _Log()
+        self._log = Log()
         L.llama_backend_init()
         self.offloaded = bool(L.llama_supports_gpu_offload())
         model_params = L.llama_model_default_params()
@@ -366,40 +378,108 @@ class Llama:
         texts = [L.llama_vocab_get_text(self._vocab, token) if token >= 0 else b"" for token in (begin, end)]
         return texts[0].decode("utf-8", "replace"), texts[1].decode("utf-8", "replace")
 
-    def sampler(self, temperature: float, seed: int, skip: int = 0) -> "Sampler":
-        """A chooser of tokens. ``skip``: tokens of this answer drawn before, elsewhere, with the same seed."""
-        return Sampler(self._context, temperature, seed, skip)
+    # --- choosing tokens: the owner thread only -------------------------------------------------------------------
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> "Sampler":
+        """A chooser of tokens for an answer to ``prompt``, whose last ``resumed`` tokens were drawn elsewhere."""
+        return Sampler(self, sampling, prompt, resumed)
+
+    def logits(self, output: int) -> NDArray[np.float32]:
+        """A view of one output's logits, until the next decode. Raises ValueError for no output."""
+        if output < 0:
+            raise ValueError("that row has no logits")
+        return np.ctypeslib.as_array(L.llama_get_logits_ith(self._context, output), (self.num_vocab,))
+
+    def logprobs(self, output: int, token: int, count: int) -> TokenLogprobs:
+        """How probable ``token`` was after the row with this output index, and the ``count`` likeliest tokens."""
+        logits = self.logits(output).astype(np.float64)
+        logits -= logits.max()
+        logits -= np.log(np.exp(logits).sum())
+        likeliest = np.argpartition(logits, -count)[-count:]
+        # Equal ones by id, so that the order does not depend on the partition.
+        likeliest = likeliest[np.lexsort((likeliest, -logits[likeliest]))]
+        top = tuple(self._logprob(int(other), logits) for other in likeliest)
+        return TokenLogprobs(chosen=self._logprob(token, logits), top=top)
+
+    def _logprob(self, token: int, logprobs: NDArray[np.float64]) -> Logprob:
+        # Rounded to 32 bits, which the wire then needs; NaN, which a broken model may give, becomes the bound.
+        value = float(np.float32(logprobs[token]))
+        value = min(value, 0.0) if value >= MIN_LOGPROB else MIN_LOGPROB
+        return Logprob(token=token, text=self.piece(token)[:MAX_TEXT_BYTES_PER_TOKEN], logprob=value)
+
+    def sample(self, chain: Any, output: int) -> int:
+        """Let a chain choose and accept a token. Raises ValueError for no output, on which llama.cpp abort()s."""
+        if output < 0:
+            raise ValueError("that row has no logits")
+        return int(L.llama_sampler_sample(chain, self._context, output))
 
 
 class Sampler:
-    """llama.cpp's own chain: greedy at temperature 0, else top-k, top-p, min-p, temperature and a seeded draw."""
+    """llama.cpp's own chain for one answer: penalties, then greedy at temperature 0, else top-k, top-p, min-p,
+    temperature and a seeded draw.
 
-    def __init__(self, context: Any, temperature: float, seed: int, skip: int) -> None:
-        self._context = context
+    Each choice takes one random number, whatever was chosen. So an answer that is resumed elsewhere goes on in the
+    same stream of them.
+    """
+
+    def __init__(self, llama: Llama, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
+        self._llama = llama
         self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
-        if not temperature >= MIN_TEMPERATURE:  # Also for NaN.
-            L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_greedy())
-            return
-        # llama.cpp's own defaults. Cutting to 40 candidates first also makes a draw several times cheaper.
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_k(40))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_top_p(0.95, 1))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_min_p(0.05, 1))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_temp(temperature))
-        L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_dist(min(seed, MAX_SEED)))
-        for _ in range(skip):
-            self._draw_once()
+        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        self._penalizes = penalties != (1.0, 0.0, 0.0) and sampling.repeat_last_n > 0
+        if self._penalizes:
+            self._add(L.llama_sampler_init_penalties(llama.num_vocab, sampling.repeat_last_n, *penalties))
+        self._candidates_needed = 1
+        """How many allowed tokens, from the likeliest on, the chain looks at; 0: at all of them."""
+        if not sampling.temperature >= MIN_TEMPERATURE:  # Also for NaN.
+            self._add(L.llama_sampler_init_greedy())
+        else:
+            self._candidates_needed = sampling.top_k
+            # Cutting to few candidates first also makes a draw several times cheaper.
+            self._add(L.llama_sampler_init_top_k(sampling.top_k))
+            self._add(L.llama_sampler_init_top_p(sampling.top_p, 1))
+            self._add(L.llama_sampler_init_min_p(sampling.min_p, 1))
+            self._add(L.llama_sampler_init_temp(sampling.temperature))
+            dist, coin = L.llama_sampler_init_dist(min(sampling.seed, MAX_SEED)), Candidates(np.arange(2), np.zeros(2))
+            for _ in range(resumed):
+                L.llama_sampler_apply(dist, ctypes.byref(coin.array))
+            self._add(dist)
+        if self._penalizes:
+            for token in prompt[-sampling.repeat_last_n :]:
+                L.llama_sampler_accept(self._chain, token)
 
-    def _draw_once(self) -> None:
-        """Advance the random numbers by one choice, so that a resumed answer continues the same stream."""
-        candidates = (L.llama_token_data * 2)((0, 1.0, 0.0), (1, 1.0, 0.0))
-        array = L.llama_token_data_array(candidates, 2, -1, False)
-        L.llama_sampler_apply(self._chain, ctypes.byref(array))
+    def _add(self, sampler: Any) -> None:
+        L.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, output: int) -> int:
         """Choose the token after the row whose output index ``decode`` gave. Raises ValueError for no output."""
-        if output < 0:
-            raise ValueError("that row has no logits")
-        return int(L.llama_sampler_sample(self._chain, self._context, output))
+        return self._llama.sample(self._chain, output)
+
+    def sample_allowed(self, output: int, allowed: Allowed) -> int | None:
+        """The same among the tokens that ``allowed`` lets pass; None when it lets none.
+
+        Asking for few tokens is much cheaper than for the vocabulary, and as good where enough of the likeliest pass:
+        the chain looks no further. Penalties change which are the likeliest, so with them all are asked for.
+        """
+        logits = self._llama.logits(output)
+        if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
+            few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])
+            few = few[allowed(few)]
+            if len(few) >= self._candidates_needed:
+                return self._choose_and_accept(few, logits)
+        every = np.arange(len(logits))
+        passed = every[allowed(every)]
+        return self._choose_and_accept(passed, logits) if len(passed) else None
+
+    def _choose_and_accept(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+        token = self._choose(tokens, logits[tokens])
+        L.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _choose(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+        candidates = Candidates(tokens, logits)
+        L.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
+        return int(candidates.data["id"][candidates.array.selected])
 
     def close(self) -> None:
         """Free it. It must not be used afterwards."""
@@ -415,6 +495,16 @@ def _address(data: "np.ndarray[Any, np.dtype[np.uint8]]") -> Any:
 def bindings_version() -> str:
     """Version of llama.cpp's bindings: another one may serialise cells differently."""
     return str(llama_cpp.__version__)
+
+
+class Candidates:
+    """Tokens with their logits, as llama.cpp's samplers take them."""
+
+    def __init__(self, tokens: NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]) -> None:
+        self.data = np.zeros(len(tokens), _CANDIDATE)
+        self.data["id"], self.data["logit"] = tokens, logits
+        pointer = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(L.llama_token_data))
+        self.array = L.llama_token_data_array(pointer, len(tokens), -1, False)
 
 
 def file_digest(path: Path) -> bytes:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable, Sequence
 
 from node.engine import ipc
-from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama, Sampler
+from node.engine.answer import Answer
+from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
+from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
 from node.engine.rates import RateMeter, prefill_budget
 from node.engine.scheduler import Admission, Evicted, Job, Limits, Refusal, Row, Scheduler
 from node.engine.tier_store import TierStore
@@ -32,22 +34,20 @@ class Wake:
     """Message of the second tier's writer: also an idle loop should look at what it did."""
 
 
-class Answer:
-    """A job's half that needs the model: its sampler and what was not sent yet."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-        self.fresh: list[int] = []
-
-
 class StepLoop:
     """All requests of one model."""
 
     def __init__(
-        self, llama: Llama, limits: Limits, replies: ipc.Replies, check: bool, tiers: TierStore | None = None
+        self,
+        llama: Llama,
+        limits: Limits,
+        replies: ipc.Replies,
+        check: bool,
+        open_grammar: OpenGrammar,
+        tiers: TierStore | None = None,
     ) -> None:
         """tiers: the second tier, loaded; None for none."""
-        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | Close | Wake] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | GrammarReady | Close | Wake] = queue.SimpleQueue()
         self.closed = threading.Event()
         """Set once ``Close`` was handled; ``run`` returns then."""
         self.prefilling: frozenset[int] = frozenset()
@@ -56,6 +56,7 @@ class StepLoop:
         self._scheduler = Scheduler(limits)
         self._replies = replies
         self._check = check
+        self._grammars = GrammarDesk(open_grammar, limits.slots, self.inbox.put)
         self._answers: dict[int, Answer] = {}
         self._options: dict[int, ipc.Submit] = {}
         self._prefill = RateMeter(PREFILL_WINDOW_TOKENS)
@@ -115,23 +116,51 @@ class StepLoop:
             self._busy_since = time.monotonic()
             idle = False
             if isinstance(message, ipc.Submit):
-                self._submit(message)
+                self._take(message)
             elif isinstance(message, ipc.Cancel):
                 self._cancel(message.key)
+            elif isinstance(message, GrammarReady):
+                self._grammar_ready(message)
             elif isinstance(message, Close):
                 self._close()
                 return
 
+    def _take(self, message: ipc.Submit) -> None:
+        if not message.sampling.grammar:
+            self._submit(message)
+        elif self._grammars.num_waiting >= self._scheduler.limits.max_waiting:
+            waiting = f"{self._grammars.num_waiting} requests with grammars are waiting already"
+            self._replies.put(ipc.Refused(message.key, "overloaded", waiting, True))
+        else:
+            self._grammars.add(message)
+            self._vitals_due = True
+
+    def _grammar_ready(self, event: GrammarReady) -> None:
+        message = self._grammars.ready(event)
+        if message is None:
+            return  # Cancelled meanwhile.
+        if event.error:
+            self._grammars.drop(event.key)
+            is_ours = event.error == NO_PROCESS
+            code = "overloaded" if is_ours else "bad_request"
+            self._replies.put(ipc.Refused(event.key, code, event.error, is_ours))
+            self._vitals_due = True
+        else:
+            self._submit(message)
+
     def _submit(self, message: ipc.Submit) -> None:
         prompt = unpack_tokens(message.prompt)
-        outcome = self._scheduler.submit(message.key, prompt, message.max_tokens, time.monotonic())
+        outcome = self._scheduler.submit(message.key, prompt, message.sampling.max_tokens, time.monotonic())
         if isinstance(outcome, Refusal):
+            self._grammars.drop(message.key)
             self._replies.put(ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable))
         else:
             self._options[message.key] = message
         self._vitals_due = True
 
     def _cancel(self, key: int) -> None:
+        if self._grammars.drop_waiting(key):
+            return  # (whoever cancels reads no more: there is nobody to tell)
         for job in self._scheduler.running:
             if job.key == key:
                 self._finish(job, "cancelled")
@@ -149,13 +178,16 @@ class StepLoop:
                 self._clear(self._scheduler.forget_match(job))
                 continue
             options = self._options[job.key]
-            skip = min(options.resumed_tokens, len(job.prompt))
-            sampler = self._llama.sampler(options.temperature, options.seed, skip)
-            self._answers[job.key] = Answer(sampler)
+            answer = Answer(
+                self._llama, options.sampling, job.prompt, options.resumed_tokens, self._grammars.get(job.key)
+            )
+            self._answers[job.key] = answer
             self._replies.put(ipc.Started(job.key, job.cached_tokens))
             self._vitals_due = True
             if job.cached_tokens > admission.length and not self._publish(job):
                 return  # Published at once, so that whoever comes next shares the cells instead of restoring again.
+            if answer.is_stopped:  # The node that was lost had sent all but the end.
+                self._finish(job, "stop")
 
     def _occupy(self, admission: Admission) -> bool:
         """Give the job's sequence exactly the cells of the prefix it reuses. False: the sequence is broken."""
@@ -208,9 +240,18 @@ class StepLoop:
             self._abandon("the cache lost a sequence")
             return
         self._clear(self._scheduler.finish(job, now))
-        self._say_fresh(job)
+        if reason != "cancelled":  # Whoever goes on elsewhere must not have got what was not decided.
+            self._say_fresh(job, is_last=True)
         self._say_cache()
         self._say_ended(job, reason, now)
+
+    def _give_up(self, job: Job, code: str, message: str, retryable: bool) -> None:
+        """End a running job without an answer, but cache what it computed."""
+        if not self._share(job):
+            self._abandon("the cache lost a sequence")
+            return
+        self._clear(self._scheduler.finish(job, time.monotonic()))
+        self._fail(job, code, message, retryable)
 
     def _fail(self, job: Job, code: str, message: str, retryable: bool) -> None:
         """Tell the parent that a job that already left the scheduler was not answered."""
@@ -229,7 +270,8 @@ class StepLoop:
     def _forget(self, job: Job) -> None:
         answer = self._answers.pop(job.key, None)
         if answer is not None:
-            answer.sampler.close()
+            answer.close()
+        self._grammars.drop(job.key)
         self._options.pop(job.key, None)
         self._vitals_due = self._ended_any = True
 
@@ -265,13 +307,21 @@ class StepLoop:
 
     def _accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
         """Take the result of a decode call: positions, then tokens, then what others may share."""
-        chosen = []
+        chosen: list[tuple[Job, int | GrammarError]] = []
         for row, output in zip(rows, outputs, strict=True):
             row.job.num_computed += row.count
             if row.wants_token:
-                chosen.append((row.job, self._answers[row.job.key].sampler.sample(output)))
+                try:
+                    chosen.append((row.job, self._answers[row.job.key].choose(output)))
+                except GrammarError as exc:
+                    chosen.append((row.job, exc))
         for job, token in chosen:
-            self._generated(job, token)
+            if job.seq_id is None:
+                continue  # Abandoned a moment ago.
+            if isinstance(token, GrammarError):
+                self._give_up(job, "bad_request", str(token), False)
+            else:
+                self._generated(job, token)
         for job in self._scheduler.publishable():
             if not self._publish(job):
                 return
@@ -285,16 +335,17 @@ class StepLoop:
         return True
 
     def _generated(self, job: Job, token: int) -> None:
-        if job.seq_id is None:
-            return  # Abandoned a moment ago.
         if job.first_token_s is None:
             job.first_token_s = time.monotonic()
         if self._llama.ends_generation(token):
             self._finish(job, "stop")
             return
         job.tokens.append(token)
-        self._answers[job.key].fresh.append(token)
-        if job.num_generated >= job.max_tokens:
+        answer = self._answers[job.key]
+        answer.add(token)
+        if answer.is_stopped:
+            self._finish(job, "stop")
+        elif job.num_generated >= job.max_tokens:
             self._finish(job, "length")
 
     def _share(self, job: Job) -> bool:
@@ -313,12 +364,7 @@ class StepLoop:
             self._keep([leaf])
             self._clear([leaf.seq_id])
             return
-        job = self._scheduler.running[-1]
-        if not self._share(job):
-            self._abandon("the cache lost a sequence")
-            return
-        self._clear(self._scheduler.finish(job, time.monotonic()))
-        self._fail(job, "overloaded", "the KV cache is full", True)
+        self._give_up(self._scheduler.running[-1], "overloaded", "the KV cache is full", True)
 
     def _resync(self, rows: Sequence[Row]) -> None:
         """After an abort: keep the whole micro-batches that were finished, but redo the rows whose logits are lost."""
@@ -369,18 +415,15 @@ class StepLoop:
         return Vitals(
             queued_tokens=scheduler.queued_tokens(),
             active_requests=len(scheduler.running),
-            waiting_requests=len(scheduler.waiting),
+            waiting_requests=len(scheduler.waiting) + self._grammars.num_waiting,
             slots=scheduler.limits.slots,
             prefill_rate=round(self._prefill.rate),
             decode_rate=round(self._decode.rate),
         )
 
-    def _say_fresh(self, job: Job) -> None:
-        answer = self._answers.get(job.key)
-        if answer is not None and answer.fresh:
-            text = b"".join(self._llama.piece(token) for token in answer.fresh)
-            self._replies.put(ipc.Generated(job.key, pack_tokens(answer.fresh), text))
-            answer.fresh.clear()
+    def _say_fresh(self, job: Job, is_last: bool = False) -> None:
+        for item in self._answers[job.key].take(is_last):
+            self._replies.put(ipc.Generated(job.key, pack_tokens(item.tokens), item.text, item.logprobs))
 
     def _say_cache(self) -> None:
         if self._scheduler.changes:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import structlog
 import trio
 
@@ -40,8 +41,9 @@ from node.engine.stream import AnswerStream
 from node.engine.tier import GIB
 from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.codec import check_sampling
 from proto.errors import LimitExceeded, LocalError, RemoteError
-from proto.messages import ChatMessage, Vitals
+from proto.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
 
 log = structlog.get_logger()
 
@@ -182,16 +184,18 @@ class ProcessEngine:
             return EngineFailed("overloaded", "the engine is restarting", True)
         if len(self._streams) >= MAX_IN_FLIGHT:
             return EngineFailed("overloaded", f"{MAX_IN_FLIGHT} requests are in flight", True)
-        sampling = request.sampling
+        wanted = request.sampling.max_tokens
+        sampling = msgspec.structs.replace(request.sampling, max_tokens=min(wanted, MAX_TOKENS_PER_REQUEST))
         try:
+            check_sampling(sampling)
             prompt = pack_tokens(request.prompt)
+        except LocalError as exc:
+            return EngineFailed("bad_request", str(exc), False)
         except (OverflowError, TypeError):
             return EngineFailed("bad_request", _NO_TOKENS, False)
-        message = ipc.Submit(
-            key, prompt, sampling.max_tokens, sampling.temperature, sampling.seed, request.resumed_tokens
-        )
+        resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
         try:
-            self._send(message)
+            self._send(ipc.Submit(key, prompt, sampling, resumed))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None
@@ -357,7 +361,7 @@ class ProcessEngine:
             case ipc.Started():
                 self._deliver(message.key, EngineAccepted(message.cached_tokens))
             case ipc.Generated():
-                self._deliver(message.key, EngineTokens(unpack_tokens(message.tokens), message.text))
+                self._deliver(message.key, EngineTokens(unpack_tokens(message.tokens), message.text, message.logprobs))
             case ipc.Refused():
                 self._deliver(message.key, EngineFailed(message.code, message.message, message.retryable))
             case ipc.Ended():

@@ -1,20 +1,21 @@
 """One answer on its way from the engine process to its reader."""
 
+from collections import deque
+
 import trio
 
-from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
+from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens, append_tokens
 
 
 class AnswerStream:
-    """Holds at most one accepted, one joined tokens item and one last item, however slow its reader is.
+    """Holds at most one accepted, the tokens in as few items as fit frames, and one last item, however slow its reader.
 
     ``put`` never waits. Iterating ends after the last item.
     """
 
     def __init__(self) -> None:
         self._accepted: EngineAccepted | None = None
-        self._tokens: list[int] = []
-        self._text = bytearray()
+        self._tokens: deque[EngineTokens] = deque()
         self._last: EngineDone | EngineFailed | None = None
         self._wakeup = trio.Event()
         self.ended = False
@@ -25,8 +26,7 @@ class AnswerStream:
             case EngineAccepted():
                 self._accepted = item
             case EngineTokens():
-                self._tokens += item.tokens
-                self._text += item.text
+                append_tokens(self._tokens, item)
             case _ if not self.ended:
                 self._last, self.ended = item, True
         self._wakeup.set()
@@ -50,8 +50,7 @@ class AnswerStream:
         if self._accepted is not None:
             item, self._accepted = self._accepted, None
         elif self._tokens:
-            item = EngineTokens(self._tokens, bytes(self._text))
-            self._tokens, self._text = [], bytearray()
+            item = self._tokens.popleft()
         else:
             item, self._last = self._last, None
         return item

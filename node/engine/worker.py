@@ -15,11 +15,13 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
+from node.engine.grammar import Grammar
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
 from node.engine.scheduler import Limits
@@ -122,7 +124,7 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
     )
     namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
     tiers = _open_tiers(message, llama, namespace)
-    loop = StepLoop(llama, limits, replies, message.check, tiers)
+    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
     return loop, ipc.Loaded(namespace, llama.context_tokens, llama.num_vocab, reuse)

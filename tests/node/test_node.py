@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 
@@ -13,6 +14,7 @@ from node.entry import ASK, GENERATE
 from node.network.identity import new_identity
 from node.network.memory import MemoryNetwork, MemorySwarm
 from node.network.network import NetworkSettings
+from node.views import TextView, frame_view
 from proto.blocks import STRIDE
 from proto.messages import Accepted, Answered, Ask, ChatMessage, EntryFrame, Failed, Generate, Route, Sampling, Text
 
@@ -203,3 +205,34 @@ async def test_a_stream_that_opens_with_the_wrong_message_is_reset(autojump_cloc
             await stream.receive()
         frames = await frames_of(one, an_ask("still there"))
         assert isinstance(frames[-1], Answered)
+
+
+async def test_stop_strings_and_logprobs_reach_the_client_also_across_a_loss(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(2) as (_, (one, two)):
+        whole = text_of(await frames_of(two, an_ask(LONG, max_tokens=30)))
+        one.engine.fail_next(after_tokens=len(whole) // 2 + 1)
+        two.engine.crash()
+        stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+        ask = an_ask(LONG, max_tokens=30)
+        ask = msgspec.structs.replace(ask, sampling=Sampling(max_tokens=30, stop=(stop,), logprobs=2))
+        frames = await frames_of(one, ask)
+    answered = frames[-1]
+    assert isinstance(answered, Answered) and answered.reason == "stop" and answered.resumed == 1
+    assert text_of(frames) == whole[: whole.index(stop)]
+    entries = [entry for frame in frames if isinstance(frame, Text) for entry in frame.logprobs]
+    assert len(entries) == answered.usage.completion_tokens
+    assert b"".join(entry.chosen.text for entry in entries).startswith(text_of(frames).encode() + stop.encode())
+    assert all(len(entry.top) == 2 for entry in entries)
+    views = [frame_view(frame) for frame in frames]
+    assert next(view.logprobs[0].text for view in views if isinstance(view, TextView)) == whole[0]
+    assert b"logprobs" not in msgspec.json.encode(frame_view(Text(text="x")))
+
+
+async def test_options_that_no_peer_would_accept_end_at_the_entry(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        ask = msgspec.structs.replace(an_ask("hello"), sampling=Sampling(max_tokens=4, stop=("x" * 10_000,)))
+        (failed,) = await frames_of(one, ask)
+    assert isinstance(failed, Failed) and failed.code == "bad_request" and failed.message.startswith("stop: ")
+    assert not one.engine.requests

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proto.codec import MAX_MESSAGE_BYTES, decode, encode
-from proto.errors import LimitExceeded, RemoteError
+from proto.codec import MAX_MESSAGE_BYTES, check_sampling, decode, encode
+from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import (
     Accepted,
     Announce,
@@ -26,6 +26,7 @@ from proto.messages import (
     Head,
     Hello,
     Kind,
+    Logprob,
     Message,
     Reconcile,
     Repair,
@@ -34,6 +35,7 @@ from proto.messages import (
     Sampling,
     Served,
     Text,
+    TokenLogprobs,
     Tokens,
     Usage,
     Version,
@@ -44,8 +46,27 @@ from proto.messages import (
 SPACE, PEER = b"n" * 16, b"\x00\x24" + b"p" * 36
 VITALS = Vitals(queued_tokens=1, active_requests=2, waiting_requests=3, slots=4, prefill_rate=5, decode_rate=6)
 USAGE = Usage(prompt_tokens=9, cached_tokens=8, completion_tokens=7, queue_ms=6, prefill_ms=5, decode_ms=4)
-SAMPLING = Sampling(max_tokens=3, temperature=0.7, seed=2)
+SAMPLING = Sampling(
+    max_tokens=3,
+    temperature=0.7,
+    seed=2,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.1,
+    repeat_penalty=1.1,
+    frequency_penalty=-0.5,
+    presence_penalty=2.0,
+    repeat_last_n=0,
+    stop=("\n\n", "é"),
+    logprobs=2,
+    grammar='root ::= "é"',
+    grammar_kind="gbnf",
+)
+LOGPROBS = TokenLogprobs(
+    chosen=Logprob(token=5, text=b"\xe2", logprob=-0.5), top=(Logprob(token=2**32 - 1, text=b"", logprob=-1e6),)
+)
 HEAD = Head(owner=PEER, namespace=SPACE, epoch=1, seq=2, count=3, root=b"r" * 16, issued_at=2**40, signature=b"s" * 64)
+FLOATS = ("temperature", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
 EXAMPLES: list[Message] = [
     Hello(
         wire_version=1,
@@ -60,7 +81,7 @@ EXAMPLES: list[Message] = [
     Announce(head=HEAD),
     Generate(request_id=b"i" * 16, namespace=SPACE, prompt=b"1234", sampling=SAMPLING, promised_tokens=64),
     Accepted(cached_tokens=5),
-    Tokens(position=1, tokens=b"1234", text=b"\xe2\x82"),
+    Tokens(position=1, tokens=b"1234", text=b"\xe2\x82", logprobs=(LOGPROBS,)),
     Final(reason="stop", usage=USAGE, vitals=VITALS),
     Failed(code="too_long", message="m", retryable=False),
     Ask(request_id=b"i" * 16, model="", messages=(ChatMessage(role="user", content="é"),), sampling=SAMPLING),
@@ -70,7 +91,7 @@ EXAMPLES: list[Message] = [
         prompt_tokens=3,
         candidates=(CandidateTerms(peer=PEER, matched_tokens=1, queued_requests=2, cost=3.5),),
     ),
-    Text(text="héllo"),
+    Text(text="héllo", logprobs=(LOGPROBS, LOGPROBS)),
     Answered(served_by=PEER, reason="length", usage=USAGE, ttft_ms=12, resumed=0),
 ]
 
@@ -131,10 +152,59 @@ def test_wrong_shapes_are_refused(value: object) -> None:
         decode(cbor2.dumps(value, canonical=True))
 
 
-@pytest.mark.parametrize("temperature", [math.nan, math.inf, -math.inf, -1.0, 1e9])
-def test_absurd_floats_are_refused(temperature: float) -> None:
-    value = wire_form(EXAMPLES[7])
-    value[4] = {1: 3, 2: temperature, 3: 0}
+ABSURD: list[tuple[str, object]] = [
+    *[(name, value) for name in FLOATS for value in (math.nan, math.inf, -math.inf, -2.5, 1e9)],
+    ("repeat_penalty", 0.0),
+    ("top_p", 1.5),
+    ("max_tokens", 0),
+    ("max_tokens", 131_073),
+    ("seed", -1),
+    ("seed", 2**32),
+    ("top_k", -1),
+    ("top_k", 2**31),
+    ("repeat_last_n", -1),
+    ("repeat_last_n", 131_073),
+    ("stop", ["x"] * 17),
+    ("stop", ["x" * 257]),
+    ("stop", ["x" * 10_000]),
+    ("stop", [""]),
+    ("stop", [b"x"]),
+    ("stop", "x"),
+    ("logprobs", -1),
+    ("logprobs", 21),
+    ("grammar", "x" * 65_537),
+    ("grammar_kind", "regex"),
+    ("grammar_kind", "gbnf "),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ABSURD, ids=lambda part: str(part)[:20])
+def test_absurd_sampling_is_refused(name: str, value: object) -> None:
+    wire, keys = wire_form(EXAMPLES[7]), {info.name: info.encode_name for info in msgspec.structs.fields(Sampling)}
+    wire[4] = {**cbor2.loads(cbor2.dumps(wire[4])), int(keys[name]): value}
+    with pytest.raises(RemoteError):
+        decode(cbor2.dumps(wire, canonical=True))
+    built = tuple(value) if isinstance(value, list) else value
+    with pytest.raises(LocalError, match=f"^{name}: "):
+        check_sampling(msgspec.structs.replace(SAMPLING, **{name: built}))
+
+
+def test_sampling_at_its_bounds_is_accepted() -> None:
+    check_sampling(Sampling(max_tokens=1))
+    with pytest.raises(LocalError, match="surrogates"):
+        check_sampling(Sampling(max_tokens=1, stop=("\ud800",)))
+    full = msgspec.structs.replace(SAMPLING, stop=("€" * 256,) * 16, grammar="€" * 65_536, logprobs=20)
+    check_sampling(full)
+    longest = Generate(
+        request_id=bytes(16), namespace=SPACE, prompt=bytes(4 * 131_072), sampling=full, promised_tokens=0
+    )
+    assert decode(encode(longest)) == longest
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf, 0.5, -1e9])
+def test_absurd_logprobs_are_refused(logprob: float) -> None:
+    value = wire_form(Tokens(position=0, tokens=b"1234", text=b""))
+    value[4] = [{1: {1: 5, 2: b"", 3: logprob}, 2: []}]
     with pytest.raises(RemoteError):
         decode(cbor2.dumps(value, canonical=True))
 
@@ -150,7 +220,7 @@ def test_a_message_without_one_of_its_fields_is_refused(message: Message) -> Non
 
 def test_an_integer_is_no_float() -> None:
     value = wire_form(EXAMPLES[7])
-    value[4] = {1: 3, 2: 0, 3: 0}
+    value[4] = {**cbor2.loads(cbor2.dumps(value[4])), 2: 0}
     with pytest.raises(RemoteError):
         decode(cbor2.dumps(value, canonical=True))
 

@@ -1,12 +1,25 @@
 """Requests through the overlay: routing, streaming, failing over, resuming, each token exactly once."""
 
+import msgspec
 import pytest
 
 from proto.blocks import STRIDE, pack_tokens, unpack_tokens
 from proto.effects import Abandon, Deliver, Disconnect, Dispatch, Fail, Finish
-from proto.errors import LocalError
+from proto.errors import LocalError, RemoteError
 from proto.events import Disconnected, FrameReceived, Received, RequestCancelled, RequestSubmitted, StreamLost
-from proto.messages import Accepted, Failed, Final, Sampling, Tokens, Usage, Vitals, VitalsUpdate
+from proto.messages import (
+    Accepted,
+    Failed,
+    Final,
+    Logprob,
+    Sampling,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+    Vitals,
+    VitalsUpdate,
+)
+from proto.request import Request
 from proto.routing import Candidate, choose
 from tests.proto.playbook import IDLE, NAMESPACE, Node, World, peer_id
 
@@ -240,3 +253,33 @@ def test_matches_within_one_block_are_ties_for_load() -> None:
     local = Candidate(ME, STRIDE + 40, num_requests=2, is_local=True)
     remote = Candidate(HOLDER, STRIDE, num_requests=1, is_local=False)
     assert choose([local, remote], 500).chosen == HOLDER
+
+
+def test_all_sampling_options_go_along_and_only_the_budget_shrinks() -> None:
+    world = quiet_world()
+    wanted = Sampling(max_tokens=8, temperature=0.5, top_k=3, stop=("x",), repeat_penalty=1.5, grammar="root ::= [a]")
+    world.handle(ME, RequestSubmitted(REQUEST, NAMESPACE, PROMPT, wanted))
+    assert dispatched(world).generate.sampling == wanted
+    frame(world, 1, tokens(0, 11, 12))
+    world.handle(ME, StreamLost(REQUEST, 1, "reset"))
+    assert dispatched(world).generate.sampling == msgspec.structs.replace(wanted, max_tokens=6)
+
+
+def logprobs(*values: int, top: int = 0) -> tuple[TokenLogprobs, ...]:
+    entries = [Logprob(token=value, text=b".", logprob=-1.0) for value in values]
+    return tuple(TokenLogprobs(chosen=entry, top=(entry,) * top) for entry in entries)
+
+
+def test_logprobs_are_delivered_with_their_tokens_and_only_when_asked_for() -> None:
+    world = quiet_world()
+    world.handle(ME, RequestSubmitted(REQUEST, NAMESPACE, PROMPT, Sampling(max_tokens=8, logprobs=1)))
+    good = Tokens(position=0, tokens=pack_tokens([11, 12]), text=b"..", logprobs=logprobs(11, 12, top=1))
+    frame(world, 1, good)
+    (effect,) = world.nodes[ME].take(Deliver)
+    assert isinstance(effect, Deliver) and effect.logprobs == good.logprobs
+    request = Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8, logprobs=1))
+    for wrong in ((), logprobs(11), logprobs(12, 11), logprobs(11, 12, 13), logprobs(11, 12, top=2)):
+        with pytest.raises(RemoteError):
+            request.on_tokens(msgspec.structs.replace(good, logprobs=wrong))
+    with pytest.raises(RemoteError):
+        Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8)).on_tokens(good)

@@ -110,3 +110,41 @@ async def test_old_leaves_are_evicted() -> None:
     await answer(engine, [2] * 20, 1)
     change = await engine.cache_changes()
     assert [tokens[0] for _, tokens in change.stored] == [2]
+
+
+async def run(engine: FakeEngine, prompt: Sequence[int], sampling: Sampling, resumed: int = 0) -> list[EngineItem]:
+    async with engine.generate(EngineRequest(b"r" * 16, prompt, sampling, resumed)) as items:
+        return [item async for item in items]
+
+
+def text_of(items: Sequence[EngineItem]) -> bytes:
+    return b"".join(item.text for item in items if isinstance(item, EngineTokens))
+
+
+async def test_stop_strings_cut_the_text_and_survive_a_move() -> None:
+    whole = text_of(await answer(FakeEngine(), [1, 2, 3], 30))
+    stop = whole[5:8].decode()
+    sampling = Sampling(max_tokens=30, stop=(stop,))
+    items = await run(FakeEngine(), [1, 2, 3], sampling)
+    done = items[-1]
+    assert text_of(items) == whole[: whole.index(stop.encode())] and isinstance(done, EngineDone)
+    assert done.reason == "stop" and done.usage.completion_tokens == len(tokens_of(items))
+    for lost_after in range(1, len(tokens_of(items)) + 1):
+        broken = FakeEngine()
+        broken.fail_next(lost_after)
+        first = await run(broken, [1, 2, 3], sampling)
+        got = tokens_of(first)
+        rest = await run(FakeEngine(), [1, 2, 3, *got], sampling, len(got))
+        assert text_of(first) + text_of(rest) == text_of(items)
+    all_but_the_end = await run(FakeEngine(), [1, 2, 3, *tokens_of(items)], sampling, len(tokens_of(items)))
+    assert tokens_of(all_but_the_end) == [] and isinstance(all_but_the_end[-1], EngineDone)
+
+
+async def test_options_that_no_peer_would_accept_are_refused() -> None:
+    for sampling in (
+        Sampling(max_tokens=4, stop=("x" * 10_000,)),
+        Sampling(max_tokens=0),
+        Sampling(max_tokens=4, grammar="root"),
+    ):
+        (item,) = await run(FakeEngine(), [1], sampling)
+        assert isinstance(item, EngineFailed) and item.code == "bad_request"

@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 
 from node.engine import ipc
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import Usage, Vitals
+from proto.messages import Logprob, Sampling, TokenLogprobs, Usage, Vitals
 
 USAGE = Usage(prompt_tokens=1, cached_tokens=2, completion_tokens=3, queue_ms=4, prefill_ms=5, decode_ms=6)
+LIKELY = Logprob(token=1, text=b"\xc3", logprob=-0.5)
 VITALS = Vitals(queued_tokens=1, active_requests=2, waiting_requests=3, slots=4)
 FROM_CHILD: list[ipc.FromChild] = [
     ipc.Loaded(b"n" * 16, 8192, 49152, "prefix"),
     ipc.Started(1, 20),
     ipc.Generated(1, b"\x01\0\0\0", b"\xc3"),
+    ipc.Generated(1, b"\x01\0\0\0", b"\xc3", (TokenLogprobs(chosen=LIKELY, top=(LIKELY,)),)),
     ipc.Ended(1, "stop", USAGE),
     ipc.Refused(2, "too_long", "no", False),
     ipc.Rendered(3, b"", "refused"),
@@ -37,7 +39,7 @@ def test_messages_survive_any_chopping(sizes: list[int]) -> None:
 
 def test_the_child_reads_until_the_end() -> None:
     sent: list[ipc.ToChild] = [
-        ipc.Submit(1, b"\x01\0\0\0", 4, 0.5, 7, 0),
+        ipc.Submit(1, b"\x01\0\0\0", Sampling(max_tokens=4, temperature=0.5, seed=7, stop=("é",)), 0),
         ipc.Cancel(1),
         ipc.Render(2, [("user", "hi" * 1_000_000)]),
     ]
@@ -48,7 +50,7 @@ def test_the_child_reads_until_the_end() -> None:
 
 def test_frames_are_bounded_both_ways() -> None:
     with pytest.raises(LimitExceeded):
-        ipc.encode(ipc.Submit(1, bytes(ipc.MAX_FRAME_BYTES), 1, 0.0, 0, 0))
+        ipc.encode(ipc.Submit(1, bytes(ipc.MAX_FRAME_BYTES), Sampling(max_tokens=1), 0))
     with pytest.raises(LocalError, match="claims"):
         ipc.FrameBuffer().feed(b"\xff\xff\xff\xff")
     with pytest.raises(LocalError, match="nonsense"):

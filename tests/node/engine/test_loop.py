@@ -1,13 +1,20 @@
 """The step loop against a llama.cpp made of lists: what it does when a decode call does not simply succeed."""
 
+import threading
 from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from node.engine import ipc
-from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, BatchRow, Llama, Sampler
+from node.engine.grammar import Grammar
+from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, Allowed, BatchRow, Llama, Sampler
 from node.engine.loop import StepLoop
 from node.engine.scheduler import Limits
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.messages import Sampling
 
 VOCAB, END = 50, 49
 
@@ -16,10 +23,14 @@ class ListSampler(Sampler):
     """Chooses the last token plus one."""
 
     def __init__(self, llama: "ListLlama") -> None:
-        self._llama = llama
+        self._next = llama.next_tokens
 
     def sample(self, output: int) -> int:
-        return self._llama.logits[output]
+        return self._next[output]
+
+    def sample_allowed(self, output: int, allowed: Allowed) -> int | None:
+        token = self._next[output]
+        return token if allowed(np.array([token]))[0] else None
 
     def close(self) -> None:
         pass
@@ -36,7 +47,7 @@ class ListLlama(Llama):
 
     def __init__(self) -> None:
         self.cells: dict[int, list[int]] = {}
-        self.logits: dict[int, int] = {}
+        self.next_tokens: dict[int, int] = {}
         self.results: list[int] = []
         self.finished = 0
         self.copies_fail = False
@@ -60,7 +71,7 @@ class ListLlama(Llama):
                 left -= min(left, len(row.tokens))
             length += len(row.tokens)
             outputs.append(length - 1 if row.wants_token else -1)
-            self.logits[length - 1] = min(row.tokens[-1] + 1, END)
+            self.next_tokens[length - 1] = min(row.tokens[-1] + 1, END)
         return result, outputs
 
     def end(self, seq_id: int) -> int:
@@ -107,8 +118,38 @@ class ListLlama(Llama):
     def ends_generation(self, token: int) -> bool:
         return token == END
 
-    def sampler(self, temperature: float, seed: int, skip: int = 0) -> Sampler:
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
         return ListSampler(self)
+
+
+class FakeGrammar(Grammar):
+    """Ready at once; allows the tokens that its text lists."""
+
+    opened: ClassVar[list["FakeGrammar"]] = []
+
+    def __init__(self, sampling: Sampling, tokens: Sequence[int]) -> None:
+        self.text = sampling.grammar
+        self.is_closed = False
+        self.killed = threading.Event()
+        self.opened.append(self)
+
+    def wait(self) -> str:
+        if self.text == "endless":
+            self.killed.wait()
+        return "nonsense" if self.text == "nonsense" else ""
+
+    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.isin(tokens, [int(word) for word in self.text.split()])
+
+    def accept(self, token: int) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    def close(self) -> None:
+        assert not self.is_closed
+        self.is_closed = True
 
 
 class Inbox(ipc.Replies):
@@ -130,10 +171,13 @@ class Rig:
     def __init__(self, cells: int = 200, tiers: TierStore | None = None) -> None:
         limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
         self.llama, self.replies = ListLlama(), Inbox()
-        self.loop = StepLoop(self.llama, limits, self.replies, check=True, tiers=tiers)
+        self.loop = StepLoop(self.llama, limits, self.replies, True, FakeGrammar, tiers)
 
-    def submit(self, key: int, prompt: Sequence[int], max_tokens: int = 3) -> None:
-        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), max_tokens, 0.0, 0, 0))
+    def submit(
+        self, key: int, prompt: Sequence[int], max_tokens: int = 3, stop: tuple[str, ...] = (), grammar: str = ""
+    ) -> None:
+        sampling = Sampling(max_tokens=max_tokens, stop=stop, grammar=grammar)
+        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), sampling, 0))
 
     def run(self, key: int) -> ipc.Ended | ipc.Refused:
         """Step until ``key`` ended; the invariants are checked after every end."""
@@ -141,9 +185,13 @@ class Rig:
             for message in self.replies.messages:
                 if isinstance(message, ipc.Ended | ipc.Refused) and message.key == key:
                     return message
-            assert self.loop.has_work, f"nothing to do, and {key} has not ended"
+            waits = self.loop._grammars.num_waiting > 0
+            assert self.loop.has_work or waits, f"nothing to do, and {key} has not ended"
             self.loop.step()
         raise AssertionError(f"{key} does not end")
+
+    def text(self, key: int) -> bytes:
+        return b"".join(m.text for m in self.replies.messages if isinstance(m, ipc.Generated) and m.key == key)
 
     def tokens(self, key: int) -> list[int]:
         frames = [m for m in self.replies.messages if isinstance(m, ipc.Generated) and m.key == key]
@@ -256,3 +304,55 @@ def test_vitals_end_at_rest() -> None:
     last = [m.vitals for m in rig.replies.messages if isinstance(m, ipc.LoadChanged)][-1]
     assert (last.active_requests, last.waiting_requests, last.queued_tokens, last.slots) == (0, 0, 0, 4)
     assert last.prefill_rate > 0 and last.decode_rate > 0
+
+
+def test_a_stop_string_ends_the_answer_and_its_tokens_are_counted() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 40, stop=("8 9", "6 7"))
+    ended = rig.run(1)
+    assert isinstance(ended, ipc.Ended) and ended.reason == "stop" and ended.usage.completion_tokens == 4
+    assert rig.tokens(1) == [4, 5, 6, 7] and rig.text(1) == b"4 5 "
+
+
+def test_what_is_not_decided_stays_when_a_request_is_cancelled() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 100, stop=("5 6 7 8 9 10 11 12 13",))
+    for _ in range(6):
+        rig.loop.step()
+    rig.loop.inbox.put(ipc.Cancel(1))
+    ended = rig.run(1)
+    assert isinstance(ended, ipc.Ended) and ended.usage.completion_tokens > 2
+    assert rig.tokens(1) == [4] and rig.text(1) == b"4 "
+
+
+def test_a_grammar_that_allows_nothing_more_is_refused() -> None:
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 3, grammar="4 5 6")
+    assert isinstance(rig.run(1), ipc.Ended) and rig.tokens(1) == [4, 5, 6]
+    rig.submit(2, [1, 2, 3], 9, grammar="4 5 6")
+    refused = rig.run(2)
+    assert isinstance(refused, ipc.Refused) and (refused.code, refused.retryable) == ("bad_request", False)
+    rig.submit(3, [1, 2, 3], 9, grammar="nonsense")
+    refused = rig.run(3)
+    assert isinstance(refused, ipc.Refused) and refused.message == "nonsense"
+    rig.submit(4, [], 9, grammar="4")
+    assert isinstance(rig.run(4), ipc.Refused)
+    rig.submit(5, [1, 2, 3])
+    assert isinstance(rig.run(5), ipc.Ended)
+
+
+def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None:
+    FakeGrammar.opened.clear()
+    rig = Rig()
+    for key in range(4):  # As many as may run: none of them ever gets ready.
+        rig.submit(key, [1, 2, 3], grammar="endless")
+    for key in range(4, 9):
+        rig.submit(key, [1, 2, 3], grammar="4 5 6")
+    rig.submit(9, [7])
+    assert isinstance(rig.run(9), ipc.Ended)
+    assert len(FakeGrammar.opened) == 4
+    for key in (0, 1, 2, 3, 8):
+        rig.loop.inbox.put(ipc.Cancel(key))
+    for key in range(4, 8):
+        assert isinstance(rig.run(key), ipc.Ended) and rig.tokens(key) == [4, 5, 6]
+    assert len(FakeGrammar.opened) == 8 and all(grammar.is_closed for grammar in FakeGrammar.opened)

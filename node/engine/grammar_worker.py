@@ -1,0 +1,164 @@
+"""The process of one grammar: ``python -m node.engine.grammar_worker``, started by ``grammar.py``, never by hand.
+
+Its limits are its purpose. CPU time: a little for compiling, then a little more with every question, by the number of
+tokens asked about; the kernel ends the process beyond it, also inside llama.cpp, and however busy the machine is.
+Memory: so much more than the vocabulary takes (on Linux; elsewhere the time bounds it). It also ends with its input.
+"""
+
+import ctypes
+import json
+import math
+import os
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.engine.grammar import Compile, Compiled, Filter, Filtered, GrammarError, read_message, write_message
+from node.engine.llama import Candidates, L, Log, SchemaConverter
+from proto.blocks import unpack_tokens
+from proto.errors import LocalError
+
+START_CPU_S = 1.5
+QUESTION_CPU_S, TOKEN_CPU_S = 0.05, 2e-6
+"""Measured: 10 to 20 ms for the 49,152 tokens of SmolLM2 with an ordinary grammar; this is 150 ms."""
+MEMORY_BYTES = 512 * 1024 * 1024
+
+
+class GrammarSampler:
+    """llama.cpp's grammar, for the life of the process."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def allowed(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which of ``tokens`` may come next; tokens that end the answer may where it matches as it is."""
+        candidates = Candidates(tokens, np.zeros(len(tokens), np.float32))
+        L.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
+        passed: NDArray[np.bool_] = np.isfinite(candidates.data["logit"])
+        return passed
+
+    def accept(self, token: int) -> None:
+        """Go on after ``token``, which must be allowed: llama.cpp abort()s otherwise."""
+        L.llama_sampler_accept(self._sampler, token)
+
+
+class Vocabulary:
+    """The vocabulary of a model file without its weights: 0.1 s to load."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LocalError when the file is unusable."""
+        self._log = Log()
+        params = L.llama_model_default_params()
+        params.vocab_only = True
+        self._model = L.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise LocalError(f"cannot load the vocabulary of {path}: {self._log.reason('llama.cpp gave no reason')}")
+        self._vocab = L.llama_model_get_vocab(self._model)
+
+    def reason(self) -> str:
+        """What llama.cpp logged last as an error."""
+        return self._log.reason("it must have a rule root and no left recursion")[:200]
+
+    def grammar(self, text: str) -> GrammarSampler | None:
+        """GBNF with a rule ``root``. None when it cannot be parsed; llama.cpp says why on stderr. May kill the
+        process."""
+        sampler = L.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+        return GrammarSampler(sampler) if sampler else None
+
+
+class _Budget:
+    """CPU seconds this process may still use."""
+
+    def __init__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        try:
+            pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        except OSError:
+            pass  # No Linux.
+        else:
+            most = pages * resource.getpagesize() + MEMORY_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self._seconds = usage.ru_utime + usage.ru_stime
+        self.grant(START_CPU_S)
+
+    def grant(self, seconds: float) -> None:
+        self._seconds += seconds
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(self._seconds), hard))
+
+
+class _Converter(SchemaConverter):
+    """The converter of llama-cpp-python, with literals that are also right with quotes, backslashes and line ends."""
+
+    def _format_literal(self, literal: str) -> str:
+        """literal: a JSON value."""
+        text = json.dumps(json.loads(literal), ensure_ascii=False)
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def schema_to_gbnf(text: str) -> str:
+    """GBNF whose rule ``root`` matches the JSON values of a schema. Raises GrammarError."""
+    try:
+        converter: Any = _Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)  # type: ignore[no-untyped-call]
+        schema = converter.resolve_refs(json.loads(text), "schema")
+        converter.visit(schema, "")
+        return str(converter.format_grammar())
+    except json.JSONDecodeError as exc:
+        raise GrammarError(f"the JSON schema is no JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise GrammarError("the JSON schema is nested too deep") from exc
+    except MemoryError as exc:
+        raise GrammarError("the JSON schema is too large") from exc
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError) as exc:
+        # The converter checks nothing: anything in the wrong place becomes one of Python's own errors.
+        raise GrammarError(f"the JSON schema is not supported: {str(exc)[:200] or type(exc).__name__}") from exc
+
+
+def _compile(message: Compile, vocabulary: Vocabulary, said: IO[bytes]) -> GrammarSampler:
+    """Raises GrammarError, with llama.cpp's own words."""
+    text = schema_to_gbnf(message.text) if message.kind == "json_schema" else message.text
+    sampler = vocabulary.grammar(text)
+    if sampler is None:
+        said.seek(0)
+        words = said.read(400).decode("utf-8", "replace").strip().split("\n")[0].rpartition("grammar: ")[2]
+        raise GrammarError(f"the grammar cannot be read: {words or vocabulary.reason()}")
+    for token in unpack_tokens(message.tokens):
+        if not sampler.allowed(np.array([token]))[0]:
+            raise GrammarError("the tokens generated before do not match the grammar")
+        sampler.accept(token)
+    return sampler
+
+
+def main() -> None:
+    """Serve one grammar until stdin ends."""
+    stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # A stray print must not land in the protocol.
+    message = read_message(stdin, Compile)
+    if message is None:
+        return
+    vocabulary = Vocabulary(Path(message.model_path))
+    budget = _Budget()
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)  # llama.cpp's parser says there what is wrong.
+        try:
+            sampler = _compile(message, vocabulary, said)
+        except GrammarError as exc:
+            write_message(stdout, Compiled(str(exc)))
+            return
+    write_message(stdout, Compiled(""))
+    while (question := read_message(stdin, Filter)) is not None:
+        tokens = np.frombuffer(question.candidates, np.int32)
+        budget.grant(QUESTION_CPU_S + TOKEN_CPU_S * len(tokens))
+        for token in question.accepted:
+            sampler.accept(token)
+        write_message(stdout, Filtered(sampler.allowed(tokens).tobytes()))
+
+
+if __name__ == "__main__":
+    main()

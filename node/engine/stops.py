@@ -1,0 +1,135 @@
+"""When an answer's text may leave the engine: nothing of a stop string, and whole characters at the end.
+
+Theory. Tokens bring bytes; a stop string, like a character, may begin in one token and end in another. For each stop
+string the Knuth-Morris-Pratt automaton tells after every byte how much of its beginning the text now ends with. The
+longest of these is what must be held back; when one is whole, the answer ends before it. Going byte by byte makes the
+result independent of how tokens cut the text: the stop string that is complete first wins, at the same byte the longer.
+
+A byte is *decided* when it lies before everything held back and before a character that later bytes may complete. A
+token goes out when all its bytes are decided, so the tokens that went out say exactly the text that went out, and
+another node can go on from them alone. Only at the end of an answer tokens go out whose text was cut.
+
+Invariant: ``_sent <= _num_decided() <= len(text)``; text before ``_sent`` is never cut any more.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+_LONGEST_CHARACTER = 4
+
+
+class StopScanner:
+    """Follows one stop string through a text, byte by byte."""
+
+    def __init__(self, stop: bytes) -> None:
+        """stop: not empty."""
+        self.stop = stop
+        self.matched = 0
+        """How many of its first bytes the text ends with."""
+        # fallback[i]: the longest proper prefix of stop that ends stop[:i + 1].
+        self._fallback = [0] * len(stop)
+        length = 0
+        for i in range(1, len(stop)):
+            while length and stop[i] != stop[length]:
+                length = self._fallback[length - 1]
+            length += stop[i] == stop[length]
+            self._fallback[i] = length
+
+    def feed(self, byte: int) -> bool:
+        """Whether the stop string is complete with this byte; the scanner is used up then. Mutates."""
+        stop, matched = self.stop, self.matched
+        while matched and byte != stop[matched]:
+            matched = self._fallback[matched - 1]
+        if byte == stop[matched]:
+            matched += 1
+        self.matched = matched
+        return matched == len(stop)
+
+
+class TextGate:
+    """Lets the tokens of one answer out as their text is decided."""
+
+    def __init__(self, stops: Sequence[bytes] = ()) -> None:
+        self._scanners = [StopScanner(stop) for stop in dict.fromkeys(stops) if stop]
+        self._tail = b""
+        """The text from ``_tail_start`` on: what is undecided, and the bytes before it that a character may need."""
+        self._tail_start = 0
+        self._length = 0
+        self._sent = 0
+        self._ends: deque[int] = deque()
+        """Where in the text each token ends that has not gone out."""
+        self._cut: int | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """A stop string is complete: the answer is over."""
+        return self._cut is not None
+
+    def skip(self, text: bytes) -> None:
+        """Begin after ``text``, which went out elsewhere. Call before the first ``feed``. Mutates."""
+        self._length = self._sent = self._tail_start = len(text)
+        if any(scanner.stop in text for scanner in self._scanners):
+            self._cut = self._length
+            return
+        longest = max((len(scanner.stop) for scanner in self._scanners), default=1)
+        for byte in text[-longest:]:  # More cannot be the beginning of one that is not complete.
+            for scanner in self._scanners:
+                scanner.feed(byte)
+
+    def feed(self, piece: bytes) -> None:
+        """The next token's bytes, maybe none. Ignored after a stop string but for the token's count. Mutates."""
+        if not self.is_stopped:
+            for i, byte in enumerate(piece, 1):
+                complete = [len(scanner.stop) for scanner in self._scanners if scanner.feed(byte)]
+                if complete:
+                    self._cut = self._length + i - max(complete)
+                    break
+            self._tail += piece
+            self._length += len(piece)
+        self._ends.append(self._length)
+
+    def take(self) -> list[bytes]:
+        """The texts of the tokens that may go out now, in order. Mutates."""
+        decided = self._num_decided()
+        texts = []
+        while self._ends and self._ends[0] <= decided:
+            texts.append(self._text_until(self._ends.popleft()))
+        keep = max(self._tail_start, self._sent - _LONGEST_CHARACTER)
+        self._tail, self._tail_start = self._tail[keep - self._tail_start :], keep
+        return texts
+
+    def end(self) -> list[bytes]:
+        """The texts of all tokens left: cut before the stop string, or before half a character. Mutates."""
+        limit = self._cut if self._cut is not None else self._length
+        limit = max(self._sent, limit - self._unfinished(limit))
+        texts = [self._text_until(min(end, limit)) for end in self._ends]
+        self._ends.clear()
+        return texts
+
+    def _text_until(self, end: int) -> bytes:
+        start, self._sent = self._sent, max(self._sent, end)
+        return self._tail[start - self._tail_start : self._sent - self._tail_start]
+
+    def _num_decided(self) -> int:
+        """Length of the text that no later byte can change."""
+        if self._cut is not None:
+            return self._sent
+        decided = self._length - max((scanner.matched for scanner in self._scanners), default=0)
+        return max(self._sent, decided - self._unfinished(decided))
+
+    def _unfinished(self, end: int) -> int:
+        """How many bytes before ``end`` are the beginning of a character that is not whole; 0 to 3."""
+        before = self._tail[: max(0, end - self._tail_start)][-_LONGEST_CHARACTER:]
+        for length, byte in enumerate(reversed(before), 1):
+            if byte & 0b1100_0000 != 0b1000_0000:  # Not a continuation: the last character begins here.
+                return length if length < _character_length(byte) else 0
+        return 0
+
+
+def _character_length(first: int) -> int:
+    """Bytes of the UTF-8 character that begins with ``first``; 1 for bytes that begin none."""
+    if 0xC2 <= first <= 0xDF:
+        return 2
+    if 0xE0 <= first <= 0xEF:
+        return 3
+    return 4 if 0xF0 <= first <= 0xF4 else 1

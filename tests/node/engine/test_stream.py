@@ -1,0 +1,35 @@
+"""Items of one answer: joined while nobody reads, but never so that text and tokens come apart or a frame bursts."""
+
+from node.engine.engine import EngineDone, EngineItem, EngineTokens
+from node.engine.stream import AnswerStream
+from proto.blocks import pack_tokens
+from proto.codec import decode, encode
+from proto.messages import MAX_LOGPROBS, Logprob, TokenLogprobs, Tokens, Usage
+
+USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=0, queue_ms=0, prefill_ms=0, decode_ms=0)
+
+
+async def read(items: list[EngineTokens]) -> list[EngineTokens]:
+    """What a reader gets who comes when all is over."""
+    stream = AnswerStream()
+    for item in items:
+        stream.put(item)
+    stream.put(EngineDone("stop", USAGE))
+    read: list[EngineItem] = [item async for item in stream]
+    assert read.pop() == EngineDone("stop", USAGE)
+    return [item for item in read if isinstance(item, EngineTokens)]
+
+
+async def test_what_nobody_read_is_joined_into_frames() -> None:
+    joined = await read([EngineTokens([i], b"%d " % i) for i in range(1000)])
+    assert [token for item in joined for token in item.tokens] == list(range(1000)) and len(joined) == 4
+    for item in joined:
+        assert item.text == b"".join(b"%d " % token for token in item.tokens), "another token's text"
+
+
+async def test_the_largest_items_fit_the_wire() -> None:
+    entry = Logprob(token=2**32 - 1, text=b"x" * 1024, logprob=-0.1)
+    largest = EngineTokens([1], b"x" * 1024, (TokenLogprobs(chosen=entry, top=(entry,) * MAX_LOGPROBS),))
+    for item in await read([largest] * 100):
+        frame = Tokens(position=0, tokens=pack_tokens(item.tokens), text=item.text, logprobs=item.logprobs)
+        assert decode(encode(frame)) == frame
