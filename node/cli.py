@@ -1,12 +1,11 @@
 """The command ``mycelia``. Heavy imports happen inside the commands, so that ``--help`` is quick."""
 
 import errno
-import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import click
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 MAX_PROMPT_BYTES = 524_288
 MAX_MODEL_CHARS = 128
+MAX_GRAMMAR_CHARS = 65_536
 _T = TypeVar("_T")
 
 data_dir_option = click.option(
@@ -144,12 +144,21 @@ Examples:
   mycelia ask "Why is the sky blue?"
   cat notes.txt | mycelia ask - --system "Summarise in three lines." --max-tokens 200
   mycelia ask "Hello" --json
+  mycelia ask "Name a fish." --temperature 0.8 --seed 7 --stop "." --json-schema fish.json
   mycelia ask "Hello" --bootstrap /ip4/198.51.100.7/tcp/7117/p2p/12D3KooW..."""
 )
 @click.argument("prompt")
 @click.option("--max-tokens", type=click.IntRange(1, 131_072), default=256, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="0 keeps all.")
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="1 keeps all.")
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="0 keeps all.")
+@click.option("--repeat-penalty", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="1 is off.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. Repeatable.")
+@click.option("--logprobs", type=click.IntRange(0, 20), default=0, help="Alternatives a token, with --json.")
+@click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in this GBNF grammar.")
+@click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this schema.")
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
@@ -161,6 +170,14 @@ def ask(
     max_tokens: int,
     temperature: float,
     seed: int,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    stop: tuple[str, ...],
+    logprobs: int,
+    grammar: TextIO | None,
+    json_schema: TextIO | None,
     system: str,
     model: str,
     explain: bool,
@@ -174,13 +191,15 @@ def ask(
     that serves a prompt sees it.
     """
     from node.settings import default_data_dir, read_bootstrap
+    from proto.codec import check_sampling
+    from proto.errors import LocalError
     from proto.messages import Ask, ChatMessage, Sampling
 
-    if math.isnan(temperature):
-        raise click.UsageError("--temperature must be a number")
+    if grammar is not None and json_schema is not None:
+        raise click.UsageError("give --grammar or --json-schema, not both")
     if len(model) > MAX_MODEL_CHARS:
         raise click.UsageError(f"--model is over {MAX_MODEL_CHARS} characters")
-    for name, value in (("--model", model), ("--system", system), ("the prompt", prompt)):
+    for name, value in (("--model", model), ("--system", system), ("the prompt", prompt), ("--stop", "".join(stop))):
         _check_unicode(name, value)
     text = _read_prompt(prompt)
     turns = [ChatMessage(role="system", content=system)] if system else []
@@ -189,8 +208,24 @@ def ask(
         request_id=bytes(16),
         model=model,
         messages=tuple(turns),
-        sampling=Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed),
+        sampling=Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            grammar=_read_rules(grammar or json_schema),
+            grammar_kind="json_schema" if json_schema else "gbnf",
+        ),
     )
+    try:
+        check_sampling(request.sampling)
+    except LocalError as exc:
+        raise click.UsageError(str(exc)) from exc
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
     run(lambda: _ask(request, where, peers, explain=explain, as_json=as_json))
@@ -280,6 +315,14 @@ def _read_prompt(prompt: str) -> str:
     if not prompt.strip():
         raise click.UsageError("the prompt is empty")
     return prompt
+
+
+def _read_rules(file: TextIO | None) -> str:
+    """A grammar or schema file. Longer than any that is allowed is enough to refuse it."""
+    try:
+        return file.read(MAX_GRAMMAR_CHARS + 1) if file is not None else ""
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(f"the grammar is not UTF-8: {exc}") from exc
 
 
 def _check_unicode(name: str, value: str) -> None:

@@ -16,7 +16,7 @@ from node.network.network import MessageStream, Network, NetworkError, NetworkSe
 from node.rundir import RunInfo, find_running, is_held
 from node.views import FailedView, FrameView, NodeState, TreeRowView, frame_view
 from proto.errors import LocalError, RemoteError
-from proto.messages import Answered, Ask, Failed, Route, Text
+from proto.messages import Answered, Ask, Failed, Route, Sampling, Text
 
 START_HINT = "start one with 'mycelia node'"
 _STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
@@ -87,9 +87,7 @@ async def _ask_local(ask: Ask, info: RunInfo) -> AsyncIterator[AsyncIterator[Fra
     body = {
         "model": ask.model,
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
-        "max_tokens": ask.sampling.max_tokens,
-        "temperature": ask.sampling.temperature,
-        "seed": ask.sampling.seed,
+        **{field.name: getattr(ask.sampling, field.name) for field in msgspec.structs.fields(Sampling)},
     }
     timeout = httpx.Timeout(10, read=SILENCE_DEADLINE_S)
     has_begun = False

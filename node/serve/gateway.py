@@ -32,6 +32,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from node.views import FailedView, NodeState, TreeRowView, frame_view
+from proto.codec import check_sampling
 from proto.errors import LocalError
 from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Sampling
 
@@ -72,9 +73,27 @@ class _Conversation(msgspec.Struct, forbid_unknown_fields=True):
 
 class _AskBody(_Conversation, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=128)] = ""
-    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=131_072)] = DEFAULT_MAX_TOKENS
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+    grammar: str = ""
+    grammar_kind: str = "gbnf"
+
+    def sampling(self) -> Sampling:
+        """Raises LocalError that names the field out of bounds."""
+        names = [field.name for field in msgspec.structs.fields(Sampling)]
+        sampling = Sampling(**{name: getattr(self, name) for name in names})
+        check_sampling(sampling)
+        return sampling
 
 
 def make_app(api: Api) -> Starlette:
@@ -84,7 +103,11 @@ def make_app(api: Api) -> Starlette:
         body = await _read_json(request, _AskBody)
         if isinstance(body, Response):
             return body
-        return cast(Response, _Answer(api, _to_ask(body)))  # (Starlette takes any ASGI application for a response)
+        try:
+            ask = _to_ask(body)
+        except LocalError as exc:
+            return _refused(400, str(exc))
+        return cast(Response, _Answer(api, ask))  # (Starlette takes any ASGI application for a response)
 
     async def tokenize(request: Request) -> Response:
         body = await _read_json(request, _Conversation)
@@ -269,7 +292,7 @@ def _to_ask(body: _AskBody) -> Ask:
         request_id=bytes(16),
         model=body.model,
         messages=_turns(body),
-        sampling=Sampling(max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed),
+        sampling=body.sampling(),
     )
 
 

@@ -1,0 +1,55 @@
+"""What users set on the command line reaches the engine, and a restarted node begins warm."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.swarm import LocalSwarm
+from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
+
+pytestmark = pytest.mark.e2e
+
+LONG = (
+    "Summarise this in one word. "
+    + "The ship left the harbour at dawn and the crew sang until the coast was gone. " * 20
+)
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99}},
+    "required": ["name", "age"],
+}
+
+
+async def test_a_restarted_node_begins_warm_and_sampling_options_arrive(swarm: LocalSwarm, tmp_path: Path) -> None:
+    options = ["--threads", "1", "--cache-dir", str(tmp_path / "cache")]
+    with trio.fail_after(2 * DEADLINE_S):
+        node = await swarm.start("one", options=options)
+        await node.wait_ready()
+        cold = await ask(node, LONG, "--max-tokens", "2")
+        assert cold.answered.cached_tokens < cold.answered.prompt_tokens / 10
+        await node.stop()
+        assert node.process.returncode == 0
+
+        node = await swarm.start("one", options=options)
+        await node.wait_ready()
+        warm = await ask(node, LONG, "--max-tokens", "2")
+        assert warm.answered.cached_tokens > warm.answered.prompt_tokens * 0.9
+
+        schema = tmp_path / "schema.json"
+        schema.write_text(json.dumps(SCHEMA))
+        person = await ask(node, "Invent a person.", "--max-tokens", "100", "--json-schema", str(schema))
+        assert json.loads(person.text).keys() == {"name", "age"}
+
+        everything = await ask(node, "Count to five.", "--max-tokens", "12", "--temperature", "0.8", "--seed", "5")
+        letter = everything.text[len(everything.text) // 2]
+        stopped = await ask(
+            node, "Count to five.", "--max-tokens", "12", "--temperature", "0.8", "--seed", "5", "--stop", letter
+        )
+        assert letter not in stopped.text
+
+        grammar = tmp_path / "broken.gbnf"
+        grammar.write_text("root ::= nothing-of-this-name")
+        done = await run_mycelia("ask", "--data-dir", str(node.data_dir), "--grammar", str(grammar), "hello")
+        assert done.returncode == 1 and "grammar" in done.stderr and done.stderr.count("\n") == 1
