@@ -225,7 +225,8 @@ def ask(
     try:
         check_sampling(request.sampling)
     except LocalError as exc:
-        raise click.UsageError(str(exc)) from exc
+        field, _, problem = str(exc).partition(":")
+        raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
     run(lambda: _ask(request, where, peers, explain=explain, as_json=as_json))
