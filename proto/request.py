@@ -44,6 +44,8 @@ class Request:
     failed_peers: set[bytes] = field(default_factory=set)
     last_failure: str = ""
     num_engine_losses: int = 0
+    is_doubted: bool = False
+    """A peer called the request impossible: this node's own engine is asked next, and its word is final."""
 
     @property
     def num_tokens(self) -> int:

@@ -148,8 +148,9 @@ class RequestPlane:
         space = self._space(request)
         known = self._digests.estimates.matches(request.namespace, request.chain)
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
+        ask_own_engine = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
         fits_wire = request.num_tokens <= MAX_TOKENS_PER_REQUEST
-        remote = self._members.nodes(request.namespace) if fits_wire and not may_kill_engines else []
+        remote = self._members.nodes(request.namespace) if fits_wire and not ask_own_engine else []
         candidates = []
         for member in remote:
             served = member.served[request.namespace]
@@ -173,6 +174,7 @@ class RequestPlane:
         if not frame.retryable and request.peer == self._me and not request.is_complete:
             self._end(request)
             return [Fail(request.request_id, frame.code, frame.message, False)]
+        request.is_doubted = request.is_doubted or not frame.retryable
         if frame.code == "engine_lost":
             request.num_engine_losses += 1
         return self._attempt_failed(request, f"{frame.code}: {frame.message}", now)

@@ -196,8 +196,10 @@ def test_a_request_that_kills_engines_does_not_walk_through_the_swarm() -> None:
 
 
 def test_a_peers_word_that_a_request_is_impossible_costs_one_attempt_only() -> None:
+    """An impossible request, such as a grammar that takes seconds to refuse, does not walk through the swarm either."""
     world = quiet_world()
     world.store(HOLDER, 1, PROMPT)
+    world.store(OTHER, 1, PROMPT)
     world.advance(2)
     submit(world)
     assert dispatched(world).peer == HOLDER
