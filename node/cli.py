@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from proto.messages import Ask
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-MAX_PROMPT_BYTES = 524_288
 MAX_MODEL_CHARS = 128
-MAX_GRAMMAR_CHARS = 65_536
 _T = TypeVar("_T")
 
 data_dir_option = click.option(
@@ -239,16 +237,10 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
     """The nodes that the node running here is connected to."""
 
     async def show() -> None:
-        import msgspec
-
         from node.client import fetch_state
         from node.show import show_peers
 
-        state = await fetch_state(_running(data_dir))
-        if as_json:
-            click.echo(msgspec.json.encode(state.peers))
-        else:
-            show_peers(_console(), state.peers)
+        _print((await fetch_state(_running(data_dir))).peers, as_json, show_peers)
 
     run(show)
 
@@ -260,16 +252,10 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
     """The radix tree of the node running here: what it holds computed."""
 
     async def show() -> None:
-        import msgspec
-
         from node.client import fetch_tree
         from node.show import show_tree
 
-        rows = await fetch_tree(_running(data_dir))
-        if as_json:
-            click.echo(msgspec.json.encode(rows))
-        else:
-            show_tree(_console(), rows)
+        _print(await fetch_tree(_running(data_dir)), as_json, show_tree)
 
     run(show)
 
@@ -305,10 +291,12 @@ cli.add_command(bench)
 
 
 def _read_prompt(prompt: str) -> str:
+    from proto.messages import MAX_CHAT_BYTES
+
     if prompt == "-":
-        data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-        if len(data) > MAX_PROMPT_BYTES:
-            raise click.UsageError(f"the prompt is over {MAX_PROMPT_BYTES} bytes; shorten it")
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_CHAT_BYTES + 1)
+        if len(data) > MAX_CHAT_BYTES:
+            raise click.UsageError(f"the prompt is over {MAX_CHAT_BYTES} bytes; shorten it")
         try:
             prompt = data.decode()
         except UnicodeDecodeError as exc:
@@ -320,6 +308,8 @@ def _read_prompt(prompt: str) -> str:
 
 def _read_rules(file: TextIO | None) -> str:
     """A grammar or schema file. Longer than any that is allowed is enough to refuse it."""
+    from proto.messages import MAX_GRAMMAR_CHARS
+
     try:
         return file.read(MAX_GRAMMAR_CHARS + 1) if file is not None else ""
     except UnicodeDecodeError as exc:
@@ -367,6 +357,16 @@ async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, ex
             elif isinstance(frame, RouteView) and explain:
                 show_route(console, frame)
     raise LocalError("the answer ended before it was finished; ask again")
+
+
+def _print(value: _T, as_json: bool, show: "Callable[[Console, _T], None]") -> None:
+    """``value`` as JSON, or as ``show`` draws it for people."""
+    import msgspec
+
+    if as_json:
+        click.echo(msgspec.json.encode(value))
+    else:
+        show(_console(), value)
 
 
 def _running(data_dir: Path | None) -> "RunInfo":

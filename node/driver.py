@@ -35,7 +35,7 @@ log = structlog.get_logger()
 MAX_SENDS_PER_PEER = 32
 """Control messages under way to one peer; more are dropped, and the protocol finds again whatever they carried."""
 
-_LOUD = {"node_joined", "node_left", "peer_quarantined", "peer_equivocated", "wire_version_refused", "attempt_failed"}
+_LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed"}
 """Events that a person who runs a node wants to see; the others are for debugging."""
 
 

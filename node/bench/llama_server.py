@@ -55,7 +55,7 @@ class LlamaServer:
 def check_installed() -> None:
     """Raises LocalError that says how to install it."""
     if find_spec(_PACKAGE) is None:
-        raise LocalError(f"--against llama-server needs the package {_PACKAGE}: pip install 'mycelia[bench]'")
+        raise LocalError(f"--against llama-server needs the package {_PACKAGE}: pip install {_PACKAGE}")
 
 
 @asynccontextmanager

@@ -1,0 +1,44 @@
+"""The benchmarks' own arithmetic and output; what they measure is not for tests."""
+
+import json
+import random
+
+import pytest
+
+from node.bench.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
+from node.bench.report import report_of, row_of, show
+from node.engine.fake import NUM_VOCAB, FakeEngine
+
+
+def test_a_row_is_the_median_with_its_range() -> None:
+    row = row_of("name", "s", [3.0, 1.0, 2.0])
+    assert (row.value, row.min, row.max, row.runs) == (2.0, 1.0, 3.0, 3)
+
+
+def test_json_is_one_object_of_the_documented_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    show(report_of("engine", [row_of("name", "s", [1.0])]), as_json=True)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    report = json.loads(out)
+    assert report.keys() == {"bench", "version", "machine", "rows"}
+    assert report["rows"][0].keys() == {"name", "value", "unit", "min", "max", "runs"}
+
+
+async def test_a_completion_is_timed_and_counted() -> None:
+    target = OurEngine(FakeEngine())  # type: ignore[arg-type]
+    prompt = list(range(100)) * 3
+    cold = await target.complete(prompt, 4)
+    warm = await target.complete([*prompt, 7], 4)
+    assert cold.cached_tokens == 0 and warm.cached_tokens == len(prompt)
+    assert 0 <= cold.ttft_s <= cold.total_s and 1 <= cold.completion_tokens <= 4
+
+
+def test_shared_workloads_share_exactly_their_prefix() -> None:
+    prompts = _Prompts(random.Random(1), 50_000)
+    made = {workload.name: workload.make(prompts) for workload in WORKLOADS}
+    for name, count in (("warm_850_ttft", 2), ("shared_warm_4_wall", 5), ("shared_cold_4_wall", 4)):
+        assert len(made[name]) == count
+        assert len({tuple(prompt[:SHARED_TOKENS]) for prompt in made[name]}) == 1
+        assert len({tuple(prompt[SHARED_TOKENS:]) for prompt in made[name]}) == count
+        assert all(len(prompt) == SHARED_TOKENS + OWN_TOKENS for prompt in made[name])
+    assert NUM_VOCAB < 1_000 < min(min(prompt) for prompt in made["short_8_rate"])
