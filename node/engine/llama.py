@@ -145,6 +145,8 @@ class Llama:
         self.spare = num_sequences - 1
         """The sequence that cells pass through on their way to and from the second tier. For nothing else."""
         self.reuse = self._probe_reuse()
+        self.cell_bytes = 0
+        """Size of a cell when it is serialised; 0 before one was."""
         self.can_save = self.reuse and num_sequences > 2 and self._probe_tier()
 
     def _refuse_other_kinds(self, path: Path) -> None:
@@ -326,6 +328,7 @@ class Llama:
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         works = self.decode([BatchRow(0, 0, tokens, True)])[0] == OK and self.copy_prefix(0, 1, 3)
         blob = self.save_range(0, 2, 8)
+        self.cell_bytes = len(blob) // 6 if blob is not None else 0
         works = works and blob is not None and self.restore_range(blob, (2, 8), 1, 3, 6) == RESTORED
         works = works and self.decode([BatchRow(1, 6, tokens[6:], True)])[0] == OK and self._covers(0, 8)
         self.clear_all()
