@@ -1,8 +1,8 @@
 """Who runs next, and where its tokens live: every decision of the engine that needs no llama.cpp.
 
 Theory. The KV cache is one pool of ``num_cells`` cells. A cell belongs to the prefix tree (shared by any number of
-sequences) or to one running request. A request shares ``shared(r)`` tokens with the tree, holds ``held(r)`` cells beyond
-them, and may come to hold ``own(r) = limit(r) - shared(r)``. Two invariants:
+sequences) or to one running request. A request shares ``shared(r)`` tokens with the tree, holds ``held(r)`` cells
+beyond them, and may come to hold ``own(r) = limit(r) - shared(r)``. Two invariants:
 
     promise:  pinned tokens of the tree + sum of own(r)  <=  num_cells
     fact:     all tokens of the tree    + sum of held(r) <=  num_cells
