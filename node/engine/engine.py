@@ -10,10 +10,18 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from proto.messages import MAX_TEXT_BYTES_PER_FRAME, ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
+from proto.messages import (
+    MAX_LOGPROBS_PER_FRAME,
+    MAX_TEXT_BYTES_PER_FRAME,
+    ChatMessage,
+    Sampling,
+    TokenLogprobs,
+    Usage,
+    Vitals,
+)
 
-MAX_ITEM_TOKENS, MAX_ITEM_LOGPROBS = 256, 32
-"""Of one item, so that it fits a frame: logprobs have up to 21 texts a token."""
+MAX_ITEM_TOKENS = 256
+"""Of one item, so that it fits a frame; fewer with logprobs."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class EngineTokens:
     def joined(self, later: "EngineTokens") -> "EngineTokens | None":
         """Both in one item, None if that is too large for one frame."""
         num_tokens, num_bytes = len(self.tokens) + len(later.tokens), len(self.text) + len(later.text)
-        most = MAX_ITEM_LOGPROBS if self.logprobs or later.logprobs else MAX_ITEM_TOKENS
+        most = MAX_LOGPROBS_PER_FRAME if self.logprobs or later.logprobs else MAX_ITEM_TOKENS
         if num_tokens > most or num_bytes > MAX_TEXT_BYTES_PER_FRAME:
             return None
         return EngineTokens([*self.tokens, *later.tokens], self.text + later.text, self.logprobs + later.logprobs)

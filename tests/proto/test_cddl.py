@@ -10,7 +10,7 @@ import pytest
 import proto
 from proto.codec import encode
 from proto.messages import Message
-from tests.proto.test_codec import EXAMPLES
+from tests.proto.examples import EXAMPLES
 
 SOURCE = (Path(proto.__file__).parent / "wire.cddl").read_text("utf-8")
 
