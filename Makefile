@@ -16,7 +16,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test check format node swarm clean recheck
+.PHONY: help setup demo test check fuzz format node swarm clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -41,6 +41,10 @@ check: $(ready)  ## lint, formatting, types, import rules
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
+fuzz: N = 1000000
+fuzz: $(ready)  ## hostile bytes for the codec, N=1000000 of them; SEED=1 for the same ones again
+	@.venv/bin/python -m tests.fuzz.codec --inputs $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 format: $(ready)  ## format the code, fix what the linter can fix
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
@@ -52,5 +56,5 @@ swarm: $(ready)  ## run several nodes on this machine, N=4 of them
 	@.venv/bin/python examples/local_swarm.py $(N)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
