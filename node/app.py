@@ -104,6 +104,7 @@ class Node:
             slots=vitals.slots,
             cached_tokens=self._tree.num_tokens,
             peers=[self._peer_row(view) for view in self._overlay.peers(self._driver.now())],
+            refused={str(refusal): count for refusal, count in sorted(self._overlay.refusals.items())},
         )
 
     async def tree(self) -> list[TreeRowView]:

@@ -162,3 +162,5 @@ class NodeState(msgspec.Struct, frozen=True):
     slots: int
     cached_tokens: int
     peers: list[PeerRow]
+    refused: dict[str, int]
+    """What of peers was not used: reason (see ``proto/refusals.py``) -> how often since the start."""

@@ -39,6 +39,13 @@ class DigestConfig:
     max_version_burst: int = 5
     """Sets of one owner that are taken ahead of one per ``delta_min_gap_s``: each costs a root over the whole set,
     about 10 ms at the hard cap, however few bytes the change has."""
+    heads_per_s: float = 1.0
+    """New versions of one owner that one peer may bring by gossip: twice what ``delta_min_gap_s`` lets out."""
+    heads_burst: float = 30.0
+    """And ahead of that: what a mesh held back for a minute arrives at once."""
+    repairs_per_s: float = 20.0
+    """Repairs that one peer may send: a reconciliation brings 16 and the answers to 64 questions, each 5 s at most."""
+    repairs_burst: float = 200.0
     max_owners: int = 1_024
     """Estimates kept."""
     max_entries: int = 1_048_576

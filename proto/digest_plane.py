@@ -6,7 +6,7 @@ fetches it, and pairwise reconciliation finds what neither saw.
 """
 
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +17,10 @@ from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
 from proto.errors import RemoteError
 from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
+from proto.limits import Limits
 from proto.membership import Membership
 from proto.messages import MAX_VECTOR, Reconcile, Repair, RepairRequest, Version
+from proto.refusals import Refusal
 
 _SWEEP_S = 5.0
 _MAX_PENDING_REPAIRS = 1_024
@@ -45,8 +47,10 @@ class DigestPlane:
         sign: Sign,
         verify: Verify,
         members: Membership,
+        refusals: Counter[Refusal],
     ) -> None:
         self._me = me
+        self._refusals = refusals
         self._config = config
         self._rng = rng
         self._sign = sign
@@ -60,7 +64,10 @@ class DigestPlane:
         self._repaired_at: OrderedDict[Key, list[float]] = OrderedDict()
         """(reader, owner) -> when it was sent a repair with bytes, within the last minute."""
         self._reconciled_at: OrderedDict[bytes, float] = OrderedDict()
-        self.estimates = Estimates(me, verify, config)
+        self._gossiped: Limits[tuple[bytes, bytes]] = Limits(config.heads_per_s, config.heads_burst)
+        """Of (forwarder, owner): nobody can use up what an owner may say by repeating it."""
+        self._repaired_by: Limits[bytes] = Limits(config.repairs_per_s, config.repairs_burst)
+        self.estimates = Estimates(me, verify, config, refusals)
 
     def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
         """Leading blocks of ``chain`` in this node's own cache."""
@@ -163,20 +170,33 @@ class DigestPlane:
 
     def on_gossip(self, event: Gossiped, now: float) -> list[Effect]:
         head = event.message.head
-        if head.owner != event.author or head.namespace != event.namespace:
-            raise RemoteError("gossip about somebody else's digest")
+        if head.owner != event.author:
+            raise RemoteError("gossip about somebody else's digest", Refusal.WRONG_OWNER)
+        if head.namespace != event.namespace:
+            raise RemoteError("gossip about another namespace's digest", Refusal.WRONG_NAMESPACE)
+        unused = self.estimates.unused(head, now)
+        if unused is Refusal.FUTURE:  # (whoever passed it on only did as it should: the owner's own clock is wrong)
+            raise RemoteError("a digest from the future", unused)
+        if unused is None and not self._gossiped.take((event.forwarder, event.author), now):
+            if event.forwarder == event.author:
+                raise RemoteError("too many heads", Refusal.TOO_MANY)
+            self._refusals[Refusal.TOO_MANY] += 1
+            return []
         return self._after(
             self.estimates.on_gossip(event.message, now), head.owner, head.namespace, event.forwarder, now
         )
 
     def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
         head = message.head
+        if not self._repaired_by.take(peer, now):
+            raise RemoteError("too many repairs", Refusal.TOO_MANY)
         return self._after(self.estimates.on_repair(message, now), head.owner, head.namespace, peer, now)
 
     def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
         key = (peer, request.owner)
         recent = [at for at in self._repaired_at.get(key, []) if at > now - 60.0]
         if len(recent) >= self._config.repairs_per_minute:
+            self._refusals[Refusal.TOO_SOON] += 1
             return [Emit("repair_refused", {"peer": peer})]
         repair = self._repair_for(request)
         if repair is None:
@@ -192,6 +212,7 @@ class DigestPlane:
         """Push what is newer here, ask for what is newer there."""
         last = self._reconciled_at.get(peer)
         if last is not None and now - last < self._config.min_reconcile_gap_s:
+            self._refusals[Refusal.TOO_SOON] += 1
             return [Emit("reconcile_refused", {"peer": peer})]
         self._reconciled_at[peer] = now
         self._reconciled_at.move_to_end(peer)
