@@ -16,7 +16,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test check fuzz format node swarm clean recheck
+.PHONY: help setup demo test nightly check fuzz format node swarm clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -40,6 +40,10 @@ check: $(ready)  ## lint, formatting, types, import rules
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+nightly: $(ready)  ## the property tests with 3,000 examples each (they take tens of minutes)
+	@.venv/bin/python -m pytest -p no:cacheprovider tests/proto -m properties --hypothesis-profile=nightly \
+		--hypothesis-show-statistics $(PYTEST_ARGS)
 
 fuzz: N = 1000000
 fuzz: $(ready)  ## hostile bytes for the codec, N=1000000 of them; SEED=1 for the same ones again

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import tests.profiles  # noqa: F401  registers hypothesis profiles, before any test module is read
+
 
 @pytest.fixture(scope="session", autouse=True)
 def close_what_llama_cpp_opened() -> Iterator[None]:

@@ -14,6 +14,7 @@ from proto.errors import RemoteError
 from proto.estimates import Equivocation, Estimates, Outcome, State
 from proto.events import Connected, Disconnected, Gossiped, Received
 from proto.messages import Announce, Delta, Head, Hello, Repair, RepairRequest
+from tests.profiles import examples
 from tests.proto.playbook import EPOCH_START, NAMESPACE, World, peer_id, sign_as, verify
 
 CONFIG = OverlayConfig().digest
@@ -470,8 +471,8 @@ class History(RuleBasedStateMachine):
         self.pair.own.check_invariants()
 
 
-TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestHistory = pytest.mark.properties(History.TestCase)
+TestHistory.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)
 
 
 class Convergence(RuleBasedStateMachine):
@@ -542,5 +543,5 @@ class Convergence(RuleBasedStateMachine):
         assert_converged(self.world)
 
 
-TestConvergence = Convergence.TestCase
-TestConvergence.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestConvergence = pytest.mark.properties(Convergence.TestCase)
+TestConvergence.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

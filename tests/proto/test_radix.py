@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proto.radix import RadixTree, common_prefix
+from tests.profiles import examples
 
 
 def test_common_prefix() -> None:
@@ -187,5 +188,5 @@ class RadixMachine(RuleBasedStateMachine):
         assert self.tree.pinned_tokens() == len({held[:end] for held in pinned for end in range(1, len(held) + 1)})
 
 
-RadixMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+RadixMachine.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 test_against_a_model = RadixMachine.TestCase
