@@ -37,7 +37,8 @@ from node.serve.gateway import bind_loopback, serve_gateway
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
 from node.version import VERSION
-from node.views import NodeState, PeerRow, TreeRowView
+from node.views import NodeState, PeerRow, TrafficView, TreeRowView
+from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
 from proto.errors import LocalError
@@ -104,6 +105,7 @@ class Node:
             slots=vitals.slots,
             cached_tokens=self._tree.num_tokens,
             peers=[self._peer_row(view) for view in self._overlay.peers(self._driver.now())],
+            traffic=_traffic_view(self._overlay.traffic, self._driver.now()),
             refused={str(refusal): count for refusal, count in sorted(self._overlay.refusals.items())},
         )
 
@@ -164,6 +166,16 @@ class Node:
         while True:
             vitals = await self._engine.vitals_changes()
             self._driver.handle(VitalsChanged(namespace, vitals))
+
+
+def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
+    return TrafficView(
+        received_bytes={str(plane): traffic.received[plane] for plane in Plane},
+        received_bytes_per_s={str(plane): round(traffic.received_per_s(plane, now), 1) for plane in Plane},
+        digests_sent_bytes=traffic.sent_bytes,
+        deltas_postponed=traffic.num_postponed,
+        repairs_dropped=traffic.num_dropped,
+    )
 
 
 def check_import_names() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proto.blocks import block_hashes
+from proto.budget import Plane, SendBudget, Traffic, size_of
 from proto.config import DigestConfig
 from proto.digest import SAME, OwnDigest, Sign, Verify
 from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
@@ -19,7 +20,7 @@ from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
 from proto.limits import Limits
 from proto.membership import Membership
-from proto.messages import MAX_VECTOR, Reconcile, Repair, RepairRequest, Version
+from proto.messages import MAX_VECTOR, Control, Reconcile, Repair, RepairRequest, Version
 from proto.refusals import Refusal
 
 _SWEEP_S = 5.0
@@ -48,9 +49,14 @@ class DigestPlane:
         verify: Verify,
         members: Membership,
         refusals: Counter[Refusal],
+        traffic: Traffic,
     ) -> None:
         self._me = me
         self._refusals = refusals
+        self._traffic = traffic
+        self._budget = SendBudget(config.send_bytes_per_s, config.send_burst_bytes, 0.0)
+        self._stretch = 1.0
+        """Of the interval between deltas, for what is received."""
         self._config = config
         self._rng = rng
         self._sign = sign
@@ -106,13 +112,38 @@ class DigestPlane:
         return max(now + self._config.delta_delay_s, budget, spaced)
 
     def _publish(self, namespace: bytes, now: float) -> list[Effect]:
+        ready_at = self._budget.ready_at(now)
+        if ready_at > now:
+            self._traffic.num_postponed += 1
+            return self._set_due(namespace, ready_at)
         if self._own[namespace].is_behind():
             paced_from = max(self._paced_until.get(namespace, 0.0), now)
-            self._paced_until[namespace] = paced_from + self._jittered(self._config.delta_interval_s)
+            self._paced_until[namespace] = paced_from + self._jittered(self._stretched_interval(now))
             self._delta_at[namespace] = now
         message = self._own[namespace].advance(now)
+        self._spend(size_of(message), now)
         heartbeat = now + self._jittered(self._config.heartbeat_s)
         return [Publish(namespace, message), *self._set_due(namespace, heartbeat)]
+
+    def _stretched_interval(self, now: float) -> float:
+        """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
+        and back. (By the whole excess it would swing: all nodes see the same and answer alike.)"""
+        received = self._traffic.received_per_s(Plane.DIGESTS, now) * self._config.gossip_copies
+        excess = received / self._config.receive_bytes_per_s
+        self._stretch = min(max(self._stretch * excess**0.5, 1.0), self._config.max_stretch)
+        return self._config.delta_interval_s * self._stretch
+
+    def _send(self, peer: bytes, message: Control, now: float) -> list[Effect]:
+        """Sends ``message`` if the budget allows; what is dropped is asked for again, or comes with the next round."""
+        if self._budget.ready_at(now) > now:
+            self._traffic.num_dropped += 1
+            return []
+        self._spend(size_of(message), now)
+        return [Send(peer, message)]
+
+    def _spend(self, num_bytes: int, now: float) -> None:
+        self._budget.spend(num_bytes, now)
+        self._traffic.sent_bytes += num_bytes
 
     def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
         if self._due.get(namespace) == at:
@@ -130,7 +161,7 @@ class DigestPlane:
                 return self._ask_for_repair((timer.subject, timer.namespace), now)
             case "reconcile":
                 again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
-                return [*self._reconcile(), again]
+                return [*self._reconcile(now), again]
             case "sweep":
                 gone = self.estimates.sweep(now)
                 forgotten: list[Effect] = [Emit("estimate_forgotten", {"peer": owner}) for owner, _ in gone]
@@ -138,7 +169,7 @@ class DigestPlane:
             case _:
                 raise AssertionError(f"unknown timer {timer.kind}")
 
-    def _reconcile(self) -> list[Effect]:
+    def _reconcile(self, now: float) -> list[Effect]:
         """Tell one random peer every version held."""
         partners = sorted({m.peer for namespace in self._own for m in self._members.nodes(namespace)})
         if not partners:
@@ -146,7 +177,7 @@ class DigestPlane:
         versions = self._versions()
         if len(versions) > MAX_VECTOR:
             versions = self._rng.sample(versions, MAX_VECTOR)
-        return [Send(self._rng.choice(partners), Reconcile(versions=tuple(versions)))]
+        return self._send(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
 
     def _versions(self) -> list[Version]:
         own = [
@@ -162,7 +193,7 @@ class DigestPlane:
         """The peer said what it serves: ask for what this node does not have of it."""
         self.estimates.reinstate(peer, now)
         spaces = [space for space in self._members.served_by(peer) if self.estimates.follows(space)]
-        return [Send(peer, self.estimates.request(peer, space)) for space in spaces]
+        return [effect for space in spaces for effect in self._send(peer, self.estimates.request(peer, space), now)]
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:
         self.estimates.suspect(peer)
@@ -201,12 +232,13 @@ class DigestPlane:
         repair = self._repair_for(request)
         if repair is None:
             return []
-        if repair.mode != SAME:
+        effects = self._send(peer, repair, now)
+        if repair.mode != SAME and effects:
             self._repaired_at[key] = [*recent, now]
             self._repaired_at.move_to_end(key)
             if len(self._repaired_at) > _MAX_RATE_ENTRIES:
                 self._repaired_at.popitem(last=False)
-        return [Send(peer, repair)]
+        return effects
 
     def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
         """Push what is newer here, ask for what is newer there."""
@@ -235,7 +267,7 @@ class DigestPlane:
             request = RepairRequest(owner=key[0], namespace=key[1], epoch=epoch, seq=seq, count=0, root=bytes(16))
             effects += self.on_repair_request(peer, request, now)
         for key in newer_there[: self._config.requests_per_reconcile]:
-            effects.append(Send(peer, self.estimates.request(*key)))
+            effects += self._send(peer, self.estimates.request(*key), now)
         return effects
 
     def _repair_for(self, request: RepairRequest) -> Repair | None:
@@ -277,7 +309,7 @@ class DigestPlane:
         again = SetTimer(Timer("repair", *key), now + 2.0**pending.attempts)
         if target is None:
             return [again]
-        return [Send(target, self.estimates.request(*key)), again]
+        return [*self._send(target, self.estimates.request(*key), now), again]
 
     def _jittered(self, interval_s: float) -> float:
         return interval_s * self._rng.uniform(1 - self._config.jitter, 1 + self._config.jitter)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from proto import WIRE_VERSION
+from proto.budget import Traffic
 from proto.config import OverlayConfig
 from proto.digest import Sign, Verify
 from proto.digest_plane import DigestPlane
@@ -78,10 +79,12 @@ class Overlay:
         self.me = me
         self.refusals: Counter[Refusal] = Counter()
         """What of peers was not used, and why. Only read it."""
+        self.traffic = Traffic()
+        """What each plane received and the digests sent. Only read it."""
         self._config = config
         self._trust = Trust(config.trust)
         self._members = Membership(me, config, rng)
-        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members, self.refusals)
+        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members, self.refusals, self.traffic)
         self._requests = RequestPlane(me, config.request, self._members, self._digests)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -156,6 +159,7 @@ class Overlay:
     def _on_message(self, event: Received | Gossiped, now: float) -> list[Effect]:
         sender = event.peer if isinstance(event, Received) else event.author
         owner = _digest_owner(event.message)
+        self.traffic.note_received(event.message, now)
         if self._trust.is_banned(sender, now) or (owner is not None and self._trust.is_banned(owner, now)):
             self.refusals[Refusal.QUARANTINED] += 1
             return []
@@ -204,6 +208,7 @@ class Overlay:
                 return self._digests.on_timer(timer, now)
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
+        self.traffic.note_received(event.frame, now)
         try:
             return self._requests.on_frame(event, now)
         except RemoteError as exc:
