@@ -42,7 +42,7 @@ check: $(ready)  ## lint, formatting, types, import rules
 	.venv/bin/lint-imports --no-logo
 
 nightly: $(ready)  ## the property tests with 3,000 examples each (they take tens of minutes)
-	@.venv/bin/python -m pytest -p no:cacheprovider tests/proto -m properties --hypothesis-profile=nightly \
+	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
 		--hypothesis-show-statistics $(PYTEST_ARGS)
 
 fuzz: N = 1000000

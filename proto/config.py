@@ -44,7 +44,7 @@ class DigestConfig:
     heads_burst: float = 30.0
     """And ahead of that: what a mesh held back for a minute arrives at once."""
     repairs_per_s: float = 20.0
-    """Repairs that one peer may send: a reconciliation brings 16 and the answers to 64 questions, each 5 s at most."""
+    """Repairs that one peer may send unasked: a reconciliation brings 16 of them each 5 s at most."""
     repairs_burst: float = 200.0
     send_bytes_per_s: float = 131_072.0
     """Digests, repairs and questions together: three snapshots of the default size a second, a tenth of a home line."""

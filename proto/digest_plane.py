@@ -73,6 +73,9 @@ class DigestPlane:
         self._gossiped: Limits[tuple[bytes, bytes]] = Limits(config.heads_per_s, config.heads_burst)
         """Of (forwarder, owner): nobody can use up what an owner may say by repeating it."""
         self._repaired_by: Limits[bytes] = Limits(config.repairs_per_s, config.repairs_burst)
+        """Of peers that bring repairs nobody asked them for."""
+        self._asked: Counter[bytes] = Counter()
+        """Connected peer -> repairs it was asked for and has not brought: after a partition that can be very many."""
         self.estimates = Estimates(me, verify, config, refusals)
 
     def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
@@ -139,6 +142,8 @@ class DigestPlane:
             self._traffic.num_dropped += 1
             return []
         self._spend(size_of(message), now)
+        if isinstance(message, RepairRequest) and self._members.is_connected(peer):
+            self._asked[peer] += 1
         return [Send(peer, message)]
 
     def _spend(self, num_bytes: int, now: float) -> None:
@@ -197,6 +202,7 @@ class DigestPlane:
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:
         self.estimates.suspect(peer)
+        del self._asked[peer]
         return []
 
     def on_gossip(self, event: Gossiped, now: float) -> list[Effect]:
@@ -219,7 +225,9 @@ class DigestPlane:
 
     def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
         head = message.head
-        if not self._repaired_by.take(peer, now):
+        if self._asked[peer] > 0:
+            self._asked[peer] -= 1
+        elif not self._repaired_by.take(peer, now):
             raise RemoteError("too many repairs", Refusal.TOO_MANY)
         return self._after(self.estimates.on_repair(message, now), head.owner, head.namespace, peer, now)
 

@@ -27,11 +27,6 @@ class TokenBucket:
         self._tokens -= tokens
         return True
 
-    def ready_at(self, now: float, tokens: float) -> float:
-        """When ``tokens`` (at most ``burst``) can be taken if nothing is taken before; ``now`` if they can already."""
-        self._refill(now)
-        return now + max(0.0, min(tokens, self._burst) - self._tokens) / self._rate
-
     def _refill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated_at) * self._rate)
         self._updated_at = max(now, self._updated_at)

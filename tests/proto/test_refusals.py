@@ -259,6 +259,25 @@ def test_a_flood_through_a_relay_costs_neither_the_relay_nor_what_else_it_brings
     assert checked[-2:] == [STRANGER, PEER], "also what the owner says itself is still heard"
 
 
+def test_what_was_asked_for_is_never_too_much() -> None:
+    """After a partition one neighbour may be asked for hundreds of digests at once, and answer at once."""
+    world = quiet_world()
+    overlay = world.nodes[ME].overlay
+    owners = [b"owner%d" % number for number in range(500)]
+    for owner in owners:
+        head = signed(owner, {5: 0}, issued_at=int(world.now * 1000))
+        world.handle(ME, Gossiped(owner, RELAY, NAMESPACE, Announce(head=head)))
+    world.in_flight.clear()
+    world.advance(CONFIG.repair_delay_s[1], deliver=False)
+    asked = [event.message.owner for to, event in world.in_flight if to == RELAY and isinstance(event, Received)]
+    assert set(owners) <= set(asked)
+    for owner in owners:
+        head = signed(owner, {5: 0}, issued_at=int(world.now * 1000) - 2_000)
+        world.handle(ME, Received(RELAY, snapshot(head, {5: 0})))
+    assert overlay.refusals[Refusal.TOO_MANY] == 0
+    assert sum(overlay._digests.estimates.state(owner, NAMESPACE) is State.LIVE for owner in owners) == len(owners)
+
+
 def test_repeated_old_heads_use_up_nothing() -> None:
     world = quiet_world()
     old = Announce(head=true_head(world))
