@@ -124,7 +124,7 @@ async def test_garbage_is_charged(garbage: bytes) -> None:
     with pytest.raises(RemoteError):
         await case.stream.receive()
     assert case.fake.was_reset
-    assert case.charges == [Refusal.OVERSIZED]
+    assert case.charges == [Refusal.MALFORMED]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 6])
