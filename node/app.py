@@ -210,6 +210,9 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
     given: dict[str, Any] = {
         "threads": settings.threads,
         "cells": settings.cells,
+        "gpu_layers": settings.gpu_layers,
+        "tensor_split": settings.tensor_split,
+        "main_gpu": settings.main_gpu,
         "ram_tier_mib": settings.ram_tier_mib,
         "cache_dir": settings.cache_dir,
         "disk_tier_gib": settings.disk_tier_gib,

@@ -57,6 +57,7 @@ def cli() -> None:
 Examples:
   mycelia node
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
+  mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
 )
@@ -71,8 +72,19 @@ Examples:
 @click.option("--api-port", type=click.IntRange(0, 65_535), help="Local API on loopback; 0: any free.  [default: 7118]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads.  [default: all usable cores]")
 @click.option(
-    "--cells", type=click.IntRange(256, 16_777_216), help="KV cells: tokens the cache holds.  [default: 8192]"
+    "--cells",
+    type=click.IntRange(256, 4_194_304),
+    help="KV cells: tokens the cache holds.  [default: 8192, what fits when memory is short or on a GPU]",
 )
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(0, 10_000),
+    help="Layers on GPUs; 0: none.  [default: all, if llama.cpp is built for GPUs and sees one]",
+)
+@click.option(
+    "--tensor-split", default="", metavar="A,B,...", help="Shares of the GPUs, as 3,1.  [default: by free memory]"
+)
+@click.option("--main-gpu", type=click.IntRange(0, 15), help="Use this GPU alone.  [default: all of them]")
 @click.option(
     "--ram-tier",
     type=click.IntRange(0),
@@ -95,6 +107,9 @@ def node(
     api_port: int | None,
     threads: int | None,
     cells: int | None,
+    gpu_layers: int | None,
+    tensor_split: str,
+    main_gpu: int | None,
     ram_tier: int | None,
     cache_dir: Path | None,
     disk_tier: float | None,
@@ -114,8 +129,11 @@ def node(
         check_listen,
         default_data_dir,
         read_bootstrap,
+        read_tensor_split,
     )
 
+    if tensor_split and main_gpu is not None:
+        raise click.UsageError("give --tensor-split (shares of several GPUs) or --main-gpu (one alone), not both")
     settings = NodeSettings(
         data_dir=data_dir or default_data_dir(),
         model=model,
@@ -124,6 +142,9 @@ def node(
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         threads=threads,
         cells=cells,
+        gpu_layers=gpu_layers,
+        tensor_split=read_tensor_split(tensor_split),
+        main_gpu=main_gpu,
         ram_tier_mib=ram_tier,
         cache_dir=cache_dir,
         disk_tier_gib=disk_tier,

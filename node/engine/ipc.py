@@ -31,6 +31,7 @@ class Load(_Frame, frozen=True):
     model_path: str
     threads: int
     cells: int
+    """0: as many as are usual and fit."""
     sequences: int
     slots: int
     max_waiting: int
@@ -40,6 +41,9 @@ class Load(_Frame, frozen=True):
     disk_tier_bytes: int
     cache_dir: str
     """Empty: no disk tier."""
+    gpu_layers: int | None = None
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int | None = None
 
 
 class Submit(_Frame, frozen=True):
@@ -82,6 +86,11 @@ class Loaded(_Frame, frozen=True):
     context_tokens: int
     num_vocab: int
     reuse: str
+    cells: int = 0
+    cells_note: str = ""
+    """Why there are fewer cells than usual, if there are."""
+    offload: str = ""
+    """Which layers lie on which GPUs, for people; empty: none."""
 
 
 class LoadFailed(_Frame, frozen=True):

@@ -24,13 +24,24 @@ from blake3 import blake3
 from llama_cpp.llama_grammar import SchemaConverter as SchemaConverter
 from numpy.typing import NDArray
 
+from node.engine.devices import Ggml, read_shape
+from node.engine.sizing import (
+    MICRO_BATCH_TOKENS,
+    MIN_CELLS,
+    CellBudget,
+    CellChoice,
+    Device,
+    Offload,
+    choose_cells,
+    place_layers,
+    usable_gpus,
+)
 from proto.errors import LocalError
 from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
 
 # The bindings are declared by decorators that type checkers cannot see through.
 L: Any = _bindings
 
-MICRO_BATCH_TOKENS = 512
 _LOG_LEVEL_ERROR = 4
 
 MIN_TEMPERATURE = 0.001
@@ -117,23 +128,48 @@ class AbortFlag:
 class Llama:
     """One loaded model and one context with a unified KV cache of ``num_cells`` cells."""
 
-    def __init__(self, path: Path, *, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> None:
-        """Load. Raises LocalError, in one line, when the file or the sizes are unusable."""
+    can_abort = True
+    """Whether ``abort`` ends a decode in milliseconds. llama.cpp asks for it between the steps of a processor; what a
+    GPU was given runs to its end, so there a decode must be short."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_cells: int | CellBudget,
+        num_sequences: int,
+        num_threads: int,
+        batch_tokens: int,
+        offload: Offload | None = None,
+    ) -> None:
+        """Load. Raises LocalError, in one line, when the file, the sizes or the wanted GPUs are unusable.
+
+        num_cells: exactly as many; or as many as are usual and fit. offload: None leaves the choice of GPUs open.
+        """
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         if not 1 <= num_sequences <= MAX_SEQUENCES:
             raise LocalError(f"llama.cpp holds 1 to {MAX_SEQUENCES} sequences, not {num_sequences}")
         self._log = Log()
         L.llama_backend_init()
-        self.offloaded = bool(L.llama_supports_gpu_offload())
-        model_params = L.llama_model_default_params()
-        model_params.n_gpu_layers = -1 if self.offloaded else 0
-        self._model = L.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self._model:
-            raise LocalError(f"cannot load the model {path}: {self._log.reason('llama.cpp gave no reason')}")
+        offload = offload or Offload()
+        gpus = find_gpus(offload)
+        self._model_params = model_params(offload, gpus)  # Kept: the model goes on pointing at the split.
+        self._model = load_model(path, self._model_params, self._log)
         self._vocab = L.llama_model_get_vocab(self._model)
-        self._refuse_other_kinds(path)
+        self.placement = place_layers(int(L.llama_model_n_layer(self._model)), offload, gpus)
+        self.can_abort = not self.placement.offloaded
         self.abort = AbortFlag()
-        self._context = self._open_context(path, num_cells, num_sequences, num_threads, batch_tokens)
+        choice = CellChoice(num_cells) if isinstance(num_cells, int) else self._choose_cells(num_cells, offload)
+        self._context = None
+        while not self._context:
+            try:
+                self._context = self._open_context(path, choice.cells, num_sequences, num_threads, batch_tokens)
+            except LocalError:
+                if isinstance(num_cells, int) or choice.cells // 2 < MIN_CELLS:
+                    raise
+                choice = CellChoice(choice.cells // 2, f"{choice.cells} KV cells did not fit, {choice.cells // 2} do")
+        self.cells_note = choice.note
+        """Why there are fewer cells than usual; empty when there are not."""
         self._memory = L.llama_get_memory(self._context)
         self.num_cells = int(L.llama_n_ctx(self._context))
         self.batch_tokens = batch_tokens
@@ -147,11 +183,9 @@ class Llama:
         self.reuse = self._probe_reuse()
         self.can_save = self.reuse and num_sequences > 2 and self._probe_tier()
 
-    def _refuse_other_kinds(self, path: Path) -> None:
-        if L.llama_model_has_encoder(self._model) or not L.llama_model_has_decoder(self._model):
-            raise LocalError(f"cannot serve {path}: it is not a decoder-only text model")
-        if L.llama_model_is_diffusion(self._model):
-            raise LocalError(f"cannot serve {path}: diffusion models do not generate token by token")
+    def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
+        free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
+        return choose_cells(read_shape(L, self._model), self.placement, free if self.placement.gpus else [], budget)
 
     def _open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
         params = L.llama_context_default_params()
@@ -217,7 +251,10 @@ class Llama:
             outputs.append(end - 1 if row.wants_token else -1)
             length = end
         self._batch.n_tokens = length
-        return int(L.llama_decode(self._context, self._batch)), outputs
+        result = int(L.llama_decode(self._context, self._batch))
+        if not self.can_abort:
+            L.llama_synchronize(self._context)  # A GPU may still be at it, and whoever takes the time must know.
+        return result, outputs
 
     def end(self, seq_id: int) -> int:
         """Number of positions that ``seq_id`` has cells for; 0 for an empty sequence. Raises LocalError for a hole."""
@@ -309,7 +346,7 @@ class Llama:
 
     def _probe_reuse(self) -> bool:
         """Whether prefixes can be shared: by what the model says of itself, then by trying it on eight tokens."""
-        if L.llama_model_is_recurrent(self._model) or L.llama_model_is_hybrid(self._model):
+        if keeps_states(self._model):
             return False
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         result, _ = self.decode([BatchRow(0, 0, tokens, True)])
@@ -512,3 +549,52 @@ def file_digest(path: Path) -> bytes:
     hasher = blake3()
     hasher.update_mmap(path)
     return hasher.digest()
+
+
+# --- models and devices, before and beside a context -----------------------------------------------------------------
+
+
+def list_devices() -> list[Device]:
+    """Everything that llama.cpp could compute on here."""
+    return Ggml(L._lib).devices()
+
+
+def list_backends() -> list[str]:
+    """What llama.cpp was built for, such as CUDA and CPU."""
+    return Ggml(L._lib).backends()
+
+
+def find_gpus(offload: Offload) -> tuple[Device, ...]:
+    """Those that a model would be spread over, with their memory free now. Raises LocalError; see ``usable_gpus``."""
+    return usable_gpus(list_devices(), offload, list_backends())
+
+
+def model_params(offload: Offload, gpus: Sequence[Device]) -> Any:
+    """llama.cpp's parameters for loading onto ``gpus``, as ``find_gpus`` gave them."""
+    params = L.llama_model_default_params()
+    params.n_gpu_layers = 0 if not gpus else -1 if offload.layers is None else offload.layers
+    if offload.main_gpu is not None and gpus:
+        params.split_mode, params.main_gpu = L.LLAMA_SPLIT_MODE_NONE, offload.main_gpu
+    elif offload.split and gpus:
+        # llama.cpp reads as many numbers as there are devices. ctypes keeps the array as long as ``params``.
+        params.tensor_split = (ctypes.c_float * max(int(L.llama_max_devices()), len(gpus)))(*offload.split)
+    return params
+
+
+def load_model(path: Path, params: Any, log: Log) -> Any:
+    """A model of a kind that can be served. Raises LocalError."""
+    model = L.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        reason = log.reason("llama.cpp gave no reason")
+        hint = "; fewer --gpu-layers take less of it" if params.n_gpu_layers and "out of memory" in reason else ""
+        raise LocalError(f"cannot load the model {path}: {reason}{hint}")
+    if L.llama_model_has_encoder(model) or not L.llama_model_has_decoder(model):
+        raise LocalError(f"cannot serve {path}: it is not a decoder-only text model")
+    if L.llama_model_is_diffusion(model):
+        raise LocalError(f"cannot serve {path}: diffusion models do not generate token by token")
+    return model
+
+
+def keeps_states(model: Any) -> bool:
+    """Whether it keeps one state a sequence besides or instead of cells, so that prefixes cannot be shared."""
+    return bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))

@@ -280,7 +280,8 @@ class StepLoop:
     def _plan(self) -> list[Row]:
         running = self._scheduler.running
         decoding = any(not job.remaining_prefill for job in running)
-        rows = self._scheduler.plan(prefill_budget(self._prefill.rate, decoding, self._scheduler.limits.batch_tokens))
+        batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
+        rows = self._scheduler.plan(prefill_budget(self._prefill.rate, decoding, batch_tokens, can_abort))
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows
 

@@ -76,6 +76,8 @@ class ProcessEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._info: ModelInfo | None = None
+        self._cells = settings.cells
+        """Once a child chose, all later ones take as many: what the node told others must stay true."""
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
         self._calls: dict[int, _Call] = {}
@@ -272,7 +274,7 @@ class ProcessEngine:
         return ipc.Load(
             model_path=str(settings.model_path),
             threads=settings.num_threads,
-            cells=settings.cells,
+            cells=self._cells or 0,
             sequences=settings.sequences,
             slots=settings.slots,
             max_waiting=settings.max_waiting,
@@ -281,6 +283,9 @@ class ProcessEngine:
             ram_tier_bytes=settings.ram_tier_bytes,
             disk_tier_bytes=int(settings.disk_tier_gib * GIB),
             cache_dir=str(settings.cache_dir.absolute()) if settings.cache_dir is not None else "",
+            gpu_layers=settings.gpu_layers,
+            tensor_split=settings.tensor_split,
+            main_gpu=settings.main_gpu,
         )
 
     async def _read(
@@ -338,9 +343,15 @@ class ProcessEngine:
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
         self._info = info
+        self._cells = self._cells or message.cells
         self._outbox = outbox
         self._running.set()
-        log.info("engine_ready", pid=self.pid, model=info.name, reuse=info.reuse, threads=settings.num_threads)
+        threads = settings.num_threads
+        log.info("engine_ready", pid=self.pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
+        if message.offload:
+            log.info("on_gpu", layers=message.offload)
+        if message.cells_note:
+            log.warning("few_kv_cells", reason=message.cells_note)
 
     def _handle(self, message: ipc.FromChild) -> None:
         match message:

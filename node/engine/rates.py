@@ -30,12 +30,14 @@ MIN_CHUNK_TOKENS = 64
 """Below about 64 rows a chunk costs nearly as much as one of 64."""
 
 
-def prefill_budget(rate: float, decoding: bool, batch_tokens: int) -> int:
+def prefill_budget(rate: float, decoding: bool, batch_tokens: int, can_abort: bool = True) -> int:
     """Prefill tokens of the next step, so that a step stays short on any machine.
 
     A step is what a decoding request waits for its next token, and a new one for its turn: aim at 0.25 s while
     something decodes, 1 s otherwise. At 290 tokens/s (two cores, 135M parameters) that is 72 and 290 tokens.
+    Where a running step cannot be ended (``can_abort`` False: on a GPU) it is also what a cancel waits for: 0.25 s
+    always.
     """
     if not rate:
         return min(FIRST_CHUNK_TOKENS, batch_tokens)
-    return int(max(MIN_CHUNK_TOKENS, min(rate * (0.25 if decoding else 1.0), batch_tokens)))
+    return int(max(MIN_CHUNK_TOKENS, min(rate * (0.25 if decoding or not can_abort else 1.0), batch_tokens)))

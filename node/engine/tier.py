@@ -56,11 +56,16 @@ def default_ram_mib(meminfo: str) -> int:
 
     0, no tier, when the text does not say how much is available: guessing high would drive the machine into swap.
     """
+    return min((available_kib(meminfo) or 0) // 1024 // RAM_SHARE, MAX_RAM_MIB)
+
+
+def available_kib(meminfo: str) -> int | None:
+    """What programs could still take, in KiB; None when the text does not say."""
     for line in meminfo.splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdigit():
-            return min(int(value.split()[0]) // 1024 // RAM_SHARE, MAX_RAM_MIB)
-    return 0
+            return int(value.split()[0])
+    return None
 
 
 @dataclass(eq=False)

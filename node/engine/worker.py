@@ -25,6 +25,8 @@ from node.engine.grammar import Grammar
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
 from node.engine.scheduler import Limits
+from node.engine.settings import available_memory_bytes
+from node.engine.sizing import CellBudget, Offload
 from node.engine.tier import Tier
 from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TierStore
@@ -71,14 +73,15 @@ class Service:
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
             self.loop.inbox.put(message)
-            if message.key in self.loop.prefilling and self.llama.reuse:
+            if message.key in self.loop.prefilling and self.llama.reuse and self.llama.can_abort:
                 self.llama.abort.raise_it()
 
     def close(self) -> None:
         """Called by the reader thread: let the cache be written, if it is to be, within a bounded time."""
         if self.loop is not None and self.llama is not None and self.loop.saves_at_end:
             self.loop.inbox.put(Close())
-            self.llama.abort.raise_it()
+            if self.llama.can_abort:
+                self.llama.abort.raise_it()
             # A little more than the loop takes for itself: the step that runs now has to end first.
             self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
 
@@ -101,12 +104,15 @@ class Service:
 def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
     """Everything slow before serving. Raises LocalError."""
     path = Path(message.model_path)
+    memory = available_memory_bytes()
+    budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
     llama = Llama(
         path,
-        num_cells=message.cells,
+        num_cells=message.cells or budget,
         num_sequences=min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
         num_threads=message.threads,
         batch_tokens=BATCH_TOKENS,
+        offload=Offload(message.gpu_layers, message.tensor_split, message.main_gpu),
     )
     begin, end = llama.special_texts()
     template = ChatTemplate(
@@ -127,7 +133,15 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
-    return loop, ipc.Loaded(namespace, llama.context_tokens, llama.num_vocab, reuse)
+    return loop, ipc.Loaded(
+        namespace,
+        llama.context_tokens,
+        llama.num_vocab,
+        reuse,
+        cells=llama.num_cells,
+        cells_note=llama.cells_note,
+        offload=llama.placement.describe(),
+    )
 
 
 def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore | None:

@@ -219,6 +219,16 @@ def test_an_abort_keeps_what_was_finished_and_redoes_lost_logits() -> None:
         assert rig.tokens(1) == [2, 3, 4] and rig.tokens(2) == [3, 4, 5]
 
 
+@pytest.mark.parametrize(("can_abort", "num_tokens"), [(True, 2048), (False, 1000)])
+def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num_tokens: int) -> None:
+    rig = Rig(cells=4000)
+    rig.llama.can_abort = can_abort
+    rig.loop._prefill.add(4000, 1.0)
+    rig.submit(1, [1] * 3000)
+    rig.loop.step()
+    assert [sum(len(row.tokens) for row in call) for call in rig.llama.calls] == [num_tokens]
+
+
 def test_no_room_evicts_then_gives_up_the_newest() -> None:
     rig = Rig()
     rig.submit(1, [9, 9, 9])

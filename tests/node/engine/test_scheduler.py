@@ -209,6 +209,10 @@ def test_rates() -> None:
     assert prefill_budget(50, True, 2048) == 64
     assert prefill_budget(292, False, 2048) == 292
     assert prefill_budget(50_000, False, 2048) == 2048
+    # Where nothing ends a running step, a cancel waits for no more than 0.25 s of work.
+    assert prefill_budget(4_000, False, 2048, can_abort=False) == 1000
+    assert prefill_budget(50_000, False, 2048, can_abort=False) == 2048
+    assert prefill_budget(0, False, 2048, can_abort=False) == 256
 
 
 class SchedulerMachine(RuleBasedStateMachine):
