@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 import click
 
 from node.bench.command import bench
-from node.errors import first_error
+from node.doctor import doctor
+from node.errors import first_error, one_line
 from proto.errors import MyceliaError
 
 if TYPE_CHECKING:
@@ -309,6 +310,7 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(doctor)
 
 
 def _read_prompt(prompt: str) -> str:
@@ -436,9 +438,7 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def _fail(message: str, code: int) -> None:
-    """One line, whatever a path, a model's name or another node put into it."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-    click.echo(f"mycelia: {line}", err=True)
+    click.echo(f"mycelia: {one_line(message)}", err=True)
     sys.exit(code)
 
 

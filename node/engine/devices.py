@@ -73,6 +73,14 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace").strip()
 
 
+def library_version(library: Any) -> str:
+    """Version that a loaded libllama says it is; empty when it does not."""
+    try:
+        return _text(ctypes.CFUNCTYPE(ctypes.c_char_p)(("llama_version", library))())
+    except AttributeError:
+        return ""
+
+
 def read_shape(bindings: Any, model: Any) -> ModelShape:
     """What of a loaded model its sizes follow from. bindings: llama_cpp's low-level module."""
     heads, width = int(bindings.llama_model_n_head(model)), int(bindings.llama_model_n_embd(model))

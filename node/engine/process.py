@@ -230,7 +230,7 @@ class ProcessEngine:
 
     def _death(self, what: str) -> str:
         """One line on how the child ended, with its last words."""
-        words = self._load_error or (_without_folder(self._last_words[-1]) if self._last_words else "")
+        words = self._load_error or (without_folder(self._last_words[-1]) if self._last_words else "")
         return f"{what} ({words})" if words else what
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
@@ -243,7 +243,7 @@ class ProcessEngine:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=_child_environment(),
+                env=child_environment(),
             )
         except OSError as exc:  # Out of memory or processes: it may pass.
             self._load_error = f"cannot start the engine process: {exc}"
@@ -415,14 +415,14 @@ class ProcessEngine:
         end.set()
 
 
-def _without_folder(words: str) -> str:
+def without_folder(words: str) -> str:
     """A failed assertion of llama.cpp begins with the path of the file, on the machine that compiled it."""
     place, separator, rest = words.partition(": ")
     return f"{place.rpartition('/')[2]}{separator}{rest}"
 
 
-def _child_environment() -> dict[str, str]:
-    """The parent's environment, plus what keeps llama.cpp from spinning and from starting a debugger."""
+def child_environment() -> dict[str, str]:
+    """For a child: the parent's environment, plus what keeps llama.cpp from spinning and from starting a debugger."""
     environment = dict(os.environ)
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("GGML_NO_BACKTRACE", "1")

@@ -155,11 +155,11 @@ def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[
         if built:
             raise LocalError(
                 f"llama.cpp is built for {', '.join(built)} but sees no GPU here: look at the driver"
-                " ('nvidia-smi' for NVIDIA), or leave the GPU options away"
+                " ('nvidia-smi' for NVIDIA), or leave out the GPU options"
             )
         raise LocalError(
             "llama.cpp is built for the processor alone: 'make node CUDA=1' builds it for NVIDIA GPUs;"
-            " or leave the GPU options away"
+            " or leave out the GPU options"
         )
     if offload.main_gpu is not None:
         if offload.main_gpu >= len(gpus):
