@@ -46,7 +46,8 @@ Examples:
   mycelia node                                    run a node
   mycelia ask "Why is the sky blue?"              ask the swarm
   mycelia ask --explain - < prompt.txt            ... and see why it went where it went
-  mycelia peers                                   who is connected""",
+  mycelia peers                                   who is connected
+  mycelia doctor                                  what a node has to work with here""",
 )
 @click.version_option(package_name="mycelia")
 def cli() -> None:

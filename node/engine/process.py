@@ -76,8 +76,9 @@ class ProcessEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._info: ModelInfo | None = None
-        self._cells = settings.cells
-        """Once a child chose, all later ones take as many: what the node told others must stay true."""
+        self.num_cells = settings.cells
+        """KV cells; None until the first child has chosen. Later ones take as many: what the node told others must
+        stay true."""
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
         self._calls: dict[int, _Call] = {}
@@ -274,7 +275,7 @@ class ProcessEngine:
         return ipc.Load(
             model_path=str(settings.model_path),
             threads=settings.num_threads,
-            cells=self._cells or 0,
+            cells=self.num_cells or 0,
             sequences=settings.sequences,
             slots=settings.slots,
             max_waiting=settings.max_waiting,
@@ -343,7 +344,7 @@ class ProcessEngine:
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
         self._info = info
-        self._cells = self._cells or message.cells
+        self.num_cells = self.num_cells or message.cells
         self._outbox = outbox
         self._running.set()
         threads = settings.num_threads

@@ -143,7 +143,9 @@ async def test_gpu_options_that_cannot_be_meant() -> None:
 async def test_a_gpu_that_is_not_there(tmp_path: Path, options: tuple[str, ...]) -> None:
     if find_gpus(Offload()):
         pytest.skip("there is a GPU")
-    await assert_fails(1, "node", "--data-dir", str(tmp_path), *LISTEN, *options, says=["GPU", "leave out the GPU options"])
+    await assert_fails(
+        1, "node", "--data-dir", str(tmp_path), *LISTEN, *options, says=["GPU", "leave out the GPU options"]
+    )
 
 
 async def test_a_doctor_without_a_patient(tmp_path: Path) -> None:
