@@ -572,10 +572,13 @@ def find_gpus(offload: Offload) -> tuple[Device, ...]:
 def model_params(offload: Offload, gpus: Sequence[Device]) -> Any:
     """llama.cpp's parameters for loading onto ``gpus``, as ``find_gpus`` gave them."""
     params = L.llama_model_default_params()
-    params.n_gpu_layers = 0 if not gpus else -1 if offload.layers is None else offload.layers
-    if offload.main_gpu is not None and gpus:
+    params.n_gpu_layers = -1 if offload.layers is None else offload.layers
+    if not gpus:
+        # With no layers on a GPU llama.cpp would still send large batches there; without a GPU it cannot.
+        params.n_gpu_layers, params.split_mode, params.main_gpu = 0, L.LLAMA_SPLIT_MODE_NONE, -1
+    elif offload.main_gpu is not None:
         params.split_mode, params.main_gpu = L.LLAMA_SPLIT_MODE_NONE, offload.main_gpu
-    elif offload.split and gpus:
+    elif offload.split:
         # llama.cpp reads as many numbers as there are devices. ctypes keeps the array as long as ``params``.
         params.tensor_split = (ctypes.c_float * max(int(L.llama_max_devices()), len(gpus)))(*offload.split)
     return params

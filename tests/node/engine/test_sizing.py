@@ -189,7 +189,8 @@ def test_the_devices_of_this_machine() -> None:
 
 
 def test_what_the_library_is_told() -> None:
-    assert model_params(Offload(), ()).n_gpu_layers == 0
+    nothing = model_params(Offload(layers=0), ())
+    assert (nothing.n_gpu_layers, nothing.split_mode, nothing.main_gpu) == (0, L.LLAMA_SPLIT_MODE_NONE, -1)
     assert model_params(Offload(layers=7), (SMALL_GPU,)).n_gpu_layers == 7
     everything = model_params(Offload(), (SMALL_GPU, LARGE_GPU))
     assert (everything.n_gpu_layers, everything.split_mode) == (-1, L.LLAMA_SPLIT_MODE_LAYER)
