@@ -11,7 +11,8 @@ MODEL_HELP = "Registered name, or a GGUF file."
     epilog="""\b
 Examples:
   mycelia bench engine
-  mycelia bench engine --against llama-server --threads 2 --json > engine.json"""
+  mycelia bench engine --against llama-server --threads 2 --json > engine.json
+  mycelia bench index --against dynamo"""
 )
 def bench() -> None:
     """Measure on this machine, beside what you would use instead."""
@@ -38,3 +39,21 @@ def engine(
 
     settings = Settings(threads=threads, cells=cells, slots=slots)
     show(run(partial(bench_engine, resolve_model(model), settings, runs, against, seed)), as_json)
+
+
+@bench.command()
+@click.option("--peers", type=click.IntRange(1, 100_000), default=1_000, show_default=True)
+@click.option(
+    "--residencies", type=click.IntRange(1_000, 100_000_000), default=1_000_000, show_default=True, help="Blocks held."
+)
+@click.option("--zipf", type=click.FloatRange(0, 3), default=0.8, show_default=True, help="Skew of the prompts.")
+@click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
+@click.option("--against", type=click.Choice(["dynamo"]), help="Measure this too, prompt for prompt, and print ratios.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the population.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def index(peers: int, residencies: int, zipf: float, runs: int, against: str | None, seed: int, as_json: bool) -> None:
+    """The index of who holds which blocks: lookups, updates, memory."""
+    from node.bench.index import bench_index
+    from node.bench.report import show
+
+    show(bench_index(peers, residencies, zipf, runs, against, seed), as_json)

@@ -79,7 +79,9 @@ async def open_llama_server(model: Path, settings: Settings) -> AsyncIterator[Ll
         address = line.decode().strip()
         if not address.startswith("http"):
             raise LocalError("llama-server did not start")
-        async with httpx.AsyncClient(base_url=address, timeout=600, trust_env=False) as http:
+        # No connection is kept: the server closes idle ones after a few seconds, maybe just as the next request comes.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=address, timeout=600, trust_env=False, limits=limits) as http:
             yield LlamaServer(http)
     finally:
         with trio.CancelScope(shield=True):

@@ -157,7 +157,8 @@ class Llama:
         self._model = load_model(path, self._model_params, self._log)
         self._vocab = L.llama_model_get_vocab(self._model)
         self.placement = place_layers(int(L.llama_model_n_layer(self._model)), offload, gpus)
-        self.can_abort = not self.placement.offloaded
+        self.offloaded = self.placement.offloaded > 0
+        self.can_abort = not self.offloaded
         self.abort = AbortFlag()
         choice = CellChoice(num_cells) if isinstance(num_cells, int) else self._choose_cells(num_cells, offload)
         self._context = None
@@ -181,6 +182,8 @@ class Llama:
         self.spare = num_sequences - 1
         """The sequence that cells pass through on their way to and from the second tier. For nothing else."""
         self.reuse = self._probe_reuse()
+        self.cell_bytes = 0
+        """Size of a cell when it is serialised; 0 before one was."""
         self.can_save = self.reuse and num_sequences > 2 and self._probe_tier()
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
@@ -363,6 +366,7 @@ class Llama:
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         works = self.decode([BatchRow(0, 0, tokens, True)])[0] == OK and self.copy_prefix(0, 1, 3)
         blob = self.save_range(0, 2, 8)
+        self.cell_bytes = len(blob) // 6 if blob is not None else 0
         works = works and blob is not None and self.restore_range(blob, (2, 8), 1, 3, 6) == RESTORED
         works = works and self.decode([BatchRow(1, 6, tokens[6:], True)])[0] == OK and self._covers(0, 8)
         self.clear_all()

@@ -279,9 +279,13 @@ class StepLoop:
 
     def _plan(self) -> list[Row]:
         running = self._scheduler.running
-        decoding = any(not job.remaining_prefill for job in running)
+        evicted = self._scheduler.room_for_step()
+        self._keep(evicted)
+        self._clear(leaf.seq_id for leaf in evicted)
+        num_decoding = sum(1 for job in running if not job.remaining_prefill)
         batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
-        rows = self._scheduler.plan(prefill_budget(self._prefill.rate, decoding, batch_tokens, can_abort))
+        budget = prefill_budget(self._prefill.rate, num_decoding, batch_tokens, can_abort)
+        rows = self._scheduler.plan(budget)
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows
 

@@ -118,6 +118,8 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
     template = ChatTemplate(
         llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token
     )
+    namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
+    tiers = _open_tiers(message, llama, namespace)
     limits = Limits(
         num_cells=llama.num_cells,
         context_tokens=llama.context_tokens,
@@ -127,9 +129,11 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
         max_waiting=message.max_waiting,
         batch_tokens=BATCH_TOKENS,
         reuse=llama.reuse,
+        # Host memory must take all that can be idle at once. On a GPU the way there and back is not worth it.
+        demote_idle=tiers is not None
+        and not llama.offloaded
+        and message.ram_tier_bytes >= llama.num_cells * llama.cell_bytes,
     )
-    namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
-    tiers = _open_tiers(message, llama, namespace)
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"

@@ -6,8 +6,10 @@ import random
 import pytest
 
 from node.bench.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
+from node.bench.index import bench_index, make_population
 from node.bench.report import report_of, row_of, show
 from node.engine.fake import NUM_VOCAB, FakeEngine
+from proto.errors import LocalError
 
 
 def test_a_row_is_the_median_with_its_range() -> None:
@@ -42,3 +44,18 @@ def test_shared_workloads_share_exactly_their_prefix() -> None:
         assert len({tuple(prompt[SHARED_TOKENS:]) for prompt in made[name]}) == count
         assert all(len(prompt) == SHARED_TOKENS + OWN_TOKENS for prompt in made[name])
     assert NUM_VOCAB < 1_000 < min(min(prompt) for prompt in made["short_8_rate"])
+
+
+def test_the_population_holds_what_was_asked_for_and_lookups_find_it() -> None:
+    population = make_population(peers=4, residencies=4_000, zipf=1.0, rng=random.Random(1))
+    assert population.residencies == 4_000
+    report = bench_index(peers=4, residencies=4_000, zipf=1.0, runs=1, against=None, seed=1)
+    values = {row.name: row.value for row in report.rows}
+    assert values.keys() >= {"lookup_us_p50", "lookup_hash_us_p50", "update_blocks_per_s", "bytes_per_residency"}
+    assert all(value > 0 for value in values.values())
+
+
+def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.bench.dynamo.find_spec", lambda name: None)
+    with pytest.raises(LocalError, match="pip install"):
+        bench_index(peers=1, residencies=1_000, zipf=1.0, runs=1, against="dynamo", seed=1)

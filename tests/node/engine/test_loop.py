@@ -220,7 +220,7 @@ def test_an_abort_keeps_what_was_finished_and_redoes_lost_logits() -> None:
         assert rig.tokens(1) == [2, 3, 4] and rig.tokens(2) == [3, 4, 5]
 
 
-@pytest.mark.parametrize(("can_abort", "num_tokens"), [(True, 2048), (False, 1000)])
+@pytest.mark.parametrize(("can_abort", "num_tokens"), [(True, 2048), (False, 960)])
 def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num_tokens: int) -> None:
     rig = Rig(cells=4000)
     rig.llama.can_abort = can_abort
@@ -366,4 +366,6 @@ def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None
         rig.loop.inbox.put(ipc.Cancel(key))
     for key in range(4, 8):
         assert isinstance(rig.run(key), ipc.Ended) and rig.tokens(key) == [4, 5, 6]
-    assert len(FakeGrammar.opened) == 8 and all(grammar.is_closed for grammar in FakeGrammar.opened)
+    assert len(FakeGrammar.opened) == 8
+    while not all(grammar.is_closed for grammar in FakeGrammar.opened):
+        rig.loop.step()  # A killed one is closed when its thread says so, which it may do last.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from node.engine.rates import RateMeter, prefill_budget
 from node.engine.scheduler import Admission, Job, Limits, Refusal, Scheduler
@@ -25,6 +25,7 @@ def submit(sched: Scheduler, key: int, prompt: list[int], max_tokens: int = 4) -
 
 def compute(sched: Scheduler, budget: int = 64, token: int = 1, now: float = 1.0) -> None:
     """One step of a model that always chooses ``token``."""
+    sched.room_for_step()
     for row in sched.plan(budget):
         row.job.num_computed += row.count
         if row.wants_token:
@@ -118,6 +119,36 @@ def test_least_recent_leaf_goes_when_cells_run_out() -> None:
     assert sched.changes.take().evicted == []  # Stored and evicted before anybody looked.
 
 
+def test_a_request_that_may_become_long_empties_the_cache_only_as_it_does() -> None:
+    sched = scheduler()
+    for key, first in enumerate((1, 2, 3)):
+        submit(sched, key, [first] * 16)
+        run_to_end(sched, now=float(key))
+    job = submit(sched, 9, [4] * 20, max_tokens=80)
+    (admission,) = admit_all(sched)
+    assert admission.evicted == [] and sched.tree.num_tokens == 3 * 19
+    compute(sched)
+    evicted: list[int] = []
+    while job.num_generated < 50:
+        evicted += [leaf.seq_id for leaf in sched.room_for_step()]
+        compute(sched)
+    assert evicted == [0, 1]
+    sched.finish(job, 9.0)
+    assert len(sched.tree) == 2
+
+
+def test_idle_leaves_leave_at_the_next_admission_when_they_can_come_back() -> None:
+    sched = scheduler(demote_idle=True)
+    for key, first in enumerate((1, 2)):
+        submit(sched, key, [first] * 8)
+        run_to_end(sched, now=float(key))
+    assert len(sched.tree) == 1, "the second request demoted the first's leaf"
+    submit(sched, 8, [2] * 8 + [3] * 2)
+    submit(sched, 9, [4] * 8)
+    first, second = admit_all(sched)
+    assert first.length == 8 and first.evicted == second.evicted == [], "what a running request shares stays"
+
+
 def test_a_leaf_that_fills_the_cache_gives_its_prefix_to_the_job_and_goes() -> None:
     sched = scheduler()
     submit(sched, 1, [1] * 80 + [2], 10)
@@ -204,30 +235,36 @@ def test_rates() -> None:
     meter.add(100, 1.0)
     meter.add(1_000, 2.0)
     assert 400 < meter.rate < 500
-    assert prefill_budget(0, True, 2048) == 256
-    assert prefill_budget(292, True, 2048) == 73
-    assert prefill_budget(50, True, 2048) == 64
-    assert prefill_budget(292, False, 2048) == 292
-    assert prefill_budget(50_000, False, 2048) == 2048
+    assert prefill_budget(0, 0, 2048) == 256
+    assert prefill_budget(50, 1, 2048) == 63
+    assert prefill_budget(550, 8, 2048) == 120
+    assert prefill_budget(292, 0, 2048) == 576
+    assert prefill_budget(50_000, 0, 2048) == 2048
+    assert prefill_budget(50, 100, 2048) == 28
     # Where nothing ends a running step, a cancel waits for no more than 0.25 s of work.
-    assert prefill_budget(4_000, False, 2048, can_abort=False) == 1000
-    assert prefill_budget(50_000, False, 2048, can_abort=False) == 2048
-    assert prefill_budget(0, False, 2048, can_abort=False) == 256
+    assert prefill_budget(4_000, 0, 2048, can_abort=False) == 960
+    assert prefill_budget(50_000, 0, 2048, can_abort=False) == 2048
+    assert prefill_budget(0, 0, 2048, can_abort=False) == 256
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Random requests over a tiny alphabet; real cells are tracked as sets, as llama.cpp would hold them."""
 
+    LIMITS = Limits(num_cells=48, context_tokens=40, num_vocab=3, num_sequences=9, slots=3, batch_tokens=16)
+
     def __init__(self) -> None:
         super().__init__()
-        limits = Limits(num_cells=48, context_tokens=40, num_vocab=3, num_sequences=9, slots=3, batch_tokens=16)
-        self.sched = Scheduler(limits)
+        self.sched = Scheduler(self.LIMITS)
         self.cells: dict[int, list[tuple[int, int]]] = {}
         """Sequence -> its (token, cell) in order; a cell shared by sequences has one number."""
         self.next_cell = 0
         self.key = 0
         self.now = 0.0
         self.mirror: dict[int, tuple[int, ...]] = {}
+
+    @initialize(demote_idle=st.booleans())
+    def start(self, demote_idle: bool) -> None:
+        self.sched = Scheduler(replace(self.LIMITS, demote_idle=demote_idle))
 
     def clear(self, seq_ids: list[int]) -> None:
         for seq_id in seq_ids:
@@ -269,6 +306,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(budget=st.integers(1, 16), data=st.data())
     def step(self, budget: int, data: st.DataObject) -> None:
         self.now += 1
+        self.clear([leaf.seq_id for leaf in self.sched.room_for_step()])
         rows = self.sched.plan(budget)
         assert rows and sum(row.count for row in rows) <= 16
         for row in rows:
