@@ -241,7 +241,7 @@ class ProcessEngine:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=_child_environment(),
+                env=child_environment(),
             )
         except OSError as exc:  # Out of memory or processes: it may pass.
             self._load_error = f"cannot start the engine process: {exc}"
@@ -254,7 +254,7 @@ class ProcessEngine:
                 words_end = trio.Event()
                 nursery.start_soon(self._keep_last_words, child.stderr, words_end)
                 nursery.start_soon(_write_all, receive, child.stdin)
-                send.send_nowait(ipc.encode(self._load_message()))
+                send.send_nowait(ipc.encode(self.load_message()))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, send, on_loaded):
@@ -267,7 +267,8 @@ class ProcessEngine:
             with trio.CancelScope(shield=True):
                 await _end(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
 
-    def _load_message(self) -> ipc.Load:
+    def load_message(self) -> ipc.Load:
+        """What a child is told first."""
         settings = self._settings
         return ipc.Load(
             model_path=str(settings.model_path),
@@ -410,7 +411,7 @@ def _without_folder(words: str) -> str:
     return f"{place.rpartition('/')[2]}{separator}{rest}"
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The parent's environment, plus what keeps llama.cpp from spinning and from starting a debugger."""
     environment = dict(os.environ)
     environment.setdefault("OMP_WAIT_POLICY", "passive")

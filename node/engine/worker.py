@@ -98,8 +98,8 @@ class Service:
             self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
 
 
-def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
-    """Everything slow before serving. Raises LocalError."""
+def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
+    """Everything slow before serving; fills ``service``. Raises LocalError."""
     path = Path(message.model_path)
     llama = Llama(
         path,
@@ -153,13 +153,13 @@ def main() -> None:
     replies = ipc.Replies(os.dup(1))
     os.dup2(2, 1)  # A stray print must not land in the protocol.
     stream = sys.stdin.buffer
-    load = ipc.read_message(stream)
-    if not isinstance(load, ipc.Load):
+    wanted = ipc.read_message(stream)
+    if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
     service = Service(replies)
     threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()
     try:
-        loop, loaded = _load(load, replies, service)
+        loop, loaded = load(wanted, replies, service)
     except LocalError as exc:
         replies.send(ipc.LoadFailed(str(exc)))
         os._exit(1)
