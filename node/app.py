@@ -80,9 +80,9 @@ class Node:
             self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 
-    def ask(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+    def ask(self, ask: Ask, deadline_s: float | None = None) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``."""
-        return self._entry.ask(ask)
+        return self._entry.ask(ask, deadline_s)
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""

@@ -50,6 +50,8 @@ class Submit(_Frame, frozen=True):
     sampling: Sampling
     """Checked by the parent: the child would die of one that is out of bounds."""
     resumed_tokens: int
+    due_s: float | None = None
+    """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
 
 
 class Cancel(_Frame, frozen=True):

@@ -13,6 +13,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -194,8 +195,9 @@ class ProcessEngine:
         except (OverflowError, TypeError):
             return EngineFailed("bad_request", _NO_TOKENS, False)
         resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
+        due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         try:
-            self._send(ipc.Submit(key, prompt, sampling, resumed))
+            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None

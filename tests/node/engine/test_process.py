@@ -203,6 +203,20 @@ async def test_a_killed_child_is_replaced() -> None:
         assert running.num_restarts == 1
 
 
+async def test_a_request_ends_at_its_deadline_and_what_it_computed_is_kept() -> None:
+    async with engine() as running:
+        prompt = await chat(running, "Tell me a long story.")
+        late = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=900), deadline_s=0.5)
+        *before, last = await answer(running, late)
+        assert last == EngineFailed("deadline", "the answer was not finished in the time it was given", False)
+        assert tokens_of(before), "a slow machine: it got no token in time"
+        again = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=1), deadline_s=50.0)
+        assert done(await answer(running, again)).usage.cached_tokens == len(prompt) - 1
+        no_time = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=1), deadline_s=-1.0)
+        assert failed(await answer(running, no_time)).code == "deadline"
+        assert running.vitals().active_requests == 0 and running.num_restarts == 0
+
+
 async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
     script = """
         import sys, trio
