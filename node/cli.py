@@ -86,7 +86,7 @@ Examples:
 )
 @click.option("--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Size of --cache-dir.  [default: 8]")
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
-@click.option("--debug", is_flag=True, help="Log everything.")
+@click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 def node(
     listen: tuple[str, ...],
     bootstrap: tuple[str, ...],

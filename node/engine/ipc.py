@@ -36,6 +36,7 @@ class Load(_Frame, frozen=True):
     max_waiting: int
     salt: bytes
     check: bool
+    check_idle: bool
     ram_tier_bytes: int
     disk_tier_bytes: int
     cache_dir: str

@@ -46,8 +46,9 @@ class StepLoop:
         check: bool,
         open_grammar: OpenGrammar,
         tiers: TierStore | None = None,
+        check_idle: bool = False,
     ) -> None:
-        """tiers: the second tier, loaded; None for none."""
+        """check, check_idle: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
         self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | GrammarReady | Close | Wake] = queue.SimpleQueue()
         self.closed = threading.Event()
         """Set once ``Close`` was handled; ``run`` returns then."""
@@ -56,7 +57,7 @@ class StepLoop:
         self._llama = llama
         self._scheduler = Scheduler(limits)
         self._replies = replies
-        self._check = check
+        self._check, self._check_idle = check, check_idle
         self._grammars = GrammarDesk(open_grammar, limits.slots, self.inbox.put)
         self._answers: dict[int, Answer] = {}
         self._options: dict[int, ipc.Submit] = {}
@@ -423,7 +424,7 @@ class StepLoop:
             self._vitals_sent, self._vitals_sent_s, self._vitals_due = vitals, now, False
             self._replies.put(ipc.LoadChanged(vitals))
         self._replies.flush()
-        if self._check and self._ended_any:
+        if self._ended_any and (self._check or (self._check_idle and not self.has_work)):
             self._ended_any = False
             self.check_invariants()
 

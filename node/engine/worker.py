@@ -124,7 +124,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     )
     namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
     tiers = _open_tiers(message, llama, namespace)
-    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
+    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers, message.check_idle)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
     return loop, ipc.Loaded(namespace, llama.context_tokens, llama.num_vocab, reuse)

@@ -169,10 +169,12 @@ class Inbox(ipc.Replies):
 class Rig:
     """A loop, its model and what it said."""
 
-    def __init__(self, cells: int = 200, tiers: TierStore | None = None) -> None:
+    def __init__(
+        self, cells: int = 200, tiers: TierStore | None = None, check: bool = True, check_idle: bool = False
+    ) -> None:
         limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
         self.llama, self.replies = ListLlama(), Inbox()
-        self.loop = StepLoop(self.llama, limits, self.replies, True, FakeGrammar, tiers)
+        self.loop = StepLoop(self.llama, limits, self.replies, check, FakeGrammar, tiers, check_idle)
 
     def submit(
         self,
@@ -352,6 +354,24 @@ def test_a_broken_sequence_found_at_the_deadline_costs_everybody_once(monkeypatc
         assert isinstance(refused, ipc.Refused)
         codes.append(refused.code)
     assert codes == ["internal", "internal"]
+
+
+@pytest.mark.parametrize("check_idle", [False, True])
+def test_invariants_can_be_checked_whenever_the_last_request_ended(check_idle: bool) -> None:
+    rig = Rig(check=False, check_idle=check_idle)
+    rig.submit(1, [1, 2, 3], 2)
+    rig.submit(2, [7, 8, 9], 5)
+    rig.loop.step()
+    rig.llama.cells[8] = [5]  # Cells that nobody knows of.
+    rig.run(1)
+    if not check_idle:
+        rig.run(2)
+        return
+    with pytest.raises(AssertionError, match="sequence 8: 1 cells"):
+        rig.run(2)
+    del rig.llama.cells[8]
+    rig.submit(3, [1, 2, 3], 2)
+    assert isinstance(rig.run(3), ipc.Ended)
 
 
 def test_vitals_end_at_rest() -> None:
