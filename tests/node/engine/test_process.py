@@ -184,6 +184,30 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
         assert running.num_restarts == 0
 
 
+async def test_more_than_a_thousand_requests_at_once_are_answered_or_refused() -> None:
+    count = process.MAX_IN_FLIGHT + 50
+    async with engine() as running:
+        last: list[EngineItem] = []
+
+        async def ask(i: int) -> None:
+            shared = [300] * 40 if i % 2 else []
+            last.append((await answer(running, request([*shared, 400 + i, 7], 1)))[-1])
+
+        async with trio.open_nursery() as nursery:
+            for i in range(count):
+                nursery.start_soon(ask, i)
+        assert len(last) == count
+        refusals = [item for item in last if isinstance(item, EngineFailed)]
+        assert all(item.code == "overloaded" and item.retryable for item in refusals)
+        assert sum("in flight" in item.message for item in refusals) == 50
+        answered = [item for item in last if isinstance(item, EngineDone)]
+        # The queue holds 64, and nothing is refused before it is full.
+        assert len(answered) >= 64 and len(answered) + len(refusals) == count
+        await until_idle(running)
+        assert running.vitals().waiting_requests == running.vitals().active_requests == 0
+        assert running.num_restarts == 0
+
+
 async def test_a_child_that_is_killed_again_and_again_is_replaced_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "FIRST_PAUSE_S", 0.01)
     async with engine(slots=2) as running:
