@@ -44,6 +44,8 @@ class EngineSettings:
     """Most that the engine keeps in ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
+    check_idle: bool = False
+    """Check them whenever the last request has ended, when that delays nobody. A broken one ends the engine process."""
 
     def __post_init__(self) -> None:
         if self.cells < 1 or self.slots < 1 or self.max_waiting < 1 or (self.threads is not None and self.threads < 1):
