@@ -100,7 +100,7 @@ Examples:
 )
 @click.option("--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Size of --cache-dir.  [default: 8]")
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
-@click.option("--debug", is_flag=True, help="Log everything.")
+@click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 def node(
     listen: tuple[str, ...],
     bootstrap: tuple[str, ...],
@@ -180,6 +180,7 @@ Examples:
 @click.option("--logprobs", type=click.IntRange(0, 20), default=0, help="Alternatives a token, with --json.")
 @click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in this GBNF grammar.")
 @click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this schema.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up, and cancel, when the answer takes longer.")
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
@@ -199,6 +200,7 @@ def ask(
     logprobs: int,
     grammar: TextIO | None,
     json_schema: TextIO | None,
+    timeout: float | None,
     system: str,
     model: str,
     explain: bool,
@@ -212,12 +214,15 @@ def ask(
     that serves a prompt sees it.
     """
     from node.settings import default_data_dir, read_bootstrap
+    from node.views import MAX_TIMEOUT_S
     from proto.codec import check_sampling
     from proto.errors import LocalError
     from proto.messages import Ask, ChatMessage, Sampling
 
     if grammar is not None and json_schema is not None:
         raise click.UsageError("give --grammar or --json-schema, not both")
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (not a FloatRange: that takes NaN)
+        raise click.UsageError(f"--timeout must be more than 0 and at most {MAX_TIMEOUT_S:.0f} seconds")
     if len(model) > MAX_MODEL_CHARS:
         raise click.UsageError(f"--model is over {MAX_MODEL_CHARS} characters")
     for name, value in (("--model", model), ("--system", system), ("the prompt", prompt), ("--stop", "".join(stop))):
@@ -250,7 +255,7 @@ def ask(
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
-    run(lambda: _ask(request, where, peers, explain=explain, as_json=as_json))
+    run(lambda: _ask(request, where, peers, timeout, explain=explain, as_json=as_json))
 
 
 @cli.command()
@@ -348,7 +353,15 @@ def _check_unicode(name: str, value: str) -> None:
         raise click.UsageError(f"{name} is not UTF-8") from exc
 
 
-async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, explain: bool, as_json: bool) -> None:
+async def _ask(
+    request: "Ask",
+    data_dir: Path,
+    bootstrap: tuple[str, ...],
+    timeout_s: float | None,
+    *,
+    explain: bool,
+    as_json: bool,
+) -> None:
     import msgspec
 
     from node.client import ask_swarm
@@ -359,7 +372,7 @@ async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, ex
     console = _console(stderr=True)
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     wrote_text = False
-    async with ask_swarm(request, data_dir, bootstrap) as frames:
+    async with ask_swarm(request, data_dir, bootstrap, timeout_s) as frames:
         async for frame in frames:
             if as_json:
                 click.echo(msgspec.json.encode(frame))

@@ -53,6 +53,7 @@ class NodeSettings:
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     debug: bool = False
+    """Log everything, and check the engine's invariants whenever it becomes idle."""
 
 
 def default_data_dir() -> Path:

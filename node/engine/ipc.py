@@ -37,6 +37,7 @@ class Load(_Frame, frozen=True):
     max_waiting: int
     salt: bytes
     check: bool
+    check_idle: bool
     ram_tier_bytes: int
     disk_tier_bytes: int
     cache_dir: str
@@ -54,6 +55,8 @@ class Submit(_Frame, frozen=True):
     sampling: Sampling
     """Checked by the parent: the child would die of one that is out of bounds."""
     resumed_tokens: int
+    due_s: float | None = None
+    """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
 
 
 class Cancel(_Frame, frozen=True):

@@ -13,6 +13,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -197,8 +198,9 @@ class ProcessEngine:
         except (OverflowError, TypeError):
             return EngineFailed("bad_request", _NO_TOKENS, False)
         resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
+        due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         try:
-            self._send(ipc.Submit(key, prompt, sampling, resumed))
+            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None
@@ -257,7 +259,7 @@ class ProcessEngine:
                 words_end = trio.Event()
                 nursery.start_soon(self._keep_last_words, child.stderr, words_end)
                 nursery.start_soon(_write_all, receive, child.stdin)
-                send.send_nowait(ipc.encode(self._load_message()))
+                send.send_nowait(ipc.encode(self.load_message()))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, send, on_loaded):
@@ -270,7 +272,8 @@ class ProcessEngine:
             with trio.CancelScope(shield=True):
                 await _end(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
 
-    def _load_message(self) -> ipc.Load:
+    def load_message(self) -> ipc.Load:
+        """What a child is told first."""
         settings = self._settings
         return ipc.Load(
             model_path=str(settings.model_path),
@@ -281,6 +284,7 @@ class ProcessEngine:
             max_waiting=settings.max_waiting,
             salt=settings.salt,
             check=settings.check,
+            check_idle=settings.check_idle,
             ram_tier_bytes=settings.ram_tier_bytes,
             disk_tier_bytes=int(settings.disk_tier_gib * GIB),
             cache_dir=str(settings.cache_dir.absolute()) if settings.cache_dir is not None else "",
@@ -423,7 +427,7 @@ def without_folder(words: str) -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """For a child: the parent's environment, plus what keeps llama.cpp from spinning and from starting a debugger."""
+    """The parent's environment, plus what keeps llama.cpp from spinning and from starting a debugger."""
     environment = dict(os.environ)
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("GGML_NO_BACKTRACE", "1")

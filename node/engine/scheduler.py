@@ -94,6 +94,8 @@ class Job:
     awaited_tokens: int = 0
     """The prefix it waits for ``awaits`` to compute."""
     may_share: bool = True
+    due_s: float | None = None
+    """When it must be answered; None: whenever."""
     admitted_s: float = 0.0
     first_token_s: float | None = None
 
@@ -171,8 +173,10 @@ class Scheduler:
 
     # --- arrival --------------------------------------------------------------------------------------------------
 
-    def submit(self, key: int, prompt: Sequence[int], max_tokens: int, now: float) -> Job | Refusal:
-        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves."""
+    def submit(
+        self, key: int, prompt: Sequence[int], max_tokens: int, now: float, due_s: float | None = None
+    ) -> Job | Refusal:
+        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``."""
         limits = self.limits
         if not prompt:
             return Refusal("bad_request", "the prompt has no tokens", False)
@@ -186,7 +190,7 @@ class Scheduler:
             return Refusal("too_long", text, False)
         if len(self.waiting) >= limits.max_waiting:
             return Refusal("overloaded", f"{len(self.waiting)} requests are waiting already", True)
-        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt))
+        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s)
         if limits.reuse:
             job.expected_cached = self.reach(job.prompt[:-1], self._match(job)[0])
         self.waiting.append(job)
@@ -451,6 +455,11 @@ class Scheduler:
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue."""
         self.waiting.remove(job)
+
+    def expired(self, now: float) -> list[Job]:
+        """Running and waiting jobs whose time is over: ``finish`` or ``withdraw`` each. Changes nothing."""
+        jobs = [*self.running, *self.waiting]
+        return [job for job in jobs if job.due_s is not None and job.due_s <= now]
 
     # --- load -----------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ class EngineSettings:
     """Everything on this GPU; None: on all of them."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
+    check_idle: bool = False
+    """Check them whenever the last request has ended, when that delays nobody. A broken one ends the engine process."""
 
     def __post_init__(self) -> None:
         counts = (self.cells, self.slots, self.max_waiting, self.threads)

@@ -101,8 +101,8 @@ class Service:
             self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
 
 
-def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
-    """Everything slow before serving. Raises LocalError."""
+def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
+    """Everything slow before serving; fills ``service``. Raises LocalError."""
     path = Path(message.model_path)
     memory = available_memory_bytes()
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
@@ -134,7 +134,7 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
         and not llama.offloaded
         and message.ram_tier_bytes >= llama.num_cells * llama.cell_bytes,
     )
-    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
+    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers, message.check_idle)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
     return loop, ipc.Loaded(
@@ -171,13 +171,13 @@ def main() -> None:
     replies = ipc.Replies(os.dup(1))
     os.dup2(2, 1)  # A stray print must not land in the protocol.
     stream = sys.stdin.buffer
-    load = ipc.read_message(stream)
-    if not isinstance(load, ipc.Load):
+    wanted = ipc.read_message(stream)
+    if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
     service = Service(replies)
     threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()
     try:
-        loop, loaded = _load(load, replies, service)
+        loop, loaded = load(wanted, replies, service)
     except LocalError as exc:
         replies.send(ipc.LoadFailed(str(exc)))
         os._exit(1)

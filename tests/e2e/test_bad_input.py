@@ -128,6 +128,8 @@ async def test_a_bootstrap_peer_that_is_down(tmp_path: Path) -> None:
 
 async def test_wrong_options() -> None:
     await assert_fails(2, "ask", "--max-tokens", "0", "hello", says=["--max-tokens", "--help"])
+    for timeout in ("0", "-3", "nan", "1e9"):
+        await assert_fails(2, "ask", "--timeout", timeout, "hello", says=["--timeout"])
     await assert_fails(2, "nonsense", says=["nonsense", "--help"])
 
 

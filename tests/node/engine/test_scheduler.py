@@ -62,6 +62,21 @@ def test_impossible_requests_are_refused_at_once(prompt: list[int], max_tokens: 
     assert isinstance(refusal, Refusal) and refusal.code == code and not refusal.retryable
 
 
+def test_jobs_expire_wherever_they_are() -> None:
+    sched = scheduler(slots=1)
+    running, waiting = (sched.submit(key, [1, 2, 3], 4, 0.0, due_s=5.0 + key) for key in (1, 2))
+    unhurried = submit(sched, 3, [1])
+    assert isinstance(running, Job) and isinstance(waiting, Job)
+    (admission,) = admit_all(sched)
+    assert admission.job is running
+    assert sched.expired(5.9) == [] and sched.expired(6.0) == [running]
+    assert sched.expired(1e9) == [running, waiting]
+    sched.finish(running, 6.0)
+    sched.withdraw(waiting)
+    sched.check_invariants()
+    assert sched.expired(1e9) == [] and list(sched.waiting) == [unhurried]
+
+
 def test_the_queue_is_bounded_and_max_tokens_is_cut_to_the_context() -> None:
     sched = scheduler(max_waiting=2)
     assert submit(sched, 1, [1] * 90, 1_000).max_tokens == 10
