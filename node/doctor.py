@@ -23,8 +23,8 @@ Examples:
 def doctor(model: str, data_dir: Path | None, as_json: bool) -> None:
     """What a node has to work with here: llama.cpp, GPUs, memory, disk, and what it would do with a model.
 
-    Nothing is changed and no node is started. Exits with 0 when a node could run; otherwise with 1, and says what to
-    do.
+    No node is started and no weights are loaded. Exits with 0 when a node could run; otherwise with 1, and says what
+    to do.
     """
     import msgspec
 

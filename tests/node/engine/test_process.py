@@ -374,7 +374,7 @@ async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.
     with trio.fail_after(60):
         stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix", cells=4096)))
         async with open_engine(EngineSettings(resolve_model("smollm2"))) as running:
-            assert running.num_cells == running._load_message().cells == 4096
+            assert running.num_cells == running.load_message().cells == 4096
 
 
 async def test_a_child_that_is_stuck_at_loading_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
