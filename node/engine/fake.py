@@ -202,9 +202,7 @@ class FakeEngine:
         late = EngineFailed(DEADLINE, TOO_LATE, False)
         due = math.inf if request.deadline_s is None else arrived + request.deadline_s
         admitted = trio.current_time()
-        cached, leaf = self._tree.match(request.prompt[:-1])
-        if leaf is not None:
-            self._tree.touch(leaf, admitted)
+        cached, _ = self._tree.match(request.prompt[:-1])
         yield EngineAccepted(cached)
         await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate, due)
         work.queued_tokens = 0
@@ -255,7 +253,7 @@ class FakeEngine:
         yield EngineDone(reason, usage)
 
     def _store(self, tokens: Sequence[int]) -> None:
-        """Cache a finished sequence, evicting the least recent leaves beyond ``cells``."""
+        """Cache a finished sequence, evicting the least valuable leaves beyond ``cells``."""
         seq_id, self._next_id = self._next_id, self._next_id + 1
         redundant = self._tree.insert(tokens, seq_id, trio.current_time())
         if seq_id in redundant:
@@ -264,10 +262,10 @@ class FakeEngine:
             self._changes.evict(gone)
         self._changes.store(seq_id, tuple(tokens))
         while self._tree.num_tokens > self.settings.cells:
-            oldest = self._tree.least_recent()
-            assert oldest is not None
-            self._tree.remove(oldest)
-            self._changes.evict(oldest)
+            victim = self._tree.least_valuable()
+            assert victim is not None
+            self._tree.remove(victim)
+            self._changes.evict(victim)
         self._changed.set()
 
 

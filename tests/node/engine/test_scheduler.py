@@ -164,6 +164,22 @@ def test_idle_leaves_leave_at_the_next_admission_when_they_can_come_back() -> No
     assert first.length == 8 and first.evicted == second.evicted == [], "what a running request shares stays"
 
 
+def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
+    sched = scheduler()
+    for key, first in enumerate((1, 2, 2, 3)):
+        submit(sched, key, [first] * 29, 1)
+        run_to_end(sched, now=float(key))
+    # An answer of one token is never decoded, so the prompt is inserted twice: no use of it.
+    uses = {sched.tree.tokens_of(seq_id)[0]: sched.tree.reuse(seq_id).uses for seq_id in sched.tree.seq_ids()}
+    assert uses == {1: 0.0, 2: 1.0, 3: 0.0}
+    for key, first in enumerate((4, 5), 4):
+        submit(sched, key, [first] * 29, 1)
+        run_to_end(sched, now=float(key))
+    assert {sched.tree.tokens_of(seq_id)[0] for seq_id in sched.tree.seq_ids()} == {2, 4, 5}
+    while (leaf := sched.evict_one()) is not None:
+        assert (leaf.uses > 0) == (leaf.tokens[0] == 2)
+
+
 def test_a_leaf_that_fills_the_cache_gives_its_prefix_to_the_job_and_goes() -> None:
     sched = scheduler()
     submit(sched, 1, [1] * 80 + [2], 10)
