@@ -85,6 +85,11 @@ Examples:
     help="Keep such prefixes on disk too, so that a restarted node begins warm. Holds prompts.  [default: nothing]",
 )
 @click.option("--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Size of --cache-dir.  [default: 8]")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Compute the same bits with and without reuse. For tests: slower, CPU only, joins other exact nodes only.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything.")
 def node(
@@ -98,6 +103,7 @@ def node(
     ram_tier: int | None,
     cache_dir: Path | None,
     disk_tier: float | None,
+    exact: bool,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -127,6 +133,7 @@ def node(
         ram_tier_mib=ram_tier,
         cache_dir=cache_dir,
         disk_tier_gib=disk_tier,
+        exact=exact,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )

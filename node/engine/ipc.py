@@ -40,6 +40,7 @@ class Load(_Frame, frozen=True):
     disk_tier_bytes: int
     cache_dir: str
     """Empty: no disk tier."""
+    exact: bool
 
 
 class Submit(_Frame, frozen=True):

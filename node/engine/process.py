@@ -281,6 +281,7 @@ class ProcessEngine:
             ram_tier_bytes=settings.ram_tier_bytes,
             disk_tier_bytes=int(settings.disk_tier_gib * GIB),
             cache_dir=str(settings.cache_dir.absolute()) if settings.cache_dir is not None else "",
+            exact=settings.exact,
         )
 
     async def _read(

@@ -42,6 +42,8 @@ class EngineSettings:
     then holds prompts and answers, as tokens. None: nothing is written."""
     disk_tier_gib: float = 8.0
     """Most that the engine keeps in ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
+    exact: bool = False
+    """Logits that are the same bits with and without reuse, at a price: see ``exact.py``."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
 

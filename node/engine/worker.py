@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
+from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
@@ -33,8 +34,9 @@ from proto.errors import LimitExceeded, LocalError
 from proto.messages import ChatMessage
 
 BATCH_TOKENS = 2048
-KV_SETTINGS = "f16"
-"""Whatever besides the model file changes the KV cells; part of the namespace."""
+KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
+"""Whatever besides the model file changes the KV cells; part of the namespace. So an exact node reads no files of one
+that is not, and takes over no answer that such a one began."""
 
 
 def _read_messages(stream: BinaryIO, service: "Service") -> None:
@@ -101,7 +103,8 @@ class Service:
 def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
     """Everything slow before serving. Raises LocalError."""
     path = Path(message.model_path)
-    llama = Llama(
+    kind = ExactLlama if message.exact else Llama
+    llama = kind(
         path,
         num_cells=message.cells,
         num_sequences=min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
@@ -122,7 +125,8 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
         batch_tokens=BATCH_TOKENS,
         reuse=llama.reuse,
     )
-    namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
+    kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
+    namespace = namespace_key(file_digest(path), kv_settings, message.salt)
     tiers = _open_tiers(message, llama, namespace)
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
     service.llama, service.template, service.loop = llama, template, loop
