@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--exact-pairs", type=int, default=24, help="random prompt pairs of test_exact.py")
+    parser.addoption("--exact-pairs", type=int, default=20, help="random prompt pairs of test_exact.py")
     parser.addoption("--exact-seed", type=int, default=1, help="seed of those pairs")
 
 
