@@ -220,8 +220,61 @@ def words(seen: Logits) -> list[int]:
     return [int(np.frombuffer(logits, np.float32).argmax()) for logits in seen]
 
 
-def test_reuse_never_changes_an_answer(request: pytest.FixtureRequest) -> None:
-    llama = RecordedExactLlama()
+@pytest.fixture(scope="module")
+def llama() -> RecordedExactLlama:
+    return RecordedExactLlama()
+
+
+def positions(llama: Llama, seq_id: int) -> list[int]:
+    """Those of a sequence's cells, in the order in which the cells lie: the order in which llama.cpp saves them."""
+    num_cells = llama.end(seq_id)
+    blob = llama.save_range(seq_id, 0, num_cells)
+    assert blob is not None
+    # A mark, the sequence, how many streams and cells; then of each cell: position, how many sequences, which.
+    header = np.frombuffer(blob, np.int32, 4 + 3 * num_cells)
+    assert header[3] == num_cells
+    return [int(position) for position in header[4::3]]
+
+
+def test_cells_lie_in_the_order_of_their_positions(llama: RecordedExactLlama) -> None:
+    def add(*rows: tuple[int, int]) -> None:
+        """Append (sequence, number of tokens), all in one call."""
+        batch = [BatchRow(seq_id, llama.end(seq_id), [7] * count, True) for seq_id, count in rows]
+        assert llama.decode(batch)[0] == OK
+        check()
+
+    def check() -> None:
+        for seq_id in range(llama.spare + 1):
+            if llama.end(seq_id):
+                assert positions(llama, seq_id) == list(range(llama.end(seq_id)))
+
+    llama.clear_all()
+    add((0, 40), (1, 21))
+    llama.clear(0)
+    add((1, 10))  # llama.cpp itself would put them before the others of the sequence.
+    assert llama.copy_prefix(1, 2, 25)
+    add((0, 1), (2, 9), (1, 3))
+    assert llama.truncate(1, 12)
+    add((2, 1), (1, 1))
+    # Both have computed the same 20 tokens by turns; one gives up its own, but keeps what comes after them.
+    add((3, 10), (4, 23))
+    add((3, 10), (4, 2))
+    assert llama.replace_prefix(3, 4, 20)
+    check()
+    # Of a saved range only a part comes back, and the rest leaves holes.
+    blob = llama.save_range(4, 5, 25)
+    assert blob is not None
+    llama.clear(4)
+    assert llama.copy_prefix(3, 4, 9) and llama.restore_range(blob, (5, 25), 4, 9, 20) == RESTORED
+    add((4, 5), (2, 1))
+    # There is room for all that is promised, whatever padding it takes.
+    llama.clear_all()
+    add((0, llama.num_cells - 1))
+    add((1, 1))
+
+
+def test_reuse_never_changes_an_answer(llama: RecordedExactLlama, request: pytest.FixtureRequest) -> None:
+    llama.counts = Counts()
     changed, line = compare(llama, request)
     assert changed == 0, line
     counts = llama.counts
