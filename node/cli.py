@@ -88,7 +88,8 @@ Examples:
 @click.option(
     "--exact",
     is_flag=True,
-    help="Compute the same bits with and without reuse. For tests: slower, CPU only, joins other exact nodes only.",
+    help="Logits that are the same bits with and without reuse: for tests. CPU only; prefill takes 1.15 times as long,"
+    " decoding 4 times for one answer, no longer for 8 at once. Shares prefixes with exact nodes only.",
 )
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything.")
