@@ -13,7 +13,7 @@ cells that the row does not attend to. Gaps do not matter, then, but order does,
 hole. The invariant: **the used cells are the first ones, without a hole, and those of each sequence lie in the order
 of their positions**. New cells then go behind all others, which keeps it. What frees cells may leave a hole, which is
 closed before the next cell is placed: saving and restoring the whole cache moves all cells to its beginning and keeps
-their order. That is a copy of the cache (11 ms for 1,000 tokens of a 135M model), and the price of exactness after an
+their order. That is a copy of the cache (10 ms for 1,000 tokens of a 135M model), the price of exactness after an
 eviction.
 
 So generated tokens are reused like prompts: a decode row is computed by the same kernels as a prefill row.
@@ -32,7 +32,7 @@ from node.engine.llama import RESTORED, L, Llama
 from proto.errors import LocalError
 
 ROWS = 8
-"""From so many rows on, and at multiples of it, all of llama.cpp's kernels for weights compute rows independently."""
+"""The least common multiple of what llama.cpp's kernels for weights want: 2 rows, groups of 4, at least 8."""
 MICRO_BATCH_ROWS = 32
 """Below the 64 at which attention is computed in tiles, whose borders depend on where the cells lie."""
 
