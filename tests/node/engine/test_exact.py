@@ -94,8 +94,11 @@ class Recorder(Llama):
         return False
 
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
+        restored = self.counts.restored
+        replaced = super().replace_prefix(source, target, length)
+        self.counts.restored = restored  # Exact mode moves cells as if they came from the second tier.
         self.counts.replaced += 1
-        return super().replace_prefix(source, target, length)
+        return replaced
 
     def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
         result = super().restore_range(blob, held, target, start, end)
@@ -278,15 +281,9 @@ def test_reuse_never_changes_an_answer(llama: RecordedExactLlama, request: pytes
     changed, line = compare(llama, request)
     assert changed == 0, line
     counts = llama.counts
-    assert counts.reused and counts.reused_answers and counts.restored and counts.compacted, line
-
-
-def test_without_exact_mode_it_does(request: pytest.FixtureRequest) -> None:
-    """Which shows that the test above can fail. How often depends on the processor, so no bound but one is checked."""
-    if request.config.getoption("exact_pairs") <= FEW_PAIRS:
-        pytest.skip("takes as long as the other one: with more --exact-pairs only")
-    changed, line = compare(RecordedLlama(), request)
-    assert changed, line
+    assert counts.reused and counts.reused_answers and counts.replaced and counts.compacted, line
+    # So few prompts seldom come back from the second tier; the next test does that, by way of files.
+    assert counts.restored or len(llama.seen) <= 2 * FEW_PAIRS, line
 
 
 async def test_an_exact_engine_repeats_itself_bit_for_bit(tmp_path: Path) -> None:
@@ -311,6 +308,14 @@ async def test_an_exact_engine_repeats_itself_bit_for_bit(tmp_path: Path) -> Non
     assert cached == [0, 89, 89, 89]
     flat = [[logprob for logprobs in items for logprob in logprobs] for items in answers]
     assert flat == [flat[0]] * 4
+
+
+def test_without_exact_mode_it_does(request: pytest.FixtureRequest) -> None:
+    """Which shows that the test above can fail. How often depends on the processor, so no bound but one is checked."""
+    if request.config.getoption("exact_pairs") <= FEW_PAIRS:
+        pytest.skip("takes as long as the other one: with more --exact-pairs only")
+    changed, line = compare(RecordedLlama(), request)
+    assert changed, line
 
 
 @pytest.mark.parametrize("question", ["llama_model_n_swa", "llama_model_is_recurrent"])
