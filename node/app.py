@@ -217,6 +217,7 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
         "cache_dir": settings.cache_dir,
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
+        "exact": settings.exact,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

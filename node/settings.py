@@ -50,6 +50,8 @@ class NodeSettings:
     """Where such prefixes are also kept on disk; None: nowhere."""
     disk_tier_gib: float | None = None
     """Budget of ``cache_dir``; None: the engine's default."""
+    exact: bool = False
+    """Logits that do not depend on reuse, slower."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     debug: bool = False

@@ -42,6 +42,7 @@ class Load(_Frame, frozen=True):
     disk_tier_bytes: int
     cache_dir: str
     """Empty: no disk tier."""
+    exact: bool
     gpu_layers: int | None = None
     tensor_split: tuple[float, ...] = ()
     main_gpu: int | None = None

@@ -128,6 +128,9 @@ class AbortFlag:
 class Llama:
     """One loaded model and one context with a unified KV cache of ``num_cells`` cells."""
 
+    micro_batch_tokens = MICRO_BATCH_TOKENS
+    flash_attention: Sequence[int] = (1, 0)
+    """To try in this order: some models have no flash attention kernel."""
     can_abort = True
     """Whether ``abort`` ends a decode in milliseconds. llama.cpp asks for it between the steps of a processor; what a
     GPU was given runs to its end, so there a decode must be short."""
@@ -156,6 +159,7 @@ class Llama:
         self._model_params = model_params(offload, gpus)  # Kept: the model goes on pointing at the split.
         self._model = load_model(path, self._model_params, self._log)
         self._vocab = L.llama_model_get_vocab(self._model)
+        self._check_kind(path)
         self.placement = place_layers(int(L.llama_model_n_layer(self._model)), offload, gpus)
         self.offloaded = self.placement.offloaded > 0
         self.can_abort = not self.offloaded
@@ -180,11 +184,14 @@ class Llama:
         self.context_tokens = min(self.num_cells, trained) if trained > 0 else self.num_cells
         self._bind_batch(batch_tokens)
         self.spare = num_sequences - 1
-        """The sequence that cells pass through on their way to and from the second tier. For nothing else."""
+        """The sequence that cells pass through on their way to and from the second tier; empty between calls."""
         self.reuse = self._probe_reuse()
         self.cell_bytes = 0
         """Size of a cell when it is serialised; 0 before one was."""
         self.can_save = self.reuse and num_sequences > 2 and self._probe_tier()
+
+    def _check_kind(self, path: Path) -> None:
+        """Raise LocalError for a model that this class cannot serve, though llama.cpp could."""
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
         free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
@@ -194,7 +201,7 @@ class Llama:
         params = L.llama_context_default_params()
         params.n_ctx = num_cells
         params.n_batch = batch_tokens
-        params.n_ubatch = min(MICRO_BATCH_TOKENS, batch_tokens)
+        params.n_ubatch = min(self.micro_batch_tokens, batch_tokens)
         params.n_seq_max = num_sequences
         params.n_threads = params.n_threads_batch = num_threads
         params.kv_unified = True  # Otherwise a partial copy between sequences abort()s.
@@ -203,7 +210,7 @@ class Llama:
         params.abort_callback = self.abort.callback
         params.abort_callback_data = self.abort.address
         context = None
-        for flash_attention in (1, 0):  # Some models have no flash attention kernel.
+        for flash_attention in self.flash_attention:
             params.flash_attn_type = flash_attention
             context = context or L.llama_init_from_model(self._model, params)
         if not context:
@@ -253,11 +260,15 @@ class Llama:
                 self._outputs[end - 1] = 1
             outputs.append(end - 1 if row.wants_token else -1)
             length = end
+        return self._decode(length), outputs
+
+    def _decode(self, length: int) -> int:
+        """Compute the first ``length`` rows of the batch's arrays."""
         self._batch.n_tokens = length
         result = int(L.llama_decode(self._context, self._batch))
         if not self.can_abort:
             L.llama_synchronize(self._context)  # A GPU may still be at it, and whoever takes the time must know.
-        return result, outputs
+        return result
 
     def end(self, seq_id: int) -> int:
         """Number of positions that ``seq_id`` has cells for; 0 for an empty sequence. Raises LocalError for a hole."""
@@ -337,6 +348,16 @@ class Llama:
         self.clear(spare)
         return RESTORED if intact else BROKEN
 
+    def compact(self) -> bool:
+        """Move all cells to the beginning of the cache, in the order in which they lie; by way of a copy of them.
+
+        False, with the cache empty, when llama.cpp refuses.
+        """
+        size = int(L.llama_state_get_size(self._context))
+        data = np.empty(size, np.uint8)
+        saved = L.llama_state_get_data(self._context, _address(data), size)
+        return bool(saved == size == L.llama_state_set_data(self._context, _address(data), size))
+
     def _spans(self, seq_id: int, start: int, end: int) -> bool:
         first = L.llama_memory_seq_pos_min(self._memory, seq_id)
         last = L.llama_memory_seq_pos_max(self._memory, seq_id)
@@ -407,6 +428,12 @@ class Llama:
         """Text of the model's own Jinja template."""
         text = L.llama_model_chat_template(self._model, None)
         return text.decode("utf-8", "replace") if text else None
+
+    def metadata(self, key: str) -> str:
+        """A short text or number of the GGUF file's header, as text; empty when it is not there."""
+        buffer = ctypes.create_string_buffer(128)
+        length = int(L.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer)))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
     @property
     def bos_token(self) -> int | None:

@@ -291,6 +291,7 @@ class ProcessEngine:
             gpu_layers=settings.gpu_layers,
             tensor_split=settings.tensor_split,
             main_gpu=settings.main_gpu,
+            exact=settings.exact,
         )
 
     async def _read(

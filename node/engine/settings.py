@@ -50,6 +50,8 @@ class EngineSettings:
     """Shares of the GPUs; empty: by their free memory."""
     main_gpu: int | None = None
     """Everything on this GPU; None: on all of them."""
+    exact: bool = False
+    """Logits that are the same bits with and without reuse, at a price: see ``exact.py``."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
     check_idle: bool = False
@@ -66,7 +68,9 @@ class EngineSettings:
             raise LocalError("the sizes of the second tier must be 0 or more, and less than 1 PiB")
         if not 2 * self.slots < self.sequences <= 256:
             raise LocalError(f"sequences must be more than twice the {self.slots} slots and at most 256")
-        Offload(self.gpu_layers, self.tensor_split, self.main_gpu)  # (checks itself)
+        offload = Offload(self.gpu_layers, self.tensor_split, self.main_gpu)  # (checks itself)
+        if self.exact and offload.asks_for_gpu:
+            raise LocalError("exact mode computes on the processor only: leave out the GPU options")
 
     @property
     def num_threads(self) -> int:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
+from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
@@ -35,8 +36,9 @@ from proto.errors import LimitExceeded, LocalError
 from proto.messages import ChatMessage
 
 BATCH_TOKENS = 2048
-KV_SETTINGS = "f16"
-"""Whatever besides the model file changes the KV cells; part of the namespace."""
+KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
+"""Whatever besides the model file changes the KV cells; part of the namespace. So an exact node reads no files of one
+that is not, and takes over no answer that such a one began."""
 
 
 def _read_messages(stream: BinaryIO, service: "Service") -> None:
@@ -106,19 +108,23 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     path = Path(message.model_path)
     memory = available_memory_bytes()
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
-    llama = Llama(
-        path,
-        num_cells=message.cells or budget,
-        num_sequences=min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
-        num_threads=message.threads,
-        batch_tokens=BATCH_TOKENS,
-        offload=Offload(message.gpu_layers, message.tensor_split, message.main_gpu),
-    )
+    sizes = {
+        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
+        "num_threads": message.threads,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    llama: Llama
+    if message.exact:
+        llama = ExactLlama(path, num_cells=message.cells or budget, **sizes)
+    else:
+        offload = Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
+        llama = Llama(path, num_cells=message.cells or budget, offload=offload, **sizes)
     begin, end = llama.special_texts()
     template = ChatTemplate(
         llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token
     )
-    namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
+    kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
+    namespace = namespace_key(file_digest(path), kv_settings, message.salt)
     tiers = _open_tiers(message, llama, namespace)
     limits = Limits(
         num_cells=llama.num_cells,
