@@ -160,6 +160,13 @@ class Llama:
         self._model = load_model(path, self._model_params, self._log)
         self._vocab = L.llama_model_get_vocab(self._model)
         self._check_kind(path)
+        # In a model with windowed attention llama.cpp puts new cells over those that fell out of their sequence's
+        # window, as long as only one sequence has them, and drops all before them. So each sequence gets a twin there,
+        # which has the same cells.
+        self._twins = num_sequences if L.llama_model_n_swa(self._model) > 0 else 0
+        """What to add to a sequence's id for its twin's; 0: there are none."""
+        if num_sequences + self._twins > MAX_SEQUENCES:
+            raise LocalError(f"at most {MAX_SEQUENCES // 2 - 1} sequences fit with {path}: its attention is windowed")
         self.placement = place_layers(int(L.llama_model_n_layer(self._model)), offload, gpus)
         self.offloaded = self.placement.offloaded > 0
         self.can_abort = not self.offloaded
@@ -202,7 +209,7 @@ class Llama:
         params.n_ctx = num_cells
         params.n_batch = batch_tokens
         params.n_ubatch = min(self.micro_batch_tokens, batch_tokens)
-        params.n_seq_max = num_sequences
+        params.n_seq_max = num_sequences + self._twins
         params.n_threads = params.n_threads_batch = num_threads
         params.kv_unified = True  # Otherwise a partial copy between sequences abort()s.
         params.swa_full = True  # Otherwise a partial copy in a sliding-window model gives an empty sequence.
@@ -222,11 +229,11 @@ class Llama:
         """One batch for the engine's life: llama.cpp reads these arrays, filled anew before each decode."""
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
-        self._sequences = np.zeros(size, np.int32)
+        self._sequences = np.zeros((size, 2), np.int32)
         self._outputs = np.zeros(size, np.int8)
-        self._counts = np.ones(size, np.int32)
-        # Entry i points at the one id of row i.
-        self._pointers = self._sequences.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
+        self._counts = np.full(size, 2 if self._twins else 1, np.int32)
+        # Entry i points at the ids of row i: a sequence and maybe its twin.
+        self._pointers = self._sequences.ctypes.data + 8 * np.arange(size, dtype=np.uint64)
         batch = L.llama_batch()
         for name, array in (
             ("token", self._tokens),
@@ -254,7 +261,7 @@ class Llama:
             end = length + len(row.tokens)
             self._tokens[length:end] = row.tokens
             self._positions[length:end] = np.arange(row.start, row.start + len(row.tokens))
-            self._sequences[length:end] = row.seq_id
+            self._sequences[length:end] = row.seq_id, row.seq_id + self._twins
             self._outputs[length:end] = 0
             if row.wants_token:
                 self._outputs[end - 1] = 1
@@ -280,14 +287,14 @@ class Llama:
 
     def clear(self, seq_id: int) -> None:
         """Free the cells that only ``seq_id`` uses."""
-        L.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+        self._remove(seq_id, -1, -1)
 
     def clear_all(self) -> None:
         L.llama_memory_clear(self._memory, True)
 
     def truncate(self, seq_id: int, length: int) -> bool:
         """Drop positions from ``length`` on. False when the model cannot; clear the sequence then."""
-        return bool(L.llama_memory_seq_rm(self._memory, seq_id, length, -1)) and self._covers(seq_id, length)
+        return self._remove(seq_id, length, -1) and self._covers(seq_id, length)
 
     def copy_prefix(self, source: int, target: int, length: int) -> bool:
         """Let ``target``, whatever it held, share the first ``length`` cells of ``source``: no cell is used.
@@ -295,7 +302,7 @@ class Llama:
         False, with ``target`` empty, when the positions are not exactly 0..length-1 afterwards.
         """
         self.clear(target)
-        L.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self._copy(source, target, 0, length)
         if self._covers(target, length):
             return True
         self.clear(target)
@@ -304,9 +311,9 @@ class Llama:
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
         """Give up ``target``'s own cells 0..length-1 for the equal ones of ``source``. False: ``target`` is broken."""
         end = int(L.llama_memory_seq_pos_max(self._memory, target)) + 1
-        if not L.llama_memory_seq_rm(self._memory, target, 0, length):
+        if not self._remove(target, 0, length):
             return False
-        L.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self._copy(source, target, 0, length)
         return self._covers(target, end)
 
     def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
@@ -317,7 +324,7 @@ class Llama:
         """
         spare = self.spare
         self.clear(spare)
-        L.llama_memory_seq_cp(self._memory, seq_id, spare, start, end)
+        self._copy(seq_id, spare, start, end)
         blob = None
         if self._spans(spare, start, end):
             size = int(L.llama_state_seq_get_size(self._context, spare))
@@ -343,7 +350,7 @@ class Llama:
             return REFUSED
         intact = self._covers(target, start)
         if intact:
-            L.llama_memory_seq_cp(self._memory, spare, target, start, end)
+            self._copy(spare, target, start, end)
             intact = self._covers(target, end)
         self.clear(spare)
         return RESTORED if intact else BROKEN
@@ -357,6 +364,17 @@ class Llama:
         data = np.empty(size, np.uint8)
         saved = L.llama_state_get_data(self._context, _address(data), size)
         return bool(saved == size == L.llama_state_set_data(self._context, _address(data), size))
+
+    def _remove(self, seq_id: int, start: int, end: int) -> bool:
+        """llama.cpp's own removal, of the twin too: -1 stands for the first and the last position."""
+        twin_too = not self._twins or L.llama_memory_seq_rm(self._memory, seq_id + self._twins, start, end)
+        return bool(L.llama_memory_seq_rm(self._memory, seq_id, start, end) and twin_too)
+
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Share cells with ``target`` and its twin, which must not have any at these positions."""
+        L.llama_memory_seq_cp(self._memory, source, target, start, end)
+        if self._twins:
+            L.llama_memory_seq_cp(self._memory, source, target + self._twins, start, end)
 
     def _spans(self, seq_id: int, start: int, end: int) -> bool:
         first = L.llama_memory_seq_pos_min(self._memory, seq_id)

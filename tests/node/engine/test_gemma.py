@@ -44,6 +44,22 @@ def llama() -> Llama:
     return Llama(GEMMA, num_cells=2048, num_sequences=6, num_threads=1, batch_tokens=2048)
 
 
+def test_cells_outside_the_window_are_not_given_to_others(llama: Llama) -> None:
+    """llama.cpp would, once there is a hole before them; a prefix without its beginning can never be reused."""
+    rng = random.Random(2)
+    for seq_id, length in ((0, 100), (1, WINDOW + 300), (2, 300), (3, WINDOW + 200)):
+        tokens = [rng.randrange(2_000, 20_000) for _ in range(length)]
+        assert llama.decode([BatchRow(seq_id, 0, tokens, False)])[0] == OK
+        if seq_id == 1:
+            assert llama.copy_prefix(1, 4, WINDOW)
+            llama.clear(1)
+            assert llama.copy_prefix(4, 1, WINDOW)
+            llama.clear(4)
+            llama.clear(0)
+    assert [llama.end(seq_id) for seq_id in range(5)] == [0, WINDOW, 300, WINDOW + 200, 0]
+    llama.clear_all()
+
+
 def recall(llama: Llama, prefix: Sequence[int], passage: int, seq_id: int, held: int) -> float:
     """Log-probability of how the passage at ``passage`` goes on, after the whole prefix and the passage's beginning.
 
