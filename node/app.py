@@ -81,9 +81,9 @@ class Node:
             self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 
-    def ask(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+    def ask(self, ask: Ask, deadline_s: float | None = None) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``."""
-        return self._entry.ask(ask)
+        return self._entry.ask(ask, deadline_s)
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
@@ -223,9 +223,14 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
     given: dict[str, Any] = {
         "threads": settings.threads,
         "cells": settings.cells,
+        "gpu_layers": settings.gpu_layers,
+        "tensor_split": settings.tensor_split,
+        "main_gpu": settings.main_gpu,
         "ram_tier_mib": settings.ram_tier_mib,
         "cache_dir": settings.cache_dir,
         "disk_tier_gib": settings.disk_tier_gib,
+        "check_idle": settings.debug,
+        "exact": settings.exact,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

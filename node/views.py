@@ -8,6 +8,9 @@ import msgspec
 from node.peer_id import peer_text
 from proto.messages import Answered, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
+MAX_TIMEOUT_S = 86_400.0
+"""Of one answer. A day: more is a slip of the pen."""
+
 
 class CandidateView(msgspec.Struct, frozen=True):
     """One line of ``--explain``."""

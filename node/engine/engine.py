@@ -20,6 +20,8 @@ from proto.messages import (
     Vitals,
 )
 
+DEADLINE, TOO_LATE = "deadline", "the answer was not finished in the time it was given"
+"""Code and message of a request whose deadline passed."""
 MAX_ITEM_TOKENS = 256
 """Of one item, so that it fits a frame; fewer with logprobs."""
 
@@ -50,6 +52,9 @@ class EngineRequest:
     """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. Random numbers,
     penalties, grammar and stop strings go on after them, so a resumed answer draws what the interrupted one would
     have drawn."""
+    deadline_s: float | None = None
+    """Seconds from now that the answer may take, waiting included; then it ends with EngineFailed, not retryable, after
+    the tokens there are. None: no limit. Looked at between steps, so up to a second late."""
 
 
 @dataclass(frozen=True)
