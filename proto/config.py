@@ -16,6 +16,19 @@ class DigestConfig:
     """Deltas that may go out ahead of that pace: after a quiet time the first changes are seen at once."""
     delta_min_gap_s: float = 2.0
     """Between any two deltas of one owner."""
+    max_delta_interval_s: float = 30.0
+    """As far as the pace stretches to keep within ``receive_budget``: digests 30 s old cost 0.7 points of hit ratio."""
+    receive_budget: float = 32_000.0
+    """Bytes a second that everybody's digests together may bring to each node."""
+    gossip_copies: int = 5
+    """How often a node receives a gossip message, in a mesh of degree 6; measured."""
+    gossip_message_bytes: int = 460
+    """One copy of a head alone, 400 bytes with libp2p's signed envelope, and its share of lazy announcements."""
+    pull_bytes: int = 410
+    """What it costs to fetch a change over a direct stream: the request, and the repair without its entries."""
+    push_bytes: int = 128
+    """Larger changes are announced by their head, and each node fetches them once, from where it heard of them:
+    pushed, they would arrive ``gossip_copies`` times."""
     jitter: float = 0.2
     """Share of every interval drawn at random, so that nodes do not speak in step."""
     heartbeat_s: float = 30.0
@@ -44,7 +57,7 @@ class DigestConfig:
     max_entries: int = 1_048_576
     """Kept of all owners together: a cell of 256 nodes at the default budget, a few hundred MB."""
     max_floors: int = 65_536
-    repairs_per_minute: int = 6
+    repairs_per_minute: int = 12
     """With bytes, to one reader, of one owner: a reader that keeps asking costs bounded bytes, and nothing is packed
     for one that asks more often."""
     repairs_per_reconcile: int = 16

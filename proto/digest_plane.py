@@ -3,12 +3,17 @@
 The rules of the sets themselves are in ``digest.py`` (the owner's side) and ``estimates.py`` (the reader's). Here are
 only time, peers and limits. Everything lost is found again by one of three: the next heartbeat shows the gap, a repair
 fetches it, and pairwise reconciliation finds what neither saw.
+
+Gossip brings each node every message several times. So only heads and small changes travel there; a larger change is
+announced, and each node fetches it once, from the neighbour that the announcement came from. That neighbour may be
+fetching it too: then it answers as soon as it has it, and the change flows down the tree of first announcements.
 """
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proto.blocks import block_hashes
 from proto.config import DigestConfig
@@ -18,11 +23,15 @@ from proto.errors import RemoteError
 from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
 from proto.membership import Membership
-from proto.messages import MAX_VECTOR, Reconcile, Repair, RepairRequest, Version
+from proto.messages import MAX_VECTOR, Announce, Delta, Reconcile, Repair, RepairRequest, Version
+from proto.rate import DecayingRate
 
 _SWEEP_S = 5.0
+_RATE_WINDOW_S = 60.0
 _MAX_PENDING_REPAIRS = 1_024
 _MAX_RATE_ENTRIES = 16_384
+_MAX_WAITING_PER_REPAIR = 16
+"""Above gossipsub's largest mesh."""
 
 
 @dataclass
@@ -32,6 +41,8 @@ class _Pending:
     hint: bytes
     """Who is likely to have the missing bytes."""
     attempts: int = 0
+    waiting: dict[bytes, RepairRequest] = field(default_factory=dict)
+    """Who asked this node for the same bytes meanwhile."""
 
 
 class DigestPlane:
@@ -55,6 +66,8 @@ class DigestPlane:
         self._delta_at: dict[bytes, float] = {}
         self._paced_until: dict[bytes, float] = {}
         """When the deltas sent so far are paid for, at one per interval."""
+        self._received = DecayingRate(_RATE_WINDOW_S)
+        """Bytes a second that everybody's digests cost this node, as estimated from the messages."""
         self._due: dict[bytes, float] = {}
         self._pending: dict[Key, _Pending] = {}
         self._repaired_at: OrderedDict[Key, list[float]] = OrderedDict()
@@ -66,6 +79,9 @@ class DigestPlane:
         """Leading blocks of ``chain`` in this node's own cache."""
         return self._own[namespace].holds(chain)
 
+    def own(self, namespace: bytes) -> OwnDigest | None:
+        return self._own.get(namespace)
+
     # --- this node's cache -----------------------------------------------------------------------------------------
 
     def on_served(self, event: ModelServed, now: float) -> list[Effect]:
@@ -74,7 +90,8 @@ class DigestPlane:
         is_first = not self._own
         self._own[event.namespace] = OwnDigest(self._me, event.namespace, event.epoch, self._sign, self._config)
         self.estimates.follow(event.namespace)
-        effects = self._publish(event.namespace, now)
+        # Not at once: the engine is about to say what it kept over a restart, and the first head shall show it.
+        effects = self._set_due(event.namespace, now + self._config.delta_delay_s)
         if is_first:
             effects.append(SetTimer(Timer("reconcile"), now + self._jittered(self._config.reconcile_s)))
             effects.append(SetTimer(Timer("sweep"), now + _SWEEP_S))
@@ -94,18 +111,44 @@ class DigestPlane:
 
     def _next_delta(self, namespace: bytes, now: float) -> float:
         """When the next delta may go out: on average one per interval, a few of them early (GCRA)."""
-        budget = self._paced_until.get(namespace, 0.0) - (self._config.delta_burst - 1) * self._config.delta_interval_s
+        if self._own[namespace].head is None:
+            return self._due[namespace]
+        ahead = (self._config.delta_burst - 1) * self._config.delta_interval_s
+        budget = self._paced_until.get(namespace, 0.0) - ahead
         spaced = self._delta_at.get(namespace, 0.0) + self._config.delta_min_gap_s
         return max(now + self._config.delta_delay_s, budget, spaced)
 
     def _publish(self, namespace: bytes, now: float) -> list[Effect]:
-        if self._own[namespace].is_behind():
-            paced_from = max(self._paced_until.get(namespace, 0.0), now)
-            self._paced_until[namespace] = paced_from + self._jittered(self._config.delta_interval_s)
-            self._delta_at[namespace] = now
+        is_behind = self._own[namespace].is_behind()
         message = self._own[namespace].advance(now)
+        if is_behind:
+            interval = min(
+                max(self._config.delta_interval_s, self._paid_s(namespace, message, now)),
+                self._config.max_delta_interval_s,
+            )
+            paced_from = max(self._paced_until.get(namespace, 0.0), now)
+            self._paced_until[namespace] = paced_from + self._jittered(interval)
+            self._delta_at[namespace] = now
         heartbeat = now + self._jittered(self._config.heartbeat_s)
         return [Publish(namespace, message), *self._set_due(namespace, heartbeat)]
+
+    def _paid_s(self, namespace: bytes, message: Delta | Announce, now: float) -> float:
+        """How long this owner's share of everybody's budget takes to pay for ``message``. The share is one of N equal
+        parts, larger while others use less than theirs: so the sum settles at the budget."""
+        budget = self._config.receive_budget
+        num_owners = 1 + self.estimates.num_owners(namespace)
+        rate = self._received.at(now)
+        share = budget / num_owners * max(1.0, budget / rate if rate else math.inf)
+        pulled = self._own[namespace].last_change_bytes if isinstance(message, Announce) else 0
+        return (self._cost(message) + pulled) / share if share < math.inf else 0.0
+
+    def _cost(self, message: Delta | Announce) -> float:
+        """Estimated bytes that each node receives because of ``message``, the entries of an announced change aside."""
+        config = self._config
+        if isinstance(message, Announce):
+            return config.gossip_copies * config.gossip_message_bytes + config.pull_bytes
+        size = config.gossip_message_bytes + len(message.upserts) + len(message.removes)
+        return config.gossip_copies * size
 
     def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
         if self._due.get(namespace) == at:
@@ -165,19 +208,30 @@ class DigestPlane:
         head = event.message.head
         if head.owner != event.author or head.namespace != event.namespace:
             raise RemoteError("gossip about somebody else's digest")
-        return self._after(
-            self.estimates.on_gossip(event.message, now), head.owner, head.namespace, event.forwarder, now
-        )
+        outcome = self.estimates.on_gossip(event.message, now)
+        self._received.add(self._cost(event.message), now)
+        key = (head.owner, head.namespace)
+        if outcome is Outcome.GAP and isinstance(event.message, Announce) and key not in self._pending:
+            # Nothing that is under way can make this repair smaller: ask at once.
+            return [*self._after(outcome, *key, event.forwarder, now), *self._ask_for_repair(key, now)]
+        return self._after(outcome, *key, event.forwarder, now)
 
     def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
         head = message.head
-        return self._after(self.estimates.on_repair(message, now), head.owner, head.namespace, peer, now)
+        outcome = self.estimates.on_repair(message, now)
+        if outcome is Outcome.APPLIED:
+            self._received.add(len(message.upserts) + len(message.removes), now)
+        return self._after(outcome, head.owner, head.namespace, peer, now)
 
     def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
         key = (peer, request.owner)
         recent = [at for at in self._repaired_at.get(key, []) if at > now - 60.0]
         if len(recent) >= self._config.repairs_per_minute:
             return [Emit("repair_refused", {"peer": peer})]
+        pending = self._pending.get((request.owner, request.namespace))
+        if pending is not None and peer not in pending.waiting and len(pending.waiting) < _MAX_WAITING_PER_REPAIR:
+            pending.waiting[peer] = request
+            return []
         repair = self._repair_for(request)
         if repair is None:
             return []
@@ -232,8 +286,7 @@ class DigestPlane:
             applied = Emit("digest_applied", {"peer": owner, "blocks": len(self.estimates.entries(*key))})
             if key not in self._pending or self.estimates.needs_repair(*key):
                 return [applied]
-            del self._pending[key]
-            return [applied, CancelTimer(timer)]
+            return [applied, CancelTimer(timer), *self._end_repair(key, now)]
         if outcome is not Outcome.GAP or key in self._pending or len(self._pending) >= _MAX_PENDING_REPAIRS:
             return []
         self._pending[key] = _Pending(hint)
@@ -245,8 +298,7 @@ class DigestPlane:
         if pending is None:
             return []
         if not self.estimates.needs_repair(*key) or pending.attempts >= self._config.repair_attempts:
-            del self._pending[key]
-            return []
+            return self._end_repair(key, now)
         choices = [pending.hint, key[0]][pending.attempts :]
         target = next((peer for peer in choices if self._members.is_connected(peer)), None)
         if target is None:
@@ -257,6 +309,11 @@ class DigestPlane:
         if target is None:
             return [again]
         return [Send(target, self.estimates.request(*key)), again]
+
+    def _end_repair(self, key: Key, now: float) -> list[Effect]:
+        """Serve those who wait for the same bytes, with what there is now."""
+        waiting = self._pending.pop(key).waiting
+        return [effect for peer, request in waiting.items() for effect in self.on_repair_request(peer, request, now)]
 
     def _jittered(self, interval_s: float) -> float:
         return interval_s * self._rng.uniform(1 - self._config.jitter, 1 + self._config.jitter)

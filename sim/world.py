@@ -13,8 +13,9 @@ import heapq
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -129,14 +130,25 @@ class World:
         self._schedule(at, -1, action)
 
     def start(self, number: int) -> SimNode:
-        """Start, or restart with an empty memory, one node that serves NAMESPACE. ``connect`` it then."""
+        """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then."""
         peer = peer_id(number)
         overlay = Overlay(peer, self.config, random.Random(self.rng.random()), sign_as(peer), verify)
         node = self.nodes[number] = SimNode(number, peer, overlay)
         self.is_up[number] = True
+        return node
+
+    def serve(self, node: SimNode) -> None:
+        """Its engine is ready, for NAMESPACE."""
         idle = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
         self.handle(node, ModelServed(NAMESPACE, "model", CONTEXT_TOKENS, idle, int(self.now * 1000)))
-        return node
+
+    def start_all(self, edges: Sequence[tuple[int, int]], within_s: float) -> None:
+        """Start every node, connect them, and let them begin to serve at random times within ``within_s``."""
+        for number in range(len(self.nodes)):
+            node = self.start(number)
+            self.call(self.now + self.rng.uniform(0.0, within_s), partial(self.serve, node))
+        for one, other in edges:
+            self.connect(one, other)
 
     def stop(self, number: int) -> None:
         """The node is gone without a word; its peers notice at once."""
@@ -308,8 +320,13 @@ def size_of(message: Message) -> int:
         return len(encode(message))
     versions = message.versions
     # A map of two: kind 5, then the array. Each version is a map of four with one-byte keys.
-    return 4 + _head_bytes(len(versions)) + sum(
-        5 + _head_bytes(len(v.owner)) + len(v.owner) + 17 + _head_bytes(v.epoch) + _head_bytes(v.seq) for v in versions
+    return (
+        4
+        + _head_bytes(len(versions))
+        + sum(
+            5 + _head_bytes(len(v.owner)) + len(v.owner) + 17 + _head_bytes(v.epoch) + _head_bytes(v.seq)
+            for v in versions
+        )
     )
 
 

@@ -304,6 +304,7 @@ def test_a_store_is_visible_everywhere_within_a_second_of_a_quiet_time() -> None
 def test_steady_change_is_told_once_per_interval_on_average() -> None:
     world = World(2)
     world.deliver_all()
+    world.advance(1)
     head = world.nodes[OWNER].overlay._digests._own[NAMESPACE]
     assert head.head is not None
     start = head.head.seq
