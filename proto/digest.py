@@ -14,9 +14,12 @@ Invariants of ``OwnDigest``: the advertised set is prefix-closed and within the 
 and end at the current seq; ``seq`` grows with every published head, heartbeats included.
 """
 
+import sys
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import lt
 
 import msgspec
 from blake3 import blake3
@@ -45,35 +48,41 @@ _SIGNING_CONTEXT = b"mycelia head v1\x00"
 def pack_entries(entries: Mapping[int, int], keys: Iterable[int] | None = None) -> bytes:
     """Entries sorted by hash, 9 bytes each: hash big-endian, class. ``keys``: only these."""
     chosen = sorted(entries if keys is None else keys)
-    return b"".join([key.to_bytes(HASH_BYTES, "big") + bytes((entries[key],)) for key in chosen])
+    hashes = pack_hashes(chosen)
+    packed = bytearray(ENTRY_BYTES * len(chosen))
+    for place in range(HASH_BYTES):  # column by column: a few copies instead of one object an entry
+        packed[place::ENTRY_BYTES] = hashes[place::HASH_BYTES]
+    packed[HASH_BYTES::ENTRY_BYTES] = bytes([entries[key] for key in chosen])
+    return bytes(packed)
 
 
 def unpack_entries(data: bytes) -> Entries:
     """Inverse of ``pack_entries``. Raises RemoteError unless sorted, distinct and whole."""
     if len(data) % ENTRY_BYTES:
         raise RemoteError("packed entries are not a multiple of 9 bytes")
-    entries: Entries = {}
-    last = -1
-    for start in range(0, len(data), ENTRY_BYTES):
-        key = int.from_bytes(data[start : start + HASH_BYTES], "big")
-        if key <= last:
-            raise RemoteError("packed entries are not sorted")
-        entries[key] = data[start + HASH_BYTES]
-        last = key
-    return entries
+    hashes = bytearray(len(data) // ENTRY_BYTES * HASH_BYTES)
+    for place in range(HASH_BYTES):
+        hashes[place::HASH_BYTES] = data[place::ENTRY_BYTES]
+    return dict(zip(unpack_hashes(hashes), data[HASH_BYTES::ENTRY_BYTES], strict=True))
 
 
 def pack_hashes(keys: Iterable[int]) -> bytes:
     """Hashes sorted, 8 bytes each, big-endian."""
-    return b"".join([key.to_bytes(HASH_BYTES, "big") for key in sorted(keys)])
+    packed = array("Q", sorted(keys))
+    if sys.byteorder == "little":
+        packed.byteswap()
+    return packed.tobytes()
 
 
-def unpack_hashes(data: bytes) -> list[int]:
+def unpack_hashes(data: bytes | bytearray) -> list[int]:
     """Inverse of ``pack_hashes``. Raises RemoteError unless sorted, distinct and whole."""
     if len(data) % HASH_BYTES:
         raise RemoteError("packed hashes are not a multiple of 8 bytes")
-    hashes = [int.from_bytes(data[i : i + HASH_BYTES], "big") for i in range(0, len(data), HASH_BYTES)]
-    if any(one >= other for one, other in pairwise(hashes)):
+    packed = array("Q", data)
+    if sys.byteorder == "little":
+        packed.byteswap()
+    hashes = packed.tolist()
+    if not all(map(lt, hashes, islice(hashes, 1, None))):
         raise RemoteError("packed hashes are not sorted")
     return hashes
 

@@ -105,9 +105,10 @@ class DigestPlane:
             own.evict(leaf)
         for leaf, tokens in event.stored:
             own.store(leaf, block_hashes(event.namespace, tokens))
-        if not own.is_behind():
+        at = self._next_delta(event.namespace, now)
+        if at >= self._due[event.namespace] or not own.is_behind():
             return []
-        return self._set_due(event.namespace, min(self._next_delta(event.namespace, now), self._due[event.namespace]))
+        return self._set_due(event.namespace, at)
 
     def _next_delta(self, namespace: bytes, now: float) -> float:
         """When the next delta may go out: on average one per interval, a few of them early (GCRA)."""

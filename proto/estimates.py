@@ -128,6 +128,11 @@ class Estimates:
         estimate = self._estimates.get((owner, namespace))
         return _version(estimate.head) if estimate else (0, 0)
 
+    def holds(self, head: Head) -> bool:
+        """Whether the set held of ``head.owner`` is the one that ``head`` commits to, at any version."""
+        estimate = self._estimates.get((head.owner, head.namespace))
+        return estimate is not None and _same_set(head, estimate.head)
+
     def entries(self, owner: bytes, namespace: bytes) -> Mapping[int, int]:
         estimate = self._estimates.get((owner, namespace))
         return estimate.entries if estimate else {}
@@ -329,8 +334,9 @@ class Estimates:
             return Outcome.STALE
         if entries is not estimate.entries:
             index = self._indexes[head.namespace]
-            index.discard(head.owner, [key for key in estimate.entries if key not in entries])
-            index.add(head.owner, [key for key in entries if key not in estimate.entries])
+            old = estimate.entries
+            index.discard(head.owner, [key for key in (touched or old) if key in old and key not in entries])
+            index.add(head.owner, [key for key in (touched or entries) if key in entries and key not in old])
             self._num_entries += len(entries) - len(estimate.entries)
         if estimate.head is None or estimate.head.epoch != head.epoch or touched is None:
             estimate.log.clear()

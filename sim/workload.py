@@ -9,11 +9,65 @@ from itertools import accumulate
 from proto.blocks import STRIDE
 
 # Tokens of the 5-shot prefix of each of MMLU's 57 subjects (Hendrycks et al., arXiv 2009.03300) in the usual prompt
-# form, tokenizer o200k. Sorted; mean 504 when weighted by the subjects' numbers of questions.
+# form, tokenizer o200k. Sorted; mean 504.
 MMLU_PREFIX_TOKENS = (
-    205, 220, 231, 242, 250, 253, 261, 263, 272, 272, 289, 290, 292, 306, 307, 312, 324, 326, 329, 330, 344, 358,
-    360, 374, 375, 377, 377, 391, 397, 403, 410, 414, 432, 443, 445, 452, 456, 475, 476, 483, 489, 496, 497, 498,
-    533, 534, 542, 572, 654, 704, 743, 873, 996, 1065, 1372, 1899, 2433,
+    205,
+    220,
+    231,
+    242,
+    250,
+    253,
+    261,
+    263,
+    272,
+    272,
+    289,
+    290,
+    292,
+    306,
+    307,
+    312,
+    324,
+    326,
+    329,
+    330,
+    344,
+    358,
+    360,
+    374,
+    375,
+    377,
+    377,
+    391,
+    397,
+    403,
+    410,
+    414,
+    432,
+    443,
+    445,
+    452,
+    456,
+    475,
+    476,
+    483,
+    489,
+    496,
+    497,
+    498,
+    533,
+    534,
+    542,
+    572,
+    654,
+    704,
+    743,
+    873,
+    996,
+    1065,
+    1372,
+    1899,
+    2433,
 )
 MMLU_QUESTION_TOKENS = 104
 """Mean of the test set."""
@@ -77,8 +131,6 @@ class Mmlu:
 
 def blocks_of(tokens: Sequence[int]) -> list[bytes]:
     """Names of the whole blocks' prefixes of a prompt of ``Mmlu.draw``: equal names, equal prefixes."""
-    names = []
-    for end in range(STRIDE, len(tokens) + 1, STRIDE):
-        # A prefix of such a prompt is its subject's tokens, then one question's: last token and length tell it.
-        names.append(b"%d.%d.%d" % (tokens[0], tokens[end - 1], end))
-    return names
+    # A prefix of such a prompt is its subject's tokens, then one question's: its last token and length tell it.
+    ends = range(STRIDE, len(tokens) + 1, STRIDE)
+    return [b"%d.%d.%d" % (tokens[0], tokens[end - 1], end) for end in ends]

@@ -116,6 +116,8 @@ class World:
         self.received = {plane: np.zeros(num_nodes, dtype=np.int64) for plane in PLANES}
         self.on_publish: Callable[[SimNode, Publish], None] | None = None
         self.on_emit: Callable[[SimNode, Emit], None] | None = None
+        self.on_send: Callable[[SimNode, Send, int], None] | None = None
+        """With the bytes that it costs."""
         self._message_id_bytes = message_id_bytes
         self._perform_request = perform_request
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
@@ -272,6 +274,8 @@ class World:
             return
         plane, size = _plane_of(effect.message), STREAM_ENVELOPE_BYTES + size_of(effect.message)
         self.sent[plane][node.number] += size
+        if self.on_send is not None:
+            self.on_send(node, effect, size)
         delay = self.links.delay_s(node.number, receiver, self.now)
         if delay is None:
             return
