@@ -22,9 +22,9 @@ class DigestConfig:
     """Bytes a second that everybody's digests together may bring to each node."""
     gossip_copies: int = 5
     """How often a node receives a gossip message, in a mesh of degree 6; measured."""
-    gossip_message_bytes: int = 460
+    gossip_message_bytes: int = 450
     """One copy of a head alone, 400 bytes with libp2p's signed envelope, and its share of lazy announcements."""
-    pull_bytes: int = 410
+    pull_bytes: int = 400
     """What it costs to fetch a change over a direct stream: the request, and the repair without its entries."""
     push_bytes: int = 128
     """Larger changes are announced by their head, and each node fetches them once, from where it heard of them:

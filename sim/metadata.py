@@ -154,13 +154,20 @@ class Visibility:
         self._seen_seq = np.zeros((len(world.nodes), len(world.nodes)), dtype=np.int64)
         self._enough = share * (len(world.nodes) - 1)
         self.seconds: list[float] = []
-        self.num_stores = 0
         world.on_publish, world.on_emit = self._on_publish, self._on_emit
 
     def on_store(self, node: SimNode) -> None:
         """Call before the node is told."""
-        self.num_stores += 1
         self._owners[node.number].stored_at.append(self._world.now)
+
+    def missed(self) -> list[float]:
+        """How long ago the stores were that are not visible yet."""
+        late = []
+        for owner in self._owners:
+            late += owner.stored_at
+            for at, seen_by in zip(owner.stores, owner.seen_by, strict=True):
+                late += at if seen_by < self._enough else []
+        return [self._world.now - at for at in late]
 
     def _on_publish(self, node: SimNode, effect: Publish) -> None:
         owner = self._owners[node.number]
@@ -190,10 +197,12 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Visible:
-    """What ``store_visible`` measured; times in seconds, sorted."""
+    """What ``store_visible`` measured."""
 
     seconds: list[float]
-    num_stores: int
+    """Of every store, sorted; what never became visible has the time until the end of the run."""
+    num_missed: int
+    """Stores that never became visible."""
     receive_rate: float
     """Bytes a second a node, all planes."""
 
@@ -209,8 +218,10 @@ def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> 
     step("stores")
     swarm.wait(seconds)
     receive_rate = float((_received(world) - before).mean()) / seconds
+    step("the last ones spread")
     swarm.wait(2 * setting.config.max_delta_interval_s)
-    return Visible(sorted(visibility.seconds), visibility.num_stores, receive_rate)
+    missed = visibility.missed()
+    return Visible(sorted(visibility.seconds + missed), len(missed), receive_rate)
 
 
 def _received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
@@ -234,13 +245,13 @@ def is_converged(world: World) -> bool:
 
 
 def seconds_to_converge(swarm: Swarm, limit_s: float) -> float:
-    """Runs until ``is_converged``, which is looked at every second; infinite after ``limit_s``."""
+    """Runs until ``is_converged``, which is looked at every second, at most for ``limit_s``."""
     began = swarm.world.now
     while swarm.world.now < began + limit_s:
         if is_converged(swarm.world):
             return swarm.world.now - began
         swarm.wait(1.0)
-    return float("inf")
+    return limit_s
 
 
 def reconcile(setting: Setting, rate: float, seconds: float, step: Step) -> float:
@@ -280,15 +291,17 @@ def partition(setting: Setting, rate: float, apart_s: float, step: Step) -> floa
 def restart(setting: Setting, leaves: int, step: Step) -> float:
     """Bytes on direct streams, requests and repairs of its digest, that a restart of one node with its cache unchanged
     costs for each peer it is connected with, until all of them have its new epoch."""
-    step("restart")
+    step(f"{setting.num_nodes} nodes start")
     swarm = make_swarm(setting)
     world = swarm.world
+    step("caches fill")
     churn = Churn(world, 1.0, world.now, leaves=leaves)
     churn.fill()
     swarm.wait(4 * setting.config.max_delta_interval_s)
     me = world.node(0)
     peers = sorted(me.near)
     kept = [(leaf, [leaf] * (STRIDE * _LEAF_BLOCKS)) for leaf in range(1, leaves + 1)]
+    step("one restarts")
     world.stop(0)
     swarm.wait(10.0)
     total = 0
@@ -296,10 +309,10 @@ def restart(setting: Setting, leaves: int, step: Step) -> float:
     def count(_: SimNode, effect: Send, size: int) -> None:
         nonlocal total
         message = effect.message
-        if (isinstance(message, Repair) and message.head.owner == me.peer) or (
-            isinstance(message, RepairRequest) and message.owner == me.peer
-        ):
-            total += size
+        if isinstance(message, Repair):
+            total += size * (message.head.owner == me.peer)
+        elif isinstance(message, RepairRequest):
+            total += size * (message.owner == me.peer)
 
     world.on_send = count
     me = world.start(0)

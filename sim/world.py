@@ -52,6 +52,8 @@ GOSSIP_ENVELOPE_BYTES = 204
 """What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
 STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
 """Around a control message: its length, yamux's header, Noise's length and tag."""
+MESSAGE_ID_BYTES = 14
+"""Of one message in IHAVE: node/network/host.py's id of 12 bytes, its tag and length."""
 ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
 """gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
 MAX_SENDS_PER_PEER = 32
@@ -99,10 +101,9 @@ class World:
         num_nodes: int,
         seed: int,
         config: OverlayConfig = OverlayConfig(),  # noqa: B008  frozen
-        message_id_bytes: int = 26,
         perform_request: Callable[[SimNode, RequestEffect], None] | None = None,
     ) -> None:
-        """message_id_bytes: of one IHAVE entry. perform_request: where requests' effects go, if there are requests."""
+        """perform_request: where requests' effects go, if there are requests."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -118,7 +119,6 @@ class World:
         self.on_emit: Callable[[SimNode, Emit], None] | None = None
         self.on_send: Callable[[SimNode, Send, int], None] | None = None
         """With the bytes that it costs."""
-        self._message_id_bytes = message_id_bytes
         self._perform_request = perform_request
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
@@ -295,7 +295,7 @@ class World:
         self.received[GOSSIP] += size * received
         reached = np.isfinite(heard)
         # Whoever has the message tells LAZY_PEERS of it in each heartbeat: spread evenly over all, in expectation.
-        lazy = int(self._message_id_bytes * ADVERTISED_HEARTBEATS * LAZY_PEERS * reached.mean())
+        lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * reached.mean())
         self.sent[LAZY] += lazy * reached
         self.received[LAZY] += lazy * self.is_up
         reached[node.number] = False
