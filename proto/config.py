@@ -20,9 +20,9 @@ class DigestConfig:
     """As far as the pace stretches to keep within ``receive_budget``: digests 30 s old cost 0.7 points of hit ratio."""
     receive_budget: float = 32_000.0
     """Bytes a second that everybody's digests together may bring to each node."""
-    gossip_copies: int = 5
-    """How often a node receives a gossip message, in a mesh of degree 6; measured."""
-    gossip_message_bytes: int = 450
+    gossip_copies: int = 3
+    """How often a node receives a gossip message, in a mesh of degree 4; measured."""
+    gossip_message_bytes: int = 480
     """One copy of a head alone, 400 bytes with libp2p's signed envelope, and its share of lazy announcements."""
     pull_bytes: int = 400
     """What it costs to fetch a change over a direct stream: the request, and the repair without its entries."""

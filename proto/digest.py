@@ -124,14 +124,17 @@ class ChangeLog:
     Invariant: the entries' ranges are adjacent.
     """
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "last_repair")
 
     def __init__(self) -> None:
         self._entries: list[_LogEntry] = []
+        self.last_repair: Repair | None = None
+        """Made from this log as it is now: several neighbours ask for the same."""
 
     def add(self, from_seq: int, seq: int, touched: Set[int], num_keys: int) -> None:
         """(from_seq, seq] touched these keys; what does not join on to the log begins a new one. The log is kept while
         it is smaller than a snapshot of ``num_keys``: a reader that fell off it then pays no more."""
+        self.last_repair = None
         entries = self._entries
         last = entries[-1] if entries else None
         if last is not None and last.seq != from_seq:
@@ -148,6 +151,7 @@ class ChangeLog:
         del entries[:drop]
 
     def clear(self) -> None:
+        self.last_repair = None
         self._entries.clear()
 
     def touched_since(self, seq: int) -> set[int] | None:
@@ -283,12 +287,16 @@ def repair_from(head: Head, entries: Mapping[int, int], log: ChangeLog, request:
     """What brings the asker to ``head`` with the fewest bytes; owners and relays do the same."""
     if request.root == head.root and request.count == head.count:
         return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
+    made = log.last_repair
+    if made is not None and request.epoch == head.epoch and request.seq == made.from_seq:
+        return made
     touched = log.touched_since(request.seq) if request.epoch == head.epoch else None
     if touched is None:
         return snapshot(head, entries)
     upserts = pack_entries(entries, touched & entries.keys())
     removes = pack_hashes(touched - entries.keys())
-    return Repair(head=head, mode=LOG, from_seq=request.seq, upserts=upserts, removes=removes)
+    log.last_repair = Repair(head=head, mode=LOG, from_seq=request.seq, upserts=upserts, removes=removes)
+    return log.last_repair
 
 
 def snapshot(head: Head, entries: Mapping[int, int]) -> Repair:

@@ -26,13 +26,15 @@ from sim.links import Links, Partition, measured_rtt, mesh_of, modelled_rtt, ran
 from sim.workload import Mmlu, PrefixCache, blocks_of
 from sim.world import NAMESPACE, PLANES, SimNode, World
 
-DEGREE, MESH_DEGREE = 32, 6
+DEGREE, MESH_DEGREE = 32, 4
 """Connections and gossip mesh of a node, as in node/network."""
 LIVENESS_S = 8.0
 """Until a node closes the connection with a peer that went silent; measured 5-9 s."""
 REDIAL_S = 60.0
 """Within this time of a partition's end, the connections it broke are back."""
 _START_S, _SETTLED_S = 20.0, 60.0
+_PACE_S = 90.0
+"""Until pace and measured rate fit each other."""
 _LEAF_BLOCKS = 4
 
 Step = Callable[[str], None]
@@ -353,7 +355,7 @@ def steady_change(setting: Setting, changes: float, blocks: int, seconds: float,
     churn.fill()
     churn.begin()
     step("the pace settles")
-    swarm.wait(120.0)
+    swarm.wait(_PACE_S)
     step("steady change")
     return _traffic(swarm, seconds)
 
@@ -381,7 +383,7 @@ def mmlu(setting: Setting, rate: float, blocks: int, seconds: float, step: Step)
 
     world.call(world.now, serve)
     step("caches fill")
-    swarm.wait(120.0)
+    swarm.wait(_PACE_S)
     step("MMLU prompts")
     before = uncached
     traffic = _traffic(swarm, seconds)

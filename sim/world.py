@@ -123,6 +123,7 @@ class World:
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
         self._arrived_at: dict[tuple[int, int], float] = {}
+        self._sized: tuple[Message, int] | None = None
         self._trace = blake3()
 
     # --- for scenarios ---------------------------------------------------------------------------------------------
@@ -272,7 +273,9 @@ class World:
         receiver = self.number_of[effect.peer]
         if receiver not in node.near:
             return
-        plane, size = _plane_of(effect.message), STREAM_ENVELOPE_BYTES + size_of(effect.message)
+        if self._sized is None or self._sized[0] is not effect.message:  # (one repair goes to several neighbours)
+            self._sized = (effect.message, STREAM_ENVELOPE_BYTES + size_of(effect.message))
+        plane, size = _plane_of(effect.message), self._sized[1]
         self.sent[plane][node.number] += size
         if self.on_send is not None:
             self.on_send(node, effect, size)

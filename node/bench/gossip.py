@@ -21,7 +21,7 @@ _STORES_PER_S = 1 / 60
 """A node, in the rows about convergence."""
 _CHANGE_S = 60.0
 _APART_S = 600.0
-_CHANGES_PER_S, _PROMPTS_PER_S = 5.0, 1.0
+_CHANGES_PER_S, _PROMPTS_PER_S = 5.0, 2.0
 _CACHE_BLOCKS = 512
 """32,768 tokens of KV cache a node, in the rows about bytes."""
 _TRAFFIC_S = 60.0

@@ -96,13 +96,13 @@ def test_a_message_takes_half_the_rtt_and_gossip_the_shortest_way() -> None:
     assert sent.tolist() == [1, 1, 1, 0] and received.tolist() == [0, 1, 1, 1]
 
 
-def test_the_mesh_brings_every_message_about_five_times() -> None:
+def test_the_mesh_brings_every_message_about_three_times() -> None:
     rng = random.Random(1)
     links = Links(modelled_rtt(100, rng), seed=1)
     edges = random_graph(100, 32, rng)
-    links.set_mesh(mesh_of(edges, 100, 6, rng))
+    links.set_mesh(mesh_of(edges, 100, 4, rng))
     copies = [links.flood(source, 0.0, np.ones(100, dtype=np.bool_))[3].mean() for source in range(20)]
-    assert 4.5 < sum(copies) / len(copies) < 5.5
+    assert 2.7 < sum(copies) / len(copies) < 3.5
 
 
 def test_loss_loses_its_share() -> None:
@@ -123,7 +123,7 @@ def test_nothing_crosses_a_partition_while_it_lasts() -> None:
 
 def test_modelled_latencies_are_those_of_an_internet() -> None:
     rtt = modelled_rtt(100, random.Random(1))
-    assert np.array_equal(rtt, rtt.T)
+    assert np.allclose(rtt, rtt.T)
     assert rtt.min() > 0.04 and rtt.max() < 0.5
     assert 0.1 < np.median(rtt) < 0.25
 
