@@ -18,7 +18,7 @@ class DigestConfig:
     """Between any two deltas of one owner."""
     max_delta_interval_s: float = 30.0
     """As far as the pace stretches to keep within ``receive_budget``: digests 30 s old cost 0.7 points of hit ratio."""
-    receive_budget: float = 32_000.0
+    receive_budget: float = 24_000.0
     """Bytes a second that everybody's digests together may bring to each node."""
     gossip_copies: int = 3
     """How often a node receives a gossip message, in a mesh of degree 4; measured."""

@@ -19,11 +19,11 @@ from sim.metadata import Setting, Step
 CELL_NODES = 256
 _STORES_PER_S = 1 / 60
 """A node, in the rows about convergence."""
-_CHANGE_S = 60.0
+_CHANGE_S = 30.0
 _APART_S = 600.0
 _CHANGES_PER_S, _PROMPTS_PER_S = 5.0, 2.0
-_CACHE_BLOCKS = 512
-"""32,768 tokens of KV cache a node, in the rows about bytes."""
+_CACHE_BLOCKS = 256
+"""16,384 tokens of KV cache a node, in the rows about bytes: full within a minute, so that blocks also leave."""
 _TRAFFIC_S = 60.0
 _RESTART_NODES, _RESTART_LEAVES = 40, 128
 _NUM_STEPS = 3
