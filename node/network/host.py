@@ -470,7 +470,7 @@ class Host:
         """The two services of gossip, not yet running."""
         router = GossipSub(
             [PROTOCOL_ID_V11],  # 1.2 costs twice the CPU
-            degree=4,  # each message arrives 3 times; 5 times with gossipsub's 6, and converges no sooner
+            degree=4,  # each message arrives 3 times; 5 times with gossipsub's 6
             degree_low=3,
             degree_high=8,
             heartbeat_interval=1,  # the default is 120 s: a mesh would take minutes to form
