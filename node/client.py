@@ -10,6 +10,7 @@ import httpx
 import msgspec
 import trio
 
+from node.engine.engine import DEADLINE, TOO_LATE
 from node.entry import ASK, FRAME_DEADLINE_S
 from node.network.identity import new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
@@ -61,17 +62,20 @@ async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
 
 
 @asynccontextmanager
-async def ask_swarm(ask: Ask, data_dir: Path, bootstrap: Sequence[str]) -> AsyncIterator[AsyncIterator[FrameView]]:
+async def ask_swarm(
+    ask: Ask, data_dir: Path, bootstrap: Sequence[str], timeout_s: float | None = None
+) -> AsyncIterator[AsyncIterator[FrameView]]:
     """The frames of one answer. Leaving early cancels the request at the node that serves it.
 
+    timeout_s: what the answer may take once a node is reached; then it is cancelled and fails with code ``deadline``.
     Raises LocalError when no node can be reached.
     """
     info = find_running(data_dir)
     if info is not None:
-        async with _ask_local(ask, info) as frames:
+        async with _ask_local(ask, info, timeout_s) as frames:
             yield frames
     elif bootstrap:  # (also while the node here is starting)
-        async with _ask_as_light_client(ask, bootstrap) as frames:
+        async with _ask_as_light_client(ask, bootstrap, timeout_s) as frames:
             yield frames
     elif is_held(data_dir):
         raise LocalError(_STARTING.format(data_dir))
@@ -83,9 +87,10 @@ async def ask_swarm(ask: Ask, data_dir: Path, bootstrap: Sequence[str]) -> Async
 
 
 @asynccontextmanager
-async def _ask_local(ask: Ask, info: RunInfo) -> AsyncIterator[AsyncIterator[FrameView]]:
+async def _ask_local(ask: Ask, info: RunInfo, timeout_s: float | None) -> AsyncIterator[AsyncIterator[FrameView]]:
     body = {
         "model": ask.model,
+        "timeout_s": timeout_s,
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
         **{field.name: getattr(ask.sampling, field.name) for field in msgspec.structs.fields(Sampling)},
     }
@@ -115,7 +120,9 @@ def _no_answer(info: RunInfo, exc: Exception) -> LocalError:
 
 
 @asynccontextmanager
-async def _ask_as_light_client(ask: Ask, bootstrap: Sequence[str]) -> AsyncIterator[AsyncIterator[FrameView]]:
+async def _ask_as_light_client(
+    ask: Ask, bootstrap: Sequence[str], timeout_s: float | None
+) -> AsyncIterator[AsyncIterator[FrameView]]:
     from node.network.libp2p_network import open_network  # (imports libp2p, which a running node makes unnecessary)
 
     settings = NetworkSettings(identity=new_identity(), overlay=False)
@@ -123,7 +130,7 @@ async def _ask_as_light_client(ask: Ask, bootstrap: Sequence[str]) -> AsyncItera
         stream = await _open_entry(network, bootstrap)
         try:
             await stream.send(ask)
-            yield _stream_views(stream)
+            yield _stream_views(stream, math.inf if timeout_s is None else trio.current_time() + timeout_s)
         except NetworkError as exc:
             raise LocalError(f"the entry node went away: {exc}; ask again") from exc
         finally:
@@ -131,12 +138,15 @@ async def _ask_as_light_client(ask: Ask, bootstrap: Sequence[str]) -> AsyncItera
                 await stream.reset()
 
 
-async def _stream_views(stream: MessageStream) -> AsyncIterator[FrameView]:
+async def _stream_views(stream: MessageStream, due_at: float) -> AsyncIterator[FrameView]:
     while True:
         try:
-            with trio.fail_after(SILENCE_DEADLINE_S):
+            with trio.fail_at(min(trio.current_time() + SILENCE_DEADLINE_S, due_at)):
                 frame = await stream.receive()
         except trio.TooSlowError:
+            if trio.current_time() >= due_at:
+                yield FailedView(DEADLINE, TOO_LATE, False)
+                return
             yield FailedView("timeout", f"the entry node was silent for {SILENCE_DEADLINE_S:.0f} s", True)
             return
         except RemoteError as exc:

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 import trio
 
-from node.engine.engine import Engine
+from node.engine.engine import DEADLINE, TOO_LATE, Engine
 from node.errors import first_error
 from node.network.network import MessageStream, Network, NetworkError
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
@@ -60,11 +60,19 @@ class _Running:
     frames: trio.MemorySendChannel[EntryFrame]
     """Unbounded, but holds at most a frame a token, and ``max_tokens`` is bounded."""
     started_at: float
+    deadline_s: float | None
+    """From ``started_at``; None: no limit."""
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
     first_token_at: float | None = None
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
+    expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of the task that waits for the deadline."""
+
+    def left_s(self) -> float | None:
+        """Seconds until the deadline; None: no limit."""
+        return None if self.deadline_s is None else self.started_at + self.deadline_s - trio.current_time()
 
 
 class Entry:
@@ -85,23 +93,42 @@ class Entry:
             await trio.sleep_forever()
 
     @asynccontextmanager
-    async def ask(self, ask: Ask) -> AsyncIterator[AsyncIterator[EntryFrame]]:
-        """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request."""
+    async def ask(self, ask: Ask, deadline_s: float | None = None) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request.
+
+        deadline_s: seconds from now after which the request is cancelled, wherever it is served, and fails with code
+        ``deadline``.
+        """
         send, receive = trio.open_memory_channel[EntryFrame](math.inf)
         request_id = secrets.token_bytes(16)  # the client's id is its own; two clients may choose the same
-        self._running[request_id] = _Running(send, trio.current_time())
+        running = self._running[request_id] = _Running(send, trio.current_time(), deadline_s)
+        if deadline_s is not None:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._expire, request_id, running)
         try:
+            # (after preparing, the deadline may have passed)
             try:
                 prompt, sampling = await self._prepare(ask)
             except _RefusedError as exc:
-                self._end(request_id, exc.failed)
+                if request_id in self._running:
+                    self._end(request_id, exc.failed)
             else:
-                self._handle(RequestSubmitted(request_id, self._engine.info.namespace, prompt, sampling))
+                if request_id in self._running:
+                    self._handle(RequestSubmitted(request_id, self._engine.info.namespace, prompt, sampling))
             yield receive
         finally:
+            running.expiry.cancel()
             if request_id in self._running:
                 self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
                 del self._running[request_id]
+
+    async def _expire(self, request_id: bytes, running: _Running) -> None:
+        """Cancel a request at its deadline. A task of its own: its client may not be reading."""
+        with running.expiry:
+            await trio.sleep(max(0.0, running.left_s() or 0.0))
+            if request_id in self._running:
+                self._handle(RequestCancelled(request_id))
+                self._end(request_id, Failed(code=DEADLINE, message=TOO_LATE, retryable=False))
 
     async def _prepare(self, ask: Ask) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info
@@ -181,7 +208,9 @@ class Entry:
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
-                    await serve_request(self._engine, effect.generate, on_frame, coalesce_s=0.0)
+                    await serve_request(
+                        self._engine, effect.generate, on_frame, coalesce_s=0.0, deadline_s=running.left_s()
+                    )
                 else:
                     await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
         except Exception as exc:

@@ -1,6 +1,11 @@
-"""What nurseries make of errors: groups, from which a caller wants the one that matters."""
+"""Errors as they are told: the one that matters of a nursery's group, and in one line."""
 
 from proto.errors import MyceliaError
+
+
+def one_line(message: str) -> str:
+    """``message`` as one line of text that can be shown and encoded, whatever a path or a name put into it."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
 
 
 def first_error(exc: BaseException) -> BaseException:

@@ -76,10 +76,17 @@ class _Coalescer:
             await self.flush()
 
 
-async def serve_request(engine: Engine, request: Generate, send: SendFrame, coalesce_s: float = COALESCE_S) -> None:
+async def serve_request(
+    engine: Engine,
+    request: Generate,
+    send: SendFrame,
+    coalesce_s: float = COALESCE_S,
+    deadline_s: float | None = None,
+) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
-    Raises what ``send`` raises.
+    deadline_s: see ``EngineRequest``. It is not on the wire: who asks from elsewhere ends the stream. Raises what
+    ``send`` raises.
     """
     refusal = _refusal(engine, request)
     if refusal is not None:
@@ -90,6 +97,7 @@ async def serve_request(engine: Engine, request: Generate, send: SendFrame, coal
         prompt=unpack_tokens(request.prompt),
         sampling=request.sampling,
         resumed_tokens=request.resumed_tokens,
+        deadline_s=deadline_s,
     )
     coalescer = _Coalescer(send, coalesce_s)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
+from node.engine.sizing import Offload
 from proto.errors import LocalError
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7117"
@@ -36,21 +37,41 @@ class NodeSettings:
     threads: int | None = None
     """Engine threads; None: every usable core."""
     cells: int | None = None
-    """KV cells the engine holds; None: the engine's default."""
+    """KV cells the engine holds; None: as many as are usual and fit."""
+    gpu_layers: int | None = None
+    """Layers on GPUs; None: all where there is a GPU."""
+    tensor_split: tuple[float, ...] = ()
+    """Shares of the GPUs; empty: by their free memory."""
+    main_gpu: int | None = None
+    """The one GPU to use; None: all of them."""
     ram_tier_mib: int | None = None
     """Host memory for prefixes that left the KV cache; None: the engine's default."""
     cache_dir: Path | None = None
     """Where such prefixes are also kept on disk; None: nowhere."""
     disk_tier_gib: float | None = None
     """Budget of ``cache_dir``; None: the engine's default."""
+    exact: bool = False
+    """Logits that do not depend on reuse, slower."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     debug: bool = False
+    """Log everything, and check the engine's invariants whenever it becomes idle."""
 
 
 def default_data_dir() -> Path:
     """Where this user's node lives unless told otherwise."""
     return Path(platformdirs.user_data_dir("mycelia", appauthor=False))
+
+
+def read_tensor_split(text: str) -> tuple[float, ...]:
+    """ "3,1" as numbers. Raises UsageError for what cannot be shares of GPUs."""
+    try:
+        split = tuple(float(share) for share in text.split(",")) if text else ()
+        Offload(split=split)
+    except (ValueError, LocalError) as exc:
+        problem = f"{text!r} is no list of numbers such as 3,1" if isinstance(exc, ValueError) else str(exc)
+        raise UsageError(f"--tensor-split: {problem}") from exc
+    return split
 
 
 def prepare_data_dir(path: Path) -> Path:

@@ -8,6 +8,9 @@ import msgspec
 from node.peer_id import peer_text
 from proto.messages import Answered, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
+MAX_TIMEOUT_S = 86_400.0
+"""Of one answer. A day: more is a slip of the pen."""
+
 
 class CandidateView(msgspec.Struct, frozen=True):
     """One line of ``--explain``."""
@@ -147,6 +150,20 @@ class TreeRowView(msgspec.Struct, frozen=True):
     """Beginning of the edge's text."""
 
 
+class TrafficView(msgspec.Struct, frozen=True):
+    """Bytes of the overlay's messages, without the transport's own."""
+
+    received_bytes: dict[str, int]
+    """Plane (digests, vitals, requests) -> since the start; of gossip the first copy only."""
+    received_bytes_per_s: dict[str, float]
+    """Lately."""
+    digests_sent_bytes: int
+    deltas_postponed: int
+    """They waited for the budget of sent bytes, and then told the newest state."""
+    repairs_dropped: int
+    """Repairs and questions that the budget did not allow; they are asked for again."""
+
+
 class NodeState(msgspec.Struct, frozen=True):
     """What a running node tells of itself."""
 
@@ -162,3 +179,6 @@ class NodeState(msgspec.Struct, frozen=True):
     slots: int
     cached_tokens: int
     peers: list[PeerRow]
+    traffic: TrafficView
+    refused: dict[str, int]
+    """What of peers was not used: reason (see ``proto/refusals.py``) -> how often since the start."""

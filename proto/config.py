@@ -16,16 +16,6 @@ class DigestConfig:
     """Deltas that may go out ahead of that pace: after a quiet time the first changes are seen at once."""
     delta_min_gap_s: float = 2.0
     """Between any two deltas of one owner."""
-    max_delta_interval_s: float = 30.0
-    """As far as the pace stretches to keep within ``receive_budget``: digests 30 s old cost 0.7 points of hit ratio."""
-    receive_budget: float = 24_000.0
-    """Bytes a second that everybody's digests together may bring to each node."""
-    gossip_copies: int = 3
-    """How often a node receives a gossip message, in a mesh of degree 4; measured."""
-    gossip_message_bytes: int = 480
-    """One copy of a head alone, 400 bytes with libp2p's signed envelope, and its share of lazy announcements."""
-    pull_bytes: int = 400
-    """What it costs to fetch a change over a direct stream: the request, and the repair without its entries."""
     push_bytes: int = 128
     """Larger changes are announced by their head, and each node fetches them once, from where it heard of them:
     pushed, they would arrive ``gossip_copies`` times."""
@@ -52,6 +42,24 @@ class DigestConfig:
     max_version_burst: int = 5
     """Sets of one owner that are taken ahead of one per ``delta_min_gap_s``: each costs a root over the whole set,
     about 10 ms at the hard cap, however few bytes the change has."""
+    heads_per_s: float = 1.0
+    """New versions of one owner that one peer may bring by gossip: twice what ``delta_min_gap_s`` lets out."""
+    heads_burst: float = 30.0
+    """And ahead of that: what a mesh held back for a minute arrives at once."""
+    repairs_per_s: float = 20.0
+    """Repairs that one peer may send unasked: a reconciliation brings 16 of them each 5 s at most."""
+    repairs_burst: float = 200.0
+    send_bytes_per_s: float = 131_072.0
+    """Digests, repairs and questions together: three snapshots of the default size a second, a tenth of a home line."""
+    send_burst_bytes: float = 4_194_304.0
+    """A hundred snapshots at once: a partition that heals, many nodes that start."""
+    receive_bytes_per_s: float = 24_000.0
+    """Of digests, as measured. Above it the interval between own deltas is stretched; all who hear the same do the
+    same."""
+    gossip_copies: float = 3.0
+    """Times that a gossip message reaches a node; the node sees one of them. Simulated at a mesh degree of 4."""
+    max_stretch: float = 3.0
+    """Of ``delta_interval_s``: digests 30 s old cost 0.6 points of hit ratio, digests 60 s old 3."""
     max_owners: int = 1_024
     """Estimates kept."""
     max_entries: int = 1_048_576

@@ -186,8 +186,6 @@ class OwnDigest:
         self._entries: Entries = {}
         self._log = ChangeLog()
         self._head: Head | None = None
-        self.last_change_bytes = 0
-        """Of the entries that the last head added and removed."""
 
     @property
     def head(self) -> Head | None:
@@ -236,8 +234,7 @@ class OwnDigest:
         self._log.add(previous, seq, touched, len(target))
         upserts = pack_entries(target, touched & target.keys())
         removes = pack_hashes(touched - target.keys())
-        self.last_change_bytes = len(upserts) + len(removes)
-        if self.last_change_bytes > self._config.push_bytes:
+        if len(upserts) + len(removes) > self._config.push_bytes:
             return Announce(head=self._head)
         return Delta(head=self._head, from_seq=previous, upserts=upserts, removes=removes)
 

@@ -9,25 +9,25 @@ announced, and each node fetches it once, from the neighbour that the announceme
 fetching it too: then it answers as soon as it has it, and the change flows down the tree of first announcements.
 """
 
-import math
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from proto.blocks import block_hashes
+from proto.budget import SendBudget, Traffic, size_of
 from proto.config import DigestConfig
 from proto.digest import SAME, OwnDigest, Sign, Verify
 from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
 from proto.errors import RemoteError
 from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
+from proto.limits import Limits
 from proto.membership import Membership
-from proto.messages import MAX_VECTOR, Announce, Delta, Reconcile, Repair, RepairRequest, Version
-from proto.rate import DecayingRate
+from proto.messages import MAX_VECTOR, Announce, Control, Reconcile, Repair, RepairRequest, Version
+from proto.refusals import Refusal
 
 _SWEEP_S = 5.0
-_RATE_WINDOW_S = 60.0
 _MAX_PENDING_REPAIRS = 1_024
 _MAX_RATE_ENTRIES = 16_384
 _MAX_WAITING_PER_REPAIR = 16
@@ -56,8 +56,15 @@ class DigestPlane:
         sign: Sign,
         verify: Verify,
         members: Membership,
+        refusals: Counter[Refusal],
+        traffic: Traffic,
     ) -> None:
         self._me = me
+        self._refusals = refusals
+        self._traffic = traffic
+        self._budget = SendBudget(config.send_bytes_per_s, config.send_burst_bytes, 0.0)
+        self._stretch = 1.0
+        """Of the interval between deltas, for what is received."""
         self._config = config
         self._rng = rng
         self._sign = sign
@@ -66,14 +73,18 @@ class DigestPlane:
         self._delta_at: dict[bytes, float] = {}
         self._paced_until: dict[bytes, float] = {}
         """When the deltas sent so far are paid for, at one per interval."""
-        self._received = DecayingRate(_RATE_WINDOW_S)
-        """Bytes a second that everybody's digests cost this node, as estimated from the messages."""
         self._due: dict[bytes, float] = {}
         self._pending: dict[Key, _Pending] = {}
         self._repaired_at: OrderedDict[Key, list[float]] = OrderedDict()
         """(reader, owner) -> when it was sent a repair with bytes, within the last minute."""
         self._reconciled_at: OrderedDict[bytes, float] = OrderedDict()
-        self.estimates = Estimates(me, verify, config)
+        self._gossiped: Limits[tuple[bytes, bytes]] = Limits(config.heads_per_s, config.heads_burst)
+        """Of (forwarder, owner): nobody can use up what an owner may say by repeating it."""
+        self._repaired_by: Limits[bytes] = Limits(config.repairs_per_s, config.repairs_burst)
+        """Of peers that bring repairs nobody asked them for."""
+        self._asked: Counter[bytes] = Counter()
+        """Connected peer -> repairs it was asked for and has not brought: after a partition that can be very many."""
+        self.estimates = Estimates(me, verify, config, refusals)
 
     def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
         """Leading blocks of ``chain`` in this node's own cache."""
@@ -120,36 +131,39 @@ class DigestPlane:
         return max(now + self._config.delta_delay_s, budget, spaced)
 
     def _publish(self, namespace: bytes, now: float) -> list[Effect]:
-        is_behind = self._own[namespace].is_behind()
-        message = self._own[namespace].advance(now)
-        if is_behind:
-            interval = min(
-                max(self._config.delta_interval_s, self._paid_s(namespace, message, now)),
-                self._config.max_delta_interval_s,
-            )
+        ready_at = self._budget.ready_at(now)
+        if ready_at > now:
+            self._traffic.num_postponed += 1
+            return self._set_due(namespace, ready_at)
+        if self._own[namespace].is_behind():
             paced_from = max(self._paced_until.get(namespace, 0.0), now)
-            self._paced_until[namespace] = paced_from + self._jittered(interval)
+            self._paced_until[namespace] = paced_from + self._jittered(self._stretched_interval(now))
             self._delta_at[namespace] = now
+        message = self._own[namespace].advance(now)
+        self._spend(size_of(message), now)
         heartbeat = now + self._jittered(self._config.heartbeat_s)
         return [Publish(namespace, message), *self._set_due(namespace, heartbeat)]
 
-    def _paid_s(self, namespace: bytes, message: Delta | Announce, now: float) -> float:
-        """How long this owner's share of everybody's budget takes to pay for ``message``. The share is one of N equal
-        parts, larger while others use less than theirs: so the sum settles at the budget."""
-        budget = self._config.receive_budget
-        num_owners = 1 + self.estimates.num_owners(namespace)
-        rate = self._received.at(now)
-        share = budget / num_owners * max(1.0, budget / rate if rate else math.inf)
-        pulled = self._own[namespace].last_change_bytes if isinstance(message, Announce) else 0
-        return (self._cost(message) + pulled) / share if share < math.inf else 0.0
+    def _stretched_interval(self, now: float) -> float:
+        """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
+        and back. (By the whole excess it would swing: all nodes see the same and answer alike.)"""
+        excess = self._traffic.digests_per_s(now) / self._config.receive_bytes_per_s
+        self._stretch = min(max(self._stretch * excess**0.5, 1.0), self._config.max_stretch)
+        return self._config.delta_interval_s * self._stretch
 
-    def _cost(self, message: Delta | Announce) -> float:
-        """Estimated bytes that each node receives because of ``message``, the entries of an announced change aside."""
-        config = self._config
-        if isinstance(message, Announce):
-            return config.gossip_copies * config.gossip_message_bytes + config.pull_bytes
-        size = config.gossip_message_bytes + len(message.upserts) + len(message.removes)
-        return config.gossip_copies * size
+    def _send(self, peer: bytes, message: Control, now: float) -> list[Effect]:
+        """Sends ``message`` if the budget allows; what is dropped is asked for again, or comes with the next round."""
+        if self._budget.ready_at(now) > now:
+            self._traffic.num_dropped += 1
+            return []
+        self._spend(size_of(message), now)
+        if isinstance(message, RepairRequest) and self._members.is_connected(peer):
+            self._asked[peer] += 1
+        return [Send(peer, message)]
+
+    def _spend(self, num_bytes: int, now: float) -> None:
+        self._budget.spend(num_bytes, now)
+        self._traffic.sent_bytes += num_bytes
 
     def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
         if self._due.get(namespace) == at:
@@ -167,7 +181,7 @@ class DigestPlane:
                 return self._ask_for_repair((timer.subject, timer.namespace), now)
             case "reconcile":
                 again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
-                return [*self._reconcile(), again]
+                return [*self._reconcile(now), again]
             case "sweep":
                 gone = self.estimates.sweep(now)
                 forgotten: list[Effect] = [Emit("estimate_forgotten", {"peer": owner}) for owner, _ in gone]
@@ -175,7 +189,7 @@ class DigestPlane:
             case _:
                 raise AssertionError(f"unknown timer {timer.kind}")
 
-    def _reconcile(self) -> list[Effect]:
+    def _reconcile(self, now: float) -> list[Effect]:
         """Tell one random peer every version held."""
         partners = sorted({m.peer for namespace in self._own for m in self._members.nodes(namespace)})
         if not partners:
@@ -183,7 +197,7 @@ class DigestPlane:
         versions = self._versions()
         if len(versions) > MAX_VECTOR:
             versions = self._rng.sample(versions, MAX_VECTOR)
-        return [Send(self._rng.choice(partners), Reconcile(versions=tuple(versions)))]
+        return self._send(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
 
     def _versions(self) -> list[Version]:
         own = [
@@ -199,35 +213,49 @@ class DigestPlane:
         """The peer said what it serves: ask for what this node does not have of it."""
         self.estimates.reinstate(peer, now)
         spaces = [space for space in self._members.served_by(peer) if self.estimates.follows(space)]
-        return [Send(peer, self.estimates.request(peer, space)) for space in spaces]
+        return [effect for space in spaces for effect in self._send(peer, self.estimates.request(peer, space), now)]
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:
         self.estimates.suspect(peer)
+        del self._asked[peer]
         return []
 
     def on_gossip(self, event: Gossiped, now: float) -> list[Effect]:
         head = event.message.head
-        if head.owner != event.author or head.namespace != event.namespace:
-            raise RemoteError("gossip about somebody else's digest")
-        outcome = self.estimates.on_gossip(event.message, now)
-        self._received.add(self._cost(event.message), now)
+        if head.owner != event.author:
+            raise RemoteError("gossip about somebody else's digest", Refusal.WRONG_OWNER)
+        if head.namespace != event.namespace:
+            raise RemoteError("gossip about another namespace's digest", Refusal.WRONG_NAMESPACE)
+        unused = self.estimates.unused(head, now)
+        if unused is Refusal.FUTURE:  # (whoever passed it on only did as it should: the owner's own clock is wrong)
+            raise RemoteError("a digest from the future", unused)
+        if unused is None and not self._gossiped.take((event.forwarder, event.author), now):
+            if event.forwarder == event.author:
+                raise RemoteError("too many heads", Refusal.TOO_MANY)
+            self._refusals[Refusal.TOO_MANY] += 1
+            return []
         key = (head.owner, head.namespace)
-        if outcome is Outcome.GAP and isinstance(event.message, Announce) and key not in self._pending:
+        outcome = self.estimates.on_gossip(event.message, now)
+        is_new_gap = outcome is Outcome.GAP and key not in self._pending
+        effects = self._after(outcome, *key, event.forwarder, now)
+        if is_new_gap and isinstance(event.message, Announce):
             # Nothing that is under way can make this repair smaller: ask at once.
-            return [*self._after(outcome, *key, event.forwarder, now), *self._ask_for_repair(key, now)]
-        return self._after(outcome, *key, event.forwarder, now)
+            effects += self._ask_for_repair(key, now)
+        return effects
 
     def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
         head = message.head
-        outcome = self.estimates.on_repair(message, now)
-        if outcome is Outcome.APPLIED:
-            self._received.add(len(message.upserts) + len(message.removes), now)
-        return self._after(outcome, head.owner, head.namespace, peer, now)
+        if self._asked[peer] > 0:
+            self._asked[peer] -= 1
+        elif not self._repaired_by.take(peer, now):
+            raise RemoteError("too many repairs", Refusal.TOO_MANY)
+        return self._after(self.estimates.on_repair(message, now), head.owner, head.namespace, peer, now)
 
     def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
         key = (peer, request.owner)
         recent = [at for at in self._repaired_at.get(key, []) if at > now - 60.0]
         if len(recent) >= self._config.repairs_per_minute:
+            self._refusals[Refusal.TOO_SOON] += 1
             return [Emit("repair_refused", {"peer": peer})]
         pending = self._pending.get((request.owner, request.namespace))
         if pending is not None and peer not in pending.waiting and len(pending.waiting) < _MAX_WAITING_PER_REPAIR:
@@ -236,17 +264,19 @@ class DigestPlane:
         repair = self._repair_for(request)
         if repair is None:
             return []
-        if repair.mode != SAME:
+        effects = self._send(peer, repair, now)
+        if repair.mode != SAME and effects:
             self._repaired_at[key] = [*recent, now]
             self._repaired_at.move_to_end(key)
             if len(self._repaired_at) > _MAX_RATE_ENTRIES:
                 self._repaired_at.popitem(last=False)
-        return [Send(peer, repair)]
+        return effects
 
     def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
         """Push what is newer here, ask for what is newer there."""
         last = self._reconciled_at.get(peer)
         if last is not None and now - last < self._config.min_reconcile_gap_s:
+            self._refusals[Refusal.TOO_SOON] += 1
             return [Emit("reconcile_refused", {"peer": peer})]
         self._reconciled_at[peer] = now
         self._reconciled_at.move_to_end(peer)
@@ -269,7 +299,7 @@ class DigestPlane:
             request = RepairRequest(owner=key[0], namespace=key[1], epoch=epoch, seq=seq, count=0, root=bytes(16))
             effects += self.on_repair_request(peer, request, now)
         for key in newer_there[: self._config.requests_per_reconcile]:
-            effects.append(Send(peer, self.estimates.request(*key)))
+            effects += self._send(peer, self.estimates.request(*key), now)
         return effects
 
     def _repair_for(self, request: RepairRequest) -> Repair | None:
@@ -309,7 +339,7 @@ class DigestPlane:
         again = SetTimer(Timer("repair", *key), now + 2.0**pending.attempts)
         if target is None:
             return [again]
-        return [Send(target, self.estimates.request(*key)), again]
+        return [*self._send(target, self.estimates.request(*key), now), again]
 
     def _end_repair(self, key: Key, now: float) -> list[Effect]:
         """Serve those who wait for the same bytes, with what there is now."""

@@ -4,6 +4,8 @@ A ``RemoteError`` is the peer's fault and costs the peer; a ``LocalError`` is th
 input on this side; ``LimitExceeded`` says that a bound of ours was hit, whoever asked for it.
 """
 
+from proto.refusals import Refusal
+
 
 class MyceliaError(Exception):
     """Base of every error this project raises on purpose."""
@@ -11,6 +13,11 @@ class MyceliaError(Exception):
 
 class RemoteError(MyceliaError):
     """A peer sent something that the protocol does not allow. The peer pays, the node goes on."""
+
+    def __init__(self, message: str, refusal: Refusal = Refusal.MALFORMED) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+        """What it counts as."""
 
 
 class LocalError(MyceliaError):

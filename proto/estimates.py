@@ -19,6 +19,7 @@ what only a misbehaving sender can cause. Late, duplicated and reordered message
 relayed head that was in order on the relay's clock and is not on this one: they are no-ops.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -40,6 +41,7 @@ from proto.digest import (
 from proto.errors import RemoteError
 from proto.index import Index
 from proto.messages import Announce, Delta, Head, Repair, RepairRequest, Version
+from proto.refusals import Refusal
 
 Key = tuple[bytes, bytes]
 """(owner, namespace)."""
@@ -67,6 +69,9 @@ class Outcome(Enum):
 class Equivocation(RemoteError):
     """The owner signed two different sets under one version; the two heads prove it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Refusal.EQUIVOCATION)
+
 
 @dataclass(slots=True)
 class _Estimate:
@@ -92,8 +97,12 @@ class _Estimate:
 class Estimates:
     """All peers' digests of the namespaces this node follows."""
 
-    def __init__(self, me: bytes, verify: Verify, config: DigestConfig) -> None:
+    def __init__(
+        self, me: bytes, verify: Verify, config: DigestConfig, refusals: Counter[Refusal] | None = None
+    ) -> None:
+        """refusals: counts what is not used and costs nobody; what costs somebody is raised."""
         self._me = me
+        self._refusals: Counter[Refusal] = Counter() if refusals is None else refusals
         self._verify = verify
         self._config = config
         self._estimates: dict[Key, _Estimate] = {}
@@ -137,10 +146,6 @@ class Estimates:
         estimate = self._estimates.get((owner, namespace))
         return estimate.entries if estimate else {}
 
-    def num_owners(self, namespace: bytes) -> int:
-        """Owners of whom something is held or known."""
-        return sum(key[1] == namespace for key in self._estimates)
-
     def needs_repair(self, owner: bytes, namespace: bytes) -> bool:
         """Whether a newer head than the set held is known."""
         estimate = self._estimates.get((owner, namespace))
@@ -178,6 +183,27 @@ class Estimates:
 
     # --- what peers send -------------------------------------------------------------------------------------------
 
+    def unused(self, head: Head, now: float) -> Refusal | None:
+        """Why ``head`` is of no use, as far as that shows without its signature; None if it may be. Does not mutate."""
+        key = (head.owner, head.namespace)
+        if head.namespace not in self._indexes:
+            return Refusal.WRONG_NAMESPACE
+        if head.owner == self._me:
+            return Refusal.REPLAYED
+        latest_ms = (now + self._config.max_clock_skew_s) * 1000
+        if head.issued_at > latest_ms or head.epoch > latest_ms:
+            return Refusal.FUTURE
+        if head.issued_at < (now - self._config.evict_s) * 1000:
+            return Refusal.EXPIRED
+        floor = self._floors.get(key)
+        if floor is not None and (head.epoch, head.seq) <= floor[:2]:
+            return Refusal.REPLAYED
+        estimate = self._estimates.get(key)
+        held = estimate.head if estimate else None
+        if _version(head) < _version(held) or _same_signed(head, held):
+            return Refusal.REPLAYED
+        return None
+
     def on_gossip(self, message: Delta | Announce, now: float) -> Outcome:
         """Apply a delta or note a head. Raises RemoteError (Equivocation) if the owner or the forwarder lied."""
         estimate = self._admit(message.head, now)
@@ -198,7 +224,8 @@ class Estimates:
         if estimate is None:
             return Outcome.STALE
         if message.mode == SNAPSHOT and self._may_compute(estimate, now):
-            return self._apply(estimate, message.head, unpack_entries(message.upserts), None, now)
+            entries = unpack_entries(message.upserts)
+            return self._apply(estimate, message.head, entries, None, Refusal.WRONG_SNAPSHOT, now)
         if message.mode == LOG and self._may_patch(estimate, message.head, message.from_seq, now):
             return self._patch(estimate, message, now)
         # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
@@ -270,24 +297,18 @@ class Estimates:
         """The estimate that ``head`` may advance, not yet kept if it is new; None if ``head`` is old news or there is
         no room. Cheap checks before the signature."""
         key = (head.owner, head.namespace)
-        if head.owner == self._me or head.namespace not in self._indexes:
-            return None
-        now_ms = now * 1000
-        latest = now_ms + self._config.max_clock_skew_s * 1000
-        if head.issued_at < now_ms - self._config.evict_s * 1000 or head.issued_at > latest or head.epoch > latest:
-            return None
-        floor = self._floors.get(key)
-        if floor is not None and (head.epoch, head.seq) <= floor[:2]:
+        refusal = self.unused(head, now)
+        if refusal is not None:
+            self._refusals[refusal] += 1
             return None
         estimate = self._estimates.get(key) or _Estimate()
-        if _version(head) < _version(estimate.head) or _same_signed(head, estimate.head):
-            return None
         if not self._verify(head.owner, signed_payload(head), head.signature):
-            raise RemoteError("a head's signature is wrong")
+            raise RemoteError("a head's signature is wrong", Refusal.WRONG_SIGNATURE)
         for known in (estimate.head, estimate.wanted):
             if known is not None and _version(head) == _version(known) and not _same_signed(head, known):
                 raise Equivocation("the owner signed two sets under one version")
         if key not in self._estimates and not self._make_room(key, 0, now, evict=False):
+            self._refusals[Refusal.NO_ROOM] += 1
             return None
         return estimate
 
@@ -304,15 +325,22 @@ class Estimates:
         entries = estimate.entries | upserts
         for key in removes:
             entries.pop(key, None)
-        return self._apply(estimate, message.head, entries, upserts.keys() | set(removes), now)
+        touched = upserts.keys() | set(removes)
+        return self._apply(estimate, message.head, entries, touched, Refusal.WRONG_DELTA, now)
 
     def _apply(
-        self, estimate: _Estimate, head: Head, entries: Entries, touched: Set[int] | None, now: float
+        self,
+        estimate: _Estimate,
+        head: Head,
+        entries: Entries,
+        touched: Set[int] | None,
+        refusal: Refusal,
+        now: float,
     ) -> Outcome:
         """``entries`` become what is held, if they are what ``head`` commits to. ``touched``: None if that is not
-        known."""
+        known; ``refusal``: what it counts as if they are not."""
         if not _commits(head, entries):
-            raise RemoteError("the bytes do not hash to the signed root")
+            raise RemoteError("the bytes do not hash to the signed root", refusal)
         estimate.paid_until = max(estimate.paid_until, now) + self._config.delta_min_gap_s
         return self._replace(estimate, head, entries, touched, now)
 
@@ -354,6 +382,7 @@ class Estimates:
         if num_entries <= 0 and key in self._estimates:
             return True
         if not self._make_room(key, num_entries, now):
+            self._refusals[Refusal.NO_ROOM] += 1
             return False
         self._estimates[key] = estimate
         return True

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
+from proto.refusals import Refusal
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Malformed:
 
     peer: bytes
     reason: str
+    refusal: Refusal = Refusal.MALFORMED
 
 
 NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed

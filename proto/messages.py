@@ -13,6 +13,8 @@ from msgspec import Meta, Struct, field
 MAX_TOKENS_PER_REQUEST = 131_072
 """Prompt tokens in one request: the longest context that models in wide use are trained for."""
 MAX_TOKENS_PER_FRAME = 1_024
+MAX_LOGPROBS_PER_FRAME = 32
+"""Tokens of a frame that brings logprobs: each has up to 21 of them, and 672 take 0.6 MB to decode."""
 MAX_TEXT_BYTES_PER_FRAME = 65_536
 MAX_TEXT_BYTES_PER_TOKEN = 1_024
 """Far above the longest token of any vocabulary; bounds what an answer of so many tokens can be made of."""
@@ -292,7 +294,9 @@ class Tokens(Kind, frozen=True, kw_only=True, tag=10):
     position: Small = field(name="1")
     tokens: FrameTokens = field(name="2")
     text: Annotated[bytes, Meta(max_length=MAX_TEXT_BYTES_PER_FRAME)] = field(name="3")
-    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_TOKENS_PER_FRAME)] = field(name="4", default=())
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_LOGPROBS_PER_FRAME)] = field(
+        name="4", default=()
+    )
     """One a token if the request asks for them, else none."""
 
 
@@ -308,7 +312,7 @@ class Failed(Kind, frozen=True, kw_only=True, tag=12):
     """The last frame of a request that was not answered."""
 
     code: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
-    """bad_request, too_long, overloaded, unknown_model, engine_lost, no_peer, internal."""
+    """bad_request, too_long, overloaded, unknown_model, engine_lost, no_peer, deadline, internal."""
     message: Annotated[str, Meta(max_length=512)] = field(name="2")
     retryable: bool = field(name="3")
     """True when the same request may succeed on another node or later."""
@@ -340,7 +344,9 @@ class Text(Kind, frozen=True, kw_only=True, tag=15):
     """The next whole characters of the answer, or none with ``logprobs``."""
 
     text: Annotated[str, Meta(max_length=65_536)] = field(name="1")
-    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_TOKENS_PER_FRAME)] = field(name="2", default=())
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_LOGPROBS_PER_FRAME)] = field(
+        name="2", default=()
+    )
     """Of the tokens that came since the last frame, if the request asks for them."""
 
 

@@ -8,9 +8,12 @@ back as events. Nothing here waits, and the order of effects depends only on the
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import assert_never
 
+from proto import WIRE_VERSION
+from proto.budget import Traffic
 from proto.config import OverlayConfig
 from proto.digest import OwnDigest, Sign, Verify
 from proto.digest_plane import DigestPlane
@@ -48,6 +51,7 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
+from proto.refusals import Refusal
 from proto.request_plane import RequestPlane
 from proto.trust import Trust
 
@@ -73,10 +77,14 @@ class Overlay:
 
     def __init__(self, me: bytes, config: OverlayConfig, rng: random.Random, sign: Sign, verify: Verify) -> None:
         self.me = me
+        self.refusals: Counter[Refusal] = Counter()
+        """What of peers was not used, and why. Only read it."""
+        self.traffic = Traffic(config.digest.gossip_copies)
+        """What each plane received and the digests sent. Only read it."""
         self._config = config
         self._trust = Trust(config.trust)
         self._members = Membership(me, config, rng)
-        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members)
+        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members, self.refusals, self.traffic)
         self._requests = RequestPlane(me, config.request, self._members, self._digests)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -92,7 +100,7 @@ class Overlay:
             case Received() | Gossiped():
                 return self._on_message(event, now)
             case Malformed():
-                return self._offence(event.peer, event.reason, now)
+                return self._offence(event.peer, event.reason, event.refusal, now)
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
@@ -160,7 +168,9 @@ class Overlay:
     def _on_message(self, event: Received | Gossiped, now: float) -> list[Effect]:
         sender = event.peer if isinstance(event, Received) else event.author
         owner = _digest_owner(event.message)
+        self.traffic.note_received(event.message, now)
         if self._trust.is_banned(sender, now) or (owner is not None and self._trust.is_banned(owner, now)):
+            self.refusals[Refusal.QUARANTINED] += 1
             return []
         try:
             if isinstance(event, Gossiped):
@@ -169,16 +179,18 @@ class Overlay:
         except Equivocation as exc:
             # Two signed heads of one version prove the owner's lie, whoever brought them.
             assert owner is not None
-            return self._offence(owner, str(exc), now, weight=self._config.trust.offences_to_quarantine)
+            return self._offence(owner, str(exc), exc.refusal, now, self._config.trust.offences_to_quarantine)
         except RemoteError as exc:
-            return self._offence(sender, str(exc), now)
+            return self._offence(sender, str(exc), exc.refusal, now)
 
     def _on_control(self, event: Received, now: float) -> list[Effect]:
         message = event.message
         match message:
             case Hello():
                 effects = self._members.on_hello(event.peer, message, now)
-                if self._members.is_node(event.peer):  # (else it was refused)
+                if message.wire_version != WIRE_VERSION:
+                    self.refusals[Refusal.WRONG_VERSION] += 1
+                elif self._members.is_node(event.peer):  # (else there was no room for it)
                     effects += self._digests.on_peer_ready(event.peer, now)
                 return effects
             case VitalsUpdate():
@@ -205,16 +217,20 @@ class Overlay:
                 return self._digests.on_timer(timer, now)
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
+        self.traffic.note_received(event.frame, now)
         try:
             return self._requests.on_frame(event, now)
         except RemoteError as exc:
             peer = self._requests.serving_peer(event.request_id, event.attempt)
-            offence = self._offence(peer, str(exc), now) if peer is not None and peer != self.me else []
+            offence: list[Effect] = []
+            if peer is not None and peer != self.me:
+                offence = self._offence(peer, str(exc), Refusal.WRONG_FRAME, now)
             lost = StreamLost(event.request_id, event.attempt, str(exc))
             return [*offence, Abandon(event.request_id, event.attempt), *self._requests.on_stream_lost(lost, now)]
 
-    def _offence(self, peer: bytes, reason: str, now: float, weight: float = 1.0) -> list[Effect]:
-        effects: list[Effect] = [Emit("peer_offence", {"peer": peer, "reason": reason})]
+    def _offence(self, peer: bytes, reason: str, refusal: Refusal, now: float, weight: float = 1.0) -> list[Effect]:
+        self.refusals[refusal] += 1
+        effects: list[Effect] = [Emit("peer_offence", {"peer": peer, "reason": reason, "refusal": str(refusal)})]
         if self._trust.offend(peer, now, weight):
             self._digests.estimates.forget(peer, now)
             effects.append(Emit("peer_quarantined", {"peer": peer, "reason": reason}))

@@ -11,10 +11,15 @@ no id: any leaf below one covers its tokens, so copying ``length`` cells from su
 A sequence that is a prefix of another holds nothing of its own, so it never stays: ``insert`` names the ids that became
 redundant and the caller frees them. The tokens of a leaf's own edge are exactly the cells that evicting it frees.
 
+Each edge remembers when and how often it was used (``proto.value``), so that a prompt that many share stays known as
+such when all but one of the sequences below it are gone and it is a leaf's again. Only what a request really shares is
+used: of an edge that it leaves half-way, the upper half.
+
 Invariants (``check_invariants``):
   - every node but the root has a non-empty edge, and siblings differ in their edges' first token;
   - a node without children is a leaf and has an id; a node with children has none;
   - every inner node but the root has at least two children (edges are as long as they can be);
+  - uses are within their bounds and not later than the latest ``now``;
   - ids are unique, pins are never negative, ``num_tokens`` is the sum of the edges' lengths.
 
 No clock, no IO; ``now`` is the caller's, in seconds. Nothing here recurses, so depth is bounded by memory alone.
@@ -23,18 +28,20 @@ No clock, no IO; ``now`` is the caller's, in seconds. Nothing here recurses, so 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from proto.value import MAX_USES, Reuse
+
 
 class _Node:
     """One edge and what hangs below it. ``seq_id`` is set on leaves only."""
 
-    __slots__ = ("children", "edge", "last_used_s", "parent", "pins", "seq_id")
+    __slots__ = ("children", "edge", "parent", "pins", "reuse", "seq_id")
 
-    def __init__(self, edge: tuple[int, ...], parent: "_Node | None", seq_id: int | None, last_used_s: float) -> None:
+    def __init__(self, edge: tuple[int, ...], parent: "_Node | None", seq_id: int | None, reuse: Reuse) -> None:
         self.edge = edge
         self.parent = parent
         self.children: dict[int, _Node] = {}
         self.seq_id = seq_id
-        self.last_used_s = last_used_s
+        self.reuse = reuse
         self.pins = 0
 
 
@@ -67,9 +74,11 @@ class RadixTree:
     """Maps token prefixes to the ids of cached sequences. See the module's text for the rules."""
 
     def __init__(self) -> None:
-        self._root = _Node((), None, None, 0.0)
+        self._root = _Node((), None, None, Reuse(0.0))
         self._leaves: dict[int, _Node] = {}
         self._num_tokens = 0
+        self._latest_s = 0.0
+        """The latest ``now`` of a change: when values are compared."""
 
     def __len__(self) -> int:
         """Number of leaves."""
@@ -89,7 +98,7 @@ class RadixTree:
 
     def most_recent(self) -> list[int]:
         """Ids of all leaves, the one used last first."""
-        return sorted(self._leaves, key=lambda seq_id: -self._leaves[seq_id].last_used_s)
+        return sorted(self._leaves, key=lambda seq_id: -self._leaves[seq_id].reuse.last_used_s)
 
     # --- lookup: does not modify the tree -------------------------------------------------------------------------
 
@@ -117,9 +126,17 @@ class RadixTree:
     def pins(self, seq_id: int) -> int:
         return self._leaves[seq_id].pins
 
-    def least_recent(self) -> int | None:
-        """The unpinned leaf that was not used for the longest time; None when every leaf is pinned."""
-        free = ((node.last_used_s, seq_id) for seq_id, node in self._leaves.items() if not node.pins)
+    def reuse(self, seq_id: int) -> Reuse:
+        """When and how often a leaf's own tokens were used: a copy. Raises KeyError for an unknown id."""
+        return self._leaves[seq_id].reuse.copy()
+
+    def least_valuable(self) -> int | None:
+        """The unpinned leaf that is least likely to be used again, at the latest ``now`` that the tree was given.
+
+        None when every leaf is pinned. Of equals, the one with the lowest id. Looks at every leaf: 0.1 ms for 256.
+        """
+        now = self._latest_s
+        free = ((node.reuse.chance(now), seq_id) for seq_id, node in self._leaves.items() if not node.pins)
         return min(free, default=(0.0, None))[1]
 
     def pinned_tokens(self) -> int:
@@ -148,9 +165,10 @@ class RadixTree:
     def insert(self, tokens: Sequence[int], seq_id: int, now: float) -> list[int]:
         """Add a leaf; returns the ids that hold nothing of their own any more, for the caller to free.
 
-        That is ``[seq_id]`` itself when a leaf covers ``tokens`` already (that leaf is touched instead), or the leaf
-        that ``tokens`` extend, whose pins pass to the new leaf. A leaf may be extended under its own id, which frees
-        nothing. Raises ValueError for no tokens, or for an id that is present and not what ``tokens`` extend.
+        That is ``[seq_id]`` itself when a leaf covers ``tokens`` already, or the leaf that ``tokens`` extend, whose
+        pins pass to the new leaf. A leaf may be extended under its own id, which frees nothing. What the tree held of
+        ``tokens`` was used, which counts unless they extend a leaf. Raises ValueError for no tokens, or for an id that
+        is present and not what ``tokens`` extend.
         """
         wanted = tuple(tokens)
         if not wanted:
@@ -160,7 +178,7 @@ class RadixTree:
             leaf = _any_leaf(node)
             if seq_id in self._leaves and leaf.seq_id != seq_id:
                 raise ValueError(f"sequence {seq_id} is in the tree with other tokens")
-            leaf.last_used_s = max(leaf.last_used_s, now)
+            self._count(node, now)
             return [] if leaf.seq_id == seq_id else [seq_id]
         extends = node.seq_id if not rest else None
         if seq_id in self._leaves and extends != seq_id:
@@ -168,12 +186,14 @@ class RadixTree:
         self._num_tokens += len(wanted) - length
         if extends is not None:
             del self._leaves[extends]
+            self._touch(node, now)
             node.edge += wanted[length:]
-            node.seq_id, node.last_used_s = seq_id, now
+            node.seq_id = seq_id
             self._leaves[seq_id] = node
             return [] if extends == seq_id else [extends]
         parent = _split(node, rest) if rest else node
-        leaf = _Node(wanted[length:], parent, seq_id, now)
+        self._count(parent, now)
+        leaf = _Node(wanted[length:], parent, seq_id, Reuse(now))
         parent.children[leaf.edge[0]] = leaf
         self._leaves[seq_id] = leaf
         return []
@@ -195,10 +215,12 @@ class RadixTree:
             _merge_with_only_child(parent)
         return len(node.edge)
 
-    def touch(self, seq_id: int, now: float) -> None:
-        """Note that a leaf was used. Raises KeyError for an unknown id."""
-        node = self._leaves[seq_id]
-        node.last_used_s = max(node.last_used_s, now)
+    def use(self, tokens: Sequence[int], now: float) -> None:
+        """Count a use of the longest prefix of ``tokens`` in the tree, of its last edge as a whole.
+
+        Not for what ``insert`` is called for as well: that counts what it finds.
+        """
+        self._count(self._walk(tuple(tokens))[0], now)
 
     def pin(self, seq_id: int) -> None:
         """Keep a leaf from eviction until as many ``unpin``. Raises KeyError for an unknown id."""
@@ -213,7 +235,7 @@ class RadixTree:
 
     def clear(self) -> None:
         """Forget everything, pinned or not."""
-        self._root = _Node((), None, None, 0.0)
+        self._root = _Node((), None, None, Reuse(0.0))
         self._leaves.clear()
         self._num_tokens = 0
 
@@ -234,6 +256,22 @@ class RadixTree:
             return child, length + matched, matched
         return node, length, 0
 
+    def _count(self, node: _Node, now: float) -> None:
+        """Another request used all tokens from the root to ``node``."""
+        self._latest_s = max(self._latest_s, now)
+        above: _Node | None = node
+        while above is not None:
+            above.reuse.count(now)
+            above = above.parent
+
+    def _touch(self, node: _Node, now: float) -> None:
+        """All tokens from the root to ``node`` are in use."""
+        self._latest_s = max(self._latest_s, now)
+        above: _Node | None = node
+        while above is not None:
+            above.reuse.touch(now)
+            above = above.parent
+
     def check_invariants(self) -> None:
         """Raise AssertionError when the module's invariants do not hold."""
         total, leaves = 0, {}
@@ -242,6 +280,8 @@ class RadixTree:
             node = stack.pop()
             total += len(node.edge)
             assert node is self._root or node.edge, "empty edge"
+            assert 0.0 <= node.reuse.uses <= MAX_USES, f"{node.reuse.uses} uses"
+            assert node.reuse.last_used_s <= self._latest_s, "used in the future"
             assert node.pins >= 0 and (not node.pins or node.seq_id is not None), "pins on an inner node"
             if node.children:
                 assert node.seq_id is None, f"inner node has id {node.seq_id}"
@@ -266,7 +306,7 @@ def _split(node: _Node, length: int) -> _Node:
     """Cut ``node``'s edge after ``length`` tokens; returns the new upper half, which ``node`` now hangs from."""
     parent = node.parent
     assert parent is not None and 0 < length < len(node.edge)
-    upper = _Node(node.edge[:length], parent, None, 0.0)
+    upper = _Node(node.edge[:length], parent, None, node.reuse.copy())
     parent.children[upper.edge[0]] = upper
     node.edge, node.parent = node.edge[length:], upper
     upper.children[node.edge[0]] = node
@@ -277,5 +317,6 @@ def _merge_with_only_child(node: _Node) -> None:
     """Undo a split: the only child takes over ``node``'s edge and place."""
     (child,) = node.children.values()
     assert node.parent is not None
+    child.reuse = node.reuse.blended(len(node.edge), child.reuse, len(child.edge))
     child.edge, child.parent = node.edge + child.edge, node.parent
     node.parent.children[child.edge[0]] = child

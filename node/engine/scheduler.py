@@ -94,6 +94,8 @@ class Job:
     awaited_tokens: int = 0
     """The prefix it waits for ``awaits`` to compute."""
     may_share: bool = True
+    due_s: float | None = None
+    """When it must be answered; None: whenever."""
     admitted_s: float = 0.0
     first_token_s: float | None = None
 
@@ -129,6 +131,8 @@ class Evicted:
     """All of them, from the root."""
     start: int
     """The cells from here on were the leaf's own; the tree still has those before."""
+    uses: float = 0.0
+    """How often those were used; see ``proto.value``."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,10 @@ class Scheduler:
 
     # --- arrival --------------------------------------------------------------------------------------------------
 
-    def submit(self, key: int, prompt: Sequence[int], max_tokens: int, now: float) -> Job | Refusal:
-        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves."""
+    def submit(
+        self, key: int, prompt: Sequence[int], max_tokens: int, now: float, due_s: float | None = None
+    ) -> Job | Refusal:
+        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``."""
         limits = self.limits
         if not prompt:
             return Refusal("bad_request", "the prompt has no tokens", False)
@@ -186,7 +192,7 @@ class Scheduler:
             return Refusal("too_long", text, False)
         if len(self.waiting) >= limits.max_waiting:
             return Refusal("overloaded", f"{len(self.waiting)} requests are waiting already", True)
-        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt))
+        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s)
         if limits.reuse:
             job.expected_cached = self.reach(job.prompt[:-1], self._match(job)[0])
         self.waiting.append(job)
@@ -256,8 +262,6 @@ class Scheduler:
         evicted += self._make_room(job.held_cells)
         job.seq_id = self._free_ids.pop()
         job.pinned, job.admitted_s, job.cached_tokens = pinned, now, length
-        if pinned is not None:
-            self.tree.touch(pinned, now)
         self.running.append(job)
         return Admission(job, source, length, evicted)
 
@@ -266,7 +270,7 @@ class Scheduler:
 
     def _can_free(self, num_cells: int) -> bool:
         """Whether evicting every unpinned leaf leaves ``num_cells`` cells and a sequence id."""
-        has_id = bool(self._free_ids) or self.tree.least_recent() is not None
+        has_id = bool(self._free_ids) or self.tree.least_valuable() is not None
         return has_id and self.limits.num_cells - self._reserved() - self.tree.pinned_tokens() >= num_cells
 
     def _free_cells(self) -> int:
@@ -289,15 +293,15 @@ class Scheduler:
         return evicted
 
     def evict_one(self) -> Evicted | None:
-        """Evict the least recent unpinned leaf; returns what to clear, None when there is none."""
-        seq_id = self.tree.least_recent()
+        """Evict the least valuable unpinned leaf; returns what to clear, None when there is none."""
+        seq_id = self.tree.least_valuable()
         if seq_id is None:
             return None
-        tokens = self.tree.tokens_of(seq_id)
+        tokens, reuse = self.tree.tokens_of(seq_id), self.tree.reuse(seq_id)
         num_own = self.tree.remove(seq_id)
         self.changes.evict(seq_id)
         self._free_ids.append(seq_id)
-        return Evicted(seq_id, tokens, len(tokens) - num_own)
+        return Evicted(seq_id, tokens, len(tokens) - num_own, reuse.uses)
 
     def restored(self, job: Job, length: int) -> None:
         """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
@@ -423,7 +427,8 @@ class Scheduler:
         assert job.seq_id is not None
         length, leaf = self.tree.match(tokens)
         if length == len(tokens) and leaf is not None:
-            self.tree.touch(leaf, now)
+            if job.shared_tokens < length:  # Else it is counted: the job published all of it.
+                self.tree.use(tokens, now)
             return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
         was_there = job.seq_id in self.tree
         redundant = self.tree.insert(tokens, job.seq_id, now)
@@ -451,6 +456,11 @@ class Scheduler:
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue."""
         self.waiting.remove(job)
+
+    def expired(self, now: float) -> list[Job]:
+        """Running and waiting jobs whose time is over: ``finish`` or ``withdraw`` each. Changes nothing."""
+        jobs = [*self.running, *self.waiting]
+        return [job for job in jobs if job.due_s is not None and job.due_s <= now]
 
     # --- load -----------------------------------------------------------------------------------------------------
 

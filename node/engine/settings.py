@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.engine.tier import MIB, default_ram_mib
+from node.engine.sizing import Offload
+from node.engine.tier import MIB, available_kib, default_ram_mib
 from proto.errors import LocalError
 
 MAX_CELLS = 4_194_304
@@ -24,8 +25,9 @@ class EngineSettings:
     threads: int | None = None
     """None: every core this process may use. Nodes that share a machine should share its cores: barriers between more
     threads than cores are slow."""
-    cells: int = 8192
-    """Tokens the KV cache holds, over all requests and cached prefixes."""
+    cells: int | None = None
+    """Tokens the KV cache holds, over all requests and cached prefixes. None: 8,192, fewer when memory is short; with
+    all layers on GPUs as many as fit, at most 65,536 and no more than all slots can use. See ``sizing.py``."""
     slots: int = 8
     """Requests that run at once: throughput still grows at 8 on two cores."""
     sequences: int = 64
@@ -42,19 +44,33 @@ class EngineSettings:
     then holds prompts and answers, as tokens. None: nothing is written."""
     disk_tier_gib: float = 8.0
     """Most that the engine keeps in ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
+    gpu_layers: int | None = None
+    """Layers on GPUs, the output counted as one; 0: none. None: all where llama.cpp sees a GPU."""
+    tensor_split: tuple[float, ...] = ()
+    """Shares of the GPUs; empty: by their free memory."""
+    main_gpu: int | None = None
+    """Everything on this GPU; None: on all of them."""
+    exact: bool = False
+    """Logits that are the same bits with and without reuse, at a price: see ``exact.py``."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
+    check_idle: bool = False
+    """Check them whenever the last request has ended, when that delays nobody. A broken one ends the engine process."""
 
     def __post_init__(self) -> None:
-        if self.cells < 1 or self.slots < 1 or self.max_waiting < 1 or (self.threads is not None and self.threads < 1):
+        counts = (self.cells, self.slots, self.max_waiting, self.threads)
+        if any(count is not None and count < 1 for count in counts):
             raise LocalError("cells, slots, max_waiting and threads must be at least 1")
-        if self.cells > MAX_CELLS:
+        if self.cells is not None and self.cells > MAX_CELLS:
             raise LocalError(f"{self.cells} cells are too many: at most {MAX_CELLS}")
         sizes_gib = ((self.ram_tier_mib or 0) / 1024, self.disk_tier_gib)
         if not all(0 <= size < MAX_TIER_GIB for size in sizes_gib):
             raise LocalError("the sizes of the second tier must be 0 or more, and less than 1 PiB")
         if not 2 * self.slots < self.sequences <= 256:
             raise LocalError(f"sequences must be more than twice the {self.slots} slots and at most 256")
+        offload = Offload(self.gpu_layers, self.tensor_split, self.main_gpu)  # (checks itself)
+        if self.exact and offload.asks_for_gpu:
+            raise LocalError("exact mode computes on the processor only: leave out the GPU options")
 
     @property
     def num_threads(self) -> int:
@@ -71,6 +87,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory_bytes() -> int | None:
+    """What programs could still take of this machine's memory; None where there is no /proc."""
+    try:
+        kib = available_kib(MEMINFO.read_text())
+    except OSError:
+        return None
+    return None if kib is None else kib * 1024
 
 
 def free_ram_tier_mib() -> int:

@@ -16,8 +16,9 @@ A digest of ``tokens[:start]`` only finds candidates; it never decides. An edge 
 kept (the prefix may be computed again) but gets no younger, so it goes first.
 
 Each edge is in memory (``blob``), on disk (``on_disk``), or both; ``writing`` while a writer copies it to disk. Budgets
-count blobs and keys. What goes first is the edge of least value: tokens it saves per byte, over its age. Blobs of one
-model are all about as large per token, so this is LRU, except that a short edge on a long key goes a little earlier.
+count blobs and keys. What goes first is the edge of least value: tokens it saves per byte, times the chance that it is
+used again (``proto.value``, as for the leaves of the KV cache). Restoring it counts as a use; that its sequence is used
+by way of the KV cache only makes it recent.
 
 Invariants (``check_invariants``):
   - an edge has 0 <= start < end, its key holds ``end`` tokens, and it is in memory or on disk;
@@ -34,6 +35,8 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
+from proto.value import Reuse
+
 MIB, GIB = 2**20, 2**30
 
 MAX_RAM_MIB = 4096
@@ -41,7 +44,7 @@ MAX_RAM_MIB = 4096
 RAM_SHARE = 4
 """Of the free memory, one part in this many: three nodes on one machine still leave some."""
 MAX_EDGES = 8_192
-"""Two million tokens in full runs. Bounds the time of a lookup (3 ms) and of a choice of what goes (5 ms)."""
+"""Two million tokens in full runs. Bounds the time of a lookup (3 ms) and of a choice of what goes (6 ms)."""
 
 RUN_TOKENS = 256
 """Longest edge; edges end at its multiples. llama.cpp reads whole blobs only: of a prompt that shares half of a long
@@ -56,11 +59,16 @@ def default_ram_mib(meminfo: str) -> int:
 
     0, no tier, when the text does not say how much is available: guessing high would drive the machine into swap.
     """
+    return min((available_kib(meminfo) or 0) // 1024 // RAM_SHARE, MAX_RAM_MIB)
+
+
+def available_kib(meminfo: str) -> int | None:
+    """What programs could still take, in KiB; None when the text does not say."""
     for line in meminfo.splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdigit():
-            return min(int(value.split()[0]) // 1024 // RAM_SHARE, MAX_RAM_MIB)
-    return 0
+            return int(value.split()[0])
+    return None
 
 
 @dataclass(eq=False)
@@ -74,7 +82,7 @@ class Edge:
     blob_bytes: int
     content_hash: bytes
     """BLAKE3 of the blob, 32 bytes."""
-    last_used_s: float
+    reuse: Reuse
     blob: memoryview | None = None
     on_disk: bool = False
     writing: bool = False
@@ -91,8 +99,8 @@ class Edge:
         return self.blob_bytes + len(self.packed)
 
     def value(self, now: float) -> float:
-        """What a byte of it is worth: tokens saved, over the seconds since it was used."""
-        return (self.end - self.start) / self.num_bytes / (1.0 + max(0.0, now - self.last_used_s))
+        """What a byte of it is worth: tokens saved times the chance of reuse."""
+        return (self.end - self.start) / self.num_bytes * self.reuse.chance(now)
 
 
 @dataclass(frozen=True)
@@ -167,24 +175,33 @@ class Tier:
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    def add(self, packed: bytes, start: int, blob: memoryview, content_hash: bytes, now: float) -> Edge:
-        """Take a blob into memory. ``trim`` afterwards: it may be what goes. Raises ValueError for no tokens."""
-        edge = self._insert(packed, start, len(blob), content_hash, now)
+    def add(
+        self, packed: bytes, start: int, blob: memoryview, content_hash: bytes, now: float, uses: float = 0.0
+    ) -> Edge:
+        """Take a blob into memory. uses: how often it was used so far, fading.
+
+        ``trim`` afterwards: it may be what goes. Raises ValueError for no tokens.
+        """
+        edge = self._insert(packed, start, len(blob), content_hash, Reuse(now, uses))
         edge.blob = blob
         self.ram_used += edge.num_bytes
         return edge
 
     def add_file(self, packed: bytes, start: int, blob_bytes: int, content_hash: bytes, now: float) -> Edge:
         """Take an edge that lies on disk already. ``trim`` afterwards. Raises ValueError for no tokens."""
-        edge = self._insert(packed, start, blob_bytes, content_hash, now)
+        edge = self._insert(packed, start, blob_bytes, content_hash, Reuse(now))
         edge.on_disk = True
         self.disk_used += edge.num_bytes
         return edge
 
     def touch(self, edges: Iterable[Edge], now: float) -> None:
-        """Note that edges were used."""
+        """Note that the sequences of edges are in use."""
         for edge in edges:
-            edge.last_used_s = max(edge.last_used_s, now)
+            edge.reuse.touch(now)
+
+    def count(self, edge: Edge, now: float) -> None:
+        """Count a use: the edge was restored."""
+        edge.reuse.count(now)
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
         """A blob that was read from disk stays in memory too. ``trim`` afterwards."""
@@ -263,11 +280,11 @@ class Tier:
     def _least(self, now: float, may_go: Callable[[Edge], bool]) -> Edge | None:
         return min(filter(may_go, self._edges.values()), key=lambda edge: edge.value(now), default=None)
 
-    def _insert(self, packed: bytes, start: int, blob_bytes: int, content_hash: bytes, now: float) -> Edge:
+    def _insert(self, packed: bytes, start: int, blob_bytes: int, content_hash: bytes, reuse: Reuse) -> Edge:
         if not 0 <= start * TOKEN_BYTES < len(packed):
             raise ValueError("an edge needs at least one token")
         edge_id = self._free_ids.pop() if self._free_ids else len(self._edges)
-        edge = Edge(edge_id, packed, start, blob_bytes, content_hash, now)
+        edge = Edge(edge_id, packed, start, blob_bytes, content_hash, reuse)
         self._edges[edge_id] = edge
         if start not in self._found:
             insort(self._starts, start)

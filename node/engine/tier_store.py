@@ -97,9 +97,9 @@ class TierStore:
         packed = pack_tokens(leaf.tokens)
         now = self._clock()
         self._touch(packed, now)
-        self._save(llama, leaf.seq_id, packed, leaf.start, now)
+        self._save(llama, leaf.seq_id, packed, leaf.start, now, leaf.uses)
 
-    def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float) -> None:
+    def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, uses: float) -> None:
         """Save what no tier has of the cells from ``start`` on."""
         last: Edge | None = None
         pieces = self.tier.plan(packed, start)
@@ -111,7 +111,7 @@ class TierStore:
             if blob is None:
                 break
             key = packed[: run_end * TOKEN_BYTES]
-            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), now)
+            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), now, uses)
             self._write(last)
             self._settle(self.tier.trim(now))
         if last is None:
@@ -166,7 +166,7 @@ class TierStore:
             covered = piece.end
             now = self._clock()
             (self.disk_rate if from_disk else self.ram_rate).add(piece.end - piece.start, now - began)
-            self.tier.touch([piece.edge], now)
+            self.tier.count(piece.edge, now)
             self.tier.promote(piece.edge, blob)
         self._settle(self.tier.trim(self._clock()))
         return covered
@@ -216,8 +216,8 @@ class TierStore:
         for seq_id, tokens in leaves:
             packed, now = pack_tokens(tokens), self._clock()
             self._touch(packed, now)
-            self._save(llama, seq_id, packed, 0, now)
-        for edge in sorted(self._unwritten, key=lambda edge: -edge.last_used_s):
+            self._save(llama, seq_id, packed, 0, now, 0.0)
+        for edge in sorted(self._unwritten, key=lambda edge: -edge.reuse.last_used_s):
             if not self._wait_for_writer(deadline_s):
                 return
             self._write(edge)

@@ -21,10 +21,13 @@ from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
+from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
 from node.engine.scheduler import Limits
+from node.engine.settings import available_memory_bytes
+from node.engine.sizing import CellBudget, Offload
 from node.engine.tier import Tier
 from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TierStore
@@ -33,8 +36,9 @@ from proto.errors import LimitExceeded, LocalError
 from proto.messages import ChatMessage
 
 BATCH_TOKENS = 2048
-KV_SETTINGS = "f16"
-"""Whatever besides the model file changes the KV cells; part of the namespace."""
+KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
+"""Whatever besides the model file changes the KV cells; part of the namespace. So an exact node reads no files of one
+that is not, and takes over no answer that such a one began."""
 
 
 def _read_messages(stream: BinaryIO, service: "Service") -> None:
@@ -71,14 +75,15 @@ class Service:
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
             self.loop.inbox.put(message)
-            if message.key in self.loop.prefilling and self.llama.reuse:
+            if message.key in self.loop.prefilling and self.llama.reuse and self.llama.can_abort:
                 self.llama.abort.raise_it()
 
     def close(self) -> None:
         """Called by the reader thread: let the cache be written, if it is to be, within a bounded time."""
         if self.loop is not None and self.llama is not None and self.loop.saves_at_end:
             self.loop.inbox.put(Close())
-            self.llama.abort.raise_it()
+            if self.llama.can_abort:
+                self.llama.abort.raise_it()
             # A little more than the loop takes for itself: the step that runs now has to end first.
             self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
 
@@ -98,21 +103,28 @@ class Service:
             self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
 
 
-def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
-    """Everything slow before serving. Raises LocalError."""
+def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
+    """Everything slow before serving; fills ``service``. Raises LocalError."""
     path = Path(message.model_path)
-    llama = Llama(
-        path,
-        num_cells=message.cells,
-        num_sequences=min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
-        num_threads=message.threads,
-        batch_tokens=BATCH_TOKENS,
-    )
+    memory = available_memory_bytes()
+    budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
+    sizes = {
+        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
+        "num_threads": message.threads,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    llama: Llama
+    if message.exact:
+        llama = ExactLlama(path, num_cells=message.cells or budget, **sizes)
+    else:
+        offload = Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
+        llama = Llama(path, num_cells=message.cells or budget, offload=offload, **sizes)
     begin, end = llama.special_texts()
     template = ChatTemplate(
         llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token
     )
-    namespace = namespace_key(file_digest(path), KV_SETTINGS, message.salt)
+    kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
+    namespace = namespace_key(file_digest(path), kv_settings, message.salt)
     tiers = _open_tiers(message, llama, namespace)
     limits = Limits(
         num_cells=llama.num_cells,
@@ -128,10 +140,18 @@ def _load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[St
         and not llama.offloaded
         and message.ram_tier_bytes >= llama.num_cells * llama.cell_bytes,
     )
-    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers)
+    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers, message.check_idle)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
-    return loop, ipc.Loaded(namespace, llama.context_tokens, llama.num_vocab, reuse)
+    return loop, ipc.Loaded(
+        namespace,
+        llama.context_tokens,
+        llama.num_vocab,
+        reuse,
+        cells=llama.num_cells,
+        cells_note=llama.cells_note,
+        offload=llama.placement.describe(),
+    )
 
 
 def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore | None:
@@ -157,13 +177,13 @@ def main() -> None:
     replies = ipc.Replies(os.dup(1))
     os.dup2(2, 1)  # A stray print must not land in the protocol.
     stream = sys.stdin.buffer
-    load = ipc.read_message(stream)
-    if not isinstance(load, ipc.Load):
+    wanted = ipc.read_message(stream)
+    if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
     service = Service(replies)
     threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()
     try:
-        loop, loaded = _load(load, replies, service)
+        loop, loaded = load(wanted, replies, service)
     except LocalError as exc:
         replies.send(ipc.LoadFailed(str(exc)))
         os._exit(1)

@@ -13,12 +13,13 @@ from libp2p.pubsub.pb import rpc_pb2
 from node.network.events import EventQueue
 from node.network.host import Host, run_service
 from node.network.network import Gossiped, NetworkError
-from node.network.quota import TokenBucket
 from node.network.streams import Charge
 from node.network.supervise import supervised
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
+from proto.limits import Limits, TokenBucket
 from proto.messages import Gossip as GossipMessage
+from proto.refusals import Refusal
 
 log = structlog.get_logger()
 
@@ -30,6 +31,10 @@ PUBLISH_DEADLINE_S = 5.0
 FORWARD_RATE = 30.0
 """Messages a second that are taken from one forwarder: above what a whole topic should carry."""
 FORWARD_BURST = 200.0
+AUTHOR_RATE, AUTHOR_BURST = 2.0, 60.0
+"""Messages a second of one author that are taken from one forwarder. What is over is not relayed either, so a flood
+ends at the flooder's neighbours and uses up nobody's share of FORWARD_RATE further on; and whoever repeats an author's
+old messages uses up only its own share of them."""
 
 
 class Gossip:
@@ -43,6 +48,8 @@ class Gossip:
         self._charge = charge
         self._topics: dict[str, bytes] = {}
         self._buckets: dict[bytes, TokenBucket] = {}
+        self._authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
+        """Of (forwarder, author)."""
         self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](MAX_QUEUED)
         self.num_malformed = 0
         self.num_over_rate = 0
@@ -98,6 +105,11 @@ class Gossip:
         bucket = self._buckets.get(peer) or TokenBucket(FORWARD_RATE, FORWARD_BURST, now)
         if peer in self._table:  # Else it is gone already, and nobody would forget its bucket.
             self._buckets[peer] = bucket
+        if not self._authors.take((peer, raw.from_id), now):
+            self.num_over_rate += 1
+            if peer == raw.from_id:
+                self._charge(peer, "too many gossip messages", Refusal.TOO_MANY)
+            return False
         if not bucket.take(now):
             self.num_over_rate += 1
             return False

@@ -23,6 +23,7 @@ from node.network.network import (
 from node.network.supervise import supervised
 from node.peer_id import peer_text
 from proto.messages import Control, Gossip
+from proto.refusals import Refusal
 
 if TYPE_CHECKING:
     from libp2p.abc import INetConn
@@ -114,9 +115,9 @@ class Libp2pNetwork:
             self._gossip.forget(peer)
         self._events.put(Disconnected(peer))
 
-    def _charge(self, peer: bytes, reason: str) -> None:
+    def _charge(self, peer: bytes, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
         log.debug("malformed", peer=peer_text(peer), reason=reason)
-        self._events.offer(Malformed(peer, reason))
+        self._events.offer(Malformed(peer, reason, refusal))
 
     # --- the interface ---------------------------------------------------------------------------------------------
 

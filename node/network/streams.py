@@ -5,7 +5,7 @@ every exchange has a final frame, and a stream that ends before it is a failure.
 """
 
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 import trio
@@ -16,11 +16,12 @@ from node.network.deadlines import shielded
 from node.network.events import EventQueue
 from node.network.host import Host
 from node.network.network import NetworkError, Received, StreamHandler
-from node.network.quota import TokenBucket
 from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from proto.errors import RemoteError
+from proto.limits import TokenBucket
 from proto.messages import Control, Message
+from proto.refusals import Refusal
 
 log = structlog.get_logger()
 
@@ -38,8 +39,11 @@ CONTROL_BURST = 200.0
 _STREAM_ERRORS = (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
 """What libp2p's streams are documented or were seen to raise. The first covers its end, reset and closed errors."""
 
-Charge = Callable[[bytes, str], None]
-"""Called with a peer and what it did wrong."""
+
+class Charge(Protocol):
+    """Called with a peer and what it did wrong."""
+
+    def __call__(self, peer: bytes, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None: ...
 
 
 class Libp2pStream:
@@ -77,7 +81,7 @@ class Libp2pStream:
         await self._fill(LENGTH_PREFIX.size, wait=True)
         (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
         if length > MAX_MESSAGE_BYTES:
-            await self._refuse(f"claims a message of {length} bytes, over {MAX_MESSAGE_BYTES}")
+            await self._refuse(f"claims a message of {length} bytes, over {MAX_MESSAGE_BYTES}", Refusal.OVERSIZED)
         end = LENGTH_PREFIX.size + length
         await self._fill(end, wait=False)
         data = bytes(self._buffer[LENGTH_PREFIX.size : end])
@@ -111,11 +115,11 @@ class Libp2pStream:
             except _STREAM_ERRORS:
                 log.debug("reset failed", peer=peer_text(self._peer))
 
-    async def _refuse(self, reason: str) -> None:
+    async def _refuse(self, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
         """Raises RemoteError, after the peer was charged and the stream reset."""
-        self._charge(self._peer, reason)
+        self._charge(self._peer, reason, refusal)
         await self.reset()
-        raise RemoteError(f"{peer_text(self._peer)}: {reason}")
+        raise RemoteError(f"{peer_text(self._peer)}: {reason}", refusal)
 
     async def _fill(self, num_bytes: int, wait: bool) -> None:
         """Until the buffer holds ``num_bytes``. Memory grows with what arrives, never with what is claimed."""
@@ -211,7 +215,7 @@ class Streams:
                     self._charge(stream.peer, f"{type(message).__name__} does not belong on a control stream")
                     return
                 if not bucket.take(trio.current_time()):
-                    self._charge(stream.peer, "too many messages")
+                    self._charge(stream.peer, "too many messages", Refusal.TOO_MANY)
                     return
                 await self._events.put_wait(Received(stream.peer, message))
         except (NetworkError, RemoteError):

@@ -31,7 +31,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from node.views import FailedView, NodeState, TreeRowView, frame_view
+from node.views import MAX_TIMEOUT_S, FailedView, NodeState, TreeRowView, frame_view
 from proto.codec import check_sampling
 from proto.errors import LocalError
 from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Sampling
@@ -51,7 +51,9 @@ DEFAULT_MAX_TOKENS = 256
 class Api(Protocol):
     """What the gateway needs of the node behind it."""
 
-    def ask(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]: ...
+    def ask(self, ask: Ask, deadline_s: float | None) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        """deadline_s: what the answer may take; None: any time."""
+        ...
 
     def state(self) -> NodeState: ...
 
@@ -73,6 +75,8 @@ class _Conversation(msgspec.Struct, forbid_unknown_fields=True):
 
 class _AskBody(_Conversation, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    """The answer is cancelled when it takes longer, and fails with code ``deadline``."""
     max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float = 0.0
     seed: int = 0
@@ -107,7 +111,9 @@ def make_app(api: Api) -> Starlette:
             ask = _to_ask(body)
         except LocalError as exc:
             return _refused(400, str(exc))
-        return cast(Response, _Answer(api, ask))  # (Starlette takes any ASGI application for a response)
+        return cast(
+            Response, _Answer(api, ask, body.timeout_s)
+        )  # (Starlette takes any ASGI application for a response)
 
     async def tokenize(request: Request) -> Response:
         body = await _read_json(request, _Conversation)
@@ -215,9 +221,10 @@ class _Client:
 class _Answer:
     """The frames of an answer as JSON lines. A client that goes away cancels the request."""
 
-    def __init__(self, api: Api, ask: Ask) -> None:
+    def __init__(self, api: Api, ask: Ask, timeout_s: float | None) -> None:
         self._api = api
         self._ask = ask
+        self._timeout_s = timeout_s
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         async def watch(scope: trio.CancelScope) -> None:
@@ -232,7 +239,7 @@ class _Answer:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, nursery.cancel_scope)
-            async with self._api.ask(self._ask) as frames:
+            async with self._api.ask(self._ask, self._timeout_s) as frames:
                 async for frame in frames:
                     await send_body(msgspec.json.encode(frame_view(frame)) + b"\n", True)
             nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 
+from node.client import fetch_state
 from node.swarm import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from node.views import AnsweredView, FrameView, PeerRow, RouteView, TextView
 
@@ -90,3 +91,10 @@ async def wait_gone(pid: int) -> None:
             await trio.lowlevel.wait_readable(handle)
     finally:
         os.close(handle)
+
+
+async def becomes_idle(node: LocalNode) -> None:
+    """Until the node's engine has nothing to do; every look waits for one more change of its load."""
+    info = await node.wait_ready()
+    while (await fetch_state(info)).active_requests:
+        await node.wait_next_event()

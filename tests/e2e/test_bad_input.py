@@ -1,5 +1,6 @@
 """What users get wrong: one clear line on stderr, the right exit code, never a traceback."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from node.engine.llama import find_gpus
 from node.engine.models import resolve_model
+from node.engine.sizing import Offload
 from node.swarm import COMMAND, LocalSwarm
 from tests.e2e.conftest import run_mycelia
 
@@ -125,7 +128,33 @@ async def test_a_bootstrap_peer_that_is_down(tmp_path: Path) -> None:
 
 async def test_wrong_options() -> None:
     await assert_fails(2, "ask", "--max-tokens", "0", "hello", says=["--max-tokens", "--help"])
+    for timeout in ("0", "-3", "nan", "1e9"):
+        await assert_fails(2, "ask", "--timeout", timeout, "hello", says=["--timeout"])
     await assert_fails(2, "nonsense", says=["nonsense", "--help"])
+
+
+async def test_gpu_options_that_cannot_be_meant() -> None:
+    await assert_fails(2, "node", "--gpu-layers", "-1", says=["--gpu-layers"])
+    await assert_fails(2, "node", "--main-gpu", "16", says=["--main-gpu"])
+    for split in ("much", "1,,1", "1,-1", "0,0", "nan", ",".join(["1"] * 17)):
+        await assert_fails(2, "node", "--tensor-split", split, says=["--tensor-split"])
+    await assert_fails(2, "node", "--tensor-split", "1,1", "--main-gpu", "0", says=["--tensor-split", "--main-gpu"])
+
+
+@pytest.mark.parametrize("options", [("--gpu-layers", "5"), ("--main-gpu", "0"), ("--tensor-split", "3,1")])
+async def test_a_gpu_that_is_not_there(tmp_path: Path, options: tuple[str, ...]) -> None:
+    if find_gpus(Offload()):
+        pytest.skip("there is a GPU")
+    await assert_fails(
+        1, "node", "--data-dir", str(tmp_path), *LISTEN, *options, says=["GPU", "leave out the GPU options"]
+    )
+
+
+async def test_a_doctor_without_a_patient(tmp_path: Path) -> None:
+    done = await run_mycelia("doctor", "--json", "--model", str(tmp_path / "none.gguf"))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "none.gguf" in done.stderr
+    report = json.loads(done.stdout)
+    assert not report["ok"] and any(device["kind"] == "cpu" for device in report["devices"])
 
 
 async def test_arguments_that_nothing_can_encode() -> None:
@@ -162,6 +191,6 @@ async def test_output_that_nobody_takes(swarm: LocalSwarm) -> None:
 
 
 async def test_help_has_examples() -> None:
-    for command in ([], ["node"], ["ask"]):
+    for command in ([], ["node"], ["ask"], ["doctor"]):
         done = await run_mycelia(*command, "--help")
         assert done.returncode == 0 and "Examples:" in done.stdout

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.swarm import LocalSwarm
-from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
+from node.swarm import LocalNode, LocalSwarm
+from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, run_mycelia
 
 pytestmark = pytest.mark.e2e
 
@@ -22,8 +22,12 @@ SCHEMA = {
 }
 
 
+async def as_light_client(node: LocalNode, tmp_path: Path) -> tuple[str, ...]:
+    return "--data-dir", str(tmp_path / "light"), "--bootstrap", await node.address()
+
+
 async def test_a_restarted_node_begins_warm_and_sampling_options_arrive(swarm: LocalSwarm, tmp_path: Path) -> None:
-    options = ["--threads", "1", "--cache-dir", str(tmp_path / "cache")]
+    options = ["--threads", "1", "--debug", "--cache-dir", str(tmp_path / "cache")]
     with trio.fail_after(2 * DEADLINE_S):
         node = await swarm.start("one", options=options)
         await node.wait_ready()
@@ -48,6 +52,13 @@ async def test_a_restarted_node_begins_warm_and_sampling_options_arrive(swarm: L
             node, "Count to five.", "--max-tokens", "12", "--temperature", "0.8", "--seed", "5", "--stop", letter
         )
         assert letter not in stopped.text
+
+        story = ("--max-tokens", "1500", "--timeout", "1", "Tell me a very long story.")
+        for way in (("--data-dir", str(node.data_dir)), await as_light_client(node, tmp_path)):
+            done = await run_mycelia("ask", *way, *story)
+            assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+            assert "not finished in the time it was given" in done.stderr
+            await becomes_idle(node)
 
         grammar = tmp_path / "broken.gbnf"
         grammar.write_text("root ::= nothing-of-this-name")

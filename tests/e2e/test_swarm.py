@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.client import fetch_state, fetch_tree
+from node.client import fetch_tree
 from node.swarm import COMMAND, LocalNode, LocalSwarm
 from proto.blocks import STRIDE
-from tests.e2e.conftest import DEADLINE_S, Answer, ask, parse_answer, peers_of, process_ids, run_mycelia, wait_gone
+from tests.e2e.conftest import (
+    DEADLINE_S,
+    Answer,
+    ask,
+    becomes_idle,
+    parse_answer,
+    peers_of,
+    process_ids,
+    run_mycelia,
+    wait_gone,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -109,13 +119,6 @@ async def check_cancel(entry: LocalNode, serving: object, nodes: list[LocalNode]
     assert b"Traceback" not in bytes(await process.stderr.receive_some())
     for node in nodes:
         await becomes_idle(node)
-
-
-async def becomes_idle(node: LocalNode) -> None:
-    """Until the node's engine has nothing to do; every look waits for one more change of its load."""
-    info = await node.wait_ready()
-    while (await fetch_state(info)).active_requests:
-        await node.wait_next_event()
 
 
 async def test_a_killed_nodes_engine_dies_with_it(swarm: LocalSwarm, tmp_path: Path) -> None:

@@ -1,15 +1,23 @@
 """The benchmarks' own arithmetic and output; what they measure is not for tests."""
 
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
+from node.bench import internals
 from node.bench.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
 from node.bench.gossip import bench_gossip
 from node.bench.index import bench_index, make_population
+from node.bench.internals import Bench, measure_shares
 from node.bench.report import report_of, row_of, show
+from node.bench.target import Settings
+from node.engine import ipc
 from node.engine.fake import NUM_VOCAB, FakeEngine
+from node.engine.llama import L
+from node.engine.models import resolve_model
 from proto.errors import LocalError
 
 
@@ -69,3 +77,27 @@ def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.bench.dynamo.find_spec", lambda name: None)
     with pytest.raises(LocalError, match="pip install"):
         bench_index(peers=1, residencies=1_000, zipf=1.0, runs=1, against="dynamo", seed=1)
+
+
+def test_shares_are_measured_on_the_real_loop_which_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(internals, "ANSWER_TOKENS", 2 * internals.MIN_STEPS)
+    monkeypatch.setattr(internals, "PROMPT_TOKENS", 4)
+    monkeypatch.setattr(internals, "RESTORED_TOKENS", 100)
+    decode, nowhere = L.llama_decode, os.open(os.devnull, os.O_WRONLY)
+    try:
+        bench = Bench(resolve_model("smollm2"), Settings(threads=1, cells=2048), ipc.Replies(nowhere), 1)
+        assert 0 < bench.step_overhead_share() < 1
+        assert L.llama_decode is decode
+        monkeypatch.setattr(internals, "ANSWER_TOKENS", 2)
+        with pytest.raises(LocalError, match="steps had 8 streams"):
+            bench.step_overhead_share()
+        restored = bench.tier_restore_share()
+        assert restored is not None and 0 < restored < 1
+    finally:
+        os.close(nowhere)
+
+
+async def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "none.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LocalError, match="measured from inside: cannot load the model"):
+        await measure_shares(tmp_path / "none.gguf", Settings(threads=1, cells=2048), 1, 1)

@@ -24,9 +24,11 @@ class FakeNode:
     def __init__(self) -> None:
         self.left = trio.Event()
         """An answer's reader is gone."""
+        self.deadlines_s: list[float | None] = []
 
     @asynccontextmanager
-    async def ask(self, ask: Ask) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    async def ask(self, ask: Ask, deadline_s: float | None) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        self.deadlines_s.append(deadline_s)
         send, receive = trio.open_memory_channel[EntryFrame](10)
         send.send_nowait(Text(text="hi"))
         if ask.messages[0].content != "endless":
@@ -108,6 +110,17 @@ async def test_the_connection_ends_after_the_answer_when_the_client_asked_for_th
             port, request("POST", "/api/ask", conversation(), Content_Type="Application/JSON")
         )
     assert status == 200 and b'"type":"answered"' in body and body.endswith(b"0\r\n\r\n")
+
+
+async def test_an_answers_timeout_reaches_the_node() -> None:
+    async with served() as (node, port):
+        for timeout in ("null", "2.5", "7"):
+            body = b'{"timeout_s": %s, %s' % (timeout.encode(), conversation()[1:])
+            assert (await exchange(port, request("POST", "/api/ask", body)))[0] == 200
+        assert node.deadlines_s == [None, 2.5, 7.0]
+        for timeout in ("0", "-1", "1e9", '"soon"', "NaN"):
+            body = b'{"timeout_s": %s, %s' % (timeout.encode(), conversation()[1:])
+            assert (await exchange(port, request("POST", "/api/ask", body)))[0] == 400
 
 
 async def test_a_client_that_goes_away_cancels_its_request() -> None:

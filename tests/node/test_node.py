@@ -150,6 +150,37 @@ async def test_leaving_early_cancels_where_it_is_served(autojump_clock: trio.tes
         assert two.node.state().active_requests == 0
 
 
+@pytest.mark.parametrize("holder", [0, 1], ids=["here", "elsewhere"])
+async def test_a_deadline_ends_the_request_where_it_is_served(
+    holder: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_members(2, decode_rate=10.0) as (_, members):
+        await frames_of(members[holder], an_ask(LONG, max_tokens=2))
+        await trio.sleep(3)
+        began = trio.current_time()
+        async with members[0].node.ask(an_ask(LONG, max_tokens=5_000), 2.0) as stream:
+            frames = [frame async for frame in stream]
+        route, last = frames[0], frames[-1]
+        assert trio.current_time() - began == pytest.approx(2.0, abs=0.1)
+        assert isinstance(route, Route) and route.chosen == members[holder].peer
+        assert isinstance(last, Failed) and (last.code, last.retryable) == ("deadline", False)
+        assert len(text_of(frames)) >= 10
+        await trio.sleep(1)
+        assert members[holder].node.state().active_requests == 0
+        assert not members[0].node._entry._running
+        members[0].node._overlay.check_invariants()
+
+
+async def test_a_deadline_that_is_kept_or_passes_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        async with one.node.ask(an_ask("hello"), 100.0) as stream:
+            assert isinstance([frame async for frame in stream][-1], Answered)
+        async with one.node.ask(an_ask("hello"), 0.0) as stream:
+            last = [frame async for frame in stream][-1]
+        assert isinstance(last, Failed) and last.code == "deadline"
+        await trio.sleep(200)  # of virtual time: nothing goes off late
+
+
 @pytest.mark.parametrize(
     ("ask", "code"),
     [

@@ -10,90 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proto.codec import MAX_MESSAGE_BYTES, check_sampling, decode, encode
+from proto.codec import MAX_CONTAINERS, MAX_ITEMS, MAX_MESSAGE_BYTES, check_sampling, decode, encode
 from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import (
     Accepted,
-    Announce,
-    Answered,
     Ask,
-    CandidateTerms,
     ChatMessage,
-    Delta,
-    Failed,
-    Final,
     Generate,
-    Head,
-    Hello,
     Kind,
     Logprob,
     Message,
     Reconcile,
-    Repair,
-    RepairRequest,
-    Route,
     Sampling,
-    Served,
     Text,
     TokenLogprobs,
     Tokens,
-    Usage,
     Version,
-    Vitals,
-    VitalsUpdate,
 )
+from tests.proto.examples import EXAMPLES, SAMPLING, SPACE
 
-SPACE, PEER = b"n" * 16, b"\x00\x24" + b"p" * 36
-VITALS = Vitals(queued_tokens=1, active_requests=2, waiting_requests=3, slots=4, prefill_rate=5, decode_rate=6)
-USAGE = Usage(prompt_tokens=9, cached_tokens=8, completion_tokens=7, queue_ms=6, prefill_ms=5, decode_ms=4)
-SAMPLING = Sampling(
-    max_tokens=3,
-    temperature=0.7,
-    seed=2,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.1,
-    repeat_penalty=1.1,
-    frequency_penalty=-0.5,
-    presence_penalty=2.0,
-    repeat_last_n=0,
-    stop=("\n\n", "é"),
-    logprobs=2,
-    grammar='root ::= "é"',
-    grammar_kind="gbnf",
-)
-LOGPROBS = TokenLogprobs(
-    chosen=Logprob(token=5, text=b"\xe2", logprob=-0.5), top=(Logprob(token=2**32 - 1, text=b"", logprob=-1e6),)
-)
-HEAD = Head(owner=PEER, namespace=SPACE, epoch=1, seq=2, count=3, root=b"r" * 16, issued_at=2**40, signature=b"s" * 64)
 FLOATS = ("temperature", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
-EXAMPLES: list[Message] = [
-    Hello(
-        wire_version=1,
-        agent="a",
-        served=(Served(namespace=SPACE, model="m", context_tokens=2048, vitals=VITALS),),
-    ),
-    VitalsUpdate(namespace=SPACE, vitals=VITALS),
-    RepairRequest(owner=PEER, namespace=SPACE, epoch=1, seq=2, count=3, root=bytes(16)),
-    Repair(head=HEAD, mode=2, from_seq=0, upserts=b"e" * 9, removes=b""),
-    Reconcile(versions=(Version(owner=PEER, namespace=SPACE, epoch=1, seq=2),)),
-    Delta(head=HEAD, from_seq=1, upserts=b"e" * 9, removes=b"r" * 8),
-    Announce(head=HEAD),
-    Generate(request_id=b"i" * 16, namespace=SPACE, prompt=b"1234", sampling=SAMPLING, promised_tokens=64),
-    Accepted(cached_tokens=5),
-    Tokens(position=1, tokens=b"1234", text=b"\xe2\x82", logprobs=(LOGPROBS,)),
-    Final(reason="stop", usage=USAGE, vitals=VITALS),
-    Failed(code="too_long", message="m", retryable=False),
-    Ask(request_id=b"i" * 16, model="", messages=(ChatMessage(role="user", content="é"),), sampling=SAMPLING),
-    Route(
-        chosen=PEER,
-        reason="r",
-        prompt_tokens=3,
-        candidates=(CandidateTerms(peer=PEER, matched_tokens=1, queued_requests=2, cost=3.5),),
-    ),
-    Text(text="héllo", logprobs=(LOGPROBS, LOGPROBS)),
-    Answered(served_by=PEER, reason="length", usage=USAGE, ttft_ms=12, resumed=0),
-]
 
 
 def test_the_examples_cover_every_kind() -> None:
@@ -297,18 +233,116 @@ def test_any_well_formed_map(value: dict[int, object]) -> None:
     assert_total(cbor2.dumps(value, canonical=True))
 
 
-def test_decoding_garbage_takes_memory_in_proportion_to_its_length() -> None:
-    bombs = [
-        b"\x9a\x00\xff\xff\xff" + b"\x00" * 100,
-        b"\xba\x00\xff\xff\xff" + b"\x00" * 100,
-        b"\x5a\x3f\xff\xff\xff" + b"\x00" * 100,
-    ]
-    for bomb in bombs:
-        tracemalloc.start()
-        assert_total(bomb)
-        _, peak = tracemalloc.get_traced_memory()
+def peak_bytes(data: bytes) -> int:
+    """The most memory that is held at once while ``data`` is decoded."""
+    assert_total(data)  # (what is allocated once only is there by now)
+    tracemalloc.start()
+    try:
+        assert_total(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
-        assert peak < 1 << 20
+
+
+def array_of(item: bytes, count: int) -> bytes:
+    return b"\x9a" + count.to_bytes(4, "big") + item * count
+
+
+BOMBS = {
+    "claimed array": b"\x9a\x00\xff\xff\xff" + b"\x00" * 100,
+    "claimed map": b"\xba\x00\xff\xff\xff" + b"\x00" * 100,
+    "claimed bytes": b"\x5a\x3f\xff\xff\xff" + b"\x00" * 100,
+    "claimed text of 16 MB": b"\xa2\x00\x0f\x01\x7a\x01\x00\x00\x00" + b"x" * 5_000,
+    "empty maps": array_of(b"\xa0", 1_000_000),
+    "empty arrays": array_of(b"\x80", 1_000_000),
+    "maps": array_of(b"\xa1\x01\x01", 300_000),
+    "integers": array_of(b"\x01", 1_000_000),
+    "texts": array_of(b"\x62\xc4\x80", 300_000),
+    "large keys": b"\xb9\xff\xff"
+    + b"".join(b"\x1a" + (1 << 20 | i).to_bytes(4, "big") + b"\x01" for i in range(65_535)),
+    "as many maps as fit": array_of(b"\xa6" + b"".join(bytes((i,)) + b"\x62\xc4\x80" for i in range(6)), 720),
+    "short, and maps only": b"\xa1\x00" + array_of(b"\xa1\x01\xa0", 1_360),
+    "logprobs": array_of(b"\xa3\x01\x1a\x7f\xff\xff\xff\x02\x44abcd\x03\xfb" + b"\xbf" * 8, 1_020),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_is_refused_costs_little_memory(name: str) -> None:
+    with pytest.raises(RemoteError):
+        decode(BOMBS[name])
+    assert peak_bytes(BOMBS[name]) <= 1 << 20
+
+
+def logprobs(count: int) -> tuple[TokenLogprobs, ...]:
+    one = [Logprob(token=2**32 - 1 - i, text=b"text%d" % i, logprob=-0.1 - i) for i in range(20 * count)]
+    return tuple(TokenLogprobs(chosen=one[i], top=tuple(one[i * 20 : i * 20 + 20])) for i in range(count))
+
+
+LARGEST: list[Message] = [
+    Reconcile(
+        versions=tuple(
+            Version(owner=i.to_bytes(2, "big") * 32, namespace=bytes(16), epoch=2**62 + i, seq=2**61 + i)
+            for i in range(1_024)
+        )
+    ),
+    Ask(
+        request_id=bytes(16),
+        model="m" * 128,
+        messages=tuple(ChatMessage(role="r" * 32, content=str(i)) for i in range(1_024)),
+        sampling=msgspec.structs.replace(SAMPLING, stop=tuple(str(i) for i in range(16))),
+    ),
+    Text(text="", logprobs=logprobs(32)),
+    Tokens(position=0, tokens=bytes(4 * 32), text=b"", logprobs=logprobs(32)),
+]
+
+
+@pytest.mark.parametrize("message", LARGEST, ids=lambda m: type(m).__name__)
+def test_the_largest_of_every_structure_is_accepted_and_costs_a_megabyte_at_most(message: Message) -> None:
+    data = encode(message)
+    assert decode(data) == message
+    assert peak_bytes(data) <= 1 << 20
+
+
+def test_the_bounds_on_structure_leave_little_room() -> None:
+    """They follow from the kinds' own bounds: nothing valid is refused, and hardly anything else passes."""
+
+    def count(value: object) -> tuple[int, int]:
+        inner = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else []
+        counts = [count(item) for item in inner]
+        keys = len(inner) if isinstance(value, dict) else 0
+        is_container = isinstance(value, dict | list)
+        return 1 + keys + sum(items for items, _ in counts), is_container + sum(boxes for _, boxes in counts)
+
+    counts = [count(wire_form(message)) for message in LARGEST]
+    assert 0.9 * MAX_ITEMS < max(items for items, _ in counts) <= MAX_ITEMS
+    assert 0.9 * MAX_CONTAINERS < max(boxes for _, boxes in counts) <= MAX_CONTAINERS
+
+
+def test_the_longest_strings_cost_a_small_multiple_of_their_length() -> None:
+    turns = tuple(ChatMessage(role="user", content="a" * 500_000 + "😀") for _ in range(2))
+    data = encode(Ask(request_id=bytes(16), model="", messages=turns, sampling=SAMPLING))
+    assert peak_bytes(data) <= (1 << 20) + 7 * len(data)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {0: 15, 1: "x" * 5_000, 24: []},
+        {0: 15, 1: "x" * 5_000, -1: []},
+        {0: 15, 1: "x" * 5_000, "2": []},
+        {0: 15, 1: "x" * 5_000, 2: [[[[[[[[[[]]]]]]]]]]},
+    ],
+)
+def test_a_long_message_is_held_to_the_same_rules(value: object) -> None:
+    with pytest.raises(RemoteError):
+        decode(cbor2.dumps(value, canonical=True))
+
+
+def test_the_end_of_a_long_message_is_its_end() -> None:
+    data = encode(Text(text="x" * 5_000))
+    for other in (data[:-1], data[:-2], data + b"\x00", data.replace(b"\x02\x80", b"\x02\x9f\xff")):
+        with pytest.raises(RemoteError):
+            decode(other)
 
 
 def test_messages_are_immutable() -> None:

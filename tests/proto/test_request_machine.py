@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -21,6 +22,7 @@ from proto.events import (
     StreamLost,
 )
 from proto.messages import Accepted, Failed, Final, Hello, Sampling, Served, Tokens, Usage
+from tests.profiles import examples
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
 
 ME = peer_id(0)
@@ -242,5 +244,5 @@ class Requests(RuleBasedStateMachine):
         self.overlay.check_invariants()
 
 
-TestRequests = Requests.TestCase
-TestRequests.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestRequests = pytest.mark.properties(Requests.TestCase)
+TestRequests.settings = settings(max_examples=examples(120), stateful_step_count=40, deadline=None)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from node.engine import ipc
+from node.engine import ipc, loop
 from node.engine.grammar import Grammar
 from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, Allowed, BatchRow, Llama, Sampler
 from node.engine.loop import StepLoop
@@ -168,16 +169,24 @@ class Inbox(ipc.Replies):
 class Rig:
     """A loop, its model and what it said."""
 
-    def __init__(self, cells: int = 200, tiers: TierStore | None = None) -> None:
+    def __init__(
+        self, cells: int = 200, tiers: TierStore | None = None, check: bool = True, check_idle: bool = False
+    ) -> None:
         limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
         self.llama, self.replies = ListLlama(), Inbox()
-        self.loop = StepLoop(self.llama, limits, self.replies, True, FakeGrammar, tiers)
+        self.loop = StepLoop(self.llama, limits, self.replies, check, FakeGrammar, tiers, check_idle)
 
     def submit(
-        self, key: int, prompt: Sequence[int], max_tokens: int = 3, stop: tuple[str, ...] = (), grammar: str = ""
+        self,
+        key: int,
+        prompt: Sequence[int],
+        max_tokens: int = 3,
+        stop: tuple[str, ...] = (),
+        grammar: str = "",
+        due_s: float | None = None,
     ) -> None:
         sampling = Sampling(max_tokens=max_tokens, stop=stop, grammar=grammar)
-        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), sampling, 0))
+        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), sampling, 0, due_s))
 
     def run(self, key: int) -> ipc.Ended | ipc.Refused:
         """Step until ``key`` ended; the invariants are checked after every end."""
@@ -217,6 +226,16 @@ def test_an_abort_keeps_what_was_finished_and_redoes_lost_logits() -> None:
         rig.llama.results, rig.llama.finished = [ABORTED], finished
         rig.run(1), rig.run(2)
         assert rig.tokens(1) == [2, 3, 4] and rig.tokens(2) == [3, 4, 5]
+
+
+@pytest.mark.parametrize(("can_abort", "num_tokens"), [(True, 2048), (False, 960)])
+def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num_tokens: int) -> None:
+    rig = Rig(cells=4000)
+    rig.llama.can_abort = can_abort
+    rig.loop._prefill.add(4000, 1.0)
+    rig.submit(1, [1] * 3000)
+    rig.loop.step()
+    assert [sum(len(row.tokens) for row in call) for call in rig.llama.calls] == [num_tokens]
 
 
 def test_no_room_evicts_then_gives_up_the_newest() -> None:
@@ -296,6 +315,75 @@ def test_cancel_keeps_what_was_computed() -> None:
     rig.run(3)
 
 
+LATE = ("deadline", False)
+
+
+def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 100, due_s=101.0)
+    for key in (2, 3, 4):
+        rig.submit(key, [5 + key], 6)
+    rig.submit(5, [20, 21], due_s=101.0)  # All slots are taken.
+    rig.submit(6, [20, 21], due_s=99.0)  # It came too late.
+    FakeGrammar.opened.clear()
+    rig.submit(7, [22], grammar="endless", due_s=101.0)
+    for _ in range(3):
+        rig.loop.step()
+    assert [m.key for m in rig.replies.messages if isinstance(m, ipc.Refused)] == [6]
+    now = 101.0
+    for key in (1, 5, 6, 7):
+        refused = rig.run(key)
+        assert isinstance(refused, ipc.Refused) and (refused.code, refused.retryable) == LATE
+    assert rig.tokens(1) == [4, 5, 6], "what was there in time came in time"
+    for key in (2, 3, 4):
+        assert isinstance(rig.run(key), ipc.Ended)
+    # What was computed in vain is cached all the same.
+    rig.submit(8, [1, 2, 3, 4, 5, 9], due_s=102.0)
+    ended = rig.run(8)
+    assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 5
+    assert not rig.loop._options
+
+
+def test_a_broken_sequence_found_at_the_deadline_costs_everybody_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    rig = Rig()
+    rig.submit(1, [1, 2, 3], 4)
+    rig.run(1)
+    rig.submit(2, [1, 2, 3], 50, due_s=101.0)
+    rig.submit(3, [7], 50, due_s=101.0)
+    for _ in range(8):
+        rig.loop.step()
+    monkeypatch.setattr(rig.llama, "replace_prefix", lambda *_: False)
+    now = 101.0
+    codes = []
+    for key in (2, 3):
+        refused = rig.run(key)
+        assert isinstance(refused, ipc.Refused)
+        codes.append(refused.code)
+    assert codes == ["internal", "internal"]
+
+
+@pytest.mark.parametrize("check_idle", [False, True])
+def test_invariants_can_be_checked_whenever_the_last_request_ended(check_idle: bool) -> None:
+    rig = Rig(check=False, check_idle=check_idle)
+    rig.submit(1, [1, 2, 3], 2)
+    rig.submit(2, [7, 8, 9], 5)
+    rig.loop.step()
+    rig.llama.cells[8] = [5]  # Cells that nobody knows of.
+    rig.run(1)
+    if not check_idle:
+        rig.run(2)
+        return
+    with pytest.raises(AssertionError, match="sequence 8: 1 cells"):
+        rig.run(2)
+    del rig.llama.cells[8]
+    rig.submit(3, [1, 2, 3], 2)
+    assert isinstance(rig.run(3), ipc.Ended)
+
+
 def test_vitals_end_at_rest() -> None:
     rig = Rig()
     rig.submit(1, [1, 2, 3])
@@ -355,4 +443,6 @@ def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None
         rig.loop.inbox.put(ipc.Cancel(key))
     for key in range(4, 8):
         assert isinstance(rig.run(key), ipc.Ended) and rig.tokens(key) == [4, 5, 6]
-    assert len(FakeGrammar.opened) == 8 and all(grammar.is_closed for grammar in FakeGrammar.opened)
+    assert len(FakeGrammar.opened) == 8
+    while not all(grammar.is_closed for grammar in FakeGrammar.opened):
+        rig.loop.step()  # A killed one is closed when its thread says so, which it may do last.

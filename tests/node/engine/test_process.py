@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -184,23 +184,85 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
         assert running.num_restarts == 0
 
 
-async def test_a_killed_child_is_replaced() -> None:
+async def test_more_than_a_thousand_requests_at_once_are_answered_or_refused() -> None:
+    count = process.MAX_IN_FLIGHT + 50
+    async with engine() as running:
+        last: list[EngineItem] = []
+
+        async def ask(i: int) -> None:
+            shared = [300] * 40 if i % 2 else []
+            last.append((await answer(running, request([*shared, 400 + i, 7], 1)))[-1])
+
+        async with trio.open_nursery() as nursery:
+            for i in range(count):
+                nursery.start_soon(ask, i)
+        assert len(last) == count
+        refusals = [item for item in last if isinstance(item, EngineFailed)]
+        assert all(item.code == "overloaded" and item.retryable for item in refusals)
+        assert sum("in flight" in item.message for item in refusals) == 50
+        answered = [item for item in last if isinstance(item, EngineDone)]
+        # The queue holds 64, and nothing is refused before it is full.
+        assert len(answered) >= 64 and len(answered) + len(refusals) == count
+        await until_idle(running)
+        assert running.vitals().waiting_requests == running.vitals().active_requests == 0
+        assert running.num_restarts == 0
+
+
+async def test_a_child_that_is_killed_again_and_again_is_replaced_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FIRST_PAUSE_S", 0.01)
+    async with engine(slots=2) as running:
+        prompt = await chat(running, "Tell me a long story.")
+        tree = RadixTree()
+        for kill in range(1, 6):
+            # One decodes, one prefills, one waits.
+            wanted = [request(prompt, 400), request([100 + kill] * 400, 9), request([7] * 50, 9)]
+            async with AsyncExitStack() as stack:
+                answers = [await stack.enter_async_context(running.generate(one)) for one in wanted]
+                while not isinstance(await anext(answers[0]), EngineTokens):
+                    pass
+                await follow(running, tree, until=lambda: tree.num_tokens > 0)
+                assert running.pid is not None
+                os.kill(running.pid, signal.SIGKILL)
+                for items in answers:
+                    assert [item async for item in items][-1] == LOST
+            await follow(running, tree, until=lambda: tree.num_tokens == 0)
+            assert failed(await answer(running, request(prompt))) == RESTARTING
+            # Tokenizing waits for the new child.
+            assert await chat(running, "Tell me a long story.") == prompt
+            assert done(await answer(running, request(prompt, 4))).usage.cached_tokens == 0
+            assert running.num_restarts == kill
+
+
+LOST = EngineFailed("engine_lost", "the engine process died", True)
+RESTARTING = EngineFailed("overloaded", "the engine is restarting", True)
+
+
+async def follow(running: ProcessEngine, tree: RadixTree, until: Callable[[], bool]) -> None:
+    """Apply what the engine tells of its cells to ``tree``, as a node does."""
+    while not until():
+        change = await running.cache_changes()
+        if change.reset:
+            tree.clear()
+        for seq_id in change.evicted:
+            if seq_id in tree:
+                tree.remove(seq_id)
+        for seq_id, tokens in change.stored:
+            if seq_id < FIRST_EDGE_ID:
+                tree.insert(tokens, seq_id, 0.0)
+
+
+async def test_a_request_ends_at_its_deadline_and_what_it_computed_is_kept() -> None:
     async with engine() as running:
         prompt = await chat(running, "Tell me a long story.")
-        async with running.generate(request(prompt, 1000)) as items:
-            assert isinstance(await anext(items), EngineAccepted)
-            assert running.pid is not None
-            os.kill(running.pid, signal.SIGKILL)
-            rest = [item async for item in items]
-        assert rest[-1] == EngineFailed("engine_lost", "the engine process died", True)
-        change = await running.cache_changes()
-        while not change.reset:
-            change = await running.cache_changes()
-        assert failed(await answer(running, request(prompt))).code == "overloaded"
-        # Tokenizing waits for the new child.
-        assert await chat(running, "Tell me a long story.") == prompt
-        assert done(await answer(running, request(prompt, 4))).usage.cached_tokens == 0
-        assert running.num_restarts == 1
+        late = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=900), deadline_s=0.5)
+        *before, last = await answer(running, late)
+        assert last == EngineFailed("deadline", "the answer was not finished in the time it was given", False)
+        assert tokens_of(before), "a slow machine: it got no token in time"
+        again = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=1), deadline_s=50.0)
+        assert done(await answer(running, again)).usage.cached_tokens == len(prompt) - 1
+        no_time = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=1), deadline_s=-1.0)
+        assert failed(await answer(running, no_time)).code == "deadline"
+        assert running.vitals().active_requests == 0 and running.num_restarts == 0
 
 
 async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
@@ -306,6 +368,13 @@ async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPa
             with pytest.raises(LocalError, match="the engine died"):
                 await chat(running, "x")
             assert (await running.cache_changes()).reset
+
+
+async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with trio.fail_after(60):
+        stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix", cells=4096)))
+        async with open_engine(EngineSettings(resolve_model("smollm2"))) as running:
+            assert running.num_cells == running.load_message().cells == 4096
 
 
 async def test_a_child_that_is_stuck_at_loading_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,21 @@ def test_impossible_requests_are_refused_at_once(prompt: list[int], max_tokens: 
     assert isinstance(refusal, Refusal) and refusal.code == code and not refusal.retryable
 
 
+def test_jobs_expire_wherever_they_are() -> None:
+    sched = scheduler(slots=1)
+    running, waiting = (sched.submit(key, [1, 2, 3], 4, 0.0, due_s=5.0 + key) for key in (1, 2))
+    unhurried = submit(sched, 3, [1])
+    assert isinstance(running, Job) and isinstance(waiting, Job)
+    (admission,) = admit_all(sched)
+    assert admission.job is running
+    assert sched.expired(5.9) == [] and sched.expired(6.0) == [running]
+    assert sched.expired(1e9) == [running, waiting]
+    sched.finish(running, 6.0)
+    sched.withdraw(waiting)
+    sched.check_invariants()
+    assert sched.expired(1e9) == [] and list(sched.waiting) == [unhurried]
+
+
 def test_the_queue_is_bounded_and_max_tokens_is_cut_to_the_context() -> None:
     sched = scheduler(max_waiting=2)
     assert submit(sched, 1, [1] * 90, 1_000).max_tokens == 10
@@ -147,6 +162,22 @@ def test_idle_leaves_leave_at_the_next_admission_when_they_can_come_back() -> No
     submit(sched, 9, [4] * 8)
     first, second = admit_all(sched)
     assert first.length == 8 and first.evicted == second.evicted == [], "what a running request shares stays"
+
+
+def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
+    sched = scheduler()
+    for key, first in enumerate((1, 2, 2, 3)):
+        submit(sched, key, [first] * 29, 1)
+        run_to_end(sched, now=float(key))
+    # An answer of one token is never decoded, so the prompt is inserted twice: no use of it.
+    uses = {sched.tree.tokens_of(seq_id)[0]: sched.tree.reuse(seq_id).uses for seq_id in sched.tree.seq_ids()}
+    assert uses == {1: 0.0, 2: 1.0, 3: 0.0}
+    for key, first in enumerate((4, 5), 4):
+        submit(sched, key, [first] * 29, 1)
+        run_to_end(sched, now=float(key))
+    assert {sched.tree.tokens_of(seq_id)[0] for seq_id in sched.tree.seq_ids()} == {2, 4, 5}
+    while (leaf := sched.evict_one()) is not None:
+        assert (leaf.uses > 0) == (leaf.tokens[0] == 2)
 
 
 def test_a_leaf_that_fills_the_cache_gives_its_prefix_to_the_job_and_goes() -> None:
@@ -241,6 +272,10 @@ def test_rates() -> None:
     assert prefill_budget(292, 0, 2048) == 576
     assert prefill_budget(50_000, 0, 2048) == 2048
     assert prefill_budget(50, 100, 2048) == 28
+    # Where nothing ends a running step, a cancel waits for no more than 0.25 s of work.
+    assert prefill_budget(4_000, 0, 2048, can_abort=False) == 960
+    assert prefill_budget(50_000, 0, 2048, can_abort=False) == 2048
+    assert prefill_budget(0, 0, 2048, can_abort=False) == 256
 
 
 class SchedulerMachine(RuleBasedStateMachine):

@@ -79,6 +79,20 @@ def test_the_least_recent_goes_and_of_one_sequence_the_end() -> None:
     tier.check_invariants()
 
 
+def test_what_was_used_outlives_what_only_came_later() -> None:
+    tier = Tier(40, 0)  # Room for two.
+    carried = tier.add(pack_tokens([1, 2]), 0, BLOB, b"h" * 32, 0.0, uses=4.0)
+    restored, touched = add(tier, [3, 4], 0, 0.0), add(tier, [5, 6], 0, 0.0)
+    tier.count(restored, 1.0)
+    tier.touch([touched, carried], 2.0)
+    assert tier.trim(3.0).gone == [touched]
+    later = add(tier, [7, 8], 0, 5.0)
+    assert tier.trim(5.0).gone == [restored], "seconds later it is what came later that is likelier"
+    add(tier, [9, 9], 0, 6.0)
+    assert tier.trim(6.0).gone == [later] and not carried.gone
+    tier.check_invariants()
+
+
 def test_memory_over_its_budget_stays_on_disk() -> None:
     tier = Tier(20, 40)
     first, second = add(tier, [1, 2], 0, 1.0), add(tier, [3, 4], 0, 2.0)

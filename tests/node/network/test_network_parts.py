@@ -11,9 +11,9 @@ from node.network import addresses
 from node.network.events import EventQueue
 from node.network.identity import new_identity
 from node.network.network import Connected, Disconnected, Gossiped, NetworkEvent, Received
-from node.network.quota import TokenBucket
 from node.peer_id import peer_text
 from proto.errors import LocalError
+from proto.limits import TokenBucket
 
 PEER = new_identity().peer_id
 

@@ -15,6 +15,7 @@ from node.network.network import NetworkError
 from node.network.streams import Libp2pStream
 from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, encode
 from proto.errors import RemoteError
+from proto.refusals import Refusal
 
 PEER = new_identity().peer_id
 
@@ -64,8 +65,12 @@ class FakeStream:
 class Case:
     def __init__(self, fake: FakeStream) -> None:
         self.fake = fake
-        self.charges: list[str] = []
-        self.stream = Libp2pStream(fake, PEER, lambda peer, reason: self.charges.append(reason))  # type: ignore[arg-type]
+        self.charges: list[Refusal] = []
+        self.stream = Libp2pStream(fake, PEER, self.charge)  # type: ignore[arg-type]
+
+    def charge(self, peer: bytes, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
+        assert peer == PEER and reason
+        self.charges.append(refusal)
 
 
 def framed(data: bytes) -> bytes:
@@ -103,14 +108,14 @@ async def test_send_is_what_receive_reads() -> None:
     assert await Case(FakeStream(case.fake.written)).stream.receive() == hello()
 
 
-@pytest.mark.parametrize("length", [MAX_MESSAGE_BYTES + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [MAX_MESSAGE_BYTES + 1, 16_000_000, 2**32 - 1])
 async def test_an_oversize_claim_is_refused_before_a_byte_of_it_is_read(length: int) -> None:
     case = Case(FakeStream(LENGTH_PREFIX.pack(length) + b"x" * 1000))
     with pytest.raises(RemoteError):
         await case.stream.receive()
     assert len(case.fake.incoming) == 1000
     assert case.fake.was_reset
-    assert len(case.charges) == 1
+    assert case.charges == [Refusal.OVERSIZED]
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff\xff", b"\x00" * 100, encode(hello()) + b"\x00"])
@@ -119,7 +124,7 @@ async def test_garbage_is_charged(garbage: bytes) -> None:
     with pytest.raises(RemoteError):
         await case.stream.receive()
     assert case.fake.was_reset
-    assert len(case.charges) == 1
+    assert case.charges == [Refusal.MALFORMED]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 6])

@@ -1,0 +1,39 @@
+"""``mycelia doctor``: the command line of the check-up. Heavy imports happen inside the command."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia doctor
+  mycelia doctor --model ./model.gguf          what a node would do with this model
+  mycelia doctor --json"""
+)
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="The model to look at.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The data directory to look at.  [default: the user's data directory]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
+def doctor(model: str, data_dir: Path | None, as_json: bool) -> None:
+    """What a node has to work with here: llama.cpp, GPUs, memory, disk, and what it would do with a model.
+
+    No node is started and no weights are loaded. Exits with 0 when a node could run; otherwise with 1, and says what
+    to do.
+    """
+    import msgspec
+
+    from node.checkup import examine, lines
+    from node.settings import default_data_dir
+
+    report = examine(model, data_dir or default_data_dir())
+    click.echo(msgspec.json.encode(report) if as_json else "\n".join(lines(report)))
+    for problem in report.problems:
+        click.echo(f"mycelia: {problem}", err=True)
+    if report.problems:
+        sys.exit(1)

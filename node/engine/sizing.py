@@ -1,0 +1,248 @@
+"""Which layers go to GPUs, and how many KV cells fit beside them. Pure arithmetic: others measure.
+
+A layer's cells lie where the layer lies, so the cache is as large as the *fullest* of those memories allows:
+
+    cells <= room(memory) / (layers in that memory * bytes of one cell in one layer)
+
+Room is what stays free after the weights and what computing a batch takes. It is an estimate: GPU libraries allocate
+for themselves too, and a few models give their layers different numbers of heads. So part of a GPU stays free, and
+whoever opens the cache tries a smaller one when this one is refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proto.errors import LocalError
+
+DEFAULT_CELLS = 8192
+"""Without a GPU: attention walks all cells up to the last one in use, and more of them slow a processor down."""
+MAX_GPU_CELLS = 65_536
+"""Most that are taken without being asked: the processor fills a mask of this many columns for every row of a batch,
+also for a GPU. Not yet measured on one."""
+MICRO_BATCH_TOKENS = 512
+"""Rows that llama.cpp computes at once: what its buffers are made for."""
+MIN_CELLS = 512
+"""Fewer hold hardly one request."""
+CELLS_STEP = 256
+"""llama.cpp rounds up to a multiple of it."""
+GPU_SHARE = 0.8
+"""Of what is free on a GPU after the weights."""
+SPARE_BYTES = 128 * 2**20
+"""Left in every memory, besides the batch's own buffers."""
+MAX_GPUS = 16
+"""llama.cpp's own bound."""
+MAX_SHARE = 1_000_000
+MAX_LAYERS = 10_000
+"""More is a slip of the pen; the largest models have a few hundred."""
+
+MIB = 2**20
+_NO_GPU_BACKENDS = ("CPU", "BLAS", "RPC")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that llama.cpp computes on. Sizes 0: it does not say."""
+
+    name: str
+    description: str
+    kind: str
+    """cpu, gpu, igpu (shares the host's memory), accel or meta."""
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What the user wants on GPUs. Raises LocalError for what cannot be meant."""
+
+    layers: int | None = None
+    """None: all when there is a GPU. The output counts as one layer more than the model has."""
+    split: tuple[float, ...] = ()
+    """Shares of the GPUs, in llama.cpp's order; those left out get nothing. Empty: by their free memory."""
+    main_gpu: int | None = None
+    """Everything on this GPU; None: on all of them."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and not 0 <= self.layers <= MAX_LAYERS:
+            raise LocalError(f"the GPU layers must be 0 to {MAX_LAYERS}, not {self.layers}")
+        if len(self.split) > MAX_GPUS or not all(0 <= share <= MAX_SHARE for share in self.split):
+            raise LocalError(f"the tensor split must be at most {MAX_GPUS} numbers, each 0 or more")
+        if self.split and not sum(self.split) > 0:
+            raise LocalError("the tensor split gives every GPU nothing")
+        if self.main_gpu is not None and not 0 <= self.main_gpu < MAX_GPUS:
+            raise LocalError(f"the main GPU must be 0 to {MAX_GPUS - 1}, not {self.main_gpu}")
+        if self.main_gpu is not None and self.split:
+            raise LocalError("a main GPU (all on one) and a tensor split (shares of several) exclude each other")
+
+    @property
+    def asks_for_gpu(self) -> bool:
+        """Whether a machine without one cannot do what the user asks for."""
+        return bool(self.layers) or (self.layers is None and (bool(self.split) or self.main_gpu is not None))
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a model file says that sizes depend on."""
+
+    num_layers: int
+    trained_tokens: int
+    """Longest sequence it was trained for; 0: it does not say."""
+    weight_bytes: int
+    layer_cell_bytes: int
+    """Keys and values of one token in one layer."""
+    batch_bytes: int
+    """Estimate of the buffers that computing one micro-batch takes; the logits are most of it."""
+
+    @property
+    def cell_bytes(self) -> int:
+        """Of one token, all layers."""
+        return self.num_layers * self.layer_cell_bytes
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the layers lie. ``counts[i]`` of the model's layers are on ``gpus[i]``, without the output."""
+
+    num_layers: int
+    offloaded: int
+    """As llama.cpp counts: the output is one more than the model's layers."""
+    gpus: tuple[Device, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    @property
+    def host_layers(self) -> int:
+        return self.num_layers - sum(self.counts)
+
+    def describe(self) -> str:
+        """ "all 33 layers on CUDA0 (NVIDIA H200)"; empty when nothing is offloaded."""
+        if not self.offloaded:
+            return ""
+        every = self.num_layers + 1
+        layers = f"all {every} layers" if self.offloaded == every else f"{self.offloaded} of {every} layers"
+        used = [gpu for gpu, count in zip(self.gpus, self.counts, strict=True) if count] or list(self.gpus[-1:])
+        return f"{layers} on {', '.join(f'{gpu.name} ({gpu.description})' for gpu in used)}"
+
+
+@dataclass(frozen=True)
+class CellBudget:
+    """What the default number of cells depends on besides model and devices."""
+
+    slots: int
+    host_bytes: int | None
+    """Memory of the host for weights and cells; None: unknown, and not asked about."""
+
+
+@dataclass(frozen=True)
+class CellChoice:
+    """How many cells, and why they are fewer than usual, if they are."""
+
+    cells: int
+    note: str = ""
+
+
+def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[str]) -> tuple[Device, ...]:
+    """The GPUs that llama.cpp will spread the model over: integrated ones only where there are no others.
+
+    backends: what llama.cpp was built with, such as CUDA and CPU. Raises LocalError when the user asks for what is not
+    there.
+    """
+    gpus = [device for device in devices if device.kind == "gpu"]
+    gpus = gpus or [device for device in devices if device.kind == "igpu"]
+    if offload.layers == 0:
+        return ()
+    if not gpus and offload.asks_for_gpu:
+        built = [name for name in backends if name not in _NO_GPU_BACKENDS]
+        if built:
+            raise LocalError(
+                f"llama.cpp is built for {', '.join(built)} but sees no GPU here: look at the driver"
+                " ('nvidia-smi' for NVIDIA), or leave out the GPU options"
+            )
+        raise LocalError(
+            "llama.cpp is built for the processor alone: 'make node CUDA=1' builds it for NVIDIA GPUs;"
+            " or leave out the GPU options"
+        )
+    if offload.main_gpu is not None:
+        if offload.main_gpu >= len(gpus):
+            raise LocalError(f"there is no GPU {offload.main_gpu}: they are 0 to {len(gpus) - 1} here")
+        return (gpus[offload.main_gpu],)
+    if len(offload.split) > len(gpus):
+        raise LocalError(f"the tensor split names {len(offload.split)} GPUs, there are {len(gpus)}")
+    return tuple(gpus)
+
+
+def place_layers(num_layers: int, offload: Offload, gpus: Sequence[Device]) -> Placement:
+    """Where llama.cpp will put each layer: the last ones on GPUs, in runs as long as the GPUs' shares.
+
+    gpus: as ``usable_gpus`` gave them, with the memory that is free *before* the weights are loaded.
+    """
+    wanted = num_layers + 1 if offload.layers is None else min(offload.layers, num_layers + 1)
+    if not gpus or not wanted:
+        return Placement(num_layers, 0)
+    shares = [*offload.split, *(0.0 for _ in gpus[len(offload.split) :])] if offload.split else []
+    shares = shares or [float(gpu.free_bytes) for gpu in gpus]
+    if not sum(shares):
+        shares = [1.0 for _ in gpus]
+    counts = [0 for _ in gpus]
+    first = num_layers + 1 - wanted
+    for layer in range(first, num_layers):
+        counts[_share_at((layer - first) / wanted, shares)] += 1
+    return Placement(num_layers, wanted, tuple(gpus), tuple(counts))
+
+
+def _share_at(position: float, shares: Sequence[float]) -> int:
+    """In which of the shares, laid end to end over 0..1, ``position`` falls."""
+    total, passed = sum(shares), 0.0
+    for index, share in enumerate(shares):
+        passed += share
+        if position < passed / total:
+            return index
+    return len(shares) - 1
+
+
+def free_after_weights(model: ModelShape, placement: Placement) -> list[int]:
+    """Estimate of each GPU's free memory once the model is loaded, for whoever has not loaded it."""
+    taken = [model.weight_bytes * count // max(model.num_layers, 1) for count in placement.counts]
+    return [max(gpu.free_bytes - size, 0) for gpu, size in zip(placement.gpus, taken, strict=True)]
+
+
+def choose_cells(model: ModelShape, placement: Placement, gpu_free: Sequence[int], budget: CellBudget) -> CellChoice:
+    """The number of KV cells when the user names none. Raises LocalError when not even ``MIN_CELLS`` fit.
+
+    gpu_free: bytes free on each of the placement's GPUs with the weights loaded. On the processor, and where it has a
+    part in the work, ``DEFAULT_CELLS`` or what fits; on GPUs alone as many as fit, but no more than all slots can use.
+    """
+    wanted = DEFAULT_CELLS
+    if placement.offloaded and not placement.host_layers:
+        wanted = max(wanted, min(budget.slots * model.trained_tokens, MAX_GPU_CELLS))
+    fitting, where, room = float("inf"), "", 0
+    for name, layers, free in _memories(model, placement, gpu_free, budget):
+        here = max(free, 0) / max(layers * model.layer_cell_bytes, 1)
+        if layers and here < fitting:
+            fitting, where, room = here, name, max(free, 0)
+    cells = int(min(wanted, fitting)) // CELLS_STEP * CELLS_STEP
+    if cells < MIN_CELLS:
+        raise LocalError(
+            f"no memory for the KV cache: {room // MIB} MiB are left {where} after the weights, and {MIN_CELLS} cells"
+            f" take {-(-MIN_CELLS * model.cell_bytes // MIB)} MiB; free some, serve a smaller model, or give --cells"
+        )
+    if cells >= DEFAULT_CELLS:
+        return CellChoice(cells)
+    return CellChoice(cells, f"memory is short: {cells} KV cells instead of {DEFAULT_CELLS} fit {where}")
+
+
+def _memories(
+    model: ModelShape, placement: Placement, gpu_free: Sequence[int], budget: CellBudget
+) -> list[tuple[str, int, int]]:
+    """(name, layers, bytes for their cells) of every memory that holds layers and whose size is known."""
+    host = budget.host_bytes
+    memories = []
+    for gpu, layers, free in zip(placement.gpus, placement.counts, gpu_free, strict=True):
+        room = int(min(GPU_SHARE * free, free - model.batch_bytes - SPARE_BYTES))
+        if gpu.total_bytes:
+            memories.append((f"on {gpu.name}", layers, room))
+    if host is not None:
+        weights = model.weight_bytes * placement.host_layers // max(model.num_layers, 1)
+        memories.append(
+            ("in the host's memory", placement.host_layers, host - weights - model.batch_bytes - SPARE_BYTES)
+        )
+    return memories

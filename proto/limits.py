@@ -1,0 +1,56 @@
+"""How much of something one sender may do: pure token buckets, one a key, in bounded memory."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+class TokenBucket:
+    """``rate`` tokens a second flow in, at most ``burst`` lie there. Time comes from the caller, in seconds.
+
+    Invariant: in any window of t seconds at most ``burst + rate * t`` tokens are taken.
+    """
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._updated_at = now
+
+    def take(self, now: float, tokens: float = 1.0) -> bool:
+        """Whether there were enough; takes them if so. Mutates."""
+        self._refill(now)
+        if self._tokens < tokens:
+            return False
+        self._tokens -= tokens
+        return True
+
+    def _refill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated_at) * self._rate)
+        self._updated_at = max(now, self._updated_at)
+
+
+class Limits(Generic[KeyT]):
+    """A bucket for every key seen lately. The key that was quiet the longest is forgotten first: what it then may do
+    at once is one burst more, and inventing keys costs whoever does it a message each."""
+
+    def __init__(self, rate: float, burst: float, max_keys: int = 8_192) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._max_keys = max_keys
+        self._buckets: OrderedDict[KeyT, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: KeyT, now: float) -> bool:
+        """Whether ``key`` may do it once more now. Mutates."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            if len(self._buckets) >= self._max_keys:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
+        self._buckets.move_to_end(key)
+        return bucket.take(now)

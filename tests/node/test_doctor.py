@@ -1,0 +1,124 @@
+"""The check-up: what it finds here, what it makes of GPUs that are not here, and what it says when llama.cpp dies."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from node import checkup
+from node.checkup import Report, examine, lines
+from node.doctor import doctor
+from node.engine import probe as probe_file
+from node.engine.models import resolve_model
+from node.engine.probe import Finding, Library, Model, Problem, Question, probe
+from node.engine.sizing import Device
+
+GIB = 2**30
+GPU = Device("CUDA0", "NVIDIA\nH200", "gpu", 139 * GIB, 130 * GIB)
+LIBRARY = Library(llama_cpp="0.5.0", bindings="0.3.36", built_for=["CUDA", "CPU"], can_offload=True, devices=[GPU])
+QUESTION = Question(slots=8, cells=0, host_bytes=8 * GIB)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
+    monkeypatch.setattr(checkup, "probe", lambda question, model: list(findings))
+
+
+def test_a_machine_that_can_run_a_node(tmp_path: Path) -> None:
+    done = CliRunner().invoke(doctor, ["--json", "--data-dir", str(tmp_path / "not" / "yet")])
+    assert done.exit_code == 0, done.output
+    report = msgspec.json.decode(done.stdout, type=Report)
+    assert report.ok and not report.problems
+    assert report.llama_cpp is not None and "CPU" in report.llama_cpp.built_for
+    processor = next(device for device in report.devices if device.kind == "cpu")
+    assert 0 < processor.free_bytes < processor.total_bytes
+    model = report.model
+    assert model is not None and (model.name, model.reuse, model.layers) == ("smollm2", "prefix", 31)
+    assert model.cells_bytes == model.cells * 23_040 and model.context_tokens == min(model.cells, 8192)
+    assert report.packaged_model == model.path
+    assert not (tmp_path / "not").exists(), "it only looks"
+
+
+def test_the_report_for_people() -> None:
+    done = CliRunner().invoke(doctor, [])
+    assert done.exit_code == 0
+    for word in ("llama.cpp", "CPU (cpu)", "usable cores", "smollm2", "on the processor", "KV cache"):
+        assert word in done.stdout
+    assert "Examples:" in CliRunner().invoke(doctor, ["--help"]).stdout
+
+
+def test_what_is_wrong_is_one_line_each_and_exit_code_1(tmp_path: Path) -> None:
+    done = CliRunner().invoke(doctor, ["--model", str(tmp_path / "no\nmodel.gguf")])
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1
+    assert "No such file" in done.stderr and "llama.cpp" in done.stdout, "the rest is still told"
+    (tmp_path / "file").touch()
+    report = examine("smollm2", tmp_path / "file" / "inside")
+    assert len(report.problems) == 1 and "--data-dir" in report.problems[0]
+
+
+def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
+    whole = resolve_model("smollm2").read_bytes()
+    layers = whole.index(b"block_count") + len("block_count") + 4
+    cases = {
+        "cut.gguf": (whole[: len(whole) // 2], "cannot load"),
+        "junk.gguf": (b"GGUF" + b"\xff" * 999, "cannot load"),
+        "layers.gguf": (whole[:layers] + b"\xff" * 4 + whole[layers + 4 :], "Aborted"),  # llama.cpp abort()s
+    }
+    for name, (data, words) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        library, problem = probe(QUESTION, tmp_path / name)
+        assert isinstance(library, Library) and isinstance(problem, Problem)
+        assert words in problem.message and "\n" not in problem.message and "vendor/" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("import no_such_library", "No module named 'no_such_library'): 'make setup'"),
+        ("import os; print('a driver speaks', flush=True); os.abort()", "Aborted: no last words"),
+        ("import time; time.sleep(600)", "said nothing"),
+    ],
+)
+def test_a_library_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, script: str, words: str) -> None:
+    monkeypatch.setattr(probe_file, "PROBE_COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(probe_file, "DEADLINE_S", 5.0)
+    (problem,) = probe(QUESTION, None)
+    assert isinstance(problem, Problem) and words in problem.message
+
+
+def test_a_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = Model(
+        description="llama 8B Q4_K",
+        weight_bytes=5 * GIB,
+        trained_tokens=131_072,
+        may_reuse=True,
+        layers=33,
+        gpu_layers=33,
+        offload="all 33 layers on CUDA0 (NVIDIA H200)",
+        cells=65_536,
+        cells_bytes=8 * GIB,
+        cells_note="",
+    )
+    pretend(monkeypatch, LIBRARY, model)
+    report = examine("smollm2", tmp_path)
+    text = "\n".join(lines(report))
+    assert report.ok and report.devices == [replace(GPU, description="NVIDIA\\nH200")]
+    assert report.model is not None and report.model.context_tokens == 65_536
+    for words in ("all 33 layers on CUDA0", "130.0 GiB of 139.0 GiB free", "65536 cells take 8.0 GiB", "GPU: yes"):
+        assert words in text
+    recurrent = msgspec.structs.replace(model, may_reuse=False, trained_tokens=0)
+    pretend(monkeypatch, LIBRARY, recurrent)
+    report = examine("smollm2", tmp_path)
+    assert report.model is not None and report.model.reuse == "none" and report.ok
+
+
+def test_hints_at_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blind = msgspec.structs.replace(LIBRARY, devices=[], can_offload=False)
+    pretend(monkeypatch, blind)
+    assert "nvidia-smi" in examine("smollm2", tmp_path).hints[0]
+    pretend(monkeypatch, msgspec.structs.replace(blind, built_for=["CPU"]))
+    monkeypatch.setattr(checkup, "NVIDIA_DEVICE", Path(os.devnull))
+    assert "CUDA=1" in examine("smollm2", tmp_path).hints[0]
