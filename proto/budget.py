@@ -30,6 +30,10 @@ from proto.messages import (
 METER_TAU_S = 30.0
 """Memory of a rate: three batch intervals, so that one burst is no trend."""
 
+_GOSSIP_OVERHEAD_BYTES = 224
+"""What libp2p adds to each copy of a gossip message, beyond ``size_of``: its signed envelope, and the message's share
+of lazy announcements."""
+
 
 class Plane(StrEnum):
     DIGESTS = "digests"
@@ -84,7 +88,9 @@ class Traffic:
     """What a node sent and received, plane by plane. Sent bytes are counted for the digests alone: they have a
     budget."""
 
-    def __init__(self) -> None:
+    def __init__(self, gossip_copies: float) -> None:
+        """gossip_copies: times that the transport receives each gossip message."""
+        self._gossip_copies = gossip_copies
         self.received: Counter[Plane] = Counter()
         """Bytes since the start. Of gossip the first copy: the transport drops the others before anybody sees them."""
         self.sent_bytes = 0
@@ -94,15 +100,24 @@ class Traffic:
         self.num_dropped = 0
         """Repairs and questions that the budget did not allow."""
         self._meters = {plane: RateMeter() for plane in Plane}
+        self._copies = RateMeter()
+        """What gossip costs beyond the messages as seen here."""
 
     def note_received(self, message: Control | Gossip | ServingFrame, now: float) -> None:
         plane, num_bytes = plane_of(message), size_of(message)
         self.received[plane] += num_bytes
         self._meters[plane].add(num_bytes, now)
+        if isinstance(message, Delta | Announce):
+            on_the_line = self._gossip_copies * (num_bytes + _GOSSIP_OVERHEAD_BYTES)
+            self._copies.add(on_the_line - num_bytes, now)
 
     def received_per_s(self, plane: Plane, now: float) -> float:
         """Bytes a second, lately."""
         return self._meters[plane].per_s(now)
+
+    def digests_per_s(self, now: float) -> float:
+        """Bytes of digests a second, lately, as they come over the line: gossip with all its copies and envelopes."""
+        return self._meters[Plane.DIGESTS].per_s(now) + self._copies.per_s(now)
 
 
 def plane_of(message: Control | Gossip | ServingFrame) -> Plane:

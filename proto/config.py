@@ -16,6 +16,9 @@ class DigestConfig:
     """Deltas that may go out ahead of that pace: after a quiet time the first changes are seen at once."""
     delta_min_gap_s: float = 2.0
     """Between any two deltas of one owner."""
+    push_bytes: int = 128
+    """Larger changes are announced by their head, and each node fetches them once, from where it heard of them:
+    pushed, they would arrive ``gossip_copies`` times."""
     jitter: float = 0.2
     """Share of every interval drawn at random, so that nodes do not speak in step."""
     heartbeat_s: float = 30.0
@@ -50,10 +53,11 @@ class DigestConfig:
     """Digests, repairs and questions together: three snapshots of the default size a second, a tenth of a home line."""
     send_burst_bytes: float = 4_194_304.0
     """A hundred snapshots at once: a partition that heals, many nodes that start."""
-    receive_bytes_per_s: float = 32_768.0
-    """Of digests. Above it the interval between own deltas is stretched; all who hear the same do the same."""
-    gossip_copies: float = 5.0
-    """Times that a gossip message reaches a node; the node sees one of them. Measured at a mesh degree of 6."""
+    receive_bytes_per_s: float = 24_000.0
+    """Of digests, as measured. Above it the interval between own deltas is stretched; all who hear the same do the
+    same."""
+    gossip_copies: float = 3.0
+    """Times that a gossip message reaches a node; the node sees one of them. Simulated at a mesh degree of 4."""
     max_stretch: float = 3.0
     """Of ``delta_interval_s``: digests 30 s old cost 0.6 points of hit ratio, digests 60 s old 3."""
     max_owners: int = 1_024
@@ -61,7 +65,7 @@ class DigestConfig:
     max_entries: int = 1_048_576
     """Kept of all owners together: a cell of 256 nodes at the default budget, a few hundred MB."""
     max_floors: int = 65_536
-    repairs_per_minute: int = 6
+    repairs_per_minute: int = 12
     """With bytes, to one reader, of one owner: a reader that keeps asking costs bounded bytes, and nothing is packed
     for one that asks more often."""
     repairs_per_reconcile: int = 16

@@ -14,10 +14,12 @@ Invariants of ``OwnDigest``: the advertised set is prefix-closed and within the 
 and end at the current seq; ``seq`` grows with every published head, heartbeats included.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import lt
 
 import msgspec
 from blake3 import blake3
@@ -25,7 +27,7 @@ from blake3 import blake3
 from proto.blocks import HASH_BYTES
 from proto.config import DigestConfig
 from proto.errors import RemoteError
-from proto.messages import ENTRY_BYTES, MAX_DELTA_BYTES, Announce, Delta, Head, Repair, RepairRequest
+from proto.messages import ENTRY_BYTES, Announce, Delta, Head, Repair, RepairRequest
 
 Sign = Callable[[bytes], bytes]
 """Payload -> 64-byte Ed25519 signature of this node."""
@@ -46,35 +48,41 @@ _SIGNING_CONTEXT = b"mycelia head v1\x00"
 def pack_entries(entries: Mapping[int, int], keys: Iterable[int] | None = None) -> bytes:
     """Entries sorted by hash, 9 bytes each: hash big-endian, class. ``keys``: only these."""
     chosen = sorted(entries if keys is None else keys)
-    return b"".join([key.to_bytes(HASH_BYTES, "big") + bytes((entries[key],)) for key in chosen])
+    hashes = pack_hashes(chosen)
+    packed = bytearray(ENTRY_BYTES * len(chosen))
+    for place in range(HASH_BYTES):  # column by column: a few copies instead of one object an entry
+        packed[place::ENTRY_BYTES] = hashes[place::HASH_BYTES]
+    packed[HASH_BYTES::ENTRY_BYTES] = bytes([entries[key] for key in chosen])
+    return bytes(packed)
 
 
 def unpack_entries(data: bytes) -> Entries:
     """Inverse of ``pack_entries``. Raises RemoteError unless sorted, distinct and whole."""
     if len(data) % ENTRY_BYTES:
         raise RemoteError("packed entries are not a multiple of 9 bytes")
-    entries: Entries = {}
-    last = -1
-    for start in range(0, len(data), ENTRY_BYTES):
-        key = int.from_bytes(data[start : start + HASH_BYTES], "big")
-        if key <= last:
-            raise RemoteError("packed entries are not sorted")
-        entries[key] = data[start + HASH_BYTES]
-        last = key
-    return entries
+    hashes = bytearray(len(data) // ENTRY_BYTES * HASH_BYTES)
+    for place in range(HASH_BYTES):
+        hashes[place::HASH_BYTES] = data[place::ENTRY_BYTES]
+    return dict(zip(unpack_hashes(hashes), data[HASH_BYTES::ENTRY_BYTES], strict=True))
 
 
 def pack_hashes(keys: Iterable[int]) -> bytes:
     """Hashes sorted, 8 bytes each, big-endian."""
-    return b"".join([key.to_bytes(HASH_BYTES, "big") for key in sorted(keys)])
+    packed = array("Q", sorted(keys))
+    if sys.byteorder == "little":
+        packed.byteswap()
+    return packed.tobytes()
 
 
-def unpack_hashes(data: bytes) -> list[int]:
+def unpack_hashes(data: bytes | bytearray) -> list[int]:
     """Inverse of ``pack_hashes``. Raises RemoteError unless sorted, distinct and whole."""
     if len(data) % HASH_BYTES:
         raise RemoteError("packed hashes are not a multiple of 8 bytes")
-    hashes = [int.from_bytes(data[i : i + HASH_BYTES], "big") for i in range(0, len(data), HASH_BYTES)]
-    if any(one >= other for one, other in pairwise(hashes)):
+    packed = array("Q", data)
+    if sys.byteorder == "little":
+        packed.byteswap()
+    hashes = packed.tolist()
+    if not all(map(lt, hashes, islice(hashes, 1, None))):
         raise RemoteError("packed hashes are not sorted")
     return hashes
 
@@ -101,13 +109,67 @@ def signed_payload(head: Head) -> bytes:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _LogEntry:
     """Keys touched in (from_seq, seq]."""
 
     from_seq: int
     seq: int
     touched: frozenset[int]
+
+
+class ChangeLog:
+    """Which keys changed lately, within one epoch: kept by owners and by readers, who serve each other from it.
+
+    Invariant: the entries' ranges are adjacent.
+    """
+
+    __slots__ = ("_entries", "last_repair")
+
+    def __init__(self) -> None:
+        self._entries: list[_LogEntry] = []
+        self.last_repair: Repair | None = None
+        """Made from this log as it is now: several neighbours ask for the same."""
+
+    def add(self, from_seq: int, seq: int, touched: Set[int], num_keys: int) -> None:
+        """(from_seq, seq] touched these keys; what does not join on to the log begins a new one. The log is kept while
+        it is smaller than a snapshot of ``num_keys``: a reader that fell off it then pays no more."""
+        self.last_repair = None
+        entries = self._entries
+        last = entries[-1] if entries else None
+        if last is not None and last.seq != from_seq:
+            entries.clear()
+        elif last is not None and not touched:
+            entries[-1] = _LogEntry(last.from_seq, seq, last.touched)
+            return
+        entries.append(_LogEntry(from_seq, seq, frozenset(touched)))
+        size = sum(len(entry.touched) + 1 for entry in entries)
+        drop = 0
+        while size > max(num_keys, 64) and drop < len(entries) - 1:
+            size -= len(entries[drop].touched) + 1
+            drop += 1
+        del entries[:drop]
+
+    def clear(self) -> None:
+        self.last_repair = None
+        self._entries.clear()
+
+    def touched_since(self, seq: int) -> set[int] | None:
+        """The keys touched after ``seq``; None if the log does not reach back so far."""
+        if not self._entries or seq < self._entries[0].from_seq:
+            return None
+        touched: set[int] = set()
+        for entry in reversed(self._entries):
+            if entry.seq <= seq:
+                break
+            touched |= entry.touched
+        return touched
+
+    def check_invariants(self, seq: int) -> None:
+        """Raises AssertionError when the log is broken or does not end at ``seq``."""
+        assert not self._entries or self._entries[-1].seq == seq
+        for earlier, later in pairwise(self._entries):
+            assert earlier.seq == later.from_seq
 
 
 class OwnDigest:
@@ -122,7 +184,7 @@ class OwnDigest:
         self._leaves: dict[int, Sequence[int]] = {}
         """Leaf id -> its chain of block hashes; oldest first."""
         self._entries: Entries = {}
-        self._log: deque[_LogEntry] = deque()
+        self._log = ChangeLog()
         self._head: Head | None = None
 
     @property
@@ -169,11 +231,10 @@ class OwnDigest:
         self._entries = target
         seq = previous + 1
         self._head = self._signed_head(seq, now)
-        self._log.append(_LogEntry(previous, seq, frozenset(touched)))
-        self._trim_log()
+        self._log.add(previous, seq, touched, len(target))
         upserts = pack_entries(target, touched & target.keys())
         removes = pack_hashes(touched - target.keys())
-        if len(upserts) > MAX_DELTA_BYTES or len(removes) > MAX_DELTA_BYTES:
+        if len(upserts) + len(removes) > self._config.push_bytes:
             return Announce(head=self._head)
         return Delta(head=self._head, from_seq=previous, upserts=upserts, removes=removes)
 
@@ -186,27 +247,14 @@ class OwnDigest:
         head = self._head
         if head is None or (request.epoch, request.seq) >= (head.epoch, head.seq):
             return None
-        if request.root == head.root and request.count == head.count:
-            return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
-        if request.epoch == head.epoch and self._log and request.seq >= self._log[0].from_seq:
-            touched: set[int] = set()
-            for entry in reversed(self._log):
-                if entry.seq <= request.seq:
-                    break
-                touched |= entry.touched
-            upserts = pack_entries(self._entries, touched & self._entries.keys())
-            removes = pack_hashes(touched - self._entries.keys())
-            return Repair(head=head, mode=LOG, from_seq=request.seq, upserts=upserts, removes=removes)
-        return snapshot(head, self._entries)
+        return repair_from(head, self._entries, self._log, request)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant of the module's docstring is broken."""
         assert len(self._entries) <= self._config.advert_budget
         if self._head is not None:
             assert self._head.root == root_of(self._entries) and self._head.count == len(self._entries)
-            assert self._log and self._log[-1].seq == self._head.seq
-        for earlier, later in pairwise(self._log):
-            assert earlier.seq == later.from_seq
+            self._log.check_invariants(self._head.seq)
 
     def _advertised(self) -> Entries:
         """Newest leaves first, each from its root on, until the budget is spent: always prefix-closed."""
@@ -231,12 +279,21 @@ class OwnDigest:
         )
         return msgspec.structs.replace(unsigned, signature=self._sign(signed_payload(unsigned)))
 
-    def _trim_log(self) -> None:
-        """Keep the log while it is smaller than a snapshot: a reader that fell off it then pays no more."""
-        budget = max(len(self._entries), 64)
-        size = sum(len(entry.touched) + 1 for entry in self._log)
-        while size > budget and len(self._log) > 1:
-            size -= len(self._log.popleft().touched) + 1
+
+def repair_from(head: Head, entries: Mapping[int, int], log: ChangeLog, request: RepairRequest) -> Repair:
+    """What brings the asker to ``head`` with the fewest bytes; owners and relays do the same."""
+    if request.root == head.root and request.count == head.count:
+        return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
+    made = log.last_repair
+    if made is not None and request.epoch == head.epoch and request.seq == made.from_seq:
+        return made
+    touched = log.touched_since(request.seq) if request.epoch == head.epoch else None
+    if touched is None:
+        return snapshot(head, entries)
+    upserts = pack_entries(entries, touched & entries.keys())
+    removes = pack_hashes(touched - entries.keys())
+    log.last_repair = Repair(head=head, mode=LOG, from_seq=request.seq, upserts=upserts, removes=removes)
+    return log.last_repair
 
 
 def snapshot(head: Head, entries: Mapping[int, int]) -> Repair:

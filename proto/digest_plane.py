@@ -3,15 +3,19 @@
 The rules of the sets themselves are in ``digest.py`` (the owner's side) and ``estimates.py`` (the reader's). Here are
 only time, peers and limits. Everything lost is found again by one of three: the next heartbeat shows the gap, a repair
 fetches it, and pairwise reconciliation finds what neither saw.
+
+Gossip brings each node every message several times. So only heads and small changes travel there; a larger change is
+announced, and each node fetches it once, from the neighbour that the announcement came from. That neighbour may be
+fetching it too: then it answers as soon as it has it, and the change flows down the tree of first announcements.
 """
 
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proto.blocks import block_hashes
-from proto.budget import Plane, SendBudget, Traffic, size_of
+from proto.budget import SendBudget, Traffic, size_of
 from proto.config import DigestConfig
 from proto.digest import SAME, OwnDigest, Sign, Verify
 from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
@@ -20,12 +24,14 @@ from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
 from proto.limits import Limits
 from proto.membership import Membership
-from proto.messages import MAX_VECTOR, Control, Reconcile, Repair, RepairRequest, Version
+from proto.messages import MAX_VECTOR, Announce, Control, Reconcile, Repair, RepairRequest, Version
 from proto.refusals import Refusal
 
 _SWEEP_S = 5.0
 _MAX_PENDING_REPAIRS = 1_024
 _MAX_RATE_ENTRIES = 16_384
+_MAX_WAITING_PER_REPAIR = 16
+"""Above gossipsub's largest mesh."""
 
 
 @dataclass
@@ -35,6 +41,8 @@ class _Pending:
     hint: bytes
     """Who is likely to have the missing bytes."""
     attempts: int = 0
+    waiting: dict[bytes, RepairRequest] = field(default_factory=dict)
+    """Who asked this node for the same bytes meanwhile."""
 
 
 class DigestPlane:
@@ -82,6 +90,9 @@ class DigestPlane:
         """Leading blocks of ``chain`` in this node's own cache."""
         return self._own[namespace].holds(chain)
 
+    def own(self, namespace: bytes) -> OwnDigest | None:
+        return self._own.get(namespace)
+
     # --- this node's cache -----------------------------------------------------------------------------------------
 
     def on_served(self, event: ModelServed, now: float) -> list[Effect]:
@@ -90,7 +101,8 @@ class DigestPlane:
         is_first = not self._own
         self._own[event.namespace] = OwnDigest(self._me, event.namespace, event.epoch, self._sign, self._config)
         self.estimates.follow(event.namespace)
-        effects = self._publish(event.namespace, now)
+        # Not at once: the engine is about to say what it kept over a restart, and the first head shall show it.
+        effects = self._set_due(event.namespace, now + self._config.delta_delay_s)
         if is_first:
             effects.append(SetTimer(Timer("reconcile"), now + self._jittered(self._config.reconcile_s)))
             effects.append(SetTimer(Timer("sweep"), now + _SWEEP_S))
@@ -104,13 +116,17 @@ class DigestPlane:
             own.evict(leaf)
         for leaf, tokens in event.stored:
             own.store(leaf, block_hashes(event.namespace, tokens))
-        if not own.is_behind():
+        at = self._next_delta(event.namespace, now)
+        if at >= self._due[event.namespace] or not own.is_behind():
             return []
-        return self._set_due(event.namespace, min(self._next_delta(event.namespace, now), self._due[event.namespace]))
+        return self._set_due(event.namespace, at)
 
     def _next_delta(self, namespace: bytes, now: float) -> float:
         """When the next delta may go out: on average one per interval, a few of them early (GCRA)."""
-        budget = self._paced_until.get(namespace, 0.0) - (self._config.delta_burst - 1) * self._config.delta_interval_s
+        if self._own[namespace].head is None:
+            return self._due[namespace]
+        ahead = (self._config.delta_burst - 1) * self._config.delta_interval_s
+        budget = self._paced_until.get(namespace, 0.0) - ahead
         spaced = self._delta_at.get(namespace, 0.0) + self._config.delta_min_gap_s
         return max(now + self._config.delta_delay_s, budget, spaced)
 
@@ -131,8 +147,7 @@ class DigestPlane:
     def _stretched_interval(self, now: float) -> float:
         """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
         and back. (By the whole excess it would swing: all nodes see the same and answer alike.)"""
-        received = self._traffic.received_per_s(Plane.DIGESTS, now) * self._config.gossip_copies
-        excess = received / self._config.receive_bytes_per_s
+        excess = self._traffic.digests_per_s(now) / self._config.receive_bytes_per_s
         self._stretch = min(max(self._stretch * excess**0.5, 1.0), self._config.max_stretch)
         return self._config.delta_interval_s * self._stretch
 
@@ -219,9 +234,14 @@ class DigestPlane:
                 raise RemoteError("too many heads", Refusal.TOO_MANY)
             self._refusals[Refusal.TOO_MANY] += 1
             return []
-        return self._after(
-            self.estimates.on_gossip(event.message, now), head.owner, head.namespace, event.forwarder, now
-        )
+        key = (head.owner, head.namespace)
+        outcome = self.estimates.on_gossip(event.message, now)
+        is_new_gap = outcome is Outcome.GAP and key not in self._pending
+        effects = self._after(outcome, *key, event.forwarder, now)
+        if is_new_gap and isinstance(event.message, Announce):
+            # Nothing that is under way can make this repair smaller: ask at once.
+            effects += self._ask_for_repair(key, now)
+        return effects
 
     def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
         head = message.head
@@ -237,6 +257,10 @@ class DigestPlane:
         if len(recent) >= self._config.repairs_per_minute:
             self._refusals[Refusal.TOO_SOON] += 1
             return [Emit("repair_refused", {"peer": peer})]
+        pending = self._pending.get((request.owner, request.namespace))
+        if pending is not None and peer not in pending.waiting and len(pending.waiting) < _MAX_WAITING_PER_REPAIR:
+            pending.waiting[peer] = request
+            return []
         repair = self._repair_for(request)
         if repair is None:
             return []
@@ -293,8 +317,7 @@ class DigestPlane:
             applied = Emit("digest_applied", {"peer": owner, "blocks": len(self.estimates.entries(*key))})
             if key not in self._pending or self.estimates.needs_repair(*key):
                 return [applied]
-            del self._pending[key]
-            return [applied, CancelTimer(timer)]
+            return [applied, CancelTimer(timer), *self._end_repair(key, now)]
         if outcome is not Outcome.GAP or key in self._pending or len(self._pending) >= _MAX_PENDING_REPAIRS:
             return []
         self._pending[key] = _Pending(hint)
@@ -306,8 +329,7 @@ class DigestPlane:
         if pending is None:
             return []
         if not self.estimates.needs_repair(*key) or pending.attempts >= self._config.repair_attempts:
-            del self._pending[key]
-            return []
+            return self._end_repair(key, now)
         choices = [pending.hint, key[0]][pending.attempts :]
         target = next((peer for peer in choices if self._members.is_connected(peer)), None)
         if target is None:
@@ -318,6 +340,11 @@ class DigestPlane:
         if target is None:
             return [again]
         return [*self._send(target, self.estimates.request(*key), now), again]
+
+    def _end_repair(self, key: Key, now: float) -> list[Effect]:
+        """Serve those who wait for the same bytes, with what there is now."""
+        waiting = self._pending.pop(key).waiting
+        return [effect for peer, request in waiting.items() for effect in self.on_repair_request(peer, request, now)]
 
     def _jittered(self, interval_s: float) -> float:
         return interval_s * self._rng.uniform(1 - self._config.jitter, 1 + self._config.jitter)

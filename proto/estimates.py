@@ -20,7 +20,7 @@ relayed head that was in order on the relay's clock and is not on this one: they
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -28,13 +28,13 @@ from proto.config import DigestConfig
 from proto.digest import (
     LOG,
     NO_ROOT,
-    SAME,
     SNAPSHOT,
+    ChangeLog,
     Entries,
     Verify,
+    repair_from,
     root_of,
     signed_payload,
-    snapshot,
     unpack_entries,
     unpack_hashes,
 )
@@ -73,7 +73,7 @@ class Equivocation(RemoteError):
         super().__init__(message, Refusal.EQUIVOCATION)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Estimate:
     head: Head | None = None
     """Of the set held; None before the first set."""
@@ -84,6 +84,8 @@ class _Estimate:
     suspect: bool = False
     paid_until: float = 0.0
     """When the sets taken so far are paid for, at one per ``delta_min_gap_s``."""
+    log: ChangeLog = field(default_factory=ChangeLog)
+    """Of the set held, to serve others that are a little behind."""
 
     @property
     def state(self) -> State:
@@ -135,6 +137,11 @@ class Estimates:
         estimate = self._estimates.get((owner, namespace))
         return _version(estimate.head) if estimate else (0, 0)
 
+    def holds(self, head: Head) -> bool:
+        """Whether the set held of ``head.owner`` is the one that ``head`` commits to, at any version."""
+        estimate = self._estimates.get((head.owner, head.namespace))
+        return estimate is not None and _same_set(head, estimate.head)
+
     def entries(self, owner: bytes, namespace: bytes) -> Mapping[int, int]:
         estimate = self._estimates.get((owner, namespace))
         return estimate.entries if estimate else {}
@@ -167,14 +174,12 @@ class Estimates:
         )
 
     def relay(self, request: RepairRequest) -> Repair | None:
-        """Serve another owner's digest: everything held of it, if that is newer than what the asker has."""
+        """Serve another owner's digest: what is held of it, if that is newer than what the asker has."""
         estimate = self._estimates.get((request.owner, request.namespace))
         head = estimate.head if estimate and not estimate.suspect else None
         if estimate is None or head is None or (request.epoch, request.seq) >= _version(head):
             return None
-        if request.root == head.root and request.count == head.count:
-            return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
-        return snapshot(head, estimate.entries)
+        return repair_from(head, estimate.entries, estimate.log, request)
 
     # --- what peers send -------------------------------------------------------------------------------------------
 
@@ -204,10 +209,14 @@ class Estimates:
         estimate = self._admit(message.head, now)
         if estimate is None:
             return Outcome.STALE
-        if isinstance(message, Announce) or not self._may_patch(estimate, message.head, message.from_seq, now):
-            return self._note(estimate, message.head, now)
-        entries = _patched(estimate.entries, message.upserts, message.removes)
-        return self._apply(estimate, message.head, entries, Refusal.WRONG_DELTA, now)
+        head = message.head
+        # A head that changes nothing, as every heartbeat's: no bytes, no root to compute.
+        says_nothing = isinstance(message, Announce) or not (message.upserts or message.removes)
+        if says_nothing and _same_set(head, estimate.head):
+            return self._replace(estimate, head, estimate.entries, frozenset(), now)
+        if isinstance(message, Announce) or not self._may_patch(estimate, head, message.from_seq, now):
+            return self._note(estimate, head, now)
+        return self._patch(estimate, message, now)
 
     def on_repair(self, message: Repair, now: float) -> Outcome:
         """Apply a repair from anybody. Raises RemoteError if its bytes do not hash to the signed root."""
@@ -216,10 +225,9 @@ class Estimates:
             return Outcome.STALE
         if message.mode == SNAPSHOT and self._may_compute(estimate, now):
             entries = unpack_entries(message.upserts)
-            return self._apply(estimate, message.head, entries, Refusal.WRONG_SNAPSHOT, now)
+            return self._apply(estimate, message.head, entries, None, Refusal.WRONG_SNAPSHOT, now)
         if message.mode == LOG and self._may_patch(estimate, message.head, message.from_seq, now):
-            entries = _patched(estimate.entries, message.upserts, message.removes)
-            return self._apply(estimate, message.head, entries, Refusal.WRONG_DELTA, now)
+            return self._patch(estimate, message, now)
         # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
         return self._note(estimate, message.head, now)
 
@@ -270,6 +278,7 @@ class Estimates:
             assert (head is None) == (not estimate.entries) or (head is not None and head.count == 0)
             if head is not None:
                 assert _commits(head, estimate.entries)
+                estimate.log.check_invariants(head.seq)
             if estimate.wanted is not None:
                 assert _version(estimate.wanted) > _version(head)
             for block in estimate.entries:
@@ -311,17 +320,34 @@ class Estimates:
     def _may_patch(self, estimate: _Estimate, head: Head, from_seq: int, now: float) -> bool:
         return _reaches(estimate.head, head, from_seq) and self._may_compute(estimate, now)
 
-    def _apply(self, estimate: _Estimate, head: Head, entries: Entries, refusal: Refusal, now: float) -> Outcome:
-        """``entries`` become what is held, if they are what ``head`` commits to."""
+    def _patch(self, estimate: _Estimate, message: Delta | Repair, now: float) -> Outcome:
+        upserts, removes = unpack_entries(message.upserts), unpack_hashes(message.removes)
+        entries = estimate.entries | upserts
+        for key in removes:
+            entries.pop(key, None)
+        touched = upserts.keys() | set(removes)
+        return self._apply(estimate, message.head, entries, touched, Refusal.WRONG_DELTA, now)
+
+    def _apply(
+        self,
+        estimate: _Estimate,
+        head: Head,
+        entries: Entries,
+        touched: Set[int] | None,
+        refusal: Refusal,
+        now: float,
+    ) -> Outcome:
+        """``entries`` become what is held, if they are what ``head`` commits to. ``touched``: None if that is not
+        known; ``refusal``: what it counts as if they are not."""
         if not _commits(head, entries):
             raise RemoteError("the bytes do not hash to the signed root", refusal)
         estimate.paid_until = max(estimate.paid_until, now) + self._config.delta_min_gap_s
-        return self._replace(estimate, head, entries, now)
+        return self._replace(estimate, head, entries, touched, now)
 
     def _note(self, estimate: _Estimate, head: Head, now: float) -> Outcome:
         """A newer head is known; keep what is held until its bytes come."""
         if _same_set(head, estimate.head):
-            return self._replace(estimate, head, estimate.entries, now)
+            return self._replace(estimate, head, estimate.entries, frozenset(), now)
         if not self._keep(estimate, head, 0, now):
             return Outcome.STALE
         if _version(head) > _version(estimate.wanted):
@@ -329,14 +355,21 @@ class Estimates:
         self._heard(estimate, now)
         return Outcome.GAP
 
-    def _replace(self, estimate: _Estimate, head: Head, entries: Entries, now: float) -> Outcome:
+    def _replace(
+        self, estimate: _Estimate, head: Head, entries: Entries, touched: Set[int] | None, now: float
+    ) -> Outcome:
         if not self._keep(estimate, head, len(entries) - len(estimate.entries), now):
             return Outcome.STALE
         if entries is not estimate.entries:
             index = self._indexes[head.namespace]
-            index.discard(head.owner, [key for key in estimate.entries if key not in entries])
-            index.add(head.owner, [key for key in entries if key not in estimate.entries])
+            old = estimate.entries
+            index.discard(head.owner, [key for key in (touched or old) if key in old and key not in entries])
+            index.add(head.owner, [key for key in (touched or entries) if key in entries and key not in old])
             self._num_entries += len(entries) - len(estimate.entries)
+        if estimate.head is None or estimate.head.epoch != head.epoch or touched is None:
+            estimate.log.clear()
+        else:
+            estimate.log.add(estimate.head.seq, head.seq, touched, len(entries))
         estimate.head, estimate.entries = head, entries
         if estimate.wanted is not None and _version(estimate.wanted) <= _version(head):
             estimate.wanted = None
@@ -346,6 +379,8 @@ class Estimates:
     def _keep(self, estimate: _Estimate, head: Head, num_entries: int, now: float) -> bool:
         """Hold ``estimate``, grown by ``num_entries``. False if there is no room for that."""
         key = (head.owner, head.namespace)
+        if num_entries <= 0 and key in self._estimates:
+            return True
         if not self._make_room(key, num_entries, now):
             self._refusals[Refusal.NO_ROOM] += 1
             return False
@@ -422,13 +457,6 @@ def _reaches(held: Head | None, head: Head, from_seq: int) -> bool:
     if held.epoch != head.epoch:
         return from_seq == 0 and held.count == 0
     return from_seq <= held.seq < head.seq
-
-
-def _patched(entries: Entries, upserts: bytes, removes: bytes) -> Entries:
-    patched = entries | unpack_entries(upserts)
-    for key in unpack_hashes(removes):
-        patched.pop(key, None)
-    return patched
 
 
 def _commits(head: Head, entries: Entries) -> bool:

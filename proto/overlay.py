@@ -15,11 +15,11 @@ from typing import assert_never
 from proto import WIRE_VERSION
 from proto.budget import Traffic
 from proto.config import OverlayConfig
-from proto.digest import Sign, Verify
+from proto.digest import OwnDigest, Sign, Verify
 from proto.digest_plane import DigestPlane
 from proto.effects import Abandon, Disconnect, Effect, Emit
 from proto.errors import RemoteError
-from proto.estimates import Equivocation, State
+from proto.estimates import Equivocation, Estimates, State
 from proto.events import (
     CacheChanged,
     Connected,
@@ -79,7 +79,7 @@ class Overlay:
         self.me = me
         self.refusals: Counter[Refusal] = Counter()
         """What of peers was not used, and why. Only read it."""
-        self.traffic = Traffic()
+        self.traffic = Traffic(config.digest.gossip_copies)
         """What each plane received and the digests sent. Only read it."""
         self._config = config
         self._trust = Trust(config.trust)
@@ -139,6 +139,15 @@ class Overlay:
                 )
             )
         return views
+
+    @property
+    def estimates(self) -> Estimates:
+        """What is believed of everybody's cache. To look at, not to change."""
+        return self._digests.estimates
+
+    def own_digest(self, namespace: bytes) -> OwnDigest | None:
+        """What this node tells of its own cache; None in a namespace it does not serve. To look at."""
+        return self._digests.own(namespace)
 
     def vitals(self, namespace: bytes) -> Vitals | None:
         """This node's own load as last reported by its engine."""

@@ -1,6 +1,7 @@
 """``mycelia bench``: the command line of the benchmarks. Heavy imports happen inside the commands."""
 
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -12,7 +13,8 @@ MODEL_HELP = "Registered name, or a GGUF file."
 Examples:
   mycelia bench engine
   mycelia bench engine --against llama-server --threads 2 --json > engine.json
-  mycelia bench index --against dynamo"""
+  mycelia bench index --against dynamo
+  mycelia bench gossip --nodes 200"""
 )
 def bench() -> None:
     """Measure on this machine, beside what you would use instead."""
@@ -57,3 +59,25 @@ def index(peers: int, residencies: int, zipf: float, runs: int, against: str | N
     from node.bench.report import show
 
     show(bench_index(peers, residencies, zipf, runs, against, seed), as_json)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(8, 10_000), default=1_000, show_default=True, help="Simulated nodes.")
+@click.option(
+    "--rtt",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JSON with a square matrix `rtt_ms`, gzipped or not; without it, latencies of a modelled internet.",
+)
+@click.option("--only", "rows", multiple=True, metavar="ROW", help="Measure this row only; may be repeated.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Equal seeds, equal runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def gossip(nodes: int, rtt: Path | None, rows: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """The metadata plane, simulated: how soon digests converge, what they cost. Takes tens of minutes at 1,000 nodes.
+
+    Rows about bytes, and the partition, use at most 256 nodes: beyond that a swarm splits into cells.
+    """
+    from node.bench.gossip import bench_gossip
+    from node.bench.report import show
+
+    show(bench_gossip(nodes, rtt, seed, rows), as_json)

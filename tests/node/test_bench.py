@@ -9,6 +9,7 @@ import pytest
 
 from node.bench import internals
 from node.bench.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
+from node.bench.gossip import bench_gossip
 from node.bench.index import bench_index, make_population
 from node.bench.internals import Bench, measure_shares
 from node.bench.report import report_of, row_of, show
@@ -61,6 +62,15 @@ def test_the_population_holds_what_was_asked_for_and_lookups_find_it() -> None:
     values = {row.name: row.value for row in report.rows}
     assert values.keys() >= {"lookup_us_p50", "lookup_hash_us_p50", "update_blocks_per_s", "bytes_per_residency"}
     assert all(value > 0 for value in values.values())
+
+
+def test_simulated_rows_are_numbers_and_the_same_every_time() -> None:
+    reports = [bench_gossip(16, None, 1, ["same_repair_bytes", "partition_rounds"]) for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert [row.name for row in reports[0].rows] == ["same_repair_bytes", "partition_rounds"]
+    assert all(row.value > 0 for row in reports[0].rows)
+    with pytest.raises(LocalError, match="floor_ratio"):
+        bench_gossip(16, None, 1, ["floor"])
 
 
 def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

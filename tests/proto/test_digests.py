@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proto.blocks import STRIDE, block_hashes
-from proto.config import OverlayConfig
+from proto.config import DigestConfig, OverlayConfig
 from proto.digest import LOG, SNAPSHOT, OwnDigest, pack_entries, pack_hashes, root_of, unpack_entries, unpack_hashes
 from proto.effects import Disconnect, Emit
 from proto.errors import RemoteError
@@ -305,6 +305,7 @@ def test_a_store_is_visible_everywhere_within_a_second_of_a_quiet_time() -> None
 def test_steady_change_is_told_once_per_interval_on_average() -> None:
     world = World(2)
     world.deliver_all()
+    world.advance(1)
     head = world.nodes[OWNER].overlay._digests._own[NAMESPACE]
     assert head.head is not None
     start = head.head.seq
@@ -411,6 +412,127 @@ def test_a_lost_connection_suspects_at_once_and_a_return_reinstates() -> None:
     assert estimates.state(OWNER, NAMESPACE) is State.SUSPECT
     world.handle(READER, Received(OWNER, hello))
     assert estimates.state(OWNER, NAMESPACE) is State.LIVE
+
+
+def leaf_of(number: int, num_blocks: int = 20) -> list[int]:
+    """Too large to push."""
+    return [1_000 + number] * STRIDE * num_blocks
+
+
+def settled(num_nodes: int) -> World:
+    world = World(num_nodes, seed=2)
+    world.deliver_all()
+    world.advance(40)
+    return world
+
+
+def test_a_relay_serves_a_reader_that_is_a_little_behind_from_its_log() -> None:
+    world = settled(3)
+    relay = world.nodes[THIRD].overlay.estimates
+    behind = []
+    for number in range(3):
+        behind.append(relay.request(OWNER, NAMESPACE))
+        world.store(OWNER, number, leaf_of(number))
+        world.advance(15)
+    repair = relay.relay(behind[2])
+    assert repair is not None and repair.mode == LOG and len(unpack_entries(repair.upserts)) == 20
+    repair = relay.relay(behind[1])
+    assert repair is not None and repair.mode == LOG and len(unpack_entries(repair.upserts)) == 40
+    assert relay.relay(behind[1]) is repair, "made once for all neighbours"
+    world.evict(OWNER, 1)
+    world.advance(15)
+    repair = relay.relay(behind[1])
+    assert repair is not None and repair.mode == LOG and len(unpack_hashes(repair.removes)) == 20
+    assert len(unpack_entries(repair.upserts)) == 20
+    world.nodes[READER].overlay.estimates.check_invariants()
+
+
+def test_an_announced_change_is_asked_for_at_once_where_it_was_heard() -> None:
+    world = settled(3)
+    world.store(OWNER, 1, leaf_of(1))
+    world.advance(1, deliver=False)
+    announced = [(to, event) for to, event in world.in_flight if isinstance(event, Gossiped)]
+    assert announced and all(isinstance(event.message, Announce) for _, event in announced)
+    world.in_flight.clear()
+    world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announced[0][1].message))
+    ((receiver, event),) = world.in_flight
+    assert receiver == THIRD and isinstance(event, Received) and isinstance(event.message, RepairRequest)
+
+
+def test_a_node_that_fetches_a_change_itself_answers_when_it_has_it() -> None:
+    world = settled(3)
+    world.store(OWNER, 1, leaf_of(1))
+    world.advance(1, deliver=False)
+    announce = next(event.message for _, event in world.in_flight if isinstance(event, Gossiped))
+    world.in_flight.clear()
+    world.handle(THIRD, Gossiped(OWNER, OWNER, NAMESPACE, announce))
+    world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announce))
+    to_owner, to_relay = world.in_flight
+    world.in_flight = [to_relay]
+    world.deliver_all()
+    assert not world.in_flight, "the relay has nothing yet, and keeps the question"
+    world.in_flight = [to_owner]
+    world.deliver_all()
+    truth = world.nodes[OWNER].overlay.own_digest(NAMESPACE)
+    assert truth is not None and truth.head is not None and len(truth.entries) == 20
+    assert world.nodes[THIRD].overlay.estimates.holds(truth.head)
+    assert world.nodes[READER].overlay.estimates.holds(truth.head)
+
+
+def test_an_answer_that_never_comes_is_asked_for_elsewhere() -> None:
+    world = settled(3)
+    world.store(OWNER, 1, leaf_of(1))
+    world.advance(1, deliver=False)
+    announce = next(event.message for _, event in world.in_flight if isinstance(event, Gossiped))
+    world.in_flight.clear()
+    world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announce))
+    world.in_flight.clear()
+    world.advance(3)
+    truth = world.nodes[OWNER].overlay.own_digest(NAMESPACE)
+    assert truth is not None and truth.head is not None
+    assert world.nodes[READER].overlay.estimates.holds(truth.head)
+
+
+def test_a_restarted_node_shows_its_kept_cache_in_its_first_head() -> None:
+    world = settled(2)
+    world.store(OWNER, 1, leaf_of(1))
+    world.advance(15)
+    before = world.nodes[READER].overlay.estimates.entries(OWNER, NAMESPACE)
+    world.handle(READER, Disconnected(OWNER))
+    world.start(OWNER)
+    world.store(OWNER, 1, leaf_of(1))
+    requests = []
+    for _ in range(20):
+        requests += [event for _, event in world.in_flight if isinstance(event, Received)]
+        world.deliver_all()
+        world.advance(0.1, deliver=False)
+    estimates = world.nodes[READER].overlay.estimates
+    assert estimates.state(OWNER, NAMESPACE) is State.LIVE
+    assert estimates.entries(OWNER, NAMESPACE) == before and len(before) == 20
+    repairs = [event.message for event in requests if isinstance(event.message, Repair)]
+    assert not any(repair.head.owner == OWNER and repair.upserts for repair in repairs), "nothing had to be sent again"
+
+
+def test_the_pace_slows_down_when_everybody_has_much_to_say() -> None:
+    """Changes that are announced and fetched count as what is pushed does: the interval stretches as far as it may."""
+
+    def deltas(receive_bytes_per_s: float) -> int:
+        config = DigestConfig(receive_bytes_per_s=receive_bytes_per_s)
+        world = World(6, config=OverlayConfig(digest=config))
+        own = world.nodes[OWNER].overlay.own_digest(NAMESPACE)
+        assert own is not None
+        told = []
+        for second in range(300):
+            for number in range(6):
+                world.store(peer_id(number), second % 3, [second * 6 + number] * STRIDE * 5)
+            world.advance(1)
+            told.append(own.head.seq if own.head else 0)
+        return told[-1] - told[120]  # (once the pace has settled)
+
+    unbounded, bounded = deltas(1e9), deltas(200.0)
+    assert 180 / (CONFIG.delta_interval_s * 1.2) - 1 <= unbounded
+    longest = CONFIG.delta_interval_s * CONFIG.max_stretch
+    assert bounded <= 180 / (longest * 0.8) + 1 < unbounded
 
 
 class History(RuleBasedStateMachine):
@@ -534,7 +656,7 @@ class Convergence(RuleBasedStateMachine):
                 assert version >= self.versions.get((reader, owner), (0, 0))
                 self.versions[reader, owner] = version
                 head = other.overlay._digests._own[NAMESPACE].head
-                assert head is not None and version <= (head.epoch, head.seq)
+                assert head is None or version <= (head.epoch, head.seq)  # (None: restarted a moment ago)
 
     def teardown(self) -> None:
         """After updates stop: one batch interval, one heartbeat, and three reconciliation rounds are enough."""

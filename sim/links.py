@@ -1,0 +1,187 @@
+"""What lies between the nodes: latency, jitter, loss, partitions, and the mesh that gossip runs over.
+
+Latencies come from an RTT matrix or, without one, from a model of the internet: nodes are scattered over the land's
+latitudes and RTT = 38.3 ms + 0.01634 ms/km, a least-squares fit to pings between 242 cities, plus a last mile of 5 to
+20 ms. Every message draws a log-normal jitter. Chance is seeded.
+
+Gossip is a flood over a mesh, as in gossipsub: whoever hears a message first from one neighbour passes it to its other
+ones, so a node hears it about D - 1 times. Each hop has the link's latency and loses the message with the link's loss,
+which real gossipsub, on TCP, would not. Not modelled: the lazy pull by IHAVE/IWANT, which would bring most of what is
+lost within two seconds (its bytes are counted, see ``world.py``), and mesh repair after a partition.
+"""
+
+import gzip
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from proto.errors import LocalError
+
+Matrix = npt.NDArray[np.float64]
+
+_BASE_RTT_S, _RTT_S_PER_KM = 0.0383, 0.01634e-3
+_EARTH_RADIUS_KM = 6_371.0
+_LAST_MILE_S = (0.005, 0.020)
+
+
+def constant_rtt(num_nodes: int, rtt_s: float) -> Matrix:
+    """The same RTT, in seconds, between all."""
+    return np.full((num_nodes, num_nodes), rtt_s)
+
+
+def modelled_rtt(num_nodes: int, rng: random.Random) -> Matrix:
+    """RTTs in seconds of ``num_nodes`` homes scattered over the world."""
+    latitude = np.array([math.asin(rng.uniform(-0.6, 0.9)) for _ in range(num_nodes)])
+    longitude = np.array([rng.uniform(-math.pi, math.pi) for _ in range(num_nodes)])
+    cosine = np.sin(latitude)[:, None] * np.sin(latitude) + np.cos(latitude)[:, None] * np.cos(latitude) * np.cos(
+        longitude[:, None] - longitude
+    )
+    distance_km = _EARTH_RADIUS_KM * np.arccos(np.clip(cosine, -1, 1))
+    last_mile = np.array([rng.uniform(*_LAST_MILE_S) for _ in range(num_nodes)])
+    rtt: Matrix = _BASE_RTT_S + _RTT_S_PER_KM * distance_km + last_mile[:, None] + last_mile
+    return rtt
+
+
+def measured_rtt(path: Path, num_nodes: int, rng: random.Random) -> Matrix:
+    """RTTs in seconds of nodes that live in cities drawn from a file: JSON, gzipped or not, with the square matrix
+    ``rtt_ms``. Raises LocalError when the file has none."""
+    try:
+        data = path.read_bytes()
+        text = gzip.decompress(data) if path.suffix == ".gz" else data
+        cities = np.asarray(json.loads(text)["rtt_ms"], dtype=np.float64) / 1000
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise LocalError(f"{path} has no RTT matrix: {exc}") from exc
+    if cities.ndim != 2 or cities.shape[0] != cities.shape[1] or not np.all(np.isfinite(cities)) or np.any(cities < 0):
+        raise LocalError(f"{path}: rtt_ms must be a square matrix of milliseconds")
+    home = np.array([rng.randrange(len(cities)) for _ in range(num_nodes)])
+    last_mile = np.array([rng.uniform(*_LAST_MILE_S) for _ in range(num_nodes)])
+    rtt: Matrix = cities[np.ix_(home, home)] + last_mile[:, None] + last_mile
+    return rtt
+
+
+@dataclass(frozen=True)
+class Partition:
+    """No message passes between the two sides in [start_s, end_s); times as in ``World.now``."""
+
+    start_s: float
+    end_s: float
+    side: Sequence[bool]
+    """Of each node."""
+
+
+class Links:
+    """All pairs of nodes. ``loss``: chance that one message on one hop is lost; ``jitter``: sigma of its log-normal."""
+
+    def __init__(self, rtt_s: Matrix, seed: int, loss: float = 0.0, jitter: float = 0.05) -> None:
+        self._one_way_s = rtt_s / 2
+        self._rows: list[list[float]] = self._one_way_s.tolist()
+        self._rng = random.Random(seed)
+        self._numbers = np.random.default_rng(seed)
+        self.loss = loss
+        self._jitter = jitter
+        self.partition: Partition | None = None
+        self._edges: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self._edge_s: Matrix | None = None
+
+    def is_cut(self, one: int, other: int, now: float) -> bool:
+        """Whether a partition separates the two now."""
+        cut = self.partition
+        return cut is not None and cut.start_s <= now < cut.end_s and cut.side[one] != cut.side[other]
+
+    def delay_s(self, sender: int, receiver: int, now: float) -> float | None:
+        """How long one message takes; None: it is lost."""
+        rng = self._rng
+        if (self.loss and rng.random() < self.loss) or self.is_cut(sender, receiver, now):
+            return None
+        one_way = self._rows[sender][receiver]
+        return one_way * math.exp(rng.gauss(0.0, self._jitter)) if self._jitter else one_way
+
+    def set_mesh(self, edges: Sequence[tuple[int, int]]) -> None:
+        """The gossip mesh: undirected, each edge once."""
+        both = sorted({*edges, *((b, a) for a, b in edges)})
+        one = np.array([a for a, _ in both], dtype=np.int64)
+        other = np.array([b for _, b in both], dtype=np.int64)
+        self._edges = (one, other)
+        self._edge_s = self._one_way_s[one, other]
+
+    def flood(
+        self, source: int, now: float, is_up: npt.NDArray[np.bool_]
+    ) -> tuple[Matrix, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """One gossip message: (seconds until each node has it, infinite if never; the neighbour it came from first;
+        copies each node sent; copies each node received)."""
+        assert self._edges is not None and self._edge_s is not None, "set_mesh() first"
+        one, other = self._edges
+        num_nodes = len(self._rows)
+        passes = is_up[one] & is_up[other]
+        cut = self.partition
+        if cut is not None and cut.start_s <= now < cut.end_s:
+            side = np.asarray(cut.side, dtype=np.bool_)
+            passes &= side[one] == side[other]
+        sent_over = passes.copy()
+        if self.loss:
+            passes &= self._numbers.random(len(one)) >= self.loss
+        seconds = self._edge_s
+        if self._jitter:
+            seconds = seconds * np.exp(self._numbers.normal(0.0, self._jitter, len(one)))
+        seconds = np.where(passes, seconds, np.inf)
+        heard = np.full(num_nodes, np.inf)
+        heard[source] = 0.0
+        while True:
+            nearer = heard.copy()
+            np.minimum.at(nearer, other, heard[one] + seconds)
+            if np.array_equal(nearer, heard):
+                break
+            heard = nearer
+        reached = np.isfinite(heard)
+        first = np.full(num_nodes, -1, dtype=np.int64)
+        is_first = (heard[one] + seconds == heard[other]) & reached[other] & passes
+        first[other[is_first]] = one[is_first]
+        # A node does not send a message back where it first came from.
+        sends = sent_over & reached[one] & (first[one] != other)
+        arrives = sends & passes
+        sent = np.bincount(one[sends], minlength=num_nodes)
+        received = np.bincount(other[arrives], minlength=num_nodes)
+        return heard, first, sent, received
+
+
+def random_graph(num_nodes: int, degree: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Connections as nodes make them: one after the other, each dials random others until it has ``degree``; whoever
+    is dialled accepts. Each edge once, sorted. Connected, as a ring through all is dialled first."""
+    near: list[set[int]] = [set() for _ in range(num_nodes)]
+
+    def link(one: int, other: int) -> None:
+        if one != other:
+            near[one].add(other)
+            near[other].add(one)
+
+    for node in range(num_nodes):
+        link(node, (node + 1) % num_nodes)
+    for node in rng.sample(range(num_nodes), num_nodes):
+        while len(near[node]) < min(degree, num_nodes - 1):
+            link(node, rng.randrange(num_nodes))
+    return sorted((node, other) for node in range(num_nodes) for other in near[node] if node < other)
+
+
+def mesh_of(edges: Sequence[tuple[int, int]], num_nodes: int, degree: int, rng: random.Random) -> list[tuple[int, int]]:
+    """A gossip mesh within the connections: each node grafts random peers until it has ``degree``, or all it knows.
+    So degrees lie between ``degree`` and about twice that, as gossipsub's between D and D_high."""
+    known: list[list[int]] = [[] for _ in range(num_nodes)]
+    for one, other in edges:
+        known[one].append(other)
+        known[other].append(one)
+    mesh: list[set[int]] = [set() for _ in range(num_nodes)]
+    for node in rng.sample(range(num_nodes), num_nodes):
+        candidates = rng.sample(sorted(known[node]), len(known[node]))
+        candidates.sort(key=lambda peer: len(mesh[peer]) >= degree)  # a full mesh refuses while others accept
+        for peer in candidates:
+            if len(mesh[node]) >= degree:
+                break
+            mesh[node].add(peer)
+            mesh[peer].add(node)
+    return sorted((node, other) for node in range(num_nodes) for other in mesh[node] if node < other)

@@ -1,0 +1,397 @@
+"""Scenarios of the metadata plane, each with what it measures.
+
+All of them: nodes on a modelled or measured internet, connected as real nodes connect (each dials until it has
+``DEGREE`` peers, so at 1,000 nodes an owner is connected to 4 % of its readers), one model, signed digests over gossip,
+repair and reconciliation. A node learns of owners that it is not connected to by gossip and from its neighbours.
+
+Rounds are those of ``reconcile_s``; a batch interval is ``delta_interval_s``.
+"""
+
+import random
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from proto.blocks import STRIDE
+from proto.config import DigestConfig, OverlayConfig
+from proto.effects import Emit, Publish, Send
+from proto.events import CacheChanged
+from proto.messages import Repair, RepairRequest
+from sim.links import Links, Partition, measured_rtt, mesh_of, modelled_rtt, random_graph
+from sim.workload import Mmlu, PrefixCache, blocks_of
+from sim.world import NAMESPACE, PLANES, SimNode, World
+
+DEGREE, MESH_DEGREE = 32, 4
+"""Connections and gossip mesh of a node, as in node/network."""
+LIVENESS_S = 8.0
+"""Until a node closes the connection with a peer that went silent; measured 5-9 s."""
+REDIAL_S = 60.0
+"""Within this time of a partition's end, the connections it broke are back."""
+_START_S, _SETTLED_S = 20.0, 60.0
+_PACE_S = 90.0
+"""Until pace and measured rate fit each other."""
+_LEAF_BLOCKS = 4
+
+Step = Callable[[str], None]
+"""Told what begins, for a progress line."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A swarm to simulate."""
+
+    num_nodes: int
+    loss: float
+    seed: int = 1
+    rtt_file: Path | None = None
+    config: DigestConfig = field(default_factory=DigestConfig)
+
+
+@dataclass
+class Swarm:
+    """A running world and the connections its nodes mean to keep."""
+
+    world: World
+    edges: Sequence[tuple[int, int]]
+    setting: Setting
+
+    def wait(self, seconds: float) -> None:
+        self.world.run(self.world.now + seconds)
+
+
+def make_swarm(setting: Setting) -> Swarm:
+    """Its nodes are started and have heard of each other. Raises LocalError for a file without an RTT matrix."""
+    rng = random.Random(setting.seed)
+    num_nodes = setting.num_nodes
+    if setting.rtt_file is None:
+        rtt = modelled_rtt(num_nodes, rng)
+    else:
+        rtt = measured_rtt(setting.rtt_file, num_nodes, rng)
+    links = Links(rtt, setting.seed, loss=setting.loss)
+    edges = random_graph(num_nodes, DEGREE, rng)
+    links.set_mesh(mesh_of(edges, num_nodes, MESH_DEGREE, rng))
+    world = World(links, num_nodes, setting.seed, OverlayConfig(digest=setting.config))
+    world.start_all(edges, _START_S)
+    swarm = Swarm(world, edges, setting)
+    swarm.wait(_START_S + _SETTLED_S)
+    return swarm
+
+
+# --- change --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Churn:
+    """Every node stores a leaf of new blocks now and then (Poisson) and drops its oldest, until ``until``.
+
+    ``rate``: leaves a second a node; a leaf is ``leaf_blocks`` blocks, so once a cache is full there are
+    2 x ``leaf_blocks`` x ``rate`` changes a second a node.
+    """
+
+    world: World
+    rate: float
+    until: float
+    leaf_blocks: int = _LEAF_BLOCKS
+    leaves: int = 4
+    """That a node holds."""
+    on_store: Callable[[SimNode], None] | None = None
+    _next_leaf: int = 0
+    _held: dict[int, deque[int]] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        for node in self.world.up():
+            self._later(node)
+
+    def fill(self) -> None:
+        """All caches at once."""
+        for node in self.world.up():
+            self._held[node.number] = deque()
+            stored = [self._leaf(node) for _ in range(self.leaves)]
+            self.world.handle(node, CacheChanged(NAMESPACE, stored, []))
+
+    def _later(self, node: SimNode) -> None:
+        at = self.world.now + self.world.rng.expovariate(self.rate)
+        if at < self.until:
+            self.world.call(at, partial(self._change, node))
+
+    def _change(self, node: SimNode) -> None:
+        held = self._held.setdefault(node.number, deque())
+        stored = [self._leaf(node)]
+        evicted = [held.popleft()] if len(held) > self.leaves else []
+        if self.on_store is not None:
+            self.on_store(node)
+        self.world.handle(node, CacheChanged(NAMESPACE, stored, evicted))
+        self._later(node)
+
+    def _leaf(self, node: SimNode) -> tuple[int, list[int]]:
+        self._next_leaf += 1
+        self._held[node.number].append(self._next_leaf)
+        return self._next_leaf, [self._next_leaf] * (STRIDE * self.leaf_blocks)
+
+
+# --- a store becomes visible ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Owner:
+    stored_at: list[float] = field(default_factory=list)
+    """Stores that no head shows yet."""
+    seqs: list[int] = field(default_factory=list)
+    """Of the heads that showed a store first, ascending; beside each, when the stores were and who sees them."""
+    stores: list[list[float]] = field(default_factory=list)
+    seen_by: list[int] = field(default_factory=list)
+
+
+class Visibility:
+    """When each store was visible at ``share`` of the other nodes, in seconds after it."""
+
+    def __init__(self, world: World, share: float) -> None:
+        self._world = world
+        self._owners = [_Owner() for _ in world.nodes]
+        self._seen_seq = np.zeros((len(world.nodes), len(world.nodes)), dtype=np.int64)
+        self._enough = share * (len(world.nodes) - 1)
+        self.seconds: list[float] = []
+        world.on_publish, world.on_emit = self._on_publish, self._on_emit
+
+    def on_store(self, node: SimNode) -> None:
+        """Call before the node is told."""
+        self._owners[node.number].stored_at.append(self._world.now)
+
+    def missed(self) -> list[float]:
+        """How long ago the stores were that are not visible yet."""
+        late = []
+        for owner in self._owners:
+            late += owner.stored_at
+            for at, seen_by in zip(owner.stores, owner.seen_by, strict=True):
+                late += at if seen_by < self._enough else []
+        return [self._world.now - at for at in late]
+
+    def _on_publish(self, node: SimNode, effect: Publish) -> None:
+        owner = self._owners[node.number]
+        if owner.stored_at:
+            owner.seqs.append(effect.message.head.seq)
+            owner.stores.append(owner.stored_at)
+            owner.seen_by.append(0)
+            owner.stored_at = []
+
+    def _on_emit(self, node: SimNode, effect: Emit) -> None:
+        if effect.event != "digest_applied":
+            return
+        peer = effect.fields["peer"]
+        assert isinstance(peer, bytes)
+        number = self._world.number_of[peer]
+        owner = self._owners[number]
+        if not owner.seqs:
+            return
+        seq = node.overlay.estimates.version(peer, NAMESPACE)[1]
+        before = int(self._seen_seq[node.number, number])
+        self._seen_seq[node.number, number] = seq
+        for place in range(bisect_right(owner.seqs, before), bisect_right(owner.seqs, seq)):
+            owner.seen_by[place] += 1
+            if owner.seen_by[place] >= self._enough > owner.seen_by[place] - 1:
+                self.seconds += [self._world.now - at for at in owner.stores[place]]
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What ``store_visible`` measured."""
+
+    seconds: list[float]
+    """Of every store, sorted; what never became visible has the time until the end of the run."""
+    num_missed: int
+    """Stores that never became visible."""
+    receive_rate: float
+    """Bytes a second a node, all planes."""
+
+
+def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> Visible:
+    """Every node stores ``rate`` leaves a second; then a minute for the last ones."""
+    step(f"{setting.num_nodes} nodes start")
+    swarm = make_swarm(setting)
+    world = swarm.world
+    visibility = Visibility(world, 0.99)
+    Churn(world, rate, world.now + seconds, on_store=visibility.on_store).begin()
+    before = _received(world)
+    step("stores")
+    swarm.wait(seconds)
+    receive_rate = float((_received(world) - before).mean()) / seconds
+    step("the last ones spread")
+    swarm.wait(2 * setting.config.delta_interval_s * setting.config.max_stretch)
+    missed = visibility.missed()
+    return Visible(sorted(visibility.seconds + missed), len(missed), receive_rate)
+
+
+def _received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Bytes each node received so far."""
+    total: np.ndarray[tuple[int], np.dtype[np.int64]] = np.sum([world.received[plane] for plane in PLANES], axis=0)
+    return total
+
+
+# --- everybody equal -----------------------------------------------------------------------------------------------
+
+
+def is_converged(world: World) -> bool:
+    """Whether every node that serves has shown its cache, and every other holds just that of it."""
+    heads = []
+    for node in world.up():
+        own = node.overlay.own_digest(NAMESPACE)
+        if own is None or own.head is None or own.is_behind():
+            return False
+        heads.append(own.head)
+    return all(node.overlay.estimates.holds(head) for node in world.up() for head in heads if head.owner != node.peer)
+
+
+def seconds_to_converge(swarm: Swarm, limit_s: float) -> float:
+    """Runs until ``is_converged``, which is looked at every second, at most for ``limit_s``."""
+    began = swarm.world.now
+    while swarm.world.now < began + limit_s:
+        if is_converged(swarm.world):
+            return swarm.world.now - began
+        swarm.wait(1.0)
+    return limit_s
+
+
+def reconcile(setting: Setting, rate: float, seconds: float, step: Step) -> float:
+    """Seconds from the last change until all estimates equal truth."""
+    step(f"{setting.num_nodes} nodes start")
+    swarm = make_swarm(setting)
+    world = swarm.world
+    Churn(world, rate, world.now + seconds).begin()
+    step("changes")
+    swarm.wait(seconds)
+    step("quiet")
+    return seconds_to_converge(swarm, 20 * setting.config.reconcile_s)
+
+
+def partition(setting: Setting, rate: float, apart_s: float, step: Step) -> float:
+    """Seconds from the end of a partition into halves, with changes all through it, until all estimates equal truth.
+
+    Connections across break LIVENESS_S after it begins, and each is back within REDIAL_S of its end.
+    """
+    step(f"{setting.num_nodes} nodes start")
+    swarm = make_swarm(setting)
+    world, rng = swarm.world, random.Random(setting.seed)
+    side = [number % 2 == 0 for number in range(setting.num_nodes)]
+    begins, ends = world.now, world.now + apart_s
+    world.links.partition = Partition(begins, ends, side)
+    Churn(world, rate, ends).begin()
+    for one, other in swarm.edges:
+        if side[one] != side[other]:
+            world.call(begins + LIVENESS_S, partial(world.disconnect, one, other))
+            world.call(ends + rng.uniform(0.0, REDIAL_S), partial(world.connect, one, other))
+    step("apart")
+    swarm.wait(apart_s)
+    step("healed")
+    return seconds_to_converge(swarm, 20 * setting.config.reconcile_s)
+
+
+def restart(setting: Setting, leaves: int, step: Step) -> float:
+    """Bytes on direct streams, requests and repairs of its digest, that a restart of one node with its cache unchanged
+    costs for each peer it is connected with, until all of them have its new epoch."""
+    step(f"{setting.num_nodes} nodes start")
+    swarm = make_swarm(setting)
+    world = swarm.world
+    step("caches fill")
+    churn = Churn(world, 1.0, world.now, leaves=leaves)
+    churn.fill()
+    swarm.wait(4 * setting.config.delta_interval_s * setting.config.max_stretch)
+    me = world.node(0)
+    peers = sorted(me.near)
+    kept = [(leaf, [leaf] * (STRIDE * _LEAF_BLOCKS)) for leaf in range(1, leaves + 1)]
+    step("one restarts")
+    world.stop(0)
+    swarm.wait(10.0)
+    total = 0
+
+    def count(_: SimNode, effect: Send, size: int) -> None:
+        nonlocal total
+        message = effect.message
+        if isinstance(message, Repair):
+            total += size * (message.head.owner == me.peer)
+        elif isinstance(message, RepairRequest):
+            total += size * (message.owner == me.peer)
+
+    world.on_send = count
+    me = world.start(0)
+    for other in peers:
+        world.connect(0, other)
+    world.serve(me)
+    world.handle(me, CacheChanged(NAMESPACE, kept, []))
+    swarm.wait(_START_S)
+    own = me.overlay.own_digest(NAMESPACE)
+    assert own is not None and own.head is not None and len(own.entries) == leaves * _LEAF_BLOCKS
+    assert all(world.node(other).overlay.estimates.holds(own.head) for other in peers)
+    return total / len(peers)
+
+
+# --- bytes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Received bytes a second, mean of the nodes."""
+
+    by_plane: dict[str, float]
+    floor: float = 0.0
+    """16 bytes for each uncached block; 0 where that was not counted."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.by_plane.values())
+
+
+def steady_change(setting: Setting, changes: float, blocks: int, seconds: float, step: Step) -> Traffic:
+    """Full caches of ``blocks`` blocks, ``changes`` blocks a second added or dropped at each node."""
+    step(f"{setting.num_nodes} nodes start")
+    swarm = make_swarm(setting)
+    world = swarm.world
+    leaves = max(1, blocks // _LEAF_BLOCKS)
+    churn = Churn(world, changes / (2 * _LEAF_BLOCKS), world.now + 1e6, leaves=leaves)
+    churn.fill()
+    churn.begin()
+    step("the pace settles")
+    swarm.wait(_PACE_S)
+    step("steady change")
+    return _traffic(swarm, seconds)
+
+
+def mmlu(setting: Setting, rate: float, blocks: int, seconds: float, step: Step) -> Traffic:
+    """MMLU 5-shot prompts, Zipf 1, ``rate`` a second a node, over caches of ``blocks`` blocks. Each prompt is served
+    by that of 8 random nodes which holds most of it: about what routing by digests does, without its queues."""
+    step(f"{setting.num_nodes} nodes start")
+    swarm = make_swarm(setting)
+    world = swarm.world
+    rng = random.Random(setting.seed)
+    prompts = Mmlu(1.0, rng)
+    caches = [PrefixCache(blocks) for _ in world.nodes]
+    uncached = 0
+
+    def serve() -> None:
+        nonlocal uncached
+        tokens = prompts.draw()
+        chain = blocks_of(tokens)
+        best = max(rng.sample(range(len(caches)), min(8, len(caches))), key=lambda n: (caches[n].match(chain), n))
+        uncached += len(chain) - caches[best].match(chain)
+        leaf, dropped = caches[best].store(chain)
+        world.handle(world.node(best), CacheChanged(NAMESPACE, [(leaf, tokens)], dropped))
+        world.call(world.now + rng.expovariate(rate * len(caches)), serve)
+
+    world.call(world.now, serve)
+    step("caches fill")
+    swarm.wait(_PACE_S)
+    step("MMLU prompts")
+    before = uncached
+    traffic = _traffic(swarm, seconds)
+    return Traffic(traffic.by_plane, floor=16 * (uncached - before) / seconds)
+
+
+def _traffic(swarm: Swarm, seconds: float) -> Traffic:
+    world = swarm.world
+    before = {plane: world.received[plane].copy() for plane in PLANES}
+    swarm.wait(seconds)
+    return Traffic({plane: float((world.received[plane] - before[plane]).mean()) / seconds for plane in PLANES})

@@ -1,0 +1,342 @@
+"""The event loop: overlays, their timers, and messages under way, in virtual time.
+
+Each node is a real ``proto.overlay.Overlay``, driven as ``node/driver.py`` drives it: network, timers and the
+engine become events, and effects are performed in order. A heap of (time, number, what) is all there is: no thread,
+no wall clock. Equal seeds give equal runs, to the byte of ``trace``; nothing depends on the order of a set.
+
+Bytes are those of the real codec plus what the transport adds around a message, counted at each node and for each
+plane, sent and received, duplicates included. Signatures are keyed hashes, unforgeable as long as nobody in the
+simulation tries: Ed25519 would cost 44 us to sign and 125 us to verify, which no simulated quantity depends on.
+"""
+
+import heapq
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import assert_never
+
+import numpy as np
+from blake3 import blake3
+
+from proto.codec import LENGTH_PREFIX, encode
+from proto.config import OverlayConfig
+from proto.effects import (
+    Abandon,
+    CancelTimer,
+    Deliver,
+    Disconnect,
+    Dispatch,
+    Effect,
+    Emit,
+    Fail,
+    Finish,
+    Publish,
+    RequestEffect,
+    Send,
+    SetTimer,
+)
+from proto.events import Connected, Disconnected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
+from proto.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
+from proto.overlay import Overlay
+from sim.links import Links
+
+NAMESPACE = blake3(b"the simulated model").digest(length=16)
+EPOCH_START = 1_800_000_000.0
+"""Virtual time begins here, in Unix seconds."""
+CONTEXT_TOKENS = 131_072
+
+GOSSIP_ENVELOPE_BYTES = 204
+"""What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
+STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
+"""Around a control message: its length, yamux's header, Noise's length and tag."""
+MESSAGE_ID_BYTES = 14
+"""Of one message in IHAVE: node/network/host.py's id of 12 bytes, its tag and length."""
+ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
+"""gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
+MAX_SENDS_PER_PEER = 32
+"""As in node/driver.py: of what one event makes a node send to one peer, the rest is dropped."""
+_TRACED = struct.Struct(">dIIQ")
+
+GOSSIP, LAZY, REPAIR, CONTROL = "gossip", "lazy", "repair", "control"
+PLANES = (GOSSIP, LAZY, REPAIR, CONTROL)
+"""Gossip pushed through the mesh; its lazy announcements; direct streams: repair and reconciliation; the rest."""
+
+
+def sign_as(owner: bytes) -> Callable[[bytes], bytes]:
+    """A stand-in for Ed25519, see the module's docstring."""
+    return lambda payload: blake3(owner + payload).digest(length=64)
+
+
+def verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
+    return blake3(owner + payload).digest(length=64) == signature
+
+
+def peer_id(number: int) -> bytes:
+    """As long as that of a real node with an Ed25519 key."""
+    return b"\x00\x24\x08\x01\x12\x20" + blake3(b"node %d" % number).digest()
+
+
+@dataclass
+class SimNode:
+    """One overlay and what the shell would keep for it."""
+
+    number: int
+    peer: bytes
+    overlay: Overlay
+    timers: dict[Timer, tuple[float, int]] = field(default_factory=dict)
+    """When each fires, and the number of the heap entry that does it."""
+    near: set[int] = field(default_factory=set)
+    """Connected nodes."""
+
+
+class World:
+    """Nodes on links. Drive it with ``run``; ``call`` schedules what a scenario does."""
+
+    def __init__(
+        self,
+        links: Links,
+        num_nodes: int,
+        seed: int,
+        config: OverlayConfig = OverlayConfig(),  # noqa: B008  frozen
+        perform_request: Callable[[SimNode, RequestEffect], None] | None = None,
+    ) -> None:
+        """perform_request: where requests' effects go, if there are requests."""
+        self.links = links
+        self.config = config
+        self.now = EPOCH_START
+        self.rng = random.Random(seed)
+        self.nodes: list[SimNode | None] = [None] * num_nodes
+        self.number_of = {peer_id(number): number for number in range(num_nodes)}
+        self.is_up = np.zeros(num_nodes, dtype=np.bool_)
+        self.emitted: Counter[str] = Counter()
+        self.num_events = 0
+        self.sent = {plane: np.zeros(num_nodes, dtype=np.int64) for plane in PLANES}
+        self.received = {plane: np.zeros(num_nodes, dtype=np.int64) for plane in PLANES}
+        self.on_publish: Callable[[SimNode, Publish], None] | None = None
+        self.on_emit: Callable[[SimNode, Emit], None] | None = None
+        self.on_send: Callable[[SimNode, Send, int], None] | None = None
+        """With the bytes that it costs."""
+        self._perform_request = perform_request
+        self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
+        self._num_scheduled = 0
+        self._arrived_at: dict[tuple[int, int], float] = {}
+        self._sized: tuple[Message, int] | None = None
+        self._trace = blake3()
+
+    # --- for scenarios ---------------------------------------------------------------------------------------------
+
+    def call(self, at: float, action: Callable[[], None]) -> None:
+        """Do ``action`` at virtual time ``at``."""
+        self._schedule(at, -1, action)
+
+    def start(self, number: int) -> SimNode:
+        """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then."""
+        peer = peer_id(number)
+        overlay = Overlay(peer, self.config, random.Random(self.rng.random()), sign_as(peer), verify)
+        node = self.nodes[number] = SimNode(number, peer, overlay)
+        self.is_up[number] = True
+        return node
+
+    def serve(self, node: SimNode) -> None:
+        """Its engine is ready, for NAMESPACE."""
+        idle = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
+        self.handle(node, ModelServed(NAMESPACE, "model", CONTEXT_TOKENS, idle, int(self.now * 1000)))
+
+    def start_all(self, edges: Sequence[tuple[int, int]], within_s: float) -> None:
+        """Start every node, connect them, and let them begin to serve at random times within ``within_s``."""
+        for number in range(len(self.nodes)):
+            node = self.start(number)
+            self.call(self.now + self.rng.uniform(0.0, within_s), partial(self.serve, node))
+        for one, other in edges:
+            self.connect(one, other)
+
+    def stop(self, number: int) -> None:
+        """The node is gone without a word; its peers notice at once."""
+        node = self.node(number)
+        for other in sorted(node.near):
+            self.disconnect(number, other)
+        self.nodes[number] = None
+        self.is_up[number] = False
+
+    def connect(self, one: int, other: int) -> None:
+        """Nothing happens if they are connected already."""
+        mine, theirs = self.node(one), self.node(other)
+        if other in mine.near:
+            return
+        mine.near.add(other)
+        theirs.near.add(one)
+        self.handle(mine, Connected(theirs.peer, ""))
+        self.handle(theirs, Connected(mine.peer, ""))
+
+    def disconnect(self, one: int, other: int) -> None:
+        """Nothing happens if they are not connected."""
+        mine, theirs = self.node(one), self.node(other)
+        if other not in mine.near:
+            return
+        mine.near.discard(other)
+        theirs.near.discard(one)
+        self.handle(mine, Disconnected(theirs.peer))
+        self.handle(theirs, Disconnected(mine.peer))
+
+    def node(self, number: int) -> SimNode:
+        node = self.nodes[number]
+        assert node is not None, f"node {number} is not up"
+        return node
+
+    def up(self) -> list[SimNode]:
+        """The nodes that run, in order."""
+        return [node for node in self.nodes if node is not None]
+
+    def run(self, until: float) -> None:
+        """Everything that happens up to and including ``until``."""
+        heap = self._heap
+        while heap and heap[0][0] <= until:
+            at, order, number, what = heapq.heappop(heap)
+            self.now = at
+            if number < 0:
+                assert callable(what)
+                what()
+                continue
+            node = self.nodes[number]
+            if node is None:
+                continue
+            if isinstance(what, Timer):
+                if node.timers.get(what) != (at, order):
+                    continue
+                del node.timers[what]
+                self.handle(node, TimerFired(what))
+            else:
+                assert not callable(what)
+                self.handle(node, what)
+        self.now = until
+
+    def handle(self, node: SimNode, event: Event) -> None:
+        """Hand one event to one node now and perform what it asks for."""
+        self.num_events += 1
+        effects = node.overlay.handle(event, self.now)
+        self._trace.update(_TRACED.pack(self.now, node.number, len(effects), self.num_events))
+        if not effects:
+            return
+        sends: Counter[bytes] = Counter()
+        for effect in effects:
+            if isinstance(effect, Send):
+                sends[effect.peer] += 1
+                if sends[effect.peer] > MAX_SENDS_PER_PEER:
+                    self.emitted["send_dropped"] += 1
+                    continue
+            self._perform(node, effect)
+
+    def trace(self) -> str:
+        """A hash over everything that happened: equal seeds, equal traces."""
+        counts = b"".join(self.received[plane].tobytes() + self.sent[plane].tobytes() for plane in PLANES)
+        return blake3(self._trace.digest() + counts).hexdigest()
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when a documented invariant of an overlay is broken."""
+        for node in self.up():
+            node.overlay.check_invariants()
+
+    # --- effects ---------------------------------------------------------------------------------------------------
+
+    def _perform(self, node: SimNode, effect: Effect) -> None:
+        match effect:
+            case Emit():
+                self.emitted[effect.event] += 1
+                if self.on_emit is not None:
+                    self.on_emit(node, effect)
+            case Send():
+                self._send(node, effect)
+            case SetTimer():
+                order = self._schedule(max(effect.at, self.now), node.number, effect.timer)
+                node.timers[effect.timer] = (max(effect.at, self.now), order)
+            case CancelTimer():
+                node.timers.pop(effect.timer, None)
+            case Publish():
+                self._publish(node, effect)
+            case Disconnect():
+                other = self.number_of[effect.peer]
+                self.call(self.now, lambda: self._close(node.number, other))
+            case Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+                assert self._perform_request is not None, "a request in a world without them"
+                self._perform_request(node, effect)
+            case _:
+                assert_never(effect)
+
+    def _close(self, one: int, other: int) -> None:
+        if self.nodes[one] is not None and self.nodes[other] is not None:
+            self.disconnect(one, other)
+
+    def _send(self, node: SimNode, effect: Send) -> None:
+        receiver = self.number_of[effect.peer]
+        if receiver not in node.near:
+            return
+        if self._sized is None or self._sized[0] is not effect.message:  # (one repair goes to several neighbours)
+            self._sized = (effect.message, STREAM_ENVELOPE_BYTES + size_of(effect.message))
+        plane, size = _plane_of(effect.message), self._sized[1]
+        self.sent[plane][node.number] += size
+        if self.on_send is not None:
+            self.on_send(node, effect, size)
+        delay = self.links.delay_s(node.number, receiver, self.now)
+        if delay is None:
+            return
+        self.received[plane][receiver] += size
+        # One stream a pair: what is sent later does not arrive before.
+        pair = (node.number, receiver)
+        at = max(self.now + delay, self._arrived_at.get(pair, 0.0))
+        self._arrived_at[pair] = at
+        self._schedule(at, receiver, Received(node.peer, effect.message))
+
+    def _publish(self, node: SimNode, effect: Publish) -> None:
+        if self.on_publish is not None:
+            self.on_publish(node, effect)
+        size = GOSSIP_ENVELOPE_BYTES + len(encode(effect.message))
+        heard, first, sent, received = self.links.flood(node.number, self.now, self.is_up)
+        self.sent[GOSSIP] += size * sent
+        self.received[GOSSIP] += size * received
+        reached = np.isfinite(heard)
+        # Whoever has the message tells LAZY_PEERS of it in each heartbeat: spread evenly over all, in expectation.
+        lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * reached.mean())
+        self.sent[LAZY] += lazy * reached
+        self.received[LAZY] += lazy * self.is_up
+        reached[node.number] = False
+        now, peers, message = self.now, self.nodes, effect.message
+        for number, delay, forwarder in zip(
+            np.flatnonzero(reached).tolist(), heard[reached].tolist(), first[reached].tolist(), strict=True
+        ):
+            neighbour = peers[forwarder]
+            assert neighbour is not None
+            event = Gossiped(node.peer, neighbour.peer, effect.namespace, message)
+            self._schedule(now + delay, number, event)
+
+    def _schedule(self, at: float, number: int, what: Event | Timer | Callable[[], None]) -> int:
+        self._num_scheduled += 1
+        heapq.heappush(self._heap, (at, self._num_scheduled, number, what))
+        return self._num_scheduled
+
+
+def _plane_of(message: Control) -> str:
+    return REPAIR if isinstance(message, Reconcile | Repair | RepairRequest) else CONTROL
+
+
+def size_of(message: Message) -> int:
+    """``len(encode(message))``. A version vector is summed up instead, which is 20 times faster and the same."""
+    if not isinstance(message, Reconcile):
+        return len(encode(message))
+    versions = message.versions
+    # A map of two: kind 5, then the array. Each version is a map of four with one-byte keys.
+    return (
+        4
+        + _head_bytes(len(versions))
+        + sum(
+            5 + _head_bytes(len(v.owner)) + len(v.owner) + 17 + _head_bytes(v.epoch) + _head_bytes(v.seq)
+            for v in versions
+        )
+    )
+
+
+def _head_bytes(value: int) -> int:
+    """CBOR's head for an unsigned integer or a length."""
+    return 1 if value < 24 else 2 if value < 256 else 3 if value < 65_536 else 5 if value < 2**32 else 9
