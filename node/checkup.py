@@ -1,4 +1,5 @@
-"""What a node would find on this machine, and what is in its way. Only looks; starts one short process.
+"""What a node would find on this machine, and what is in its way. Starts one short process; writes nothing, but a
+packaged model that comes in parts is put together.
 
 Reads the file system, /proc and, through ``engine/probe.py``, llama.cpp. Whatever goes wrong is a problem of the
 report, never an exception.

@@ -162,13 +162,14 @@ class RadixTree:
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    def insert(self, tokens: Sequence[int], seq_id: int, now: float) -> list[int]:
+    def insert(self, tokens: Sequence[int], seq_id: int, now: float, counted: int = 0) -> list[int]:
         """Add a leaf; returns the ids that hold nothing of their own any more, for the caller to free.
 
         That is ``[seq_id]`` itself when a leaf covers ``tokens`` already, or the leaf that ``tokens`` extend, whose
         pins pass to the new leaf. A leaf may be extended under its own id, which frees nothing. What the tree held of
-        ``tokens`` was used, which counts unless they extend a leaf. Raises ValueError for no tokens, or for an id that
-        is present and not what ``tokens`` extend.
+        ``tokens`` was used, which counts unless they extend a leaf, and beyond the first ``counted`` tokens, whose use
+        was counted before. Raises ValueError for no tokens, or for an id that is present and not what ``tokens``
+        extend.
         """
         wanted = tuple(tokens)
         if not wanted:
@@ -178,7 +179,7 @@ class RadixTree:
             leaf = _any_leaf(node)
             if seq_id in self._leaves and leaf.seq_id != seq_id:
                 raise ValueError(f"sequence {seq_id} is in the tree with other tokens")
-            self._count(node, now)
+            self._count(node, now, length, rest, counted)
             return [] if leaf.seq_id == seq_id else [seq_id]
         extends = node.seq_id if not rest else None
         if seq_id in self._leaves and extends != seq_id:
@@ -192,7 +193,7 @@ class RadixTree:
             self._leaves[seq_id] = node
             return [] if extends == seq_id else [extends]
         parent = _split(node, rest) if rest else node
-        self._count(parent, now)
+        self._count(parent, now, length, 0, counted)
         leaf = _Node(wanted[length:], parent, seq_id, Reuse(now))
         parent.children[leaf.edge[0]] = leaf
         self._leaves[seq_id] = leaf
@@ -215,12 +216,13 @@ class RadixTree:
             _merge_with_only_child(parent)
         return len(node.edge)
 
-    def use(self, tokens: Sequence[int], now: float) -> None:
+    def use(self, tokens: Sequence[int], now: float, counted: int = 0) -> None:
         """Count a use of the longest prefix of ``tokens`` in the tree, of its last edge as a whole.
 
-        Not for what ``insert`` is called for as well: that counts what it finds.
+        Not for what ``insert`` is called for as well: that counts what it finds. counted: as for ``insert``.
         """
-        self._count(self._walk(tuple(tokens))[0], now)
+        node, length, rest = self._walk(tuple(tokens))
+        self._count(node, now, length, rest, counted)
 
     def pin(self, seq_id: int) -> None:
         """Keep a leaf from eviction until as many ``unpin``. Raises KeyError for an unknown id."""
@@ -256,13 +258,16 @@ class RadixTree:
             return child, length + matched, matched
         return node, length, 0
 
-    def _count(self, node: _Node, now: float) -> None:
-        """Another request used all tokens from the root to ``node``."""
+    def _count(self, node: _Node, now: float, length: int, rest: int, counted: int) -> None:
+        """Another request used ``length`` tokens, down to ``node`` or only ``rest`` tokens of it if that is not 0."""
         self._latest_s = max(self._latest_s, now)
         above: _Node | None = node
-        while above is not None:
+        # An edge of which a part is counted was counted as a whole.
+        while above is not None and (start := length - (rest or len(above.edge))) >= counted:
             above.reuse.count(now)
-            above = above.parent
+            above, length, rest = above.parent, start, 0
+        if above is not None:
+            self._touch(above, now)
 
     def _touch(self, node: _Node, now: float) -> None:
         """All tokens from the root to ``node`` are in use."""

@@ -18,6 +18,7 @@ from node.bench.dynamo import Dynamo, open_dynamo
 from node.bench.report import Progress, Report, report_of, row_of
 from proto.blocks import STRIDE, block_hashes
 from proto.digest import pack_hashes, unpack_hashes
+from proto.errors import LocalError
 from proto.index import Index
 
 PROMPT_TOKENS = 8_192
@@ -50,9 +51,14 @@ class Population:
 
 
 def make_population(peers: int, residencies: int, zipf: float, rng: random.Random) -> Population:
-    """``residencies`` blocks spread over ``peers``, a quarter of them distinct where everybody drew differently."""
+    """``residencies`` blocks spread over ``peers``, out of half as many distinct ones, or more where peers are few.
+
+    Raises LocalError when there are fewer blocks than peers.
+    """
     share = residencies // peers
-    count = max(1, residencies // 4 // _BLOCKS) * 2
+    if not share:
+        raise LocalError(f"{residencies} blocks cannot be spread over {peers} peers")
+    count = -(-max(residencies // 2, 4 * share) // _BLOCKS)
     prompts = [[rng.randrange(50_000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
     chains = [block_hashes(_NAMESPACE, prompt) for prompt in prompts]
     weights = list(accumulate((rank + 1) ** -zipf for rank in range(count)))
@@ -60,7 +66,8 @@ def make_population(peers: int, residencies: int, zipf: float, rng: random.Rando
     for held in population.held:
         missing = share
         while missing:
-            prompt = population.draw(rng)
+            # A peer that has most of the popular prompts takes any other, or a skewed draw would never end.
+            prompt = population.draw(rng) if len(held) < count / 8 else rng.randrange(count)
             before = held.get(prompt, 0)
             depth = min(rng.randint(1, _BLOCKS), before + missing)
             if depth > before:

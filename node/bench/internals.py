@@ -33,6 +33,7 @@ from node.engine.worker import Service, load
 from proto.blocks import pack_tokens
 from proto.errors import LocalError
 from proto.messages import Sampling
+from proto.value import Reuse
 
 STREAMS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 50, 48
 RESTORED_TOKENS, RESTORES = 1_000, 5
@@ -146,7 +147,7 @@ class Bench:
         prefill_s = time.perf_counter() - began
         if result != OK:
             raise LocalError(f"llama.cpp could not decode {RESTORED_TOKENS} tokens ({result})")
-        tiers.keep(self._llama, Evicted(0, tokens, 0))
+        tiers.keep(self._llama, Evicted(0, tokens, 0, Reuse(0.0)))
         restores_s = []
         for _ in range(RESTORES):
             self._llama.clear_all()

@@ -54,7 +54,8 @@ class EngineRequest:
     have drawn."""
     deadline_s: float | None = None
     """Seconds from now that the answer may take, waiting included; then it ends with EngineFailed, not retryable, after
-    the tokens there are. None: no limit. Looked at between steps, so up to a second late."""
+    the tokens there are. None: no limit. Looked at between steps, which aim at 2 s at most, and once a
+    grammar is compiled; whoever waits keeps a clock of his own."""
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,12 @@ def resolve_model(name_or_path: str) -> Path:
     if name_or_path in PACKAGED_MODELS:
         path = _packaged(name_or_path)
     else:
-        path = Path(name_or_path).expanduser()
-        if not path.suffix and not path.exists() and "/" not in name_or_path:
+        try:
+            path = Path(name_or_path).expanduser()
+            is_name = not path.suffix and "/" not in name_or_path and not path.exists()
+        except (OSError, RuntimeError, ValueError) as exc:  # (a name too long, no such user, a null character)
+            raise LocalError(f"cannot read the model {name_or_path}: {exc}") from exc
+        if is_name:
             known = ", ".join(sorted(PACKAGED_MODELS))
             raise LocalError(f"unknown model {name_or_path!r}: give the path of a GGUF file, or one of: {known}")
     check_gguf(path)
@@ -67,8 +71,8 @@ def check_gguf(path: Path) -> None:
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
-    except OSError as exc:
-        raise LocalError(f"cannot read the model {path}: {exc.strerror or exc}") from exc
+    except (OSError, ValueError) as exc:
+        raise LocalError(f"cannot read the model {path}: {getattr(exc, 'strerror', None) or exc}") from exc
     if magic != _MAGIC:
         raise LocalError(f"{path} is not a GGUF file")
 

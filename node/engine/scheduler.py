@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 
 from node.engine.changes import ChangeLog
 from proto.radix import RadixTree, common_prefix
+from proto.value import Reuse
 
 MIN_SHARED_TOKENS = 32
 """Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
@@ -94,6 +95,8 @@ class Job:
     awaited_tokens: int = 0
     """The prefix it waits for ``awaits`` to compute."""
     may_share: bool = True
+    counted_tokens: int = 0
+    """How much of it was counted as a use of what the tree held."""
     due_s: float | None = None
     """When it must be answered; None: whenever."""
     admitted_s: float = 0.0
@@ -131,7 +134,7 @@ class Evicted:
     """All of them, from the root."""
     start: int
     """The cells from here on were the leaf's own; the tree still has those before."""
-    uses: float = 0.0
+    reuse: Reuse
     """How often those were used; see ``proto.value``."""
 
 
@@ -301,7 +304,7 @@ class Scheduler:
         num_own = self.tree.remove(seq_id)
         self.changes.evict(seq_id)
         self._free_ids.append(seq_id)
-        return Evicted(seq_id, tokens, len(tokens) - num_own, reuse.uses)
+        return Evicted(seq_id, tokens, len(tokens) - num_own, reuse)
 
     def restored(self, job: Job, length: int) -> None:
         """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
@@ -375,7 +378,7 @@ class Scheduler:
         ready = []
         for job in self.running:
             needed = min(len(job.prompt), awaited.get(job, len(job.prompt)))
-            if job.shared_tokens < needed <= job.num_computed:
+            if job.shared_tokens < needed <= job.num_computed and self._may_pin(job):
                 ready.append(job)
         return ready
 
@@ -394,19 +397,25 @@ class Scheduler:
     def publish(self, job: Job, now: float) -> list[int]:
         """Insert the job's computed prompt tokens into the tree; returns the sequences to clear.
 
-        Does nothing when a longer idle leaf has them all and pinning that would break the promise.
+        Does nothing when ``_may_pin`` says no, which is not so for jobs of ``publishable``.
         """
         tokens = job.prompt[: job.num_computed]
-        covered, leaf = self.tree.match(tokens)
-        if covered == len(tokens) and leaf is not None and not self.tree.pins(leaf):
-            tail = len(self.tree.tokens_of(leaf)) - covered
-            if self.tree.pinned_tokens() + self._reserved() + tail > self.limits.num_cells:
-                return []
+        if not self._may_pin(job):
+            return []
         cleared = self._insert(job, tokens, now)
         _, leaf = self.tree.match(tokens)
         assert leaf is not None
         self._pin(job, leaf, len(tokens))
         return cleared
+
+    def _may_pin(self, job: Job) -> bool:
+        """False when a longer idle leaf has all that the job computed, and pinning it would break the promise."""
+        tokens = job.prompt[: job.num_computed]
+        covered, leaf = self.tree.match(tokens)
+        if covered < len(tokens) or leaf is None or self.tree.pins(leaf):
+            return True
+        tail = len(self.tree.tokens_of(leaf)) - covered
+        return self.tree.pinned_tokens() + self._reserved() + tail <= self.limits.num_cells
 
     def finish(self, job: Job, now: float) -> list[int]:
         """End a running job and cache what it computed. Returns the sequences to clear."""
@@ -427,11 +436,13 @@ class Scheduler:
         assert job.seq_id is not None
         length, leaf = self.tree.match(tokens)
         if length == len(tokens) and leaf is not None:
-            if job.shared_tokens < length:  # Else it is counted: the job published all of it.
-                self.tree.use(tokens, now)
+            if job.counted_tokens < length:
+                self.tree.use(tokens, now, job.counted_tokens)
+            job.counted_tokens = length
             return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
         was_there = job.seq_id in self.tree
-        redundant = self.tree.insert(tokens, job.seq_id, now)
+        redundant = self.tree.insert(tokens, job.seq_id, now, job.counted_tokens)
+        job.counted_tokens = len(tokens)
         for seq_id in [job.seq_id] if was_there else redundant:
             self.changes.evict(seq_id)
         self.changes.store(job.seq_id, tuple(tokens))

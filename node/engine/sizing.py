@@ -223,7 +223,8 @@ def choose_cells(model: ModelShape, placement: Placement, gpu_free: Sequence[int
     if cells < MIN_CELLS:
         raise LocalError(
             f"no memory for the KV cache: {room // MIB} MiB are left {where} after the weights, and {MIN_CELLS} cells"
-            f" take {-(-MIN_CELLS * model.cell_bytes // MIB)} MiB; free some, serve a smaller model, or give --cells"
+            f" take {-(-MIN_CELLS * model.cell_bytes // MIB)} MiB; free some, take a smaller"
+            " --ram-tier, serve a smaller model, or give --cells"
         )
     if cells >= DEFAULT_CELLS:
         return CellChoice(cells)

@@ -175,14 +175,12 @@ class Tier:
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    def add(
-        self, packed: bytes, start: int, blob: memoryview, content_hash: bytes, now: float, uses: float = 0.0
-    ) -> Edge:
-        """Take a blob into memory. uses: how often it was used so far, fading.
+    def add(self, packed: bytes, start: int, blob: memoryview, content_hash: bytes, reuse: Reuse) -> Edge:
+        """Take a blob into memory. reuse: when and how often it was used so far; copied.
 
         ``trim`` afterwards: it may be what goes. Raises ValueError for no tokens.
         """
-        edge = self._insert(packed, start, len(blob), content_hash, Reuse(now, uses))
+        edge = self._insert(packed, start, len(blob), content_hash, reuse.copy())
         edge.blob = blob
         self.ram_used += edge.num_bytes
         return edge

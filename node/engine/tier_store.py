@@ -23,6 +23,7 @@ from node.engine.scheduler import Evicted
 from node.engine.tier import TOKEN_BYTES, Edge, Piece, Tier, Trimmed, runs
 from node.engine.tier_files import EdgeFiles
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.value import Reuse
 
 RATE_WINDOW_TOKENS = 8192
 TRY_AGAIN_EVERY = 16
@@ -97,9 +98,9 @@ class TierStore:
         packed = pack_tokens(leaf.tokens)
         now = self._clock()
         self._touch(packed, now)
-        self._save(llama, leaf.seq_id, packed, leaf.start, now, leaf.uses)
+        self._save(llama, leaf.seq_id, packed, leaf.start, now, leaf.reuse)
 
-    def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, uses: float) -> None:
+    def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, reuse: Reuse) -> None:
         """Save what no tier has of the cells from ``start`` on."""
         last: Edge | None = None
         pieces = self.tier.plan(packed, start)
@@ -111,7 +112,7 @@ class TierStore:
             if blob is None:
                 break
             key = packed[: run_end * TOKEN_BYTES]
-            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), now, uses)
+            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), reuse)
             self._write(last)
             self._settle(self.tier.trim(now))
         if last is None:
@@ -216,7 +217,7 @@ class TierStore:
         for seq_id, tokens in leaves:
             packed, now = pack_tokens(tokens), self._clock()
             self._touch(packed, now)
-            self._save(llama, seq_id, packed, 0, now, 0.0)
+            self._save(llama, seq_id, packed, 0, now, Reuse(now))
         for edge in sorted(self._unwritten, key=lambda edge: -edge.reuse.last_used_s):
             if not self._wait_for_writer(deadline_s):
                 return

@@ -177,7 +177,31 @@ def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
         run_to_end(sched, now=float(key))
     assert {sched.tree.tokens_of(seq_id)[0] for seq_id in sched.tree.seq_ids()} == {2, 4, 5}
     while (leaf := sched.evict_one()) is not None:
-        assert (leaf.uses > 0) == (leaf.tokens[0] == 2)
+        assert (leaf.reuse.uses > 0) == (leaf.tokens[0] == 2)
+
+
+def test_a_repeated_prompt_counts_once_a_request_whatever_the_answers() -> None:
+    sched = scheduler()
+    for key, token in enumerate((1, 1, 3, 4)):
+        submit(sched, key, [2] * 20, 4)
+        admit_all(sched)
+        while sched.running:
+            compute(sched, token=token)
+    sched.tree.check_invariants()
+    assert 2.9 < sched.tree._root.children[2].reuse.uses <= 3.0
+
+
+def test_a_job_that_may_not_pin_a_longer_idle_leaf_goes_on_with_its_own_cells() -> None:
+    sched = scheduler()
+    submit(sched, 1, [1] * 20, 60)
+    run_to_end(sched)
+    job = submit(sched, 2, [1] * 20, 70)
+    (admission,) = admit_all(sched)
+    assert admission.length == 19 and job.pinned is None and len(sched.tree) == 1
+    for row in sched.plan(64):
+        row.job.num_computed += row.count
+    assert sched.publishable() == [] and sched.publish(job, 2.0) == [] and job.pinned is None
+    sched.check_invariants()
 
 
 def test_a_leaf_that_fills_the_cache_gives_its_prefix_to_the_job_and_goes() -> None:

@@ -11,12 +11,13 @@ from node.engine import tier as tier_module
 from node.engine.tier import RUN_TOKENS, Edge, Tier, Trimmed, common_tokens, default_ram_mib, runs
 from proto.blocks import pack_tokens
 from proto.radix import common_prefix
+from proto.value import Reuse
 
 BLOB = memoryview(bytes(10))
 
 
 def add(tier: Tier, tokens: list[int], start: int, now: float = 0.0) -> Edge:
-    return tier.add(pack_tokens(tokens), start, BLOB, b"h" * 32, now)
+    return tier.add(pack_tokens(tokens), start, BLOB, b"h" * 32, Reuse(now))
 
 
 def planned(tier: Tier, tokens: list[int], covered: int = 0) -> list[tuple[int, int]]:
@@ -65,7 +66,7 @@ def test_the_least_recent_goes_and_of_one_sequence_the_end() -> None:
 
     def add(tokens: list[int], start: int, now: float) -> Edge:
         blob = memoryview(bytes(100 * (len(tokens) - start)))
-        return tier.add(pack_tokens(tokens), start, blob, b"h" * 32, now)
+        return tier.add(pack_tokens(tokens), start, blob, b"h" * 32, Reuse(now))
 
     old, head, tail = add([5, 6, 7, 8], 0, 1.0), add([1, 2], 0, 2.0), add([1, 2, 3, 4], 2, 2.0)
     assert tier.trim(3.0) == Trimmed()
@@ -81,7 +82,7 @@ def test_the_least_recent_goes_and_of_one_sequence_the_end() -> None:
 
 def test_what_was_used_outlives_what_only_came_later() -> None:
     tier = Tier(40, 0)  # Room for two.
-    carried = tier.add(pack_tokens([1, 2]), 0, BLOB, b"h" * 32, 0.0, uses=4.0)
+    carried = tier.add(pack_tokens([1, 2]), 0, BLOB, b"h" * 32, Reuse(0.0, 4.0))
     restored, touched = add(tier, [3, 4], 0, 0.0), add(tier, [5, 6], 0, 0.0)
     tier.count(restored, 1.0)
     tier.touch([touched, carried], 2.0)
