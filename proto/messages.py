@@ -256,7 +256,7 @@ class Delta(Kind, frozen=True, kw_only=True, tag=6):
 
 
 class Announce(Kind, frozen=True, kw_only=True, tag=7):
-    """A head alone: the change was too large for gossip."""
+    """A head alone: the change is larger than gossip should carry."""
 
     head: Head = field(name="1")
 
