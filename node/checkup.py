@@ -16,11 +16,11 @@ from node.engine.models import model_name, resolve_model
 from node.engine.probe import Library, Model, Problem, Question, probe
 from node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
 from node.engine.sizing import Device
+from node.engine.tier import GIB, MIB
 from node.errors import one_line
 from node.version import VERSION
 from proto.errors import LocalError
 
-MIB, GIB = 2**20, 2**30
 LEAST_DISK_BYTES = 16 * MIB
 """For a node's identity and state, with room to spare."""
 PACKAGED_MODEL = "smollm2"

@@ -86,10 +86,10 @@ def read_shape(bindings: Any, model: Any) -> ModelShape:
     heads, width = int(bindings.llama_model_n_head(model)), int(bindings.llama_model_n_embd(model))
     # Of the first layer, which in a hybrid may have none: then as if every head had cells of its own.
     kv_heads = int(bindings.llama_model_n_head_kv(model)) or heads
-    kind = _metadata(bindings, model, "general.architecture")
+    kind = read_metadata(bindings, model, "general.architecture")
     key = _number(bindings, model, f"{kind}.attention.key_length", width // max(heads, 1))
     value = _number(bindings, model, f"{kind}.attention.value_length", width // max(heads, 1))
-    if _metadata(bindings, model, f"{kind}.attention.key_length_mla"):
+    if read_metadata(bindings, model, f"{kind}.attention.key_length_mla"):
         value = 0  # Latent attention computes the values from the keys and keeps none.
     num_vocab = int(bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(model)))
     return ModelShape(
@@ -101,13 +101,13 @@ def read_shape(bindings: Any, model: Any) -> ModelShape:
     )
 
 
-def _metadata(bindings: Any, model: Any, name: str) -> str:
-    """A value of the model file as text; empty when it is missing or a list."""
+def read_metadata(bindings: Any, model: Any, name: str) -> str:
+    """A short text or number of the model file's header, as text; empty when it is missing or a list."""
     text = ctypes.create_string_buffer(256)
     length = bindings.llama_model_meta_val_str(model, name.encode(), text, len(text))
     return text.value.decode("utf-8", "replace") if length > 0 else ""
 
 
 def _number(bindings: Any, model: Any, name: str, default: int) -> int:
-    text = _metadata(bindings, model, name)
+    text = read_metadata(bindings, model, name)
     return int(text) if text.isascii() and text.isdigit() else default

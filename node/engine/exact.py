@@ -28,7 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from node.engine.llama import RESTORED, L, Llama
+from node.engine.devices import read_metadata
+from node.engine.llama import RESTORED, L, Llama, keeps_states
 from node.engine.sizing import CellBudget, Offload
 from proto.errors import LocalError
 
@@ -65,10 +66,11 @@ class ExactLlama(Llama):
         self.context_tokens = min(self.context_tokens, self.num_cells)
 
     def _check_kind(self, path: Path) -> None:
+        kind = read_metadata(L, self._model, "general.architecture")
         for is_refused, why in (
             (L.llama_model_n_swa(self._model) > 0, "its attention is windowed"),
-            (L.llama_model_is_recurrent(self._model) or L.llama_model_is_hybrid(self._model), "it is recurrent"),
-            (self.metadata(f"{self.metadata('general.architecture')}.expert_count") not in ("", "0"), "it has experts"),
+            (keeps_states(self._model), "it is recurrent"),
+            (read_metadata(L, self._model, f"{kind}.expert_count") not in ("", "0"), "it has experts"),
         ):
             if is_refused:
                 raise LocalError(f"cannot serve {path} in exact mode: {why}")

@@ -447,12 +447,6 @@ class Llama:
         text = L.llama_model_chat_template(self._model, None)
         return text.decode("utf-8", "replace") if text else None
 
-    def metadata(self, key: str) -> str:
-        """A short text or number of the GGUF file's header, as text; empty when it is not there."""
-        buffer = ctypes.create_string_buffer(128)
-        length = int(L.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer)))
-        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
-
     @property
     def bos_token(self) -> int | None:
         """The token that every prompt of this model begins with, if it has one."""

@@ -243,6 +243,11 @@ class StepLoop:
             for leaf in leaves:
                 self._tiers.keep(self._llama, leaf)
 
+    def _let_go(self, leaves: Sequence[Evicted]) -> None:
+        """Save evicted leaves, then free their cells."""
+        self._keep(leaves)
+        self._clear(leaf.seq_id for leaf in leaves)
+
     def _close(self) -> None:
         """Write the cache to disk. Says nothing to the parent, which may not read any more."""
         if self._tiers is not None:
@@ -297,9 +302,7 @@ class StepLoop:
 
     def _plan(self) -> list[Row]:
         running = self._scheduler.running
-        evicted = self._scheduler.room_for_step()
-        self._keep(evicted)
-        self._clear(leaf.seq_id for leaf in evicted)
+        self._let_go(self._scheduler.room_for_step())
         num_decoding = sum(1 for job in running if not job.remaining_prefill)
         batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
         budget = prefill_budget(self._prefill.rate, num_decoding, batch_tokens, can_abort)
@@ -384,8 +387,7 @@ class StepLoop:
         """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
         leaf = self._scheduler.evict_one()
         if leaf is not None:
-            self._keep([leaf])
-            self._clear([leaf.seq_id])
+            self._let_go([leaf])
             return
         self._give_up(self._scheduler.running[-1], "overloaded", "the KV cache is full", True)
 

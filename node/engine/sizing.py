@@ -19,6 +19,7 @@ DEFAULT_CELLS = 8192
 MAX_GPU_CELLS = 65_536
 """Most that are taken without being asked: the processor fills a mask of this many columns for every row of a batch,
 also for a GPU. Not yet measured on one."""
+MIB = 2**20
 MICRO_BATCH_TOKENS = 512
 """Rows that llama.cpp computes at once: what its buffers are made for."""
 MIN_CELLS = 512
@@ -27,7 +28,7 @@ CELLS_STEP = 256
 """llama.cpp rounds up to a multiple of it."""
 GPU_SHARE = 0.8
 """Of what is free on a GPU after the weights."""
-SPARE_BYTES = 128 * 2**20
+SPARE_BYTES = 128 * MIB
 """Left in every memory, besides the batch's own buffers."""
 MAX_GPUS = 16
 """llama.cpp's own bound."""
@@ -35,7 +36,6 @@ MAX_SHARE = 1_000_000
 MAX_LAYERS = 10_000
 """More is a slip of the pen; the largest models have a few hundred."""
 
-MIB = 2**20
 _NO_GPU_BACKENDS = ("CPU", "BLAS", "RPC")
 
 

@@ -447,24 +447,28 @@ def test_a_relay_serves_a_reader_that_is_a_little_behind_from_its_log() -> None:
     world.nodes[READER].overlay.estimates.check_invariants()
 
 
-def test_an_announced_change_is_asked_for_at_once_where_it_was_heard() -> None:
-    world = settled(3)
+def announced_change(world: World) -> Announce:
+    """What the owner gossips after a large change; nothing else stays under way."""
     world.store(OWNER, 1, leaf_of(1))
     world.advance(1, deliver=False)
-    announced = [(to, event) for to, event in world.in_flight if isinstance(event, Gossiped)]
-    assert announced and all(isinstance(event.message, Announce) for _, event in announced)
+    announced = [event.message for _, event in world.in_flight if isinstance(event, Gossiped)]
     world.in_flight.clear()
-    world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announced[0][1].message))
+    assert announced and all(isinstance(message, Announce) for message in announced)
+    first = announced[0]
+    assert isinstance(first, Announce)
+    return first
+
+
+def test_an_announced_change_is_asked_for_at_once_where_it_was_heard() -> None:
+    world = settled(3)
+    world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announced_change(world)))
     ((receiver, event),) = world.in_flight
     assert receiver == THIRD and isinstance(event, Received) and isinstance(event.message, RepairRequest)
 
 
 def test_a_node_that_fetches_a_change_itself_answers_when_it_has_it() -> None:
     world = settled(3)
-    world.store(OWNER, 1, leaf_of(1))
-    world.advance(1, deliver=False)
-    announce = next(event.message for _, event in world.in_flight if isinstance(event, Gossiped))
-    world.in_flight.clear()
+    announce = announced_change(world)
     world.handle(THIRD, Gossiped(OWNER, OWNER, NAMESPACE, announce))
     world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announce))
     to_owner, to_relay = world.in_flight
@@ -481,10 +485,7 @@ def test_a_node_that_fetches_a_change_itself_answers_when_it_has_it() -> None:
 
 def test_an_answer_that_never_comes_is_asked_for_elsewhere() -> None:
     world = settled(3)
-    world.store(OWNER, 1, leaf_of(1))
-    world.advance(1, deliver=False)
-    announce = next(event.message for _, event in world.in_flight if isinstance(event, Gossiped))
-    world.in_flight.clear()
+    announce = announced_change(world)
     world.handle(READER, Gossiped(OWNER, THIRD, NAMESPACE, announce))
     world.in_flight.clear()
     world.advance(3)
