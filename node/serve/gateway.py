@@ -11,7 +11,7 @@ browser does not send across origins without asking first.
 
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Annotated, Protocol, TypeVar, cast
 
 import msgspec
@@ -43,6 +43,8 @@ MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
 BODY_DEADLINE_S = 30.0
 WRITE_DEADLINE_S = 30.0
 """A client that reads nothing for this long is dropped."""
+LINGER_S = 2.0
+"""How long a connection that is over still takes what the client is sending."""
 MAX_CONNECTIONS = 256
 """Far below the usual limit of 1,024 open files, which the peers' connections need too."""
 DEFAULT_MAX_TOKENS = 256
@@ -201,14 +203,21 @@ async def serve_gateway(
 
 
 class _Client:
-    """A connection whose writes have a deadline: Hypercorn shields them from every cancellation."""
+    """A connection whose writes have a deadline (Hypercorn shields them from every cancellation), and that can be ended
+    while the client still sends: closing a socket with unread bytes resets the connection, and the client would lose
+    the very answer that refused them."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
+        self._reading = trio.Lock()
+        self._is_ending = False
         self.socket = stream.socket
-        self.receive_some = stream.receive_some
         self.send_eof = stream.send_eof
-        self.aclose = stream.aclose
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        async with self._reading:
+            data = await self._stream.receive_some(max_bytes)
+            return b"" if self._is_ending else bytes(data)
 
     async def send_all(self, data: bytes) -> None:
         with trio.move_on_after(WRITE_DEADLINE_S):
@@ -216,6 +225,16 @@ class _Client:
             return
         self.socket.close()
         raise trio.BrokenResourceError("the client does not read")
+
+    async def aclose(self) -> None:
+        self._is_ending = True
+        gone = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
+        with trio.move_on_after(LINGER_S), suppress(*gone):
+            await self.send_eof()
+            async with self._reading:
+                while await self._stream.receive_some(65_536):
+                    pass
+        await self._stream.aclose()
 
 
 class _Answer:

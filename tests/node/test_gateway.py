@@ -104,6 +104,16 @@ async def test_refusals(data: bytes, status: int, says: str) -> None:
     assert got == status and says in body.decode()
 
 
+async def test_who_sends_too_much_is_told_so_and_may_send_on() -> None:
+    data = request("POST", "/api/ask", b" " * 8_000_000)
+    async with served() as (_, port), await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(data[:4_000_000])
+        reply = await stream.receive_some()
+        await stream.send_all(data[4_000_000:])  # (a connection closed on unread bytes is reset, reply and all)
+        reply += b"".join([bytes(chunk) async for chunk in stream])
+    assert b" 413 " in reply.partition(b"\r\n")[0] and b"over" in reply
+
+
 async def test_the_connection_ends_after_the_answer_when_the_client_asked_for_that() -> None:
     async with served() as (_, port):
         status, body = await exchange(
