@@ -87,7 +87,7 @@ class Node:
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
-        return await self._engine.tokenize_chat(messages)
+        return list(await self._engine.tokenize_chat(messages))
 
     def state(self) -> NodeState:
         """The node as it is now."""

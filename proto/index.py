@@ -1,104 +1,152 @@
 """Block hash -> which peers hold it, and the longest match of every peer at once.
 
-Theory: a peer's advertised set is prefix-closed, so along a prompt's chain of block hashes the set of peers that hold
-block i only shrinks with i. The walk therefore visits only the points where the set changes, and finds each by
-galloping and bisection: O(changes x log blocks) dictionary look-ups instead of O(blocks).
+Theory: a peer's advertised set is prefix-closed, so along a prompt's block hashes the set of peers that hold block i
+only shrinks with i, and whoever holds the last block before a change, and not the one after, matches up to there. Equal
+sets have one number, so the walk reads the numbers of all blocks at once and then only looks where they change.
 
 A peer whose set is not prefix-closed (it lies, or its digest was cut to a budget) gets some match between the true
 one and its deepest block. Routing hints may be wrong; answers are not, the engine compares tokens.
 
-Invariants: a key exists if and only if at least one peer holds it; every bit of every mask belongs to a current peer.
+Invariants: a block is kept if and only if at least one peer holds it, a set if and only if it is that of a block; every
+bit of every set belongs to a current peer.
 """
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Collection
+
+import numpy as np
+
+from proto.block_table import BlockTable, Keys
 
 
 class Index:
     """Residencies of one namespace."""
 
     def __init__(self) -> None:
-        self._holders: dict[int, int] = {}
+        self._table = BlockTable()
+        """Block -> number of the set of its holders."""
+        self._sets: list[int] = [0]
+        """Number -> the set, a bit a peer. Number 0 is the empty one, and -1 stands at free numbers."""
+        self._sizes: list[int] = [0]
+        """Number -> blocks with that set."""
+        self._number_of: dict[int, int] = {0: 0}
+        self._free_numbers: list[int] = []
         self._bit_of: dict[bytes, int] = {}
-        self._peer_at: list[bytes | None] = []
+        self._peer_at: list[bytes] = []
+        """Empty at free bits."""
         self._free_bits: list[int] = []
 
     def __len__(self) -> int:
         """Number of distinct blocks held by anybody."""
-        return len(self._holders)
+        return len(self._table)
 
-    def add(self, peer: bytes, hashes: Iterable[int]) -> None:
+    def add(self, peer: bytes, hashes: Collection[int]) -> None:
         """``peer`` holds ``hashes`` too. Adding twice changes nothing."""
         bit = self._bit_of.get(peer)
         if bit is None:
             bit = self._free_bits.pop() if self._free_bits else len(self._peer_at)
             if bit == len(self._peer_at):
-                self._peer_at.append(None)
+                self._peer_at.append(peer)
             self._peer_at[bit] = peer
             self._bit_of[peer] = bit
-        mask = 1 << bit
-        holders = self._holders
-        for block in hashes:
-            holders[block] = holders.get(block, 0) | mask
+        self._change(_distinct(hashes), 1 << bit, 0)
 
-    def discard(self, peer: bytes, hashes: Iterable[int]) -> None:
+    def discard(self, peer: bytes, hashes: Collection[int]) -> None:
         """``peer`` no longer holds ``hashes``."""
         bit = self._bit_of.get(peer)
-        if bit is None:
-            return
-        keep = ~(1 << bit)
-        holders = self._holders
-        for block in hashes:
-            mask = holders.get(block, 0) & keep
-            if mask:
-                holders[block] = mask
-            else:
-                holders.pop(block, None)
+        if bit is not None:
+            self._change(_distinct(hashes), 0, 1 << bit)
 
-    def forget(self, peer: bytes, hashes: Iterable[int]) -> None:
+    def forget(self, peer: bytes, hashes: Collection[int]) -> None:
         """Remove ``peer`` for good; ``hashes`` must be everything it holds."""
         self.discard(peer, hashes)
         bit = self._bit_of.pop(peer, None)
         if bit is not None:
-            self._peer_at[bit] = None
+            self._peer_at[bit] = b""
             self._free_bits.append(bit)
 
-    def matches(self, chain: Sequence[int]) -> dict[bytes, int]:
-        """Peer -> number of leading blocks of ``chain`` it holds; peers that hold none are left out."""
+    def matches(self, chain: Collection[int]) -> dict[bytes, int]:
+        """Peer -> number of leading blocks of ``chain`` it holds; peers that hold none are left out.
+
+        Fastest for the ``array("Q")`` that ``proto.blocks.block_hashes`` returns.
+        """
+        numbers = self._table.get_leading(_keys(chain))
+        if not len(numbers):
+            return {}
+        (changes,) = (numbers[1:] != numbers[:-1]).nonzero()
         result: dict[bytes, int] = {}
-        holders = self._holders
-        depth, alive = 0, holders.get(chain[0], 0) if chain else 0
-        while alive:
-            # Invariant: all of ``alive`` hold block ``depth``. Gallop to the first block that one of them lacks.
-            low, step = depth, 1
-            high = low + step
-            while high < len(chain) and holders.get(chain[high], 0) & alive == alive:
-                low, step = high, step * 2
-                high = low + step
-            high = min(high, len(chain))
-            while high - low > 1:
-                middle = (low + high) // 2
-                if holders.get(chain[middle], 0) & alive == alive:
-                    low = middle
-                else:
-                    high = middle
-            remaining = alive & holders.get(chain[high], 0) if high < len(chain) else 0
-            for peer in self._peers_of(alive & ~remaining):
-                result[peer] = high
-            depth, alive = high, remaining
+        sets, peer_at, seen = self._sets, self._peer_at, 0
+        # From the deepest end up: each peer counts where it is met first.
+        ends = [*changes.tolist(), len(numbers) - 1]
+        for number, last in zip(reversed(numbers[ends].tolist()), reversed(ends), strict=True):
+            fresh = sets[number] & ~seen
+            seen |= fresh
+            while fresh:
+                bit = fresh.bit_length() - 1
+                fresh ^= 1 << bit
+                result[peer_at[bit]] = last + 1
         return result
 
-    def _peers_of(self, mask: int) -> Iterable[bytes]:
-        while mask:
-            lowest = mask & -mask
-            peer = self._peer_at[lowest.bit_length() - 1]
-            if peer is not None:
-                yield peer
-            mask ^= lowest
+    def _change(self, keys: Keys, added: int, removed: int) -> None:
+        """Put the bits ``added`` into the sets of ``keys`` and take ``removed`` out of them."""
+        before = self._table.get(keys)
+        numbers, counts = np.unique(before, return_counts=True)
+        moves = list(zip(numbers.tolist(), counts.tolist(), strict=True))
+        targets = []
+        for number, count in moves:
+            target = self._number((self._sets[number] | added) & ~removed)
+            self._sizes[target] += count
+            targets.append(target)
+        for number, count in moves:
+            self._sizes[number] -= count
+            if number and not self._sizes[number]:
+                del self._number_of[self._sets[number]]
+                self._sets[number] = -1
+                self._free_numbers.append(number)
+        after = np.array(targets, np.uint32)[np.searchsorted(numbers, before)]
+        is_gone = after == 0
+        if is_gone.any():
+            self._table.remove(keys[is_gone])
+        is_changed = (after != before) & ~is_gone
+        self._table.put(keys[is_changed], after[is_changed])
+
+    def _number(self, holders: int) -> int:
+        """The number of this set."""
+        number = self._number_of.get(holders)
+        if number is None:
+            if self._free_numbers:
+                number = self._free_numbers.pop()
+                self._sets[number] = holders
+            else:
+                number = len(self._sets)
+                self._sets.append(holders)
+                self._sizes.append(0)
+            self._number_of[holders] = number
+        return number
 
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant of the module's docstring is broken."""
+        self._table.check_invariants()
         current = sum(1 << bit for bit in self._bit_of.values())
-        for block, mask in self._holders.items():
-            assert mask, f"block {block:016x} is kept without a holder"
-            assert mask & ~current == 0, f"block {block:016x} is held by a forgotten peer"
+        sizes = [0] * len(self._sets)
+        for number in self._table.items()[1].tolist():
+            sizes[number] += 1
+        assert sizes[1:] == self._sizes[1:]
+        for number, holders in enumerate(self._sets):
+            if number and holders >= 0:
+                assert sizes[number] and self._number_of[holders] == number
+                assert holders & ~current == 0, "a block is held by a forgotten peer"
+        assert len(self._number_of) + len(self._free_numbers) == len(self._sets)
         assert len(self._bit_of) + len(self._free_bits) == len(self._peer_at)
+
+
+def _keys(hashes: Collection[int]) -> Keys:
+    if isinstance(hashes, array) and hashes.typecode == "Q":
+        return np.frombuffer(hashes, np.uint64)
+    return np.fromiter(hashes, np.uint64, len(hashes))
+
+
+def _distinct(hashes: Collection[int]) -> Keys:
+    """Ascending, as they come from the wire."""
+    keys = _keys(hashes)
+    return keys if (keys[1:] > keys[:-1]).all() else np.unique(keys)

@@ -69,7 +69,7 @@ class Request:
         return Generate(
             request_id=self.request_id,
             namespace=self.namespace,
-            prompt=pack_tokens([*self.prompt, *self.generated]),
+            prompt=pack_tokens(self.prompt) + pack_tokens(self.generated),
             sampling=msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - done),
             promised_tokens=promised_tokens,
             resumed_tokens=done,

@@ -3,11 +3,18 @@
 The population: prompts of ``PROMPT_TOKENS`` random tokens; each peer holds prefixes, of random length, of prompts that
 it draws with Zipf weights, until it holds its share of the residencies. A lookup asks for a prompt drawn likewise. So
 popular prompts are held by many peers, each to another depth, which is the index's worst case.
+
+Each side gets a prompt as it takes it fastest: Dynamo a list, ours the array that a node has from its tokenizer and the
+wire. The row with ``list`` in its name gives ours the list too.
+
+Updates and memory: a digest of 4,096 blocks from each of 100 peers, of the same kind of population; the rows with
+``unrelated`` in their names instead of blocks that are nobody's prefix, the worst that peers could tell.
 """
 
 import random
 import time
 import tracemalloc
+from array import array
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +39,7 @@ _NAMESPACE = bytes(16)
 class Population:
     """Who holds what."""
 
-    prompts: Sequence[Sequence[int]]
+    prompts: Sequence["array[int]"]
     """Tokens."""
     chains: Sequence[Sequence[int]]
     """Block hashes of each prompt."""
@@ -59,7 +66,7 @@ def make_population(peers: int, residencies: int, zipf: float, rng: random.Rando
     if not share:
         raise LocalError(f"{residencies} blocks cannot be spread over {peers} peers")
     count = -(-max(residencies // 2, 4 * share) // _BLOCKS)
-    prompts = [[rng.randrange(50_000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
+    prompts = [array("I", (rng.randrange(50_000) for _ in range(PROMPT_TOKENS))) for _ in range(count)]
     chains = [block_hashes(_NAMESPACE, prompt) for prompt in prompts]
     weights = list(accumulate((rank + 1) ** -zipf for rank in range(count)))
     population = Population(prompts, chains, weights, [{} for _ in range(peers)])
@@ -95,28 +102,35 @@ def bench_index(peers: int, residencies: int, zipf: float, runs: int, against: s
         for name, value in _lookups(index, population, dynamo, rng).items():
             values.setdefault(name, []).append(value)
     progress.step("updates")
-    values["update_blocks_per_s"] = [_update_rate(rng) for _ in range(runs)]
+    digests = _digests(make_population(_UPDATE_PEERS, _UPDATE_PEERS * _UPDATE_BLOCKS, zipf, rng))
+    unrelated = _random_digests(rng)
+    values["update_blocks_per_s"] = [_update_rate(digests) for _ in range(runs)]
+    values["update_unrelated_blocks_per_s"] = [_update_rate(unrelated) for _ in range(runs)]
     progress.step("memory")
-    values["bytes_per_residency"] = [_bytes_per_residency(rng)]
+    values["bytes_per_residency"] = [_bytes_per_residency(digests)]
+    values["bytes_per_unrelated_residency"] = [_bytes_per_residency(unrelated)]
     progress.close()
-    units = {"update_blocks_per_s": "1/s", "bytes_per_residency": "bytes", "dynamo_ratio": "ours/theirs"}
+    units = {"dynamo_ratio": "ours/theirs"}
+    units |= dict.fromkeys(("update_blocks_per_s", "update_unrelated_blocks_per_s"), "1/s")
+    units |= dict.fromkeys(("bytes_per_residency", "bytes_per_unrelated_residency"), "bytes")
     return report_of("index", [row_of(name, units.get(name, "us"), each) for name, each in values.items()])
 
 
 def _lookups(index: Index, population: Population, dynamo: Dynamo | None, rng: random.Random) -> dict[str, float]:
-    """Times of one run, in microseconds; both sides are asked for the same prompts, in turns."""
-    plain, hashed, theirs = list[float](), list[float](), list[float]()
-    for _ in range(_LOOKUPS):
-        number = population.draw(rng)
-        prompt, chain = population.prompts[number], population.chains[number]
-        plain.append(_timed(index.matches, chain))
-        hashed.append(_timed(_hash_and_match, index, prompt))
-        if dynamo is not None:
-            theirs.append(_timed(dynamo.match, prompt))
+    """Times of one run, in microseconds. All sides are asked for the same prompts, one side after the other, so that
+    each finds the processor's caches as its own lookups left them."""
+    drawn = [population.draw(rng) for _ in range(_LOOKUPS)]
+    prompts = [population.prompts[number] for number in drawn]
+    plain = [_timed(index.matches, population.chains[number]) for number in drawn]
+    # Copied right before, for a tokenizer has just written a prompt that is asked for.
+    hashed = [_timed(_hash_and_match, index, prompt[:]) for prompt in prompts]
+    listed = [_timed(_hash_and_match, index, prompt.tolist()) for prompt in prompts]
+    theirs = [_timed(dynamo.match, prompt.tolist()) for prompt in prompts] if dynamo is not None else []
     result = {
         "lookup_us_p50": median(plain),
         "lookup_us_p99": quantiles(plain, n=100)[98],
         "lookup_hash_us_p50": median(hashed),
+        "lookup_hash_list_us_p50": median(listed),
     }
     if theirs:
         result["lookup_hash_us_p50_dynamo"] = median(theirs)
@@ -135,34 +149,41 @@ def _timed(call: Callable[..., object], *args: object) -> float:
     return (time.perf_counter() - began) * 1e6
 
 
-def _update_rate(rng: random.Random) -> float:
-    """Blocks a second, half of them added and half removed."""
-    digests = _digests(rng)
+def _update_rate(digests: Sequence[list[int]]) -> float:
+    """Blocks a second, half of them added and half removed, a whole digest at a time."""
     index = Index()
     began = time.perf_counter()
     for number, hashes in enumerate(digests):
         index.add(_peer(number), hashes)
     for number, hashes in enumerate(digests):
         index.discard(_peer(number), hashes)
-    return 2 * _UPDATE_PEERS * _UPDATE_BLOCKS / (time.perf_counter() - began)
+    return 2 * sum(map(len, digests)) / (time.perf_counter() - began)
 
 
-def _bytes_per_residency(rng: random.Random) -> float:
+def _bytes_per_residency(digests: Sequence[list[int]]) -> float:
     """Memory of an index filled from bytes, as they come from the wire: so its keys count too."""
-    packed = [pack_hashes(hashes) for hashes in _digests(rng)]
+    packed = [pack_hashes(hashes) for hashes in digests]
     tracemalloc.start()
     index = Index()
     for number, data in enumerate(packed):
         index.add(_peer(number), unpack_hashes(data))
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return used / (_UPDATE_PEERS * _UPDATE_BLOCKS)
+    return used / sum(map(len, digests))
 
 
-def _digests(rng: random.Random) -> list[list[int]]:
-    """One digest a peer; each block is held by two peers on average."""
+def _digests(population: Population) -> list[list[int]]:
+    """What each peer tells of what it holds, in the order of the wire."""
+    return [
+        sorted({block for prompt, depth in held.items() for block in population.chains[prompt][:depth]})
+        for held in population.held
+    ]
+
+
+def _random_digests(rng: random.Random) -> list[list[int]]:
+    """Blocks that are no prefixes, each at two peers on average: hardly two of them have equal holders."""
     pool = [rng.getrandbits(64) for _ in range(_UPDATE_PEERS * _UPDATE_BLOCKS // 2)]
-    return [rng.sample(pool, _UPDATE_BLOCKS) for _ in range(_UPDATE_PEERS)]
+    return [sorted(rng.sample(pool, _UPDATE_BLOCKS)) for _ in range(_UPDATE_PEERS)]
 
 
 def _peer(number: int) -> bytes:

@@ -153,8 +153,9 @@ class Engine(Protocol):
         """The text of each token sequence, for display: bytes that are no UTF-8 are replaced. Raises LocalError."""
         ...
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn.
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> Sequence[int]:
+        """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn; as
+        ``proto.blocks.token_array`` makes it or a list.
 
         Contents are tokenized as plain text: spelling a control token in a message does not make one.
         Raises LocalError for an empty conversation or a template that refuses it.

@@ -41,7 +41,7 @@ from node.engine.settings import EngineSettings
 from node.engine.stream import AnswerStream
 from node.engine.tier import GIB
 from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
-from proto.blocks import pack_tokens, unpack_tokens
+from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
 from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
@@ -110,12 +110,12 @@ class ProcessEngine:
         """The load as the child last reported it; no slots while it is down."""
         return self._vitals
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> Sequence[int]:
         """See ``Engine.tokenize_chat``. Survives one restart of the child; LocalError after a second."""
         turns = [(message.role, message.content) for message in messages]
         answer = await self._call(lambda key: ipc.Render(key, turns))
         assert isinstance(answer, ipc.Rendered)
-        return unpack_tokens(answer.tokens)
+        return token_array(answer.tokens)
 
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """See ``Engine.detokenize``."""

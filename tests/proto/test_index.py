@@ -57,6 +57,21 @@ def test_adding_and_discarding_keeps_exactly_what_is_held(steps: list[tuple[byte
     assert len(index) == 0
 
 
+@given(st.lists(st.sets(st.integers(0, 20)), min_size=4, max_size=4), st.integers(0, 21))
+@settings(max_examples=300, deadline=None)
+def test_a_set_with_gaps_matches_something_it_holds_and_disturbs_nobody(sets: list[set[int]], honest: int) -> None:
+    """Liars, and an honest peer among them."""
+    index, chain = Index(), list(range(21))
+    for peer, blocks in zip(PEERS, sets, strict=True):
+        index.add(peer, blocks)
+    index.add(b"honest", chain[:honest])
+    matches = index.matches(chain)
+    assert matches.get(b"honest", 0) == honest
+    for peer, blocks in zip(PEERS, sets, strict=True):
+        least = naive({peer: blocks}, chain).get(peer, 0)
+        assert least <= matches.get(peer, 0) <= max(blocks, default=-1) + 1
+
+
 def test_a_forgotten_peers_place_is_reused_without_its_blocks() -> None:
     index = Index()
     index.add(b"old", [1, 2])

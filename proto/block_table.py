@@ -1,0 +1,162 @@
+"""Block hash -> small number, for millions of blocks: a hash table whose every operation takes many keys at once.
+
+A prompt asks for a hundred blocks and a digest brings thousands. What that costs is the memory they are scattered over,
+so here a look-up touches one cache line and the processor fetches all of them at the same time, where a dictionary
+touches four, one after another.
+
+Layout: buckets of ``_WIDTH`` keys beside their values; a key's bucket is its highest bits, for block hashes are as good
+as random already, and a sorted digest then runs through the memory from one end to the other. A key whose bucket is
+full goes to an ordinary dictionary: one in 1,000 at the load at which the table grows, and all of those that somebody
+invented to have one bucket, so that no choice of keys makes this slower than a dictionary.
+
+Invariants: 0 marks a free place among the keys (so key 0 lives in the dictionary), a place is free if and only if its
+value is 0, and no key is stored twice.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Keys = npt.NDArray[np.uint64]
+Values = npt.NDArray[np.uint32]
+_Places = npt.NDArray[np.intp]
+
+_WIDTH = 8
+"""64 bytes of keys: a cache line."""
+_LEAST_BUCKETS = 16
+_MOST_LOAD, _LEAST_LOAD = 0.4, 0.08
+"""Of all places: the table doubles above the one and halves below the other."""
+
+
+class BlockTable:
+    """A map from 64-bit keys to numbers from 1 to 2**32 - 1; 0 says that a key is not there."""
+
+    def __init__(self) -> None:
+        self._overflow: dict[int, int] = {}
+        self._clear(_LEAST_BUCKETS)
+
+    def __len__(self) -> int:
+        return self._num_placed + len(self._overflow)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the arrays."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def get(self, keys: Keys) -> Values:
+        """The value of each key. Does not mutate."""
+        found, values_found = self._look_up(keys)
+        values = np.zeros(len(keys), np.uint32)
+        values[found] = values_found
+        if self._overflow:
+            (missing,) = (values == 0).nonzero()
+            values[missing] = [self._overflow.get(key, 0) for key in keys[missing].tolist()]
+        return values
+
+    def get_leading(self, keys: Keys) -> Values:
+        """The values of ``keys`` up to the first that is not there. Does not mutate."""
+        found, values = self._look_up(keys)
+        is_gapless = len(found) > 0 and int(found[-1]) == len(found) - 1
+        if is_gapless and (len(found) == len(keys) or int(keys[len(found)]) not in self._overflow) and values.all():
+            return values
+        values = self.get(keys)
+        (gaps,) = (values == 0).nonzero()
+        return values[: gaps[0]] if len(gaps) else values
+
+    def put(self, keys: Keys, values: Values) -> None:
+        """Set the values, none of them 0, of distinct ``keys``, ascending. Mutates."""
+        is_new, places = self._find_stored(keys)
+        self._values.put(places, values[~is_new])
+        for row in np.flatnonzero(is_new).tolist() if self._overflow else ():
+            key = int(keys[row])
+            if key in self._overflow:
+                self._overflow[key] = int(values[row])
+                is_new[row] = False
+        if is_new.any():
+            self._insert(keys[is_new], values[is_new])
+
+    def remove(self, keys: Keys) -> None:
+        """Remove distinct ``keys``, ascending; those that are not there are ignored. Mutates."""
+        is_missing, places = self._find_stored(keys)
+        self._keys.put(places, 0)
+        self._values.put(places, 0)
+        self._num_placed -= len(places)
+        if self._overflow:
+            for key in keys[is_missing].tolist():
+                self._overflow.pop(key, None)
+        if self._num_placed < _LEAST_LOAD * self._keys.size and len(self._keys) > _LEAST_BUCKETS:
+            self._resize(len(self))
+
+    def items(self) -> tuple[Keys, Values]:
+        """All keys, in no order, and their values."""
+        places = np.flatnonzero(self._keys)
+        num_extra = len(self._overflow)
+        keys = np.fromiter(self._overflow.keys(), np.uint64, num_extra)
+        values = np.fromiter(self._overflow.values(), np.uint32, num_extra)
+        return (
+            np.concatenate((self._keys.take(places), keys)),
+            np.concatenate((self._values.take(places), values)),
+        )
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant of the module's docstring is broken."""
+        keys, values = self.items()
+        assert len(np.unique(keys)) == len(keys) == len(self)
+        assert values.all() and np.array_equal(self._keys == 0, self._values == 0)
+        assert self._num_placed <= _MOST_LOAD * self._keys.size
+
+    def _clear(self, num_buckets: int) -> None:
+        self._keys = np.zeros((num_buckets, _WIDTH), np.uint64)
+        self._values = np.zeros((num_buckets, _WIDTH), np.uint32)
+        self._shift = np.uint64(65 - num_buckets.bit_length())
+        self._num_placed = 0
+        self._overflow.clear()
+
+    def _buckets(self, keys: Keys) -> _Places:
+        return (keys >> self._shift).astype(np.intp)
+
+    def _look_up(self, keys: Keys) -> tuple[_Places, Values]:
+        """Rows of ``keys`` that are in a bucket, and their values. Key 0 is met, with value 0, in each free place."""
+        buckets = self._buckets(keys)
+        (found,) = (self._keys.take(buckets, axis=0).ravel() == keys.repeat(_WIDTH)).nonzero()
+        return found // _WIDTH, self._values.take(buckets, axis=0).take(found)
+
+    def _find_stored(self, keys: Keys) -> tuple["npt.NDArray[np.bool_]", _Places]:
+        """Which of ``keys`` are in no bucket, and the places of the others."""
+        buckets = self._buckets(keys)
+        is_found = self._keys.take(buckets, axis=0) == keys[:, np.newaxis]
+        if len(keys) and keys[0] == 0:
+            is_found[0] = False
+        rows, columns = is_found.nonzero()
+        is_missing = np.ones(len(keys), np.bool_)
+        is_missing[rows] = False
+        return is_missing, buckets[rows] * _WIDTH + columns
+
+    def _insert(self, keys: Keys, values: Values) -> None:
+        """Add keys that are not there, ascending."""
+        if self._num_placed + len(keys) > _MOST_LOAD * self._keys.size:
+            self._resize(len(self) + len(keys))
+        while len(keys):
+            buckets = self._buckets(keys)
+            is_first = np.diff(buckets, prepend=-1) > 0  # One a bucket at a time.
+            free = self._keys.take(buckets[is_first], axis=0) == 0
+            columns = free.argmax(axis=1)
+            places = buckets[is_first] * _WIDTH + columns
+            fits = free.any(axis=1) & (keys[is_first] != 0)
+            self._keys.put(places[fits], keys[is_first][fits])
+            self._values.put(places[fits], values[is_first][fits])
+            self._num_placed += int(fits.sum())
+            spilled = ~fits
+            if spilled.any():
+                pairs = zip(keys[is_first][spilled].tolist(), values[is_first][spilled].tolist(), strict=True)
+                self._overflow.update(pairs)
+            keys, values = keys[~is_first], values[~is_first]
+
+    def _resize(self, num_keys: int) -> None:
+        """Room for ``num_keys``, at a load between the two."""
+        keys, values = self.items()
+        num_buckets = _LEAST_BUCKETS
+        while num_keys > _MOST_LOAD * num_buckets * _WIDTH:
+            num_buckets *= 2
+        self._clear(num_buckets)
+        order = np.argsort(keys)
+        self._insert(keys[order], values[order])
