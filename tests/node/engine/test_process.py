@@ -72,7 +72,7 @@ def failed(items: Sequence[EngineItem]) -> EngineFailed:
 
 
 async def chat(running: ProcessEngine, text: str) -> list[int]:
-    return await running.tokenize_chat([ChatMessage(role="user", content=text)])
+    return list(await running.tokenize_chat([ChatMessage(role="user", content=text)]))
 
 
 async def until_idle(running: ProcessEngine) -> None:

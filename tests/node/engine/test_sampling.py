@@ -57,7 +57,7 @@ def done(items: Sequence[EngineItem]) -> EngineDone:
 
 
 async def chat(running: ProcessEngine, text: str) -> list[int]:
-    return await running.tokenize_chat([ChatMessage(role="user", content=text)])
+    return list(await running.tokenize_chat([ChatMessage(role="user", content=text)]))
 
 
 async def test_stop_strings_grammars_and_logprobs() -> None:
