@@ -27,6 +27,7 @@ from node.engine.models import model_name, resolve_model
 from node.engine.process import open_engine
 from node.engine.settings import EngineSettings
 from node.entry import ASK, GENERATE, Entry
+from node.floors import keep_floors, load_floors
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
@@ -42,7 +43,8 @@ from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
 from proto.errors import LocalError
-from proto.events import CacheChanged, ModelServed, VitalsChanged
+from proto.events import CacheChanged, FloorsRestored, ModelServed, VitalsChanged
+from proto.floors import Floor
 from proto.messages import Ask, ChatMessage, EntryFrame
 from proto.overlay import Overlay, PeerView
 from proto.radix import RadixTree
@@ -55,12 +57,16 @@ _PREVIEW_TOKENS = 24
 class Node:
     """One model, one network, one overlay, wired. ``run`` must be running while it is used."""
 
-    def __init__(self, identity: Identity, engine: Engine, network: Network, epoch: int) -> None:
+    def __init__(
+        self, identity: Identity, engine: Engine, network: Network, epoch: int, floors: Sequence[Floor] = ()
+    ) -> None:
+        """floors: what ``floors()`` said before the last end of this node."""
         config = OverlayConfig(agent=f"mycelia/{VERSION}")
         self._engine = engine
         self._network = network
         self._epoch = epoch
         self._overlay = Overlay(identity.peer_id, config, random.Random(os.urandom(16)), identity.sign, verify)  # noqa: S311  jitter, no secret
+        self._overlay.handle(FloorsRestored(floors), time.time())
         self._driver = OverlayDriver(self._overlay, network, self._perform_request)
         self._entry = Entry(engine, network, self._driver.handle)
         self._tree = RadixTree()
@@ -88,6 +94,10 @@ class Node:
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
         return list(await self._engine.tokenize_chat(messages))
+
+    def floors(self) -> list[Floor]:
+        """See ``Overlay.floors``."""
+        return self._overlay.floors()
 
     def state(self) -> NodeState:
         """The node as it is now."""
@@ -213,7 +223,7 @@ async def run_node(settings: NodeSettings) -> None:
                 nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
             log.info("loading_model", model=str(model_path))
             async with open_engine(engine_settings) as engine, open_network(network_settings) as network:
-                node = Node(identity, engine, network, epoch)
+                node = Node(identity, engine, network, epoch, load_floors(data_dir))
                 await _run_until_cancelled(node, network, listener, settings)
     log.info("left")
 
@@ -240,6 +250,7 @@ async def _run_until_cancelled(node: Node, network: Network, listener: socket.so
     api_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        nursery.start_soon(keep_floors, settings.data_dir, node.floors)
         await nursery.start(serve_gateway, node, listener)
         write_run_info(settings.data_dir, RunInfo(os.getpid(), api_url, peer_text(network.peer_id)))
         state = node.state()

@@ -39,6 +39,7 @@ from proto.digest import (
     unpack_hashes,
 )
 from proto.errors import RemoteError
+from proto.floors import Floor, Floors
 from proto.index import Index
 from proto.messages import Announce, Delta, Head, Repair, RepairRequest, Version
 from proto.refusals import Refusal
@@ -109,8 +110,7 @@ class Estimates:
         self._num_entries = 0
         self._connected: set[bytes] = set()
         """Owners whose nodes are connected."""
-        self._floors: dict[Key, tuple[int, int, float]] = {}
-        """(epoch, seq, forgotten at) of evicted owners, oldest first."""
+        self._floors = Floors(config.max_floors, config.floor_keep_s)
         self._indexes: dict[bytes, Index] = {}
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -181,6 +181,17 @@ class Estimates:
             return None
         return repair_from(head, estimate.entries, estimate.log, request)
 
+    def floors(self) -> list[Floor]:
+        """What to ``restore`` after a restart. Of an owner that is held, its newest version stays acceptable: it may
+        have none newer for a while."""
+        held = [(key, estimate.wanted or estimate.head, estimate.heard_at) for key, estimate in self._estimates.items()]
+        return [*self._floors, *(Floor(*key, head.epoch, head.seq - 1, at) for key, head, at in held if head)]
+
+    def restore(self, floors: Sequence[Floor]) -> None:
+        """Refuse what was refused before a restart. Mutates."""
+        for floor in floors:
+            self._floors.set(floor)
+
     # --- what peers send -------------------------------------------------------------------------------------------
 
     def unused(self, head: Head, now: float) -> Refusal | None:
@@ -195,8 +206,7 @@ class Estimates:
             return Refusal.FUTURE
         if head.issued_at < (now - self._config.evict_s) * 1000:
             return Refusal.EXPIRED
-        floor = self._floors.get(key)
-        if floor is not None and (head.epoch, head.seq) <= floor[:2]:
+        if self._floors.refuse(*key, _version(head)):
             return Refusal.REPLAYED
         estimate = self._estimates.get(key)
         held = estimate.head if estimate else None
@@ -264,10 +274,7 @@ class Estimates:
                 gone.append(key)
         for key in sorted(gone):
             self._evict(key, now)
-        keep_from = now - self._config.floor_keep_s
-        expired = [key for key, (_, _, at) in self._floors.items() if at < keep_from]
-        for key in expired:
-            del self._floors[key]
+        self._floors.expire(now)
         return gone
 
     def check_invariants(self) -> None:
@@ -395,13 +402,8 @@ class Estimates:
         estimate = self._estimates.pop(key)
         self._indexes[key[1]].forget(key[0], estimate.entries)
         self._num_entries -= len(estimate.entries)
-        if estimate.head is None:
-            return
-        self._floors.pop(key, None)
-        if len(self._floors) >= self._config.max_floors:
-            del self._floors[next(iter(self._floors))]
-        epoch, seq = _version(estimate.head)
-        self._floors[key] = (epoch, seq, now)
+        if estimate.head is not None:
+            self._floors.set(Floor(*key, *_version(estimate.head), now))
 
     def _make_room(self, key: Key, num_entries: int, now: float, evict: bool = True) -> bool:
         """Room for ``key`` with ``num_entries`` more, by forgetting suspect owners and, for a connected one, owners

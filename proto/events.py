@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proto.floors import Floor
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
 from proto.refusals import Refusal
 
@@ -86,6 +87,13 @@ class ModelServed:
 
 
 @dataclass(frozen=True)
+class FloorsRestored:
+    """What ``Overlay.floors`` returned before this node restarted. Hand it over before anything of the network."""
+
+    floors: Sequence[Floor]
+
+
+@dataclass(frozen=True)
 class CacheChanged:
     """The engine's prefix cache: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves."""
 
@@ -139,6 +147,6 @@ class RequestCancelled:
     request_id: bytes
 
 
-NodeEvent = TimerFired | ModelServed | CacheChanged | VitalsChanged
+NodeEvent = TimerFired | FloorsRestored | ModelServed | CacheChanged | VitalsChanged
 RequestEvent = RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

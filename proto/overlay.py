@@ -25,6 +25,7 @@ from proto.events import (
     Connected,
     Disconnected,
     Event,
+    FloorsRestored,
     FrameReceived,
     Gossiped,
     Malformed,
@@ -37,6 +38,7 @@ from proto.events import (
     TimerFired,
     VitalsChanged,
 )
+from proto.floors import Floor
 from proto.membership import Membership
 from proto.messages import (
     Announce,
@@ -105,6 +107,9 @@ class Overlay:
                 return self._on_timer(event.timer, now)
             case ModelServed():
                 return [*self._digests.on_served(event, now), *self._members.on_served(event, now)]
+            case FloorsRestored():
+                self._digests.estimates.restore(event.floors)
+                return []
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
@@ -148,6 +153,10 @@ class Overlay:
     def own_digest(self, namespace: bytes) -> OwnDigest | None:
         """What this node tells of its own cache; None in a namespace it does not serve. To look at."""
         return self._digests.own(namespace)
+
+    def floors(self) -> list[Floor]:
+        """What this node remembers of its peers' versions, to be kept on disk and given back as FloorsRestored."""
+        return self._digests.estimates.floors()
 
     def vitals(self, namespace: bytes) -> Vitals | None:
         """This node's own load as last reported by its engine."""

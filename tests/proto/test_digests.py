@@ -217,6 +217,23 @@ def test_silence_suspects_then_forgets_but_keeps_the_floor() -> None:
     assert pair.repaired() is Outcome.APPLIED
 
 
+def test_a_restarted_reader_takes_the_newest_version_again_and_no_older_one() -> None:
+    pair = Pair()
+    deltas = []
+    for number in range(2):
+        pair.own.store(number, chain_of(number))
+        deltas.append(pair.advance())
+        pair.estimates.on_gossip(deltas[-1], pair.now)
+    floors = pair.estimates.floors()
+    pair.estimates = Estimates(READER, verify, CONFIG)
+    pair.estimates.follow(NAMESPACE)
+    pair.estimates.restore(floors)
+    assert pair.estimates.on_gossip(deltas[0], pair.now) is Outcome.STALE, "a replay below the floor"
+    assert pair.estimates.on_gossip(deltas[1], pair.now) is Outcome.GAP
+    assert pair.repaired() is Outcome.APPLIED
+    pair.assert_equal()
+
+
 def test_two_sets_under_one_version_are_proof_of_equivocation() -> None:
     pair = Pair()
     pair.own.store(1, chain_of(1))

@@ -101,6 +101,13 @@ class Reader(RuleBasedStateMachine):
             self.own.store(leaf, chain)
         self.publish()
 
+    @rule()
+    def restart_the_reader(self) -> None:
+        floors = self.estimates.floors()
+        self.estimates = Estimates(READER, verify, CONFIG)
+        self.estimates.follow(NAMESPACE)
+        self.estimates.restore(floors)
+
     @rule(seconds=st.sampled_from([1.0, 10.0, CONFIG.suspect_s, CONFIG.evict_s]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds

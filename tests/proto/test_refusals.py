@@ -134,7 +134,7 @@ def held(overlay: Overlay) -> object:
     """Everything of ``overlay`` that a refused message could have changed."""
     digests, estimates = overlay._digests, overlay._digests.estimates
     known = {key: (e.head, dict(e.entries), e.wanted, e.suspect) for key, e in estimates._estimates.items()}
-    return known, dict(estimates._floors), list(digests._pending), sorted(overlay._members._members)
+    return known, list(estimates._floors), list(digests._pending), sorted(overlay._members._members)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
