@@ -26,9 +26,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: bytes) -> None:
     assert load_floors(tmp_path) == FLOORS
 
 
-async def test_they_are_saved_by_and_by_and_at_the_end(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_they_are_saved_by_and_by_and_at_the_end(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     floors = FLOORS[:1]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keep_floors, tmp_path, lambda: list(floors))
