@@ -13,6 +13,7 @@ in the same way 88, chained from block to block 200.
 """
 
 import hashlib
+import struct
 import sys
 from array import array
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ STRIDE = 64
 """Tokens a block. Measured on real traces: 64 sees 96.8 % of reusable tokens with a quarter of the entries of 16."""
 
 HASH_BYTES = 8
+
+_BLOCK = struct.Struct(f"{4 * STRIDE}s")
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
@@ -73,13 +76,13 @@ def block_hashes(namespace: bytes, tokens: Sequence[int]) -> "array[int]":
     """
     hasher = hashlib.sha256(blake3(namespace, derive_key_context="mycelia 2026 block hash v1").digest())
     update, digest = hasher.update, hasher.digest
-    data = memoryview(pack_tokens(tokens))
-    num_bytes = 4 * STRIDE
+    packed = pack_tokens(tokens)
+    whole = memoryview(packed)[: len(packed) // _BLOCK.size * _BLOCK.size]
     digests = []
-    for end in range(num_bytes, len(data) + 1, num_bytes):
-        update(data[end - num_bytes : end])
-        digests.append(digest()[:HASH_BYTES])
-    hashes = array("Q", b"".join(digests))
+    for (block,) in _BLOCK.iter_unpack(whole):
+        update(block)
+        digests.append(digest())
+    words = array("Q", b"".join(digests))
     if sys.byteorder == "little":
-        hashes.byteswap()
-    return hashes
+        words.byteswap()
+    return words[:: hasher.digest_size // HASH_BYTES]

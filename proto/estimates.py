@@ -122,7 +122,7 @@ class Estimates:
     def follows(self, namespace: bytes) -> bool:
         return namespace in self._indexes
 
-    def matches(self, namespace: bytes, chain: Sequence[int]) -> dict[bytes, int]:
+    def matches(self, namespace: bytes, chain: Sequence[int]) -> Mapping[bytes, int]:
         """Owner -> leading blocks of ``chain`` it is estimated to hold; nothing in a namespace that is not followed."""
         index = self._indexes.get(namespace)
         return index.matches(chain) if index else {}

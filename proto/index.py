@@ -12,11 +12,15 @@ bit of every set belongs to a current peer.
 """
 
 from array import array
-from collections.abc import Collection
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from proto.block_table import BlockTable, Keys
+
+_FEW = 16
+"""Up to so many ones of a mask are faster found one by one."""
 
 
 class Index:
@@ -65,27 +69,15 @@ class Index:
             self._peer_at[bit] = b""
             self._free_bits.append(bit)
 
-    def matches(self, chain: Collection[int]) -> dict[bytes, int]:
-        """Peer -> number of leading blocks of ``chain`` it holds; peers that hold none are left out.
-
-        Fastest for the ``array("Q")`` that ``proto.blocks.block_hashes`` returns.
-        """
+    def matches(self, chain: Collection[int]) -> "Matches":
+        """Which peers hold how much of the beginning of ``chain``. Fastest for the ``array("Q")`` that
+        ``proto.blocks.block_hashes`` returns. Use what is returned before the next change of this index."""
         numbers = self._table.get_leading(_keys(chain))
-        if not len(numbers):
-            return {}
         (changes,) = (numbers[1:] != numbers[:-1]).nonzero()
-        result: dict[bytes, int] = {}
-        sets, peer_at, seen = self._sets, self._peer_at, 0
-        # From the deepest end up: each peer counts where it is met first.
-        ends = [*changes.tolist(), len(numbers) - 1]
-        for number, last in zip(reversed(numbers[ends].tolist()), reversed(ends), strict=True):
-            fresh = sets[number] & ~seen
-            seen |= fresh
-            while fresh:
-                bit = fresh.bit_length() - 1
-                fresh ^= 1 << bit
-                result[peer_at[bit]] = last + 1
-        return result
+        lasts = [*changes.tolist(), len(numbers) - 1] if len(numbers) else []
+        sets = self._sets
+        levels = [(last + 1, sets[number]) for last, number in zip(lasts, numbers[lasts].tolist(), strict=True)]
+        return Matches(levels, self._bit_of, self._peer_at)
 
     def _change(self, keys: Keys, added: int, removed: int) -> None:
         """Put the bits ``added`` into the sets of ``keys`` and take ``removed`` out of them."""
@@ -138,6 +130,58 @@ class Index:
                 assert holders & ~current == 0, "a block is held by a forgotten peer"
         assert len(self._number_of) + len(self._free_numbers) == len(self._sets)
         assert len(self._bit_of) + len(self._free_bits) == len(self._peer_at)
+
+
+class Matches(Mapping[bytes, int]):
+    """Peer -> number of leading blocks that it holds, for every peer that holds any: the result of ``Index.matches``.
+
+    A popular prompt is held by everybody and a router looks at a few, so peers are not written out until asked for.
+    """
+
+    def __init__(
+        self, levels: Sequence[tuple[int, int]], bit_of: Mapping[bytes, int], peer_at: Sequence[bytes]
+    ) -> None:
+        """levels: (number of blocks, who holds so many), ascending; each one's peers are among those of the one before,
+        but for peers whose sets are not prefix-closed."""
+        self._levels = levels
+        self._bit_of = bit_of
+        self._peer_at = peer_at
+
+    def __getitem__(self, peer: bytes) -> int:
+        bit = self._bit_of[peer]
+        place = bisect_left(self._levels, 1, key=lambda level: ~(level[1] >> bit) & 1)
+        if not place:
+            raise KeyError(peer)
+        return self._levels[place - 1][0]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return self._levels[0][1].bit_count() if self._levels else 0
+
+    def to_dict(self) -> dict[bytes, int]:
+        """All peers at once."""
+        result: dict[bytes, int] = {}
+        peer_at, seen = self._peer_at, 0
+        for num_blocks, holders in reversed(self._levels):
+            fresh = holders & ~seen
+            seen |= fresh
+            if fresh.bit_count() > _FEW:
+                result |= dict.fromkeys([peer_at[bit] for bit in _bits(fresh)], num_blocks)
+                continue
+            while fresh:
+                bit = fresh.bit_length() - 1
+                fresh ^= 1 << bit
+                result[peer_at[bit]] = num_blocks
+        return result
+
+
+def _bits(mask: int) -> list[int]:
+    """The places of its ones."""
+    data = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), np.uint8)
+    ones: list[int] = np.unpackbits(data, bitorder="little").nonzero()[0].tolist()
+    return ones
 
 
 def _keys(hashes: Collection[int]) -> Keys:

@@ -49,16 +49,25 @@ def engine(
     "--residencies", type=click.IntRange(1_000, 100_000_000), default=1_000_000, show_default=True, help="Blocks held."
 )
 @click.option("--zipf", type=click.FloatRange(0, 3), default=0.8, show_default=True, help="Skew of the prompts.")
+@click.option(
+    "--families",
+    type=click.IntRange(0, 10_000),
+    default=64,
+    show_default=True,
+    help="Beginnings that prompts share; 0: they share nothing, the worst case.",
+)
 @click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
 @click.option("--against", type=click.Choice(["dynamo"]), help="Measure this too, prompt for prompt, and print ratios.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the population.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def index(peers: int, residencies: int, zipf: float, runs: int, against: str | None, seed: int, as_json: bool) -> None:
+def index(
+    peers: int, residencies: int, zipf: float, families: int, runs: int, against: str | None, seed: int, as_json: bool
+) -> None:
     """The index of who holds which blocks: lookups, updates, memory."""
     from node.bench.index import bench_index
     from node.bench.report import show
 
-    show(bench_index(peers, residencies, zipf, runs, against, seed), as_json)
+    show(bench_index(peers, residencies, zipf, families, runs, against, seed), as_json)
 
 
 @bench.command()

@@ -1,11 +1,14 @@
 """``mycelia bench index``: how fast the longest match of all peers is found, and what the index costs.
 
-The population: prompts of ``PROMPT_TOKENS`` random tokens; each peer holds prefixes, of random length, of prompts that
-it draws with Zipf weights, until it holds its share of the residencies. A lookup asks for a prompt drawn likewise. So
-popular prompts are held by many peers, each to another depth, which is the index's worst case.
+The population: families of prompts of ``PROMPT_TOKENS`` random tokens, which begin alike: a system prompt, a tool's
+description, few-shot examples. Each peer holds prompts that it draws with Zipf weights, half of them whole, half cut
+somewhere behind what the family shares, until it holds its share of the residencies. A lookup asks for a prompt drawn
+likewise. Without families each prompt is alone and its holders hold any part of it, so that the set of holders changes
+at almost every holder: the index's worst case.
 
 Each side gets a prompt as it takes it fastest: Dynamo a list, ours the array that a node has from its tokenizer and the
-wire. The row with ``list`` in its name gives ours the list too.
+wire; the row with ``list`` in its name gives ours the list too. The rows with ``all`` write out every peer's match, as
+Dynamo does and a router has no need to; the ratio is of those.
 
 Updates and memory: a digest of 4,096 blocks from each of 100 peers, of the same kind of population; the rows with
 ``unrelated`` in their names instead of blocks that are nobody's prefix, the worst that peers could tell.
@@ -26,10 +29,11 @@ from node.bench.report import Progress, Report, report_of, row_of
 from proto.blocks import STRIDE, block_hashes
 from proto.digest import pack_hashes, unpack_hashes
 from proto.errors import LocalError
-from proto.index import Index
+from proto.index import Index, Matches
 
 PROMPT_TOKENS = 8_192
 _BLOCKS = PROMPT_TOKENS // STRIDE
+_SHARED_BLOCKS = (8, 64)
 _LOOKUPS = 1_000
 _UPDATE_PEERS, _UPDATE_BLOCKS = 100, 4_096
 _NAMESPACE = bytes(16)
@@ -41,7 +45,7 @@ class Population:
 
     prompts: Sequence["array[int]"]
     """Tokens."""
-    chains: Sequence[Sequence[int]]
+    chains: Sequence["array[int]"]
     """Block hashes of each prompt."""
     weights: Sequence[float]
     """Cumulative chances of the prompts."""
@@ -52,13 +56,17 @@ class Population:
         """A prompt, by its chance."""
         return bisect(self.weights, rng.random() * self.weights[-1])
 
-    @property
-    def residencies(self) -> int:
-        return sum(sum(held.values()) for held in self.held)
+    def digests(self) -> list[list[int]]:
+        """The blocks that each peer holds, in the order of the wire."""
+        return [
+            sorted({block for prompt, depth in held.items() for block in self.chains[prompt][:depth]})
+            for held in self.held
+        ]
 
 
-def make_population(peers: int, residencies: int, zipf: float, rng: random.Random) -> Population:
-    """``residencies`` blocks spread over ``peers``, out of half as many distinct ones, or more where peers are few.
+def make_population(peers: int, residencies: int, zipf: float, families: int, rng: random.Random) -> Population:
+    """About ``residencies`` blocks spread over ``peers``, out of about half as many distinct ones, or more where peers
+    are few. ``families``: 0 for prompts that share nothing.
 
     Raises LocalError when there are fewer blocks than peers.
     """
@@ -66,30 +74,46 @@ def make_population(peers: int, residencies: int, zipf: float, rng: random.Rando
     if not share:
         raise LocalError(f"{residencies} blocks cannot be spread over {peers} peers")
     count = -(-max(residencies // 2, 4 * share) // _BLOCKS)
-    prompts = [array("I", (rng.randrange(50_000) for _ in range(PROMPT_TOKENS))) for _ in range(count)]
+    prompts, shared = _make_prompts(count, families, rng)
     chains = [block_hashes(_NAMESPACE, prompt) for prompt in prompts]
     weights = list(accumulate((rank + 1) ** -zipf for rank in range(count)))
     population = Population(prompts, chains, weights, [{} for _ in range(peers)])
     for held in population.held:
-        missing = share
-        while missing:
+        missing, known = share, set[int]()
+        while missing > 0:
             # A peer that has most of the popular prompts takes any other, or a skewed draw would never end.
             prompt = population.draw(rng) if len(held) < count / 8 else rng.randrange(count)
-            before = held.get(prompt, 0)
-            depth = min(rng.randint(1, _BLOCKS), before + missing)
-            if depth > before:
-                held[prompt] = depth
-                missing -= depth - before
+            least = 1 if not families else shared[prompt]
+            depth = _BLOCKS if families and rng.random() < 0.5 else rng.randint(least, _BLOCKS)
+            new = [block for block in chains[prompt][:depth] if block not in known][:missing]
+            known.update(new)
+            missing -= len(new)
+            if new:
+                held[prompt] = max(held.get(prompt, 0), chains[prompt].index(new[-1]) + 1)
     return population
 
 
-def bench_index(peers: int, residencies: int, zipf: float, runs: int, against: str | None, seed: int) -> Report:
+def _make_prompts(count: int, families: int, rng: random.Random) -> tuple[list["array[int]"], list[int]]:
+    """Prompts, and of each the number of blocks that its family shares."""
+
+    def tokens(number: int) -> "array[int]":
+        return array("I", (rng.randrange(50_000) for _ in range(number)))
+
+    beginnings = [tokens(STRIDE * rng.randint(*_SHARED_BLOCKS)) for _ in range(families)] or [array("I")]
+    chosen = [rng.choice(beginnings) for _ in range(count)]
+    prompts = [beginning + tokens(PROMPT_TOKENS - len(beginning)) for beginning in chosen]
+    return prompts, [len(beginning) // STRIDE for beginning in chosen]
+
+
+def bench_index(
+    peers: int, residencies: int, zipf: float, families: int, runs: int, against: str | None, seed: int
+) -> Report:
     """Measure. ``against``: ``dynamo`` or None. Raises LocalError when something could not be measured."""
     dynamo = open_dynamo() if against else None
     progress = Progress(3 + runs)
     rng = random.Random(seed)  # noqa: S311  no secret
     progress.step("making the population")
-    population = make_population(peers, residencies, zipf, rng)
+    population = make_population(peers, residencies, zipf, families, rng)
     index = Index()
     for number, held in enumerate(population.held):
         for prompt, depth in held.items():
@@ -102,7 +126,7 @@ def bench_index(peers: int, residencies: int, zipf: float, runs: int, against: s
         for name, value in _lookups(index, population, dynamo, rng).items():
             values.setdefault(name, []).append(value)
     progress.step("updates")
-    digests = _digests(make_population(_UPDATE_PEERS, _UPDATE_PEERS * _UPDATE_BLOCKS, zipf, rng))
+    digests = make_population(_UPDATE_PEERS, _UPDATE_PEERS * _UPDATE_BLOCKS, zipf, families, rng).digests()
     unrelated = _random_digests(rng)
     values["update_blocks_per_s"] = [_update_rate(digests) for _ in range(runs)]
     values["update_unrelated_blocks_per_s"] = [_update_rate(unrelated) for _ in range(runs)]
@@ -124,22 +148,28 @@ def _lookups(index: Index, population: Population, dynamo: Dynamo | None, rng: r
     plain = [_timed(index.matches, population.chains[number]) for number in drawn]
     # Copied right before, for a tokenizer has just written a prompt that is asked for.
     hashed = [_timed(_hash_and_match, index, prompt[:]) for prompt in prompts]
-    listed = [_timed(_hash_and_match, index, prompt.tolist()) for prompt in prompts]
+    written = [_timed(_hash_and_write_out, index, prompt[:]) for prompt in prompts]
+    listed = [_timed(_hash_and_write_out, index, prompt.tolist()) for prompt in prompts]
     theirs = [_timed(dynamo.match, prompt.tolist()) for prompt in prompts] if dynamo is not None else []
     result = {
         "lookup_us_p50": median(plain),
         "lookup_us_p99": quantiles(plain, n=100)[98],
         "lookup_hash_us_p50": median(hashed),
-        "lookup_hash_list_us_p50": median(listed),
+        "lookup_hash_all_us_p50": median(written),
+        "lookup_hash_all_list_us_p50": median(listed),
     }
     if theirs:
         result["lookup_hash_us_p50_dynamo"] = median(theirs)
-        result["dynamo_ratio"] = median(hashed) / median(theirs)
+        result["dynamo_ratio"] = median(written) / median(theirs)
     return result
 
 
-def _hash_and_match(index: Index, prompt: Sequence[int]) -> dict[bytes, int]:
+def _hash_and_match(index: Index, prompt: Sequence[int]) -> Matches:
     return index.matches(block_hashes(_NAMESPACE, prompt))
+
+
+def _hash_and_write_out(index: Index, prompt: Sequence[int]) -> dict[bytes, int]:
+    return _hash_and_match(index, prompt).to_dict()
 
 
 def _timed(call: Callable[..., object], *args: object) -> float:
@@ -170,14 +200,6 @@ def _bytes_per_residency(digests: Sequence[list[int]]) -> float:
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return used / sum(map(len, digests))
-
-
-def _digests(population: Population) -> list[list[int]]:
-    """What each peer tells of what it holds, in the order of the wire."""
-    return [
-        sorted({block for prompt, depth in held.items() for block in population.chains[prompt][:depth]})
-        for held in population.held
-    ]
 
 
 def _random_digests(rng: random.Random) -> list[list[int]]:

@@ -56,9 +56,9 @@ def test_shared_workloads_share_exactly_their_prefix() -> None:
 
 
 def test_the_population_holds_what_was_asked_for_and_lookups_find_it() -> None:
-    population = make_population(peers=4, residencies=4_000, zipf=1.0, rng=random.Random(1))
-    assert population.residencies == 4_000
-    report = bench_index(peers=4, residencies=4_000, zipf=1.0, runs=1, against=None, seed=1)
+    population = make_population(peers=4, residencies=4_000, zipf=1.0, families=3, rng=random.Random(1))
+    assert [len(blocks) for blocks in population.digests()] == [1_000] * 4
+    report = bench_index(peers=4, residencies=4_000, zipf=1.0, families=3, runs=1, against=None, seed=1)
     values = {row.name: row.value for row in report.rows}
     assert values.keys() >= {"lookup_us_p50", "lookup_hash_us_p50", "update_blocks_per_s", "bytes_per_residency"}
     assert all(value > 0 for value in values.values())
@@ -76,7 +76,7 @@ def test_simulated_rows_are_numbers_and_the_same_every_time() -> None:
 def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.bench.dynamo.find_spec", lambda name: None)
     with pytest.raises(LocalError, match="pip install"):
-        bench_index(peers=1, residencies=1_000, zipf=1.0, runs=1, against="dynamo", seed=1)
+        bench_index(peers=1, residencies=1_000, zipf=1.0, families=3, runs=1, against="dynamo", seed=1)
 
 
 def test_shares_are_measured_on_the_real_loop_which_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

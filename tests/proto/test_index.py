@@ -72,6 +72,15 @@ def test_a_set_with_gaps_matches_something_it_holds_and_disturbs_nobody(sets: li
         assert least <= matches.get(peer, 0) <= max(blocks, default=-1) + 1
 
 
+def test_many_peers_are_written_out() -> None:
+    index = Index()
+    depths = {bytes([number]): number % 3 + 1 for number in range(100)}
+    for peer, depth in depths.items():
+        index.add(peer, range(1, depth + 1))
+    assert index.matches([1, 2, 3, 4]).to_dict() == depths == dict(index.matches([1, 2, 3, 4]))
+    assert len(index.matches([1])) == 100 and not index.matches([4])
+
+
 def test_a_forgotten_peers_place_is_reused_without_its_blocks() -> None:
     index = Index()
     index.add(b"old", [1, 2])
