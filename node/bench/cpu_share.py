@@ -1,0 +1,150 @@
+"""What a node costs besides its engine: the rows ``cpu_share_*`` of ``mycelia bench gossip``.
+
+Unlike the simulated rows of that command these are of real processes: a swarm on this machine, as ``node/swarm.py``
+starts it, that serves the fake engine. A node's share is the processor time (user and system) of its own process over
+a window, divided by the window: 0.01 is a hundredth of one core. The engine is a process of its own and stands for a
+GPU here, so it has rows of its own; the client that makes the load is in neither.
+
+One window gives one value, the mean over all nodes. The value of a row is the median of its windows.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+
+import psutil
+import trio
+
+from node.bench.load import Client, Load
+from node.bench.report import Row, row_of
+from node.engine.models import FAKE_MODEL
+from node.swarm import LocalNode, open_local_swarm
+from proto.errors import LocalError
+
+REST, EACH_2RPS = "cpu_share_rest", "cpu_share_2rps"
+ROWS = (REST, EACH_2RPS)
+"""What ``--only`` takes. Each brings further rows that begin with its name."""
+CELLS = 32_768
+START_DEADLINE_S, SETTLE_DEADLINE_S = 180.0, 240.0
+"""For a slow machine; a quick one takes 15 s and a minute."""
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is measured, and for how long."""
+
+    num_nodes: int = 12
+    num_windows: int = 3
+    rest_window_s: float = 30.0
+    """As long as a round of anti-entropy, and the mean is over nodes that are not in step."""
+    load_window_s: float = 20.0
+    ramp_s: float = 15.0
+    """Of load before the first window: caches fill, the pace of digests settles."""
+    settles: bool = True
+    """Wait until every node has made its early, frequent lookups. False only to test this file."""
+
+    def num_steps(self, rows: Sequence[str]) -> int:
+        """Calls of a Step while ``rows`` are measured."""
+        return sum((2 if rows else 0, self.num_windows * len(rows), 1 if EACH_2RPS in rows else 0))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of one core over one window, one a node."""
+
+    nodes: list[float]
+    engines: list[float]
+
+
+async def measure_cpu(rows: Sequence[str], setting: Setting, load: Load, step: Step) -> list[Row]:
+    """Start a swarm, measure ``rows`` (of ``ROWS``) and end it. Raises LocalError when that could not be done."""
+    result: list[Row] = []
+    async with _swarm(setting, step) as nodes:
+        meter = _Meter(nodes)
+        if REST in rows:
+            windows = await meter.windows(setting.num_windows, setting.rest_window_s, lambda: step("at rest"))
+            result += _rows(REST, windows)
+        if EACH_2RPS in rows:
+            step("load begins")
+            urls = [(await node.wait_ready()).api_url for node in nodes]
+            async with Client(urls, load).running() as client:
+                await trio.sleep(setting.ramp_s)
+                answered, began = client.num_answered, trio.current_time()
+                what = f"{load.rate:g} requests/s at each node"
+                windows = await meter.windows(setting.num_windows, setting.load_window_s, lambda: step(what))
+                rate = (client.num_answered - answered) / (trio.current_time() - began) / len(nodes)
+                client.check()
+            result += [*_rows(EACH_2RPS, windows), row_of(f"{EACH_2RPS}_answered", "requests/s a node", [rate])]
+    return result
+
+
+def _rows(name: str, windows: Sequence[Shares]) -> list[Row]:
+    unit = "of one core"
+    return [
+        row_of(name, unit, [mean(window.nodes) for window in windows]),
+        row_of(f"{name}_busiest", unit, [max(window.nodes) for window in windows]),
+        row_of(f"{name}_engine", unit, [mean(window.engines) for window in windows]),
+    ]
+
+
+@asynccontextmanager
+async def _swarm(setting: Setting, step: Step) -> AsyncIterator[list[LocalNode]]:
+    """Nodes that all know each other and have calmed down."""
+    with TemporaryDirectory(prefix="mycelia-bench-") as root:
+        async with open_local_swarm(Path(root)) as swarm:
+            try:
+                step(f"starting {setting.num_nodes} nodes")
+                with trio.fail_after(START_DEADLINE_S):
+                    options = ["--model", FAKE_MODEL, "--cells", str(CELLS)]
+                    nodes = await swarm.start_many(setting.num_nodes, options)
+                step("waiting until they are at rest")
+                with trio.fail_after(SETTLE_DEADLINE_S if setting.settles else 0.0):
+                    for node in nodes if setting.settles else []:
+                        await node.wait_event(lambda event: event.get("event") == "discovery_settled")
+            except trio.TooSlowError as exc:
+                raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
+            yield nodes
+
+
+class _Meter:
+    """Reads the processor time of the nodes and of their engines."""
+
+    def __init__(self, nodes: Sequence[LocalNode]) -> None:
+        self._nodes = [psutil.Process(node.process.pid) for node in nodes]
+        self._engines = [psutil.Process(_engine_pid(node)) for node in nodes]
+
+    async def windows(self, count: int, seconds: float, step: Callable[[], None]) -> list[Shares]:
+        """``count`` windows of ``seconds``, one after the other. Raises LocalError when a process has ended."""
+        shares = []
+        for _ in range(count):
+            step()
+            began, before = trio.current_time(), self._read()
+            await trio.sleep(seconds)
+            after, took_s = self._read(), trio.current_time() - began
+            nodes, engines = (
+                [(end_s - begin_s) / took_s for begin_s, end_s in zip(*pair, strict=True)]
+                for pair in zip(before, after, strict=True)
+            )
+            shares.append(Shares(nodes, engines))
+        return shares
+
+    def _read(self) -> tuple[list[float], list[float]]:
+        """Processor seconds so far, of each node and of each engine."""
+        try:
+            return [_cpu_s(process) for process in self._nodes], [_cpu_s(process) for process in self._engines]
+        except psutil.Error as exc:
+            raise LocalError(f"a process of the swarm is gone: {exc}") from exc
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _engine_pid(node: LocalNode) -> int:
+    return next(int(str(event["pid"])) for event in node.events if event.get("event") == "engine_ready")
