@@ -24,7 +24,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError, ParseError
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import Reader, ReadWriteCloser
-from libp2p.io.exceptions import ConnectionClosedError, MessageTooLarge
+from libp2p.io.exceptions import MessageTooLarge
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network import swarm as swarm_module
 from libp2p.network.config import ConnectionConfig, RetryConfig
@@ -41,8 +41,8 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.address_validation import expand_wildcard_address
@@ -53,6 +53,7 @@ from node.network import addresses
 from node.network.deadlines import shielded
 from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
+from node.network.yamux import YamuxConnection
 from node.peer_id import peer_text
 from proto.errors import LocalError
 
@@ -69,7 +70,6 @@ MAX_STREAMS_PER_PEER = 64
 MAX_STREAMS = 512
 DIAL_DEADLINE_S = 5.0
 OPEN_DEADLINE_S = 10.0
-FRAME_WRITE_DEADLINE_S = 5.0
 CLOSE_DEADLINE_S = 1.0
 ADDRESS_TTL_S = 7_200
 MAX_DIAL_ADDRESSES = 4
@@ -82,11 +82,7 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.network.connection.swarm_connection": ("logging",),
     "libp2p.host.basic_host": ("BasicHost._swarm_stream_handler",),
     "libp2p.protocol_muxer.multiselect_communicator": ("read_delim",),
-    "libp2p.stream_muxer.yamux.yamux": (
-        "Yamux._write_frame",
-        "YamuxStream._auto_tune_and_send_window_update",
-        "YamuxStream._grow_threshold",
-    ),
+    "libp2p.stream_muxer.muxer_multistream": ("Yamux",),
     "libp2p.pubsub.pubsub": ("Pubsub.push_msg",),
     "libp2p.kad_dht.provider_store": (
         "ProviderStore.add_provider",
@@ -97,7 +93,9 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm.Swarm": ("_negative_peer_cache", "retry_config"),
     "libp2p.network.swarm._NegativePeerCache": ("_ttl",),
-    "libp2p.stream_muxer.yamux.yamux.Yamux": ("_write_lock", "secured_conn", "event_closed"),
+    "libp2p.security.secure_session.SecureSession": ("conn", "_reset_internal_buffer"),
+    "libp2p.security.noise.io.BaseNoiseMsgReadWriter": ("read_writer", "noise_state"),
+    "libp2p.io.msgio.BaseMsgReadWriter": ("read_write_closer",),
     "libp2p.pubsub.pubsub.Pubsub": ("counter",),
     "libp2p.kad_dht.provider_store.ProviderStore": ("providers",),
 }
@@ -135,10 +133,8 @@ def apply_module_fixes(debug: bool) -> None:
         import_module(f"libp2p.kad_dht.{module}").PROTOCOL_ID = KAD_PROTOCOL  # type: ignore[attr-defined]
     # It logs through the root logger, and the first warning there makes a handler that prints to the terminal.
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
-    # A write cancelled half-way leaves a torn Noise message, which ends the connection for every other stream on it.
-    Yamux._write_frame = _write_whole_frame  # type: ignore[method-assign, assignment]
-    # Announces room for every few bytes read: three frames of five on an idle connection, one a token on a busy one.
-    YamuxStream._auto_tune_and_send_window_update = _announce_room_in_bulk  # type: ignore[method-assign, assignment]
+    # Makes its own Yamux, whatever muxer_opt says; why not that one, see yamux.py.
+    muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
     # Reads as many bytes as a stranger claims, before and after the handshake; a protocol's name is all it should be.
     multiselect_communicator.read_delim = _read_short_delim  # type: ignore[attr-defined]
     # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
@@ -147,42 +143,6 @@ def apply_module_fixes(debug: bool) -> None:
     logger.setLevel(logging.WARNING if debug else logging.CRITICAL)
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
-
-
-_frames_in_flight: set[trio.CancelScope] = set()
-
-
-async def _write_whole_frame(muxer: Yamux, data: bytes) -> None:
-    """Yamux._write_frame that a cancelled caller cannot tear. A peer that takes no byte for the deadline loses the
-    connection, since nothing more can be said on it."""
-    async with muxer._write_lock:
-        if muxer.event_closed.is_set():
-            raise ConnectionClosedError("the connection is closed")
-        scope = shielded(FRAME_WRITE_DEADLINE_S)
-        _frames_in_flight.add(scope)
-        try:
-            with scope:
-                await muxer.secured_conn.write(data)
-        finally:
-            _frames_in_flight.discard(scope)
-        if scope.cancelled_caught:
-            with shielded(CLOSE_DEADLINE_S):
-                await muxer.secured_conn.close()
-            raise ConnectionClosedError("the peer takes no more bytes")
-    await trio.lowlevel.checkpoint()
-
-
-_announce_room = YamuxStream._auto_tune_and_send_window_update
-
-
-async def _announce_room_in_bulk(stream: YamuxStream, *, bytes_read: int = 0) -> None:
-    """YamuxStream's own, called once what was read since the last call is half of the window, as in other yamux
-    implementations. The peer always has the other half."""
-    num_read = getattr(stream, "num_unannounced", 0) + bytes_read
-    enough = not bytes_read or num_read >= stream._grow_threshold()
-    stream.num_unannounced = 0 if enough else num_read  # type: ignore[attr-defined]
-    if enough:
-        await _announce_room(stream, bytes_read=num_read)
 
 
 async def _read_short_delim(reader: Reader) -> bytes:
@@ -267,7 +227,7 @@ class Host:
         host = new_host(
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
-            muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): Yamux},
+            muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
             transports=[TCP()],
             addrs_factory=self._advertised,
             # What one peer claims to have observed is not where others can reach us.
@@ -330,7 +290,6 @@ class Host:
                 # Leaving libp2p's own run() leaves connections open, and close() takes 0.2 s for each in turn.
                 with shielded(CLOSE_DEADLINE_S):
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_release_writers)
                         for connection in self._swarm.get_connections():
                             nursery.start_soon(self._close, connection)
                 with shielded(CLOSE_DEADLINE_S):
@@ -554,13 +513,6 @@ class Host:
                         store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
                     except PeerStoreError:
                         continue  # it told us no address
-
-
-async def _release_writers() -> None:
-    """Lets go of writes to peers that take no bytes, so that closing waits for none of them."""
-    await trio.sleep(CLOSE_DEADLINE_S / 4)
-    for scope in list(_frames_in_flight):
-        scope.cancel()
 
 
 def _message_id(message: rpc_pb2.Message) -> bytes:
