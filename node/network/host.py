@@ -31,6 +31,7 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -49,11 +50,11 @@ from libp2p.utils.address_validation import expand_wildcard_address
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-from node.network import addresses
+from node.network import addresses, negotiation
 from node.network.deadlines import shielded
 from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
-from node.network.yamux import YamuxConnection
+from node.network.yamux import YamuxConnection, YamuxStream
 from node.peer_id import peer_text
 from proto.errors import LocalError
 
@@ -345,7 +346,7 @@ class Host:
             return
         self._streams_of[peer] = num_streams + 1
         try:
-            await self._serve_stream(stream)
+            await self._negotiate_and_serve(stream)
         except Exception as exc:  # noqa: BLE001  supervisor of a stream
             log.debug("inbound stream failed", peer=peer_text(peer), error=repr(exc))
             await self._reset(stream)
@@ -353,6 +354,17 @@ class Host:
             self._streams_of[peer] -= 1
             if not self._streams_of[peer]:
                 del self._streams_of[peer]
+
+    async def _negotiate_and_serve(self, stream: INetStream) -> None:
+        assert isinstance(stream, NetStream) and isinstance(stream.muxed_stream, YamuxStream)
+        handlers = self._host.multiselect.handlers
+        accepted = await negotiation.accept(stream, stream.muxed_stream, handlers, OPEN_DEADLINE_S)
+        if accepted is None:
+            await self._serve_stream(stream)
+            return
+        protocol, handler = accepted
+        stream.set_protocol(protocol)
+        await handler(stream)
 
     async def _reset(self, stream: INetStream) -> None:
         with shielded(CLOSE_DEADLINE_S):
@@ -406,14 +418,21 @@ class Host:
 
     async def open(self, peer: bytes, protocol: str) -> INetStream:
         """A stream to a connected peer. Raises NetworkError."""
-        if peer not in self.table:
+        connection = next((one for one in self.table.connections(peer) if not one.is_closed), None)
+        if connection is None:
             raise NetworkError(f"not connected to {peer_text(peer)}")
         try:
-            # 256 streams a connection; the next one waits for ever
             with trio.fail_after(OPEN_DEADLINE_S):
-                return await self._host.new_stream(ID(peer), [TProtocol(protocol)])
-        except (BaseLibp2pError, trio.TooSlowError, OSError) as exc:
+                stream = await connection.new_stream()
+                try:
+                    await negotiation.select(stream, protocol)
+                except BaseException:
+                    await self._reset(stream)
+                    raise
+        except (BaseLibp2pError, trio.TooSlowError, OSError, negotiation.NotSupportedError) as exc:
             raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {_root_cause(exc)}") from exc
+        stream.set_protocol(TProtocol(protocol))
+        return stream
 
     async def disconnect(self, peer: bytes) -> None:
         async with trio.open_nursery() as nursery:

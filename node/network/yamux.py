@@ -268,6 +268,9 @@ class YamuxConnection(IMuxedConn):
         self._end()
         await self._close_socket()
 
+    async def wait_closed(self) -> None:
+        await self._ended.wait()
+
     async def open_stream(self) -> YamuxStream:
         """Known to the peer with its first frame. Raises MuxedStreamError."""
         await trio.lowlevel.checkpoint()

@@ -488,7 +488,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
         return fail
 
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.1,) * 50)
-    monkeypatch.setattr(liveness, "_ping", failing("ping"))
+    monkeypatch.setattr(liveness, "_is_there", failing("ping"))
     monkeypatch.setattr(host.Host, "find_providers", failing("lookup"))
     monkeypatch.setattr(host.Host, "keep_peerstore", failing("peerstore"))
     monkeypatch.setattr(host.Pubsub, "publish", failing("publish"))
@@ -571,7 +571,5 @@ def test_a_missing_private_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delattr(host.Pubsub, "push_msg")
     monkeypatch.delattr(host.swarm_module, "_HAPPY_EYEBALLS_DELAY")
     monkeypatch.setattr(host.swarm_module._NegativePeerCache, "__init__", lambda self: None)
-    with pytest.raises(
-        LocalError, match=r"_NegativePeerCache\._ttl.*_HAPPY_EYEBALLS_DELAY.*push_msg.*libp2p==0\.8\.1"
-    ):
+    with pytest.raises(LocalError, match=r"_NegativePeerCache\._ttl.*_HAPPY_EYEBALLS_DELAY.*push_msg.*libp2p==0\.8\.1"):
         host.check_private_names()
