@@ -24,9 +24,9 @@ from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import Accepted, Failed, Final, Generate, Message, ServingFrame, Tokens
 
-COALESCE_S = 0.025
-"""Tokens generated within this time of the last frame share the next one: a frame costs the network about 0.4 ms of
-CPU at each end, and eyes do not see 25 ms. The first token never waits."""
+COALESCE_S = 0.05
+"""Tokens generated within this time of the last frame share the next one: a frame costs 0.4 ms of processor time at
+each end and again on its way to the client, and 20 changes a second read as steady. The first token never waits."""
 OPENING_DEADLINE_S = 10.0
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]

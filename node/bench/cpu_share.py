@@ -28,6 +28,10 @@ REST, EACH_2RPS = "cpu_share_rest", "cpu_share_2rps"
 ROWS = (REST, EACH_2RPS)
 """What ``--only`` takes. Each brings further rows that begin with its name."""
 CELLS = 32_768
+MAX_LATE_S = 1.0
+"""That a window may end after its time: more, and the whole machine stood still for a while."""
+MAX_WINDOWS = 3
+"""Tried for each one that is wanted."""
 START_DEADLINE_S, SETTLE_DEADLINE_S = 180.0, 240.0
 """For a slow machine; a quick one takes 15 s and a minute."""
 
@@ -119,19 +123,24 @@ class _Meter:
         self._engines = [psutil.Process(_engine_pid(node)) for node in nodes]
 
     async def windows(self, count: int, seconds: float, step: Callable[[], None]) -> list[Shares]:
-        """``count`` windows of ``seconds``, one after the other. Raises LocalError when a process has ended."""
-        shares = []
-        for _ in range(count):
+        """``count`` windows of ``seconds``, one after the other. Raises LocalError when a process has ended, or when the
+        machine stood still in too many windows: they say nothing, and others are measured in their place."""
+        shares: list[Shares] = []
+        for _ in range(MAX_WINDOWS * count):
             step()
             began, before = trio.current_time(), self._read()
             await trio.sleep(seconds)
             after, took_s = self._read(), trio.current_time() - began
+            if took_s > seconds + MAX_LATE_S:
+                continue
             nodes, engines = (
                 [(end_s - begin_s) / took_s for begin_s, end_s in zip(*pair, strict=True)]
                 for pair in zip(before, after, strict=True)
             )
             shares.append(Shares(nodes, engines))
-        return shares
+            if len(shares) == count:
+                return shares
+        raise LocalError("the machine stood still for seconds, again and again; is it suspended or short of memory?")
 
     def _read(self) -> tuple[list[float], list[float]]:
         """Processor seconds so far, of each node and of each engine."""

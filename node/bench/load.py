@@ -47,7 +47,8 @@ class Client:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Client"]:
         """Asks while the block runs. Leaving breaks off what is not answered yet."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # (a node closes a connection that was idle for 5 s: one about to end must not be used again)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
         async with (
             httpx.AsyncClient(timeout=self._load.timeout_s, limits=limits, trust_env=False) as http,
             trio.open_nursery() as nursery,

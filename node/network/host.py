@@ -50,7 +50,7 @@ from libp2p.utils.address_validation import expand_wildcard_address
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-from node.network import addresses, negotiation
+from node.network import addresses, negotiation, records
 from node.network.deadlines import shielded
 from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
@@ -77,6 +77,14 @@ MAX_DIAL_ADDRESSES = 4
 MAX_PARALLEL_DIALS = 8
 
 _KAD_MODULES = ("common", "kad_dht", "peer_routing", "provider_store", "value_store")
+_RECORD_READERS = ("libp2p.pubsub.utils", "libp2p.kad_dht.utils")
+_RECORD_WRITERS = (
+    "libp2p.pubsub.pubsub",
+    "libp2p.pubsub.gossipsub",
+    "libp2p.kad_dht.kad_dht",
+    "libp2p.kad_dht.peer_routing",
+    "libp2p.kad_dht.provider_store",
+)
 _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "_NegativePeerCache"),
     "libp2p.network.auto_connector": ("AutoConnector.maybe_connect",),
@@ -88,8 +96,11 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.kad_dht.provider_store": (
         "ProviderStore.add_provider",
         "ProviderStore._get_providers_from_peer_with_closers",
+        "env_to_send_in_RPC",
     ),
+    "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
     **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
+    **dict.fromkeys(_RECORD_READERS, ("consume_envelope",)),
 }
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm.Swarm": ("_negative_peer_cache", "retry_config"),
@@ -136,6 +147,11 @@ def apply_module_fixes(debug: bool) -> None:
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
     # Makes its own Yamux, whatever muxer_opt says; why not that one, see yamux.py.
     muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
+    # Every message carries a signed record, which is made and verified anew each time: see records.py.
+    for module in _RECORD_READERS:
+        import_module(module).consume_envelope = records.consume_envelope  # type: ignore[attr-defined]
+    for module in _RECORD_WRITERS:
+        import_module(module).env_to_send_in_RPC = records.env_to_send_in_rpc  # type: ignore[attr-defined]
     # Reads as many bytes as a stranger claims, before and after the handshake; a protocol's name is all it should be.
     multiselect_communicator.read_delim = _read_short_delim  # type: ignore[attr-defined]
     # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
@@ -181,6 +197,10 @@ class _GuardedManager(TrioManager):
         name = name or getattr(async_fn, "__qualname__", repr(async_fn))
         run = async_fn if _internal else guarded
         super().run_task(run, *args, daemon=daemon, name=name, _internal=_internal)
+
+    def _find_parent_task(self, trio_task: trio.lowlevel.Task) -> None:
+        """Looks through all tasks of the service for each new one. Only whole services are cancelled here, so no task
+        has to know its children."""
 
 
 @asynccontextmanager
@@ -266,6 +286,9 @@ class Host:
         # Holds its task and its inbound slot until the swarm ends, not the connection: after max_connections
         # inbound connections in all, a node would accept no more.
         swarm._handle_inbound_connection = self._serve_inbound  # type: ignore[method-assign, assignment]
+        # Runs a nursery with a task for each listener at each end of each stream, and nobody listens.
+        swarm.notify_opened_stream = _notify_nobody  # type: ignore[method-assign]
+        swarm.notify_closed_stream = _notify_nobody  # type: ignore[method-assign]
         swarm.register_notifee(self.table)
 
     @property
@@ -532,6 +555,10 @@ class Host:
                         store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
                     except PeerStoreError:
                         continue  # it told us no address
+
+
+async def _notify_nobody(stream: INetStream) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 def _message_id(message: rpc_pb2.Message) -> bytes:

@@ -31,6 +31,8 @@ WRITE_DEADLINE_S = 5.0
 WRITE_STEP_BYTES = 32 * 1_024
 READ_DEADLINE_S = 10.0
 """For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
+READ_AHEAD_BYTES = 4_096
+"""Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
 CLOSE_DEADLINE_S = 1.0
 CONTROL_RATE = 50.0
 """Control messages a second that one peer may send on average."""
@@ -127,7 +129,7 @@ class Libp2pStream:
             patient = wait and not self._buffer
             try:
                 with trio.fail_after(math.inf if patient else READ_DEADLINE_S):
-                    data = await self._stream.read(num_bytes - len(self._buffer))
+                    data = await self._stream.read(max(num_bytes - len(self._buffer), READ_AHEAD_BYTES))
             except trio.TooSlowError as exc:
                 raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
             except _STREAM_ERRORS as exc:
