@@ -8,8 +8,8 @@ GPU here, so it has rows of its own; the client that makes the load is in neithe
 One window gives one value, the mean over all nodes. The value of a row is the median of its windows.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -32,8 +32,8 @@ MAX_LATE_S = 1.0
 """That a window may end after its time: more, and the whole machine stood still for a while."""
 MAX_WINDOWS = 3
 """Tried for each one that is wanted."""
-START_DEADLINE_S, SETTLE_DEADLINE_S = 180.0, 240.0
-"""For a slow machine; a quick one takes 15 s and a minute."""
+START_DEADLINE_S, SETTLE_DEADLINE_S, ANSWER_DEADLINE_S = 180.0, 240.0, 30.0
+"""For a slow machine; a quick one takes 15 s, a minute and a second."""
 
 Step = Callable[[str], None]
 
@@ -77,6 +77,8 @@ async def measure_cpu(rows: Sequence[str], setting: Setting, load: Load, step: S
             step("load begins")
             urls = [(await node.wait_ready()).api_url for node in nodes]
             async with Client(urls, load).running() as client:
+                with _in_time(ANSWER_DEADLINE_S, "no answer came in time"):
+                    await client.first_answer.wait()
                 await trio.sleep(setting.ramp_s)
                 answered, began = client.num_answered, trio.current_time()
                 what = f"{load.rate:g} requests/s at each node"
@@ -101,18 +103,25 @@ async def _swarm(setting: Setting, step: Step) -> AsyncIterator[list[LocalNode]]
     """Nodes that all know each other and have calmed down."""
     with TemporaryDirectory(prefix="mycelia-bench-") as root:
         async with open_local_swarm(Path(root)) as swarm:
-            try:
-                step(f"starting {setting.num_nodes} nodes")
-                with trio.fail_after(START_DEADLINE_S):
-                    options = ["--model", FAKE_MODEL, "--cells", str(CELLS)]
-                    nodes = await swarm.start_many(setting.num_nodes, options)
-                step("waiting until they are at rest")
-                with trio.fail_after(SETTLE_DEADLINE_S if setting.settles else 0.0):
-                    for node in nodes if setting.settles else []:
-                        await node.wait_event(lambda event: event.get("event") == "discovery_settled")
-            except trio.TooSlowError as exc:
-                raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
+            step(f"starting {setting.num_nodes} nodes")
+            with _in_time(START_DEADLINE_S, "the swarm did not come up in time"):
+                options = ["--model", FAKE_MODEL, "--cells", str(CELLS)]
+                nodes = await swarm.start_many(setting.num_nodes, options)
+            step("waiting until they are at rest")
+            with _in_time(SETTLE_DEADLINE_S, "the swarm did not come to rest"):
+                for node in nodes if setting.settles else []:
+                    await node.wait_event(lambda event: event.get("event") == "discovery_settled")
             yield nodes
+
+
+@contextmanager
+def _in_time(deadline_s: float, failure: str) -> Iterator[None]:
+    """Raises LocalError with ``failure`` when the block takes longer."""
+    try:
+        with trio.fail_after(deadline_s):
+            yield
+    except trio.TooSlowError as exc:
+        raise LocalError(f"{failure}; is the machine busy with something else?") from exc
 
 
 class _Meter:
@@ -123,8 +132,8 @@ class _Meter:
         self._engines = [psutil.Process(_engine_pid(node)) for node in nodes]
 
     async def windows(self, count: int, seconds: float, step: Callable[[], None]) -> list[Shares]:
-        """``count`` windows of ``seconds``, one after the other. Raises LocalError when a process has ended, or when the
-        machine stood still in too many windows: they say nothing, and others are measured in their place."""
+        """``count`` windows of ``seconds``, one after the other. One in which the machine stood still says nothing, and
+        another is measured in its place. Raises LocalError when too many did, or when a process has ended."""
         shares: list[Shares] = []
         for _ in range(MAX_WINDOWS * count):
             step()

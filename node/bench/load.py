@@ -40,6 +40,7 @@ class Client:
         self._rng = random.Random(load.seed)  # noqa: S311  prompts, no secrets
         self._prefixes = [self._text(load.prefix_tokens) for _ in range(load.num_prefixes)]
         self._weights = [1 / (rank + 1) for rank in range(load.num_prefixes)]
+        self.first_answer = trio.Event()
         self.num_answered = 0
         self.num_failed = 0
         self.last_failure = ""
@@ -89,6 +90,7 @@ class Client:
             end = repr(exc).encode()
         if b'"type":"answered"' in end:
             self.num_answered += 1
+            self.first_answer.set()
         else:
             self.num_failed += 1
             self.last_failure = end[-200:].decode(errors="replace")
