@@ -10,7 +10,7 @@ One window gives one value, the mean over all nodes. The value of a row is the m
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -24,7 +24,8 @@ from node.engine.models import FAKE_MODEL
 from node.swarm import LocalNode, open_local_swarm
 from proto.errors import LocalError
 
-REST, EACH_2RPS = "cpu_share_rest", "cpu_share_2rps"
+REST, EACH_2RPS, SWARM_2RPS = "cpu_share_rest", "cpu_share_2rps", "cpu_share_2rps_in_all"
+"""At rest; with 2 requests/s that enter at each node; with 2 requests/s that enter somewhere."""
 ROWS = (REST, EACH_2RPS)
 """What ``--only`` takes. Each brings further rows that begin with its name."""
 CELLS = 32_768
@@ -54,7 +55,9 @@ class Setting:
 
     def num_steps(self, rows: Sequence[str]) -> int:
         """Calls of a Step while ``rows`` are measured."""
-        return sum((2 if rows else 0, self.num_windows * len(rows), 1 if EACH_2RPS in rows else 0))
+        at_rest = self.num_windows if REST in rows else 0
+        under_load = 2 * (1 + self.num_windows) if EACH_2RPS in rows else 0
+        return 2 + at_rest + under_load if rows else 0
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,26 @@ async def measure_cpu(rows: Sequence[str], setting: Setting, load: Load, step: S
             windows = await meter.windows(setting.num_windows, setting.rest_window_s, lambda: step("at rest"))
             result += _rows(REST, windows)
         if EACH_2RPS in rows:
-            step("load begins")
-            urls = [(await node.wait_ready()).api_url for node in nodes]
-            async with Client(urls, load).running() as client:
-                with _in_time(ANSWER_DEADLINE_S, "no answer came in time"):
-                    await client.first_answer.wait()
-                await trio.sleep(setting.ramp_s)
-                answered, began = client.num_answered, trio.current_time()
-                what = f"{load.rate:g} requests/s at each node"
-                windows = await meter.windows(setting.num_windows, setting.load_window_s, lambda: step(what))
-                rate = (client.num_answered - answered) / (trio.current_time() - began) / len(nodes)
-                client.check()
-            result += [*_rows(EACH_2RPS, windows), row_of(f"{EACH_2RPS}_answered", "requests/s a node", [rate])]
+            for name, rate in ((EACH_2RPS, load.rate), (SWARM_2RPS, load.rate / len(nodes))):
+                result += await _under_load(name, nodes, meter, replace(load, rate=rate), setting, step)
     return result
+
+
+async def _under_load(
+    name: str, nodes: Sequence[LocalNode], meter: "_Meter", load: Load, setting: Setting, step: Step
+) -> list[Row]:
+    what = f"{load.rate:.3g} requests/s at each node"
+    step(f"{what} begin")
+    urls = [(await node.wait_ready()).api_url for node in nodes]
+    async with Client(urls, load).running() as client:
+        with _in_time(ANSWER_DEADLINE_S, "no answer came in time"):
+            await client.first_answer.wait()
+        await trio.sleep(setting.ramp_s)
+        answered, began = client.num_answered, trio.current_time()
+        windows = await meter.windows(setting.num_windows, setting.load_window_s, lambda: step(what))
+        rate = (client.num_answered - answered) / (trio.current_time() - began) / len(nodes)
+        client.check()
+    return [*_rows(name, windows), row_of(f"{name}_answered", "requests/s a node", [rate])]
 
 
 def _rows(name: str, windows: Sequence[Shares]) -> list[Row]:
