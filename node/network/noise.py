@@ -4,6 +4,9 @@ libp2p's own reader takes each packet with two system calls through six layers (
 keys, the nonces and the socket are the session's own: after ``NoisePackets`` was made, nobody else may use them.
 """
 
+from collections.abc import Awaitable, Callable
+
+import trio
 from cryptography.exceptions import InvalidTag
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, SIZE_NOISE_MESSAGE_LEN, NoiseTransportReadWriter
@@ -23,6 +26,12 @@ class NoisePackets:
         self._encrypt = protocol.cipher_state_encrypt.encrypt_with_ad
         self._decrypt = protocol.cipher_state_decrypt.decrypt_with_ad
         self._raw = channel.read_writer.read_write_closer
+        socket = getattr(getattr(self._raw, "stream", None), "stream", None)
+        # Straight to the socket: the layers between take two locks, four calls and a scheduling round each time.
+        self._receive: Callable[[int], Awaitable[bytes | bytearray]] = self._raw.read
+        self._send: Callable[[bytes], Awaitable[None]] = self._raw.write
+        if isinstance(socket, trio.SocketStream):
+            self._receive, self._send = socket.receive_some, socket.send_all
         self._sealed = bytearray()
         self._opened = bytes(session.buf.getbuffer()[session.low_watermark : session.high_watermark])
         """What the session had decrypted beyond the negotiation of the muxer."""
@@ -31,7 +40,7 @@ class NoisePackets:
         """Everything that has arrived; empty at the end. Raises libp2p's or trio's errors of a broken connection."""
         opened, self._opened = self._opened, b""
         while not opened:
-            sealed = await self._raw.read(MAX_RECEIVE_BYTES)
+            sealed = await self._receive(MAX_RECEIVE_BYTES)
             if not sealed:
                 return b""
             self._sealed += sealed
@@ -60,7 +69,7 @@ class NoisePackets:
         for start in range(0, len(data), MAX_PLAINTEXT_LENGTH):
             packet = self._encrypt(None, data[start : start + MAX_PLAINTEXT_LENGTH])
             packets += len(packet).to_bytes(SIZE_NOISE_MESSAGE_LEN, "big") + packet
-        await self._raw.write(bytes(packets))
+        await self._send(bytes(packets))
 
     async def aclose(self) -> None:
         await self._raw.close()

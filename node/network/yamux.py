@@ -13,6 +13,7 @@ Invariants: a stream is in ``_streams`` exactly until both of its directions are
 in order, and no more than MAX_OUTGOING_BYTES beyond what one writer adds; a stream buffers at most WINDOW_BYTES.
 """
 
+import math
 import struct
 import time
 
@@ -334,20 +335,28 @@ class YamuxConnection(IMuxedConn):
 
     async def _write(self, connection: trio.CancelScope) -> None:
         try:
-            while True:
-                await self._has_outgoing.wait()
-                data = bytes(self._outgoing[:MAX_PACKET_BYTES])
-                with trio.fail_after(WRITE_DEADLINE_S):
-                    await self._packets.send(data)
-                # (only now: whoever waits for room waits for bytes that are gone)
-                del self._outgoing[: len(data)]
-                if not self._outgoing:
-                    self._has_outgoing = trio.Event()
-                self._has_room.set()
-                self._has_room = trio.Event()
-        except (*_ERRORS, trio.TooSlowError) as exc:
-            log.debug("connection takes no more bytes", peer=peer_text(self.peer_id.to_bytes()), error=repr(exc))
+            with trio.CancelScope() as stuck:
+                await self._write_packets(stuck)
+            reason = "the peer takes no bytes"
+        except _ERRORS as exc:
+            reason = repr(exc)
+        log.debug("connection cannot be written", peer=peer_text(self.peer_id.to_bytes()), reason=reason)
         connection.cancel()
+
+    async def _write_packets(self, stuck: trio.CancelScope) -> None:
+        """Until ``stuck``, which is due while the socket takes nothing."""
+        while True:
+            await self._has_outgoing.wait()
+            data = bytes(self._outgoing[:MAX_PACKET_BYTES])
+            stuck.deadline = trio.current_time() + WRITE_DEADLINE_S
+            await self._packets.send(data)
+            stuck.deadline = math.inf
+            # (only now: whoever waits for room waits for bytes that are gone)
+            del self._outgoing[: len(data)]
+            if not self._outgoing:
+                self._has_outgoing = trio.Event()
+            self._has_room.set()
+            self._has_room = trio.Event()
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
