@@ -1,4 +1,5 @@
-"""The libp2p host with every workaround it needs. The only file that touches libp2p's private names.
+"""The libp2p host with every workaround it needs. The only file that touches libp2p's private names; what takes the
+place of whole parts of libp2p is in ``yamux.py``, ``noise.py``, ``negotiation.py`` and ``records.py``.
 
 Each workaround says in one line what goes wrong without it. Because they reach into private names, the version is
 pinned, and ``check_private_names`` refuses to start on one that lacks any of them.

@@ -4,7 +4,6 @@ The end of a stream, a reset and a lost connection all read alike, so the exchan
 every exchange has a final frame, and a stream that ends before it is a failure.
 """
 
-import math
 from typing import Protocol
 
 import structlog
@@ -127,9 +126,13 @@ class Libp2pStream:
         """Until the buffer holds ``num_bytes``. Memory grows with what arrives, never with what is claimed."""
         while len(self._buffer) < num_bytes:
             patient = wait and not self._buffer
+            wanted = max(num_bytes - len(self._buffer), READ_AHEAD_BYTES)
             try:
-                with trio.fail_after(math.inf if patient else READ_DEADLINE_S):
-                    data = await self._stream.read(max(num_bytes - len(self._buffer), READ_AHEAD_BYTES))
+                if patient:
+                    data = await self._stream.read(wanted)
+                else:
+                    with trio.fail_after(READ_DEADLINE_S):
+                        data = await self._stream.read(wanted)
             except trio.TooSlowError as exc:
                 raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
             except _STREAM_ERRORS as exc:
