@@ -25,9 +25,9 @@ from proto.errors import RemoteError
 from proto.messages import Accepted, Failed, Final, Generate, Message, ServingFrame, Tokens
 
 COALESCE_S = 0.1
-"""Tokens generated within this time of the last frame share the next one: a frame costs some 2 ms of processor time on
-its way from the engine to the client, and ten changes a second read as steady. The first token never waits, nor does
-the end of an answer."""
+"""Tokens generated within this time of the last frame share the next one: each frame wakes five tasks on its way
+from the engine to the client, and ten changes a second read as steady. The first token never waits, nor does the
+end."""
 OPENING_DEADLINE_S = 10.0
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]

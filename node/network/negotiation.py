@@ -1,8 +1,7 @@
 """Which protocol a stream speaks, agreed on in one round trip: https://github.com/multiformats/multistream-select.
 
-libp2p's own negotiation sends each line by itself, waits for each answer and reads it byte by byte: 4 ms of processor
-time a stream, more than anything else about a short request. Here both lines go out at once, and one that came at once
-is answered at once. What arrives otherwise is left to libp2p's.
+libp2p's own negotiation sends each line by itself, waits for each answer and reads its length byte by byte. Here both
+lines go out at once, and one that came at once is answered at once. What arrives otherwise is left to libp2p's.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,7 +1,7 @@
 """A finished Noise session, read and written many packets at a time.
 
-libp2p's own reader takes each packet with two system calls through six layers (0.3 ms a packet on a server's core). The
-keys, the nonces and the socket are the session's own: after ``NoisePackets`` was made, nobody else may use them.
+libp2p's own reader takes each packet with two system calls, each through six layers. The keys, the nonces and the
+socket are the session's own: after ``NoisePackets`` was made, nobody else may use them.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,7 @@
 """Signed peer records, which libp2p puts into every gossip and Kademlia message: made and verified once, not each time.
 
-Verifying one takes 0.3 ms of processor time and making one out of this node's addresses 0.1 ms: without this, a tenth
-of what an idle node spends.
+Verifying one takes 0.1 ms of processor time: with putting this node's own together, it was a tenth of what an idle node
+spent.
 """
 
 from functools import lru_cache
