@@ -4,7 +4,6 @@ Order: data directory and lock, API port, engine, network, overlay, entry desk, 
 so that nothing is told of work that nobody can do any more. One nursery holds everything; a signal cancels it.
 """
 
-import gc
 import os
 import random
 import signal
@@ -51,7 +50,6 @@ from proto.radix import RadixTree
 log = structlog.get_logger()
 
 _PREVIEW_TOKENS = 24
-GC_ALLOCATIONS = 20_000
 
 
 class Node:
@@ -245,20 +243,10 @@ async def _run_until_cancelled(node: Node, network: Network, listener: socket.so
         await nursery.start(node.run)
         await nursery.start(serve_gateway, node, listener)
         write_run_info(settings.data_dir, RunInfo(os.getpid(), api_url, peer_text(network.peer_id)))
-        _calm_garbage_collector()
         state = node.state()
         log.info("ready", peer=state.peer, model=state.model, listen=state.addresses, api=api_url, reuse=state.reuse)
         if not settings.bootstrap:
             log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
-
-
-def _calm_garbage_collector() -> None:
-    """What was made until now, half a million objects of imported modules above all, stays until the end: it need not
-    be looked through again and again. The rest is looked through after GC_ALLOCATIONS instead of 700, which keeps some
-    MB of cycles a little longer."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, *gc.get_threshold()[1:])
 
 
 async def _cancel_on_signal(
