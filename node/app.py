@@ -23,7 +23,7 @@ import trio
 import proto
 from node.driver import OverlayDriver
 from node.engine.engine import FIRST_EDGE_ID, Engine
-from node.engine.models import model_name, resolve_model
+from node.engine.models import FAKE_MODEL, model_name, resolve_model
 from node.engine.process import open_engine
 from node.engine.settings import EngineSettings
 from node.entry import ASK, GENERATE, Entry
@@ -203,7 +203,7 @@ async def run_node(settings: NodeSettings) -> None:
     Raises LocalError for whatever the user can mend.
     """
     check_import_names()
-    model_path = resolve_model(settings.model)
+    model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
     data_dir = prepare_data_dir(settings.data_dir)
     for address in settings.listen:
         parse_listen(address)
@@ -241,6 +241,7 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
         "exact": settings.exact,
+        "fake": settings.model == FAKE_MODEL,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

@@ -69,7 +69,11 @@ Examples:
 @bootstrap_option
 @data_dir_option
 @click.option(
-    "--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="Registered name, or a GGUF file."
+    "--model",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Registered name, or a GGUF file; 'fake' is no model but letters, to try a swarm.",
 )
 @click.option("--api-port", type=click.IntRange(0, 65_535), help="Local API on loopback; 0: any free.  [default: 7118]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads.  [default: all usable cores]")

@@ -208,9 +208,7 @@ class Entry:
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
-                    await serve_request(
-                        self._engine, effect.generate, on_frame, coalesce_s=0.0, deadline_s=running.left_s()
-                    )
+                    await serve_request(self._engine, effect.generate, on_frame, deadline_s=running.left_s())
                 else:
                     await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
         except Exception as exc:

@@ -44,6 +44,8 @@ class Membership:
         self._own: dict[bytes, Served] = {}
         self._vitals_sent_at: dict[bytes, float] = {}
         self._vitals_pending: set[bytes] = set()
+        self._vitals_told: dict[bytes, Vitals] = {}
+        """What every peer was told; nothing when some were told more, or less."""
 
     def nodes(self, namespace: bytes | None = None) -> list[Member]:
         """Connected nodes (that serve ``namespace``), sorted by peer id so that effects come in one order."""
@@ -159,12 +161,18 @@ class Membership:
         return [SetTimer(Timer("vitals", namespace=namespace), due)]
 
     def on_vitals_due(self, namespace: bytes, now: float) -> list[Effect]:
+        """A load that is again what everybody believes it is needs no message."""
         self._vitals_pending.discard(namespace)
+        vitals = self._own[namespace].vitals
+        if vitals == self._vitals_told.get(namespace):
+            return []
         self._vitals_sent_at[namespace] = now
         peers = [member.peer for member in self.nodes(namespace)]
+        self._vitals_told[namespace] = vitals
         if len(peers) > self._config.vitals_fanout:
+            del self._vitals_told[namespace]
             peers = sorted(self._rng.sample(peers, self._config.vitals_fanout))
-        update = VitalsUpdate(namespace=namespace, vitals=self._own[namespace].vitals)
+        update = VitalsUpdate(namespace=namespace, vitals=vitals)
         return [Send(peer, update) for peer in peers]
 
     def on_vitals_update(self, peer: bytes, update: VitalsUpdate) -> None:
@@ -176,6 +184,7 @@ class Membership:
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
+        self._vitals_told.clear()
         return Send(member.peer, Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own()))
 
 

@@ -1,7 +1,8 @@
 """``mycelia bench gossip``: the metadata plane over the simulator, which drives the protocol objects of the node.
 
 One row, one simulated swarm; the settings are in the functions below. All quantities are of virtual time and of
-counted bytes, so they are the same on every machine.
+counted bytes, so they are the same on every machine. The rows about processor time alone are of real processes: see
+``cpu_share.py``.
 """
 
 import gc
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from node.bench import cpu_share
+from node.bench.load import Load
 from node.bench.report import Progress, Report, Row, report_of, row_of
 from proto.config import DigestConfig
 from proto.errors import LocalError
@@ -91,6 +94,8 @@ class _Bench:
 
 def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequence[str] = ()) -> Report:
     """Simulate. ``only``: names of rows; all without one. Raises LocalError when something could not be measured."""
+    from node.cli import run  # (which imports this package's commands)
+
     bench = _Bench(num_nodes, rtt_file, seed)
     measures: dict[str, Callable[[Step], list[Row]]] = {
         "same_repair_bytes": bench.same_repair_bytes,
@@ -100,12 +105,18 @@ def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequenc
         "store_visible_batches_p99": bench.store_visible_batches_p99,
         "reconcile_rounds": bench.reconcile_rounds,
     }
-    unknown = sorted(set(only) - measures.keys())
+    names = (*cpu_share.ROWS, *measures)
+    unknown = sorted(set(only) - set(names))
     if unknown:
-        raise LocalError(f"no row {unknown[0]}; there are {', '.join(measures)}")
+        raise LocalError(f"no row {unknown[0]}; there are {', '.join(names)}")
     chosen = [name for name in measures if not only or name in only]
-    progress = Progress(_NUM_STEPS * len(chosen))
+    of_processes = [name for name in cpu_share.ROWS if not only or name in only]
+    setting = cpu_share.Setting()
+    progress = Progress(_NUM_STEPS * len(chosen) + setting.num_steps(of_processes))
     rows = []
+    if of_processes:
+        step = partial(_step, progress, "cpu_share")
+        rows += run(partial(cpu_share.measure_cpu, of_processes, setting, Load(seed=seed), step))
     with _no_garbage_collection():
         for name in chosen:
             rows += measures[name](partial(_step, progress, name))

@@ -6,6 +6,7 @@ prefill takes no time.
 """
 
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -78,8 +79,8 @@ class FakeEngine:
         self._load_changed = trio.Event()
         self._epoch = 0
         self._fail_after: list[int] = []
-        self.requests: list[EngineRequest] = []
-        """Every request that came, for tests to look at."""
+        self.requests: deque[EngineRequest] = deque(maxlen=1_000)
+        """The last requests that came, for tests to look at."""
         self.num_cancelled = 0
 
     # --- for tests ------------------------------------------------------------------------------------------------

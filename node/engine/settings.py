@@ -52,6 +52,8 @@ class EngineSettings:
     """Everything on this GPU; None: on all of them."""
     exact: bool = False
     """Logits that are the same bits with and without reuse, at a price: see ``exact.py``."""
+    fake: bool = False
+    """No model, only letters: see ``fake_worker.py``."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
     check_idle: bool = False

@@ -91,6 +91,8 @@ class Discovery:
                 log.debug("lookup failed", namespace=namespace.hex(), error=repr(exc))
             pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]
             num_lookups += 1
+            if num_lookups == len(LOOKUP_PAUSES_S):
+                log.info("discovery_settled", peers=len(self._table))
             with trio.move_on_after(self._jittered(pause_s)):
                 await restarted.wait()
                 num_lookups = 0

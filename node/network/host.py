@@ -1,4 +1,5 @@
-"""The libp2p host with every workaround it needs. The only file that touches libp2p's private names.
+"""The libp2p host with every workaround it needs. The only file that touches libp2p's private names; what takes the
+place of whole parts of libp2p is in ``yamux.py``, ``noise.py``, ``negotiation.py`` and ``records.py``.
 
 Each workaround says in one line what goes wrong without it. Because they reach into private names, the version is
 pinned, and ``check_private_names`` refuses to start on one that lacks any of them.
@@ -24,13 +25,14 @@ from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError, ParseError
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import Reader, ReadWriteCloser
-from libp2p.io.exceptions import ConnectionClosedError, MessageTooLarge
+from libp2p.io.exceptions import MessageTooLarge
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network import swarm as swarm_module
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -41,18 +43,19 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.address_validation import expand_wildcard_address
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-from node.network import addresses
+from node.network import addresses, negotiation, records
 from node.network.deadlines import shielded
 from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
+from node.network.yamux import YamuxConnection, YamuxStream
 from node.peer_id import peer_text
 from proto.errors import LocalError
 
@@ -69,35 +72,43 @@ MAX_STREAMS_PER_PEER = 64
 MAX_STREAMS = 512
 DIAL_DEADLINE_S = 5.0
 OPEN_DEADLINE_S = 10.0
-FRAME_WRITE_DEADLINE_S = 5.0
 CLOSE_DEADLINE_S = 1.0
 ADDRESS_TTL_S = 7_200
 MAX_DIAL_ADDRESSES = 4
 MAX_PARALLEL_DIALS = 8
 
 _KAD_MODULES = ("common", "kad_dht", "peer_routing", "provider_store", "value_store")
+_RECORD_READERS = ("libp2p.pubsub.utils", "libp2p.kad_dht.utils")
+_RECORD_WRITERS = (
+    "libp2p.pubsub.pubsub",
+    "libp2p.pubsub.gossipsub",
+    "libp2p.kad_dht.kad_dht",
+    "libp2p.kad_dht.peer_routing",
+    "libp2p.kad_dht.provider_store",
+)
 _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "_NegativePeerCache"),
     "libp2p.network.auto_connector": ("AutoConnector.maybe_connect",),
     "libp2p.network.connection.swarm_connection": ("logging",),
     "libp2p.host.basic_host": ("BasicHost._swarm_stream_handler",),
     "libp2p.protocol_muxer.multiselect_communicator": ("read_delim",),
-    "libp2p.stream_muxer.yamux.yamux": (
-        "Yamux._write_frame",
-        "YamuxStream._auto_tune_and_send_window_update",
-        "YamuxStream._grow_threshold",
-    ),
+    "libp2p.stream_muxer.muxer_multistream": ("Yamux",),
     "libp2p.pubsub.pubsub": ("Pubsub.push_msg",),
     "libp2p.kad_dht.provider_store": (
         "ProviderStore.add_provider",
         "ProviderStore._get_providers_from_peer_with_closers",
+        "env_to_send_in_RPC",
     ),
+    "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
     **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
+    **dict.fromkeys(_RECORD_READERS, ("consume_envelope",)),
 }
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm.Swarm": ("_negative_peer_cache", "retry_config"),
     "libp2p.network.swarm._NegativePeerCache": ("_ttl",),
-    "libp2p.stream_muxer.yamux.yamux.Yamux": ("_write_lock", "secured_conn", "event_closed"),
+    "libp2p.security.secure_session.SecureSession": ("conn", "_reset_internal_buffer"),
+    "libp2p.security.noise.io.BaseNoiseMsgReadWriter": ("read_writer", "noise_state"),
+    "libp2p.io.msgio.BaseMsgReadWriter": ("read_write_closer",),
     "libp2p.pubsub.pubsub.Pubsub": ("counter",),
     "libp2p.kad_dht.provider_store.ProviderStore": ("providers",),
 }
@@ -135,10 +146,13 @@ def apply_module_fixes(debug: bool) -> None:
         import_module(f"libp2p.kad_dht.{module}").PROTOCOL_ID = KAD_PROTOCOL  # type: ignore[attr-defined]
     # It logs through the root logger, and the first warning there makes a handler that prints to the terminal.
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
-    # A write cancelled half-way leaves a torn Noise message, which ends the connection for every other stream on it.
-    Yamux._write_frame = _write_whole_frame  # type: ignore[method-assign, assignment]
-    # Announces room for every few bytes read: three frames of five on an idle connection, one a token on a busy one.
-    YamuxStream._auto_tune_and_send_window_update = _announce_room_in_bulk  # type: ignore[method-assign, assignment]
+    # Makes its own Yamux, whatever muxer_opt says; why not that one, see yamux.py.
+    muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
+    # Every message carries a signed record, which is made and verified anew each time: see records.py.
+    for module in _RECORD_READERS:
+        import_module(module).consume_envelope = records.consume_envelope  # type: ignore[attr-defined]
+    for module in _RECORD_WRITERS:
+        import_module(module).env_to_send_in_RPC = records.env_to_send_in_rpc  # type: ignore[attr-defined]
     # Reads as many bytes as a stranger claims, before and after the handshake; a protocol's name is all it should be.
     multiselect_communicator.read_delim = _read_short_delim  # type: ignore[attr-defined]
     # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
@@ -147,42 +161,6 @@ def apply_module_fixes(debug: bool) -> None:
     logger.setLevel(logging.WARNING if debug else logging.CRITICAL)
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
-
-
-_frames_in_flight: set[trio.CancelScope] = set()
-
-
-async def _write_whole_frame(muxer: Yamux, data: bytes) -> None:
-    """Yamux._write_frame that a cancelled caller cannot tear. A peer that takes no byte for the deadline loses the
-    connection, since nothing more can be said on it."""
-    async with muxer._write_lock:
-        if muxer.event_closed.is_set():
-            raise ConnectionClosedError("the connection is closed")
-        scope = shielded(FRAME_WRITE_DEADLINE_S)
-        _frames_in_flight.add(scope)
-        try:
-            with scope:
-                await muxer.secured_conn.write(data)
-        finally:
-            _frames_in_flight.discard(scope)
-        if scope.cancelled_caught:
-            with shielded(CLOSE_DEADLINE_S):
-                await muxer.secured_conn.close()
-            raise ConnectionClosedError("the peer takes no more bytes")
-    await trio.lowlevel.checkpoint()
-
-
-_announce_room = YamuxStream._auto_tune_and_send_window_update
-
-
-async def _announce_room_in_bulk(stream: YamuxStream, *, bytes_read: int = 0) -> None:
-    """YamuxStream's own, called once what was read since the last call is half of the window, as in other yamux
-    implementations. The peer always has the other half."""
-    num_read = getattr(stream, "num_unannounced", 0) + bytes_read
-    enough = not bytes_read or num_read >= stream._grow_threshold()
-    stream.num_unannounced = 0 if enough else num_read  # type: ignore[attr-defined]
-    if enough:
-        await _announce_room(stream, bytes_read=num_read)
 
 
 async def _read_short_delim(reader: Reader) -> bytes:
@@ -220,6 +198,10 @@ class _GuardedManager(TrioManager):
         name = name or getattr(async_fn, "__qualname__", repr(async_fn))
         run = async_fn if _internal else guarded
         super().run_task(run, *args, daemon=daemon, name=name, _internal=_internal)
+
+    def _find_parent_task(self, trio_task: trio.lowlevel.Task) -> None:
+        """Looks through all tasks of the service for each new one. Only whole services are cancelled here, so no task
+        has to know its children."""
 
 
 @asynccontextmanager
@@ -267,7 +249,7 @@ class Host:
         host = new_host(
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
-            muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): Yamux},
+            muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
             transports=[TCP()],
             addrs_factory=self._advertised,
             # What one peer claims to have observed is not where others can reach us.
@@ -305,6 +287,9 @@ class Host:
         # Holds its task and its inbound slot until the swarm ends, not the connection: after max_connections
         # inbound connections in all, a node would accept no more.
         swarm._handle_inbound_connection = self._serve_inbound  # type: ignore[method-assign, assignment]
+        # Runs a nursery with a task for each listener at each end of each stream, and nobody listens.
+        swarm.notify_opened_stream = _notify_nobody  # type: ignore[method-assign]
+        swarm.notify_closed_stream = _notify_nobody  # type: ignore[method-assign]
         swarm.register_notifee(self.table)
 
     @property
@@ -330,7 +315,6 @@ class Host:
                 # Leaving libp2p's own run() leaves connections open, and close() takes 0.2 s for each in turn.
                 with shielded(CLOSE_DEADLINE_S):
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_release_writers)
                         for connection in self._swarm.get_connections():
                             nursery.start_soon(self._close, connection)
                 with shielded(CLOSE_DEADLINE_S):
@@ -386,7 +370,7 @@ class Host:
             return
         self._streams_of[peer] = num_streams + 1
         try:
-            await self._serve_stream(stream)
+            await self._negotiate_and_serve(stream)
         except Exception as exc:  # noqa: BLE001  supervisor of a stream
             log.debug("inbound stream failed", peer=peer_text(peer), error=repr(exc))
             await self._reset(stream)
@@ -394,6 +378,17 @@ class Host:
             self._streams_of[peer] -= 1
             if not self._streams_of[peer]:
                 del self._streams_of[peer]
+
+    async def _negotiate_and_serve(self, stream: INetStream) -> None:
+        assert isinstance(stream, NetStream) and isinstance(stream.muxed_stream, YamuxStream)
+        handlers = self._host.multiselect.handlers
+        accepted = await negotiation.accept(stream, stream.muxed_stream, handlers, OPEN_DEADLINE_S)
+        if accepted is None:
+            await self._serve_stream(stream)
+            return
+        protocol, handler = accepted
+        stream.set_protocol(protocol)
+        await handler(stream)
 
     async def _reset(self, stream: INetStream) -> None:
         with shielded(CLOSE_DEADLINE_S):
@@ -447,14 +442,21 @@ class Host:
 
     async def open(self, peer: bytes, protocol: str) -> INetStream:
         """A stream to a connected peer. Raises NetworkError."""
-        if peer not in self.table:
+        connection = next((one for one in self.table.connections(peer) if not one.is_closed), None)
+        if connection is None:
             raise NetworkError(f"not connected to {peer_text(peer)}")
         try:
-            # 256 streams a connection; the next one waits for ever
             with trio.fail_after(OPEN_DEADLINE_S):
-                return await self._host.new_stream(ID(peer), [TProtocol(protocol)])
-        except (BaseLibp2pError, trio.TooSlowError, OSError) as exc:
+                stream = await connection.new_stream()
+                try:
+                    await negotiation.select(stream, protocol)
+                except BaseException:
+                    await self._reset(stream)
+                    raise
+        except (BaseLibp2pError, trio.TooSlowError, OSError, negotiation.NotSupportedError) as exc:
             raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {_root_cause(exc)}") from exc
+        stream.set_protocol(TProtocol(protocol))
+        return stream
 
     async def disconnect(self, peer: bytes) -> None:
         async with trio.open_nursery() as nursery:
@@ -556,11 +558,8 @@ class Host:
                         continue  # it told us no address
 
 
-async def _release_writers() -> None:
-    """Lets go of writes to peers that take no bytes, so that closing waits for none of them."""
-    await trio.sleep(CLOSE_DEADLINE_S / 4)
-    for scope in list(_frames_in_flight):
-        scope.cancel()
+async def _notify_nobody(stream: INetStream) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 def _message_id(message: rpc_pb2.Message) -> bytes:

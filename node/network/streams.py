@@ -4,7 +4,6 @@ The end of a stream, a reset and a lost connection all read alike, so the exchan
 every exchange has a final frame, and a stream that ends before it is a failure.
 """
 
-import math
 from typing import Protocol
 
 import structlog
@@ -31,6 +30,8 @@ WRITE_DEADLINE_S = 5.0
 WRITE_STEP_BYTES = 32 * 1_024
 READ_DEADLINE_S = 10.0
 """For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
+READ_AHEAD_BYTES = 4_096
+"""Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
 CLOSE_DEADLINE_S = 1.0
 CONTROL_RATE = 50.0
 """Control messages a second that one peer may send on average."""
@@ -125,9 +126,13 @@ class Libp2pStream:
         """Until the buffer holds ``num_bytes``. Memory grows with what arrives, never with what is claimed."""
         while len(self._buffer) < num_bytes:
             patient = wait and not self._buffer
+            wanted = max(num_bytes - len(self._buffer), READ_AHEAD_BYTES)
             try:
-                with trio.fail_after(math.inf if patient else READ_DEADLINE_S):
-                    data = await self._stream.read(num_bytes - len(self._buffer))
+                if patient:
+                    data = await self._stream.read(wanted)
+                else:
+                    with trio.fail_after(READ_DEADLINE_S):
+                        data = await self._stream.read(wanted)
             except trio.TooSlowError as exc:
                 raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
             except _STREAM_ERRORS as exc:

@@ -26,7 +26,7 @@ from network_helpers import (
     tokens,
 )
 
-from node.network import discovery, gossip, host, liveness, peers, streams
+from node.network import discovery, gossip, host, liveness, peers, streams, yamux
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import (
@@ -438,14 +438,16 @@ async def test_a_claim_of_a_huge_negotiation_ends_the_connection() -> None:
 
 async def test_what_is_read_in_small_pieces_is_not_announced_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     num_updates = 0
-    update = host.YamuxStream.send_window_update
+    queue = yamux.YamuxConnection.queue
 
-    async def counted(stream: host.YamuxStream, increment: int, skip_lock: bool = False) -> None:
+    def counted(
+        connection: yamux.YamuxConnection, kind: int, flags: int, stream: int, length: int, data: bytes = b""
+    ) -> None:
         nonlocal num_updates
-        num_updates += 1
-        await update(stream, increment, skip_lock)
+        num_updates += kind == yamux._WINDOW
+        queue(connection, kind, flags, stream, length, data)
 
-    monkeypatch.setattr(host.YamuxStream, "send_window_update", counted)
+    monkeypatch.setattr(yamux.YamuxConnection, "queue", counted)
     async with opened(node()) as (one, _), opened(light_client()) as (client, _):
         await connect(client, one)
         assert await exchange(client, one.peer_id) == 100
@@ -486,7 +488,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
         return fail
 
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.1,) * 50)
-    monkeypatch.setattr(liveness, "_ping", failing("ping"))
+    monkeypatch.setattr(liveness, "_is_there", failing("ping"))
     monkeypatch.setattr(host.Host, "find_providers", failing("lookup"))
     monkeypatch.setattr(host.Host, "keep_peerstore", failing("peerstore"))
     monkeypatch.setattr(host.Pubsub, "publish", failing("publish"))
@@ -566,10 +568,8 @@ async def test_a_flood_of_gossip_ends_at_the_flooders_neighbours() -> None:
 
 def test_a_missing_private_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     host.check_private_names()
-    monkeypatch.delattr(host.Yamux, "_write_frame")
+    monkeypatch.delattr(host.Pubsub, "push_msg")
     monkeypatch.delattr(host.swarm_module, "_HAPPY_EYEBALLS_DELAY")
     monkeypatch.setattr(host.swarm_module._NegativePeerCache, "__init__", lambda self: None)
-    with pytest.raises(
-        LocalError, match=r"_NegativePeerCache\._ttl.*_HAPPY_EYEBALLS_DELAY.*_write_frame.*libp2p==0\.8\.1"
-    ):
+    with pytest.raises(LocalError, match=r"_NegativePeerCache\._ttl.*_HAPPY_EYEBALLS_DELAY.*push_msg.*libp2p==0\.8\.1"):
         host.check_private_names()
