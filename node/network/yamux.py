@@ -45,6 +45,8 @@ MAX_OUTGOING_BYTES = 64 * 1_024
 """Frames that wait for the socket; beyond it, writers wait."""
 MAX_PACKET_BYTES = 64 * 1_024
 """Written at once, each time within WRITE_DEADLINE_S."""
+MAX_REPLIES = 4_096
+"""To frames of the peer that ask for one. Beyond so many unsent ones its frames are not read."""
 MAX_STREAMS = 256
 """Opened by one side and not over."""
 WRITE_DEADLINE_S = 5.0
@@ -229,6 +231,8 @@ class YamuxConnection(IMuxedConn):
         self._body: tuple[YamuxStream | None, int, int] | None = None
         """Of a data frame that has not arrived whole: its stream, unless that is over, its bytes to come and flags."""
         self._outgoing = bytearray()
+        self._num_replies = 0
+        """In ``_outgoing``, at most."""
         self._has_outgoing = trio.Event()
         self._has_room = trio.Event()
         self._ended = trio.Event()
@@ -353,6 +357,7 @@ class YamuxConnection(IMuxedConn):
             stuck.deadline = math.inf
             # (only now: whoever waits for room waits for bytes that are gone)
             del self._outgoing[: len(data)]
+            self._num_replies = 0 if not self._outgoing else self._num_replies
             if not self._outgoing:
                 self._has_outgoing = trio.Event()
             self._has_room.set()
@@ -366,12 +371,23 @@ class YamuxConnection(IMuxedConn):
                 self.last_received_at = trio.current_time()
                 self._incoming += data
                 self._take_frames()
-                await self.room()  # (else a peer that asks and never reads would make us keep all answers)
+                await self._room_for_replies()
         except _ProtocolError as exc:
             log.debug("yamux protocol broken", peer=peer_text(self.peer_id.to_bytes()), reason=str(exc))
             self.queue(_GO_AWAY, 0, 0, _PROTOCOL_ERROR)
         except _ERRORS as exc:
             log.debug("connection lost", peer=peer_text(self.peer_id.to_bytes()), error=repr(exc))
+
+    async def _room_for_replies(self) -> None:
+        """Else a peer that asks and never reads would make us keep all answers. But reading waits for nothing else:
+        two ends that both wait for room before they read would wait for ever."""
+        await trio.lowlevel.checkpoint()
+        while self._num_replies > MAX_REPLIES and not self._ended.is_set():
+            await self._has_room.wait()
+
+    def _reply(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        self._num_replies += 1
+        self.queue(kind, flags, stream_id, length)
 
     def _take_frames(self) -> None:
         """Hand on everything that can be; a data frame piece by piece, so that nothing is kept on a claim."""
@@ -429,14 +445,14 @@ class YamuxConnection(IMuxedConn):
                 raise trio.WouldBlock
             self._accept.send_nowait(stream)
         except trio.WouldBlock:
-            self.queue(_WINDOW, _RST, stream_id, 0)
+            self._reply(_WINDOW, _RST, stream_id, 0)
             return None
         self._streams[stream_id] = stream
         return stream
 
     def _on_ping(self, flags: int, nonce: int) -> None:
         if flags & _SYN:
-            self.queue(_PING, _ACK, 0, nonce)
+            self._reply(_PING, _ACK, 0, nonce)
         elif nonce in self._pings:
             self._pings[nonce].set()
 

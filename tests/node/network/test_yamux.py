@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from libp2p.security.noise.transport import Transport
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import Yamux
-from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
+from trio.testing import MemoryReceiveStream, MemorySendStream, lockstep_stream_pair, memory_stream_pair
 
 from node.network import yamux
 from node.network.noise import NoisePackets
@@ -60,10 +61,10 @@ class Ends:
     wire: Wire
 
 
-async def sessions(piece: int = 1 << 20) -> Ends:
+async def sessions(piece: int = 1 << 20, pair: tuple[Memory, Memory] | None = None) -> Ends:
     keys = [create_new_key_pair(bytes([n] * 32)) for n in (1, 2)]
     transports = [Transport(pair, noise_privkey=create_noise_key_pair().private_key) for pair in keys]
-    one, two = memory_stream_pair()
+    one, two = pair or memory_stream_pair()
     wire = Wire(one, piece)
     done: list[SecureSession] = []
 
@@ -197,6 +198,32 @@ async def test_a_stream_that_nobody_reads_fails_alone(monkeypatch: pytest.Monkey
         with pytest.raises(MuxedStreamError, match="does not read"):
             await stream.write(bytes(WINDOW_BYTES + 1))
         assert 0 < await one.ping() < PATIENCE_S
+
+
+async def test_both_ends_send_at_once_over_a_wire_that_holds_nothing() -> None:
+    ends = await sessions(pair=cast(tuple[Memory, Memory], lockstep_stream_pair()))
+    one, two = (YamuxConnection(session, session.get_remote_peer()) for session in (ends.dialler, ends.listener))
+    data, num_streams = bytes(100_000), 8
+    received: list[int] = []
+
+    async def send(sender: YamuxConnection) -> None:
+        stream = await sender.open_stream()
+        await stream.write(data)
+
+    async def receive(receiver: YamuxConnection) -> None:
+        stream = await receiver.accept_stream()
+        num_bytes = 0
+        while num_bytes < len(data):
+            num_bytes += len(await stream.read())
+        received.append(num_bytes)
+
+    async with running(one, two):
+        async with trio.open_nursery() as nursery:
+            for _ in range(num_streams):
+                for sender, receiver in ((one, two), (two, one)):
+                    nursery.start_soon(send, sender)
+                    nursery.start_soon(receive, receiver)
+        assert received == [len(data)] * 2 * num_streams
 
 
 async def test_a_socket_that_takes_no_bytes_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
