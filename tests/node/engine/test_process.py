@@ -29,6 +29,8 @@ from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
 from proto.radix import RadixTree
 
+LIMIT_S = 180
+"""On a whole test: beside other work a minute was too little."""
 STORY = "The river ran past the old mill, and every morning the miller counted his sacks. "
 
 
@@ -36,7 +38,7 @@ STORY = "The river ran past the old mill, and every morning the miller counted h
 async def engine(cells: int = 1024, slots: int = 8) -> AsyncIterator[ProcessEngine]:
     """A small engine, checked after every request, with a limit on the whole test."""
     settings = EngineSettings(resolve_model("smollm2"), "smollm2", cells=cells, slots=slots, check=True)
-    with trio.fail_after(60):
+    with trio.fail_after(LIMIT_S):
         async with open_engine(settings) as running:
             yield running
 
@@ -287,7 +289,7 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
         trio.run(main)
     """
     root = Path(__file__).parents[3]
-    with trio.fail_after(60):
+    with trio.fail_after(LIMIT_S):
         parent = await trio.lowlevel.open_process(
             [sys.executable, "-c", textwrap.dedent(script)],
             stdout=subprocess.PIPE,
@@ -318,7 +320,7 @@ async def test_files_that_cannot_be_loaded_are_one_clear_line(tmp_path: Path) ->
         "junk.gguf": b"GGUF" + b"\xff" * 999,
         "layers.gguf": whole[:layers] + b"\xff" * 4 + whole[layers + 4 :],  # llama.cpp abort()s
     }
-    with trio.fail_after(60):
+    with trio.fail_after(LIMIT_S):
         for name, data in cases.items():
             path = tmp_path / name
             path.write_bytes(data)
@@ -358,7 +360,7 @@ NONSENSE = {
 @pytest.mark.parametrize("garbage", NONSENSE.values(), ids=NONSENSE)
 async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPatch, garbage: bytes) -> None:
     settings = EngineSettings(resolve_model("smollm2"))
-    with trio.fail_after(60):
+    with trio.fail_after(LIMIT_S):
         stub_worker(monkeypatch, garbage)
         with pytest.raises(LocalError, match=r"nonsense|claims"):
             async with open_engine(settings):
@@ -371,7 +373,7 @@ async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPa
 
 
 async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(LIMIT_S):
         stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix", cells=4096)))
         async with open_engine(EngineSettings(resolve_model("smollm2"))) as running:
             assert running.num_cells == running.load_message().cells == 4096
@@ -380,7 +382,7 @@ async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.
 async def test_a_child_that_is_stuck_at_loading_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     stub_worker(monkeypatch)
     monkeypatch.setattr(process, "LOAD_DEADLINE_S", 0.01, raising=False)
-    with trio.fail_after(60), pytest.raises(LocalError, match="did not load"):
+    with trio.fail_after(LIMIT_S), pytest.raises(LocalError, match="did not load"):
         async with open_engine(EngineSettings(resolve_model("smollm2"))):
             pass
 
