@@ -21,6 +21,8 @@ from proto.effects import (
     Emit,
     Fail,
     Finish,
+    JoinCell,
+    LeaveCell,
     Publish,
     RequestEffect,
     Send,
@@ -35,7 +37,7 @@ log = structlog.get_logger()
 MAX_SENDS_PER_PEER = 32
 """Control messages under way to one peer; more are dropped, and the protocol finds again whatever they carried."""
 
-_LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed"}
+_LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed", "cell_changed"}
 """Events that a person who runs a node wants to see; the others are for debugging."""
 
 
@@ -86,6 +88,14 @@ class OverlayDriver:
                 self._timers_changed.set()
             case CancelTimer():
                 self._timers.pop(effect.timer, None)
+            case JoinCell():
+                self._nursery.start_soon(
+                    _attempt, "join_failed", self._network.join_cell(effect.namespace, effect.cell)
+                )
+            case LeaveCell():
+                self._nursery.start_soon(
+                    _attempt, "leave_failed", self._network.leave_cell(effect.namespace, effect.cell)
+                )
             case Disconnect():
                 self._nursery.start_soon(self._disconnect, effect)
             case Emit():
@@ -96,7 +106,7 @@ class OverlayDriver:
                 assert_never(effect)
 
     async def _publish(self, effect: Publish) -> None:
-        await _attempt("publish_failed", self._network.publish(effect.namespace, effect.message))
+        await _attempt("publish_failed", self._network.publish(effect.namespace, effect.message, effect.cell))
 
     async def _send(self, effect: Send) -> None:
         try:

@@ -75,6 +75,30 @@ class DigestConfig:
 
 
 @dataclass(frozen=True)
+class CellConfig:
+    """When a namespace splits into cells and when they merge again, see ``cells.py``."""
+
+    max_cell_nodes: int = 256
+    """Above it a cell splits: what its nodes receive grows with it, about 25 kB/s at this size under busy change."""
+    min_cell_nodes: int = 80
+    """Below it a cell merges with its neighbour. Halves of a split have about 128, and two that merge about 160: far
+    enough from either limit that chance does not undo what was just done."""
+    min_cell_peers: int = 4
+    """A node goes deeper only while it is connected to so many nodes of the smaller cell: owners can be invented,
+    connections cannot."""
+    split_hold_s: float = 30.0
+    """A count over the limit must last so long, and up to half as much again at random: nodes that were only late to
+    be forgotten are gone by then."""
+    merge_hold_s: float = 120.0
+    """Longer: small cells cost some hits, cells that change their minds cost whole digests."""
+    cell_grace_s: float = 180.0
+    """How long a node listens and publishes in a cell that it leaves: until whoever goes as well has gone, and whoever
+    stays has forgotten nobody who did not leave (``evict_s``)."""
+    newcomer_s: float = 60.0
+    """How long a node that starts does what most of its connected peers do: two heartbeats, and then it can count."""
+
+
+@dataclass(frozen=True)
 class RequestConfig:
     """Requests that entered at this node."""
 
@@ -104,6 +128,7 @@ class OverlayConfig:
     """Everything ``Overlay`` needs to know beforehand."""
 
     digest: DigestConfig = DigestConfig()
+    cells: CellConfig = CellConfig()
     request: RequestConfig = RequestConfig()
     trust: TrustConfig = TrustConfig()
     vitals_interval_s: float = 1.0

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proto.cells import ROOT, Cell
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
 from proto.refusals import Refusal
 
@@ -45,12 +46,14 @@ class Received:
 
 @dataclass(frozen=True)
 class Gossiped:
-    """A message on the gossip topic of ``namespace``: signed by ``author``, last forwarded by ``forwarder``."""
+    """A message on the gossip topic of a cell of ``namespace``: signed by ``author``, last forwarded by
+    ``forwarder``."""
 
     author: bytes
     forwarder: bytes
     namespace: bytes
     message: Gossip
+    cell: Cell = ROOT
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import assert_never
 
 from proto import WIRE_VERSION
 from proto.budget import Traffic
+from proto.cells import Cell
 from proto.config import OverlayConfig
 from proto.digest import OwnDigest, Sign, Verify
 from proto.digest_plane import DigestPlane
@@ -84,7 +85,9 @@ class Overlay:
         self._config = config
         self._trust = Trust(config.trust)
         self._members = Membership(me, config, rng)
-        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members, self.refusals, self.traffic)
+        self._digests = DigestPlane(
+            me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
+        )
         self._requests = RequestPlane(me, config.request, self._members, self._digests)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -148,6 +151,11 @@ class Overlay:
     def own_digest(self, namespace: bytes) -> OwnDigest | None:
         """What this node tells of its own cache; None in a namespace it does not serve. To look at."""
         return self._digests.own(namespace)
+
+    def cell(self, namespace: bytes) -> Cell | None:
+        """This node's own cell; None in a namespace it does not serve."""
+        position = self._digests.position(namespace)
+        return position.cell if position else None
 
     def vitals(self, namespace: bytes) -> Vitals | None:
         """This node's own load as last reported by its engine."""
