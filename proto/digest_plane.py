@@ -243,7 +243,8 @@ class DigestPlane:
         """Connected nodes of other cells, of whose digests no gossip tells here."""
         effects: list[Effect] = []
         for namespace in self._own:
-            outsiders = [m.peer for m in self._members.nodes(namespace) if not self._is_near(m.peer, namespace)]
+            position = self._positions[namespace]
+            outsiders = [m.peer for m in self._members.nodes(namespace) if not position.covers(m.peer)]
             if len(outsiders) > _MAX_OUTSIDERS:
                 outsiders = sorted(self._rng.sample(outsiders, _MAX_OUTSIDERS))
             for peer in outsiders:
