@@ -55,8 +55,14 @@ _PREVIEW_TOKENS = 24
 class Node:
     """One model, one network, one overlay, wired. ``run`` must be running while it is used."""
 
-    def __init__(self, identity: Identity, engine: Engine, network: Network, epoch: int) -> None:
-        config = OverlayConfig(agent=f"mycelia/{VERSION}")
+    def __init__(
+        self,
+        identity: Identity,
+        engine: Engine,
+        network: Network,
+        epoch: int,
+        config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
+    ) -> None:
         self._engine = engine
         self._network = network
         self._epoch = epoch
@@ -98,6 +104,7 @@ class Node:
             addresses=self._network.addresses(),
             model=info.name,
             namespace=info.namespace.hex(),
+            cell_bits=cell.bits if (cell := self._overlay.cell(info.namespace)) else 0,
             context_tokens=info.context_tokens,
             reuse=info.reuse,
             active_requests=vitals.active_requests,

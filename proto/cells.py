@@ -32,6 +32,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -54,6 +55,10 @@ class Cell:
     def holds(self, address: int) -> bool:
         return address >> (MAX_CELL_BITS - self.bits) == self.prefix
 
+    def suffix(self) -> str:
+        """What is added to the names of the namespace's topic and provider key: nothing at depth 0."""
+        return f"/{self.prefix:0{self.bits}b}" if self.bits else ""
+
 
 ROOT = Cell()
 """Everybody."""
@@ -72,8 +77,7 @@ def cell_of(namespace: bytes, peer: bytes, bits: int) -> Cell:
     return Cell(bits, address_of(namespace, peer) >> (MAX_CELL_BITS - bits))
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """A live owner as a node knows it: not suspect."""
 
     peer: bytes
@@ -172,7 +176,7 @@ class CellPosition:
     def _wanted(self, known: Sequence[Owner], usual: int) -> int:
         """The depth that what is known speaks for. ``usual``: that of most connected peers."""
         config, bits = self.config, self.bits
-        members = [owner for owner in known if self.holds(owner.peer)]
+        members = self._of(self.cell, known)
         count = len(members) + 1
         if bits < MAX_CELL_BITS and self._speaks_for_a_split(members):
             return bits + 1
@@ -188,10 +192,14 @@ class CellPosition:
         is_left_behind = len(members) >= _QUORUM and back > 1 / 2
         return bits - 1 if is_near or is_small or is_left_behind else bits
 
+    def _of(self, cell: Cell, owners: Iterable[Owner]) -> list[Owner]:
+        shift = MAX_CELL_BITS - cell.bits
+        return [owner for owner in owners if address_of(self.namespace, owner.peer) >> shift == cell.prefix]
+
     def _speaks_for_a_split(self, members: Sequence[Owner]) -> bool:
         config, count = self.config, len(members) + 1
         below = cell_of(self.namespace, self.me, self.bits + 1)
-        half = [owner for owner in members if below.holds(address_of(self.namespace, owner.peer))]
+        half = self._of(below, members)
         if sum(owner.is_connected for owner in half) < config.min_cell_peers:
             return False
         # (on the way to a larger cell the others are still where this node comes from)

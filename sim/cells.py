@@ -17,6 +17,7 @@ from proto.cells import ROOT, Cell, address_of
 from proto.config import OverlayConfig
 from proto.effects import Emit
 from proto.events import CacheChanged
+from proto.messages import MAX_CELL_BITS
 from sim.links import Links, Matrix
 from sim.metadata import DEGREE, MESH_DEGREE, Step
 from sim.world import NAMESPACE, SimNode, World
@@ -81,13 +82,18 @@ class CellSwarm:
         does not doubt."""
         world = self.world
         settled = [number for number in self._up if world.now - self._since[number] >= SETTLED_S]
-        peers = [(world.node(number).peer, address_of(NAMESPACE, world.node(number).peer)) for number in settled]
+        address = {number: address_of(NAMESPACE, world.node(number).peer) for number in settled}
+        depths = {cell.bits for cell in self.sizes()}
+        members = Counter(
+            Cell(bits, address[number] >> (MAX_CELL_BITS - bits)) for bits in depths for number in settled
+        )
         shares = []
         for number in settled:
-            node, cell = world.node(number), self._cell(number)
-            live = {owner.peer for owner in node.overlay.estimates.live(NAMESPACE)}
-            members = [peer for peer, address in peers if cell.holds(address) and peer != node.peer]
-            shares.append(sum(peer in live for peer in members) / len(members) if members else 1.0)
+            cell = self._cell(number)
+            live = world.node(number).overlay.estimates.live(NAMESPACE)
+            known = (address.get(world.number_of[owner.peer]) for owner in live)
+            others = members[cell] - 1
+            shares.append(sum(a is not None and cell.holds(a) for a in known) / others if others else 1.0)
         return shares
 
     def _cell(self, number: int) -> Cell:

@@ -239,9 +239,10 @@ class World:
         self._trace.update(_TRACED.pack(self.now, node.number, len(effects), self.num_events))
         if not effects:
             return
+        counts = len(effects) > MAX_SENDS_PER_PEER
         sends: Counter[bytes] = Counter()
         for effect in effects:
-            if isinstance(effect, Send):
+            if counts and isinstance(effect, Send):
                 sends[effect.peer] += 1
                 if sends[effect.peer] > MAX_SENDS_PER_PEER:
                     self.emitted["send_dropped"] += 1

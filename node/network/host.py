@@ -60,8 +60,11 @@ log = structlog.get_logger()
 
 KAD_PROTOCOL = TProtocol("/mycelia/kad/1.0.0")
 PROVIDER_KEY_PREFIX = b"/mycelia/"
-MAX_PROVIDER_KEYS = 4_096
-"""Keys whose providers this node stores for others; one key a model, so far above what any swarm needs."""
+MAX_PROVIDER_KEYS = 8_192
+"""Keys whose providers this node stores for others. In a split swarm a node has up to 256 keys of prefixes, and 20
+others store each: 5,120 at a node, less what nodes have in common. The key that was quiet the longest goes first."""
+MAX_PROVIDERS_PER_KEY = 20
+"""As in libp2p, which keeps the first ones for two days, though they may be gone: here the newest."""
 MAX_RPC_BYTES = 256 * 1_024
 MAX_NEGOTIATION_BYTES = 1_024
 """A line of multistream-select: the name of one protocol."""
@@ -509,10 +512,16 @@ class Host:
         add = store.add_provider
 
         def bounded_add(key: bytes, provider: PeerInfo) -> None:
-            # Keys are whatever a peer likes, in any number, and are kept for two days.
-            known = key in store.providers
-            if key.startswith(PROVIDER_KEY_PREFIX) and (known or len(store.providers) < MAX_PROVIDER_KEYS):
-                add(key, provider)
+            # Keys are whatever a peer likes, in any number, and are kept for two days; so are a key's providers.
+            if not key.startswith(PROVIDER_KEY_PREFIX):
+                return
+            records = store.providers.pop(key, {})
+            if len(records) >= MAX_PROVIDERS_PER_KEY and str(provider.peer_id) not in records:
+                del records[min(records, key=lambda peer: records[peer].timestamp)]
+            store.providers[key] = records
+            add(key, provider)
+            if len(store.providers) > MAX_PROVIDER_KEYS:
+                del store.providers[next(iter(store.providers))]
 
         store.add_provider = bounded_add  # type: ignore[method-assign]
         return dht
