@@ -14,22 +14,25 @@ from node.peer_id import peer_text
 from proto.effects import (
     Abandon,
     CancelTimer,
+    Connect,
     Deliver,
     Disconnect,
     Dispatch,
     Effect,
     Emit,
     Fail,
+    FindProviders,
     Finish,
     JoinCell,
     LeaveCell,
+    Provide,
     Publish,
     RequestEffect,
     Send,
     SetTimer,
 )
 from proto.errors import MyceliaError
-from proto.events import Event, Timer, TimerFired
+from proto.events import Event, ProvidersFound, Timer, TimerFired
 from proto.overlay import Overlay
 
 log = structlog.get_logger()
@@ -96,6 +99,13 @@ class OverlayDriver:
                 self._nursery.start_soon(
                     _attempt, "leave_failed", self._network.leave_cell(effect.namespace, effect.cell)
                 )
+            case Connect():
+                self._nursery.start_soon(_attempt, "connect_failed", self._network.dial(effect.peer))
+            case Provide():
+                self._nursery.start_soon(_attempt, "provide_failed", self._network.provide(effect.key))
+            case FindProviders():
+                for key in effect.keys:
+                    self._nursery.start_soon(self._find_providers, effect.request_id, key)
             case Disconnect():
                 self._nursery.start_soon(self._disconnect, effect)
             case Emit():
@@ -115,6 +125,14 @@ class OverlayDriver:
             self._sending[effect.peer] -= 1
             if not self._sending[effect.peer]:
                 del self._sending[effect.peer]
+
+    async def _find_providers(self, request_id: bytes, key: bytes) -> None:
+        providers: list[bytes] = []
+        try:
+            providers = await self._network.find_providers(key)
+        except NetworkError as exc:
+            log.debug("lookup_failed", key=key.hex(), error=str(exc))
+        self._handle_safely(ProvidersFound(request_id, key, providers))
 
     async def _disconnect(self, effect: Disconnect) -> None:
         log.info("disconnecting", peer=peer_text(effect.peer), reason=effect.reason)

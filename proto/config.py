@@ -99,6 +99,33 @@ class CellConfig:
 
 
 @dataclass(frozen=True)
+class LadderConfig:
+    """Records of long prefixes in the DHT, for requests whose prefix another cell may hold, see ``ladder.py``."""
+
+    ladder_keys: int = 256
+    """That a node provides: one each 5 s. Each costs a DHT lookup and 20 messages."""
+    republish_s: float = 1_200.0
+    """A record must be said again before readers and keepers take it for stale, 30 minutes."""
+    min_prompt_tokens: int = 2_048
+    """Shorter ones are computed in about the time that a lookup takes."""
+    known_share: float = 0.5
+    """Of a prompt. Above it a lookup could save less than it may delay."""
+    lookup_wait_s: float = 0.3
+    """That a request waits: little beside computing 1,000 tokens."""
+    lookup_over_s: float = 10.0
+    """Then a lookup is over; what it found until then is dialled for the requests to come."""
+    max_lookups: int = 8
+    """In flight."""
+    lookups_per_s: float = 0.5
+    """A lookup of four keys costs some 40 messages at other nodes."""
+    lookups_burst: float = 8.0
+    max_dials: int = 2
+    """Nodes that one lookup may make this one connect with: all that a false record costs."""
+    ladder_peers: int = 16
+    """Connections kept that lookups led to."""
+
+
+@dataclass(frozen=True)
 class RequestConfig:
     """Requests that entered at this node."""
 
@@ -129,6 +156,7 @@ class OverlayConfig:
 
     digest: DigestConfig = DigestConfig()
     cells: CellConfig = CellConfig()
+    ladder: LadderConfig = LadderConfig()
     request: RequestConfig = RequestConfig()
     trust: TrustConfig = TrustConfig()
     vitals_interval_s: float = 1.0

@@ -16,7 +16,7 @@ and end at the current seq; ``seq`` grows with every published head, heartbeats 
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from operator import lt
@@ -211,6 +211,10 @@ class OwnDigest:
         """The cache dropped ``leaf``. Unknown ids are ignored: the cache may be ahead of what was told."""
         self._leaves.pop(leaf, None)
 
+    def chains(self) -> Iterator[Sequence[int]]:
+        """The chains of block hashes in the cache, the newest first."""
+        return reversed(self._leaves.values())
+
     def holds(self, chain: Sequence[int]) -> int:
         """Leading blocks of ``chain`` in the cache now, told or not."""
         best = 0
@@ -261,7 +265,7 @@ class OwnDigest:
     def _advertised(self) -> Entries:
         """Newest leaves first, each from its root on, until the budget is spent: always prefix-closed."""
         target: Entries = {}
-        for chain in reversed(self._leaves.values()):
+        for chain in self.chains():
             for key in chain:
                 if len(target) >= self._config.advert_budget and key not in target:
                     break

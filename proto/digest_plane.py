@@ -36,8 +36,8 @@ _MAX_PENDING_REPAIRS = 1_024
 _MAX_RATE_ENTRIES = 16_384
 _MAX_WAITING_PER_REPAIR = 16
 """Above gossipsub's largest mesh."""
-_MAX_OUTSIDERS = 32
-"""Connected nodes of other cells that are asked for their digests in one round."""
+_MAX_OUTSIDERS = 16
+"""Connected nodes of other cells whose digests are kept up with, besides those that were sought out."""
 
 
 @dataclass
@@ -93,6 +93,8 @@ class DigestPlane:
         """Of peers that bring repairs nobody asked them for."""
         self._asked: Counter[bytes] = Counter()
         """Connected peer -> repairs it was asked for and has not brought: after a partition that can be very many."""
+        self._sought: set[bytes] = set()
+        """Nodes of other cells that a lookup led to."""
         self.estimates = Estimates(me, verify, config, refusals)
 
     def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
@@ -105,6 +107,13 @@ class DigestPlane:
     def position(self, namespace: bytes) -> CellPosition | None:
         """Which cells this node is in; None in a namespace it does not serve."""
         return self._positions.get(namespace)
+
+    def follow(self, peer: bytes) -> None:
+        """Keep up with ``peer``'s digest once it is connected, whatever its cell."""
+        self._sought.add(peer)
+
+    def unfollow(self, peer: bytes) -> None:
+        self._sought.discard(peer)
 
     # --- this node's cache -----------------------------------------------------------------------------------------
 
@@ -239,15 +248,19 @@ class DigestPlane:
             versions = self._rng.sample(versions, MAX_VECTOR)
         return self._send(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
 
+    def _outsiders(self, namespace: bytes) -> list[bytes]:
+        """Connected nodes of other cells, of whose digests no gossip tells here: those that were sought out, and a few
+        that have been there the longest."""
+        position = self._positions[namespace]
+        others = [member for member in self._members.nodes(namespace) if not position.covers(member.peer)]
+        others.sort(key=lambda member: member.connected_at)
+        chosen = [member.peer for member in others if member.peer in self._sought]
+        return chosen + [member.peer for member in others if member.peer not in self._sought][:_MAX_OUTSIDERS]
+
     def _ask_outsiders(self, now: float) -> list[Effect]:
-        """Connected nodes of other cells, of whose digests no gossip tells here."""
         effects: list[Effect] = []
         for namespace in self._own:
-            position = self._positions[namespace]
-            outsiders = [m.peer for m in self._members.nodes(namespace) if not position.covers(m.peer)]
-            if len(outsiders) > _MAX_OUTSIDERS:
-                outsiders = sorted(self._rng.sample(outsiders, _MAX_OUTSIDERS))
-            for peer in outsiders:
+            for peer in self._outsiders(namespace):
                 effects += self._send(peer, self.estimates.request(peer, namespace), now)
         return effects
 
@@ -264,7 +277,11 @@ class DigestPlane:
     def on_peer_ready(self, peer: bytes, now: float) -> list[Effect]:
         """The peer said what it serves: ask for what this node does not have of it."""
         self.estimates.reinstate(peer, now)
-        spaces = [space for space in self._members.served_by(peer) if self.estimates.follows(space)]
+        spaces = [
+            space
+            for space in self._members.served_by(peer)
+            if self.estimates.follows(space) and (self._positions[space].covers(peer) or peer in self._outsiders(space))
+        ]
         return [effect for space in spaces for effect in self._send(peer, self.estimates.request(peer, space), now)]
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:

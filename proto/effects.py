@@ -66,6 +66,31 @@ class Disconnect:
 
 
 @dataclass(frozen=True)
+class Connect:
+    """Dial a peer that ProvidersFound told of. May fail; nothing waits for it."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True)
+class Provide:
+    """Tell the DHT that this node provides ``key`` (16 bytes, see ``ladder.py``), for half an hour."""
+
+    namespace: bytes
+    key: bytes
+
+
+@dataclass(frozen=True)
+class FindProviders:
+    """Look up all ``keys`` in the DHT at once. Report each as ProvidersFound as soon as it is done, also if nobody
+    provides it."""
+
+    request_id: bytes
+    namespace: bytes
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class Dispatch:
     """Open attempt number ``attempt`` of a request at ``peer`` (which may be this node) with ``generate``.
 
@@ -127,7 +152,7 @@ class Emit:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-NetworkEffect = Publish | JoinCell | LeaveCell | Send | Disconnect
+NetworkEffect = Publish | JoinCell | LeaveCell | Send | Disconnect | Connect | Provide | FindProviders
 TimerEffect = SetTimer | CancelTimer
 RequestEffect = Dispatch | Deliver | Finish | Fail | Abandon
 Effect = NetworkEffect | TimerEffect | RequestEffect | Emit

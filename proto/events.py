@@ -68,6 +68,15 @@ class Malformed:
 NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed
 
 
+@dataclass(frozen=True)
+class ProvidersFound:
+    """Who says to provide one key of a FindProviders; nobody, if none was found or the lookup failed."""
+
+    request_id: bytes
+    key: bytes
+    providers: Sequence[bytes]
+
+
 # --- of this node --------------------------------------------------------------------------------------------------
 
 
@@ -143,5 +152,5 @@ class RequestCancelled:
 
 
 NodeEvent = TimerFired | ModelServed | CacheChanged | VitalsChanged
-RequestEvent = RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
+RequestEvent = ProvidersFound | RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

@@ -3,8 +3,9 @@
 ``now`` is Unix time in seconds that never goes back. The caller performs the effects in order and hands what happens
 back as events. Nothing here waits, and the order of effects depends only on the events, ``now`` and ``rng``.
 
-``Overlay`` composes three rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
-``DigestPlane`` (digests out, digests in, repair and reconciliation) and ``RequestPlane`` (requests that entered here).
+``Overlay`` composes four rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
+``DigestPlane`` (digests out, digests in, repair and reconciliation), ``LadderPlane`` (prefixes held in other cells) and
+``RequestPlane`` (requests that entered here).
 """
 
 import random
@@ -30,6 +31,7 @@ from proto.events import (
     Gossiped,
     Malformed,
     ModelServed,
+    ProvidersFound,
     Received,
     RequestCancelled,
     RequestSubmitted,
@@ -38,6 +40,7 @@ from proto.events import (
     TimerFired,
     VitalsChanged,
 )
+from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
 from proto.messages import (
     Announce,
@@ -88,7 +91,8 @@ class Overlay:
         self._digests = DigestPlane(
             me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
         )
-        self._requests = RequestPlane(me, config.request, self._members, self._digests)
+        self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
+        self._requests = RequestPlane(me, config.request, self._members, self._digests, self._ladder)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What ``event`` makes this node do. Never raises for anything a peer did."""
@@ -107,11 +111,17 @@ class Overlay:
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
-                return [*self._digests.on_served(event, now), *self._members.on_served(event, now)]
+                return [
+                    *self._digests.on_served(event, now),
+                    *self._ladder.on_served(event, now),
+                    *self._members.on_served(event, now),
+                ]
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
                 return self._members.on_vitals(event.namespace, event.vitals, now)
+            case ProvidersFound():
+                return self._requests.on_found(event, now)
             case RequestSubmitted():
                 return self._requests.on_submitted(event, now)
             case FrameReceived():
@@ -164,9 +174,11 @@ class Overlay:
     def check_invariants(self) -> None:
         """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
         self._digests.check_invariants()
+        self._ladder.check_invariants()
         self._requests.check_invariants()
 
     def _on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
+        self._ladder.on_peer_lost(peer)
         return [
             *self._members.on_disconnected(peer, now),
             *self._digests.on_peer_lost(peer),
@@ -207,7 +219,8 @@ class Overlay:
             case RepairRequest():
                 return self._digests.on_repair_request(event.peer, message, now)
             case Repair():
-                return self._digests.on_repair(event.peer, message, now)
+                repaired = self._digests.on_repair(event.peer, message, now)
+                return repaired + self._requests.on_digest(message.head.owner, now)
             case Reconcile():
                 return self._digests.on_reconcile(event.peer, message, now)
             case _:
@@ -219,6 +232,10 @@ class Overlay:
                 if self._members.is_unconfirmed(timer.subject):
                     return self._on_disconnected(timer.subject, now)
                 return self._members.on_hello_timeout(timer.subject, now)
+            case "ladder":
+                return self._ladder.on_due(timer.namespace, now)
+            case "lookup":
+                return self._requests.on_wait_over(timer, now)
             case "vitals":
                 return self._members.on_vitals_due(timer.namespace, now)
             case _:

@@ -27,15 +27,18 @@ from proto.config import OverlayConfig
 from proto.effects import (
     Abandon,
     CancelTimer,
+    Connect,
     Deliver,
     Disconnect,
     Dispatch,
     Effect,
     Emit,
     Fail,
+    FindProviders,
     Finish,
     JoinCell,
     LeaveCell,
+    Provide,
     Publish,
     RequestEffect,
     Send,
@@ -127,6 +130,8 @@ class World:
         """With the bytes that it costs."""
         self.on_cell: Callable[[SimNode, Cell], None] | None = None
         """A node joined a cell."""
+        self.on_ladder: Callable[[SimNode, Connect | Provide | FindProviders], None] | None = None
+        """Without it records are told to nobody, and nobody answers a lookup."""
         self._near: list[set[int]] = [set() for _ in range(num_nodes)]
         self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
@@ -284,6 +289,9 @@ class World:
                 self.meshes.join(node.number, effect.cell)
                 if self.on_cell is not None:
                     self.on_cell(node, effect.cell)
+            case Connect() | Provide() | FindProviders():
+                if self.on_ladder is not None:
+                    self.on_ladder(node, effect)
             case Disconnect():
                 other = self.number_of[effect.peer]
                 self.call(self.now, lambda: self._close(node.number, other))

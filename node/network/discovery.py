@@ -40,6 +40,8 @@ LOOKUP_DEADLINE_S = 30.0
 PEER_FIRST_PAUSE_S = 5.0
 PEER_LONGEST_PAUSE_S = 600.0
 MAX_BACKOFFS = 1_024
+MAX_HINTS = 1_024
+"""Addresses of peers that lookups of prefixes found."""
 OUTSIDERS_SHARE = 4
 """One in so many of the peers that a node in a cell wants to have may be of other cells."""
 
@@ -55,6 +57,11 @@ def provider_key(namespace: bytes, cell: Cell = ROOT) -> str:
     return f"/mycelia/model/{namespace.hex()}{cell.suffix()}"
 
 
+def prefix_key(key: bytes) -> str:
+    """The Kademlia key of a rung of the prefix ladder."""
+    return f"/mycelia/prefix/{key.hex()}"
+
+
 class Discovery:
     """Runs beside the host. ``rng`` only spreads the pauses."""
 
@@ -65,6 +72,7 @@ class Discovery:
         self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
         self._dht = host.new_dht() if host.settings.overlay else None
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
+        self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
         """Set and replaced when a bootstrap peer (re)connects: it may know none of our records."""
 
@@ -101,6 +109,46 @@ class Discovery:
             with trio.move_on_after(self._jittered(pause_s)):
                 await restarted.wait()
                 num_lookups = 0
+
+    async def provide_prefix(self, key: bytes) -> None:
+        """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
+        dht = self._dht
+        if dht is None:
+            raise NetworkError("a light client provides nothing")
+        try:
+            with trio.fail_after(LOOKUP_DEADLINE_S):
+                await dht.provide(prefix_key(key))
+        except Exception as exc:
+            raise NetworkError(f"cannot provide {key.hex()}: {exc!r}") from exc
+        finally:
+            # libp2p itself would go on providing it, and every key before it, until the node stops.
+            dht.provider_store.providing_keys.discard(prefix_key(key).encode())
+
+    async def find_prefix(self, key: bytes) -> list[bytes]:
+        """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
+        if self._dht is None:
+            raise NetworkError("a light client looks up nothing")
+        try:
+            with trio.fail_after(LOOKUP_DEADLINE_S):
+                found = await self._host.find_providers(self._dht, prefix_key(key).encode())
+        except Exception as exc:
+            raise NetworkError(f"cannot look up {key.hex()}: {exc!r}") from exc
+        me = self._host.settings.identity.peer_id
+        providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
+        for peer, candidates in providers.items():
+            self._hints[peer] = candidates
+            self._hints.move_to_end(peer)
+            if len(self._hints) > MAX_HINTS:
+                self._hints.popitem(last=False)
+        return list(providers)
+
+    async def dial_hint(self, peer: bytes) -> None:
+        """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup told of ``peer``."""
+        if peer not in self._hints:
+            raise NetworkError(f"nothing is known of {peer_text(peer)}")
+        backoff = self._backoffs.get(peer)
+        if peer not in self._table and (backoff is None or backoff.until <= trio.current_time()):
+            await self._try(peer, self._hints[peer])
 
     def _room(self, namespace: bytes, cell: Cell) -> int:
         """How many more nodes of ``cell`` to connect with."""

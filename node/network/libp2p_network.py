@@ -188,6 +188,15 @@ class Libp2pNetwork:
         with scope:
             await self._discovery.seek(namespace, cell)
 
+    async def provide(self, key: bytes) -> None:
+        await self._discovery.provide_prefix(key)
+
+    async def find_providers(self, key: bytes) -> list[bytes]:
+        return await self._discovery.find_prefix(key)
+
+    async def dial(self, peer: bytes) -> None:
+        await self._discovery.dial_hint(peer)
+
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         return await self._streams.open(peer, protocol)
 

@@ -56,6 +56,8 @@ class MemorySwarm:
         self.latency_s = latency_s
         self.gossip_loss = gossip_loss
         self.networks: dict[bytes, MemoryNetwork] = {}
+        self.providers: dict[bytes, set[bytes]] = {}
+        """Of rungs of the prefix ladder, also those that are gone."""
         self._rng = rng
         self._links: set[frozenset[bytes]] = set()
         self._cut: set[bytes] = set()
@@ -249,6 +251,18 @@ class MemoryNetwork:
     async def leave_cell(self, namespace: bytes, cell: Cell) -> None:
         await trio.lowlevel.checkpoint()
         self.joined.get(namespace, set()).discard(cell)
+
+    async def provide(self, key: bytes) -> None:
+        await trio.sleep(2 * self._swarm.latency_s)
+        self._swarm.providers.setdefault(key, set()).add(self.peer_id)
+
+    async def find_providers(self, key: bytes) -> list[bytes]:
+        await trio.sleep(2 * self._swarm.latency_s)
+        return sorted(self._swarm.providers.get(key, set()) - {self.peer_id})
+
+    async def dial(self, peer: bytes) -> None:
+        await trio.sleep(2 * self._swarm.latency_s)
+        self._swarm.link(self.peer_id, peer)
 
     async def open(self, peer: bytes, protocol: str) -> "MemoryStream":
         network = self._connected_network(peer)

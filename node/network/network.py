@@ -127,6 +127,18 @@ class Network(Protocol):
         """End what ``join_cell`` began; of ROOT only the subscription."""
         ...
 
+    async def provide(self, key: bytes) -> None:
+        """Tell the DHT that this node holds the prefix of ``key``, see ``proto/ladder.py``. Raises NetworkError."""
+        ...
+
+    async def find_providers(self, key: bytes) -> list[bytes]:
+        """Who told the DHT so. Only hints: they may be gone. Raises NetworkError."""
+        ...
+
+    async def dial(self, peer: bytes) -> None:
+        """Connect with a peer that ``find_providers`` told of. Raises NetworkError."""
+        ...
+
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         """A new exchange with a connected peer. Raises NetworkError."""
         ...
