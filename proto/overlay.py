@@ -212,6 +212,7 @@ class Overlay:
                     self.refusals[Refusal.WRONG_VERSION] += 1
                 elif self._members.is_node(event.peer):  # (else there was no room for it)
                     effects += self._digests.on_peer_ready(event.peer, now)
+                    effects += self._requests.on_digest(event.peer, now)
                 return effects
             case VitalsUpdate():
                 self._members.on_vitals_update(event.peer, message)

@@ -92,8 +92,13 @@ class RequestPlane:
         return effects + self._ladder.on_wait_over(timer.subject, timer.namespace, now)
 
     def on_digest(self, owner: bytes, now: float) -> list[Effect]:
-        """The digest of ``owner`` came: requests that waited for it go on."""
-        ready = [request_id for request_id, sought in self._waiting.items() if owner in sought]
+        """``owner`` said hello or its digest came: requests that waited for what is known of it now go on."""
+        estimates = self._digests.estimates
+        ready = [
+            request_id
+            for request_id, sought in self._waiting.items()
+            if owner in sought and estimates.version(owner, self._requests[request_id].namespace) > (0, 0)
+        ]
         return [effect for request_id in ready for effect in self._stop_waiting(request_id, now)]
 
     def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:

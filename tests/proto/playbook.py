@@ -9,15 +9,8 @@ from blake3 import blake3
 from proto.cells import ROOT, Cell
 from proto.config import OverlayConfig
 from proto.effects import (
-    Abandon,
     CancelTimer,
-    Deliver,
-    Disconnect,
-    Dispatch,
     Effect,
-    Emit,
-    Fail,
-    Finish,
     JoinCell,
     LeaveCell,
     Publish,
@@ -111,7 +104,7 @@ class World:
                     node.timers[effect.timer] = effect.at
                 case CancelTimer():
                     node.timers.pop(effect.timer, None)
-                case Emit() | Disconnect() | Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+                case _:
                     node.effects.append(effect)
         node.overlay.check_invariants()
         return effects
