@@ -102,8 +102,9 @@ class CellConfig:
 class LadderConfig:
     """Records of long prefixes in the DHT, for requests whose prefix another cell may hold, see ``ladder.py``."""
 
-    ladder_keys: int = 256
-    """That a node provides: one each 5 s. Each costs a DHT lookup and 20 messages."""
+    ladder_keys: int = 64
+    """That a node provides: one each 19 s. Simulated, one costs about 100 kB, so this many 6 kB/s; four times as many
+    find hardly more (docs/scale.md)."""
     republish_s: float = 1_200.0
     """A record must be said again before readers and keepers take it for stale, 30 minutes."""
     min_prompt_tokens: int = 2_048
@@ -111,7 +112,11 @@ class LadderConfig:
     known_share: float = 0.5
     """Of a prompt. Above it a lookup could save less than it may delay."""
     lookup_wait_s: float = 0.3
-    """That a request waits: little beside computing 1,000 tokens."""
+    """That a request waits where it is not known how fast this node computes prompts."""
+    lookup_wait_share: float = 0.25
+    """Of the time that this node would take for the tokens that nobody is known to hold: where it is known."""
+    max_lookup_wait_s: float = 4.0
+    """Simulated between homes all over the world, a lookup takes 2 s and a connection and a digest 1 to 2 s more."""
     lookup_over_s: float = 10.0
     """Then a lookup is over; what it found until then is dialled for the requests to come."""
     max_lookups: int = 8

@@ -55,12 +55,14 @@ class LadderPlane:
         self, request_id: bytes, namespace: bytes, chain: Sequence[int], num_tokens: int, best: int, now: float
     ) -> list[Effect]:
         """What to look up for a prompt of which ``best`` tokens are known to be held; nothing if it is not to wait.
-        ``on_wait_over`` comes after ``lookup_wait_s``."""
+        ``on_wait_over`` comes when it has waited long enough."""
         keys = self._lookups.begin(request_id, namespace, chain, num_tokens, best, now)
         if not keys:
             return []
+        vitals = self._members.own_vitals(namespace)
+        wait_s = self._lookups.wait_s(num_tokens, best, vitals.prefill_rate if vitals else 0)
         timer = Timer("lookup", request_id, namespace)
-        return [FindProviders(request_id, namespace, keys), SetTimer(timer, now + self._config.lookup_wait_s)]
+        return [FindProviders(request_id, namespace, keys), SetTimer(timer, now + wait_s)]
 
     def on_found(self, event: ProvidersFound, now: float) -> tuple[list[Effect], list[bytes]]:
         """What to do, and whose digests the request may wait for if it still waits; none if all is known that will

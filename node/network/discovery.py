@@ -112,17 +112,15 @@ class Discovery:
 
     async def provide_prefix(self, key: bytes) -> None:
         """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
-        dht = self._dht
-        if dht is None:
+        if self._dht is None:
             raise NetworkError("a light client provides nothing")
         try:
             with trio.fail_after(LOOKUP_DEADLINE_S):
-                await dht.provide(prefix_key(key))
+                num_told = await self._host.provide_near(self._dht, prefix_key(key).encode())
         except Exception as exc:
             raise NetworkError(f"cannot provide {key.hex()}: {exc!r}") from exc
-        finally:
-            # libp2p itself would go on providing it, and every key before it, until the node stops.
-            dht.provider_store.providing_keys.discard(prefix_key(key).encode())
+        if not num_told:
+            raise NetworkError(f"nobody to keep {key.hex()}")
 
     async def find_prefix(self, key: bytes) -> list[bytes]:
         """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
@@ -130,7 +128,7 @@ class Discovery:
             raise NetworkError("a light client looks up nothing")
         try:
             with trio.fail_after(LOOKUP_DEADLINE_S):
-                found = await self._host.find_providers(self._dht, prefix_key(key).encode())
+                found = await self._host.find_first_providers(self._dht, prefix_key(key).encode())
         except Exception as exc:
             raise NetworkError(f"cannot look up {key.hex()}: {exc!r}") from exc
         me = self._host.settings.identity.peer_id

@@ -75,6 +75,13 @@ def test_only_what_may_pay_is_looked_up() -> None:
         assert keys == keys_of(CHAIN)[:deeper], (num_tokens, best)
 
 
+def test_a_request_waits_for_a_share_of_what_it_could_save() -> None:
+    wait_s = lookups().wait_s
+    assert wait_s(4_000, 0, 0) == CONFIG.lookup_wait_s
+    assert wait_s(4_000, 2_000, 1_000) == 0.5
+    assert wait_s(4_000, 0, 100) == CONFIG.max_lookup_wait_s
+
+
 def test_lookups_are_bounded_and_not_repeated() -> None:
     many = [block_hashes(NAMESPACE, [n] * 4_096) for n in range(40)]
     at_once = lookups()

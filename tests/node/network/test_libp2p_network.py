@@ -382,6 +382,26 @@ async def test_provider_records_are_bounded_and_the_newest_stay(monkeypatch: pyt
         assert set(store.providers) == {b"/mycelia/model/3", b"/mycelia/model/4", key}
 
 
+async def test_a_prefix_is_provided_found_and_its_provider_dialled() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _), opened(node()) as (three, log_three):
+        for network in (two, three):
+            await connect(network, one)
+            for dht in (network._discovery._dht, one._discovery._dht):
+                assert dht is not None
+                for other in (one, network):
+                    await dht.add_peer(ID(other.peer_id))
+        key = b"k" * 16
+        with trio.fail_after(PATIENCE_S):
+            await two.provide(key)
+            assert await three.find_providers(b"x" * 16) == []
+            assert await three.find_providers(key) == [two.peer_id]
+            await three.dial(two.peer_id)
+            await log_three.has(Connected, lambda event: event.peer == two.peer_id)
+            await three.dial(two.peer_id)
+        with pytest.raises(NetworkError, match="nothing is known"):
+            await three.dial(new_identity().peer_id)
+
+
 # --- hostile and broken peers --------------------------------------------------------------------------------------
 
 

@@ -205,3 +205,16 @@ async def test_gossip_of_a_cell_reaches_its_nodes_alone(autojump_clock: trio.tes
         await three.publish(NAMESPACE, announce(three.peer_id))
         await trio.sleep(1)  # of virtual time
         assert len(log_one.of(Gossiped)) == 1 and not log_three.of(Gossiped)
+
+
+async def test_a_prefix_is_provided_and_found(autojump_clock: trio.testing.MockClock) -> None:
+    async with swarm() as world, world.open_network(node()) as one, world.open_network(node()) as two:
+        key = b"k" * 16
+        await two.provide(key)
+        assert await one.find_providers(key) == [two.peer_id]
+        assert await two.find_providers(key) == [] == await one.find_providers(b"x" * 16)
+        await one.dial(two.peer_id)
+        assert world.connected(one.peer_id, two.peer_id)
+        world.cut(two.peer_id)
+        with pytest.raises(NetworkError):
+            await one.dial(two.peer_id)
