@@ -149,6 +149,11 @@ class Estimates:
         estimate = self._estimates.get((owner, namespace))
         return estimate.entries if estimate else {}
 
+    @property
+    def num_entries(self) -> int:
+        """Kept of all owners together."""
+        return self._num_entries
+
     def needs_repair(self, owner: bytes, namespace: bytes) -> bool:
         """Whether a newer head than the set held is known."""
         estimate = self._estimates.get((owner, namespace))

@@ -19,7 +19,7 @@ from proto.effects import Emit
 from proto.events import CacheChanged
 from proto.messages import MAX_CELL_BITS
 from sim.links import Links, Matrix
-from sim.metadata import DEGREE, MESH_DEGREE, Step
+from sim.metadata import DEGREE, LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
 from sim.world import NAMESPACE, SimNode, World
 
 CELL_PEERS = DEGREE * 3 // 4
@@ -213,3 +213,54 @@ def _watch(swarm: CellSwarm, result: Growth, seconds: float) -> None:
         if shares:
             result.known_min = min(result.known_min, shares[0])
             result.known_p01 = min(result.known_p01, shares[len(shares) // 100])
+
+
+@dataclass(frozen=True)
+class CellTraffic:
+    """What nodes of ordinary cells receive and keep under steady change."""
+
+    sizes: list[int]
+    received_per_s: float
+    """Bytes a node, all planes."""
+    entries: float
+    """Of all digests that a node keeps, its own not counted."""
+    owners: float
+
+
+def steady_change(
+    rtt: Matrix,
+    num_cells: int,
+    changes: float,
+    blocks: int,
+    seconds: float,
+    seed: int,
+    config: OverlayConfig,
+    step: Step,
+) -> CellTraffic:
+    """All of ``rtt``'s nodes start as one cell and split into ``num_cells`` by themselves; then as
+    ``metadata.steady_change``: full caches of ``blocks`` blocks, ``changes`` a second at each node."""
+    num_nodes = len(rtt)
+    swarm = CellSwarm(rtt, seed, config)
+    world, rng = swarm.world, random.Random(seed)
+    step(f"{num_nodes} nodes start")
+    for number in range(num_nodes):
+        world.call(world.now + rng.uniform(0, 30), partial(swarm.join, number))
+    began = world.now
+    quiet_s = config.cells.newcomer_s + 1.5 * config.cells.split_hold_s + config.cells.cell_grace_s + 60.0
+    while world.now < began + 60.0 or (num_cells > 1 and world.now < max(swarm.moved_at, began) + quiet_s):
+        swarm.wait(10.0)
+    step("caches fill, the pace settles")
+    churn = Churn(world, changes / (2 * LEAF_BLOCKS), world.now + 1e6, leaves=max(1, blocks // LEAF_BLOCKS))
+    churn.fill()
+    churn.begin()
+    swarm.wait(PACE_S)
+    step("steady change")
+    before = received(world)
+    swarm.wait(seconds)
+    estimates = [node.overlay.estimates for node in world.up()]
+    return CellTraffic(
+        sorted(swarm.sizes().values()),
+        float((received(world) - before).mean()) / seconds,
+        float(np.mean([kept.num_entries for kept in estimates])),
+        float(np.mean([len(kept.live(NAMESPACE)) for kept in estimates])),
+    )

@@ -3,7 +3,7 @@
 Every node takes requests at random (Poisson): a document, drawn by Zipf's law, and a tail of its own. A request goes to
 a node that holds the document, if one is known: of the own cell, connected outside it, or found through the ladder
 within the time that a request waits. Else to a random node of the cell. Whoever serves holds the document then, and
-drops the ones used longest ago. Digests are taken as fresh and queues as short. The ladder is the node's own
+drops the ones used longest ago. Digests are taken as fresh and queues as empty. The ladder is the node's own
 (``proto.ladder``), over records in a Kademlia whose lookups take what ``kademlia.py`` says, a sample of them simulated,
 the others drawn from that sample.
 """
@@ -23,7 +23,7 @@ from proto.config import CellConfig, LadderConfig
 from proto.ladder import Lookups, Publisher, ladder_key, rungs_of
 from proto.messages import MAX_CELL_BITS
 from sim.kademlia import Found, Kademlia
-from sim.metadata import DEGREE, Step
+from sim.metadata import DEGREE
 from sim.world import NAMESPACE, peer_id
 
 REQUESTS_PER_S = 0.05
@@ -43,7 +43,7 @@ OWN_CELL, LADDER, ALL = "own cell", "ladder", "all"
 def cells_of(addresses: Sequence[int], max_nodes: int) -> list[Cell]:
     """The cell of each address once every cell with more than ``max_nodes`` has split: where the nodes' rules lead."""
     found = [ROOT] * len(addresses)
-    left = [(ROOT, range(len(addresses)))]
+    left = [(ROOT, list(range(len(addresses))))]
     while left:
         cell, members = left.pop()
         if len(members) <= max_nodes or cell.bits == MAX_CELL_BITS:
@@ -123,10 +123,8 @@ class Reusing:
         addresses = [address_of(NAMESPACE, peer_id(number)) for number in range(num_nodes)]
         own = cells_of(addresses, cells.max_cell_nodes)
         rng = self._rng
-        self._nodes = [
-            _Node(own[n], [rng.randrange(num_nodes) for _ in range(OUTSIDERS)], ladder, rng, n)
-            for n in range(num_nodes)
-        ]
+        near = [[rng.randrange(num_nodes) for _ in range(OUTSIDERS)] for _ in own]
+        self._nodes = [_Node(own[number], near[number], ladder, rng, number) for number in range(num_nodes)]
         self._members: dict[Cell, list[int]] = {}
         for number, cell in enumerate(own):
             self._members.setdefault(cell, []).append(number)
@@ -223,12 +221,11 @@ class Reusing:
         result = self.result
         result.num_lookups += 1
         if len(result.lookups) < _SAMPLED_LOOKUPS:
-            found = self._dht.find_providers(entry, key, set(self._dht.nearest(key)) if is_provided else ())
+            found = self._dht.find_providers(entry, key, set(self._dht.keepers(key)) if is_provided else ())
             result.lookups.append(found)
             return found
-        return self._rng.choice(
-            [f for f in self._rng.sample(result.lookups, 8) if f.is_found == is_provided] or result.lookups
-        )
+        alike = [found for found in self._rng.sample(result.lookups, 8) if found.is_found == is_provided]
+        return self._rng.choice(alike or result.lookups)
 
     def _provide(self, number: int, now: float) -> None:
         node = self._nodes[number]
@@ -270,14 +267,3 @@ def sizes(num_nodes: int, cells: CellConfig) -> list[int]:
     """Of all cells of so many nodes, sorted."""
     addresses = [address_of(NAMESPACE, peer_id(number)) for number in range(num_nodes)]
     return sorted(Counter(cells_of(addresses, cells.max_cell_nodes)).values())
-
-
-def hit_shares(
-    dht: Kademlia, num_nodes: int, seed: int, cells: CellConfig, ladder: LadderConfig, wait_s: float, step: Step
-) -> dict[str, Reuse]:
-    """The same requests three times: kind -> what was found."""
-    found = {}
-    for kind in (OWN_CELL, LADDER, ALL):
-        step(f"requests, {kind}")
-        found[kind] = Reusing(dht, num_nodes, kind, seed, cells, ladder, wait_s).run()
-    return found

@@ -106,7 +106,7 @@ def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequenc
     chosen = [name for name in measures if not only or name in only]
     progress = Progress(_NUM_STEPS * len(chosen))
     rows = []
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for name in chosen:
             rows += measures[name](partial(_step, progress, name))
             gc.collect()
@@ -119,7 +119,7 @@ def _step(progress: Progress, row: str, what: str) -> None:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """A simulation keeps millions of objects and makes no cycles: looking for some doubles its time."""
     was_enabled = gc.isenabled()
     gc.disable()
