@@ -13,7 +13,7 @@ from bisect import bisect
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -135,6 +135,7 @@ class Reusing:
         self._lengths = [int(length) for length in np.clip(lengths, 512, 16_384)]
         self._holders: dict[int, dict[Cell, dict[int, None]]] = {}
         self._records: dict[bytes, OrderedDict[bytes, None]] = {}
+        self._rung_blocks: dict[int, list[int]] = {}
         self._num_provided = 0
         self.result = Reuse()
 
@@ -189,8 +190,7 @@ class Reusing:
     def _look_up(self, entry: int, node: _Node, document: int, now: float) -> int | None:
         """A node found in time; one found later is connected for the next requests."""
         request_id, length = b"request", self._lengths[document]
-        chain = _Chain(document, length)
-        keys = node.lookups.begin(request_id, NAMESPACE, chain, length + TAIL_TOKENS, 0, now)
+        keys = node.lookups.begin(request_id, NAMESPACE, _Chain(document, length), length + TAIL_TOKENS, 0, now)
         if not keys:
             return None
         took = 0.0
@@ -229,11 +229,7 @@ class Reusing:
 
     def _provide(self, number: int, now: float) -> None:
         node = self._nodes[number]
-        wanted = (
-            block
-            for document in reversed(node.cache)
-            for _, block in rungs_of(_Chain(document, self._lengths[document]))
-        )
+        wanted = chain.from_iterable(map(self._rungs, reversed(node.cache)))
         block = node.publisher.next_block(wanted, now)
         if block is None:
             return
@@ -246,6 +242,12 @@ class Reusing:
         self._num_provided += 1
         if len(self.result.provides) < _SAMPLED_LOOKUPS // 4:
             self.result.provides.append(self._dht.find_providers(number, key, ()))
+
+    def _rungs(self, document: int) -> list[int]:
+        """The blocks of its rungs, deepest first."""
+        if document not in self._rung_blocks:
+            self._rung_blocks[document] = [block for _, block in rungs_of(_Chain(document, self._lengths[document]))]
+        return self._rung_blocks[document]
 
     def _store(self, number: int, document: int, length: int) -> None:
         node = self._nodes[number]
