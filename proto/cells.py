@@ -12,8 +12,9 @@ a limit, where counts differ by what each happened to hear, it goes with them:
     count > 7/8 max, and a quarter of the half it would move to is there -> deeper
     most of that half are there: they left, and this node is a straggler -> deeper
     most of the cell are less deep                                       -> back
-    count < 5/4 min, and a quarter of the cell are less deep             -> back
-    count < min, and the nodes outside are no deeper than this cell      -> back
+    count < 5/4 min, and a quarter of the cell, or most outside, are     -> back
+        less deep
+    count < min, and most outside are no deeper                          -> back
 
 A wish is followed once it has lasted for a hold time. Then for ``cell_grace_s`` the node listens and publishes in both
 cells, so that nobody loses sight of it while the others decide; during that time only its own count moves it, and only
@@ -187,8 +188,10 @@ class CellPosition:
         if bits == 0:
             return 0
         back = _share(owner.bits < bits for owner in members)
-        is_near = count < _NEAR_MIN * config.min_cell_nodes and back >= _TIPPING_SHARE
-        is_small = count < config.min_cell_nodes and usual <= bits
+        inside = {owner.peer for owner in members}
+        outside = _median((owner.bits for owner in known if owner.is_connected and owner.peer not in inside), bits)
+        is_near = count < _NEAR_MIN * config.min_cell_nodes and (back >= _TIPPING_SHARE or outside < bits)
+        is_small = count < config.min_cell_nodes and outside <= bits
         is_left_behind = len(members) >= _QUORUM and back > 1 / 2
         return bits - 1 if is_near or is_small or is_left_behind else bits
 

@@ -17,7 +17,6 @@ from proto.cells import ROOT, Cell, address_of
 from proto.config import OverlayConfig
 from proto.effects import Emit
 from proto.events import CacheChanged
-from proto.messages import MAX_CELL_BITS
 from sim.links import Links, Matrix
 from sim.metadata import DEGREE, LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
 from sim.world import NAMESPACE, SimNode, World
@@ -78,22 +77,16 @@ class CellSwarm:
         return Counter(self._cell(number) for number in self._up)
 
     def known_shares(self) -> list[float]:
-        """Of every node that settled in its cell: the share of the cell's settled nodes, by address, that it knows and
-        does not doubt."""
+        """Of every node that settled in its cell: the share of the others that settled there which it knows and does
+        not doubt."""
         world = self.world
-        settled = [number for number in self._up if world.now - self._since[number] >= SETTLED_S]
-        address = {number: address_of(NAMESPACE, world.node(number).peer) for number in settled}
-        depths = {cell.bits for cell in self.sizes()}
-        members = Counter(
-            Cell(bits, address[number] >> (MAX_CELL_BITS - bits)) for bits in depths for number in settled
-        )
+        cells = {n: self._cell(n) for n in self._up if world.now - self._since[n] >= SETTLED_S}
+        sizes = Counter(cells.values())
         shares = []
-        for number in settled:
-            cell = self._cell(number)
+        for number, cell in cells.items():
             live = world.node(number).overlay.estimates.live(NAMESPACE)
-            known = (address.get(world.number_of[owner.peer]) for owner in live)
-            others = members[cell] - 1
-            shares.append(sum(a is not None and cell.holds(a) for a in known) / others if others else 1.0)
+            num_known = sum(cells.get(world.number_of[owner.peer]) == cell for owner in live)
+            shares.append(num_known / (sizes[cell] - 1) if sizes[cell] > 1 else 1.0)
         return shares
 
     def _cell(self, number: int) -> Cell:

@@ -168,11 +168,20 @@ def test_a_newcomer_does_as_its_peers_do_and_then_counts() -> None:
 def test_one_small_cell_among_larger_ones_goes_up_once() -> None:
     """Its sibling has too many to merge: it waits there, instead of climbing to where nobody is."""
     at = position(bits=4)
-    mine, outside = peers_of(child_of(4), 70), peers_of(ROOT, 60, tag=1)
+    mine = peers_of(child_of(4), 70)
+    outside = [peer for peer in peers_of(ROOT, 12, tag=1) if not child_of(3).holds(address_of(NAMESPACE, peer))]
     for minute in range(40):
-        known = owners(mine, bits=at.bits, connected=20) + owners(outside, bits=4)
+        known = owners(mine, bits=at.bits, connected=24) + owners(outside, bits=4)
         run(at, known, 60, START + 60 * minute)
     assert at.bits == 3
+
+
+def test_a_cell_that_is_not_quite_small_follows_its_sibling() -> None:
+    sibling = Cell(2, child_of(2).prefix ^ 1)
+    for count, merges in ((90, True), (110, False)):
+        at = position(bits=2)
+        run(at, owners(peers_of(child_of(2), count), bits=2) + owners(peers_of(sibling, 8), bits=1), 250)
+        assert at.bits == (1 if merges else 2)
 
 
 def test_who_is_alone_looks_for_the_others() -> None:
