@@ -137,7 +137,7 @@ class Lookups:
         return min(config.lookup_wait_share * (num_tokens - best) / prefill_rate, config.max_lookup_wait_s)
 
     def found(self, request_id: bytes, key: bytes, providers: Sequence[bytes]) -> bool:
-        """Somebody's answer about one key. Whether the lookup is complete: ``end`` it then. Mutates."""
+        """Somebody's answer about one key. Whether nothing deeper can be found any more: ``end`` it then. Mutates."""
         lookup = self._lookups.get(request_id)
         depth = lookup.depths.pop(key, None) if lookup else None
         if lookup is None or depth is None:
@@ -145,7 +145,7 @@ class Lookups:
         others = [peer for peer in dict.fromkeys(providers[:MAX_PROVIDERS]) if peer != self._me]
         if others and depth > lookup.deepest:
             lookup.deepest, lookup.providers = depth, others
-        return not lookup.depths
+        return all(depth < lookup.deepest for depth in lookup.depths.values())
 
     def over_at(self, request_id: bytes) -> float | None:
         """When a lookup that is not complete ends all the same; None if there is none."""

@@ -79,8 +79,10 @@ class RequestPlane:
 
     def on_found(self, event: ProvidersFound, now: float) -> list[Effect]:
         """Of a lookup that this request waits for, or did."""
+        was_looking = self._ladder.is_looking(event.request_id)
         effects, sought = self._ladder.on_found(event, now)
-        if event.request_id in self._waiting and not self._ladder.is_looking(event.request_id):
+        is_over = was_looking and not self._ladder.is_looking(event.request_id)
+        if is_over and event.request_id in self._waiting:
             self._waiting[event.request_id] = set(sought)
             if not sought:
                 effects += self._stop_waiting(event.request_id, now)

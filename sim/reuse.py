@@ -198,14 +198,13 @@ class Reusing:
             providers = list(self._records.get(key, ()))
             self._rng.shuffle(providers)
             took = max(took, self._lookup_of(entry, key, bool(providers)).seconds)
-            node.lookups.found(request_id, key, providers)
+            if node.lookups.found(request_id, key, providers):
+                break  # (all are under way at once, and this is known before the shallower ones are)
         in_time = None
         dials = node.lookups.end(request_id)
         self.result.num_found += bool(dials)
         for peer in dials:
             other = self._number_of[peer]
-            if self._dht.is_dead[other] or other == entry:
-                continue
             surplus = node.lookups.dialled(peer)
             node.sought[other] = None
             if surplus is not None:

@@ -109,6 +109,13 @@ def test_the_deepest_rung_that_anybody_provides_counts() -> None:
     assert found.end(REQUEST) == [b"holder"] and found.end(REQUEST) == [] and len(found) == 0
 
 
+def test_shallower_rungs_are_not_waited_for() -> None:
+    found = lookups()
+    deep, _, low = found.begin(REQUEST, NAMESPACE, CHAIN, 5_000, 0, 0.0)
+    assert not found.found(REQUEST, low, [b"low"])
+    assert found.found(REQUEST, deep, [b"deep"]) and found.end(REQUEST) == [b"deep"]
+
+
 @settings(max_examples=examples(50), deadline=None)
 @given(st.data())
 def test_whatever_the_dht_says_little_is_dialled(data: st.DataObject) -> None:
