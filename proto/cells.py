@@ -15,6 +15,7 @@ a limit, where counts differ by what each happened to hear, it goes with them:
     count < 5/4 min, and a quarter of the cell, or most outside, are     -> back
         less deep
     count < min, and most outside are no deeper                          -> back
+        (both only if those it then knows of are fewer than 7/8 max)
 
 A wish is followed once it has lasted for a hold time. Then for ``cell_grace_s`` the node listens and publishes in both
 cells, so that nobody loses sight of it while the others decide; during that time only its own count moves it, and only
@@ -193,7 +194,10 @@ class CellPosition:
         is_near = count < _NEAR_MIN * config.min_cell_nodes and (back >= _TIPPING_SHARE or outside < bits)
         is_small = count < config.min_cell_nodes and outside <= bits
         is_left_behind = len(members) >= _QUORUM and back > 1 / 2
-        return bits - 1 if is_near or is_small or is_left_behind else bits
+        # (a small cell beside a full one would only split again)
+        above = self._of(cell_of(self.namespace, self.me, bits - 1), known)
+        fits = len(above) + 1 <= _NEAR_MAX * config.max_cell_nodes
+        return bits - 1 if ((is_near or is_small) and fits) or is_left_behind else bits
 
     def _of(self, cell: Cell, owners: Iterable[Owner]) -> list[Owner]:
         shift = MAX_CELL_BITS - cell.bits
