@@ -11,7 +11,7 @@ import trio
 from node.app import Node
 from node.engine.fake import FakeEngine, FakeSettings
 from node.entry import ASK, GENERATE
-from node.network.identity import new_identity
+from node.network.identity import Identity, new_identity
 from node.network.memory import MemoryNetwork, MemorySwarm
 from node.network.network import NetworkSettings
 from node.views import TextView, frame_view
@@ -44,8 +44,8 @@ async def open_members(
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         members = []
-        for _ in range(count):
-            identity = new_identity()
+        for number in range(count):
+            identity = Identity(bytes([number + 1]) * 32)
             network = await stack.enter_async_context(swarm.open_network(NetworkSettings(identity=identity)))
             engine = FakeEngine(FakeSettings(**engine_options))  # type: ignore[arg-type]
             node = Node(identity, engine, network, 1, config)
