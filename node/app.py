@@ -58,10 +58,15 @@ class Node:
     """One model, one network, one overlay, wired. ``run`` must be running while it is used."""
 
     def __init__(
-        self, identity: Identity, engine: Engine, network: Network, epoch: int, floors: Sequence[Floor] = ()
+        self,
+        identity: Identity,
+        engine: Engine,
+        network: Network,
+        epoch: int,
+        floors: Sequence[Floor] = (),
+        config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
     ) -> None:
         """floors: what ``floors()`` said before the last end of this node."""
-        config = OverlayConfig(agent=f"mycelia/{VERSION}")
         self._engine = engine
         self._network = network
         self._epoch = epoch
@@ -108,6 +113,7 @@ class Node:
             addresses=self._network.addresses(),
             model=info.name,
             namespace=info.namespace.hex(),
+            cell_bits=cell.bits if (cell := self._overlay.cell(info.namespace)) else 0,
             context_tokens=info.context_tokens,
             reuse=info.reuse,
             active_requests=vitals.active_requests,

@@ -14,20 +14,25 @@ from node.peer_id import peer_text
 from proto.effects import (
     Abandon,
     CancelTimer,
+    Connect,
     Deliver,
     Disconnect,
     Dispatch,
     Effect,
     Emit,
     Fail,
+    FindProviders,
     Finish,
+    JoinCell,
+    LeaveCell,
+    Provide,
     Publish,
     RequestEffect,
     Send,
     SetTimer,
 )
 from proto.errors import MyceliaError
-from proto.events import Event, Timer, TimerFired
+from proto.events import Event, ProvidersFound, Timer, TimerFired
 from proto.overlay import Overlay
 
 log = structlog.get_logger()
@@ -35,7 +40,7 @@ log = structlog.get_logger()
 MAX_SENDS_PER_PEER = 32
 """Control messages under way to one peer; more are dropped, and the protocol finds again whatever they carried."""
 
-_LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed"}
+_LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed", "cell_changed"}
 """Events that a person who runs a node wants to see; the others are for debugging."""
 
 
@@ -86,6 +91,21 @@ class OverlayDriver:
                 self._timers_changed.set()
             case CancelTimer():
                 self._timers.pop(effect.timer, None)
+            case JoinCell():
+                self._nursery.start_soon(
+                    _attempt, "join_failed", self._network.join_cell(effect.namespace, effect.cell)
+                )
+            case LeaveCell():
+                self._nursery.start_soon(
+                    _attempt, "leave_failed", self._network.leave_cell(effect.namespace, effect.cell)
+                )
+            case Connect():
+                self._nursery.start_soon(_attempt, "connect_failed", self._network.dial(effect.peer))
+            case Provide():
+                self._nursery.start_soon(_attempt, "provide_failed", self._network.provide(effect.key))
+            case FindProviders():
+                for key in effect.keys:
+                    self._nursery.start_soon(self._find_providers, effect.request_id, key)
             case Disconnect():
                 self._nursery.start_soon(self._disconnect, effect)
             case Emit():
@@ -96,7 +116,7 @@ class OverlayDriver:
                 assert_never(effect)
 
     async def _publish(self, effect: Publish) -> None:
-        await _attempt("publish_failed", self._network.publish(effect.namespace, effect.message))
+        await _attempt("publish_failed", self._network.publish(effect.namespace, effect.message, effect.cell))
 
     async def _send(self, effect: Send) -> None:
         try:
@@ -105,6 +125,14 @@ class OverlayDriver:
             self._sending[effect.peer] -= 1
             if not self._sending[effect.peer]:
                 del self._sending[effect.peer]
+
+    async def _find_providers(self, request_id: bytes, key: bytes) -> None:
+        providers: list[bytes] = []
+        try:
+            providers = await self._network.find_providers(key)
+        except NetworkError as exc:
+            log.debug("lookup_failed", key=key.hex(), error=str(exc))
+        self._handle_safely(ProvidersFound(request_id, key, providers))
 
     async def _disconnect(self, effect: Disconnect) -> None:
         log.info("disconnecting", peer=peer_text(effect.peer), reason=effect.reason)

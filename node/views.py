@@ -172,6 +172,8 @@ class NodeState(msgspec.Struct, frozen=True):
     addresses: list[str]
     model: str
     namespace: str
+    cell_bits: int
+    """Depth of the node's cell: 0 while all nodes of the model are one, see ``proto/cells.py``."""
     context_tokens: int
     reuse: str
     active_requests: int

@@ -75,6 +75,62 @@ class DigestConfig:
 
 
 @dataclass(frozen=True)
+class CellConfig:
+    """When a namespace splits into cells and when they merge again, see ``cells.py``."""
+
+    max_cell_nodes: int = 256
+    """Above it a cell splits: what its nodes receive grows with it, about 25 kB/s at this size under busy change."""
+    min_cell_nodes: int = 80
+    """Below it a cell merges with its neighbour. Halves of a split have about 128, and two that merge about 160: far
+    enough from either limit that chance does not undo what was just done."""
+    min_cell_peers: int = 4
+    """A node goes deeper only while it is connected to so many nodes of the smaller cell: owners can be invented,
+    connections cannot."""
+    split_hold_s: float = 30.0
+    """A count over the limit must last so long, and up to half as much again at random: nodes that were only late to
+    be forgotten are gone by then."""
+    merge_hold_s: float = 120.0
+    """Longer: small cells cost some hits, cells that change their minds cost whole digests."""
+    cell_grace_s: float = 180.0
+    """How long a node listens and publishes in a cell that it leaves: until whoever goes as well has gone, and whoever
+    stays has forgotten nobody who did not leave (``evict_s``)."""
+    newcomer_s: float = 60.0
+    """How long a node that starts does what most of its connected peers do: two heartbeats, and then it can count."""
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """Records of long prefixes in the DHT, for requests whose prefix another cell may hold, see ``ladder.py``."""
+
+    ladder_keys: int = 64
+    """That a node provides: one each 19 s. Simulated, one costs about 100 kB, so this many 6 kB/s; four times as many
+    find hardly more (docs/scale.md)."""
+    republish_s: float = 1_200.0
+    """A record must be said again before readers and keepers take it for stale, 30 minutes."""
+    min_prompt_tokens: int = 2_048
+    """Shorter ones are computed in about the time that a lookup takes."""
+    known_share: float = 0.5
+    """Of a prompt. Above it a lookup could save less than it may delay."""
+    lookup_wait_s: float = 0.3
+    """That a request waits where it is not known how fast this node computes prompts."""
+    lookup_wait_share: float = 0.25
+    """Of the time that this node would take for the tokens that nobody is known to hold: where it is known."""
+    max_lookup_wait_s: float = 4.0
+    """Simulated between homes all over the world, a lookup takes 2 s and a connection and a digest 1 to 2 s more."""
+    lookup_over_s: float = 10.0
+    """Then a lookup is over; what it found until then is dialled for the requests to come."""
+    max_lookups: int = 8
+    """In flight."""
+    lookups_per_s: float = 0.5
+    """A lookup of four keys costs some 40 messages at other nodes."""
+    lookups_burst: float = 8.0
+    max_dials: int = 2
+    """Nodes that one lookup may make this one connect with: all that a false record costs."""
+    ladder_peers: int = 16
+    """Connections kept that lookups led to."""
+
+
+@dataclass(frozen=True)
 class RequestConfig:
     """Requests that entered at this node."""
 
@@ -104,6 +160,8 @@ class OverlayConfig:
     """Everything ``Overlay`` needs to know beforehand."""
 
     digest: DigestConfig = DigestConfig()
+    cells: CellConfig = CellConfig()
+    ladder: LadderConfig = LadderConfig()
     request: RequestConfig = RequestConfig()
     trust: TrustConfig = TrustConfig()
     vitals_interval_s: float = 1.0

@@ -1,9 +1,9 @@
 """A digest: the set of block hashes one node tells of one namespace. This file: its byte forms and the owner's side.
 
 Theory. Each set has one writer, its owner, so no conflict resolution is needed, only order: versions (epoch, seq),
-compared as pairs. The owner signs a *head* - (owner, namespace, epoch, seq, count, root, issued_at) - where root is
-BLAKE3-128 over the sorted entries. Whoever holds a head can check any bytes, from any relay, against it: they are
-right if and only if they hash to the root. So heads are signed and repair bytes are not.
+compared as pairs. The owner signs a *head* - (owner, namespace, epoch, seq, count, root, issued_at, cell_bits) - where
+root is BLAKE3-128 over the sorted entries. Whoever holds a head can check any bytes, from any relay, against it: they
+are right if and only if they hash to the root. So heads are signed and repair bytes are not.
 
 A delta carries the *final* state of every key touched in (from_seq, seq], never a list in which an add and a later
 remove cancelled out: a reader inside the range would keep what was removed.
@@ -16,7 +16,7 @@ and end at the current seq; ``seq`` grows with every published head, heartbeats 
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from operator import lt
@@ -105,6 +105,7 @@ def signed_payload(head: Head) -> bytes:
             head.count.to_bytes(4, "big"),
             head.issued_at.to_bytes(8, "big"),
             head.root,
+            bytes((head.cell_bits,)),
         )
     )
 
@@ -210,6 +211,10 @@ class OwnDigest:
         """The cache dropped ``leaf``. Unknown ids are ignored: the cache may be ahead of what was told."""
         self._leaves.pop(leaf, None)
 
+    def chains(self) -> Iterator[Sequence[int]]:
+        """The chains of block hashes in the cache, the newest first."""
+        return reversed(self._leaves.values())
+
     def holds(self, chain: Sequence[int]) -> int:
         """Leading blocks of ``chain`` in the cache now, told or not."""
         best = 0
@@ -222,15 +227,16 @@ class OwnDigest:
             best = max(best, depth)
         return best
 
-    def advance(self, now: float) -> Delta | Announce:
-        """Publish the cache as it is now: a new version, also when nothing changed (a heartbeat). Mutates."""
+    def advance(self, now: float, cell_bits: int = 0) -> Delta | Announce:
+        """Publish the cache as it is now: a new version, also when nothing changed (a heartbeat). ``cell_bits``: depth
+        of this node's cell. Mutates."""
         target = self._advertised()
         touched = {key for key, kind in target.items() if self._entries.get(key) != kind}
         touched.update(key for key in self._entries if key not in target)
         previous = self._head.seq if self._head else 0
         self._entries = target
         seq = previous + 1
-        self._head = self._signed_head(seq, now)
+        self._head = self._signed_head(seq, now, cell_bits)
         self._log.add(previous, seq, touched, len(target))
         upserts = pack_entries(target, touched & target.keys())
         removes = pack_hashes(touched - target.keys())
@@ -259,14 +265,14 @@ class OwnDigest:
     def _advertised(self) -> Entries:
         """Newest leaves first, each from its root on, until the budget is spent: always prefix-closed."""
         target: Entries = {}
-        for chain in reversed(self._leaves.values()):
+        for chain in self.chains():
             for key in chain:
                 if len(target) >= self._config.advert_budget and key not in target:
                     break
                 target[key] = 0
         return target
 
-    def _signed_head(self, seq: int, now: float) -> Head:
+    def _signed_head(self, seq: int, now: float, cell_bits: int) -> Head:
         unsigned = Head(
             owner=self._owner,
             namespace=self._namespace,
@@ -276,6 +282,7 @@ class OwnDigest:
             root=root_of(self._entries),
             issued_at=int(now * 1000),
             signature=bytes(64),
+            cell_bits=cell_bits,
         )
         return msgspec.structs.replace(unsigned, signature=self._sign(signed_payload(unsigned)))
 

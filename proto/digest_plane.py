@@ -7,6 +7,9 @@ fetches it, and pairwise reconciliation finds what neither saw.
 Gossip brings each node every message several times. So only heads and small changes travel there; a larger change is
 announced, and each node fetches it once, from the neighbour that the announcement came from. That neighbour may be
 fetching it too: then it answers as soon as it has it, and the change flows down the tree of first announcements.
+
+Gossip and reconciliation stay within this node's cell (``cells.py``). Connected nodes of other cells are asked for
+their own digests now and then: requests go to them too.
 """
 
 import random
@@ -16,9 +19,10 @@ from dataclasses import dataclass, field
 
 from proto.blocks import block_hashes
 from proto.budget import SendBudget, Traffic, size_of
-from proto.config import DigestConfig
+from proto.cells import CellPosition, address_of, cell_of
+from proto.config import CellConfig, DigestConfig
 from proto.digest import SAME, OwnDigest, Sign, Verify
-from proto.effects import CancelTimer, Effect, Emit, Publish, Send, SetTimer
+from proto.effects import CancelTimer, Effect, Emit, JoinCell, LeaveCell, Publish, Send, SetTimer
 from proto.errors import RemoteError
 from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
@@ -32,6 +36,8 @@ _MAX_PENDING_REPAIRS = 1_024
 _MAX_RATE_ENTRIES = 16_384
 _MAX_WAITING_PER_REPAIR = 16
 """Above gossipsub's largest mesh."""
+_MAX_OUTSIDERS = 16
+"""Connected nodes of other cells whose digests are kept up with, besides those that were sought out."""
 
 
 @dataclass
@@ -52,6 +58,7 @@ class DigestPlane:
         self,
         me: bytes,
         config: DigestConfig,
+        cell_config: CellConfig,
         rng: random.Random,
         sign: Sign,
         verify: Verify,
@@ -66,10 +73,12 @@ class DigestPlane:
         self._stretch = 1.0
         """Of the interval between deltas, for what is received."""
         self._config = config
+        self._cell_config = cell_config
         self._rng = rng
         self._sign = sign
         self._members = members
         self._own: dict[bytes, OwnDigest] = {}
+        self._positions: dict[bytes, CellPosition] = {}
         self._delta_at: dict[bytes, float] = {}
         self._paced_until: dict[bytes, float] = {}
         """When the deltas sent so far are paid for, at one per interval."""
@@ -84,6 +93,8 @@ class DigestPlane:
         """Of peers that bring repairs nobody asked them for."""
         self._asked: Counter[bytes] = Counter()
         """Connected peer -> repairs it was asked for and has not brought: after a partition that can be very many."""
+        self._sought: set[bytes] = set()
+        """Nodes of other cells that a lookup led to."""
         self.estimates = Estimates(me, verify, config, refusals)
 
     def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
@@ -93,6 +104,17 @@ class DigestPlane:
     def own(self, namespace: bytes) -> OwnDigest | None:
         return self._own.get(namespace)
 
+    def position(self, namespace: bytes) -> CellPosition | None:
+        """Which cells this node is in; None in a namespace it does not serve."""
+        return self._positions.get(namespace)
+
+    def follow(self, peer: bytes) -> None:
+        """Keep up with ``peer``'s digest once it is connected, whatever its cell."""
+        self._sought.add(peer)
+
+    def unfollow(self, peer: bytes) -> None:
+        self._sought.discard(peer)
+
     # --- this node's cache -----------------------------------------------------------------------------------------
 
     def on_served(self, event: ModelServed, now: float) -> list[Effect]:
@@ -100,7 +122,9 @@ class DigestPlane:
             return []
         is_first = not self._own
         self._own[event.namespace] = OwnDigest(self._me, event.namespace, event.epoch, self._sign, self._config)
-        self.estimates.follow(event.namespace)
+        position = CellPosition(event.namespace, self._me, self._cell_config, self._rng, now)
+        self._positions[event.namespace] = position
+        self.estimates.follow(event.namespace, position.covers)
         # Not at once: the engine is about to say what it kept over a restart, and the first head shall show it.
         effects = self._set_due(event.namespace, now + self._config.delta_delay_s)
         if is_first:
@@ -139,10 +163,12 @@ class DigestPlane:
             paced_from = max(self._paced_until.get(namespace, 0.0), now)
             self._paced_until[namespace] = paced_from + self._jittered(self._stretched_interval(now))
             self._delta_at[namespace] = now
-        message = self._own[namespace].advance(now)
-        self._spend(size_of(message), now)
+        position = self._positions[namespace]
+        message = self._own[namespace].advance(now, position.bits)
+        publishes = [Publish(namespace, message, cell) for cell in position.cells()]
+        self._spend(size_of(message) * len(publishes), now)
         heartbeat = now + self._jittered(self._config.heartbeat_s)
-        return [Publish(namespace, message), *self._set_due(namespace, heartbeat)]
+        return [*publishes, *self._set_due(namespace, heartbeat)]
 
     def _stretched_interval(self, now: float) -> float:
         """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
@@ -181,17 +207,40 @@ class DigestPlane:
                 return self._ask_for_repair((timer.subject, timer.namespace), now)
             case "reconcile":
                 again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
-                return [*self._reconcile(now), again]
+                return [*self._reconcile(now), *self._ask_outsiders(now), again]
             case "sweep":
                 gone = self.estimates.sweep(now)
-                forgotten: list[Effect] = [Emit("estimate_forgotten", {"peer": owner}) for owner, _ in gone]
-                return [*forgotten, SetTimer(timer, now + _SWEEP_S)]
+                effects: list[Effect] = [Emit("estimate_forgotten", {"peer": owner}) for owner, _ in gone]
+                for namespace in self._own:
+                    effects += self._move(namespace, now)
+                return [*effects, SetTimer(timer, now + _SWEEP_S)]
             case _:
                 raise AssertionError(f"unknown timer {timer.kind}")
 
+    def _move(self, namespace: bytes, now: float) -> list[Effect]:
+        """Go to another cell, if the count of the own one says so."""
+        position = self._positions[namespace]
+        move = position.tick(self.estimates.live(namespace), now)
+        effects: list[Effect] = [JoinCell(namespace, cell) for cell in move.joined]
+        effects += [LeaveCell(namespace, cell) for cell in move.left]
+        if move.left:
+            self.estimates.forget_unwanted(namespace, now)
+        if not move.joined:
+            return effects
+        # Its nodes shall hear of this one soon, and the others see that it goes.
+        effects += self._set_due(namespace, min(self._due[namespace], self._next_delta(namespace, now)))
+        return [*effects, Emit("cell_changed", {"namespace": namespace, "bits": position.bits})]
+
+    def _is_near(self, peer: bytes, namespace: bytes) -> bool:
+        """Whether ``peer`` is of this node's cell."""
+        position = self._positions.get(namespace)
+        return position is not None and position.holds(peer)
+
     def _reconcile(self, now: float) -> list[Effect]:
-        """Tell one random peer every version held."""
-        partners = sorted({m.peer for namespace in self._own for m in self._members.nodes(namespace)})
+        """Tell one random peer of the same cell every version held of that cell."""
+        partners = sorted(
+            {m.peer for space in self._own for m in self._members.nodes(space) if self._is_near(m.peer, space)}
+        )
         if not partners:
             return []
         versions = self._versions()
@@ -199,20 +248,40 @@ class DigestPlane:
             versions = self._rng.sample(versions, MAX_VECTOR)
         return self._send(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
 
+    def _outsiders(self, namespace: bytes) -> list[bytes]:
+        """Connected nodes of other cells, of whose digests no gossip tells here: those that were sought out, and a few
+        that have been there the longest."""
+        position = self._positions[namespace]
+        others = [member for member in self._members.nodes(namespace) if not position.covers(member.peer)]
+        others.sort(key=lambda member: member.connected_at)
+        chosen = [member.peer for member in others if member.peer in self._sought]
+        return chosen + [member.peer for member in others if member.peer not in self._sought][:_MAX_OUTSIDERS]
+
+    def _ask_outsiders(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for namespace in self._own:
+            for peer in self._outsiders(namespace):
+                effects += self._send(peer, self.estimates.request(peer, namespace), now)
+        return effects
+
     def _versions(self) -> list[Version]:
         own = [
             Version(owner=self._me, namespace=namespace, epoch=digest.head.epoch, seq=digest.head.seq)
             for namespace, digest in sorted(self._own.items())
             if digest.head is not None
         ]
-        return own + self.estimates.versions()
+        return own + [v for v in self.estimates.versions() if self._is_near(v.owner, v.namespace)]
 
     # --- peers -----------------------------------------------------------------------------------------------------
 
     def on_peer_ready(self, peer: bytes, now: float) -> list[Effect]:
         """The peer said what it serves: ask for what this node does not have of it."""
         self.estimates.reinstate(peer, now)
-        spaces = [space for space in self._members.served_by(peer) if self.estimates.follows(space)]
+        spaces = [
+            space
+            for space in self._members.served_by(peer)
+            if self.estimates.follows(space) and (self._positions[space].covers(peer) or peer in self._outsiders(space))
+        ]
         return [effect for space in spaces for effect in self._send(peer, self.estimates.request(peer, space), now)]
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:
@@ -226,6 +295,8 @@ class DigestPlane:
             raise RemoteError("gossip about somebody else's digest", Refusal.WRONG_OWNER)
         if head.namespace != event.namespace:
             raise RemoteError("gossip about another namespace's digest", Refusal.WRONG_NAMESPACE)
+        if not event.cell.holds(address_of(head.namespace, head.owner)):
+            raise RemoteError("gossip in a cell of others", Refusal.WRONG_CELL)
         unused = self.estimates.unused(head, now)
         if unused is Refusal.FUTURE:  # (whoever passed it on only did as it should: the owner's own clock is wrong)
             raise RemoteError("a digest from the future", unused)
@@ -285,11 +356,15 @@ class DigestPlane:
         theirs = {(v.owner, v.namespace): (v.epoch, v.seq) for v in message.versions}
         ours = {(v.owner, v.namespace): (v.epoch, v.seq) for v in self._versions()}
         is_whole = len(message.versions) < MAX_VECTOR
-        newer_here = [k for k, version in ours.items() if (k in theirs or is_whole) and version > theirs.get(k, (0, 0))]
+        newer_here = [
+            key
+            for key, version in ours.items()
+            if (key in theirs or (is_whole and self._would_keep(peer, key))) and version > theirs.get(key, (0, 0))
+        ]
         newer_there = [
-            k
-            for k, version in theirs.items()
-            if k[0] != self._me and self.estimates.follows(k[1]) and version > ours.get(k, (0, 0))
+            key
+            for key, version in theirs.items()
+            if key[0] != self._me and self.estimates.wants(*key) and version > ours.get(key, (0, 0))
         ]
         self._rng.shuffle(newer_here)
         self._rng.shuffle(newer_there)
@@ -301,6 +376,12 @@ class DigestPlane:
         for key in newer_there[: self._config.requests_per_reconcile]:
             effects += self._send(peer, self.estimates.request(*key), now)
         return effects
+
+    def _would_keep(self, reader: bytes, key: Key) -> bool:
+        """Whether ``reader`` is likely to be of the same cell as the owner, as its own head says."""
+        depth = self.estimates.depth(reader, key[1])
+        bits = depth if depth is not None else self._positions[key[1]].bits
+        return cell_of(key[1], reader, bits).holds(address_of(key[1], key[0]))
 
     def _repair_for(self, request: RepairRequest) -> Repair | None:
         if request.owner == self._me:
@@ -333,7 +414,7 @@ class DigestPlane:
         choices = [pending.hint, key[0]][pending.attempts :]
         target = next((peer for peer in choices if self._members.is_connected(peer)), None)
         if target is None:
-            others = [m.peer for m in self._members.nodes(key[1])]
+            others = [m.peer for m in self._members.nodes(key[1]) if self._is_near(m.peer, key[1])]
             target = self._rng.choice(others) if others else None
         pending.attempts += 1
         again = SetTimer(Timer("repair", *key), now + 2.0**pending.attempts)
@@ -354,4 +435,6 @@ class DigestPlane:
         self.estimates.check_invariants()
         for own in self._own.values():
             own.check_invariants()
+        for position in self._positions.values():
+            position.check_invariants()
         assert len(self._pending) <= _MAX_PENDING_REPAIRS

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from proto.cells import ROOT, Cell
 from proto.events import Timer
 from proto.messages import Control, Generate, Gossip, TokenLogprobs, Usage
 from proto.routing import Decision
@@ -10,10 +11,28 @@ from proto.routing import Decision
 
 @dataclass(frozen=True)
 class Publish:
-    """To the gossip topic of ``namespace``. May be lost."""
+    """To the gossip topic of a cell of ``namespace`` that was joined. May be lost."""
 
     namespace: bytes
     message: Gossip
+    cell: Cell = ROOT
+
+
+@dataclass(frozen=True)
+class JoinCell:
+    """Subscribe to the gossip of a cell of ``namespace``, be found by its nodes and look for them. ROOT was joined when
+    the namespace was; being found under the namespace itself never ends."""
+
+    namespace: bytes
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class LeaveCell:
+    """End what JoinCell began; of ROOT only the subscription."""
+
+    namespace: bytes
+    cell: Cell
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,31 @@ class Disconnect:
     peer: bytes
     reason: str
     banned_until: float
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Dial a peer that ProvidersFound told of. May fail; nothing waits for it."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True)
+class Provide:
+    """Tell the DHT that this node provides ``key`` (16 bytes, see ``ladder.py``), for half an hour."""
+
+    namespace: bytes
+    key: bytes
+
+
+@dataclass(frozen=True)
+class FindProviders:
+    """Look up all ``keys`` in the DHT at once. Report each as ProvidersFound as soon as it is done, also if nobody
+    provides it."""
+
+    request_id: bytes
+    namespace: bytes
+    keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +152,7 @@ class Emit:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-NetworkEffect = Publish | Send | Disconnect
+NetworkEffect = Publish | JoinCell | LeaveCell | Send | Disconnect | Connect | Provide | FindProviders
 TimerEffect = SetTimer | CancelTimer
 RequestEffect = Dispatch | Deliver | Finish | Fail | Abandon
 Effect = NetworkEffect | TimerEffect | RequestEffect | Emit

@@ -20,10 +20,11 @@ relayed head that was in order on the relay's clock and is not on this one: they
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from proto.cells import Owner
 from proto.config import DigestConfig
 from proto.digest import (
     LOG,
@@ -112,12 +113,14 @@ class Estimates:
         """Owners whose nodes are connected."""
         self._floors = Floors(config.max_floors, config.floor_keep_s)
         self._indexes: dict[bytes, Index] = {}
+        self._covers: dict[bytes, Callable[[bytes], bool]] = {}
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def follow(self, namespace: bytes) -> None:
-        """Accept digests of ``namespace`` from now on."""
+    def follow(self, namespace: bytes, covers: Callable[[bytes], bool] = lambda owner: True) -> None:
+        """Accept digests of ``namespace`` from now on: of owners that are connected, and of those that ``covers``."""
         self._indexes.setdefault(namespace, Index())
+        self._covers[namespace] = covers
 
     def follows(self, namespace: bytes) -> bool:
         return namespace in self._indexes
@@ -146,6 +149,11 @@ class Estimates:
         estimate = self._estimates.get((owner, namespace))
         return estimate.entries if estimate else {}
 
+    @property
+    def num_entries(self) -> int:
+        """Kept of all owners together."""
+        return self._num_entries
+
     def needs_repair(self, owner: bytes, namespace: bytes) -> bool:
         """Whether a newer head than the set held is known."""
         estimate = self._estimates.get((owner, namespace))
@@ -159,6 +167,25 @@ class Estimates:
             if estimate.head is not None and not estimate.suspect
         ]
         return [Version(owner=k[0], namespace=k[1], epoch=h.epoch, seq=h.seq) for k, h in sorted(held, key=_by_key)]
+
+    def live(self, namespace: bytes) -> list[Owner]:
+        """Every owner that is not suspect, with its depth as its newest head says."""
+        return [
+            Owner(owner, newest.cell_bits, owner in self._connected)
+            for (owner, space), estimate in self._estimates.items()
+            if space == namespace and not estimate.suspect and (newest := estimate.wanted or estimate.head) is not None
+        ]
+
+    def depth(self, owner: bytes, namespace: bytes) -> int | None:
+        """Of its cell, as its newest head says; None for an unknown owner."""
+        estimate = self._estimates.get((owner, namespace))
+        newest = (estimate.wanted or estimate.head) if estimate else None
+        return newest.cell_bits if newest else None
+
+    def wants(self, owner: bytes, namespace: bytes) -> bool:
+        """Whether ``owner``'s digest is kept here, if there is room."""
+        covers = self._covers.get(namespace)
+        return covers is not None and (owner in self._connected or covers(owner))
 
     def request(self, owner: bytes, namespace: bytes) -> RepairRequest:
         """Asks for ``owner``'s digest, from what is held of it."""
@@ -201,6 +228,8 @@ class Estimates:
             return Refusal.WRONG_NAMESPACE
         if head.owner == self._me:
             return Refusal.REPLAYED
+        if not self.wants(head.owner, head.namespace):
+            return Refusal.WRONG_CELL
         latest_ms = (now + self._config.max_clock_skew_s) * 1000
         if head.issued_at > latest_ms or head.epoch > latest_ms:
             return Refusal.FUTURE
@@ -261,6 +290,11 @@ class Estimates:
     def forget(self, owner: bytes, now: float) -> None:
         """Drop everything held of ``owner``; its version floors stay."""
         for key in [key for key in self._estimates if key[0] == owner]:
+            self._evict(key, now)
+
+    def forget_unwanted(self, namespace: bytes, now: float) -> None:
+        """Drop what ``wants`` no longer holds for: call when the cells changed."""
+        for key in [key for key in self._estimates if key[1] == namespace and not self.wants(*key)]:
             self._evict(key, now)
 
     def sweep(self, now: float) -> list[Key]:

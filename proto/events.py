@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proto.cells import ROOT, Cell
 from proto.floors import Floor
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
 from proto.refusals import Refusal
@@ -46,12 +47,14 @@ class Received:
 
 @dataclass(frozen=True)
 class Gossiped:
-    """A message on the gossip topic of ``namespace``: signed by ``author``, last forwarded by ``forwarder``."""
+    """A message on the gossip topic of a cell of ``namespace``: signed by ``author``, last forwarded by
+    ``forwarder``."""
 
     author: bytes
     forwarder: bytes
     namespace: bytes
     message: Gossip
+    cell: Cell = ROOT
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class Malformed:
 
 
 NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed
+
+
+@dataclass(frozen=True)
+class ProvidersFound:
+    """Who says to provide one key of a FindProviders; nobody, if none was found or the lookup failed."""
+
+    request_id: bytes
+    key: bytes
+    providers: Sequence[bytes]
 
 
 # --- of this node --------------------------------------------------------------------------------------------------
@@ -148,5 +160,5 @@ class RequestCancelled:
 
 
 NodeEvent = TimerFired | FloorsRestored | ModelServed | CacheChanged | VitalsChanged
-RequestEvent = RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
+RequestEvent = ProvidersFound | RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

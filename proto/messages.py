@@ -25,6 +25,8 @@ MAX_ENTRIES_PER_OWNER = 16_384
 """Hard cap of a digest, whatever the owner's budget says."""
 MAX_VECTOR = 1_024
 MAX_NAMESPACES = 16
+MAX_CELL_BITS = 16
+"""Depth of the smallest cells: enough for 16 million nodes of one model."""
 MAX_CANDIDATES = 64
 MAX_CHAT_MESSAGES = 1_024
 MAX_CHAT_BYTES = 524_288
@@ -102,6 +104,8 @@ class Head(Record, frozen=True, kw_only=True):
     issued_at: Counter = field(name="7")
     """Unix time in ms."""
     signature: Signature = field(name="8")
+    cell_bits: Annotated[int, Meta(ge=0, le=MAX_CELL_BITS)] = field(name="9", default=0)
+    """Depth of the owner's cell, see ``cells.py``."""
 
 
 class Version(Record, frozen=True, kw_only=True):

@@ -3,8 +3,9 @@
 ``now`` is Unix time in seconds that never goes back. The caller performs the effects in order and hands what happens
 back as events. Nothing here waits, and the order of effects depends only on the events, ``now`` and ``rng``.
 
-``Overlay`` composes three rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
-``DigestPlane`` (digests out, digests in, repair and reconciliation) and ``RequestPlane`` (requests that entered here).
+``Overlay`` composes four rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
+``DigestPlane`` (digests out, digests in, repair and reconciliation), ``LadderPlane`` (prefixes held in other cells) and
+``RequestPlane`` (requests that entered here).
 """
 
 import random
@@ -14,6 +15,7 @@ from typing import assert_never
 
 from proto import WIRE_VERSION
 from proto.budget import Traffic
+from proto.cells import Cell
 from proto.config import OverlayConfig
 from proto.digest import OwnDigest, Sign, Verify
 from proto.digest_plane import DigestPlane
@@ -30,6 +32,7 @@ from proto.events import (
     Gossiped,
     Malformed,
     ModelServed,
+    ProvidersFound,
     Received,
     RequestCancelled,
     RequestSubmitted,
@@ -39,6 +42,7 @@ from proto.events import (
     VitalsChanged,
 )
 from proto.floors import Floor
+from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
 from proto.messages import (
     Announce,
@@ -86,8 +90,11 @@ class Overlay:
         self._config = config
         self._trust = Trust(config.trust)
         self._members = Membership(me, config, rng)
-        self._digests = DigestPlane(me, config.digest, rng, sign, verify, self._members, self.refusals, self.traffic)
-        self._requests = RequestPlane(me, config.request, self._members, self._digests)
+        self._digests = DigestPlane(
+            me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
+        )
+        self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
+        self._requests = RequestPlane(me, config.request, self._members, self._digests, self._ladder)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What ``event`` makes this node do. Never raises for anything a peer did."""
@@ -106,7 +113,11 @@ class Overlay:
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
-                return [*self._digests.on_served(event, now), *self._members.on_served(event, now)]
+                return [
+                    *self._digests.on_served(event, now),
+                    *self._ladder.on_served(event, now),
+                    *self._members.on_served(event, now),
+                ]
             case FloorsRestored():
                 self._digests.estimates.restore(event.floors)
                 return []
@@ -114,6 +125,8 @@ class Overlay:
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
                 return self._members.on_vitals(event.namespace, event.vitals, now)
+            case ProvidersFound():
+                return self._requests.on_found(event, now)
             case RequestSubmitted():
                 return self._requests.on_submitted(event, now)
             case FrameReceived():
@@ -158,6 +171,11 @@ class Overlay:
         """What this node remembers of its peers' versions, to be kept on disk and given back as FloorsRestored."""
         return self._digests.estimates.floors()
 
+    def cell(self, namespace: bytes) -> Cell | None:
+        """This node's own cell; None in a namespace it does not serve."""
+        position = self._digests.position(namespace)
+        return position.cell if position else None
+
     def vitals(self, namespace: bytes) -> Vitals | None:
         """This node's own load as last reported by its engine."""
         return self._members.own_vitals(namespace)
@@ -165,9 +183,11 @@ class Overlay:
     def check_invariants(self) -> None:
         """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
         self._digests.check_invariants()
+        self._ladder.check_invariants()
         self._requests.check_invariants()
 
     def _on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
+        self._ladder.on_peer_lost(peer)
         return [
             *self._members.on_disconnected(peer, now),
             *self._digests.on_peer_lost(peer),
@@ -201,6 +221,7 @@ class Overlay:
                     self.refusals[Refusal.WRONG_VERSION] += 1
                 elif self._members.is_node(event.peer):  # (else there was no room for it)
                     effects += self._digests.on_peer_ready(event.peer, now)
+                    effects += self._requests.on_digest(event.peer, now)
                 return effects
             case VitalsUpdate():
                 self._members.on_vitals_update(event.peer, message)
@@ -208,7 +229,8 @@ class Overlay:
             case RepairRequest():
                 return self._digests.on_repair_request(event.peer, message, now)
             case Repair():
-                return self._digests.on_repair(event.peer, message, now)
+                repaired = self._digests.on_repair(event.peer, message, now)
+                return repaired + self._requests.on_digest(message.head.owner, now)
             case Reconcile():
                 return self._digests.on_reconcile(event.peer, message, now)
             case _:
@@ -220,6 +242,10 @@ class Overlay:
                 if self._members.is_unconfirmed(timer.subject):
                     return self._on_disconnected(timer.subject, now)
                 return self._members.on_hello_timeout(timer.subject, now)
+            case "ladder":
+                return self._ladder.on_due(timer.namespace, now)
+            case "lookup":
+                return self._requests.on_wait_over(timer, now)
             case "vitals":
                 return self._members.on_vitals_due(timer.namespace, now)
             case _:

@@ -21,6 +21,9 @@ class Refusal(StrEnum):
     """Gossip about somebody else's digest."""
     WRONG_NAMESPACE = "wrong_namespace"
     """A head of another namespace than its topic's; in a repair, which may have been meant well, no offence."""
+    WRONG_CELL = "wrong_cell"
+    """Gossip of an owner that is not of its topic's cell; in a repair, a digest of a cell that this node is not in, no
+    offence."""
     WRONG_SIGNATURE = "wrong_signature"
     WRONG_DELTA = "wrong_delta"
     """A delta, or the log in a repair, that does not lead to the set its head commits to."""

@@ -3,7 +3,9 @@
 ``request.py`` has the rules of one request; here are the candidates it is routed to and the effects it causes.
 A peer's word that a request is impossible costs one attempt, not the answer: only this node's own engine is believed.
 
-Invariant: every request in flight has one running attempt, counted at the peer that serves it.
+A long prompt of which little is known may wait a moment for a lookup (``ladder.py``) before its first attempt.
+
+Invariant: every request in flight that does not wait has one running attempt, counted at the peer that serves it.
 """
 
 from collections import Counter
@@ -13,7 +15,8 @@ from proto.config import RequestConfig
 from proto.digest_plane import DigestPlane
 from proto.dispatches import Dispatches
 from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish
-from proto.events import FrameReceived, RequestSubmitted, StreamLost
+from proto.events import FrameReceived, ProvidersFound, RequestSubmitted, StreamLost, Timer
+from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
 from proto.messages import (
     MAX_SMALL,
@@ -32,12 +35,17 @@ from proto.routing import Candidate, choose
 class RequestPlane:
     """All requests in flight that entered here."""
 
-    def __init__(self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane) -> None:
+    def __init__(
+        self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane, ladder: LadderPlane
+    ) -> None:
         self._me = me
         self._config = config
         self._members = members
         self._digests = digests
+        self._ladder = ladder
         self._requests: dict[bytes, Request] = {}
+        self._waiting: dict[bytes, set[bytes]] = {}
+        """Requests without an attempt yet -> whose digests may still help; empty while the lookup goes on."""
         self._dispatches: dict[bytes, Dispatches] = {}
 
     def in_flight(self, peer: bytes) -> int:
@@ -61,7 +69,39 @@ class RequestPlane:
             sampling=event.sampling,
         )
         self._requests[event.request_id] = request
+        if self._ladder.may_help(event.namespace, request.num_tokens):
+            best = max((candidate.matched_tokens for candidate in self._candidates(request, now)), default=0)
+            seek = self._ladder.seek(request.request_id, event.namespace, request.chain, request.num_tokens, best, now)
+            if seek:
+                self._waiting[request.request_id] = set()
+                return seek
         return self._dispatch(request, now)
+
+    def on_found(self, event: ProvidersFound, now: float) -> list[Effect]:
+        """Of a lookup that this request waits for, or did."""
+        was_looking = self._ladder.is_looking(event.request_id)
+        effects, sought = self._ladder.on_found(event, now)
+        is_over = was_looking and not self._ladder.is_looking(event.request_id)
+        if is_over and event.request_id in self._waiting:
+            self._waiting[event.request_id] = set(sought)
+            if not sought:
+                effects += self._stop_waiting(event.request_id, now)
+        return effects
+
+    def on_wait_over(self, timer: Timer, now: float) -> list[Effect]:
+        """Route with what is known."""
+        effects = self._stop_waiting(timer.subject, now)
+        return effects + self._ladder.on_wait_over(timer.subject, timer.namespace, now)
+
+    def on_digest(self, owner: bytes, now: float) -> list[Effect]:
+        """``owner`` said hello or its digest came: requests that waited for what is known of it now go on."""
+        estimates = self._digests.estimates
+        ready = [
+            request_id
+            for request_id, sought in self._waiting.items()
+            if owner in sought and estimates.version(owner, self._requests[request_id].namespace) > (0, 0)
+        ]
+        return [effect for request_id in ready for effect in self._stop_waiting(request_id, now)]
 
     def on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
         """Raises RemoteError for a frame that no honest node sends; report StreamLost then."""
@@ -92,6 +132,8 @@ class RequestPlane:
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
+        if self._waiting.pop(request_id, None) is not None:
+            return []
         self._space(request).end(request.peer)
         return [Abandon(request_id, request.attempt)]
 
@@ -112,20 +154,27 @@ class RequestPlane:
 
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant is broken."""
-        for request in self._requests.values():
+        running = [request for request in self._requests.values() if request.request_id not in self._waiting]
+        assert self._waiting.keys() <= self._requests.keys()
+        for request in running:
             assert request.attempt > 0 and request.peer
             assert len(request.generated) <= request.sampling.max_tokens
             assert request.peer not in request.failed_peers
-        at_peers = Counter((request.namespace, request.peer) for request in self._requests.values())
+        at_peers = Counter((request.namespace, request.peer) for request in running)
         for (namespace, peer), num_requests in at_peers.items():
             assert self._dispatches[namespace].in_flight(peer) == num_requests
-        assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(self._requests)
+        assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
+    def _stop_waiting(self, request_id: bytes, now: float) -> list[Effect]:
+        if self._waiting.pop(request_id, None) is None:
+            return []
+        return self._dispatch(self._requests[request_id], now)
+
     def _running(self, request_id: bytes, attempt: int) -> Request | None:
         request = self._requests.get(request_id)
-        return request if request and request.attempt == attempt else None
+        return request if request and request.attempt == attempt > 0 else None
 
     def _space(self, request: Request) -> Dispatches:
         return self._dispatches.setdefault(request.namespace, Dispatches(self._config.own_dispatch_s))

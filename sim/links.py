@@ -14,7 +14,7 @@ import gzip
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,17 +35,29 @@ def constant_rtt(num_nodes: int, rtt_s: float) -> Matrix:
     return np.full((num_nodes, num_nodes), rtt_s)
 
 
+class Homes:
+    """Where ``num_nodes`` homes are, scattered over the world: their RTTs, without a matrix of all pairs."""
+
+    def __init__(self, num_nodes: int, rng: random.Random) -> None:
+        self._latitude = np.array([math.asin(rng.uniform(-0.6, 0.9)) for _ in range(num_nodes)])
+        self._longitude = np.array([rng.uniform(-math.pi, math.pi) for _ in range(num_nodes)])
+        self._last_mile = np.array([rng.uniform(*_LAST_MILE_S) for _ in range(num_nodes)])
+
+    def rtt(self, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> Matrix:
+        """RTTs in seconds from each of ``one`` (rows) to each of ``other`` (columns)."""
+        here, there = self._latitude[one][:, None], self._latitude[other]
+        apart = self._longitude[one][:, None] - self._longitude[other]
+        cosine = np.sin(here) * np.sin(there) + np.cos(here) * np.cos(there) * np.cos(apart)
+        distance_km = _EARTH_RADIUS_KM * np.arccos(np.clip(cosine, -1, 1))
+        last_mile = self._last_mile
+        rtt: Matrix = _BASE_RTT_S + _RTT_S_PER_KM * distance_km + last_mile[one][:, None] + last_mile[other]
+        return rtt
+
+
 def modelled_rtt(num_nodes: int, rng: random.Random) -> Matrix:
     """RTTs in seconds of ``num_nodes`` homes scattered over the world."""
-    latitude = np.array([math.asin(rng.uniform(-0.6, 0.9)) for _ in range(num_nodes)])
-    longitude = np.array([rng.uniform(-math.pi, math.pi) for _ in range(num_nodes)])
-    cosine = np.sin(latitude)[:, None] * np.sin(latitude) + np.cos(latitude)[:, None] * np.cos(latitude) * np.cos(
-        longitude[:, None] - longitude
-    )
-    distance_km = _EARTH_RADIUS_KM * np.arccos(np.clip(cosine, -1, 1))
-    last_mile = np.array([rng.uniform(*_LAST_MILE_S) for _ in range(num_nodes)])
-    rtt: Matrix = _BASE_RTT_S + _RTT_S_PER_KM * distance_km + last_mile[:, None] + last_mile
-    return rtt
+    everybody = np.arange(num_nodes)
+    return Homes(num_nodes, rng).rtt(everybody, everybody)
 
 
 def measured_rtt(path: Path, num_nodes: int, rng: random.Random) -> Matrix:
@@ -86,8 +98,8 @@ class Links:
         self.loss = loss
         self._jitter = jitter
         self.partition: Partition | None = None
-        self._edges: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
-        self._edge_s: Matrix | None = None
+        self._meshes: dict[Hashable, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Matrix]] = {}
+        """Topic -> both ends of every edge, in both directions, and how long it takes."""
 
     def is_cut(self, one: int, other: int, now: float) -> bool:
         """Whether a partition separates the two now."""
@@ -102,21 +114,20 @@ class Links:
         one_way = self._rows[sender][receiver]
         return one_way * math.exp(rng.gauss(0.0, self._jitter)) if self._jitter else one_way
 
-    def set_mesh(self, edges: Sequence[tuple[int, int]]) -> None:
-        """The gossip mesh: undirected, each edge once."""
+    def set_mesh(self, edges: Sequence[tuple[int, int]], topic: Hashable = None) -> None:
+        """The gossip mesh of a topic: undirected, each edge once."""
         both = sorted({*edges, *((b, a) for a, b in edges)})
         one = np.array([a for a, _ in both], dtype=np.int64)
         other = np.array([b for _, b in both], dtype=np.int64)
-        self._edges = (one, other)
-        self._edge_s = self._one_way_s[one, other]
+        self._meshes[topic] = (one, other, self._one_way_s[one, other])
 
     def flood(
-        self, source: int, now: float, is_up: npt.NDArray[np.bool_]
+        self, source: int, now: float, is_up: npt.NDArray[np.bool_], topic: Hashable = None
     ) -> tuple[Matrix, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """One gossip message: (seconds until each node has it, infinite if never; the neighbour it came from first;
         copies each node sent; copies each node received)."""
-        assert self._edges is not None and self._edge_s is not None, "set_mesh() first"
-        one, other = self._edges
+        assert topic in self._meshes, "set_mesh() first"
+        one, other, seconds = self._meshes[topic]
         num_nodes = len(self._rows)
         passes = is_up[one] & is_up[other]
         cut = self.partition
@@ -126,7 +137,6 @@ class Links:
         sent_over = passes.copy()
         if self.loss:
             passes &= self._numbers.random(len(one)) >= self.loss
-        seconds = self._edge_s
         if self._jitter:
             seconds = seconds * np.exp(self._numbers.normal(0.0, self._jitter, len(one)))
         seconds = np.where(passes, seconds, np.inf)

@@ -33,9 +33,9 @@ LIVENESS_S = 8.0
 REDIAL_S = 60.0
 """Within this time of a partition's end, the connections it broke are back."""
 _START_S, _SETTLED_S = 20.0, 60.0
-_PACE_S = 90.0
+PACE_S = 90.0
 """Until pace and measured rate fit each other."""
-_LEAF_BLOCKS = 4
+LEAF_BLOCKS = 4
 
 Step = Callable[[str], None]
 """Told what begins, for a progress line."""
@@ -96,7 +96,7 @@ class Churn:
     world: World
     rate: float
     until: float
-    leaf_blocks: int = _LEAF_BLOCKS
+    leaf_blocks: int = LEAF_BLOCKS
     leaves: int = 4
     """That a node holds."""
     on_store: Callable[[SimNode], None] | None = None
@@ -216,17 +216,17 @@ def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> 
     world = swarm.world
     visibility = Visibility(world, 0.99)
     Churn(world, rate, world.now + seconds, on_store=visibility.on_store).begin()
-    before = _received(world)
+    before = received(world)
     step("stores")
     swarm.wait(seconds)
-    receive_rate = float((_received(world) - before).mean()) / seconds
+    receive_rate = float((received(world) - before).mean()) / seconds
     step("the last ones spread")
     swarm.wait(2 * setting.config.delta_interval_s * setting.config.max_stretch)
     missed = visibility.missed()
     return Visible(sorted(visibility.seconds + missed), len(missed), receive_rate)
 
 
-def _received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     """Bytes each node received so far."""
     total: np.ndarray[tuple[int], np.dtype[np.int64]] = np.sum([world.received[plane] for plane in PLANES], axis=0)
     return total
@@ -302,7 +302,7 @@ def restart(setting: Setting, leaves: int, step: Step) -> float:
     swarm.wait(4 * setting.config.delta_interval_s * setting.config.max_stretch)
     me = world.node(0)
     peers = sorted(me.near)
-    kept = [(leaf, [leaf] * (STRIDE * _LEAF_BLOCKS)) for leaf in range(1, leaves + 1)]
+    kept = [(leaf, [leaf] * (STRIDE * LEAF_BLOCKS)) for leaf in range(1, leaves + 1)]
     step("one restarts")
     world.stop(0)
     swarm.wait(10.0)
@@ -324,7 +324,7 @@ def restart(setting: Setting, leaves: int, step: Step) -> float:
     world.handle(me, CacheChanged(NAMESPACE, kept, []))
     swarm.wait(_START_S)
     own = me.overlay.own_digest(NAMESPACE)
-    assert own is not None and own.head is not None and len(own.entries) == leaves * _LEAF_BLOCKS
+    assert own is not None and own.head is not None and len(own.entries) == leaves * LEAF_BLOCKS
     assert all(world.node(other).overlay.estimates.holds(own.head) for other in peers)
     return total / len(peers)
 
@@ -350,12 +350,12 @@ def steady_change(setting: Setting, changes: float, blocks: int, seconds: float,
     step(f"{setting.num_nodes} nodes start")
     swarm = make_swarm(setting)
     world = swarm.world
-    leaves = max(1, blocks // _LEAF_BLOCKS)
-    churn = Churn(world, changes / (2 * _LEAF_BLOCKS), world.now + 1e6, leaves=leaves)
+    leaves = max(1, blocks // LEAF_BLOCKS)
+    churn = Churn(world, changes / (2 * LEAF_BLOCKS), world.now + 1e6, leaves=leaves)
     churn.fill()
     churn.begin()
     step("the pace settles")
-    swarm.wait(_PACE_S)
+    swarm.wait(PACE_S)
     step("steady change")
     return _traffic(swarm, seconds)
 
@@ -383,7 +383,7 @@ def mmlu(setting: Setting, rate: float, blocks: int, seconds: float, step: Step)
 
     world.call(world.now, serve)
     step("caches fill")
-    swarm.wait(_PACE_S)
+    swarm.wait(PACE_S)
     step("MMLU prompts")
     before = uncached
     traffic = _traffic(swarm, seconds)

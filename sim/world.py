@@ -21,18 +21,24 @@ from typing import assert_never
 import numpy as np
 from blake3 import blake3
 
+from proto.cells import ROOT, Cell
 from proto.codec import LENGTH_PREFIX, encode
 from proto.config import OverlayConfig
 from proto.effects import (
     Abandon,
     CancelTimer,
+    Connect,
     Deliver,
     Disconnect,
     Dispatch,
     Effect,
     Emit,
     Fail,
+    FindProviders,
     Finish,
+    JoinCell,
+    LeaveCell,
+    Provide,
     Publish,
     RequestEffect,
     Send,
@@ -42,6 +48,7 @@ from proto.events import Connected, Disconnected, Event, Gossiped, ModelServed, 
 from proto.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
 from proto.overlay import Overlay
 from sim.links import Links
+from sim.meshes import Meshes
 
 NAMESPACE = blake3(b"the simulated model").digest(length=16)
 EPOCH_START = 1_800_000_000.0
@@ -102,8 +109,10 @@ class World:
         seed: int,
         config: OverlayConfig = OverlayConfig(),  # noqa: B008  frozen
         perform_request: Callable[[SimNode, RequestEffect], None] | None = None,
+        mesh_degree: int | None = None,
     ) -> None:
-        """perform_request: where requests' effects go, if there are requests."""
+        """perform_request: where requests' effects go, if there are requests. mesh_degree: each cell has a mesh that
+        follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -119,6 +128,12 @@ class World:
         self.on_emit: Callable[[SimNode, Emit], None] | None = None
         self.on_send: Callable[[SimNode, Send, int], None] | None = None
         """With the bytes that it costs."""
+        self.on_cell: Callable[[SimNode, Cell], None] | None = None
+        """A node joined a cell."""
+        self.on_ladder: Callable[[SimNode, Connect | Provide | FindProviders], None] | None = None
+        """Without it records are told to nobody, and nobody answers a lookup."""
+        self._near: list[set[int]] = [set() for _ in range(num_nodes)]
+        self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
@@ -136,12 +151,15 @@ class World:
         """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then."""
         peer = peer_id(number)
         overlay = Overlay(peer, self.config, random.Random(self.rng.random()), sign_as(peer), verify)
-        node = self.nodes[number] = SimNode(number, peer, overlay)
+        self._near[number].clear()
+        node = self.nodes[number] = SimNode(number, peer, overlay, near=self._near[number])
         self.is_up[number] = True
         return node
 
     def serve(self, node: SimNode) -> None:
         """Its engine is ready, for NAMESPACE."""
+        if self.meshes is not None:
+            self.meshes.join(node.number, ROOT)
         idle = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
         self.handle(node, ModelServed(NAMESPACE, "model", CONTEXT_TOKENS, idle, int(self.now * 1000)))
 
@@ -158,6 +176,8 @@ class World:
         node = self.node(number)
         for other in sorted(node.near):
             self.disconnect(number, other)
+        if self.meshes is not None:
+            self.meshes.leave_all(number)
         self.nodes[number] = None
         self.is_up[number] = False
 
@@ -168,6 +188,8 @@ class World:
             return
         mine.near.add(other)
         theirs.near.add(one)
+        if self.meshes is not None:
+            self.meshes.on_connections(one, other)
         self.handle(mine, Connected(theirs.peer, ""))
         self.handle(theirs, Connected(mine.peer, ""))
 
@@ -178,6 +200,8 @@ class World:
             return
         mine.near.discard(other)
         theirs.near.discard(one)
+        if self.meshes is not None:
+            self.meshes.on_connections(one, other)
         self.handle(mine, Disconnected(theirs.peer))
         self.handle(theirs, Disconnected(mine.peer))
 
@@ -220,9 +244,10 @@ class World:
         self._trace.update(_TRACED.pack(self.now, node.number, len(effects), self.num_events))
         if not effects:
             return
+        counts = len(effects) > MAX_SENDS_PER_PEER
         sends: Counter[bytes] = Counter()
         for effect in effects:
-            if isinstance(effect, Send):
+            if counts and isinstance(effect, Send):
                 sends[effect.peer] += 1
                 if sends[effect.peer] > MAX_SENDS_PER_PEER:
                     self.emitted["send_dropped"] += 1
@@ -256,6 +281,17 @@ class World:
                 node.timers.pop(effect.timer, None)
             case Publish():
                 self._publish(node, effect)
+            case JoinCell() | LeaveCell():
+                assert self.meshes is not None, "a swarm that splits, in a world without cells"
+                if isinstance(effect, LeaveCell):
+                    self.meshes.leave(node.number, effect.cell)
+                    return
+                self.meshes.join(node.number, effect.cell)
+                if self.on_cell is not None:
+                    self.on_cell(node, effect.cell)
+            case Connect() | Provide() | FindProviders():
+                if self.on_ladder is not None:
+                    self.on_ladder(node, effect)
             case Disconnect():
                 other = self.number_of[effect.peer]
                 self.call(self.now, lambda: self._close(node.number, other))
@@ -293,14 +329,18 @@ class World:
         if self.on_publish is not None:
             self.on_publish(node, effect)
         size = GOSSIP_ENVELOPE_BYTES + len(encode(effect.message))
-        heard, first, sent, received = self.links.flood(node.number, self.now, self.is_up)
+        hears, topic = self.is_up, None
+        if self.meshes is not None:
+            hears, topic = self.meshes.prepare(effect.cell, self.now) & self.is_up, effect.cell
+        heard, first, sent, received = self.links.flood(node.number, self.now, hears, topic)
         self.sent[GOSSIP] += size * sent
         self.received[GOSSIP] += size * received
         reached = np.isfinite(heard)
         # Whoever has the message tells LAZY_PEERS of it in each heartbeat: spread evenly over all, in expectation.
-        lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * reached.mean())
+        share = reached.sum() / (hears.sum() if self.meshes is not None else len(hears))
+        lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * share)
         self.sent[LAZY] += lazy * reached
-        self.received[LAZY] += lazy * self.is_up
+        self.received[LAZY] += lazy * hears
         reached[node.number] = False
         now, peers, message = self.now, self.nodes, effect.message
         for number, delay, forwarder in zip(
@@ -308,7 +348,7 @@ class World:
         ):
             neighbour = peers[forwarder]
             assert neighbour is not None
-            event = Gossiped(node.peer, neighbour.peer, effect.namespace, message)
+            event = Gossiped(node.peer, neighbour.peer, effect.namespace, message, effect.cell)
             self._schedule(now + delay, number, event)
 
     def _schedule(self, at: float, number: int, what: Event | Timer | Callable[[], None]) -> int:

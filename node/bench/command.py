@@ -14,7 +14,8 @@ Examples:
   mycelia bench engine
   mycelia bench engine --against llama-server --threads 2 --json > engine.json
   mycelia bench index --against dynamo
-  mycelia bench gossip --nodes 200"""
+  mycelia bench gossip --nodes 200
+  mycelia bench scale --nodes 10000 --only reuse"""
 )
 def bench() -> None:
     """Measure on this machine, beside what you would use instead."""
@@ -90,3 +91,32 @@ def gossip(nodes: int, rtt: Path | None, rows: tuple[str, ...], seed: int, as_js
     from node.bench.report import show
 
     show(bench_gossip(nodes, rtt, seed, rows), as_json)
+
+
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench scale --nodes 100
+  mycelia bench scale --nodes 10000 --only cells --only dht --only reuse
+  mycelia bench scale --nodes 1000 --only growth --json > growth.json"""
+)
+@click.option("--nodes", type=click.IntRange(40, 100_000), default=1_000, show_default=True, help="Of one model.")
+@click.option(
+    "--only",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    help="Measure only these rows: cells, digests, dht, reuse or growth; may be repeated.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Equal seeds, equal runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def scale(nodes: int, groups: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """Swarms larger than a cell, simulated: how they split, what finding prefixes in other cells costs and gains.
+
+    The digests are those of two cells, all nodes are in the DHT. Growth is of at most 1,000 nodes, all of them
+    simulated, which takes tens of minutes.
+    """
+    from node.bench.report import show
+    from node.bench.scale import bench_scale
+
+    show(bench_scale(nodes, seed, groups), as_json)

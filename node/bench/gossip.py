@@ -117,7 +117,7 @@ def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequenc
     if of_processes:
         step = partial(_step, progress, "cpu_share")
         rows += run(partial(cpu_share.measure_cpu, of_processes, setting, Load(seed=seed), step))
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for name in chosen:
             rows += measures[name](partial(_step, progress, name))
             gc.collect()
@@ -130,7 +130,7 @@ def _step(progress: Progress, row: str, what: str) -> None:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """A simulation keeps millions of objects and makes no cycles: looking for some doubles its time."""
     was_enabled = gc.isenabled()
     gc.disable()

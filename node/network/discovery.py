@@ -1,4 +1,7 @@
-"""Finding peers, for ever: the bootstrap addresses, and through Kademlia every node of the namespaces served here.
+"""Finding peers, for ever: the bootstrap addresses, and through Kademlia the nodes of the namespaces served here.
+
+Where a namespace is split, a node looks for its own cell first, under the cell's own key, and still provides the key of
+the namespace, under which newcomers and clients find the model.
 
 Nothing is given up: what is down is tried again with growing, jittered pauses. A provider record is only a hint
 (records outlive their nodes by up to two days), so every one is dialled and proven by the handshake.
@@ -20,6 +23,7 @@ from node.network.network import NetworkError
 from node.network.peers import PeerTable
 from node.network.supervise import supervised
 from node.peer_id import peer_text
+from proto.cells import ROOT, Cell, address_of
 
 log = structlog.get_logger()
 
@@ -36,6 +40,10 @@ LOOKUP_DEADLINE_S = 30.0
 PEER_FIRST_PAUSE_S = 5.0
 PEER_LONGEST_PAUSE_S = 600.0
 MAX_BACKOFFS = 1_024
+MAX_HINTS = 1_024
+"""Addresses of peers that lookups of prefixes found."""
+OUTSIDERS_SHARE = 4
+"""One in so many of the peers that a node in a cell wants to have may be of other cells."""
 
 
 @dataclass
@@ -44,9 +52,14 @@ class _Backoff:
     until: float
 
 
-def provider_key(namespace: bytes) -> str:
-    """The Kademlia key under which the nodes of a namespace are found."""
-    return f"/mycelia/model/{namespace.hex()}"
+def provider_key(namespace: bytes, cell: Cell = ROOT) -> str:
+    """The Kademlia key under which the nodes of a namespace, or of a cell of it, are found."""
+    return f"/mycelia/model/{namespace.hex()}{cell.suffix()}"
+
+
+def prefix_key(key: bytes) -> str:
+    """The Kademlia key of a rung of the prefix ladder."""
+    return f"/mycelia/prefix/{key.hex()}"
 
 
 class Discovery:
@@ -59,6 +72,7 @@ class Discovery:
         self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
         self._dht = host.new_dht() if host.settings.overlay else None
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
+        self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
         """Set and replaced when a bootstrap peer (re)connects: it may know none of our records."""
 
@@ -73,8 +87,8 @@ class Discovery:
                 async with run_service(self._dht):
                     await trio.sleep_forever()
 
-    async def seek(self, namespace: bytes) -> None:
-        """Provides ``namespace`` and dials its other providers, again and again. Never returns."""
+    async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
+        """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
         num_lookups = 0
         while self._dht is not None:
             while not len(self._table):
@@ -84,11 +98,12 @@ class Discovery:
             try:
                 with trio.fail_after(LOOKUP_DEADLINE_S):
                     if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
-                        await self._dht.provide(provider_key(namespace))
-                    key = provider_key(namespace).encode()
-                    await self._dial_providers(await self._host.find_providers(self._dht, key))
+                        await self._dht.provide(provider_key(namespace, cell))
+                    key = provider_key(namespace, cell).encode()
+                    providers = await self._host.find_providers(self._dht, key)
+                    await self._dial_providers(providers, namespace, cell)
             except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
-                log.debug("lookup failed", namespace=namespace.hex(), error=repr(exc))
+                log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))
             pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]
             num_lookups += 1
             if num_lookups == len(LOOKUP_PAUSES_S):
@@ -96,6 +111,52 @@ class Discovery:
             with trio.move_on_after(self._jittered(pause_s)):
                 await restarted.wait()
                 num_lookups = 0
+
+    async def provide_prefix(self, key: bytes) -> None:
+        """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
+        if self._dht is None:
+            raise NetworkError("a light client provides nothing")
+        try:
+            with trio.fail_after(LOOKUP_DEADLINE_S):
+                num_told = await self._host.provide_near(self._dht, prefix_key(key).encode())
+        except Exception as exc:
+            raise NetworkError(f"cannot provide {key.hex()}: {exc!r}") from exc
+        if not num_told:
+            raise NetworkError(f"nobody to keep {key.hex()}")
+
+    async def find_prefix(self, key: bytes) -> list[bytes]:
+        """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
+        if self._dht is None:
+            raise NetworkError("a light client looks up nothing")
+        try:
+            with trio.fail_after(LOOKUP_DEADLINE_S):
+                found = await self._host.find_first_providers(self._dht, prefix_key(key).encode())
+        except Exception as exc:
+            raise NetworkError(f"cannot look up {key.hex()}: {exc!r}") from exc
+        me = self._host.settings.identity.peer_id
+        providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
+        for peer, candidates in providers.items():
+            self._hints[peer] = candidates
+            self._hints.move_to_end(peer)
+            if len(self._hints) > MAX_HINTS:
+                self._hints.popitem(last=False)
+        return list(providers)
+
+    async def dial_hint(self, peer: bytes) -> None:
+        """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup told of ``peer``."""
+        if peer not in self._hints:
+            raise NetworkError(f"nothing is known of {peer_text(peer)}")
+        backoff = self._backoffs.get(peer)
+        if peer not in self._table and (backoff is None or backoff.until <= trio.current_time()):
+            await self._try(peer, self._hints[peer])
+
+    def _room(self, namespace: bytes, cell: Cell) -> int:
+        """How many more nodes of ``cell`` to connect with."""
+        target = self._host.settings.target_peers
+        if cell == ROOT:
+            return target - len(self._table)
+        wanted = target - target // OUTSIDERS_SHARE
+        return wanted - sum(cell.holds(address_of(namespace, peer)) for peer in self._table.peers())
 
     async def _keep_bootstrap(self, peer: bytes, address: Multiaddr) -> None:
         pause_s = BOOTSTRAP_FIRST_PAUSE_S
@@ -125,14 +186,16 @@ class Discovery:
         except Exception as exc:  # noqa: BLE001  supervisor, as above
             log.debug("adding to the routing table failed", peer=peer_text(peer), error=repr(exc))
 
-    async def _dial_providers(self, providers: list[PeerInfo]) -> None:
+    async def _dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
         me = self._host.settings.identity.peer_id
         now = trio.current_time()
         self._rng.shuffle(providers)  # not everybody shall connect to the same few
         async with trio.open_nursery() as nursery:
-            room = self._host.settings.target_peers - len(self._table)
+            room = self._room(namespace, cell)
             for provider in providers:
                 peer = provider.peer_id.to_bytes()
+                if not cell.holds(address_of(namespace, peer)):
+                    continue  # (whoever gave us this record made it up)
                 if self._table.connected_s(peer) > STABLE_S:
                     self._backoffs.pop(peer, None)
                 backoff = self._backoffs.get(peer)

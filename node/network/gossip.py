@@ -1,7 +1,10 @@
-"""Gossip: one topic a namespace. Small signed state only, since a message costs each node 3-4 ms of CPU."""
+"""Gossip: one topic a namespace or, where it is split, a cell.
+
+Small signed state only, since a message costs each node 3-4 ms of CPU.
+"""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 import trio
@@ -15,6 +18,7 @@ from node.network.host import Host, run_service
 from node.network.network import Gossiped, NetworkError
 from node.network.streams import Charge
 from node.network.supervise import supervised
+from proto.cells import Cell
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
 from proto.limits import Limits, TokenBucket
@@ -37,6 +41,10 @@ ends at the flooder's neighbours and uses up nobody's share of FORWARD_RATE furt
 old messages uses up only its own share of them."""
 
 
+def topic_of(namespace: bytes, cell: Cell) -> str:
+    return TOPIC_PREFIX + namespace.hex() + cell.suffix()
+
+
 class Gossip:
     """Publishes paced, and turns what arrives into events inside the validator, before any queue of libp2p's."""
 
@@ -46,7 +54,7 @@ class Gossip:
         self._pubsub, self._router = host.new_gossip()
         self._events = events
         self._charge = charge
-        self._topics: dict[str, bytes] = {}
+        self._topics: dict[str, tuple[bytes, Cell]] = {}
         self._buckets: dict[bytes, TokenBucket] = {}
         self._authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
         """Of (forwarder, author)."""
@@ -60,20 +68,28 @@ class Gossip:
         async with run_service(self._pubsub), run_service(self._router):
             yield
 
-    async def join(self, namespace: bytes, nursery: trio.Nursery) -> None:
-        topic = TOPIC_PREFIX + namespace.hex()
+    async def join(self, namespace: bytes, cell: Cell, nursery: trio.Nursery) -> None:
+        """Nothing happens if it was joined before."""
+        topic = topic_of(namespace, cell)
         if topic in self._topics:
             return
-        self._topics[topic] = namespace
+        self._topics[topic] = (namespace, cell)
         self._pubsub.set_topic_validator(topic, self._accept, False)
         nursery.start_soon(supervised, self._drain, await self._pubsub.subscribe(topic))
 
-    def publish(self, namespace: bytes, message: GossipMessage) -> None:
+    async def leave(self, namespace: bytes, cell: Cell) -> None:
+        """Nothing happens if it was not joined."""
+        topic = topic_of(namespace, cell)
+        if self._topics.pop(topic, None) is not None:
+            self._pubsub.remove_topic_validator(topic)
+            await self._pubsub.unsubscribe(topic)
+
+    def publish(self, namespace: bytes, cell: Cell, message: GossipMessage) -> None:
         """Queues. Raises NetworkError when the topic was not joined or the queue is full, LimitExceeded over
         MAX_GOSSIP_BYTES."""
-        topic = TOPIC_PREFIX + namespace.hex()
+        topic = topic_of(namespace, cell)
         if topic not in self._topics:
-            raise NetworkError(f"namespace {namespace.hex()} was not joined")
+            raise NetworkError(f"{topic} was not joined")
         data = encode(message)
         if len(data) > MAX_GOSSIP_BYTES:
             raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_GOSSIP_BYTES}")
@@ -125,10 +141,13 @@ class Gossip:
             self.num_malformed += 1
             self._charge(peer, str(exc))
             return False
-        self._events.offer(Gossiped(raw.from_id, peer, self._topics[raw.topicIDs[0]], message))
+        namespace, cell = self._topics[raw.topicIDs[0]]
+        self._events.offer(Gossiped(raw.from_id, peer, namespace, message, cell))
         return True
 
     async def _drain(self, subscription: ISubscriptionAPI) -> None:
-        """The validator has delivered already; this only keeps libp2p's queue of 32 from filling."""
-        while True:
-            await subscription.get()
+        """The validator has delivered already; this only keeps libp2p's queue of 32 from filling. Ends with the
+        subscription."""
+        with suppress(trio.EndOfChannel):
+            while True:
+                await subscription.get()

@@ -22,6 +22,7 @@ from node.network.network import (
 )
 from node.network.supervise import supervised
 from node.peer_id import peer_text
+from proto.cells import ROOT, Cell
 from proto.messages import Control, Gossip
 from proto.refusals import Refusal
 
@@ -80,7 +81,8 @@ class Libp2pNetwork:
             self._gossip = GossipService(self._host, self._events, self._charge)
         self._discovery = Discovery(self._host, random.SystemRandom())
         self._nursery: trio.Nursery | None = None
-        self._joined: set[bytes] = set()
+        self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
+        """What is looked for."""
         for protocol, handler in handlers.items():
             self._streams.serve(protocol, handler)
 
@@ -156,20 +158,44 @@ class Libp2pNetwork:
     async def send(self, peer: bytes, message: Control) -> None:
         await self._streams.send(peer, message)
 
-    async def publish(self, namespace: bytes, message: Gossip) -> None:
+    async def publish(self, namespace: bytes, message: Gossip, cell: Cell = ROOT) -> None:
         if self._gossip is None:
             raise NetworkError("a light client does not gossip")
-        self._gossip.publish(namespace, message)
+        self._gossip.publish(namespace, cell, message)
         await trio.lowlevel.checkpoint()
 
     async def join(self, namespace: bytes) -> None:
+        await self.join_cell(namespace, ROOT)
+
+    async def join_cell(self, namespace: bytes, cell: Cell) -> None:
         if self._gossip is None:
             raise NetworkError("a light client joins no namespace")
-        if namespace in self._joined or self._nursery is None:
+        if self._nursery is None:
             return
-        self._joined.add(namespace)
-        await self._gossip.join(namespace, self._nursery)
-        self._nursery.start_soon(supervised, self._discovery.seek, namespace)
+        if (namespace, cell) not in self._joined:
+            scope = self._joined[namespace, cell] = trio.CancelScope()
+            self._nursery.start_soon(supervised, self._seek, namespace, cell, scope)
+        await self._gossip.join(namespace, cell, self._nursery)
+
+    async def leave_cell(self, namespace: bytes, cell: Cell) -> None:
+        if self._gossip is None:
+            raise NetworkError("a light client joins no namespace")
+        if cell != ROOT and (namespace, cell) in self._joined:
+            self._joined.pop((namespace, cell)).cancel()
+        await self._gossip.leave(namespace, cell)
+
+    async def _seek(self, namespace: bytes, cell: Cell, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._discovery.seek(namespace, cell)
+
+    async def provide(self, key: bytes) -> None:
+        await self._discovery.provide_prefix(key)
+
+    async def find_providers(self, key: bytes) -> list[bytes]:
+        return await self._discovery.find_prefix(key)
+
+    async def dial(self, peer: bytes) -> None:
+        await self._discovery.dial_hint(peer)
 
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         return await self._streams.open(peer, protocol)

@@ -4,7 +4,7 @@ A ``MemorySwarm`` is the world. Everything that travels waits in one heap, order
 order of sending, and a single task delivers it: given the same sends and ``rng``, deliveries are the same.
 
 What is simpler than in the real network: nodes that joined a namespace are connected with each other at once, and
-gossip goes from its publisher straight to every other node of the namespace that is not cut off.
+gossip goes from its publisher straight to every other node of its cell that is not cut off.
 """
 
 import heapq
@@ -33,6 +33,7 @@ from node.network.network import (
     StreamHandler,
 )
 from node.peer_id import peer_text
+from proto.cells import ROOT, Cell
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
 from proto.messages import Control, Gossip, Message
@@ -55,6 +56,8 @@ class MemorySwarm:
         self.latency_s = latency_s
         self.gossip_loss = gossip_loss
         self.networks: dict[bytes, MemoryNetwork] = {}
+        self.providers: dict[bytes, set[bytes]] = {}
+        """Of rungs of the prefix ladder, also those that are gone."""
         self._rng = rng
         self._links: set[frozenset[bytes]] = set()
         self._cut: set[bytes] = set()
@@ -136,15 +139,15 @@ class MemorySwarm:
         """Nothing more will be sent on it."""
         self._last_arrival.pop(lane, None)
 
-    def gossip(self, publisher: bytes, namespace: bytes, data: bytes) -> None:
+    def gossip(self, publisher: bytes, namespace: bytes, data: bytes, cell: Cell = ROOT) -> None:
         """Any bytes, so that a test can play a node that gossips garbage."""
         if publisher in self._cut:
             return
         for peer, network in sorted(self.networks.items()):
-            if peer == publisher or namespace not in network.joined:
+            if peer == publisher or cell not in network.joined.get(namespace, ()):
                 continue
             if self._rng.random() >= self.gossip_loss:
-                self.after_latency(lambda network=network: network.take_gossip(publisher, namespace, data))  # type: ignore[misc]
+                self.after_latency(lambda network=network: network.take_gossip(publisher, namespace, data, cell))  # type: ignore[misc]
 
     def is_cut(self, peer: bytes) -> bool:
         return peer in self._cut
@@ -160,7 +163,7 @@ class MemorySwarm:
         present = sorted(peer for peer in self.networks if peer not in self._cut)
         for one in present:
             for other in present:
-                wanted = self.networks[one].joined & self.networks[other].joined
+                wanted = self.networks[one].joined.keys() & self.networks[other].joined.keys()
                 if one != other and (wanted or other in self.networks[one].bootstrap):
                     self.link(one, other)
 
@@ -183,7 +186,8 @@ class MemoryNetwork:
 
     def __init__(self, swarm: MemorySwarm, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
         self.events_queue = EventQueue()
-        self.joined: set[bytes] = set()
+        self.joined: dict[bytes, set[Cell]] = {}
+        """Namespace -> cells whose gossip it hears."""
         self.bootstrap = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         self.handlers = dict(handlers)
         self._settings = settings
@@ -225,21 +229,40 @@ class MemoryNetwork:
         network = self._connected_network(peer)
         self._swarm.after_latency(lambda: network.take_control(self.peer_id, data), (self.peer_id, peer))
 
-    async def publish(self, namespace: bytes, message: Gossip) -> None:
-        if namespace not in self.joined:
-            raise NetworkError(f"namespace {namespace.hex()} was not joined")
+    async def publish(self, namespace: bytes, message: Gossip, cell: Cell = ROOT) -> None:
+        if cell not in self.joined.get(namespace, ()):
+            raise NetworkError(f"namespace {namespace.hex()}{cell.suffix()} was not joined")
         data = encode(message)
         if len(data) > MAX_GOSSIP_BYTES:
             raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_GOSSIP_BYTES}")
-        self._swarm.gossip(self.peer_id, namespace, data)
+        self._swarm.gossip(self.peer_id, namespace, data, cell)
         await trio.lowlevel.checkpoint()
 
     async def join(self, namespace: bytes) -> None:
+        await self.join_cell(namespace, ROOT)
+        self._swarm.link_namespace()
+
+    async def join_cell(self, namespace: bytes, cell: Cell) -> None:
         if not self._settings.overlay:
             raise NetworkError("a light client joins no namespace")
         await trio.lowlevel.checkpoint()
-        self.joined.add(namespace)
-        self._swarm.link_namespace()
+        self.joined.setdefault(namespace, set()).add(cell)
+
+    async def leave_cell(self, namespace: bytes, cell: Cell) -> None:
+        await trio.lowlevel.checkpoint()
+        self.joined.get(namespace, set()).discard(cell)
+
+    async def provide(self, key: bytes) -> None:
+        await trio.sleep(2 * self._swarm.latency_s)
+        self._swarm.providers.setdefault(key, set()).add(self.peer_id)
+
+    async def find_providers(self, key: bytes) -> list[bytes]:
+        await trio.sleep(2 * self._swarm.latency_s)
+        return sorted(self._swarm.providers.get(key, set()) - {self.peer_id})
+
+    async def dial(self, peer: bytes) -> None:
+        await trio.sleep(2 * self._swarm.latency_s)
+        self._swarm.link(self.peer_id, peer)
 
     async def open(self, peer: bytes, protocol: str) -> "MemoryStream":
         network = self._connected_network(peer)
@@ -275,8 +298,8 @@ class MemoryNetwork:
         else:
             self.charge(sender, f"{type(message).__name__} does not belong on a control stream")
 
-    def take_gossip(self, forwarder: bytes, namespace: bytes, data: bytes) -> None:
-        if self._swarm.is_cut(self.peer_id):
+    def take_gossip(self, forwarder: bytes, namespace: bytes, data: bytes, cell: Cell) -> None:
+        if self._swarm.is_cut(self.peer_id) or cell not in self.joined.get(namespace, ()):
             return
         try:
             message = decode(data, MAX_GOSSIP_BYTES)
@@ -284,7 +307,7 @@ class MemoryNetwork:
             self.charge(forwarder, str(exc))
             return
         if isinstance(message, Gossip):
-            self.events_queue.offer(Gossiped(forwarder, forwarder, namespace, message))
+            self.events_queue.offer(Gossiped(forwarder, forwarder, namespace, message, cell))
         else:
             self.charge(forwarder, f"{type(message).__name__} does not belong on a gossip topic")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from node.network.identity import Identity
+from proto.cells import ROOT, Cell
 from proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received
 from proto.messages import Control, Gossip, Message
 
@@ -47,7 +48,8 @@ class NetworkSettings:
     max_connections: int = 128
     """Connections in all; more are refused."""
     target_peers: int = 32
-    """Discovery stops to dial at this many connected peers: gossip needs few, and each costs pings."""
+    """Discovery stops to dial at this many connected peers: gossip needs few, and each costs pings. In a cell it goes
+    on until three quarters of them are of the same cell."""
     debug: bool = False
     """Lets libp2p's own log reach the root logger; otherwise not one line of it is shown."""
 
@@ -109,12 +111,32 @@ class Network(Protocol):
         """One control message to a connected peer. Raises NetworkError."""
         ...
 
-    async def publish(self, namespace: bytes, message: Gossip) -> None:
-        """To the gossip topic of a namespace that was joined. Paced; raises NetworkError when the queue is full."""
+    async def publish(self, namespace: bytes, message: Gossip, cell: Cell = ROOT) -> None:
+        """To the gossip topic of a cell that was joined. Paced; raises NetworkError when the queue is full."""
         ...
 
     async def join(self, namespace: bytes) -> None:
-        """Subscribe to a namespace's gossip and start to look for, and be found by, its other nodes."""
+        """Start to look for, and be found by, the other nodes of a namespace, and join its cell ROOT."""
+        ...
+
+    async def join_cell(self, namespace: bytes, cell: Cell) -> None:
+        """Subscribe to the gossip of a cell of a namespace that was joined; look for, and be found by, its nodes."""
+        ...
+
+    async def leave_cell(self, namespace: bytes, cell: Cell) -> None:
+        """End what ``join_cell`` began; of ROOT only the subscription."""
+        ...
+
+    async def provide(self, key: bytes) -> None:
+        """Tell the DHT that this node holds the prefix of ``key``, see ``proto/ladder.py``. Raises NetworkError."""
+        ...
+
+    async def find_providers(self, key: bytes) -> list[bytes]:
+        """Who told the DHT so. Only hints: they may be gone. Raises NetworkError."""
+        ...
+
+    async def dial(self, peer: bytes) -> None:
+        """Connect with a peer that ``find_providers`` told of. Raises NetworkError."""
         ...
 
     async def open(self, peer: bytes, protocol: str) -> MessageStream:

@@ -13,6 +13,7 @@ from node.bench.gossip import bench_gossip
 from node.bench.index import bench_index, make_population
 from node.bench.internals import Bench, measure_shares
 from node.bench.report import report_of, row_of, show
+from node.bench.scale import bench_scale
 from node.bench.target import Settings
 from node.engine import ipc
 from node.engine.fake import NUM_VOCAB, FakeEngine
@@ -101,3 +102,12 @@ async def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "none.gguf").write_bytes(b"GGUF")
     with pytest.raises(LocalError, match="measured from inside: cannot load the model"):
         await measure_shares(tmp_path / "none.gguf", Settings(threads=1, cells=2048), 1, 1)
+
+
+def test_the_bench_of_scale_has_its_rows() -> None:
+    report = bench_scale(40, 1, ["cells", "dht"])
+    names = {row.name for row in report.rows}
+    assert {"cells", "cell_nodes", "lookup_found_p50", "lookup_nobody_p99", "provide_bytes"} <= names
+    assert next(row for row in report.rows if row.name == "cells").value == 1
+    with pytest.raises(LocalError, match="no group"):
+        bench_scale(40, 1, ["nothing"])

@@ -11,11 +11,12 @@ import trio
 from node.app import Node
 from node.engine.fake import FakeEngine, FakeSettings
 from node.entry import ASK, GENERATE
-from node.network.identity import new_identity
+from node.network.identity import Identity, new_identity
 from node.network.memory import MemoryNetwork, MemorySwarm
 from node.network.network import NetworkSettings
 from node.views import TextView, frame_view
 from proto.blocks import STRIDE
+from proto.config import CellConfig, OverlayConfig
 from proto.messages import Accepted, Answered, Ask, ChatMessage, EntryFrame, Failed, Generate, Route, Sampling, Text
 
 LONG = "the quick brown fox jumps over the lazy dog and " * 8
@@ -35,17 +36,19 @@ class Member:
 
 
 @asynccontextmanager
-async def open_members(count: int, **engine_options: float) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
+async def open_members(
+    count: int, config: OverlayConfig = OverlayConfig(), **engine_options: float
+) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
     """``count`` nodes, all connected and introduced to each other."""
     async with AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         members = []
-        for _ in range(count):
-            identity = new_identity()
+        for number in range(count):
+            identity = Identity(bytes([number + 1]) * 32)
             network = await stack.enter_async_context(swarm.open_network(NetworkSettings(identity=identity)))
             engine = FakeEngine(FakeSettings(**engine_options))  # type: ignore[arg-type]
-            node = Node(identity, engine, network, epoch=1)
+            node = Node(identity, engine, network, 1, config=config)
             await nursery.start(node.run)
             members.append(Member(node, engine, network))
         await trio.sleep(2)  # of virtual time, in which all introductions are over
@@ -267,3 +270,22 @@ async def test_options_that_no_peer_would_accept_end_at_the_entry(autojump_clock
         (failed,) = await frames_of(one, ask)
     assert isinstance(failed, Failed) and failed.code == "bad_request" and failed.message.startswith("stop: ")
     assert not one.engine.requests
+
+
+async def test_a_swarm_over_the_limit_splits_into_cells_and_goes_on_answering(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    cells = CellConfig(max_cell_nodes=4, min_cell_nodes=2, min_cell_peers=1)
+    async with open_members(10, OverlayConfig(cells=cells)) as (_, members):
+        namespace = members[0].engine.info.namespace
+        first = await frames_of(members[0], an_ask(LONG + "one"))
+        await trio.sleep(900)
+        joined = [member.network.joined[namespace] for member in members]
+        assert all(len(cells) == 1 for cells in joined), "nobody is between two cells any more"
+        assert {member.node.state().cell_bits for member in members} == {cell.bits for (cell,) in joined}
+        assert any(cell.bits for (cell,) in joined)
+        again = [await frames_of(member, an_ask(LONG + "two")) for member in members]
+    assert isinstance(first[-1], Answered)
+    for frames in again:
+        assert isinstance(frames[-1], Answered) and text_of(frames) == text_of(again[0])
+        assert frames[-1].usage.cached_tokens >= len(LONG) - STRIDE, "connected nodes of other cells are known too"

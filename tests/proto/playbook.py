@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
+from proto.cells import ROOT, Cell
 from proto.config import OverlayConfig
 from proto.effects import (
-    Abandon,
     CancelTimer,
-    Deliver,
-    Disconnect,
-    Dispatch,
     Effect,
-    Emit,
-    Fail,
-    Finish,
+    JoinCell,
+    LeaveCell,
     Publish,
     Send,
     SetTimer,
@@ -49,6 +45,8 @@ class Node:
 
     overlay: Overlay
     timers: dict[Timer, float] = field(default_factory=dict)
+    cells: set[Cell] = field(default_factory=lambda: {ROOT})
+    """Whose gossip it hears."""
     effects: list[Effect] = field(default_factory=list)
     """Everything since the last ``take``, in order."""
 
@@ -95,13 +93,18 @@ class World:
                     self.in_flight.append((effect.peer, Received(me, effect.message)))
                 case Publish():
                     for other in sorted(self.nodes):
-                        if other != me:
-                            self.in_flight.append((other, Gossiped(me, me, effect.namespace, effect.message)))
+                        if other != me and effect.cell in self.nodes[other].cells:
+                            gossip = Gossiped(me, me, effect.namespace, effect.message, effect.cell)
+                            self.in_flight.append((other, gossip))
+                case JoinCell():
+                    node.cells.add(effect.cell)
+                case LeaveCell():
+                    node.cells.remove(effect.cell)
                 case SetTimer():
                     node.timers[effect.timer] = effect.at
                 case CancelTimer():
                     node.timers.pop(effect.timer, None)
-                case Emit() | Disconnect() | Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+                case _:
                     node.effects.append(effect)
         node.overlay.check_invariants()
         return effects

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from proto.blocks import STRIDE, block_hashes
+from proto.cells import Cell, cell_of
 from proto.config import DigestConfig, OverlayConfig
 from proto.digest import LOG, OwnDigest, pack_entries, snapshot
 from proto.effects import Disconnect, Emit, Send
@@ -75,6 +76,11 @@ def wrong_log(world: World) -> Repair:
     return Repair(head=delta.head, mode=LOG, from_seq=delta.from_seq, upserts=delta.upserts, removes=b"")
 
 
+def other_cell() -> Cell:
+    """One that PEER is not in."""
+    return Cell(1, cell_of(NAMESPACE, PEER, 1).prefix ^ 1)
+
+
 def unsorted_delta(world: World) -> Delta:
     return msgspec.structs.replace(late_delta(world), upserts=bytes(18))
 
@@ -105,6 +111,9 @@ CASES = [
         lambda w: Received(RELAY, snapshot(elsewhere(w), {})),
         Refusal.WRONG_NAMESPACE,
         None,
+    ),
+    Case(
+        "wrong cell", lambda w: Gossiped(PEER, PEER, NAMESPACE, late_delta(w), other_cell()), Refusal.WRONG_CELL, PEER
     ),
     Case("another's head", lambda w: gossip(Announce(head=next_head(w)), RELAY), Refusal.WRONG_OWNER, RELAY),
     Case("future epoch", lambda w: gossip(Announce(head=next_head(w, epoch=far(w)))), Refusal.FUTURE, PEER),

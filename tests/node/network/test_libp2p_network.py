@@ -40,6 +40,7 @@ from node.network.network import (
     Received,
 )
 from node.peer_id import peer_text
+from proto.cells import ROOT, Cell, cell_of
 from proto.codec import LENGTH_PREFIX, encode
 from proto.errors import LocalError
 from proto.messages import Tokens
@@ -91,10 +92,10 @@ async def exchange(network: Libp2pNetwork, peer: bytes) -> int:
     return num_frames
 
 
-async def publish_until_told(network: Libp2pNetwork, first_seq: int = 1) -> None:
+async def publish_until_told(network: Libp2pNetwork, first_seq: int = 1, cell: Cell = ROOT) -> None:
     """A mesh takes a moment to form; what is published before is lost, as everywhere in gossip."""
     for seq in range(first_seq, first_seq + 10_000):
-        await network.publish(NAMESPACE, announce(network.peer_id, seq))
+        await network.publish(NAMESPACE, announce(network.peer_id, seq), cell)
         await trio.sleep(0.1)
 
 
@@ -311,6 +312,96 @@ async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_pe
             await log_two.has(Connected, lambda event: event.peer == three.peer_id)
 
 
+async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.2,) * 50)
+    async with opened(node()) as (one, log_one):
+        known = tuple(one.addresses())
+        async with opened(node(bootstrap=known)) as (two, log_two), opened(node(bootstrap=known)) as (three, log_three):
+            cell = cell_of(NAMESPACE, two.peer_id, 1)
+            for network in (one, two, three):
+                await network.join(NAMESPACE)
+            await log_three.has(Connected, lambda event: event.peer == two.peer_id)
+            for network in (one, two):
+                await network.join_cell(NAMESPACE, cell)
+                await network.leave_cell(NAMESPACE, ROOT)
+            with pytest.raises(NetworkError, match="was not joined"):
+                await two.publish(NAMESPACE, announce(two.peer_id))
+            with pytest.raises(NetworkError, match="was not joined"):
+                await three.publish(NAMESPACE, announce(three.peer_id), cell)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publish_until_told, two, 1, cell)
+                assert (await log_one.has(Gossiped)).cell == cell
+                nursery.cancel_scope.cancel()
+            # Still found under the model's own key.
+            key = discovery.provider_key(NAMESPACE).encode()
+            dht = one._discovery._dht
+            await eventually(lambda: dht is not None and len(dht.provider_store.get_providers(key)) == 3)
+            await two.leave_cell(NAMESPACE, cell)
+            await two.leave_cell(NAMESPACE, cell)
+            await two.join_cell(NAMESPACE, cell)
+            heard = len(log_one.of(Gossiped))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publish_until_told, two, 10_000, cell)
+                await log_one.until(lambda log: len(log.of(Gossiped)) > heard)
+                nursery.cancel_scope.cancel()
+            assert not log_three.of(Gossiped)
+            assert not any(log.of(Malformed) for log in (log_one, log_two, log_three))
+
+
+async def test_in_a_cell_a_node_looks_for_its_own_kind_also_when_it_has_peers_enough() -> None:
+    async with opened(node(target_peers=2)) as (one, _), opened(node()) as (two, _), opened(node()) as (three, _):
+        await connect(one, two)
+        await connect(one, three)
+        seeker = one._discovery
+        assert seeker._room(NAMESPACE, ROOT) == 0
+        mine = cell_of(NAMESPACE, one.peer_id, 1)
+        near = [mine == cell_of(NAMESPACE, network.peer_id, 1) for network in (two, three)]
+        assert seeker._room(NAMESPACE, mine) == 2 - sum(near)
+        async with opened(node()) as (four, _):
+            other = Cell(1, cell_of(NAMESPACE, four.peer_id, 1).prefix ^ 1)
+            record = PeerInfo(ID(four.peer_id), [Multiaddr(four.addresses()[0].partition("/p2p/")[0])])
+            await seeker._dial_providers([record], NAMESPACE, other)
+            assert four.peer_id not in one.peers(), "a record of a node that cannot be of that cell"
+
+
+async def test_provider_records_are_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "MAX_PROVIDER_KEYS", 3)
+    async with opened(node()) as (one, _):
+        dht = one._discovery._dht
+        assert dht is not None
+        store, key = dht.provider_store, b"/mycelia/model/a"
+        peers = [PeerInfo(ID(new_identity().peer_id), []) for _ in range(host.MAX_PROVIDERS_PER_KEY + 1)]
+        for peer in peers:
+            store.add_provider(key, peer)
+        kept = {provider.peer_id for provider in store.get_providers(key)}
+        assert len(kept) == host.MAX_PROVIDERS_PER_KEY and peers[-1].peer_id in kept
+        for number in range(5):
+            store.add_provider(b"/mycelia/model/%d" % number, peers[0])
+            store.add_provider(key, peers[0])
+        store.add_provider(b"/elsewhere", peers[0])
+        assert set(store.providers) == {b"/mycelia/model/3", b"/mycelia/model/4", key}
+
+
+async def test_a_prefix_is_provided_found_and_its_provider_dialled() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _), opened(node()) as (three, log_three):
+        for network in (two, three):
+            await connect(network, one)
+            for dht in (network._discovery._dht, one._discovery._dht):
+                assert dht is not None
+                for other in (one, network):
+                    await dht.add_peer(ID(other.peer_id))
+        key = b"k" * 16
+        with trio.fail_after(PATIENCE_S):
+            await two.provide(key)
+            assert await three.find_providers(b"x" * 16) == []
+            assert await three.find_providers(key) == [two.peer_id]
+            await three.dial(two.peer_id)
+            await log_three.has(Connected, lambda event: event.peer == two.peer_id)
+            await three.dial(two.peer_id)
+        with pytest.raises(NetworkError, match="nothing is known"):
+            await three.dial(new_identity().peer_id)
+
+
 # --- hostile and broken peers --------------------------------------------------------------------------------------
 
 
@@ -521,12 +612,12 @@ async def test_a_provider_that_never_stays_is_dialled_ever_more_rarely(monkeypat
                 assert seeker._backoffs[peer].pause_s == discovery.PEER_FIRST_PAUSE_S * 2 ** (times - 1)
                 await one.disconnect(peer)
                 await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
-            await seeker._dial_providers(providers)
+            await seeker._dial_providers(providers, NAMESPACE, ROOT)
             assert not one.peers()
             # One that stays is forgiven.
             await connect(one, two)
             monkeypatch.setattr(discovery, "STABLE_S", 0)
-            await seeker._dial_providers(providers)
+            await seeker._dial_providers(providers, NAMESPACE, ROOT)
         assert not seeker._backoffs
 
 
@@ -552,7 +643,7 @@ async def test_a_flood_of_gossip_ends_at_the_flooders_neighbours() -> None:
         charged: list[bytes] = []
         service._charge = lambda peer, reason, refusal=Refusal.MALFORMED: charged.append(peer)
         topic = f"{gossip.TOPIC_PREFIX}{NAMESPACE.hex()}"
-        service._topics[topic] = NAMESPACE
+        service._topics[topic] = (NAMESPACE, ROOT)
         data = encode(announce(flooder.to_bytes()))
 
         def accepted(forwarder: ID, author: ID, count: int) -> int:

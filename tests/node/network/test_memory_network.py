@@ -10,6 +10,7 @@ from node.network.identity import Identity, new_identity
 from node.network.memory import WINDOW_BYTES, MemoryNetwork, MemorySwarm
 from node.network.network import Connected, Disconnected, Gossiped, Malformed, MessageStream, NetworkError, Received
 from node.peer_id import peer_text
+from proto.cells import ROOT, cell_of
 from proto.codec import encode
 from proto.errors import RemoteError
 
@@ -180,3 +181,40 @@ async def test_a_light_client_takes_no_part(autojump_clock: trio.testing.MockClo
             await client.send(new_identity().peer_id, hello())
         await client.disconnect(one.peer_id)
         assert client.peers() == []
+
+
+async def test_gossip_of_a_cell_reaches_its_nodes_alone(autojump_clock: trio.testing.MockClock) -> None:
+    async with (
+        swarm() as world,
+        world.open_network(node()) as one,
+        following(one) as log_one,
+        world.open_network(node()) as two,
+        world.open_network(node()) as three,
+        following(three) as log_three,
+    ):
+        cell = cell_of(NAMESPACE, two.peer_id, 2)
+        for network in (one, two, three):
+            await network.join(NAMESPACE)
+        for network in (one, two):
+            await network.join_cell(NAMESPACE, cell)
+            await network.leave_cell(NAMESPACE, ROOT)
+        await two.publish(NAMESPACE, announce(two.peer_id), cell)
+        assert (await log_one.has(Gossiped)).cell == cell
+        with pytest.raises(NetworkError):
+            await two.publish(NAMESPACE, announce(two.peer_id))
+        await three.publish(NAMESPACE, announce(three.peer_id))
+        await trio.sleep(1)  # of virtual time
+        assert len(log_one.of(Gossiped)) == 1 and not log_three.of(Gossiped)
+
+
+async def test_a_prefix_is_provided_and_found(autojump_clock: trio.testing.MockClock) -> None:
+    async with swarm() as world, world.open_network(node()) as one, world.open_network(node()) as two:
+        key = b"k" * 16
+        await two.provide(key)
+        assert await one.find_providers(key) == [two.peer_id]
+        assert await two.find_providers(key) == [] == await one.find_providers(b"x" * 16)
+        await one.dial(two.peer_id)
+        assert world.connected(one.peer_id, two.peer_id)
+        world.cut(two.peer_id)
+        with pytest.raises(NetworkError):
+            await one.dial(two.peer_id)

@@ -1,0 +1,164 @@
+"""A Kademlia DHT of all nodes: how long a lookup takes, what it costs, whom it ends at.
+
+Node ids are hashes; a node's routing table has up to K random nodes of each bucket, as tables look after a while. A
+request to a node that is not connected pays COLD_RTTS round trips (TCP, the choice of Noise, Noise, the choice of
+yamux, the stream's protocol, the request), to one that is, WARM_RTTS. Of all nodes, ``dead_share`` are gone but still
+in tables: each costs its asker DIAL_DEADLINE_S. Latencies come from ``links.Homes``. Not modelled: queues at busy nodes
+and lost packets.
+"""
+
+import heapq
+import random
+from bisect import insort
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from sim.links import Homes
+from sim.world import peer_id
+
+K = 20
+ALPHA, BETA = 10, 3
+"""Of py-libp2p 0.8.1."""
+COLD_RTTS, WARM_RTTS = 6, 2
+DIAL_DEADLINE_S = 5.0
+"""As in node/network/host.py."""
+REPLICAS = 8
+"""Nodes that keep the record of a prefix, as in node/network/host.py."""
+NUM_CONNECTED = 32
+"""Nodes that one is connected with at any time."""
+
+PEER_BYTES = 270
+"""A peer in an answer: id 38, two addresses, its signed record 200."""
+REQUEST_BYTES, HANDSHAKE_BYTES, ADD_PROVIDER_BYTES = 130, 1_100, 650
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one lookup took."""
+
+    seconds: float
+    received_bytes: int
+    sent_bytes: int
+    num_asked: int
+    is_found: bool
+    """Whether somebody who keeps the record answered."""
+
+
+def _point(key: bytes) -> int:
+    return int.from_bytes(blake3(key).digest(length=8), "big")
+
+
+class Kademlia:
+    """All nodes' routing tables, made when they are first looked at."""
+
+    def __init__(self, homes: Homes, num_nodes: int, rng: random.Random, dead_share: float = 0.1) -> None:
+        self._homes = homes
+        self._rng = rng
+        ids = [blake3(peer_id(number)).digest(length=8) for number in range(num_nodes)]
+        self._ids = [int.from_bytes(key, "big") for key in ids]
+        self._order = sorted(range(num_nodes), key=self._ids.__getitem__)
+        self._sorted = np.array([self._ids[number] for number in self._order], dtype=np.uint64)
+        self.is_dead = [rng.random() < dead_share for _ in range(num_nodes)]
+        self._tables: dict[int, list[int]] = {}
+        self._connected: dict[int, set[int]] = {}
+
+    def keepers(self, key: bytes) -> list[int]:
+        """The REPLICAS live nodes nearest to ``key``, who keep its records."""
+        target = _point(key)
+        live = (node for node in range(len(self._ids)) if not self.is_dead[node])
+        return heapq.nsmallest(REPLICAS, live, key=lambda node: self._ids[node] ^ target)
+
+    def find_nearest(self, source: int, key: bytes) -> Found:
+        """A lookup of the nodes nearest to ``key``, in rounds as py-libp2p makes them: ALPHA at once, the next ones
+        when all have answered or timed out, until the K nearest have."""
+        return self._lookup(source, key, frozenset(), in_rounds=True)
+
+    def find_providers(self, source: int, key: bytes, holders: Collection[int]) -> Found:
+        """A lookup of providers as ``node/network/host.py`` makes it for prefixes: over when the first of ``holders``,
+        who keep the records, has answered, or when the BETA nearest of all have and are no holders."""
+        return self._lookup(source, key, holders, in_rounds=False)
+
+    def _lookup(self, source: int, key: bytes, holders: Collection[int], in_rounds: bool) -> Found:
+        target, ids, warm = _point(key), self._ids, self._connections(source)
+        heard = set(self._nearest_known(source, target))
+        left = [(ids[node] ^ target, node) for node in heard]
+        heapq.heapify(left)
+        under_way: list[tuple[float, int]] = []
+        answered: list[int] = []
+        """Distances of the nodes that answered, ascending."""
+        now, received, sent, num_asked, is_found = 0.0, 0, 0, 0, False
+        while not is_found:
+            wanted = left and (in_rounds or len(answered) < BETA or left[0][0] < answered[BETA - 1])
+            if in_rounds and wanted and len(answered) >= K and left[0][0] > answered[K - 1]:
+                wanted = False
+            while wanted and left and len(under_way) < ALPHA:
+                _, node = heapq.heappop(left)
+                num_asked += 1
+                sent += REQUEST_BYTES + (0 if node in warm else HANDSHAKE_BYTES)
+                heapq.heappush(under_way, (now + self._request_s(source, node, node in warm), node))
+            if not under_way or not (wanted or in_rounds):
+                break
+            for _ in range(len(under_way) if in_rounds else 1):
+                now, node = heapq.heappop(under_way)
+                if self.is_dead[node]:
+                    continue
+                insort(answered, ids[node] ^ target)
+                closer = self._nearest_known(node, target)
+                received += PEER_BYTES * len(closer) + (0 if node in warm else HANDSHAKE_BYTES)
+                is_found = is_found or node in holders
+                for other in closer:
+                    if other not in heard and other != source:
+                        heard.add(other)
+                        heapq.heappush(left, (ids[other] ^ target, other))
+        return Found(now, received, sent, num_asked, is_found)
+
+    def provide_bytes(self, found: Found) -> int:
+        """Sent and received by a provider whose lookup ``found`` where to put its record; at worst, if it is connected
+        with none of them."""
+        return found.sent_bytes + found.received_bytes + REPLICAS * (ADD_PROVIDER_BYTES + HANDSHAKE_BYTES)
+
+    def connect_s(self, one: int, other: int) -> float:
+        """From a dial until the digest of ``other`` is there: a connection, hello, question and repair."""
+        return self._rtt(one, other) * (COLD_RTTS - 1 + 0.5 + WARM_RTTS)
+
+    def _request_s(self, source: int, node: int, is_warm: bool) -> float:
+        if self.is_dead[node]:
+            return DIAL_DEADLINE_S
+        return self._rtt(source, node) * (WARM_RTTS if is_warm else COLD_RTTS)
+
+    def _rtt(self, one: int, other: int) -> float:
+        return float(self._homes.rtt(np.array([one]), np.array([other]))[0, 0])
+
+    def _connections(self, source: int) -> set[int]:
+        """Whom it is connected with: of its table, the live ones it happens to know."""
+        if source not in self._connected:
+            live = [node for node in self._table(source) if not self.is_dead[node]]
+            self._connected[source] = set(self._rng.sample(live, min(NUM_CONNECTED, len(live))))
+        return self._connected[source]
+
+    def _nearest_known(self, node: int, target: int) -> list[int]:
+        return heapq.nsmallest(K, self._table(node), key=lambda other: self._ids[other] ^ target)
+
+    def _table(self, node: int) -> list[int]:
+        """Up to K random nodes of each bucket: those that share exactly so many first bits with it."""
+        if node not in self._tables:
+            table: list[int] = []
+            low, high = 0, len(self._order)
+            for bit in range(63, -1, -1):
+                start = (self._ids[node] >> bit ^ 1) << bit
+                first, last = self._range(start, start + (1 << bit))
+                table += [self._order[i] for i in self._rng.sample(range(first, last), min(K, last - first))]
+                own = self._ids[node] >> bit << bit
+                low, high = self._range(own, own + (1 << bit))
+                if high - low <= 1:
+                    break
+            self._tables[node] = table
+        return self._tables[node]
+
+    def _range(self, start: int, end: int) -> tuple[int, int]:
+        bounds: npt.NDArray[np.intp] = np.searchsorted(self._sorted, np.array([start, end - 1], dtype=np.uint64))
+        return int(bounds[0]), int(np.searchsorted(self._sorted, np.uint64(end - 1), side="right"))
