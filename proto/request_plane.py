@@ -29,20 +29,28 @@ from proto.messages import (
     VitalsUpdate,
 )
 from proto.request import Request
-from proto.routing import Candidate, choose
+from proto.routing import Candidate, Policy, choose
 
 
 class RequestPlane:
     """All requests in flight that entered here."""
 
     def __init__(
-        self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane, ladder: LadderPlane
+        self,
+        me: bytes,
+        config: RequestConfig,
+        members: Membership,
+        digests: DigestPlane,
+        ladder: LadderPlane,
+        policy: Policy | None = None,
     ) -> None:
+        """policy: instead of this protocol's own choice, for comparisons."""
         self._me = me
         self._config = config
         self._members = members
         self._digests = digests
         self._ladder = ladder
+        self._policy = policy
         self._requests: dict[bytes, Request] = {}
         self._waiting: dict[bytes, set[bytes]] = {}
         """Requests without an attempt yet -> whose digests may still help; empty while the lookup goes on."""
@@ -188,7 +196,10 @@ class RequestPlane:
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
-        decision = choose(candidates, len(request.prompt))
+        if self._policy is not None:
+            decision = self._policy(candidates, len(request.prompt), request.chain)
+        else:
+            decision = choose(candidates, len(request.prompt))
         generate = request.begin_attempt(decision.chosen, decision.matched_tokens)
         self._space(request).begin(decision.chosen, request.chain, now)
         return [Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]

@@ -6,7 +6,7 @@ prefill. Matches are compared in whole blocks, so that this node's token-exact v
 peers advertise at block granularity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proto.blocks import STRIDE
@@ -23,6 +23,19 @@ class Candidate:
     num_requests: int
     """Requests active or waiting there, as reported or as sent there by this node, whichever is more."""
     is_local: bool
+    queued_tokens: int = 0
+    """Of prompts that are to be prefilled there before this one."""
+    slots: int = 1
+    """Requests it works on at once."""
+    prefill_rate: float = 0.0
+    """Tokens/s; 0 when nobody has measured it yet."""
+    round_trip_s: float = 0.0
+    precision: float = 1.0
+    """rho: tokens found in its cache / tokens believed to be there, of late."""
+    slowness: float = 1.0
+    """beta: observed / expected wait, of late."""
+    load_age_s: float = 0.0
+    """Since its load was last heard of."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,10 @@ class Decision:
     def matched_tokens(self) -> int:
         """The match that the chosen node was chosen on."""
         return self.rated[0].candidate.matched_tokens
+
+
+Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
+"""(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Decision:
