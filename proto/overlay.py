@@ -60,6 +60,7 @@ from proto.messages import (
 )
 from proto.refusals import Refusal
 from proto.request_plane import RequestPlane
+from proto.routing import Policy
 from proto.trust import Trust
 
 
@@ -82,7 +83,16 @@ class PeerView:
 class Overlay:
     """One node's protocol state. Not thread-safe: one caller."""
 
-    def __init__(self, me: bytes, config: OverlayConfig, rng: random.Random, sign: Sign, verify: Verify) -> None:
+    def __init__(
+        self,
+        me: bytes,
+        config: OverlayConfig,
+        rng: random.Random,
+        sign: Sign,
+        verify: Verify,
+        policy: Policy | None = None,
+    ) -> None:
+        """policy: another rule of who answers a prompt than the protocol's own."""
         self.me = me
         self.refusals: Counter[Refusal] = Counter()
         """What of peers was not used, and why. Only read it."""
@@ -95,7 +105,7 @@ class Overlay:
             me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
         )
         self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
-        self._requests = RequestPlane(me, config, self._members, self._digests, self._ladder)
+        self._requests = RequestPlane(me, config, self._members, self._digests, self._ladder, policy)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What ``event`` makes this node do. Never raises for anything a peer did."""

@@ -31,15 +31,22 @@ from proto.messages import (
 )
 from proto.observed import Observed
 from proto.request import Request
-from proto.routing import Candidate, choose
+from proto.routing import Candidate, Policy, choose
 
 
 class RequestPlane:
     """All requests in flight that entered here."""
 
     def __init__(
-        self, me: bytes, config: OverlayConfig, members: Membership, digests: DigestPlane, ladder: LadderPlane
+        self,
+        me: bytes,
+        config: OverlayConfig,
+        members: Membership,
+        digests: DigestPlane,
+        ladder: LadderPlane,
+        policy: Policy | None = None,
     ) -> None:
+        """policy: instead of this protocol's own choice, for comparisons."""
         self._me = me
         self._config = config.request
         self._routing = config.routing
@@ -47,6 +54,7 @@ class RequestPlane:
         self._members = members
         self._digests = digests
         self._ladder = ladder
+        self._policy = policy
         self._requests: dict[bytes, Request] = {}
         self._waiting: dict[bytes, set[bytes]] = {}
         """Requests without an attempt yet -> whose digests may still help; empty while the lookup goes on."""
@@ -195,7 +203,10 @@ class RequestPlane:
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
-        decision = choose(candidates, request.num_tokens, self._routing)
+        if self._policy is not None:
+            decision = self._policy(candidates, request.num_tokens, request.chain)
+        else:
+            decision = choose(candidates, request.num_tokens, self._routing)
         expected_s, promised = decision.rated[0].wait_s, decision.matched_tokens
         generate = request.begin_attempt(decision.chosen, promised, expected_s, now)
         uncached = max(request.num_tokens - promised, 0)

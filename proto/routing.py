@@ -18,7 +18,7 @@ through rho and beta, and what is claimed of rates is clamped.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proto.blocks import STRIDE
@@ -58,10 +58,10 @@ class RatedCandidate:
     """A candidate with the terms of its cost."""
 
     candidate: Candidate
-    queue_s: float
-    prefill_s: float
-    load_factor: float
     cost: float
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    load_factor: float = 1.0
 
     @property
     def wait_s(self) -> float:
@@ -82,6 +82,10 @@ class Decision:
     def matched_tokens(self) -> int:
         """The match that the chosen node was chosen on."""
         return self.rated[0].candidate.matched_tokens
+
+
+Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
+"""(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int, config: RoutingConfig) -> Decision:
@@ -122,7 +126,7 @@ def _rate(
     load = (candidate.num_requests + 1) * mean_slots / max(candidate.slots, 1)
     wait_s = candidate.slowness * (candidate.round_trip_s + queue_s + prefill_s)
     factor = math.pow(load, exponent)
-    return RatedCandidate(candidate, queue_s, prefill_s, factor, wait_s * factor)
+    return RatedCandidate(candidate, wait_s * factor, queue_s, prefill_s, factor)
 
 
 def _clamped(rate_: float, config: RoutingConfig) -> float:

@@ -17,8 +17,8 @@ from node.network.memory import MemoryStream
 from node.network.network import MessageStream, NetworkSettings
 from node.rundir import RunInfo, find_running, is_held, locked, write_run_info
 from proto.blocks import pack_tokens
-from proto.effects import Disconnect, Effect, Publish, Send, SetTimer
 from proto.cells import ROOT, Cell
+from proto.effects import Disconnect, Effect, Publish, Send, SetTimer
 from proto.errors import LimitExceeded, LocalError
 from proto.events import Connected, Event, Timer, TimerFired
 from proto.messages import Accepted, Answered, Ask, Generate, Message, Text, Tokens, Vitals, VitalsUpdate
