@@ -25,6 +25,9 @@ from proto.blocks import STRIDE
 from proto.config import RoutingConfig
 from proto.errors import LocalError
 
+_MAX_LOAD = 1e6
+"""Claims of more are as good; keeps costs within what the wire can tell."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -123,7 +126,7 @@ def _rate(
     uncached = max(prompt_tokens - candidate.precision * matched, 1.0)
     queue_s, prefill_s = candidate.queued_tokens / rate_, uncached / rate_
     exponent = config.load_exponent * 0.5 ** (candidate.load_age_s / config.load_half_life_s)
-    load = (candidate.num_requests + 1) * mean_slots / max(candidate.slots, 1)
+    load = min((candidate.num_requests + 1) * mean_slots / max(candidate.slots, 1), _MAX_LOAD)
     wait_s = candidate.slowness * (candidate.round_trip_s + queue_s + prefill_s)
     factor = math.pow(load, exponent)
     return RatedCandidate(candidate, wait_s * factor, queue_s, prefill_s, factor)

@@ -44,7 +44,7 @@ def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: l
     decision = choose(several, tokens, CONFIG)
     assert decision.chosen == decision.rated[0].candidate.peer and len(decision.rated) == len(several)
     costs = [one.cost for one in decision.rated]
-    assert all(math.isfinite(cost) and cost > 0 for cost in costs)
+    assert all(math.isfinite(cost) and 0 < cost < 1e18 for cost in costs), "the wire can tell it"
     assert costs[0] <= min(costs) * CONFIG.keep_factor + CONFIG.keep_s
 
 
