@@ -70,11 +70,11 @@ class Libp2pStream:
         sent = False
         try:
             for start in range(0, len(frame), WRITE_STEP_BYTES):
-                with trio.fail_after(WRITE_DEADLINE_S):
+                with trio.move_on_after(WRITE_DEADLINE_S) as step:
                     await self._bytes.write(bytes(frame[start : start + WRITE_STEP_BYTES]))
+                if step.cancelled_caught:
+                    raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
             sent = True
-        except trio.TooSlowError as exc:
-            raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent") from exc
         except _STREAM_ERRORS as exc:
             raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
         finally:
