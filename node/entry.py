@@ -225,15 +225,16 @@ class Entry:
         is_over = False
         try:
             await stream.send(generate)
-            while not is_over:
-                with trio.fail_after(FRAME_DEADLINE_S):
+            with trio.fail_after(FRAME_DEADLINE_S) as silence:
+                while not is_over:
+                    silence.deadline = trio.current_time() + FRAME_DEADLINE_S
                     frame = await stream.receive()
-                if not isinstance(frame, Accepted | Tokens | Final | Failed):
-                    raise RemoteError(f"a {type(frame).__name__} in an answer")
-                if isinstance(frame, Tokens) and not frame.tokens:
-                    raise RemoteError("text without tokens")  # which no max_tokens would bound
-                is_over = isinstance(frame, Final | Failed)
-                await on_frame(frame)
+                    if not isinstance(frame, Accepted | Tokens | Final | Failed):
+                        raise RemoteError(f"a {type(frame).__name__} in an answer")
+                    if isinstance(frame, Tokens) and not frame.tokens:
+                        raise RemoteError("text without tokens")  # which no max_tokens would bound
+                    is_over = isinstance(frame, Final | Failed)
+                    await on_frame(frame)
         finally:
             with trio.CancelScope(shield=True):
                 await (stream.aclose() if is_over else stream.reset())

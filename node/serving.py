@@ -16,7 +16,6 @@ from node.engine.engine import (
     EngineItem,
     EngineRequest,
     EngineTokens,
-    append_tokens,
 )
 from node.errors import first_error
 from node.network.network import MessageStream, NetworkError
@@ -24,64 +23,15 @@ from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import Accepted, Failed, Final, Generate, Message, ServingFrame, Tokens
 
-COALESCE_S = 0.1
-"""Tokens generated within this time of the last frame share the next one: each frame wakes five tasks on its way
-from the engine to the client, and ten changes a second read as steady. The first token never waits, nor does the
-end."""
 OPENING_DEADLINE_S = 10.0
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]
-
-
-class _Coalescer:
-    """Sends frames in order; tokens wait for at most ``interval_s`` since the last frame."""
-
-    def __init__(self, send: SendFrame, interval_s: float) -> None:
-        self._send = send
-        self._interval_s = interval_s
-        self._position = 0
-        self._items: list[EngineTokens] = []
-        self._sent_at = float("-inf")
-        self._waiting = trio.Event()
-        self._lock = trio.Lock()
-
-    async def add(self, item: EngineTokens) -> None:
-        append_tokens(self._items, item)
-        is_due = trio.current_time() >= self._sent_at + self._interval_s
-        if is_due or len(self._items) > 1:
-            await self.flush()
-        else:
-            self._waiting.set()
-
-    async def flush(self) -> None:
-        """Send what waits, never cutting an item: its text belongs to its tokens, which may be all that arrives.
-
-        The lock keeps frames in order when the timer and a new token meet.
-        """
-        async with self._lock:
-            while self._items:
-                item = self._items.pop(0)
-                frame = Tokens(
-                    position=self._position, tokens=pack_tokens(item.tokens), text=item.text, logprobs=item.logprobs
-                )
-                self._position += len(item.tokens)
-                self._sent_at = trio.current_time()
-                await self._send(frame)
-
-    async def run(self) -> None:
-        """Flush what no later token pushes out in time. Until cancelled."""
-        while True:
-            await self._waiting.wait()
-            self._waiting = trio.Event()
-            await trio.sleep_until(self._sent_at + self._interval_s)
-            await self.flush()
 
 
 async def serve_request(
     engine: Engine,
     request: Generate,
     send: SendFrame,
-    coalesce_s: float = COALESCE_S,
     deadline_s: float | None = None,
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
@@ -100,20 +50,13 @@ async def serve_request(
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,
     )
-    coalescer = _Coalescer(send, coalesce_s)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(coalescer.run)
-            async with engine.generate(engine_request) as items:
-                async for item in items:
-                    if isinstance(item, EngineTokens):
-                        await coalescer.add(item)
-                    else:
-                        await coalescer.flush()
-                        await send(_frame(item, engine))
-            nursery.cancel_scope.cancel()
-    except ExceptionGroup as group:
-        raise first_error(group) from group
+    position = 0
+    async with engine.generate(engine_request) as items:
+        async for item in items:
+            frame = _frame(item, position, engine)
+            if isinstance(item, EngineTokens):
+                position += len(item.tokens)
+            await send(frame)
 
 
 def _refusal(engine: Engine, request: Generate) -> Failed | None:
@@ -124,7 +67,7 @@ def _refusal(engine: Engine, request: Generate) -> Failed | None:
     return None
 
 
-def _frame(item: EngineItem, engine: Engine) -> ServingFrame:
+def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
     match item:
         case EngineAccepted():
             return Accepted(cached_tokens=item.cached_tokens)
@@ -133,7 +76,8 @@ def _frame(item: EngineItem, engine: Engine) -> ServingFrame:
         case EngineFailed():
             return Failed(code=item.code, message=item.message[:512], retryable=item.retryable)
         case EngineTokens():
-            raise AssertionError("tokens go through the coalescer")
+            tokens = pack_tokens(item.tokens)
+            return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
 async def serve_generate_stream(engine: Engine, stream: MessageStream) -> None:

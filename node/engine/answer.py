@@ -1,5 +1,6 @@
 """A running request's half that needs the model: how its tokens are chosen, and which of them may go out yet."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ class Answer:
             self._gate.skip(b"".join(llama.piece(token) for token in prompt[len(prompt) - resumed :]))
         self._waiting: deque[tuple[int, tuple[TokenLogprobs, ...]]] = deque()
         self._logprobs: tuple[TokenLogprobs, ...] = ()
+        self.due_s = -math.inf
+        """When, by ``time.monotonic``, what there is should go out; kept by whoever calls ``take``."""
 
     @property
     def is_stopped(self) -> bool:

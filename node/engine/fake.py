@@ -26,6 +26,7 @@ from node.engine.engine import (
     EngineRequest,
     EngineTokens,
     ModelInfo,
+    append_tokens,
 )
 from node.engine.stops import TextGate
 from proto.blocks import namespace_key, pack_tokens
@@ -52,6 +53,8 @@ class FakeSettings:
     prefill_rate: float = 0.0
     decode_rate: float = 0.0
     """Of one request; requests do not slow each other."""
+    coalesce_s: float = 0.0
+    """See ``COALESCE_S``; 0: every token is an item of its own."""
     salt: bytes = b""
 
 
@@ -211,7 +214,17 @@ class FakeEngine:
         first = trio.current_time()
         max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
         reason, gate = "length", TextGate([stop.encode() for stop in request.sampling.stop])
-        prompt, num_sent = request.prompt, 0
+        prompt, num_sent, due_item = request.prompt, 0, -math.inf
+
+        def fresh(texts: Sequence[bytes]) -> list[EngineTokens]:
+            nonlocal num_sent, due_item
+            items: list[EngineTokens] = []
+            for text in texts:
+                append_tokens(items, _item(work.generated[num_sent], text, request.sampling))
+                due_item = trio.current_time() + self.settings.coalesce_s
+                num_sent += 1
+            return items
+
         gate.skip(b"".join(map(_piece, prompt[len(prompt) - request.resumed_tokens :])))
         for position in range(max_tokens):
             if gate.is_stopped:
@@ -221,6 +234,8 @@ class FakeEngine:
                 yield lost
                 return
             if trio.current_time() >= due:
+                for item in fresh(gate.take()):
+                    yield item
                 yield late
                 return
             token = _next_token([*request.prompt, *work.generated], request.sampling)
@@ -230,15 +245,14 @@ class FakeEngine:
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
             gate.feed(_piece(token))
-            for text in gate.take():
-                yield _item(work.generated[num_sent], text, request.sampling)
-                num_sent += 1
+            if trio.current_time() >= due_item:
+                for item in fresh(gate.take()):
+                    yield item
         if self._epoch != epoch or fail_after is not None:
             yield lost
             return
-        for text in gate.end():
-            yield _item(work.generated[num_sent], text, request.sampling)
-            num_sent += 1
+        for item in fresh(gate.end()):
+            yield item
         if gate.is_stopped:
             reason = "stop"
         self._store([*request.prompt, *work.generated])

@@ -15,7 +15,15 @@ from typing import assert_never
 import trio
 
 from node.engine import ipc
-from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineRequest, EngineTokens
+from node.engine.engine import (
+    COALESCE_S,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+)
 from node.engine.fake import FakeEngine, FakeSettings
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
@@ -23,7 +31,7 @@ from proto.messages import ChatMessage
 
 PREFILL_RATE, DECODE_RATE = 5_000.0, 50.0
 """Tokens/s of one request: a model of some 8 B parameters on a consumer's GPU. No measurement depends on them but
-through the pace of the frames, of which each carries one or two tokens."""
+through the pace of the frames, of which each carries five tokens."""
 
 
 class FakeService:
@@ -34,6 +42,20 @@ class FakeService:
         self._replies = replies
         self._nursery = nursery
         self._requests: dict[int, trio.CancelScope] = {}
+        self._said = trio.Event()
+
+    def _say(self, message: ipc.FromChild) -> None:
+        self._replies.put(message)
+        self._said.set()
+
+    async def write(self) -> None:
+        """Until cancelled. What is said in one moment shares a write, as what one step of the real loop brings does."""
+        while True:
+            await self._said.wait()
+            for _ in range(2):  # rounds in which other tasks notice what has just happened
+                await trio.lowlevel.checkpoint()
+            self._said = trio.Event()
+            self._replies.flush()
 
     def handle(self, message: ipc.ToChild) -> None:
         match message:
@@ -48,7 +70,7 @@ class FakeService:
             case ipc.Spell():
                 self._nursery.start_soon(self._spell, message)
             case ipc.Ping():
-                self._replies.send(ipc.Pong(is_decoding=False, busy_s=0.0))
+                self._say(ipc.Pong(is_decoding=False, busy_s=0.0))
             case ipc.Load():
                 raise LocalError("a second Load")
             case _:
@@ -66,7 +88,7 @@ class FakeService:
             with scope:
                 async with self._engine.generate(request) as items:
                     async for item in items:
-                        self._replies.send(_reply(message.key, item))
+                        self._say(_reply(message.key, item))
         finally:
             del self._requests[message.key]
 
@@ -74,28 +96,28 @@ class FakeService:
         try:
             messages = [ChatMessage(role=role, content=content) for role, content in message.messages]
             tokens = await self._engine.tokenize_chat(messages)
-            self._replies.send(ipc.Rendered(message.key, pack_tokens(tokens), ""))
+            self._say(ipc.Rendered(message.key, pack_tokens(tokens), ""))
         except (LocalError, LimitExceeded) as exc:
-            self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
+            self._say(ipc.Rendered(message.key, b"", str(exc)))
 
     async def _spell(self, message: ipc.Spell) -> None:
         try:
             texts = await self._engine.detokenize([unpack_tokens(tokens) for tokens in message.sequences])
-            self._replies.send(ipc.Spelled(message.key, texts, ""))
+            self._say(ipc.Spelled(message.key, texts, ""))
         except (ValueError, LimitExceeded) as exc:
-            self._replies.send(ipc.Spelled(message.key, [], str(exc)))
+            self._say(ipc.Spelled(message.key, [], str(exc)))
 
     async def follow_cache(self) -> None:
         """Until cancelled."""
         while True:
             change = await self._engine.cache_changes()
             stored = [(leaf, pack_tokens(tokens)) for leaf, tokens in change.stored]
-            self._replies.send(ipc.CacheDelta(list(change.evicted), stored, change.reset))
+            self._say(ipc.CacheDelta(list(change.evicted), stored, change.reset))
 
     async def follow_vitals(self) -> None:
         """Until cancelled."""
         while True:
-            self._replies.send(ipc.LoadChanged(await self._engine.vitals_changes()))
+            self._say(ipc.LoadChanged(await self._engine.vitals_changes()))
 
 
 def _reply(key: int, item: EngineItem) -> ipc.FromChild:
@@ -120,12 +142,14 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
         max_waiting=wanted.max_waiting,
         prefill_rate=PREFILL_RATE,
         decode_rate=DECODE_RATE,
+        coalesce_s=COALESCE_S,
         salt=wanted.salt,
     )
     engine = FakeEngine(settings)
     info = engine.info
     async with trio.open_nursery() as nursery:
         service = FakeService(engine, replies, nursery)
+        nursery.start_soon(service.write)
         nursery.start_soon(service.follow_cache)
         nursery.start_soon(service.follow_vitals)
         replies.send(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from node.engine import ipc
 from node.engine.answer import Answer
-from node.engine.engine import DEADLINE, TOO_LATE
+from node.engine.engine import COALESCE_S, DEADLINE, TOO_LATE
 from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
 from node.engine.rates import RateMeter, prefill_budget
@@ -100,6 +100,8 @@ class StepLoop:
         self._expire()
         self._admit()
         rows = self._plan()
+        if self.prefilling:
+            self._say_fresh_of_all()  # Computing a prompt may take seconds.
         if rows:
             self._compute(rows)
         self._report()
@@ -277,7 +279,9 @@ class StepLoop:
         self._fail(job, code, message, retryable)
 
     def _fail(self, job: Job, code: str, message: str, retryable: bool) -> None:
-        """Tell the parent that a job that already left the scheduler was not answered."""
+        """Tell the parent that a job that already left the scheduler was not answered, after the tokens there are."""
+        if job.key in self._answers:
+            self._say_fresh(job)
         self._forget(job)
         self._replies.put(ipc.Refused(job.key, code, message, retryable))
 
@@ -422,11 +426,12 @@ class StepLoop:
         """Send what this step produced."""
         if self._tiers is not None:
             self._tiers.poll()
+        now = time.monotonic()
         for job in self._scheduler.running:
-            self._say_fresh(job)
+            if now >= self._answers[job.key].due_s:
+                self._say_fresh(job)
         self._say_cache()
         vitals = self._vitals()
-        now = time.monotonic()
         if vitals != self._vitals_sent and (self._vitals_due or now - self._vitals_sent_s >= VITALS_INTERVAL_S):
             self._vitals_sent, self._vitals_sent_s, self._vitals_due = vitals, now, False
             self._replies.put(ipc.LoadChanged(vitals))
@@ -447,8 +452,15 @@ class StepLoop:
         )
 
     def _say_fresh(self, job: Job, is_last: bool = False) -> None:
-        for item in self._answers[job.key].take(is_last):
+        answer = self._answers[job.key]
+        for item in answer.take(is_last):
+            answer.due_s = time.monotonic() + COALESCE_S
             self._replies.put(ipc.Generated(job.key, pack_tokens(item.tokens), item.text, item.logprobs))
+
+    def _say_fresh_of_all(self) -> None:
+        for job in self._scheduler.running:
+            self._say_fresh(job)
+        self._replies.flush()
 
     def _say_cache(self) -> None:
         if self._scheduler.changes:

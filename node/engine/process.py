@@ -41,6 +41,7 @@ from node.engine.settings import EngineSettings
 from node.engine.stream import AnswerStream
 from node.engine.tier import GIB
 from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
+from node.sockets import receive_some
 from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
 from proto.errors import LimitExceeded, LocalError, RemoteError
@@ -58,6 +59,7 @@ SAVE_GRACE_S = 10.0
 LOAD_DEADLINE_S = 1_800.0
 """For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
 CALL_ATTEMPTS = 2
+MAX_READ_BYTES = 65_536
 WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.worker")
 FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.fake_worker")
 
@@ -263,6 +265,7 @@ class ProcessEngine:
                 send.send_nowait(ipc.encode(self.load_message()))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
+                assert isinstance(child.stdout, trio.lowlevel.FdStream), "POSIX"
                 if not await self._read(child.stdout, send, on_loaded):
                     child.kill()
                 with trio.move_on_after(CLOSE_GRACE_S):
@@ -296,12 +299,12 @@ class ProcessEngine:
         )
 
     async def _read(
-        self, stdout: trio.abc.ReceiveStream, outbox: trio.MemorySendChannel[bytes], on_loaded: Callable[[], None]
+        self, stdout: trio.lowlevel.FdStream, outbox: trio.MemorySendChannel[bytes], on_loaded: Callable[[], None]
     ) -> bool:
         """Handle the child's messages until it ends. False: it talks nonsense."""
         frames = ipc.FrameBuffer()
         try:
-            async for data in stdout:
+            while data := await receive_some(stdout, MAX_READ_BYTES):
                 for message in frames.feed(data):
                     if isinstance(message, ipc.Loaded):
                         self._loaded(message, outbox)

@@ -18,6 +18,7 @@ class AnswerStream:
         self._tokens: deque[EngineTokens] = deque()
         self._last: EngineDone | EngineFailed | None = None
         self._wakeup = trio.Event()
+        """Set while there is something to read, or nothing more will come."""
         self.ended = False
         """The last item arrived, whether or not it was read."""
 
@@ -35,15 +36,13 @@ class AnswerStream:
         return self
 
     async def __anext__(self) -> EngineItem:
-        await trio.lowlevel.checkpoint()
-        while True:
-            item = self._pop()
-            if item is not None:
-                return item
-            if self.ended:
-                raise StopAsyncIteration
+        await self._wakeup.wait()
+        item = self._pop()
+        if item is None:
+            raise StopAsyncIteration
+        if not (self._accepted or self._tokens or self.ended):
             self._wakeup = trio.Event()
-            await self._wakeup.wait()
+        return item
 
     def _pop(self) -> EngineItem | None:
         item: EngineItem | None

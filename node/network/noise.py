@@ -4,13 +4,13 @@ libp2p's own reader takes each packet with two system calls, each through six la
 socket are the session's own: after ``NoisePackets`` was made, nobody else may use them.
 """
 
-from collections.abc import Awaitable, Callable
-
 import trio
 from cryptography.exceptions import InvalidTag
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, SIZE_NOISE_MESSAGE_LEN, NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
+
+from node.sockets import receive_some, send_at_once, send_rest
 
 MAX_RECEIVE_BYTES = 65_536
 """Taken from the socket at once."""
@@ -26,12 +26,9 @@ class NoisePackets:
         self._encrypt = protocol.cipher_state_encrypt.encrypt_with_ad
         self._decrypt = protocol.cipher_state_decrypt.decrypt_with_ad
         self._raw = channel.read_writer.read_write_closer
-        socket = getattr(getattr(self._raw, "stream", None), "stream", None)
-        # Straight to the socket: the layers between take two locks, four calls and a scheduling round each time.
-        self._receive: Callable[[int], Awaitable[bytes | bytearray]] = self._raw.read
-        self._send: Callable[[bytes], Awaitable[None]] = self._raw.write
-        if isinstance(socket, trio.SocketStream):
-            self._receive, self._send = socket.receive_some, socket.send_all
+        stream = getattr(getattr(self._raw, "stream", None), "stream", None)
+        # Straight to the socket: the layers between take two locks, four calls and three scheduling rounds each time.
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._sealed = bytearray()
         self._opened = bytes(session.buf.getbuffer()[session.low_watermark : session.high_watermark])
         """What the session had decrypted beyond the negotiation of the muxer."""
@@ -40,7 +37,10 @@ class NoisePackets:
         """Everything that has arrived; empty at the end. Raises libp2p's or trio's errors of a broken connection."""
         opened, self._opened = self._opened, b""
         while not opened:
-            sealed = await self._receive(MAX_RECEIVE_BYTES)
+            if self._socket is not None:
+                sealed = await receive_some(self._socket, MAX_RECEIVE_BYTES)
+            else:
+                sealed = await self._raw.read(MAX_RECEIVE_BYTES)
             if not sealed:
                 return b""
             self._sealed += sealed
@@ -63,13 +63,21 @@ class NoisePackets:
         del sealed[:start]
         return b"".join(packets)
 
-    async def send(self, data: bytes) -> None:
-        """Returns when the socket has taken all. A cancelled call leaves the session unusable. Raises as above."""
+    def send_at_once(self, data: bytes) -> bytes:
+        """Encrypts ``data``. Returns the encrypted bytes that the socket has no room for now, which have to go through
+        ``send_rest`` before anything else is sent. Raises as above."""
         packets = bytearray()
         for start in range(0, len(data), MAX_PLAINTEXT_LENGTH):
             packet = self._encrypt(None, data[start : start + MAX_PLAINTEXT_LENGTH])
             packets += len(packet).to_bytes(SIZE_NOISE_MESSAGE_LEN, "big") + packet
-        await self._send(bytes(packets))
+        return bytes(packets) if self._socket is None else send_at_once(self._socket, packets)
+
+    async def send_rest(self, packets: bytes) -> None:
+        """Returns when the socket has taken all. A cancelled call leaves the session unusable. Raises as above."""
+        if self._socket is None:
+            await self._raw.write(packets)
+        else:
+            await send_rest(self._socket, packets)
 
     async def aclose(self) -> None:
         await self._raw.close()

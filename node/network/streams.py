@@ -8,8 +8,9 @@ from typing import Protocol
 
 import structlog
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import IMuxedStream, INetStream
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.stream.net_stream import NetStream
 
 from node.network.deadlines import shielded
 from node.network.events import EventQueue
@@ -52,6 +53,8 @@ class Libp2pStream:
 
     def __init__(self, stream: INetStream, peer: bytes, charge: Charge) -> None:
         self._stream = stream
+        # Without libp2p's own layer, which takes a lock, and so a scheduling round, to look at its state each time.
+        self._bytes: INetStream | IMuxedStream = stream.muxed_stream if isinstance(stream, NetStream) else stream
         self._peer = peer
         self._charge = charge
         self._buffer = bytearray()
@@ -67,11 +70,11 @@ class Libp2pStream:
         sent = False
         try:
             for start in range(0, len(frame), WRITE_STEP_BYTES):
-                with trio.fail_after(WRITE_DEADLINE_S):
-                    await self._stream.write(bytes(frame[start : start + WRITE_STEP_BYTES]))
+                with trio.move_on_after(WRITE_DEADLINE_S) as step:
+                    await self._bytes.write(bytes(frame[start : start + WRITE_STEP_BYTES]))
+                if step.cancelled_caught:
+                    raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
             sent = True
-        except trio.TooSlowError as exc:
-            raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent") from exc
         except _STREAM_ERRORS as exc:
             raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
         finally:
@@ -129,10 +132,10 @@ class Libp2pStream:
             wanted = max(num_bytes - len(self._buffer), READ_AHEAD_BYTES)
             try:
                 if patient:
-                    data = await self._stream.read(wanted)
+                    data = await self._bytes.read(wanted)
                 else:
                     with trio.fail_after(READ_DEADLINE_S):
-                        data = await self._stream.read(wanted)
+                        data = await self._bytes.read(wanted)
             except trio.TooSlowError as exc:
                 raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
             except _STREAM_ERRORS as exc:

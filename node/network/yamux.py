@@ -91,7 +91,8 @@ class YamuxStream(IMuxedStream):
         it: a FIN, a reset or the loss of the connection."""
         if n == 0:
             return b""
-        await trio.lowlevel.checkpoint()
+        if self._buffer or self.is_read_over:
+            await trio.lowlevel.checkpoint()
         while not self._buffer:
             if self.is_read_over:
                 raise MuxedStreamEOF("the stream is over")
@@ -352,9 +353,10 @@ class YamuxConnection(IMuxedConn):
         while True:
             await self._has_outgoing.wait()
             data = bytes(self._outgoing[:MAX_PACKET_BYTES])
-            stuck.deadline = trio.current_time() + WRITE_DEADLINE_S
-            await self._packets.send(data)
-            stuck.deadline = math.inf
+            if rest := self._packets.send_at_once(data):
+                stuck.deadline = trio.current_time() + WRITE_DEADLINE_S
+                await self._packets.send_rest(rest)
+                stuck.deadline = math.inf
             # (only now: whoever waits for room waits for bytes that are gone)
             del self._outgoing[: len(data)]
             self._num_replies = 0 if not self._outgoing else self._num_replies
@@ -381,7 +383,6 @@ class YamuxConnection(IMuxedConn):
     async def _room_for_replies(self) -> None:
         """Else a peer that asks and never reads would make us keep all answers. But reading waits for nothing else:
         two ends that both wait for room before they read would wait for ever."""
-        await trio.lowlevel.checkpoint()
         while self._num_replies > MAX_REPLIES and not self._ended.is_set():
             await self._has_room.wait()
 

@@ -31,6 +31,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from node.sockets import send_at_once, send_rest
 from node.views import MAX_TIMEOUT_S, FailedView, NodeState, TreeRowView, frame_view
 from proto.codec import check_sampling
 from proto.errors import LocalError
@@ -220,9 +221,16 @@ class _Client:
             return b"" if self._is_ending else bytes(data)
 
     async def send_all(self, data: bytes) -> None:
-        with trio.move_on_after(WRITE_DEADLINE_S):
-            await self._stream.send_all(data)
-            return
+        """Whole pieces, one at a time: Hypercorn sees to that."""
+        try:
+            rest = send_at_once(self.socket, data)
+            if not rest:
+                return
+            with trio.move_on_after(WRITE_DEADLINE_S):
+                await send_rest(self.socket, rest)
+                return
+        except OSError as exc:
+            raise trio.BrokenResourceError("the client is gone") from exc
         self.socket.close()
         raise trio.BrokenResourceError("the client does not read")
 

@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from node.engine.engine import (
+    COALESCE_S,
     Engine,
     EngineAccepted,
     EngineDone,
@@ -148,3 +149,11 @@ async def test_options_that_no_peer_would_accept_are_refused() -> None:
     ):
         (item,) = await run(FakeEngine(), [1], sampling)
         assert isinstance(item, EngineFailed) and item.code == "bad_request"
+
+
+async def test_tokens_share_items_as_the_real_loop_sends_them(autojump_clock: MockClock) -> None:
+    single = await answer(FakeEngine(FakeSettings(decode_rate=50.0)), [1, 2, 3], 20)
+    shared = await answer(FakeEngine(FakeSettings(decode_rate=50.0, coalesce_s=COALESCE_S)), [1, 2, 3], 20)
+    assert tokens_of(shared) == tokens_of(single)
+    sizes = [len(item.tokens) for item in shared if isinstance(item, EngineTokens)]
+    assert sizes[0] == 1 and max(sizes) > 1 and sum(sizes) == 20

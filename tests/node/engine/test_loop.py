@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from node.engine import ipc, loop
+from node.engine.engine import COALESCE_S
 from node.engine.grammar import Grammar
 from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, Allowed, BatchRow, Llama, Sampler
 from node.engine.loop import StepLoop
@@ -446,3 +447,29 @@ def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None
     assert len(FakeGrammar.opened) == 8
     while not all(grammar.is_closed for grammar in FakeGrammar.opened):
         rig.loop.step()  # A killed one is closed when its thread says so, which it may do last.
+
+
+def test_tokens_after_the_first_share_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    rig = Rig()
+
+    def pieces(key: int) -> list[list[int]]:
+        frames = [m for m in rig.replies.messages if isinstance(m, ipc.Generated) and m.key == key]
+        return [list(unpack_tokens(frame.tokens)) for frame in frames]
+
+    rig.submit(1, [1], 10)
+    for _ in range(4):
+        rig.loop.step()
+    assert pieces(1) == [[2]], "the first token never waits"
+    now += COALESCE_S
+    rig.loop.step()
+    assert pieces(1) == [[2], [3, 4, 5, 6]]
+    rig.loop.step()
+    assert pieces(1) == [[2], [3, 4, 5, 6]]
+    rig.submit(2, [30], 10)
+    rig.loop.step()
+    assert pieces(1) == [[2], [3, 4, 5, 6], [7]], "a step that computes a prompt may be long"
+    assert pieces(2) == [[31]]
+    ended = rig.run(1)
+    assert isinstance(ended, ipc.Ended) and pieces(1) == [[2], [3, 4, 5, 6], [7], [8, 9, 10, 11]]

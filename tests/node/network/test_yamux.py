@@ -259,6 +259,10 @@ HOSTILE = {
 }
 
 
+async def send(stranger: NoisePackets, data: bytes) -> None:
+    await stranger.send_rest(stranger.send_at_once(data))
+
+
 @asynccontextmanager
 async def with_stranger() -> AsyncIterator[tuple[YamuxConnection, NoisePackets]]:
     """A connection of ours, and its other end by hand."""
@@ -271,7 +275,7 @@ async def with_stranger() -> AsyncIterator[tuple[YamuxConnection, NoisePackets]]
 @pytest.mark.parametrize("what", HOSTILE)
 async def test_breaking_the_protocol_ends_the_connection(what: str) -> None:
     async with with_stranger() as (one, stranger):
-        await stranger.send(HOSTILE[what])
+        await send(stranger, HOSTILE[what])
         with trio.fail_after(PATIENCE_S):
             await one.wait_closed()
         assert not one._streams
@@ -287,7 +291,7 @@ async def test_a_peer_may_have_so_many_streams_and_no_more() -> None:
     async with with_stranger() as (one, stranger):
         count = 2 * yamux.MAX_STREAMS
         for stream_id in range(2, 2 * count + 4, 2):
-            await stranger.send(frame(yamux._WINDOW, yamux._SYN, stream_id, 0))
+            await send(stranger, frame(yamux._WINDOW, yamux._SYN, stream_id, 0))
         refused = b""
         while len(refused) < yamux._HEADER.size:
             refused += await stranger.receive()
@@ -297,6 +301,6 @@ async def test_a_peer_may_have_so_many_streams_and_no_more() -> None:
 
 async def test_frames_for_streams_that_are_over_are_dropped() -> None:
     async with with_stranger() as (one, stranger):
-        await stranger.send(frame(yamux._DATA, 0, 77, 3) + b"abc" + frame(yamux._PING, yamux._SYN, 0, 5))
+        await send(stranger, frame(yamux._DATA, 0, 77, 3) + b"abc" + frame(yamux._PING, yamux._SYN, 0, 5))
         assert await stranger.receive() == frame(yamux._PING, yamux._ACK, 0, 5)
         assert not one.is_closed
