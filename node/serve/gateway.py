@@ -235,10 +235,11 @@ class _Client:
         raise trio.BrokenResourceError("the client does not read")
 
     async def aclose(self) -> None:
+        """May be called by several tasks; the connection ends when the client does or after LINGER_S."""
         self._is_ending = True
-        gone = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
-        with trio.move_on_after(LINGER_S), suppress(*gone):
-            await self.send_eof()
+        with trio.move_on_after(LINGER_S), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with suppress(trio.BusyResourceError):  # (another task is just doing the same)
+                await self.send_eof()
             async with self._reading:
                 while await self._stream.receive_some(65_536):
                     pass
