@@ -47,6 +47,7 @@ from proto.effects import (
 from proto.events import Connected, Disconnected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
 from proto.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
 from proto.overlay import Overlay
+from proto.routing import Policy
 from sim.links import Links
 from sim.meshes import Meshes
 
@@ -54,6 +55,7 @@ NAMESPACE = blake3(b"the simulated model").digest(length=16)
 EPOCH_START = 1_800_000_000.0
 """Virtual time begins here, in Unix seconds."""
 CONTEXT_TOKENS = 131_072
+IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
 GOSSIP_ENVELOPE_BYTES = 204
 """What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
@@ -110,9 +112,11 @@ class World:
         config: OverlayConfig = OverlayConfig(),  # noqa: B008  frozen
         perform_request: Callable[[SimNode, RequestEffect], None] | None = None,
         mesh_degree: int | None = None,
+        policy_of: Callable[[int], Policy | None] = lambda number: None,
     ) -> None:
         """perform_request: where requests' effects go, if there are requests. mesh_degree: each cell has a mesh that
-        follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves."""
+        follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves. policy_of: by which
+        rule each node routes; None is the protocol's own."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -135,6 +139,7 @@ class World:
         self._near: list[set[int]] = [set() for _ in range(num_nodes)]
         self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
+        self._policy_of = policy_of
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
         self._arrived_at: dict[tuple[int, int], float] = {}
@@ -150,18 +155,18 @@ class World:
     def start(self, number: int) -> SimNode:
         """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then."""
         peer = peer_id(number)
-        overlay = Overlay(peer, self.config, random.Random(self.rng.random()), sign_as(peer), verify)
+        rng = random.Random(self.rng.random())
+        overlay = Overlay(peer, self.config, rng, sign_as(peer), verify, self._policy_of(number))
         self._near[number].clear()
         node = self.nodes[number] = SimNode(number, peer, overlay, near=self._near[number])
         self.is_up[number] = True
         return node
 
-    def serve(self, node: SimNode) -> None:
+    def serve(self, node: SimNode, vitals: Vitals = IDLE, context_tokens: int = CONTEXT_TOKENS) -> None:
         """Its engine is ready, for NAMESPACE."""
         if self.meshes is not None:
             self.meshes.join(node.number, ROOT)
-        idle = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
-        self.handle(node, ModelServed(NAMESPACE, "model", CONTEXT_TOKENS, idle, int(self.now * 1000)))
+        self.handle(node, ModelServed(NAMESPACE, "model", context_tokens, vitals, int(self.now * 1000)))
 
     def start_all(self, edges: Sequence[tuple[int, int]], within_s: float) -> None:
         """Start every node, connect them, and let them begin to serve at random times within ``within_s``."""
