@@ -20,6 +20,11 @@ from sim.simulate import Outcome, Scenario, simulate
 _STEPS = 2
 """That a run names."""
 _LEAST_WIDTH = 88
+_LEGEND = """\
+hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
+seconds to the first token; of seeds: the least and the largest p99. load: the busiest
+node / mean. stale: cached tokens that a node was chosen for and did not hold. digest:
+bytes/s received by a node. goodput: answers/s whose first token met the objective."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,7 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
     console.width = max(console.width, _LEAST_WIDTH)  # (a cell that is cut short is worse than a long line)
     console.print(f"{scenario}; {len(report.seeds)} seeds", soft_wrap=True)
     console.print(table)
-    console.print(
-        "hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT: seconds to the first\n"
-        "token; of seeds: the least and the largest p99. load: the busiest node / mean. stale: of what a node was chosen\n"
-        "for, what it did not hold. digest: bytes/s received by a node. goodput: answers/s within the objective."
-    )
+    console.print(_LEGEND)
 
 
 def _row(policy: str, outcomes: Sequence[Outcome]) -> PolicyRow:

@@ -1,11 +1,23 @@
 """``mycelia simulate``: its command line. Heavy imports happen inside."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 DEFAULT_RATE = 8.0
 _DEFAULT_SEEDS = 3
+
+
+class _Finite(click.FloatRange):
+    """A FloatRange takes NaN, and infinity where it has no end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 @click.command(
@@ -25,10 +37,10 @@ Examples:
     metavar="NAME",
     help="mmlu, multi-turn, no-sharing, or mooncake:FILE, a trace in Mooncake's form.",
 )
-@click.option("--zipf", type=click.FloatRange(0, 3), default=1.0, show_default=True, help="Skew of what is shared.")
+@click.option("--zipf", type=_Finite(0, 3), default=1.0, show_default=True, help="Skew of what is shared.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     help=f"Prompts a second in all.  [default: {DEFAULT_RATE:g}; of a trace, its own]",
 )
 @click.option("--peers", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Simulated nodes.")
@@ -40,22 +52,22 @@ Examples:
     metavar="MS|internet|FILE",
     help="Between all nodes; or that of a modelled internet; or JSON with a square matrix `rtt_ms`, gzipped or not.",
 )
-@click.option("--loss", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Of messages, on each hop.")
+@click.option("--loss", type=_Finite(0, 0.9), default=0.0, show_default=True, help="Of messages, on each hop.")
 @click.option(
     "--digest-age",
-    type=click.FloatRange(0),
+    type=_Finite(0),
     metavar="SECONDS",
     help="Between a node's digests.  [default: as nodes do]",
 )
 @click.option(
     "--load-age",
-    type=click.FloatRange(0),
+    type=_Finite(0),
     metavar="SECONDS",
     help="Between a node's reports of its load.  [default: as nodes do]",
 )
 @click.option(
     "--churn",
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     metavar="MINUTES",
     help="Median session of nodes where no prompts enter; volunteers' is about 120.  [default: nobody leaves]",
 )
@@ -70,13 +82,11 @@ Examples:
     " Repeatable.",
 )
 @click.option("--seeds", type=click.IntRange(1, 1_000), default=_DEFAULT_SEEDS, show_default=True, help="Runs of each.")
-@click.option("--seconds", type=click.FloatRange(1), default=240.0, show_default=True, help="Virtual, measured.")
-@click.option(
-    "--warmup", type=click.FloatRange(0), default=60.0, show_default=True, help="Virtual seconds before that."
-)
+@click.option("--seconds", type=_Finite(1), default=240.0, show_default=True, help="Virtual, measured.")
+@click.option("--warmup", type=_Finite(0), default=60.0, show_default=True, help="Virtual seconds before that.")
 @click.option(
     "--objective",
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
