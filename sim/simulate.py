@@ -4,6 +4,9 @@ A run: nodes with engines of different speeds start and connect; requests enter 
 those of the time after that are measured, and answered to the end. The overlays are the node's own, so is what they
 know of each other. Equal seeds give equal runs: the machines, homes, prompts and times of arrival of a seed are the
 same for every policy.
+
+Entry nodes are connected with every node of their cell. A swarm that is too large for one cell is split from the start,
+with no records in the DHT: a prompt is answered in the cell where it enters.
 """
 
 import math
@@ -14,12 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from proto.blocks import STRIDE
-from proto.config import DigestConfig, OverlayConfig
+from proto.config import CellConfig, DigestConfig, OverlayConfig
 from proto.errors import LocalError
 from proto.routing import Policy
 from sim.engine import draw_spec
-from sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt
-from sim.metadata import MESH_DEGREE
+from sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
+from sim.metadata import DEGREE, MESH_DEGREE
 from sim.policies import Look, make_policy
 from sim.serving import Record, Serving
 from sim.sessions import GENERATORS, Session, hit_bound
@@ -92,7 +95,7 @@ class Outcome:
     stale_share: float
     """Of the cached tokens that a node was chosen on, those that it did not hold."""
     digest_bytes_per_s: float
-    """Received by a node: gossip and repair."""
+    """Received by a node where requests enter: gossip and repair."""
     goodput: float
     """Requests a second whose first token came within the objective and that were answered."""
 
@@ -135,7 +138,9 @@ class _Run:
             _config(scenario),
             perform_request=lambda node, effect: self.serving.perform(node, effect),
             policy_of=self._policy_of,
+            readers=range(scenario.entries) if scenario.entries < scenario.num_peers else None,
         )
+        self.num_cells = cells_for(scenario.num_peers)
         machines = random.Random(f"machines {seed}")
         self.serving = Serving(self.world, [draw_spec(machines) for _ in range(scenario.num_peers)])
 
@@ -144,17 +149,27 @@ class _Run:
     def start(self) -> None:
         """Everybody serves and is known."""
         world, num_peers = self.world, self.scenario.num_peers
-        edges = [(entry, other) for entry in range(self.scenario.entries) for other in range(entry + 1, num_peers)]
-        self.links.set_mesh(mesh_of(edges, num_peers, MESH_DEGREE, self.rng))
+        cells = [range(first, num_peers, self.num_cells) for first in range(self.num_cells)]
+        mesh = []
+        for cell in cells:
+            connections = random_graph(len(cell), DEGREE, self.rng)
+            mesh += [(cell[a], cell[b]) for a, b in mesh_of(connections, len(cell), MESH_DEGREE, self.rng)]
+        self.links.set_mesh(mesh)
         for number in range(num_peers):
             node = world.start(number)
             world.call(world.now + self.rng.uniform(0.0, START_S), partial(self.serving.start, node))
-        for one, other in edges:
-            world.connect(one, other)
+        for number in range(num_peers):
+            self._connect(number)
         if self.scenario.churn_s is not None:
             for number in range(self.scenario.entries, num_peers):
                 self._leave_later(number, self.scenario.churn_s, is_running=True)
         world.run(world.now + START_S + SETTLE_S)
+
+    def _connect(self, number: int) -> None:
+        """With all entries of its cell."""
+        for entry in range(number % self.num_cells, self.scenario.entries, self.num_cells):
+            if entry != number:
+                self.world.connect(number, entry)
 
     def _leave_later(self, number: int, median_s: float, is_running: bool = False) -> None:
         scale_s = median_s / math.log(2) ** (1 / SESSION_SHAPE)
@@ -170,8 +185,7 @@ class _Run:
 
     def _come_back(self, number: int, median_s: float) -> None:
         node = self.world.start(number)
-        for entry in range(self.scenario.entries):
-            self.world.connect(number, entry)
+        self._connect(number)
         self.serving.start(node)
         self._leave_later(number, median_s)
 
@@ -240,7 +254,8 @@ class _Run:
     # --- measures --------------------------------------------------------------------------------------------------
 
     def _digest_bytes(self) -> float:
-        return sum(float(self.world.received[plane].mean()) for plane in (GOSSIP, LAZY, REPAIR))
+        entries = self.scenario.entries
+        return sum(float(self.world.received[plane][:entries].mean()) for plane in (GOSSIP, LAZY, REPAIR))
 
     def _is_measured(self, record: Record) -> bool:
         return self.measured_from <= record.submitted_s < self.measured_until
@@ -278,6 +293,14 @@ class _Run:
             digest_bytes_per_s=self.num_digest_bytes / self.scenario.measured_s,
             goodput=len(good) / self.scenario.measured_s,
         )
+
+
+def cells_for(num_peers: int) -> int:
+    """Cells of equal size once each that was too large has split."""
+    num_cells = 1
+    while num_peers > num_cells * CellConfig().max_cell_nodes:
+        num_cells *= 2
+    return num_cells
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -13,7 +13,7 @@ import heapq
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
@@ -113,10 +113,15 @@ class World:
         perform_request: Callable[[SimNode, RequestEffect], None] | None = None,
         mesh_degree: int | None = None,
         policy_of: Callable[[int], Policy | None] = lambda number: None,
+        readers: Collection[int] | None = None,
     ) -> None:
         """perform_request: where requests' effects go, if there are requests. mesh_degree: each cell has a mesh that
         follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves. policy_of: by which
-        rule each node routes; None is the protocol's own."""
+        rule each node routes; None is the protocol's own.
+
+        readers: only these nodes read what they hear of others' digests, and ask the owner itself for what they lack:
+        connect them with all whom they shall know. The rest, where no requests enter, hears gossip, which is counted
+        and costs no time; it does not relay repairs, and takes no part in reconciliation. None: everybody reads."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -140,6 +145,9 @@ class World:
         self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
         self._policy_of = policy_of
+        self._is_reader = None if readers is None else np.zeros(num_nodes, dtype=np.bool_)
+        if self._is_reader is not None and readers is not None:
+            self._is_reader[sorted(readers)] = True
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
         self._arrived_at: dict[tuple[int, int], float] = {}
@@ -280,6 +288,8 @@ class World:
             case Send():
                 self._send(node, effect)
             case SetTimer():
+                if effect.timer.kind == "reconcile" and not self._reads(node.number):
+                    return
                 order = self._schedule(max(effect.at, self.now), node.number, effect.timer)
                 node.timers[effect.timer] = (max(effect.at, self.now), order)
             case CancelTimer():
@@ -324,6 +334,8 @@ class World:
         if delay is None:
             return
         self.received[plane][receiver] += size
+        if isinstance(effect.message, Reconcile | Repair) and not self._reads(receiver):
+            return
         # One stream a pair: what is sent later does not arrive before.
         pair = (node.number, receiver)
         at = max(self.now + delay, self._arrived_at.get(pair, 0.0))
@@ -347,6 +359,9 @@ class World:
         self.sent[LAZY] += lazy * reached
         self.received[LAZY] += lazy * hears
         reached[node.number] = False
+        if self._is_reader is not None:
+            reached &= self._is_reader
+            first[reached] = node.number
         now, peers, message = self.now, self.nodes, effect.message
         for number, delay, forwarder in zip(
             np.flatnonzero(reached).tolist(), heard[reached].tolist(), first[reached].tolist(), strict=True
@@ -355,6 +370,9 @@ class World:
             assert neighbour is not None
             event = Gossiped(node.peer, neighbour.peer, effect.namespace, message, effect.cell)
             self._schedule(now + delay, number, event)
+
+    def _reads(self, number: int) -> bool:
+        return self._is_reader is None or bool(self._is_reader[number])
 
     def _schedule(self, at: float, number: int, what: Event | Timer | Callable[[], None]) -> int:
         self._num_scheduled += 1
