@@ -26,6 +26,7 @@ from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from proto.messages import (
     MAX_CANDIDATES,
+    MAX_SMALL,
     Accepted,
     Answered,
     Ask,
@@ -276,10 +277,20 @@ def _route(decision: Decision) -> Route:
                 matched_tokens=rated.candidate.matched_tokens,
                 queued_requests=rated.candidate.num_requests,
                 cost=rated.cost,
+                round_trip_ms=_ms(rated.candidate.round_trip_s),
+                queue_ms=_ms(rated.queue_s),
+                prefill_ms=_ms(rated.prefill_s),
+                load_factor=rated.load_factor,
+                precision=rated.candidate.precision,
+                slowness=rated.candidate.slowness,
             )
             for rated in decision.rated[:MAX_CANDIDATES]
         ),
     )
+
+
+def _ms(seconds: float) -> int:
+    return min(round(seconds * 1000), MAX_SMALL)
 
 
 def _answered(effect: Finish, ttft_s: float) -> Answered:

@@ -25,18 +25,35 @@ def short(peer: str) -> str:
 
 
 def show_route(console: Console, route: RouteView) -> None:
-    """The table of ``--explain``: every candidate's terms, the chosen one first."""
+    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (round trip + queue +
+    prefill) x slowness x load; prefill is of what is not matched, as far as matches there came true."""
     table = Table(title=f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}", title_justify="left")
     table.add_column("node")
-    for name in ("matched tokens", "requests", "cost (tokens to prefill)"):
+    for name in (
+        "matched tokens",
+        "came true",
+        "RTT ms",
+        "queue ms",
+        "prefill ms",
+        "slowness",
+        "requests",
+        "load",
+        "cost",
+    ):
         table.add_column(name, justify="right")
     for candidate in route.candidates:
         is_chosen = candidate.peer == route.chosen
         table.add_row(
             f"{'→' if is_chosen else ' '} {short(candidate.peer)}",
             str(candidate.matched_tokens),
+            f"{candidate.precision:.0%}",
+            str(candidate.round_trip_ms),
+            str(candidate.queue_ms),
+            str(candidate.prefill_ms),
+            f"{candidate.slowness:.2f}",
             str(candidate.queued_requests),
-            f"{candidate.cost:.0f}",
+            f"{candidate.load_factor:.2f}",
+            f"{candidate.cost:.3f}",
             style="bold" if is_chosen else None,
         )
     console.print(table)

@@ -19,6 +19,13 @@ class CandidateView(msgspec.Struct, frozen=True):
     matched_tokens: int
     queued_requests: int
     cost: float
+    """Seconds until the first token times load: lower is better."""
+    round_trip_ms: int
+    queue_ms: int
+    prefill_ms: int
+    load_factor: float
+    precision: float
+    slowness: float
 
 
 class RouteView(msgspec.Struct, frozen=True, tag="route"):
@@ -85,7 +92,18 @@ def frame_view(frame: EntryFrame) -> FrameView:
                 reason=frame.reason,
                 prompt_tokens=frame.prompt_tokens,
                 candidates=[
-                    CandidateView(peer_text(c.peer), c.matched_tokens, c.queued_requests, c.cost)
+                    CandidateView(
+                        peer=peer_text(c.peer),
+                        matched_tokens=c.matched_tokens,
+                        queued_requests=c.queued_requests,
+                        cost=c.cost,
+                        round_trip_ms=c.round_trip_ms,
+                        queue_ms=c.queue_ms,
+                        prefill_ms=c.prefill_ms,
+                        load_factor=c.load_factor,
+                        precision=c.precision,
+                        slowness=c.slowness,
+                    )
                     for c in frame.candidates
                 ],
             )

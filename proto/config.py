@@ -145,6 +145,35 @@ class RequestConfig:
 
 
 @dataclass(frozen=True)
+class RoutingConfig:
+    """The cost of ``routing.py`` and what is observed for it."""
+
+    load_exponent: float = 1.0
+    """Of the load factor while the load is fresh. The product keeps affinity, see ``routing.py``."""
+    load_half_life_s: float = 15.0
+    """In which the exponent halves: load told 30 s ago says little."""
+    keep_factor: float = 1.25
+    keep_s: float = 0.01
+    """A conversation stays where it is unless another node costs less than this share, and this much, of it."""
+    default_prefill_rate: float = 500.0
+    """Tokens/s, when no candidate's is known: a small model on a processor."""
+    min_prefill_rate: float = 1.0
+    max_prefill_rate: float = 200_000.0
+    """Clamp what peers claim."""
+    default_round_trip_s: float = 0.1
+    """Until it is measured, seconds after the connection is up."""
+    observation_weight: float = 0.2
+    """Of the newest observation of a peer's precision or slowness."""
+    observation_half_life_s: float = 120.0
+    """In which what was observed fades: who is avoided for it gets another chance."""
+    max_slowness: float = 16.0
+    """Bounds one observation, both ways."""
+    negligible_s: float = 0.05
+    """Waits that differ by less say nothing of a peer."""
+    max_observed: int = 4_096
+
+
+@dataclass(frozen=True)
 class TrustConfig:
     """What misbehaviour costs."""
 
@@ -163,6 +192,7 @@ class OverlayConfig:
     cells: CellConfig = CellConfig()
     ladder: LadderConfig = LadderConfig()
     request: RequestConfig = RequestConfig()
+    routing: RoutingConfig = RoutingConfig()
     trust: TrustConfig = TrustConfig()
     vitals_interval_s: float = 1.0
     """Load travels at most this often: routing on load 1 s old is near routing on fresh load, 30 s old is far."""

@@ -18,11 +18,12 @@ class Dispatches:
         self._max_blocks = max_blocks
         self._sent: dict[bytes, OrderedDict[int, float]] = {}
         """Peer -> block hash -> when the peer's digest must have told it."""
-        self._in_flight: dict[bytes, int] = {}
+        self._running: dict[bytes, dict[bytes, tuple[float, int]]] = {}
+        """Peer -> request -> (when it was sent, tokens to prefill)."""
 
-    def begin(self, peer: bytes, chain: Sequence[int], now: float) -> None:
-        """A prompt with these block hashes goes to ``peer``."""
-        self._in_flight[peer] = self._in_flight.get(peer, 0) + 1
+    def begin(self, request_id: bytes, peer: bytes, chain: Sequence[int], uncached_tokens: int, now: float) -> None:
+        """A prompt with these block hashes goes to ``peer``, which is expected to prefill ``uncached_tokens``."""
+        self._running.setdefault(peer, {})[request_id] = (now, uncached_tokens)
         sent = self._sent.setdefault(peer, OrderedDict())
         for block in reversed(chain):  # the root last: without it the rest would match nothing
             sent[block] = now + self._keep_s
@@ -37,21 +38,26 @@ class Dispatches:
             for block in chain:
                 sent.pop(block, None)
 
-    def end(self, peer: bytes) -> None:
+    def end(self, request_id: bytes, peer: bytes) -> None:
         """A dispatched request is over, however it ended."""
-        remaining = self._in_flight.get(peer, 0) - 1
-        if remaining > 0:
-            self._in_flight[peer] = remaining
-        else:
-            self._in_flight.pop(peer, None)
+        running = self._running.get(peer, {})
+        running.pop(request_id, None)
+        if not running:
+            self._running.pop(peer, None)
 
     def in_flight(self, peer: bytes) -> int:
         """Requests sent to ``peer`` that are not over."""
-        return self._in_flight.get(peer, 0)
+        return len(self._running.get(peer, ()))
 
     def num_in_flight(self) -> int:
         """Requests sent to anybody that are not over."""
-        return sum(self._in_flight.values())
+        return sum(map(len, self._running.values()))
+
+    def sent_since(self, peer: bytes, since: float) -> tuple[int, int]:
+        """(requests, tokens to prefill) sent to ``peer`` after ``since`` and not over: what its last word about its
+        load cannot include."""
+        tokens = [tokens for at, tokens in self._running.get(peer, {}).values() if at > since]
+        return len(tokens), sum(tokens)
 
     def match(self, peer: bytes, chain: Sequence[int], now: float) -> int:
         """Leading blocks of ``chain`` that were sent to ``peer`` lately."""

@@ -66,7 +66,15 @@ class Malformed:
     refusal: Refusal = Refusal.MALFORMED
 
 
-NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed
+@dataclass(frozen=True)
+class RoundTripMeasured:
+    """Of a connection with ``peer``, each half minute or oftener."""
+
+    peer: bytes
+    seconds: float
+
+
+NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed | RoundTripMeasured
 
 
 @dataclass(frozen=True)

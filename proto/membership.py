@@ -29,6 +29,9 @@ class Member:
     """Whether Connected told of it, and not only a Hello that overtook that."""
     agent: str = ""
     served: dict[bytes, Served] = field(default_factory=dict)
+    told_at: dict[bytes, float] = field(default_factory=dict)
+    """Namespace -> when its load there was last heard of."""
+    round_trip_s: float | None = None
     hello_sent_at: float = 0.0
     num_repeats: int = 0
 
@@ -42,6 +45,7 @@ class Membership:
         self._rng = rng
         self._members: dict[bytes, Member] = {}
         self._own: dict[bytes, Served] = {}
+        self._own_told_at: dict[bytes, float] = {}
         self._vitals_sent_at: dict[bytes, float] = {}
         self._vitals_pending: set[bytes] = set()
         self._vitals_told: dict[bytes, Vitals] = {}
@@ -79,6 +83,10 @@ class Membership:
     def own_vitals(self, namespace: bytes) -> Vitals | None:
         served = self._own.get(namespace)
         return served.vitals if served else None
+
+    def own_told_at(self, namespace: bytes) -> float:
+        """When this node's engine last told its load."""
+        return self._own_told_at[namespace]
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -121,6 +129,7 @@ class Membership:
         member.is_node = True
         member.agent = hello.agent
         member.served = {served.namespace: served for served in hello.served}
+        member.told_at = dict.fromkeys(member.served, now)
         timeout = now + self._config.hello_timeout_s
         effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
         if not is_new and now - member.hello_sent_at >= self._config.hello_timeout_s / 2:
@@ -147,11 +156,15 @@ class Membership:
             context_tokens=event.context_tokens,
             vitals=event.vitals,
         )
+        self._own_told_at[event.namespace] = now
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
     def on_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
         served = self._own.get(namespace)
-        if served is None or served.vitals == vitals:
+        if served is None:
+            return []
+        self._own_told_at[namespace] = now
+        if served.vitals == vitals:
             return []
         self._own[namespace] = _with_vitals(served, vitals)
         if namespace in self._vitals_pending:
@@ -175,12 +188,19 @@ class Membership:
         update = VitalsUpdate(namespace=namespace, vitals=vitals)
         return [Send(peer, update) for peer in peers]
 
-    def on_vitals_update(self, peer: bytes, update: VitalsUpdate) -> None:
+    def on_round_trip(self, peer: bytes, seconds: float) -> None:
+        """Measured by the network."""
+        member = self._members.get(peer)
+        if member is not None:
+            member.round_trip_s = seconds
+
+    def on_vitals_update(self, peer: bytes, update: VitalsUpdate, now: float) -> None:
         """Of a namespace that the peer never said it serves: ignored."""
         member = self._members.get(peer)
         served = member.served.get(update.namespace) if member else None
         if member is not None and served is not None:
             member.served[update.namespace] = _with_vitals(served, update.vitals)
+            member.told_at[update.namespace] = now
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now

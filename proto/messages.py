@@ -184,7 +184,17 @@ class CandidateTerms(Record, frozen=True, kw_only=True):
     """Prompt tokens that the peer is estimated to hold already."""
     queued_requests: Small = field(name="3")
     cost: Annotated[float, Meta(ge=0, le=1e18)] = field(name="4")
-    """Lower is better; unit and formula belong to the policy (``routing.py``)."""
+    """Lower is better; unit and formula belong to the policy (``routing.py``). What it is made of:"""
+    round_trip_ms: Small = field(name="5", default=0)
+    queue_ms: Small = field(name="6", default=0)
+    """Until what is to be prefilled there before this prompt is done."""
+    prefill_ms: Small = field(name="7", default=0)
+    """Of what is not cached there."""
+    load_factor: Annotated[float, Meta(ge=0, le=1e18)] = field(name="8", default=1.0)
+    precision: Annotated[float, Meta(ge=0, le=1)] = field(name="9", default=1.0)
+    """Share of such matches that were really there, of late."""
+    slowness: Annotated[float, Meta(ge=0, le=1e6)] = field(name="10", default=1.0)
+    """Observed / expected wait, of late."""
 
 
 class Usage(Record, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ from proto.events import (
     Received,
     RequestCancelled,
     RequestSubmitted,
+    RoundTripMeasured,
     StreamLost,
     Timer,
     TimerFired,
@@ -104,7 +105,7 @@ class Overlay:
             me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
         )
         self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
-        self._requests = RequestPlane(me, config.request, self._members, self._digests, self._ladder, policy)
+        self._requests = RequestPlane(me, config, self._members, self._digests, self._ladder, policy)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What ``event`` makes this node do. Never raises for anything a peer did."""
@@ -120,6 +121,9 @@ class Overlay:
                 return self._on_message(event, now)
             case Malformed():
                 return self._offence(event.peer, event.reason, event.refusal, now)
+            case RoundTripMeasured():
+                self._members.on_round_trip(event.peer, event.seconds)
+                return []
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
@@ -234,7 +238,7 @@ class Overlay:
                     effects += self._requests.on_digest(event.peer, now)
                 return effects
             case VitalsUpdate():
-                self._members.on_vitals_update(event.peer, message)
+                self._members.on_vitals_update(event.peer, message, now)
                 return []
             case RepairRequest():
                 return self._digests.on_repair_request(event.peer, message, now)

@@ -36,6 +36,10 @@ class Request:
     """Number of the running attempt, from 1; 0 before the first dispatch."""
     peer: bytes = b""
     """Who serves the running attempt."""
+    sent_at: float = 0.0
+    """When the running attempt began, in Unix seconds; what was expected of it:"""
+    expected_s: float = 0.0
+    promised_tokens: int = 0
     position: int = 0
     is_accepted: bool = False
     """Whether the running attempt was."""
@@ -57,12 +61,14 @@ class Request:
         """Every token that was asked for has arrived, though the final frame may have been lost."""
         return len(self.generated) >= self.sampling.max_tokens
 
-    def begin_attempt(self, peer: bytes, promised_tokens: int) -> Generate:
-        """Start the next attempt at ``peer``; what to send it. Mutates."""
+    def begin_attempt(self, peer: bytes, promised_tokens: int, expected_s: float, now: float) -> Generate:
+        """Start the next attempt at ``peer``, which is believed to hold ``promised_tokens`` and to send the first token
+        after ``expected_s``; what to send it. Mutates."""
         if self.generated:
             self.resumed += 1
         self.attempt += 1
         self.peer = peer
+        self.sent_at, self.expected_s, self.promised_tokens = now, expected_s, promised_tokens
         self.position = 0
         self.is_accepted = False
         done = len(self.generated)

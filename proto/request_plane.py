@@ -11,7 +11,7 @@ Invariant: every request in flight that does not wait has one running attempt, c
 from collections import Counter
 
 from proto.blocks import STRIDE, block_hashes
-from proto.config import RequestConfig
+from proto.config import OverlayConfig
 from proto.digest_plane import DigestPlane
 from proto.dispatches import Dispatches
 from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish
@@ -26,8 +26,10 @@ from proto.messages import (
     Final,
     Tokens,
     Usage,
+    Vitals,
     VitalsUpdate,
 )
+from proto.observed import Observed
 from proto.request import Request
 from proto.routing import Candidate, Policy, choose
 
@@ -38,7 +40,7 @@ class RequestPlane:
     def __init__(
         self,
         me: bytes,
-        config: RequestConfig,
+        config: OverlayConfig,
         members: Membership,
         digests: DigestPlane,
         ladder: LadderPlane,
@@ -46,7 +48,9 @@ class RequestPlane:
     ) -> None:
         """policy: instead of this protocol's own choice, for comparisons."""
         self._me = me
-        self._config = config
+        self._config = config.request
+        self._routing = config.routing
+        self._observed = Observed(config.routing)
         self._members = members
         self._digests = digests
         self._ladder = ladder
@@ -122,10 +126,13 @@ class RequestPlane:
                 request.on_accepted()
                 return []
             case Tokens():
+                is_first = request.position == 0
                 tokens = request.on_tokens(frame)
+                if is_first:
+                    self._observed.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
                 return [Deliver(request.request_id, tokens, frame.text, frame.logprobs)]
             case Final():
-                self._note_vitals(request, frame)
+                self._note_final(request, frame, now)
                 if frame.reason == "cancelled":
                     return self._attempt_failed(request, "the node stopped serving it", now)
                 return self._finish(request, frame.reason, frame.usage)
@@ -142,7 +149,7 @@ class RequestPlane:
             return []
         if self._waiting.pop(request_id, None) is not None:
             return []
-        self._space(request).end(request.peer)
+        self._space(request).end(request_id, request.peer)
         return [Abandon(request_id, request.attempt)]
 
     def on_peer_lost(self, peer: bytes, now: float) -> list[Effect]:
@@ -197,15 +204,16 @@ class RequestPlane:
                 message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
         if self._policy is not None:
-            decision = self._policy(candidates, len(request.prompt), request.chain)
+            decision = self._policy(candidates, request.num_tokens, request.chain)
         else:
-            decision = choose(candidates, len(request.prompt))
-        generate = request.begin_attempt(decision.chosen, decision.matched_tokens)
-        self._space(request).begin(decision.chosen, request.chain, now)
+            decision = choose(candidates, request.num_tokens, self._routing)
+        expected_s, promised = decision.rated[0].wait_s, decision.matched_tokens
+        generate = request.begin_attempt(decision.chosen, promised, expected_s, now)
+        uncached = max(request.num_tokens - promised, 0)
+        self._space(request).begin(request.request_id, decision.chosen, request.chain, uncached, now)
         return [Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]
 
     def _candidates(self, request: Request, now: float) -> list[Candidate]:
-        space = self._space(request)
         known = self._digests.estimates.matches(request.namespace, request.chain)
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
         ask_own_engine = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
@@ -216,19 +224,48 @@ class RequestPlane:
             served = member.served[request.namespace]
             if member.peer in request.failed_peers or request.num_tokens >= served.context_tokens:
                 continue
-            vitals = served.vitals
-            sent = space.match(member.peer, request.chain, now)
-            blocks = max(known.get(member.peer, 0), sent)
-            claimed = min(vitals.active_requests + vitals.waiting_requests, MAX_SMALL)
-            load = max(claimed, space.in_flight(member.peer))
-            candidates.append(Candidate(member.peer, blocks * STRIDE, load, is_local=False))
+            told_at = member.told_at[request.namespace]
+            round_trip_s = member.round_trip_s
+            if round_trip_s is None:
+                round_trip_s = self._routing.default_round_trip_s
+            blocks = known.get(member.peer, 0)
+            candidates.append(self._candidate(request, member.peer, blocks, served.vitals, told_at, round_trip_s, now))
         own = self._members.own_vitals(request.namespace)
         if own is not None and self._me not in request.failed_peers:
+            told_at = self._members.own_told_at(request.namespace)
             blocks = self._digests.held_blocks(request.namespace, request.chain)
-            blocks = max(blocks, space.match(self._me, request.chain, now))
-            load = max(own.active_requests + own.waiting_requests, space.in_flight(self._me))
-            candidates.append(Candidate(self._me, blocks * STRIDE, load, is_local=True))
+            candidates.append(self._candidate(request, self._me, blocks, own, told_at, 0.0, now))
         return candidates
+
+    def _candidate(
+        self,
+        request: Request,
+        peer: bytes,
+        blocks: int,
+        vitals: Vitals,
+        told_at: float,
+        round_trip_s: float,
+        now: float,
+    ) -> Candidate:
+        """blocks: of the prompt, as its digest tells; vitals, told_at: its load and when that was heard of."""
+        space = self._space(request)
+        sent = space.match(peer, request.chain, now)
+        num_unreported, tokens_unreported = space.sent_since(peer, told_at - round_trip_s)
+        claimed = vitals.active_requests + vitals.waiting_requests
+        return Candidate(
+            peer=peer,
+            matched_tokens=max(blocks, sent) * STRIDE,
+            num_requests=min(max(claimed + num_unreported, space.in_flight(peer)), MAX_SMALL),
+            is_local=peer == self._me,
+            queued_tokens=vitals.queued_tokens + tokens_unreported,
+            slots=vitals.slots,
+            prefill_rate=float(vitals.prefill_rate),
+            round_trip_s=round_trip_s,
+            precision=self._observed.precision(peer, now),
+            slowness=self._observed.slowness(peer, now),
+            load_age_s=max(now - told_at, 0.0),
+            sent_tokens=sent * STRIDE,
+        )
 
     def _on_failed(self, request: Request, frame: Failed, now: float) -> list[Effect]:
         if not frame.retryable and request.peer == self._me and not request.is_complete:
@@ -243,7 +280,7 @@ class RequestPlane:
         if request.is_complete:
             return self._finish(request, "length", None)
         space = self._space(request)
-        space.end(request.peer)
+        space.end(request.request_id, request.peer)
         space.withdraw(request.peer, request.chain)
         request.fail_attempt(reason)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
@@ -254,10 +291,13 @@ class RequestPlane:
         return [Finish(request.request_id, request.peer, reason, request.usage(usage), request.resumed)]
 
     def _end(self, request: Request) -> None:
-        self._space(request).end(request.peer)
+        self._space(request).end(request.request_id, request.peer)
         del self._requests[request.request_id]
 
-    def _note_vitals(self, request: Request, frame: Final) -> None:
+    def _note_final(self, request: Request, frame: Final, now: float) -> None:
+        """What the serving node tells with its last frame: its load, and how much it had."""
+        if request.promised_tokens:
+            self._observed.on_cached(request.peer, request.promised_tokens, frame.usage.cached_tokens, now)
         if request.peer != self._me:
             update = VitalsUpdate(namespace=request.namespace, vitals=frame.vitals)
-            self._members.on_vitals_update(request.peer, update)
+            self._members.on_vitals_update(request.peer, update, now)

@@ -1,16 +1,32 @@
-"""Which node shall answer a prompt.
+"""Which node shall answer a prompt: the one where its first token is expected soonest, weighed by how busy it is.
 
-The policy here: the longest estimated match wins (arXiv 2606.17059); among equal matches, and when nobody holds
-anything, the least loaded node wins. ``cost`` is what the policy minimises, in tokens that the candidate would have to
-prefill. Matches are compared in whole blocks, so that this node's token-exact view of itself has no edge over what
-peers advertise at block granularity.
+    wait_p = RTT_p + (Q_p + T - rho_p * m_p) / R_p                 seconds until the first token
+    cost_p = beta_p * wait_p * ((k_p + 1) / slots_p')**a(age_p)     what is minimised
+
+T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there, Q_p
+and k_p the tokens and requests before this one, R_p tokens of prefill a second, beta_p how much longer than expected
+first tokens from p took lately. slots_p' = max(slots_p, 1) / the mean of all candidates': a node that works on many
+requests at once feels each of them less.
+
+The time alone would be enough if every choice stood alone. It does not: a prompt that is computed twice takes the
+cells of another, and a queue that is joined is longer for the next. The product keeps prompts where their prefixes are
+until that place is busier than the prefix is worth (LMetric, arXiv 2603.15202; here with rates, round trips and beliefs
+of each peer). Load that was heard of long ago says little: ``a`` falls with its age, and affinity remains.
+
+A peer's word enters only bounded: whoever claims too much cache or too little load is found out by its own answers,
+through rho and beta, and what is claimed of rates is clamped.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proto.blocks import STRIDE
+from proto.config import RoutingConfig
 from proto.errors import LocalError
+
+_MAX_LOAD = 1e6
+"""Claims of more are as good; keeps costs within what the wire can tell."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class Candidate:
     matched_tokens: int
     """Estimated tokens of the prompt in its cache."""
     num_requests: int
-    """Requests active or waiting there, as reported or as sent there by this node, whichever is more."""
+    """Requests active or waiting there, as reported, and those sent there by this node since."""
     is_local: bool
     queued_tokens: int = 0
     """Of prompts that are to be prefilled there before this one."""
@@ -36,19 +52,29 @@ class Candidate:
     """beta: observed / expected wait, of late."""
     load_age_s: float = 0.0
     """Since its load was last heard of."""
+    sent_tokens: int = 0
+    """Of the prompt, sent there by this node lately: earlier turns of the same conversation, mostly."""
 
 
 @dataclass(frozen=True)
 class RatedCandidate:
-    """A candidate with its cost under the policy."""
+    """A candidate with the terms of its cost."""
 
     candidate: Candidate
     cost: float
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    load_factor: float = 1.0
+
+    @property
+    def wait_s(self) -> float:
+        """Expected time to the first token."""
+        return self.candidate.round_trip_s + self.queue_s + self.prefill_s
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The choice and every term it was made of; best candidate first."""
+    """The choice and every term it was made of; the chosen candidate first, the others by their cost."""
 
     chosen: bytes
     reason: str
@@ -65,26 +91,64 @@ Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
 """(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
 
 
-def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Decision:
-    """The best of ``candidates`` for a prompt of ``prompt_tokens``. Raises LocalError when there is none."""
+def choose(candidates: Sequence[Candidate], prompt_tokens: int, config: RoutingConfig) -> Decision:
+    """The best of ``candidates`` for a prompt of ``prompt_tokens``. A conversation, most of which was sent to one of
+    them before, stays there while that is nearly as good. Raises LocalError when there is no candidate."""
     if not candidates:
         raise LocalError("no node serves this model")
-    ranked = sorted(candidates, key=_rank)
-    best = ranked[0]
-    matched = best.matched_tokens // STRIDE
-    rivals = [c for c in ranked if c.matched_tokens // STRIDE == matched]
-    if len(candidates) == 1:
-        reason = "the only node"
-    elif matched == 0:
-        reason = "no node holds the prompt; least loaded"
-    elif len(rivals) == 1:
-        reason = f"longest match, {best.matched_tokens} tokens"
-    else:
-        reason = f"longest match, {best.matched_tokens} tokens, least loaded of {len(rivals)} nodes that hold it"
-    rated = tuple(RatedCandidate(c, float(max(prompt_tokens - c.matched_tokens, 0))) for c in ranked)
-    return Decision(best.peer, reason, prompt_tokens, rated)
+    rated = sorted(rate(candidates, prompt_tokens, config), key=_rank)
+    best = rated[0]
+    most_sent = max(one.sent_tokens for one in candidates)
+    enough = best.cost * config.keep_factor + config.keep_s
+    kept = next((one for one in rated if one.candidate.sent_tokens == most_sent and one.cost <= enough), best)
+    if 2 * most_sent < prompt_tokens:
+        kept = best
+    if kept is not best:
+        rated.remove(kept)
+        rated.insert(0, kept)
+    return Decision(kept.candidate.peer, _reason(rated, kept is not best, prompt_tokens), prompt_tokens, tuple(rated))
 
 
-def _rank(candidate: Candidate) -> tuple[int, int, bool, bytes]:
-    blocks = candidate.matched_tokens // STRIDE
-    return (-blocks, candidate.num_requests, not candidate.is_local, candidate.peer)
+def rate(candidates: Sequence[Candidate], prompt_tokens: int, config: RoutingConfig) -> list[RatedCandidate]:
+    """Every candidate with its cost, in the order given."""
+    known = sorted(_clamped(one.prefill_rate, config) for one in candidates if one.prefill_rate > 0)
+    usual_rate = known[len(known) // 2] if known else config.default_prefill_rate
+    mean_slots = sum(max(one.slots, 1) for one in candidates) / len(candidates)
+    return [_rate(one, prompt_tokens, config, usual_rate, mean_slots) for one in candidates]
+
+
+def _rate(
+    candidate: Candidate, prompt_tokens: int, config: RoutingConfig, usual_rate: float, mean_slots: float
+) -> RatedCandidate:
+    rate_ = _clamped(candidate.prefill_rate, config) if candidate.prefill_rate > 0 else usual_rate
+    # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
+    matched = candidate.matched_tokens // STRIDE * STRIDE
+    uncached = max(prompt_tokens - candidate.precision * matched, 1.0)
+    queue_s, prefill_s = candidate.queued_tokens / rate_, uncached / rate_
+    exponent = config.load_exponent * 0.5 ** (candidate.load_age_s / config.load_half_life_s)
+    load = min((candidate.num_requests + 1) * mean_slots / max(candidate.slots, 1), _MAX_LOAD)
+    wait_s = candidate.slowness * (candidate.round_trip_s + queue_s + prefill_s)
+    factor = math.pow(load, exponent)
+    return RatedCandidate(candidate, wait_s * factor, queue_s, prefill_s, factor)
+
+
+def _clamped(rate_: float, config: RoutingConfig) -> float:
+    return min(max(rate_, config.min_prefill_rate), config.max_prefill_rate)
+
+
+def _rank(rated: RatedCandidate) -> tuple[float, bool, bytes]:
+    return (rated.cost, not rated.candidate.is_local, rated.candidate.peer)
+
+
+def _reason(rated: Sequence[RatedCandidate], is_kept: bool, prompt_tokens: int) -> str:
+    chosen, others = rated[0], rated[1:]
+    if not others:
+        return "the only node"
+    held = f"{chosen.candidate.matched_tokens} of {prompt_tokens} tokens cached"
+    expected = f"first token expected in {chosen.wait_s:.2f} s, {held}"
+    if is_kept:
+        return f"stays where the conversation is: {expected}"
+    longest = max(one.candidate.matched_tokens for one in others)
+    if longest > chosen.candidate.matched_tokens:
+        return f"{expected}; who holds {longest} is slower, farther or busier"
+    return expected

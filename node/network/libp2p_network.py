@@ -18,6 +18,7 @@ from node.network.network import (
     NetworkError,
     NetworkEvent,
     NetworkSettings,
+    RoundTripMeasured,
     StreamHandler,
 )
 from node.network.supervise import supervised
@@ -90,6 +91,7 @@ class Libp2pNetwork:
         self._nursery = nursery
         self._table.on_connection = self._watch
         self._table.on_restart = self._start_over
+        self._table.on_round_trip = self._round_trip
         nursery.start_soon(self._discovery.run)
         if self._gossip is not None:
             nursery.start_soon(supervised, self._gossip.run)
@@ -105,6 +107,9 @@ class Libp2pNetwork:
         log.info("peer came again", peer=peer_text(peer))
         if self._nursery is not None:
             self._nursery.start_soon(supervised, self._host.disconnect, peer)
+
+    def _round_trip(self, peer: bytes, seconds: float) -> None:
+        self._events.offer(RoundTripMeasured(peer, seconds))
 
     def _peer_up(self, peer: bytes, address: str) -> None:
         log.debug("connected", peer=peer_text(peer), address=address)

@@ -30,6 +30,7 @@ from node.network.network import (
     NetworkEvent,
     NetworkSettings,
     Received,
+    RoundTripMeasured,
     StreamHandler,
 )
 from node.peer_id import peer_text
@@ -117,6 +118,7 @@ class MemorySwarm:
         for me, peer in ((one, other), (other, one)):
             address = (self.networks[peer].addresses() or [f"/memory/{peer_text(peer)}"])[0]
             self.networks[me].events_queue.put(Connected(peer, address))
+            self.networks[me].events_queue.offer(RoundTripMeasured(peer, 3 * self.latency_s))
 
     def unlink(self, one: bytes, other: bytes) -> None:
         if not self.connected(one, other):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from node.network.identity import Identity
 from proto.cells import ROOT, Cell
-from proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received
+from proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
 from proto.messages import Control, Gossip, Message
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "NetworkEvent",
     "NetworkSettings",
     "Received",
+    "RoundTripMeasured",
     "StreamHandler",
 ]
 

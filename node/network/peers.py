@@ -48,6 +48,7 @@ class PeerTable(INotifee):
         self._on_down = on_down
         self.on_connection: Callable[[INetConn], None] = lambda connection: None
         """Called for every new connection, also when it is not the peer's first."""
+        self.on_round_trip: Callable[[bytes, float], None] = lambda peer, seconds: None
         self.on_restart: Callable[[bytes], None] = lambda peer: None
         """Called when a peer connects that has been connected for RESTART_S: a peer dials only when it knows of no
         connection, so it has lost what was said on the old one, which is dead or soon will be."""
@@ -76,6 +77,7 @@ class PeerTable(INotifee):
         entry = self._peers.get(peer)
         if entry is not None:
             entry.round_trip_s = seconds
+            self.on_round_trip(peer, seconds)
 
     def connected_s(self, peer: bytes) -> float:
         """For how long ``peer`` has been in the table; negative when it is not there."""

@@ -276,7 +276,7 @@ async def test_a_swarm_over_the_limit_splits_into_cells_and_goes_on_answering(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     cells = CellConfig(max_cell_nodes=4, min_cell_nodes=2, min_cell_peers=1)
-    async with open_members(10, OverlayConfig(cells=cells)) as (_, members):
+    async with open_members(10, OverlayConfig(cells=cells), prefill_rate=200.0) as (_, members):
         namespace = members[0].engine.info.namespace
         first = await frames_of(members[0], an_ask(LONG + "one"))
         await trio.sleep(900)
@@ -284,7 +284,10 @@ async def test_a_swarm_over_the_limit_splits_into_cells_and_goes_on_answering(
         assert all(len(cells) == 1 for cells in joined), "nobody is between two cells any more"
         assert {member.node.state().cell_bits for member in members} == {cell.bits for (cell,) in joined}
         assert any(cell.bits for (cell,) in joined)
-        again = [await frames_of(member, an_ask(LONG + "two")) for member in members]
+        again = []
+        for member in members:
+            again.append(await frames_of(member, an_ask(LONG + "two")))
+            await trio.sleep(2)  # (of virtual time, until everybody knows that the node is idle again)
     assert isinstance(first[-1], Answered)
     for frames in again:
         assert isinstance(frames[-1], Answered) and text_of(frames) == text_of(again[0])

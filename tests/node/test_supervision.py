@@ -17,6 +17,7 @@ from node.network.memory import MemoryStream
 from node.network.network import MessageStream, NetworkSettings
 from node.rundir import RunInfo, find_running, is_held, locked, write_run_info
 from proto.blocks import pack_tokens
+from proto.cells import ROOT, Cell
 from proto.effects import Disconnect, Effect, Publish, Send, SetTimer
 from proto.errors import LimitExceeded, LocalError
 from proto.events import Connected, Event, Timer, TimerFired
@@ -53,7 +54,7 @@ class BrokenNetwork:
         self.events = self.queue.read
         self._error = error
 
-    async def publish(self, namespace: bytes, message: Message) -> None:
+    async def publish(self, namespace: bytes, message: Message, cell: Cell = ROOT) -> None:
         raise self._error
 
     async def send(self, peer: bytes, message: Message) -> None:

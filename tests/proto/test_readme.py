@@ -8,7 +8,15 @@ import pytest
 
 import proto
 from proto.codec import MAX_GOSSIP_BYTES, MAX_MESSAGE_BYTES
-from proto.config import CellConfig, DigestConfig, LadderConfig, OverlayConfig, RequestConfig, TrustConfig
+from proto.config import (
+    CellConfig,
+    DigestConfig,
+    LadderConfig,
+    OverlayConfig,
+    RequestConfig,
+    RoutingConfig,
+    TrustConfig,
+)
 from proto.messages import MAX_LOGPROBS_PER_FRAME, MAX_TOKENS_PER_REQUEST, MAX_VECTOR, Kind
 from proto.refusals import Refusal
 from tests.proto.test_cddl import rule_name
@@ -17,7 +25,10 @@ TEXT = (Path(proto.__file__).parent / "README.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", TEXT, re.MULTILINE))
 
 
-@pytest.mark.parametrize("config", [DigestConfig, CellConfig, LadderConfig, RequestConfig, TrustConfig, OverlayConfig])
+_CONFIGS = (DigestConfig, CellConfig, LadderConfig, RequestConfig, RoutingConfig, TrustConfig, OverlayConfig)
+
+
+@pytest.mark.parametrize("config", _CONFIGS)
 def test_every_setting_is_told_with_its_default(config: type) -> None:
     for field in fields(config):
         if isinstance(field.default, int | float | tuple):

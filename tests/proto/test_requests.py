@@ -4,9 +4,18 @@ import msgspec
 import pytest
 
 from proto.blocks import STRIDE, pack_tokens, unpack_tokens
+from proto.config import RoutingConfig
 from proto.effects import Abandon, Deliver, Disconnect, Dispatch, Fail, Finish
 from proto.errors import LocalError, RemoteError
-from proto.events import Disconnected, FrameReceived, Received, RequestCancelled, RequestSubmitted, StreamLost
+from proto.events import (
+    Disconnected,
+    FrameReceived,
+    Received,
+    RequestCancelled,
+    RequestSubmitted,
+    RoundTripMeasured,
+    StreamLost,
+)
 from proto.messages import (
     Accepted,
     Failed,
@@ -65,18 +74,54 @@ def delivered(world: World) -> list[int]:
     return [token for effect in effects if isinstance(effect, Deliver) for token in effect.tokens]
 
 
-def test_the_longest_match_wins_over_load() -> None:
+def test_a_prompt_goes_where_it_is_held_unless_that_node_is_busier_than_it_is_worth() -> None:
     world = quiet_world()
     world.store(HOLDER, 1, PROMPT)
     world.advance(2)
-    busy = Vitals(queued_tokens=900, active_requests=4, waiting_requests=9, slots=4)
-    world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=busy)))
     submit(world)
     dispatch = dispatched(world)
     assert dispatch.peer == HOLDER
     assert dispatch.generate.promised_tokens == 3 * STRIDE
     assert [r.candidate.peer for r in dispatch.decision.rated] == [HOLDER, ME, OTHER]
-    assert dispatch.decision.rated[0].cost == 5.0
+    world.handle(ME, RequestCancelled(REQUEST))
+    busy = Vitals(queued_tokens=900, active_requests=4, waiting_requests=9, slots=4)
+    world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=busy)))
+    submit(world, request_id=b"s" * 16)
+    dispatch = dispatched(world)
+    assert dispatch.peer == ME and dispatch.generate.promised_tokens == 0
+    assert "slower, farther or busier" in dispatch.decision.reason
+
+
+def test_what_a_round_trip_costs_decides_between_two_that_hold_the_prompt() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.store(OTHER, 1, PROMPT)
+    world.advance(2)
+    for near, far in ((HOLDER, OTHER), (OTHER, HOLDER)):
+        world.handle(ME, RoundTripMeasured(near, 0.01))
+        world.handle(ME, RoundTripMeasured(far, 0.3))
+        submit(world)
+        assert dispatched(world).peer == near
+        world.handle(ME, RequestCancelled(REQUEST))
+        world.advance(70)  # (by then it counts no more that the prompt was sent there)
+
+
+def test_a_node_that_exaggerates_is_believed_less_and_one_that_is_slow_is_avoided() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    nothing = Usage(prompt_tokens=197, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=5, decode_ms=6)
+    chosen = []
+    for number in range(12):
+        request_id = bytes([number]) * 16
+        submit(world, max_tokens=1, request_id=request_id)
+        dispatch = dispatched(world)
+        chosen.append(dispatch.peer)
+        if dispatch.peer == HOLDER:
+            world.now += 4.0
+        world.handle(ME, FrameReceived(request_id, 1, tokens(0, 11)))
+        world.handle(ME, FrameReceived(request_id, 1, Final(reason="stop", usage=nothing, vitals=IDLE)))
+    assert chosen[0] == HOLDER and chosen[-1] != HOLDER
 
 
 def test_a_miss_goes_to_the_least_loaded() -> None:
@@ -93,7 +138,7 @@ def test_idle_nodes_without_the_prompt_keep_it_local() -> None:
     submit(world)
     dispatch = dispatched(world)
     assert dispatch.peer == ME
-    assert "least loaded" in dispatch.decision.reason
+    assert "0 of 197 tokens cached" in dispatch.decision.reason
 
 
 def test_own_dispatches_count_before_any_digest_or_report_tells() -> None:
@@ -248,13 +293,13 @@ def test_too_many_requests_in_flight_are_refused() -> None:
 
 def test_choosing_among_nobody_is_the_callers_error() -> None:
     with pytest.raises(LocalError):
-        choose([], 10)
+        choose([], 10, RoutingConfig())
 
 
 def test_matches_within_one_block_are_ties_for_load() -> None:
     local = Candidate(ME, STRIDE + 40, num_requests=2, is_local=True)
     remote = Candidate(HOLDER, STRIDE, num_requests=1, is_local=False)
-    assert choose([local, remote], 500).chosen == HOLDER
+    assert choose([local, remote], 500, RoutingConfig()).chosen == HOLDER
 
 
 def test_all_sampling_options_go_along_and_only_the_budget_shrinks() -> None:

@@ -1,0 +1,78 @@
+"""What this node itself saw of the nodes it sent requests to: how true the beliefs were on which they were chosen.
+
+*Precision* is the share of the tokens believed to be cached that were found cached; digests grow old, and liars
+exaggerate. *Slowness* is how much longer than expected first tokens took; a machine may be busy with other things, and
+liars claim to be idle. Both are moving averages that fade back to 1, so that whoever is not asked any more is given
+another chance.
+
+The serving node itself tells how many tokens were cached. It can say more than there were, but not make the first token
+come as soon: that lie costs it slowness instead.
+
+Invariant: at most ``max_observed`` peers are remembered, the ones observed last.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from proto.config import RoutingConfig
+
+
+@dataclass
+class _Record:
+    log_slowness: float = 0.0
+    imprecision: float = 0.0
+    num_beliefs: int = 0
+    at: float = 0.0
+
+
+class Observed:
+    """Precision and slowness of every node that answered lately."""
+
+    def __init__(self, config: RoutingConfig) -> None:
+        self._config = config
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
+        """It was expected after ``expected_s`` without regard to slowness, and came after ``observed_s``. Mutates."""
+        # Some milliseconds more or less say nothing, however few were expected.
+        ratio = (max(observed_s, 0.0) + self._config.negligible_s) / (expected_s + self._config.negligible_s)
+        bound = math.log(self._config.max_slowness)
+        record = self._faded(peer, now)
+        sample = min(max(math.log(ratio), -bound), bound)
+        record.log_slowness += self._config.observation_weight * (sample - record.log_slowness)
+
+    def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
+        """``believed_tokens`` of a prompt, at least one, were expected in its cache, and ``cached_tokens`` were.
+        Mutates."""
+        record = self._faded(peer, now)
+        missing = 1.0 - min(cached_tokens / believed_tokens, 1.0)
+        record.imprecision += self._config.observation_weight * (missing - record.imprecision)
+        record.num_beliefs += 1
+
+    def slowness(self, peer: bytes, now: float) -> float:
+        """1 when nothing is known. Does not mutate."""
+        record = self._records.get(peer)
+        return math.exp(record.log_slowness * self._fading(record, now)) if record else 1.0
+
+    def precision(self, peer: bytes, now: float) -> float:
+        """From 0 to 1, 1 when nothing is known. Does not mutate."""
+        record = self._records.get(peer)
+        return 1.0 - record.imprecision * self._fading(record, now) if record else 1.0
+
+    def _fading(self, record: _Record, now: float) -> float:
+        return float(0.5 ** (max(now - record.at, 0.0) / self._config.observation_half_life_s))
+
+    def _faded(self, peer: bytes, now: float) -> _Record:
+        record = self._records.setdefault(peer, _Record(at=now))
+        fading = self._fading(record, now)
+        record.log_slowness *= fading
+        record.imprecision *= fading
+        record.at = max(now, record.at)
+        self._records.move_to_end(peer)
+        if len(self._records) > self._config.max_observed:
+            self._records.popitem(last=False)
+        return record

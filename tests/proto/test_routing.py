@@ -1,0 +1,101 @@
+"""The cost of a candidate: what must hold whatever peers claim, and what is observed of them."""
+
+import math
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proto.blocks import STRIDE
+from proto.config import RoutingConfig
+from proto.messages import MAX_SMALL
+from proto.observed import Observed
+from proto.routing import Candidate, choose, rate
+
+CONFIG = RoutingConfig()
+NEAR, FAR = b"near", b"far"
+
+_claims = st.integers(0, MAX_SMALL)
+candidates = st.builds(
+    Candidate,
+    peer=st.binary(min_size=1, max_size=4),
+    matched_tokens=_claims,
+    num_requests=_claims,
+    is_local=st.booleans(),
+    queued_tokens=_claims,
+    slots=_claims,
+    prefill_rate=_claims.map(float),
+    round_trip_s=st.floats(0, 1e3),
+    precision=st.floats(0, 1),
+    slowness=st.floats(1 / 16, 16),
+    load_age_s=st.floats(0, 1e6),
+    sent_tokens=_claims,
+)
+
+
+def usual(peer: bytes = NEAR, **terms: float) -> Candidate:
+    base = Candidate(peer, 0, 0, is_local=False, slots=4, prefill_rate=500.0, round_trip_s=0.02)
+    return replace(base, **terms)  # type: ignore[arg-type]
+
+
+@given(st.lists(candidates, min_size=1, max_size=6), st.integers(1, 131_072))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: list[Candidate], tokens: int) -> None:
+    decision = choose(several, tokens, CONFIG)
+    assert decision.chosen == decision.rated[0].candidate.peer and len(decision.rated) == len(several)
+    costs = [one.cost for one in decision.rated]
+    assert all(math.isfinite(cost) and 0 < cost < 1e18 for cost in costs), "the wire can tell it"
+    assert costs[0] <= min(costs) * CONFIG.keep_factor + CONFIG.keep_s
+
+
+@given(candidates, candidates, st.integers(1, 131_072))
+@settings(max_examples=300, deadline=None)
+def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate, tokens: int) -> None:
+    def cost(candidate: Candidate) -> float:
+        return rate([candidate, other], tokens, CONFIG)[0].cost
+
+    worse = [
+        replace(one, matched_tokens=one.matched_tokens // 2),
+        replace(one, num_requests=one.num_requests + 1),
+        replace(one, queued_tokens=one.queued_tokens + 1_000),
+        replace(one, round_trip_s=one.round_trip_s + 1.0),
+        replace(one, precision=one.precision / 2),
+        replace(one, slowness=one.slowness * 2),
+    ]
+    assert all(cost(candidate) >= cost(one) for candidate in worse)
+
+
+def test_a_far_match_pays_only_when_it_saves_more_than_the_way() -> None:
+    far = usual(FAR, matched_tokens=10 * STRIDE, round_trip_s=0.2)
+    assert choose([usual(), far], 1_000, CONFIG).chosen == FAR
+    fast = replace(far, prefill_rate=50_000.0)
+    assert choose([usual(prefill_rate=50_000.0), fast], 1_000, CONFIG).chosen == NEAR
+
+
+def test_old_news_of_load_counts_less() -> None:
+    held = usual(FAR, matched_tokens=10 * STRIDE, num_requests=3)
+    assert choose([usual(), held], 1_000, CONFIG).chosen == NEAR
+    assert choose([usual(), replace(held, load_age_s=60.0)], 1_000, CONFIG).chosen == FAR
+
+
+def test_a_conversation_stays_where_it_is_while_that_is_nearly_as_good() -> None:
+    here = usual(FAR, matched_tokens=12 * STRIDE, sent_tokens=12 * STRIDE, prefill_rate=500.0)
+    slightly_better = usual(matched_tokens=13 * STRIDE)
+    assert choose([slightly_better, here], 1_400, CONFIG).chosen == FAR
+    assert choose([slightly_better, replace(here, sent_tokens=STRIDE)], 1_400, CONFIG).chosen == NEAR
+    assert choose([slightly_better, replace(here, num_requests=2)], 1_400, CONFIG).chosen == NEAR
+
+
+def test_observations_are_averaged_bounded_and_fade() -> None:
+    observed = Observed(RoutingConfig(max_observed=2))
+    assert observed.slowness(NEAR, 0.0) == observed.precision(NEAR, 0.0) == 1.0
+    for now in range(20):
+        observed.on_first_token(NEAR, 0.5, 1e9, float(now))
+        observed.on_cached(NEAR, 100, 0, float(now))
+    assert 8 < observed.slowness(NEAR, 20.0) <= CONFIG.max_slowness
+    assert observed.precision(NEAR, 20.0) < 0.1
+    later = 20.0 + 10 * CONFIG.observation_half_life_s
+    assert observed.slowness(NEAR, later) < 1.01 and observed.precision(NEAR, later) > 0.99
+    for peer in (b"a", b"b", b"c"):
+        observed.on_cached(peer, 10, 20, 30.0)
+    assert len(observed) == 2 and observed.precision(b"c", 30.0) == 1.0
