@@ -44,7 +44,17 @@ from proto.effects import (
     Send,
     SetTimer,
 )
-from proto.events import Connected, Disconnected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
+from proto.events import (
+    Connected,
+    Disconnected,
+    Event,
+    Gossiped,
+    ModelServed,
+    Received,
+    RoundTripMeasured,
+    Timer,
+    TimerFired,
+)
 from proto.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
 from proto.overlay import Overlay
 from proto.routing import Policy
@@ -205,6 +215,10 @@ class World:
             self.meshes.on_connections(one, other)
         self.handle(mine, Connected(theirs.peer, ""))
         self.handle(theirs, Connected(mine.peer, ""))
+        # Nodes measure it again and again; here it stays the same.
+        seconds = self.links.round_trip_s(one, other)
+        self._schedule(self.now + seconds, one, RoundTripMeasured(theirs.peer, seconds))
+        self._schedule(self.now + seconds, other, RoundTripMeasured(mine.peer, seconds))
 
     def disconnect(self, one: int, other: int) -> None:
         """Nothing happens if they are not connected."""

@@ -26,7 +26,7 @@ def test_every_policy_answers_everything(policy: str) -> None:
     assert 0 < outcome.hit_ratio <= outcome.hit_bound < 1
     assert 0 < outcome.ttft_p50_s <= outcome.ttft_p90_s <= outcome.ttft_p99_s
     assert outcome.load_imbalance >= 1 and outcome.digest_bytes_per_s > 0
-    assert 0 <= outcome.goodput <= outcome.num_requests / 30.0
+    assert 0 < outcome.goodput <= outcome.num_requests / 30.0
 
 
 def test_equal_seeds_are_equal_runs_whatever_the_hash_seed() -> None:
