@@ -34,7 +34,8 @@ class Record:
 
     request_id: bytes
     entry: int
-    prompt: Prompt
+    num_prompt: int
+    """Tokens."""
     chain: tuple[int, ...]
     """Block hashes of prompt and answer."""
     submitted_s: float
@@ -48,7 +49,6 @@ class Record:
     """That it was chosen on."""
     num_attempts: int = 0
     on_over: Callable[["Record"], None] | None = None
-    _arrived_s: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -81,7 +81,8 @@ class Serving:
     busy_s: list[float] = field(default_factory=list)
     """Of engines that are gone, see ``Engine.busy_s``."""
     _records: dict[bytes, Record] = field(default_factory=dict)
-    """In flight."""
+    """In flight, as their tokens are: prompts and then what will be the answer."""
+    _tokens: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
     _attempts: dict[tuple[bytes, int], _Attempt] = field(default_factory=dict)
     """The running attempt of each request is its last one."""
     _coming: list[dict[tuple[bytes, int], _Attempt]] = field(default_factory=list)
@@ -127,8 +128,9 @@ class Serving:
         """A client hands ``prompt`` to node ``entry`` now. on_over: called when it is answered or has failed."""
         self._num_requests += 1
         request_id = self._num_requests.to_bytes(16, "big")
-        chain = tuple(block_hashes(NAMESPACE, prompt.tokens + prompt.answer))
-        record = Record(request_id, entry, prompt, chain, self.world.now, on_over=on_over)
+        tokens = self._tokens[request_id] = prompt.tokens + prompt.answer
+        chain = tuple(block_hashes(NAMESPACE, tokens))
+        record = Record(request_id, entry, len(prompt.tokens), chain, self.world.now, on_over=on_over)
         self._records[request_id] = record
         sampling = Sampling(max_tokens=len(prompt.answer))
         event = RequestSubmitted(request_id, NAMESPACE, prompt.tokens, sampling)
@@ -196,7 +198,7 @@ class Serving:
     def _dispatch(self, node: SimNode, record: Record, effect: Dispatch) -> None:
         server = self.world.number_of[effect.peer]
         num_prompt = len(effect.generate.prompt) // 4
-        tokens = record.prompt.tokens + record.prompt.answer
+        tokens = self._tokens[record.request_id]
         job = Job(record.request_id, effect.attempt, record.chain, tokens, num_prompt, len(tokens) - num_prompt)
         attempt = _Attempt(record, effect.attempt, server, job)
         record.num_attempts = effect.attempt
@@ -231,6 +233,7 @@ class Serving:
 
     def _over(self, record: Record) -> None:
         del self._records[record.request_id]
+        del self._tokens[record.request_id]
         if record.on_over is not None:
             record.on_over(record)
 

@@ -5,8 +5,10 @@ those of the time after that are measured, and answered to the end. The overlays
 know of each other. Equal seeds give equal runs: the machines, homes, prompts and times of arrival of a seed are the
 same for every policy.
 
-Entry nodes are connected with every node of their cell. A swarm that is too large for one cell is split from the start,
-with no records in the DHT: a prompt is answered in the cell where it enters.
+Nodes dial until they have ``connections`` and route to whom they are connected with, as real ones do. A swarm that is
+too large for one cell is split from the start, with no records in the DHT: a prompt is answered in the cell where it
+enters. Where not all nodes are entries, only entries read digests, and only of nodes that they are connected with; what
+repairs of the others' digests would cost them is added in proportion.
 """
 
 import math
@@ -56,6 +58,8 @@ class Scenario:
     num_peers: int = 30
     num_entries: int | None = None
     """Nodes where requests enter; None: all, at most MAX_ENTRIES."""
+    connections: int = DEGREE
+    """That a node dials for; those that dial it come on top."""
     rtt_s: float | None = None
     """Between all nodes; None: ``rtt_file``, or the modelled internet without one."""
     rtt_file: Path | None = None
@@ -141,6 +145,8 @@ class _Run:
             readers=range(scenario.entries) if scenario.entries < scenario.num_peers else None,
         )
         self.num_cells = cells_for(scenario.num_peers)
+        self.near: list[list[int]] = [[] for _ in range(scenario.num_peers)]
+        """Whom each node connects with."""
         machines = random.Random(f"machines {seed}")
         self.serving = Serving(self.world, [draw_spec(machines) for _ in range(scenario.num_peers)])
 
@@ -150,10 +156,15 @@ class _Run:
         """Everybody serves and is known."""
         world, num_peers = self.world, self.scenario.num_peers
         cells = [range(first, num_peers, self.num_cells) for first in range(self.num_cells)]
-        mesh = []
+        mesh: list[tuple[int, int]] = []
         for cell in cells:
-            connections = random_graph(len(cell), DEGREE, self.rng)
-            mesh += [(cell[a], cell[b]) for a, b in mesh_of(connections, len(cell), MESH_DEGREE, self.rng)]
+            within = random_graph(len(cell), self.scenario.connections, self.rng)
+            mesh += [(cell[a], cell[b]) for a, b in mesh_of(within, len(cell), MESH_DEGREE, self.rng)]
+            for one, other in within:
+                # Of connections between nodes where no requests enter, nothing is seen that is not counted as gossip.
+                if min(cell[one], cell[other]) < self.scenario.entries:
+                    self.near[cell[one]].append(cell[other])
+                    self.near[cell[other]].append(cell[one])
         self.links.set_mesh(mesh)
         for number in range(num_peers):
             node = world.start(number)
@@ -166,10 +177,9 @@ class _Run:
         world.run(world.now + START_S + SETTLE_S)
 
     def _connect(self, number: int) -> None:
-        """With all entries of its cell."""
-        for entry in range(number % self.num_cells, self.scenario.entries, self.num_cells):
-            if entry != number:
-                self.world.connect(number, entry)
+        for other in self.near[number]:
+            if self.world.nodes[other] is not None:
+                self.world.connect(number, other)
 
     def _leave_later(self, number: int, median_s: float, is_running: bool = False) -> None:
         scale_s = median_s / math.log(2) ** (1 / SESSION_SHAPE)
@@ -254,8 +264,13 @@ class _Run:
     # --- measures --------------------------------------------------------------------------------------------------
 
     def _digest_bytes(self) -> float:
+        """Of an entry, so far."""
         entries = self.scenario.entries
-        return sum(float(self.world.received[plane][:entries].mean()) for plane in (GOSSIP, LAZY, REPAIR))
+        gossip, lazy, repair = (float(self.world.received[plane][:entries].mean()) for plane in (GOSSIP, LAZY, REPAIR))
+        if entries < self.scenario.num_peers:
+            known = sum(len(self.near[entry]) for entry in range(entries)) / entries
+            repair *= (self.scenario.num_peers / self.num_cells - 1) / max(known, 1)
+        return gossip + lazy + repair
 
     def _is_measured(self, record: Record) -> bool:
         return self.measured_from <= record.submitted_s < self.measured_until
@@ -272,14 +287,12 @@ class _Run:
         waits = sorted(
             (record.first_token_s or self.world.now) - record.submitted_s for record in measured if not record.failure
         )
-        tokens = sum(len(record.prompt.tokens) for record in answered)
+        tokens = sum(record.num_prompt for record in answered)
         promised = sum(record.promised_tokens for record in answered)
         kept = sum(min(record.promised_tokens, record.cached_tokens) for record in answered)
         good = [record for record in answered if record.first_token_s - record.submitted_s <= self.scenario.objective_s]
         mean_busy_s = sum(self.busy_s) / len(self.busy_s)
-        prompts = [
-            (record.chain, len(record.prompt.tokens) // STRIDE, len(record.prompt.tokens)) for record in self.records
-        ]
+        prompts = [(record.chain, record.num_prompt // STRIDE, record.num_prompt) for record in self.records]
         return Outcome(
             num_requests=len(measured),
             num_failed=len(measured) - len(answered),

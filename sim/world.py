@@ -129,9 +129,9 @@ class World:
         follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves. policy_of: by which
         rule each node routes; None is the protocol's own.
 
-        readers: only these nodes read what they hear of others' digests, and ask the owner itself for what they lack:
-        connect them with all whom they shall know. The rest, where no requests enter, hears gossip, which is counted
-        and costs no time; it does not relay repairs, and takes no part in reconciliation. None: everybody reads."""
+        readers: only these nodes read digests, and only those of nodes that they are connected with, whom they ask for
+        what they lack. The rest of the gossip is heard and counted, and costs no time; who reads nothing relays no
+        repairs and takes no part in reconciliation. None: everybody reads everything."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -374,7 +374,9 @@ class World:
         self.received[LAZY] += lazy * hears
         reached[node.number] = False
         if self._is_reader is not None:
-            reached &= self._is_reader
+            is_near = np.zeros(len(reached), dtype=np.bool_)
+            is_near[sorted(node.near)] = True
+            reached &= self._is_reader & is_near
             first[reached] = node.number
         now, peers, message = self.now, self.nodes, effect.message
         for number, delay, forwarder in zip(

@@ -46,6 +46,13 @@ Examples:
 @click.option("--peers", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Simulated nodes.")
 @click.option("--entries", type=click.IntRange(1), help="Nodes where prompts enter.  [default: all, at most 50]")
 @click.option(
+    "--connections",
+    type=click.IntRange(1, 10_000),
+    default=32,
+    show_default=True,
+    help="That a node dials for; prompts go to nodes it is connected with.",
+)
+@click.option(
     "--rtt",
     default="internet",
     show_default=True,
@@ -99,6 +106,7 @@ def simulate(
     rate: float | None,
     peers: int,
     entries: int | None,
+    connections: int,
     rtt: str,
     loss: float,
     digest_age: float | None,
@@ -141,6 +149,7 @@ def simulate(
         rate=rate if rate or trace else DEFAULT_RATE,
         num_peers=peers,
         num_entries=entries,
+        connections=connections,
         rtt_s=rtt_s,
         rtt_file=rtt_file,
         loss=loss,
@@ -157,6 +166,7 @@ def simulate(
         "rate": scenario.rate,
         "peers": peers,
         "entries": scenario.entries,
+        "connections": connections,
         "rtt": rtt,
         "loss": loss or None,
         "digest_age_s": digest_age,
