@@ -81,8 +81,9 @@ class Serving:
     busy_s: list[float] = field(default_factory=list)
     """Of engines that are gone, see ``Engine.busy_s``."""
     _records: dict[bytes, Record] = field(default_factory=dict)
-    """In flight, as their tokens are: prompts and then what will be the answer."""
+    """In flight."""
     _tokens: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    """Of those: the prompt, then what will be the answer."""
     _attempts: dict[tuple[bytes, int], _Attempt] = field(default_factory=dict)
     """The running attempt of each request is its last one."""
     _coming: list[dict[tuple[bytes, int], _Attempt]] = field(default_factory=list)

@@ -19,7 +19,7 @@ from sim.simulate import Outcome, Scenario, simulate
 
 _STEPS = 2
 """That a run names."""
-_LEAST_WIDTH = 88
+_LEAST_WIDTH = 104
 _LEGEND = """\
 hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
 seconds to the first token; of seeds: the least and the largest p99. load: the busiest
