@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 import click
 
 from node.bench.command import bench
+from node.bench.simulate_command import simulate
 from node.doctor import doctor
 from node.errors import first_error, one_line
 from proto.errors import MyceliaError
@@ -328,6 +329,7 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(simulate)
 cli.add_command(doctor)
 
 

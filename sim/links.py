@@ -114,6 +114,10 @@ class Links:
         one_way = self._rows[sender][receiver]
         return one_way * math.exp(rng.gauss(0.0, self._jitter)) if self._jitter else one_way
 
+    def round_trip_s(self, one: int, other: int) -> float:
+        """Without jitter; 0 to oneself."""
+        return 2 * self._rows[one][other] if one != other else 0.0
+
     def set_mesh(self, edges: Sequence[tuple[int, int]], topic: Hashable = None) -> None:
         """The gossip mesh of a topic: undirected, each edge once."""
         both = sorted({*edges, *((b, a) for a, b in edges)})

@@ -13,7 +13,7 @@ import heapq
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
@@ -44,9 +44,20 @@ from proto.effects import (
     Send,
     SetTimer,
 )
-from proto.events import Connected, Disconnected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
+from proto.events import (
+    Connected,
+    Disconnected,
+    Event,
+    Gossiped,
+    ModelServed,
+    Received,
+    RoundTripMeasured,
+    Timer,
+    TimerFired,
+)
 from proto.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
 from proto.overlay import Overlay
+from proto.routing import Policy
 from sim.links import Links
 from sim.meshes import Meshes
 
@@ -54,6 +65,7 @@ NAMESPACE = blake3(b"the simulated model").digest(length=16)
 EPOCH_START = 1_800_000_000.0
 """Virtual time begins here, in Unix seconds."""
 CONTEXT_TOKENS = 131_072
+IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
 GOSSIP_ENVELOPE_BYTES = 204
 """What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
@@ -110,9 +122,16 @@ class World:
         config: OverlayConfig = OverlayConfig(),  # noqa: B008  frozen
         perform_request: Callable[[SimNode, RequestEffect], None] | None = None,
         mesh_degree: int | None = None,
+        policy_of: Callable[[int], Policy | None] = lambda number: None,
+        readers: Collection[int] | None = None,
     ) -> None:
         """perform_request: where requests' effects go, if there are requests. mesh_degree: each cell has a mesh that
-        follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves."""
+        follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves. policy_of: by which
+        rule each node routes; None is the protocol's own.
+
+        readers: only these nodes read digests, and only those of nodes that they are connected with, whom they ask for
+        what they lack. The rest of the gossip is heard and counted, and costs no time; who reads nothing relays no
+        repairs and takes no part in reconciliation. None: everybody reads everything."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -135,6 +154,10 @@ class World:
         self._near: list[set[int]] = [set() for _ in range(num_nodes)]
         self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
+        self._policy_of = policy_of
+        self._is_reader = None if readers is None else np.zeros(num_nodes, dtype=np.bool_)
+        if self._is_reader is not None and readers is not None:
+            self._is_reader[sorted(readers)] = True
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
         self._arrived_at: dict[tuple[int, int], float] = {}
@@ -150,18 +173,18 @@ class World:
     def start(self, number: int) -> SimNode:
         """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then."""
         peer = peer_id(number)
-        overlay = Overlay(peer, self.config, random.Random(self.rng.random()), sign_as(peer), verify)
+        rng = random.Random(self.rng.random())
+        overlay = Overlay(peer, self.config, rng, sign_as(peer), verify, self._policy_of(number))
         self._near[number].clear()
         node = self.nodes[number] = SimNode(number, peer, overlay, near=self._near[number])
         self.is_up[number] = True
         return node
 
-    def serve(self, node: SimNode) -> None:
+    def serve(self, node: SimNode, vitals: Vitals = IDLE, context_tokens: int = CONTEXT_TOKENS) -> None:
         """Its engine is ready, for NAMESPACE."""
         if self.meshes is not None:
             self.meshes.join(node.number, ROOT)
-        idle = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
-        self.handle(node, ModelServed(NAMESPACE, "model", CONTEXT_TOKENS, idle, int(self.now * 1000)))
+        self.handle(node, ModelServed(NAMESPACE, "model", context_tokens, vitals, int(self.now * 1000)))
 
     def start_all(self, edges: Sequence[tuple[int, int]], within_s: float) -> None:
         """Start every node, connect them, and let them begin to serve at random times within ``within_s``."""
@@ -192,6 +215,10 @@ class World:
             self.meshes.on_connections(one, other)
         self.handle(mine, Connected(theirs.peer, ""))
         self.handle(theirs, Connected(mine.peer, ""))
+        # Nodes measure it again and again; here it stays the same.
+        seconds = self.links.round_trip_s(one, other)
+        self._schedule(self.now + seconds, one, RoundTripMeasured(theirs.peer, seconds))
+        self._schedule(self.now + seconds, other, RoundTripMeasured(mine.peer, seconds))
 
     def disconnect(self, one: int, other: int) -> None:
         """Nothing happens if they are not connected."""
@@ -275,6 +302,8 @@ class World:
             case Send():
                 self._send(node, effect)
             case SetTimer():
+                if effect.timer.kind == "reconcile" and not self._reads(node.number):
+                    return
                 order = self._schedule(max(effect.at, self.now), node.number, effect.timer)
                 node.timers[effect.timer] = (max(effect.at, self.now), order)
             case CancelTimer():
@@ -319,6 +348,8 @@ class World:
         if delay is None:
             return
         self.received[plane][receiver] += size
+        if isinstance(effect.message, Reconcile | Repair) and not self._reads(receiver):
+            return
         # One stream a pair: what is sent later does not arrive before.
         pair = (node.number, receiver)
         at = max(self.now + delay, self._arrived_at.get(pair, 0.0))
@@ -342,6 +373,11 @@ class World:
         self.sent[LAZY] += lazy * reached
         self.received[LAZY] += lazy * hears
         reached[node.number] = False
+        if self._is_reader is not None:
+            is_near = np.zeros(len(reached), dtype=np.bool_)
+            is_near[sorted(node.near)] = True
+            reached &= self._is_reader & is_near
+            first[reached] = node.number
         now, peers, message = self.now, self.nodes, effect.message
         for number, delay, forwarder in zip(
             np.flatnonzero(reached).tolist(), heard[reached].tolist(), first[reached].tolist(), strict=True
@@ -350,6 +386,9 @@ class World:
             assert neighbour is not None
             event = Gossiped(node.peer, neighbour.peer, effect.namespace, message, effect.cell)
             self._schedule(now + delay, number, event)
+
+    def _reads(self, number: int) -> bool:
+        return self._is_reader is None or bool(self._is_reader[number])
 
     def _schedule(self, at: float, number: int, what: Event | Timer | Callable[[], None]) -> int:
         self._num_scheduled += 1

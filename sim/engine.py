@@ -1,0 +1,261 @@
+"""A node's engine: how long a prompt waits, is prefilled and decoded, given what the cache holds.
+
+    submit --> waiting (FIFO) --> prefill, one prompt at a time --> decode, side by side --> done
+                                  uncached tokens / prefill_rate    tokens / decode_rate
+
+A request holds a slot from the start of its prefill to its last token; the first waiting one begins as soon as a slot
+is free and no other prefill runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds
+what those before it left. The first token comes with the last of the prefill. The cache is the node's own
+``proto.radix`` tree, in blocks of ``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of
+value, and none that is in use. An answer's whole blocks are kept too.
+
+Simplified: decode streams do not slow each other or a prefill down, and a match ends at a whole block.
+"""
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from proto.blocks import STRIDE
+from proto.messages import Vitals
+from proto.radix import RadixTree
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What a node can do."""
+
+    prefill_rate: float
+    """Tokens/s, of one prompt at a time."""
+    decode_rate: float
+    """Tokens/s of one answer."""
+    slots: int
+    """Requests at once."""
+    cache_blocks: int
+    """KV cells / STRIDE."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Of prompt and answer, at most."""
+        return self.cache_blocks * STRIDE
+
+
+def draw_spec(rng: random.Random) -> EngineSpec:
+    """A volunteer's machine, from an old laptop to a good GPU: prefill 300 to 3,000 tokens/s (log-uniform), decode 10
+    to 60 (log-uniform), 1 to 8 slots and 600 to 2,400 blocks of 64 tokens (uniform), each drawn by itself."""
+    return EngineSpec(
+        prefill_rate=math.exp(rng.uniform(math.log(300), math.log(3_000))),
+        decode_rate=math.exp(rng.uniform(math.log(10), math.log(60))),
+        slots=rng.randint(1, 8),
+        cache_blocks=rng.randint(600, 2_400),
+    )
+
+
+@dataclass(eq=False)
+class Job:
+    """One attempt of a request at one engine."""
+
+    request_id: bytes
+    attempt: int
+    chain: tuple[int, ...]
+    """Block hashes of ``tokens``."""
+    tokens: tuple[int, ...]
+    """Prompt, then answer."""
+    num_prompt: int
+    num_answer: int
+    """At least 1."""
+    submitted_s: float = 0.0
+    prefill_s: float = 0.0
+    """When it began; as the next two, 0 before."""
+    first_token_s: float = 0.0
+    expected_cached: int = 0
+    """When it was submitted."""
+    cached: int = 0
+    leaf: int | None = None
+    """That keeps its cells."""
+    is_over: bool = False
+
+    @property
+    def prompt_chain(self) -> tuple[int, ...]:
+        return self.chain[: self.num_prompt // STRIDE]
+
+
+@dataclass
+class Listener:
+    """Whom an engine tells. Each is called at the virtual time when it happens."""
+
+    at: Callable[[float, Callable[[], None]], None]
+    """Call me back at this time."""
+    on_begin: Callable[[Job], None]
+    """Prefill begins, and what was cached is known."""
+    on_first: Callable[[Job], None]
+    on_done: Callable[[Job], None]
+    on_cache: Callable[[list[tuple[int, Sequence[int]]], list[int]], None]
+    """(leaf, tokens) stored, leaves dropped; one that is stored again under a new id is dropped under its old one."""
+    on_load: Callable[[], None]
+    """``vitals`` changed."""
+
+
+class Engine:
+    """See the module's text. ``now`` never goes back."""
+
+    def __init__(self, spec: EngineSpec, listener: Listener) -> None:
+        self.spec = spec
+        self.busy_s = 0.0
+        """Prefill, and decode by its share of the slots: of one second's capacity at most about two are used."""
+        self._tell = listener
+        self._tree = RadixTree()
+        self._next_leaf = 0
+        self._waiting: deque[Job] = deque()
+        self._prefilling: Job | None = None
+        self._decoding: dict[tuple[bytes, int], Job] = {}
+
+    def submit(self, job: Job, now: float) -> None:
+        job.submitted_s = now
+        job.expected_cached = self.match(job)
+        self._waiting.append(job)
+        self._next(now)
+        self._tell.on_load()
+
+    def cancel(self, request_id: bytes, attempt: int, now: float) -> None:
+        """Nothing happens if that attempt is not here."""
+        key = (request_id, attempt)
+        found = next((job for job in self.jobs() if (job.request_id, job.attempt) == key), None)
+        if found is None:
+            return
+        found.is_over = True
+        if found is self._prefilling:
+            self.busy_s += now - found.prefill_s
+            self._prefilling = None
+        elif self._decoding.pop(key, None) is not None:
+            self._end_decode(found, now)
+        else:
+            self._waiting.remove(found)
+        self._next(now)
+        self._tell.on_load()
+
+    def jobs(self) -> list[Job]:
+        """Everything it works on or that waits, in order of arrival."""
+        prefilling = [self._prefilling] if self._prefilling else []
+        return [*self._decoding.values(), *prefilling, *self._waiting]
+
+    def match(self, job: Job) -> int:
+        """Tokens of its prompt in the cache now. The last one is always computed, for its logits."""
+        return min(self._tree.match(job.prompt_chain)[0] * STRIDE, job.num_prompt - 1)
+
+    def held_blocks(self, chain: Sequence[int]) -> int:
+        """Leading blocks of ``chain`` in the cache now."""
+        return self._tree.match(chain)[0]
+
+    def queued_tokens(self, now: float) -> float:
+        """To be computed before a prompt that is submitted now, less what they will probably find in the cache."""
+        waiting = sum(job.num_prompt - job.expected_cached for job in self._waiting)
+        job = self._prefilling
+        if job is None:
+            return waiting
+        return waiting + max(0.0, job.num_prompt - job.cached - (now - job.prefill_s) * self.spec.prefill_rate)
+
+    def num_requests(self) -> int:
+        """Active or waiting."""
+        return len(self._decoding) + (self._prefilling is not None) + len(self._waiting)
+
+    def vitals(self, now: float) -> Vitals:
+        """Its rates are measured right."""
+        return Vitals(
+            queued_tokens=round(self.queued_tokens(now)),
+            active_requests=len(self._decoding) + (self._prefilling is not None),
+            waiting_requests=len(self._waiting),
+            slots=self.spec.slots,
+            prefill_rate=round(self.spec.prefill_rate),
+            decode_rate=round(self.spec.decode_rate),
+        )
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the books do not fit each other."""
+        self._tree.check_invariants()
+        assert len(self._decoding) + (self._prefilling is not None) <= self.spec.slots
+        pins = sum(self._tree.pins(leaf) for leaf in self._tree.seq_ids())
+        assert pins == sum(job.leaf is not None for job in self.jobs())
+        free = self._tree.least_valuable() is not None
+        assert self._tree.num_tokens <= self.spec.cache_blocks or not free
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _next(self, now: float) -> None:
+        if self._prefilling is not None or not self._waiting or len(self._decoding) >= self.spec.slots:
+            return
+        job = self._prefilling = self._waiting.popleft()
+        job.prefill_s = now
+        job.cached = self.match(job)
+        self._tell.on_begin(job)
+        took_s = (job.num_prompt - job.cached) / self.spec.prefill_rate
+        self._tell.at(now + took_s, lambda: self._prefilled(job, now + took_s))
+
+    def _prefilled(self, job: Job, now: float) -> None:
+        if job.is_over:
+            return
+        self.busy_s += now - job.prefill_s
+        job.first_token_s = now
+        self._prefilling = None
+        self._decoding[job.request_id, job.attempt] = job
+        self._keep(job, job.prompt_chain, job.num_prompt, now)
+        self._tell.on_first(job)
+        took_s = (job.num_answer - 1) / self.spec.decode_rate
+        self._tell.at(now + took_s, lambda: self._decoded(job, now + took_s))
+        self._next(now)
+        self._tell.on_load()
+
+    def _decoded(self, job: Job, now: float) -> None:
+        if job.is_over:
+            return
+        job.is_over = True
+        del self._decoding[job.request_id, job.attempt]
+        self._end_decode(job, now)
+        if len(job.chain) > len(job.prompt_chain):
+            self._keep(job, job.chain, job.num_prompt + job.num_answer, now)
+            self._release(job)
+        self._next(now)
+        self._tell.on_done(job)
+        self._tell.on_load()
+
+    def _end_decode(self, job: Job, now: float) -> None:
+        self.busy_s += (now - job.first_token_s) / self.spec.slots
+        self._release(job)
+
+    def _release(self, job: Job) -> None:
+        if job.leaf is not None:
+            self._tree.unpin(job.leaf)
+            job.leaf = None
+
+    def _keep(self, job: Job, chain: Sequence[int], num_tokens: int, now: float) -> None:
+        """``chain`` is computed: hold it, pinned for ``job``, and drop what there is no room for."""
+        if not chain:
+            return
+        self._next_leaf += 1
+        new = self._next_leaf
+        # What its prompt found was counted as a use when that was inserted.
+        counted = len(job.prompt_chain) if len(chain) > len(job.prompt_chain) else 0
+        redundant = self._tree.insert(chain, new, now, counted)
+        stored: list[tuple[int, Sequence[int]]] = []
+        if new in self._tree:
+            job.leaf = new
+            stored.append((new, job.tokens[: len(chain) * STRIDE]))
+            for other in self._decoding.values():  # (pins passed to the leaf that extends theirs)
+                if other.leaf in redundant:
+                    other.leaf = new
+        else:
+            redundant = []
+            job.leaf = self._tree.match(chain)[1]
+        assert job.leaf is not None
+        self._tree.pin(job.leaf)
+        dropped = list(redundant)
+        while self._tree.num_tokens > self.spec.cache_blocks:
+            victim = self._tree.least_valuable()
+            if victim is None:
+                break
+            self._tree.remove(victim)
+            dropped.append(victim)
+        if stored or dropped:
+            self._tell.on_cache(stored, dropped)

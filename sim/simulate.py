@@ -1,0 +1,338 @@
+"""Requests routed through a simulated swarm: what share of them was cached, how soon they were answered.
+
+A run: nodes with engines of different speeds start and connect; requests enter at some of them and warm the caches;
+those of the time after that are measured, and answered to the end. The overlays are the node's own, so is what they
+know of each other. Equal seeds give equal runs: the machines, homes, prompts and times of arrival of a seed are the
+same for every policy.
+
+Nodes dial until they have ``connections`` and route to whom they are connected with, as real ones do. A swarm that is
+too large for one cell is split from the start, with no records in the DHT: a prompt is answered in the cell where it
+enters. Where not all nodes are entries, only entries read digests, and only of nodes that they are connected with; what
+repairs of the others' digests would cost them is added in proportion.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from proto.blocks import STRIDE
+from proto.config import CellConfig, DigestConfig, OverlayConfig
+from proto.errors import LocalError
+from proto.routing import Policy
+from sim.engine import draw_spec
+from sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
+from sim.metadata import DEGREE, MESH_DEGREE
+from sim.policies import Look, make_policy
+from sim.serving import Record, Serving
+from sim.sessions import GENERATORS, Session, hit_bound
+from sim.traces import TraceRow, read_mooncake, sessions_of
+from sim.world import GOSSIP, LAZY, REPAIR, World
+
+START_S, SETTLE_S = 5.0, 15.0
+"""Nodes begin to serve within the one, and know each other after the other."""
+DRAIN_S = 600.0
+"""For the last answers. What is not there by then counts with the time it has waited."""
+MAX_ENTRIES = 50
+DOWN_S = 60.0
+"""Mean time until a node that left is back, with an empty cache."""
+SESSION_SHAPE = 0.608
+"""Of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
+
+Step = Callable[[str], None]
+"""Told what begins, for a progress line."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A swarm, what is asked of it and how long."""
+
+    workload: str = "mmlu"
+    """A name in ``sessions.GENERATORS``, or ``mooncake``."""
+    trace: tuple[TraceRow, ...] = ()
+    zipf: float = 1.0
+    rate: float | None = 8.0
+    """Prompts a second in all; None: as the trace has them."""
+    num_peers: int = 30
+    num_entries: int | None = None
+    """Nodes where requests enter; None: all, at most MAX_ENTRIES."""
+    connections: int = DEGREE
+    """That a node dials for; those that dial it come on top."""
+    rtt_s: float | None = None
+    """Between all nodes; None: ``rtt_file``, or the modelled internet without one."""
+    rtt_file: Path | None = None
+    loss: float = 0.0
+    digest_age_s: float | None = None
+    """Between two digests of a node; None: as nodes do."""
+    load_age_s: float | None = None
+    """Between two reports of a node's load; None: as nodes do."""
+    churn_s: float | None = None
+    """Median session of the nodes where no requests enter; None: nobody leaves."""
+    warm_s: float = 60.0
+    measured_s: float = 240.0
+    objective_s: float = 2.0
+    """Time to first token that is good enough."""
+
+    @property
+    def entries(self) -> int:
+        return min(self.num_peers, self.num_entries or MAX_ENTRIES)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run."""
+
+    num_requests: int
+    num_failed: int
+    """Not answered."""
+    hit_ratio: float
+    """Prompt tokens of answered requests found in the cache of who served them / all of them."""
+    hit_bound: float
+    """The same with one cache without limits."""
+    ttft_p50_s: float
+    ttft_p90_s: float
+    ttft_p99_s: float
+    load_imbalance: float
+    """Share of its capacity that the busiest node used / mean of all."""
+    stale_share: float
+    """Of the cached tokens that a node was chosen on, those that it did not hold."""
+    digest_bytes_per_s: float
+    """Received by a node where requests enter: gossip and repair."""
+    goodput: float
+    """Requests a second whose first token came within the objective and that were answered."""
+
+
+def load_trace(path: Path) -> tuple[TraceRow, ...]:
+    """Raises LocalError with the line's number and what is wrong with it."""
+    return tuple(read_mooncake(path))
+
+
+def simulate(scenario: Scenario, policy: str, seed: int, step: Step) -> Outcome:
+    """One run under one policy. Raises LocalError for an unknown workload or policy, or a bad RTT file."""
+    run = _Run(scenario, policy, seed)
+    step("nodes start")
+    run.start()
+    step("requests")
+    run.ask()
+    return run.outcome()
+
+
+@dataclass
+class _Run:
+    scenario: Scenario
+    policy: str
+    seed: int
+    records: list[Record] = field(default_factory=list)
+    num_digest_bytes: float = 0.0
+    busy_s: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        scenario, seed = self.scenario, self.seed
+        if scenario.workload not in (*GENERATORS, "mooncake"):
+            raise LocalError(f"no workload {scenario.workload}; there are {', '.join(GENERATORS)}, mooncake:FILE")
+        make_policy(self.policy, random.Random(seed), self._look(0))  # (an unknown name is an error now)
+        self.rng = random.Random(f"scenario {seed}")
+        self.links = Links(self._rtt(), seed, loss=scenario.loss)
+        self.world = World(
+            self.links,
+            scenario.num_peers,
+            seed,
+            _config(scenario),
+            perform_request=lambda node, effect: self.serving.perform(node, effect),
+            policy_of=self._policy_of,
+            readers=range(scenario.entries) if scenario.entries < scenario.num_peers else None,
+        )
+        self.num_cells = cells_for(scenario.num_peers)
+        self.near: list[list[int]] = [[] for _ in range(scenario.num_peers)]
+        """Whom each node connects with."""
+        machines = random.Random(f"machines {seed}")
+        self.serving = Serving(self.world, [draw_spec(machines) for _ in range(scenario.num_peers)])
+
+    # --- the swarm -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everybody serves and is known."""
+        world, num_peers = self.world, self.scenario.num_peers
+        cells = [range(first, num_peers, self.num_cells) for first in range(self.num_cells)]
+        mesh: list[tuple[int, int]] = []
+        for cell in cells:
+            within = random_graph(len(cell), self.scenario.connections, self.rng)
+            mesh += [(cell[a], cell[b]) for a, b in mesh_of(within, len(cell), MESH_DEGREE, self.rng)]
+            for one, other in within:
+                # Of connections between nodes where no requests enter, nothing is seen that is not counted as gossip.
+                if min(cell[one], cell[other]) < self.scenario.entries:
+                    self.near[cell[one]].append(cell[other])
+                    self.near[cell[other]].append(cell[one])
+        self.links.set_mesh(mesh)
+        for number in range(num_peers):
+            node = world.start(number)
+            world.call(world.now + self.rng.uniform(0.0, START_S), partial(self.serving.start, node))
+        for number in range(num_peers):
+            self._connect(number)
+        if self.scenario.churn_s is not None:
+            for number in range(self.scenario.entries, num_peers):
+                self._leave_later(number, self.scenario.churn_s, is_running=True)
+        world.run(world.now + START_S + SETTLE_S)
+
+    def _connect(self, number: int) -> None:
+        for other in self.near[number]:
+            if self.world.nodes[other] is not None:
+                self.world.connect(number, other)
+
+    def _leave_later(self, number: int, median_s: float, is_running: bool = False) -> None:
+        scale_s = median_s / math.log(2) ** (1 / SESSION_SHAPE)
+        lasts_s = self.rng.weibullvariate(scale_s, SESSION_SHAPE)
+        if is_running:  # when it began nobody knows: of what remains, some part is over
+            lasts_s *= self.rng.random()
+        self.world.call(self.world.now + START_S + lasts_s, partial(self._leave, number, median_s))
+
+    def _leave(self, number: int, median_s: float) -> None:
+        self.serving.stop(number)
+        back = partial(self._come_back, number, median_s)
+        self.world.call(self.world.now + self.rng.expovariate(1 / DOWN_S), back)
+
+    def _come_back(self, number: int, median_s: float) -> None:
+        node = self.world.start(number)
+        self._connect(number)
+        self.serving.start(node)
+        self._leave_later(number, median_s)
+
+    def _rtt(self) -> Matrix:
+        scenario = self.scenario
+        homes = random.Random(f"homes {self.seed}")
+        if scenario.rtt_s is not None:
+            return constant_rtt(scenario.num_peers, scenario.rtt_s)
+        if scenario.rtt_file is not None:
+            return measured_rtt(scenario.rtt_file, scenario.num_peers, homes)
+        return modelled_rtt(scenario.num_peers, homes)
+
+    def _policy_of(self, number: int) -> Policy | None:
+        return make_policy(self.policy, random.Random(f"policy {self.seed} {number}"), self._look(number))
+
+    def _look(self, number: int) -> Look:
+        return lambda one, chain: self.serving.look(number, one, chain)
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Warm up, measure, and wait for the last answers."""
+        world, scenario = self.world, self.scenario
+        clients = random.Random(f"clients {self.seed}")
+        self._begin_next(self._sessions(), world.now, clients)
+        world.run(world.now + scenario.warm_s)
+        self.measured_from = world.now
+        bytes_before = self._digest_bytes()
+        busy_before = [self.serving.total_busy_s(number) for number in range(scenario.num_peers)]
+        world.run(world.now + scenario.measured_s)
+        self.measured_until = world.now
+        self.num_digest_bytes = self._digest_bytes() - bytes_before
+        self.busy_s = [self.serving.total_busy_s(number) - before for number, before in enumerate(busy_before)]
+        measured = self._measured()
+        while world.now < self.measured_until + DRAIN_S and not all(record.is_over for record in measured):
+            world.run(world.now + 1.0)
+
+    def _sessions(self) -> Iterator[Session]:
+        scenario = self.scenario
+        if scenario.workload == "mooncake":
+            return sessions_of(scenario.trace, scenario.rate)
+        assert scenario.rate is not None
+        return GENERATORS[scenario.workload](scenario.rate, scenario.zipf, random.Random(f"prompts {self.seed}"))
+
+    def _begin_next(self, sessions: Iterator[Session], began: float, clients: random.Random) -> None:
+        """Only the next session is made: nobody knows how many there will be."""
+        session = next(sessions, None)
+        if session is None or session.at_s >= self.scenario.warm_s + self.scenario.measured_s:
+            return
+        entry = clients.randrange(self.scenario.entries)
+
+        def begin() -> None:
+            self._submit(entry, session, 0)
+            self._begin_next(sessions, began, clients)
+
+        self.world.call(began + session.at_s, begin)
+
+    def _submit(self, entry: int, session: Session, turn: int) -> None:
+        def on_over(record: Record) -> None:
+            if record.failure or turn + 1 == len(session.prompts):
+                return
+            self.world.call(self.world.now + session.think_s[turn], lambda: self._submit(entry, session, turn + 1))
+
+        self.records.append(self.serving.submit(entry, session.prompts[turn], on_over))
+
+    # --- measures --------------------------------------------------------------------------------------------------
+
+    def _digest_bytes(self) -> float:
+        """Of an entry, so far."""
+        entries = self.scenario.entries
+        gossip, lazy, repair = (float(self.world.received[plane][:entries].mean()) for plane in (GOSSIP, LAZY, REPAIR))
+        if entries < self.scenario.num_peers:
+            known = sum(len(self.near[entry]) for entry in range(entries)) / entries
+            repair *= (self.scenario.num_peers / self.num_cells - 1) / max(known, 1)
+        return gossip + lazy + repair
+
+    def _is_measured(self, record: Record) -> bool:
+        return self.measured_from <= record.submitted_s < self.measured_until
+
+    def _measured(self) -> list[Record]:
+        return [record for record in self.records if self._is_measured(record)]
+
+    def outcome(self) -> Outcome:
+        measured = self._measured()
+        if not measured:
+            raise LocalError("no request fell into the measured time: simulate longer, or at a higher rate")
+        answered = [record for record in measured if record.done_s]
+        # What has no first token has waited until now, and failed requests have waited for nothing.
+        waits = sorted(
+            (record.first_token_s or self.world.now) - record.submitted_s for record in measured if not record.failure
+        )
+        tokens = sum(record.num_prompt for record in answered)
+        promised = sum(record.promised_tokens for record in answered)
+        kept = sum(min(record.promised_tokens, record.cached_tokens) for record in answered)
+        good = [record for record in answered if record.first_token_s - record.submitted_s <= self.scenario.objective_s]
+        mean_busy_s = sum(self.busy_s) / len(self.busy_s)
+        prompts = [(record.chain, record.num_prompt // STRIDE, record.num_prompt) for record in self.records]
+        return Outcome(
+            num_requests=len(measured),
+            num_failed=len(measured) - len(answered),
+            hit_ratio=sum(record.cached_tokens for record in answered) / max(tokens, 1),
+            hit_bound=hit_bound(prompts, [self._is_measured(record) for record in self.records], STRIDE),
+            ttft_p50_s=percentile(waits, 0.5),
+            ttft_p90_s=percentile(waits, 0.9),
+            ttft_p99_s=percentile(waits, 0.99),
+            load_imbalance=max(self.busy_s) / mean_busy_s if mean_busy_s else 1.0,
+            stale_share=1 - kept / promised if promised else 0.0,
+            digest_bytes_per_s=self.num_digest_bytes / self.scenario.measured_s,
+            goodput=len(good) / self.scenario.measured_s,
+        )
+
+
+def cells_for(num_peers: int) -> int:
+    """Cells of equal size once each that was too large has split."""
+    num_cells = 1
+    while num_peers > num_cells * CellConfig().max_cell_nodes:
+        num_cells *= 2
+    return num_cells
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Of sorted ``values``, the nearest rank; NaN would not be JSON, so 0 for none."""
+    return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0
+
+
+def _config(scenario: Scenario) -> OverlayConfig:
+    config = OverlayConfig()
+    if scenario.digest_age_s is not None:
+        age_s = scenario.digest_age_s
+        digest = DigestConfig(
+            delta_interval_s=age_s,
+            delta_burst=1,
+            delta_delay_s=min(config.digest.delta_delay_s, age_s),
+            delta_min_gap_s=min(config.digest.delta_min_gap_s, age_s),
+            heartbeat_s=max(config.digest.heartbeat_s, age_s),
+        )
+        config = replace(config, digest=digest)
+    if scenario.load_age_s is not None:
+        config = replace(config, vitals_interval_s=scenario.load_age_s)
+    return replace(config, max_peers=max(config.max_peers, scenario.num_peers))
