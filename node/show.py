@@ -25,8 +25,8 @@ def short(peer: str) -> str:
 
 
 def show_route(console: Console, route: RouteView) -> None:
-    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (round trip + queue +
-    prefill) x slowness x load; prefill is of what is not matched, as far as matches there came true."""
+    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (2 round trips + queue
+    + prefill) x slowness x load; prefill is of what is not matched, as far as matches there came true."""
     table = Table(title=f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}", title_justify="left")
     table.add_column("node")
     for name in (

@@ -1,6 +1,6 @@
 """Which node shall answer a prompt: the one where its first token is expected soonest, weighed by how busy it is.
 
-    wait_p = RTT_p + (Q_p + T - rho_p * m_p) / R_p                 seconds until the first token
+    wait_p = 2 RTT_p + (Q_p + T - rho_p * m_p) / R_p                 seconds until the first token
     cost_p = beta_p * wait_p * ((k_p + 1) / slots_p')**a(age_p)     what is minimised
 
 T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there, Q_p
@@ -25,6 +25,8 @@ from proto.blocks import STRIDE
 from proto.config import RoutingConfig
 from proto.errors import LocalError
 
+ROUND_TRIPS = 2
+"""One to open a stream, one for the prompt and its first token."""
 _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
 
@@ -69,7 +71,7 @@ class RatedCandidate:
     @property
     def wait_s(self) -> float:
         """Expected time to the first token."""
-        return self.candidate.round_trip_s + self.queue_s + self.prefill_s
+        return ROUND_TRIPS * self.candidate.round_trip_s + self.queue_s + self.prefill_s
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _rate(
     queue_s, prefill_s = candidate.queued_tokens / rate_, uncached / rate_
     exponent = config.load_exponent * 0.5 ** (candidate.load_age_s / config.load_half_life_s)
     load = min((candidate.num_requests + 1) * mean_slots / max(candidate.slots, 1), _MAX_LOAD)
-    wait_s = candidate.slowness * (candidate.round_trip_s + queue_s + prefill_s)
+    wait_s = candidate.slowness * (ROUND_TRIPS * candidate.round_trip_s + queue_s + prefill_s)
     factor = math.pow(load, exponent)
     return RatedCandidate(candidate, wait_s * factor, queue_s, prefill_s, factor)
 
