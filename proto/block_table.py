@@ -83,7 +83,7 @@ class BlockTable:
         if self._overflow:
             for key in keys[is_missing].tolist():
                 self._overflow.pop(key, None)
-        if self._num_placed < _LEAST_LOAD * self._keys.size and len(self._keys) > _LEAST_BUCKETS:
+        if len(self) < _LEAST_LOAD * self._keys.size and len(self._keys) > _LEAST_BUCKETS:
             self._resize(len(self))
 
     def items(self) -> tuple[Keys, Values]:
@@ -135,7 +135,9 @@ class BlockTable:
         """Add keys that are not there, ascending."""
         if self._num_placed + len(keys) > _MOST_LOAD * self._keys.size:
             self._resize(len(self) + len(keys))
-        while len(keys):
+        for _ in range(_WIDTH):
+            if not len(keys):
+                return
             buckets = self._buckets(keys)
             is_first = np.diff(buckets, prepend=-1) > 0  # One a bucket at a time.
             free = self._keys.take(buckets[is_first], axis=0) == 0
@@ -150,6 +152,8 @@ class BlockTable:
                 pairs = zip(keys[is_first][spilled].tolist(), values[is_first][spilled].tolist(), strict=True)
                 self._overflow.update(pairs)
             keys, values = keys[~is_first], values[~is_first]
+        # Whatever is left had all places of its bucket offered.
+        self._overflow.update(zip(keys.tolist(), values.tolist(), strict=True))
 
     def _resize(self, num_keys: int) -> None:
         """Room for ``num_keys``, at a load between the two."""

@@ -164,7 +164,7 @@ class CellPosition:
         """The depth to have from now on."""
         usual = _median((owner.bits for owner in known if owner.is_connected), self.bits)
         if now < self.started_at + self.config.newcomer_s:
-            return usual
+            return self._reachable(usual, known)
         wanted = self._wanted(known, usual)
         if wanted == self.bits:
             self._wish = None
@@ -185,7 +185,7 @@ class CellPosition:
         if self._leaving:
             return bits
         if count < _LOST_SHARE * config.min_cell_nodes and usual != bits:
-            return usual
+            return self._reachable(usual, known)
         if bits == 0:
             return 0
         back = _share(owner.bits < bits for owner in members)
@@ -198,6 +198,15 @@ class CellPosition:
         above = self._of(cell_of(self.namespace, self.me, bits - 1), known)
         fits = len(above) + 1 <= _NEAR_MAX * config.max_cell_nodes
         return bits - 1 if ((is_near or is_small) and fits) or is_left_behind else bits
+
+    def _reachable(self, usual: int, known: Sequence[Owner]) -> int:
+        """``usual``, or as near to it as it is connected: what others say of their depth costs them nothing, nodes of
+        this node's own cell do."""
+        connected = [owner for owner in known if owner.is_connected]
+        for bits in range(usual, self.bits, -1):
+            if len(self._of(cell_of(self.namespace, self.me, bits), connected)) >= self.config.min_cell_peers:
+                return bits
+        return min(usual, self.bits)
 
     def _of(self, cell: Cell, owners: Iterable[Owner]) -> list[Owner]:
         shift = MAX_CELL_BITS - cell.bits

@@ -274,9 +274,14 @@ class RequestPlane:
         request.is_doubted = request.is_doubted or not frame.retryable
         if frame.code == "engine_lost":
             request.num_engine_losses += 1
-        return self._attempt_failed(request, f"{frame.code}: {frame.message}", now)
+        # (who cannot answer may only have been asked for the impossible)
+        return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=frame.retryable)
 
-    def _attempt_failed(self, request: Request, reason: str, now: float) -> list[Effect]:
+    def _attempt_failed(self, request: Request, reason: str, now: float, is_fault: bool = True) -> list[Effect]:
+        """is_fault: of the node that served it; if no token came, that counts as the longest wait."""
+        if is_fault and request.peer != self._me and not request.position:
+            longest_s = request.expected_s * self._routing.max_slowness + self._routing.negligible_s
+            self._observed.on_first_token(request.peer, request.expected_s, max(now - request.sent_at, longest_s), now)
         if request.is_complete:
             return self._finish(request, "length", None)
         space = self._space(request)

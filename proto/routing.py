@@ -5,8 +5,8 @@
 
 T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there, Q_p
 and k_p the tokens and requests before this one, R_p tokens of prefill a second, beta_p how much longer than expected
-first tokens from p took lately. slots_p' = max(slots_p, 1) / the mean of all candidates': a node that works on many
-requests at once feels each of them less.
+first tokens from p took lately. slots_p' = slots_p / the median of all candidates', from 1/4 to 4: a node that works on
+many requests at once feels each of them less.
 
 The time alone would be enough if every choice stood alone. It does not: a prompt that is computed twice takes the
 cells of another, and a queue that is joined is longer for the next. The product keeps prompts where their prefixes are
@@ -27,6 +27,8 @@ from proto.errors import LocalError
 
 ROUND_TRIPS = 2
 """One to open a stream, one for the prompt and its first token."""
+_MAX_SLOTS_RATIO = 4.0
+"""Of a candidate's slots and the median's, both ways: slowness outweighs what a claim of more would win."""
 _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
 
@@ -115,12 +117,12 @@ def rate(candidates: Sequence[Candidate], prompt_tokens: int, config: RoutingCon
     """Every candidate with its cost, in the order given."""
     known = sorted(_clamped(one.prefill_rate, config) for one in candidates if one.prefill_rate > 0)
     usual_rate = known[len(known) // 2] if known else config.default_prefill_rate
-    mean_slots = sum(max(one.slots, 1) for one in candidates) / len(candidates)
-    return [_rate(one, prompt_tokens, config, usual_rate, mean_slots) for one in candidates]
+    usual_slots = sorted(max(one.slots, 1) for one in candidates)[(len(candidates) - 1) // 2]
+    return [_rate(one, prompt_tokens, config, usual_rate, usual_slots) for one in candidates]
 
 
 def _rate(
-    candidate: Candidate, prompt_tokens: int, config: RoutingConfig, usual_rate: float, mean_slots: float
+    candidate: Candidate, prompt_tokens: int, config: RoutingConfig, usual_rate: float, usual_slots: int
 ) -> RatedCandidate:
     rate_ = _clamped(candidate.prefill_rate, config) if candidate.prefill_rate > 0 else usual_rate
     # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
@@ -128,7 +130,8 @@ def _rate(
     uncached = max(prompt_tokens - candidate.precision * matched, 1.0)
     queue_s, prefill_s = candidate.queued_tokens / rate_, uncached / rate_
     exponent = config.load_exponent * 0.5 ** (candidate.load_age_s / config.load_half_life_s)
-    load = min((candidate.num_requests + 1) * mean_slots / max(candidate.slots, 1), _MAX_LOAD)
+    slots = min(max(candidate.slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)
+    load = min((candidate.num_requests + 1) / slots, _MAX_LOAD)
     wait_s = candidate.slowness * (ROUND_TRIPS * candidate.round_trip_s + queue_s + prefill_s)
     factor = math.pow(load, exponent)
     return RatedCandidate(candidate, wait_s * factor, queue_s, prefill_s, factor)

@@ -148,7 +148,8 @@ class YamuxStream(IMuxedStream):
     async def reset(self) -> None:
         """Ends both directions and drops what was not read. Never raises."""
         await trio.lowlevel.checkpoint()
-        if self.stream_id in self._connection._streams and self._flag_due != _SYN:
+        if self._connection._streams.get(self.stream_id) is self and self._flag_due != _SYN:
+            self._connection.count_reply()  # (a peer that opens what is refused has us answer)
             self._queue(_WINDOW, _RST, 0)
         self._buffer.clear()
         self.end()
@@ -194,8 +195,9 @@ class YamuxStream(IMuxedStream):
         self._wake()
 
     def _forget_if_over(self) -> None:
-        if self.is_read_over and self.is_write_over:
-            self._connection._streams.pop(self.stream_id, None)
+        streams = self._connection._streams
+        if self.is_read_over and self.is_write_over and streams.get(self.stream_id) is self:
+            del streams[self.stream_id]  # (a peer that breaks the rules may have used the number again)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -297,6 +299,8 @@ class YamuxConnection(IMuxedConn):
 
     async def ping(self) -> float:
         """Seconds that a round trip took. Waits for as long as that takes. Raises MuxedConnUnavailable."""
+        if self._ended.is_set():
+            raise MuxedConnUnavailable("the connection is closed")
         nonce, self._num_pings = self._num_pings, (self._num_pings + 1) % 2**32
         answered = self._pings[nonce] = trio.Event()
         began = time.perf_counter()
@@ -385,6 +389,10 @@ class YamuxConnection(IMuxedConn):
         two ends that both wait for room before they read would wait for ever."""
         while self._num_replies > MAX_REPLIES and not self._ended.is_set():
             await self._has_room.wait()
+
+    def count_reply(self) -> None:
+        """One more frame that the peer's own made us send."""
+        self._num_replies += 1
 
     def _reply(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         self._num_replies += 1

@@ -1,6 +1,7 @@
 """The table of block hashes against a dictionary."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,24 @@ def test_it_holds_what_a_dictionary_would(steps: list, probes: list[int]) -> Non
         assert table.get(asked).tolist() == expected
         num_leading = expected.index(0) if 0 in expected else len(expected)
         assert table.get_leading(asked).tolist() == expected[:num_leading]
+
+
+def test_keys_invented_for_one_bucket_cost_no_more_than_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, sizes = BlockTable(), []
+    resize = BlockTable._resize
+    monkeypatch.setattr(
+        BlockTable, "_resize", lambda self, num_keys: (sizes.append(num_keys), resize(self, num_keys))[1]
+    )
+    for owner in range(4):
+        crowd = np.arange(1, 16_385, dtype=np.uint64) + np.uint64(owner * 16_384)
+        table.put(crowd, np.ones(len(crowd), np.uint32))
+        table.check_invariants()
+    num_resizes = len(sizes)
+    for key in range(1, 50):
+        table.remove(np.array([key], np.uint64))
+    table.check_invariants()
+    assert len(table) == 4 * 16_384 - 49
+    assert len(sizes) == num_resizes, "removing one key rebuilt the table"
 
 
 def test_it_grows_and_gives_the_memory_back() -> None:

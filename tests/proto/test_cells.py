@@ -157,12 +157,27 @@ def test_a_newcomer_does_as_its_peers_do_and_then_counts() -> None:
     at = CellPosition(NAMESPACE, ME, CONFIG, random.Random(1), START)
     assert at.tick([], START) == Move()
     outside = owners(peers_of(ROOT, 20), bits=4)
-    assert at.tick(outside, START + 5).joined == (child_of(4),)
+    at.tick(outside, START + 5)
+    assert 0 < at.bits < 4, "as far as it is connected there"
+    inside = owners(peers_of(child_of(4), CONFIG.min_cell_peers), bits=4)
+    assert at.tick(outside + inside, START + 10).joined == (child_of(4),)
+    at = CellPosition(NAMESPACE, ME, CONFIG, random.Random(1), START)
     assert at.tick(outside[:1] + owners(peers_of(ROOT, 5, tag=1)), START + 10).left == ()
     assert at.bits == 0, "one of six cannot move it"
     at = CellPosition(NAMESPACE, ME, CONFIG, random.Random(1), START)
     unconnected = owners(peers_of(ROOT, 20), bits=4, connected=0)
     assert at.tick(unconnected, START + 5) == Move(), "nor can anybody who is not connected"
+
+
+def test_a_small_swarm_is_not_led_away_by_peers_that_claim_to_be_elsewhere() -> None:
+    at = position()
+    honest = owners(peers_of(ROOT, 4))
+    liars = owners([b"liar %d" % number for number in range(5)], bits=MAX_CELL_BITS)
+    run(at, honest + liars, 600)
+    assert at.bits <= 1
+    newcomer = CellPosition(NAMESPACE, ME, CONFIG, random.Random(1), START)
+    newcomer.tick(honest + liars, START + 5)
+    assert newcomer.bits <= 1
 
 
 def test_one_small_cell_among_larger_ones_goes_up_once() -> None:

@@ -92,6 +92,21 @@ def test_a_prompt_goes_where_it_is_held_unless_that_node_is_busier_than_it_is_wo
     assert "slower, farther or busier" in dispatch.decision.reason
 
 
+def test_who_takes_prompts_and_answers_none_is_avoided() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    chosen = []
+    for number in range(12):
+        request_id = bytes([number]) * 16
+        submit(world, request_id=request_id)
+        chosen.append(dispatched(world).peer)
+        world.handle(ME, StreamLost(request_id, 1, "silent"))
+        world.nodes[ME].take(Dispatch)
+        world.handle(ME, RequestCancelled(request_id))
+    assert chosen[0] == HOLDER and chosen[-1] != HOLDER
+
+
 def test_what_a_round_trip_costs_decides_between_two_that_hold_the_prompt() -> None:
     world = quiet_world()
     world.store(HOLDER, 1, PROMPT)

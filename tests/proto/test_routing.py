@@ -72,6 +72,14 @@ def test_a_far_match_pays_only_when_it_saves_more_than_the_way() -> None:
     assert choose([usual(prefill_rate=50_000.0), fast], 1_000, CONFIG).chosen == NEAR
 
 
+@given(_claims)
+def test_a_liar_that_was_found_out_draws_no_prompt_from_who_holds_it(slots: int) -> None:
+    holder = usual(matched_tokens=8_000, is_local=True, round_trip_s=0.0)
+    others = [usual(b"%d" % number) for number in range(7)]
+    liar = usual(b"liar", matched_tokens=8_064, slots=slots, prefill_rate=2e5, slowness=16.0, precision=0.0)
+    assert choose([holder, *others, liar], 8_100, CONFIG).chosen == NEAR
+
+
 def test_old_news_of_load_counts_less() -> None:
     held = usual(FAR, matched_tokens=10 * STRIDE, num_requests=3)
     assert choose([usual(), held], 1_000, CONFIG).chosen == NEAR
