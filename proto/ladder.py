@@ -12,13 +12,13 @@ lookup between homes all over the world is done, but a processor computes 3,000 
 anybody provides, up to ``max_dials`` nodes are dialled; a node says hello and its digest comes as every connected
 node's does. So a record is only a hint: a false or stale one costs a dial, and routing never believes it.
 
-Bounded: lookups in flight, lookups a second, dials a lookup, and the connections made for it, of which the oldest is
-closed when there are too many. Nobody is asked twice within a minute for the same deepest rung.
+Bounded: lookups in flight, lookups a second, dials a lookup, and the connections made for it, of which the oldest idle
+one is closed when there are too many. Nobody is asked twice within a minute for the same deepest rung.
 """
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -159,11 +159,18 @@ class Lookups:
             return []
         return self._rng.sample(lookup.providers, min(self._config.max_dials, len(lookup.providers)))
 
-    def dialled(self, peer: bytes) -> bytes | None:
-        """A connection is made for a lookup. Which other one to close for it, if any. Mutates."""
+    def may_dial(self, peer: bytes, is_busy: Callable[[bytes], bool]) -> tuple[bool, bytes | None]:
+        """Whether to make a connection for a lookup, and which other one to close for it, if any: the oldest over which
+        no answer comes. Mutates: ``peer`` counts as dialled then."""
+        surplus = None
+        if peer not in self._dialled and len(self._dialled) >= self._config.ladder_peers:
+            surplus = next((other for other in self._dialled if not is_busy(other)), None)
+            if surplus is None:
+                return False, None
+            del self._dialled[surplus]
         self._dialled[peer] = None
         self._dialled.move_to_end(peer)
-        return self._dialled.popitem(last=False)[0] if len(self._dialled) > self._config.ladder_peers else None
+        return True, surplus
 
     def forget(self, peer: bytes) -> None:
         """The connection is gone."""

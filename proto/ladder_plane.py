@@ -5,7 +5,7 @@ once with ``ProvidersFound``; what never comes is given up after ``lookup_over_s
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proto.config import LadderConfig
 from proto.digest_plane import DigestPlane
@@ -30,6 +30,8 @@ class LadderPlane:
         self._digests = digests
         self._publishers: dict[bytes, Publisher] = {}
         self._lookups = Lookups(me, config, rng)
+        self.is_busy: Callable[[bytes], bool] = lambda peer: False
+        """Whether a peer is answering a request of this node: its connection stays."""
 
     def on_served(self, event: ModelServed, now: float) -> list[Effect]:
         if event.namespace in self._publishers:
@@ -93,9 +95,14 @@ class LadderPlane:
 
     def _connect(self, request_id: bytes, now: float) -> tuple[list[Effect], list[bytes]]:
         effects: list[Effect] = []
-        strangers = [peer for peer in self._lookups.end(request_id) if not self._members.is_connected(peer)]
-        for peer in strangers:
-            surplus = self._lookups.dialled(peer)
+        strangers = []
+        for peer in self._lookups.end(request_id):
+            if self._members.is_connected(peer):
+                continue
+            may_dial, surplus = self._lookups.may_dial(peer, self.is_busy)
+            if not may_dial:
+                break
+            strangers.append(peer)
             self._digests.follow(peer)
             effects.append(Connect(peer))
             if surplus is not None:

@@ -106,6 +106,7 @@ class Overlay:
         )
         self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
         self._requests = RequestPlane(me, config, self._members, self._digests, self._ladder, policy)
+        self._ladder.is_busy = lambda peer: self._requests.in_flight(peer) > 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What ``event`` makes this node do. Never raises for anything a peer did."""

@@ -205,7 +205,7 @@ class Reusing:
         self.result.num_found += bool(dials)
         for peer in dials:
             other = self._number_of[peer]
-            surplus = node.lookups.dialled(peer)
+            _, surplus = node.lookups.may_dial(peer, lambda peer: False)
             node.sought[other] = None
             if surplus is not None:
                 node.sought.pop(self._number_of[surplus], None)

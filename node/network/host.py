@@ -64,6 +64,8 @@ log = structlog.get_logger()
 
 KAD_PROTOCOL = TProtocol("/mycelia/kad/1.0.0")
 PROVIDER_KEY_PREFIX = b"/mycelia/"
+PREFIX_KEY_PREFIX = b"/mycelia/prefix/"
+"""Of ``discovery.prefix_key``."""
 MAX_PROVIDER_KEYS = 8_192
 """Keys whose providers this node stores for others. In a split swarm a node has up to 256 keys of prefixes, and 20
 others store each: 5,120 at a node, less what nodes have in common. The key that was quiet the longest goes first."""
@@ -529,7 +531,9 @@ class Host:
             store.providers[key] = records
             add(key, provider)
             if len(store.providers) > MAX_PROVIDER_KEYS:
-                del store.providers[next(iter(store.providers))]
+                # Anybody can make up prefixes; without the keys of models newcomers find nobody.
+                quiet = (one for one in store.providers if one.startswith(PREFIX_KEY_PREFIX))
+                del store.providers[next(quiet, next(iter(store.providers)))]
 
         store.add_provider = bounded_add  # type: ignore[method-assign]
         return dht

@@ -35,7 +35,7 @@ async def watch(connection: INetConn, table: PeerTable) -> None:
     muxer = connection.muxed_conn
     assert isinstance(muxer, YamuxConnection), "no other muxer is offered"
     peer = peer_of(connection)
-    while not connection.is_closed:
+    while not (connection.is_closed or muxer.is_closed):  # (libp2p learns of the end a little later)
         if not await _is_there(muxer, peer, table):
             log.info("peer is silent", peer=peer_text(peer))
             break

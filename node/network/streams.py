@@ -16,6 +16,7 @@ from node.network.deadlines import shielded
 from node.network.events import EventQueue
 from node.network.host import Host
 from node.network.network import NetworkError, Received, StreamHandler
+from node.network.yamux import YamuxStream
 from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from proto.errors import RemoteError
@@ -105,6 +106,8 @@ class Libp2pStream:
                 await self._stream.close()
         except (*_STREAM_ERRORS, trio.TooSlowError):
             await self._abandon()
+        if isinstance(self._bytes, YamuxStream):
+            self._bytes.discard()  # (a peer that never ends its side must not have us keep what nobody reads)
 
     async def reset(self) -> None:
         if not self._over:

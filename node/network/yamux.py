@@ -85,6 +85,7 @@ class YamuxStream(IMuxedStream):
         self.is_read_over = False
         """Nothing more comes, but the buffer may still hold something."""
         self.is_write_over = False
+        self._is_discarded = False
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to ``n`` bytes, at least one; None or -1: all there is. Raises MuxedStreamEOF at the end, whatever ended
@@ -145,6 +146,11 @@ class YamuxStream(IMuxedStream):
             self._queue(_WINDOW, _FIN, 0)
             self._forget_if_over()
 
+    def discard(self) -> None:
+        """Nobody reads this stream any more: what comes is dropped, and what the window allows is all that can."""
+        self._is_discarded = True
+        self._buffer.clear()
+
     async def reset(self) -> None:
         """Ends both directions and drops what was not read. Never raises."""
         await trio.lowlevel.checkpoint()
@@ -166,7 +172,7 @@ class YamuxStream(IMuxedStream):
     # --- for the connection -----------------------------------------------------------------------------------------
 
     def on_data(self, data: bytes | bytearray) -> None:
-        if not self.is_read_over:
+        if not self.is_read_over and not self._is_discarded:
             self._buffer += data
             self._wake()
 

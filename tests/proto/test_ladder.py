@@ -129,7 +129,7 @@ def test_whatever_the_dht_says_little_is_dialled(data: st.DataObject) -> None:
                 dials = found.end(b"%d" % number)
                 assert len(dials) <= CONFIG.max_dials and ME not in dials
                 for peer in dials:
-                    found.dialled(peer)
+                    found.may_dial(peer, lambda peer: False)
         found.check_invariants()
 
 
@@ -269,3 +269,13 @@ def test_connections_for_lookups_make_room_for_each_other() -> None:
             world.handle(me, ProvidersFound(request_id, key, [b"found %d" % number]))
         closed += [effect.peer for effect in world.nodes[me].take(Disconnect) if isinstance(effect, Disconnect)]
     assert closed == [b"found %d" % number for number in range(CONFIG.ladder_peers)]
+
+
+def test_a_connection_over_which_an_answer_comes_is_not_closed_for_another() -> None:
+    found = lookups(ladder_peers=2)
+    assert found.may_dial(b"a", lambda peer: False) == (True, None)
+    assert found.may_dial(b"b", lambda peer: False) == (True, None)
+    assert found.may_dial(b"c", lambda peer: peer == b"a") == (True, b"b")
+    assert found.may_dial(b"d", lambda peer: True) == (False, None)
+    assert found.may_dial(b"a", lambda peer: True) == (True, None)
+    found.check_invariants()

@@ -299,6 +299,23 @@ async def test_a_peer_may_have_so_many_streams_and_no_more() -> None:
         assert len(one._streams) <= count and not one.is_closed
 
 
+async def test_what_nobody_reads_any_more_is_not_kept() -> None:
+    async with ours() as (one, two, _):
+        mine = await one.open_stream()
+        await mine.write(b"question")
+        theirs = await two.accept_stream()
+        await theirs.read()
+        await mine.close()
+        mine.discard()
+        await theirs.write(bytes(100_000))
+        await two.ping()  # (the answer comes behind the data)
+        await one.ping()
+        assert not mine._buffer
+        await one.close()
+        with pytest.raises(MuxedConnUnavailable):
+            await one.ping()
+
+
 async def test_frames_for_streams_that_are_over_are_dropped() -> None:
     async with with_stranger() as (one, stranger):
         await send(stranger, frame(yamux._DATA, 0, 77, 3) + b"abc" + frame(yamux._PING, yamux._SYN, 0, 5))
