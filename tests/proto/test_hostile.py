@@ -22,6 +22,7 @@ from proto.events import (
     Malformed,
     Received,
     RequestSubmitted,
+    RoundTripMeasured,
     StreamLost,
 )
 from proto.messages import (
@@ -276,6 +277,7 @@ def test_a_node_that_refuses_is_not_believed_to_hold_what_it_refused() -> None:
     world.deliver_all()
     world.store(PEER, 1, [1] * STRIDE)
     world.advance(15)
+    world.handle(ME, RoundTripMeasured(PEER, 0.01))
     (dispatch,) = submit(world)
     assert dispatch.peer == PEER
     world.handle(ME, FrameReceived(b"r" * 16, 1, Failed(code="overloaded", message="full", retryable=True)))
