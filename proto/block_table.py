@@ -140,19 +140,19 @@ class BlockTable:
                 return
             buckets = self._buckets(keys)
             is_first = np.diff(buckets, prepend=-1) > 0  # One a bucket at a time.
-            free = self._keys.take(buckets[is_first], axis=0) == 0
-            columns = free.argmax(axis=1)
-            places = buckets[is_first] * _WIDTH + columns
-            fits = free.any(axis=1) & (keys[is_first] != 0)
-            self._keys.put(places[fits], keys[is_first][fits])
-            self._values.put(places[fits], values[is_first][fits])
+            first_keys, first_values, first_buckets = keys[is_first], values[is_first], buckets[is_first]
+            free = self._keys.take(first_buckets, axis=0) == 0
+            places = first_buckets * _WIDTH + free.argmax(axis=1)
+            fits = free.any(axis=1) & (first_keys != 0)
+            self._keys.put(places[fits], first_keys[fits])
+            self._values.put(places[fits], first_values[fits])
             self._num_placed += int(fits.sum())
-            spilled = ~fits
-            if spilled.any():
-                pairs = zip(keys[is_first][spilled].tolist(), values[is_first][spilled].tolist(), strict=True)
-                self._overflow.update(pairs)
+            self._spill(first_keys[~fits], first_values[~fits])
             keys, values = keys[~is_first], values[~is_first]
-        # Whatever is left had all places of its bucket offered.
+        self._spill(keys, values)  # (all places of their bucket were offered)
+
+    def _spill(self, keys: Keys, values: Values) -> None:
+        """Into the dictionary."""
         self._overflow.update(zip(keys.tolist(), values.tolist(), strict=True))
 
     def _resize(self, num_keys: int) -> None:

@@ -176,9 +176,6 @@ class Lookups:
         """The connection is gone."""
         self._dialled.pop(peer, None)
 
-    def was_dialled(self, peer: bytes) -> bool:
-        return peer in self._dialled
-
     def check_invariants(self) -> None:
         """Raises AssertionError when a bound of the module's docstring is broken."""
         assert len(self._lookups) <= self._config.max_lookups

@@ -22,7 +22,6 @@ from proto.config import RoutingConfig
 class _Record:
     log_slowness: float = 0.0
     imprecision: float = 0.0
-    num_beliefs: int = 0
     at: float = 0.0
 
 
@@ -51,7 +50,6 @@ class Observed:
         record = self._faded(peer, now)
         missing = 1.0 - min(cached_tokens / believed_tokens, 1.0)
         record.imprecision += self._config.observation_weight * (missing - record.imprecision)
-        record.num_beliefs += 1
 
     def slowness(self, peer: bytes, now: float) -> float:
         """1 when nothing is known. Does not mutate."""

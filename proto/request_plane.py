@@ -192,7 +192,10 @@ class RequestPlane:
         return request if request and request.attempt == attempt > 0 else None
 
     def _space(self, request: Request) -> Dispatches:
-        return self._dispatches.setdefault(request.namespace, Dispatches(self._config.own_dispatch_s))
+        space = self._dispatches.get(request.namespace)
+        if space is None:
+            space = self._dispatches[request.namespace] = Dispatches(self._config.own_dispatch_s)
+        return space
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
         candidates = self._candidates(request, now)

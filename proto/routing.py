@@ -73,7 +73,7 @@ class RatedCandidate:
     @property
     def wait_s(self) -> float:
         """Expected time to the first token."""
-        return ROUND_TRIPS * self.candidate.round_trip_s + self.queue_s + self.prefill_s
+        return _wait_s(self.candidate, self.queue_s, self.prefill_s)
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,13 @@ def _rate(
     exponent = config.load_exponent * 0.5 ** (candidate.load_age_s / config.load_half_life_s)
     slots = min(max(candidate.slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)
     load = min((candidate.num_requests + 1) / slots, _MAX_LOAD)
-    wait_s = candidate.slowness * (ROUND_TRIPS * candidate.round_trip_s + queue_s + prefill_s)
     factor = math.pow(load, exponent)
-    return RatedCandidate(candidate, wait_s * factor, queue_s, prefill_s, factor)
+    cost = candidate.slowness * _wait_s(candidate, queue_s, prefill_s) * factor
+    return RatedCandidate(candidate, cost, queue_s, prefill_s, factor)
+
+
+def _wait_s(candidate: Candidate, queue_s: float, prefill_s: float) -> float:
+    return ROUND_TRIPS * candidate.round_trip_s + queue_s + prefill_s
 
 
 def _clamped(rate_: float, config: RoutingConfig) -> float:

@@ -30,7 +30,7 @@ from blake3 import blake3
 
 from proto.blocks import STRIDE
 from proto.errors import LocalError
-from proto.routing import Candidate, Decision, Policy, RatedCandidate
+from proto.routing import ROUND_TRIPS, Candidate, Decision, Policy, RatedCandidate
 
 CHWBL_LOAD = 1.25
 """Of the mean."""
@@ -175,7 +175,8 @@ def oracle(look: Look, candidates: Sequence[Candidate], prompt_tokens: int, chai
 
 def expected_wait_s(one: Candidate, prompt_tokens: int) -> float:
     """Until the first token, by what ``one`` says."""
-    return one.round_trip_s + (one.queued_tokens + _uncached(one, prompt_tokens)) / (one.prefill_rate or DEFAULT_RATE)
+    computing_s = (one.queued_tokens + _uncached(one, prompt_tokens)) / (one.prefill_rate or DEFAULT_RATE)
+    return ROUND_TRIPS * one.round_trip_s + computing_s
 
 
 # --- by name --------------------------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsChanged
 from proto.messages import Accepted, Final, Sampling, ServingFrame, Tokens, Usage
-from proto.routing import Candidate
+from proto.routing import ROUND_TRIPS, Candidate
 from sim.engine import Engine, EngineSpec, Job, Listener
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
-OPEN_ROUND_TRIPS = 1
+OPEN_ROUND_TRIPS = ROUND_TRIPS - 1
 """Until a new stream carries its first message: node/network/negotiation.py."""
 RESEND_S = 0.2
 """TCP's usual least timeout."""
@@ -159,7 +159,6 @@ class Serving:
         # What is going to be computed before this prompt begins will be in the cache then.
         pending = [job.prompt_chain for job in jobs if not job.first_token_s]
         blocks = max([engine.held_blocks(chain), *(_common(other, chain) for other in pending)])
-        num_round_trips = OPEN_ROUND_TRIPS + 1
         return replace(
             one,
             matched_tokens=blocks * STRIDE,
@@ -169,7 +168,7 @@ class Serving:
             ),
             slots=engine.spec.slots,
             prefill_rate=engine.spec.prefill_rate,
-            round_trip_s=num_round_trips * self.world.links.round_trip_s(entry, number),
+            round_trip_s=self.world.links.round_trip_s(entry, number),
             load_age_s=0.0,
         )
 

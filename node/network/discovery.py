@@ -9,6 +9,8 @@ Nothing is given up: what is down is tried again with growing, jittered pauses. 
 
 import random
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -116,11 +118,8 @@ class Discovery:
         """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
         if self._dht is None:
             raise NetworkError("a light client provides nothing")
-        try:
-            with trio.fail_after(LOOKUP_DEADLINE_S):
-                num_told = await self._host.provide_near(self._dht, prefix_key(key).encode())
-        except Exception as exc:
-            raise NetworkError(f"cannot provide {key.hex()}: {exc!r}") from exc
+        with _in_time(f"cannot provide {key.hex()}"):
+            num_told = await self._host.provide_near(self._dht, prefix_key(key).encode())
         if not num_told:
             raise NetworkError(f"nobody to keep {key.hex()}")
 
@@ -128,11 +127,8 @@ class Discovery:
         """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
         if self._dht is None:
             raise NetworkError("a light client looks up nothing")
-        try:
-            with trio.fail_after(LOOKUP_DEADLINE_S):
-                found = await self._host.find_first_providers(self._dht, prefix_key(key).encode())
-        except Exception as exc:
-            raise NetworkError(f"cannot look up {key.hex()}: {exc!r}") from exc
+        with _in_time(f"cannot look up {key.hex()}"):
+            found = await self._host.find_first_providers(self._dht, prefix_key(key).encode())
         me = self._host.settings.identity.peer_id
         providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
         for peer, candidates in providers.items():
@@ -219,3 +215,13 @@ class Discovery:
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(0.75, 1.25)
+
+
+@contextmanager
+def _in_time(complaint: str) -> Iterator[None]:
+    """Raises NetworkError for whatever a walk of the DHT meets, and when it takes too long."""
+    try:
+        with trio.fail_after(LOOKUP_DEADLINE_S):
+            yield
+    except Exception as exc:
+        raise NetworkError(f"{complaint}: {exc!r}") from exc

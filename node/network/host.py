@@ -67,8 +67,8 @@ PROVIDER_KEY_PREFIX = b"/mycelia/"
 PREFIX_KEY_PREFIX = b"/mycelia/prefix/"
 """Of ``discovery.prefix_key``."""
 MAX_PROVIDER_KEYS = 8_192
-"""Keys whose providers this node stores for others. In a split swarm a node has up to 256 keys of prefixes, and 20
-others store each: 5,120 at a node, less what nodes have in common. The key that was quiet the longest goes first."""
+"""Keys whose providers this node stores for others. In a split swarm a node has up to 64 keys of prefixes, and 8 others
+store each: 512 at a node, less what nodes have in common. Of prefixes the one that was quiet the longest goes first."""
 MAX_PROVIDERS_PER_KEY = 20
 """As in libp2p, which keeps the first ones for two days, though they may be gone: here the newest."""
 WALK_WIDTH, WALK_ENOUGH, WALK_HEARD, WALK_MAX_ASKED = 10, 3, 20, 100

@@ -369,8 +369,8 @@ class YamuxConnection(IMuxedConn):
                 stuck.deadline = math.inf
             # (only now: whoever waits for room waits for bytes that are gone)
             del self._outgoing[: len(data)]
-            self._num_replies = 0 if not self._outgoing else self._num_replies
             if not self._outgoing:
+                self._num_replies = 0
                 self._has_outgoing = trio.Event()
             self._has_room.set()
             self._has_room = trio.Event()
@@ -401,7 +401,7 @@ class YamuxConnection(IMuxedConn):
         self._num_replies += 1
 
     def _reply(self, kind: int, flags: int, stream_id: int, length: int) -> None:
-        self._num_replies += 1
+        self.count_reply()
         self.queue(kind, flags, stream_id, length)
 
     def _take_frames(self) -> None:
