@@ -88,7 +88,7 @@ class Node:
             )
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)
-            self._network.serve(GENERATE, partial(serve_generate_stream, self._engine))
+            self._network.serve(GENERATE, partial(serve_generate_stream, self._engine, self._overlay.handed_back))
             self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 

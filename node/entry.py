@@ -30,6 +30,7 @@ from proto.messages import (
     Accepted,
     Answered,
     Ask,
+    Bounced,
     CandidateTerms,
     EntryFrame,
     Failed,
@@ -229,11 +230,11 @@ class Entry:
                 while not is_over:
                     silence.deadline = trio.current_time() + FRAME_DEADLINE_S
                     frame = await stream.receive()
-                    if not isinstance(frame, Accepted | Tokens | Final | Failed):
+                    if not isinstance(frame, Accepted | Tokens | Final | Failed | Bounced):
                         raise RemoteError(f"a {type(frame).__name__} in an answer")
                     if isinstance(frame, Tokens) and not frame.tokens:
                         raise RemoteError("text without tokens")  # which no max_tokens would bound
-                    is_over = isinstance(frame, Final | Failed)
+                    is_over = isinstance(frame, Final | Failed | Bounced)
                     await on_frame(frame)
         finally:
             with trio.CancelScope(shield=True):

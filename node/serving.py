@@ -21,11 +21,13 @@ from node.errors import first_error
 from node.network.network import MessageStream, NetworkError
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
-from proto.messages import Accepted, Failed, Final, Generate, Message, ServingFrame, Tokens
+from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
 
 OPENING_DEADLINE_S = 10.0
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]
+HandedBack = Callable[[Generate], Bounced | None]
+"""``Overlay.handed_back``."""
 
 
 async def serve_request(
@@ -70,7 +72,7 @@ def _refusal(engine: Engine, request: Generate) -> Failed | None:
 def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
     match item:
         case EngineAccepted():
-            return Accepted(cached_tokens=item.cached_tokens)
+            return Accepted(cached_tokens=item.cached_tokens, vitals=engine.vitals())
         case EngineDone():
             return Final(reason=item.reason, usage=item.usage, vitals=engine.vitals())
         case EngineFailed():
@@ -80,11 +82,15 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
-async def serve_generate_stream(engine: Engine, stream: MessageStream) -> None:
+async def serve_generate_stream(engine: Engine, handed_back: HandedBack, stream: MessageStream) -> None:
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream."""
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
+    bounced = handed_back(request)
+    if bounced is not None:
+        await stream.send(bounced)
+        return
     async with cancelled_at_end(stream):
         await serve_request(engine, request, stream.send)
 

@@ -23,6 +23,7 @@ from proto.messages import (
     Repair,
     RepairRequest,
     ServingFrame,
+    Subscribe,
     Tokens,
     VitalsUpdate,
 )
@@ -124,7 +125,7 @@ def plane_of(message: Control | Gossip | ServingFrame) -> Plane:
     match message:
         case RepairRequest() | Repair() | Reconcile() | Delta() | Announce():
             return Plane.DIGESTS
-        case Hello() | VitalsUpdate():
+        case Hello() | VitalsUpdate() | Subscribe():
             return Plane.VITALS
         case _:
             return Plane.REQUESTS

@@ -53,19 +53,22 @@ class Dispatches:
         """Requests sent to anybody that are not over."""
         return sum(map(len, self._running.values()))
 
-    def sent_since(self, peer: bytes, since: float) -> tuple[int, int]:
-        """(requests, tokens to prefill) sent to ``peer`` after ``since`` and not over: what its last word about its
-        load cannot include."""
-        tokens = [tokens for at, tokens in self._running.get(peer, {}).values() if at > since]
-        return len(tokens), sum(tokens)
+    def running(self) -> dict[bytes, list[tuple[float, int]]]:
+        """Peer -> (when it was sent, tokens to prefill) of each request there that is not over."""
+        return {peer: list(running.values()) for peer, running in self._running.items()}
 
-    def match(self, peer: bytes, chain: Sequence[int], now: float) -> int:
-        """Leading blocks of ``chain`` that were sent to ``peer`` lately."""
-        sent = self._sent.get(peer)
-        depth = 0
-        while sent and depth < len(chain) and sent.get(chain[depth], 0.0) > now:
-            depth += 1
-        return depth
+    def matches(self, chain: Sequence[int], now: float) -> dict[bytes, int]:
+        """Peer -> leading blocks of ``chain`` that were sent there lately, where there are any."""
+        if not chain:
+            return {}
+        root = chain[0]
+        found: dict[bytes, int] = {}
+        for peer, sent in self._sent.items():
+            if sent.get(root, 0.0) > now:
+                found[peer] = next(
+                    (place for place, block in enumerate(chain) if sent.get(block, 0.0) <= now), len(chain)
+                )
+        return found
 
     def forget(self, peer: bytes) -> None:
         """The peer is gone, and its cache with it."""

@@ -14,7 +14,9 @@ from proto import WIRE_VERSION
 from proto.config import OverlayConfig
 from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
 from proto.events import Connected, ModelServed, Timer
+from proto.load_table import LoadTable
 from proto.messages import Hello, Served, Vitals, VitalsUpdate
+from proto.observed import Observed
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Member:
     served: dict[bytes, Served] = field(default_factory=dict)
     told_at: dict[bytes, float] = field(default_factory=dict)
     """Namespace -> when its load there was last heard of."""
+    holds_until: dict[bytes, float] = field(default_factory=dict)
+    """Namespace -> until when silence means that its load is still that."""
     round_trip_s: float | None = None
     hello_sent_at: float = 0.0
     num_repeats: int = 0
@@ -43,13 +47,12 @@ class Membership:
         self._me = me
         self._config = config
         self._rng = rng
+        self.observed = Observed(config.routing)
         self._members: dict[bytes, Member] = {}
         self._own: dict[bytes, Served] = {}
         self._own_told_at: dict[bytes, float] = {}
-        self._vitals_sent_at: dict[bytes, float] = {}
-        self._vitals_pending: set[bytes] = set()
-        self._vitals_told: dict[bytes, Vitals] = {}
-        """What every peer was told; nothing when some were told more, or less."""
+        self._tables: dict[bytes, LoadTable] = {}
+        """Of namespaces that were asked for: those that this node routes in."""
 
     def nodes(self, namespace: bytes | None = None) -> list[Member]:
         """Connected nodes (that serve ``namespace``), sorted by peer id so that effects come in one order."""
@@ -84,13 +87,17 @@ class Membership:
         served = self._own.get(namespace)
         return served.vitals if served else None
 
-    def own_told_at(self, namespace: bytes) -> float:
-        """When this node's engine last told its load."""
-        return self._own_told_at[namespace]
+    def round_trip_s(self, peer: bytes) -> float:
+        """To ``peer``, as measured; what is usual until then."""
+        member = self._members.get(peer)
+        measured = member.round_trip_s if member else None
+        return self._config.routing.default_round_trip_s if measured is None else measured
 
     # --- events ----------------------------------------------------------------------------------------------------
 
     def on_connected(self, event: Connected, now: float) -> list[Effect]:
+        if event.peer == self._me:
+            return [Disconnect(event.peer, "this node itself", now)]
         if event.peer not in self._members and len(self._members) >= self._config.max_peers:
             return [Disconnect(event.peer, "too many peers", now)]
         member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
@@ -104,6 +111,8 @@ class Membership:
         member = self._members.pop(peer, None)
         if member is None:
             return []
+        for namespace in member.served:
+            self._remove(peer, namespace)
         effects: list[Effect] = []
         if not (member.is_node and member.is_confirmed):
             effects.append(CancelTimer(Timer("hello", peer)))
@@ -113,6 +122,8 @@ class Membership:
 
     def on_hello(self, peer: bytes, hello: Hello, now: float) -> list[Effect]:
         timer = Timer("hello", peer)
+        if peer == self._me:
+            return [Disconnect(peer, "this node itself", now)]
         if hello.wire_version != WIRE_VERSION:
             reason = f"speaks wire version {hello.wire_version}, this node speaks {WIRE_VERSION}"
             return [
@@ -128,8 +139,13 @@ class Membership:
         is_new = not member.is_node
         member.is_node = True
         member.agent = hello.agent
+        for namespace in member.served:
+            self._remove(peer, namespace)
         member.served = {served.namespace: served for served in hello.served}
         member.told_at = dict.fromkeys(member.served, now)
+        member.holds_until.clear()
+        for namespace in member.served:
+            self._put(member, namespace)
         timeout = now + self._config.hello_timeout_s
         effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
         if not is_new and now - member.hello_sent_at >= self._config.hello_timeout_s / 2:
@@ -157,54 +173,87 @@ class Membership:
             vitals=event.vitals,
         )
         self._own_told_at[event.namespace] = now
+        self._put_own(event.namespace)
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
-    def on_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
+    def on_own_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> bool:
+        """The engine told its load. Whether that is news."""
         served = self._own.get(namespace)
         if served is None:
-            return []
-        self._own_told_at[namespace] = now
-        if served.vitals == vitals:
-            return []
+            return False
         self._own[namespace] = _with_vitals(served, vitals)
-        if namespace in self._vitals_pending:
-            return []
-        self._vitals_pending.add(namespace)
-        due = max(now, self._vitals_sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
-        return [SetTimer(Timer("vitals", namespace=namespace), due)]
-
-    def on_vitals_due(self, namespace: bytes, now: float) -> list[Effect]:
-        """A load that is again what everybody believes it is needs no message."""
-        self._vitals_pending.discard(namespace)
-        vitals = self._own[namespace].vitals
-        if vitals == self._vitals_told.get(namespace):
-            return []
-        self._vitals_sent_at[namespace] = now
-        peers = [member.peer for member in self.nodes(namespace)]
-        self._vitals_told[namespace] = vitals
-        if len(peers) > self._config.vitals_fanout:
-            del self._vitals_told[namespace]
-            peers = sorted(self._rng.sample(peers, self._config.vitals_fanout))
-        update = VitalsUpdate(namespace=namespace, vitals=vitals)
-        return [Send(peer, update) for peer in peers]
+        self._own_told_at[namespace] = now
+        self._put_own(namespace)
+        return served.vitals != vitals
 
     def on_round_trip(self, peer: bytes, seconds: float) -> None:
         """Measured by the network."""
         member = self._members.get(peer)
         if member is not None:
             member.round_trip_s = seconds
+            for namespace in member.served:
+                self._put(member, namespace)
 
-    def on_vitals_update(self, peer: bytes, update: VitalsUpdate, now: float) -> None:
-        """Of a namespace that the peer never said it serves: ignored."""
+    def on_vitals_update(self, peer: bytes, update: VitalsUpdate, now: float, until: float) -> None:
+        """Its load. until: if ``peer`` tells nothing else by then, it is still that. Of a namespace that the peer never
+        said it serves: ignored."""
         member = self._members.get(peer)
         served = member.served.get(update.namespace) if member else None
         if member is not None and served is not None:
             member.served[update.namespace] = _with_vitals(served, update.vitals)
             member.told_at[update.namespace] = now
+            member.holds_until[update.namespace] = until
+            self._put(member, update.namespace)
+
+    def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
+        """See ``Observed``."""
+        self.observed.on_first_token(peer, expected_s, observed_s, now)
+        self._observe(peer)
+
+    def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
+        """See ``Observed``."""
+        self.observed.on_cached(peer, believed_tokens, cached_tokens, now)
+        self._observe(peer)
+
+    def loads(self, namespace: bytes) -> LoadTable:
+        """Of every node of ``namespace``, this one included; kept from the first call on."""
+        table = self._tables.get(namespace)
+        if table is None:
+            table = self._tables[namespace] = LoadTable(self._me, self._config.routing, self.observed)
+            for member in self.nodes(namespace):
+                self._put(member, namespace)
+            self._put_own(namespace)
+        return table
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant is broken."""
+        for namespace, table in self._tables.items():
+            table.check_invariants()
+            nodes = {member.peer for member in self.nodes(namespace)}
+            assert set(table.peers) == (nodes | {self._me} if namespace in self._own else nodes)
+
+    def _put(self, member: Member, namespace: bytes) -> None:
+        table = self._tables.get(namespace)
+        if table is not None:
+            told_at, until = member.told_at[namespace], member.holds_until.get(namespace, 0.0)
+            table.put(member.peer, member.served[namespace], told_at, until, member.round_trip_s)
+
+    def _put_own(self, namespace: bytes) -> None:
+        table, served = self._tables.get(namespace), self._own.get(namespace)
+        if table is not None and served is not None:
+            table.put(self._me, served, self._own_told_at[namespace], 0.0, 0.0)
+
+    def _remove(self, peer: bytes, namespace: bytes) -> None:
+        table = self._tables.get(namespace)
+        if table is not None:
+            table.remove(peer)
+
+    def _observe(self, peer: bytes) -> None:
+        for table in self._tables.values():
+            table.observe(peer)
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
-        self._vitals_told.clear()
         return Send(member.peer, Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own()))
 
 

@@ -81,6 +81,8 @@ class Vitals(Record, frozen=True, kw_only=True):
     """Requests the engine works on at once."""
     prefill_rate: Small = field(name="5", default=0)
     decode_rate: Small = field(name="6", default=0)
+    hold_ms: Small = field(name="7", default=0)
+    """How long requests took from the start of their prefill to their last token lately, in the mean; 0: none did."""
 
 
 class Served(Record, frozen=True, kw_only=True):
@@ -257,6 +259,13 @@ class Reconcile(Kind, frozen=True, kw_only=True, tag=5):
     versions: Annotated[tuple[Version, ...], Meta(max_length=MAX_VECTOR)] = field(name="1")
 
 
+class Subscribe(Kind, frozen=True, kw_only=True, tag=18):
+    """Asks the receiver to tell its load whenever it changes, for so long, and now."""
+
+    namespace: NamespaceKey = field(name="1")
+    seconds: Small = field(name="2")
+
+
 # --- gossip --------------------------------------------------------------------------------------------------------
 
 
@@ -289,12 +298,15 @@ class Generate(Kind, frozen=True, kw_only=True, tag=8):
     """The match that the requester chose this node for."""
     resumed_tokens: Small = field(name="6", default=0)
     """How many tokens at the end of ``prompt`` were generated for this request before, on a node that was lost."""
+    patience_ms: Small = field(name="7", default=0)
+    """If the first token would take longer than this, counted from here, answer with Bounced instead. 0: never."""
 
 
 class Accepted(Kind, frozen=True, kw_only=True, tag=9):
     """Prefill has begun; what of the prompt was found in the cache. Once, before the first token."""
 
     cached_tokens: Small = field(name="1")
+    vitals: Vitals = field(name="2")
 
 
 class Tokens(Kind, frozen=True, kw_only=True, tag=10):
@@ -330,6 +342,14 @@ class Failed(Kind, frozen=True, kw_only=True, tag=12):
     message: Annotated[str, Meta(max_length=512)] = field(name="2")
     retryable: bool = field(name="3")
     """True when the same request may succeed on another node or later."""
+
+
+class Bounced(Kind, frozen=True, kw_only=True, tag=17):
+    """The last and only frame of a request that its requester should route again, knowing this."""
+
+    cached_tokens: Small = field(name="1")
+    """Of the prompt, in this node's cache."""
+    vitals: Vitals = field(name="2")
 
 
 # --- entry streams: a client without a model asks a node to be its entry --------------------------------------------
@@ -376,8 +396,8 @@ class Answered(Kind, frozen=True, kw_only=True, tag=16):
     """How often the request moved to another node after its first token."""
 
 
-Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile
+Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile | Subscribe
 Gossip = Delta | Announce
-ServingFrame = Accepted | Tokens | Final | Failed
+ServingFrame = Accepted | Tokens | Final | Failed | Bounced
 EntryFrame = Route | Text | Answered | Failed
 Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame

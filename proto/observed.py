@@ -32,6 +32,9 @@ class Observed:
         self._config = config
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
 
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._records
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -50,6 +53,12 @@ class Observed:
         record = self._faded(peer, now)
         missing = 1.0 - min(cached_tokens / believed_tokens, 1.0)
         record.imprecision += self._config.observation_weight * (missing - record.imprecision)
+
+    def record(self, peer: bytes) -> tuple[float, float, float]:
+        """(log of slowness, 1 - precision, when that was so): both fade from then on, to half in
+        ``observation_half_life_s``. Zeros when nothing is known. Does not mutate."""
+        record = self._records.get(peer)
+        return (record.log_slowness, record.imprecision, record.at) if record else (0.0, 0.0, 0.0)
 
     def slowness(self, peer: bytes, now: float) -> float:
         """1 when nothing is known. Does not mutate."""

@@ -3,7 +3,8 @@
 ``now`` is Unix time in seconds that never goes back. The caller performs the effects in order and hands what happens
 back as events. Nothing here waits, and the order of effects depends only on the events, ``now`` and ``rng``.
 
-``Overlay`` composes four rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
+``Overlay`` composes five rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
+``VitalsPlane`` (who tells whom how loaded it is),
 ``DigestPlane`` (digests out, digests in, repair and reconciliation), ``LadderPlane`` (prefixes held in other cells) and
 ``RequestPlane`` (requests that entered here).
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from proto import WIRE_VERSION
+from proto.blocks import STRIDE, block_hashes, token_array
 from proto.budget import Traffic
 from proto.cells import Cell
 from proto.config import OverlayConfig
@@ -47,21 +49,25 @@ from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
 from proto.messages import (
     Announce,
+    Bounced,
     Control,
     Delta,
+    Generate,
     Gossip,
     Hello,
     Reconcile,
     Repair,
     RepairRequest,
     Served,
+    Subscribe,
     Vitals,
     VitalsUpdate,
 )
 from proto.refusals import Refusal
 from proto.request_plane import RequestPlane
-from proto.routing import Policy
+from proto.routing import Policy, wait_here_s
 from proto.trust import Trust
+from proto.vitals_plane import VitalsPlane
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,12 @@ class Overlay:
         self._config = config
         self._trust = Trust(config.trust)
         self._members = Membership(me, config, rng)
+        self._vitals = VitalsPlane(me, config.vitals, rng, self._members)
         self._digests = DigestPlane(
             me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
         )
         self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
-        self._requests = RequestPlane(me, config, self._members, self._digests, self._ladder, policy)
+        self._requests = RequestPlane(me, config, self._members, self._vitals, self._digests, self._ladder, policy)
         self._ladder.is_busy = lambda peer: self._requests.in_flight(peer) > 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -139,7 +146,7 @@ class Overlay:
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
-                return self._members.on_vitals(event.namespace, event.vitals, now)
+                return self._vitals.on_own(event.namespace, event.vitals, now)
             case ProvidersFound():
                 return self._requests.on_found(event, now)
             case RequestSubmitted():
@@ -195,14 +202,28 @@ class Overlay:
         """This node's own load as last reported by its engine."""
         return self._members.own_vitals(namespace)
 
+    def handed_back(self, request: Generate) -> Bounced | None:
+        """What to answer instead of serving ``request``, if its first token would come later here than its sender has
+        patience for. Does not mutate."""
+        vitals = self._members.own_vitals(request.namespace)
+        if not request.patience_ms or vitals is None or len(request.prompt) % 4:
+            return None
+        tokens = token_array(request.prompt)
+        held = self._digests.held_blocks(request.namespace, block_hashes(request.namespace, tokens)) * STRIDE
+        wait_s = wait_here_s(vitals, len(tokens) - held, self._config.routing)
+        return Bounced(cached_tokens=held, vitals=vitals) if wait_s * 1000 > request.patience_ms else None
+
     def check_invariants(self) -> None:
         """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
+        self._members.check_invariants()
+        self._vitals.check_invariants()
         self._digests.check_invariants()
         self._ladder.check_invariants()
         self._requests.check_invariants()
 
     def _on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
         self._ladder.on_peer_lost(peer)
+        self._vitals.on_peer_lost(peer)
         return [
             *self._members.on_disconnected(peer, now),
             *self._digests.on_peer_lost(peer),
@@ -239,8 +260,10 @@ class Overlay:
                     effects += self._requests.on_digest(event.peer, now)
                 return effects
             case VitalsUpdate():
-                self._members.on_vitals_update(event.peer, message, now)
+                self._vitals.on_update(event.peer, message, now)
                 return []
+            case Subscribe():
+                return self._vitals.on_subscribe(event.peer, message, now)
             case RepairRequest():
                 return self._digests.on_repair_request(event.peer, message, now)
             case Repair():
@@ -262,7 +285,9 @@ class Overlay:
             case "lookup":
                 return self._requests.on_wait_over(timer, now)
             case "vitals":
-                return self._members.on_vitals_due(timer.namespace, now)
+                return self._vitals.on_due(timer.namespace, now)
+            case "subscriptions":
+                return self._vitals.on_renewal_due(timer.namespace, now)
             case _:
                 return self._digests.on_timer(timer, now)
 

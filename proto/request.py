@@ -2,11 +2,12 @@
 
     ROUTING --(Dispatch)--> STREAMING --(Final)--> done
                  ^              |
-                 +--(stream lost, or refused for now)
+                 +--(stream lost, refused for now, or handed back)
 
 A stream that ends without its final frame is resumed on another node with prompt + tokens so far. Exactly once holds
 because a frame is accepted only if it starts at the position where this attempt stands, and frames of earlier
-attempts are ignored. A node that failed a request is not tried again for it.
+attempts are ignored. A node that failed a request is not tried again for it. One that handed it back may be, knowing
+what it said.
 
 Invariants: ``len(generated) <= max_tokens``; ``position`` counts the running attempt's tokens only.
 """
@@ -18,7 +19,7 @@ import msgspec
 
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
-from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, Generate, Sampling, Tokens, Usage
+from proto.messages import MAX_SMALL, MAX_TEXT_BYTES_PER_TOKEN, Bounced, Generate, Sampling, Tokens, Usage
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Request:
     """When the running attempt began, in Unix seconds; what was expected of it:"""
     expected_s: float = 0.0
     promised_tokens: int = 0
+    patience_ms: int = 0
+    """0: it may not be handed back."""
     position: int = 0
     is_accepted: bool = False
     """Whether the running attempt was."""
@@ -47,6 +50,9 @@ class Request:
     """How often the request moved after its first token."""
     failed_peers: set[bytes] = field(default_factory=set)
     last_failure: str = ""
+    num_bounces: int = 0
+    truths: dict[bytes, int] = field(default_factory=dict)
+    """Tokens of the prompt that nodes which handed it back hold, as they said."""
     num_engine_losses: int = 0
     is_doubted: bool = False
     """A peer called the request impossible: this node's own engine is asked next, and its word is final."""
@@ -61,14 +67,18 @@ class Request:
         """Every token that was asked for has arrived, though the final frame may have been lost."""
         return len(self.generated) >= self.sampling.max_tokens
 
-    def begin_attempt(self, peer: bytes, promised_tokens: int, expected_s: float, now: float) -> Generate:
+    def begin_attempt(
+        self, peer: bytes, promised_tokens: int, expected_s: float, patience_s: float | None, now: float
+    ) -> Generate:
         """Start the next attempt at ``peer``, which is believed to hold ``promised_tokens`` and to send the first token
-        after ``expected_s``; what to send it. Mutates."""
+        after ``expected_s``, and shall hand it back if it could not do so after ``patience_s`` (None: never); what to
+        send it. Mutates."""
         if self.generated:
             self.resumed += 1
         self.attempt += 1
         self.peer = peer
         self.sent_at, self.expected_s, self.promised_tokens = now, expected_s, promised_tokens
+        self.patience_ms = 0 if patience_s is None else min(max(round(1000 * patience_s), 1), MAX_SMALL)
         self.position = 0
         self.is_accepted = False
         done = len(self.generated)
@@ -79,6 +89,7 @@ class Request:
             sampling=msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - done),
             promised_tokens=promised_tokens,
             resumed_tokens=done,
+            patience_ms=self.patience_ms,
         )
 
     def on_accepted(self) -> None:
@@ -87,6 +98,16 @@ class Request:
         if self.is_accepted or self.position:
             raise RemoteError("accepted in the middle of an answer")
         self.is_accepted = True
+
+    def on_bounced(self, frame: Bounced, wait_s: float) -> None:
+        """The node handed the request back: by what it says, the first token would come after ``wait_s``. Raises
+        RemoteError, and changes nothing, if that is no reason or it began to serve. Mutates."""
+        if self.is_accepted or self.position:
+            raise RemoteError("handed back in the middle of an answer")
+        if not self.patience_ms or wait_s * 1000 <= self.patience_ms:
+            raise RemoteError("handed back without a reason")
+        self.num_bounces += 1
+        self.truths[self.peer] = min(frame.cached_tokens, self.num_tokens)
 
     def on_tokens(self, frame: Tokens) -> tuple[int, ...]:
         """The new tokens of a frame. Raises RemoteError, and changes nothing, if it is out of place or more than was

@@ -11,6 +11,7 @@ Invariant: every request in flight that does not wait has one running attempt, c
 from collections import Counter
 
 from proto.blocks import STRIDE, block_hashes
+from proto.candidates import Candidates
 from proto.config import OverlayConfig
 from proto.digest_plane import DigestPlane
 from proto.dispatches import Dispatches
@@ -19,9 +20,9 @@ from proto.events import FrameReceived, ProvidersFound, RequestSubmitted, Stream
 from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
 from proto.messages import (
-    MAX_SMALL,
     MAX_TOKENS_PER_REQUEST,
     Accepted,
+    Bounced,
     Failed,
     Final,
     Tokens,
@@ -29,9 +30,9 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.observed import Observed
 from proto.request import Request
-from proto.routing import Candidate, Policy, choose
+from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
+from proto.vitals_plane import VitalsPlane
 
 
 class RequestPlane:
@@ -42,6 +43,7 @@ class RequestPlane:
         me: bytes,
         config: OverlayConfig,
         members: Membership,
+        vitals: VitalsPlane,
         digests: DigestPlane,
         ladder: LadderPlane,
         policy: Policy | None = None,
@@ -50,8 +52,8 @@ class RequestPlane:
         self._me = me
         self._config = config.request
         self._routing = config.routing
-        self._observed = Observed(config.routing)
         self._members = members
+        self._vitals = vitals
         self._digests = digests
         self._ladder = ladder
         self._policy = policy
@@ -82,7 +84,7 @@ class RequestPlane:
         )
         self._requests[event.request_id] = request
         if self._ladder.may_help(event.namespace, request.num_tokens):
-            best = max((candidate.matched_tokens for candidate in self._candidates(request, now)), default=0)
+            best = int(self._candidates(request, now).matched_tokens.max(initial=0))
             seek = self._ladder.seek(request.request_id, event.namespace, request.chain, request.num_tokens, best, now)
             if seek:
                 self._waiting[request.request_id] = set()
@@ -124,12 +126,15 @@ class RequestPlane:
         match frame:
             case Accepted():
                 request.on_accepted()
+                self._note_load(request, frame.vitals, now)
                 return []
+            case Bounced():
+                return self._on_bounced(request, frame, now)
             case Tokens():
                 is_first = request.position == 0
                 tokens = request.on_tokens(frame)
                 if is_first:
-                    self._observed.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
+                    self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
                 return [Deliver(request.request_id, tokens, frame.text, frame.logprobs)]
             case Final():
                 self._note_final(request, frame, now)
@@ -199,76 +204,68 @@ class RequestPlane:
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
         candidates = self._candidates(request, now)
-        if not candidates or request.attempt >= self._config.max_attempts:
+        if not len(candidates) or request.attempt >= self._config.max_attempts:
             del self._requests[request.request_id]
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
             message = f"no node could answer after {request.attempt} attempts{cause}"
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
+        effects: list[Effect] = []
+        patience = None
         if self._policy is not None:
-            decision = self._policy(candidates, request.num_tokens, request.chain)
+            decision = self._policy(candidates.to_list(), request.num_tokens, request.chain)
         else:
             decision = choose(candidates, request.num_tokens, self._routing)
-        expected_s, promised = decision.rated[0].wait_s, decision.matched_tokens
-        generate = request.begin_attempt(decision.chosen, promised, expected_s, now)
+            effects = self._vitals.on_decision(request.namespace, decision, now)
+            if decision.chosen != self._me and request.num_bounces < self._routing.max_bounces:
+                patience = patience_s(decision, self._routing)
+        promised = decision.matched_tokens
+        generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, patience, now)
         uncached = max(request.num_tokens - promised, 0)
         self._space(request).begin(request.request_id, decision.chosen, request.chain, uncached, now)
-        return [Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]
+        return [*effects, Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]
 
-    def _candidates(self, request: Request, now: float) -> list[Candidate]:
-        known = self._digests.estimates.matches(request.namespace, request.chain)
+    def _candidates(self, request: Request, now: float) -> Candidates:
+        namespace, chain = request.namespace, request.chain
+        table, space = self._members.loads(namespace), self._space(request)
+        sent = space.matches(chain, now)
+        blocks = dict(self._digests.estimates.matches(namespace, chain))
+        for peer, num_blocks in sent.items():
+            blocks[peer] = max(num_blocks, blocks.get(peer, 0))
+        if self._members.own_vitals(namespace) is not None:
+            blocks[self._me] = self._digests.held_blocks(namespace, chain)
+        matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
-        ask_own_engine = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
-        fits_wire = request.num_tokens <= MAX_TOKENS_PER_REQUEST
-        remote = self._members.nodes(request.namespace) if fits_wire and not ask_own_engine else []
-        candidates = []
-        for member in remote:
-            served = member.served[request.namespace]
-            if member.peer in request.failed_peers or request.num_tokens >= served.context_tokens:
-                continue
-            told_at = member.told_at[request.namespace]
-            round_trip_s = member.round_trip_s
-            if round_trip_s is None:
-                round_trip_s = self._routing.default_round_trip_s
-            blocks = known.get(member.peer, 0)
-            candidates.append(self._candidate(request, member.peer, blocks, served.vitals, told_at, round_trip_s, now))
-        own = self._members.own_vitals(request.namespace)
-        if own is not None and self._me not in request.failed_peers:
-            told_at = self._members.own_told_at(request.namespace)
-            blocks = self._digests.held_blocks(request.namespace, request.chain)
-            candidates.append(self._candidate(request, self._me, blocks, own, told_at, 0.0, now))
-        return candidates
-
-    def _candidate(
-        self,
-        request: Request,
-        peer: bytes,
-        blocks: int,
-        vitals: Vitals,
-        told_at: float,
-        round_trip_s: float,
-        now: float,
-    ) -> Candidate:
-        """blocks: of the prompt, as its digest tells; vitals, told_at: its load and when that was heard of."""
-        space = self._space(request)
-        sent = space.match(peer, request.chain, now)
-        num_unreported, tokens_unreported = space.sent_since(peer, told_at - round_trip_s)
-        claimed = vitals.active_requests + vitals.waiting_requests
-        return Candidate(
-            peer=peer,
-            matched_tokens=max(blocks, sent) * STRIDE,
-            num_requests=min(max(claimed + num_unreported, space.in_flight(peer)), MAX_SMALL),
-            is_local=peer == self._me,
-            queued_tokens=vitals.queued_tokens + tokens_unreported,
-            slots=vitals.slots,
-            prefill_rate=float(vitals.prefill_rate),
-            round_trip_s=round_trip_s,
-            precision=self._observed.precision(peer, now),
-            slowness=self._observed.slowness(peer, now),
-            load_age_s=max(now - told_at, 0.0),
-            sent_tokens=sent * STRIDE,
+        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
+        if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
+            left_out = request.failed_peers | {peer for peer in table.peers if peer != self._me}
+        else:
+            left_out = request.failed_peers
+        return table.candidates(
+            request.num_tokens,
+            matched | request.truths,
+            {peer: num_blocks * STRIDE for peer, num_blocks in sent.items()},
+            space.running(),
+            left_out,
+            now,
         )
+
+    def _on_bounced(self, request: Request, frame: Bounced, now: float) -> list[Effect]:
+        """Raises RemoteError when nothing that it tells is a reason."""
+        peer, expected_s = request.peer, request.expected_s
+        wait_s = wait_here_s(frame.vitals, request.num_tokens - frame.cached_tokens, self._routing)
+        request.on_bounced(frame, wait_s)
+        self._note_load(request, frame.vitals, now)
+        round_trips_s = ROUND_TRIPS * self._members.round_trip_s(peer)
+        self._members.on_first_token(peer, expected_s, round_trips_s + wait_s, now)
+        if request.promised_tokens:
+            self._members.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
+        space = self._space(request)
+        space.end(request.request_id, peer)
+        space.withdraw(peer, request.chain)
+        bounced = Emit("bounced", {"request": request.request_id, "peer": peer, "wait_s": round(wait_s, 3)})
+        return [bounced, *self._dispatch(request, now)]
 
     def _on_failed(self, request: Request, frame: Failed, now: float) -> list[Effect]:
         if not frame.retryable and request.peer == self._me and not request.is_complete:
@@ -284,7 +281,7 @@ class RequestPlane:
         """is_fault: of the node that served it; if no token came, that counts as the longest wait."""
         if is_fault and request.peer != self._me and not request.position:
             longest_s = request.expected_s * self._routing.max_slowness + self._routing.negligible_s
-            self._observed.on_first_token(request.peer, request.expected_s, max(now - request.sent_at, longest_s), now)
+            self._members.on_first_token(request.peer, request.expected_s, max(now - request.sent_at, longest_s), now)
         if request.is_complete:
             return self._finish(request, "length", None)
         space = self._space(request)
@@ -305,7 +302,10 @@ class RequestPlane:
     def _note_final(self, request: Request, frame: Final, now: float) -> None:
         """What the serving node tells with its last frame: its load, and how much it had."""
         if request.promised_tokens:
-            self._observed.on_cached(request.peer, request.promised_tokens, frame.usage.cached_tokens, now)
+            self._members.on_cached(request.peer, request.promised_tokens, frame.usage.cached_tokens, now)
+        self._note_load(request, frame.vitals, now)
+
+    def _note_load(self, request: Request, vitals: Vitals, now: float) -> None:
+        """It came with a frame of the running attempt."""
         if request.peer != self._me:
-            update = VitalsUpdate(namespace=request.namespace, vitals=frame.vitals)
-            self._members.on_vitals_update(request.peer, update, now)
+            self._vitals.on_update(request.peer, VitalsUpdate(namespace=request.namespace, vitals=vitals), now)

@@ -1,29 +1,36 @@
-"""Which node shall answer a prompt: the one where its first token is expected soonest, weighed by how busy it is.
+"""Which node shall answer a prompt: where its first token is expected soonest, weighed by what that costs others.
 
-    wait_p = 2 RTT_p + (Q_p + T - rho_p * m_p) / R_p                 seconds until the first token
-    cost_p = beta_p * wait_p * ((k_p + 1) / slots_p')**a(age_p)     what is minimised
+    u_p    = max(T - rho_p * m_p, 1)                                tokens to compute
+    wait_p = 2 RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
+    cost_p = beta_p * (wait_p * L_p ** a(age_p) + w * u_p / R)      what is minimised
 
-T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there, Q_p
-and k_p the tokens and requests before this one, R_p tokens of prefill a second, beta_p how much longer than expected
-first tokens from p took lately. slots_p' = slots_p / the median of all candidates', from 1/4 to 4: a node that works on
-many requests at once feels each of them less.
+T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there. Q_p
+tokens are to be computed there before this prompt, at R_p tokens a second (R: the median of all). n_p requests must end
+before it gets one of s_p slots, each of which is held for H_p seconds. L_p = (requests there + 1) / slots_p', where
+slots_p' = slots_p / the median of all, from 1/4 to 4. beta_p: how much longer than expected first tokens from p took
+lately.
 
-The time alone would be enough if every choice stood alone. It does not: a prompt that is computed twice takes the
-cells of another, and a queue that is joined is longer for the next. The product keeps prompts where their prefixes are
-until that place is busier than the prefix is worth (LMetric, arXiv 2603.15202; here with rates, round trips and beliefs
-of each peer). Load that was heard of long ago says little: ``a`` falls with its age, and affinity remains.
+The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
+hence L, as in LMetric (arXiv 2603.15202), but less of it, since the wait knows of queues and slots already. A prompt
+that is computed twice takes time and cells that others would have used, wherever that is: hence w, which also keeps
+affinity where load is old news, for ``a`` falls with the age of what is known of it. What each term is worth is
+measured in docs/evaluation.md.
 
 A peer's word enters only bounded: whoever claims too much cache or too little load is found out by its own answers,
 through rho and beta, and what is claimed of rates is clamped.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from proto.blocks import STRIDE
+from proto.candidates import Candidate, Candidates, Column
 from proto.config import RoutingConfig
 from proto.errors import LocalError
+from proto.messages import Vitals
 
 ROUND_TRIPS = 2
 """One to open a stream, one for the prompt and its first token."""
@@ -33,31 +40,22 @@ _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A node that could serve, with what is known of it now."""
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What the costs of candidates are made of, in columns; times in seconds."""
 
-    peer: bytes
-    matched_tokens: int
-    """Estimated tokens of the prompt in its cache."""
-    num_requests: int
-    """Requests active or waiting there, as reported, and those sent there by this node since."""
-    is_local: bool
-    queued_tokens: int = 0
-    """Of prompts that are to be prefilled there before this one."""
-    slots: int = 1
-    """Requests it works on at once."""
-    prefill_rate: float = 0.0
-    """Tokens/s; 0 when nobody has measured it yet."""
-    round_trip_s: float = 0.0
-    precision: float = 1.0
-    """rho: tokens found in its cache / tokens believed to be there, of late."""
-    slowness: float = 1.0
-    """beta: observed / expected wait, of late."""
-    load_age_s: float = 0.0
-    """Since its load was last heard of."""
-    sent_tokens: int = 0
-    """Of the prompt, sent there by this node lately: earlier turns of the same conversation, mostly."""
+    cost: Column
+    queue_s: Column
+    prefill_s: Column
+    wait_s: Column
+    """Expected time to the first token, without regard to slowness."""
+    load_factor: Column
+
+    @classmethod
+    def of_costs(cls, cost: Column) -> "Terms":
+        """For rules that know no terms."""
+        zeros = np.zeros_like(cost)
+        return cls(cost, zeros, zeros, zeros, np.ones_like(cost))
 
 
 @dataclass(frozen=True)
@@ -68,96 +66,159 @@ class RatedCandidate:
     cost: float
     queue_s: float = 0.0
     prefill_s: float = 0.0
+    wait_s: float = 0.0
     load_factor: float = 1.0
 
-    @property
-    def wait_s(self) -> float:
-        """Expected time to the first token."""
-        return _wait_s(self.candidate, self.queue_s, self.prefill_s)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decision:
-    """The choice and every term it was made of; the chosen candidate first, the others by their cost."""
+    """The choice and every term it was made of."""
 
-    chosen: bytes
-    reason: str
+    candidates: Candidates
+    terms: Terms
+    place: int
+    """Of the chosen one among the candidates."""
     prompt_tokens: int
-    rated: tuple[RatedCandidate, ...]
+    given_reason: str = ""
+    """Of rules other than this module's."""
+    is_kept: bool = False
+    """It is not the cheapest, but where the conversation is."""
+
+    @property
+    def chosen(self) -> bytes:
+        """Its peer id."""
+        return self.candidates.peers[self.place]
 
     @property
     def matched_tokens(self) -> int:
         """The match that the chosen node was chosen on."""
-        return self.rated[0].candidate.matched_tokens
+        return int(self.candidates.matched_tokens[self.place])
+
+    @property
+    def expected_s(self) -> float:
+        """Until the first token, without regard to how much longer it took lately."""
+        return float(self.terms.wait_s[self.place])
+
+    def order(self, most: int) -> list[int]:
+        """Places of the chosen one and then of the ``most`` - 1 cheapest others, by their cost."""
+        cost = self.terms.cost
+        some = np.argpartition(cost, most)[: most + 1] if most + 1 < len(cost) else np.arange(len(cost))
+        ranked = sorted(some.tolist(), key=self._rank)
+        return [self.place, *(place for place in ranked if place != self.place)][:most]
+
+    @cached_property
+    def rated(self) -> tuple[RatedCandidate, ...]:
+        """All candidates, the chosen one first, the others by their cost."""
+        terms = self.terms
+        return tuple(
+            RatedCandidate(
+                candidate=self.candidates[place],
+                cost=terms.cost[place].item(),
+                queue_s=terms.queue_s[place].item(),
+                prefill_s=terms.prefill_s[place].item(),
+                wait_s=terms.wait_s[place].item(),
+                load_factor=terms.load_factor[place].item(),
+            )
+            for place in self.order(len(self.candidates))
+        )
+
+    @property
+    def reason(self) -> str:
+        """In words, for people."""
+        if self.given_reason:
+            return self.given_reason
+        if len(self.candidates) == 1:
+            return "the only node"
+        held = f"{self.matched_tokens} of {self.prompt_tokens} tokens cached"
+        expected = f"first token expected in {self.expected_s:.2f} s, {held}"
+        if self.is_kept:
+            return f"stays where the conversation is: {expected}"
+        longest = int(self.candidates.matched_tokens.max())
+        if longest > self.matched_tokens:
+            return f"{expected}; who holds {longest} is slower, farther or busier"
+        return expected
+
+    def _rank(self, place: int) -> tuple[float, bool, bytes]:
+        return (self.terms.cost[place].item(), place != self.candidates.local, self.candidates.peers[place])
 
 
 Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
 """(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
 
 
-def choose(candidates: Sequence[Candidate], prompt_tokens: int, config: RoutingConfig) -> Decision:
+def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Decision:
     """The best of ``candidates`` for a prompt of ``prompt_tokens``. A conversation, most of which was sent to one of
     them before, stays there while that is nearly as good. Raises LocalError when there is no candidate."""
-    if not candidates:
+    if not len(candidates):
         raise LocalError("no node serves this model")
-    rated = sorted(rate(candidates, prompt_tokens, config), key=_rank)
-    best = rated[0]
-    most_sent = max(one.sent_tokens for one in candidates)
-    enough = best.cost * config.keep_factor + config.keep_s
-    kept = next((one for one in rated if one.candidate.sent_tokens == most_sent and one.cost <= enough), best)
-    if 2 * most_sent < prompt_tokens:
-        kept = best
-    if kept is not best:
-        rated.remove(kept)
-        rated.insert(0, kept)
-    return Decision(kept.candidate.peer, _reason(rated, kept is not best, prompt_tokens), prompt_tokens, tuple(rated))
+    terms = rate(candidates, prompt_tokens, config)
+    best = cheapest(candidates, terms.cost)
+    sent = candidates.sent_tokens
+    most_sent = sent.max()
+    if 2 * most_sent >= prompt_tokens:
+        enough = terms.cost[best] * config.keep_factor + config.keep_s
+        there = np.where((sent == most_sent) & (terms.cost <= enough), terms.cost, np.inf)
+        kept = cheapest(candidates, there)
+        if np.isfinite(there[kept]):
+            return Decision(candidates, terms, kept, prompt_tokens, is_kept=kept != best)
+    return Decision(candidates, terms, best, prompt_tokens)
 
 
-def rate(candidates: Sequence[Candidate], prompt_tokens: int, config: RoutingConfig) -> list[RatedCandidate]:
-    """Every candidate with its cost, in the order given."""
-    known = sorted(_clamped(one.prefill_rate, config) for one in candidates if one.prefill_rate > 0)
-    usual_rate = known[len(known) // 2] if known else config.default_prefill_rate
-    usual_slots = sorted(max(one.slots, 1) for one in candidates)[(len(candidates) - 1) // 2]
-    return [_rate(one, prompt_tokens, config, usual_rate, usual_slots) for one in candidates]
+def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
+    """How long the chosen node may let the first token wait before the next best would have been the better choice,
+    without the way there; None when there is no other.
+
+    A request that is handed back has lost half a round trip, as one that is answered: that cancels out.
+    """
+    if len(decision.candidates) < 2:
+        return None
+    other = decision.order(2)[1]
+    others_s = float(decision.candidates.slowness[other] * decision.terms.wait_s[other])
+    return max(others_s, decision.expected_s) * config.bounce_factor + config.bounce_s
 
 
-def _rate(
-    candidate: Candidate, prompt_tokens: int, config: RoutingConfig, usual_rate: float, usual_slots: int
-) -> RatedCandidate:
-    rate_ = _clamped(candidate.prefill_rate, config) if candidate.prefill_rate > 0 else usual_rate
+def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> float:
+    """Until the first token of a prompt that has arrived at the node that this is the load of. 0 if its speed is not
+    known."""
+    if not vitals.prefill_rate:
+        return 0.0
+    rate_ = min(max(float(vitals.prefill_rate), config.min_prefill_rate), config.max_prefill_rate)
+    return (vitals.queued_tokens + max(uncached_tokens, 1)) / rate_
+
+
+def cheapest(candidates: Candidates, cost: Column) -> int:
+    """The place of the least cost; of equals this node itself, then the lowest peer id."""
+    ties = np.flatnonzero(cost == cost.min()).tolist()
+    if candidates.local in ties:
+        return candidates.local
+    return ties[0] if len(ties) == 1 else min(ties, key=lambda place: candidates.peers[place])
+
+
+def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:
+    """What each of at least one candidate costs."""
+    known = candidates.prefill_rate > 0
+    clamped = np.clip(candidates.prefill_rate, config.min_prefill_rate, config.max_prefill_rate)
+    usual_rate = _upper_median(clamped[known]) if known.any() else config.default_prefill_rate
+    rate_ = np.where(known, clamped, usual_rate)
+    slots = np.maximum(candidates.slots, 1.0)
+    usual_slots = np.partition(slots, (len(slots) - 1) // 2)[(len(slots) - 1) // 2]
+    slots_ratio = np.clip(slots / usual_slots, 1 / _MAX_SLOTS_RATIO, _MAX_SLOTS_RATIO)
     # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
-    matched = candidate.matched_tokens // STRIDE * STRIDE
-    uncached = max(prompt_tokens - candidate.precision * matched, 1.0)
-    queue_s, prefill_s = candidate.queued_tokens / rate_, uncached / rate_
-    exponent = config.load_exponent * 0.5 ** (candidate.load_age_s / config.load_half_life_s)
-    slots = min(max(candidate.slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)
-    load = min((candidate.num_requests + 1) / slots, _MAX_LOAD)
-    factor = math.pow(load, exponent)
-    cost = candidate.slowness * _wait_s(candidate, queue_s, prefill_s) * factor
-    return RatedCandidate(candidate, cost, queue_s, prefill_s, factor)
+    matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
+    uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
+    queue_s, prefill_s = candidates.queued_tokens / rate_, uncached / rate_
+    # Whoever waits for a slot waits for the prefills before him meanwhile.
+    num_before = np.maximum(candidates.num_requests - slots + 1.0, 0.0)
+    queue_s = np.maximum(queue_s, num_before * np.minimum(candidates.hold_s, config.max_hold_s) / slots)
+    wait_s = ROUND_TRIPS * candidates.round_trip_s + queue_s + prefill_s
+    exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
+    load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
+    load_factor = np.power(load, exponent)
+    recompute_s = config.recompute_weight * uncached / usual_rate
+    cost = candidates.slowness * (wait_s * load_factor + recompute_s)
+    return Terms(cost, queue_s, prefill_s, wait_s, load_factor)
 
 
-def _wait_s(candidate: Candidate, queue_s: float, prefill_s: float) -> float:
-    return ROUND_TRIPS * candidate.round_trip_s + queue_s + prefill_s
-
-
-def _clamped(rate_: float, config: RoutingConfig) -> float:
-    return min(max(rate_, config.min_prefill_rate), config.max_prefill_rate)
-
-
-def _rank(rated: RatedCandidate) -> tuple[float, bool, bytes]:
-    return (rated.cost, not rated.candidate.is_local, rated.candidate.peer)
-
-
-def _reason(rated: Sequence[RatedCandidate], is_kept: bool, prompt_tokens: int) -> str:
-    chosen, others = rated[0], rated[1:]
-    if not others:
-        return "the only node"
-    held = f"{chosen.candidate.matched_tokens} of {prompt_tokens} tokens cached"
-    expected = f"first token expected in {chosen.wait_s:.2f} s, {held}"
-    if is_kept:
-        return f"stays where the conversation is: {expected}"
-    longest = max(one.candidate.matched_tokens for one in others)
-    if longest > chosen.candidate.matched_tokens:
-        return f"{expected}; who holds {longest} is slower, farther or busier"
-    return expected
+def _upper_median(values: Column) -> float:
+    middle = len(values) // 2
+    return float(np.partition(values, middle)[middle])

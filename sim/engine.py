@@ -22,6 +22,9 @@ from proto.blocks import STRIDE
 from proto.messages import Vitals
 from proto.radix import RadixTree
 
+HOLD_WEIGHT = 0.1
+"""Of the newest request in the mean of how long slots are held."""
+
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -106,6 +109,7 @@ class Engine:
         self.busy_s = 0.0
         """Prefill, and decode by its share of the slots: of one second's capacity at most about two are used."""
         self._tell = listener
+        self._hold_s = 0.0
         self._tree = RadixTree()
         self._next_leaf = 0
         self._waiting: deque[Job] = deque()
@@ -170,6 +174,7 @@ class Engine:
             slots=self.spec.slots,
             prefill_rate=round(self.spec.prefill_rate),
             decode_rate=round(self.spec.decode_rate),
+            hold_ms=round(1000 * self._hold_s),
         )
 
     def check_invariants(self) -> None:
@@ -221,6 +226,8 @@ class Engine:
         self._tell.on_load()
 
     def _end_decode(self, job: Job, now: float) -> None:
+        held_s = now - job.prefill_s
+        self._hold_s += (held_s - self._hold_s) * (HOLD_WEIGHT if self._hold_s else 1.0)
         self.busy_s += (now - job.first_token_s) / self.spec.slots
         self._release(job)
 

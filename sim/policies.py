@@ -16,9 +16,7 @@ rule says otherwise.
 - ``lmetric``: arXiv 2603.15202. Least (uncached tokens) x (requests + 1).
 - ``gorgo``: arXiv 2602.11688. Least round trip + c x (queued + uncached tokens), one c for all peers: the inverse of
   the median of the rates known.
-- ``oracle``: the protocol's cost (facts as ``mycelia`` would have them if every report were true and fresh): least
-  (round trips + (queued + uncached tokens) / rate) x (requests + 1) / slots, with what is under way to each engine.
-- ``mycelia``: the protocol's own, ``proto.routing.choose``.
+- ``oracle``: the protocol's own rule, if every report were true and fresh and told of what is under way to each engine.
 """
 
 import random
@@ -26,11 +24,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 from blake3 import blake3
 
 from proto.blocks import STRIDE
+from proto.candidates import Candidate, Candidates
+from proto.config import RoutingConfig
 from proto.errors import LocalError
-from proto.routing import ROUND_TRIPS, Candidate, Decision, Policy, RatedCandidate
+from proto.routing import Decision, Policy, Terms, choose
 
 CHWBL_LOAD = 1.25
 """Of the mean."""
@@ -49,12 +50,10 @@ def decide(candidates: Sequence[Candidate], prompt_tokens: int, cost: Cost, reas
     """Whoever costs least, of equals the lowest peer id. Raises LocalError when there is no candidate."""
     if not candidates:
         raise LocalError("no node serves this model")
-    rated = sorted((RatedCandidate(candidate=one, cost=cost(one)) for one in candidates), key=_rank)
-    return Decision(rated[0].candidate.peer, reason, prompt_tokens, tuple(rated))
-
-
-def _rank(rated: RatedCandidate) -> tuple[float, bytes]:
-    return (rated.cost, rated.candidate.peer)
+    costs = [cost(one) for one in candidates]
+    place = min(range(len(costs)), key=lambda place: (costs[place], candidates[place].peer))
+    terms = Terms.of_costs(np.array(costs, dtype=np.float64))
+    return Decision(Candidates.of(candidates), terms, place, prompt_tokens, reason)
 
 
 def _uncached(one: Candidate, prompt_tokens: int) -> int:
@@ -165,18 +164,7 @@ Look = Callable[[Candidate, Sequence[int]], Candidate]
 
 def oracle(look: Look, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
     """``look`` gives the true match, queue, rate, slots and round trip of each."""
-    return decide(
-        [look(one, chain) for one in candidates],
-        prompt_tokens,
-        lambda one: expected_wait_s(one, prompt_tokens) * (one.num_requests + 1) / one.slots,
-        "least true cost",
-    )
-
-
-def expected_wait_s(one: Candidate, prompt_tokens: int) -> float:
-    """Until the first token, by what ``one`` says."""
-    computing_s = (one.queued_tokens + _uncached(one, prompt_tokens)) / (one.prefill_rate or DEFAULT_RATE)
-    return ROUND_TRIPS * one.round_trip_s + computing_s
+    return choose(Candidates.of([look(one, chain) for one in candidates]), prompt_tokens, RoutingConfig())
 
 
 # --- by name --------------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from proto.blocks import STRIDE, block_hashes, pack_tokens
+from proto.candidates import Candidate
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsChanged
-from proto.messages import Accepted, Final, Sampling, ServingFrame, Tokens, Usage
-from proto.routing import ROUND_TRIPS, Candidate
+from proto.messages import Accepted, Final, Generate, Sampling, ServingFrame, Tokens, Usage
+from proto.routing import ROUND_TRIPS
 from sim.engine import Engine, EngineSpec, Job, Listener
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
@@ -63,6 +64,7 @@ class _Attempt:
     number: int
     server: int
     job: Job
+    generate: Generate
     position: int = 0
     """Tokens sent so far."""
     arrives_s: float = 0.0
@@ -168,7 +170,10 @@ class Serving:
             ),
             slots=engine.spec.slots,
             prefill_rate=engine.spec.prefill_rate,
+            hold_s=engine.vitals(self.world.now).hold_ms / 1000,
             round_trip_s=self.world.links.round_trip_s(entry, number),
+            precision=1.0,
+            slowness=1.0,
             load_age_s=0.0,
         )
 
@@ -200,7 +205,7 @@ class Serving:
         num_prompt = len(effect.generate.prompt) // 4
         tokens = self._tokens[record.request_id]
         job = Job(record.request_id, effect.attempt, record.chain, tokens, num_prompt, len(tokens) - num_prompt)
-        attempt = _Attempt(record, effect.attempt, server, job)
+        attempt = _Attempt(record, effect.attempt, server, job, effect.generate)
         record.num_attempts = effect.attempt
         record.promised_tokens = effect.decision.matched_tokens
         key = (record.request_id, effect.attempt)
@@ -214,6 +219,11 @@ class Serving:
     def _arrive(self, attempt: _Attempt) -> None:
         engine = self.engines[attempt.server]
         if attempt.is_over or engine is None:
+            return
+        bounced = self.world.node(attempt.server).overlay.handed_back(attempt.generate)
+        if bounced is not None:
+            self._send(attempt.job, bounced)
+            self._end(attempt)
             return
         engine.submit(attempt.job, self.world.now)
 
@@ -240,7 +250,9 @@ class Serving:
     # --- what engines tell -----------------------------------------------------------------------------------------
 
     def _on_begin(self, job: Job) -> None:
-        self._send(job, Accepted(cached_tokens=job.cached))
+        engine = self.engines[self._attempts[job.request_id, job.attempt].server]
+        assert engine is not None
+        self._send(job, Accepted(cached_tokens=job.cached, vitals=engine.vitals(self.world.now)))
 
     def _on_first(self, job: Job) -> None:
         self._send_tokens(job, 1)

@@ -334,5 +334,5 @@ def _config(scenario: Scenario) -> OverlayConfig:
         )
         config = replace(config, digest=digest)
     if scenario.load_age_s is not None:
-        config = replace(config, vitals_interval_s=scenario.load_age_s)
+        config = replace(config, vitals=replace(config.vitals, vitals_interval_s=scenario.load_age_s))
     return replace(config, max_peers=max(config.max_peers, scenario.num_peers))

@@ -234,7 +234,7 @@ async def test_a_stream_that_opens_with_the_wrong_message_is_reset(autojump_cloc
 
     async with open_members(2) as (_, (one, two)):
         stream = await one.network.open(two.peer, GENERATE)
-        await stream.send(Accepted(cached_tokens=0))
+        await stream.send(Accepted(cached_tokens=0, vitals=one.engine.vitals()))
         with pytest.raises(NetworkError):
             await stream.receive()
         frames = await frames_of(one, an_ask("still there"))

@@ -5,6 +5,7 @@ from proto.messages import (
     Announce,
     Answered,
     Ask,
+    Bounced,
     CandidateTerms,
     ChatMessage,
     Delta,
@@ -21,6 +22,7 @@ from proto.messages import (
     Route,
     Sampling,
     Served,
+    Subscribe,
     Text,
     TokenLogprobs,
     Tokens,
@@ -31,7 +33,9 @@ from proto.messages import (
 )
 
 SPACE, PEER = b"n" * 16, b"\x00\x24" + b"p" * 36
-VITALS = Vitals(queued_tokens=1, active_requests=2, waiting_requests=3, slots=4, prefill_rate=5, decode_rate=6)
+VITALS = Vitals(
+    queued_tokens=1, active_requests=2, waiting_requests=3, slots=4, prefill_rate=5, decode_rate=6, hold_ms=7
+)
 USAGE = Usage(prompt_tokens=9, cached_tokens=8, completion_tokens=7, queue_ms=6, prefill_ms=5, decode_ms=4)
 SAMPLING = Sampling(
     max_tokens=3,
@@ -65,8 +69,10 @@ EXAMPLES: list[Message] = [
     Reconcile(versions=(Version(owner=PEER, namespace=SPACE, epoch=1, seq=2),)),
     Delta(head=HEAD, from_seq=1, upserts=b"e" * 9, removes=b"r" * 8),
     Announce(head=HEAD),
-    Generate(request_id=b"i" * 16, namespace=SPACE, prompt=b"1234", sampling=SAMPLING, promised_tokens=64),
-    Accepted(cached_tokens=5),
+    Generate(
+        request_id=b"i" * 16, namespace=SPACE, prompt=b"1234", sampling=SAMPLING, promised_tokens=64, patience_ms=900
+    ),
+    Accepted(cached_tokens=5, vitals=VITALS),
     Tokens(position=1, tokens=b"1234", text=b"\xe2\x82", logprobs=(LOGPROBS,)),
     Final(reason="stop", usage=USAGE, vitals=VITALS),
     Failed(code="too_long", message="m", retryable=False),
@@ -92,4 +98,6 @@ EXAMPLES: list[Message] = [
     ),
     Text(text="héllo", logprobs=(LOGPROBS, LOGPROBS)),
     Answered(served_by=PEER, reason="length", usage=USAGE, ttft_ms=12, resumed=0),
+    Bounced(cached_tokens=5, vitals=VITALS),
+    Subscribe(namespace=SPACE, seconds=20),
 ]

@@ -32,7 +32,7 @@ from proto.messages import (
     Text,
     Tokens,
 )
-from tests.proto.examples import EXAMPLES
+from tests.proto.examples import EXAMPLES, VITALS
 
 FOLDER = Path(__file__).parent / "vectors"
 SEED = bytes(range(32))
@@ -239,7 +239,7 @@ def _altered(index: int, **changes: object) -> bytes:
 
 
 def invalid_messages() -> Json:
-    accepted = encode(Accepted(cached_tokens=5))
+    accepted = encode(Accepted(cached_tokens=5, vitals=VITALS))
     sampling = cbor2.loads(encode(EXAMPLES[7]))[4]
     deep: object = 0
     for _ in range(9):

@@ -27,7 +27,7 @@ from proto.messages import (
     Tokens,
     Version,
 )
-from tests.proto.examples import EXAMPLES, SAMPLING, SPACE
+from tests.proto.examples import EXAMPLES, SAMPLING, SPACE, VITALS
 
 FLOATS = ("temperature", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
 
@@ -163,7 +163,7 @@ def test_an_integer_is_no_float() -> None:
 
 @pytest.mark.parametrize("tag", [0, 1, 2, 4, 5, 25, 28, 29, 30, 35, 36, 37, 256, 258, 260, 261, 43000, 55799, 6, 77])
 def test_tags_are_refused(tag: int) -> None:
-    value = wire_form(Accepted(cached_tokens=5))
+    value = wire_form(Accepted(cached_tokens=5, vitals=VITALS))
     value[1] = cbor2.CBORTag(tag, b"x")
     with pytest.raises(RemoteError):
         decode(cbor2.dumps(value))
@@ -348,4 +348,4 @@ def test_the_end_of_a_long_message_is_its_end() -> None:
 def test_messages_are_immutable() -> None:
     with pytest.raises(AttributeError):
         EXAMPLES[0].agent = "other"  # type: ignore[union-attr]
-    assert msgspec.structs.replace(EXAMPLES[8], cached_tokens=6) == Accepted(cached_tokens=6)
+    assert msgspec.structs.replace(EXAMPLES[8], cached_tokens=6) == Accepted(cached_tokens=6, vitals=VITALS)

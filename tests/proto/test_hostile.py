@@ -29,6 +29,7 @@ from proto.messages import (
     MAX_SMALL,
     Accepted,
     Announce,
+    Bounced,
     Delta,
     Failed,
     Final,
@@ -39,6 +40,7 @@ from proto.messages import (
     RepairRequest,
     Sampling,
     Served,
+    Subscribe,
     Tokens,
     Usage,
     Version,
@@ -289,7 +291,7 @@ def test_a_node_that_refuses_is_not_believed_to_hold_what_it_refused() -> None:
 def test_of_a_prompt_too_long_to_remember_the_beginning_is_kept() -> None:
     dispatches = Dispatches(keep_s=60, max_blocks=4)
     dispatches.begin(b"request", PEER, [1, 2, 3, 4, 5, 6], 0, 0.0)
-    assert dispatches.match(PEER, [1, 2, 3, 4, 5, 6], 1.0) == 4
+    assert dispatches.matches([1, 2, 3, 4, 5, 6], 1.0) == {PEER: 4}
 
 
 def test_every_move_after_the_first_token_counts_as_resumed() -> None:
@@ -309,7 +311,8 @@ def test_every_move_after_the_first_token_counts_as_resumed() -> None:
 def test_text_without_end_and_endless_acceptance_are_offences() -> None:
     for frames in (
         [Tokens(position=0, tokens=pack_tokens([1]), text=b"x" * 1_025)],
-        [Accepted(cached_tokens=0), Accepted(cached_tokens=0)],
+        [Accepted(cached_tokens=0, vitals=IDLE), Accepted(cached_tokens=0, vitals=IDLE)],
+        [Bounced(cached_tokens=0, vitals=IDLE)],
     ):
         world = World(2)
         world.deliver_all()
@@ -332,7 +335,13 @@ _counters = st.sampled_from([0, 1, 2, EPOCH - 1, EPOCH, EPOCH + 1, 2**63 - 1])
 _seqs = st.sampled_from([0, 1, 2, 3, 4, 2**63 - 1])
 _sets = st.dictionaries(st.sampled_from([*block_hashes(NAMESPACE, [1] * STRIDE * 2), 0, 2**64 - 1]), st.integers(0, 1))
 _vitals = st.builds(
-    Vitals, queued_tokens=_counts, active_requests=_counts, waiting_requests=_counts, slots=_counts, decode_rate=_counts
+    Vitals,
+    queued_tokens=_counts,
+    active_requests=_counts,
+    waiting_requests=_counts,
+    slots=_counts,
+    prefill_rate=_counts,
+    hold_ms=_counts,
 )
 _packed = _sets.map(pack_entries) | st.binary(max_size=20)
 _removes = _sets.map(pack_hashes) | st.binary(max_size=20)
@@ -375,6 +384,7 @@ _controls = st.one_of(
         ).map(tuple),
     ),
     st.builds(VitalsUpdate, namespace=_spaces, vitals=_vitals),
+    st.builds(Subscribe, namespace=_spaces, seconds=_counts),
     st.builds(
         RepairRequest,
         owner=_peers,
@@ -404,7 +414,8 @@ _gossip = st.builds(Delta, head=_heads(), from_seq=_seqs, upserts=_packed, remov
     Announce, head=_heads()
 )
 _frames = st.one_of(
-    st.builds(Accepted, cached_tokens=_counts),
+    st.builds(Accepted, cached_tokens=_counts, vitals=_vitals),
+    st.builds(Bounced, cached_tokens=_counts, vitals=_vitals),
     st.builds(Tokens, position=_counts, tokens=st.binary(min_size=4, max_size=12), text=st.binary(max_size=9)),
     st.builds(Final, reason=st.sampled_from(["stop", "length", "cancelled"]), usage=_usage, vitals=_vitals),
     st.builds(

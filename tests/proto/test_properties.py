@@ -250,7 +250,7 @@ def answer(world: World, rng: random.Random, loss: float) -> list[int]:
         assert unpack_tokens(generate.prompt) == PROMPT + got
         rest = ANSWER[generate.resumed_tokens :]
         usage = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)
-        frames: list[object] = [Accepted(cached_tokens=0)]
+        frames: list[object] = [Accepted(cached_tokens=0, vitals=IDLE)]
         frames += [Tokens(position=i, tokens=pack_tokens([token]), text=b"x") for i, token in enumerate(rest)]
         frames += [Final(reason="length", usage=usage, vitals=IDLE)]
         effects = []

@@ -16,6 +16,7 @@ from proto.config import (
     RequestConfig,
     RoutingConfig,
     TrustConfig,
+    VitalsConfig,
 )
 from proto.messages import MAX_LOGPROBS_PER_FRAME, MAX_TOKENS_PER_REQUEST, MAX_VECTOR, Kind
 from proto.refusals import Refusal
@@ -25,7 +26,16 @@ TEXT = (Path(proto.__file__).parent / "README.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", TEXT, re.MULTILINE))
 
 
-_CONFIGS = (DigestConfig, CellConfig, LadderConfig, RequestConfig, RoutingConfig, TrustConfig, OverlayConfig)
+_CONFIGS = (
+    DigestConfig,
+    CellConfig,
+    LadderConfig,
+    RequestConfig,
+    RoutingConfig,
+    VitalsConfig,
+    TrustConfig,
+    OverlayConfig,
+)
 
 
 @pytest.mark.parametrize("config", _CONFIGS)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from proto.events import (
     RequestSubmitted,
     StreamLost,
 )
-from proto.messages import Accepted, Failed, Final, Hello, Sampling, Served, Tokens, Usage
+from proto.messages import Accepted, Bounced, Failed, Final, Hello, Sampling, Served, Tokens, Usage
 from tests.profiles import examples
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
 
@@ -40,6 +41,7 @@ class Attempt:
     is_accepted: bool = False
     position: int = 0
     is_abandoned: bool = False
+    is_bounced: bool = False
 
     def tokens(self, count: int) -> Tokens:
         first = FIRST_TOKEN + self.dispatch.generate.resumed_tokens + self.position
@@ -84,8 +86,11 @@ class Requests(RuleBasedStateMachine):
                 assert client.is_running
                 assert effect.attempt == len(client.attempts) + 1 <= CONFIG.request.max_attempts
                 assert effect.peer == ME or effect.peer in self.connected
-                assert effect.peer not in [a.dispatch.peer for a in client.attempts], "tried twice"
+                tried = [a.dispatch.peer for a in client.attempts if not a.is_bounced]
+                assert effect.peer not in tried, "tried twice"
                 generate = effect.generate
+                bounces = sum(a.is_bounced for a in client.attempts)
+                assert not generate.patience_ms or (effect.peer != ME and bounces < CONFIG.routing.max_bounces)
                 assert unpack_tokens(generate.prompt) == client.prompt + client.delivered
                 assert generate.resumed_tokens == len(client.delivered)
                 assert generate.sampling.max_tokens == client.max_tokens - len(client.delivered)
@@ -124,7 +129,7 @@ class Requests(RuleBasedStateMachine):
         frame: Accepted | Tokens | Final
         if not attempt.is_accepted:
             attempt.is_accepted = True
-            frame = Accepted(cached_tokens=0)
+            frame = Accepted(cached_tokens=0, vitals=IDLE)
         elif attempt.position < limit:
             frame = attempt.tokens(min(count, limit - attempt.position))
         else:
@@ -138,6 +143,19 @@ class Requests(RuleBasedStateMachine):
     def finish_early(self, data: st.DataObject, reason: str) -> None:
         request_id, attempt = self.any_attempt(data)
         self.handle(FrameReceived(request_id, attempt.dispatch.attempt, self.final(attempt, reason)))
+
+    @precondition(lambda self: any(client.attempts for client in self.clients.values()))
+    @rule(data=st.data(), queued=st.sampled_from([0, 1_000, 10**6]), rate=st.sampled_from([0, 1_000]))
+    def bounce(self, data: st.DataObject, queued: int, rate: int) -> None:
+        """Hand a request back, with or without a reason."""
+        request_id, attempt = self.any_attempt(data)
+        client = self.clients[request_id]
+        vitals = msgspec.structs.replace(IDLE, queued_tokens=queued, prefill_rate=rate)
+        is_running = client.is_running and client.attempts[-1] is attempt
+        patience_ms = attempt.dispatch.generate.patience_ms
+        is_fair = not attempt.is_accepted and not attempt.position and 0 < patience_ms < queued * rate / 1_000
+        attempt.is_bounced = attempt.is_bounced or (is_running and is_fair)
+        self.handle(FrameReceived(request_id, attempt.dispatch.attempt, Bounced(cached_tokens=0, vitals=vitals)))
 
     @precondition(lambda self: any(client.attempts for client in self.clients.values()))
     @rule(

@@ -4,8 +4,9 @@ import msgspec
 import pytest
 
 from proto.blocks import STRIDE, pack_tokens, unpack_tokens
+from proto.candidates import Candidate, Candidates
 from proto.config import RoutingConfig
-from proto.effects import Abandon, Deliver, Disconnect, Dispatch, Fail, Finish
+from proto.effects import Abandon, Deliver, Disconnect, Dispatch, Effect, Emit, Fail, Finish
 from proto.errors import LocalError, RemoteError
 from proto.events import (
     Disconnected,
@@ -15,11 +16,14 @@ from proto.events import (
     RequestSubmitted,
     RoundTripMeasured,
     StreamLost,
+    VitalsChanged,
 )
 from proto.messages import (
     Accepted,
+    Bounced,
     Failed,
     Final,
+    Generate,
     Logprob,
     Sampling,
     TokenLogprobs,
@@ -28,8 +32,9 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
+from proto.refusals import Refusal
 from proto.request import Request
-from proto.routing import Candidate, choose
+from proto.routing import choose
 from tests.proto.playbook import IDLE, NAMESPACE, Node, World, peer_id
 
 ME, HOLDER, OTHER = peer_id(0), peer_id(1), peer_id(2)
@@ -141,8 +146,8 @@ def test_a_node_that_exaggerates_is_believed_less_and_one_that_is_slow_is_avoide
 
 def test_a_miss_goes_to_the_least_loaded() -> None:
     world = quiet_world()
-    loaded = Vitals(queued_tokens=9, active_requests=1, waiting_requests=0, slots=4)
-    world.nodes[ME].overlay._members.on_vitals(NAMESPACE, loaded, world.now)
+    loaded = Vitals(queued_tokens=9, active_requests=4, waiting_requests=0, slots=4, hold_ms=900)
+    world.nodes[ME].overlay._members.on_own_vitals(NAMESPACE, loaded, world.now)
     world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=loaded)))
     submit(world)
     assert dispatched(world).peer == OTHER
@@ -173,7 +178,7 @@ def test_tokens_are_delivered_once_and_the_answer_is_finished() -> None:
     world = quiet_world()
     submit(world)
     dispatched(world)
-    frame(world, 1, Accepted(cached_tokens=0))
+    frame(world, 1, Accepted(cached_tokens=0, vitals=IDLE))
     frame(world, 1, tokens(0, 11, 12))
     frame(world, 1, tokens(2, 13))
     frame(world, 1, Final(reason="stop", usage=USAGE, vitals=IDLE))
@@ -308,13 +313,13 @@ def test_too_many_requests_in_flight_are_refused() -> None:
 
 def test_choosing_among_nobody_is_the_callers_error() -> None:
     with pytest.raises(LocalError):
-        choose([], 10, RoutingConfig())
+        choose(Candidates.of([]), 10, RoutingConfig())
 
 
 def test_matches_within_one_block_are_ties_for_load() -> None:
     local = Candidate(ME, STRIDE + 40, num_requests=2, is_local=True)
     remote = Candidate(HOLDER, STRIDE, num_requests=1, is_local=False)
-    assert choose([local, remote], 500, RoutingConfig()).chosen == HOLDER
+    assert choose(Candidates.of([local, remote]), 500, RoutingConfig()).chosen == HOLDER
 
 
 def test_all_sampling_options_go_along_and_only_the_budget_shrinks() -> None:
@@ -345,3 +350,82 @@ def test_logprobs_are_delivered_with_their_tokens_and_only_when_asked_for() -> N
             request.on_tokens(msgspec.structs.replace(good, logprobs=wrong))
     with pytest.raises(RemoteError):
         Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8)).on_tokens(good)
+
+
+# --- handed back ---------------------------------------------------------------------------------------------------
+
+
+def loaded(queued_tokens: int) -> Vitals:
+    return Vitals(queued_tokens=queued_tokens, active_requests=1, waiting_requests=0, slots=4, prefill_rate=500)
+
+
+def bounce(world: World, attempt: int, queued_tokens: int, cached_tokens: int = 0) -> list[Effect]:
+    frame = Bounced(cached_tokens=cached_tokens, vitals=loaded(queued_tokens))
+    return world.handle(ME, FrameReceived(REQUEST, attempt, frame))
+
+
+def test_a_request_handed_back_goes_where_it_is_best_with_what_was_told() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    first = dispatched(world)
+    assert first.peer == HOLDER and first.generate.patience_ms > 0
+    bounce(world, 1, queued_tokens=10_000, cached_tokens=STRIDE)
+    second = dispatched(world)
+    assert second.peer == ME and second.attempt == 2 and second.generate.patience_ms == 0
+    (holder,) = [rated for rated in second.decision.rated if rated.candidate.peer == HOLDER]
+    assert holder.candidate.matched_tokens == STRIDE and holder.candidate.queued_tokens == 10_000
+    assert holder.candidate.precision < 1 < holder.candidate.slowness
+
+
+def test_whoever_hands_back_may_still_be_the_best_and_after_two_bounces_serves() -> None:
+    world = quiet_world(4)
+    world.nodes[ME].overlay._members.on_own_vitals(NAMESPACE, loaded(10**6), world.now)
+    submit(world)
+    tried, patience = [], []
+    for attempt in (1, 2, 3):
+        dispatch = dispatched(world)
+        tried.append(dispatch.peer)
+        patience.append(dispatch.generate.patience_ms)
+        if patience[-1]:
+            bounce(world, attempt, queued_tokens=patience[-1] + 100)
+    assert ME not in tried and len(set(tried[:2])) == 2
+    assert patience[0] and patience[1] and not patience[2]
+    world.handle(ME, FrameReceived(REQUEST, 3, tokens(0, 1)))
+    assert delivered(world) == [1]
+
+
+@pytest.mark.parametrize("queued_tokens", [0, 10])
+def test_a_bounce_without_a_reason_is_an_offence_and_an_attempt_that_failed(queued_tokens: int) -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    world.nodes[ME].take(Emit)
+    bounce(world, 1, queued_tokens)
+    assert world.nodes[ME].overlay.refusals[Refusal.WRONG_FRAME] == 1
+    again = dispatched(world)
+    assert again.peer != HOLDER and HOLDER not in [rated.candidate.peer for rated in again.decision.rated]
+
+
+def test_a_node_hands_back_only_what_it_would_answer_late() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    holder = world.nodes[HOLDER].overlay
+    generate = Generate(
+        request_id=REQUEST,
+        namespace=NAMESPACE,
+        prompt=pack_tokens(PROMPT),
+        sampling=Sampling(max_tokens=1),
+        promised_tokens=3 * STRIDE,
+        patience_ms=1_000,
+    )
+    assert holder.handed_back(generate) is None, "its speed is not known"
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(400)))
+    assert holder.handed_back(generate) is None
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(500)))
+    assert holder.handed_back(generate) == Bounced(cached_tokens=3 * STRIDE, vitals=loaded(500))
+    for patient in ({"patience_ms": 0}, {"patience_ms": 1_100}, {"namespace": b"o" * 16}, {"prompt": b"12345"}):
+        assert holder.handed_back(msgspec.structs.replace(generate, **patient)) is None

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proto.blocks import STRIDE
+from proto.candidates import Candidate, Candidates
 from proto.config import RoutingConfig
 from proto.messages import MAX_SMALL
 from proto.observed import Observed
-from proto.routing import Candidate, choose, rate
+from proto.routing import Decision, rate
+from proto.routing import choose as choose_among
 
 CONFIG = RoutingConfig()
 NEAR, FAR = b"near", b"far"
@@ -21,16 +23,21 @@ candidates = st.builds(
     peer=st.binary(min_size=1, max_size=4),
     matched_tokens=_claims,
     num_requests=_claims,
-    is_local=st.booleans(),
+    is_local=st.just(False),
     queued_tokens=_claims,
     slots=_claims,
     prefill_rate=_claims.map(float),
+    hold_s=_claims.map(float),
     round_trip_s=st.floats(0, 1e3),
     precision=st.floats(0, 1),
     slowness=st.floats(1 / 16, 16),
     load_age_s=st.floats(0, 1e6),
     sent_tokens=_claims,
 )
+
+
+def choose(several: list[Candidate], prompt_tokens: int, config: RoutingConfig) -> Decision:
+    return choose_among(Candidates.of(several), prompt_tokens, config)
 
 
 def usual(peer: bytes = NEAR, **terms: float) -> Candidate:
@@ -52,11 +59,12 @@ def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: l
 @settings(max_examples=300, deadline=None)
 def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate, tokens: int) -> None:
     def cost(candidate: Candidate) -> float:
-        return rate([candidate, other], tokens, CONFIG)[0].cost
+        return float(rate(Candidates.of([candidate, other]), tokens, CONFIG).cost[0])
 
     worse = [
         replace(one, matched_tokens=one.matched_tokens // 2),
         replace(one, num_requests=one.num_requests + 1),
+        replace(one, hold_s=one.hold_s + 1.0),
         replace(one, queued_tokens=one.queued_tokens + 1_000),
         replace(one, round_trip_s=one.round_trip_s + 1.0),
         replace(one, precision=one.precision / 2),
@@ -81,7 +89,7 @@ def test_a_liar_that_was_found_out_draws_no_prompt_from_who_holds_it(slots: int)
 
 
 def test_old_news_of_load_counts_less() -> None:
-    held = usual(FAR, matched_tokens=10 * STRIDE, num_requests=3)
+    held = usual(FAR, matched_tokens=6 * STRIDE, num_requests=60)
     assert choose([usual(), held], 1_000, CONFIG).chosen == NEAR
     assert choose([usual(), replace(held, load_age_s=60.0)], 1_000, CONFIG).chosen == FAR
 

@@ -1,0 +1,160 @@
+"""What is known of the load of every node of one namespace, in columns that are kept up to date as news come.
+
+A decision reads all rows at once and news touch one, so a row is written where the news is heard. Invariant: rows
+0 .. len(peers) - 1 are the nodes that serve the namespace and are connected, and this node if it serves it; in no order
+that means anything.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proto.candidates import Candidates
+from proto.config import RoutingConfig
+from proto.messages import MAX_SMALL, Served
+from proto.observed import Observed
+
+_COLUMNS = range(12)
+_ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
+_LOG_SLOWNESS, _IMPRECISION, _OBSERVED_AT = _COLUMNS[9:]
+
+
+class LoadTable:
+    """One row a node. ``observed`` is read whenever ``observe`` says that it has news."""
+
+    def __init__(self, me: bytes, config: RoutingConfig, observed: Observed) -> None:
+        self._me = me
+        self._config = config
+        self._observed = observed
+        self._peers: list[bytes] = []
+        self._row_of: dict[bytes, int] = {}
+        self._columns: NDArray[np.float64] = np.zeros((len(_COLUMNS), 16))
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    @property
+    def peers(self) -> Sequence[bytes]:
+        """Row by row. To look at."""
+        return self._peers
+
+    def put(self, peer: bytes, served: Served, told_at: float, holds_until: float, round_trip_s: float | None) -> None:
+        """What ``peer`` told of itself at ``told_at``, and that would have told any change until ``holds_until``.
+        round_trip_s: None when it was not measured yet. Mutates."""
+        row = self._row_of.get(peer)
+        if row is None:
+            row = self._add(peer)
+        vitals = served.vitals
+        self._columns[: _HOLD + 1, row] = (
+            self._config.default_round_trip_s if round_trip_s is None else round_trip_s,
+            told_at,
+            holds_until,
+            served.context_tokens,
+            vitals.queued_tokens,
+            min(vitals.active_requests + vitals.waiting_requests, MAX_SMALL),
+            vitals.slots,
+            vitals.prefill_rate,
+            vitals.hold_ms / 1000,
+        )
+
+    def observe(self, peer: bytes) -> None:
+        """``observed`` has news of ``peer``, who need not be here. Mutates."""
+        row = self._row_of.get(peer)
+        if row is not None:
+            self._columns[_LOG_SLOWNESS:, row] = self._observed.record(peer)
+
+    def remove(self, peer: bytes) -> None:
+        """Nothing happens if ``peer`` is not here. Mutates."""
+        row = self._row_of.pop(peer, None)
+        if row is None:
+            return
+        last = self._peers.pop()
+        if last != peer:
+            self._peers[row] = last
+            self._row_of[last] = row
+            self._columns[:, row] = self._columns[:, len(self._peers)]
+
+    def candidates(
+        self,
+        prompt_tokens: int,
+        matched: Mapping[bytes, int],
+        sent: Mapping[bytes, int],
+        under_way: Mapping[bytes, Sequence[tuple[float, int]]],
+        left_out: Set[bytes],
+        now: float,
+    ) -> Candidates:
+        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out``. Peers that
+        are not here are ignored in what is told of them:
+
+        matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
+        under_way: (when it was sent, tokens to prefill) of each request sent there by this node that is not over.
+        """
+        num = len(self._peers)
+        columns = self._columns[:, :num]
+        matched_tokens, sent_tokens = self._scattered(matched), self._scattered(sent)
+        queued, requests = columns[_QUEUED].copy(), columns[_REQUESTS].copy()
+        for peer, running in under_way.items():
+            row = self._row_of.get(peer)
+            if row is not None:
+                # Its last word about its load cannot include what was not there yet when it spoke.
+                since = columns[_TOLD_AT, row] - columns[_ROUND_TRIP, row]
+                unreported = [tokens for at, tokens in running if at > since]
+                queued[row] += sum(unreported)
+                requests[row] = min(max(requests[row] + len(unreported), len(running)), MAX_SMALL)
+        fading = np.exp2(
+            np.maximum(now - columns[_OBSERVED_AT], 0.0) * (-1.0 / self._config.observation_half_life_s),
+        )
+        fits = columns[_CONTEXT] > prompt_tokens
+        own = self._row_of.get(self._me)
+        if own is not None:  # its engine says itself what is too long, and better
+            fits[own] = True
+        for peer in left_out:
+            row = self._row_of.get(peer)
+            if row is not None:
+                fits[row] = False
+        made = (
+            matched_tokens,
+            requests,
+            queued,
+            columns[_SLOTS].copy(),
+            columns[_RATE].copy(),
+            columns[_HOLD].copy(),
+            columns[_ROUND_TRIP].copy(),
+            1.0 - columns[_IMPRECISION] * fading,
+            np.exp(columns[_LOG_SLOWNESS] * fading),
+            np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0),
+            sent_tokens,
+        )
+        if fits.all():
+            return Candidates(self._peers.copy(), -1 if own is None else own, *made)
+        places = np.flatnonzero(fits).tolist()
+        peers = [self._peers[place] for place in places]
+        local = peers.index(self._me) if self._me in peers else -1
+        return Candidates(peers, local, *(column[fits] for column in made))
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant is broken."""
+        assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}
+        assert self._columns.shape[1] >= len(self._peers)
+        for peer, row in self._row_of.items():
+            if peer in self._observed:
+                assert tuple(self._columns[_LOG_SLOWNESS:, row].tolist()) == self._observed.record(peer)
+
+    def _add(self, peer: bytes) -> int:
+        row = len(self._peers)
+        if row == self._columns.shape[1]:
+            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
+        self._peers.append(peer)
+        self._row_of[peer] = row
+        self.observe(peer)
+        return row
+
+    def _scattered(self, values: Mapping[bytes, int]) -> NDArray[np.float64]:
+        column = np.zeros(len(self._peers))
+        row_of = self._row_of
+        for peer, value in values.items():
+            row = row_of.get(peer)
+            if row is not None:
+                column[row] = value
+        return column

@@ -1,0 +1,151 @@
+"""Load that travels: to whom this node tells its own, and whose load it wants to hear of.
+
+A node tells its load when it changed, at most each ``vitals_interval_s``, to everybody who subscribed and to some
+others by chance, at most ``vitals_fanout`` of them together unless there are more subscribers. Whoever routes
+subscribes to the nodes that its decisions were between of late: those that stood among the cheapest. A subscription is
+a lease, asked for again while it is used; it is confirmed by the load that comes at once. Replies of all kinds bring
+the load too.
+
+Silence of a node whose subscription holds means that its load is the same, so it does not grow old meanwhile
+(``Member.holds_until``).
+
+Invariants: at most ``max_subscribers`` leases are given a namespace and ``subscriptions`` are held; both end by
+themselves. Leases are given only of namespaces that this node serves, to nodes that are connected.
+"""
+
+import random
+from collections import OrderedDict
+
+from proto.config import VitalsConfig
+from proto.effects import Effect, Send, SetTimer
+from proto.events import Timer
+from proto.membership import Membership
+from proto.messages import Subscribe, Vitals, VitalsUpdate
+from proto.routing import Decision
+
+
+class VitalsPlane:
+    """Both sides of the subscriptions."""
+
+    def __init__(self, me: bytes, config: VitalsConfig, rng: random.Random, members: Membership) -> None:
+        self._me = me
+        self._config = config
+        self._rng = rng
+        self._members = members
+        self._sent_at: dict[bytes, float] = {}
+        self._pending: set[bytes] = set()
+        self._told: dict[bytes, Vitals] = {}
+        """Namespace -> what every subscriber was told."""
+        self._leases: dict[bytes, OrderedDict[bytes, float]] = {}
+        """Namespace -> subscriber -> until when."""
+        self._wanted: dict[bytes, OrderedDict[bytes, float]] = {}
+        """Namespace -> node subscribed to -> when a decision was last between it and others, the latest last."""
+
+    # --- this node's own load --------------------------------------------------------------------------------------
+
+    def on_own(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
+        """The engine told its load."""
+        if not self._members.on_own_vitals(namespace, vitals, now) or namespace in self._pending:
+            return []
+        self._pending.add(namespace)
+        due = max(now, self._sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
+        return [SetTimer(Timer("vitals", namespace=namespace), due)]
+
+    def on_due(self, namespace: bytes, now: float) -> list[Effect]:
+        """A load that is again what everybody believes it is needs no message."""
+        self._pending.discard(namespace)
+        vitals = self._members.own_vitals(namespace)
+        if vitals is None or vitals == self._told.get(namespace):
+            return []
+        self._sent_at[namespace] = now
+        self._told[namespace] = vitals
+        subscribers = self._subscribers(namespace, now)
+        others = [member.peer for member in self._members.nodes(namespace) if member.peer not in subscribers]
+        room = max(self._config.vitals_fanout - len(subscribers), 0)
+        if len(others) > room:
+            others = self._rng.sample(others, room)
+            # Some believe otherwise, and may be told in the next round though nothing has changed then.
+            if not subscribers:
+                del self._told[namespace]
+        update = VitalsUpdate(namespace=namespace, vitals=vitals)
+        return [Send(peer, update) for peer in sorted([*subscribers, *others])]
+
+    def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
+        """``peer`` asks to be told. Without a word if this node does not serve that, or too many were there before."""
+        vitals = self._members.own_vitals(message.namespace)
+        if vitals is None or not self._members.is_node(peer):
+            return []
+        leases = self._leases.setdefault(message.namespace, OrderedDict())
+        for other in [other for other, until in leases.items() if until <= now]:
+            del leases[other]
+        if peer not in leases and len(leases) >= self._config.max_subscribers:
+            return []
+        leases[peer] = now + min(message.seconds, self._config.lease_s)
+        return [Send(peer, VitalsUpdate(namespace=message.namespace, vitals=vitals))]
+
+    # --- that of others --------------------------------------------------------------------------------------------
+
+    def on_decision(self, namespace: bytes, decision: Decision, now: float) -> list[Effect]:
+        """Subscribe to the nodes that this decision was between."""
+        wanted = self._wanted.setdefault(namespace, OrderedDict())
+        is_first = not wanted
+        effects: list[Effect] = []
+        for place in reversed(decision.order(self._config.rivals)):
+            peer = decision.candidates.peers[place]
+            if peer == self._me:
+                continue
+            if peer not in wanted:
+                if len(wanted) >= self._config.subscriptions:
+                    oldest, used_at = next(iter(wanted.items()))
+                    if now - used_at < self._config.settled_s:
+                        continue
+                    del wanted[oldest]
+                effects.append(self._ask(peer, namespace))
+            wanted[peer] = now
+            wanted.move_to_end(peer)
+        if is_first and wanted:
+            effects.append(SetTimer(self._timer(namespace), now + self._config.lease_s / 2))
+        return effects
+
+    def on_renewal_due(self, namespace: bytes, now: float) -> list[Effect]:
+        """Ask again for the leases that are used; let go of the others."""
+        wanted = self._wanted.get(namespace)
+        if wanted is None:
+            return []
+        for peer in [peer for peer, used_at in wanted.items() if now - used_at > self._config.lease_s]:
+            del wanted[peer]
+        if not wanted:
+            del self._wanted[namespace]
+            return []
+        effects = [self._ask(peer, namespace) for peer in sorted(wanted)]
+        return [*effects, SetTimer(self._timer(namespace), now + self._config.lease_s / 2)]
+
+    def on_update(self, peer: bytes, update: VitalsUpdate, now: float) -> None:
+        """The load of ``peer``, by itself or with a reply."""
+        until = now
+        if peer in self._wanted.get(update.namespace, ()):
+            until = now + self._config.lease_s
+        self._members.on_vitals_update(peer, update, now, until)
+
+    def on_peer_lost(self, peer: bytes) -> None:
+        """Its subscriptions and those to it are over."""
+        for of_namespace in (*self._leases.values(), *self._wanted.values()):
+            of_namespace.pop(peer, None)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant is broken."""
+        for leases in self._leases.values():
+            assert len(leases) <= self._config.max_subscribers
+            assert all(self._members.is_node(peer) for peer in leases)
+        for wanted in self._wanted.values():
+            assert len(wanted) <= self._config.subscriptions
+            assert list(wanted.values()) == sorted(wanted.values())
+
+    def _subscribers(self, namespace: bytes, now: float) -> list[bytes]:
+        return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
+
+    def _ask(self, peer: bytes, namespace: bytes) -> Effect:
+        return Send(peer, Subscribe(namespace=namespace, seconds=round(self._config.lease_s)))
+
+    def _timer(self, namespace: bytes) -> Timer:
+        return Timer("subscriptions", namespace=namespace)
