@@ -285,6 +285,7 @@ def _route(decision: Decision) -> Route:
                 load_factor=rated.load_factor,
                 precision=rated.candidate.precision,
                 slowness=rated.candidate.slowness,
+                recompute_ms=_ms(rated.recompute_s),
             )
             for rated in decision.rated[:MAX_CANDIDATES]
         ),

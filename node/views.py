@@ -26,6 +26,7 @@ class CandidateView(msgspec.Struct, frozen=True):
     load_factor: float
     precision: float
     slowness: float
+    recompute_ms: int
 
 
 class RouteView(msgspec.Struct, frozen=True, tag="route"):
@@ -103,6 +104,7 @@ def frame_view(frame: EntryFrame) -> FrameView:
                         load_factor=c.load_factor,
                         precision=c.precision,
                         slowness=c.slowness,
+                        recompute_ms=c.recompute_ms,
                     )
                     for c in frame.candidates
                 ],

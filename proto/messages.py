@@ -197,6 +197,8 @@ class CandidateTerms(Record, frozen=True, kw_only=True):
     """Share of such matches that were really there, of late."""
     slowness: Annotated[float, Meta(ge=0, le=1e6)] = field(name="10", default=1.0)
     """Observed / expected wait, of late."""
+    recompute_ms: Small = field(name="11", default=0)
+    """What it costs others that tokens are computed there again."""
 
 
 class Usage(Record, frozen=True, kw_only=True):

@@ -50,12 +50,14 @@ class Terms:
     wait_s: Column
     """Expected time to the first token, without regard to slowness."""
     load_factor: Column
+    recompute_s: Column
+    """What it costs others that tokens are computed again."""
 
     @classmethod
     def of_costs(cls, cost: Column) -> "Terms":
         """For rules that know no terms."""
         zeros = np.zeros_like(cost)
-        return cls(cost, zeros, zeros, zeros, np.ones_like(cost))
+        return cls(cost, zeros, zeros, zeros, np.ones_like(cost), zeros)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class RatedCandidate:
     prefill_s: float = 0.0
     wait_s: float = 0.0
     load_factor: float = 1.0
+    recompute_s: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +121,7 @@ class Decision:
                 prefill_s=terms.prefill_s[place].item(),
                 wait_s=terms.wait_s[place].item(),
                 load_factor=terms.load_factor[place].item(),
+                recompute_s=terms.recompute_s[place].item(),
             )
             for place in self.order(len(self.candidates))
         )
@@ -216,7 +220,7 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     load_factor = np.power(load, exponent)
     recompute_s = config.recompute_weight * uncached / usual_rate
     cost = candidates.slowness * (wait_s * load_factor + recompute_s)
-    return Terms(cost, queue_s, prefill_s, wait_s, load_factor)
+    return Terms(cost, queue_s, prefill_s, wait_s, load_factor, recompute_s)
 
 
 def _upper_median(values: Column) -> float:

@@ -72,6 +72,20 @@ def index(
 
 
 @bench.command()
+@click.option("--nodes", type=click.IntRange(1, 2_000), default=256, show_default=True, help="To choose from.")
+@click.option("--tokens", type=click.IntRange(256, 100_000), default=2_048, show_default=True, help="Of a prompt.")
+@click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of who holds what.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def routing(nodes: int, tokens: int, runs: int, seed: int, as_json: bool) -> None:
+    """What one decision takes of the node where a prompt enters."""
+    from node.bench.report import show
+    from node.bench.routing import bench_routing
+
+    show(bench_routing(nodes, tokens, runs, seed), as_json)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(8, 10_000), default=1_000, show_default=True, help="Simulated nodes.")
 @click.option(
     "--rtt",

@@ -93,6 +93,7 @@ EXAMPLES: list[Message] = [
                 load_factor=0.75,
                 precision=0.5,
                 slowness=1.25,
+                recompute_ms=70,
             ),
         ),
     ),
