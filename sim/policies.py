@@ -18,7 +18,8 @@ rule says otherwise.
   the median of the rates known.
 - ``oracle``: the protocol's cost (facts as ``mycelia`` would have them if every report were true and fresh): least
   (round trips + (queued + uncached tokens) / rate) x (requests + 1) / slots, with what is under way to each engine.
-- ``mycelia``: the protocol's own, ``proto.routing.choose``.
+- ``mycelia``: the protocol's own, ``proto.routing.choose``; ``mycelia-no-...``: without one of its terms, see
+  ``ablations.py``.
 """
 
 import random
@@ -31,6 +32,7 @@ from blake3 import blake3
 from proto.blocks import STRIDE
 from proto.errors import LocalError
 from proto.routing import ROUND_TRIPS, Candidate, Decision, Policy, RatedCandidate
+from sim.ablations import ABLATIONS, Told, make_ablation
 
 CHWBL_LOAD = 1.25
 """Of the mean."""
@@ -190,10 +192,13 @@ _PLAIN: dict[str, Policy] = {
     "gorgo": gorgo,
 }
 NAMES = ("random", "round_robin", "least_load", "chwbl", *list(_PLAIN)[1:], OWN, ORACLE)
+"""Without the ablations."""
 
 
-def make_policy(name: str, rng: random.Random, look: Look) -> Policy | None:
+def make_policy(name: str, rng: random.Random, look: Look, told: Told) -> Policy | None:
     """A rule object for one entry node; None for the protocol's own. Raises LocalError for an unknown name."""
+    if name in ABLATIONS:
+        return make_ablation(name, told)
     match name:
         case "mycelia":
             return None
@@ -206,7 +211,7 @@ def make_policy(name: str, rng: random.Random, look: Look) -> Policy | None:
         case "oracle":
             return partial(oracle, look)
     if name not in _PLAIN:
-        raise LocalError(f"no policy {name}; there are {', '.join(NAMES)}")
+        raise LocalError(f"no policy {name}; there are {', '.join((*NAMES, *ABLATIONS))}")
     return _PLAIN[name]
 
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from node.bench.gossip import no_garbage_collection
 from node.bench.report import Progress
 from node.version import VERSION
-from sim.simulate import Outcome, Scenario, simulate
+from sim.outcome import Outcome
+from sim.simulate import Scenario, simulate
 
 _STEPS = 2
 """That a run names."""
@@ -126,7 +127,11 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
 
 
 def _row(policy: str, outcomes: Sequence[Outcome]) -> PolicyRow:
-    measured = {field.name: _measured([getattr(one, field.name) for one in outcomes]) for field in fields(Outcome)}
+    measured = {
+        field.name: _measured([getattr(one, field.name) for one in outcomes])
+        for field in fields(Outcome)
+        if field.name != "ttft_quantiles_s"
+    }
     return PolicyRow(
         policy=policy,
         hit_ratio=measured["hit_ratio"],
