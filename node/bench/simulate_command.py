@@ -122,6 +122,14 @@ Examples:
 @click.option("--seconds", type=_Finite(1), default=240.0, show_default=True, help="Virtual, measured.")
 @click.option("--warmup", type=_Finite(0), default=60.0, show_default=True, help="Virtual seconds before that.")
 @click.option(
+    "--drain",
+    type=_Finite(0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Virtual, for the last answers; what has no first token by then counts with the time it has waited.",
+)
+@click.option(
     "--objective",
     type=_Finite(0, min_open=True),
     default=2.0,
@@ -157,6 +165,7 @@ def simulate(
     seeds: int,
     seconds: float,
     warmup: float,
+    drain: float,
     objective: float,
     jobs: int | None,
     report_path: Path | None,
@@ -199,6 +208,7 @@ def simulate(
         liars=liars,
         warm_s=warmup,
         measured_s=seconds,
+        drain_s=drain,
         objective_s=objective,
     )
     if entries is not None and entries > peers - scenario.num_liars:
