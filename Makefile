@@ -67,7 +67,7 @@ node: $(ready)  ## run a node; ARGS="--help" for its options
 swarm: $(ready)  ## run several nodes on this machine, N=4 of them
 	@.venv/bin/python examples/local_swarm.py $(N)
 
-evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (an hour or two); ARGS="--quick" for a taste
+evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours); ARGS="--quick" for a taste
 	@.venv/bin/python -m node.bench.evaluation $(ARGS)
 
 clean:  ## remove .venv and every cache

@@ -3,8 +3,6 @@
 Runs are kept in a directory as they end, so that one that is cut off goes on where it was.
 """
 
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ import click
 from node.bench.atomic import replaced
 from node.bench.evaluation_bars import Measured
 from node.bench.evaluation_cache import Cache, code_version, outcomes_kept
-from node.bench.evaluation_plan import FULL, QUICK, Cell, plan
+from node.bench.evaluation_plan import FULL, QUICK, SECTIONS, Cell, plan
 from node.bench.evaluation_text import Made, page_of
 from node.bench.report import Progress
 from node.bench.runs import Run, num_cores
@@ -23,6 +21,7 @@ from sim.outcome import Outcome
 
 _DOCUMENT = Path("docs/evaluation.md")
 _KEPT = Path(".evaluation")
+_SEEDS = 3
 
 
 @click.command()
@@ -33,22 +32,31 @@ _KEPT = Path(".evaluation")
     help="Measured traces and round trips, see sim/data.py.  [default: a modelled internet, no traces]",
 )
 @click.option("--jobs", type=click.IntRange(1, 256), help="Runs at once.  [default: the number of cores]")
-@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs of each.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=_SEEDS, show_default=True, help="Runs of each.")
 @click.option("--quick", is_flag=True, help="A few small cells, to see that all of it works.")
+@click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="These sections.  [default: all]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"The document.  [default: {_DOCUMENT}; with --quick {_KEPT}/quick.md]",
 )
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), default=_KEPT, help="Where runs are kept.")
-def evaluate(data: Path | None, jobs: int | None, seeds: int, quick: bool, out: Path | None, keep: Path) -> None:
+def evaluate(
+    data: Path | None,
+    jobs: int | None,
+    seeds: int,
+    quick: bool,
+    only: tuple[str, ...],
+    out: Path | None,
+    keep: Path,
+) -> None:
     """Simulate every experiment of docs/evaluation.md and write it. Cut off, it goes on where it was."""
     size = QUICK if quick else FULL
-    cells = plan(size, data)
+    cells = plan(size, data, only or SECTIONS)
     cache = Cache(keep)
     path = out or (keep / "quick.md" if quick else _DOCUMENT)
     made = Made(
-        command=told_command(sys.argv[1:]),
+        command=told_command(quick, data is not None, seeds, only),
         code_version=code_version(),
         num_seeds=seeds,
         num_peers=size.num_peers,
@@ -90,13 +98,15 @@ def measure(cells: Sequence[Cell], num_seeds: int, jobs: int, cache: Cache) -> l
     ]
 
 
-def told_command(arguments: Sequence[str]) -> str:
-    """``make evaluation`` as the reader would say it: a directory of data has another name elsewhere."""
-    told: list[str] = []
-    for argument in arguments:
-        is_directory = bool(told) and told[-1] == "--data"
-        told.append("DIR" if is_directory else "--data=DIR" if argument.startswith("--data=") else argument)
-    return f'make evaluation ARGS="{shlex.join(told)}"' if told else "make evaluation"
+def told_command(is_quick: bool, has_data: bool, num_seeds: int, only: Sequence[str]) -> str:
+    """What gives the same numbers, without what is different on each machine: where data lies, how many cores."""
+    options = [
+        *(["--quick"] if is_quick else []),
+        *(["--data DIR"] if has_data else []),
+        *([f"--seeds {num_seeds}"] if num_seeds != _SEEDS else []),
+        *(f"--only '{section}'" for section in only),
+    ]
+    return f'make evaluation ARGS="{" ".join(options)}"' if options else "make evaluation"
 
 
 def _work(run: Run) -> float:

@@ -1,10 +1,10 @@
 """What ``make evaluation`` simulates: cells, each a scenario under several policies, in sections.
 
-Run lengths are a compromise: on two cores all of it takes one to two hours. Prompts are some 50 a second where 30
+Run lengths are a compromise: on two cores all of it takes some hours. Prompts are some 50 a second where 30
 machines are loaded, so a p99 of one run is that of a few thousand prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ LIAR_SHARE = 0.3
 CHURN_S = 20 * 60.0
 
 _BASE = Scenario(zipf=1.1, rate=None, load=0.7, digest_age_s=30.0, load_age_s=1.0, drain_s=120.0)
+_SLOW_DRAIN_S = 600.0
 _CLOSE = ("least_load", "longest_prefix", "lmetric", "gorgo", OWN, ORACLE)
 """Policies where not all are run: the paper's, the best baselines, and what bounds them."""
 
@@ -62,14 +63,16 @@ class Size:
     loads: tuple[float, ...] = (0.5, 0.7, 0.9)
     policies: tuple[str, ...] = NAMES
     peers: tuple[int, ...] = (8, 16, 64, 256)
-    sweep_s: tuple[float, float] = (20.0, 45.0)
-    """Warm-up and measured, of each cell of the sweep."""
-    large_s: tuple[float, float] = (20.0, 25.0)
+    sweep_s: tuple[float, float] = (60.0, 40.0)
+    """Warm-up and measured, of each cell of the sweep. A shorter warm-up measures empty caches."""
+    large_s: tuple[float, float] = (40.0, 20.0)
     """Of swarms of more than 64."""
     long_s: tuple[float, float] = (60.0, 90.0)
     """Of the other sections."""
     slow_s: tuple[float, float] = (90.0, 300.0)
     """Where prompts are few, or nodes come and go."""
+    trace_s: tuple[float, float] = (200.0, 400.0)
+    """Of measured traces, whose caches fill slowly."""
 
 
 FULL = Size()
@@ -80,25 +83,29 @@ QUICK = Size(
     loads=(0.7,),
     policies=_CLOSE,
     peers=(8, 16),
-    sweep_s=(10.0, 20.0),
-    large_s=(10.0, 20.0),
+    sweep_s=(30.0, 20.0),
+    large_s=(30.0, 20.0),
     long_s=(60.0, 20.0),
     slow_s=(20.0, 60.0),
+    trace_s=(20.0, 60.0),
 )
 
 
-def plan(size: Size, data: Path | None) -> list[Cell]:
-    """Everything, in the order of the report. data: where measured traces and round trips lie; without it there are
-    none. Raises LocalError when one is missing."""
+SECTIONS = (SWEEP, SIZES, IMBALANCE, FRESHNESS, NO_SHARING, LIARS, CHURN, TALKS, ABLATION)
+
+
+def plan(size: Size, data: Path | None, only: Collection[str] = SECTIONS) -> list[Cell]:
+    """Everything in the sections ``only``, in the order of the report. data: where measured traces and round trips
+    lie; without it there are none. Raises LocalError when one is missing."""
     rtt_file = internet_of(data) if data is not None else None
     base = replace(_BASE, num_peers=size.num_peers, rtt_file=rtt_file)
     cells = [*_sweep(size, base), *_sizes(size, base), *_robustness(size, base)]
     if data is not None:
         for name in TRACES:
             trace = load_trace(trace_of(data, name))
-            scenario = _timed(replace(base, workload=TRACE, trace=trace), size.slow_s)
+            scenario = _timed(replace(base, workload=TRACE, trace=trace, drain_s=_SLOW_DRAIN_S), size.trace_s)
             cells.append(Cell(TALKS, (("workload", name),), scenario, size.policies, workload=name))
-    return cells
+    return [cell for cell in cells if cell.section in only]
 
 
 def _sweep(size: Size, base: Scenario) -> list[Cell]:
@@ -127,7 +134,7 @@ def _sizes(size: Size, base: Scenario) -> list[Cell]:
 
 
 def _robustness(size: Size, base: Scenario) -> list[Cell]:
-    long, slow = _timed(base, size.long_s), _timed(base, size.slow_s)
+    long, slow = _timed(base, size.long_s), _timed(replace(base, drain_s=_SLOW_DRAIN_S), size.slow_s)
     cells = [
         Cell(
             FRESHNESS,

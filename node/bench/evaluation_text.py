@@ -69,7 +69,7 @@ def page_of(everything: Sequence[Measured], made: Made) -> str:
         cells = [one for one in everything if one.cell.section == section]
         if cells:
             parts.append(f"## {title}\n\n{_SAYS[section]}\n\n" + "\n\n".join(_cell(one, made) for one in cells))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _head(made: Made) -> str:
@@ -97,7 +97,9 @@ code, equal numbers. "internet" is {made.internet}.{traces} Each table has the c
   hold 1. With three seeds that is strict on whoever claims a difference, so it is also said where all seeds agree.
 - **The best baseline of a cell** is chosen after the fact, for each cell and quantity anew. No system could do that.
 - TTFT in seconds, p99 over the prompts of one run, means over the seeds. Whoever is overloaded has waits that grow as
-  long as the run lasts: those numbers say no more than that."""
+  long as the run lasts: those numbers say no more than that. Prompts that are unanswered two minutes after the measured
+  time (ten in slow sections) count with the time they have waited. Hit ratios are those of answered prompts, so they
+  flatter whoever leaves many unanswered."""
 
 
 def _bars(everything: Sequence[Measured]) -> str:
@@ -125,6 +127,8 @@ def _losses(everything: Sequence[Measured]) -> str:
 
 def _sweep(everything: Sequence[Measured], made: Made) -> str:
     cells = [one for one in everything if one.cell.section == SWEEP]
+    if not cells:
+        return ""
     parts = [
         "## The sweep",
         """\
@@ -163,6 +167,10 @@ def _cell(one: Measured, made: Made) -> str:
     title = ", ".join(f"{name} {value}" for name, value in one.cell.labels)
     rows = [_row(policy, one.result) for policy in one.result]
     names = ["policy", "hit / bound", "p50", "p90", "p99 (seeds)", "load", "stale", "digest B/s", "goodput/s"]
+    if any(outcome.num_failed for of_seeds in one.result.values() for outcome in of_seeds):
+        names.append("unanswered")
+        shares = (one.mean("num_failed", policy) / one.mean("num_requests", policy) for policy in one.result)
+        rows = [[*row, f"{share:.1%}"] for row, share in zip(rows, shares, strict=True)]
     if one.cell.scenario.liars:
         names.append("by liars")
         rows = [[*row, f"{one.mean('liar_share', policy):.2f}"] for row, policy in zip(rows, one.result, strict=True)]

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from node.bench import evaluation_cache
-from node.bench.evaluation import measure, told_command
+from node.bench.evaluation import evaluate, measure, told_command
 from node.bench.evaluation_bars import Measured, bars, losses
 from node.bench.evaluation_cache import Cache, key_of
 from node.bench.evaluation_plan import FULL, IMBALANCE, QUICK, SWEEP, Cell, Size, command_of, plan
@@ -108,8 +108,16 @@ def test_its_commands_are_real_and_give_the_same_scenario(size: Size, monkeypatc
         assert asked.pop() == (cell.scenario, cell.policies)
 
 
-def test_no_name_of_a_directory_gets_into_the_document() -> None:
-    assert told_command([]) == "make evaluation"
-    told = told_command(["--data", "/home/me/traces", "--jobs", "2"])
-    assert told == 'make evaluation ARGS="--data DIR --jobs 2"' == told_command(["--data", "x", "--jobs", "2"])
-    assert "home" not in told_command(["--data=/home/me/traces"])
+def test_the_document_names_what_gives_its_numbers() -> None:
+    assert told_command(False, False, 3, ()) == "make evaluation"
+    told = told_command(True, True, 5, ("no sharing",))
+    assert told == "make evaluation ARGS=\"--quick --data DIR --seeds 5 --only 'no sharing'\""
+
+
+def test_it_writes_its_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.bench.evaluation.QUICK", replace(QUICK, num_peers=3, slow_s=(1.0, 10.0)))
+    told = ("--quick", "--only", "churn", "--seeds", "1", "--jobs", "1", "--keep", str(tmp_path / "kept"))
+    ran = CliRunner().invoke(evaluate, [*told, "--out", str(tmp_path / "page.md")], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    text = (tmp_path / "page.md").read_text()
+    assert "## Nodes that come and go" in text and "The sweep" not in text and str(tmp_path) not in text
