@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 12, 40
 _ROW = 22
-_LABELS = 104
-"""Width of the names beside rows."""
+_LETTER = 6.8
+"""Width, about: the names beside rows get as much as the longest of them needs."""
 _VALUES = 62
 """Of the values beside them."""
 
@@ -71,23 +71,23 @@ def curves(series: Sequence[Curve], x_label: str, y_label: str) -> Markup:
     return _svg(_HEIGHT, f"{y_label} over {x_label}", parts)
 
 
-def bars(rows: Sequence[Bar], title: str, is_log: bool = False, has_zero: bool = True) -> Markup:
+def bars(rows: Sequence[Bar], title: str, is_log: bool = False, origin: float | None = 0.0) -> Markup:
     """A row a name: a dot, a line from the least to the largest, a tick at its mark. ``is_log``: values above 0 only.
-    ``has_zero``: the axis begins there. Raises ValueError without a row."""
+    ``origin``: where the axis begins otherwise; None: near the least. Raises ValueError without a row."""
     shown = [value for row in rows for value in (row.low, row.high, row.mark) if value is not None]
     low, high = min(shown), max(shown)
     if is_log:
         floor = min((value for value in shown if value > 0), default=1.0) / 1.2
         low, high = floor, max(high, floor * 2) * 1.05
     else:
-        low = 0.0 if has_zero else low - 0.1 * (high - low)
-        high = high * 1.05 if high > low else low + 1.0
-    right = _WIDTH - _VALUES
+        low = low - 0.1 * (high - low) if origin is None else min(origin, low)
+        high = high + 0.05 * (high - low) if high > low else low + 1.0
+    left, right = 14 + _LETTER * max(len(row.name) for row in rows), _WIDTH - _VALUES
 
     def x_of(value: float) -> float:
         if is_log:
-            return _LABELS + (right - _LABELS) * math.log(max(value, low) / low) / math.log(high / low)
-        return _LABELS + (right - _LABELS) * (value - low) / (high - low)
+            return left + (right - left) * math.log(max(value, low) / low) / math.log(high / low)
+        return left + (right - left) * (value - low) / (high - low)
 
     bottom = _TOP + _ROW * len(rows)
     parts = []
@@ -96,7 +96,7 @@ def bars(rows: Sequence[Bar], title: str, is_log: bool = False, has_zero: bool =
         parts.append(_text(x_of(tick), bottom + 15, f"{tick:g}", "middle"))
     for place, row in enumerate(rows):
         y = _TOP + _ROW * (place + 0.5)
-        parts.append(_text(_LABELS - 8, y + 4, row.name, "end", f"name s{row.style}"))
+        parts.append(_text(left - 8, y + 4, row.name, "end", f"name s{row.style}"))
         parts.append(_line(x_of(row.low), y, x_of(row.high), y, f"whisker s{row.style}"))
         parts.append(
             Markup('<circle class="dot s{}" cx="{:.1f}" cy="{}" r="4"/>').format(row.style, x_of(row.value), y)
