@@ -63,11 +63,11 @@ class Size:
     loads: tuple[float, ...] = (0.5, 0.7, 0.9)
     policies: tuple[str, ...] = NAMES
     peers: tuple[int, ...] = (8, 16, 64, 256)
-    sweep_s: tuple[float, float] = (60.0, 40.0)
+    sweep_s: tuple[float, float] = (45.0, 30.0)
     """Warm-up and measured, of each cell of the sweep. A shorter warm-up measures empty caches."""
     large_s: tuple[float, float] = (40.0, 20.0)
     """Of swarms of more than 64."""
-    long_s: tuple[float, float] = (60.0, 90.0)
+    long_s: tuple[float, float] = (60.0, 60.0)
     """Of the other sections."""
     slow_s: tuple[float, float] = (90.0, 300.0)
     """Where prompts are few, or nodes come and go."""
