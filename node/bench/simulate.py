@@ -19,7 +19,7 @@ from sim.outcome import Outcome
 from sim.policies import OWN
 from sim.simulate import Scenario
 
-_LEAST_WIDTH = 104
+_LEAST_WIDTH = 112
 _DIGITS = 4
 _LEGEND = """\
 hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
@@ -148,7 +148,7 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
             f"{row.digest_bytes_per_s.value:.0f}",
             f"{row.goodput.value:.2f}",
         ]
-        table.add_row(row.policy, *cells, *([f"{row.failed.value:g}"] if failed else []))
+        table.add_row(row.policy, *cells, *([f"{row.failed.value:.0f}"] if failed else []))
     console = Console(highlight=False)
     console.width = max(console.width, _LEAST_WIDTH)  # (a cell that is cut short is worse than a long line)
     console.print(f"{told_scenario(report)}; {len(report.seeds)} seeds", soft_wrap=True)
