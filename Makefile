@@ -17,11 +17,11 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test nightly check fuzz format node swarm clean recheck
+.PHONY: help setup demo test nightly check fuzz format node swarm evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 	@echo "Options: PYTHON=python3.12 (which Python), CUDA=1 (build for NVIDIA GPUs), CMAKE_ARGS=... (for llama.cpp)"
 
 $(ready): setup.cfg pyproject.toml scripts/setup scripts/llama.cmake $(recheck)
@@ -67,6 +67,9 @@ node: $(ready)  ## run a node; ARGS="--help" for its options
 swarm: $(ready)  ## run several nodes on this machine, N=4 of them
 	@.venv/bin/python examples/local_swarm.py $(N)
 
+evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours); ARGS="--quick" for a taste
+	@.venv/bin/python -m node.bench.evaluation $(ARGS)
+
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -284,7 +284,7 @@ def _route(decision: Decision) -> Route:
                 prefill_ms=_ms(rated.prefill_s),
                 load_factor=rated.load_factor,
                 precision=rated.candidate.precision,
-                slowness=rated.candidate.slowness,
+                lateness_ms=_ms(rated.candidate.lateness_s),
                 recompute_ms=_ms(rated.recompute_s),
             )
             for rated in decision.rated[:MAX_CANDIDATES]

@@ -25,8 +25,8 @@ def short(peer: str) -> str:
 
 
 def show_route(console: Console, route: RouteView) -> None:
-    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is ((2 round trips +
-    queue + prefill) x load + recompute) x slowness, in seconds; prefill is of what is not matched, as far as matches
+    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (2 round trips +
+    queue + prefill + late) x load + recompute, in seconds; prefill is of what is not matched, as far as matches
     there came true, and recompute is what it costs others that it is computed again."""
     table = Table(title=f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}", title_justify="left")
     table.add_column("node")
@@ -36,10 +36,10 @@ def show_route(console: Console, route: RouteView) -> None:
         "RTT ms",
         "queue ms",
         "prefill ms",
+        "late ms",
         "requests",
         "load",
         "recompute ms",
-        "slowness",
         "cost",
     ):
         table.add_column(name, justify="right")
@@ -52,10 +52,10 @@ def show_route(console: Console, route: RouteView) -> None:
             str(candidate.round_trip_ms),
             str(candidate.queue_ms),
             str(candidate.prefill_ms),
+            str(candidate.lateness_ms),
             str(candidate.queued_requests),
             f"{candidate.load_factor:.2f}",
             str(candidate.recompute_ms),
-            f"{candidate.slowness:.2f}",
             f"{candidate.cost:.3f}",
             style="bold" if is_chosen else None,
         )

@@ -25,7 +25,7 @@ class CandidateView(msgspec.Struct, frozen=True):
     prefill_ms: int
     load_factor: float
     precision: float
-    slowness: float
+    lateness_ms: int
     recompute_ms: int
 
 
@@ -103,7 +103,7 @@ def frame_view(frame: EntryFrame) -> FrameView:
                         prefill_ms=c.prefill_ms,
                         load_factor=c.load_factor,
                         precision=c.precision,
-                        slowness=c.slowness,
+                        lateness_ms=c.lateness_ms,
                         recompute_ms=c.recompute_ms,
                     )
                     for c in frame.candidates

@@ -35,8 +35,8 @@ class Candidate:
     round_trip_s: float = 0.0
     precision: float = 1.0
     """rho: tokens found in its cache / tokens believed to be there, of late."""
-    slowness: float = 1.0
-    """beta: observed / expected wait, of late."""
+    lateness_s: float = 0.0
+    """How much longer than expected a first token took there of late, or is taking now."""
     load_age_s: float = 0.0
     """Since its load was last heard of."""
     sent_tokens: int = 0
@@ -58,7 +58,7 @@ class Candidates:
     hold_s: Column
     round_trip_s: Column
     precision: Column
-    slowness: Column
+    lateness_s: Column
     load_age_s: Column
     sent_tokens: Column
 

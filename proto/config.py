@@ -168,7 +168,7 @@ class RoutingConfig:
     default_round_trip_s: float = 0.1
     """Until it is measured, seconds after the connection is up."""
     observation_weight: float = 0.2
-    """Of the newest observation of a peer's precision or slowness."""
+    """Of the newest observation of a peer's precision or lateness."""
     observation_half_life_s: float = 120.0
     """In which what was observed fades: who is avoided for it gets another chance."""
     max_bounces: int = 2
@@ -177,10 +177,10 @@ class RoutingConfig:
     bounce_s: float = 0.1
     """A request is handed back when its wait is longer than this share of what the next best node would take, and this
     much: less is within what nobody knows exactly."""
-    max_slowness: float = 16.0
-    """Bounds one observation, both ways."""
-    negligible_s: float = 0.05
-    """Waits that differ by less say nothing of a peer."""
+    max_lateness_s: float = 600.0
+    """Bounds one observation."""
+    failure_s: float = 4.0
+    """How late an attempt that failed counts at least."""
     max_observed: int = 4_096
 
 

@@ -6,8 +6,20 @@ the prompt, and that the peer has one more request to work on. Both are used in 
 Invariant: at most ``max_blocks`` blocks are remembered a peer; the oldest are dropped first, of one prompt the deepest.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class UnderWay(NamedTuple):
+    """A request that was sent to a peer."""
+
+    sent_at: float
+    tokens: int
+    """To prefill."""
+    due_at: float
+    """When the first token is expected; infinity once it has come."""
 
 
 class Dispatches:
@@ -18,12 +30,21 @@ class Dispatches:
         self._max_blocks = max_blocks
         self._sent: dict[bytes, OrderedDict[int, float]] = {}
         """Peer -> block hash -> when the peer's digest must have told it."""
-        self._running: dict[bytes, dict[bytes, tuple[float, int]]] = {}
-        """Peer -> request -> (when it was sent, tokens to prefill)."""
+        self._running: dict[bytes, dict[bytes, UnderWay]] = {}
+        """Peer -> request."""
 
-    def begin(self, request_id: bytes, peer: bytes, chain: Sequence[int], uncached_tokens: int, now: float) -> None:
-        """A prompt with these block hashes goes to ``peer``, which is expected to prefill ``uncached_tokens``."""
-        self._running.setdefault(peer, {})[request_id] = (now, uncached_tokens)
+    def begin(
+        self,
+        request_id: bytes,
+        peer: bytes,
+        chain: Sequence[int],
+        uncached_tokens: int,
+        expected_s: float,
+        now: float,
+    ) -> None:
+        """A prompt with these block hashes goes to ``peer``, which is expected to prefill ``uncached_tokens`` and to
+        send the first token after ``expected_s``."""
+        self._running.setdefault(peer, {})[request_id] = UnderWay(now, uncached_tokens, now + expected_s)
         sent = self._sent.setdefault(peer, OrderedDict())
         for block in reversed(chain):  # the root last: without it the rest would match nothing
             sent[block] = now + self._keep_s
@@ -53,8 +74,13 @@ class Dispatches:
         """Requests sent to anybody that are not over."""
         return sum(map(len, self._running.values()))
 
-    def running(self) -> dict[bytes, list[tuple[float, int]]]:
-        """Peer -> (when it was sent, tokens to prefill) of each request there that is not over."""
+    def on_first_token(self, request_id: bytes, peer: bytes) -> None:
+        """It came."""
+        running = self._running[peer]
+        running[request_id] = running[request_id]._replace(due_at=math.inf)
+
+    def running(self) -> dict[bytes, list[UnderWay]]:
+        """Peer -> requests there that are not over."""
         return {peer: list(running.values()) for peer, running in self._running.items()}
 
     def matches(self, chain: Sequence[int], now: float) -> dict[bytes, int]:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from proto.candidates import Candidates
 from proto.config import RoutingConfig
+from proto.dispatches import UnderWay
 from proto.messages import MAX_SMALL, Served
 from proto.observed import Observed
 
 _COLUMNS = range(12)
 _ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
-_LOG_SLOWNESS, _IMPRECISION, _OBSERVED_AT = _COLUMNS[9:]
+_IMPRECISION, _LATENESS, _OBSERVED_AT = _COLUMNS[9:]
 
 
 class LoadTable:
@@ -62,7 +63,7 @@ class LoadTable:
         """``observed`` has news of ``peer``, who need not be here. Mutates."""
         row = self._row_of.get(peer)
         if row is not None:
-            self._columns[_LOG_SLOWNESS:, row] = self._observed.record(peer)
+            self._columns[_IMPRECISION:, row] = self._observed.record(peer)
 
     def remove(self, peer: bytes) -> None:
         """Nothing happens if ``peer`` is not here. Mutates."""
@@ -80,7 +81,7 @@ class LoadTable:
         prompt_tokens: int,
         matched: Mapping[bytes, int],
         sent: Mapping[bytes, int],
-        under_way: Mapping[bytes, Sequence[tuple[float, int]]],
+        under_way: Mapping[bytes, Sequence[UnderWay]],
         left_out: Set[bytes],
         now: float,
     ) -> Candidates:
@@ -88,20 +89,22 @@ class LoadTable:
         are not here are ignored in what is told of them:
 
         matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
-        under_way: (when it was sent, tokens to prefill) of each request sent there by this node that is not over.
+        under_way: requests sent there by this node that are not over.
         """
         num = len(self._peers)
         columns = self._columns[:, :num]
         matched_tokens, sent_tokens = self._scattered(matched), self._scattered(sent)
         queued, requests = columns[_QUEUED].copy(), columns[_REQUESTS].copy()
+        overdue_s = np.zeros(num)
         for peer, running in under_way.items():
             row = self._row_of.get(peer)
             if row is not None:
                 # Its last word about its load cannot include what was not there yet when it spoke.
                 since = columns[_TOLD_AT, row] - columns[_ROUND_TRIP, row]
-                unreported = [tokens for at, tokens in running if at > since]
+                unreported = [one.tokens for one in running if one.sent_at > since]
                 queued[row] += sum(unreported)
                 requests[row] = min(max(requests[row] + len(unreported), len(running)), MAX_SMALL)
+                overdue_s[row] = max(now - min(one.due_at for one in running), 0.0)
         fading = np.exp2(
             np.maximum(now - columns[_OBSERVED_AT], 0.0) * (-1.0 / self._config.observation_half_life_s),
         )
@@ -122,7 +125,7 @@ class LoadTable:
             columns[_HOLD].copy(),
             columns[_ROUND_TRIP].copy(),
             1.0 - columns[_IMPRECISION] * fading,
-            np.exp(columns[_LOG_SLOWNESS] * fading),
+            np.maximum(columns[_LATENESS] * fading, overdue_s),
             np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0),
             sent_tokens,
         )
@@ -139,7 +142,7 @@ class LoadTable:
         assert self._columns.shape[1] >= len(self._peers)
         for peer, row in self._row_of.items():
             if peer in self._observed:
-                assert tuple(self._columns[_LOG_SLOWNESS:, row].tolist()) == self._observed.record(peer)
+                assert tuple(self._columns[_IMPRECISION:, row].tolist()) == self._observed.record(peer)
 
     def _add(self, peer: bytes) -> int:
         row = len(self._peers)

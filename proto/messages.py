@@ -195,8 +195,8 @@ class CandidateTerms(Record, frozen=True, kw_only=True):
     load_factor: Annotated[float, Meta(ge=0, le=1e18)] = field(name="8", default=1.0)
     precision: Annotated[float, Meta(ge=0, le=1)] = field(name="9", default=1.0)
     """Share of such matches that were really there, of late."""
-    slowness: Annotated[float, Meta(ge=0, le=1e6)] = field(name="10", default=1.0)
-    """Observed / expected wait, of late."""
+    lateness_ms: Small = field(name="10", default=0)
+    """Observed - expected wait, of late."""
     recompute_ms: Small = field(name="11", default=0)
     """What it costs others that tokens are computed there again."""
 

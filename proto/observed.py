@@ -1,17 +1,16 @@
 """What this node itself saw of the nodes it sent requests to: how true the beliefs were on which they were chosen.
 
 *Precision* is the share of the tokens believed to be cached that were found cached; digests grow old, and liars
-exaggerate. *Slowness* is how much longer than expected first tokens took; a machine may be busy with other things, and
-liars claim to be idle. Both are moving averages that fade back to 1, so that whoever is not asked any more is given
-another chance.
+exaggerate. *Lateness* is how many seconds later than expected first tokens came; a machine may be busy with other
+things, and liars claim to be fast and idle. (A factor would do them no harm: they claim to answer at once.) Both are
+moving averages that fade back to nothing, so that whoever is not asked any more is given another chance.
 
 The serving node itself tells how many tokens were cached. It can say more than there were, but not make the first token
-come as soon: that lie costs it slowness instead.
+come as soon: that lie makes it late instead.
 
 Invariant: at most ``max_observed`` peers are remembered, the ones observed last.
 """
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -20,13 +19,15 @@ from proto.config import RoutingConfig
 
 @dataclass
 class _Record:
-    log_slowness: float = 0.0
     imprecision: float = 0.0
+    lateness_s: float = 0.0
+    num_late: int = 0
+    """Observations of lateness: the first few count more, so that a node meets each liar only once or twice."""
     at: float = 0.0
 
 
 class Observed:
-    """Precision and slowness of every node that answered lately."""
+    """Precision and lateness of every node that answered lately."""
 
     def __init__(self, config: RoutingConfig) -> None:
         self._config = config
@@ -39,13 +40,12 @@ class Observed:
         return len(self._records)
 
     def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
-        """It was expected after ``expected_s`` without regard to slowness, and came after ``observed_s``. Mutates."""
-        # Some milliseconds more or less say nothing, however few were expected.
-        ratio = (max(observed_s, 0.0) + self._config.negligible_s) / (expected_s + self._config.negligible_s)
-        bound = math.log(self._config.max_slowness)
+        """It was expected after ``expected_s`` by what was told, and came after ``observed_s``. Mutates."""
         record = self._faded(peer, now)
-        sample = min(max(math.log(ratio), -bound), bound)
-        record.log_slowness += self._config.observation_weight * (sample - record.log_slowness)
+        late_s = min(max(observed_s - expected_s, 0.0), self._config.max_lateness_s)
+        record.num_late += 1
+        weight = max(self._config.observation_weight, 1 / record.num_late)
+        record.lateness_s += weight * (late_s - record.lateness_s)
 
     def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
         """``believed_tokens`` of a prompt, at least one, were expected in its cache, and ``cached_tokens`` were.
@@ -55,15 +55,15 @@ class Observed:
         record.imprecision += self._config.observation_weight * (missing - record.imprecision)
 
     def record(self, peer: bytes) -> tuple[float, float, float]:
-        """(log of slowness, 1 - precision, when that was so): both fade from then on, to half in
+        """(1 - precision, lateness in seconds, when that was so): they fade from then on, to half in
         ``observation_half_life_s``. Zeros when nothing is known. Does not mutate."""
         record = self._records.get(peer)
-        return (record.log_slowness, record.imprecision, record.at) if record else (0.0, 0.0, 0.0)
+        return (record.imprecision, record.lateness_s, record.at) if record else (0.0, 0.0, 0.0)
 
-    def slowness(self, peer: bytes, now: float) -> float:
-        """1 when nothing is known. Does not mutate."""
+    def lateness_s(self, peer: bytes, now: float) -> float:
+        """0 when nothing is known. Does not mutate."""
         record = self._records.get(peer)
-        return math.exp(record.log_slowness * self._fading(record, now)) if record else 1.0
+        return record.lateness_s * self._fading(record, now) if record else 0.0
 
     def precision(self, peer: bytes, now: float) -> float:
         """From 0 to 1, 1 when nothing is known. Does not mutate."""
@@ -76,8 +76,8 @@ class Observed:
     def _faded(self, peer: bytes, now: float) -> _Record:
         record = self._records.setdefault(peer, _Record(at=now))
         fading = self._fading(record, now)
-        record.log_slowness *= fading
         record.imprecision *= fading
+        record.lateness_s *= fading
         record.at = max(now, record.at)
         self._records.move_to_end(peer)
         if len(self._records) > self._config.max_observed:

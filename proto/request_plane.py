@@ -134,6 +134,7 @@ class RequestPlane:
                 is_first = request.position == 0
                 tokens = request.on_tokens(frame)
                 if is_first:
+                    self._space(request).on_first_token(request.request_id, request.peer)
                     self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
                 return [Deliver(request.request_id, tokens, frame.text, frame.logprobs)]
             case Final():
@@ -211,19 +212,21 @@ class RequestPlane:
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
-        effects: list[Effect] = []
-        patience = None
         if self._policy is not None:
             decision = self._policy(candidates.to_list(), request.num_tokens, request.chain)
         else:
             decision = choose(candidates, request.num_tokens, self._routing)
+        effects: list[Effect] = []
+        patience = None
+        if decision.is_by_cost:
             effects = self._vitals.on_decision(request.namespace, decision, now)
             if decision.chosen != self._me and request.num_bounces < self._routing.max_bounces:
                 patience = patience_s(decision, self._routing)
         promised = decision.matched_tokens
         generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, patience, now)
         uncached = max(request.num_tokens - promised, 0)
-        self._space(request).begin(request.request_id, decision.chosen, request.chain, uncached, now)
+        space, expected_s = self._space(request), decision.expected_s
+        space.begin(request.request_id, decision.chosen, request.chain, uncached, expected_s, now)
         return [*effects, Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]
 
     def _candidates(self, request: Request, now: float) -> Candidates:
@@ -280,8 +283,8 @@ class RequestPlane:
     def _attempt_failed(self, request: Request, reason: str, now: float, is_fault: bool = True) -> list[Effect]:
         """is_fault: of the node that served it; if no token came, that counts as the longest wait."""
         if is_fault and request.peer != self._me and not request.position:
-            longest_s = request.expected_s * self._routing.max_slowness + self._routing.negligible_s
-            self._members.on_first_token(request.peer, request.expected_s, max(now - request.sent_at, longest_s), now)
+            waited_s = max(now - request.sent_at, request.expected_s + self._routing.failure_s)
+            self._members.on_first_token(request.peer, request.expected_s, waited_s, now)
         if request.is_complete:
             return self._finish(request, "length", None)
         space = self._space(request)

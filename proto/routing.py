@@ -2,13 +2,13 @@
 
     u_p    = max(T - rho_p * m_p, 1)                                tokens to compute
     wait_p = 2 RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
-    cost_p = beta_p * (wait_p * L_p ** a(age_p) + w * u_p / R)      what is minimised
+    cost_p = (wait_p + d_p) * L_p ** a(age_p) + w * u_p / R         what is minimised
 
 T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there. Q_p
 tokens are to be computed there before this prompt, at R_p tokens a second (R: the median of all). n_p requests must end
 before it gets one of s_p slots, each of which is held for H_p seconds. L_p = (requests there + 1) / slots_p', where
-slots_p' = slots_p / the median of all, from 1/4 to 4. beta_p: how much longer than expected first tokens from p took
-lately.
+slots_p' = slots_p / the median of all, from 1/4 to 4. d_p: by how many seconds first tokens from p came later than
+expected of late, or are late now.
 
 The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
 hence L, as in LMetric (arXiv 2603.15202), but less of it, since the wait knows of queues and slots already. A prompt
@@ -17,7 +17,7 @@ affinity where load is old news, for ``a`` falls with the age of what is known o
 measured in docs/evaluation.md.
 
 A peer's word enters only bounded: whoever claims too much cache or too little load is found out by its own answers,
-through rho and beta, and what is claimed of rates is clamped.
+through rho and d, and what is claimed of rates is clamped.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from proto.messages import Vitals
 ROUND_TRIPS = 2
 """One to open a stream, one for the prompt and its first token."""
 _MAX_SLOTS_RATIO = 4.0
-"""Of a candidate's slots and the median's, both ways: slowness outweighs what a claim of more would win."""
+"""Of a candidate's slots and the median's, both ways: lateness outweighs what a claim of more would win."""
 _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
 
@@ -48,7 +48,9 @@ class Terms:
     queue_s: Column
     prefill_s: Column
     wait_s: Column
-    """Expected time to the first token, without regard to slowness."""
+    """Expected time to the first token, by what is told."""
+    late_s: Column
+    """And by what came true of that."""
     load_factor: Column
     recompute_s: Column
     """What it costs others that tokens are computed again."""
@@ -57,7 +59,7 @@ class Terms:
     def of_costs(cls, cost: Column) -> "Terms":
         """For rules that know no terms."""
         zeros = np.zeros_like(cost)
-        return cls(cost, zeros, zeros, zeros, np.ones_like(cost), zeros)
+        return cls(cost, zeros, zeros, zeros, zeros, np.ones_like(cost), zeros)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class RatedCandidate:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     wait_s: float = 0.0
+    late_s: float = 0.0
     load_factor: float = 1.0
     recompute_s: float = 0.0
 
@@ -99,7 +102,7 @@ class Decision:
 
     @property
     def expected_s(self) -> float:
-        """Until the first token, without regard to how much longer it took lately."""
+        """Until the first token, by what is told."""
         return float(self.terms.wait_s[self.place])
 
     def order(self, most: int) -> list[int]:
@@ -120,11 +123,17 @@ class Decision:
                 queue_s=terms.queue_s[place].item(),
                 prefill_s=terms.prefill_s[place].item(),
                 wait_s=terms.wait_s[place].item(),
+                late_s=terms.late_s[place].item(),
                 load_factor=terms.load_factor[place].item(),
                 recompute_s=terms.recompute_s[place].item(),
             )
             for place in self.order(len(self.candidates))
         )
+
+    @property
+    def is_by_cost(self) -> bool:
+        """By this module's rule."""
+        return not self.given_reason
 
     @property
     def reason(self) -> str:
@@ -177,8 +186,8 @@ def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
     if len(decision.candidates) < 2:
         return None
     other = decision.order(2)[1]
-    others_s = float(decision.candidates.slowness[other] * decision.terms.wait_s[other])
-    return max(others_s, decision.expected_s) * config.bounce_factor + config.bounce_s
+    late_s = decision.terms.late_s
+    return float(max(late_s[other], late_s[decision.place])) * config.bounce_factor + config.bounce_s
 
 
 def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> float:
@@ -219,8 +228,8 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
     recompute_s = config.recompute_weight * uncached / usual_rate
-    cost = candidates.slowness * (wait_s * load_factor + recompute_s)
-    return Terms(cost, queue_s, prefill_s, wait_s, load_factor, recompute_s)
+    late_s = wait_s + candidates.lateness_s
+    return Terms(late_s * load_factor + recompute_s, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s)
 
 
 def _upper_median(values: Column) -> float:

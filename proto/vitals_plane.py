@@ -87,6 +87,8 @@ class VitalsPlane:
 
     def on_decision(self, namespace: bytes, decision: Decision, now: float) -> list[Effect]:
         """Subscribe to the nodes that this decision was between."""
+        if not self._config.subscriptions:
+            return []
         wanted = self._wanted.setdefault(namespace, OrderedDict())
         is_first = not wanted
         effects: list[Effect] = []

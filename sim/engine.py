@@ -56,6 +56,27 @@ def draw_spec(rng: random.Random) -> EngineSpec:
     )
 
 
+@dataclass(frozen=True)
+class Used:
+    """Of an engine's capacity, so far. Either share of some time is at most that time's length."""
+
+    prefill_s: float = 0.0
+    """Seconds in which it prefilled."""
+    slots_s: float = 0.0
+    """Seconds of slots in use / slots."""
+
+    def __add__(self, other: "Used") -> "Used":
+        return Used(self.prefill_s + other.prefill_s, self.slots_s + other.slots_s)
+
+    def __sub__(self, other: "Used") -> "Used":
+        return Used(self.prefill_s - other.prefill_s, self.slots_s - other.slots_s)
+
+    @property
+    def busy_s(self) -> float:
+        """Of what was used more: no engine does more work than its scarcer resource allows."""
+        return max(self.prefill_s, self.slots_s)
+
+
 @dataclass(eq=False)
 class Job:
     """One attempt of a request at one engine."""
@@ -106,8 +127,9 @@ class Engine:
 
     def __init__(self, spec: EngineSpec, listener: Listener) -> None:
         self.spec = spec
-        self.busy_s = 0.0
-        """Prefill, and decode by its share of the slots: of one second's capacity at most about two are used."""
+        self._used = Used()
+        self._counted_until = 0.0
+        """What ``_used`` tells of."""
         self._tell = listener
         self._hold_s = 0.0
         self._tree = RadixTree()
@@ -116,7 +138,14 @@ class Engine:
         self._prefilling: Job | None = None
         self._decoding: dict[tuple[bytes, int], Job] = {}
 
+    def used(self, now: float) -> Used:
+        """Since it was made, what is under way included."""
+        elapsed_s = now - self._counted_until
+        prefill_s = elapsed_s if self._prefilling is not None else 0.0
+        return self._used + Used(prefill_s, elapsed_s * self._num_active() / self.spec.slots)
+
     def submit(self, job: Job, now: float) -> None:
+        self._count(now)
         job.submitted_s = now
         job.expected_cached = self.match(job)
         self._waiting.append(job)
@@ -129,12 +158,12 @@ class Engine:
         found = next((job for job in self.jobs() if (job.request_id, job.attempt) == key), None)
         if found is None:
             return
+        self._count(now)
         found.is_over = True
         if found is self._prefilling:
-            self.busy_s += now - found.prefill_s
             self._prefilling = None
         elif self._decoding.pop(key, None) is not None:
-            self._end_decode(found, now)
+            self._release(found)
         else:
             self._waiting.remove(found)
         self._next(now)
@@ -163,13 +192,13 @@ class Engine:
 
     def num_requests(self) -> int:
         """Active or waiting."""
-        return len(self._decoding) + (self._prefilling is not None) + len(self._waiting)
+        return self._num_active() + len(self._waiting)
 
     def vitals(self, now: float) -> Vitals:
         """Its rates are measured right."""
         return Vitals(
             queued_tokens=round(self.queued_tokens(now)),
-            active_requests=len(self._decoding) + (self._prefilling is not None),
+            active_requests=self._num_active(),
             waiting_requests=len(self._waiting),
             slots=self.spec.slots,
             prefill_rate=round(self.spec.prefill_rate),
@@ -180,7 +209,7 @@ class Engine:
     def check_invariants(self) -> None:
         """Raises AssertionError when the books do not fit each other."""
         self._tree.check_invariants()
-        assert len(self._decoding) + (self._prefilling is not None) <= self.spec.slots
+        assert self._num_active() <= self.spec.slots
         pins = sum(self._tree.pins(leaf) for leaf in self._tree.seq_ids())
         assert pins == sum(job.leaf is not None for job in self.jobs())
         free = self._tree.least_valuable() is not None
@@ -201,7 +230,7 @@ class Engine:
     def _prefilled(self, job: Job, now: float) -> None:
         if job.is_over:
             return
-        self.busy_s += now - job.prefill_s
+        self._count(now)
         job.first_token_s = now
         self._prefilling = None
         self._decoding[job.request_id, job.attempt] = job
@@ -215,9 +244,12 @@ class Engine:
     def _decoded(self, job: Job, now: float) -> None:
         if job.is_over:
             return
+        self._count(now)
         job.is_over = True
         del self._decoding[job.request_id, job.attempt]
-        self._end_decode(job, now)
+        held_s = now - job.prefill_s
+        self._hold_s += (held_s - self._hold_s) * (HOLD_WEIGHT if self._hold_s else 1.0)
+        self._release(job)
         if len(job.chain) > len(job.prompt_chain):
             self._keep(job, job.chain, job.num_prompt + job.num_answer, now)
             self._release(job)
@@ -225,11 +257,13 @@ class Engine:
         self._tell.on_done(job)
         self._tell.on_load()
 
-    def _end_decode(self, job: Job, now: float) -> None:
-        held_s = now - job.prefill_s
-        self._hold_s += (held_s - self._hold_s) * (HOLD_WEIGHT if self._hold_s else 1.0)
-        self.busy_s += (now - job.first_token_s) / self.spec.slots
-        self._release(job)
+    def _count(self, now: float) -> None:
+        """Call before anything begins or ends."""
+        self._used = self.used(now)
+        self._counted_until = now
+
+    def _num_active(self) -> int:
+        return len(self._decoding) + (self._prefilling is not None)
 
     def _release(self, job: Job) -> None:
         if job.leaf is not None:

@@ -17,6 +17,8 @@ rule says otherwise.
 - ``gorgo``: arXiv 2602.11688. Least round trip + c x (queued + uncached tokens), one c for all peers: the inverse of
   the median of the rates known.
 - ``oracle``: the protocol's own rule, if every report were true and fresh and told of what is under way to each engine.
+- ``mycelia``: the protocol's own, ``proto.routing.choose``; ``mycelia-no-...``: without one of its terms, see
+  ``ablations.py``.
 """
 
 import random
@@ -32,6 +34,7 @@ from proto.candidates import Candidate, Candidates
 from proto.config import RoutingConfig
 from proto.errors import LocalError
 from proto.routing import Decision, Policy, Terms, choose
+from sim.ablations import ABLATIONS, Told, make_ablation
 
 CHWBL_LOAD = 1.25
 """Of the mean."""
@@ -178,10 +181,13 @@ _PLAIN: dict[str, Policy] = {
     "gorgo": gorgo,
 }
 NAMES = ("random", "round_robin", "least_load", "chwbl", *list(_PLAIN)[1:], OWN, ORACLE)
+"""Without the ablations."""
 
 
-def make_policy(name: str, rng: random.Random, look: Look) -> Policy | None:
+def make_policy(name: str, rng: random.Random, look: Look, told: Told) -> Policy | None:
     """A rule object for one entry node; None for the protocol's own. Raises LocalError for an unknown name."""
+    if name in ABLATIONS:
+        return make_ablation(name, told)
     match name:
         case "mycelia":
             return None
@@ -194,7 +200,7 @@ def make_policy(name: str, rng: random.Random, look: Look) -> Policy | None:
         case "oracle":
             return partial(oracle, look)
     if name not in _PLAIN:
-        raise LocalError(f"no policy {name}; there are {', '.join(NAMES)}")
+        raise LocalError(f"no policy {name}; there are {', '.join((*NAMES, *ABLATIONS))}")
     return _PLAIN[name]
 
 

@@ -17,9 +17,10 @@ from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.candidates import Candidate
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsChanged
-from proto.messages import Accepted, Final, Generate, Sampling, ServingFrame, Tokens, Usage
+from proto.messages import Accepted, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
 from proto.routing import ROUND_TRIPS
-from sim.engine import Engine, EngineSpec, Job, Listener
+from sim.engine import Engine, EngineSpec, Job, Listener, Used
+from sim.liars import CLAIMED_VITALS, Claims
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
@@ -46,6 +47,8 @@ class Record:
     served_by: int = -1
     cached_tokens: int = 0
     """Of the prompt, in the cache of who served it."""
+    found_tokens: int = 0
+    """The same, of the attempt whose prefill began last."""
     promised_tokens: int = 0
     """That it was chosen on."""
     num_attempts: int = 0
@@ -78,10 +81,14 @@ class Serving:
 
     world: World
     specs: Sequence[EngineSpec]
+    liars: Sequence[int] = ()
+    """Nodes that claim everything, see ``liars.py``."""
     engines: list[Engine | None] = field(default_factory=list)
     """None: that node is not up."""
-    busy_s: list[float] = field(default_factory=list)
-    """Of engines that are gone, see ``Engine.busy_s``."""
+    _used: list[Used] = field(default_factory=list)
+    """Of engines that are gone."""
+    _claims: dict[int, Claims] = field(default_factory=dict)
+    """Of the liars that are up."""
     _records: dict[bytes, Record] = field(default_factory=dict)
     """In flight."""
     _tokens: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
@@ -94,7 +101,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.engines = [None] * len(self.specs)
-        self.busy_s = [0.0] * len(self.specs)
+        self._used = [Used()] * len(self.specs)
         self._coming = [{} for _ in self.specs]
 
     # --- for scenarios ---------------------------------------------------------------------------------------------
@@ -102,19 +109,27 @@ class Serving:
     def start(self, node: SimNode) -> None:
         """An empty engine is ready at ``node``."""
         number, world = node.number, self.world
+        is_liar = number in self.liars
 
         def tell_cache(stored: list[tuple[int, Sequence[int]]], dropped: list[int]) -> None:
-            world.handle(node, CacheChanged(NAMESPACE, stored, dropped))
+            if not is_liar:
+                world.handle(node, CacheChanged(NAMESPACE, stored, dropped))
+            if stored:
+                for liar, claims in self._claims.items():
+                    world.handle(world.node(liar), claims.hear(stored))
 
         def tell_load() -> None:
-            world.handle(node, VitalsChanged(NAMESPACE, engine.vitals(world.now)))
+            if not is_liar:  # (whose claims never change)
+                world.handle(node, VitalsChanged(NAMESPACE, engine.vitals(world.now)))
 
         def at(time: float, action: Callable[[], None]) -> None:
             world.call(time, lambda: action() if self.engines[number] is engine else None)
 
         listener = Listener(at, self._on_begin, self._on_first, self._on_done, tell_cache, tell_load)
         engine = self.engines[number] = Engine(self.specs[number], listener)
-        world.serve(node, engine.vitals(world.now), engine.spec.context_tokens)
+        if is_liar:
+            self._claims[number] = Claims()
+        world.serve(node, self._vitals(number, engine), engine.spec.context_tokens)
 
     def stop(self, number: int) -> None:
         """The node is gone, with its engine and its cache."""
@@ -123,8 +138,9 @@ class Serving:
         for attempt in list(self._coming[number].values()):
             self._hand_over_decoded(attempt)
             self._end(attempt)
-        self.busy_s[number] += engine.busy_s
+        self._used[number] += engine.used(self.world.now)
         self.engines[number] = None
+        self._claims.pop(number, None)
         self.world.stop(number)
 
     def submit(self, entry: int, prompt: Prompt, on_over: Callable[[Record], None] | None = None) -> Record:
@@ -140,10 +156,10 @@ class Serving:
         self.world.handle(self.world.node(entry), event)
         return record
 
-    def total_busy_s(self, number: int) -> float:
+    def used(self, number: int) -> Used:
         """Capacity used at a node so far, over all its lives."""
         engine = self.engines[number]
-        return self.busy_s[number] + (engine.busy_s if engine else 0.0)
+        return self._used[number] + (engine.used(self.world.now) if engine else Used())
 
     def coming(self, number: int) -> list[Job]:
         """Jobs sent to a node that are not over, also those still on their way, in order of dispatch."""
@@ -173,9 +189,31 @@ class Serving:
             hold_s=engine.vitals(self.world.now).hold_ms / 1000,
             round_trip_s=self.world.links.round_trip_s(entry, number),
             precision=1.0,
-            slowness=1.0,
+            lateness_s=0.0,
             load_age_s=0.0,
         )
+
+    def told(self, entry: int, candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[Candidate]:
+        """``candidates`` as node ``entry`` was told of them: without what it remembers of its own dispatches."""
+        overlay = self.world.node(entry).overlay
+        vitals = {
+            view.peer: served.vitals
+            for view in overlay.peers(self.world.now)
+            for served in view.served
+            if served.namespace == NAMESPACE
+        }
+        blocks = overlay.estimates.matches(NAMESPACE, chain)
+        return [
+            replace(
+                one,
+                matched_tokens=blocks.get(one.peer, 0) * STRIDE,
+                num_requests=vitals[one.peer].active_requests + vitals[one.peer].waiting_requests,
+                queued_tokens=vitals[one.peer].queued_tokens,
+            )
+            if one.peer in vitals
+            else one
+            for one in candidates
+        ]
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
@@ -194,7 +232,8 @@ class Serving:
             case Finish():
                 record.done_s = self.world.now
                 record.served_by = self.world.number_of[effect.served_by]
-                record.cached_tokens = effect.usage.cached_tokens
+                # Of an answer in parts the last one counts; and what is claimed is not measured.
+                record.cached_tokens = min(effect.usage.cached_tokens, record.found_tokens)
                 self._over(record)
             case Fail():
                 record.failure = effect.code
@@ -250,9 +289,11 @@ class Serving:
     # --- what engines tell -----------------------------------------------------------------------------------------
 
     def _on_begin(self, job: Job) -> None:
-        engine = self.engines[self._attempts[job.request_id, job.attempt].server]
+        attempt = self._attempts[job.request_id, job.attempt]
+        attempt.record.found_tokens = job.cached
+        engine = self.engines[attempt.server]
         assert engine is not None
-        self._send(job, Accepted(cached_tokens=job.cached, vitals=engine.vitals(self.world.now)))
+        self._send(job, Accepted(cached_tokens=self._cached(attempt), vitals=self._vitals(attempt.server, engine)))
 
     def _on_first(self, job: Job) -> None:
         self._send_tokens(job, 1)
@@ -264,14 +305,22 @@ class Serving:
         assert engine is not None
         usage = Usage(
             prompt_tokens=job.num_prompt,
-            cached_tokens=job.cached,
+            cached_tokens=self._cached(attempt),
             completion_tokens=job.num_answer,
             queue_ms=round(1000 * (job.prefill_s - job.submitted_s)),
             prefill_ms=round(1000 * (job.first_token_s - job.prefill_s)),
             decode_ms=round(1000 * (self.world.now - job.first_token_s)),
         )
-        self._send(job, Final(reason="length", usage=usage, vitals=engine.vitals(self.world.now)))
+        self._send(job, Final(reason="length", usage=usage, vitals=self._vitals(attempt.server, engine)))
         self._end(attempt)
+
+    def _cached(self, attempt: _Attempt) -> int:
+        """As its node says."""
+        return attempt.job.num_prompt - 1 if attempt.server in self.liars else attempt.job.cached
+
+    def _vitals(self, number: int, engine: Engine) -> Vitals:
+        """As its node says."""
+        return CLAIMED_VITALS if number in self.liars else engine.vitals(self.world.now)
 
     def _send_tokens(self, job: Job, until: int) -> None:
         """The job's answer up to token ``until``, less what was sent before."""

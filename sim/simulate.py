@@ -13,33 +13,36 @@ repairs of the others' digests would cost them is added in proportion.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
-from proto.blocks import STRIDE
 from proto.config import CellConfig, DigestConfig, OverlayConfig
 from proto.errors import LocalError
 from proto.routing import Policy
+from sim.ablations import ablated
+from sim.capacity import Work, capacity, mean_work
 from sim.engine import draw_spec
 from sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
 from sim.metadata import DEGREE, MESH_DEGREE
-from sim.policies import Look, make_policy
+from sim.outcome import Outcome, Window, outcome_of
+from sim.policies import make_policy
 from sim.serving import Record, Serving
-from sim.sessions import GENERATORS, Session, hit_bound
-from sim.traces import TraceRow, read_mooncake, sessions_of
+from sim.sessions import GENERATORS, Session
+from sim.traces import TraceRow, read_mooncake, sessions_of, trace_rate
 from sim.world import GOSSIP, LAZY, REPAIR, World
 
 START_S, SETTLE_S = 5.0, 15.0
 """Nodes begin to serve within the one, and know each other after the other."""
-DRAIN_S = 600.0
-"""For the last answers. What is not there by then counts with the time it has waited."""
 MAX_ENTRIES = 50
 DOWN_S = 60.0
 """Mean time until a node that left is back, with an empty cache."""
 SESSION_SHAPE = 0.608
 """Of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
+
+TRACE = "mooncake"
+"""The workload that replays ``Scenario.trace``."""
 
 Step = Callable[[str], None]
 """Told what begins, for a progress line."""
@@ -54,10 +57,12 @@ class Scenario:
     trace: tuple[TraceRow, ...] = ()
     zipf: float = 1.0
     rate: float | None = 8.0
-    """Prompts a second in all; None: as the trace has them."""
+    """Prompts a second in all; None: as the trace has them. Not used with ``load``."""
+    load: float | None = None
+    """Prompts a second / what the seed's machines can answer of them, see ``capacity.py``."""
     num_peers: int = 30
     num_entries: int | None = None
-    """Nodes where requests enter; None: all, at most MAX_ENTRIES."""
+    """Nodes where requests enter; None: all that do not lie, at most MAX_ENTRIES."""
     connections: int = DEGREE
     """That a node dials for; those that dial it come on top."""
     rtt_s: float | None = None
@@ -70,38 +75,22 @@ class Scenario:
     """Between two reports of a node's load; None: as nodes do."""
     churn_s: float | None = None
     """Median session of the nodes where no requests enter; None: nobody leaves."""
+    liars: float = 0.0
+    """Share of nodes that claim everything, see ``liars.py``; never those where requests enter."""
     warm_s: float = 60.0
     measured_s: float = 240.0
     objective_s: float = 2.0
     """Time to first token that is good enough."""
+    drain_s: float = 600.0
+    """For the last answers. What is not there by then counts with the time it has waited."""
+
+    @property
+    def num_liars(self) -> int:
+        return round(self.liars * self.num_peers)
 
     @property
     def entries(self) -> int:
-        return min(self.num_peers, self.num_entries or MAX_ENTRIES)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One run."""
-
-    num_requests: int
-    num_failed: int
-    """Not answered."""
-    hit_ratio: float
-    """Prompt tokens of answered requests found in the cache of who served them / all of them."""
-    hit_bound: float
-    """The same with one cache without limits."""
-    ttft_p50_s: float
-    ttft_p90_s: float
-    ttft_p99_s: float
-    load_imbalance: float
-    """Share of its capacity that the busiest node used / mean of all."""
-    stale_share: float
-    """Of the cached tokens that a node was chosen on, those that it did not hold."""
-    digest_bytes_per_s: float
-    """Received by a node where requests enter: gossip and repair."""
-    goodput: float
-    """Requests a second whose first token came within the objective and that were answered."""
+        return min(self.num_peers - self.num_liars, self.num_entries or MAX_ENTRIES)
 
 
 def load_trace(path: Path) -> tuple[TraceRow, ...]:
@@ -125,21 +114,21 @@ class _Run:
     policy: str
     seed: int
     records: list[Record] = field(default_factory=list)
-    num_digest_bytes: float = 0.0
-    busy_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         scenario, seed = self.scenario, self.seed
-        if scenario.workload not in (*GENERATORS, "mooncake"):
+        if scenario.workload not in (*GENERATORS, TRACE):
             raise LocalError(f"no workload {scenario.workload}; there are {', '.join(GENERATORS)}, mooncake:FILE")
-        make_policy(self.policy, random.Random(seed), self._look(0))  # (an unknown name is an error now)
+        if scenario.entries < 1:
+            raise LocalError("all nodes are liars: there is none where requests could enter")
+        self._policy_of(0)  # (an unknown name is an error now)
         self.rng = random.Random(f"scenario {seed}")
         self.links = Links(self._rtt(), seed, loss=scenario.loss)
         self.world = World(
             self.links,
             scenario.num_peers,
             seed,
-            _config(scenario),
+            ablated(self.policy, _config(scenario)),
             perform_request=lambda node, effect: self.serving.perform(node, effect),
             policy_of=self._policy_of,
             readers=range(scenario.entries) if scenario.entries < scenario.num_peers else None,
@@ -148,7 +137,13 @@ class _Run:
         self.near: list[list[int]] = [[] for _ in range(scenario.num_peers)]
         """Whom each node connects with."""
         machines = random.Random(f"machines {seed}")
-        self.serving = Serving(self.world, [draw_spec(machines) for _ in range(scenario.num_peers)])
+        specs = [draw_spec(machines) for _ in range(scenario.num_peers)]
+        # Machines and homes are drawn node by node, so the last ones are like any others.
+        liars = range(scenario.num_peers - scenario.num_liars, scenario.num_peers)
+        self.serving = Serving(self.world, specs, liars)
+        self.rate = scenario.rate
+        if scenario.load is not None:
+            self.rate = scenario.load * capacity(specs, _work(scenario.workload, scenario.zipf, scenario.trace, seed))
 
     # --- the swarm -------------------------------------------------------------------------------------------------
 
@@ -209,10 +204,12 @@ class _Run:
         return modelled_rtt(scenario.num_peers, homes)
 
     def _policy_of(self, number: int) -> Policy | None:
-        return make_policy(self.policy, random.Random(f"policy {self.seed} {number}"), self._look(number))
-
-    def _look(self, number: int) -> Look:
-        return lambda one, chain: self.serving.look(number, one, chain)
+        return make_policy(
+            self.policy,
+            random.Random(f"policy {self.seed} {number}"),
+            look=lambda one, chain: self.serving.look(number, one, chain),
+            told=lambda candidates, chain: self.serving.told(number, candidates, chain),
+        )
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -220,25 +217,26 @@ class _Run:
         """Warm up, measure, and wait for the last answers."""
         world, scenario = self.world, self.scenario
         clients = random.Random(f"clients {self.seed}")
-        self._begin_next(self._sessions(), world.now, clients)
+        sessions = _sessions(scenario.workload, self.rate, scenario.zipf, scenario.trace, self.seed)
+        self._begin_next(sessions, world.now, clients)
         world.run(world.now + scenario.warm_s)
-        self.measured_from = world.now
-        bytes_before = self._digest_bytes()
-        busy_before = [self.serving.total_busy_s(number) for number in range(scenario.num_peers)]
+        from_s, bytes_before = world.now, self._digest_bytes()
+        numbers = range(scenario.num_peers)
+        used_before = [self.serving.used(number) for number in numbers]
         world.run(world.now + scenario.measured_s)
-        self.measured_until = world.now
-        self.num_digest_bytes = self._digest_bytes() - bytes_before
-        self.busy_s = [self.serving.total_busy_s(number) - before for number, before in enumerate(busy_before)]
-        measured = self._measured()
-        while world.now < self.measured_until + DRAIN_S and not all(record.is_over for record in measured):
+        used = [self.serving.used(number) - used_before[number] for number in numbers]
+        self.window = Window(
+            from_s,
+            world.now,
+            scenario.objective_s,
+            self.rate or trace_rate(scenario.trace),
+            tuple(one.busy_s / max(scenario.measured_s, 1e-9) for one in used),
+            self._digest_bytes() - bytes_before,
+            frozenset(self.serving.liars),
+        )
+        measured = [record for record in self.records if self.window.holds(record)]
+        while world.now < self.window.until_s + scenario.drain_s and not all(record.is_over for record in measured):
             world.run(world.now + 1.0)
-
-    def _sessions(self) -> Iterator[Session]:
-        scenario = self.scenario
-        if scenario.workload == "mooncake":
-            return sessions_of(scenario.trace, scenario.rate)
-        assert scenario.rate is not None
-        return GENERATORS[scenario.workload](scenario.rate, scenario.zipf, random.Random(f"prompts {self.seed}"))
 
     def _begin_next(self, sessions: Iterator[Session], began: float, clients: random.Random) -> None:
         """Only the next session is made: nobody knows how many there will be."""
@@ -272,40 +270,23 @@ class _Run:
             repair *= (self.scenario.num_peers / self.num_cells - 1) / max(known, 1)
         return gossip + lazy + repair
 
-    def _is_measured(self, record: Record) -> bool:
-        return self.measured_from <= record.submitted_s < self.measured_until
-
-    def _measured(self) -> list[Record]:
-        return [record for record in self.records if self._is_measured(record)]
-
     def outcome(self) -> Outcome:
-        measured = self._measured()
-        if not measured:
-            raise LocalError("no request fell into the measured time: simulate longer, or at a higher rate")
-        answered = [record for record in measured if record.done_s]
-        # What has no first token has waited until now, and failed requests have waited for nothing.
-        waits = sorted(
-            (record.first_token_s or self.world.now) - record.submitted_s for record in measured if not record.failure
-        )
-        tokens = sum(record.num_prompt for record in answered)
-        promised = sum(record.promised_tokens for record in answered)
-        kept = sum(min(record.promised_tokens, record.cached_tokens) for record in answered)
-        good = [record for record in answered if record.first_token_s - record.submitted_s <= self.scenario.objective_s]
-        mean_busy_s = sum(self.busy_s) / len(self.busy_s)
-        prompts = [(record.chain, record.num_prompt // STRIDE, record.num_prompt) for record in self.records]
-        return Outcome(
-            num_requests=len(measured),
-            num_failed=len(measured) - len(answered),
-            hit_ratio=sum(record.cached_tokens for record in answered) / max(tokens, 1),
-            hit_bound=hit_bound(prompts, [self._is_measured(record) for record in self.records], STRIDE),
-            ttft_p50_s=percentile(waits, 0.5),
-            ttft_p90_s=percentile(waits, 0.9),
-            ttft_p99_s=percentile(waits, 0.99),
-            load_imbalance=max(self.busy_s) / mean_busy_s if mean_busy_s else 1.0,
-            stale_share=1 - kept / promised if promised else 0.0,
-            digest_bytes_per_s=self.num_digest_bytes / self.scenario.measured_s,
-            goodput=len(good) / self.scenario.measured_s,
-        )
+        return outcome_of(self.records, self.window, self.world.now)
+
+
+@lru_cache(maxsize=8)
+def _work(workload: str, zipf: float, trace: tuple[TraceRow, ...], seed: int) -> Work:
+    return mean_work(_sessions(workload, 1.0, zipf, trace, seed))
+
+
+def _sessions(
+    workload: str, rate: float | None, zipf: float, trace: tuple[TraceRow, ...], seed: int
+) -> Iterator[Session]:
+    """What is said does not depend on the rate."""
+    if workload == TRACE:
+        return sessions_of(trace, rate)
+    assert rate is not None
+    return GENERATORS[workload](rate, zipf, random.Random(f"prompts {seed}"))
 
 
 def cells_for(num_peers: int) -> int:
@@ -314,11 +295,6 @@ def cells_for(num_peers: int) -> int:
     while num_peers > num_cells * CellConfig().max_cell_nodes:
         num_cells *= 2
     return num_cells
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted ``values``, the nearest rank; NaN would not be JSON, so 0 for none."""
-    return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0
 
 
 def _config(scenario: Scenario) -> OverlayConfig:

@@ -57,6 +57,11 @@ def read_mooncake(path: Path) -> list[TraceRow]:
     return _spread(rows)
 
 
+def trace_rate(rows: Sequence[TraceRow]) -> float:
+    """Requests a second; their number where all come at once."""
+    return len(rows) / (rows[-1].at_s or 1.0)
+
+
 def sessions_of(rows: Sequence[TraceRow], rate: float | None) -> Iterator[Session]:
     """One prompt a session, each with an answer of its own. rate: the trace is stretched to so many a second."""
     span_s = rows[-1].at_s

@@ -75,8 +75,12 @@ class Progress:
         self._is_terminal = sys.stderr.isatty()
 
     def step(self, what: str) -> None:
-        """The next of ``total`` steps begins."""
+        """The next of ``total`` steps begins, or is done where several run at once."""
         self._done += 1
+        self.show(what)
+
+    def show(self, what: str) -> None:
+        """Without a step."""
         line = f"[{self._done}/{self._total}] {what}"
         end = "" if self._is_terminal else "\n"
         start = "\r\033[K" if self._is_terminal else ""

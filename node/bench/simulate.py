@@ -1,6 +1,5 @@
 """``mycelia simulate``: runs the simulator for each policy and seed, and prints one row a policy."""
 
-import gc
 import statistics
 import sys
 from collections.abc import Sequence
@@ -12,28 +11,22 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from node.bench.gossip import no_garbage_collection
+from node.bench.intervals import Measured, Ratio, measured, paired_ratio
 from node.bench.report import Progress
+from node.bench.runs import Run, outcomes
 from node.version import VERSION
-from sim.simulate import Outcome, Scenario, simulate
+from sim.outcome import Outcome
+from sim.policies import OWN
+from sim.simulate import Scenario
 
-_STEPS = 2
-"""That a run names."""
-_LEAST_WIDTH = 104
+_LEAST_WIDTH = 112
+_DIGITS = 4
 _LEGEND = """\
 hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
-seconds to the first token; of seeds: the least and the largest p99. load: the busiest
-node / mean. stale: cached tokens that a node was chosen for and did not hold. digest:
-bytes/s received by a node. goodput: answers/s whose first token met the objective."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Mean over the seeds, and the least and the largest of them."""
-
-    value: float
-    min: float
-    max: float
+seconds to the first token; of seeds: the least and the largest p99. load: the share of
+its capacity that the busiest node used / mean. stale: cached tokens that a node was chosen
+for and did not hold. digest: bytes/s received by a node. goodput: answers/s whose first
+token met the objective."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Ttft:
 
 @dataclass(frozen=True)
 class PolicyRow:
-    """One policy; quantities as in ``sim.simulate.Outcome``."""
+    """One policy; quantities as in ``sim.outcome.Outcome``."""
 
     policy: str
     hit_ratio: Measured
@@ -59,6 +52,21 @@ class PolicyRow:
     goodput: Measured
     requests: Measured
     failed: Measured
+    rate: Measured
+    utilisation: Measured
+    liar_share: Measured
+    ttft_quantiles_s: list[float]
+    """At ``sim.outcome.QUANTILES``, each the mean over the seeds."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The protocol's own rule / another one, on the same seeds."""
+
+    policy: str
+    """The other one."""
+    ttft_p50: Ratio
+    ttft_p99: Ratio
 
 
 @dataclass(frozen=True)
@@ -69,27 +77,51 @@ class SimulationReport:
     scenario: dict[str, Any]
     seeds: list[int]
     rows: list[PolicyRow]
+    paired: list[Paired]
+    """With each other policy; empty without the protocol's own."""
 
 
 def run_policies(
-    scenario: Scenario, policies: Sequence[str], seeds: Sequence[int], shown: dict[str, Any]
+    scenario: Scenario, policies: Sequence[str], seeds: Sequence[int], shown: dict[str, Any], jobs: int
 ) -> SimulationReport:
-    """Every policy on every seed. ``shown``: the scenario as the report tells it. Raises LocalError as ``simulate``."""
-    progress = Progress(_STEPS * len(policies) * len(seeds))
-    rows = []
-    with no_garbage_collection():
-        for policy in policies:
-            outcomes = []
-            for seed in seeds:
+    """Every policy on every seed, ``jobs`` runs at once. ``shown``: the scenario as the report tells it. Raises
+    LocalError as ``simulate``."""
+    runs = [Run(scenario, policy, seed) for policy in policies for seed in seeds]
+    progress = Progress(len(runs))
+    progress.show(f"{len(runs)} runs, {min(jobs, len(runs))} at once")
+    found: dict[Run, Outcome] = {}
+    try:
+        for place, outcome in outcomes(runs, jobs):
+            found[runs[place]] = outcome
+            progress.step(f"{runs[place].policy}, seed {runs[place].seed}")
+    finally:
+        progress.close()
+    by_policy = {policy: [found[Run(scenario, policy, seed)] for seed in seeds] for policy in policies}
+    rows = [row_of_policy(policy, by_policy[policy]) for policy in policies]
+    return SimulationReport(VERSION, shown, list(seeds), rows, _paired(by_policy))
 
-                def step(what: str, policy: str = policy, seed: int = seed) -> None:
-                    progress.step(f"{policy}, seed {seed}: {what}")
 
-                outcomes.append(simulate(scenario, policy, seed, step))
-                gc.collect()
-            rows.append(_row(policy, outcomes))
-    progress.close()
-    return SimulationReport(VERSION, shown, list(seeds), rows)
+def row_of_policy(policy: str, of_seeds: Sequence[Outcome]) -> PolicyRow:
+    """Raises ValueError without an outcome."""
+    quantities = [field.name for field in fields(Outcome) if field.name != "ttft_quantiles_s"]
+    over_seeds = {name: measured([getattr(one, name) for one in of_seeds]) for name in quantities}
+    quantiles = zip(*(one.ttft_quantiles_s for one in of_seeds), strict=True)
+    return PolicyRow(
+        policy=policy,
+        hit_ratio=over_seeds["hit_ratio"],
+        hit_bound=over_seeds["hit_bound"],
+        ttft_s=Ttft(over_seeds["ttft_p50_s"], over_seeds["ttft_p90_s"], over_seeds["ttft_p99_s"]),
+        load_imbalance=over_seeds["load_imbalance"],
+        stale_share=over_seeds["stale_share"],
+        digest_bytes_per_s=over_seeds["digest_bytes_per_s"],
+        goodput=over_seeds["goodput"],
+        requests=over_seeds["num_requests"],
+        failed=over_seeds["num_failed"],
+        rate=over_seeds["rate"],
+        utilisation=over_seeds["utilisation"],
+        liar_share=over_seeds["liar_share"],
+        ttft_quantiles_s=[round(statistics.fmean(values), _DIGITS) for values in quantiles],
+    )
 
 
 def show_simulation(report: SimulationReport, as_json: bool) -> None:
@@ -97,7 +129,6 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return
-    scenario = ", ".join(f"{name} {value}" for name, value in report.scenario.items() if value is not None)
     failed = any(row.failed.max for row in report.rows)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
@@ -117,30 +148,29 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
             f"{row.digest_bytes_per_s.value:.0f}",
             f"{row.goodput.value:.2f}",
         ]
-        table.add_row(row.policy, *cells, *([f"{row.failed.value:g}"] if failed else []))
+        table.add_row(row.policy, *cells, *([f"{row.failed.value:.0f}"] if failed else []))
     console = Console(highlight=False)
     console.width = max(console.width, _LEAST_WIDTH)  # (a cell that is cut short is worse than a long line)
-    console.print(f"{scenario}; {len(report.seeds)} seeds", soft_wrap=True)
+    console.print(f"{told_scenario(report)}; {len(report.seeds)} seeds", soft_wrap=True)
     console.print(table)
     console.print(_LEGEND)
 
 
-def _row(policy: str, outcomes: Sequence[Outcome]) -> PolicyRow:
-    measured = {field.name: _measured([getattr(one, field.name) for one in outcomes]) for field in fields(Outcome)}
-    return PolicyRow(
-        policy=policy,
-        hit_ratio=measured["hit_ratio"],
-        hit_bound=measured["hit_bound"],
-        ttft_s=Ttft(measured["ttft_p50_s"], measured["ttft_p90_s"], measured["ttft_p99_s"]),
-        load_imbalance=measured["load_imbalance"],
-        stale_share=measured["stale_share"],
-        digest_bytes_per_s=measured["digest_bytes_per_s"],
-        goodput=measured["goodput"],
-        requests=measured["num_requests"],
-        failed=measured["num_failed"],
-    )
+def told_scenario(report: SimulationReport) -> str:
+    """In one line."""
+    return ", ".join(f"{name} {value}" for name, value in report.scenario.items() if value is not None)
 
 
-def _measured(values: Sequence[float]) -> Measured:
-    digits = 4
-    return Measured(round(statistics.fmean(values), digits), round(min(values), digits), round(max(values), digits))
+def _paired(by_policy: dict[str, list[Outcome]]) -> list[Paired]:
+    paired = []
+    own = by_policy.get(OWN, [])
+    for policy, others in by_policy.items():
+        ttfts = [(one.ttft_p50_s, one.ttft_p99_s) for one in (*own, *others)]
+        if policy == OWN or not own or min(min(pair) for pair in ttfts) <= 0:
+            continue
+        p50, p99 = (
+            paired_ratio([getattr(one, name) for one in own], [getattr(one, name) for one in others])
+            for name in ("ttft_p50_s", "ttft_p99_s")
+        )
+        paired.append(Paired(policy, p50, p99))
+    return paired

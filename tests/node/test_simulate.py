@@ -8,7 +8,10 @@ from click.testing import CliRunner
 
 from node.cli import cli
 
-SMALL = ("simulate", "--peers", "4", "--rate", "2", "--seconds", "20", "--warmup", "5", "--rtt", "20", "--seeds", "2")
+SMALL = (
+    *("simulate", "--peers", "4", "--rate", "2", "--seconds", "20", "--warmup", "5", "--rtt", "20"),
+    *("--seeds", "2", "--jobs", "1"),
+)
 
 
 def run(*arguments: str) -> str:
@@ -28,9 +31,14 @@ def test_a_row_a_policy_each_with_its_interval() -> None:
             **row["ttft_s"],
         }
         assert quantities.keys() >= {"hit_ratio", "hit_bound", "p50", "p90", "p99", "load_imbalance", "stale_share"}
+        quantiles = quantities.pop("ttft_quantiles_s")
+        assert len(quantiles) == 50 and quantiles == sorted(quantiles)
         assert quantities.keys() >= {"digest_bytes_per_s", "goodput", "failed"}
         for measured in quantities.values():
             assert measured["min"] <= measured["value"] <= measured["max"]
+    assert {one["policy"] for one in report["paired"]} == {row["policy"] for row in report["rows"]} - {"mycelia"}
+    for one in report["paired"]:
+        assert one["ttft_p99"]["low"] <= one["ttft_p99"]["value"] <= one["ttft_p99"]["high"]
 
 
 def test_equal_seeds_print_equal_bytes() -> None:
@@ -55,6 +63,10 @@ def test_a_table_has_a_line_a_policy(tmp_path: Path) -> None:
         (["--rtt", "far"], "--rtt far"),
         (["--rtt", "nan"], "--rtt must be"),
         (["--rate", "nan"], "finite"),
+        (["--rate", "2", "--load", "0.5"], "twice"),
+        (["--liars", "1"], "--liars"),
+        (["--peers", "4", "--entries", "4", "--liars", "0.25"], "no liars"),
+        (["--workload", "hotspot"], "needs --data"),
         (["--seconds", "inf"], "finite"),
         (["--peers", "4", "--entries", "5"], "--entries 5"),
     ],

@@ -92,7 +92,7 @@ EXAMPLES: list[Message] = [
                 prefill_ms=4_000,
                 load_factor=0.75,
                 precision=0.5,
-                slowness=1.25,
+                lateness_ms=125,
                 recompute_ms=70,
             ),
         ),

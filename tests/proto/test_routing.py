@@ -30,7 +30,7 @@ candidates = st.builds(
     hold_s=_claims.map(float),
     round_trip_s=st.floats(0, 1e3),
     precision=st.floats(0, 1),
-    slowness=st.floats(1 / 16, 16),
+    lateness_s=st.floats(0, 600),
     load_age_s=st.floats(0, 1e6),
     sent_tokens=_claims,
 )
@@ -68,7 +68,7 @@ def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate,
         replace(one, queued_tokens=one.queued_tokens + 1_000),
         replace(one, round_trip_s=one.round_trip_s + 1.0),
         replace(one, precision=one.precision / 2),
-        replace(one, slowness=one.slowness * 2),
+        replace(one, lateness_s=one.lateness_s + 1.0),
     ]
     assert all(cost(candidate) >= cost(one) for candidate in worse)
 
@@ -84,7 +84,7 @@ def test_a_far_match_pays_only_when_it_saves_more_than_the_way() -> None:
 def test_a_liar_that_was_found_out_draws_no_prompt_from_who_holds_it(slots: int) -> None:
     holder = usual(matched_tokens=8_000, is_local=True, round_trip_s=0.0)
     others = [usual(b"%d" % number) for number in range(7)]
-    liar = usual(b"liar", matched_tokens=8_064, slots=slots, prefill_rate=2e5, slowness=16.0, precision=0.0)
+    liar = usual(b"liar", matched_tokens=8_064, slots=slots, prefill_rate=2e5, lateness_s=60.0, precision=0.0)
     assert choose([holder, *others, liar], 8_100, CONFIG).chosen == NEAR
 
 
@@ -104,14 +104,14 @@ def test_a_conversation_stays_where_it_is_while_that_is_nearly_as_good() -> None
 
 def test_observations_are_averaged_bounded_and_fade() -> None:
     observed = Observed(RoutingConfig(max_observed=2))
-    assert observed.slowness(NEAR, 0.0) == observed.precision(NEAR, 0.0) == 1.0
+    assert observed.lateness_s(NEAR, 0.0) == 0.0 and observed.precision(NEAR, 0.0) == 1.0
     for now in range(20):
         observed.on_first_token(NEAR, 0.5, 1e9, float(now))
         observed.on_cached(NEAR, 100, 0, float(now))
-    assert 8 < observed.slowness(NEAR, 20.0) <= CONFIG.max_slowness
+    assert 300 < observed.lateness_s(NEAR, 20.0) <= CONFIG.max_lateness_s
     assert observed.precision(NEAR, 20.0) < 0.1
     later = 20.0 + 10 * CONFIG.observation_half_life_s
-    assert observed.slowness(NEAR, later) < 1.01 and observed.precision(NEAR, later) > 0.99
+    assert observed.lateness_s(NEAR, later) < 1.0 and observed.precision(NEAR, later) > 0.99
     for peer in (b"a", b"b", b"c"):
         observed.on_cached(peer, 10, 20, 30.0)
     assert len(observed) == 2 and observed.precision(b"c", 30.0) == 1.0

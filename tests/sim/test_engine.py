@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from proto.blocks import STRIDE
-from sim.engine import Engine, EngineSpec, Job, Listener, draw_spec
+from sim.engine import Engine, EngineSpec, Job, Listener, Used, draw_spec
 
 SPEC = EngineSpec(prefill_rate=1_000.0, decode_rate=10.0, slots=2, cache_blocks=40)
 
@@ -163,7 +163,7 @@ def test_a_cancelled_request_frees_its_place() -> None:
     bench.run()
     assert bench.done == {b"last": pytest.approx(1.64)}
     assert bench.engine.jobs() == []
-    assert bench.engine.busy_s == pytest.approx(0.64 + 0.36 + 0.64)
+    assert bench.engine.used(2.0).busy_s == pytest.approx(0.64 + 0.36 + 0.64)
 
 
 def test_a_prefill_can_be_cancelled() -> None:
@@ -174,6 +174,18 @@ def test_a_prefill_can_be_cancelled() -> None:
     bench.engine.cancel(b"a", 1, 0.1)
     bench.run()
     assert bench.first == {b"b": pytest.approx(0.74)}
+
+
+def test_what_is_used_of_an_engine_is_that_of_its_scarcer_resource() -> None:
+    bench = Bench()  # two slots
+    bench.submit(b"a", range(10), num_answer=11)  # 0.64 s of prefill, 1 s of decode
+    bench.run(until=0.5)
+    assert bench.engine.used(0.5) == Used(pytest.approx(0.5), pytest.approx(0.25))
+    bench.run(until=1.0)
+    assert bench.engine.used(1.0) == Used(pytest.approx(0.64), pytest.approx(0.5))
+    bench.run()
+    used = bench.engine.used(9.0)
+    assert used == Used(pytest.approx(0.64), pytest.approx(0.82)) and used.busy_s == used.slots_s
 
 
 def test_machines_are_within_their_bounds() -> None:

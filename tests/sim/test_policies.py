@@ -15,7 +15,7 @@ def candidate(name: str, matched: int = 0, load: int = 0, **more: float) -> Cand
 
 
 def policy(name: str) -> Policy:
-    made = make_policy(name, random.Random(1), lambda one, chain: one)
+    made = make_policy(name, random.Random(1), lambda one, chain: one, lambda some, chain: some)
     assert made is not None
     return made
 
@@ -35,9 +35,9 @@ def test_nobody_to_choose_from_is_an_error(name: str) -> None:
 
 
 def test_the_protocol_s_own_rule_and_unknown_names() -> None:
-    assert make_policy("mycelia", random.Random(1), lambda one, chain: one) is None
+    assert make_policy("mycelia", random.Random(1), lambda one, chain: one, lambda some, chain: some) is None
     with pytest.raises(LocalError, match="no policy best"):
-        make_policy("best", random.Random(1), lambda one, chain: one)
+        make_policy("best", random.Random(1), lambda one, chain: one, lambda some, chain: some)
 
 
 def test_random_takes_everybody() -> None:
@@ -108,5 +108,31 @@ def test_the_oracle_chooses_by_what_is_true() -> None:
         b"a": candidate("a", 0, 3, prefill_rate=1_000.0, slots=1),
         b"b": candidate("b", 640, 0, prefill_rate=500.0, slots=2),
     }
-    made = make_policy("oracle", random.Random(1), lambda one, chain: truth[one.peer])
+    made = make_policy("oracle", random.Random(1), lambda one, chain: truth[one.peer], lambda some, chain: some)
     assert made is not None and made(told, 1_000, ()).chosen == b"b"
+
+
+def test_an_ablation_hides_one_thing() -> None:
+    far = candidate("far", 640, round_trip_s=2.0, prefill_rate=1_000.0)
+    near = candidate("near", prefill_rate=1_000.0)
+    assert chosen("mycelia-no-rtt", far, near) == "far" and chosen("mycelia-no-queue", far, near) == "near"
+    fast, slow = candidate("fast", 0, prefill_rate=3_000.0), candidate("slow", 64, prefill_rate=500.0)
+    assert chosen("mycelia-no-rate", fast, slow) == "slow" and chosen("mycelia-no-rtt", fast, slow) == "fast"
+    untrue = candidate("a", 960, precision=0.1, prefill_rate=1_000.0)
+    assert chosen("mycelia-no-precision", untrue, candidate("b", 640, prefill_rate=1_000.0)) == "a"
+    assert chosen("mycelia-no-rtt", untrue, candidate("b", 640, prefill_rate=1_000.0)) == "b"
+    busy, idle = candidate("busy", 128, 7, slots=9, prefill_rate=900.0), candidate("idle", slots=9, prefill_rate=900.0)
+    assert chosen("mycelia-no-load", busy, idle) == "busy" and chosen("mycelia-no-rtt", busy, idle) == "idle"
+    full = candidate("full", 640, 9, slots=9, hold_s=20.0, prefill_rate=900.0)
+    assert chosen("mycelia-no-hold", full, idle) == "full" and chosen("mycelia-no-rtt", full, idle) == "idle"
+    here = candidate("here", 64, round_trip_s=0.04, prefill_rate=900.0)
+    assert chosen("mycelia-no-recompute", here, idle) == "idle" and chosen("mycelia-no-queue", here, idle) == "here"
+    late = candidate("late", 640, lateness_s=2.0, prefill_rate=900.0)
+    assert chosen("mycelia-no-lateness", late, idle) == "late" and chosen("mycelia-no-queue", late, idle) == "idle"
+
+
+def test_without_dispatches_only_what_was_told_counts() -> None:
+    told = [candidate("a", 0, prefill_rate=1_000.0), candidate("b", 64, prefill_rate=1_000.0)]
+    made = make_policy("mycelia-no-dispatches", random.Random(1), lambda one, chain: one, lambda some, chain: told)
+    assert made is not None
+    assert made([candidate("a", 960, prefill_rate=1_000.0), told[1]], 1_000, ()).chosen == b"b"

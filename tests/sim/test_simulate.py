@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from proto.errors import LocalError
+from sim.ablations import ABLATIONS
+from sim.outcome import Outcome, percentile
 from sim.policies import NAMES
-from sim.simulate import Outcome, Scenario, percentile, simulate
+from sim.simulate import Scenario, simulate
 from sim.traces import TraceRow
 
 SMALL = Scenario(num_peers=6, rate=2.0, warm_s=10.0, measured_s=30.0, rtt_s=0.05)
@@ -75,11 +77,43 @@ def test_a_prompt_that_no_cache_can_hold_fails() -> None:
     assert (outcome.num_requests, outcome.num_failed) == (3, 1)
 
 
+def test_load_is_a_share_of_what_the_machines_can_answer() -> None:
+    half, tenth = run(load=0.5), run(load=0.1)
+    assert half.rate == pytest.approx(5 * tenth.rate, abs=1e-3)
+    assert half.num_requests == pytest.approx(half.rate * SMALL.measured_s, rel=0.3)
+    # What is not cached where it is asked for comes on top.
+    assert 0.4 < half.utilisation < 0.8 and 0.1 < tenth.utilisation < 0.2
+    assert run("random", load=0.5).rate == half.rate != run(load=0.5, seed=2).rate
+
+
+def test_nobody_is_used_more_than_fully() -> None:
+    outcome = run("random", load=2.0, drain_s=1.0)
+    assert outcome.utilisation * outcome.load_imbalance <= 1.0
+
+
+def test_liars_draw_prompts_until_they_are_late() -> None:
+    swarm = {"num_peers": 8, "load": 0.5, "liars": 0.25, "warm_s": 30.0, "measured_s": 20.0}
+    assert 0.15 < run("random", **swarm).liar_share < 0.35
+    believed, doubted, honest = run("mycelia-no-lateness", **swarm), run(**swarm), run(**{**swarm, "liars": 0.0})
+    assert 0.25 < doubted.liar_share < believed.liar_share
+    assert doubted.ttft_p50_s < 1.1 * honest.ttft_p50_s < believed.ttft_p50_s
+    # What they claim is not what is measured.
+    assert doubted.hit_ratio < doubted.hit_bound and doubted.stale_share > 0 == doubted.num_failed
+
+
+def test_a_rule_without_one_of_its_terms_chooses_otherwise() -> None:
+    own = run(load=0.6, rtt_s=None, measured_s=15.0)
+    stale = [name for name in ABLATIONS if name.endswith("precision")]  # (nothing is, in so short a time)
+    assert all((run(name, load=0.6, rtt_s=None, measured_s=15.0) == own) == (name in stale) for name in ABLATIONS)
+
+
 def test_what_cannot_be_simulated_is_said() -> None:
     with pytest.raises(LocalError, match="no policy"):
         run("best")
     with pytest.raises(LocalError, match="no workload"):
         run(workload="words")
+    with pytest.raises(LocalError, match="all nodes are liars"):
+        run(liars=1.0)
     with pytest.raises(LocalError, match="measured time"):
         run(measured_s=0.0)
 

@@ -1,0 +1,97 @@
+"""The protocol's own rule with one term of its cost left out: ``mycelia-no-rtt`` and so on.
+
+Each either hides one thing from ``proto.routing.choose`` or sets one tunable so that it has no effect. What is hidden
+stays known to the rest of the node: only choices change.
+
+- ``no-rtt``: all nodes are equally near.
+- ``no-queue``: no tokens wait anywhere.
+- ``no-rate``: one prefill rate for all, the median of those known.
+- ``no-slots``: all work on equally many requests at once.
+- ``no-hold``: a node whose slots are all taken is not known to be later for that.
+- ``no-recompute``: it costs others nothing that tokens are computed again.
+- ``no-load``: the time to the first token alone, without the factor for load.
+- ``no-ageing``: old reports of load count as fresh ones do.
+- ``no-precision``: beliefs about caches are taken for true.
+- ``no-lateness``: nobody is found out to be slower than it says.
+- ``no-keep``: a conversation moves for the least gain.
+- ``no-dispatches``: what this node itself sent where is not remembered, neither as load nor as cached.
+- ``no-bounce``: whoever is chosen serves.
+- ``no-subscriptions``: load is told to nodes by chance, and with replies.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median_low
+
+from proto.candidates import Candidate, Candidates
+from proto.config import OverlayConfig, RoutingConfig
+from proto.routing import Decision, Policy, choose
+
+PREFIX = "mycelia-no-"
+
+Told = Callable[[Sequence[Candidate], Sequence[int]], Sequence[Candidate]]
+"""(candidates, the prompt's block hashes) -> the candidates as they would be without own dispatches."""
+_See = Callable[[Sequence[Candidate]], Sequence[Candidate]]
+
+
+@dataclass(frozen=True)
+class _Ablation:
+    see: _See = tuple
+    """What ``choose`` is told instead."""
+    config: RoutingConfig = RoutingConfig()  # noqa: RUF009  frozen
+
+
+def _hide(**values: float) -> _See:
+    return lambda candidates: [replace(one, **values) for one in candidates]  # type: ignore[arg-type]
+
+
+def _one_rate(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    known = [one.prefill_rate for one in candidates if one.prefill_rate > 0]
+    return _hide(prefill_rate=median_low(known) if known else 0.0)(candidates)
+
+
+_ABLATIONS = {
+    "rtt": _Ablation(_hide(round_trip_s=0.0)),
+    "queue": _Ablation(_hide(queued_tokens=0)),
+    "rate": _Ablation(_one_rate),
+    "slots": _Ablation(_hide(slots=1)),
+    "hold": _Ablation(_hide(hold_s=0.0)),
+    "recompute": _Ablation(config=RoutingConfig(recompute_weight=0.0)),
+    "load": _Ablation(config=RoutingConfig(load_exponent=0.0)),
+    "ageing": _Ablation(config=RoutingConfig(load_half_life_s=1e9)),
+    "precision": _Ablation(_hide(precision=1.0)),
+    "lateness": _Ablation(_hide(lateness_s=0.0)),
+    "keep": _Ablation(config=RoutingConfig(keep_factor=1.0, keep_s=0.0)),
+}
+_DISPATCHES = "dispatches"
+_BOUNCE, _SUBSCRIPTIONS = "bounce", "subscriptions"
+ABLATIONS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES, _BOUNCE, _SUBSCRIPTIONS))
+
+
+def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
+    """``config`` without what ``name`` leaves out, where that is not in the choice itself."""
+    term = name.removeprefix(PREFIX)
+    if term == _BOUNCE:
+        return replace(config, routing=replace(config.routing, max_bounces=0))
+    if term == _SUBSCRIPTIONS:
+        return replace(config, vitals=replace(config.vitals, subscriptions=0))
+    return config
+
+
+def make_ablation(name: str, told: Told) -> Policy | None:
+    """One of ``ABLATIONS``, None where the choice is the protocol's own; raises KeyError for another name."""
+    term = name.removeprefix(PREFIX)
+    if term in (_BOUNCE, _SUBSCRIPTIONS):
+        return None
+    if term == _DISPATCHES:
+        return partial(_choose_as_told, told)
+    return partial(_choose, _ABLATIONS[term])
+
+
+def _choose(ablation: _Ablation, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
+    return choose(Candidates.of(ablation.see(candidates)), prompt_tokens, ablation.config)
+
+
+def _choose_as_told(told: Told, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
+    return choose(Candidates.of(told(candidates, chain)), prompt_tokens, RoutingConfig())

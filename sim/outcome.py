@@ -1,0 +1,107 @@
+"""What a run came to, from the records of its requests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proto.blocks import STRIDE
+from proto.errors import LocalError
+from sim.serving import Record
+from sim.sessions import hit_bound
+
+QUANTILES = tuple((place + 0.5) / 50 for place in range(50))
+"""Of ``Outcome.ttft_quantiles_s``."""
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """The measured part of a run."""
+
+    from_s: float
+    until_s: float
+    objective_s: float
+    """Time to first token that is good enough."""
+    rate: float
+    """Prompts a second that were to enter."""
+    utilisation: tuple[float, ...]
+    """Of each node: the share of time in which it prefilled, or that of its slots in use, whichever is more."""
+    num_digest_bytes: float
+    """Received by a node where requests enter."""
+    liars: frozenset[int] = frozenset()
+
+    def holds(self, record: Record) -> bool:
+        return self.from_s <= record.submitted_s < self.until_s
+
+    @property
+    def length_s(self) -> float:
+        return self.until_s - self.from_s
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run."""
+
+    num_requests: int
+    num_failed: int
+    """Not answered."""
+    rate: float
+    """Prompts a second in all, as asked for."""
+    hit_ratio: float
+    """Prompt tokens of answered requests found in the cache of who served them / all of them."""
+    hit_bound: float
+    """The same with one cache without limits."""
+    ttft_p50_s: float
+    ttft_p90_s: float
+    ttft_p99_s: float
+    ttft_quantiles_s: tuple[float, ...]
+    """At ``QUANTILES``."""
+    utilisation: float
+    """Share of its capacity that a node used, mean of all: see ``Window``."""
+    load_imbalance: float
+    """That of the busiest node / mean of all."""
+    stale_share: float
+    """Of the cached tokens that a node was chosen on, those that it did not hold."""
+    digest_bytes_per_s: float
+    """Received by a node where requests enter: gossip and repair."""
+    goodput: float
+    """Requests a second whose first token came within the objective and that were answered."""
+    liar_share: float
+    """Of the answered requests, those that liars served."""
+
+
+def outcome_of(records: Sequence[Record], window: Window, now: float) -> Outcome:
+    """records: all of the run, in order of arrival. Raises LocalError when the window has none."""
+    measured = [record for record in records if window.holds(record)]
+    if not measured:
+        raise LocalError("no request fell into the measured time: simulate longer, or at a higher rate")
+    answered = [record for record in measured if record.done_s]
+    # What has no first token has waited until now, and failed requests have waited for nothing.
+    waits = sorted((record.first_token_s or now) - record.submitted_s for record in measured if not record.failure)
+    tokens = sum(record.num_prompt for record in answered)
+    promised = sum(record.promised_tokens for record in answered)
+    kept = sum(min(record.promised_tokens, record.cached_tokens) for record in answered)
+    good = [record for record in answered if record.first_token_s - record.submitted_s <= window.objective_s]
+    utilisation = sum(window.utilisation) / len(window.utilisation)
+    prompts = [(record.chain, record.num_prompt // STRIDE, record.num_prompt) for record in records]
+    return Outcome(
+        num_requests=len(measured),
+        num_failed=len(measured) - len(answered),
+        rate=round(window.rate, _DIGITS),
+        hit_ratio=sum(record.cached_tokens for record in answered) / max(tokens, 1),
+        hit_bound=hit_bound(prompts, [window.holds(record) for record in records], STRIDE),
+        ttft_p50_s=percentile(waits, 0.5),
+        ttft_p90_s=percentile(waits, 0.9),
+        ttft_p99_s=percentile(waits, 0.99),
+        ttft_quantiles_s=tuple(round(percentile(waits, share), _DIGITS) for share in QUANTILES),
+        utilisation=utilisation,
+        load_imbalance=max(window.utilisation) / utilisation if utilisation else 1.0,
+        stale_share=1 - kept / promised if promised else 0.0,
+        digest_bytes_per_s=window.num_digest_bytes / window.length_s,
+        goodput=len(good) / window.length_s,
+        liar_share=sum(record.served_by in window.liars for record in answered) / max(len(answered), 1),
+    )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Of sorted ``values``, the nearest rank; NaN would not be JSON, so 0 for none."""
+    return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0
