@@ -125,9 +125,9 @@ def test_an_ablation_hides_one_thing() -> None:
     assert chosen("mycelia-no-load", busy, idle) == "busy" and chosen("mycelia-no-rtt", busy, idle) == "idle"
     full = candidate("full", 640, 9, slots=9, hold_s=20.0, prefill_rate=900.0)
     assert chosen("mycelia-no-hold", full, idle) == "full" and chosen("mycelia-no-rtt", full, idle) == "idle"
-    here = candidate("here", 64, round_trip_s=0.04, prefill_rate=900.0)
+    here = candidate("here", 64, slots=9, round_trip_s=0.04, prefill_rate=900.0)
     assert chosen("mycelia-no-recompute", here, idle) == "idle" and chosen("mycelia-no-queue", here, idle) == "here"
-    late = candidate("late", 640, lateness_s=2.0, prefill_rate=900.0)
+    late = candidate("late", 640, slots=9, lateness_s=2.0, prefill_rate=900.0)
     assert chosen("mycelia-no-lateness", late, idle) == "late" and chosen("mycelia-no-queue", late, idle) == "idle"
 
 
