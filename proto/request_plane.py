@@ -8,6 +8,7 @@ A long prompt of which little is known may wait a moment for a lookup (``ladder.
 Invariant: every request in flight that does not wait has one running attempt, counted at the peer that serves it.
 """
 
+import math
 from collections import Counter
 
 from proto.blocks import STRIDE, block_hashes
@@ -30,6 +31,7 @@ from proto.messages import (
     VitalsUpdate,
 )
 from proto.observed import Observed
+from proto.overload import OVERLOADED, BusyPeers, EntryPlaces
 from proto.request import Request
 from proto.routing import Candidate, Policy, choose
 
@@ -59,6 +61,8 @@ class RequestPlane:
         self._waiting: dict[bytes, set[bytes]] = {}
         """Requests without an attempt yet -> whose digests may still help; empty while the lookup goes on."""
         self._dispatches: dict[bytes, Dispatches] = {}
+        self._places = EntryPlaces(config.request.max_in_flight)
+        self._busy = BusyPeers()
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
@@ -67,18 +71,21 @@ class RequestPlane:
     # --- events ----------------------------------------------------------------------------------------------------
 
     def on_submitted(self, event: RequestSubmitted, now: float) -> list[Effect]:
-        if len(self._requests) >= self._config.max_in_flight:
-            return [Fail(event.request_id, "overloaded", "this node has too many requests in flight", True)]
         if event.request_id in self._requests:
             return [Fail(event.request_id, "bad_request", "a request with this id is in flight", False)]
         if not event.prompt:
             return [Fail(event.request_id, "bad_request", "the prompt is empty", False)]
+        wait_s = self._places.join(event.client, self._requests.values(), now)
+        if wait_s:
+            message = "this node has too many requests in flight"
+            return [Fail(event.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
         request = Request(
             request_id=event.request_id,
             namespace=event.namespace,
             prompt=event.prompt,
             chain=block_hashes(event.namespace, event.prompt),
             sampling=event.sampling,
+            client=event.client,
         )
         self._requests[event.request_id] = request
         if self._ladder.may_help(event.namespace, request.num_tokens):
@@ -202,6 +209,9 @@ class RequestPlane:
         if not candidates or request.attempt >= self._config.max_attempts:
             del self._requests[request.request_id]
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
+            wait_ms = self._busy_ms(request, now)
+            if wait_ms:
+                return [Fail(request.request_id, OVERLOADED, f"all nodes are busy{cause}"[:512], True, wait_ms)]
             message = f"no node could answer after {request.attempt} attempts{cause}"
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
@@ -225,7 +235,7 @@ class RequestPlane:
         candidates = []
         for member in remote:
             served = member.served[request.namespace]
-            if member.peer in request.failed_peers or request.num_tokens >= served.context_tokens:
+            if self._is_out(request, member.peer, now) or request.num_tokens >= served.context_tokens:
                 continue
             told_at = member.told_at[request.namespace]
             round_trip_s = member.round_trip_s
@@ -234,11 +244,24 @@ class RequestPlane:
             blocks = known.get(member.peer, 0)
             candidates.append(self._candidate(request, member.peer, blocks, served.vitals, told_at, round_trip_s, now))
         own = self._members.own_vitals(request.namespace)
-        if own is not None and self._me not in request.failed_peers:
+        if own is not None and not self._is_out(request, self._me, now):
             told_at = self._members.own_told_at(request.namespace)
             blocks = self._digests.held_blocks(request.namespace, request.chain)
             candidates.append(self._candidate(request, self._me, blocks, own, told_at, 0.0, now))
         return candidates
+
+    def _is_out(self, request: Request, peer: bytes, now: float) -> bool:
+        """Whether ``peer`` is not to be asked: it failed this request, or is busy."""
+        return peer in request.failed_peers or self._busy.is_busy(self._busy_key(request, peer), now)
+
+    def _busy_ms(self, request: Request, now: float) -> int:
+        """Until one of those that are busy may be asked for this request; 0: none of them is."""
+        peers = [self._me, *(member.peer for member in self._members.nodes(request.namespace))]
+        return self._busy.least_wait_ms([self._busy_key(request, peer) for peer in peers], now)
+
+    def _busy_key(self, request: Request, peer: bytes) -> bytes:
+        """This node's own engine knows its clients apart; to a peer they are all this node."""
+        return self._me + request.client if peer == self._me else peer
 
     def _candidate(
         self,
@@ -277,6 +300,9 @@ class RequestPlane:
         request.is_doubted = request.is_doubted or not frame.retryable
         if frame.code == "engine_lost":
             request.num_engine_losses += 1
+        if frame.code == OVERLOADED and frame.retryable:
+            self._busy.refused(self._busy_key(request, request.peer), frame, now)
+            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=False)
         # (who cannot answer may only have been asked for the impossible)
         return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=frame.retryable)
 
