@@ -13,8 +13,9 @@ last one counts as well, as a censored observation: an engine that stalls is not
 *Appointments.* Whoever is refused is told when the rule should let it in: after so many further starts at the present
 pace. That word is kept from both sides. Who comes back then finds a place even if others took the free ones meanwhile
 (at most one place over its share, while there is any), and who comes earlier is refused for the rest of the time,
-unless nobody waits any more. So the time is true for whoever asks, knocking in between gains nothing over waiting, and
-those who wait as told lose nothing to those who do not. An appointment that is not used lapses after as long again.
+unless nobody waits any more or the time turns out to be more than twice too long. So the time is true for whoever asks,
+knocking in between gains nothing over waiting, and those who wait as told lose nothing to those who do not. An
+appointment that is not used lapses after as long again.
 Were the estimates too short, queues would be a little over the thresholds, and the next estimates longer: they are
 counted from there.
 
@@ -96,15 +97,16 @@ class Shares:
             is_welcome = True
         elif now > kept_until:
             is_welcome = self._fits(num_own, num_taken, start_s / own_part)
-        elif now < kept_from:
-            return max(kept_from - now, MIN_RETRY_S)
         else:
-            is_welcome = num_taken < self.num_places
-        self._appointments.pop(client, None)
+            is_welcome = now >= kept_from and num_taken < self.num_places
         if is_welcome:
+            self._appointments.pop(client, None)
             return 0.0
         wait_s = min(max(self._num_starts(num_own, num_taken, own_part, start_s) * start_s, MIN_RETRY_S), MAX_RETRY_S)
+        if now < kept_from <= now + 2 * wait_s:
+            return max(kept_from - now, MIN_RETRY_S)
         self._appointments[client] = (now + wait_s, now + 2 * wait_s)
+        self._appointments.move_to_end(client)
         if len(self._appointments) > MAX_APPOINTMENTS:
             self._appointments.popitem(last=False)
         return wait_s
