@@ -3,11 +3,12 @@
     submit --> waiting (fair) --> prefill, one prompt at a time --> decode, side by side --> done
                                   uncached tokens / prefill_rate    tokens / decode_rate
 
-The queue is the real engine's own, ``proto.fair_queue``: bounded, and fair among clients. A request holds a slot from the start of its prefill to its last token; the first waiting one begins as soon as a slot
-is free and no other prefill runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds
-what those before it left. The first token comes with the last of the prefill. The cache is the node's own
-``proto.radix`` tree, in blocks of ``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of
-value, and none that is in use. An answer's whole blocks are kept too.
+The queue is the real engine's own, ``proto.fair_queue``: bounded, and fair among clients. A request holds a slot from
+the start of its prefill to its last token; the first waiting one begins as soon as a slot is free and no other prefill
+runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds what those before it left.
+The first token comes with the last of the prefill. The cache is the node's own ``proto.radix`` tree, in blocks of
+``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of value, and none that is in use. An
+answer's whole blocks are kept too.
 
 Simplified: decode streams do not slow each other or a prefill down, and a match ends at a whole block.
 """
@@ -21,7 +22,6 @@ from proto.blocks import STRIDE
 from proto.fair_queue import FairQueue
 from proto.messages import Vitals
 from proto.radix import RadixTree
-
 
 MAX_WAITING = 64
 """As many as wait at a real engine."""
