@@ -33,7 +33,7 @@ MAX_APPOINTMENTS = 1_024
 """Then the oldest lapses."""
 
 
-def has_room(num_own: int, num_taken: int, num_places: int) -> bool:
+def has_room(num_own: int, num_taken: float, num_places: int) -> bool:
     """Whether a client that holds ``num_own`` of the ``num_taken`` places may take one more."""
     return num_own < num_places - num_taken
 
@@ -111,15 +111,17 @@ class Shares:
             self._appointments.popitem(last=False)
         return wait_s
 
-    def _fits(self, num_own: int, num_taken: int, own_start_s: float) -> bool:
+    def _fits(self, num_own: int, num_taken: float, own_start_s: float) -> bool:
         """own_start_s: seconds between places that this client frees."""
         is_soon = num_own == 0 or num_own * own_start_s < self._max_wait_s
         return is_soon and has_room(num_own, num_taken, self.num_places)
 
-    def _num_starts(self, num_own: int, num_taken: int, own_part: float, start_s: float) -> int:
-        """After how many starts the client fits if nothing else comes meanwhile."""
-        for num_starts in range(1, num_taken):
-            own = max(num_own - int(num_starts * own_part), 0)
-            if self._fits(own, num_taken - num_starts, start_s / own_part):
-                return num_starts
-        return num_taken
+    def _num_starts(self, num_own: int, num_taken: int, own_part: float, start_s: float) -> float:
+        """After how many starts the client fits, if the others go on as they do.
+
+        Who is greedy too takes the others' part of every place that the client leaves.
+        """
+        for num_left in range(1, num_own + 1):
+            if self._fits(num_own - num_left, num_taken - num_left * own_part, start_s / own_part):
+                return num_left / own_part
+        return max(num_own / own_part, num_taken - self.num_places + 1)

@@ -22,8 +22,8 @@ BUSY = Failed(code="overloaded", message="all nodes are busy", retryable=True, r
 
 
 class FakeNode:
-    """Answers "endless" for ever, routes "slow" and then waits, is too busy for "busy" and, after some text, for "late",
-    and answers anything else at once; its state is broken and its tokens are many."""
+    """Answers "endless" for ever, routes "slow" and then waits, is too busy for "busy" and, after some text, for
+    "late", and answers anything else at once; its state is broken and its tokens are many."""
 
     def __init__(self) -> None:
         self.left = trio.Event()
