@@ -139,6 +139,7 @@ class Overlay:
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
+                self._requests.on_vitals(self.me, event.vitals)
                 return self._members.on_vitals(event.namespace, event.vitals, now)
             case ProvidersFound():
                 return self._requests.on_found(event, now)
@@ -240,6 +241,7 @@ class Overlay:
                 return effects
             case VitalsUpdate():
                 self._members.on_vitals_update(event.peer, message, now)
+                self._requests.on_vitals(event.peer, message.vitals)
                 return []
             case RepairRequest():
                 return self._digests.on_repair_request(event.peer, message, now)

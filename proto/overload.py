@@ -1,8 +1,8 @@
 """Too much at once, seen from the entry node: its own places, and the nodes that refused for a while.
 
-A refusal is no fault. Who says that it is overloaded is not asked again until the time that it said is over, and
-nothing else comes of it: a node that exaggerates loses what it would have been asked. When everybody who could answer
-is busy, the client is told the least of what they said.
+A refusal is no fault. Who says that it is overloaded is not asked again until the time that it said is over or nobody
+waits there any more, and nothing else comes of it: a node that exaggerates loses what it would have been asked. When
+everybody who could answer is busy, the client is told the least of what they said.
 
 Invariant: at most ``MAX_BUSY`` peers are remembered, those that refused last.
 """
@@ -64,6 +64,11 @@ class BusyPeers:
         self._until.move_to_end(peer)
         if len(self._until) > MAX_BUSY:
             self._until.popitem(last=False)
+
+    def idle(self, peer: bytes) -> None:
+        """At ``peer`` nobody waits any more, so that it refuses nobody. Also forgets what begins with it. Mutates."""
+        for key in [key for key in self._until if key.startswith(peer)]:
+            del self._until[key]
 
     def is_busy(self, peer: bytes, now: float) -> bool:
         return now < self._until.get(peer, 0.0)

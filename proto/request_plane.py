@@ -150,6 +150,11 @@ class RequestPlane:
         request = self._running(event.request_id, event.attempt)
         return self._attempt_failed(request, event.reason, now) if request else []
 
+    def on_vitals(self, peer: bytes, vitals: Vitals) -> None:
+        """``peer``, which may be this node, told of its load."""
+        if not vitals.waiting_requests:
+            self._busy.idle(peer)
+
     def on_cancelled(self, request_id: bytes) -> list[Effect]:
         request = self._requests.pop(request_id, None)
         if request is None:

@@ -332,6 +332,21 @@ def test_a_busy_peer_is_left_alone_for_as_long_as_it_said() -> None:
     assert dispatched(world).peer == HOLDER
 
 
+def test_a_busy_peer_at_which_nobody_waits_any_more_is_asked_again() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    frame(world, 1, Failed(code="overloaded", message="full", retryable=True, retry_after_ms=100_000))
+    assert dispatched(world).peer != HOLDER
+    for num_waiting, request_id in ((3, b"full"), (0, b"empty")):
+        vitals = msgspec.structs.replace(IDLE, waiting_requests=num_waiting)
+        world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=vitals)))
+        submit(world, request_id=request_id.ljust(16))
+        assert (dispatched(world).peer == HOLDER) == (num_waiting == 0)
+
+
 def test_when_everybody_is_busy_the_client_hears_the_least_of_what_they_said() -> None:
     world = quiet_world()
     for request_id in (REQUEST, b"next".ljust(16)):
