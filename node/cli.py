@@ -1,6 +1,7 @@
 """The command ``mycelia``. Heavy imports happen inside the commands, so that ``--help`` is quick."""
 
 import errno
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -194,6 +195,7 @@ Examples:
 @click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in this GBNF grammar.")
 @click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this schema.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up, and cancel, when the answer takes longer.")
+@click.option("--wait", is_flag=True, help="While all nodes are busy, ask again when they say, until --timeout.")
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
@@ -214,6 +216,7 @@ def ask(
     grammar: TextIO | None,
     json_schema: TextIO | None,
     timeout: float | None,
+    wait: bool,
     system: str,
     model: str,
     explain: bool,
@@ -268,7 +271,7 @@ def ask(
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
-    run(lambda: _ask(request, where, peers, timeout, explain=explain, as_json=as_json))
+    run(lambda: _ask(request, where, peers, timeout, wait=wait, explain=explain, as_json=as_json))
 
 
 @cli.command()
@@ -373,13 +376,37 @@ async def _ask(
     bootstrap: tuple[str, ...],
     timeout_s: float | None,
     *,
+    wait: bool,
     explain: bool,
     as_json: bool,
 ) -> None:
+    """wait: ask again for as long as all nodes are busy and ``timeout_s`` is not over."""
+    import trio
+
+    due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
+    while True:
+        left_s = None if timeout_s is None else max(due_at - trio.current_time(), 0.001)
+        again_s = await _ask_once(request, data_dir, bootstrap, left_s, wait=wait, explain=explain, as_json=as_json)
+        if again_s is None:
+            return
+        await trio.sleep(again_s)
+
+
+async def _ask_once(
+    request: "Ask",
+    data_dir: Path,
+    bootstrap: tuple[str, ...],
+    timeout_s: float | None,
+    *,
+    wait: bool,
+    explain: bool,
+    as_json: bool,
+) -> float | None:
+    """None: it was answered. Else, if ``wait``, the seconds after which to ask again. Raises LocalError."""
     import msgspec
 
     from node.client import ask_swarm
-    from node.show import printable, show_answered, show_route
+    from node.show import failure_text, printable, show_answered, show_route
     from node.views import AnsweredView, FailedView, RouteView, TextView
     from proto.errors import LocalError
 
@@ -388,23 +415,26 @@ async def _ask(
     wrote_text = False
     async with ask_swarm(request, data_dir, bootstrap, timeout_s) as frames:
         async for frame in frames:
+            if wait and not wrote_text and isinstance(frame, FailedView) and frame.retry_after_s:
+                if timeout_s is None or frame.retry_after_s < timeout_s:
+                    return frame.retry_after_s
             if as_json:
                 click.echo(msgspec.json.encode(frame))
             if isinstance(frame, FailedView):
-                if wrote_text:
+                if wrote_text and not as_json:
                     click.echo()
-                raise LocalError(f"{frame.message}; ask again" if frame.retryable else frame.message)
+                raise LocalError(failure_text(frame))
             if isinstance(frame, AnsweredView):
                 if not as_json:
                     click.echo()
                     if explain or console.is_terminal:
                         show_answered(console, frame)
-                return
+                return None
+            wrote_text = wrote_text or isinstance(frame, TextView)
             if as_json:
                 continue
             if isinstance(frame, TextView):
                 click.echo(printable(frame.text) if is_terminal else frame.text, nl=False)
-                wrote_text = True
             elif isinstance(frame, RouteView) and explain:
                 show_route(console, frame)
     raise LocalError("the answer ended before it was finished; ask again")

@@ -64,6 +64,8 @@ class _Running:
     started_at: float
     deadline_s: float | None
     """From ``started_at``; None: no limit."""
+    client: bytes
+    """See ``Entry.ask``."""
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
@@ -95,15 +97,18 @@ class Entry:
             await trio.sleep_forever()
 
     @asynccontextmanager
-    async def ask(self, ask: Ask, deadline_s: float | None = None) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    async def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
         """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request.
 
         deadline_s: seconds from now after which the request is cancelled, wherever it is served, and fails with code
-        ``deadline``.
+        ``deadline``. client: whose share of this node it takes; empty for whoever asks on this machine: the local API
+        has no keys that could tell one from another.
         """
         send, receive = trio.open_memory_channel[EntryFrame](math.inf)
         request_id = secrets.token_bytes(16)  # the client's id is its own; two clients may choose the same
-        running = self._running[request_id] = _Running(send, trio.current_time(), deadline_s)
+        running = self._running[request_id] = _Running(send, trio.current_time(), deadline_s, client)
         if deadline_s is not None:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
@@ -116,7 +121,8 @@ class Entry:
                     self._end(request_id, exc.failed)
             else:
                 if request_id in self._running:
-                    self._handle(RequestSubmitted(request_id, self._engine.info.namespace, prompt, sampling))
+                    namespace = self._engine.info.namespace
+                    self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client))
             yield receive
         finally:
             running.expiry.cancel()
@@ -175,7 +181,12 @@ class Entry:
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
                 self._end(effect.request_id, _answered(effect, ttft_s))
             case Fail():
-                failed = Failed(code=effect.code, message=effect.message, retryable=effect.retryable)
+                failed = Failed(
+                    code=effect.code,
+                    message=effect.message,
+                    retryable=effect.retryable,
+                    retry_after_ms=effect.retry_after_ms,
+                )
                 self._end(effect.request_id, failed)
             case Abandon():
                 if effect.attempt in running.attempts:
@@ -210,7 +221,7 @@ class Entry:
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
-                    await serve_request(self._engine, effect.generate, on_frame, deadline_s=running.left_s())
+                    await serve_request(self._engine, effect.generate, on_frame, running.client, running.left_s())
                 else:
                     await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
         except Exception as exc:
@@ -247,7 +258,7 @@ class Entry:
         ask = await receive_opening(stream)
         if not isinstance(ask, Ask):
             raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
-        async with cancelled_at_end(stream), self.ask(ask) as frames:
+        async with cancelled_at_end(stream), self.ask(ask, client=stream.peer) as frames:
             async for frame in frames:
                 await stream.send(frame)
 

@@ -3,6 +3,7 @@
 Used for requests of peers (over a stream) and for this node's own (no hop), so both see the same frames.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -22,6 +23,7 @@ from node.network.network import MessageStream, NetworkError
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
+from proto.shares import MAX_RETRY_S
 
 OPENING_DEADLINE_S = 10.0
 
@@ -34,12 +36,13 @@ async def serve_request(
     engine: Engine,
     request: Generate,
     send: SendFrame,
+    client: bytes,
     deadline_s: float | None = None,
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
-    deadline_s: see ``EngineRequest``. It is not on the wire: who asks from elsewhere ends the stream. Raises what
-    ``send`` raises.
+    client, deadline_s: see ``EngineRequest``. The deadline is not on the wire: who asks from elsewhere ends the stream.
+    Raises what ``send`` raises.
     """
     refusal = _refusal(engine, request)
     if refusal is not None:
@@ -51,6 +54,7 @@ async def serve_request(
         sampling=request.sampling,
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,
+        client=client,
     )
     position = 0
     async with engine.generate(engine_request) as items:
@@ -76,14 +80,20 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
         case EngineDone():
             return Final(reason=item.reason, usage=item.usage, vitals=engine.vitals())
         case EngineFailed():
-            return Failed(code=item.code, message=item.message[:512], retryable=item.retryable)
+            retry_after_ms = math.ceil(1000 * min(item.retry_after_s, MAX_RETRY_S))
+            return Failed(
+                code=item.code, message=item.message[:512], retryable=item.retryable, retry_after_ms=retry_after_ms
+            )
         case EngineTokens():
             tokens = pack_tokens(item.tokens)
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
 async def serve_generate_stream(engine: Engine, handed_back: HandedBack, stream: MessageStream) -> None:
-    """One inbound exchange: a Generate, answered. The requester cancels by ending the stream."""
+    """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
+
+    Whoever it asks for, the peer at the other end is the client: names it could invent would be shares it could invent.
+    """
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
@@ -92,7 +102,7 @@ async def serve_generate_stream(engine: Engine, handed_back: HandedBack, stream:
         await stream.send(bounced)
         return
     async with cancelled_at_end(stream):
-        await serve_request(engine, request, stream.send)
+        await serve_request(engine, request, stream.send, stream.peer)
 
 
 async def receive_opening(stream: MessageStream) -> Message:

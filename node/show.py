@@ -1,5 +1,6 @@
 """What commands print for people. Programs get ``--json`` instead."""
 
+import math
 import unicodedata
 from collections.abc import Sequence
 
@@ -8,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from node.views import AnsweredView, PeerRow, RouteView, TreeRowView
+from node.views import AnsweredView, FailedView, PeerRow, RouteView, TreeRowView
+from proto.overload import OVERLOADED
 
 SHORT_ID = 8
 """Ed25519 peer ids share their beginning; their last characters tell them apart."""
@@ -75,6 +77,13 @@ def show_answered(console: Console, answered: AnsweredView) -> None:
     if answered.finish_reason == "length":
         parts.append("cut at --max-tokens")
     console.print(Text(" · ".join(parts), style="dim"))
+
+
+def failure_text(failed: FailedView) -> str:
+    """Why there is no answer, and what to do, in one line."""
+    if failed.code == OVERLOADED and failed.retry_after_s:
+        return f"all nodes are busy; try again in about {math.ceil(failed.retry_after_s)} s, or let --wait do so"
+    return f"{failed.message}; ask again" if failed.retryable else failed.message
 
 
 def tokens_per_s(answered: AnsweredView) -> float:

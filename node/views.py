@@ -79,6 +79,8 @@ class FailedView(msgspec.Struct, frozen=True, tag="failed"):
     code: str
     message: str
     retryable: bool
+    retry_after_s: float = 0.0
+    """Of ``overloaded``: when to ask again; 0: unknown."""
 
 
 FrameView = RouteView | TextView | AnsweredView | FailedView
@@ -126,7 +128,7 @@ def frame_view(frame: EntryFrame) -> FrameView:
                 resumed=frame.resumed,
             )
         case Failed():
-            return FailedView(frame.code, frame.message, frame.retryable)
+            return FailedView(frame.code, frame.message, frame.retryable, frame.retry_after_ms / 1000)
 
 
 def _logprobs_view(entry: TokenLogprobs) -> TokenLogprobsView:

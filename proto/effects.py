@@ -134,6 +134,7 @@ class Fail:
     code: str
     message: str
     retryable: bool
+    retry_after_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ class RequestSubmitted:
     namespace: bytes
     prompt: Sequence[int]
     sampling: Sampling
+    client: bytes = b""
+    """Who asks: a light client's peer id; empty for this node's own, which share their places."""
 
 
 @dataclass(frozen=True)

@@ -344,6 +344,8 @@ class Failed(Kind, frozen=True, kw_only=True, tag=12):
     message: Annotated[str, Meta(max_length=512)] = field(name="2")
     retryable: bool = field(name="3")
     """True when the same request may succeed on another node or later."""
+    retry_after_ms: Small = field(name="4", default=0)
+    """Of ``overloaded``: how long to wait before asking this node again; 0: unknown. See ``shares.py``."""
 
 
 class Bounced(Kind, frozen=True, kw_only=True, tag=17):

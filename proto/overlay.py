@@ -146,6 +146,7 @@ class Overlay:
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
+                self._requests.on_vitals(self.me, event.vitals)
                 return self._vitals.on_own(event.namespace, event.vitals, now)
             case ProvidersFound():
                 return self._requests.on_found(event, now)
@@ -261,6 +262,7 @@ class Overlay:
                 return effects
             case VitalsUpdate():
                 self._vitals.on_update(event.peer, message, now)
+                self._requests.on_vitals(event.peer, message.vitals)
                 return []
             case Subscribe():
                 return self._vitals.on_subscribe(event.peer, message, now)

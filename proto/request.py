@@ -32,6 +32,8 @@ class Request:
     chain: Sequence[int]
     """Block hashes of the prompt."""
     sampling: Sampling
+    client: bytes = b""
+    """Whose it is, see ``RequestSubmitted``."""
     generated: list[int] = field(default_factory=list)
     attempt: int = 0
     """Number of the running attempt, from 1; 0 before the first dispatch."""

@@ -8,6 +8,7 @@ A long prompt of which little is known may wait a moment for a lookup (``ladder.
 Invariant: every request in flight that does not wait has one running attempt, counted at the peer that serves it.
 """
 
+import math
 from collections import Counter
 
 from proto.blocks import STRIDE, block_hashes
@@ -30,6 +31,7 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
+from proto.overload import OVERLOADED, BusyPeers, EntryPlaces
 from proto.request import Request
 from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
@@ -61,6 +63,8 @@ class RequestPlane:
         self._waiting: dict[bytes, set[bytes]] = {}
         """Requests without an attempt yet -> whose digests may still help; empty while the lookup goes on."""
         self._dispatches: dict[bytes, Dispatches] = {}
+        self._places = EntryPlaces(config.request.max_in_flight)
+        self._busy = BusyPeers()
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
@@ -69,18 +73,21 @@ class RequestPlane:
     # --- events ----------------------------------------------------------------------------------------------------
 
     def on_submitted(self, event: RequestSubmitted, now: float) -> list[Effect]:
-        if len(self._requests) >= self._config.max_in_flight:
-            return [Fail(event.request_id, "overloaded", "this node has too many requests in flight", True)]
         if event.request_id in self._requests:
             return [Fail(event.request_id, "bad_request", "a request with this id is in flight", False)]
         if not event.prompt:
             return [Fail(event.request_id, "bad_request", "the prompt is empty", False)]
+        wait_s = self._places.join(event.client, self._requests.values(), now)
+        if wait_s:
+            message = "this node has too many requests in flight"
+            return [Fail(event.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
         request = Request(
             request_id=event.request_id,
             namespace=event.namespace,
             prompt=event.prompt,
             chain=block_hashes(event.namespace, event.prompt),
             sampling=event.sampling,
+            client=event.client,
         )
         self._requests[event.request_id] = request
         if self._ladder.may_help(event.namespace, request.num_tokens):
@@ -149,6 +156,11 @@ class RequestPlane:
         request = self._running(event.request_id, event.attempt)
         return self._attempt_failed(request, event.reason, now) if request else []
 
+    def on_vitals(self, peer: bytes, vitals: Vitals) -> None:
+        """``peer``, which may be this node, told of its load."""
+        if not vitals.waiting_requests:
+            self._busy.idle(peer)
+
     def on_cancelled(self, request_id: bytes) -> list[Effect]:
         request = self._requests.pop(request_id, None)
         if request is None:
@@ -208,6 +220,9 @@ class RequestPlane:
         if not len(candidates) or request.attempt >= self._config.max_attempts:
             del self._requests[request.request_id]
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
+            wait_ms = self._busy_ms(request, now)
+            if wait_ms:
+                return [Fail(request.request_id, OVERLOADED, f"all nodes are busy{cause}"[:512], True, wait_ms)]
             message = f"no node could answer after {request.attempt} attempts{cause}"
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
@@ -241,10 +256,11 @@ class RequestPlane:
         matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
         only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
+        left_out = request.failed_peers | self._busy.now(now) - {self._me}
+        if self._busy.is_busy(self._busy_key(request, self._me), now):
+            left_out.add(self._me)
         if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
-            left_out = request.failed_peers | {peer for peer in table.peers if peer != self._me}
-        else:
-            left_out = request.failed_peers
+            left_out.update(peer for peer in table.peers if peer != self._me)
         return table.candidates(
             request.num_tokens,
             matched | request.truths,
@@ -253,6 +269,15 @@ class RequestPlane:
             left_out,
             now,
         )
+
+    def _busy_ms(self, request: Request, now: float) -> int:
+        """Until one of those that are busy may be asked for this request; 0: none of them is."""
+        peers = [self._me, *(member.peer for member in self._members.nodes(request.namespace))]
+        return self._busy.least_wait_ms([self._busy_key(request, peer) for peer in peers], now)
+
+    def _busy_key(self, request: Request, peer: bytes) -> bytes:
+        """This node's own engine knows its clients apart; to a peer they are all this node."""
+        return self._me + request.client if peer == self._me else peer
 
     def _on_bounced(self, request: Request, frame: Bounced, now: float) -> list[Effect]:
         """Raises RemoteError when nothing that it tells is a reason."""
@@ -277,6 +302,9 @@ class RequestPlane:
         request.is_doubted = request.is_doubted or not frame.retryable
         if frame.code == "engine_lost":
             request.num_engine_losses += 1
+        if frame.code == OVERLOADED and frame.retryable:
+            self._busy.refused(self._busy_key(request, request.peer), frame, now)
+            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=False)
         # (who cannot answer may only have been asked for the impossible)
         return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=frame.retryable)
 

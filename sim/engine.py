@@ -1,29 +1,32 @@
 """A node's engine: how long a prompt waits, is prefilled and decoded, given what the cache holds.
 
-    submit --> waiting (FIFO) --> prefill, one prompt at a time --> decode, side by side --> done
+    submit --> waiting (fair) --> prefill, one prompt at a time --> decode, side by side --> done
                                   uncached tokens / prefill_rate    tokens / decode_rate
 
-A request holds a slot from the start of its prefill to its last token; the first waiting one begins as soon as a slot
-is free and no other prefill runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds
-what those before it left. The first token comes with the last of the prefill. The cache is the node's own
-``proto.radix`` tree, in blocks of ``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of
-value, and none that is in use. An answer's whole blocks are kept too.
+The queue is the real engine's own, ``proto.fair_queue``: bounded, and fair among clients. A request holds a slot from
+the start of its prefill to its last token; the first waiting one begins as soon as a slot is free and no other prefill
+runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds what those before it left.
+The first token comes with the last of the prefill. The cache is the node's own ``proto.radix`` tree, in blocks of
+``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of value, and none that is in use. An
+answer's whole blocks are kept too.
 
 Simplified: decode streams do not slow each other or a prefill down, and a match ends at a whole block.
 """
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proto.blocks import STRIDE
+from proto.fair_queue import FairQueue
 from proto.messages import Vitals
 from proto.radix import RadixTree
 
 HOLD_WEIGHT = 0.1
 """Of the newest request in the mean of how long slots are held."""
+MAX_WAITING = 64
+"""As many as wait at a real engine."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Job:
     num_prompt: int
     num_answer: int
     """At least 1."""
+    client: bytes = b""
+    """Whose share of the engine it takes."""
     submitted_s: float = 0.0
     prefill_s: float = 0.0
     """When it began; as the next two, 0 before."""
@@ -97,6 +102,8 @@ class Job:
     expected_cached: int = 0
     """When it was submitted."""
     cached: int = 0
+    charged_tokens: int = 0
+    """Of its answer, to its client."""
     leaf: int | None = None
     """That keeps its cells."""
     is_over: bool = False
@@ -134,7 +141,7 @@ class Engine:
         self._hold_s = 0.0
         self._tree = RadixTree()
         self._next_leaf = 0
-        self._waiting: deque[Job] = deque()
+        self._waiting: FairQueue[Job] = FairQueue(MAX_WAITING)
         self._prefilling: Job | None = None
         self._decoding: dict[tuple[bytes, int], Job] = {}
 
@@ -144,13 +151,17 @@ class Engine:
         prefill_s = elapsed_s if self._prefilling is not None else 0.0
         return self._used + Used(prefill_s, elapsed_s * self._num_active() / self.spec.slots)
 
-    def submit(self, job: Job, now: float) -> None:
+    def submit(self, job: Job, now: float) -> float:
+        """0.0: it waits or has begun. Else it is refused, and its client may come again after so many seconds."""
         self._count(now)
+        self._charge_answers(now)
         job.submitted_s = now
         job.expected_cached = self.match(job)
-        self._waiting.append(job)
-        self._next(now)
-        self._tell.on_load()
+        wait_s = self._waiting.join(job, now, self._first_start_s())
+        if not wait_s:
+            self._next(now)
+            self._tell.on_load()
+        return wait_s
 
     def cancel(self, request_id: bytes, attempt: int, now: float) -> None:
         """Nothing happens if that attempt is not here."""
@@ -163,14 +174,15 @@ class Engine:
         if found is self._prefilling:
             self._prefilling = None
         elif self._decoding.pop(key, None) is not None:
+            self._charge_answer(found, now)
             self._release(found)
         else:
-            self._waiting.remove(found)
+            self._waiting.withdraw(found)
         self._next(now)
         self._tell.on_load()
 
     def jobs(self) -> list[Job]:
-        """Everything it works on or that waits, in order of arrival."""
+        """Everything it works on, in order of arrival, then what waits, in the order in which it is to begin."""
         prefilling = [self._prefilling] if self._prefilling else []
         return [*self._decoding.values(), *prefilling, *self._waiting]
 
@@ -209,6 +221,7 @@ class Engine:
     def check_invariants(self) -> None:
         """Raises AssertionError when the books do not fit each other."""
         self._tree.check_invariants()
+        self._waiting.check_invariants()
         assert self._num_active() <= self.spec.slots
         pins = sum(self._tree.pins(leaf) for leaf in self._tree.seq_ids())
         assert pins == sum(job.leaf is not None for job in self.jobs())
@@ -218,11 +231,18 @@ class Engine:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _next(self, now: float) -> None:
-        if self._prefilling is not None or not self._waiting or len(self._decoding) >= self.spec.slots:
+        if not self._waiting:
             return
-        job = self._prefilling = self._waiting.popleft()
+        if self._prefilling is not None or len(self._decoding) >= self.spec.slots:
+            self._waiting.blocked(now)
+            return
+        self._charge_answers(now)
+        job = self._prefilling = next(iter(self._waiting))
         job.prefill_s = now
         job.cached = self.match(job)
+        self._waiting.start(job, job.num_prompt - job.cached, now)
+        if self._waiting:
+            self._waiting.blocked(now)
         self._tell.on_begin(job)
         took_s = (job.num_prompt - job.cached) / self.spec.prefill_rate
         self._tell.at(now + took_s, lambda: self._prefilled(job, now + took_s))
@@ -245,6 +265,7 @@ class Engine:
         if job.is_over:
             return
         self._count(now)
+        self._charge_answer(job, now)
         job.is_over = True
         del self._decoding[job.request_id, job.attempt]
         held_s = now - job.prefill_s
@@ -264,6 +285,22 @@ class Engine:
 
     def _num_active(self) -> int:
         return len(self._decoding) + (self._prefilling is not None)
+
+    def _charge_answers(self, now: float) -> None:
+        for job in self._decoding.values():
+            self._charge_answer(job, now)
+
+    def _charge_answer(self, job: Job, now: float) -> None:
+        decoded = min(1 + int((now - job.first_token_s) * self.spec.decode_rate), job.num_answer)
+        self._waiting.charge_answer(job.client, decoded - job.charged_tokens)
+        job.charged_tokens = decoded
+
+    def _first_start_s(self) -> float:
+        """Seconds between starts, before any was seen with others waiting: as long as the one at work takes."""
+        jobs = [*self._decoding.values(), *([self._prefilling] if self._prefilling else [])]
+        prefill_s = sum(job.num_prompt - job.cached for job in jobs) / self.spec.prefill_rate
+        decode_s = sum(job.num_answer for job in jobs) / self.spec.decode_rate / self.spec.slots
+        return max(prefill_s, decode_s) / max(len(jobs), 1)
 
     def _release(self, job: Job) -> None:
         if job.leaf is not None:

@@ -10,6 +10,7 @@ the last travel in one frame at the end: nothing that is measured lies between. 
 decoded by then have arrived.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,8 @@ from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.candidates import Candidate
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsChanged
-from proto.messages import Accepted, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
+from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
+from proto.overload import OVERLOADED
 from proto.routing import ROUND_TRIPS
 from sim.engine import Engine, EngineSpec, Job, Listener, Used
 from sim.liars import CLAIMED_VITALS, Claims
@@ -243,7 +245,10 @@ class Serving:
         server = self.world.number_of[effect.peer]
         num_prompt = len(effect.generate.prompt) // 4
         tokens = self._tokens[record.request_id]
-        job = Job(record.request_id, effect.attempt, record.chain, tokens, num_prompt, len(tokens) - num_prompt)
+        # To a peer all requests of an entry node are that node's.
+        client = b"" if server == node.number else node.peer
+        num_answer = len(tokens) - num_prompt
+        job = Job(record.request_id, effect.attempt, record.chain, tokens, num_prompt, num_answer, client)
         attempt = _Attempt(record, effect.attempt, server, job, effect.generate)
         record.num_attempts = effect.attempt
         record.promised_tokens = effect.decision.matched_tokens
@@ -264,7 +269,11 @@ class Serving:
             self._send(attempt.job, bounced)
             self._end(attempt)
             return
-        engine.submit(attempt.job, self.world.now)
+        wait_s = engine.submit(attempt.job, self.world.now)
+        if wait_s:
+            busy = Failed(code=OVERLOADED, message="busy", retryable=True, retry_after_ms=math.ceil(1000 * wait_s))
+            self._send(attempt.job, busy)
+            self._end(attempt)
 
     def _abandon(self, record: Record, number: int) -> None:
         attempt = self._attempts.get((record.request_id, number))

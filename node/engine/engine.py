@@ -61,6 +61,9 @@ class EngineRequest:
     """Seconds from now that the answer may take, waiting included; then it ends with EngineFailed, not retryable, after
     the tokens there are. None: no limit. Looked at between steps, which aim at 2 s at most, and once a
     grammar is compiled; whoever waits keeps a clock of his own."""
+    client: bytes = b""
+    """Whose share of the engine it takes: a peer id that the transport has authenticated; empty for this node's own
+    requests. Clients are served in turn by the work done for them, see ``proto.fair_queue``."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class EngineFailed:
     code: str
     message: str
     retryable: bool
+    retry_after_s: float = 0.0
+    """When the client may come again, see ``proto.shares``; 0: unknown."""
 
 
 def append_tokens(items: MutableSequence[EngineTokens], item: EngineTokens) -> None:

@@ -7,8 +7,8 @@ prefill takes no time.
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -32,6 +32,7 @@ from node.engine.stops import TextGate
 from proto.blocks import namespace_key, pack_tokens
 from proto.codec import check_sampling
 from proto.errors import LocalError
+from proto.fair_queue import FairQueue
 from proto.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
 from proto.radix import RadixTree
 
@@ -58,13 +59,20 @@ class FakeSettings:
     salt: bytes = b""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
-    """What one running request adds to the vitals."""
+    """One request that waits or runs."""
 
+    request: EngineRequest
     queued_tokens: int
-    waiting: bool = True
+    """Of its prompt, not computed yet; ``cached_tokens`` were not to be."""
+    cached_tokens: int = 0
+    started: trio.Event = field(default_factory=trio.Event)
     generated: list[int] = field(default_factory=list)
+
+    @property
+    def client(self) -> bytes:
+        return self.request.client
 
 
 class FakeEngine:
@@ -76,8 +84,8 @@ class FakeEngine:
         self._next_id = 0
         self._changes = ChangeLog()
         self._changed = trio.Event()
-        self._slots = trio.CapacityLimiter(self.settings.slots)
-        self._works: dict[int, _Work] = {}
+        self._waiting: FairQueue[_Work] = FairQueue(self.settings.max_waiting)
+        self._running: set[_Work] = set()
         self._vitals_told: Vitals | None = None
         self._load_changed = trio.Event()
         self._epoch = 0
@@ -108,12 +116,10 @@ class FakeEngine:
         return ModelInfo(settings.model_name, namespace, settings.cells, NUM_VOCAB, "prefix")
 
     def vitals(self) -> Vitals:
-        works = self._works.values()
-        waiting = sum(work.waiting for work in works)
         return Vitals(
-            queued_tokens=sum(work.queued_tokens for work in works),
-            active_requests=len(works) - waiting,
-            waiting_requests=waiting,
+            queued_tokens=sum(work.queued_tokens for work in (*self._running, *self._waiting)),
+            active_requests=len(self._running),
+            waiting_requests=len(self._waiting),
             slots=self.settings.slots,
             prefill_rate=round(self.settings.prefill_rate),
             decode_rate=round(self.settings.decode_rate),
@@ -161,24 +167,59 @@ class FakeEngine:
             await trio.lowlevel.checkpoint()
             yield failure
             return
-        work, key = _Work(len(request.prompt)), object()
-        fail_after = self._fail_after.pop(0) if self._fail_after else None
-        self._works[id(key)] = work
-        self._load_changed.set()
         arrived, done = trio.current_time(), False
+        work = _Work(request, len(request.prompt))
+        wait_s = self._waiting.join(work, arrived, self._first_start_s())
+        if wait_s:
+            await trio.lowlevel.checkpoint()
+            yield EngineFailed("overloaded", "too many requests are waiting", True, wait_s)
+            return
+        fail_after = self._fail_after.pop(0) if self._fail_after else None
         try:
-            async with self._slots, aclosing(self._run(request, work, arrived, fail_after)) as items:
-                work.waiting = False
-                self._load_changed.set()
-                async for item in items:
-                    done = isinstance(item, EngineDone | EngineFailed)
-                    yield item
+            with self._place(work):
+                await work.started.wait()
+                async with aclosing(self._run(work, arrived, fail_after)) as items:
+                    async for item in items:
+                        done = isinstance(item, EngineDone | EngineFailed)
+                        yield item
         finally:
-            del self._works[id(key)]
-            self._load_changed.set()
             if not done:
                 self.num_cancelled += 1
                 self._store([*request.prompt, *work.generated])
+
+    @contextmanager
+    def _place(self, work: _Work) -> Iterator[None]:
+        """``work`` waits and then runs, until the block ends."""
+        self._start_next()
+        try:
+            yield
+        finally:
+            if work in self._running:
+                self._running.remove(work)
+            else:
+                self._waiting.withdraw(work)
+            self._start_next()
+
+    def _first_start_s(self) -> float:
+        """Seconds between starts, before any was seen with others waiting: what is left of a running request, shared
+        by their number."""
+        prefill_rate, decode_rate = self.settings.prefill_rate or math.inf, self.settings.decode_rate or math.inf
+        left_s = [
+            work.queued_tokens / prefill_rate + (work.request.sampling.max_tokens - len(work.generated)) / decode_rate
+            for work in self._running
+        ]
+        return sum(left_s) / max(len(left_s), 1) ** 2
+
+    def _start_next(self) -> None:
+        while self._waiting and len(self._running) < self.settings.slots:
+            work = next(iter(self._waiting))
+            work.cached_tokens, _ = self._tree.match(work.request.prompt[:-1])
+            self._waiting.start(work, len(work.request.prompt) - work.cached_tokens, trio.current_time())
+            self._running.add(work)
+            work.started.set()
+        if self._waiting:
+            self._waiting.blocked(trio.current_time())
+        self._load_changed.set()
 
     def _refusal(self, request: EngineRequest) -> EngineFailed | None:
         prompt, cells = request.prompt, self.settings.cells
@@ -194,19 +235,15 @@ class FakeEngine:
             return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
         if len(prompt) >= cells:
             return EngineFailed("too_long", f"the prompt has {len(prompt)} tokens, the context {cells}", False)
-        if sum(work.waiting for work in self._works.values()) >= self.settings.max_waiting:
-            return EngineFailed("overloaded", "too many requests are waiting", True)
         return None
 
-    async def _run(
-        self, request: EngineRequest, work: _Work, arrived: float, fail_after: int | None
-    ) -> AsyncGenerator[EngineItem, None]:
+    async def _run(self, work: _Work, arrived: float, fail_after: int | None) -> AsyncGenerator[EngineItem, None]:
         """What happens once a slot is free."""
+        request, cached = work.request, work.cached_tokens
         epoch, lost = self._epoch, EngineFailed("engine_lost", "the engine process died", True)
         late = EngineFailed(DEADLINE, TOO_LATE, False)
         due = math.inf if request.deadline_s is None else arrived + request.deadline_s
         admitted = trio.current_time()
-        cached, _ = self._tree.match(request.prompt[:-1])
         yield EngineAccepted(cached)
         await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate, due)
         work.queued_tokens = 0
@@ -244,6 +281,7 @@ class FakeEngine:
                 break
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
+            self._waiting.charge_answer(work.client, 1)
             gate.feed(_piece(token))
             if trio.current_time() >= due_item:
                 for item in fresh(gate.take()):

@@ -83,6 +83,7 @@ class FakeService:
             sampling=message.sampling,
             resumed_tokens=message.resumed_tokens,
             deadline_s=None if message.due_s is None else max(0.0, message.due_s - time.monotonic()),
+            client=message.client,
         )
         try:
             with scope:
@@ -129,7 +130,7 @@ def _reply(key: int, item: EngineItem) -> ipc.FromChild:
         case EngineDone():
             return ipc.Ended(key, item.reason, item.usage)
         case EngineFailed():
-            return ipc.Refused(key, item.code, item.message, item.retryable)
+            return ipc.Refused(key, item.code, item.message, item.retryable, item.retry_after_s)
         case _:
             assert_never(item)
 

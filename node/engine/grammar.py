@@ -172,6 +172,11 @@ class GrammarDesk:
         """Requests whose grammar is not ready."""
         return len(self._pending) + len(self._compiling)
 
+    def num_waiting_of(self, client: bytes) -> int:
+        """As ``num_waiting``, of one client."""
+        waiting = [*self._pending.values(), *(message for message, _ in self._compiling.values())]
+        return sum(message.client == client for message in waiting)
+
     def add(self, message: ipc.Submit) -> None:
         """Begin, now or when another is dropped."""
         self._pending[message.key] = message

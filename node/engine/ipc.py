@@ -58,6 +58,8 @@ class Submit(_Frame, frozen=True):
     resumed_tokens: int
     due_s: float | None = None
     """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
+    client: bytes = b""
+    """See ``EngineRequest``."""
 
 
 class Cancel(_Frame, frozen=True):
@@ -126,6 +128,7 @@ class Refused(_Frame, frozen=True):
     code: str
     message: str
     retryable: bool
+    retry_after_s: float = 0.0
 
 
 class Rendered(_Frame, frozen=True):

@@ -13,12 +13,14 @@ from node.engine import ipc
 from node.engine.answer import Answer
 from node.engine.engine import COALESCE_S, DEADLINE, TOO_LATE
 from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
+from node.engine.job import Job, Limits, Refusal
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
 from node.engine.rates import RateMeter, prefill_budget
-from node.engine.scheduler import Admission, Evicted, Job, Limits, Refusal, Row, Scheduler
+from node.engine.scheduler import Admission, Evicted, Row, Scheduler
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Usage, Vitals
+from proto.shares import has_room
 
 VITALS_INTERVAL_S = 0.1
 """Vitals that change while nothing starts or ends go out at most this often."""
@@ -133,12 +135,16 @@ class StepLoop:
     def _take(self, message: ipc.Submit) -> None:
         if not message.sampling.grammar:
             self._submit(message)
-        elif self._grammars.num_waiting >= self._scheduler.limits.max_waiting:
+        elif not self._may_wait_for_grammar(message.client):
             waiting = f"{self._grammars.num_waiting} requests with grammars are waiting already"
             self._replies.put(ipc.Refused(message.key, "overloaded", waiting, True))
         else:
             self._grammars.add(message)
             self._vitals_due = True
+
+    def _may_wait_for_grammar(self, client: bytes) -> bool:
+        places = self._scheduler.limits.max_waiting
+        return has_room(self._grammars.num_waiting_of(client), self._grammars.num_waiting, places)
 
     def _grammar_ready(self, event: GrammarReady) -> None:
         message = self._grammars.ready(event)
@@ -156,10 +162,11 @@ class StepLoop:
     def _submit(self, message: ipc.Submit) -> None:
         prompt = unpack_tokens(message.prompt)
         now, max_tokens = time.monotonic(), message.sampling.max_tokens
-        outcome = self._scheduler.submit(message.key, prompt, max_tokens, now, message.due_s)
+        outcome = self._scheduler.submit(message.key, prompt, max_tokens, now, message.due_s, message.client)
         if isinstance(outcome, Refusal):
             self._grammars.drop(message.key)
-            self._replies.put(ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable))
+            refused = ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable, outcome.retry_after_s)
+            self._replies.put(refused)
         else:
             self._options[message.key] = message
         self._vitals_due = True
@@ -421,6 +428,7 @@ class StepLoop:
             self._decode.add(num_decode, seconds * num_decode / num_rows)
         if num_rows > num_decode:
             self._prefill.add(num_rows - num_decode, seconds * (num_rows - num_decode) / num_rows)
+        self._scheduler.measured(self._prefill.rate, self._decode.rate)
 
     def _report(self) -> None:
         """Send what this step produced."""

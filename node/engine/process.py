@@ -203,7 +203,7 @@ class ProcessEngine:
         resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
         due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         try:
-            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s))
+            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s, request.client))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None
@@ -384,7 +384,8 @@ class ProcessEngine:
             case ipc.Generated():
                 self._deliver(message.key, EngineTokens(unpack_tokens(message.tokens), message.text, message.logprobs))
             case ipc.Refused():
-                self._deliver(message.key, EngineFailed(message.code, message.message, message.retryable))
+                failed = EngineFailed(message.code, message.message, message.retryable, message.retry_after_s)
+                self._deliver(message.key, failed)
             case ipc.Ended():
                 self._pause_s = FIRST_PAUSE_S
                 self._deliver(message.key, EngineDone(message.reason, message.usage))

@@ -21,108 +21,28 @@ A running request pins the leaf whose cells it shares, so that the tree keeps co
 of a running request (its prompt is published as soon as it is computed, so that others can share it at once): such a
 leaf is pinned by that request.
 
+What waits starts in the order of ``proto.fair_queue``, which is fair among clients. A job whose turn it is and that
+lacks cells keeps its turn, whoever else comes or is served meanwhile, so that smaller ones do not starve it.
+
 A request that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix
 instead of computing it again, at most once.
 
 Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from node.engine.changes import ChangeLog
+from node.engine.job import Job, Limits, Refusal
+from proto.fair_queue import FairQueue
 from proto.radix import RadixTree, common_prefix
 from proto.value import Reuse
 
+UNKNOWN_START_S = 1.0
+"""Expected between starts of an engine that has not computed anything yet."""
 MIN_SHARED_TOKENS = 32
 """Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The bounds that the scheduler decides within."""
-
-    num_cells: int
-    context_tokens: int
-    """Longest prompt plus answer; at most ``num_cells``."""
-    num_vocab: int
-    num_sequences: int = 64
-    slots: int = 8
-    """Requests that run at once. Each may pin one cached leaf, so ``num_sequences`` must exceed twice this."""
-    max_waiting: int = 64
-    batch_tokens: int = 2048
-    """Rows of one decode call."""
-    reuse: bool = True
-    demote_idle: bool = False
-    """Idle leaves leave when a request starts, because a second tier takes them and gives them back at little cost."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.context_tokens <= self.num_cells:
-            raise ValueError("context_tokens must be between 1 and num_cells")
-        if not 0 < 2 * self.slots < self.num_sequences:
-            raise ValueError("num_sequences must exceed twice the slots")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request cannot be taken; the fields are those of ``EngineFailed``."""
-
-    code: str
-    message: str
-    retryable: bool
-
-
-@dataclass(eq=False)
-class Job:
-    """One request on its way. ``tokens`` is the prompt plus what was generated; cells exist for ``num_computed``."""
-
-    key: int
-    prompt: tuple[int, ...]
-    max_tokens: int
-    arrived_s: float
-    tokens: list[int] = field(default_factory=list)
-    num_computed: int = 0
-    cached_tokens: int = 0
-    shared_tokens: int = 0
-    """How many of its tokens the tree holds and counts, by way of the pinned leaf."""
-    expected_cached: int = 0
-    """While it waits: how much of its prompt the tree held when it came, or that it waits for."""
-    seq_id: int | None = None
-    pinned: int | None = None
-    waited: bool = False
-    awaits: "Job | None" = None
-    awaited_tokens: int = 0
-    """The prefix it waits for ``awaits`` to compute."""
-    may_share: bool = True
-    counted_tokens: int = 0
-    """How much of it was counted as a use of what the tree held."""
-    due_s: float | None = None
-    """When it must be answered; None: whenever."""
-    admitted_s: float = 0.0
-    first_token_s: float | None = None
-
-    @property
-    def limit_tokens(self) -> int:
-        return len(self.prompt) + self.max_tokens
-
-    @property
-    def own_cells(self) -> int:
-        """Cells it may come to hold beyond those it shares."""
-        return self.limit_tokens - self.shared_tokens
-
-    @property
-    def held_cells(self) -> int:
-        """Cells it holds beyond those it shares, those of its whole prompt included."""
-        return max(self.num_computed, len(self.prompt)) - self.shared_tokens
-
-    @property
-    def remaining_prefill(self) -> int:
-        return max(0, len(self.prompt) - self.num_computed)
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -171,17 +91,27 @@ class Scheduler:
         self.changes = ChangeLog()
         self.running: list[Job] = []
         """In order of admission."""
-        self.waiting: deque[Job] = deque()
+        self.waiting: FairQueue[Job] = FairQueue(limits.max_waiting)
         self.reach: Callable[[Sequence[int], int], int] = lambda tokens, length: length
         """(tokens, length of their prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
+        self._turn: Job | None = None
+        """A waiting job that lacked cells when it was its turn."""
+        self._prefill_rate = self._decode_rate = 0.0
         self._free_ids = list(range(limits.num_sequences - 1, -1, -1))
 
     # --- arrival --------------------------------------------------------------------------------------------------
 
     def submit(
-        self, key: int, prompt: Sequence[int], max_tokens: int, now: float, due_s: float | None = None
+        self,
+        key: int,
+        prompt: Sequence[int],
+        max_tokens: int,
+        now: float,
+        due_s: float | None = None,
+        client: bytes = b"",
     ) -> Job | Refusal:
-        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``."""
+        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``.
+        client: whose share of the queue it takes."""
         limits = self.limits
         if not prompt:
             return Refusal("bad_request", "the prompt has no tokens", False)
@@ -193,32 +123,64 @@ class Scheduler:
         if room < 1:
             text = f"the prompt has {len(prompt)} tokens, the context holds {limits.context_tokens} with the answer"
             return Refusal("too_long", text, False)
-        if len(self.waiting) >= limits.max_waiting:
-            return Refusal("overloaded", f"{len(self.waiting)} requests are waiting already", True)
-        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s)
+        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s, client=client)
+        self._charge_answers()
+        wait_s = self.waiting.join(job, now, self._first_start_s())
+        if wait_s:
+            num_own, num_waiting = self.waiting.num_of(client), len(self.waiting)
+            text = f"{num_waiting} requests are waiting already, {num_own} of them of this client"
+            return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
             job.expected_cached = self.reach(job.prompt[:-1], self._match(job)[0])
-        self.waiting.append(job)
         return job
+
+    def measured(self, prefill_rate: float, decode_rate: float) -> None:
+        """What the engine does, in tokens/s of all requests together; 0: not known yet."""
+        self._prefill_rate, self._decode_rate = prefill_rate, decode_rate
+
+    def _first_start_s(self) -> float:
+        """Seconds between starts as the running jobs let expect before any was seen: all that is left of them, answers
+        as long as they may become, shared by their number."""
+        if not (self.running and self._prefill_rate and self._decode_rate):
+            return UNKNOWN_START_S
+        prefill_s = sum(job.remaining_prefill for job in self.running) / self._prefill_rate
+        decode_s = sum(job.max_tokens - job.num_generated for job in self.running) / self._decode_rate
+        return (prefill_s + decode_s) / len(self.running)
 
     # --- admission ------------------------------------------------------------------------------------------------
 
     def admit(self, now: float) -> Admission | None:
         """Start the first waiting job that can run now; call again until it returns None."""
-        if len(self.running) >= self.limits.slots:
+        if not self.waiting:
             return None
-        for job in self.waiting:
+        admission = self._admit_next(now) if len(self.running) < self.limits.slots else None
+        if admission is None:
+            self.waiting.blocked(now)
+        else:
+            self.waiting.start(admission.job, admission.job.remaining_prefill, now)
+        return admission
+
+    def _admit_next(self, now: float) -> Admission | None:
+        self._charge_answers()
+        for job in [self._turn, *self.waiting] if self._turn else self.waiting:
             if self._still_waits(job):
                 continue
             length, source = self._match(job)
             if self._should_wait(job, length):
                 continue
             admission = self._start(job, source, length, now)
-            if admission is not None:
-                self.waiting.remove(job)
-            # A job that lacks cells keeps its turn: later, smaller ones must not starve it.
+            self._turn = job if admission is None else None
             return admission
         return None
+
+    def _charge_answers(self) -> None:
+        """What was generated since the last look counts as service of the running jobs' clients."""
+        for job in self.running:
+            self._charge_answer(job)
+
+    def _charge_answer(self, job: Job) -> None:
+        self.waiting.charge_answer(job.client, job.num_generated - job.charged_tokens)
+        job.charged_tokens = job.num_generated
 
     def _match(self, job: Job) -> tuple[int, int | None]:
         """The longest reusable prefix; the last prompt token is always computed, for its logits."""
@@ -309,22 +271,25 @@ class Scheduler:
     def restored(self, job: Job, length: int) -> None:
         """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
         assert job.num_computed <= length < len(job.prompt)
+        self.waiting.charge(job.client, job.num_computed - length)
         job.cached_tokens = job.num_computed = length
 
     def forget_match(self, job: Job) -> list[int]:
-        """The prefix could not be copied after all: the job goes back to the queue's head, to compute all of it."""
+        """The prefix could not be copied after all: the job is its client's next again, to compute all of it."""
         assert job.seq_id is not None
+        self.waiting.put_back(job, job.remaining_prefill)
+        self._turn = job
         self._pin(job, None, 0)
         self.running.remove(job)
         job.cached_tokens = job.num_computed = 0
         job.expected_cached, job.may_share = 0, False
-        self.waiting.appendleft(job)
         cleared, job.seq_id = job.seq_id, None
         self._free_ids.append(cleared)
         return [cleared]
 
     def abandon(self) -> list[Job]:
         """Forget the whole cache and every running job, which is returned: nothing in the cells can be trusted."""
+        self._charge_answers()
         abandoned, self.running = self.running, []
         for job in abandoned:
             job.seq_id = job.pinned = None
@@ -420,6 +385,7 @@ class Scheduler:
     def finish(self, job: Job, now: float) -> list[int]:
         """End a running job and cache what it computed. Returns the sequences to clear."""
         assert job.seq_id is not None
+        self._charge_answer(job)
         self.running.remove(job)
         cleared: list[int] = []
         if self.limits.reuse and job.num_computed:
@@ -466,7 +432,9 @@ class Scheduler:
 
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue."""
-        self.waiting.remove(job)
+        self.waiting.withdraw(job)
+        if self._turn is job:
+            self._turn = None
 
     def expired(self, now: float) -> list[Job]:
         """Running and waiting jobs whose time is over: ``finish`` or ``withdraw`` each. Changes nothing."""
@@ -483,6 +451,8 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError when the accounting of cells, ids or pins is wrong."""
         self.tree.check_invariants()
+        self.waiting.check_invariants()
+        assert self._turn is None or self._turn in self.waiting
         promised = self.tree.pinned_tokens() + self._reserved()
         assert promised <= self.limits.num_cells, "more cells promised than there are"
         assert self._free_cells() >= 0, "more cells held than there are"

@@ -23,9 +23,9 @@ from node.engine import ipc
 from node.engine.chat import ChatTemplate
 from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
+from node.engine.job import Limits
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
-from node.engine.scheduler import Limits
 from node.engine.settings import available_memory_bytes
 from node.engine.sizing import CellBudget, Offload
 from node.engine.tier import Tier

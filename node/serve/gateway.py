@@ -1,6 +1,7 @@
 """The local API of a node: HTTP on loopback, for the command line and for programs on the same machine.
 
-    POST /api/ask      a conversation in, the frames of its answer out, one JSON object a line as they come
+    POST /api/ask      a conversation in, the frames of its answer out, one JSON object a line as they come; or status
+                       429 with Retry-After while all nodes are busy
     POST /api/tokenize the prompt tokens of a conversation
     GET  /api/state    the node and its peers
     GET  /api/tree     the local radix tree
@@ -9,6 +10,7 @@ Requests that a web page could forge are refused: the Host must be local, and a 
 browser does not send across origins without asking first.
 """
 
+import math
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
@@ -35,7 +37,9 @@ from node.sockets import send_at_once, send_rest
 from node.views import MAX_TIMEOUT_S, FailedView, NodeState, TreeRowView, frame_view
 from proto.codec import check_sampling
 from proto.errors import LocalError
-from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Sampling
+from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Failed, Sampling
+from proto.messages import Route as RouteFrame
+from proto.overload import OVERLOADED
 
 log = structlog.get_logger()
 
@@ -44,6 +48,10 @@ MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
 BODY_DEADLINE_S = 30.0
 WRITE_DEADLINE_S = 30.0
 """A client that reads nothing for this long is dropped."""
+HOLD_S = 0.5
+"""How long the status line of an answer waits for the first text: a node refuses within two round trips, and only
+before the status line can a refusal be a status. Later everything streams at once, so that a long prefill shows where
+the prompt went; a refusal that comes still later is the last line of the stream."""
 LINGER_S = 2.0
 """How long a connection that is over still takes what the client is sending."""
 MAX_CONNECTIONS = 256
@@ -260,19 +268,63 @@ class _Answer:
                 pass
             scope.cancel()
 
-        async def send_body(data: bytes, more: bool) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
-        headers = [(b"content-type", b"application/x-ndjson")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        response = _LateResponse(send)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, nursery.cancel_scope)
+            nursery.start_soon(response.begin_in_time)
             async with self._api.ask(self._ask, self._timeout_s) as frames:
                 async for frame in frames:
-                    await send_body(msgspec.json.encode(frame_view(frame)) + b"\n", True)
+                    await response.add(frame)
             nursery.cancel_scope.cancel()
         # (not above: the end of the response reads as a disconnect too, and would break off its own tidying up)
-        await send_body(b"", False)
+        await response.end()
+
+
+class _LateResponse:
+    """Holds an answer's first routes back for HOLD_S at most, so that a refusal can be its status. See ``HOLD_S``."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[bytes] = []
+        self._has_begun = False
+        self._sending = trio.Lock()
+
+    async def begin_in_time(self) -> None:
+        await trio.sleep(HOLD_S)
+        async with self._sending:
+            await self._begin()
+
+    async def add(self, frame: EntryFrame) -> None:
+        async with self._sending:
+            if isinstance(frame, Failed) and frame.code == OVERLOADED and not self._has_begun:
+                self._held.clear()  # (nothing came of the routes)
+                await self._begin(429, [(b"retry-after", str(_whole_seconds(frame)).encode())])
+            self._held.append(msgspec.json.encode(frame_view(frame)) + b"\n")
+            if not isinstance(frame, RouteFrame):
+                await self._begin()
+            if self._has_begun:
+                await self._flush()
+
+    async def end(self) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            all_headers = [(b"content-type", b"application/x-ndjson"), *headers]
+            await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+            await self._flush()
+
+    async def _flush(self) -> None:
+        for line in self._held:
+            await self._send({"type": "http.response.body", "body": line, "more_body": True})
+        self._held.clear()
+
+
+def _whole_seconds(failed: Failed) -> int:
+    """For Retry-After, which knows no parts of seconds."""
+    return max(math.ceil(failed.retry_after_ms / 1000), 1)
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)

@@ -10,16 +10,20 @@ import trio
 from node.serve.gateway import bind_loopback, serve_gateway
 from node.views import NodeState, TreeRowView
 from proto.errors import LocalError
-from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Text, Usage
+from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Route, Text, Usage
 
 DEADLINE_S = 30.0
 TURN = {"role": "user", "content": "hello"}
 USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)
 ANSWERED = Answered(served_by=b"\x01" * 38, reason="stop", usage=USAGE, ttft_ms=0, resumed=0)
 
+ROUTE = Route(chosen=b"\x01" * 38, reason="the only node", prompt_tokens=1, candidates=())
+BUSY = Failed(code="overloaded", message="all nodes are busy", retryable=True, retry_after_ms=2_001)
+
 
 class FakeNode:
-    """Answers "endless" for ever and anything else at once; its state is broken and its tokens are many."""
+    """Answers "endless" for ever, routes "slow" and then waits, is too busy for "busy" and, after some text, for
+    "late", and answers anything else at once; its state is broken and its tokens are many."""
 
     def __init__(self) -> None:
         self.left = trio.Event()
@@ -30,9 +34,13 @@ class FakeNode:
     async def ask(self, ask: Ask, deadline_s: float | None) -> AsyncIterator[AsyncIterator[EntryFrame]]:
         self.deadlines_s.append(deadline_s)
         send, receive = trio.open_memory_channel[EntryFrame](10)
-        send.send_nowait(Text(text="hi"))
-        if ask.messages[0].content != "endless":
-            send.send_nowait(ANSWERED)
+        content = ask.messages[0].content
+        if content in ("slow", "busy"):
+            send.send_nowait(ROUTE)
+        else:
+            send.send_nowait(Text(text="hi"))
+        if content not in ("endless", "slow"):
+            send.send_nowait(BUSY if content in ("busy", "late") else ANSWERED)
             send.close()
         try:
             yield receive
@@ -131,6 +139,31 @@ async def test_an_answers_timeout_reaches_the_node() -> None:
         for timeout in ("0", "-1", "1e9", '"soon"', "NaN"):
             body = b'{"timeout_s": %s, %s' % (timeout.encode(), conversation()[1:])
             assert (await exchange(port, request("POST", "/api/ask", body)))[0] == 400
+
+
+async def test_a_refusal_for_load_is_a_status_that_says_when_to_come_back() -> None:
+    async with served() as (_, port), await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(request("POST", "/api/ask", conversation("busy")))
+        reply = b"".join([bytes(chunk) async for chunk in stream])
+    assert reply.startswith(b"HTTP/1.1 429 ") and b"\r\nretry-after: 3\r\n" in reply.lower()
+    assert b'"retry_after_s":2.001' in reply and b'"route"' not in reply
+
+
+async def test_a_refusal_after_some_text_ends_the_stream() -> None:
+    async with served() as (_, port):
+        status, body = await exchange(port, request("POST", "/api/ask", conversation("late")))
+    assert status == 200 and b'"text":"hi"' in body and b'"code":"overloaded"' in body
+
+
+async def test_a_route_does_not_wait_for_a_long_prefill() -> None:
+    async with served() as (node, port):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(request("POST", "/api/ask", conversation("slow")))
+            seen = b""
+            while b'"type":"route"' not in seen:
+                seen += await stream.receive_some()
+            assert b" 200 " in seen.partition(b"\r\n")[0] and not node.left.is_set()
+        await node.left.wait()
 
 
 async def test_a_client_that_goes_away_cancels_its_request() -> None:

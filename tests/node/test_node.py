@@ -292,3 +292,43 @@ async def test_a_swarm_over_the_limit_splits_into_cells_and_goes_on_answering(
     for frames in again:
         assert isinstance(frames[-1], Answered) and text_of(frames) == text_of(again[0])
         assert frames[-1].usage.cached_tokens >= len(LONG) - STRIDE, "connected nodes of other cells are known too"
+
+
+async def test_a_crowd_at_one_node_is_told_when_to_come_back_and_delays_nobody_elsewhere(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ends: list[EntryFrame] = []
+
+    async def crowd() -> None:
+        ends.append((await frames_of(one, an_ask(f"{len(ends)} of many", max_tokens=50)))[-1])
+
+    async with open_members(2, slots=1, max_waiting=4, decode_rate=10.0, prefill_rate=1_000.0) as (_, (one, two)):
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(crowd)
+            await trio.sleep(1)
+            (refused, *others) = [end for end in ends if isinstance(end, Failed)]
+            assert refused.code == "overloaded" and refused.retryable and 0 < refused.retry_after_ms < 20_000
+            assert len(others) == 3, "two run, and each engine lets one client have half of its queue"
+            # At the other node the crowd is one client beside its own.
+            began = trio.current_time()
+            neighbour = await frames_of(two, an_ask("somebody else", max_tokens=20))
+            assert isinstance(neighbour[-1], Answered) and trio.current_time() - began < 2 * 5 + 2.5
+        await trio.sleep(max(0.0, refused.retry_after_ms / 1000 - (trio.current_time() - began)))
+        assert isinstance((await frames_of(one, an_ask("again")))[-1], Answered)
+        assert {request.client for request in one.engine.requests} == {b""}
+        assert {request.client for request in two.engine.requests} == {b"", one.peer}
+        assert sum(isinstance(end, Answered) for end in ends) == 6
+
+
+async def test_a_light_client_has_a_share_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (swarm, (one,)):
+        identity = new_identity()
+        async with swarm.open_network(NetworkSettings(identity=identity, overlay=False)) as client:
+            swarm.link(client.peer_id, one.peer)
+            stream = await client.open(one.peer, ASK)
+            await stream.send(an_ask("hello"))
+            while not isinstance(await stream.receive(), Answered):
+                pass
+            await stream.aclose()
+        assert [request.client for request in one.engine.requests] == [identity.peer_id]

@@ -1,12 +1,20 @@
 """What other people's nodes say is shown, not obeyed."""
 
 import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 
+import pytest
+import trio
 from rich.console import Console
+from trio.testing import MockClock
 
-from node.cli import _console
-from node.show import printable, show_answered, show_peers, tokens_per_s
-from node.views import AnsweredView, PeerRow
+from node.cli import _ask, _console
+from node.show import failure_text, printable, show_answered, show_peers, tokens_per_s
+from node.views import AnsweredView, FailedView, FrameView, PeerRow
+from proto.errors import LocalError
+from proto.messages import Ask, Sampling
 
 ROW = PeerRow(
     peer="12D3KooWexample",
@@ -47,3 +55,32 @@ def test_an_answer_without_tokens_has_no_negative_rate() -> None:
     output = captured(console)
     show_answered(console, NOTHING)
     assert "0.0 tokens/s" in output.getvalue()
+
+
+def test_a_refusal_for_load_says_when_to_come_back() -> None:
+    busy = FailedView("overloaded", "the queue is full", True, 2.4)
+    assert failure_text(busy).startswith("all nodes are busy; try again in about 3 s")
+    assert failure_text(FailedView("overloaded", "the engine is restarting", True)).endswith("ask again")
+    assert failure_text(FailedView("too_long", "too long", False)) == "too long"
+
+
+@pytest.mark.parametrize(("wait", "timeout_s", "num_asked"), [(True, None, 3), (True, 5.0, 2), (False, None, 1)])
+async def test_asking_waits_for_a_place_if_it_may(
+    wait: bool, timeout_s: float | None, num_asked: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    asked: list[float] = []
+
+    @asynccontextmanager
+    async def ask_swarm(*_: object) -> AsyncIterator[AsyncIterator[FrameView]]:
+        send, receive = trio.open_memory_channel[FrameView](1)
+        asked.append(trio.current_time() - began)
+        send.send_nowait(NOTHING if len(asked) == 3 else FailedView("overloaded", "full", True, 4.0))
+        yield receive
+
+    monkeypatch.setattr("node.client.ask_swarm", ask_swarm)
+    began = trio.current_time()
+    request = Ask(request_id=bytes(16), model="", messages=(), sampling=Sampling(max_tokens=1))
+    is_answered = num_asked == 3
+    with nullcontext() if is_answered else pytest.raises(LocalError, match="in about 4 s"):
+        await _ask(request, Path(), (), timeout_s, wait=wait, explain=False, as_json=False)
+    assert asked == [4.0 * number for number in range(num_asked)]

@@ -75,7 +75,7 @@ EXAMPLES: list[Message] = [
     Accepted(cached_tokens=5, vitals=VITALS),
     Tokens(position=1, tokens=b"1234", text=b"\xe2\x82", logprobs=(LOGPROBS,)),
     Final(reason="stop", usage=USAGE, vitals=VITALS),
-    Failed(code="too_long", message="m", retryable=False),
+    Failed(code="overloaded", message="m", retryable=True, retry_after_ms=1_500),
     Ask(request_id=b"i" * 16, model="", messages=(ChatMessage(role="user", content="é"),), sampling=SAMPLING),
     Route(
         chosen=PEER,

@@ -282,7 +282,7 @@ def test_a_node_that_refuses_is_not_believed_to_hold_what_it_refused() -> None:
     world.handle(ME, RoundTripMeasured(PEER, 0.01))
     (dispatch,) = submit(world)
     assert dispatch.peer == PEER
-    world.handle(ME, FrameReceived(b"r" * 16, 1, Failed(code="overloaded", message="full", retryable=True)))
+    world.handle(ME, FrameReceived(b"r" * 16, 1, Failed(code="internal", message="no", retryable=True)))
     (again,) = submit(world, b"s" * 16)
     matched = {rated.candidate.peer: rated.candidate.matched_tokens for rated in again.decision.rated}
     assert matched[PEER] == STRIDE, "what its digest says, and no more"

@@ -50,8 +50,10 @@ def quiet_world(num_nodes: int = 3) -> World:
     return world
 
 
-def submit(world: World, prompt: list[int] = PROMPT, max_tokens: int = 8, request_id: bytes = REQUEST) -> None:
-    world.handle(ME, RequestSubmitted(request_id, NAMESPACE, prompt, Sampling(max_tokens=max_tokens)))
+def submit(
+    world: World, prompt: list[int] = PROMPT, max_tokens: int = 8, request_id: bytes = REQUEST, client: bytes = b""
+) -> None:
+    world.handle(ME, RequestSubmitted(request_id, NAMESPACE, prompt, Sampling(max_tokens=max_tokens), client))
 
 
 def the(node: Node, kind: type) -> object:
@@ -239,10 +241,10 @@ def test_every_node_failing_is_one_clear_failure() -> None:
     tried = []
     for attempt in range(1, 4):
         tried.append(dispatched(world).peer)
-        frame(world, attempt, Failed(code="overloaded", message="the queue is full", retryable=True))
+        frame(world, attempt, Failed(code="internal", message="the engine died", retryable=True))
     assert sorted(tried) == [ME, HOLDER, OTHER]
     fail = the(world.nodes[ME], Fail)
-    assert isinstance(fail, Fail) and fail.code == "no_peer" and "the queue is full" in fail.message and fail.retryable
+    assert isinstance(fail, Fail) and fail.code == "no_peer" and "the engine died" in fail.message and fail.retryable
 
 
 def test_a_request_that_kills_engines_does_not_walk_through_the_swarm() -> None:
@@ -303,12 +305,75 @@ def test_a_cancelled_request_is_abandoned_and_forgotten() -> None:
 def test_too_many_requests_in_flight_are_refused() -> None:
     world = quiet_world(1)
     limit = world.config.request.max_in_flight
-    for number in range(limit):
+    for number in range(limit // 2):
         submit(world, [1], request_id=number.to_bytes(16, "big"))
     world.nodes[ME].take(Dispatch)
     submit(world, [1])
     fail = the(world.nodes[ME], Fail)
-    assert isinstance(fail, Fail) and fail.code == "overloaded" and fail.retryable
+    assert isinstance(fail, Fail) and fail.code == "overloaded" and fail.retryable and fail.retry_after_ms > 0
+    submit(world, [1], client=b"a light client")
+    assert dispatched(world).peer == ME, "what one client may not have is there for another"
+    world.advance(fail.retry_after_ms / 1000)
+    submit(world, [1], request_id=b"again".ljust(16))
+    assert dispatched(world).peer == ME, "who comes when told finds a place"
+
+
+def test_a_busy_peer_is_left_alone_for_as_long_as_it_said() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    full = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=4_000)
+    frame(world, 1, full)
+    assert dispatched(world).peer != HOLDER
+    observed = world.nodes[ME].overlay._members.observed
+    assert observed.lateness_s(HOLDER, world.now) == 0.0, "to refuse is no fault"
+    world.advance(3.9)
+    submit(world, request_id=b"early".ljust(16))
+    assert dispatched(world).peer != HOLDER
+    world.advance(0.2)
+    submit(world, request_id=b"then".ljust(16))
+    assert dispatched(world).peer == HOLDER
+
+
+def test_a_busy_peer_at_which_nobody_waits_any_more_is_asked_again() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    frame(world, 1, Failed(code="overloaded", message="full", retryable=True, retry_after_ms=100_000))
+    assert dispatched(world).peer != HOLDER
+    for num_waiting, request_id in ((3, b"full"), (0, b"empty")):
+        vitals = msgspec.structs.replace(IDLE, waiting_requests=num_waiting)
+        world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=vitals)))
+        submit(world, request_id=request_id.ljust(16))
+        assert (dispatched(world).peer == HOLDER) == (num_waiting == 0)
+
+
+def test_when_everybody_is_busy_the_client_hears_the_least_of_what_they_said() -> None:
+    world = quiet_world()
+    for request_id in (REQUEST, b"next".ljust(16)):
+        submit(world, request_id=request_id)
+        for attempt, retry_after_ms in ((1, 9_000), (2, 7_000), (3, 2**31 - 1)):
+            if request_id == REQUEST:
+                dispatched(world)
+                busy = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=retry_after_ms)
+                frame(world, attempt, busy)
+        fail = the(world.nodes[ME], Fail)
+        assert isinstance(fail, Fail) and fail.code == "overloaded" and fail.retry_after_ms == 7_000
+    world.nodes[ME].overlay.check_invariants()
+
+
+def test_an_engine_that_refuses_one_client_may_still_serve_another() -> None:
+    world = quiet_world(1)
+    submit(world)
+    dispatched(world)
+    frame(world, 1, Failed(code="overloaded", message="full", retryable=True, retry_after_ms=5_000))
+    assert isinstance(the(world.nodes[ME], Fail), Fail)
+    submit(world, client=b"a light client")
+    assert dispatched(world).peer == ME
 
 
 def test_choosing_among_nobody_is_the_callers_error() -> None:

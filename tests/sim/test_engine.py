@@ -47,8 +47,15 @@ class Bench:
     def submit(self, name: bytes, blocks: Sequence[int], num_answer: int = 1, extra_tokens: int = 0) -> Job:
         num_prompt = len(blocks) * STRIDE + extra_tokens
         job = Job(name, 1, tuple(blocks), (0,) * (num_prompt + num_answer), num_prompt, num_answer)
-        self.engine.submit(job, self.now)
+        assert not self.engine.submit(job, self.now)
         return job
+
+    def knock(self, name: bytes, client: bytes) -> float:
+        """A prompt of ten blocks that nobody else sends, of ``client``."""
+        self._number += 1
+        chain = range(1_000 * self._number, 1_000 * self._number + 10)
+        job = Job(name, 1, tuple(chain), (0,) * (10 * STRIDE + 1), 10 * STRIDE, 1, client)
+        return self.engine.submit(job, self.now)
 
     def run(self, until: float = 1e9) -> None:
         while self._heap and self._heap[0][0] <= until:
@@ -194,3 +201,18 @@ def test_machines_are_within_their_bounds() -> None:
     assert all(300 <= one.prefill_rate <= 3_000 and 10 <= one.decode_rate <= 60 for one in specs)
     assert {one.slots for one in specs} == set(range(1, 9))
     assert all(600 <= one.cache_blocks <= 2_400 for one in specs)
+
+
+def test_who_floods_an_engine_is_refused_for_a_while_and_delays_nobody() -> None:
+    bench = Bench()
+    retries_s = [bench.knock(b"hog %d" % number, b"hog") for number in range(40)]
+    # One begins; of the others half of the queue.
+    assert retries_s[:33] == [0.0] * 33 and min(retries_s[33:]) > 0
+    assert bench.knock(b"small", b"small") == 0.0
+    bench.run(until=2.0)
+    assert b"small" in bench.first and len(bench.begun) == 4, "its turn comes with the next start or the one after"
+    bench.run(until=retries_s[33])
+    bench.now = retries_s[33]
+    assert bench.knock(b"again", b"hog") == 0.0
+    bench.run()
+    assert len(bench.done) == 35

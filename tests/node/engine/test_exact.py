@@ -20,11 +20,11 @@ from node.engine import ipc
 from node.engine.engine import EngineRequest, EngineTokens
 from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
+from node.engine.job import Limits
 from node.engine.llama import OK, RESTORED, BatchRow, L, Llama, Sampler
 from node.engine.loop import StepLoop
 from node.engine.models import resolve_model
 from node.engine.process import open_engine
-from node.engine.scheduler import Limits
 from node.engine.settings import EngineSettings
 from node.engine.tier import MIB, Tier
 from node.engine.tier_store import TierStore

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from node.engine import ipc, loop
 from node.engine.engine import COALESCE_S
 from node.engine.grammar import Grammar
+from node.engine.job import Limits
 from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, Allowed, BatchRow, Llama, Sampler
 from node.engine.loop import StepLoop
-from node.engine.scheduler import Limits
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Sampling

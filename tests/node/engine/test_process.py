@@ -203,8 +203,8 @@ async def test_more_than_a_thousand_requests_at_once_are_answered_or_refused() -
         assert all(item.code == "overloaded" and item.retryable for item in refusals)
         assert sum("in flight" in item.message for item in refusals) == 50
         answered = [item for item in last if isinstance(item, EngineDone)]
-        # The queue holds 64, and nothing is refused before it is full.
-        assert len(answered) >= 64 and len(answered) + len(refusals) == count
+        # The queue holds 64, of one client half of that, and nothing is refused before.
+        assert len(answered) >= 32 and len(answered) + len(refusals) == count
         await until_idle(running)
         assert running.vitals().waiting_requests == running.vitals().active_requests == 0
         assert running.num_restarts == 0

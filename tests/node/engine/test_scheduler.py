@@ -7,8 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from node.engine.job import Job, Limits, Refusal
 from node.engine.rates import RateMeter, prefill_budget
-from node.engine.scheduler import Admission, Job, Limits, Refusal, Scheduler
+from node.engine.scheduler import Admission, Scheduler
+from proto.shares import MAX_RETRY_S
 
 LIMITS = Limits(num_cells=100, context_tokens=100, num_vocab=10, num_sequences=9, slots=4, batch_tokens=64)
 
@@ -17,8 +19,8 @@ def scheduler(**changes: int) -> Scheduler:
     return Scheduler(replace(LIMITS, **changes))  # type: ignore[arg-type]
 
 
-def submit(sched: Scheduler, key: int, prompt: list[int], max_tokens: int = 4) -> Job:
-    job = sched.submit(key, prompt, max_tokens, 0.0)
+def submit(sched: Scheduler, key: int, prompt: list[int], max_tokens: int = 4, client: bytes = b"") -> Job:
+    job = sched.submit(key, prompt, max_tokens, 0.0, client=client)
     assert isinstance(job, Job), job
     return job
 
@@ -80,9 +82,11 @@ def test_jobs_expire_wherever_they_are() -> None:
 def test_the_queue_is_bounded_and_max_tokens_is_cut_to_the_context() -> None:
     sched = scheduler(max_waiting=2)
     assert submit(sched, 1, [1] * 90, 1_000).max_tokens == 10
-    submit(sched, 2, [1])
-    refusal = sched.submit(3, [1], 1, 0.0)
+    refusal = sched.submit(2, [1], 1, 0.0)
     assert isinstance(refusal, Refusal) and refusal.code == "overloaded" and refusal.retryable
+    assert refusal.retry_after_s > 0
+    submit(sched, 3, [1], client=b"other")
+    assert isinstance(sched.submit(4, [1], 1, 0.0, client=b"third"), Refusal)
 
 
 def test_a_second_turn_reuses_the_first_with_its_answer() -> None:
@@ -302,10 +306,15 @@ def test_rates() -> None:
     assert prefill_budget(0, 0, 2048, can_abort=False) == 256
 
 
+CLIENTS = (b"", b"one", b"two", b"three")
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random requests over a tiny alphabet; real cells are tracked as sets, as llama.cpp would hold them."""
 
-    LIMITS = Limits(num_cells=48, context_tokens=40, num_vocab=3, num_sequences=9, slots=3, batch_tokens=16)
+    LIMITS = Limits(
+        num_cells=48, context_tokens=40, num_vocab=3, num_sequences=9, slots=3, max_waiting=12, batch_tokens=16
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,6 +325,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.key = 0
         self.now = 0.0
         self.mirror: dict[int, tuple[int, ...]] = {}
+        self.comes_at: dict[bytes, tuple[float, float]] = {}
+        """When clients were refused first and when they were told to come again."""
 
     @initialize(demote_idle=st.booleans())
     def start(self, demote_idle: bool) -> None:
@@ -335,14 +346,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.share(job)
         self.clear(self.sched.finish(job, self.now))
 
-    @rule(prompt=st.lists(st.integers(0, 2), min_size=1, max_size=38), max_tokens=st.integers(1, 9))
-    def submit(self, prompt: list[int], max_tokens: int) -> None:
+    @rule(
+        prompt=st.lists(st.integers(0, 2), min_size=1, max_size=38),
+        max_tokens=st.integers(1, 9),
+        client=st.sampled_from(CLIENTS),
+    )
+    def submit(self, prompt: list[int], max_tokens: int, client: bytes) -> None:
         self.key += 1
-        assert isinstance(self.sched.submit(self.key, prompt, max_tokens, self.now), Job)
+        num_own, num_waiting = self.sched.waiting.num_of(client), len(self.sched.waiting)
+        outcome = self.sched.submit(self.key, prompt, max_tokens, self.now, client=client)
+        if isinstance(outcome, Refusal):
+            assert outcome.code == "overloaded" and 0 < outcome.retry_after_s <= MAX_RETRY_S
+            assert num_waiting, "an engine at which nobody waits refuses nobody"
+            self.comes_at.setdefault(client, (self.now, self.now + outcome.retry_after_s))
+        else:
+            assert num_waiting < 12 and num_own <= 6
+            self.comes_at.pop(client, None)
 
-    @rule(prefix=st.integers(0, 1), length=st.integers(33, 37), last=st.integers(0, 2))
-    def submit_similar(self, prefix: int, length: int, last: int) -> None:
-        self.submit([prefix] * length + [last], 2)
+    @rule(prefix=st.integers(0, 1), length=st.integers(33, 37), last=st.integers(0, 2), client=st.sampled_from(CLIENTS))
+    def submit_similar(self, prefix: int, length: int, last: int, client: bytes) -> None:
+        self.submit([prefix] * length + [last], 2, client)
+
+    @precondition(lambda self: self.comes_at)
+    @rule(data=st.data())
+    def come_again(self, data: st.DataObject) -> None:
+        """Who comes when it was told finds a place, unless there is none at all."""
+        client = data.draw(st.sampled_from(sorted(self.comes_at)))
+        refused_at, at = self.comes_at.pop(client)
+        self.now = max(self.now, at)
+        has_place, is_late = len(self.sched.waiting) < 12, self.now - at > 0.9 * (at - refused_at)
+        self.submit([1], 1, client)
+        assert is_late or has_place == (client not in self.comes_at)
+
+    @precondition(lambda self: self.sched.waiting)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        self.sched.withdraw(data.draw(st.sampled_from(list(self.sched.waiting))))
 
     @rule()
     def admit(self) -> None:

@@ -1,0 +1,232 @@
+"""Shares of a bounded queue and the order in which it is served."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from proto.fair_queue import MAX_CLIENTS, FairQueue
+from proto.messages import Failed
+from proto.overload import MAX_BUSY, BusyPeers, EntryPlaces
+from proto.shares import MAX_RETRY_S, MIN_RETRY_S, Pace, Shares
+
+A, B, C = b"a", b"b", b"c"
+
+
+@dataclass(eq=False)
+class Item:
+    client: bytes
+    tokens: int = 100
+
+
+def filled(*clients: bytes, places: int = 64) -> FairQueue[Item]:
+    queue = FairQueue[Item](places)
+    for client in clients:
+        assert queue.join(Item(client), 0.0) == 0.0
+    return queue
+
+
+def served(queue: FairQueue[Item], num: int) -> bytes:
+    """The clients of the next ``num``."""
+    order = b""
+    for _ in range(num):
+        item = next(iter(queue))
+        queue.start(item, item.tokens, 0.0)
+        order += item.client
+    return order
+
+
+def test_clients_take_turns_by_the_work_done_for_them() -> None:
+    assert served(filled(A, A, A, B, B, B), 6) == b"ababab"
+    queue = filled(A, A, A, A)
+    queue.join(Item(B, 300), 0.0)
+    queue.join(Item(B, 300), 0.0)
+    assert served(queue, 6) == b"abaaab", "one of 300 tokens is as good as three of 100"
+    queue = filled(A, A, B, B)
+    queue.charge_answer(A, 60)
+    assert served(queue, 4) == b"bbaa", "answers count twice"
+
+
+def test_nobody_saves_up_while_it_asks_nothing() -> None:
+    queue = filled(A, A, A, A, A, A)
+    assert served(queue, 3) == b"aaa"
+    queue.join(Item(B), 0.0)
+    queue.join(Item(B), 0.0)
+    assert served(queue, 4) == b"abab"
+    queue = filled(A)
+    assert served(queue, 1) == b"a"
+    for client in (B, A, B, A):  # Nobody waits: the newcomer begins where the last one is.
+        queue.join(Item(client), 0.0)
+    assert served(queue, 4) == b"baba"
+
+
+def test_what_is_started_in_vain_comes_first_again_and_is_not_counted() -> None:
+    queue = filled(A, A, B)
+    first = next(iter(queue))
+    queue.start(first, 100, 0.0)
+    queue.put_back(first, 100)
+    assert next(iter(queue)) is first and served(queue, 3) == b"aba"
+    queue.check_invariants()
+
+
+def test_one_client_gets_half_and_each_more_of_what_is_left() -> None:
+    queue = filled(*[A] * 32)
+    assert queue.join(Item(A), 0.0) > 0
+    for client, places in ((B, 16), (C, 8), (b"d", 4)):
+        for _ in range(places):
+            assert queue.join(Item(client), 0.0) == 0.0
+        assert queue.join(Item(client), 0.0) > 0
+    assert len(queue) == 60
+
+
+def test_forgotten_clients_do_not_pile_up() -> None:
+    queue = FairQueue[Item](64)
+    for number in range(3 * MAX_CLIENTS):
+        item = Item(b"%d" % number, number % 7)
+        assert queue.join(item, 0.0) == 0.0
+        queue.start(item, item.tokens, 0.0)
+        queue.check_invariants()
+
+
+def test_a_client_whose_own_would_wait_too_long_is_refused_but_never_its_first() -> None:
+    queue = FairQueue[Item](64, max_wait_s=60.0)
+    queue.join(Item(A), 0.0)
+    queue.blocked(0.0)
+    queue.start(next(iter(queue)), 100, 25.0)
+    assert [queue.join(Item(A), 25.0) > 0 for _ in range(4)] == [False, False, False, True]
+    assert queue.join(Item(B), 25.0) == 0.0
+
+
+def test_an_appointment_is_kept_from_both_sides() -> None:
+    shares = Shares(8)
+    shares.pace.waits(0.0)
+    shares.pace.freed(2.0, somebody_waits=True)
+    assert shares.join(A, 4, 4, 1.0, 2.0) == pytest.approx(2.0)
+    assert shares.join(A, 3, 3, 1.0, 3.0) == pytest.approx(1.0), "though there is room just now"
+    assert shares.join(B, 0, 3, 0.5, 3.0) == 0.0
+    assert shares.join(A, 5, 7, 0.5, 4.0) == 0.0, "though others took what was free"
+    assert shares.join(A, 5, 8, 0.5, 4.0) > 0, "once"
+
+
+def test_an_appointment_moves_when_it_is_far_too_late_or_nobody_waits() -> None:
+    shares = Shares(8)
+    assert shares.join(A, 4, 4, 1.0, 0.0, guess_s=100.0) == 100.0
+    assert shares.join(A, 1, 1, 1.0, 1.0, guess_s=60.0) == 99.0
+    assert shares.join(A, 1, 1, 1.0, 1.0, guess_s=10.0) == 10.0
+    assert shares.join(A, 0, 0, 1.0, 1.0) == 0.0
+
+
+def test_an_appointment_lapses() -> None:
+    shares = Shares(8)
+    assert shares.join(A, 4, 4, 1.0, 0.0, guess_s=5.0) == 5.0
+    assert shares.join(A, 4, 4, 1.0, 15.1, guess_s=5.0) == 5.0
+
+
+@given(
+    own=st.integers(0, 64), others=st.integers(0, 64), part=st.floats(0.01, 1), guess=st.floats(0, 1e9),
+    max_wait=st.floats(0.001, 1e6),
+)  # fmt: skip
+def test_every_refusal_says_a_time_within_bounds(
+    own: int, others: int, part: float, guess: float, max_wait: float
+) -> None:
+    wait_s = Shares(64, max_wait).join(A, own, own + others, part, 0.0, guess)
+    assert wait_s == 0.0 or MIN_RETRY_S <= wait_s <= MAX_RETRY_S
+    if own + others == 0 or (own == 0 and others < 64):
+        assert wait_s == 0.0
+
+
+def test_the_pace_counts_only_while_somebody_waits() -> None:
+    pace = Pace()
+    pace.freed(1.0, somebody_waits=False)
+    assert pace.seconds(1.0, guess_s=7.0) == 7.0
+    pace.waits(10.0)
+    pace.freed(12.0, somebody_waits=True)
+    pace.freed(14.0, somebody_waits=False)
+    assert pace.seconds(1_000.0, guess_s=7.0) == pytest.approx(2.0)
+    pace.waits(2_000.0)
+    assert pace.seconds(2_100.0, guess_s=7.0) > 50, "a stall is noticed while it lasts"
+
+
+def test_busy_peers_are_remembered_within_bounds() -> None:
+    busy = BusyPeers()
+    for number in range(2 * MAX_BUSY):
+        busy.refused(b"%d" % number, Failed(code="overloaded", message="", retryable=True), 0.0)
+    assert not busy.is_busy(b"0", 0.5) and busy.is_busy(b"%d" % MAX_BUSY, 0.5)
+    busy.refused(A, Failed(code="overloaded", message="", retryable=True, retry_after_ms=2**31 - 1), 0.0)
+    assert busy.is_busy(A, MAX_RETRY_S - 1) and not busy.is_busy(A, MAX_RETRY_S + 1)
+    assert busy.least_wait_ms([A, B], 0.0) == 1_000 * MAX_RETRY_S and busy.least_wait_ms([B], 0.0) == 0
+
+
+def test_an_entrys_places_are_shared_and_its_pace_is_that_of_requests_that_end() -> None:
+    places, in_flight = EntryPlaces(8), list[Item]()
+    for _ in range(4):
+        assert places.join(A, in_flight, 0.0) == 0.0
+        in_flight.append(Item(A))
+    assert places.join(A, in_flight, 0.0) > 0
+    assert places.join(B, in_flight, 0.0) == 0.0
+    in_flight.append(Item(B))
+    del in_flight[:2]  # Two end in 10 s.
+    assert places.join(B, in_flight, 10.0) == 0.0
+    in_flight.append(Item(B))
+    assert places._shares.pace.seconds(10.0, 1.0) == pytest.approx(5.0, rel=0.05)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Whoever received least comes next, no counter falls, and the bound holds, whatever happens in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = FairQueue[Item](12)
+        self.now = 0.0
+        self.running: list[Item] = []
+
+    @rule(client=st.sampled_from([A, B, C]), tokens=st.integers(1, 1_000), after=st.floats(0, 5))
+    def join(self, client: bytes, tokens: int, after: float) -> None:
+        self.now += after
+        item, num_taken = Item(client, tokens), len(self.queue)
+        before = self.queue.counter(client)
+        wait_s = self.queue.join(item, self.now)
+        assert (item in self.queue) == (wait_s == 0.0)
+        assert self.queue.counter(client) >= before
+        if num_taken == 0:
+            assert wait_s == 0.0
+        if num_taken == 12:
+            assert wait_s > 0
+
+    @precondition(lambda self: len(self.queue))
+    @rule(after=st.floats(0, 5))
+    def start(self, after: float) -> None:
+        self.queue.blocked(self.now)
+        self.now += after
+        counters = {client: self.queue.counter(client) for client in (A, B, C) if self.queue.num_of(client)}
+        item = next(iter(self.queue))
+        assert counters[item.client] == min(counters.values())
+        self.queue.start(item, item.tokens, self.now)
+        self.running.append(item)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), num_tokens=st.integers(0, 100))
+    def decode(self, data: st.DataObject, num_tokens: int) -> None:
+        self.queue.charge_answer(data.draw(st.sampled_from(self.running)).client, num_tokens)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def put_back(self, data: st.DataObject) -> None:
+        item = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.queue.put_back(item, item.tokens)
+
+    @precondition(lambda self: len(self.queue))
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        self.queue.withdraw(data.draw(st.sampled_from(list(self.queue))))
+
+    @invariant()
+    def books(self) -> None:
+        self.queue.check_invariants()
+        assert len(list(self.queue)) == len(self.queue)
+
+
+QueueMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+test_books_of_the_queue = QueueMachine.TestCase
