@@ -324,6 +324,7 @@ def test_a_busy_peer_is_left_alone_for_as_long_as_it_said() -> None:
     world.advance(2)
     submit(world)
     assert dispatched(world).peer == HOLDER
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, msgspec.structs.replace(IDLE, waiting_requests=1)))
     full = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=4_000)
     frame(world, 1, full)
     assert dispatched(world).peer != HOLDER
