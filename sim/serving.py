@@ -19,6 +19,7 @@ from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsCh
 from proto.messages import Accepted, Final, Sampling, ServingFrame, Tokens, Usage
 from proto.routing import ROUND_TRIPS, Candidate
 from sim.engine import Engine, EngineSpec, Job, Listener
+from sim.host import Host
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
@@ -76,6 +77,8 @@ class Serving:
 
     world: World
     specs: Sequence[EngineSpec]
+    host: Host | None = None
+    """The machine that all engines share; None: each has its own."""
     engines: list[Engine | None] = field(default_factory=list)
     """None: that node is not up."""
     busy_s: list[float] = field(default_factory=list)
@@ -111,7 +114,7 @@ class Serving:
             world.call(time, lambda: action() if self.engines[number] is engine else None)
 
         listener = Listener(at, self._on_begin, self._on_first, self._on_done, tell_cache, tell_load)
-        engine = self.engines[number] = Engine(self.specs[number], listener)
+        engine = self.engines[number] = Engine(self.specs[number], listener, self.host)
         world.serve(node, engine.vitals(world.now), engine.spec.context_tokens)
 
     def stop(self, number: int) -> None:

@@ -1,23 +1,13 @@
 """``mycelia simulate``: its command line. Heavy imports happen inside."""
 
-import math
 from pathlib import Path
-from typing import Any
 
 import click
 
+from node.bench.options import FiniteRange as _Finite
+
 DEFAULT_RATE = 8.0
 _DEFAULT_SEEDS = 3
-
-
-class _Finite(click.FloatRange):
-    """A FloatRange takes NaN, and infinity where it has no end."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
 
 
 @click.command(
