@@ -17,19 +17,19 @@ import trio
 
 from node.bench.engine import OurEngine
 from node.bench.report import Progress
-from node.bench.target import Timing
 from node.engine.process import ProcessEngine, open_engine
 from node.engine.settings import EngineSettings
 from proto.blocks import STRIDE
 from proto.errors import LocalError
 from proto.messages import ChatMessage
+from proto.radix import common_prefix
 from sim.engine import EngineSpec
 
 NUM_COLD, NUM_WARM = 6, 6
 DECODED_TOKENS = 32
 AT_ONCE_RUNS = 2
 _WARM_SHARE = 0.5
-"""A prompt is warm if this much of it was cached."""
+"""A prompt is warm if this much of it should be cached."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,18 @@ def _check_room(engine: ProcessEngine, prompts: Sequence[Sequence[int]], max_tok
 
 
 async def _measure_alone(target: OurEngine, prompts: Sequence[Sequence[int]], cells: int) -> EngineSpec:
-    """Its prompts cold, and those after them that find most of themselves cached."""
-    timings: dict[bool, list[tuple[int, Timing]]] = {False: [], True: []}
-    enough = {False: NUM_COLD, True: NUM_WARM}
+    """Some prompts cold, and some that find most of themselves cached after those."""
+    asked: list[Sequence[int]] = []
+    measured: list[tuple[int, int, float]] = []
+    missing = {False: NUM_COLD, True: NUM_WARM}
     for prompt in prompts:
-        if all(len(timings[is_warm]) >= enough[is_warm] for is_warm in enough):
-            break
-        timing = await target.complete(prompt, 1)
-        is_warm = timing.cached_tokens > _WARM_SHARE * len(prompt)
-        timings[is_warm].append((len(prompt), timing))
-    measured = [*timings[False][:NUM_COLD], *timings[True][:NUM_WARM]]
-    start_s, token_s, depth_s = fit_prefill(
-        [(timing.cached_tokens, num_prompt, timing.ttft_s) for num_prompt, timing in measured]
-    )
+        is_warm = any(common_prefix(prompt, other) > _WARM_SHARE * len(prompt) for other in asked)
+        if missing[is_warm]:
+            missing[is_warm] -= 1
+            asked.append(prompt)
+            timing = await target.complete(prompt, 1)
+            measured.append((timing.cached_tokens, len(prompt), timing.ttft_s))
+    start_s, token_s, depth_s = fit_prefill(measured)
     decoded = await target.complete(prompts[0], 1 + DECODED_TOKENS)
     num_decoded = decoded.completion_tokens - 1
     decode_s = (decoded.total_s - decoded.ttft_s) / num_decoded if num_decoded > 0 else token_s
