@@ -26,7 +26,7 @@ from proto.radix import common_prefix
 from sim.engine import EngineSpec
 
 NUM_COLD, NUM_WARM = 6, 6
-DECODED_TOKENS = 32
+DECODED_TOKENS, NUM_SHUFFLED = 32, 50
 AT_ONCE_RUNS = 2
 _WARM_SHARE = 0.5
 """A prompt is warm if this much of it should be cached."""
@@ -60,9 +60,9 @@ async def calibrate(
         _check_room(engines[0], prompts, max_tokens)
         targets = [OurEngine(engine) for engine in engines]
         progress.step("one engine alone")
-        spec = await _measure_alone(targets[0], prompts, settings.cells or 0)
-        typical = sorted(prompts, key=len)[len(prompts) // 2]
         rng = random.Random(seed)  # noqa: S311  no secret
+        spec = await _measure_alone(targets[0], prompts, settings.cells or 0, rng)
+        typical = sorted(prompts, key=len)[len(prompts) // 2]
         walls_s = []
         for count in range(1, num_engines + 1):
             progress.step(f"{count} engines at once")
@@ -85,7 +85,9 @@ def _check_room(engine: ProcessEngine, prompts: Sequence[Sequence[int]], max_tok
         )
 
 
-async def _measure_alone(target: OurEngine, prompts: Sequence[Sequence[int]], cells: int) -> EngineSpec:
+async def _measure_alone(
+    target: OurEngine, prompts: Sequence[Sequence[int]], cells: int, rng: random.Random
+) -> EngineSpec:
     """Some prompts cold, and some that find most of themselves cached after those."""
     asked: list[Sequence[int]] = []
     measured: list[tuple[int, int, float]] = []
@@ -98,7 +100,8 @@ async def _measure_alone(target: OurEngine, prompts: Sequence[Sequence[int]], ce
             timing = await target.complete(prompt, 1)
             measured.append((timing.cached_tokens, len(prompt), timing.ttft_s))
     start_s, token_s, depth_s = fit_prefill(measured)
-    decoded = await target.complete(prompts[0], 1 + DECODED_TOKENS)
+    # (to a question of MMLU the answer may be one token)
+    decoded = await target.complete(rng.sample(prompts[0], min(len(prompts[0]), NUM_SHUFFLED)), 1 + DECODED_TOKENS)
     num_decoded = decoded.completion_tokens - 1
     decode_s = (decoded.total_s - decoded.ttft_s) / num_decoded if num_decoded > 0 else token_s
     return EngineSpec(

@@ -138,11 +138,11 @@ Examples:
     "--rtt", type=FiniteRange(0, 2_000), default=80.0, show_default=True, metavar="MS", help="Between all nodes."
 )
 @click.option("--zipf", type=FiniteRange(0, 3), default=1.0, show_default=True, help="Skew of the subjects.")
-@click.option("--requests", type=click.IntRange(1, 100_000), default=160, show_default=True, help="To each policy.")
+@click.option("--requests", type=click.IntRange(1, 100_000), default=120, show_default=True, help="To each policy.")
 @click.option(
     "--load",
     type=FiniteRange(0, 100, min_open=True),
-    default=1.0,
+    default=0.8,
     show_default=True,
     help="Requests a second, of what all nodes could answer with nothing cached.",
 )
@@ -160,7 +160,7 @@ Examples:
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
 @click.option(
-    "--cells", type=click.IntRange(256, 4_194_304), default=6_144, show_default=True, help="KV cells of each node."
+    "--cells", type=click.IntRange(256, 4_194_304), default=8_192, show_default=True, help="KV cells of each node."
 )
 @click.option(
     "--data",
@@ -192,7 +192,8 @@ def swarm(
 
     The distance is made by a proxy in front of each node. Prompts are MMLU's with five examples; they come as a Poisson
     process, in at random nodes. The simulator gets the same requests and the speed of this machine, which is measured
-    first. TTFT is that of the client, from its HTTP request to the first text. About ten minutes on two cores.
+    first: leave the machine alone meanwhile. TTFT is that of the client, from its HTTP request to the first text. About
+    ten minutes on two cores.
     """
     from node.bench.swarm import SwarmBench, bench_swarm, show_swarm
     from node.cli import run
