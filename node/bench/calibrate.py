@@ -18,7 +18,7 @@ import trio
 from node.bench.engine import OurEngine
 from node.bench.report import Progress
 from node.engine.process import ProcessEngine, open_engine
-from node.engine.settings import EngineSettings
+from node.engine.settings import EngineSettings, usable_cores
 from proto.blocks import STRIDE
 from proto.errors import LocalError
 from proto.messages import ChatMessage
@@ -28,6 +28,8 @@ from sim.engine import EngineSpec
 NUM_COLD, NUM_WARM = 6, 6
 DECODED_TOKENS, NUM_SHUFFLED = 32, 50
 AT_ONCE_RUNS = 2
+ENGINES_A_CORE = 2
+"""Measured at once, at most: more of them only divide what the cores do."""
 _WARM_SHARE = 0.5
 """A prompt is warm if this much of it should be cached."""
 
@@ -54,6 +56,7 @@ async def calibrate(
 ) -> Machine:
     """Start engines, measure, end them. Raises LocalError when one fails, or the cache is too small for a prompt."""
     async with AsyncExitStack() as stack:
+        num_engines = num_measured(num_engines)
         progress.step(f"starting {num_engines} engines")
         engines = [await stack.enter_async_context(open_engine(settings)) for _ in range(num_engines)]
         prompts = [await _tokens(engines[0], text) for text in texts]
@@ -68,9 +71,21 @@ async def calibrate(
             progress.step(f"{count} engines at once")
             runs = [await _at_once(targets[:count], typical, rng) for _ in range(AT_ONCE_RUNS)]
             walls_s.append(median(runs))
-        speeds = [walls_s[0] / wall_s for wall_s in walls_s]
-        # More engines are never faster: what looks like it is noise.
-        return Machine(spec, tuple(min(speeds[: place + 1]) for place in range(num_engines)), prompts)
+        return Machine(spec, speeds_of(walls_s, usable_cores() / settings.num_threads), prompts)
+
+
+def num_measured(num_engines: int) -> int:
+    """How many of ``num_engines`` are started."""
+    return min(num_engines, ENGINES_A_CORE * usable_cores())
+
+
+def speeds_of(walls_s: Sequence[float], num_at_full_speed: float) -> tuple[float, ...]:
+    """Of each engine while 1, 2, ... compute, from how long equal prompts took then. What other programs did meanwhile
+    makes some of them too good to be true: more engines are never faster, nor all together than the cores there are."""
+    speeds: list[float] = []
+    for count, wall_s in enumerate(walls_s, start=1):
+        speeds.append(min(walls_s[0] / wall_s, max(num_at_full_speed, 1.0) / count, speeds[-1] if speeds else 1.0))
+    return tuple(speeds)
 
 
 async def _tokens(engine: ProcessEngine, text: str) -> list[int]:

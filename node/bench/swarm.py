@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from node.bench.calibrate import Machine, calibrate
+from node.bench.calibrate import Machine, calibrate, num_measured
 from node.bench.mmlu import draw_prompts, load_subjects, made_up_subjects
 from node.bench.real_swarm import Question, Run, SwarmSettings, open_real_swarm
 from node.bench.report import Progress, Report, Row, report_of, row_of
@@ -113,7 +113,7 @@ async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
         draw_prompts(subjects, bench.num_requests, bench.zipf, random.Random(f"prompts {bench.seed + run}"))  # noqa: S311
         for run in range(bench.runs)
     ]
-    progress = Progress(2 + bench.num_nodes + bench.runs * len(bench.policies) * (1 + STEPS_A_RUN))
+    progress = Progress(2 + num_measured(bench.num_nodes) + bench.runs * len(bench.policies) * (1 + STEPS_A_RUN))
     settings = _engine_settings(bench)
     flat = [text for one in texts for text in one]
     machine = await calibrate(settings, bench.num_nodes, flat, bench.max_tokens, bench.seed, progress)
@@ -254,7 +254,7 @@ def rows_of(rounds: Sequence[Round], machine: Machine, rate: float) -> list[Row]
         row_of("prefill_depth_us", "us a token and token before it", [machine.spec.depth_s * 1e6]),
         row_of("prefill_start_ms", "ms", [machine.spec.start_s * 1e3]),
         row_of("decode_rate", "tokens/s, one engine alone", [machine.spec.decode_rate]),
-        row_of("speed_all", "of an engine when all compute", [machine.speeds[-1]]),
+        row_of("speed_shared", f"of an engine, {len(machine.speeds)} at once", [machine.speeds[-1]]),
     ]
     return rows
 

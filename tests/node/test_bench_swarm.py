@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from node.bench.calibrate import Machine, fit_prefill
+from node.bench.calibrate import Machine, fit_prefill, speeds_of
 from node.bench.mmlu import draw_prompts, load_subjects, made_up_subjects
 from node.bench.real_swarm import Outcome, Question, Run
 from node.bench.report import report_of
@@ -91,6 +91,12 @@ def test_a_fit_of_noise_has_no_negative_cost() -> None:
     measured = [(0, rng.randint(200, 900), rng.uniform(0.5, 5.0)) for _ in range(12)]
     start, token, depth = fit_prefill(measured)
     assert token > 0 and start >= 0 and depth >= 0
+
+
+def test_speeds_are_never_more_than_the_cores() -> None:
+    assert speeds_of([3.0, 3.0, 4.5, 6.0], 2) == pytest.approx((1.0, 1.0, 2 / 3, 0.5))
+    assert speeds_of([4.0, 3.0, 4.0, 6.0], 2) == pytest.approx((1.0, 1.0, 2 / 3, 0.5)), "the first one was disturbed"
+    assert speeds_of([1.0, 2.0], 0.5) == pytest.approx((1.0, 0.5)), "one with more threads than cores"
 
 
 def test_the_bound_counts_tokens() -> None:
