@@ -48,6 +48,8 @@ from proto.floors import Floor
 from proto.messages import Ask, ChatMessage, EntryFrame
 from proto.overlay import Overlay, PeerView
 from proto.radix import RadixTree
+from proto.routing import Policy
+from sim.policies import make_policy
 
 log = structlog.get_logger()
 
@@ -65,12 +67,15 @@ class Node:
         epoch: int,
         floors: Sequence[Floor] = (),
         config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
+        policy: Policy | None = None,
     ) -> None:
-        """floors: what ``floors()`` said before the last end of this node."""
+        """floors: what ``floors()`` said before the last end of this node. policy: another rule of who answers than the
+        protocol's own."""
         self._engine = engine
         self._network = network
         self._epoch = epoch
-        self._overlay = Overlay(identity.peer_id, config, random.Random(os.urandom(16)), identity.sign, verify)  # noqa: S311  jitter, no secret
+        rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
+        self._overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._overlay.handle(FloorsRestored(floors), time.time())
         self._driver = OverlayDriver(self._overlay, network, self._perform_request)
         self._entry = Entry(engine, network, self._driver.handle)
@@ -220,6 +225,7 @@ async def run_node(settings: NodeSettings) -> None:
             identity=identity,
             listen=settings.listen,
             bootstrap=settings.bootstrap,
+            announce=settings.announce,
             debug=settings.debug,
         )
         epoch = next_epoch(data_dir, time.time())
@@ -229,7 +235,9 @@ async def run_node(settings: NodeSettings) -> None:
                 nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
             log.info("loading_model", model=str(model_path))
             async with open_engine(engine_settings) as engine, open_network(network_settings) as network:
-                node = Node(identity, engine, network, epoch, load_floors(data_dir))
+                # (only the oracle looks, and no node follows it)
+                policy = make_policy(settings.policy, random.Random(os.urandom(16)), lambda one, chain: one)  # noqa: S311
+                node = Node(identity, engine, network, epoch, load_floors(data_dir), policy=policy)
                 await _run_until_cancelled(node, network, listener, settings)
     log.info("left")
 

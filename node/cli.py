@@ -61,12 +61,19 @@ def cli() -> None:
 Examples:
   mycelia node
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
+  mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
   mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
 )
 @click.option(
     "--listen", multiple=True, metavar="MULTIADDR", help="Accept peers here. Repeatable.  [default: port 7117]"
+)
+@click.option(
+    "--announce",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Tell peers to dial this instead of the addresses listened on: behind a forwarded port. Repeatable.",
 )
 @bootstrap_option
 @data_dir_option
@@ -111,10 +118,18 @@ Examples:
     help="Logits that are the same bits with and without reuse: for tests. CPU only; prefill takes 1.15 times as long,"
     " decoding 4 times for one answer, no longer for 8 at once. Shares prefixes with exact nodes only.",
 )
+@click.option(
+    "--policy",
+    default="mycelia",
+    show_default=True,
+    metavar="NAME",
+    help="Who answers prompts that enter here: for comparisons, see 'mycelia simulate --help'.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 def node(
     listen: tuple[str, ...],
+    announce: tuple[str, ...],
     bootstrap: tuple[str, ...],
     data_dir: Path | None,
     model: str,
@@ -128,6 +143,7 @@ def node(
     cache_dir: Path | None,
     disk_tier: float | None,
     exact: bool,
+    policy: str,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -141,7 +157,9 @@ def node(
         DEFAULT_API_PORT,
         DEFAULT_LISTEN,
         NodeSettings,
+        check_announce,
         check_listen,
+        check_policy,
         default_data_dir,
         read_bootstrap,
         read_tensor_split,
@@ -153,6 +171,7 @@ def node(
         data_dir=data_dir or default_data_dir(),
         model=model,
         listen=check_listen(listen or (DEFAULT_LISTEN,)),
+        announce=check_announce(announce),
         bootstrap=read_bootstrap(bootstrap),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         threads=threads,
@@ -164,6 +183,7 @@ def node(
         cache_dir=cache_dir,
         disk_tier_gib=disk_tier,
         exact=exact,
+        policy=check_policy(policy),
         exit_with_parent=exit_with_parent,
         debug=debug,
     )

@@ -9,6 +9,7 @@ import platformdirs
 
 from node.engine.sizing import Offload
 from proto.errors import LocalError
+from sim.policies import NAMES, ORACLE, OWN
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7117"
 DEFAULT_API_PORT = 7118
@@ -32,6 +33,8 @@ class NodeSettings:
     """Multiaddrs to accept peers on."""
     bootstrap: tuple[str, ...]
     """Full multiaddrs of nodes to join through."""
+    announce: tuple[str, ...]
+    """Multiaddrs that peers are told instead of those listened on; empty: tell those."""
     api_port: int
     """Port of the local API on loopback; 0 takes any free one."""
     threads: int | None = None
@@ -54,6 +57,8 @@ class NodeSettings:
     """Logits that do not depend on reuse, slower."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
+    policy: str = OWN
+    """Who answers prompts that enter here: a name in ``sim.policies``, for comparisons."""
     debug: bool = False
     """Log everything, and check the engine's invariants whenever it becomes idle."""
 
@@ -115,6 +120,20 @@ def check_listen(listen: tuple[str, ...]) -> tuple[str, ...]:
     from node.network.addresses import parse  # (imports multiaddr, which `--help` does not need)
 
     return tuple(_checked(text, "--listen", parse) for text in listen)
+
+
+def check_announce(announce: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises UsageError for what peers could not dial."""
+    from node.network.addresses import parse_announce  # (imports multiaddr, which `--help` does not need)
+
+    return tuple(_checked(text, "--announce", parse_announce) for text in announce)
+
+
+def check_policy(name: str) -> str:
+    """Raises UsageError for a name that is no policy, and for the one that only a simulator can follow."""
+    if name not in NAMES or name == ORACLE:
+        raise UsageError(f"--policy: no policy {name}; there are {', '.join(n for n in NAMES if n != ORACLE)}")
+    return name
 
 
 def _checked(text: str, where: str, parse: Callable[[str], object]) -> str:

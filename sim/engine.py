@@ -10,18 +10,25 @@ The first token comes with the last of the prefill. The cache is the node's own 
 ``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of value, and none that is in use. An
 answer's whole blocks are kept too.
 
-Simplified: decode streams do not slow each other or a prefill down, and a match ends at a whole block.
+Simplified: decode streams do not slow each other or a prefill down, a token costs the same wherever it stands, and a
+match ends at a whole block. The last two can be told otherwise (``EngineSpec``), and engines may share a machine
+(``Host``), for predictions of real ones.
 """
 
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from proto.blocks import STRIDE
 from proto.fair_queue import FairQueue
 from proto.messages import Vitals
 from proto.radix import RadixTree
+from sim.host import Host, Work
+
+RATE_WINDOW_TOKENS = 2_048
+"""Over which a shared engine measures its rate, as real ones do."""
 
 HOLD_WEIGHT = 0.1
 """Of the newest request in the mean of how long slots are held."""
@@ -41,11 +48,23 @@ class EngineSpec:
     """Requests at once."""
     cache_blocks: int
     """KV cells / STRIDE."""
+    grain: int = STRIDE
+    """Tokens in which the cache counts: 1, or STRIDE, with which the tree is 64 times smaller."""
+    start_s: float = 0.0
+    """That a prefill takes besides its tokens."""
+    depth_s: float = 0.0
+    """That a token takes longer for each one before it, whose cells it attends to."""
 
     @property
     def context_tokens(self) -> int:
         """Of prompt and answer, at most."""
         return self.cache_blocks * STRIDE
+
+    def prefill_s(self, cached: int, num_prompt: int) -> float:
+        """Until the first token of a prompt, of which ``cached`` tokens are there."""
+        uncached = num_prompt - cached
+        mean_depth = (cached + num_prompt) / 2
+        return uncached / self.prefill_rate + self.start_s + uncached * self.depth_s * mean_depth
 
 
 def draw_spec(rng: random.Random) -> EngineSpec:
@@ -107,10 +126,16 @@ class Job:
     leaf: int | None = None
     """That keeps its cells."""
     is_over: bool = False
+    work: Work | None = None
+    """On a shared machine: what is computed now."""
 
     @property
     def prompt_chain(self) -> tuple[int, ...]:
         return self.chain[: self.num_prompt // STRIDE]
+
+    def units(self, num_tokens: int, grain: int) -> tuple[int, ...]:
+        """What the cache's tree knows its first tokens by: themselves, or the hashes of whole blocks."""
+        return self.tokens[:num_tokens] if grain == 1 else self.chain[: num_tokens // STRIDE]
 
 
 @dataclass
@@ -132,11 +157,15 @@ class Listener:
 class Engine:
     """See the module's text. ``now`` never goes back."""
 
-    def __init__(self, spec: EngineSpec, listener: Listener) -> None:
+    def __init__(self, spec: EngineSpec, listener: Listener, host: Host | None = None) -> None:
+        """host: the machine that it shares with other engines; None: it has one of its own."""
+        assert spec.grain in (1, STRIDE)
         self.spec = spec
         self._used = Used()
         self._counted_until = 0.0
         """What ``_used`` tells of."""
+        self._host = host
+        self._measured_tokens = self._measured_s = 0.0
         self._tell = listener
         self._hold_s = 0.0
         self._tree = RadixTree()
@@ -171,6 +200,8 @@ class Engine:
             return
         self._count(now)
         found.is_over = True
+        if found.work is not None and self._host is not None:
+            self._host.drop(found.work, now)
         if found is self._prefilling:
             self._prefilling = None
         elif self._decoding.pop(key, None) is not None:
@@ -188,10 +219,12 @@ class Engine:
 
     def match(self, job: Job) -> int:
         """Tokens of its prompt in the cache now. The last one is always computed, for its logits."""
-        return min(self._tree.match(job.prompt_chain)[0] * STRIDE, job.num_prompt - 1)
+        grain = self.spec.grain
+        return min(self._tree.match(job.units(job.num_prompt, grain))[0] * grain, job.num_prompt - 1)
 
     def held_blocks(self, chain: Sequence[int]) -> int:
-        """Leading blocks of ``chain`` in the cache now."""
+        """Leading blocks of ``chain`` in the cache now; for caches that count in blocks."""
+        assert self.spec.grain == STRIDE
         return self._tree.match(chain)[0]
 
     def queued_tokens(self, now: float) -> float:
@@ -200,6 +233,9 @@ class Engine:
         job = self._prefilling
         if job is None:
             return waiting
+        if job.work is not None and self._host is not None:
+            all_s = self.spec.prefill_s(job.cached, job.num_prompt)
+            return waiting + (job.num_prompt - job.cached) * self._host.left_s(job.work, now) / all_s
         return waiting + max(0.0, job.num_prompt - job.cached - (now - job.prefill_s) * self.spec.prefill_rate)
 
     def num_requests(self) -> int:
@@ -207,13 +243,16 @@ class Engine:
         return self._num_active() + len(self._waiting)
 
     def vitals(self, now: float) -> Vitals:
-        """Its rates are measured right."""
+        """Rates are as they are, or on a shared machine as they were lately: 0 before any."""
+        rate = self.spec.prefill_rate
+        if self._host is not None:
+            rate = self._measured_tokens / self._measured_s if self._measured_s else 0.0
         return Vitals(
             queued_tokens=round(self.queued_tokens(now)),
             active_requests=self._num_active(),
             waiting_requests=len(self._waiting),
             slots=self.spec.slots,
-            prefill_rate=round(self.spec.prefill_rate),
+            prefill_rate=round(rate),
             decode_rate=round(self.spec.decode_rate),
             hold_ms=round(1000 * self._hold_s),
         )
@@ -226,7 +265,7 @@ class Engine:
         pins = sum(self._tree.pins(leaf) for leaf in self._tree.seq_ids())
         assert pins == sum(job.leaf is not None for job in self.jobs())
         free = self._tree.least_valuable() is not None
-        assert self._tree.num_tokens <= self.spec.cache_blocks or not free
+        assert self._tree.num_tokens <= self._capacity or not free
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -244,20 +283,29 @@ class Engine:
         if self._waiting:
             self._waiting.blocked(now)
         self._tell.on_begin(job)
-        took_s = (job.num_prompt - job.cached) / self.spec.prefill_rate
-        self._tell.at(now + took_s, lambda: self._prefilled(job, now + took_s))
+        self._compute(job, self.spec.prefill_s(job.cached, job.num_prompt), self._prefilled, now)
+
+    def _compute(self, job: Job, seconds: float, then: Callable[[Job, float], None], now: float) -> None:
+        """``then`` is called when the machine has spent ``seconds`` on it."""
+        if self._host is not None:
+            job.work = self._host.begin(self, seconds, partial(then, job), now)
+        else:
+            self._tell.at(now + seconds, lambda: then(job, now + seconds))
 
     def _prefilled(self, job: Job, now: float) -> None:
         if job.is_over:
             return
         self._count(now)
+        num_new = job.num_prompt - job.cached
+        keep = 0.5 ** (num_new / RATE_WINDOW_TOKENS)
+        self._measured_tokens = self._measured_tokens * keep + num_new
+        self._measured_s = self._measured_s * keep + now - job.prefill_s
         job.first_token_s = now
         self._prefilling = None
         self._decoding[job.request_id, job.attempt] = job
-        self._keep(job, job.prompt_chain, job.num_prompt, now)
+        self._keep(job, job.num_prompt, now)
         self._tell.on_first(job)
-        took_s = (job.num_answer - 1) / self.spec.decode_rate
-        self._tell.at(now + took_s, lambda: self._decoded(job, now + took_s))
+        self._compute(job, (job.num_answer - 1) / self.spec.decode_rate, self._decoded, now)
         self._next(now)
         self._tell.on_load()
 
@@ -271,9 +319,8 @@ class Engine:
         held_s = now - job.prefill_s
         self._hold_s += (held_s - self._hold_s) * (HOLD_WEIGHT if self._hold_s else 1.0)
         self._release(job)
-        if len(job.chain) > len(job.prompt_chain):
-            self._keep(job, job.chain, job.num_prompt + job.num_answer, now)
-            self._release(job)
+        self._keep(job, job.num_prompt + job.num_answer, now)
+        self._release(job)
         self._next(now)
         self._tell.on_done(job)
         self._tell.on_load()
@@ -307,29 +354,35 @@ class Engine:
             self._tree.unpin(job.leaf)
             job.leaf = None
 
-    def _keep(self, job: Job, chain: Sequence[int], num_tokens: int, now: float) -> None:
-        """``chain`` is computed: hold it, pinned for ``job``, and drop what there is no room for."""
-        if not chain:
+    @property
+    def _capacity(self) -> int:
+        return self.spec.context_tokens // self.spec.grain
+
+    def _keep(self, job: Job, num_tokens: int, now: float) -> None:
+        """Its first ``num_tokens`` are computed: hold them, pinned for ``job``, and drop what there is no room for."""
+        grain = self.spec.grain
+        units, num_prompt = job.units(num_tokens, grain), len(job.units(job.num_prompt, grain))
+        if not units or (num_tokens > job.num_prompt and len(units) == num_prompt):
             return
         self._next_leaf += 1
         new = self._next_leaf
         # What its prompt found was counted as a use when that was inserted.
-        counted = len(job.prompt_chain) if len(chain) > len(job.prompt_chain) else 0
-        redundant = self._tree.insert(chain, new, now, counted)
+        counted = num_prompt if len(units) > num_prompt else 0
+        redundant = self._tree.insert(units, new, now, counted)
         stored: list[tuple[int, Sequence[int]]] = []
         if new in self._tree:
             job.leaf = new
-            stored.append((new, job.tokens[: len(chain) * STRIDE]))
+            stored.append((new, job.tokens[: len(units) * grain]))
             for other in self._decoding.values():  # (pins passed to the leaf that extends theirs)
                 if other.leaf in redundant:
                     other.leaf = new
         else:
             redundant = []
-            job.leaf = self._tree.match(chain)[1]
+            job.leaf = self._tree.match(units)[1]
         assert job.leaf is not None
         self._tree.pin(job.leaf)
         dropped = list(redundant)
-        while self._tree.num_tokens > self.spec.cache_blocks:
+        while self._tree.num_tokens > self._capacity:
             victim = self._tree.least_valuable()
             if victim is None:
                 break

@@ -22,6 +22,7 @@ from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingF
 from proto.overload import OVERLOADED
 from proto.routing import ROUND_TRIPS
 from sim.engine import Engine, EngineSpec, Job, Listener, Used
+from sim.host import Host
 from sim.liars import CLAIMED_VITALS, Claims
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
@@ -85,6 +86,8 @@ class Serving:
     specs: Sequence[EngineSpec]
     liars: Sequence[int] = ()
     """Nodes that claim everything, see ``liars.py``."""
+    host: Host | None = None
+    """The machine that all engines share; None: each has its own."""
     engines: list[Engine | None] = field(default_factory=list)
     """None: that node is not up."""
     _used: list[Used] = field(default_factory=list)
@@ -128,7 +131,7 @@ class Serving:
             world.call(time, lambda: action() if self.engines[number] is engine else None)
 
         listener = Listener(at, self._on_begin, self._on_first, self._on_done, tell_cache, tell_load)
-        engine = self.engines[number] = Engine(self.specs[number], listener)
+        engine = self.engines[number] = Engine(self.specs[number], listener, self.host)
         if is_liar:
             self._claims[number] = Claims()
         world.serve(node, self._vitals(number, engine), engine.spec.context_tokens)

@@ -78,6 +78,7 @@ class Scenario:
     liars: float = 0.0
     """Share of nodes that claim everything, see ``liars.py``; never those where requests enter."""
     warm_s: float = 60.0
+    """Before that, at half the rate unless a trace says when prompts come."""
     measured_s: float = 240.0
     objective_s: float = 2.0
     """Time to first token that is good enough."""
@@ -241,7 +242,12 @@ class _Run:
     def _begin_next(self, sessions: Iterator[Session], began: float, clients: random.Random) -> None:
         """Only the next session is made: nobody knows how many there will be."""
         session = next(sessions, None)
-        if session is None or session.at_s >= self.scenario.warm_s + self.scenario.measured_s:
+        if session is None:
+            return
+        # At half the rate while caches are warmed: what waits then, for they are cold, must not be measured.
+        slow_s = 0.0 if self.scenario.trace else self.scenario.warm_s / 2
+        at_s = session.at_s + min(session.at_s, slow_s)
+        if at_s >= self.scenario.warm_s + self.scenario.measured_s:
             return
         entry = clients.randrange(self.scenario.entries)
 
@@ -249,7 +255,7 @@ class _Run:
             self._submit(entry, session, 0)
             self._begin_next(sessions, began, clients)
 
-        self.world.call(began + session.at_s, begin)
+        self.world.call(began + at_s, begin)
 
     def _submit(self, entry: int, session: Session, turn: int) -> None:
         def on_over(record: Record) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from node.bench.options import FiniteRange
+
 MODEL_HELP = "Registered name, or a GGUF file."
 
 
@@ -15,7 +17,8 @@ Examples:
   mycelia bench engine --against llama-server --threads 2 --json > engine.json
   mycelia bench index --against dynamo
   mycelia bench gossip --nodes 200
-  mycelia bench scale --nodes 10000 --only reuse"""
+  mycelia bench scale --nodes 10000 --only reuse
+  mycelia bench swarm --json > swarm.json"""
 )
 def bench() -> None:
     """Measure on this machine, beside what you would use instead."""
@@ -134,3 +137,96 @@ def scale(nodes: int, groups: tuple[str, ...], seed: int, as_json: bool) -> None
     from node.bench.scale import bench_scale
 
     show(bench_scale(nodes, seed, groups), as_json)
+
+
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench swarm
+  mycelia bench swarm --rtt 200 --policy mycelia --policy lmetric --policy random
+  mycelia bench swarm --data ./workloads --runs 3 --json > swarm.json
+  mycelia bench swarm --model fake --cells 65536 --requests 40 --rate 4"""
+)
+@click.option("--nodes", type=click.IntRange(2, 32), default=4, show_default=True, help="Real processes.")
+@click.option(
+    "--rtt", type=FiniteRange(0, 2_000), default=80.0, show_default=True, metavar="MS", help="Between all nodes."
+)
+@click.option("--zipf", type=FiniteRange(0, 3), default=1.0, show_default=True, help="Skew of the subjects.")
+@click.option("--requests", type=click.IntRange(1, 100_000), default=120, show_default=True, help="To each policy.")
+@click.option(
+    "--load",
+    type=FiniteRange(0, 100, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="Requests a second, of what all nodes could answer with nothing cached.",
+)
+@click.option("--rate", type=FiniteRange(0, 1_000, min_open=True), help="Requests a second in all, instead of --load.")
+@click.option("--max-tokens", type=click.IntRange(1, 512), default=4, show_default=True, help="Of an answer.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    default=("mycelia", "random"),
+    show_default=True,
+    metavar="NAME",
+    help="Who answers, see 'mycelia simulate --help'. Repeatable; rows of the first one have no prefix.",
+)
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
+@click.option(
+    "--cells", type=click.IntRange(256, 4_194_304), default=8_192, show_default=True, help="KV cells of each node."
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder with mmlu.jsonl or mmlu.jsonl.gz.  [default: made-up texts of the same lengths]",
+)
+@click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True, help="With other prompts each.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of prompts, arrivals and entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def swarm(
+    nodes: int,
+    rtt: float,
+    zipf: float,
+    requests: int,
+    load: float,
+    rate: float | None,
+    max_tokens: int,
+    policies: tuple[str, ...],
+    model: str,
+    threads: int,
+    cells: int,
+    data: Path | None,
+    runs: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Real nodes on this machine, with distance between them, beside what the simulator predicts of them.
+
+    The distance is made by a proxy in front of each node. Prompts are MMLU's with five examples; they come as a Poisson
+    process, in at random nodes. The simulator gets the same requests and the speed of this machine, which is measured
+    first: leave the machine alone meanwhile. TTFT is that of the client, from its HTTP request to the first text. About
+    ten minutes on two cores.
+    """
+    from node.bench.swarm import SwarmBench, bench_swarm, show_swarm
+    from node.cli import run
+    from node.settings import check_policy
+
+    wanted = SwarmBench(
+        num_nodes=nodes,
+        rtt_s=rtt / 1000,
+        zipf=zipf,
+        load=load,
+        rate=rate,
+        num_requests=requests,
+        max_tokens=max_tokens,
+        policies=tuple(dict.fromkeys(check_policy(name) for name in policies)),
+        runs=runs,
+        seed=seed,
+        data=data,
+        model=model,
+        threads=threads,
+        cells=cells,
+    )
+    show_swarm(*run(partial(bench_swarm, wanted)), as_json)

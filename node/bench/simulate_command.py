@@ -1,29 +1,20 @@
 """``mycelia simulate``: its command line. Heavy imports happen inside."""
 
-import math
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import click
+
+from node.bench.options import FiniteRange as _Finite
 
 if TYPE_CHECKING:
     from sim.traces import TraceRow
 
 DEFAULT_RATE = 8.0
 _DEFAULT_SEEDS = 3
-
-
-class _Finite(click.FloatRange):
-    """A FloatRange takes NaN, and infinity where it has no end."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
 
 
 @click.command(

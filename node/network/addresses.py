@@ -35,6 +35,16 @@ def parse_peer(text: str) -> tuple[bytes, Multiaddr]:
     return peer_from_text(peer), Multiaddr(head)
 
 
+def parse_announce(text: str) -> Multiaddr:
+    """An address that peers are to dial; raises LocalError when they cannot."""
+    address = parse(text)
+    if "/p2p/" in text:
+        raise LocalError(f"leave out /p2p/... of {text}: every node adds its own")
+    if is_wildcard(address) or int(str(address.value_for_protocol("tcp"))) == 0:
+        raise LocalError(f"nobody can dial {text}: give the address and the port at which others reach this node")
+    return address
+
+
 def parse_listen(text: str) -> Multiaddr:
     """An address to listen on; raises LocalError when it is none, or when it cannot be bound right now."""
     address = parse(text)

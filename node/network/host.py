@@ -239,7 +239,7 @@ class Host:
         self.settings = settings
         self.table = table
         self._listen = [addresses.parse_listen(text) for text in settings.listen]
-        self._announce = [addresses.parse(text) for text in settings.announce]
+        self._announce = [addresses.parse_announce(text) for text in settings.announce]
         self._expanded: tuple[float, list[Multiaddr]] = (-math.inf, [])
         self._num_inbound = 0
         self._streams_of: dict[bytes, int] = {}
@@ -321,6 +321,9 @@ class Host:
                     for address in self._listen:  # libp2p skips in silence what it cannot bind
                         if str(address) not in self._swarm.listeners:
                             raise LocalError(f"cannot listen on {address}; choose another with --listen")
+                    if self._announce:  # (else the addresses that this node tells are these)
+                        bound = [str(address) for address in self._host.get_transport_addrs()]
+                        log.info("listening", listen=bound, announce=[str(address) for address in self._announce])
                 yield
             finally:
                 # Leaving libp2p's own run() leaves connections open, and close() takes 0.2 s for each in turn.

@@ -89,6 +89,12 @@ async def test_a_malformed_listen_address(tmp_path: Path) -> None:
     await assert_fails(2, "node", "--data-dir", str(tmp_path), "--listen", "localhost:80", says=["multiaddr"])
 
 
+async def test_what_peers_could_not_dial_and_a_policy_that_is_none(tmp_path: Path) -> None:
+    node = ("node", "--data-dir", str(tmp_path))
+    await assert_fails(2, *node, "--announce", "/ip4/1.2.3.4/tcp/0", says=["--announce", "port"])
+    await assert_fails(2, *node, "--policy", "oracle", says=["--policy", "round_robin"])
+
+
 async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     await assert_fails(1, "node", "--data-dir", str(tmp_path / "file" / "inside"), says=["--data-dir"])

@@ -26,6 +26,7 @@ from network_helpers import (
     tokens,
 )
 
+from node.bench.delay_proxy import open_delay_proxy
 from node.network import discovery, gossip, host, liveness, peers, streams, yamux
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
@@ -116,6 +117,25 @@ async def test_nodes_that_know_only_the_first_find_each_other() -> None:
                 nursery.cancel_scope.cancel()
             assert not log_two.of(Gossiped), "a node does not hear itself"
             assert not any(log.of(Malformed) for log in (log_one, log_two, log_three))
+
+
+async def test_an_announced_address_is_all_that_others_are_told() -> None:
+    """Nodes find each other through a port that forwards to the first one's, and no other way."""
+    async with open_delay_proxy(0.001) as proxy:
+        announced = f"/ip4/127.0.0.1/tcp/{proxy.port}"
+        async with opened(node(announce=(announced,))) as (one, _):
+            assert one.addresses() == [f"{announced}/p2p/{peer_text(one.peer_id)}"]
+            (bound,) = one._host.raw.get_transport_addrs()
+            proxy.forward_to(int(str(bound.value_for_protocol("tcp"))))
+            async with opened(node(bootstrap=tuple(one.addresses()))) as (two, log_two):
+                await log_two.has(Connected, lambda event: event.peer == one.peer_id)
+                async with opened(node(bootstrap=tuple(two.addresses()))) as (three, log_three):
+                    for network in (one, two, three):
+                        await network.join(NAMESPACE)
+                    await log_three.has(Connected, lambda event: event.peer == one.peer_id)
+                    told = three._host.raw.get_peerstore().addrs(ID(one.peer_id))
+                    assert {str(address).partition("/p2p/")[0] for address in told} == {announced}
+    assert proxy.num_connections == 2
 
 
 async def test_control_messages_and_exchanges() -> None:

@@ -107,3 +107,25 @@ def test_dial_order() -> None:
         "/ip4/127.0.0.1/tcp/1",
     ]
     assert len(addresses.in_dial_order([Multiaddr(text) for text in texts], limit=1)) == 1
+
+
+def test_an_announced_address_is_one_that_peers_can_dial() -> None:
+    text = "/ip4/203.0.113.9/tcp/7117"
+    assert str(addresses.parse_announce(text)) == text
+    assert str(addresses.parse_announce("/dns4/example.org/tcp/1")) == "/dns4/example.org/tcp/1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x:80",
+        "/ip4/0.0.0.0/tcp/7117",
+        "/ip6/::/tcp/7117",
+        "/ip4/1.2.3.4/tcp/0",
+        f"/ip4/1.2.3.4/tcp/1/p2p/{peer_text(PEER)}",
+    ],
+)
+def test_other_announced_addresses_are_refused(text: str) -> None:
+    with pytest.raises(LocalError):
+        addresses.parse_announce(text)

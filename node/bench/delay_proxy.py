@@ -1,0 +1,114 @@
+"""A TCP proxy that delays: distance between nodes of one machine, where the kernel offers none.
+
+    dialler --- proxy of a node --- the node
+            one_way_s in each direction
+
+Every byte arrives ``one_way_s`` after the proxy read it, in order, at unlimited bandwidth. What one read brought is
+written in one piece. At most ``WINDOW_BYTES`` of a direction are under way; then the sender is not read any more, as
+with a full TCP window. The end of one direction arrives like a byte and leaves the other one open; a connection that
+breaks on one side is broken on the other.
+
+Not delayed is TCP's own handshake: who dials is connected with the proxy at once. All that is said afterwards is.
+"""
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+READ_BYTES = 65_536
+WINDOW_BYTES = 8 * 1_024 * 1_024
+"""100 MB/s over 80 ms: more than the nodes' Noise can do."""
+
+_BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class DelayProxy:
+    """Listens on a free port of loopback. Made by ``open_delay_proxy``."""
+
+    def __init__(self, listener: trio.SocketListener, one_way_s: float) -> None:
+        self._listener = listener
+        self._one_way_s = one_way_s
+        self._target_port: int | None = None
+        self.num_connections = 0
+        """Ever."""
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.socket.getsockname()[1])
+
+    def forward_to(self, port: int) -> None:
+        """From now on; whoever dials before is turned away."""
+        self._target_port = port
+
+    async def serve(self) -> None:
+        """Until cancelled."""
+        await trio.serve_listeners(self._connect, [self._listener])
+
+    async def _connect(self, dialler: trio.SocketStream) -> None:
+        if self._target_port is None:
+            return
+        self.num_connections += 1
+        try:
+            node = await trio.open_tcp_stream("127.0.0.1", self._target_port)
+        except OSError:
+            return  # (the node is gone; the dialler sees its connection end)
+        async with node:
+            await relay(dialler, node, self._one_way_s)
+
+
+@asynccontextmanager
+async def open_delay_proxy(one_way_s: float) -> AsyncIterator[DelayProxy]:
+    """A proxy that serves while the block runs."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    proxy = DelayProxy(listener, one_way_s)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(proxy.serve)
+        yield proxy
+        nursery.cancel_scope.cancel()
+
+
+async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseableStream, one_way_s: float) -> None:
+    """Both directions, until both have ended or one is broken. Closes neither stream."""
+    async with trio.open_nursery() as nursery:
+
+        async def carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream) -> None:
+            try:
+                await _carry(source, sink, one_way_s)
+            except* _BROKEN:
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(carry, one, other)
+        nursery.start_soon(carry, other, one)
+
+
+async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, one_way_s: float) -> None:
+    """One direction."""
+    under_way, room = 0, trio.Event()
+    send, receive = trio.open_memory_channel[tuple[float, bytes]](math.inf)  # (bounded by WINDOW_BYTES)
+
+    async def read() -> None:
+        nonlocal under_way, room
+        while data := await source.receive_some(READ_BYTES):
+            send.send_nowait((trio.current_time() + one_way_s, bytes(data)))
+            under_way += len(data)
+            while under_way >= WINDOW_BYTES:
+                room = trio.Event()
+                await room.wait()
+        send.send_nowait((trio.current_time() + one_way_s, b""))
+
+    async def write() -> None:
+        nonlocal under_way
+        async for due, data in receive:
+            await trio.sleep_until(due)
+            if not data:
+                await sink.send_eof()
+                return
+            await sink.send_all(data)
+            under_way -= len(data)
+            room.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(write)

@@ -1,0 +1,83 @@
+"""Given requests through a given swarm: the prediction for a real one that is asked the very same.
+
+All nodes are connected with each other, at one distance, and serve when the first request comes. Caches are empty then.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from proto.config import OverlayConfig
+from sim.engine import EngineSpec
+from sim.host import Host
+from sim.links import Links, constant_rtt
+from sim.policies import make_policy
+from sim.serving import Record, Serving
+from sim.sessions import Prompt
+from sim.world import World
+
+START_S, SETTLE_S = 1.0, 15.0
+"""As in ``simulate.py``."""
+DRAIN_S = 3_600.0
+"""For the last answers. What has none by then has failed."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Of one client."""
+
+    at_s: float
+    """Since the first one could have come."""
+    entry: int
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Swarm:
+    """The nodes, and what lies between them."""
+
+    specs: Sequence[EngineSpec]
+    rtt_s: float
+    speeds: Sequence[float] | None = None
+    """Of engines that share a machine, see ``Host``; None: each has its own."""
+
+
+def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) -> list[Record]:
+    """What becomes of ``requests``, in the order given. Equal seeds, equal runs. Raises LocalError for an unknown
+    policy."""
+    num_nodes = len(swarm.specs)
+    world = World(
+        Links(constant_rtt(num_nodes, swarm.rtt_s), seed, jitter=0.0),
+        num_nodes,
+        seed,
+        replace(OverlayConfig(), max_peers=max(OverlayConfig().max_peers, num_nodes)),
+        perform_request=lambda node, effect: serving.perform(node, effect),
+        policy_of=lambda number: make_policy(
+            policy,
+            random.Random(f"policy {seed} {number}"),
+            lambda one, chain: serving.look(number, one, chain),
+        ),
+    )
+    serving = Serving(world, swarm.specs, host=Host(swarm.speeds, world.call) if swarm.speeds else None)
+    pairs = [(one, other) for one in range(num_nodes) for other in range(one)]
+    world.links.set_mesh(pairs)
+    for number in range(num_nodes):
+        world.call(world.now + START_S * world.rng.random(), partial(serving.start, world.start(number)))
+    for one, other in pairs:
+        world.connect(one, other)
+    world.run(world.now + START_S + SETTLE_S)
+
+    began = world.now
+    records: dict[int, Record] = {}
+
+    def submit(place: int) -> None:
+        records[place] = serving.submit(requests[place].entry, requests[place].prompt)
+
+    for place, request in enumerate(requests):
+        world.call(began + request.at_s, partial(submit, place))
+    world.run(began + max((request.at_s for request in requests), default=0.0))
+    until = world.now + DRAIN_S
+    while world.now < until and not all(record.is_over for record in records.values()):
+        world.run(world.now + 1.0)
+    return [records[place] for place in range(len(requests))]

@@ -1,0 +1,25 @@
+"""That a swarm behind delay proxies is measured and predicted; how it does is not for tests."""
+
+import pytest
+import trio
+
+from node.bench.swarm import SwarmBench, bench_swarm
+from tests.e2e.conftest import DEADLINE_S
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_two_nodes_at_a_distance_are_measured_and_predicted() -> None:
+    bench = SwarmBench(
+        num_nodes=2, rtt_s=0.03, num_requests=8, rate=20.0, model="fake", cells=65_536, policies=("random",)
+    )
+    with trio.fail_after(2 * DEADLINE_S):
+        report, rounds = await bench_swarm(bench)
+    value = {row.name: row.value for row in report.rows}
+    assert value["requests"] == 8 and value["failed"] == 0
+    assert value["rtt_ms_min"] >= 29.9  # (told in tenths of a millisecond)
+    assert 0 <= value["hit_ratio"] <= value["hit_bound"] <= 1
+    assert value["sim_ttft_p50_s"] > 0
+    (only,) = rounds
+    (pair,) = only.pairs
+    assert {outcome.served_by for outcome in pair.run.outcomes} <= {0, 1}

@@ -1,0 +1,56 @@
+"""Given requests through a simulated swarm: the cache counts tokens, engines share a machine, equal seeds are equal."""
+
+import random
+from itertools import islice
+
+import pytest
+
+from sim.engine import EngineSpec
+from sim.replay import Request, Swarm, replay
+from sim.sessions import Prompt, arrivals
+
+SPEC = EngineSpec(prefill_rate=100.0, decode_rate=50.0, slots=8, cache_blocks=96, grain=1)
+RTT_S = 0.08
+
+
+def prompt(prefix: int, question: int, num_prefix: int = 300, num_question: int = 50) -> Prompt:
+    return Prompt((prefix,) * num_prefix + (1_000 + question,) * num_question, (1 << 30, 1 << 30))
+
+
+def drawn(count: int = 60, rate: float = 0.5) -> list[Request]:
+    rng = random.Random(1)
+    times = islice(arrivals(rate, rng), count)
+    return [Request(at_s, rng.randrange(4), prompt(rng.randrange(6), place)) for place, at_s in enumerate(times)]
+
+
+def test_a_second_question_finds_the_tokens_of_its_prefix() -> None:
+    requests = [Request(0.0, 0, prompt(1, 1)), Request(10.0, 0, prompt(1, 2)), Request(20.0, 1, prompt(2, 3))]
+    records = replay(requests, Swarm([SPEC] * 2, RTT_S), "mycelia", 1)
+    assert [record.cached_tokens for record in records] == [0, 300, 0]
+    assert records[0].first_token_s - records[0].submitted_s == pytest.approx(3.5, abs=1e-3)
+    assert records[1].first_token_s - records[1].submitted_s == pytest.approx(0.5 + (records[1].served_by > 0) * 0.16)
+
+
+def test_a_token_may_cost_more_the_later_it_stands() -> None:
+    spec = EngineSpec(100.0, 50.0, 8, 96, grain=1, start_s=0.1, depth_s=1e-5)
+    assert spec.prefill_s(0, 400) == pytest.approx(0.1 + 4.0 + 400 * 200 * 1e-5)
+    assert spec.prefill_s(300, 400) == pytest.approx(0.1 + 1.0 + 100 * 350 * 1e-5)
+
+
+def test_equal_seeds_are_equal_runs_and_everything_is_answered() -> None:
+    runs = [replay(drawn(), Swarm([SPEC] * 4, RTT_S, (1.0, 1.0, 0.66, 0.5)), "random", 3) for _ in range(2)]
+    assert [record.done_s for record in runs[0]] == [record.done_s for record in runs[1]]
+    assert all(record.done_s for record in runs[0])
+
+
+def test_a_shared_machine_is_slower_and_changes_no_prompt() -> None:
+    own, shared = (replay(drawn(), Swarm([SPEC] * 4, RTT_S, speeds), "random", 3) for speeds in (None, (1.0, 0.5)))
+    assert [record.num_prompt for record in own] == [record.num_prompt for record in shared]
+    waits = [sum(record.first_token_s - record.submitted_s for record in records) for records in (own, shared)]
+    assert waits[1] > waits[0]
+
+
+def test_the_protocol_finds_more_than_chance() -> None:
+    swarm = Swarm([SPEC] * 4, RTT_S, (1.0, 1.0, 0.66, 0.5))
+    hits = [sum(r.cached_tokens for r in replay(drawn(), swarm, policy, 1)) for policy in ("mycelia", "random")]
+    assert hits[0] > hits[1]
