@@ -23,6 +23,7 @@ from functools import partial
 
 from proto.blocks import STRIDE
 from proto.fair_queue import FairQueue
+from proto.hold import HoldMeter
 from proto.messages import Vitals
 from proto.radix import RadixTree
 from sim.host import Host, Work
@@ -30,8 +31,6 @@ from sim.host import Host, Work
 RATE_WINDOW_TOKENS = 2_048
 """Over which a shared engine measures its rate, as real ones do."""
 
-HOLD_WEIGHT = 0.1
-"""Of the newest request in the mean of how long slots are held."""
 MAX_WAITING = 64
 """As many as wait at a real engine."""
 
@@ -167,7 +166,7 @@ class Engine:
         self._host = host
         self._measured_tokens = self._measured_s = 0.0
         self._tell = listener
-        self._hold_s = 0.0
+        self._hold = HoldMeter()
         self._tree = RadixTree()
         self._next_leaf = 0
         self._waiting: FairQueue[Job] = FairQueue(MAX_WAITING)
@@ -254,7 +253,7 @@ class Engine:
             slots=self.spec.slots,
             prefill_rate=round(rate),
             decode_rate=round(self.spec.decode_rate),
-            hold_ms=round(1000 * self._hold_s),
+            hold_ms=self._hold.mean_ms,
         )
 
     def check_invariants(self) -> None:
@@ -316,8 +315,7 @@ class Engine:
         self._charge_answer(job, now)
         job.is_over = True
         del self._decoding[job.request_id, job.attempt]
-        held_s = now - job.prefill_s
-        self._hold_s += (held_s - self._hold_s) * (HOLD_WEIGHT if self._hold_s else 1.0)
+        self._hold.add(now - job.prefill_s)
         self._release(job)
         self._keep(job, job.num_prompt + job.num_answer, now)
         self._release(job)

@@ -33,6 +33,7 @@ from proto.blocks import namespace_key, pack_tokens
 from proto.codec import check_sampling
 from proto.errors import LocalError
 from proto.fair_queue import FairQueue
+from proto.hold import HoldMeter
 from proto.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
 from proto.radix import RadixTree
 
@@ -86,6 +87,7 @@ class FakeEngine:
         self._changed = trio.Event()
         self._waiting: FairQueue[_Work] = FairQueue(self.settings.max_waiting)
         self._running: set[_Work] = set()
+        self._hold = HoldMeter()
         self._vitals_told: Vitals | None = None
         self._load_changed = trio.Event()
         self._epoch = 0
@@ -123,6 +125,7 @@ class FakeEngine:
             slots=self.settings.slots,
             prefill_rate=round(self.settings.prefill_rate),
             decode_rate=round(self.settings.decode_rate),
+            hold_ms=self._hold.mean_ms,
         )
 
     async def vitals_changes(self) -> Vitals:
@@ -295,6 +298,7 @@ class FakeEngine:
             reason = "stop"
         self._store([*request.prompt, *work.generated])
         now = trio.current_time()
+        self._hold.add(now - admitted)
         usage = Usage(
             prompt_tokens=len(request.prompt),
             cached_tokens=cached,

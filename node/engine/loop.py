@@ -19,6 +19,7 @@ from node.engine.rates import RateMeter, prefill_budget
 from node.engine.scheduler import Admission, Evicted, Row, Scheduler
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.hold import HoldMeter
 from proto.messages import Usage, Vitals
 from proto.shares import has_room
 
@@ -65,6 +66,7 @@ class StepLoop:
         self._options: dict[int, ipc.Submit] = {}
         self._prefill = RateMeter(PREFILL_WINDOW_TOKENS)
         self._decode = RateMeter(DECODE_WINDOW_TOKENS)
+        self._hold = HoldMeter()
         self._vitals_sent: Vitals | None = None
         self._vitals_sent_s = 0.0
         self._vitals_due = True
@@ -457,6 +459,7 @@ class StepLoop:
             slots=scheduler.limits.slots,
             prefill_rate=round(self._prefill.rate),
             decode_rate=round(self._decode.rate),
+            hold_ms=self._hold.mean_ms,
         )
 
     def _say_fresh(self, job: Job, is_last: bool = False) -> None:
@@ -489,6 +492,8 @@ class StepLoop:
             prefill_ms=round(1000 * (first - admitted)),
             decode_ms=round(1000 * (now - first)),
         )
+        if job.admitted_s:
+            self._hold.add(now - job.admitted_s)
         self._forget(job)
         self._replies.put(ipc.Ended(job.key, reason, usage))
 

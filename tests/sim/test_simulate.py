@@ -94,16 +94,16 @@ def test_nobody_is_used_more_than_fully() -> None:
 def test_liars_draw_prompts_until_they_are_late() -> None:
     swarm = {"num_peers": 8, "load": 0.5, "liars": 0.25, "warm_s": 30.0, "measured_s": 20.0}
     assert 0.15 < run("random", **swarm).liar_share < 0.35
-    believed, doubted, honest = run("mycelia-no-lateness", **swarm), run(**swarm), run(**{**swarm, "liars": 0.0})
+    believed, doubted = run("mycelia-no-lateness", **swarm), run(**swarm)
     assert 0.25 < doubted.liar_share < believed.liar_share
-    assert doubted.ttft_p50_s < 1.1 * honest.ttft_p50_s < believed.ttft_p50_s
+    assert doubted.ttft_p50_s < 0.2 * believed.ttft_p50_s
     # What they claim is not what is measured.
     assert doubted.hit_ratio < doubted.hit_bound and doubted.stale_share > 0 == doubted.num_failed
 
 
 def test_a_rule_without_one_of_its_terms_chooses_otherwise() -> None:
     own = run(load=0.6, rtt_s=None, measured_s=15.0)
-    stale = [name for name in ABLATIONS if name.endswith("precision")]  # (nothing is, in so short a time)
+    stale = [name for name in ABLATIONS if name.endswith(("precision", "ageing"))]  # (nothing is, in so short a time)
     assert all((run(name, load=0.6, rtt_s=None, measured_s=15.0) == own) == (name in stale) for name in ABLATIONS)
 
 
