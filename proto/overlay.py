@@ -112,7 +112,7 @@ class Overlay:
             me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
         )
         self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
-        self._requests = RequestPlane(me, config, self._members, self._vitals, self._digests, self._ladder, policy)
+        self._requests = RequestPlane(me, config, rng, self._members, self._vitals, self._digests, self._ladder, policy)
         self._ladder.is_busy = lambda peer: self._requests.in_flight(peer) > 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -9,7 +9,10 @@ Invariant: every request in flight that does not wait has one running attempt, c
 """
 
 import math
+import random
 from collections import Counter
+
+import numpy as np
 
 from proto.blocks import STRIDE, block_hashes
 from proto.candidates import Candidates
@@ -44,6 +47,7 @@ class RequestPlane:
         self,
         me: bytes,
         config: OverlayConfig,
+        rng: random.Random,
         members: Membership,
         vitals: VitalsPlane,
         digests: DigestPlane,
@@ -54,6 +58,7 @@ class RequestPlane:
         self._me = me
         self._config = config.request
         self._routing = config.routing
+        self._chance = np.random.default_rng(rng.getrandbits(64))
         self._members = members
         self._vitals = vitals
         self._digests = digests
@@ -230,7 +235,8 @@ class RequestPlane:
         if self._policy is not None:
             decision = self._policy(candidates.to_list(), request.num_tokens, request.chain)
         else:
-            decision = choose(candidates, request.num_tokens, self._routing)
+            luck = self._chance.random(len(candidates))
+            decision = choose(candidates, request.num_tokens, self._routing, luck)
         effects: list[Effect] = []
         patience = None
         if decision.is_by_cost:

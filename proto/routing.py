@@ -2,7 +2,7 @@
 
     u_p    = max(T - rho_p * m_p, 1)                                tokens to compute
     wait_p = 2 RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
-    cost_p = (wait_p + d_p) * L_p ** a(age_p) + w * u_p / R         what is minimised
+    cost_p = (wait_p + d_p) * L_p ** a(age_p) + w * u_p / R         what is minimised, with some luck
 
 T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there. Q_p
 tokens are to be computed there before this prompt, at R_p tokens a second (R: the median of all). n_p requests must end
@@ -12,9 +12,11 @@ expected of late, or are late now.
 
 The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
 hence L, as in LMetric (arXiv 2603.15202), but less of it, since the wait knows of queues and slots already. A prompt
-that is computed twice takes time and cells that others would have used, wherever that is: hence w, which also keeps
-affinity where load is old news, for ``a`` falls with the age of what is known of it. What each term is worth is
-measured in docs/evaluation.md.
+that is computed twice takes time and cells that others would have used, wherever that is: hence w, which grows with how
+busy all are, as a queue's marginal cost does. It also keeps affinity where load is old news, for ``a`` falls with the
+age of what is known of it. And where load is news of a second ago, all entry nodes see the same idle node and send it
+more than it can take (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence luck, where the
+swarm is busy. What each term is worth is measured in docs/evaluation.md.
 
 A peer's word enters only bounded: whoever claims too much cache or too little load is found out by its own answers,
 through rho and d, and what is claimed of rates is clamped.
@@ -36,6 +38,7 @@ ROUND_TRIPS = 2
 """One to open a stream, one for the prompt and its first token."""
 _MAX_SLOTS_RATIO = 4.0
 """Of a candidate's slots and the median's, both ways: lateness outweighs what a claim of more would win."""
+_MAX_CROWD = 2.0
 _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
 
@@ -159,18 +162,24 @@ Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
 """(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
 
 
-def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Decision:
+def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, luck: Column | None = None) -> Decision:
     """The best of ``candidates`` for a prompt of ``prompt_tokens``. A conversation, most of which was sent to one of
-    them before, stays there while that is nearly as good. Raises LocalError when there is no candidate."""
+    them before, stays there while that is nearly as good. Raises LocalError when there is no candidate.
+
+    luck: of each candidate, from 0 to 1, drawn anew for each prompt; None: equal.
+    """
     if not len(candidates):
         raise LocalError("no node serves this model")
     terms = rate(candidates, prompt_tokens, config)
-    best = cheapest(candidates, terms.cost)
+    cost = terms.cost
+    if luck is not None:
+        cost = cost * (1.0 + config.spread * min(crowd(candidates) / config.spread_load, 1.0) * luck)
+    best = cheapest(candidates, cost)
     sent = candidates.sent_tokens
     most_sent = sent.max()
     if 2 * most_sent >= prompt_tokens:
         enough = terms.cost[best] * config.keep_factor + config.keep_s
-        there = np.where((sent == most_sent) & (terms.cost <= enough), terms.cost, np.inf)
+        there = np.where((sent == most_sent) & (cost <= enough), cost, np.inf)
         kept = cheapest(candidates, there)
         if np.isfinite(there[kept]):
             return Decision(candidates, terms, kept, prompt_tokens, is_kept=kept != best)
@@ -207,6 +216,11 @@ def cheapest(candidates: Candidates, cost: Column) -> int:
     return ties[0] if len(ties) == 1 else min(ties, key=lambda place: candidates.peers[place])
 
 
+def crowd(candidates: Candidates) -> float:
+    """How busy they are: requests a slot, the mean of all, of each 2 at most."""
+    return float(np.minimum(candidates.num_requests / np.maximum(candidates.slots, 1.0), _MAX_CROWD).mean())
+
+
 def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:
     """What each of at least one candidate costs."""
     known = candidates.prefill_rate > 0
@@ -227,7 +241,7 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
-    recompute_s = config.recompute_weight * uncached / usual_rate
+    recompute_s = (config.recompute_weight + config.crowd_weight * crowd(candidates)) * uncached / usual_rate
     late_s = wait_s + candidates.lateness_s
     return Terms(late_s * load_factor + recompute_s, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s)
 

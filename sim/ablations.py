@@ -15,14 +15,19 @@ stays known to the rest of the node: only choices change.
 - ``no-lateness``: nobody is found out to be slower than it says.
 - ``no-keep``: a conversation moves for the least gain.
 - ``no-dispatches``: what this node itself sent where is not remembered, neither as load nor as cached.
+- ``no-crowd``: what is computed again costs others no more where the swarm is busy.
+- ``no-luck``: always the cheapest.
 - ``no-bounce``: whoever is chosen serves.
 - ``no-subscriptions``: load is told to nodes by chance, and with replies.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median_low
+
+import numpy as np
 
 from proto.candidates import Candidate, Candidates
 from proto.config import OverlayConfig, RoutingConfig
@@ -57,7 +62,9 @@ _ABLATIONS = {
     "rate": _Ablation(_one_rate),
     "slots": _Ablation(_hide(slots=1)),
     "hold": _Ablation(_hide(hold_s=0.0)),
-    "recompute": _Ablation(config=RoutingConfig(recompute_weight=0.0)),
+    "recompute": _Ablation(config=RoutingConfig(recompute_weight=0.0, crowd_weight=0.0)),
+    "crowd": _Ablation(config=RoutingConfig(crowd_weight=0.0)),
+    "luck": _Ablation(config=RoutingConfig(spread=0.0)),
     "load": _Ablation(config=RoutingConfig(load_exponent=0.0)),
     "ageing": _Ablation(config=RoutingConfig(load_half_life_s=1e9)),
     "precision": _Ablation(_hide(precision=1.0)),
@@ -79,19 +86,24 @@ def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
     return config
 
 
-def make_ablation(name: str, told: Told) -> Policy | None:
+def make_ablation(name: str, rng: random.Random, told: Told) -> Policy | None:
     """One of ``ABLATIONS``, None where the choice is the protocol's own; raises KeyError for another name."""
     term = name.removeprefix(PREFIX)
     if term in (_BOUNCE, _SUBSCRIPTIONS):
         return None
+    chance = np.random.default_rng(rng.getrandbits(64))
     if term == _DISPATCHES:
-        return partial(_choose_as_told, told)
-    return partial(_choose, _ABLATIONS[term])
+        return partial(_choose, _Ablation(), told, chance)
+    return partial(_choose, _ABLATIONS[term], None, chance)
 
 
-def _choose(ablation: _Ablation, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
-    return choose(Candidates.of(ablation.see(candidates)), prompt_tokens, ablation.config)
-
-
-def _choose_as_told(told: Told, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
-    return choose(Candidates.of(told(candidates, chain)), prompt_tokens, RoutingConfig())
+def _choose(
+    ablation: _Ablation,
+    told: Told | None,
+    chance: np.random.Generator,
+    candidates: Sequence[Candidate],
+    prompt_tokens: int,
+    chain: Sequence[int],
+) -> Decision:
+    seen = Candidates.of(ablation.see(told(candidates, chain) if told else candidates))
+    return choose(seen, prompt_tokens, ablation.config, chance.random(len(candidates)))

@@ -192,7 +192,7 @@ def as_known(candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[
 def make_policy(name: str, rng: random.Random, look: Look, told: Told = as_known) -> Policy | None:
     """A rule object for one entry node; None for the protocol's own. Raises LocalError for an unknown name."""
     if name in ABLATIONS:
-        return make_ablation(name, told)
+        return make_ablation(name, rng, told)
     match name:
         case "mycelia":
             return None
