@@ -12,7 +12,7 @@ import click
 from node.bench.atomic import replaced
 from node.bench.evaluation_bars import Measured
 from node.bench.evaluation_cache import Cache, code_version, outcomes_kept
-from node.bench.evaluation_plan import FULL, QUICK, SECTIONS, Cell, plan
+from node.bench.evaluation_plan import FULL, QUICK, SECTIONS, SHORT, Cell, plan
 from node.bench.evaluation_text import Made, page_of
 from node.bench.report import Progress
 from node.bench.runs import Run, num_cores
@@ -33,7 +33,8 @@ _SEEDS = 3
 )
 @click.option("--jobs", type=click.IntRange(1, 256), help="Runs at once.  [default: the number of cores]")
 @click.option("--seeds", type=click.IntRange(1, 100), default=_SEEDS, show_default=True, help="Runs of each.")
-@click.option("--quick", is_flag=True, help="A few small cells, to see that all of it works.")
+@click.option("--short", "scale", flag_value="short", help="Fewer cells and shorter runs: about an hour on two cores.")
+@click.option("--quick", "scale", flag_value="quick", help="A few small cells, to see that all of it works.")
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="These sections.  [default: all]")
 @click.option(
     "--out",
@@ -45,23 +46,23 @@ def evaluate(
     data: Path | None,
     jobs: int | None,
     seeds: int,
-    quick: bool,
+    scale: str | None,
     only: tuple[str, ...],
     out: Path | None,
     keep: Path,
 ) -> None:
     """Simulate every experiment of docs/evaluation.md and write it. Cut off, it goes on where it was."""
-    size = QUICK if quick else FULL
+    size = {None: FULL, "short": SHORT, "quick": QUICK}[scale]
     cells = plan(size, data, only or SECTIONS)
     cache = Cache(keep)
-    path = out or (keep / "quick.md" if quick else _DOCUMENT)
+    path = out or (keep / "quick.md" if scale == "quick" else _DOCUMENT)
     made = Made(
-        command=told_command(quick, data is not None, seeds, only),
+        command=told_command(scale, data is not None, seeds, only),
         code_version=code_version(),
         num_seeds=seeds,
         num_peers=size.num_peers,
         internet="a matrix of measured round trips" if data else "a model: 38 ms + 0.016 ms/km, plus last miles",
-        is_quick=quick,
+        scale=scale or "full",
         with_traces=data is not None,
     )
     with replaced(path) as file:
@@ -98,10 +99,10 @@ def measure(cells: Sequence[Cell], num_seeds: int, jobs: int, cache: Cache) -> l
     ]
 
 
-def told_command(is_quick: bool, has_data: bool, num_seeds: int, only: Sequence[str]) -> str:
+def told_command(scale: str | None, has_data: bool, num_seeds: int, only: Sequence[str]) -> str:
     """What gives the same numbers, without what is different on each machine: where data lies, how many cores."""
     options = [
-        *(["--quick"] if is_quick else []),
+        *([f"--{scale}"] if scale else []),
         *(["--data DIR"] if has_data else []),
         *([f"--seeds {num_seeds}"] if num_seeds != _SEEDS else []),
         *(f"--only '{section}'" for section in only),

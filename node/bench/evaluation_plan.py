@@ -73,9 +73,27 @@ class Size:
     """Where prompts are few, or nodes come and go."""
     trace_s: tuple[float, float] = (200.0, 400.0)
     """Of measured traces, whose caches fill slowly."""
+    few: tuple[str, ...] = _CLOSE
+    """Policies of the sections that compare few."""
+    liar_loads: tuple[float, ...] = (0.3, 0.5)
+    ablated: tuple[str, ...] = ("mmlu", "multi-turn")
+    """Workloads."""
 
 
 FULL = Size()
+SHORT = Size(
+    delays=("0", "200", INTERNET),
+    zipfs=(0.0, 1.1, 1.5),
+    loads=(0.5, 0.9),
+    policies=_CLOSE,
+    peers=(8, 16, 64),
+    sweep_s=(30.0, 20.0),
+    long_s=(40.0, 30.0),
+    slow_s=(60.0, 120.0),
+    few=("lmetric", "gorgo", OWN, ORACLE),
+    liar_loads=(0.5,),
+    ablated=("mmlu",),
+)
 QUICK = Size(
     num_peers=12,
     delays=("20", INTERNET),
@@ -128,9 +146,9 @@ def _sizes(size: Size, base: Scenario) -> list[Cell]:
     for num_peers in size.peers:
         lasts = size.large_s if num_peers > 64 else size.sweep_s
         scenario = _timed(replace(base, num_peers=num_peers), lasts)
-        cells.append(Cell(SIZES, (("peers", str(num_peers)),), scenario, _CLOSE))
+        cells.append(Cell(SIZES, (("peers", str(num_peers)),), scenario, size.few))
     even = _timed(replace(base, num_peers=16, zipf=1.5), size.long_s)
-    return [*cells, Cell(IMBALANCE, (("peers", "16"),), even, _CLOSE)]
+    return [*cells, Cell(IMBALANCE, (("peers", "16"),), even, size.few)]
 
 
 def _robustness(size: Size, base: Scenario) -> list[Cell]:
@@ -146,17 +164,17 @@ def _robustness(size: Size, base: Scenario) -> list[Cell]:
     ]
     cells.append(Cell(NO_SHARING, (), replace(long, workload="no-sharing"), size.policies))
     honest = size.num_peers - round(LIAR_SHARE * size.num_peers)
-    for load in (0.3, 0.5):
+    for load in size.liar_loads:
         for share in (0.0, LIAR_SHARE):
             swarm = replace(long, load=load, liars=share, num_entries=honest)
-            cells.append(Cell(LIARS, (("load", f"{load:g}"), ("liars", f"{share:.0%}")), swarm, _CLOSE))
+            cells.append(Cell(LIARS, (("load", f"{load:g}"), ("liars", f"{share:.0%}")), swarm, size.few))
     entries = size.num_peers // 3
     for churn_s, told in ((None, "none"), (CHURN_S, f"{CHURN_S / 60:g} min")):
         swarm = replace(slow, churn_s=churn_s, num_entries=entries, load=0.5)
         cells.append(Cell(CHURN, (("sessions", told),), swarm, (OWN,)))
     cells.append(Cell(TALKS, (("workload", "multi-turn"),), replace(slow, workload="multi-turn"), size.policies))
-    for workload, swarm in (("mmlu", long), ("multi-turn", slow)):
-        swarm = replace(swarm, workload=workload)
+    for workload in size.ablated:
+        swarm = replace(long if workload == "mmlu" else slow, workload=workload)
         cells.append(Cell(ABLATION, (("workload", workload),), swarm, (OWN, *ABLATIONS)))
     return cells
 

@@ -58,7 +58,8 @@ class Made:
     num_seeds: int
     num_peers: int
     internet: str
-    is_quick: bool
+    scale: str
+    """full, short or quick."""
     with_traces: bool
 
 
@@ -73,10 +74,14 @@ def page_of(everything: Sequence[Measured], made: Made) -> str:
 
 
 def _head(made: Made) -> str:
-    quick = "\n**A quick run, to see that it works: short, small and of no weight.**\n" if made.is_quick else ""
+    scale = {
+        "quick": "\n**A quick run, to see that it works: short, small and of no weight.**\n",
+        "short": "\nThe short version: some cells of the whole sweep, and runs of less than a minute. Without `--short`"
+        " it takes a night.\n",
+    }.get(made.scale, "")
     traces = "" if made.with_traces else " Measured traces were not given (`--data DIR`), so they are left out."
     return f"""# Evaluation
-{quick}
+{scale}
 Simulated, every number; made by
 
     {made.command}

@@ -19,7 +19,7 @@ from sim.outcome import Outcome
 from sim.simulate import Scenario
 
 TINY = Scenario(rate=2.0, num_peers=4, rtt_s=0.02, warm_s=2.0, measured_s=10.0)
-MADE = Made("make evaluation", "code", 2, 4, "a model", is_quick=True, with_traces=False)
+MADE = Made("make evaluation", "code", 2, 4, "a model", scale="quick", with_traces=False)
 
 
 def outcome(ttft_s: float, hit_ratio: float = 0.7, imbalance: float = 1.2) -> Outcome:
@@ -109,8 +109,8 @@ def test_its_commands_are_real_and_give_the_same_scenario(size: Size, monkeypatc
 
 
 def test_the_document_names_what_gives_its_numbers() -> None:
-    assert told_command(False, False, 3, ()) == "make evaluation"
-    told = told_command(True, True, 5, ("no sharing",))
+    assert told_command(None, False, 3, ()) == "make evaluation"
+    told = told_command("quick", True, 5, ("no sharing",))
     assert told == "make evaluation ARGS=\"--quick --data DIR --seeds 5 --only 'no sharing'\""
 
 
