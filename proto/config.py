@@ -162,6 +162,8 @@ class RoutingConfig:
     """Requests a slot from which on the swarm counts as busy; below it, by its share."""
     load_half_life_s: float = 15.0
     """In which the exponent halves: load told 30 s ago says little."""
+    told_half_life_s: float = 60.0
+    """In which half of a queue that a node told of counts as done, if it tells nothing more."""
     keep_factor: float = 1.25
     keep_s: float = 0.01
     """A conversation stays where it is unless another node costs less than this share, and this much, of it."""

@@ -94,7 +94,10 @@ class LoadTable:
         num = len(self._peers)
         columns = self._columns[:, :num]
         matched_tokens, sent_tokens = self._scattered(matched), self._scattered(sent)
-        queued, requests = columns[_QUEUED].copy(), columns[_REQUESTS].copy()
+        age_s = np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0)
+        # What was there long ago is done by now, and who tells nobody that it is must not be avoided for ever.
+        still_there = np.exp2(age_s * (-1.0 / self._config.told_half_life_s))
+        queued, requests = columns[_QUEUED] * still_there, columns[_REQUESTS] * still_there
         overdue_s = np.zeros(num)
         for peer, running in under_way.items():
             row = self._row_of.get(peer)
@@ -126,7 +129,7 @@ class LoadTable:
             columns[_ROUND_TRIP].copy(),
             1.0 - columns[_IMPRECISION] * fading,
             np.maximum(columns[_LATENESS] * fading, overdue_s),
-            np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0),
+            age_s,
             sent_tokens,
         )
         if fits.all():

@@ -93,6 +93,17 @@ class Membership:
         measured = member.round_trip_s if member else None
         return self._config.routing.default_round_trip_s if measured is None else measured
 
+    def is_idle(self, peer: bytes, namespace: bytes) -> bool:
+        """Whether ``peer`` said last that nobody waits there and a slot is free."""
+        member = self._members.get(peer)
+        served = member.served.get(namespace) if member else None
+        return served is not None and not served.vitals.waiting_requests and _has_slot(served.vitals)
+
+    def fitting(self, namespace: bytes, num_tokens: int) -> list[bytes]:
+        """Nodes whose context holds a prompt of so many tokens, and this one."""
+        fit = [member.peer for member in self.nodes(namespace) if member.served[namespace].context_tokens > num_tokens]
+        return [self._me, *fit]
+
     # --- events ----------------------------------------------------------------------------------------------------
 
     def on_connected(self, event: Connected, now: float) -> list[Effect]:
@@ -202,7 +213,7 @@ class Membership:
         if member is not None and served is not None:
             member.served[update.namespace] = _with_vitals(served, update.vitals)
             member.told_at[update.namespace] = now
-            member.holds_until[update.namespace] = until
+            member.holds_until[update.namespace] = max(until, member.holds_until.get(update.namespace, 0.0))
             self._put(member, update.namespace)
 
     def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
@@ -255,6 +266,10 @@ class Membership:
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
         return Send(member.peer, Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own()))
+
+
+def _has_slot(vitals: Vitals) -> bool:
+    return vitals.active_requests < vitals.slots
 
 
 def _with_vitals(served: Served, vitals: Vitals) -> Served:

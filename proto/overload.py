@@ -1,8 +1,9 @@
 """Too much at once, seen from the entry node: its own places, and the nodes that refused for a while.
 
-A refusal is no fault. Who says that it is overloaded is not asked again until the time that it said is over or nobody
-waits there any more, and nothing else comes of it: a node that exaggerates loses what it would have been asked. When
-everybody who could answer is busy, the client is told the least of what they said.
+A refusal is no fault of a node that did not just claim to be idle. Who says that it is overloaded is not asked again
+until the time that it said is over or nobody waits there any more, and nothing else comes of it: a node that
+exaggerates loses what it would have been asked. When everybody who could answer is busy, the client is told the least
+of what they said.
 
 Invariant: at most ``MAX_BUSY`` peers are remembered, those that refused last.
 """
@@ -43,7 +44,10 @@ class EntryPlaces:
         for _ in range(min(num_over - self._num_over, self._shares.num_places)):
             self._shares.pace.freed(now, somebody_waits=True)
         self._num_over = num_over
-        self._shares.pace.waits(now)
+        if 2 * len(in_flight) < self._shares.num_places:
+            self._shares.pace.nobody_waits()  # (time counts while places are scarce)
+        else:
+            self._shares.pace.waits(now)
         num_own = sum(request.client == client for request in in_flight)
         own_part = max(num_own, 1) / (len(in_flight) + 1)
         wait_s = self._shares.join(client, num_own, len(in_flight), own_part, now)

@@ -262,8 +262,11 @@ class RequestPlane:
         matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
         only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
+        is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
+        if request.attempt + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
+            only_here = only_here or self._members.own_vitals(namespace) is not None  # (refusals are free of charge)
         left_out = request.failed_peers | self._busy.now(now) - {self._me}
-        if self._busy.is_busy(self._busy_key(request, self._me), now):
+        if not is_own_free:
             left_out.add(self._me)
         if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
             left_out.update(peer for peer in table.peers if peer != self._me)
@@ -278,7 +281,7 @@ class RequestPlane:
 
     def _busy_ms(self, request: Request, now: float) -> int:
         """Until one of those that are busy may be asked for this request; 0: none of them is."""
-        peers = [self._me, *(member.peer for member in self._members.nodes(request.namespace))]
+        peers = self._members.fitting(request.namespace, request.num_tokens)
         return self._busy.least_wait_ms([self._busy_key(request, peer) for peer in peers], now)
 
     def _busy_key(self, request: Request, peer: bytes) -> bytes:
@@ -297,7 +300,7 @@ class RequestPlane:
             self._members.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
         space = self._space(request)
         space.end(request.request_id, peer)
-        space.withdraw(peer, request.chain)
+        space.withdraw(peer, request.chain[frame.cached_tokens // STRIDE :])
         bounced = Emit("bounced", {"request": request.request_id, "peer": peer, "wait_s": round(wait_s, 3)})
         return [bounced, *self._dispatch(request, now)]
 
@@ -309,8 +312,10 @@ class RequestPlane:
         if frame.code == "engine_lost":
             request.num_engine_losses += 1
         if frame.code == OVERLOADED and frame.retryable:
+            # To be busy is no fault, unless its own word a moment ago was that it is idle.
+            is_fault = self._members.is_idle(request.peer, request.namespace)
             self._busy.refused(self._busy_key(request, request.peer), frame, now)
-            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=False)
+            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=is_fault)
         # (who cannot answer may only have been asked for the impossible)
         return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=frame.retryable)
 
@@ -345,4 +350,6 @@ class RequestPlane:
     def _note_load(self, request: Request, vitals: Vitals, now: float) -> None:
         """It came with a frame of the running attempt."""
         if request.peer != self._me:
-            self._vitals.on_update(request.peer, VitalsUpdate(namespace=request.namespace, vitals=vitals), now)
+            update = VitalsUpdate(namespace=request.namespace, vitals=vitals)
+            self._vitals.on_update(request.peer, update, now, is_reply=True)
+            self.on_vitals(request.peer, vitals)

@@ -38,6 +38,8 @@ ROUND_TRIPS = 2
 """One to open a stream, one for the prompt and its first token."""
 _MAX_SLOTS_RATIO = 4.0
 """Of a candidate's slots and the median's, both ways: lateness outweighs what a claim of more would win."""
+_MAX_RATE_RATIO = 16.0
+"""Of what passes for the usual rate and this node's own, both ways: a laptop and a good GPU."""
 _MAX_CROWD = 2.0
 _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
@@ -178,8 +180,8 @@ def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, lu
     sent = candidates.sent_tokens
     most_sent = sent.max()
     if 2 * most_sent >= prompt_tokens:
-        enough = terms.cost[best] * config.keep_factor + config.keep_s
-        there = np.where((sent == most_sent) & (cost <= enough), cost, np.inf)
+        enough = terms.cost.min() * config.keep_factor + config.keep_s
+        there = np.where((sent == most_sent) & (terms.cost <= enough), terms.cost, np.inf)
         kept = cheapest(candidates, there)
         if np.isfinite(there[kept]):
             return Decision(candidates, terms, kept, prompt_tokens, is_kept=kept != best)
@@ -226,6 +228,9 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     known = candidates.prefill_rate > 0
     clamped = np.clip(candidates.prefill_rate, config.min_prefill_rate, config.max_prefill_rate)
     usual_rate = _upper_median(clamped[known]) if known.any() else config.default_prefill_rate
+    if candidates.local >= 0 and known[candidates.local]:  # (the one that is surely true)
+        own_rate = float(clamped[candidates.local])
+        usual_rate = min(max(usual_rate, own_rate / _MAX_RATE_RATIO), own_rate * _MAX_RATE_RATIO)
     rate_ = np.where(known, clamped, usual_rate)
     slots = np.maximum(candidates.slots, 1.0)
     usual_slots = np.partition(slots, (len(slots) - 1) // 2)[(len(slots) - 1) // 2]
@@ -241,7 +246,9 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
-    recompute_s = (config.recompute_weight + config.crowd_weight * crowd(candidates)) * uncached / usual_rate
+    # Tokens that would explain its lateness count as computed: what is claimed to be cached is not gained twice.
+    computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
+    recompute_s = (config.recompute_weight + config.crowd_weight * crowd(candidates)) * computed / usual_rate
     late_s = wait_s + candidates.lateness_s
     return Terms(late_s * load_factor + recompute_s, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s)
 

@@ -105,6 +105,9 @@ class Shares:
         wait_s = min(max(self._num_starts(num_own, num_taken, own_part, start_s) * start_s, MIN_RETRY_S), MAX_RETRY_S)
         if now < kept_from <= now + 2 * wait_s:
             return max(kept_from - now, MIN_RETRY_S)
+        if now < kept_from and self._fits(num_own, num_taken, start_s / own_part):  # (it proved far too long)
+            del self._appointments[client]
+            return 0.0
         self._appointments[client] = (now + wait_s, now + 2 * wait_s)
         self._appointments.move_to_end(client)
         if len(self._appointments) > MAX_APPOINTMENTS:

@@ -61,7 +61,9 @@ class VitalsPlane:
         self._told[namespace] = vitals
         subscribers = self._subscribers(namespace, now)
         others = [member.peer for member in self._members.nodes(namespace) if member.peer not in subscribers]
-        room = max(self._config.vitals_fanout - len(subscribers), 0)
+        # Whoever did not subscribe must not believe for ever what it was told at the busiest moment.
+        fanout = self._config.vitals_fanout
+        room = max(fanout - len(subscribers), fanout // 4)
         if len(others) > room:
             others = self._rng.sample(others, room)
             # Some believe otherwise, and may be told in the next round though nothing has changed then.
@@ -71,7 +73,7 @@ class VitalsPlane:
         return [Send(peer, update) for peer in sorted([*subscribers, *others])]
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
-        """``peer`` asks to be told. Without a word if this node does not serve that, or too many were there before."""
+        """``peer`` asks to be told. Of too many, some lose their lease by chance: nobody can keep all others out."""
         vitals = self._members.own_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
             return []
@@ -79,7 +81,9 @@ class VitalsPlane:
         for other in [other for other, until in leases.items() if until <= now]:
             del leases[other]
         if peer not in leases and len(leases) >= self._config.max_subscribers:
-            return []
+            del leases[self._rng.choice(list(leases))]
+        if vitals != self._told.get(message.namespace):
+            self._told.pop(message.namespace, None)  # (this one believes otherwise than the others)
         leases[peer] = now + min(message.seconds, self._config.lease_s)
         return [Send(peer, VitalsUpdate(namespace=message.namespace, vitals=vitals))]
 
@@ -122,10 +126,10 @@ class VitalsPlane:
         effects = [self._ask(peer, namespace) for peer in sorted(wanted)]
         return [*effects, SetTimer(self._timer(namespace), now + self._config.lease_s / 2)]
 
-    def on_update(self, peer: bytes, update: VitalsUpdate, now: float) -> None:
-        """The load of ``peer``, by itself or with a reply."""
+    def on_update(self, peer: bytes, update: VitalsUpdate, now: float, is_reply: bool = False) -> None:
+        """The load of ``peer``, by itself or with a reply, which says nothing about a subscription."""
         until = now
-        if peer in self._wanted.get(update.namespace, ()):
+        if peer in self._wanted.get(update.namespace, ()) and not is_reply:
             until = now + self._config.lease_s
         self._members.on_vitals_update(peer, update, now, until)
 

@@ -114,7 +114,7 @@ def test_an_appointment_moves_when_it_is_far_too_late_or_nobody_waits() -> None:
     shares = Shares(8)
     assert shares.join(A, 4, 4, 1.0, 0.0, guess_s=100.0) == 100.0
     assert shares.join(A, 1, 1, 1.0, 1.0, guess_s=60.0) == 99.0
-    assert shares.join(A, 1, 1, 1.0, 1.0, guess_s=10.0) == 10.0
+    assert shares.join(A, 1, 1, 1.0, 1.0, guess_s=10.0) == 0.0, "it fits, and the time was far too long"
     assert shares.join(A, 0, 0, 1.0, 1.0) == 0.0
 
 

@@ -325,6 +325,7 @@ def test_a_busy_peer_is_left_alone_for_as_long_as_it_said() -> None:
     submit(world)
     assert dispatched(world).peer == HOLDER
     world.handle(HOLDER, VitalsChanged(NAMESPACE, msgspec.structs.replace(IDLE, waiting_requests=1)))
+    world.deliver_all()
     full = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=4_000)
     frame(world, 1, full)
     assert dispatched(world).peer != HOLDER
@@ -344,6 +345,8 @@ def test_a_busy_peer_at_which_nobody_waits_any_more_is_asked_again() -> None:
     world.advance(2)
     submit(world)
     assert dispatched(world).peer == HOLDER
+    waiting = msgspec.structs.replace(IDLE, waiting_requests=3)
+    world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=waiting)))
     frame(world, 1, Failed(code="overloaded", message="full", retryable=True, retry_after_ms=100_000))
     assert dispatched(world).peer != HOLDER
     for num_waiting, request_id in ((3, b"full"), (0, b"empty")):
@@ -416,6 +419,25 @@ def test_logprobs_are_delivered_with_their_tokens_and_only_when_asked_for() -> N
             request.on_tokens(msgspec.structs.replace(good, logprobs=wrong))
     with pytest.raises(RemoteError):
         Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8)).on_tokens(good)
+
+
+def test_nodes_that_claim_to_be_idle_and_refuse_keep_no_prompt_from_an_idle_engine_here() -> None:
+    world = quiet_world(10)
+    for number in range(1, 10):
+        world.store(peer_id(number), 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    dispatch, tried = dispatched(world), []
+    while dispatch.peer != ME:
+        tried.append(dispatch.peer)
+        refusal = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=1)
+        frame(world, dispatch.attempt, refusal)
+        idle = VitalsUpdate(namespace=NAMESPACE, vitals=IDLE)
+        world.handle(ME, Received(dispatch.peer, idle))
+        dispatch = dispatched(world)
+    assert len(tried) < world.config.request.max_attempts
+    observed = world.nodes[ME].overlay._members.observed
+    assert all(observed.lateness_s(peer, world.now) > 0 for peer in tried)
 
 
 # --- handed back ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +87,37 @@ def test_a_liar_that_was_found_out_draws_no_prompt_from_who_holds_it(slots: int)
     others = [usual(b"%d" % number) for number in range(7)]
     liar = usual(b"liar", matched_tokens=8_064, slots=slots, prefill_rate=2e5, lateness_s=60.0, precision=0.0)
     assert choose([holder, *others, liar], 8_100, CONFIG).chosen == NEAR
+
+
+def test_who_claims_the_prompt_and_is_late_loses_also_where_computing_again_is_dear() -> None:
+    others = [usual(b"%d" % number, num_requests=4) for number in range(10)]
+    liar = usual(b"liar", matched_tokens=4_000, num_requests=4, lateness_s=30.0)
+    assert choose([*others, liar], 4_000, CONFIG).chosen != b"liar"
+
+
+def test_claims_of_no_speed_do_not_make_computing_here_dear() -> None:
+    here = usual(NEAR, is_local=True, round_trip_s=0.0)
+    liars = [usual(b"%d" % n, matched_tokens=2_000, prefill_rate=1.0, lateness_s=100.0) for n in range(2)]
+    assert choose([here, *liars], 2_000, CONFIG).chosen == NEAR
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_luck_moves_no_conversation(luck: list[float]) -> None:
+    here = usual(FAR, matched_tokens=960, sent_tokens=960, num_requests=4)
+    others = [usual(b"%d" % number, matched_tokens=960, num_requests=4) for number in range(3)]
+    candidates = Candidates.of([here, *others])
+    assert choose_among(candidates, 1_000, CONFIG, np.array(luck)).chosen == FAR
+
+
+def test_luck_spreads_only_where_the_swarm_is_busy() -> None:
+    def chosen(num_requests: int) -> set[bytes]:
+        several = [
+            usual(b"%d" % number, num_requests=num_requests, round_trip_s=0.02 + number / 50) for number in range(5)
+        ]
+        chance = np.random.default_rng(1)
+        return {choose_among(Candidates.of(several), 500, CONFIG, chance.random(5)).chosen for _ in range(50)}
+
+    assert chosen(0) == {b"0"} and len(chosen(4)) > 2
 
 
 def test_old_news_of_load_counts_less() -> None:

@@ -94,16 +94,34 @@ def test_whoever_subscribed_is_told_at_once_and_of_every_change_until_the_lease_
     assert all(len(peers) == 1 for peers in told) and any(PEER not in peers for peers in told)
 
 
+def test_however_many_subscribe_the_others_are_told_now_and_then() -> None:
+    node = Node(VitalsConfig(vitals_fanout=4))
+    node.join(*PEERS)
+    for peer in PEERS[:20]:
+        node.plane.on_subscribe(peer, Subscribe(namespace=NAMESPACE, seconds=1_000), 0.0)
+    told = [set(node.told(1 + number, 1.0 + number)) for number in range(15)]
+    assert all(len(peers) == 21 for peers in told) and len(set().union(*told)) > 25
+
+
+def test_a_subscriber_that_was_told_of_a_load_that_went_by_is_told_that_it_did() -> None:
+    node = Node()
+    node.join(PEER, LATE)
+    assert node.told(1, 1.0) == {PEER: 1, LATE: 1}
+    node.plane.on_own(NAMESPACE, load(2), 1.5)
+    node.plane.on_subscribe(LATE, Subscribe(namespace=NAMESPACE, seconds=20), 1.6)
+    assert node.told(1, 2.0) == {PEER: 1, LATE: 1}
+
+
 def test_leases_are_bounded_in_number_and_time_and_given_only_to_nodes() -> None:
     node = Node(VitalsConfig(max_subscribers=2))
     node.join(*PEERS[:3])
     forever = Subscribe(namespace=NAMESPACE, seconds=2**31 - 1)
     assert node.plane.on_subscribe(b"stranger", forever, 0.0) == []
     assert node.plane.on_subscribe(PEER, msgspec.structs.replace(forever, namespace=b"o" * 16), 0.0) == []
-    answered = [bool(node.plane.on_subscribe(peer, forever, 0.0)) for peer in PEERS[:3]]
-    assert answered == [True, True, False]
+    assert all(node.plane.on_subscribe(peer, forever, 0.0) for peer in PEERS[:3]), "the third in the place of another"
     node.plane.check_invariants()
-    assert node.plane.on_subscribe(PEERS[2], forever, CONFIG.lease_s + 1), "the others' leases are over"
+    node.plane.on_subscribe(PEERS[2], forever, CONFIG.lease_s + 1)
+    assert list(node.plane._leases[NAMESPACE]) == [PEERS[2]], "the others' leases are over"
     node.members.on_disconnected(PEERS[2], 30.0)
     node.plane.on_peer_lost(PEERS[2])
     node.plane.check_invariants()
@@ -132,3 +150,6 @@ def test_silence_of_a_subscribed_node_is_no_old_news() -> None:
         node.plane.on_update(peer, VitalsUpdate(namespace=NAMESPACE, vitals=load(3)), 5.0)
     assert node.age(PEER, 20.0) == 0.0 and node.age(LATE, 20.0) == 15.0
     assert node.age(PEER, 6.0 + CONFIG.lease_s) == 1.0, "unless it is not asked again"
+    node.decide(LATE, now=30.0)
+    node.plane.on_update(LATE, VitalsUpdate(namespace=NAMESPACE, vitals=load(3)), 31.0, is_reply=True)
+    assert node.age(LATE, 41.0) == 10.0, "a reply is no subscription"
