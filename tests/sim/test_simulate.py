@@ -102,6 +102,14 @@ def test_liars_draw_prompts_until_they_are_late() -> None:
     assert doubted.hit_ratio < doubted.hit_bound and doubted.stale_share > 0 == doubted.num_failed
 
 
+def test_a_hot_prefix_is_copied_where_its_holders_are_busy() -> None:
+    one_subject = {"zipf": 20.0, "load": 0.6, "num_peers": 8, "rtt_s": 0.02, "warm_s": 20.0, "measured_s": 20.0}
+    own, affine = run(**one_subject), run("longest_prefix", **one_subject)
+    assert own.load_imbalance < affine.load_imbalance and own.ttft_p99_s < 0.2 * affine.ttft_p99_s
+    assert own.goodput > 3 * affine.goodput
+    assert own.hit_ratio > 0.95 * own.hit_bound, "a copy is computed once"
+
+
 def test_without_bounces_or_subscriptions_other_nodes_answer() -> None:
     busy = {"load": 0.6, "rtt_s": None, "measured_s": 15.0}
     own = run(**busy)
