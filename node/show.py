@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,23 +29,25 @@ def short(peer: str) -> str:
 
 def show_route(console: Console, route: RouteView) -> None:
     """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (2 round trips +
-    queue + prefill + late) x load + recompute, in seconds; prefill is of what is not matched, as far as matches
-    there came true, and recompute is what it costs others that it is computed again."""
-    table = Table(title=f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}", title_justify="left")
-    table.add_column("node")
+    queue + prefill + late) x load + again, in seconds; prefill is of what is not matched, as far as matches
+    there came true, and "again" is what it costs others that it is computed again."""
+    title = f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("node", no_wrap=True)
+    # (two lines: eleven columns are to fit a terminal of 80)
     for name in (
-        "matched tokens",
-        "came true",
-        "RTT ms",
-        "queue ms",
-        "prefill ms",
-        "late ms",
-        "requests",
-        "load",
-        "recompute ms",
-        "cost",
+        "matched\ntokens",
+        "came\ntrue",
+        "RTT\nms",
+        "queue\nms",
+        "prefill\nms",
+        "late\nms",
+        "\nreqs",
+        "\nload",
+        "again\nms",
+        "\ncost",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for candidate in route.candidates:
         is_chosen = candidate.peer == route.chosen
         table.add_row(
