@@ -83,7 +83,7 @@ class Size:
 FULL = Size()
 SHORT = Size(
     delays=("0", "200", INTERNET),
-    zipfs=(0.0, 1.1, 1.5),
+    zipfs=(0.0, 1.5),
     loads=(0.5, 0.9),
     policies=_CLOSE,
     peers=(8, 16, 64),
