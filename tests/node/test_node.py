@@ -316,8 +316,9 @@ async def test_a_crowd_at_one_node_is_told_when_to_come_back_and_delays_nobody_e
             assert isinstance(neighbour[-1], Answered) and trio.current_time() - began < 2 * 5 + 2.5
         await trio.sleep(max(0.0, refused.retry_after_ms / 1000 - (trio.current_time() - began)))
         assert isinstance((await frames_of(one, an_ask("again")))[-1], Answered)
-        assert {request.client for request in one.engine.requests} == {b""}
-        assert {request.client for request in two.engine.requests} == {b"", one.peer}
+        # (where the neighbour's request went is a matter of luck)
+        assert b"" in {request.client for request in one.engine.requests} <= {b"", two.peer}
+        assert one.peer in {request.client for request in two.engine.requests} <= {b"", one.peer}
         assert sum(isinstance(end, Answered) for end in ends) == 6
 
 
