@@ -390,6 +390,10 @@ def _check_unicode(name: str, value: str) -> None:
         raise click.UsageError(f"{name} is not UTF-8") from exc
 
 
+_LEAST_AGAIN_S = 0.2
+"""Between two tries of ``--wait``: no node's word makes this program knock more often."""
+
+
 async def _ask(
     request: "Ask",
     data_dir: Path,
@@ -409,7 +413,7 @@ async def _ask(
         again_s = await _ask_once(request, data_dir, bootstrap, left_s, wait=wait, explain=explain, as_json=as_json)
         if again_s is None:
             return
-        await trio.sleep(again_s)
+        await trio.sleep(max(again_s, _LEAST_AGAIN_S))
 
 
 async def _ask_once(
