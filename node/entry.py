@@ -298,7 +298,7 @@ def _route(decision: Decision) -> Route:
                 lateness_ms=_ms(rated.candidate.lateness_s),
                 recompute_ms=_ms(rated.recompute_s),
             )
-            for rated in decision.rated[:MAX_CANDIDATES]
+            for rated in decision.best_rated(MAX_CANDIDATES)
         ),
     )
 

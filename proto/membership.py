@@ -7,7 +7,6 @@ Invariant: one member a connected peer; members are only added by Connected or H
 or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
 """
 
-import random
 from dataclasses import dataclass, field
 
 from proto import WIRE_VERSION
@@ -43,10 +42,9 @@ class Member:
 class Membership:
     """The connected peers and this node's own announcement to them."""
 
-    def __init__(self, me: bytes, config: OverlayConfig, rng: random.Random) -> None:
+    def __init__(self, me: bytes, config: OverlayConfig) -> None:
         self._me = me
         self._config = config
-        self._rng = rng
         self.observed = Observed(config.routing)
         self._members: dict[bytes, Member] = {}
         self._own: dict[bytes, Served] = {}

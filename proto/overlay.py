@@ -106,7 +106,7 @@ class Overlay:
         """What each plane received and the digests sent. Only read it."""
         self._config = config
         self._trust = Trust(config.trust)
-        self._members = Membership(me, config, rng)
+        self._members = Membership(me, config)
         self._vitals = VitalsPlane(me, config.vitals, rng, self._members)
         self._digests = DigestPlane(
             me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic

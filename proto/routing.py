@@ -120,6 +120,10 @@ class Decision:
     @cached_property
     def rated(self) -> tuple[RatedCandidate, ...]:
         """All candidates, the chosen one first, the others by their cost."""
+        return self.best_rated(len(self.candidates))
+
+    def best_rated(self, most: int) -> tuple[RatedCandidate, ...]:
+        """The first ``most`` of ``rated``; nothing is made of the others."""
         terms = self.terms
         return tuple(
             RatedCandidate(
@@ -132,7 +136,7 @@ class Decision:
                 load_factor=terms.load_factor[place].item(),
                 recompute_s=terms.recompute_s[place].item(),
             )
-            for place in self.order(len(self.candidates))
+            for place in self.order(most)
         )
 
     @property

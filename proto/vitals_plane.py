@@ -36,7 +36,7 @@ class VitalsPlane:
         self._pending: set[bytes] = set()
         self._told: dict[bytes, Vitals] = {}
         """Namespace -> what every subscriber was told."""
-        self._leases: dict[bytes, OrderedDict[bytes, float]] = {}
+        self._leases: dict[bytes, dict[bytes, float]] = {}
         """Namespace -> subscriber -> until when."""
         self._wanted: dict[bytes, OrderedDict[bytes, float]] = {}
         """Namespace -> node subscribed to -> when a decision was last between it and others, the latest last."""
@@ -77,7 +77,7 @@ class VitalsPlane:
         vitals = self._members.own_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
             return []
-        leases = self._leases.setdefault(message.namespace, OrderedDict())
+        leases = self._leases.setdefault(message.namespace, {})
         for other in [other for other, until in leases.items() if until <= now]:
             del leases[other]
         if peer not in leases and len(leases) >= self._config.max_subscribers:

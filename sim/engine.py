@@ -23,8 +23,8 @@ from functools import partial
 
 from proto.blocks import STRIDE
 from proto.fair_queue import FairQueue
-from proto.hold import HoldMeter
 from proto.messages import Vitals
+from proto.meters import HoldMeter, TokenRateMeter
 from proto.radix import RadixTree
 from sim.host import Host, Work
 
@@ -164,7 +164,7 @@ class Engine:
         self._counted_until = 0.0
         """What ``_used`` tells of."""
         self._host = host
-        self._measured_tokens = self._measured_s = 0.0
+        self._measured = TokenRateMeter(RATE_WINDOW_TOKENS)
         self._tell = listener
         self._hold = HoldMeter()
         self._tree = RadixTree()
@@ -245,7 +245,7 @@ class Engine:
         """Rates are as they are, or on a shared machine as they were lately: 0 before any."""
         rate = self.spec.prefill_rate
         if self._host is not None:
-            rate = self._measured_tokens / self._measured_s if self._measured_s else 0.0
+            rate = self._measured.rate
         return Vitals(
             queued_tokens=round(self.queued_tokens(now)),
             active_requests=self._num_active(),
@@ -295,10 +295,7 @@ class Engine:
         if job.is_over:
             return
         self._count(now)
-        num_new = job.num_prompt - job.cached
-        keep = 0.5 ** (num_new / RATE_WINDOW_TOKENS)
-        self._measured_tokens = self._measured_tokens * keep + num_new
-        self._measured_s = self._measured_s * keep + now - job.prefill_s
+        self._measured.add(job.num_prompt - job.cached, now - job.prefill_s)
         job.first_token_s = now
         self._prefilling = None
         self._decoding[job.request_id, job.attempt] = job

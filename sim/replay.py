@@ -77,7 +77,5 @@ def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) ->
     for place, request in enumerate(requests):
         world.call(began + request.at_s, partial(submit, place))
     world.run(began + max((request.at_s for request in requests), default=0.0))
-    until = world.now + DRAIN_S
-    while world.now < until and not all(record.is_over for record in records.values()):
-        world.run(world.now + 1.0)
+    serving.run_until_over(records.values(), world.now + DRAIN_S)
     return [records[place] for place in range(len(requests))]

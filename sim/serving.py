@@ -11,7 +11,7 @@ decoded by then have arrived.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from proto.blocks import STRIDE, block_hashes, pack_tokens
@@ -160,6 +160,11 @@ class Serving:
         event = RequestSubmitted(request_id, NAMESPACE, prompt.tokens, sampling)
         self.world.handle(self.world.node(entry), event)
         return record
+
+    def run_until_over(self, records: Collection[Record], until: float) -> None:
+        """Virtual time goes on until all of ``records`` are over, or it is ``until``, to a second."""
+        while self.world.now < until and not all(record.is_over for record in records):
+            self.world.run(self.world.now + 1.0)
 
     def used(self, number: int) -> Used:
         """Capacity used at a node so far, over all its lives."""

@@ -236,8 +236,7 @@ class _Run:
             frozenset(self.serving.liars),
         )
         measured = [record for record in self.records if self.window.holds(record)]
-        while world.now < self.window.until_s + scenario.drain_s and not all(record.is_over for record in measured):
-            world.run(world.now + 1.0)
+        self.serving.run_until_over(measured, self.window.until_s + scenario.drain_s)
 
     def _begin_next(self, sessions: Iterator[Session], began: float, clients: random.Random) -> None:
         """Only the next session is made: nobody knows how many there will be."""

@@ -33,8 +33,8 @@ from proto.blocks import namespace_key, pack_tokens
 from proto.codec import check_sampling
 from proto.errors import LocalError
 from proto.fair_queue import FairQueue
-from proto.hold import HoldMeter
 from proto.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
+from proto.meters import HoldMeter
 from proto.radix import RadixTree
 
 NUM_VOCAB = 258

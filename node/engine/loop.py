@@ -15,12 +15,12 @@ from node.engine.engine import COALESCE_S, DEADLINE, TOO_LATE
 from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
 from node.engine.job import Job, Limits, Refusal
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
-from node.engine.rates import RateMeter, prefill_budget
+from node.engine.rates import prefill_budget
 from node.engine.scheduler import Admission, Evicted, Row, Scheduler
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
-from proto.hold import HoldMeter
 from proto.messages import Usage, Vitals
+from proto.meters import HoldMeter, TokenRateMeter
 from proto.shares import has_room
 
 VITALS_INTERVAL_S = 0.1
@@ -64,8 +64,8 @@ class StepLoop:
         self._grammars = GrammarDesk(open_grammar, limits.slots, self.inbox.put)
         self._answers: dict[int, Answer] = {}
         self._options: dict[int, ipc.Submit] = {}
-        self._prefill = RateMeter(PREFILL_WINDOW_TOKENS)
-        self._decode = RateMeter(DECODE_WINDOW_TOKENS)
+        self._prefill = TokenRateMeter(PREFILL_WINDOW_TOKENS)
+        self._decode = TokenRateMeter(DECODE_WINDOW_TOKENS)
         self._hold = HoldMeter()
         self._vitals_sent: Vitals | None = None
         self._vitals_sent_s = 0.0

@@ -1,28 +1,4 @@
-"""Measured rates, as moving averages, and what follows from them. Pure: the caller measures."""
-
-
-class RateMeter:
-    """Tokens per second over about the last ``window_tokens`` tokens.
-
-    A ratio of decayed sums, not a mean of ratios: a step with one slow row then weighs one row, not one step.
-    """
-
-    def __init__(self, window_tokens: float) -> None:
-        self._window_tokens = window_tokens
-        self._tokens = 0.0
-        self._seconds = 0.0
-
-    def add(self, num_tokens: int, seconds: float) -> None:
-        """Note that ``num_tokens`` took ``seconds``."""
-        keep = 0.5 ** (num_tokens / self._window_tokens)
-        self._tokens = self._tokens * keep + num_tokens
-        self._seconds = self._seconds * keep + seconds
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second; 0 before anything was measured."""
-        return self._tokens / self._seconds if self._seconds > 0 else 0.0
-
+"""What follows from measured rates. Pure: the caller measures."""
 
 FIRST_CHUNK_TOKENS = 256
 """Prefill of a step before the rate is known."""

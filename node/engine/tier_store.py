@@ -18,11 +18,11 @@ from blake3 import blake3
 from node.engine.changes import ChangeLog
 from node.engine.engine import FIRST_EDGE_ID
 from node.engine.llama import BROKEN, RESTORED, Llama
-from node.engine.rates import RateMeter
 from node.engine.scheduler import Evicted
 from node.engine.tier import TOKEN_BYTES, Edge, Piece, Tier, Trimmed, runs
 from node.engine.tier_files import EdgeFiles
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.meters import TokenRateMeter
 from proto.value import Reuse
 
 RATE_WINDOW_TOKENS = 8192
@@ -50,7 +50,7 @@ class TierStore:
         """Edges in memory that the writer had no room for."""
         self._told: dict[Edge, None] = {}
         """Edges that are leaves of the report: the last of each chain, since it stands for all tokens before it."""
-        self.ram_rate, self.disk_rate = RateMeter(RATE_WINDOW_TOKENS), RateMeter(RATE_WINDOW_TOKENS)
+        self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
         """Tokens restored a second, hashing included, from memory and from disk."""
         self._num_slow = 0
         self._closes_at_s: float | None = None
@@ -182,7 +182,7 @@ class TierStore:
         self._num_slow += 1
         if self._num_slow % TRY_AGAIN_EVERY:
             return False
-        self.ram_rate, self.disk_rate = RateMeter(RATE_WINDOW_TOKENS), RateMeter(RATE_WINDOW_TOKENS)
+        self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
         return True
 
     def _verified(self, edge: Edge) -> memoryview | None:

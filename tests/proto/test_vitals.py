@@ -30,7 +30,7 @@ class Node:
 
     def __init__(self, config: VitalsConfig = CONFIG) -> None:
         overlay = OverlayConfig(vitals=config)
-        self.members = Membership(ME, overlay, random.Random(1))
+        self.members = Membership(ME, overlay)
         self.plane = VitalsPlane(ME, config, random.Random(1), self.members)
         self.members.on_served(ModelServed(NAMESPACE, "m", 100, load(0), 1), 0.0)
 

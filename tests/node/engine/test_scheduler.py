@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from node.engine.job import Job, Limits, Refusal
-from node.engine.rates import RateMeter, prefill_budget
+from node.engine.rates import prefill_budget
 from node.engine.scheduler import Admission, Scheduler
+from proto.meters import TokenRateMeter
 from proto.shares import MAX_RETRY_S
 
 LIMITS = Limits(num_cells=100, context_tokens=100, num_vocab=10, num_sequences=9, slots=4, batch_tokens=64)
@@ -289,7 +290,7 @@ def test_without_reuse_nothing_is_kept() -> None:
 
 
 def test_rates() -> None:
-    meter = RateMeter(100)
+    meter = TokenRateMeter(100)
     assert meter.rate == 0
     meter.add(100, 1.0)
     meter.add(1_000, 2.0)

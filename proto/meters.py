@@ -1,0 +1,45 @@
+"""What vitals tell of an engine, measured alike by real and simulated ones. Pure: the caller has the clock."""
+
+_HOLD_WEIGHT = 0.1
+"""Of the newest request: about the last ten count, which follows a change of what is asked within a minute or so."""
+
+
+class HoldMeter:
+    """Moving mean of the seconds from the start of a prefill to the last token."""
+
+    def __init__(self) -> None:
+        self._mean_s = 0.0
+        self._has_any = False
+
+    def add(self, seconds: float) -> None:
+        """A request is over after so long. Mutates."""
+        self._mean_s += (seconds - self._mean_s) * (_HOLD_WEIGHT if self._has_any else 1.0)
+        self._has_any = True
+
+    @property
+    def mean_ms(self) -> int:
+        """0 before anything was measured."""
+        return round(1000 * self._mean_s)
+
+
+class TokenRateMeter:
+    """Tokens per second over about the last ``window_tokens`` tokens.
+
+    A ratio of decayed sums, not a mean of ratios: a step with one slow row then weighs one row, not one step.
+    """
+
+    def __init__(self, window_tokens: float) -> None:
+        self._window_tokens = window_tokens
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """Note that ``num_tokens`` took ``seconds``."""
+        keep = 0.5 ** (num_tokens / self._window_tokens)
+        self._tokens = self._tokens * keep + num_tokens
+        self._seconds = self._seconds * keep + seconds
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second; 0 before anything was measured."""
+        return self._tokens / self._seconds if self._seconds > 0 else 0.0
