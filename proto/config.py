@@ -153,11 +153,10 @@ class RoutingConfig:
     recompute_weight: float = 0.5
     """Of the time that the swarm's usual node takes for what would be computed again: what it costs others, if nobody
     has anything to do."""
-    crowd_weight: float = 6.0
+    crowd_weight: float = 12.0
     """And so much more for one request at each slot. At 0 hit ratios are 4 points lower where the swarm is busy."""
-    spread: float = 1.0
-    """How much more than the best a node may cost and be chosen by luck, where the swarm is busy; p99 TTFT is a sixth
-    lower than without."""
+    spread: float = 0.4
+    """How much more than the best a node may cost and be chosen by luck, where the swarm is busy."""
     spread_load: float = 0.25
     """Requests a slot from which on the swarm counts as busy; below it, by its share."""
     load_half_life_s: float = 15.0
@@ -181,10 +180,12 @@ class RoutingConfig:
     """In which what was observed fades: who is avoided for it gets another chance."""
     max_bounces: int = 2
     """Nodes that may hand a request back because it would wait longer there than it was sent for."""
-    bounce_factor: float = 1.25
-    bounce_s: float = 0.1
-    """A request is handed back when its wait is longer than this share of what the next best node would take, and this
-    much: less is within what nobody knows exactly."""
+    max_moves: int = 2
+    """Nodes that a request is taken away from because it is overdue there."""
+    bounce_factor: float = 0.75
+    bounce_s: float = 0.05
+    """A request is handed back when its wait is longer than was expected, or than this share of what the next best node
+    would take, and this much: less is within what nobody knows exactly."""
     max_lateness_s: float = 600.0
     """Bounds one observation."""
     failure_s: float = 4.0

@@ -286,6 +286,8 @@ class Overlay:
                 return self._ladder.on_due(timer.namespace, now)
             case "lookup":
                 return self._requests.on_wait_over(timer, now)
+            case "overdue":
+                return self._requests.on_overdue(timer.subject, now)
             case "vitals":
                 return self._vitals.on_due(timer.namespace, now)
             case "subscriptions":

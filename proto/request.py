@@ -12,6 +12,7 @@ what it said.
 Invariants: ``len(generated) <= max_tokens``; ``position`` counts the running attempt's tokens only.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +46,9 @@ class Request:
     promised_tokens: int = 0
     patience_ms: int = 0
     """0: it may not be handed back."""
+    due_at: float = math.inf
+    """When the running attempt is overdue: a node that did not hand the request back promised as much; infinity when
+    it may take as long as it takes."""
     position: int = 0
     is_accepted: bool = False
     """Whether the running attempt was."""
@@ -53,6 +57,8 @@ class Request:
     failed_peers: set[bytes] = field(default_factory=set)
     last_failure: str = ""
     num_bounces: int = 0
+    num_moves: int = 0
+    """How often it was taken away from a node where it was overdue."""
     truths: dict[bytes, int] = field(default_factory=dict)
     """Tokens of the prompt that nodes which handed it back hold, as they said."""
     num_engine_losses: int = 0
@@ -81,6 +87,7 @@ class Request:
         self.peer = peer
         self.sent_at, self.expected_s, self.promised_tokens = now, expected_s, promised_tokens
         self.patience_ms = 0 if patience_s is None else min(max(round(1000 * patience_s), 1), MAX_SMALL)
+        self.due_at = math.inf
         self.position = 0
         self.is_accepted = False
         done = len(self.generated)

@@ -11,6 +11,7 @@ Invariant: every request in flight that does not wait has one running attempt, c
 import math
 import random
 from collections import Counter
+from collections.abc import Set
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from proto.candidates import Candidates
 from proto.config import OverlayConfig
 from proto.digest_plane import DigestPlane
 from proto.dispatches import Dispatches
-from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish
+from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish, SetTimer
 from proto.events import FrameReceived, ProvidersFound, RequestSubmitted, StreamLost, Timer
 from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
@@ -38,6 +39,9 @@ from proto.overload import OVERLOADED, BusyPeers, EntryPlaces
 from proto.request import Request
 from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
+
+_LOOK_AGAIN_S = 0.1
+"""At most so often whether an overdue request had better start anew."""
 
 
 class RequestPlane:
@@ -118,6 +122,24 @@ class RequestPlane:
         """Route with what is known."""
         effects = self._stop_waiting(timer.subject, now)
         return effects + self._ladder.on_wait_over(timer.subject, timer.namespace, now)
+
+    def on_overdue(self, request_id: bytes, now: float) -> list[Effect]:
+        """Its first token should have come, and its prefill has not begun: once it is late by as much as starting anew
+        elsewhere would take, it starts anew. Whoever waits so long and no longer waits at most twice as long as who
+        knew the future (Karlin et al., "Competitive snoopy caching", Algorithmica 3, 1988)."""
+        request = self._requests.get(request_id)
+        if request is None or request.is_accepted or request.position or now < request.due_at:
+            return []
+        candidates = self._candidates(request, now, {request.peer})
+        if not len(candidates):
+            return []
+        other_s = choose(candidates, request.num_tokens, self._routing).late_s
+        move_at = request.due_at + other_s
+        if now < move_at:
+            return [SetTimer(Timer("overdue", request_id), max(move_at, now + _LOOK_AGAIN_S))]
+        request.num_moves += 1
+        abandon = Abandon(request_id, request.attempt)
+        return [abandon, *self._attempt_failed(request, "its turn did not come in time", now)]
 
     def on_digest(self, owner: bytes, now: float) -> list[Effect]:
         """``owner`` said hello or its digest came: requests that waited for what is known of it now go on."""
@@ -248,9 +270,14 @@ class RequestPlane:
         uncached = max(request.num_tokens - promised, 0)
         space, expected_s = self._space(request), decision.expected_s
         space.begin(request.request_id, decision.chosen, request.chain, uncached, expected_s, now)
-        return [*effects, Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision)]
+        effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))
+        if patience is not None and request.num_moves < self._routing.max_moves:
+            way_s = ROUND_TRIPS * self._members.round_trip_s(decision.chosen)
+            request.due_at = now + max(expected_s, way_s + patience)
+            effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at + patience))
+        return effects
 
-    def _candidates(self, request: Request, now: float) -> Candidates:
+    def _candidates(self, request: Request, now: float, without: Set[bytes] = frozenset()) -> Candidates:
         namespace, chain = request.namespace, request.chain
         table, space = self._members.loads(namespace), self._space(request)
         sent = space.matches(chain, now)
@@ -265,7 +292,7 @@ class RequestPlane:
         is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
         if request.attempt + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
             only_here = only_here or self._members.own_vitals(namespace) is not None  # (refusals are free of charge)
-        left_out = request.failed_peers | self._busy.now(now) - {self._me}
+        left_out = request.failed_peers | without | self._busy.now(now) - {self._me}
         if not is_own_free:
             left_out.add(self._me)
         if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:

@@ -110,6 +110,11 @@ class Decision:
         """Until the first token, by what is told."""
         return float(self.terms.wait_s[self.place])
 
+    @property
+    def late_s(self) -> float:
+        """Until the first token, by what came true of that."""
+        return float(self.terms.late_s[self.place])
+
     def order(self, most: int) -> list[int]:
         """Places of the chosen one and then of the ``most`` - 1 cheapest others, by their cost."""
         cost = self.terms.cost
@@ -202,7 +207,7 @@ def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
         return None
     other = decision.order(2)[1]
     late_s = decision.terms.late_s
-    return float(max(late_s[other], late_s[decision.place])) * config.bounce_factor + config.bounce_s
+    return float(max(late_s[other] * config.bounce_factor, late_s[decision.place])) + config.bounce_s
 
 
 def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> float:
@@ -211,7 +216,9 @@ def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> 
     if not vitals.prefill_rate:
         return 0.0
     rate_ = min(max(float(vitals.prefill_rate), config.min_prefill_rate), config.max_prefill_rate)
-    return (vitals.queued_tokens + max(uncached_tokens, 1)) / rate_
+    num_requests, slots = vitals.active_requests + vitals.waiting_requests, max(vitals.slots, 1)
+    slot_s = max(num_requests - slots + 1, 0) * min(vitals.hold_ms / 1000, config.max_hold_s) / slots
+    return max(vitals.queued_tokens / rate_, slot_s) + max(uncached_tokens, 1) / rate_
 
 
 def cheapest(candidates: Candidates, cost: Column) -> int:

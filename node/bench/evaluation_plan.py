@@ -63,12 +63,14 @@ class Size:
     loads: tuple[float, ...] = (0.5, 0.7, 0.9)
     policies: tuple[str, ...] = NAMES
     peers: tuple[int, ...] = (8, 16, 64, 256)
-    sweep_s: tuple[float, float] = (45.0, 30.0)
+    sweep_s: tuple[float, float] = (30.0, 20.0)
     """Warm-up and measured, of each cell of the sweep. A shorter warm-up measures empty caches."""
     large_s: tuple[float, float] = (40.0, 20.0)
     """Of swarms of more than 64."""
     long_s: tuple[float, float] = (60.0, 60.0)
     """Of the other sections."""
+    even_s: tuple[float, float] = (60.0, 120.0)
+    """Where utilisation is compared: in half a minute chance alone makes the busiest of 16 nodes a tenth busier."""
     slow_s: tuple[float, float] = (90.0, 300.0)
     """Where prompts are few, or nodes come and go."""
     trace_s: tuple[float, float] = (200.0, 400.0)
@@ -87,8 +89,7 @@ SHORT = Size(
     loads=(0.5, 0.9),
     policies=_CLOSE,
     peers=(8, 16, 64),
-    sweep_s=(30.0, 20.0),
-    long_s=(40.0, 30.0),
+    long_s=(60.0, 30.0),
     slow_s=(60.0, 120.0),
     few=("lmetric", "gorgo", OWN, ORACLE),
     liar_loads=(0.5,),
@@ -101,9 +102,9 @@ QUICK = Size(
     loads=(0.7,),
     policies=_CLOSE,
     peers=(8, 16),
-    sweep_s=(30.0, 20.0),
     large_s=(30.0, 20.0),
     long_s=(60.0, 20.0),
+    even_s=(60.0, 20.0),
     slow_s=(20.0, 60.0),
     trace_s=(20.0, 60.0),
 )
@@ -147,7 +148,7 @@ def _sizes(size: Size, base: Scenario) -> list[Cell]:
         lasts = size.large_s if num_peers > 64 else size.sweep_s
         scenario = _timed(replace(base, num_peers=num_peers), lasts)
         cells.append(Cell(SIZES, (("peers", str(num_peers)),), scenario, size.few))
-    even = _timed(replace(base, num_peers=16, zipf=1.5), size.long_s)
+    even = _timed(replace(base, num_peers=16, zipf=1.5), size.even_s)
     return [*cells, Cell(IMBALANCE, (("peers", "16"),), even, size.few)]
 
 

@@ -217,8 +217,12 @@ class Requests(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.1, 30.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
+        node = self.world.nodes[ME]
+        node.effects.clear()
         self.world.advance(seconds, deliver=False)
         self.world.in_flight.clear()
+        for effect in list(node.effects):
+            self.perform(effect)
 
     @invariant()
     def every_token_once(self) -> None:

@@ -492,7 +492,7 @@ def test_a_bounce_without_a_reason_is_an_offence_and_an_attempt_that_failed(queu
     submit(world)
     assert dispatched(world).peer == HOLDER
     world.nodes[ME].take(Emit)
-    bounce(world, 1, queued_tokens)
+    bounce(world, 1, queued_tokens, cached_tokens=3 * STRIDE)
     assert world.nodes[ME].overlay.refusals[Refusal.WRONG_FRAME] == 1
     again = dispatched(world)
     assert again.peer != HOLDER and HOLDER not in [rated.candidate.peer for rated in again.decision.rated]
@@ -517,3 +517,73 @@ def test_a_node_hands_back_only_what_it_would_answer_late() -> None:
     assert holder.handed_back(generate) == Bounced(cached_tokens=3 * STRIDE, vitals=loaded(500))
     for patient in ({"patience_ms": 0}, {"patience_ms": 1_100}, {"namespace": b"o" * 16}, {"prompt": b"12345"}):
         assert holder.handed_back(msgspec.structs.replace(generate, **patient)) is None
+
+
+def test_a_node_hands_back_what_would_wait_for_a_slot() -> None:
+    world = quiet_world()
+    holder = world.nodes[HOLDER].overlay
+    generate = Generate(
+        request_id=REQUEST,
+        namespace=NAMESPACE,
+        prompt=pack_tokens(PROMPT),
+        sampling=Sampling(max_tokens=1),
+        promised_tokens=0,
+        patience_ms=1_000,
+    )
+    full = msgspec.structs.replace(loaded(0), active_requests=4, hold_ms=2_000)
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, full))
+    assert holder.handed_back(generate) is None, "a slot is free after 0.5 s, and 0.4 s later the first token is there"
+    behind = msgspec.structs.replace(full, waiting_requests=1)
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, behind))
+    assert holder.handed_back(generate) == Bounced(cached_tokens=0, vitals=behind)
+
+
+def sent_to_the_holder() -> World:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+    world.nodes[ME].take(Abandon)
+    return world
+
+
+def test_what_does_not_begin_in_time_starts_anew_elsewhere() -> None:
+    world = sent_to_the_holder()
+    world.advance(0.3)
+    assert not world.nodes[ME].take(Dispatch), "starting anew would take longer than it is overdue"
+    world.advance(1.5)
+    (abandon,) = world.nodes[ME].take(Abandon)
+    assert abandon == Abandon(REQUEST, 1)
+    second = dispatched(world)
+    assert second.peer != HOLDER and second.attempt == 2
+    assert world.nodes[ME].overlay._members.observed.lateness_s(HOLDER, world.now) > 0.3
+    world.handle(ME, FrameReceived(REQUEST, 1, tokens(0, 1)))
+    assert not delivered(world), "what the first one says now is of no interest"
+    world.handle(ME, FrameReceived(REQUEST, 2, tokens(0, 1)))
+    assert delivered(world) == [1]
+
+
+def test_what_has_begun_is_left_where_it_is() -> None:
+    world = sent_to_the_holder()
+    world.handle(ME, FrameReceived(REQUEST, 1, Accepted(cached_tokens=0, vitals=loaded(0))))
+    world.advance(30)
+    assert not world.nodes[ME].take(Abandon) and not world.nodes[ME].take(Dispatch)
+
+
+def test_a_request_is_taken_away_twice_at_most() -> None:
+    world = quiet_world(6)
+    world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
+    submit(world)
+    world.advance(60)
+    tried = [effect.peer for effect in world.nodes[ME].take(Dispatch) if isinstance(effect, Dispatch)]
+    assert len(tried) == 3 == len(set(tried))
+
+
+def test_nobody_else_is_no_reason_to_move() -> None:
+    world = quiet_world(2)
+    world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
+    submit(world)
+    world.handle(ME, Disconnected(OTHER) if dispatched(world).peer == HOLDER else Disconnected(HOLDER))
+    world.advance(60)
+    assert not world.nodes[ME].take(Abandon)

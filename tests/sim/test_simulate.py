@@ -97,7 +97,7 @@ def test_liars_draw_prompts_until_they_are_late() -> None:
     assert 0.15 < run("random", **swarm).liar_share < 0.35
     believed, doubted = run("mycelia-no-lateness", **swarm), run(**swarm)
     assert 0.25 < doubted.liar_share < believed.liar_share
-    assert doubted.ttft_p50_s < 0.2 * believed.ttft_p50_s
+    assert doubted.ttft_p50_s < 0.25 * believed.ttft_p50_s
     # What they claim is not what is measured.
     assert doubted.hit_ratio < doubted.hit_bound and doubted.stale_share > 0 == doubted.num_failed
 
