@@ -2,12 +2,12 @@
 
     u_p    = max(T - rho_p * m_p, 1)                                tokens to compute
     wait_p = 2 RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
-    cost_p = (wait_p + d_p) * L_p ** a(age_p) + w * u_p / R         what is minimised, with some luck
+    cost_p = wait_p * L_p ** a(age_p) + d_p + w * u_p / R           what is minimised, with some luck
 
 T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there. Q_p
 tokens are to be computed there before this prompt, at R_p tokens a second (R: the median of all). n_p requests must end
 before it gets one of s_p slots, each of which is held for H_p seconds. L_p = (requests there + 1) / slots_p', where
-slots_p' = slots_p / the median of all, from 1/4 to 4. d_p: by how many seconds first tokens from p came later than
+slots_p' = slots_p / the median of all, from 1/2 to 2. d_p: by how many seconds first tokens from p came later than
 expected of late, or are late now.
 
 The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
@@ -36,8 +36,8 @@ from proto.messages import Vitals
 
 ROUND_TRIPS = 2
 """One to open a stream, one for the prompt and its first token."""
-_MAX_SLOTS_RATIO = 4.0
-"""Of a candidate's slots and the median's, both ways: lateness outweighs what a claim of more would win."""
+_MAX_SLOTS_RATIO = 2.0
+"""Of a candidate's slots and the median's, both ways: all that a claim of more wins."""
 _MAX_RATE_RATIO = 16.0
 """Of what passes for the usual rate and this node's own, both ways: a laptop and a good GPU."""
 _MAX_CROWD = 2.0
@@ -261,7 +261,8 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
     recompute_s = (config.recompute_weight + config.crowd_weight * crowd(candidates)) * computed / usual_rate
     late_s = wait_s + candidates.lateness_s
-    return Terms(late_s * load_factor + recompute_s, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s)
+    cost = wait_s * load_factor + candidates.lateness_s + recompute_s
+    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s)
 
 
 def _upper_median(values: Column) -> float:
