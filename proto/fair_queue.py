@@ -1,15 +1,17 @@
 """What waits at an engine, and who starts next: fair among clients by the work done for them, bounded for each.
 
 *Order.* Every client has a counter of the service it received: tokens of prompts computed for it plus ``ANSWER_WEIGHT``
-x tokens of answers. Next comes what waited longest of the clients whose counters are at most ``SLACK`` above the least.
+x tokens of answers. Next comes, of the clients whose counters are at most ``SLACK`` above the least, the one whose turn
+it has been longest: since its first one came, or the one before that started; and of a client what waited longest.
 A client of which nothing waited has its counter lifted, when something does again, to the least of those that wait (to
 that of the last that did, if none): nobody saves up for a time when it asks nothing. Without the slack this is the
 Virtual Token Counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588).
 Between two clients that always have something waiting the service received differs by at most 2 x max(longest prompt,
-ANSWER_WEIGHT x tokens running at once) + ``SLACK``, however much one of them asks (their theorem 4.4); no other order
-that never idles bounds it better than by half of the first term. Among clients that ask about as much as each other,
-whose counters differ by chance, the slack makes the order that of arrival: nobody is overtaken again and again, and the
-p99 of the wait is a fifth to a quarter lower in busy swarms.
+ANSWER_WEIGHT x tokens running at once) + 2 x ``SLACK``, however much one of them asks (their theorem 4.4); no other
+order that never idles bounds it better than by half of the first term. Among clients that ask about as much as each
+other, whose counters differ by chance and of which one thing waits at a time, the slack makes the order that of
+arrival: nobody is overtaken again and again, and the p99 of the wait is a fifth to a quarter lower in busy swarms.
+Whoever has much waiting gets one in before a newcomer, not all that came before it.
 
 *Bounds.* How much of the queue a client may fill, and when it may come back: ``shares.py``.
 
@@ -19,12 +21,11 @@ Invariants: a client's counter never falls but for what ``put_back`` returns; cl
 remembered only while they are ahead of whoever would begin now, MAX_CLIENTS of them at most.
 """
 
-import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
+from itertools import zip_longest
 from typing import Generic, Protocol, TypeVar
 
 from proto.shares import Shares
@@ -56,8 +57,10 @@ T = TypeVar("T", bound=Waiting)
 class _Client(Generic[T]):
     counter: float
     """Service received; comparable between clients."""
-    waiting: deque[tuple[int, T]] = field(default_factory=deque)
-    """(order of arrival, what waits)."""
+    waiting: deque[T] = field(default_factory=deque)
+    """In order of arrival."""
+    turn: int = 0
+    """Orders clients by the moment since which their first one is the next of theirs."""
 
 
 class FairQueue(Generic[T]):
@@ -69,7 +72,7 @@ class FairQueue(Generic[T]):
         self._clients: dict[bytes, _Client[T]] = {}
         self._last = b""
         """The client of which something started last."""
-        self._arrivals = itertools.count()
+        self._turns = itertools.count()
         self._num_waiting = 0
 
     def __len__(self) -> int:
@@ -77,17 +80,18 @@ class FairQueue(Generic[T]):
 
     def __contains__(self, item: T) -> bool:
         client = self._clients.get(item.client)
-        return client is not None and any(other is item for _, other in client.waiting)
+        return client is not None and any(other is item for other in client.waiting)
 
     def __iter__(self) -> Iterator[T]:
         """In the order in which they should start if no counter changed; those of one client in the order they came."""
         clients = [client for client in self._clients.values() if client.waiting]
         most = min((client.counter for client in clients), default=0.0) + self._slack
-        near = [list(client.waiting) for client in clients if client.counter <= most]
-        yield from [item for _, item in heapq.merge(*near, key=itemgetter(0))]
+        near = sorted((client for client in clients if client.counter <= most), key=lambda client: client.turn)
+        for items in zip_longest(*[list(client.waiting) for client in near]):
+            yield from [item for item in items if item is not None]
         far = [client for client in clients if client.counter > most]
-        for client in sorted(far, key=lambda client: (client.counter, client.waiting[0][0])):
-            yield from [item for _, item in client.waiting]
+        for client in sorted(far, key=lambda client: (client.counter, client.turn)):
+            yield from list(client.waiting)
 
     def join(self, item: T, now: float, guess_s: float = 1.0) -> float:
         """0.0: ``item`` waits. Else it was refused, and this is the time in seconds after which its client may send
@@ -97,7 +101,10 @@ class FairQueue(Generic[T]):
         num_clients = sum(1 for client in self._clients.values() if client.waiting) + (num_own == 0)
         wait_s = self._shares.join(item.client, num_own, len(self), 1 / num_clients, now, guess_s)
         if not wait_s:
-            self._lifted(item.client).waiting.append((next(self._arrivals), item))
+            mine = self._lifted(item.client)
+            if not mine.waiting:
+                mine.turn = next(self._turns)
+            mine.waiting.append(item)
             self._num_waiting += 1
         return wait_s
 
@@ -115,7 +122,9 @@ class FairQueue(Generic[T]):
     def put_back(self, item: T, prompt_tokens: int) -> None:
         """What was started has to start again, as the first of its client. ``prompt_tokens``: as then. Mutates."""
         self.charge(item.client, -prompt_tokens)
-        self._clients[item.client].waiting.appendleft((-1, item))
+        mine = self._clients[item.client]
+        mine.waiting.appendleft(item)
+        mine.turn = -1
         self._num_waiting += 1
 
     def withdraw(self, item: T) -> None:
@@ -149,9 +158,7 @@ class FairQueue(Generic[T]):
         assert self._num_waiting == sum(len(client.waiting) for client in self._clients.values())
         assert len(self._clients) <= MAX_CLIENTS + self._shares.num_places
         for key, client in self._clients.items():
-            assert all(item.client == key for _, item in client.waiting)
-            arrivals = [arrival for arrival, _ in client.waiting]
-            assert arrivals == sorted(arrivals), "of one client the first comes first"
+            assert all(item.client == key for item in client.waiting)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -186,7 +193,9 @@ class FairQueue(Generic[T]):
             del self._clients[key]
 
     def _remove(self, item: T) -> None:
-        waiting = self._clients[item.client].waiting
-        place = next(place for place, (_, other) in enumerate(waiting) if other is item)
-        del waiting[place]
+        mine = self._clients[item.client]
+        place = next(place for place, other in enumerate(mine.waiting) if other is item)
+        del mine.waiting[place]
+        if place == 0:
+            mine.turn = next(self._turns)
         self._num_waiting -= 1

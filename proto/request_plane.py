@@ -131,15 +131,13 @@ class RequestPlane:
         if request is None or request.is_accepted or request.position or now < request.due_at:
             return []
         candidates = self._candidates(request, now, {request.peer})
-        if not len(candidates):
-            return []
-        other_s = choose(candidates, request.num_tokens, self._routing).late_s
-        move_at = request.due_at + other_s
-        if now < move_at:
-            return [SetTimer(Timer("overdue", request_id), max(move_at, now + _LOOK_AGAIN_S))]
-        request.num_moves += 1
-        abandon = Abandon(request_id, request.attempt)
-        return [abandon, *self._attempt_failed(request, "its turn did not come in time", now)]
+        look_at = now + max(request.expected_s, _LOOK_AGAIN_S)
+        if len(candidates):
+            move_at = request.due_at + choose(candidates, request.num_tokens, self._routing).late_s
+            if now >= move_at:
+                return self._move(request, now)
+            look_at = max(move_at, now + _LOOK_AGAIN_S)
+        return [SetTimer(Timer("overdue", request_id), look_at)]
 
     def on_digest(self, owner: bytes, now: float) -> list[Effect]:
         """``owner`` said hello or its digest came: requests that waited for what is known of it now go on."""
@@ -244,7 +242,7 @@ class RequestPlane:
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
         candidates = self._candidates(request, now)
-        if not len(candidates) or request.attempt >= self._config.max_attempts:
+        if not len(candidates) or self._is_last_attempt(request):
             del self._requests[request.request_id]
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
             wait_ms = self._busy_ms(request, now)
@@ -263,18 +261,19 @@ class RequestPlane:
         patience = None
         if decision.is_by_cost:
             effects = self._vitals.on_decision(request.namespace, decision, now)
-            if decision.chosen != self._me and request.num_bounces < self._routing.max_bounces:
+            if decision.chosen != self._me:
                 patience = patience_s(decision, self._routing)
         promised = decision.matched_tokens
-        generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, patience, now)
+        told_s = patience if request.num_bounces < self._routing.max_bounces else None
+        generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, told_s, now)
         uncached = max(request.num_tokens - promised, 0)
         space, expected_s = self._space(request), decision.expected_s
         space.begin(request.request_id, decision.chosen, request.chain, uncached, expected_s, now)
         effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))
-        if patience is not None and request.num_moves < self._routing.max_moves:
+        if patience is not None and request.num_moves < self._routing.max_moves and not self._is_last_attempt(request):
             way_s = ROUND_TRIPS * self._members.round_trip_s(decision.chosen)
             request.due_at = now + max(expected_s, way_s + patience)
-            effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at + patience))
+            effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at))
         return effects
 
     def _candidates(self, request: Request, now: float, without: Set[bytes] = frozenset()) -> Candidates:
@@ -359,6 +358,16 @@ class RequestPlane:
         request.fail_attempt(reason)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]
+
+    def _move(self, request: Request, now: float) -> list[Effect]:
+        """To another node than the one where it is overdue."""
+        request.num_moves += 1
+        self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
+        abandon = Abandon(request.request_id, request.attempt)
+        return [abandon, *self._attempt_failed(request, "its turn did not come in time", now, is_fault=False)]
+
+    def _is_last_attempt(self, request: Request) -> bool:
+        return request.attempt >= self._config.max_attempts
 
     def _finish(self, request: Request, reason: str, usage: Usage | None) -> list[Effect]:
         self._end(request)

@@ -17,7 +17,8 @@ stays known to the rest of the node: only choices change.
 - ``no-dispatches``: what this node itself sent where is not remembered, neither as load nor as cached.
 - ``no-crowd``: what is computed again costs others no more where the swarm is busy.
 - ``no-luck``: always the cheapest.
-- ``no-bounce``: whoever is chosen serves.
+- ``no-bounce``: nobody hands a request back.
+- ``no-moves``: what does not begin in time stays where it is.
 - ``no-subscriptions``: load is told to nodes by chance, and with replies.
 """
 
@@ -72,8 +73,10 @@ _ABLATIONS = {
     "keep": _Ablation(config=RoutingConfig(keep_factor=1.0, keep_s=0.0)),
 }
 _DISPATCHES = "dispatches"
-_BOUNCE, _SUBSCRIPTIONS = "bounce", "subscriptions"
-ABLATIONS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES, _BOUNCE, _SUBSCRIPTIONS))
+_BOUNCE, _MOVES, _SUBSCRIPTIONS = "bounce", "moves", "subscriptions"
+_OF_THE_NODE = (_BOUNCE, _MOVES, _SUBSCRIPTIONS)
+"""Not of the choice itself."""
+ABLATIONS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES, *_OF_THE_NODE))
 
 
 def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
@@ -81,6 +84,8 @@ def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
     term = name.removeprefix(PREFIX)
     if term == _BOUNCE:
         return replace(config, routing=replace(config.routing, max_bounces=0))
+    if term == _MOVES:
+        return replace(config, routing=replace(config.routing, max_moves=0))
     if term == _SUBSCRIPTIONS:
         return replace(config, vitals=replace(config.vitals, subscriptions=0))
     return config
@@ -89,7 +94,7 @@ def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
 def make_ablation(name: str, rng: random.Random, told: Told) -> Policy | None:
     """One of ``ABLATIONS``, None where the choice is the protocol's own; raises KeyError for another name."""
     term = name.removeprefix(PREFIX)
-    if term in (_BOUNCE, _SUBSCRIPTIONS):
+    if term in _OF_THE_NODE:
         return None
     chance = np.random.default_rng(rng.getrandbits(64))
     if term == _DISPATCHES:

@@ -53,8 +53,8 @@ def test_a_hog_delays_a_small_client_no_more_than_an_equal_competitor_does(seed:
             assert statistics.mean(waits[HOG]) > 10 * waits_s[rate], "the hog waits for itself"
     # Beside a competitor that takes what is left of the engine, ten times its load adds next to nothing.
     assert waits_s[10.0] < 1.3 * waits_s[1.0] + 0.2
-    # Against an engine with idle slots the price is one start: a second or two, of a request of six.
-    assert waits_s[10.0] - waits_s[0.2] < 2.0
+    # Against an engine with idle slots the price is one start or two: of a request of six seconds, two and a half.
+    assert waits_s[10.0] - waits_s[0.2] < 2.5
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
