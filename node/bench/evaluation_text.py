@@ -77,7 +77,7 @@ def _head(made: Made) -> str:
     scale = {
         "quick": "\n**A quick run, to see that it works: short, small and of no weight.**\n",
         "short": "\nThe short version: some cells of the whole sweep, and runs of less than a minute. Without `--short`"
-        " it takes a night.\n",
+        " it takes some hours.\n",
     }.get(made.scale, "")
     traces = "" if made.with_traces else " Measured traces were not given (`--data DIR`), so they are left out."
     return f"""# Evaluation
