@@ -29,7 +29,7 @@ def short(peer: str) -> str:
 
 def show_route(console: Console, route: RouteView) -> None:
     """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (2 round trips +
-    queue + prefill + late) x load + again, in seconds; prefill is of what is not matched, as far as matches
+    queue + prefill) x load + late + again, in seconds; prefill is of what is not matched, as far as matches
     there came true, and "again" is what it costs others that it is computed again."""
     title = f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

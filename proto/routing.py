@@ -59,6 +59,8 @@ class Terms:
     load_factor: Column
     recompute_s: Column
     """What it costs others that tokens are computed again."""
+    crowd: float = 0.0
+    """How busy they are: requests a slot, the mean of all, of each 2 at most."""
 
     @classmethod
     def of_costs(cls, cost: Column) -> "Terms":
@@ -184,7 +186,7 @@ def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, lu
     terms = rate(candidates, prompt_tokens, config)
     cost = terms.cost
     if luck is not None:
-        cost = cost * (1.0 + config.spread * min(crowd(candidates) / config.spread_load, 1.0) * luck)
+        cost = cost * (1.0 + config.spread * min(terms.crowd / config.spread_load, 1.0) * luck)
     best = cheapest(candidates, cost)
     sent = candidates.sent_tokens
     most_sent = sent.max()
@@ -217,8 +219,8 @@ def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> 
         return 0.0
     rate_ = min(max(float(vitals.prefill_rate), config.min_prefill_rate), config.max_prefill_rate)
     num_requests, slots = vitals.active_requests + vitals.waiting_requests, max(vitals.slots, 1)
-    slot_s = max(num_requests - slots + 1, 0) * min(vitals.hold_ms / 1000, config.max_hold_s) / slots
-    return max(vitals.queued_tokens / rate_, slot_s) + max(uncached_tokens, 1) / rate_
+    queue_s = _queue_s(vitals.queued_tokens / rate_, num_requests, slots, vitals.hold_ms / 1000, config)
+    return float(queue_s) + max(uncached_tokens, 1) / rate_
 
 
 def cheapest(candidates: Candidates, cost: Column) -> int:
@@ -227,11 +229,6 @@ def cheapest(candidates: Candidates, cost: Column) -> int:
     if candidates.local in ties:
         return candidates.local
     return ties[0] if len(ties) == 1 else min(ties, key=lambda place: candidates.peers[place])
-
-
-def crowd(candidates: Candidates) -> float:
-    """How busy they are: requests a slot, the mean of all, of each 2 at most."""
-    return float(np.minimum(candidates.num_requests / np.maximum(candidates.slots, 1.0), _MAX_CROWD).mean())
 
 
 def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:
@@ -249,20 +246,34 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
     matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
     uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
-    queue_s, prefill_s = candidates.queued_tokens / rate_, uncached / rate_
-    # Whoever waits for a slot waits for the prefills before him meanwhile.
-    num_before = np.maximum(candidates.num_requests - slots + 1.0, 0.0)
-    queue_s = np.maximum(queue_s, num_before * np.minimum(candidates.hold_s, config.max_hold_s) / slots)
+    prefill_s = uncached / rate_
+    queue_s = _queue_s(candidates.queued_tokens / rate_, candidates.num_requests, slots, candidates.hold_s, config)
     wait_s = ROUND_TRIPS * candidates.round_trip_s + queue_s + prefill_s
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
     # Tokens that would explain its lateness count as computed: what is claimed to be cached is not gained twice.
     computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
-    recompute_s = (config.recompute_weight + config.crowd_weight * crowd(candidates)) * computed / usual_rate
+    crowd = float(np.minimum(candidates.num_requests / slots, _MAX_CROWD).mean())
+    recompute_s = (config.recompute_weight + config.crowd_weight * crowd) * computed / usual_rate
     late_s = wait_s + candidates.lateness_s
     cost = wait_s * load_factor + candidates.lateness_s + recompute_s
-    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s)
+    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, crowd)
+
+
+def _queue_s(
+    prefills_s: Column | float,
+    num_requests: Column | float,
+    slots: Column | float,
+    hold_s: Column | float,
+    config: RoutingConfig,
+) -> Column:
+    """Until a prompt's own prefill begins. Who chooses a node and the node that may hand the prompt back must agree on
+    this, or what waits for a slot is handed back by nobody."""
+    # Whoever waits for a slot waits for the prefills before him meanwhile.
+    num_before = np.maximum(num_requests - slots + 1.0, 0.0)
+    queue_s: Column = np.maximum(prefills_s, num_before * np.minimum(hold_s, config.max_hold_s) / slots)
+    return queue_s
 
 
 def _upper_median(values: Column) -> float:

@@ -23,7 +23,7 @@ stays known to the rest of the node: only choices change.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median_low
@@ -73,22 +73,19 @@ _ABLATIONS = {
     "keep": _Ablation(config=RoutingConfig(keep_factor=1.0, keep_s=0.0)),
 }
 _DISPATCHES = "dispatches"
-_BOUNCE, _MOVES, _SUBSCRIPTIONS = "bounce", "moves", "subscriptions"
-_OF_THE_NODE = (_BOUNCE, _MOVES, _SUBSCRIPTIONS)
+_OF_THE_NODE: Mapping[str, Callable[[OverlayConfig], OverlayConfig]] = {
+    "bounce": lambda config: replace(config, routing=replace(config.routing, max_bounces=0)),
+    "moves": lambda config: replace(config, routing=replace(config.routing, max_moves=0)),
+    "subscriptions": lambda config: replace(config, vitals=replace(config.vitals, subscriptions=0)),
+}
 """Not of the choice itself."""
 ABLATIONS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES, *_OF_THE_NODE))
 
 
 def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
     """``config`` without what ``name`` leaves out, where that is not in the choice itself."""
-    term = name.removeprefix(PREFIX)
-    if term == _BOUNCE:
-        return replace(config, routing=replace(config.routing, max_bounces=0))
-    if term == _MOVES:
-        return replace(config, routing=replace(config.routing, max_moves=0))
-    if term == _SUBSCRIPTIONS:
-        return replace(config, vitals=replace(config.vitals, subscriptions=0))
-    return config
+    without = _OF_THE_NODE.get(name.removeprefix(PREFIX))
+    return without(config) if without else config
 
 
 def make_ablation(name: str, rng: random.Random, told: Told) -> Policy | None:

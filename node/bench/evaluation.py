@@ -33,9 +33,7 @@ _SEEDS = 3
 )
 @click.option("--jobs", type=click.IntRange(1, 256), help="Runs at once.  [default: the number of cores]")
 @click.option("--seeds", type=click.IntRange(1, 100), default=_SEEDS, show_default=True, help="Runs of each.")
-@click.option(
-    "--short", "scale", flag_value="short", help="Fewer cells and shorter runs: most of an hour on two cores."
-)
+@click.option("--short", "scale", flag_value="short", help="Fewer cells and shorter runs: half an hour on two cores.")
 @click.option("--quick", "scale", flag_value="quick", help="A few small cells, to see that all of it works.")
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="These sections.  [default: all]")
 @click.option(

@@ -452,13 +452,31 @@ def bounce(world: World, attempt: int, queued_tokens: int, cached_tokens: int = 
     return world.handle(ME, FrameReceived(REQUEST, attempt, frame))
 
 
-def test_a_request_handed_back_goes_where_it_is_best_with_what_was_told() -> None:
+def of_a_second(promised_tokens: int) -> Generate:
+    """A request with a second of patience."""
+    return Generate(
+        request_id=REQUEST,
+        namespace=NAMESPACE,
+        prompt=pack_tokens(PROMPT),
+        sampling=Sampling(max_tokens=1),
+        promised_tokens=promised_tokens,
+        patience_ms=1_000,
+    )
+
+
+def sent_to_the_holder() -> tuple[World, Dispatch]:
     world = quiet_world()
     world.store(HOLDER, 1, PROMPT)
     world.advance(2)
     submit(world)
     first = dispatched(world)
-    assert first.peer == HOLDER and first.generate.patience_ms > 0
+    assert first.peer == HOLDER
+    return world, first
+
+
+def test_a_request_handed_back_goes_where_it_is_best_with_what_was_told() -> None:
+    world, first = sent_to_the_holder()
+    assert first.generate.patience_ms > 0
     bounce(world, 1, queued_tokens=10_000, cached_tokens=STRIDE)
     second = dispatched(world)
     assert second.peer == ME and second.attempt == 2 and second.generate.patience_ms == 0
@@ -486,11 +504,7 @@ def test_whoever_hands_back_may_still_be_the_best_and_after_two_bounces_serves()
 
 @pytest.mark.parametrize("queued_tokens", [0, 10])
 def test_a_bounce_without_a_reason_is_an_offence_and_an_attempt_that_failed(queued_tokens: int) -> None:
-    world = quiet_world()
-    world.store(HOLDER, 1, PROMPT)
-    world.advance(2)
-    submit(world)
-    assert dispatched(world).peer == HOLDER
+    world, _ = sent_to_the_holder()
     world.nodes[ME].take(Emit)
     bounce(world, 1, queued_tokens, cached_tokens=3 * STRIDE)
     assert world.nodes[ME].overlay.refusals[Refusal.WRONG_FRAME] == 1
@@ -502,14 +516,7 @@ def test_a_node_hands_back_only_what_it_would_answer_late() -> None:
     world = quiet_world()
     world.store(HOLDER, 1, PROMPT)
     holder = world.nodes[HOLDER].overlay
-    generate = Generate(
-        request_id=REQUEST,
-        namespace=NAMESPACE,
-        prompt=pack_tokens(PROMPT),
-        sampling=Sampling(max_tokens=1),
-        promised_tokens=3 * STRIDE,
-        patience_ms=1_000,
-    )
+    generate = of_a_second(promised_tokens=3 * STRIDE)
     assert holder.handed_back(generate) is None, "its speed is not known"
     world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(400)))
     assert holder.handed_back(generate) is None
@@ -522,14 +529,7 @@ def test_a_node_hands_back_only_what_it_would_answer_late() -> None:
 def test_a_node_hands_back_what_would_wait_for_a_slot() -> None:
     world = quiet_world()
     holder = world.nodes[HOLDER].overlay
-    generate = Generate(
-        request_id=REQUEST,
-        namespace=NAMESPACE,
-        prompt=pack_tokens(PROMPT),
-        sampling=Sampling(max_tokens=1),
-        promised_tokens=0,
-        patience_ms=1_000,
-    )
+    generate = of_a_second(promised_tokens=0)
     full = msgspec.structs.replace(loaded(0), active_requests=4, hold_ms=2_000)
     world.handle(HOLDER, VitalsChanged(NAMESPACE, full))
     assert holder.handed_back(generate) is None, "a slot is free after 0.5 s, and 0.4 s later the first token is there"
@@ -538,18 +538,8 @@ def test_a_node_hands_back_what_would_wait_for_a_slot() -> None:
     assert holder.handed_back(generate) == Bounced(cached_tokens=0, vitals=behind)
 
 
-def sent_to_the_holder() -> World:
-    world = quiet_world()
-    world.store(HOLDER, 1, PROMPT)
-    world.advance(2)
-    submit(world)
-    assert dispatched(world).peer == HOLDER
-    world.nodes[ME].take(Abandon)
-    return world
-
-
 def test_what_does_not_begin_in_time_starts_anew_elsewhere() -> None:
-    world = sent_to_the_holder()
+    world, _ = sent_to_the_holder()
     world.advance(0.3)
     assert not world.nodes[ME].take(Dispatch), "starting anew would take longer than it is overdue"
     world.advance(1.5)
@@ -566,7 +556,7 @@ def test_what_does_not_begin_in_time_starts_anew_elsewhere() -> None:
 
 
 def test_what_has_begun_is_left_where_it_is() -> None:
-    world = sent_to_the_holder()
+    world, _ = sent_to_the_holder()
     world.handle(ME, FrameReceived(REQUEST, 1, Accepted(cached_tokens=0, vitals=loaded(0))))
     world.advance(30)
     assert not world.nodes[ME].take(Abandon) and not world.nodes[ME].take(Dispatch)
