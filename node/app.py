@@ -34,7 +34,8 @@ from node.network.libp2p_network import open_network
 from node.network.network import Network, NetworkSettings
 from node.peer_id import peer_text
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
-from node.serve.gateway import bind_loopback, serve_gateway
+from node.serve.gateway import serve_gateway
+from node.serve.server import bind_loopback
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
 from node.version import VERSION

@@ -22,7 +22,7 @@ from proto.errors import LocalError
 
 STOP_DEADLINE_S = 10.0
 """From SIGTERM to SIGKILL. A node leaves within a second or two; a busy machine may take longer."""
-COMMAND = (sys.executable, "-m", "node")
+COMMAND = (sys.executable, "-P", "-m", "node")
 _MAX_LOG_LINES = 2_000
 
 

@@ -64,7 +64,7 @@ async def calibrate(
         targets = [OurEngine(engine) for engine in engines]
         progress.step("one engine alone")
         rng = random.Random(seed)  # noqa: S311  no secret
-        spec = await _measure_alone(targets[0], prompts, settings.cells or 0, rng)
+        spec = await _measure_alone(targets[0], prompts, engines[0].cache_tokens, rng)
         typical = sorted(prompts, key=len)[len(prompts) // 2]
         walls_s = []
         for count in range(1, num_engines + 1):
@@ -101,7 +101,7 @@ def _check_room(engine: ProcessEngine, prompts: Sequence[Sequence[int]], max_tok
 
 
 async def _measure_alone(
-    target: OurEngine, prompts: Sequence[Sequence[int]], cells: int, rng: random.Random
+    target: OurEngine, prompts: Sequence[Sequence[int]], cache_tokens: int, rng: random.Random
 ) -> EngineSpec:
     """Some prompts cold, and some that find most of themselves cached after those."""
     asked: list[Sequence[int]] = []
@@ -123,7 +123,7 @@ async def _measure_alone(
         prefill_rate=1 / token_s,
         decode_rate=1 / decode_s,
         slots=EngineSettings.slots,
-        cache_blocks=cells // STRIDE,
+        cache_blocks=cache_tokens // STRIDE,
         grain=1,
         start_s=start_s,
         depth_s=depth_s,

@@ -177,6 +177,14 @@ Examples:
     "--cells", type=click.IntRange(256, 4_194_304), default=8_192, show_default=True, help="KV cells of each node."
 )
 @click.option(
+    "--ram-tier",
+    type=click.IntRange(0, 1_048_576),
+    default=1_024,
+    show_default=True,
+    metavar="MIB",
+    help="Host memory of each node for prefixes that nobody uses at the moment. 0: they stay in the KV cells.",
+)
+@click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
@@ -197,6 +205,7 @@ def swarm(
     model: str,
     threads: int,
     cells: int,
+    ram_tier: int,
     data: Path | None,
     runs: int,
     seed: int,
@@ -228,5 +237,6 @@ def swarm(
         model=model,
         threads=threads,
         cells=cells,
+        ram_tier_mib=ram_tier,
     )
     show_swarm(*run(partial(bench_swarm, wanted)), as_json)

@@ -64,7 +64,7 @@ async def open_llama_server(model: Path, settings: Settings) -> AsyncIterator[Ll
     check_installed()
     arguments = [str(model), str(settings.threads), str(settings.cells), str(settings.slots)]
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "node.bench.llama_server", *arguments],
+        [sys.executable, "-P", "-m", "node.bench.llama_server", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -63,6 +63,8 @@ class SwarmBench:
     model: str = "smollm2"
     threads: int = 1
     cells: int = 8_192
+    ram_tier_mib: int = 1_024
+    """Of each node's memory, for prefixes that nobody uses at the moment."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ async def _one_run(
 
 async def _ask_real_swarm(bench: SwarmBench, policy: str, questions: Sequence[Question], progress: Progress) -> Run:
     progress.step(f"{policy}: starting {bench.num_nodes} nodes")
-    options = ("--model", bench.model, "--threads", str(bench.threads), "--cells", str(bench.cells))
-    settings = SwarmSettings(bench.num_nodes, bench.rtt_s, (*options, "--ram-tier", "0", "--policy", policy))
+    sizes = ("--threads", bench.threads, "--cells", bench.cells, "--ram-tier", bench.ram_tier_mib)
+    options = ("--model", bench.model, *map(str, sizes), "--policy", policy)
+    settings = SwarmSettings(bench.num_nodes, bench.rtt_s, options)
     num_answered = 0
 
     def on_answer() -> None:
@@ -173,7 +176,7 @@ def _engine_settings(bench: SwarmBench) -> EngineSettings:
     """As the nodes will have them."""
     fake = bench.model == FAKE_MODEL
     path = Path(FAKE_MODEL) if fake else resolve_model(bench.model)
-    return EngineSettings(path, threads=bench.threads, cells=bench.cells, ram_tier_mib=0, fake=fake)
+    return EngineSettings(path, threads=bench.threads, cells=bench.cells, ram_tier_mib=bench.ram_tier_mib, fake=fake)
 
 
 # --- what is compared -----------------------------------------------------------------------------------------------

@@ -154,7 +154,14 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
         nursery.start_soon(service.follow_cache)
         nursery.start_soon(service.follow_vitals)
         replies.send(
-            ipc.Loaded(info.namespace, info.context_tokens, info.num_vocab, info.reuse, cells=info.context_tokens)
+            ipc.Loaded(
+                info.namespace,
+                info.context_tokens,
+                info.num_vocab,
+                info.reuse,
+                cells=info.context_tokens,
+                cache_tokens=info.context_tokens,
+            )
         )
         read = partial(ipc.read_message, sys.stdin.buffer)
         while (message := await trio.to_thread.run_sync(read)) is not None:

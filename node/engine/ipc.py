@@ -97,6 +97,8 @@ class Loaded(_Frame, frozen=True):
     """Why there are fewer cells than usual, if there are."""
     offload: str = ""
     """Which layers lie on which GPUs, for people; empty: none."""
+    cache_tokens: int = 0
+    """Of idle prefixes, as many as are kept in KV cells and host memory."""
 
 
 class LoadFailed(_Frame, frozen=True):

@@ -83,6 +83,8 @@ class ProcessEngine:
         self.num_cells = settings.cells
         """KV cells; None until the first child has chosen. Later ones take as many: what the node told others must
         stay true."""
+        self.cache_tokens = 0
+        """Of idle prefixes, as many as are kept in KV cells and host memory; 0 until a child has told."""
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
         self._calls: dict[int, _Call] = {}
@@ -354,6 +356,7 @@ class ProcessEngine:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
         self._info = info
         self.num_cells = self.num_cells or message.cells
+        self.cache_tokens = message.cache_tokens
         self._outbox = outbox
         self._running.set()
         threads = settings.num_threads

@@ -126,6 +126,9 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
     namespace = namespace_key(file_digest(path), kv_settings, message.salt)
     tiers = _open_tiers(message, llama, namespace)
+    tier_tokens = message.ram_tier_bytes // llama.cell_bytes if tiers is not None else 0
+    # Host memory must take all that can be idle at once. On a GPU the way there and back is not worth it.
+    demote_idle = not llama.offloaded and tier_tokens >= llama.num_cells
     limits = Limits(
         num_cells=llama.num_cells,
         context_tokens=llama.context_tokens,
@@ -135,10 +138,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         max_waiting=message.max_waiting,
         batch_tokens=BATCH_TOKENS,
         reuse=llama.reuse,
-        # Host memory must take all that can be idle at once. On a GPU the way there and back is not worth it.
-        demote_idle=tiers is not None
-        and not llama.offloaded
-        and message.ram_tier_bytes >= llama.num_cells * llama.cell_bytes,
+        demote_idle=demote_idle,
     )
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers, message.check_idle)
     service.llama, service.template, service.loop = llama, template, loop
@@ -151,6 +151,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         cells=llama.num_cells,
         cells_note=llama.cells_note,
         offload=llama.placement.describe(),
+        cache_tokens=tier_tokens + (0 if demote_idle else llama.num_cells),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.swarm import LocalNode, LocalSwarm
+from node.swarm import COMMAND, LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, run_mycelia
 
 pytestmark = pytest.mark.e2e
@@ -20,6 +20,12 @@ SCHEMA = {
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99}},
     "required": ["name", "age"],
 }
+
+
+async def test_files_in_the_users_folder_are_not_taken_for_modules(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('not the library')")
+    done = await trio.run_process([*COMMAND, "--version"], cwd=tmp_path, capture_stdout=True, check=False)
+    assert done.returncode == 0 and b"version" in done.stdout
 
 
 async def as_light_client(node: LocalNode, tmp_path: Path) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from node.serve.gateway import bind_loopback, serve_gateway
+from node.serve.gateway import serve_gateway
+from node.serve.server import bind_loopback
 from node.views import NodeState, TreeRowView
 from proto.errors import LocalError
 from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Route, Text, Usage

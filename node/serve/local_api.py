@@ -1,0 +1,207 @@
+"""The local API of a node, for the command line and for programs on the same machine.
+
+    POST /api/ask      a conversation in, the frames of its answer out, one JSON object a line as they come; or status
+                       429 with Retry-After while all nodes are busy
+    POST /api/tokenize the prompt tokens of a conversation
+    GET  /api/state    the node and its peers
+    GET  /api/tree     the local radix tree
+
+A body must say that it is JSON, which a browser does not send across origins without asking first.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, cast
+
+import msgspec
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from node.serve.api import Api
+from node.serve.bodies import HttpError, json_response, read_json
+from node.views import MAX_TIMEOUT_S, FailedView, frame_view
+from proto.codec import check_sampling
+from proto.errors import LocalError
+from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Failed, Sampling
+from proto.messages import Route as RouteFrame
+from proto.overload import OVERLOADED
+
+HOLD_S = 0.5
+"""How long the status line of an answer waits for the first text: a node refuses within two round trips, and only
+before the status line can a refusal be a status. Later everything streams at once, so that a long prefill shows where
+the prompt went; a refusal that comes still later is the last line of the stream."""
+DEFAULT_MAX_TOKENS = 256
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Turn(msgspec.Struct, forbid_unknown_fields=True):
+    role: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    content: Annotated[str, msgspec.Meta(max_length=MAX_CHAT_BYTES)]
+
+
+class _Conversation(msgspec.Struct, forbid_unknown_fields=True):
+    messages: Annotated[list[_Turn], msgspec.Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)]
+
+
+class _AskBody(_Conversation, forbid_unknown_fields=True):
+    model: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    """The answer is cancelled when it takes longer, and fails with code ``deadline``."""
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+    grammar: str = ""
+    grammar_kind: str = "gbnf"
+
+    def sampling(self) -> Sampling:
+        """Raises LocalError that names the field out of bounds."""
+        names = [field.name for field in msgspec.structs.fields(Sampling)]
+        sampling = Sampling(**{name: getattr(self, name) for name in names})
+        check_sampling(sampling)
+        return sampling
+
+
+def local_routes(api: Api) -> list[Route]:
+    """The paths below /api."""
+
+    async def ask(request: Request) -> Response:
+        body = await read_json(request, _AskBody)
+        # (Starlette takes any ASGI application for a response)
+        return cast(Response, _Answer(api, _to_ask(body), body.timeout_s))
+
+    async def tokenize(request: Request) -> Response:
+        return json_response(await api.tokenize(_turns(await read_json(request, _Conversation))))
+
+    async def state(_: Request) -> Response:
+        return json_response(api.state())
+
+    async def tree(_: Request) -> Response:
+        try:
+            return json_response(await api.tree())
+        except LocalError as exc:
+            return json_response(FailedView("overloaded", str(exc), True), 503)
+
+    return [
+        Route("/api/ask", _refusing(ask), methods=["POST"]),
+        Route("/api/tokenize", _refusing(tokenize), methods=["POST"]),
+        Route("/api/state", state),
+        Route("/api/tree", tree),
+    ]
+
+
+def refusal(status: int, message: str) -> Response:
+    """In the shape of this API's failures."""
+    return json_response(FailedView("bad_request", message, False), status)
+
+
+def _refusing(handler: _Handler) -> _Handler:
+    """What ``handler`` raises of what the client got wrong, as a response."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HttpError as exc:
+            return refusal(exc.status, exc.message)
+        except LocalError as exc:
+            return refusal(400, str(exc))
+
+    return handle
+
+
+class _Answer:
+    """The frames of an answer as JSON lines. A client that goes away cancels the request."""
+
+    def __init__(self, api: Api, ask: Ask, timeout_s: float | None) -> None:
+        self._api = api
+        self._ask = ask
+        self._timeout_s = timeout_s
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        async def watch(scope: trio.CancelScope) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            scope.cancel()
+
+        response = _LateResponse(send)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            nursery.start_soon(response.begin_in_time)
+            async with self._api.ask(self._ask, self._timeout_s) as frames:
+                async for frame in frames:
+                    await response.add(frame)
+            nursery.cancel_scope.cancel()
+        # (not above: the end of the response reads as a disconnect too, and would break off its own tidying up)
+        await response.end()
+
+
+class _LateResponse:
+    """Holds an answer's first routes back for HOLD_S at most, so that a refusal can be its status. See ``HOLD_S``."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[bytes] = []
+        self._has_begun = False
+        self._sending = trio.Lock()
+
+    async def begin_in_time(self) -> None:
+        await trio.sleep(HOLD_S)
+        async with self._sending:
+            await self._begin()
+
+    async def add(self, frame: EntryFrame) -> None:
+        async with self._sending:
+            if isinstance(frame, Failed) and frame.code == OVERLOADED and not self._has_begun:
+                self._held.clear()  # (nothing came of the routes)
+                await self._begin(429, [(b"retry-after", str(_whole_seconds(frame)).encode())])
+            self._held.append(msgspec.json.encode(frame_view(frame)) + b"\n")
+            if not isinstance(frame, RouteFrame):
+                await self._begin()
+            if self._has_begun:
+                await self._flush()
+
+    async def end(self) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            all_headers = [(b"content-type", b"application/x-ndjson"), *headers]
+            await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+            await self._flush()
+
+    async def _flush(self) -> None:
+        for line in self._held:
+            await self._send({"type": "http.response.body", "body": line, "more_body": True})
+        self._held.clear()
+
+
+def _whole_seconds(failed: Failed) -> int:
+    """For Retry-After, which knows no parts of seconds."""
+    return max(math.ceil(failed.retry_after_ms / 1000), 1)
+
+
+def _turns(body: _Conversation) -> tuple[ChatMessage, ...]:
+    return tuple(ChatMessage(role=turn.role, content=turn.content) for turn in body.messages)
+
+
+def _to_ask(body: _AskBody) -> Ask:
+    return Ask(
+        request_id=bytes(16),
+        model=body.model,
+        messages=_turns(body),
+        sampling=body.sampling(),
+    )
