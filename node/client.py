@@ -17,7 +17,7 @@ from node.network.network import MessageStream, Network, NetworkError, NetworkSe
 from node.rundir import RunInfo, find_running, is_held
 from node.views import FailedView, FrameView, NodeState, TreeRowView, frame_view
 from proto.errors import LocalError, RemoteError
-from proto.messages import Answered, Ask, Failed, Route, Sampling, Text
+from proto.messages import Answered, Ask, Begun, Failed, Route, Sampling, Text
 
 START_HINT = "start one with 'mycelia node'"
 _STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
@@ -152,7 +152,7 @@ async def _stream_views(stream: MessageStream, due_at: float) -> AsyncIterator[F
         except RemoteError as exc:
             yield FailedView("internal", f"the entry node broke the protocol: {exc}", True)
             return
-        if not isinstance(frame, Route | Text | Answered | Failed):
+        if not isinstance(frame, Route | Begun | Text | Answered | Failed):
             yield FailedView("internal", f"the entry node sent a {type(frame).__name__}", True)
             return
         yield frame_view(frame)

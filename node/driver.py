@@ -13,6 +13,7 @@ from node.network.network import Network, NetworkError
 from node.peer_id import peer_text
 from proto.effects import (
     Abandon,
+    Begin,
     CancelTimer,
     Connect,
     Deliver,
@@ -110,7 +111,7 @@ class OverlayDriver:
                 self._nursery.start_soon(self._disconnect, effect)
             case Emit():
                 self._emit(effect)
-            case Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+            case Dispatch() | Begin() | Deliver() | Finish() | Fail() | Abandon():
                 self._perform_request(effect)
             case _:
                 assert_never(effect)

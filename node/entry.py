@@ -20,8 +20,9 @@ from node.engine.engine import DEADLINE, TOO_LATE, Engine
 from node.errors import first_error
 from node.network.network import MessageStream, Network, NetworkError
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
+from proto.blocks import token_array
 from proto.codec import check_sampling
-from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
+from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from proto.messages import (
@@ -30,6 +31,7 @@ from proto.messages import (
     Accepted,
     Answered,
     Ask,
+    Begun,
     Bounced,
     CandidateTerms,
     EntryFrame,
@@ -142,11 +144,13 @@ class Entry:
         info = self._engine.info
         if ask.model and ask.model != info.name:
             raise _RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
-        if not any(message.content.strip() for message in ask.messages):
+        if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
+            raise _RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
+        if not (ask.tokens or ask.text.strip() or any(message.content.strip() for message in ask.messages)):
             raise _RefusedError("bad_request", "the prompt is empty")
         try:
             check_sampling(ask.sampling)
-            prompt = await self._engine.tokenize_chat(ask.messages)
+            prompt = await self._tokens_of(ask)
         except LocalError as exc:
             raise _RefusedError("bad_request", str(exc)) from exc
         room = info.context_tokens - len(prompt)
@@ -157,6 +161,20 @@ class Entry:
                 " shorten the prompt or serve a model with a longer context",
             )
         return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
+
+    async def _tokens_of(self, ask: Ask) -> Sequence[int]:
+        """Raises LocalError."""
+        if ask.tokens:
+            try:
+                tokens = token_array(ask.tokens)
+            except RemoteError as exc:
+                raise LocalError(str(exc)) from exc
+            if max(tokens) >= self._engine.info.num_vocab:
+                raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
+            return tokens
+        if ask.text:
+            return await self._engine.tokenize_text(ask.text)
+        return await self._engine.tokenize_chat(ask.messages, ask.tools)
 
     # --- the overlay's effects -------------------------------------------------------------------------------------
 
@@ -172,6 +190,8 @@ class Entry:
                 # (made here and not in the task: the client may leave before the task runs for the first time)
                 scope = running.attempts[effect.attempt] = trio.CancelScope()
                 self._nursery.start_soon(self._attempt, effect, running, scope)
+            case Begin():
+                running.frames.send_nowait(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
             case Deliver():
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()

@@ -6,7 +6,7 @@ These are the shapes of ``mycelia ... --json`` and of the local API; the wire's 
 import msgspec
 
 from node.peer_id import peer_text
-from proto.messages import Answered, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
+from proto.messages import Answered, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
 MAX_TIMEOUT_S = 86_400.0
 """Of one answer. A day: more is a slip of the pen."""
@@ -36,6 +36,13 @@ class RouteView(msgspec.Struct, frozen=True, tag="route"):
     reason: str
     prompt_tokens: int
     candidates: list[CandidateView]
+
+
+class BegunView(msgspec.Struct, frozen=True, tag="begun"):
+    """A node has begun; sent again when the request moved."""
+
+    served_by: str
+    cached_tokens: int
 
 
 class LogprobView(msgspec.Struct, frozen=True):
@@ -83,7 +90,7 @@ class FailedView(msgspec.Struct, frozen=True, tag="failed"):
     """Of ``overloaded``: when to ask again; 0: unknown."""
 
 
-FrameView = RouteView | TextView | AnsweredView | FailedView
+FrameView = RouteView | BegunView | TextView | AnsweredView | FailedView
 
 
 def frame_view(frame: EntryFrame) -> FrameView:
@@ -111,6 +118,8 @@ def frame_view(frame: EntryFrame) -> FrameView:
                     for c in frame.candidates
                 ],
             )
+        case Begun():
+            return BegunView(peer_text(frame.served_by), frame.cached_tokens)
         case Text():
             return TextView(frame.text, [_logprobs_view(entry) for entry in frame.logprobs])
         case Answered():

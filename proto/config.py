@@ -155,7 +155,7 @@ class RoutingConfig:
     has anything to do."""
     crowd_weight: float = 12.0
     """And so much more for one request at each slot. At 0 hit ratios are 4 points lower where the swarm is busy."""
-    spread: float = 0.4
+    spread: float = 0.5
     """How much more than the best a node may cost and be chosen by luck, where the swarm is busy."""
     spread_load: float = 0.25
     """Requests a slot from which on the swarm counts as busy; below it, by its share."""

@@ -105,6 +105,15 @@ class Dispatch:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """A node has begun with the request; again when it moved. cached_tokens: of the prompt there."""
+
+    request_id: bytes
+    served_by: bytes
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
 class Deliver:
     """Generated tokens for the client, each exactly once and in order; ``text`` is their UTF-8."""
 
@@ -155,5 +164,5 @@ class Emit:
 
 NetworkEffect = Publish | JoinCell | LeaveCell | Send | Disconnect | Connect | Provide | FindProviders
 TimerEffect = SetTimer | CancelTimer
-RequestEffect = Dispatch | Deliver | Finish | Fail | Abandon
+RequestEffect = Dispatch | Begin | Deliver | Finish | Fail | Abandon
 Effect = NetworkEffect | TimerEffect | RequestEffect | Emit

@@ -176,6 +176,8 @@ class ChatMessage(Record, frozen=True, kw_only=True):
 
     role: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
     content: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="2")
+    extras: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="3", default="")
+    """What else the template may read of it, such as tool_calls: a JSON object; empty: nothing."""
 
 
 class CandidateTerms(Record, frozen=True, kw_only=True):
@@ -360,13 +362,20 @@ class Bounced(Kind, frozen=True, kw_only=True, tag=17):
 
 
 class Ask(Kind, frozen=True, kw_only=True, tag=13):
-    """A prompt in words. Answered by Route, Text*, then Answered or Failed."""
+    """A prompt: a conversation, or else a text, or else tokens. Answered by Route, then once a node has begun Begun and
+    Text*, then Answered or Failed."""
 
     request_id: RequestId = field(name="1")
     model: Annotated[str, Meta(max_length=128)] = field(name="2")
     """Empty: whatever the entry node serves."""
-    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)] = field(name="3")
+    messages: Annotated[tuple[ChatMessage, ...], Meta(max_length=MAX_CHAT_MESSAGES)] = field(name="3")
     sampling: Sampling = field(name="4")
+    tools: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="5", default="")
+    """What the chat template is told of functions that the model may call: a JSON array; empty: there are none."""
+    text: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="6", default="")
+    """Instead of a conversation, with no template around it; control tokens spelled in it count."""
+    tokens: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_REQUEST)] = field(name="7", default=b"")
+    """Instead of words: uint32, little-endian."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):
@@ -376,6 +385,14 @@ class Route(Kind, frozen=True, kw_only=True, tag=14):
     reason: Annotated[str, Meta(max_length=256)] = field(name="2")
     prompt_tokens: Small = field(name="3")
     candidates: Annotated[tuple[CandidateTerms, ...], Meta(max_length=MAX_CANDIDATES)] = field(name="4")
+
+
+class Begun(Kind, frozen=True, kw_only=True, tag=19):
+    """A node has begun. Sent again when the request is resumed elsewhere."""
+
+    served_by: PeerId = field(name="1")
+    cached_tokens: Small = field(name="2")
+    """Of the prompt, and of what was generated elsewhere before."""
 
 
 class Text(Kind, frozen=True, kw_only=True, tag=15):
@@ -403,5 +420,5 @@ class Answered(Kind, frozen=True, kw_only=True, tag=16):
 Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile | Subscribe
 Gossip = Delta | Announce
 ServingFrame = Accepted | Tokens | Final | Failed | Bounced
-EntryFrame = Route | Text | Answered | Failed
+EntryFrame = Route | Begun | Text | Answered | Failed
 Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame

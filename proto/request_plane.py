@@ -20,7 +20,7 @@ from proto.candidates import Candidates
 from proto.config import OverlayConfig
 from proto.digest_plane import DigestPlane
 from proto.dispatches import Dispatches
-from proto.effects import Abandon, Deliver, Dispatch, Effect, Emit, Fail, Finish, SetTimer
+from proto.effects import Abandon, Begin, Deliver, Dispatch, Effect, Emit, Fail, Finish, SetTimer
 from proto.events import FrameReceived, ProvidersFound, RequestSubmitted, StreamLost, Timer
 from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
@@ -159,7 +159,7 @@ class RequestPlane:
             case Accepted():
                 request.on_accepted()
                 self._note_load(request, frame.vitals, now)
-                return []
+                return [Begin(request.request_id, request.peer, frame.cached_tokens)]
             case Bounced():
                 return self._on_bounced(request, frame, now)
             case Tokens():

@@ -26,6 +26,7 @@ from proto.codec import LENGTH_PREFIX, encode
 from proto.config import OverlayConfig
 from proto.effects import (
     Abandon,
+    Begin,
     CancelTimer,
     Connect,
     Deliver,
@@ -324,7 +325,7 @@ class World:
             case Disconnect():
                 other = self.number_of[effect.peer]
                 self.call(self.now, lambda: self._close(node.number, other))
-            case Dispatch() | Deliver() | Finish() | Fail() | Abandon():
+            case Dispatch() | Begin() | Deliver() | Finish() | Fail() | Abandon():
                 assert self._perform_request is not None, "a request in a world without them"
                 self._perform_request(node, effect)
             case _:

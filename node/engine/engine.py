@@ -163,13 +163,17 @@ class Engine(Protocol):
         """The text of each token sequence, for display: bytes that are no UTF-8 are replaced. Raises LocalError."""
         ...
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> Sequence[int]:
+    async def tokenize_chat(self, messages: Sequence[ChatMessage], tools: str = "") -> Sequence[int]:
         """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn; as
-        ``proto.blocks.token_array`` makes it or a list.
+        ``proto.blocks.token_array`` makes it or a list. tools: see ``Ask.tools``.
 
         Contents are tokenized as plain text: spelling a control token in a message does not make one.
         Raises LocalError for an empty conversation or a template that refuses it.
         """
+        ...
+
+    async def tokenize_text(self, text: str) -> Sequence[int]:
+        """The prompt that ``text`` is by itself, likewise; control tokens that it spells count. Raises LocalError."""
         ...
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:

@@ -140,14 +140,19 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         return ["".join(chr(token) if token < TURN_TOKEN else "|" for token in tokens) for tokens in sequences]
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    async def tokenize_text(self, text: str) -> list[int]:
+        await trio.lowlevel.checkpoint()
+        return list(text.encode())
+
+    async def tokenize_chat(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
         if not messages:
             raise LocalError("a conversation needs at least one message")
         tokens: list[int] = []
         for message in messages:
             tokens += [TURN_TOKEN, *message.role.encode(), ord("\n"), *message.content.encode(), END_TOKEN]
-        return [*tokens, TURN_TOKEN, *b"assistant\n"]
+        head = [TURN_TOKEN, *b"tools\n", *tools.encode(), END_TOKEN] if tools else []
+        return [*head, *tokens, TURN_TOKEN, *b"assistant\n"]
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:

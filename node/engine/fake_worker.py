@@ -27,7 +27,6 @@ from node.engine.engine import (
 from node.engine.fake import FakeEngine, FakeSettings
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import ChatMessage
 
 PREFILL_RATE, DECODE_RATE = 5_000.0, 50.0
 """Tokens/s of one request: a model of some 8 B parameters on a consumer's GPU. No measurement depends on them but
@@ -65,7 +64,7 @@ class FakeService:
             case ipc.Cancel():
                 if message.key in self._requests:
                     self._requests[message.key].cancel()
-            case ipc.Render():
+            case ipc.Render() | ipc.Parse():
                 self._nursery.start_soon(self._render, message)
             case ipc.Spell():
                 self._nursery.start_soon(self._spell, message)
@@ -93,10 +92,12 @@ class FakeService:
         finally:
             del self._requests[message.key]
 
-    async def _render(self, message: ipc.Render) -> None:
+    async def _render(self, message: ipc.Render | ipc.Parse) -> None:
         try:
-            messages = [ChatMessage(role=role, content=content) for role, content in message.messages]
-            tokens = await self._engine.tokenize_chat(messages)
+            if isinstance(message, ipc.Parse):
+                tokens = await self._engine.tokenize_text(message.text)
+            else:
+                tokens = await self._engine.tokenize_chat(message.turns(), message.tools)
             self._say(ipc.Rendered(message.key, pack_tokens(tokens), ""))
         except (LocalError, LimitExceeded) as exc:
             self._say(ipc.Rendered(message.key, b"", str(exc)))

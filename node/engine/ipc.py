@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import Sampling, TokenLogprobs, Usage, Vitals
+from proto.messages import ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A conversation of several megabytes, or the tokens of a full cache."""
@@ -70,8 +70,19 @@ class Render(_Frame, frozen=True):
     """Asks for a conversation's tokens."""
 
     key: int
-    messages: list[tuple[str, str]]
-    """(role, content); not ChatMessage, whose bounds are the wire's: the child would die of a longer one."""
+    messages: list[tuple[str, str, str]]
+    """(role, content, extras); not ChatMessage, whose bounds are the wire's: the child would die of a longer one."""
+    tools: str = ""
+
+    def turns(self) -> list[ChatMessage]:
+        return [ChatMessage(role=role, content=content, extras=extras) for role, content, extras in self.messages]
+
+
+class Parse(_Frame, frozen=True):
+    """Asks for a text's tokens. Answered by Rendered."""
+
+    key: int
+    text: str
 
 
 class Spell(_Frame, frozen=True):
@@ -168,7 +179,7 @@ class LoadChanged(_Frame, frozen=True):
     vitals: Vitals
 
 
-ToChild = Load | Submit | Cancel | Render | Spell | Ping
+ToChild = Load | Submit | Cancel | Render | Parse | Spell | Ping
 FromChild = (
     Loaded | LoadFailed | Started | Generated | Ended | Refused | Rendered | Spelled | CacheDelta | LoadChanged | Pong
 )

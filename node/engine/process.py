@@ -115,10 +115,16 @@ class ProcessEngine:
         """The load as the child last reported it; no slots while it is down."""
         return self._vitals
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> Sequence[int]:
+    async def tokenize_chat(self, messages: Sequence[ChatMessage], tools: str = "") -> Sequence[int]:
         """See ``Engine.tokenize_chat``. Survives one restart of the child; LocalError after a second."""
-        turns = [(message.role, message.content) for message in messages]
-        answer = await self._call(lambda key: ipc.Render(key, turns))
+        turns = [(message.role, message.content, message.extras) for message in messages]
+        answer = await self._call(lambda key: ipc.Render(key, turns, tools))
+        assert isinstance(answer, ipc.Rendered)
+        return token_array(answer.tokens)
+
+    async def tokenize_text(self, text: str) -> Sequence[int]:
+        """See ``Engine.tokenize_text``; as ``tokenize_chat``."""
+        answer = await self._call(lambda key: ipc.Parse(key, text))
         assert isinstance(answer, ipc.Rendered)
         return token_array(answer.tokens)
 

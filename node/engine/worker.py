@@ -33,7 +33,6 @@ from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TierStore
 from proto.blocks import namespace_key, pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
-from proto.messages import ChatMessage
 
 BATCH_TOKENS = 2048
 KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
@@ -65,7 +64,7 @@ class Service:
     def handle(self, message: ipc.ToChild) -> None:
         """Called by the reader thread."""
         assert self.loop is not None and self.llama is not None and self.template is not None
-        if isinstance(message, ipc.Render):
+        if isinstance(message, ipc.Render | ipc.Parse):
             self._render(message, self.template)
         elif isinstance(message, ipc.Spell):
             self._spell(message, self.llama)
@@ -95,10 +94,13 @@ class Service:
         except (ValueError, LimitExceeded) as exc:
             self._replies.send(ipc.Spelled(message.key, [], str(exc)))
 
-    def _render(self, message: ipc.Render, template: ChatTemplate) -> None:
+    def _render(self, message: ipc.Render | ipc.Parse, template: ChatTemplate) -> None:
         try:
-            messages = [ChatMessage(role=role, content=content) for role, content in message.messages]
-            self._replies.send(ipc.Rendered(message.key, pack_tokens(template.tokens(messages)), ""))
+            if isinstance(message, ipc.Parse):
+                tokens = template.text_tokens(message.text)
+            else:
+                tokens = template.tokens(message.turns(), message.tools)
+            self._replies.send(ipc.Rendered(message.key, pack_tokens(tokens), ""))
         except (LocalError, LimitExceeded) as exc:
             self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
 

@@ -5,6 +5,7 @@ from proto.messages import (
     Announce,
     Answered,
     Ask,
+    Begun,
     Bounced,
     CandidateTerms,
     ChatMessage,
@@ -101,4 +102,13 @@ EXAMPLES: list[Message] = [
     Answered(served_by=PEER, reason="length", usage=USAGE, ttft_ms=12, resumed=0),
     Bounced(cached_tokens=5, vitals=VITALS),
     Subscribe(namespace=SPACE, seconds=20),
+    Begun(served_by=PEER, cached_tokens=64),
+    Ask(
+        request_id=b"i" * 16,
+        model="",
+        messages=(ChatMessage(role="assistant", content="", extras="{}"),),
+        sampling=SAMPLING,
+        tools="[]",
+    ),
+    Ask(request_id=b"i" * 16, model="", messages=(), sampling=SAMPLING, text="Once", tokens=b"1234"),
 ]

@@ -6,7 +6,7 @@ import pytest
 from proto.blocks import STRIDE, pack_tokens, unpack_tokens
 from proto.candidates import Candidate, Candidates
 from proto.config import OverlayConfig, RequestConfig, RoutingConfig
-from proto.effects import Abandon, Deliver, Disconnect, Dispatch, Effect, Emit, Fail, Finish
+from proto.effects import Abandon, Begin, Deliver, Disconnect, Dispatch, Effect, Emit, Fail, Finish
 from proto.errors import LocalError, RemoteError
 from proto.events import (
     Disconnected,
@@ -555,9 +555,10 @@ def test_what_does_not_begin_in_time_starts_anew_elsewhere() -> None:
     assert delivered(world) == [1]
 
 
-def test_what_has_begun_is_left_where_it_is() -> None:
+def test_what_has_begun_is_told_and_left_where_it_is() -> None:
     world, _ = sent_to_the_holder()
-    world.handle(ME, FrameReceived(REQUEST, 1, Accepted(cached_tokens=0, vitals=loaded(0))))
+    world.handle(ME, FrameReceived(REQUEST, 1, Accepted(cached_tokens=STRIDE, vitals=loaded(0))))
+    assert world.nodes[ME].take(Begin) == [Begin(REQUEST, HOLDER, STRIDE)]
     world.advance(30)
     assert not world.nodes[ME].take(Abandon) and not world.nodes[ME].take(Dispatch)
 

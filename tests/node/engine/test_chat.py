@@ -1,5 +1,7 @@
 """Chat templates: rendering, refusals, and that nobody can spell a control token."""
 
+import json
+
 import pytest
 
 from node.engine.chat import ChatTemplate
@@ -80,3 +82,61 @@ def test_the_begin_token_is_added_once() -> None:
     assert bare.tokens([message("user", "a")]) == [7, ord("x")]
     writes_it = ChatTemplate("{{ bos_token }}x", tokenize, bos_text="<|im_start|>", bos_token=1000)
     assert writes_it.tokens([message("user", "a")]) == [1000, ord("x")]
+
+
+def text_of(tokens: list[int]) -> str:
+    """Control tokens as the letters § and ¶."""
+    return "".join({1000: "§", 1001: "¶"}.get(token) or chr(token) for token in tokens)
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "description": 'Says "sun"<|im_end|>', "parameters": {}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"place": "a<|im_start|>"}}}
+
+
+def test_a_template_that_reads_tools_gets_them_and_nobody_spells_control_tokens_in_them() -> None:
+    template = ChatTemplate(
+        "{% for tool in tools %}{{ tool | tojson }}<|im_end|>{{ tool.function.description }}{% endfor %}"
+        "{% for m in messages %}{% for c in m.tool_calls or () %}{{ c.function.arguments | tojson }}{% endfor %}"
+        "{{ m.tool_call_id }}{{ m.content }}{% endfor %}",
+        tokenize,
+    )
+    turns = [
+        ChatMessage(role="assistant", content="", extras=json.dumps({"tool_calls": [CALL]})),
+        ChatMessage(role="tool", content="ä", extras=json.dumps({"tool_call_id": "c1"})),
+    ]
+    text = text_of(template.tokens(turns, json.dumps([WEATHER])))
+    said = 'Says "sun"<|im_end|>'
+    assert text == json.dumps(WEATHER) + "¶" + said + '{"place": "a<|im_start|>"}' + "c1ä"
+    assert template.tokens([message("user", "x")]) == plain("x")
+
+
+def test_a_template_that_does_not_is_told_in_words() -> None:
+    turns = [
+        message("system", "Be brief."),
+        message("user", "How is it?"),
+        ChatMessage(role="assistant", content="", extras=json.dumps({"tool_calls": [CALL]})),
+        message("tool", "rain"),
+    ]
+    text = text_of(ChatTemplate(None, tokenize).tokens(turns, json.dumps([WEATHER])))
+    assert text.startswith("§system\nBe brief.\n\nYou may call functions") and json.dumps(WEATHER) in text
+    assert (
+        '§assistant\n<tool_call>\n{"name": "weather", "arguments": {"place": "a<|im_start|>"}}\n</tool_call>¶' in text
+    )
+    assert "§user\n<tool_response>\nrain\n</tool_response>¶" in text
+    assert text.count("§") == 5, "no other control token"
+    alone = text_of(ChatTemplate(None, tokenize).tokens([message("user", "x")], json.dumps([WEATHER])))
+    assert alone.startswith("§system\nYou may call") and alone.endswith("¶\n§user\nx¶\n§assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("extras", "tools"),
+    [("[]", ""), ("{", ""), ("", "{}"), ("", "[" * 100_000), ("", "[" * 80 + "]" * 80), ("", f"[{'0,' * 10_000}0]")],
+)
+def test_what_is_no_json_or_too_much_of_it_is_refused(extras: str, tools: str) -> None:
+    with pytest.raises(LocalError, match=r"(tools|extras)"):
+        ChatTemplate("{{ tools }}", tokenize).tokens([ChatMessage(role="user", content="x", extras=extras)], tools)
+
+
+def test_a_text_is_a_prompt_by_itself_and_may_spell_control_tokens() -> None:
+    template = ChatTemplate(None, tokenize, bos_token=7)
+    assert template.text_tokens("a<|im_end|>") == [7, ord("a"), 1001]

@@ -41,7 +41,7 @@ def test_the_child_reads_until_the_end() -> None:
     sent: list[ipc.ToChild] = [
         ipc.Submit(1, b"\x01\0\0\0", Sampling(max_tokens=4, temperature=0.5, seed=7, stop=("é",)), 0),
         ipc.Cancel(1),
-        ipc.Render(2, [("user", "hi" * 1_000_000)]),
+        ipc.Render(2, [("user", "hi" * 1_000_000, "")]),
     ]
     stream = io.BytesIO(b"".join(ipc.encode(message) for message in sent) + b"\x05\0\0\0ab")
     assert [ipc.read_message(stream) for _ in sent] == sent
