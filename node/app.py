@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -33,13 +34,14 @@ from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
 from node.network.network import Network, NetworkSettings
 from node.peer_id import peer_text
+from node.relay import relayed
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
-from node.serve.gateway import serve_gateway
-from node.serve.server import bind_loopback
+from node.serve.gateway import Access, serve_gateway
+from node.serve.server import bind_api, url_of
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
 from node.version import VERSION
-from node.views import NodeState, PeerRow, TrafficView, TreeRowView
+from node.views import ModelRow, NodeState, PeerRow, TrafficView, TreeRowView
 from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
@@ -55,6 +57,10 @@ from sim.policies import make_policy
 log = structlog.get_logger()
 
 _PREVIEW_TOKENS = 24
+MAX_MODELS = 256
+"""That are told of: peers name theirs as they like."""
+MAX_ENTRIES = 3
+"""Nodes that a prompt for another model is offered to."""
 
 
 class Node:
@@ -98,9 +104,41 @@ class Node:
             self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 
-    def ask(self, ask: Ask, deadline_s: float | None = None) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        """See ``Entry.ask``."""
-        return self._entry.ask(ask, deadline_s)
+    @property
+    def model(self) -> str:
+        """The one served here."""
+        return self._engine.info.name
+
+    def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one is known."""
+        peers = self._servers_of(ask.model) if ask.model not in ("", self.model) else []
+        if peers:
+            return relayed(self._network, peers, ask, deadline_s)
+        return self._entry.ask(ask, deadline_s, client)
+
+    def models(self) -> list[ModelRow]:
+        """See ``Api.models``."""
+        context_tokens = {self.model: self._engine.info.context_tokens}
+        counts = Counter({self.model: 1})
+        for view in self._overlay.peers(self._driver.now()):
+            names = {served.model: served.context_tokens for served in view.served}
+            counts.update(names.keys())
+            for name, tokens in names.items():
+                context_tokens[name] = max(tokens, context_tokens.get(name, 0))
+        others = sorted(counts.keys() - {self.model})[: MAX_MODELS - 1]
+        return [ModelRow(name, counts[name], context_tokens[name]) for name in (self.model, *others)]
+
+    def _servers_of(self, model: str) -> list[bytes]:
+        """Peers that serve it, the least loaded first."""
+        loads = {
+            view.peer: (served.vitals.active_requests + served.vitals.waiting_requests) / max(served.vitals.slots, 1)
+            for view in self._overlay.peers(self._driver.now())
+            for served in view.served
+            if served.model == model
+        }
+        return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
@@ -219,7 +257,7 @@ async def run_node(settings: NodeSettings) -> None:
     data_dir = prepare_data_dir(settings.data_dir)
     for address in settings.listen:
         parse_listen(address)
-    with locked(data_dir), bind_loopback(settings.api_port) as listener:
+    with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
         identity = load_or_create_identity(data_dir)
         engine_settings = _engine_settings(settings, model_path)
         network_settings = NetworkSettings(
@@ -263,12 +301,16 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
 
 
 async def _run_until_cancelled(node: Node, network: Network, listener: socket.socket, settings: NodeSettings) -> None:
-    api_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    api_url = url_of(listener)
+    access = Access(settings.api_keys, settings.cors_origins)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         nursery.start_soon(keep_floors, settings.data_dir, node.floors)
-        await nursery.start(serve_gateway, node, listener)
-        write_run_info(settings.data_dir, RunInfo(os.getpid(), api_url, peer_text(network.peer_id)))
+        await nursery.start(serve_gateway, node, listener, access)
+        write_run_info(
+            settings.data_dir,
+            RunInfo(os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), "")),
+        )
         state = node.state()
         log.info("ready", peer=state.peer, model=state.model, listen=state.addresses, api=api_url, reuse=state.reuse)
         if not settings.bootstrap:

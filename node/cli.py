@@ -84,7 +84,17 @@ Examples:
     metavar="NAME|PATH",
     help="Registered name, or a GGUF file; 'fake' is no model but letters, to try a swarm.",
 )
-@click.option("--api-port", type=click.IntRange(0, 65_535), help="Local API on loopback; 0: any free.  [default: 7118]")
+@click.option("--api-port", type=click.IntRange(0, 65_535), help="Of the HTTP API; 0: any free.  [default: 7118]")
+@click.option(
+    "--api-host", metavar="ADDRESS", help="Serve the API there; others than loopback need a key.  [default: 127.0.0.1]"
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keys that open the API, one a line. With any, all requests need one; also MYCELIA_API_KEY.",
+)
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let scripts of these web pages use the API. Repeatable.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads.  [default: all usable cores]")
 @click.option(
     "--cells",
@@ -134,6 +144,9 @@ def node(
     data_dir: Path | None,
     model: str,
     api_port: int | None,
+    api_host: str | None,
+    api_key_file: Path | None,
+    cors: tuple[str, ...],
     threads: int | None,
     cells: int | None,
     gpu_layers: int | None,
@@ -154,6 +167,7 @@ def node(
 
     from node import log
     from node.settings import (
+        DEFAULT_API_HOST,
         DEFAULT_API_PORT,
         DEFAULT_LISTEN,
         NodeSettings,
@@ -161,12 +175,14 @@ def node(
         check_listen,
         check_policy,
         default_data_dir,
+        read_api_keys,
         read_bootstrap,
         read_tensor_split,
     )
 
     if tensor_split and main_gpu is not None:
         raise click.UsageError("give --tensor-split (shares of several GPUs) or --main-gpu (one alone), not both")
+    host = api_host or DEFAULT_API_HOST
     settings = NodeSettings(
         data_dir=data_dir or default_data_dir(),
         model=model,
@@ -174,6 +190,9 @@ def node(
         announce=check_announce(announce),
         bootstrap=read_bootstrap(bootstrap),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
+        api_host=host,
+        api_keys=read_api_keys(host, api_key_file, os.environ.get("MYCELIA_API_KEY", "")),
+        cors_origins=cors,
         threads=threads,
         cells=cells,
         gpu_layers=gpu_layers,

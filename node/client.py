@@ -10,21 +10,18 @@ import httpx
 import msgspec
 import trio
 
-from node.engine.engine import DEADLINE, TOO_LATE
-from node.entry import ASK, FRAME_DEADLINE_S
+from node.entry import ASK
 from node.network.identity import new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
+from node.relay import SILENCE_DEADLINE_S, entry_frames
 from node.rundir import RunInfo, find_running, is_held
-from node.views import FailedView, FrameView, NodeState, TreeRowView, frame_view
-from proto.errors import LocalError, RemoteError
-from proto.messages import Answered, Ask, Begun, Failed, Route, Sampling, Text
+from node.views import FrameView, ModelRow, NodeState, TreeRowView, frame_view
+from proto.errors import LocalError
+from proto.messages import Ask, Sampling
 
 START_HINT = "start one with 'mycelia node'"
 _STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
 CONNECT_DEADLINE_S = 15.0
-SILENCE_DEADLINE_S = FRAME_DEADLINE_S + 30
-"""Longer than the entry node waits for a serving node, so that it has time to try another."""
-
 _HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError)
 _T = TypeVar("_T")
 
@@ -51,9 +48,18 @@ async def fetch_tree(info: RunInfo) -> list[TreeRowView]:
     return await _get(info, "/api/tree", list[TreeRowView])
 
 
+async def fetch_models(info: RunInfo) -> list[ModelRow]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, "/api/models", list[ModelRow])
+
+
+def _key(info: RunInfo) -> dict[str, str]:
+    return {"authorization": f"Bearer {info.api_key}"} if info.api_key else {}
+
+
 async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
     try:
-        async with httpx.AsyncClient(base_url=info.api_url, timeout=10, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=info.api_url, headers=_key(info), timeout=10, trust_env=False) as http:
             response = await http.get(path)
         response.raise_for_status()
         return msgspec.json.decode(response.content, type=kind)
@@ -98,7 +104,7 @@ async def _ask_local(ask: Ask, info: RunInfo, timeout_s: float | None) -> AsyncI
     has_begun = False
     try:
         async with (
-            httpx.AsyncClient(base_url=info.api_url, timeout=timeout, trust_env=False) as http,
+            httpx.AsyncClient(base_url=info.api_url, headers=_key(info), timeout=timeout, trust_env=False) as http,
             http.stream("POST", "/api/ask", json=body) as response,
         ):
             has_begun = True
@@ -139,25 +145,8 @@ async def _ask_as_light_client(
 
 
 async def _stream_views(stream: MessageStream, due_at: float) -> AsyncIterator[FrameView]:
-    while True:
-        try:
-            with trio.fail_at(min(trio.current_time() + SILENCE_DEADLINE_S, due_at)):
-                frame = await stream.receive()
-        except trio.TooSlowError:
-            if trio.current_time() >= due_at:
-                yield FailedView(DEADLINE, TOO_LATE, False)
-                return
-            yield FailedView("timeout", f"the entry node was silent for {SILENCE_DEADLINE_S:.0f} s", True)
-            return
-        except RemoteError as exc:
-            yield FailedView("internal", f"the entry node broke the protocol: {exc}", True)
-            return
-        if not isinstance(frame, Route | Begun | Text | Answered | Failed):
-            yield FailedView("internal", f"the entry node sent a {type(frame).__name__}", True)
-            return
+    async for frame in entry_frames(stream, due_at):
         yield frame_view(frame)
-        if isinstance(frame, Answered | Failed):
-            return
 
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:

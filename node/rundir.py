@@ -31,6 +31,8 @@ class RunInfo:
     pid: int
     api_url: str
     peer: str
+    api_key: str = ""
+    """One that opens the API; empty: it needs none. The data directory is its owner's alone."""
 
 
 @contextmanager

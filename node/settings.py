@@ -12,6 +12,7 @@ from proto.errors import LocalError
 from sim.policies import NAMES, ORACLE, OWN
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7117"
+DEFAULT_API_HOST = "127.0.0.1"
 DEFAULT_API_PORT = 7118
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
@@ -36,7 +37,13 @@ class NodeSettings:
     announce: tuple[str, ...]
     """Multiaddrs that peers are told instead of those listened on; empty: tell those."""
     api_port: int
-    """Port of the local API on loopback; 0 takes any free one."""
+    """Port of the HTTP API; 0 takes any free one."""
+    api_host: str = DEFAULT_API_HOST
+    """Where it listens; anything but loopback needs keys."""
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the API; none: no key is needed."""
+    cors_origins: tuple[str, ...] = ()
+    """Of web pages whose scripts may use the API."""
     threads: int | None = None
     """Engine threads; None: every usable core."""
     cells: int | None = None
@@ -108,7 +115,7 @@ def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
         if source.startswith(("/ip4/", "/ip6/", "/dns")):
             addresses[_checked(source, "--bootstrap", parse_peer)] = None
             continue
-        for number, line in enumerate(_lines(source), start=1):
+        for number, line in enumerate(_lines(source, "--bootstrap"), start=1):
             text = line.partition("#")[0].strip()
             if text:
                 addresses[_checked(text, f"{source}, line {number}", parse_peer)] = None
@@ -129,6 +136,25 @@ def check_announce(announce: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_checked(text, "--announce", parse_announce) for text in announce)
 
 
+def read_api_keys(host: str, path: Path | None, key: str) -> tuple[str, ...]:
+    """The keys of a file, one a line with # comments, and ``key``. Raises UsageError for one that is easily guessed,
+    and when others than this machine could use the API without any."""
+    from node.serve.keys import MIN_KEY_CHARS
+    from node.serve.server import is_loopback
+
+    lines = [line.partition("#")[0].strip() for line in _lines(str(path), "--api-key-file")] if path else []
+    keys = tuple(dict.fromkeys(text for text in (*lines, key) if text))
+    if any(len(text) < MIN_KEY_CHARS or not text.isascii() or not text.isprintable() for text in keys):
+        raise UsageError(
+            f"an API key must be {MIN_KEY_CHARS} or more ASCII characters: 'openssl rand -hex 24' makes one"
+        )
+    if path and not keys:
+        raise UsageError(f"--api-key-file {path} holds no key; 'openssl rand -hex 24' makes one")
+    if not keys and not is_loopback(host):
+        raise UsageError(f"--api-host {host} lets others use this node: give --api-key-file FILE with a key a line")
+    return keys
+
+
 def check_policy(name: str) -> str:
     """Raises UsageError for a name that is no policy, and for the one that only a simulator can follow."""
     if name not in NAMES or name == ORACLE:
@@ -144,12 +170,13 @@ def _checked(text: str, where: str, parse: Callable[[str], object]) -> str:
     return text
 
 
-def _lines(source: str) -> list[str]:
+def _lines(source: str, option: str) -> list[str]:
     try:
         return Path(source).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
-        raise UsageError(f"--bootstrap {source}: {reason}; give a multiaddr or a file of multiaddrs") from exc
+        hint = "; give a multiaddr or a file of multiaddrs" if option == "--bootstrap" else ""
+        raise UsageError(f"{option} {source}: {reason}{hint}") from exc
 
 
 def _default_bootstrap_file() -> Path | None:

@@ -168,6 +168,16 @@ class PeerRow(msgspec.Struct, frozen=True):
     connected_s: float
 
 
+class ModelRow(msgspec.Struct, frozen=True):
+    """One line of ``mycelia models``."""
+
+    model: str
+    nodes: int
+    """That serve it, this one included, as far as it knows."""
+    context_tokens: int
+    """Of a prompt with its answer, the most that any of them takes."""
+
+
 class TreeRowView(msgspec.Struct, frozen=True):
     """One edge of the radix tree, parents before children."""
 

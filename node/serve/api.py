@@ -4,15 +4,26 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from node.views import NodeState, TreeRowView
+from node.views import ModelRow, NodeState, TreeRowView
 from proto.messages import Ask, ChatMessage, EntryFrame
 
 
 class Api(Protocol):
     """See the module's text."""
 
-    def ask(self, ask: Ask, deadline_s: float | None) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        """deadline_s: what the answer may take; None: any time."""
+    @property
+    def model(self) -> str:
+        """The one served here."""
+        ...
+
+    def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        """deadline_s: what the answer may take; None: any time. client: whose share of this node it takes."""
+        ...
+
+    def models(self) -> list[ModelRow]:
+        """Of the swarm, as far as it is known here; the one served here first."""
         ...
 
     def state(self) -> NodeState: ...

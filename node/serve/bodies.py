@@ -1,5 +1,7 @@
 """What clients send in bodies, read within bounds, and what all refusals have in common."""
 
+import math
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,13 +11,15 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from proto.messages import MAX_CHAT_BYTES
+from proto.messages import MAX_CHAT_BYTES, Failed
 
 MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
 """JSON spells a control character with six bytes: whatever prompt the command line takes fits."""
 BODY_DEADLINE_S = 30.0
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
+Refusal = Callable[[str, int, str], Response]
+"""(path, status, message) -> the response that says so."""
 
 
 @dataclass
@@ -24,6 +28,10 @@ class HttpError(Exception):
 
     status: int
     message: str
+    code: str | None = None
+    """For programs, where the status says too little."""
+    param: str | None = None
+    """The field at fault, where one is."""
 
 
 async def read_json(request: Request, kind: type[_Body]) -> _Body:
@@ -44,8 +52,13 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
         raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise HttpError(400, f"the body is not valid: {exc}") from None
+
+
+def retry_after(failed: Failed) -> tuple[bytes, bytes]:
+    """The header, which knows no parts of seconds."""
+    return b"retry-after", str(max(math.ceil(failed.retry_after_ms / 1000), 1)).encode()
 
 
 def json_response(value: object, status: int = 200) -> Response:

@@ -1,53 +1,100 @@
 """HTTP on every node: everything that is served there, and who may ask for it.
 
-Requests that a web page could forge are refused: the Host must be local.
+Without keys only this machine is served, and requests that a web page could forge are refused: the Host must be local.
+With keys every request must carry one, and then it does not matter where it comes from.
 """
 
 import socket
+from dataclasses import dataclass
 
 import structlog
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from node.serve.api import Api
 from node.serve.bodies import json_response
+from node.serve.keys import KeyGate
 from node.serve.local_api import local_routes, refusal
+from node.serve.openai_api import PREFIX, openai_refusal, openai_routes
 from node.serve.server import serve_http
 from node.views import FailedView
 
 log = structlog.get_logger()
 
+_LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+_HEADERS = ["x-mycelia-served-by", "x-mycelia-cached-tokens", "x-mycelia-ttft-ms", "x-mycelia-route", "retry-after"]
+"""That scripts of web pages may read."""
 
-def make_app(api: Api) -> Starlette:
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the gateway."""
+
+    keys: tuple[str, ...] = ()
+    """Any of them opens it; none: no key is needed, and only local Hosts are answered."""
+    origins: tuple[str, ...] = ()
+    """Of web pages whose scripts may use it."""
+
+
+def make_app(api: Api, access: Access = Access()) -> Starlette:
     """The ASGI application in front of ``api``."""
+    middleware = []
+    if access.origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(access.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type"],
+                expose_headers=_HEADERS,
+            )
+        )
+    if access.keys:
+        middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal))
+    else:
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS))
     return Starlette(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
-        routes=local_routes(api),
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])],
+        routes=[*local_routes(api), *openai_routes(api)],
+        middleware=middleware,
     )
 
 
 async def serve_gateway(
-    api: Api, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    api: Api,
+    listener: socket.socket,
+    access: Access = Access(),
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, on a socket from ``bind_loopback``. Closes it."""
-    await serve_http(make_app(api), listener, task_status)
+    """Serve until cancelled, on a socket from ``bind_api``. Closes it."""
+    await serve_http(make_app(api, access), listener, task_status)
 
 
-async def _on_http_error(_: Request, exc: Exception) -> Response:
+def _refusal(path: str, status: int, message: str) -> Response:
+    """In the shape of the API that ``path`` belongs to."""
+    if path.startswith(PREFIX):
+        return openai_refusal(status, message)
+    return refusal(status, message)
+
+
+async def _on_http_error(request: Request, exc: Exception) -> Response:
     """No such path, wrong method."""
     assert isinstance(exc, HTTPException)
-    response = refusal(exc.status_code, exc.detail)
+    response = _refusal(request.url.path, exc.status_code, exc.detail)
     response.headers.update(exc.headers or {})
     return response
 
 
-async def _on_bug(_: Request, exc: Exception) -> Response:
+async def _on_bug(request: Request, exc: Exception) -> Response:
     """An error that nothing expected costs its request, and is told in the log."""
     log.error("api_request_failed", exc_info=exc)
-    return json_response(FailedView("internal", "an error inside the node; its log says more", True), 500)
+    message = "an error inside the node; its log says more"
+    if request.url.path.startswith(PREFIX):
+        return openai_refusal(500, message)
+    return json_response(FailedView("internal", message, True), 500)

@@ -4,12 +4,12 @@
                        429 with Retry-After while all nodes are busy
     POST /api/tokenize the prompt tokens of a conversation
     GET  /api/state    the node and its peers
+    GET  /api/models   the models of the swarm
     GET  /api/tree     the local radix tree
 
 A body must say that it is JSON, which a browser does not send across origins without asking first.
 """
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, cast
 
@@ -21,11 +21,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from node.serve.api import Api
-from node.serve.bodies import HttpError, json_response, read_json
+from node.serve.bodies import HttpError, json_response, read_json, retry_after
+from node.serve.disconnect import cancelled_at_disconnect
+from node.serve.keys import client_of
 from node.views import MAX_TIMEOUT_S, FailedView, frame_view
 from proto.codec import check_sampling
 from proto.errors import LocalError
-from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, ChatMessage, EntryFrame, Failed, Sampling
+from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, Begun, ChatMessage, EntryFrame, Failed, Sampling
 from proto.messages import Route as RouteFrame
 from proto.overload import OVERLOADED
 
@@ -80,13 +82,16 @@ def local_routes(api: Api) -> list[Route]:
     async def ask(request: Request) -> Response:
         body = await read_json(request, _AskBody)
         # (Starlette takes any ASGI application for a response)
-        return cast(Response, _Answer(api, _to_ask(body), body.timeout_s))
+        return cast(Response, _Answer(api, _to_ask(body), body.timeout_s, client_of(request.scope)))
 
     async def tokenize(request: Request) -> Response:
         return json_response(await api.tokenize(_turns(await read_json(request, _Conversation))))
 
     async def state(_: Request) -> Response:
         return json_response(api.state())
+
+    async def models(_: Request) -> Response:
+        return json_response(api.models())
 
     async def tree(_: Request) -> Response:
         try:
@@ -98,6 +103,7 @@ def local_routes(api: Api) -> list[Route]:
         Route("/api/ask", _refusing(ask), methods=["POST"]),
         Route("/api/tokenize", _refusing(tokenize), methods=["POST"]),
         Route("/api/state", state),
+        Route("/api/models", models),
         Route("/api/tree", tree),
     ]
 
@@ -124,26 +130,19 @@ def _refusing(handler: _Handler) -> _Handler:
 class _Answer:
     """The frames of an answer as JSON lines. A client that goes away cancels the request."""
 
-    def __init__(self, api: Api, ask: Ask, timeout_s: float | None) -> None:
+    def __init__(self, api: Api, ask: Ask, timeout_s: float | None, client: bytes) -> None:
         self._api = api
         self._ask = ask
         self._timeout_s = timeout_s
+        self._client = client
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        async def watch(scope: trio.CancelScope) -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            scope.cancel()
-
         response = _LateResponse(send)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, nursery.cancel_scope)
+        async with cancelled_at_disconnect(receive) as nursery:
             nursery.start_soon(response.begin_in_time)
-            async with self._api.ask(self._ask, self._timeout_s) as frames:
+            async with self._api.ask(self._ask, self._timeout_s, self._client) as frames:
                 async for frame in frames:
                     await response.add(frame)
-            nursery.cancel_scope.cancel()
-        # (not above: the end of the response reads as a disconnect too, and would break off its own tidying up)
         await response.end()
 
 
@@ -165,9 +164,9 @@ class _LateResponse:
         async with self._sending:
             if isinstance(frame, Failed) and frame.code == OVERLOADED and not self._has_begun:
                 self._held.clear()  # (nothing came of the routes)
-                await self._begin(429, [(b"retry-after", str(_whole_seconds(frame)).encode())])
+                await self._begin(429, [retry_after(frame)])
             self._held.append(msgspec.json.encode(frame_view(frame)) + b"\n")
-            if not isinstance(frame, RouteFrame):
+            if not isinstance(frame, RouteFrame | Begun):
                 await self._begin()
             if self._has_begun:
                 await self._flush()
@@ -187,11 +186,6 @@ class _LateResponse:
         for line in self._held:
             await self._send({"type": "http.response.body", "body": line, "more_body": True})
         self._held.clear()
-
-
-def _whole_seconds(failed: Failed) -> int:
-    """For Retry-After, which knows no parts of seconds."""
-    return max(math.ceil(failed.retry_after_ms / 1000), 1)
 
 
 def _turns(body: _Conversation) -> tuple[ChatMessage, ...]:

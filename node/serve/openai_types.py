@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from node.views import MAX_TIMEOUT_S
 from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, MAX_LOGPROBS, MAX_STOPS, MAX_TOKENS_PER_REQUEST
 
 DEFAULT_MAX_TOKENS = 1_024
@@ -95,8 +96,8 @@ class StreamOptions(msgspec.Struct):
 
 
 class AnyRequest(msgspec.Struct, kw_only=True):
-    """What chats and completions have in common. Penalties and so on are OpenAI's; the last four are llama.cpp's, for
-    those who want them."""
+    """What chats and completions have in common. Penalties and so on are OpenAI's; the last four are not, for those who
+    want them."""
 
     model: Annotated[str, Meta(max_length=128)] = ""
     stream: bool | None = None
@@ -113,8 +114,8 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=0)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
-    timeout: Annotated[float, Meta(gt=0)] | None = None
-    """Seconds that the answer may take."""
+    timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    """The answer is cancelled when it takes longer."""
 
 
 class ChatRequest(AnyRequest, kw_only=True):
@@ -128,13 +129,8 @@ class ChatRequest(AnyRequest, kw_only=True):
 
 
 class CompletionRequest(AnyRequest, kw_only=True):
-    prompt: (
-        str
-        | Annotated[
-            list[str] | list[int] | list[list[int]],
-            Meta(min_length=1),
-        ]
-    )
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    """A text, the tokens of one, or a list of either."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None

@@ -4,6 +4,7 @@ The loop over connections is not Hypercorn's own: in that one an error of its pa
 that does not read holds the end of the node for ever.
 """
 
+import ipaddress
 import socket
 from contextlib import suppress
 from typing import cast
@@ -31,26 +32,46 @@ MAX_CONNECTIONS = 256
 MAX_HEAD_BYTES = 65_536
 
 
-def bind_loopback(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1. Raises LocalError that says what to do when the port is taken."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def bind_api(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises LocalError that says what to do when there is none to be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as exc:
+        raise LocalError(f"cannot serve the API on {host!r}: it is no address of this machine (--api-host)") from exc
+    listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind(address)
         listener.listen(128)
     except OSError as exc:
         listener.close()
         raise LocalError(
-            f"cannot serve the local API on 127.0.0.1:{port}: {exc.strerror};"
+            f"cannot serve the API on {host}:{port}: {exc.strerror};"
             " choose another port with --api-port (0 takes any free one)"
         ) from exc
     return listener
 
 
+def url_of(listener: socket.socket) -> str:
+    """Where programs on this machine reach it."""
+    host, port = listener.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared with, not bound to
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(address[4][0]).is_loopback for address in addresses)
+
+
 async def serve_http(
     app: ASGIApp, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve ``app`` until cancelled, on a socket from ``bind_loopback``. Closes it."""
+    """Serve ``app`` until cancelled, on a socket from ``bind_api``. Closes it."""
     config = Config()
     config.errorlog = None
     config.h11_max_incomplete_size = MAX_HEAD_BYTES

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from node.serve.gateway import serve_gateway
-from node.serve.server import bind_loopback
-from node.views import NodeState, TreeRowView
+from node.serve.server import bind_api
+from node.views import ModelRow, NodeState, TreeRowView
 from proto.errors import LocalError
 from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Route, Text, Usage
 
@@ -32,7 +32,9 @@ class FakeNode:
         self.deadlines_s: list[float | None] = []
 
     @asynccontextmanager
-    async def ask(self, ask: Ask, deadline_s: float | None) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    async def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
         self.deadlines_s.append(deadline_s)
         send, receive = trio.open_memory_channel[EntryFrame](10)
         content = ask.messages[0].content
@@ -48,6 +50,13 @@ class FakeNode:
         finally:
             self.left.set()
 
+    @property
+    def model(self) -> str:
+        return "fake"
+
+    def models(self) -> list[ModelRow]:
+        return [ModelRow("fake", 1, 4_096)]
+
     def state(self) -> NodeState:
         raise ZeroDivisionError("a bug")
 
@@ -62,7 +71,7 @@ class FakeNode:
 async def served() -> AsyncIterator[tuple[FakeNode, int]]:
     """A node's API and its port. Leaving must not wait for any client."""
     node = FakeNode()
-    listener = bind_loopback(0)
+    listener = bind_api("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:

@@ -1,0 +1,88 @@
+"""Prompts for models that this node does not serve: they enter at a node that does, and its frames are passed on.
+
+What comes over an entry stream is read here for light clients as well.
+"""
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from node.engine.engine import DEADLINE, TOO_LATE
+from node.entry import ASK, FRAME_DEADLINE_S
+from node.network.network import MessageStream, Network, NetworkError
+from proto.errors import RemoteError
+from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Route, Text
+
+SILENCE_DEADLINE_S = FRAME_DEADLINE_S + 30
+"""Longer than the entry node waits for a serving node, so that it has time to try another."""
+
+
+async def entry_frames(stream: MessageStream, due_at: float) -> AsyncIterator[EntryFrame]:
+    """The frames of an answer, the last one made up if the entry node does not end it properly until ``due_at``, a
+    trio time. Raises NetworkError when the stream breaks."""
+    while True:
+        try:
+            with trio.fail_at(min(trio.current_time() + SILENCE_DEADLINE_S, due_at)):
+                frame = await stream.receive()
+        except trio.TooSlowError:
+            if trio.current_time() >= due_at:
+                yield Failed(code=DEADLINE, message=TOO_LATE, retryable=False)
+            else:
+                message = f"the entry node was silent for {SILENCE_DEADLINE_S:.0f} s"
+                yield Failed(code="timeout", message=message, retryable=True)
+            return
+        except RemoteError as exc:
+            yield _broken(str(exc))
+            return
+        if not isinstance(frame, Route | Begun | Text | Answered | Failed):
+            yield _broken(f"it sent a {type(frame).__name__}")
+            return
+        yield frame
+        if isinstance(frame, Answered | Failed):
+            return
+
+
+@asynccontextmanager
+async def relayed(
+    network: Network, peers: Sequence[bytes], ask: Ask, deadline_s: float | None
+) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    """The frames of an answer that enters at the first of ``peers`` that takes it. Leaving early cancels it there."""
+    due_at = math.inf if deadline_s is None else trio.current_time() + deadline_s
+    stream = await _opened(network, peers, ask)
+    try:
+        yield _frames(stream, due_at)
+    finally:
+        if stream is not None:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+
+
+async def _opened(network: Network, peers: Sequence[bytes], ask: Ask) -> MessageStream | None:
+    for peer in peers:
+        try:
+            stream = await network.open(peer, ASK)
+        except NetworkError:
+            continue
+        try:
+            await stream.send(ask)
+            return stream
+        except NetworkError:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+    return None
+
+
+async def _frames(stream: MessageStream | None, due_at: float) -> AsyncIterator[EntryFrame]:
+    try:
+        if stream is None:
+            raise NetworkError("no node that serves the model could be reached")
+        async for frame in entry_frames(stream, due_at):
+            yield frame
+    except NetworkError as exc:
+        yield Failed(code="no_peer", message=str(exc)[:512], retryable=True)
+
+
+def _broken(how: str) -> Failed:
+    return Failed(code="internal", message=f"the entry node broke the protocol: {how}"[:512], retryable=True)

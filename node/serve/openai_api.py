@@ -1,0 +1,82 @@
+"""OpenAI's HTTP API, so that existing tools can talk to a swarm.
+
+POST /v1/chat/completions    conversations, with tools and structured output
+POST /v1/completions         texts, with no chat template around them
+GET  /v1/models              every model of the swarm, with the number of its nodes
+GET  /v1/models/NAME
+POST /v1/embeddings          refused: no engine here makes any
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from node.serve.api import Api
+from node.serve.bodies import HttpError, json_response, read_json
+from node.serve.keys import client_of
+from node.serve.openai_answers import ChatShape, OpenAiAnswer, TextShape
+from node.serve.openai_errors import errors
+from node.serve.openai_requests import wanted_chat, wanted_completion
+from node.serve.openai_types import ChatRequest, CompletionRequest, Model, Models
+
+PREFIX = "/v1/"
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+def openai_routes(api: Api) -> list[Route]:
+    """The paths below /v1."""
+
+    async def chat(request: Request) -> Response:
+        wanted = wanted_chat(await read_json(request, ChatRequest))
+        # (Starlette takes any ASGI application for a response)
+        return cast(Response, OpenAiAnswer(api, wanted, ChatShape(wanted, api.model), client_of(request.scope)))
+
+    async def complete(request: Request) -> Response:
+        wanted = wanted_completion(await read_json(request, CompletionRequest))
+        return cast(Response, OpenAiAnswer(api, wanted, TextShape(wanted, api.model), client_of(request.scope)))
+
+    async def models(_: Request) -> Response:
+        return json_response(Models(_models(api)))
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        found = next((model for model in _models(api) if model.id == name), None)
+        if found is None:
+            raise HttpError(404, f"no node that is known here serves {name[:128]!r}", "model_not_found", "model")
+        return json_response(found)
+
+    async def embed(_: Request) -> Response:
+        raise HttpError(400, f"{api.model} makes no embeddings here", "unsupported", "model")
+
+    return [
+        Route("/v1/chat/completions", _refusing(chat), methods=["POST"]),
+        Route("/v1/completions", _refusing(complete), methods=["POST"]),
+        Route("/v1/models", _refusing(models)),
+        Route("/v1/models/{name:path}", _refusing(model)),
+        Route("/v1/embeddings", _refusing(embed), methods=["POST"]),
+    ]
+
+
+def openai_refusal(status: int, message: str, code: str | None = None, param: str | None = None) -> Response:
+    """In the shape of this API's errors."""
+    return json_response(errors(status, message, code, param), status)
+
+
+def _models(api: Api) -> list[Model]:
+    return [Model(row.model, row.nodes, row.context_tokens) for row in api.models()]
+
+
+def _refusing(handler: _Handler) -> _Handler:
+    """What ``handler`` raises of what the client got wrong, as a response."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HttpError as exc:
+            return openai_refusal(exc.status, exc.message, exc.code, exc.param)
+
+    return handle

@@ -1,0 +1,115 @@
+"""Reads from an answer's text which functions the model calls, while the rest is passed on as it comes.
+
+Models write calls in different ways; these are read:
+
+    <tool_call>{"name": ..., "arguments": {...}}</tool_call>      Hermes, Qwen, and our own words
+    [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]          Mistral
+    {"name": ..., "parameters": {...}}                            Llama 3, and answers made to fit one schema
+
+Whatever turns out to be no call of a known function is text. What may still become a call is held back, so nobody sees
+the beginning of one.
+"""
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from node.serve.openai_types import CalledFunction
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_WHOLE = ("{", "[TOOL_CALLS]", "<|python_tag|>")
+"""Answers that begin like this may be calls from the first to the last character."""
+
+
+class ToolCallReader:
+    """Of one answer. Feed it all text, then ``end``."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        """names: of the functions that may be called; without any, all text is text."""
+        self._names = frozenset(names)
+        self._held = ""
+        self._is_whole: bool | None = None
+        """Whether all of the answer is held; None: not known yet."""
+        self.calls: list[CalledFunction] = []
+        """Read so far."""
+
+    def feed(self, text: str) -> str:
+        """What of the answer is surely text by now."""
+        if not self._names:
+            return text
+        self._held += text
+        if self._is_whole is None:
+            self._is_whole = _begins_whole(self._held)
+        return self._split() if self._is_whole is False else ""
+
+    def end(self) -> str:
+        """What is left and is text after all."""
+        held, self._held = self._held, ""
+        if not held or not self._names:
+            return held
+        found = self._read(held)
+        if found is None:
+            return held
+        self.calls += found
+        return ""
+
+    def _split(self) -> str:
+        """Takes whole calls out of what is held; returns the text before what may be the next one."""
+        said = ""
+        while True:
+            at = self._held.find(_OPEN)
+            if at < 0:
+                keep = _overlap(self._held, _OPEN)
+                cut = len(self._held) - keep
+                said, self._held = said + self._held[:cut], self._held[cut:]
+                return said
+            said, self._held = said + self._held[:at], self._held[at:]
+            end = self._held.find(_CLOSE)
+            if end < 0:
+                return said
+            end += len(_CLOSE)
+            block, self._held = self._held[:end], self._held[end:]
+            found = self._read(block)
+            if found is None:
+                said += block
+            else:
+                said = said.rstrip()  # (the line before a call is its frame, not something said)
+                self._held = self._held.lstrip()
+                self.calls += found
+
+    def _read(self, text: str) -> list[CalledFunction] | None:
+        """The calls that ``text`` is; None: it is none."""
+        body = text.strip()
+        for mark in ("[TOOL_CALLS]", "<|python_tag|>", _OPEN):
+            body = body.removeprefix(mark)
+        body = body.removesuffix(_CLOSE).strip()
+        try:
+            value = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        found = [self._call(item) for item in (value if isinstance(value, list) else [value])]
+        calls = [call for call in found if call is not None]
+        return calls if calls and len(calls) == len(found) else None
+
+    def _call(self, value: Any) -> CalledFunction | None:
+        if not isinstance(value, dict) or value.get("name") not in self._names:
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        return CalledFunction(value["name"], arguments)
+
+
+def _begins_whole(text: str) -> bool | None:
+    """None: too short to tell."""
+    text = text.lstrip()
+    if any(text.startswith(mark) for mark in _WHOLE):
+        return True
+    return None if not text or any(mark.startswith(text) for mark in _WHOLE) else False
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Characters at the end of ``text`` that may be the beginning of ``mark``."""
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
