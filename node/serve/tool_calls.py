@@ -32,6 +32,8 @@ class ToolCallReader:
         self._held = ""
         self._is_whole: bool | None = None
         """Whether all of the answer is held; None: not known yet."""
+        self._follows_call = False
+        """Nothing but white space has come since the last call."""
         self.calls: list[CalledFunction] = []
         """Read so far."""
 
@@ -56,28 +58,32 @@ class ToolCallReader:
         return ""
 
     def _split(self) -> str:
-        """Takes whole calls out of what is held; returns the text before what may be the next one."""
+        """Takes whole calls out of what is held; returns the text before what may be the next one. White space around
+        a call is its frame, not something said."""
         said = ""
         while True:
+            if self._follows_call:
+                self._held = self._held.lstrip()
+                self._follows_call = not self._held
             at = self._held.find(_OPEN)
             if at < 0:
-                keep = _overlap(self._held, _OPEN)
-                cut = len(self._held) - keep
-                said, self._held = said + self._held[:cut], self._held[cut:]
+                kept = len(self._held) - _overlap(self._held, _OPEN)
+                kept = len(self._held[:kept].rstrip())
+                said, self._held = said + self._held[:kept], self._held[kept:]
                 return said
-            said, self._held = said + self._held[:at], self._held[at:]
-            end = self._held.find(_CLOSE)
+            end = self._held.find(_CLOSE, at)
             if end < 0:
+                kept = len(self._held[:at].rstrip())
+                said, self._held = said + self._held[:kept], self._held[kept:]
                 return said
             end += len(_CLOSE)
-            block, self._held = self._held[:end], self._held[end:]
-            found = self._read(block)
+            found = self._read(self._held[at:end])
             if found is None:
-                said += block
+                said, self._held = said + self._held[:end], self._held[end:]
             else:
-                said = said.rstrip()  # (the line before a call is its frame, not something said)
-                self._held = self._held.lstrip()
+                said, self._held = said + self._held[:at].rstrip(), self._held[end:]
                 self.calls += found
+                self._follows_call = True
 
     def _read(self, text: str) -> list[CalledFunction] | None:
         """The calls that ``text`` is; None: it is none."""
