@@ -1,10 +1,13 @@
 """OpenAI's HTTP API, so that existing tools can talk to a swarm.
 
-POST /v1/chat/completions    conversations, with tools and structured output
-POST /v1/completions         texts, with no chat template around them
-GET  /v1/models              every model of the swarm, with the number of its nodes
-GET  /v1/models/NAME
-POST /v1/embeddings          refused: no engine here makes any
+    POST /v1/chat/completions    conversations, with tools and structured output
+    POST /v1/completions         texts, with no chat template around them
+    GET  /v1/models              every model of the swarm, with the number of its nodes
+    GET  /v1/models/NAME
+    POST /v1/embeddings          refused: no engine here makes any
+    GET  /openapi.json           what of this there is, for programs
+
+A prompt for a model that this node does not serve enters at one that does.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,6 +24,7 @@ from node.serve.openai_answers import ChatShape, OpenAiAnswer, TextShape
 from node.serve.openai_errors import errors
 from node.serve.openai_requests import wanted_chat, wanted_completion
 from node.serve.openai_types import ChatRequest, CompletionRequest, Model, Models
+from node.serve.openapi import openapi
 
 PREFIX = "/v1/"
 
@@ -52,7 +56,11 @@ def openai_routes(api: Api) -> list[Route]:
     async def embed(_: Request) -> Response:
         raise HttpError(400, f"{api.model} makes no embeddings here", "unsupported", "model")
 
+    async def document(_: Request) -> Response:
+        return json_response(openapi())
+
     return [
+        Route("/openapi.json", document),
         Route("/v1/chat/completions", _refusing(chat), methods=["POST"]),
         Route("/v1/completions", _refusing(complete), methods=["POST"]),
         Route("/v1/models", _refusing(models)),

@@ -1,0 +1,208 @@
+"""Clients that people use, against a swarm of two real nodes: what they send is understood, what they get they take."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from node.swarm import LocalNode, LocalSwarm, open_local_swarm
+from tests.e2e.conftest import DEADLINE_S, becomes_idle
+
+pytestmark = pytest.mark.e2e
+
+LONG = "Answer in one word. " + "The ship left the harbour at dawn and the crew sang until the coast was gone. " * 15
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather of a place.",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "string", "maxLength": 20}},
+            "required": ["place"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
+    async with open_local_swarm(tmp_path) as local_swarm:
+        yield local_swarm
+
+
+async def two_nodes(swarm: LocalSwarm) -> tuple[LocalNode, LocalNode, str]:
+    """And where the second one's gateway is."""
+    options = ["--threads", "1"]
+    first = await swarm.start("first", options=options)
+    second = await swarm.start("second", [await first.address()], options)
+    info = await second.wait_ready()
+    await first.wait_peers(1)
+    await second.wait_peers(1)
+    return first, second, f"{info.api_url}/v1"
+
+
+async def test_openais_own_sdk(swarm: LocalSwarm) -> None:
+    with trio.fail_after(2 * DEADLINE_S):
+        first, second, url = await two_nodes(swarm)
+        await trio.to_thread.run_sync(use_sdk, url)
+        peers = {(await node.wait_ready()).peer for node in (first, second)}
+        first_url = (await first.wait_ready()).api_url + "/v1"
+        assert await trio.to_thread.run_sync(ask_for_headers, first_url) in peers
+        await trio.to_thread.run_sync(lambda: asyncio.run(use_async_sdk(url)))
+        await becomes_idle(second)
+
+
+def use_sdk(url: str) -> None:
+    import openai
+    from pydantic import BaseModel
+
+    class Person(BaseModel):
+        name: str
+        age: int
+
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        assert [(model.id, getattr(model, "nodes", 0)) for model in client.models.list()] == [("smollm2", 2)]
+        turns: Any = [{"role": "user", "content": LONG}]
+        whole = client.chat.completions.create(model="smollm2", messages=turns, max_tokens=8, temperature=0)
+        assert whole.choices[0].message.content and whole.usage is not None and whole.usage.completion_tokens <= 8
+        stream = client.chat.completions.create(
+            model="smollm2",
+            messages=turns,
+            max_tokens=8,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage is not None and chunks[-1].usage.prompt_tokens_details is not None
+        assert chunks[-1].usage.prompt_tokens_details.cached_tokens, "the same prompt again"
+        called = client.chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+            tools=[WEATHER],  # type: ignore[list-item]
+            tool_choice="required",
+            max_tokens=60,
+            temperature=0,
+        )
+        assert called.choices[0].finish_reason == "tool_calls" and called.choices[0].message.tool_calls
+        function = called.choices[0].message.tool_calls[0].function  # type: ignore[union-attr]
+        assert function.name == "get_weather" and json.loads(function.arguments).keys() == {"place"}
+        turns += [
+            called.choices[0].message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": called.choices[0].message.tool_calls[0].id, "content": "rain"},
+        ]
+        then = client.chat.completions.create(
+            model="smollm2",
+            messages=turns,
+            tools=[WEATHER],  # type: ignore[list-item]
+            max_tokens=8,
+        )
+        assert then.choices[0].finish_reason in {"stop", "length", "tool_calls"}
+        person = client.chat.completions.parse(
+            model="smollm2",
+            messages=[{"role": "user", "content": "Invent a person."}],
+            response_format=Person,
+            max_tokens=100,
+            temperature=0,
+        )
+        assert isinstance(person.choices[0].message.parsed, Person)
+        texts = client.completions.create(model="smollm2", prompt="Once upon a", max_tokens=4, logprobs=2, n=2)
+        assert len(texts.choices) == 2 and texts.choices[1].logprobs is not None
+        with pytest.raises(openai.NotFoundError, match="gpt-9"):
+            client.chat.completions.create(model="gpt-9", messages=turns)
+        with pytest.raises(openai.BadRequestError, match="tokens"):
+            client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "a " * 20_000}])
+        with client.chat.completions.create(model="smollm2", messages=turns, max_tokens=500, stream=True) as endless:
+            next(iter(endless))
+
+
+def ask_for_headers(url: str) -> str:
+    import openai
+
+    with openai.OpenAI(base_url=url, api_key="none") as client:
+        turns: Any = [{"role": "user", "content": LONG}]
+        for _ in range(2):
+            raw = client.chat.completions.with_raw_response.create(model="smollm2", messages=turns, max_tokens=1)
+        assert int(raw.headers["x-mycelia-cached-tokens"]) > 100 and int(raw.headers["x-mycelia-ttft-ms"]) >= 0
+        return raw.headers["x-mycelia-served-by"]
+
+
+async def use_async_sdk(url: str) -> None:
+    import openai
+
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+
+        async def ask(number: int) -> str:
+            turns: Any = [{"role": "user", "content": f"Count from {number}."}]
+            stream = await client.chat.completions.create(
+                model="smollm2", messages=turns, max_tokens=8, stream=True, temperature=0
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        assert all(await asyncio.gather(*map(ask, range(4))))
+
+
+async def run(*command: str, **environment: str) -> str:
+    done = await trio.run_process(
+        command, capture_stdout=True, capture_stderr=True, check=False, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+async def test_curl_llm_and_langchain(swarm: LocalSwarm, tmp_path: Path) -> None:
+    with trio.fail_after(2 * DEADLINE_S):
+        _, second, url = await two_nodes(swarm)
+        body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+        if shutil.which("curl"):
+            said = await run(
+                "curl", "-sS", f"{url}/chat/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)
+            )
+            assert json.loads(said)["choices"][0]["message"]["content"]
+            streamed = await run(
+                "curl",
+                "-sSN",
+                f"{url}/chat/completions",
+                "-H",
+                "Content-Type: application/json",
+                "-d",
+                json.dumps(body | {"stream": True}),
+            )
+            assert streamed.endswith("data: [DONE]\n\n")
+
+        (tmp_path / "llm").mkdir()
+        (tmp_path / "llm" / "extra-openai-models.yaml").write_text(
+            f"- model_id: swarm\n  model_name: smollm2\n  api_base: {url}\n  supports_schema: true\n"
+        )
+        llm = str(Path(sys.executable).with_name("llm"))
+        place = {"LLM_USER_PATH": str(tmp_path / "llm"), "LLM_LOAD_PLUGINS": "", "OPENAI_API_KEY": "none"}
+        assert (await run(llm, "-m", "swarm", "-o", "max_tokens", "8", "Say hello.", **place)).strip()
+
+        await trio.to_thread.run_sync(use_langchain, url)
+        await becomes_idle(second)
+
+
+def use_langchain(url: str) -> None:
+    from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
+
+    model = ChatOpenAI(model="smollm2", base_url=url, api_key=SecretStr("none"), temperature=0, max_completion_tokens=8)
+    said = model.invoke("Say hello.")
+    assert said.content and said.usage_metadata is not None and said.usage_metadata["output_tokens"] <= 8
+    assert "".join(str(chunk.content) for chunk in model.stream("Say hello.")) == said.content
+    calls = ChatOpenAI(model="smollm2", base_url=url, api_key=SecretStr("none"), temperature=0).bind_tools(
+        [WEATHER], tool_choice="get_weather"
+    )
+    (call,) = calls.invoke("What is the weather in Paris?").tool_calls
+    assert call["name"] == "get_weather" and call["args"].keys() == {"place"}
