@@ -331,6 +331,21 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
 @cli.command()
 @data_dir_option
 @json_option
+def models(data_dir: Path | None, as_json: bool) -> None:
+    """The models of the swarm, as far as the node running here knows them."""
+
+    async def show() -> None:
+        from node.client import fetch_models
+        from node.show import show_models
+
+        _print(await fetch_models(_running(data_dir)), as_json, show_models)
+
+    run(show)
+
+
+@cli.command()
+@data_dir_option
+@json_option
 def tree(data_dir: Path | None, as_json: bool) -> None:
     """The radix tree of the node running here: what it holds computed."""
 

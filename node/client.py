@@ -1,8 +1,8 @@
 """How a command reaches the swarm: through the node that runs here, else as a light client through bootstrap peers."""
 
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -136,7 +136,9 @@ async def _ask_as_light_client(
         stream = await _open_entry(network, bootstrap)
         try:
             await stream.send(ask)
-            yield _stream_views(stream, math.inf if timeout_s is None else trio.current_time() + timeout_s)
+            due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
+            async with aclosing(_stream_views(stream, due_at)) as views:
+                yield views
         except NetworkError as exc:
             raise LocalError(f"the entry node went away: {exc}; ask again") from exc
         finally:
@@ -144,9 +146,10 @@ async def _ask_as_light_client(
                 await stream.reset()
 
 
-async def _stream_views(stream: MessageStream, due_at: float) -> AsyncIterator[FrameView]:
-    async for frame in entry_frames(stream, due_at):
-        yield frame_view(frame)
+async def _stream_views(stream: MessageStream, due_at: float) -> AsyncGenerator[FrameView, None]:
+    async with aclosing(entry_frames(stream, due_at)) as frames:
+        async for frame in frames:
+            yield frame_view(frame)
 
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:

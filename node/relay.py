@@ -4,8 +4,8 @@ What comes over an entry stream is read here for light clients as well.
 """
 
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 import trio
 
@@ -19,7 +19,7 @@ SILENCE_DEADLINE_S = FRAME_DEADLINE_S + 30
 """Longer than the entry node waits for a serving node, so that it has time to try another."""
 
 
-async def entry_frames(stream: MessageStream, due_at: float) -> AsyncIterator[EntryFrame]:
+async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[EntryFrame, None]:
     """The frames of an answer, the last one made up if the entry node does not end it properly until ``due_at``, a
     trio time. Raises NetworkError when the stream breaks."""
     while True:
@@ -52,7 +52,8 @@ async def relayed(
     due_at = math.inf if deadline_s is None else trio.current_time() + deadline_s
     stream = await _opened(network, peers, ask)
     try:
-        yield _frames(stream, due_at)
+        async with aclosing(_frames(stream, due_at)) as frames:
+            yield frames
     finally:
         if stream is not None:
             with trio.CancelScope(shield=True):
@@ -74,12 +75,13 @@ async def _opened(network: Network, peers: Sequence[bytes], ask: Ask) -> Message
     return None
 
 
-async def _frames(stream: MessageStream | None, due_at: float) -> AsyncIterator[EntryFrame]:
+async def _frames(stream: MessageStream | None, due_at: float) -> AsyncGenerator[EntryFrame, None]:
     try:
         if stream is None:
             raise NetworkError("no node that serves the model could be reached")
-        async for frame in entry_frames(stream, due_at):
-            yield frame
+        async with aclosing(entry_frames(stream, due_at)) as frames:
+            async for frame in frames:
+                yield frame
     except NetworkError as exc:
         yield Failed(code="no_peer", message=str(exc)[:512], retryable=True)
 

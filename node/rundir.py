@@ -93,10 +93,11 @@ def next_epoch(data_dir: Path, now: float) -> int:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The file has its old content or all of ``data``, whatever happens. Raises LocalError."""
+    """The file has its old content or all of ``data``, whatever happens, and is its owner's alone: some hold keys.
+    Raises LocalError."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_private) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -104,6 +105,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as exc:
         temporary.unlink(missing_ok=True)
         raise LocalError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager

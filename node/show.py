@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from node.views import AnsweredView, FailedView, PeerRow, RouteView, TreeRowView
+from node.views import AnsweredView, FailedView, ModelRow, PeerRow, RouteView, TreeRowView
 from proto.overload import OVERLOADED
 
 SHORT_ID = 8
@@ -116,6 +116,16 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
             f"{row.connected_s:.0f}",
             row.address,
         )
+    console.print(table)
+
+
+def show_models(console: Console, models: Sequence[ModelRow]) -> None:
+    table = Table()
+    table.add_column("model", overflow="fold")
+    for name in ("nodes", "context tokens"):
+        table.add_column(name, justify="right")
+    for row in models:
+        table.add_row(printable(row.model), str(row.nodes), str(row.context_tokens))
     console.print(table)
 
 

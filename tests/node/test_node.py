@@ -1,8 +1,9 @@
 """Whole nodes over the in-memory network with fake engines: the real overlay, driver, entry and serving code."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import combinations
 
 import msgspec
 import pytest
@@ -17,7 +18,19 @@ from node.network.network import NetworkSettings
 from node.views import TextView, frame_view
 from proto.blocks import STRIDE
 from proto.config import CellConfig, OverlayConfig
-from proto.messages import Accepted, Answered, Ask, ChatMessage, EntryFrame, Failed, Generate, Route, Sampling, Text
+from proto.messages import (
+    Accepted,
+    Answered,
+    Ask,
+    Begun,
+    ChatMessage,
+    EntryFrame,
+    Failed,
+    Generate,
+    Route,
+    Sampling,
+    Text,
+)
 
 LONG = "the quick brown fox jumps over the lazy dog and " * 8
 
@@ -37,9 +50,9 @@ class Member:
 
 @asynccontextmanager
 async def open_members(
-    count: int, config: OverlayConfig = OverlayConfig(), **engine_options: float
+    count: int, config: OverlayConfig = OverlayConfig(), models: Sequence[str] = (), **engine_options: float
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
-    """``count`` nodes, all connected and introduced to each other."""
+    """``count`` nodes, all connected and introduced to each other. models: of each, where they differ."""
     async with AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -47,10 +60,14 @@ async def open_members(
         for number in range(count):
             identity = Identity(bytes([number + 1]) * 32)
             network = await stack.enter_async_context(swarm.open_network(NetworkSettings(identity=identity)))
-            engine = FakeEngine(FakeSettings(**engine_options))  # type: ignore[arg-type]
+            named = {"model_name": models[number]} if models else {}
+            engine = FakeEngine(FakeSettings(**named, **engine_options))  # type: ignore[arg-type]
             node = Node(identity, engine, network, 1, config=config)
             await nursery.start(node.run)
             members.append(Member(node, engine, network))
+        if models:  # (nodes of one model find each other, others by their bootstrap addresses)
+            for one, other in combinations(members, 2):
+                swarm.link(one.peer, other.peer)
         await trio.sleep(2)  # of virtual time, in which all introductions are over
         assert all(len(member.node.state().peers) == count - 1 for member in members)
         yield swarm, members
@@ -106,6 +123,45 @@ async def test_the_answer_does_not_depend_on_who_serves_it(autojump_clock: trio.
         one.engine.crash()
         stale = await frames_of(two, an_ask(LONG))
     assert text_of(local) == text_of(remote) == text_of(stale)
+
+
+async def test_a_prompt_for_another_model_enters_at_a_node_that_serves_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(3, models=("small", "large", "large")) as (swarm, members):
+        small, large = members[0], members[1:]
+        rows = small.node.models()
+        frames = await frames_of(small, an_ask(LONG, model="large"))
+        own = await frames_of(small, an_ask(LONG, model="small"))
+        unknown = await frames_of(small, an_ask(LONG, model="none"))
+        for member in large:
+            swarm.cut(member.peer)
+        lost = await frames_of(small, an_ask(LONG, model="large"))
+    assert [(row.model, row.nodes) for row in rows] == [("small", 1), ("large", 2)] and rows[1].context_tokens
+    assert [type(frame) for frame in frames][:2] == [Route, Begun]
+    assert isinstance(frames[-1], Answered) and frames[-1].served_by in {member.peer for member in large}
+    assert isinstance(own[-1], Answered) and own[-1].served_by == small.peer
+    assert isinstance(unknown[-1], Failed) and unknown[-1].code == "unknown_model"
+    assert isinstance(lost[-1], Failed)
+
+
+async def test_leaving_early_cancels_an_answer_of_another_model(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2, models=("small", "large"), decode_rate=10.0) as (_, (small, large)):
+        with trio.fail_after(300):
+            async with small.node.ask(an_ask(LONG, max_tokens=1_000, model="large")) as frames:
+                async for frame in frames:
+                    if isinstance(frame, Text):
+                        break
+            while large.engine.vitals().active_requests:
+                await large.engine.vitals_changes()
+
+
+async def test_an_answer_of_another_model_has_a_deadline_too(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2, models=("small", "large"), decode_rate=10.0) as (_, (small, _)):
+        with trio.fail_after(300):
+            async with small.node.ask(an_ask(LONG, max_tokens=1_000, model="large"), 2.0) as stream:
+                frames = [frame async for frame in stream]
+    assert isinstance(frames[-1], Failed) and frames[-1].code == "deadline"
 
 
 async def test_an_engine_that_dies_mid_answer_costs_no_token(autojump_clock: trio.testing.MockClock) -> None:

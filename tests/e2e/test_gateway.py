@@ -1,0 +1,92 @@
+"""The gateway of real nodes: keys, models of others, and what is said to a machine that misuses it."""
+
+import sys
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from node.swarm import LocalSwarm
+from node.views import ModelRow
+from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, run_mycelia
+
+pytestmark = pytest.mark.e2e
+
+KEY = "0123456789abcdef0123"
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+
+
+async def test_a_key_opens_the_gateway_and_commands_here_know_it(swarm: LocalSwarm, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"# of the laptop\n{KEY}\n")
+    with trio.fail_after(DEADLINE_S):
+        options = ["--model", "fake", "--api-key-file", str(keys), "--api-host", "0.0.0.0"]
+        node = await swarm.start("locked", options=options)
+        url = (await node.wait_ready()).api_url
+        assert (await ask(node, "hello", "--max-tokens", "2")).answered.completion_tokens
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            assert (await http.get("/v1/models")).status_code == 401
+            assert (await http.get("/api/state", headers={"authorization": "Bearer no"})).status_code == 401
+            answered = await http.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {KEY}"})
+            assert answered.status_code == 200 and answered.json()["usage"]["completion_tokens"]
+        run_file = await trio.Path(node.data_dir / "node.json").stat()
+        assert run_file.st_mode & 0o077 == 0, "it holds a key"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        (None, ["--api-host", "0.0.0.0"], "lets others use this node"),
+        ("short", [], "16 or more"),
+        ("# none", [], "holds no key"),
+        (None, ["--api-host", "no.such.host.invalid"], "lets others"),
+        (KEY, ["--api-host", "203.0.113.7"], "cannot serve the API"),
+    ],
+)
+async def test_a_gateway_that_cannot_be_meant_starts_no_node(
+    tmp_path: Path, text: str | None, options: list[str], says: str
+) -> None:
+    if text is not None:
+        (tmp_path / "keys").write_text(text)
+        options = [*options, "--api-key-file", str(tmp_path / "keys")]
+    done = await run_mycelia("node", "--model", "fake", "--api-port", "0", "--data-dir", str(tmp_path / "d"), *options)
+    assert done.returncode in {1, 2} and says in done.stderr and "Traceback" not in done.stderr
+
+
+async def test_a_prompt_for_another_nodes_model_is_answered_there(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        small = await swarm.start("small", options=["--model", "fake"])
+        large = await swarm.start("large", [await small.address()], ["--threads", "1"])
+        await small.wait_peers(1)
+        done = await run_mycelia("models", "--json", "--data-dir", str(small.data_dir))
+        rows = msgspec.json.decode(done.stdout, type=list[ModelRow])
+        assert [(row.model, row.nodes) for row in rows] == [("fake", 1), ("smollm2", 1)]
+        table = await run_mycelia("models", "--data-dir", str(small.data_dir))
+        assert "smollm2" in table.stdout
+        url = (await small.wait_ready()).api_url
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE_S) as http:
+            answered = await http.post("/v1/chat/completions", json=CHAT | {"model": "smollm2", "temperature": 0})
+        assert answered.status_code == 200 and answered.json()["model"] == "smollm2"
+        assert answered.headers["x-mycelia-served-by"] == (await large.wait_ready()).peer
+        asked = await ask(small, "hello", "--model", "smollm2", "--max-tokens", "4")
+        assert asked.answered.served_by == (await large.wait_ready()).peer
+        await becomes_idle(large)
+
+
+async def test_nothing_that_fits_the_gateways_own_description_breaks_it(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        node = await swarm.start("fuzzed", options=["--model", "fake"])
+        url = (await node.wait_ready()).api_url
+        options = ("--max-examples", "20", "--checks", "not_a_server_error", "--phases", "coverage,fuzzing")
+        schemathesis = str(Path(sys.executable).with_name("schemathesis"))
+        done = await trio.run_process(
+            [schemathesis, "run", f"{url}/openapi.json", *options, "--request-timeout", "30", "--no-color"],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            cwd=node.data_dir,
+        )
+        assert done.returncode == 0, done.stdout.decode()
+        await becomes_idle(node)
