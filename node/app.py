@@ -26,7 +26,7 @@ from node.driver import OverlayDriver
 from node.engine.engine import FIRST_EDGE_ID, Engine
 from node.engine.models import FAKE_MODEL, model_name, resolve_model
 from node.engine.process import open_engine
-from node.engine.settings import EngineSettings
+from node.engine.settings import EngineSettings, sequences_for
 from node.entry import ASK, GENERATE, Entry
 from node.floors import keep_floors, load_floors
 from node.network.addresses import parse_listen
@@ -286,6 +286,8 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
     given: dict[str, Any] = {
         "threads": settings.threads,
         "cells": settings.cells,
+        "slots": settings.slots,
+        "sequences": None if settings.slots is None else sequences_for(settings.slots),
         "gpu_layers": settings.gpu_layers,
         "tensor_split": settings.tensor_split,
         "main_gpu": settings.main_gpu,

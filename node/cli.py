@@ -96,6 +96,7 @@ Examples:
 )
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let scripts of these web pages use the API. Repeatable.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads.  [default: all usable cores]")
+@click.option("--slots", type=click.IntRange(1, 127), help="Requests that run at once.  [default: 8]")
 @click.option(
     "--cells",
     type=click.IntRange(256, 4_194_304),
@@ -148,6 +149,7 @@ def node(
     api_key_file: Path | None,
     cors: tuple[str, ...],
     threads: int | None,
+    slots: int | None,
     cells: int | None,
     gpu_layers: int | None,
     tensor_split: str,
@@ -194,6 +196,7 @@ def node(
         api_keys=read_api_keys(host, api_key_file, os.environ.get("MYCELIA_API_KEY", "")),
         cors_origins=cors,
         threads=threads,
+        slots=slots,
         cells=cells,
         gpu_layers=gpu_layers,
         tensor_split=read_tensor_split(tensor_split),

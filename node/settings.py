@@ -48,6 +48,8 @@ class NodeSettings:
     """Engine threads; None: every usable core."""
     cells: int | None = None
     """KV cells the engine holds; None: as many as are usual and fit."""
+    slots: int | None = None
+    """Requests that run at once; None: the engine's default."""
     gpu_layers: int | None = None
     """Layers on GPUs; None: all where there is a GPU."""
     tensor_split: tuple[float, ...] = ()

@@ -75,6 +75,20 @@ def index(
 
 
 @bench.command()
+@click.option("--requests", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Of each kind, a run.")
+@click.option("--streams", type=click.IntRange(1, 127), default=64, show_default=True, help="At the same time.")
+@click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def gateway(requests: int, streams: int, runs: int, as_json: bool) -> None:
+    """The HTTP gateway: what it and a hop add to the first token, many streams, many wrong keys."""
+    from node.bench.gateway import GatewayBench, bench_gateway
+    from node.bench.report import show
+    from node.cli import run
+
+    show(run(partial(bench_gateway, GatewayBench(runs, requests, streams))), as_json)
+
+
+@bench.command()
 @click.option("--nodes", type=click.IntRange(1, 2_000), default=256, show_default=True, help="To choose from.")
 @click.option("--tokens", type=click.IntRange(256, 100_000), default=2_048, show_default=True, help="Of a prompt.")
 @click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)

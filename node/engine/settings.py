@@ -10,6 +10,7 @@ from proto.errors import LocalError
 
 MAX_CELLS = 4_194_304
 """About 90 GB for the smallest models. Far beyond it llama.cpp does not fail but works for minutes."""
+DEFAULT_SEQUENCES = 64
 MAX_TIER_GIB = 2**20
 """A size beyond it is a slip of the pen."""
 MEMINFO = Path("/proc/meminfo")
@@ -30,7 +31,7 @@ class EngineSettings:
     all layers on GPUs as many as fit, at most 65,536 and no more than all slots can use. See ``sizing.py``."""
     slots: int = 8
     """Requests that run at once: throughput still grows at 8 on two cores."""
-    sequences: int = 64
+    sequences: int = DEFAULT_SEQUENCES
     """llama.cpp's sequence ids: running requests plus cached leaves; 256 at most."""
     max_waiting: int = 64
     """Queued requests; more are refused as overloaded."""
@@ -82,6 +83,11 @@ class EngineSettings:
     def ram_tier_bytes(self) -> int:
         """The memory tier's budget; reads how much memory is free when the settings leave it open."""
         return (free_ram_tier_mib() if self.ram_tier_mib is None else self.ram_tier_mib) * MIB
+
+
+def sequences_for(slots: int) -> int:
+    """As many ``sequences`` as go with so many ``slots``."""
+    return max(DEFAULT_SEQUENCES, 2 * slots + 1)
 
 
 def usable_cores() -> int:
