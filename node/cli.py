@@ -5,6 +5,8 @@ import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -19,6 +21,7 @@ from proto.errors import MyceliaError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from node.chat import Chat
     from node.rundir import RunInfo
     from proto.messages import Ask
 
@@ -48,6 +51,7 @@ Examples:
   mycelia node                                    run a node
   mycelia ask "Why is the sky blue?"              ask the swarm
   mycelia ask --explain - < prompt.txt            ... and see why it went where it went
+  mycelia chat                                    talk with it
   mycelia peers                                   who is connected
   mycelia doctor                                  what a node has to work with here""",
 )
@@ -316,6 +320,49 @@ def ask(
     run(lambda: _ask(request, where, peers, timeout, wait=wait, explain=explain, as_json=as_json))
 
 
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia chat
+  mycelia chat --system "You are a pirate." --temperature 0.7
+  printf 'My name is Ada.\\nWhat is my name?\\n' | mycelia chat"""
+)
+@click.option("--max-tokens", type=click.IntRange(1, 131_072), default=512, show_default=True, help="Of an answer.")
+@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--system", default="", help="System message.")
+@click.option("--model", default="", help="Ask this model.  [default: what the entry node serves]")
+@bootstrap_option
+@data_dir_option
+def chat(
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    system: str,
+    model: str,
+    bootstrap: tuple[str, ...],
+    data_dir: Path | None,
+) -> None:
+    """A conversation: line by line from the terminal or from standard input.
+
+    Ctrl-C breaks an answer off, and between answers ends the chat, as Ctrl-D does. /help tells what else there is.
+    """
+    from node.chat import Chat
+    from node.client import ask_swarm
+    from node.settings import default_data_dir, read_bootstrap
+    from proto.messages import Sampling
+
+    _check_unicode("--system", system)
+    _check_unicode("--model", model)
+    if len(model) > MAX_MODEL_CHARS:
+        raise click.UsageError(f"--model is over {MAX_MODEL_CHARS} characters")
+    peers = read_bootstrap(bootstrap)
+    where = data_dir or default_data_dir()
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    talk = Chat(lambda ask: ask_swarm(ask, where, peers), _console(stderr=True), sampling, model, system)
+    _chat(talk)
+
+
 @cli.command()
 @data_dir_option
 @json_option
@@ -427,6 +474,40 @@ def _check_unicode(name: str, value: str) -> None:
         raise click.UsageError(f"{name} is not UTF-8") from exc
 
 
+def _chat(talk: "Chat") -> None:
+    """Until the end of the input. A turn at a time, so that Ctrl-C means that turn."""
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if is_terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives input() its history and its keys)
+    while True:
+        line = _next_line(is_terminal)
+        if line is None:
+            return
+        try:
+            if not run(partial(talk.take, line)):
+                return
+        except KeyboardInterrupt:
+            click.echo()
+            if not is_terminal:
+                raise
+
+
+def _next_line(is_terminal: bool) -> str | None:
+    """None: there is no more."""
+    try:
+        if is_terminal:
+            return input("> ")
+        line = sys.stdin.readline(_MAX_LINE_CHARS) if sys.stdin is not None else ""
+    except EOFError:
+        click.echo()
+        return None
+    except UnicodeDecodeError as exc:
+        raise click.UsageError("standard input is not UTF-8") from exc
+    return line or None
+
+
+_MAX_LINE_CHARS = 524_288
 _LEAST_AGAIN_S = 0.2
 """Between two tries of ``--wait``: no node's word makes this program knock more often."""
 

@@ -90,3 +90,13 @@ async def test_nothing_that_fits_the_gateways_own_description_breaks_it(swarm: L
         )
         assert done.returncode == 0, done.stdout.decode()
         await becomes_idle(node)
+
+
+async def test_a_conversation_from_a_pipe(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        node = await swarm.start("chat", options=["--model", "fake"])
+        await node.wait_ready()
+        lines = b"One\nTwo\n/history\n/quit\nnever asked\n"
+        done = await run_mycelia("chat", "--data-dir", str(node.data_dir), "--max-tokens", "4", stdin=lines)
+        assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
+        assert "user: Two" in done.stderr and "never asked" not in done.stderr

@@ -17,6 +17,7 @@ from tests.e2e.conftest import DEADLINE_S, becomes_idle
 
 pytestmark = pytest.mark.e2e
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LONG = "Answer in one word. " + "The ship left the harbour at dawn and the crew sang until the coast was gone. " * 15
 WEATHER = {
     "type": "function",
@@ -206,3 +207,23 @@ def use_langchain(url: str) -> None:
     )
     (call,) = calls.invoke("What is the weather in Paris?").tool_calls
     assert call["name"] == "get_weather" and call["args"].keys() == {"place"}
+
+
+async def test_the_examples_run_as_they_stand(swarm: LocalSwarm) -> None:
+    with trio.fail_after(2 * DEADLINE_S):
+        _, _, url = await two_nodes(swarm)
+        place = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"}
+        talk = await run(sys.executable, str(EXAMPLES / "chat_openai.py"), "Say hello.", "And bye.", **place)
+        assert talk.count("prompt tokens were computed before]") == 2
+        batch = await run(sys.executable, str(EXAMPLES / "few_shot_batch.py"), **place)
+        assert batch.count("tokens computed before") == 8 and "not computed again" in batch
+        saved = int(batch.splitlines()[-1].split("%")[0].split()[-1])
+        assert saved > 50
+        nowhere = await trio.run_process(
+            [sys.executable, str(EXAMPLES / "chat_openai.py")],
+            env=os.environ | {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        assert nowhere.returncode == 1 and b"is a node running?" in nowhere.stderr
