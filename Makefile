@@ -65,7 +65,7 @@ node: $(ready)  ## run a node; ARGS="--help" for its options
 	@.venv/bin/mycelia node $(ARGS)
 
 swarm: $(ready)  ## run several nodes on this machine, N=4 of them
-	@.venv/bin/python examples/local_swarm.py $(N)
+	@.venv/bin/mycelia swarm $(N) $(ARGS)
 
 evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours); ARGS="--quick" for a taste
 	@.venv/bin/python -m node.bench.evaluation $(ARGS)

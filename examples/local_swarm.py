@@ -1,39 +1,67 @@
-"""Run a swarm of real nodes on this machine until Ctrl-C.
+"""A swarm in one Python program: real nodes as processes on this machine, one of which is killed.
 
-    python examples/local_swarm.py 4
+    python examples/local_swarm.py
+    python examples/local_swarm.py 5 --model fake
 
-Every node is a process with its own identity, ports and data directory; all but the first know only the first one's
-address. Ask it from another terminal with the commands that it prints.
+Asks the same question at two nodes, kills the node that answered (as a power cut would), and asks again. For a swarm
+that stays until Ctrl-C there is `mycelia swarm`.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
+import httpx
 import trio
 
 from node.show import short
-from node.swarm import open_local_swarm
+from node.swarm import LocalNode, open_local_swarm
+
+NOTES = "".join(
+    f"Day {day}: {8 + day} hours of sun, {2 * day % 7} litres of water, the plant is {10 + 3 * day} cm tall.\n"
+    for day in range(1, 25)
+)
+QUESTION = f"These are the notes of a gardener.\n{NOTES}Did the plant grow well? Answer in one sentence."
 
 
-async def main(count: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="mycelia-swarm-") as root:
+async def ask(node: LocalNode, model: str) -> str:
+    """The id of the node that answered."""
+    api = (await node.wait_ready()).api_url
+    body = {"model": model, "max_tokens": 24, "messages": [{"role": "user", "content": QUESTION}]}
+    async with httpx.AsyncClient(timeout=120) as http:
+        response = await http.post(f"{api}/v1/chat/completions", json=body)
+    response.raise_for_status()
+    answer = response.json()
+    served_by = response.headers["x-mycelia-served-by"]
+    cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    print(f"asked at {node.name}: served by {short(served_by)}, {cached} of {answer['usage']['prompt_tokens']} cached")
+    return served_by
+
+
+async def main(count: int, model: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="mycelia-swarm-", ignore_cleanup_errors=True) as root:
         async with open_local_swarm(Path(root)) as swarm:
             print(f"starting {count} nodes ...", flush=True)
-            for node in await swarm.start_many(count, options=["--threads", "1"]):
-                info = await node.wait_ready()
-                print(f"  {node.name}  {short(info.peer)}  {info.api_url}  log: {node.data_dir / 'node.log'}")
-            first = swarm.nodes[0].data_dir
-            print(f'\nask it:    mycelia ask --data-dir {first} --explain "Why is the sky blue?"')
-            print(f"look:      mycelia peers --data-dir {first}")
-            print("stop it:   Ctrl-C", flush=True)
-            await trio.sleep_forever()
+            nodes = await swarm.start_many(count, ["--model", model, "--threads", "1"])
+            peers = {(await node.wait_ready()).peer: node for node in nodes}
+            await ask(nodes[0], model)
+            await trio.sleep(2)  # until the others have heard what is computed there
+            served_by = await ask(nodes[1], model)
+            victim = peers[served_by]
+            victim.kill()
+            await victim.process.wait()
+            print(f"killed {victim.name}, {short(served_by)}", flush=True)
+            for node in nodes:
+                if node is not victim:
+                    assert await ask(node, model) != served_by
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 or (len(sys.argv) == 2 and not (sys.argv[1].isdigit() and 1 <= int(sys.argv[1]) <= 64)):
-        sys.exit("usage: local_swarm.py [NUMBER OF NODES, 1 to 64]")
+    parser = argparse.ArgumentParser(description="A swarm on this machine, of which one node is killed.")
+    parser.add_argument("count", type=int, nargs="?", default=3, choices=range(2, 65), metavar="NODES")
+    parser.add_argument("--model", default="smollm2")
+    arguments = parser.parse_args()
     try:
-        trio.run(main, int(sys.argv[1]) if len(sys.argv) == 2 else 4)
+        trio.run(main, arguments.count, arguments.model)
     except* KeyboardInterrupt:
         print("stopped")

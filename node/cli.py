@@ -53,6 +53,7 @@ Examples:
   mycelia ask --explain - < prompt.txt            ... and see why it went where it went
   mycelia chat                                    talk with it
   mycelia peers                                   who is connected
+  mycelia swarm 4                                 a whole swarm on this machine
   mycelia doctor                                  what a node has to work with here""",
 )
 @click.version_option(package_name="mycelia")
@@ -361,6 +362,25 @@ def chat(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     talk = Chat(lambda ask: ask_swarm(ask, where, peers), _console(stderr=True), sampling, model, system)
     _chat(talk)
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia swarm
+  mycelia swarm 6 --delay-ms 80
+  mycelia swarm 3 --model fake --dir ./swarm"""
+)
+@click.argument("count", type=click.IntRange(1, 64), default=4, metavar="[N]")
+@click.option("--delay-ms", type=click.FloatRange(0, 2_000), default=0.0, help="Round trip between all nodes.")
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="See 'mycelia node --help'.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
+@click.option("--dir", "root", type=click.Path(path_type=Path, file_okay=False), help="Keep nodes and logs here.")
+def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None) -> None:
+    """A swarm of N nodes on this machine until Ctrl-C: 4 unless told otherwise. Their logs are collected."""
+    from node.swarm_command import run_swarm
+
+    run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, _console()))
 
 
 @cli.command()

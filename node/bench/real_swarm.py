@@ -17,9 +17,9 @@ import msgspec
 import psutil
 import trio
 
-from node.bench.delay_proxy import open_delay_proxy
+from node.bench.delay_proxy import DelayProxy, open_delay_proxy
 from node.client import fetch_state
-from node.swarm import LocalNode, open_local_swarm
+from node.swarm import LocalNode, LocalSwarm, open_local_swarm
 from node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
 from proto.errors import LocalError
 
@@ -110,29 +110,41 @@ class RealSwarm:
 async def open_real_swarm(settings: SwarmSettings) -> AsyncIterator[RealSwarm]:
     """Nodes that all know each other at the distance that was asked for. Raises LocalError when they do not."""
     with TemporaryDirectory(prefix="mycelia-bench-", ignore_cleanup_errors=True) as root:
-        async with AsyncExitStack() as stack:
-            swarm = await stack.enter_async_context(open_local_swarm(Path(root)))
-            proxies = [
-                await stack.enter_async_context(open_delay_proxy(settings.rtt_s / 2)) for _ in range(settings.num_nodes)
-            ]
-            nodes: list[LocalNode] = []
-            try:
-                with trio.fail_after(START_DEADLINE_S):
-                    for number, proxy in enumerate(proxies):
-                        announced = ("--announce", f"/ip4/127.0.0.1/tcp/{proxy.port}")
-                        bootstrap = [await nodes[0].address()] if nodes else []
-                        node = await swarm.start(f"node-{number}", bootstrap, [*announced, *settings.options])
-                        nodes.append(node)
-                        if number == 0:
-                            proxy.forward_to(await _bound_port(node))
-                    for node, proxy in zip(nodes, proxies, strict=True):
-                        proxy.forward_to(await _bound_port(node))
-                    for node in nodes:
-                        await node.wait_ready()
-                        await node.wait_peers(settings.num_nodes - 1)
-            except trio.TooSlowError as exc:
-                raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
+        async with open_local_swarm(Path(root)) as swarm, open_at_a_distance(swarm, settings) as nodes:
             yield RealSwarm(nodes, await _measured_rtts(nodes, settings.rtt_s))
+
+
+@asynccontextmanager
+async def open_at_a_distance(swarm: LocalSwarm, settings: SwarmSettings) -> AsyncIterator[list[LocalNode]]:
+    """Nodes that all know each other, each behind a proxy while the context is open. All but the first know only the
+    first one's address. Raises LocalError when they do not come up."""
+    async with AsyncExitStack() as stack:
+        proxies = [
+            await stack.enter_async_context(open_delay_proxy(settings.rtt_s / 2)) for _ in range(settings.num_nodes)
+        ]
+        try:
+            with trio.fail_after(START_DEADLINE_S):
+                nodes = await _start(swarm, settings, proxies)
+        except trio.TooSlowError as exc:
+            raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
+        yield nodes
+
+
+async def _start(swarm: LocalSwarm, settings: SwarmSettings, proxies: Sequence[DelayProxy]) -> list[LocalNode]:
+    nodes: list[LocalNode] = []
+    for number, proxy in enumerate(proxies, start=1):
+        announced = ("--announce", f"/ip4/127.0.0.1/tcp/{proxy.port}")
+        bootstrap = [await nodes[0].address()] if nodes else []
+        node = await swarm.start(f"node-{number}", bootstrap, [*announced, *settings.options])
+        nodes.append(node)
+        if number == 1:
+            proxy.forward_to(await _bound_port(node))
+    for node, proxy in zip(nodes, proxies, strict=True):
+        proxy.forward_to(await _bound_port(node))
+    for node in nodes:
+        await node.wait_ready()
+        await node.wait_peers(settings.num_nodes - 1)
+    return nodes
 
 
 async def _bound_port(node: LocalNode) -> int:

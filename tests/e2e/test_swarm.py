@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from node.client import fetch_tree
+from node.rundir import find_running
 from node.swarm import COMMAND, LocalNode, LocalSwarm
 from proto.blocks import STRIDE
 from tests.e2e.conftest import (
@@ -129,3 +130,29 @@ async def test_a_killed_nodes_engine_dies_with_it(swarm: LocalSwarm, tmp_path: P
         node.kill()
         await node.process.wait()
         await wait_gone(engine)
+
+
+@pytest.mark.parametrize("delay", ["0", "30"])
+async def test_a_swarm_with_one_command_ends_with_it(tmp_path: Path, delay: str) -> None:
+    options = ["--model", "fake", "--delay-ms", delay, "--dir", str(tmp_path / "all")]
+    with trio.fail_after(DEADLINE_S):
+        process = await trio.lowlevel.open_process(
+            [*COMMAND, "swarm", "2", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stderr is not None
+        seen = b""
+        while b"stop it" not in seen:
+            piece = await process.stdout.receive_some()
+            assert piece, (await process.stderr.receive_some()).decode()
+            seen += bytes(piece)
+        assert b"node-2" in seen and (b"30 ms" in seen) == (delay == "30")
+        infos = [find_running(tmp_path / "all" / f"node-{number}") for number in (1, 2)]
+        assert all(info is not None for info in infos)
+        done = await run_mycelia("ask", "--data-dir", str(tmp_path / "all" / "node-1"), "--max-tokens", "4", "hello")
+        assert done.returncode == 0, done.stderr
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        for info in infos:
+            assert info is not None
+            await wait_gone(info.pid)
+    assert (tmp_path / "all" / "node-2" / "node.log").read_text()

@@ -227,3 +227,9 @@ async def test_the_examples_run_as_they_stand(swarm: LocalSwarm) -> None:
             check=False,
         )
         assert nowhere.returncode == 1 and b"is a node running?" in nowhere.stderr
+
+
+async def test_the_example_swarm_goes_on_without_the_node_that_it_kills() -> None:
+    with trio.fail_after(2 * DEADLINE_S):
+        told = await run(sys.executable, str(EXAMPLES / "local_swarm.py"), "3", "--model", "fake")
+    assert told.count("asked at") == 4 and told.count("killed node-") == 1
