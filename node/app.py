@@ -40,8 +40,11 @@ from node.serve.gateway import Access, serve_gateway
 from node.serve.server import bind_api, url_of
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
+from node.telemetry.inspection import INSPECT, Inspection
+from node.telemetry.metrics import exposition
+from node.telemetry.requests import RequestLog
 from node.version import VERSION
-from node.views import ModelRow, NodeState, PeerRow, TrafficView, TreeRowView
+from node.views import LinksRow, ModelRow, NodeState, PeerRow, RequestRow, TraceView, TrafficView, TreeRowView
 from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
@@ -84,9 +87,13 @@ class Node:
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self._overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._overlay.handle(FloorsRestored(floors), time.time())
-        self._driver = OverlayDriver(self._overlay, network, self._perform_request)
-        self._entry = Entry(engine, network, self._driver.handle)
+        self.requests = RequestLog()
+        """Of requests that this node had to do with. Only read it."""
+        self._inspection = Inspection(network, self.requests, self._connected)
+        self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
+        self._entry = Entry(engine, network, self._driver.handle, self.requests)
         self._tree = RadixTree()
+        self._started_at = self._driver.now()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. From ``started()`` on, requests are answered."""
@@ -100,7 +107,9 @@ class Node:
             )
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)
-            self._network.serve(GENERATE, partial(serve_generate_stream, self._engine, self._overlay.handed_back))
+            serve = partial(serve_generate_stream, self._engine, self._overlay.handed_back, self.requests)
+            self._network.serve(GENERATE, serve)
+            self._network.serve(INSPECT, self._inspection.serve_stream)
             self._network.serve(ASK, self._entry.serve_ask_stream)
             task_status.started()
 
@@ -115,7 +124,7 @@ class Node:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one is known."""
         peers = self._servers_of(ask.model) if ask.model not in ("", self.model) else []
         if peers:
-            return relayed(self._network, peers, ask, deadline_s)
+            return relayed(self._network, peers, ask, deadline_s, client, self.requests)
         return self._entry.ask(ask, deadline_s, client)
 
     def models(self) -> list[ModelRow]:
@@ -144,6 +153,30 @@ class Node:
         """See ``Engine.tokenize_chat``."""
         return list(await self._engine.tokenize_chat(messages))
 
+    def _connected(self) -> list[bytes]:
+        return [view.peer for view in self._overlay.peers(self._driver.now())]
+
+    def recent_requests(self) -> list[RequestRow]:
+        """See ``RequestLog.rows``."""
+        return self.requests.rows()
+
+    async def requests_changed(self, version: int) -> int:
+        """See ``RequestLog.changed``."""
+        return await self.requests.changed(version)
+
+    def metrics(self) -> bytes:
+        """See ``node/telemetry/metrics.py``."""
+        return exposition(self.state(), self.requests)
+
+    async def links(self) -> list[LinksRow]:
+        """See ``Inspection.links``."""
+        return await self._inspection.links()
+
+    async def trace(self, prefix: str) -> TraceView | None:
+        """The way of the request whose id begins with ``prefix``; None: no request known here does, or several do."""
+        found = self.requests.matching(prefix)
+        return await self._inspection.trace(found[0]) if len(found) == 1 else None
+
     def floors(self) -> list[Floor]:
         """See ``Overlay.floors``."""
         return self._overlay.floors()
@@ -164,6 +197,9 @@ class Node:
             waiting_requests=vitals.waiting_requests,
             slots=vitals.slots,
             cached_tokens=self._tree.num_tokens,
+            cells=info.num_cells,
+            uptime_s=round(self._driver.now() - self._started_at, 1),
+            stats=self.requests.stats(),
             peers=[self._peer_row(view) for view in self._overlay.peers(self._driver.now())],
             traffic=_traffic_view(self._overlay.traffic, self._driver.now()),
             refused={str(refusal): count for refusal, count in sorted(self._overlay.refusals.items())},
@@ -210,6 +246,7 @@ class Node:
         namespace = self._engine.info.namespace
         while True:
             change = await self._engine.cache_changes()
+            self.requests.totals.evictions += sum(leaf < FIRST_EDGE_ID for leaf in change.evicted)
             if change.reset:
                 self._tree.clear()
             for leaf in change.evicted:
@@ -232,7 +269,9 @@ def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
     return TrafficView(
         received_bytes={str(plane): traffic.received[plane] for plane in Plane},
         received_bytes_per_s={str(plane): round(traffic.received_per_s(plane, now), 1) for plane in Plane},
+        received_kinds=dict(sorted(traffic.received_kinds.items())),
         digests_sent_bytes=traffic.sent_bytes,
+        digests_sent_kinds=dict(sorted(traffic.sent_kinds.items())),
         deltas_postponed=traffic.num_postponed,
         repairs_dropped=traffic.num_dropped,
     )

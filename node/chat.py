@@ -3,6 +3,7 @@ computed: it goes where the conversation is, and only what is new costs time.
 """
 
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -78,7 +79,10 @@ class Chat:
             self._say(f"a conversation has at most {MAX_CHAT_MESSAGES} messages; /clear begins anew")
             return
         request = Ask(
-            request_id=bytes(16), model=self.model, messages=(*before, *self.turns, user), sampling=self.sampling
+            request_id=secrets.token_bytes(16),
+            model=self.model,
+            messages=(*before, *self.turns, user),
+            sampling=self.sampling,
         )
         said: list[str] = []
         self.routes.clear()

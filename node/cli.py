@@ -14,6 +14,7 @@ import click
 
 from node.bench.command import bench
 from node.bench.simulate_command import simulate
+from node.commands.observe import stats, status, trace, up
 from node.doctor import doctor
 from node.errors import first_error, one_line
 from proto.errors import MyceliaError
@@ -48,6 +49,7 @@ bootstrap_option = click.option(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
+  mycelia up                                      run a node and watch it
   mycelia node                                    run a node
   mycelia ask "Why is the sky blue?"              ask the swarm
   mycelia ask --explain - < prompt.txt            ... and see why it went where it went
@@ -276,6 +278,8 @@ def ask(
     Uses the node that runs here, if there is one, else joins as a light client through the bootstrap peers. The node
     that serves a prompt sees it.
     """
+    import secrets
+
     from node.settings import default_data_dir, read_bootstrap
     from node.views import MAX_TIMEOUT_S
     from proto.codec import check_sampling
@@ -294,7 +298,7 @@ def ask(
     turns = [ChatMessage(role="system", content=system)] if system else []
     turns.append(ChatMessage(role="user", content=text))
     request = Ask(
-        request_id=bytes(16),
+        request_id=secrets.token_bytes(16),
         model=model,
         messages=tuple(turns),
         sampling=Sampling(
@@ -393,7 +397,7 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
         from node.client import fetch_state
         from node.show import show_peers
 
-        _print((await fetch_state(_running(data_dir))).peers, as_json, show_peers)
+        print_view((await fetch_state(running(data_dir))).peers, as_json, show_peers)
 
     run(show)
 
@@ -408,7 +412,7 @@ def models(data_dir: Path | None, as_json: bool) -> None:
         from node.client import fetch_models
         from node.show import show_models
 
-        _print(await fetch_models(_running(data_dir)), as_json, show_models)
+        print_view(await fetch_models(running(data_dir)), as_json, show_models)
 
     run(show)
 
@@ -423,7 +427,7 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
         from node.client import fetch_tree
         from node.show import show_tree
 
-        _print(await fetch_tree(_running(data_dir)), as_json, show_tree)
+        print_view(await fetch_tree(running(data_dir)), as_json, show_tree)
 
     run(show)
 
@@ -445,8 +449,8 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
         where = prepare_data_dir(data_dir or default_data_dir())
         peer = peer_text(load_or_create_identity(where).peer_id)
-        running = find_running(where)
-        addresses = (await fetch_state(running)).addresses if running else []
+        found = find_running(where)
+        addresses = (await fetch_state(found)).addresses if found else []
         if as_json:
             click.echo(msgspec.json.encode({"peer": peer, "addresses": addresses}))
         else:
@@ -457,7 +461,8 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(simulate)
-cli.add_command(doctor)
+for command in (doctor, status, stats, trace, up):
+    cli.add_command(command)
 
 
 def _read_prompt(prompt: str) -> str:
@@ -590,7 +595,7 @@ async def _ask_once(
                 if not as_json:
                     click.echo()
                     if explain or console.is_terminal:
-                        show_answered(console, frame)
+                        show_answered(console, frame, request.request_id.hex() if explain else "")
                 return None
             wrote_text = wrote_text or isinstance(frame, TextView)
             if as_json:
@@ -602,7 +607,7 @@ async def _ask_once(
     raise LocalError("the answer ended before it was finished; ask again")
 
 
-def _print(value: _T, as_json: bool, show: "Callable[[Console, _T], None]") -> None:
+def print_view(value: _T, as_json: bool, show: "Callable[[Console, _T], None]") -> None:
     """``value`` as JSON, or as ``show`` draws it for people."""
     import msgspec
 
@@ -612,7 +617,7 @@ def _print(value: _T, as_json: bool, show: "Callable[[Console, _T], None]") -> N
         show(_console(), value)
 
 
-def _running(data_dir: Path | None) -> "RunInfo":
+def running(data_dir: Path | None) -> "RunInfo":
     from node.client import running_node
     from node.settings import default_data_dir
 

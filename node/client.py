@@ -15,7 +15,16 @@ from node.network.identity import new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from node.relay import SILENCE_DEADLINE_S, entry_frames
 from node.rundir import RunInfo, find_running, is_held
-from node.views import FrameView, ModelRow, NodeState, TreeRowView, frame_view
+from node.views import (
+    FailedView,
+    FrameView,
+    ModelRow,
+    NodeState,
+    RequestRow,
+    TraceView,
+    TreeRowView,
+    frame_view,
+)
 from proto.errors import LocalError
 from proto.messages import Ask, Sampling
 
@@ -53,6 +62,16 @@ async def fetch_models(info: RunInfo) -> list[ModelRow]:
     return await _get(info, "/api/models", list[ModelRow])
 
 
+async def fetch_requests(info: RunInfo) -> list[RequestRow]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, "/api/requests", list[RequestRow])
+
+
+async def fetch_trace(info: RunInfo, prefix: str) -> TraceView:
+    """Raises LocalError, also for a request that the node does not know."""
+    return await _get(info, f"/api/trace/{prefix}", TraceView)
+
+
 def _key(info: RunInfo) -> dict[str, str]:
     return {"authorization": f"Bearer {info.api_key}"} if info.api_key else {}
 
@@ -61,6 +80,8 @@ async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
     try:
         async with httpx.AsyncClient(base_url=info.api_url, headers=_key(info), timeout=10, trust_env=False) as http:
             response = await http.get(path)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LocalError(msgspec.json.decode(response.content, type=FailedView).message)
         response.raise_for_status()
         return msgspec.json.decode(response.content, type=kind)
     except _HTTP_ERRORS as exc:
@@ -96,6 +117,7 @@ async def ask_swarm(
 async def _ask_local(ask: Ask, info: RunInfo, timeout_s: float | None) -> AsyncIterator[AsyncIterator[FrameView]]:
     body = {
         "model": ask.model,
+        "request_id": ask.request_id.hex() if any(ask.request_id) else None,
         "timeout_s": timeout_s,
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
         **{field.name: getattr(ask.sampling, field.name) for field in msgspec.structs.fields(Sampling)},

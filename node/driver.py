@@ -10,7 +10,8 @@ import trio
 
 from node.clock import SteadyClock
 from node.network.network import Network, NetworkError
-from node.peer_id import peer_text
+from node.peer_id import id_text, peer_text
+from node.telemetry.requests import RequestLog
 from proto.effects import (
     Abandon,
     Begin,
@@ -48,8 +49,11 @@ _LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused",
 class OverlayDriver:
     """One overlay on one network. ``handle`` may be called from any task of the same trio run."""
 
-    def __init__(self, overlay: Overlay, network: Network, perform_request: Callable[[RequestEffect], None]) -> None:
+    def __init__(
+        self, overlay: Overlay, network: Network, perform_request: Callable[[RequestEffect], None], requests: RequestLog
+    ) -> None:
         self._overlay = overlay
+        self._requests = requests
         self._network = network
         self._perform_request = perform_request
         self._clock = SteadyClock()
@@ -164,13 +168,21 @@ class OverlayDriver:
                     self._handle_safely(TimerFired(timer))
 
     def _emit(self, effect: Emit) -> None:
-        fields = {name: _readable(value) for name, value in effect.fields.items()}
+        fields = {name: id_text(value) if isinstance(value, bytes) else value for name, value in effect.fields.items()}
+        if "request" in effect.fields:
+            self._note_request(effect)
         if effect.event == "peer_offence":
             self._complain(effect, fields)
         elif effect.event in _LOUD:
             log.info(effect.event, **fields)
         else:
             log.debug(effect.event, **fields)
+
+    def _note_request(self, effect: Emit) -> None:
+        request_id, peer = effect.fields["request"], effect.fields.get("peer", b"")
+        assert isinstance(request_id, bytes) and isinstance(peer, bytes)
+        rest = [f"{name} {value}" for name, value in effect.fields.items() if name not in ("request", "peer", "reason")]
+        self._requests.emitted(request_id, effect.event, peer, str(effect.fields.get("reason", ", ".join(rest))))
 
     def _complain(self, effect: Emit, fields: dict[str, object]) -> None:
         """The first offence of a kind by a peer is a line; its repetitions are only counted, by the overlay."""
@@ -190,10 +202,3 @@ async def _attempt(failure: str, work: Awaitable[None]) -> None:
         log.debug(failure, error=str(exc))
     except Exception:
         log.exception(failure)
-
-
-def _readable(value: object) -> object:
-    """Peer ids in their usual text form, other bytes in hexadecimal."""
-    if isinstance(value, bytes):
-        return peer_text(value) if len(value) > 16 else value.hex()
-    return value

@@ -6,7 +6,6 @@ and when it moves; here are the streams to the serving nodes and the frames to t
 
 import codecs
 import math
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from node.engine.engine import DEADLINE, TOO_LATE, Engine
 from node.errors import first_error
 from node.network.network import MessageStream, Network, NetworkError
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
+from node.telemetry.requests import RequestLog
 from proto.blocks import token_array
 from proto.codec import check_sampling
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
@@ -84,8 +84,9 @@ class _Running:
 class Entry:
     """The entry desk of a node. ``run`` must be running while ``ask`` is used."""
 
-    def __init__(self, engine: Engine, network: Network, handle: Callable[[Event], None]) -> None:
+    def __init__(self, engine: Engine, network: Network, handle: Callable[[Event], None], requests: RequestLog) -> None:
         self._engine = engine
+        self._requests = requests
         self._network = network
         self._handle = handle
         self._running: dict[bytes, _Running] = {}
@@ -109,7 +110,8 @@ class Entry:
         has no keys that could tell one from another.
         """
         send, receive = trio.open_memory_channel[EntryFrame](math.inf)
-        request_id = secrets.token_bytes(16)  # the client's id is its own; two clients may choose the same
+        request_id = self._requests.new_id(ask.request_id)
+        self._requests.entered(request_id, ask.model or self._engine.info.name, client)
         running = self._running[request_id] = _Running(send, trio.current_time(), deadline_s, client)
         if deadline_s is not None:
             assert self._nursery is not None
@@ -124,6 +126,7 @@ class Entry:
             else:
                 if request_id in self._running:
                     namespace = self._engine.info.namespace
+                    self._requests.tokenized(request_id, len(prompt))
                     self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client))
             yield receive
         finally:
@@ -131,6 +134,7 @@ class Entry:
             if request_id in self._running:
                 self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
                 del self._running[request_id]
+                self._requests.cancelled(request_id)
 
     async def _expire(self, request_id: bytes, running: _Running) -> None:
         """Cancel a request at its deadline. A task of its own: its client may not be reading."""
@@ -186,20 +190,25 @@ class Entry:
         match effect:
             case Dispatch():
                 assert self._nursery is not None
+                self._requests.routed(effect)
                 running.frames.send_nowait(_route(effect.decision))
                 # (made here and not in the task: the client may leave before the task runs for the first time)
                 scope = running.attempts[effect.attempt] = trio.CancelScope()
                 self._nursery.start_soon(self._attempt, effect, running, scope)
             case Begin():
+                self._requests.begun(effect)
                 running.frames.send_nowait(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
             case Deliver():
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
+                    self._requests.first_token(effect.request_id)
                 self._send_text(running, effect.text, effect.logprobs)
             case Finish():
                 self._send_text(running, b"", (), is_last=True)
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
-                self._end(effect.request_id, _answered(effect, ttft_s))
+                answered = _answered(effect, ttft_s)
+                self._requests.answered(effect.request_id, answered)
+                self._end(effect.request_id, answered)
             case Fail():
                 failed = Failed(
                     code=effect.code,
@@ -223,6 +232,8 @@ class Entry:
 
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)
+        if isinstance(frame, Failed):
+            self._requests.failed(request_id, frame.code, frame.message)
         running.frames.send_nowait(frame)
         running.frames.close()
 
@@ -241,7 +252,9 @@ class Entry:
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
-                    await serve_request(self._engine, effect.generate, on_frame, running.client, running.left_s())
+                    await serve_request(
+                        self._engine, effect.generate, on_frame, running.client, self._requests, running.left_s()
+                    )
                 else:
                     await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
         except Exception as exc:

@@ -19,6 +19,11 @@ def peer_text(peer: bytes) -> str:
     return base58.b58encode(peer).decode()
 
 
+def id_text(value: bytes) -> str:
+    """Of a peer its usual text; of what is too short for one, as a request's or a client's id, hexadecimal."""
+    return peer_text(value) if len(value) > 16 else value.hex()
+
+
 def peer_from_text(text: str) -> bytes:
     """The inverse of ``peer_text``. Raises LocalError."""
     try:

@@ -7,11 +7,13 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
+import msgspec
 import trio
 
 from node.engine.engine import DEADLINE, TOO_LATE
 from node.entry import ASK, FRAME_DEADLINE_S
 from node.network.network import MessageStream, Network, NetworkError
+from node.telemetry.requests import RequestLog
 from proto.errors import RemoteError
 from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Route, Text
 
@@ -46,15 +48,36 @@ async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[E
 
 @asynccontextmanager
 async def relayed(
-    network: Network, peers: Sequence[bytes], ask: Ask, deadline_s: float | None
+    network: Network,
+    peers: Sequence[bytes],
+    ask: Ask,
+    deadline_s: float | None,
+    client: bytes,
+    requests: RequestLog,
 ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
     """The frames of an answer that enters at the first of ``peers`` that takes it. Leaving early cancels it there."""
-    due_at = math.inf if deadline_s is None else trio.current_time() + deadline_s
-    stream = await _opened(network, peers, ask)
+    started_at = trio.current_time()
+    due_at = math.inf if deadline_s is None else started_at + deadline_s
+    request_id = requests.new_id(ask.request_id)
+    requests.entered(request_id, ask.model, client)
+    is_over = False
+
+    async def logged(frames: AsyncIterator[EntryFrame]) -> AsyncGenerator[EntryFrame, None]:
+        nonlocal is_over
+        async for frame in frames:
+            is_over = isinstance(frame, Answered | Failed)
+            requests.relayed_frame(request_id, frame)
+            yield frame
+
+    stream = await _opened(network, peers, msgspec.structs.replace(ask, request_id=request_id))
     try:
-        async with aclosing(_frames(stream, due_at)) as frames:
-            yield frames
+        if stream is not None:
+            requests.relayed(request_id, stream.peer)
+        async with aclosing(_frames(stream, due_at)) as frames, aclosing(logged(frames)) as told:
+            yield told
     finally:
+        if not is_over:
+            requests.cancelled(request_id)
         if stream is not None:
             with trio.CancelScope(shield=True):
                 await stream.reset()

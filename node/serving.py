@@ -20,6 +20,7 @@ from node.engine.engine import (
 )
 from node.errors import first_error
 from node.network.network import MessageStream, NetworkError
+from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
@@ -37,6 +38,7 @@ async def serve_request(
     request: Generate,
     send: SendFrame,
     client: bytes,
+    requests: RequestLog,
     deadline_s: float | None = None,
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
@@ -57,12 +59,14 @@ async def serve_request(
         client=client,
     )
     position = 0
-    async with engine.generate(engine_request) as items:
-        async for item in items:
-            frame = _frame(item, position, engine)
-            if isinstance(item, EngineTokens):
-                position += len(item.tokens)
-            await send(frame)
+    with requests.serving(request, client) as note:
+        async with engine.generate(engine_request) as items:
+            async for item in items:
+                note(item)
+                frame = _frame(item, position, engine)
+                if isinstance(item, EngineTokens):
+                    position += len(item.tokens)
+                await send(frame)
 
 
 def _refusal(engine: Engine, request: Generate) -> Failed | None:
@@ -89,7 +93,9 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
-async def serve_generate_stream(engine: Engine, handed_back: HandedBack, stream: MessageStream) -> None:
+async def serve_generate_stream(
+    engine: Engine, handed_back: HandedBack, requests: RequestLog, stream: MessageStream
+) -> None:
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
 
     Whoever it asks for, the peer at the other end is the client: names it could invent would be shares it could invent.
@@ -99,10 +105,11 @@ async def serve_generate_stream(engine: Engine, handed_back: HandedBack, stream:
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
     bounced = handed_back(request)
     if bounced is not None:
+        requests.handed_back(request, stream.peer)
         await stream.send(bounced)
         return
     async with cancelled_at_end(stream):
-        await serve_request(engine, request, stream.send, stream.peer)
+        await serve_request(engine, request, stream.send, stream.peer, requests)
 
 
 async def receive_opening(stream: MessageStream) -> Message:

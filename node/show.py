@@ -67,8 +67,8 @@ def show_route(console: Console, route: RouteView) -> None:
     console.print(table)
 
 
-def show_answered(console: Console, answered: AnsweredView) -> None:
-    """One line under an answer."""
+def show_answered(console: Console, answered: AnsweredView, request_id: str = "") -> None:
+    """One line under an answer, and how to see the request's way if its id is given."""
     parts = [
         f"served by {short(answered.served_by)}",
         f"{answered.cached_tokens} of {answered.prompt_tokens} prompt tokens cached",
@@ -80,6 +80,8 @@ def show_answered(console: Console, answered: AnsweredView) -> None:
     if answered.finish_reason == "length":
         parts.append("cut at --max-tokens")
     console.print(Text(" · ".join(parts), style="dim"))
+    if request_id:
+        console.print(Text(f"its way: mycelia trace {request_id[:8]}", style="dim"))
 
 
 def failure_text(failed: FailedView) -> str:

@@ -198,11 +198,101 @@ class TrafficView(msgspec.Struct, frozen=True):
     """Plane (digests, vitals, requests) -> since the start; of gossip the first copy only."""
     received_bytes_per_s: dict[str, float]
     """Lately."""
+    received_kinds: dict[str, int]
+    """The same by the kind of the message."""
     digests_sent_bytes: int
+    digests_sent_kinds: dict[str, int]
     deltas_postponed: int
     """They waited for the budget of sent bytes, and then told the newest state."""
     repairs_dropped: int
     """Repairs and questions that the budget did not allow; they are asked for again."""
+
+
+class StatsView(msgspec.Struct, frozen=True):
+    """What a node did since its start."""
+
+    entered: dict[str, int]
+    """Requests that entered here: answered, cancelled, or the code of the failure -> how many."""
+    served: dict[str, int]
+    """Requests of anybody that were served here, likewise, and ``handed_back``."""
+    entered_prompt_tokens: int
+    """Of the answered ones that entered here."""
+    entered_cached_tokens: int
+    served_prompt_tokens: int
+    served_cached_tokens: int
+    generated_tokens: int
+    """Here, for anybody."""
+    promised_tokens: int
+    """What digests promised of the prompts that entered here."""
+    found_tokens: int
+    """And what of that was there."""
+    moves: int
+    """Attempts after a request's first."""
+    evictions: int
+    """Prefixes that left the KV cache."""
+    ttft_ms_p50: int | None
+    """Of the last 256 answers to prompts that entered here; None: there was none."""
+    ttft_ms_p99: int | None
+
+
+class RequestRow(msgspec.Struct, frozen=True):
+    """A request that entered at this node."""
+
+    id: str
+    """In hexadecimal, 32 digits."""
+    started_at: float
+    """Seconds since 1970."""
+    model: str
+    client: str
+    """A peer's id, or what stands for an API key; empty: this machine."""
+    status: str = "running"
+    """running, answered, failed or cancelled."""
+    code: str = ""
+    """Why it ended: stop or length, or the failure's code."""
+    served_by: str = ""
+    reason: str = ""
+    """Why that node."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_ms: int | None = None
+    total_ms: int | None = None
+    resumed: int = 0
+
+
+class TraceRow(msgspec.Struct, frozen=True):
+    """A step of a request, at whichever node."""
+
+    at_ms: float
+    """Since the request came to the node that was asked. At other nodes, since it was sent there plus half of the round
+    trip: clocks are not compared."""
+    node: str
+    name: str
+    detail: str
+    peer: str
+    """The other node that has to do with it; empty: none."""
+
+
+class TraceView(msgspec.Struct, frozen=True):
+    """A request's way."""
+
+    id: str
+    steps: list[TraceRow]
+    """In the order of time."""
+    silent: list[str]
+    """Nodes that had to do with it and did not tell."""
+
+
+class LinkRow(msgspec.Struct, frozen=True):
+    peer: str
+    round_trip_ms: float | None
+
+
+class LinksRow(msgspec.Struct, frozen=True):
+    """Whom a peer says that it is connected to."""
+
+    peer: str
+    links: list[LinkRow]
 
 
 class NodeState(msgspec.Struct, frozen=True):
@@ -221,6 +311,10 @@ class NodeState(msgspec.Struct, frozen=True):
     waiting_requests: int
     slots: int
     cached_tokens: int
+    cells: int
+    """What the KV cache holds at most, in tokens."""
+    uptime_s: float
+    stats: StatsView
     peers: list[PeerRow]
     traffic: TrafficView
     refused: dict[str, int]

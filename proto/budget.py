@@ -94,7 +94,9 @@ class Traffic:
         self._gossip_copies = gossip_copies
         self.received: Counter[Plane] = Counter()
         """Bytes since the start. Of gossip the first copy: the transport drops the others before anybody sees them."""
-        self.sent_bytes = 0
+        self.received_kinds: Counter[str] = Counter()
+        """The same by the kind of the message: the name of its class."""
+        self.sent_kinds: Counter[str] = Counter()
         """Bytes of digests; a gossip message counts once, whatever the transport makes of it."""
         self.num_postponed = 0
         """Deltas that waited for the budget."""
@@ -104,9 +106,15 @@ class Traffic:
         self._copies = RateMeter()
         """What gossip costs beyond the messages as seen here."""
 
+    @property
+    def sent_bytes(self) -> int:
+        """Of digests, all kinds together."""
+        return self.sent_kinds.total()
+
     def note_received(self, message: Control | Gossip | ServingFrame, now: float) -> None:
         plane, num_bytes = plane_of(message), size_of(message)
         self.received[plane] += num_bytes
+        self.received_kinds[type(message).__name__] += num_bytes
         self._meters[plane].add(num_bytes, now)
         if isinstance(message, Delta | Announce):
             on_the_line = self._gossip_copies * (num_bytes + _GOSSIP_OVERHEAD_BYTES)

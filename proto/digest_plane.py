@@ -28,7 +28,7 @@ from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
 from proto.limits import Limits
 from proto.membership import Membership
-from proto.messages import MAX_VECTOR, Announce, Control, Reconcile, Repair, RepairRequest, Version
+from proto.messages import MAX_VECTOR, Announce, Control, Gossip, Reconcile, Repair, RepairRequest, Version
 from proto.refusals import Refusal
 
 _SWEEP_S = 5.0
@@ -166,7 +166,7 @@ class DigestPlane:
         position = self._positions[namespace]
         message = self._own[namespace].advance(now, position.bits)
         publishes = [Publish(namespace, message, cell) for cell in position.cells()]
-        self._spend(size_of(message) * len(publishes), now)
+        self._spend(message, now, len(publishes))
         heartbeat = now + self._jittered(self._config.heartbeat_s)
         return [*publishes, *self._set_due(namespace, heartbeat)]
 
@@ -182,14 +182,15 @@ class DigestPlane:
         if self._budget.ready_at(now) > now:
             self._traffic.num_dropped += 1
             return []
-        self._spend(size_of(message), now)
+        self._spend(message, now)
         if isinstance(message, RepairRequest) and self._members.is_connected(peer):
             self._asked[peer] += 1
         return [Send(peer, message)]
 
-    def _spend(self, num_bytes: int, now: float) -> None:
+    def _spend(self, message: Control | Gossip, now: float, times: int = 1) -> None:
+        num_bytes = times * size_of(message)
         self._budget.spend(num_bytes, now)
-        self._traffic.sent_bytes += num_bytes
+        self._traffic.sent_kinds[type(message).__name__] += num_bytes
 
     def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
         if self._due.get(namespace) == at:

@@ -34,6 +34,8 @@ MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_LOGPROBS = 20
 """Alternatives a token, as in the common HTTP APIs."""
 MAX_GRAMMAR_CHARS = 65_536
+MAX_TRACE_STEPS = 64
+MAX_LINKS = 64
 MIN_LOGPROB = -1e6
 """Stands for everything less probable, also for what the model rules out."""
 
@@ -417,8 +419,55 @@ class Answered(Kind, frozen=True, kw_only=True, tag=16):
     """How often the request moved to another node after its first token."""
 
 
+# --- inspect streams: what a node is asked about itself, for people -------------------------------------------------
+
+
+class TraceStep(Record, frozen=True, kw_only=True):
+    """Something that happened to a request."""
+
+    at_ms: Small = field(name="1")
+    """Since the first step at this node."""
+    name: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="2")
+    detail: Annotated[str, Meta(max_length=256)] = field(name="3", default="")
+    peer: Annotated[bytes, Meta(max_length=64)] = field(name="4", default=b"")
+    """The other node that has to do with it; empty: none."""
+
+
+class TraceQuery(Kind, frozen=True, kw_only=True, tag=20):
+    """What happened to a request here? Whoever knows its id may ask: ids are random and go nowhere else. Answered by
+    Trace."""
+
+    request_id: RequestId = field(name="1")
+
+
+class Trace(Kind, frozen=True, kw_only=True, tag=21):
+    """The steps of a request at this node in their order, the first ones if there are too many; none: not known, or not
+    any more."""
+
+    steps: Annotated[tuple[TraceStep, ...], Meta(max_length=MAX_TRACE_STEPS)] = field(name="1")
+
+
+class Link(Record, frozen=True, kw_only=True):
+    """A node that the sender is connected to."""
+
+    peer: PeerId = field(name="1")
+    round_trip_ms: Small = field(name="2")
+    """0: not measured."""
+
+
+class LinksQuery(Kind, frozen=True, kw_only=True, tag=22):
+    """Which nodes are you connected to? Answered by Links."""
+
+
+class Links(Kind, frozen=True, kw_only=True, tag=23):
+    """The nodes that the sender is connected to, the nearest ones if there are too many."""
+
+    links: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)] = field(name="1")
+
+
 Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile | Subscribe
 Gossip = Delta | Announce
 ServingFrame = Accepted | Tokens | Final | Failed | Bounced
 EntryFrame = Route | Begun | Text | Answered | Failed
-Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame
+Inspect = TraceQuery | Trace | LinksQuery | Links
+Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect

@@ -44,6 +44,8 @@ class ModelInfo:
     num_vocab: int
     reuse: str
     """``prefix`` or ``none`` (recurrent and hybrid models), as the capability probe found."""
+    num_cells: int = 0
+    """Tokens that its KV cache holds."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class FakeEngine:
     def info(self) -> ModelInfo:
         settings = self.settings
         namespace = namespace_key(settings.model_name.encode(), "fake", settings.salt)
-        return ModelInfo(settings.model_name, namespace, settings.cells, NUM_VOCAB, "prefix")
+        return ModelInfo(settings.model_name, namespace, settings.cells, NUM_VOCAB, "prefix", settings.cells)
 
     def vitals(self) -> Vitals:
         return Vitals(

@@ -357,6 +357,7 @@ class ProcessEngine:
             context_tokens=message.context_tokens,
             num_vocab=message.num_vocab,
             reuse=message.reuse,
+            num_cells=message.cells,
         )
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")

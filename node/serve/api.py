@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from node.views import ModelRow, NodeState, TreeRowView
+from node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView
 from proto.messages import Ask, ChatMessage, EntryFrame
 
 
@@ -32,4 +32,24 @@ class Api(Protocol):
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Raises LocalError for a conversation that the model's template refuses."""
+        ...
+
+    def recent_requests(self) -> list[RequestRow]:
+        """That entered here, the newest last."""
+        ...
+
+    async def requests_changed(self, version: int) -> int:
+        """Wait until they are newer than ``version``, which this returned last (0: anything is); their version."""
+        ...
+
+    async def trace(self, prefix: str) -> TraceView | None:
+        """The way of the request whose id begins with ``prefix``; None: none that is known here does, or several do."""
+        ...
+
+    async def links(self) -> list[LinksRow]:
+        """Whom this node's peers say that they are connected to."""
+        ...
+
+    def metrics(self) -> bytes:
+        """In Prometheus' text format."""
         ...

@@ -21,6 +21,7 @@ from node.serve.api import Api
 from node.serve.bodies import json_response
 from node.serve.keys import KeyGate
 from node.serve.local_api import local_routes, refusal
+from node.serve.observe_api import observe_routes
 from node.serve.openai_api import PREFIX, openai_refusal, openai_routes
 from node.serve.server import serve_http
 from node.views import FailedView
@@ -28,7 +29,14 @@ from node.views import FailedView
 log = structlog.get_logger()
 
 _LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
-_HEADERS = ["x-mycelia-served-by", "x-mycelia-cached-tokens", "x-mycelia-ttft-ms", "x-mycelia-route", "retry-after"]
+_HEADERS = [
+    "x-mycelia-served-by",
+    "x-mycelia-cached-tokens",
+    "x-mycelia-ttft-ms",
+    "x-mycelia-route",
+    "x-request-id",
+    "retry-after",
+]
 """That scripts of web pages may read."""
 
 
@@ -61,7 +69,7 @@ def make_app(api: Api, access: Access = Access()) -> Starlette:
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS))
     return Starlette(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
-        routes=[*local_routes(api), *openai_routes(api)],
+        routes=[*local_routes(api), *observe_routes(api), *openai_routes(api)],
         middleware=middleware,
     )
 

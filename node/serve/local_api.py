@@ -10,6 +10,7 @@
 A body must say that it is JSON, which a browser does not send across origins without asking first.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, cast
 
@@ -51,6 +52,8 @@ class _Conversation(msgspec.Struct, forbid_unknown_fields=True):
 
 class _AskBody(_Conversation, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    request_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")] | None = None
+    """The client's own name for it, random, to ask for its trace; otherwise the header x-request-id tells one."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
     """The answer is cancelled when it takes longer, and fails with code ``deadline``."""
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -137,7 +140,7 @@ class _Answer:
         self._client = client
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        response = _LateResponse(send)
+        response = _LateResponse(send, self._ask.request_id)
         async with cancelled_at_disconnect(receive) as nursery:
             nursery.start_soon(response.begin_in_time)
             async with self._api.ask(self._ask, self._timeout_s, self._client) as frames:
@@ -149,8 +152,9 @@ class _Answer:
 class _LateResponse:
     """Holds an answer's first routes back for HOLD_S at most, so that a refusal can be its status. See ``HOLD_S``."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
+        self._request_id = request_id
         self._held: list[bytes] = []
         self._has_begun = False
         self._sending = trio.Lock()
@@ -178,7 +182,11 @@ class _LateResponse:
     async def _begin(self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         if not self._has_begun:
             self._has_begun = True
-            all_headers = [(b"content-type", b"application/x-ndjson"), *headers]
+            all_headers = [
+                (b"content-type", b"application/x-ndjson"),
+                (b"x-request-id", self._request_id.hex().encode()),
+                *headers,
+            ]
             await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
             await self._flush()
 
@@ -194,7 +202,7 @@ def _turns(body: _Conversation) -> tuple[ChatMessage, ...]:
 
 def _to_ask(body: _AskBody) -> Ask:
     return Ask(
-        request_id=bytes(16),
+        request_id=bytes.fromhex(body.request_id) if body.request_id else secrets.token_bytes(16),
         model=body.model,
         messages=_turns(body),
         sampling=body.sampling(),

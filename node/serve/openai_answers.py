@@ -71,7 +71,7 @@ class Shape(ABC):
 
     def __init__(self, wanted: Wanted, model: str) -> None:
         self._wanted = wanted
-        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self.id = f"{self.prefix}-{wanted.asks[0].request_id.hex()}"
         self.model = wanted.model or model
         self.created = int(time.time())
 
@@ -262,7 +262,8 @@ class OpenAiAnswer:
             told["ttft-ms"] = str(round((choice.first_s - self._began_s) * 1000))
         if choice.route is not None:
             told["route"] = choice.route.reason[:_MAX_HEADER_CHARS]
-        return [(b"x-mycelia-" + name.encode(), text.encode("ascii", "replace")) for name, text in told.items()]
+        told_bytes = [(b"x-mycelia-" + name.encode(), text.encode("ascii", "replace")) for name, text in told.items()]
+        return [(b"x-request-id", self._wanted.asks[0].request_id.hex().encode()), *told_bytes]
 
 
 class _Whole:

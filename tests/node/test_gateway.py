@@ -12,6 +12,7 @@ from node.serve.server import bind_api
 from node.views import ModelRow, NodeState, TreeRowView
 from proto.errors import LocalError
 from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Route, Text, Usage
+from tests.node.unobserved import Unobserved
 
 DEADLINE_S = 30.0
 TURN = {"role": "user", "content": "hello"}
@@ -22,7 +23,7 @@ ROUTE = Route(chosen=b"\x01" * 38, reason="the only node", prompt_tokens=1, cand
 BUSY = Failed(code="overloaded", message="all nodes are busy", retryable=True, retry_after_ms=2_001)
 
 
-class FakeNode:
+class FakeNode(Unobserved):
     """Answers "endless" for ever, routes "slow" and then waits, is too busy for "busy" and, after some text, for
     "late", and answers anything else at once; its state is broken and its tokens are many."""
 

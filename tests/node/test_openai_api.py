@@ -29,6 +29,7 @@ from proto.messages import (
     TokenLogprobs,
     Usage,
 )
+from tests.node.unobserved import Unobserved
 
 DEADLINE_S = 30.0
 PEER = b"\x00\x24\x08\x01\x12\x20" + bytes(32)
@@ -51,7 +52,7 @@ def answer(*pieces: str, reason: str = "stop") -> list[EntryFrame]:
     return [ROUTE, BEGUN, *(Text(text=piece) for piece in pieces), msgspec.structs.replace(ANSWERED, reason=reason)]
 
 
-class ScriptedNode:
+class ScriptedNode(Unobserved):
     """Answers every prompt with the next of its scripts, the last one again and again. A script that ends without a
     last frame waits for ever."""
 

@@ -16,13 +16,14 @@ from node.network.identity import new_identity
 from node.network.memory import MemoryStream
 from node.network.network import MessageStream, NetworkSettings
 from node.rundir import RunInfo, find_running, is_held, locked, write_run_info
+from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens
 from proto.cells import ROOT, Cell
 from proto.effects import Disconnect, Effect, Publish, Send, SetTimer
 from proto.errors import LimitExceeded, LocalError
 from proto.events import Connected, Event, Timer, TimerFired
 from proto.messages import Accepted, Answered, Ask, Generate, Message, Text, Tokens, Vitals, VitalsUpdate
-from tests.node.test_node import LONG, Member, an_ask, frames_of, open_members, text_of
+from tests.node.members import LONG, Member, an_ask, frames_of, open_members, text_of
 
 PEER = b"\x01" * 38
 NAMESPACE = bytes(16)
@@ -67,7 +68,7 @@ class BrokenNetwork:
 @asynccontextmanager
 async def running(overlay: ScriptedOverlay, network: BrokenNetwork) -> AsyncIterator[OverlayDriver]:
     """A driver between the two; the block ends with the error that ended it."""
-    driver = OverlayDriver(overlay, network, lambda effect: None)  # type: ignore[arg-type]
+    driver = OverlayDriver(overlay, network, lambda effect: None, RequestLog())  # type: ignore[arg-type]
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(driver.run)

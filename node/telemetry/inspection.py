@@ -1,0 +1,123 @@
+"""What nodes ask each other for people who look at a swarm: a request's way, and who is connected to whom.
+
+Answers are hints from strangers, bounded and shown; nothing is decided by them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+import trio
+
+from node.network.network import MessageStream, Network, NetworkError
+from node.peer_id import id_text
+from node.serving import receive_opening
+from node.telemetry.requests import RequestLog
+from node.views import LinkRow, LinksRow, TraceRow, TraceView
+from proto.errors import RemoteError
+from proto.messages import MAX_LINKS, Link, Links, LinksQuery, Message, Trace, TraceQuery, TraceStep
+
+INSPECT = "/mycelia/inspect/1"
+MAX_NODES = 16
+"""That are asked."""
+MAX_DEPTH = 3
+"""Of nodes that know of further nodes: an entry, another entry that it went on to, and who serves it."""
+ANSWER_DEADLINE_S = 3.0
+LINKS_KEPT_S = 5.0
+"""A page that is looked at asks often."""
+
+
+class Inspection:
+    """One node's side of it, asking and answering."""
+
+    def __init__(self, network: Network, requests: RequestLog, peers: Callable[[], Iterable[bytes]]) -> None:
+        """peers: the nodes that this one is connected to."""
+        self._network = network
+        self._requests = requests
+        self._peers = peers
+        self._links: list[LinksRow] = []
+        self._links_at = -math.inf
+        self._asking = trio.Lock()
+
+    async def serve_stream(self, stream: MessageStream) -> None:
+        """One question of a peer, answered."""
+        match await receive_opening(stream):
+            case TraceQuery(request_id=request_id):
+                await stream.send(Trace(steps=self._requests.steps(request_id)))
+            case LinksQuery():
+                await stream.send(Links(links=self._own_links()))
+            case other:
+                raise RemoteError(f"a {type(other).__name__} where a question belongs")
+
+    async def links(self) -> list[LinksRow]:
+        """What this node's nearest peers say of whom they are connected to; at most LINKS_KEPT_S old."""
+        async with self._asking:
+            if trio.current_time() - self._links_at > LINKS_KEPT_S:
+                answers = await self._ask_all([link.peer for link in self._own_links()][:MAX_NODES], LinksQuery())
+                self._links = [
+                    _links_row(peer, answer) for peer, answer in answers.items() if isinstance(answer, Links)
+                ]
+                self._links_at = trio.current_time()
+            return self._links
+
+    async def trace(self, request_id: bytes) -> TraceView:
+        """What every node that had to do with the request says of it, in the order of time."""
+        rows: list[TraceRow] = []
+        silent: list[str] = []
+        seen = {self._network.peer_id}
+        known = [(self._network.peer_id, 0.0, self._requests.steps(request_id))]
+        for _ in range(MAX_DEPTH):
+            starts: dict[bytes, float] = {}
+            for node, started_ms, steps in known:
+                rows += [_row(node, started_ms, step) for step in steps]
+                for step in steps:
+                    if step.name in ("routed", "relayed") and step.peer not in seen and len(seen) < MAX_NODES:
+                        half_ms = 500 * (self._network.round_trip_s(step.peer) or 0.0)
+                        starts[step.peer] = started_ms + step.at_ms + half_ms
+                        seen.add(step.peer)
+            answers = await self._ask_all(list(starts), TraceQuery(request_id=request_id))
+            traces = {peer: answer for peer, answer in answers.items() if isinstance(answer, Trace)}
+            silent += [id_text(peer) for peer in starts if peer not in traces]
+            known = [(peer, starts[peer], trace.steps) for peer, trace in traces.items()]
+        return TraceView(request_id.hex(), sorted(rows, key=lambda row: row.at_ms), silent)
+
+    def _own_links(self) -> tuple[Link, ...]:
+        measured = [(self._network.round_trip_s(peer), peer) for peer in self._peers()]
+        links = [Link(peer=peer, round_trip_ms=round(1000 * (round_trip_s or 0.0))) for round_trip_s, peer in measured]
+        return tuple(sorted(links, key=lambda link: (link.round_trip_ms, link.peer))[:MAX_LINKS])
+
+    async def _ask_all(self, peers: Sequence[bytes], question: TraceQuery | LinksQuery) -> dict[bytes, Message]:
+        """The answers of those that gave one in time."""
+        answers: dict[bytes, Message] = {}
+
+        async def ask(peer: bytes) -> None:
+            # (an older node does not know the question, and one may just have left)
+            with trio.move_on_after(ANSWER_DEADLINE_S), suppress(NetworkError, RemoteError):
+                answers[peer] = await self._ask(peer, question)
+
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(ask, peer)
+        return answers
+
+    async def _ask(self, peer: bytes, question: TraceQuery | LinksQuery) -> Message:
+        stream = await self._network.open(peer, INSPECT)
+        is_over = False
+        try:
+            await stream.send(question)
+            answer = await stream.receive()
+            is_over = True
+            return answer
+        finally:
+            with trio.CancelScope(shield=True):
+                await (stream.aclose() if is_over else stream.reset())
+
+
+def _row(node: bytes, started_ms: float, step: TraceStep) -> TraceRow:
+    peer = id_text(step.peer) if step.peer else ""
+    return TraceRow(round(started_ms + step.at_ms, 1), id_text(node), step.name, step.detail, peer)
+
+
+def _links_row(peer: bytes, answer: Links) -> LinksRow:
+    links = [LinkRow(id_text(link.peer), link.round_trip_ms or None) for link in answer.links]
+    return LinksRow(id_text(peer), links)

@@ -1,0 +1,317 @@
+"""The last requests that a node had to do with: the steps of each with their times, and the sums over all of them.
+
+One log for both sides of a request. Those that entered here are also rows, for people. What is kept is bounded: the
+oldest requests and everything after the first steps of a long one are forgotten.
+"""
+
+import secrets
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+import trio
+from prometheus_client import Histogram
+
+from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
+from node.peer_id import id_text
+from node.views import RequestRow, StatsView
+from proto.effects import Begin, Dispatch
+from proto.messages import (
+    MAX_TRACE_STEPS,
+    Answered,
+    Begun,
+    EntryFrame,
+    Failed,
+    Generate,
+    Route,
+    Text,
+    TraceStep,
+    Usage,
+)
+
+log = structlog.get_logger()
+
+MAX_REQUESTS = 512
+MAX_DETAIL_CHARS = 256
+_RECENT = 256
+"""Answers that the medians are over."""
+_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass
+class _Record:
+    started_at: float
+    """Seconds of the monotonic clock."""
+    steps: list[TraceStep] = field(default_factory=list)
+    row: RequestRow | None = None
+    """Of a request that entered here."""
+    matched_tokens: dict[bytes, int] = field(default_factory=dict)
+    """Peer -> what its digest promised when it was chosen."""
+
+
+@dataclass
+class Totals:
+    """Sums since the start. Requests by outcome: answered, cancelled, or the code of the failure."""
+
+    entered: Counter[str] = field(default_factory=Counter)
+    served: Counter[str] = field(default_factory=Counter)
+    computed_tokens: int = 0
+    """Of prompts served here; with the next one, all prompt tokens."""
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    promised_tokens: int = 0
+    """What digests promised of the prompts that entered here, and how much of that was found."""
+    found_tokens: int = 0
+    moves: int = 0
+    """Attempts after the first of a request that entered here."""
+    evictions: int = 0
+    """Prefixes that left the KV cache."""
+    entered_prompt_tokens: int = 0
+    entered_cached_tokens: int = 0
+
+
+class RequestLog:
+    """See the module's text. One caller at a time: no method waits."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+        """clock, wall: seconds; the first one measures, the second one dates."""
+        self._clock = clock
+        self._wall = wall
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+        self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
+        self._changed = trio.Event()
+        self._version = 0
+        self.totals = Totals()
+        self.ttft = _histogram("mycelia_ttft", "From the arrival of a prompt that entered here to its first token.")
+        self.duration = _histogram("mycelia_request_duration", "Of answers to prompts that entered here.")
+        self.queue = _histogram("mycelia_queue_wait", "What requests served here waited for their turn.")
+        self.per_token = _histogram("mycelia_time_per_output_token", "Of requests served here, while decoding.")
+
+    # --- to look at -------------------------------------------------------------------------------------------------
+
+    def steps(self, request_id: bytes) -> tuple[TraceStep, ...]:
+        """None: the request is not known, or not any more."""
+        record = self._records.get(request_id)
+        return tuple(record.steps) if record else ()
+
+    def matching(self, prefix: str) -> list[bytes]:
+        """The requests whose id begins with ``prefix``, in hexadecimal."""
+        return [request_id for request_id in self._records if request_id.hex().startswith(prefix)]
+
+    def rows(self) -> list[RequestRow]:
+        """The requests that entered here, the newest last."""
+        return [record.row for record in self._records.values() if record.row is not None]
+
+    async def changed(self, version: int) -> int:
+        """Wait until the rows are newer than ``version``, which this returned last (0: anything is); their version."""
+        while self._version <= version:
+            await self._changed.wait()
+        return self._version
+
+    def stats(self) -> StatsView:
+        """The sums, and what was usual lately."""
+        totals, ttfts = self.totals, sorted(self._ttfts_ms)
+        return StatsView(
+            entered=dict(totals.entered),
+            served=dict(totals.served),
+            entered_prompt_tokens=totals.entered_prompt_tokens,
+            entered_cached_tokens=totals.entered_cached_tokens,
+            served_prompt_tokens=totals.computed_tokens + totals.cached_tokens,
+            served_cached_tokens=totals.cached_tokens,
+            generated_tokens=totals.generated_tokens,
+            promised_tokens=totals.promised_tokens,
+            found_tokens=totals.found_tokens,
+            moves=totals.moves,
+            evictions=totals.evictions,
+            ttft_ms_p50=ttfts[len(ttfts) // 2] if ttfts else None,
+            ttft_ms_p99=ttfts[min(len(ttfts) * 99 // 100, len(ttfts) - 1)] if ttfts else None,
+        )
+
+    # --- where it entered -------------------------------------------------------------------------------------------
+
+    def new_id(self, wanted: bytes) -> bytes:
+        """For a request: the client's own id if it chose one that nobody here has, so that it can ask what happened."""
+        if any(wanted) and wanted not in self._records:
+            return wanted
+        return secrets.token_bytes(16)  # (two clients may choose the same)
+
+    def entered(self, request_id: bytes, model: str, client: bytes) -> None:
+        record = self._step(request_id, "entered", model)
+        record.row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
+        self._wake()
+
+    def tokenized(self, request_id: bytes, num_tokens: int) -> None:
+        self._step(request_id, "tokenized", f"{num_tokens} tokens")
+        self._update(request_id, prompt_tokens=num_tokens)
+
+    def relayed(self, request_id: bytes, peer: bytes) -> None:
+        """It went on to another node as its entry."""
+        self._step(request_id, "relayed", "serves the model", peer)
+
+    def relayed_frame(self, request_id: bytes, frame: EntryFrame) -> None:
+        """What that node says."""
+        match frame:
+            case Route():
+                self._update(
+                    request_id,
+                    served_by=id_text(frame.chosen),
+                    reason=frame.reason,
+                    prompt_tokens=frame.prompt_tokens,
+                )
+            case Begun():
+                self._update(request_id, served_by=id_text(frame.served_by), cached_tokens=frame.cached_tokens)
+            case Answered():
+                self.answered(request_id, frame)
+            case Failed():
+                self.failed(request_id, frame.code, frame.message)
+            case Text():
+                pass
+
+    def routed(self, effect: Dispatch) -> None:
+        decision = effect.decision
+        record = self._step(effect.request_id, "routed", decision.reason, effect.peer)
+        record.matched_tokens[effect.peer] = decision.matched_tokens
+        self.totals.moves += effect.attempt > 1
+        self._update(effect.request_id, served_by=id_text(effect.peer), reason=decision.reason)
+
+    def begun(self, effect: Begin) -> None:
+        record = self._step(effect.request_id, "begun", f"{effect.cached_tokens} cached", effect.served_by)
+        promised = record.matched_tokens.get(effect.served_by, 0)
+        self.totals.promised_tokens += promised
+        self.totals.found_tokens += min(promised, effect.cached_tokens)
+        self._update(effect.request_id, served_by=id_text(effect.served_by), cached_tokens=effect.cached_tokens)
+
+    def first_token(self, request_id: bytes) -> None:
+        record = self._step(request_id, "first_token")
+        self._update(request_id, ttft_ms=self._ms(record))
+
+    def emitted(self, request_id: bytes, name: str, peer: bytes, detail: str) -> None:
+        """What the protocol says about it."""
+        self._step(request_id, name, detail, peer)
+
+    def answered(self, request_id: bytes, answered: Answered) -> None:
+        usage = answered.usage
+        record = self._step(
+            request_id, "answered", f"{usage.completion_tokens} tokens, {answered.reason}", answered.served_by
+        )
+        self._ttfts_ms.append(answered.ttft_ms)
+        self.ttft.observe(answered.ttft_ms / 1000)
+        self.duration.observe(self._clock() - record.started_at)
+        self.totals.entered_prompt_tokens += usage.prompt_tokens
+        self.totals.entered_cached_tokens += usage.cached_tokens
+        self._ended(
+            request_id,
+            "answered",
+            code=answered.reason,
+            served_by=id_text(answered.served_by),
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            ttft_ms=answered.ttft_ms,
+            resumed=answered.resumed,
+        )
+
+    def failed(self, request_id: bytes, code: str, message: str) -> None:
+        self._step(request_id, "failed", f"{code}: {message}")
+        self._ended(request_id, "failed", code=code)
+
+    def cancelled(self, request_id: bytes) -> None:
+        self._step(request_id, "cancelled")
+        self._ended(request_id, "cancelled")
+
+    # --- where it is served -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def serving(self, request: Generate, client: bytes) -> "Iterator[Callable[[EngineItem], None]]":
+        """Around the serving of a request; to be called with every item of its answer."""
+        request_id = request.request_id
+        promised = f"promised {request.promised_tokens} of {len(request.prompt) // 4} tokens"
+        self._step(request_id, "serving", promised, client)
+        outcome = "cancelled"
+        has_token = False
+
+        def note(item: EngineItem) -> None:
+            nonlocal outcome, has_token
+            match item:
+                case EngineAccepted():
+                    self._step(request_id, "prefilling", f"{item.cached_tokens} cached")
+                case EngineTokens() if not has_token:
+                    has_token = True
+                    self._step(request_id, "decoding")
+                case EngineDone():
+                    outcome = "cancelled" if item.reason == "cancelled" else "answered"
+                    self._served(item.usage)
+                case EngineFailed():
+                    outcome = item.code
+                case _:
+                    pass
+
+        try:
+            yield note
+        finally:
+            self._step(request_id, "served", outcome)
+            self.totals.served[outcome] += 1
+
+    def handed_back(self, request: Generate, peer: bytes) -> None:
+        self._step(request.request_id, "handed_back", "it would wait too long here", peer)
+        self.totals.served["handed_back"] += 1
+
+    def _served(self, usage: Usage) -> None:
+        totals = self.totals
+        totals.cached_tokens += usage.cached_tokens
+        totals.computed_tokens += usage.prompt_tokens - usage.cached_tokens
+        totals.generated_tokens += usage.completion_tokens
+        self.queue.observe(usage.queue_ms / 1000)
+        if usage.completion_tokens > 1:
+            self.per_token.observe(usage.decode_ms / 1000 / (usage.completion_tokens - 1))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> _Record:
+        record = self._records.get(request_id)
+        if record is None:
+            record = self._records[request_id] = _Record(self._clock())
+            if len(self._records) > MAX_REQUESTS:
+                self._records.popitem(last=False)
+        if len(record.steps) < MAX_TRACE_STEPS:
+            step = TraceStep(at_ms=self._ms(record), name=name, detail=detail[:MAX_DETAIL_CHARS], peer=peer[:64])
+            record.steps.append(step)
+        if name not in _ENDS:  # (which are told with all that is known then)
+            log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
+        return record
+
+    def _ms(self, record: _Record) -> int:
+        return min(round(1000 * (self._clock() - record.started_at)), 2**31 - 1)
+
+    def _update(self, request_id: bytes, **changes: object) -> None:
+        record = self._records.get(request_id)
+        if record is not None and record.row is not None:
+            record.row = msgspec.structs.replace(record.row, **changes)
+            self._wake()
+
+    def _ended(self, request_id: bytes, status: str, **changes: object) -> None:
+        record = self._records[request_id]
+        self._update(request_id, status=status, total_ms=self._ms(record), **changes)
+        self.totals.entered[str(changes["code"]) if status == "failed" else status] += 1
+        if (row := record.row) is not None:
+            fields = {name: getattr(row, name) for name in _LOGGED if getattr(row, name) not in ("", None)}
+            log.info(f"request_{status}", request=row.id, **fields)
+
+    def _wake(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+_ENDS = ("answered", "failed", "cancelled")
+
+
+def _histogram(name: str, text: str) -> Histogram:
+    return Histogram(name, text, unit="seconds", buckets=_BUCKETS_S, registry=None)
+
+
+_LOGGED = ("code", "served_by", "prompt_tokens", "cached_tokens", "completion_tokens", "ttft_ms", "total_ms", "resumed")

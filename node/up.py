@@ -1,0 +1,105 @@
+"""A node as a child process, and a panel of what it does on the terminal."""
+
+import json
+import subprocess
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from node.client import fetch_requests, fetch_state
+from node.rundir import RunInfo
+from node.show_state import panel
+from node.swarm import COMMAND, STOP_DEADLINE_S
+from proto.errors import LocalError
+
+REFRESH_S = 1.0
+_LOG_LINES = 6
+
+
+class _Child:
+    """The node's process and the last lines of its log."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self.info: RunInfo | None = None
+        """Once it serves."""
+
+    async def follow(self) -> None:
+        """Until its log ends, as it does with the process."""
+        assert self.process.stderr is not None
+        rest = b""
+        async for chunk in self.process.stderr:
+            *lines, rest = (rest + bytes(chunk)).split(b"\n")
+            for line in lines:
+                self._note(line.decode(errors="replace"))
+
+    def _note(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self.lines.append(line)
+            return
+        if event.get("event") == "ready":
+            self.info = RunInfo(self.process.pid, str(event["api"]), str(event["peer"]))
+        if event.get("event", "").startswith("request_"):
+            return  # (the panel has a table of them)
+        fields = [f"{name}={value}" for name, value in event.items() if name not in ("event", "level", "timestamp")]
+        self.lines.append(" ".join([str(event.get("timestamp", ""))[11:19], str(event.get("event")), *fields]))
+
+    async def stop(self) -> None:
+        with trio.CancelScope(shield=True):
+            if self.process.returncode is None:
+                self.process.terminate()
+                with trio.move_on_after(STOP_DEADLINE_S):
+                    await self.process.wait()
+            if self.process.returncode is None:
+                self.process.kill()
+            await self.process.wait()
+
+
+async def watch_node(options: Sequence[str]) -> None:
+    """Until cancelled, which stops the node. Raises LocalError when the node ends by itself."""
+    process = await trio.lowlevel.open_process(
+        [*COMMAND, "node", "--exit-with-parent", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # (Ctrl-C is for this program, which then stops the node)
+    )
+    child = _Child(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_draw, child)
+            await child.follow()
+            code = await process.wait()
+            nursery.cancel_scope.cancel()
+        raise LocalError(_last_words(child, code))
+    finally:
+        await child.stop()
+
+
+async def _draw(child: _Child) -> None:
+    with Live(console=Console(highlight=False, markup=False, emoji=False), screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(await _view(child), refresh=True)
+            await trio.sleep(REFRESH_S)
+
+
+async def _view(child: _Child) -> RenderableType:
+    if child.info is None:
+        return Text("\n".join(["starting ...", *child.lines]))
+    try:
+        state, rows = await fetch_state(child.info), await fetch_requests(child.info)
+    except LocalError as exc:
+        return Text(str(exc))
+    return panel(state, rows, list(child.lines), child.info.api_url)
+
+
+def _last_words(child: _Child, code: int) -> str:
+    said = child.lines[-1].removeprefix("mycelia: ") if child.lines else "it said nothing"
+    return f"the node ended with exit code {code}: {said}"
