@@ -196,6 +196,7 @@ class Node:
             active_requests=vitals.active_requests,
             waiting_requests=vitals.waiting_requests,
             slots=vitals.slots,
+            exchanges=self._network.num_exchanges(),
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,
             uptime_s=round(self._driver.now() - self._started_at, 1),

@@ -1,5 +1,7 @@
 """Peer ids as people see them. One of an Ed25519 key is the identity multihash of it, so it contains the key."""
 
+from functools import lru_cache
+
 import base58
 
 from proto.errors import LocalError
@@ -14,6 +16,7 @@ def is_ed25519(peer: bytes) -> bool:
     return len(peer) == len(ED25519_PREFIX) + KEY_BYTES and peer.startswith(ED25519_PREFIX)
 
 
+@lru_cache(maxsize=4_096)
 def peer_text(peer: bytes) -> str:
     """The usual base58 text of a peer id, as in multiaddrs."""
     return base58.b58encode(peer).decode()

@@ -310,6 +310,8 @@ class NodeState(msgspec.Struct, frozen=True):
     active_requests: int
     waiting_requests: int
     slots: int
+    exchanges: int
+    """Open streams of requests with peers, in both directions."""
     cached_tokens: int
     cells: int
     """What the KV cache holds at most, in tokens."""

@@ -51,7 +51,7 @@ class GatewayBench:
 
 async def bench_gateway(bench: GatewayBench) -> Report:
     """Measure. Raises LocalError when something could not be."""
-    progress = Progress(3 + 3 * bench.runs)
+    progress = Progress(3 + 4 * bench.runs)
     progress.step("starting nodes")
     async with AsyncExitStack() as stack:
         root = Path(stack.enter_context(TemporaryDirectory(prefix="mycelia-bench-", ignore_cleanup_errors=True)))
@@ -70,6 +70,7 @@ async def bench_gateway(bench: GatewayBench) -> Report:
         engine = await stack.enter_async_context(open_engine(EngineSettings(Path(FAKE_MODEL), fake=True)))
         progress.step("filling caches")
         rows = await _added(bench, engine, near, far, progress)
+        rows += await _disconnects(bench, near, far, progress)
         rows += await _streams(bench, near, progress)
         rows += await _storm(bench, near, progress)
     progress.close()
@@ -150,6 +151,42 @@ async def _ttft_s(node: LocalNode, prompt: str) -> float:
                 if b"HTTP/1.1 2" not in seen:
                     break
     raise LocalError("a node refused a prompt")
+
+
+# --- clients that leave ---------------------------------------------------------------------------------------------
+
+
+async def _disconnects(bench: GatewayBench, near: LocalNode, far: LocalNode, progress: Progress) -> list[Row]:
+    """From the client's closing of its connection to one node until the other one, which serves, is idle."""
+    worst_ms, medians_ms = [], []
+    url = (await far.wait_ready()).api_url
+    data = _request("POST", "/v1/chat/completions", _KEY, _body("f" * _PROMPT_CHARS, _STREAM_TOKENS, stream=True))
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60, headers=_headers(_KEY)) as http:
+
+        async def is_busy() -> bool:
+            return bool((await http.get("/api/state")).json()["active_requests"])
+
+        for number in range(bench.runs):
+            progress.step(f"clients that leave, run {number + 1}")
+            times: list[float] = []
+            for _ in range(bench.requests):
+                async with _connection(near) as stream, aclosing(_pieces(stream)) as pieces:
+                    await stream.send_all(data)
+                    async for piece in pieces:
+                        if b"data: " in piece:
+                            break
+                    if not await is_busy():
+                        raise LocalError("a prompt was not served where it is cached")
+                left = trio.current_time()
+                while await is_busy():
+                    pass
+                times.append(1000 * (trio.current_time() - left))
+            worst_ms.append(max(times))
+            medians_ms.append(median(times))
+    return [
+        row_of("disconnect_cancel_ms_p50", "ms until the serving node, one hop on, is idle", medians_ms),
+        row_of("disconnect_cancel_ms_max", "ms", worst_ms),
+    ]
 
 
 # --- many streams ---------------------------------------------------------------------------------------------------

@@ -205,5 +205,8 @@ class Libp2pNetwork:
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         return await self._streams.open(peer, protocol)
 
+    def num_exchanges(self) -> int:
+        return len(self._streams.exchanges)
+
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._streams.serve(protocol, handler)

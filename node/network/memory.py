@@ -279,6 +279,9 @@ class MemoryNetwork:
         self._swarm.spawn(theirs, handler)
         return mine
 
+    def num_exchanges(self) -> int:
+        return sum(map(len, self._streams.values()))
+
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         self.handlers[protocol] = handler
 

@@ -144,6 +144,10 @@ class Network(Protocol):
         """A new exchange with a connected peer. Raises NetworkError."""
         ...
 
+    def num_exchanges(self) -> int:
+        """How many are open, those opened by peers included."""
+        ...
+
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         """Answer inbound streams of ``protocol`` that arrive from now on. Handlers given to ``open_network`` are in
         place before the first stream can arrive."""

@@ -52,7 +52,12 @@ class Charge(Protocol):
 class Libp2pStream:
     """A MessageStream over one libp2p stream. One task may send while another receives."""
 
-    def __init__(self, stream: INetStream, peer: bytes, charge: Charge) -> None:
+    def __init__(
+        self, stream: INetStream, peer: bytes, charge: Charge, open_ones: "set[Libp2pStream] | None" = None
+    ) -> None:
+        """open_ones: where it is while it is open."""
+        self._open_ones = set() if open_ones is None else open_ones
+        self._open_ones.add(self)
         self._stream = stream
         # Without libp2p's own layer, which takes a lock, and so a scheduling round, to look at its state each time.
         self._bytes: INetStream | IMuxedStream = stream.muxed_stream if isinstance(stream, NetStream) else stream
@@ -100,7 +105,7 @@ class Libp2pStream:
     async def aclose(self) -> None:
         if self._over:
             return
-        self._over = True
+        self._end()
         try:
             with trio.fail_after(CLOSE_DEADLINE_S):
                 await self._stream.close()
@@ -111,8 +116,12 @@ class Libp2pStream:
 
     async def reset(self) -> None:
         if not self._over:
-            self._over = True
+            self._end()
             await self._abandon()
+
+    def _end(self) -> None:
+        self._over = True
+        self._open_ones.discard(self)
 
     async def _abandon(self) -> None:
         """Also from a cancelled task: the peer must be told, and libp2p's bookkeeping of the stream be freed."""
@@ -165,15 +174,17 @@ class Streams:
         self._charge = charge
         self._outboxes: dict[bytes, _Outbox] = {}
         self._buckets: dict[bytes, TokenBucket] = {}
+        self.exchanges: set[Libp2pStream] = set()
+        """Those that are open, of either side. Only look."""
         host.on_refused = charge
         host.serve(CONTROL_PROTOCOL, self._serve_control)
 
     async def open(self, peer: bytes, protocol: str) -> Libp2pStream:
-        return Libp2pStream(await self._host.open(peer, protocol), peer, self._charge)
+        return Libp2pStream(await self._host.open(peer, protocol), peer, self._charge, self.exchanges)
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def serve_stream(raw: INetStream) -> None:
-            stream = self._wrap(raw)
+            stream = self._wrap(raw, self.exchanges)
             try:
                 await handler(stream)
                 await stream.aclose()
@@ -195,7 +206,8 @@ class Streams:
             for last_attempt in (outbox.stream is None, True):
                 try:
                     if outbox.stream is None:
-                        outbox.stream = await self.open(peer, CONTROL_PROTOCOL)
+                        raw = await self._host.open(peer, CONTROL_PROTOCOL)
+                        outbox.stream = Libp2pStream(raw, peer, self._charge)
                     await outbox.stream.send(message)
                     return
                 except NetworkError:
@@ -211,8 +223,8 @@ class Streams:
         self._outboxes.pop(peer, None)
         self._buckets.pop(peer, None)
 
-    def _wrap(self, stream: INetStream) -> Libp2pStream:
-        return Libp2pStream(stream, stream.muxed_conn.peer_id.to_bytes(), self._charge)
+    def _wrap(self, stream: INetStream, open_ones: set[Libp2pStream] | None = None) -> Libp2pStream:
+        return Libp2pStream(stream, stream.muxed_conn.peer_id.to_bytes(), self._charge, open_ones)
 
     async def _serve_control(self, raw: INetStream) -> None:
         stream = self._wrap(raw)

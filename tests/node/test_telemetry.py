@@ -1,8 +1,11 @@
 """What a node tells of itself: its last requests, traces over nodes, links, metrics, and the events of its page."""
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -272,3 +275,30 @@ async def test_a_clients_id_reaches_the_node_it_asks(autojump_clock: trio.testin
         await frames_of(one, chosen)  # (a second one of that name has another)
         first, second = one.node.recent_requests()
     assert first.id == (b"c" * 16).hex() != second.id
+
+
+# --- what is written about it ---------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+async def test_every_metric_is_documented_and_the_dashboard_uses_only_real_ones(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(2) as (_, (one, _two)):
+        await frames_of(one, an_ask(LONG))
+        families = list(text_string_to_metric_families(one.node.metrics().decode()))
+    full = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    names = {"mycelia_node_info" if name == "mycelia_node" else name for name in full}
+    told = set(re.findall(r"`(mycelia_[a-z_]+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8")))
+    assert told == {name for name in names if not name.endswith("_created")}
+    used = set(re.findall(r"mycelia_[a-z_]+", (ROOT / "examples" / "grafana.json").read_text("utf-8")))
+    assert {name.removesuffix("_bucket") for name in used} <= told
+
+
+def test_the_dashboard_is_one_that_can_be_imported() -> None:
+    dashboard = json.loads((ROOT / "examples" / "grafana.json").read_text("utf-8"))
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    for one, other in combinations([panel["gridPos"] for panel in dashboard["panels"]], 2):
+        apart = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert apart or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
