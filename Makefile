@@ -8,6 +8,7 @@ export PYTHON CUDA CMAKE_ARGS
 
 ready := .venv/.ready
 gemma := .venv/.gemma
+chromium := .venv/.chromium
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -17,7 +18,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test nightly check fuzz format node swarm evaluation clean recheck
+.PHONY: help setup demo test nightly check fuzz format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -40,7 +41,12 @@ $(gemma): setup.cfg | $(ready)
 	    "$$(sed -n 's/^ *\(gemma3-[^ ]*==[^ ]*\)$$/\1/p' setup.cfg)"
 	@touch $@
 
-test: $(ready) $(gemma)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
+# The browser that tests look at the dashboard with.
+$(chromium): scripts/chromium | $(ready)
+	@scripts/chromium
+	@touch $@
+
+test: $(ready) $(gemma) $(chromium)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(ready)  ## lint, formatting, types, import rules
@@ -66,6 +72,9 @@ node: $(ready)  ## run a node; ARGS="--help" for its options
 
 swarm: $(ready)  ## run several nodes on this machine, N=4 of them
 	@.venv/bin/mycelia swarm $(N) $(ARGS)
+
+screenshot: $(ready) $(chromium)  ## take the picture of the dashboard in docs/ anew, of a real swarm
+	@PYTHONPATH=. .venv/bin/python scripts/screenshot.py $(ARGS)
 
 evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours); ARGS="--quick" for a taste
 	@.venv/bin/python -m node.bench.evaluation $(ARGS)

@@ -234,6 +234,7 @@ class Node:
             digest_blocks=view.num_blocks.get(namespace, 0),
             active_requests=vitals.active_requests if vitals else 0,
             waiting_requests=vitals.waiting_requests if vitals else 0,
+            slots=vitals.slots if vitals else 0,
             prefill_rate=vitals.prefill_rate if vitals else 0,
             round_trip_ms=None if round_trip_s is None else round(round_trip_s * 1000, 1),
             connected_s=round(view.connected_s, 1),

@@ -162,6 +162,8 @@ class PeerRow(msgspec.Struct, frozen=True):
     digest_blocks: int
     active_requests: int
     waiting_requests: int
+    slots: int
+    """Requests that it works on at once; 0: not told yet."""
     prefill_rate: int
     """Measured there, tokens/s; 0 before the first request."""
     round_trip_ms: float | None

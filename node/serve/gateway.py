@@ -1,7 +1,8 @@
 """HTTP on every node: everything that is served there, and who may ask for it.
 
 Without keys only this machine is served, and requests that a web page could forge are refused: the Host must be local.
-With keys every request must carry one, and then it does not matter where it comes from.
+With keys every request must carry one, and then it does not matter where it comes from; only the page itself, which
+asks its reader for the key, is for everybody.
 """
 
 import socket
@@ -23,6 +24,7 @@ from node.serve.keys import KeyGate
 from node.serve.local_api import local_routes, refusal
 from node.serve.observe_api import observe_routes
 from node.serve.openai_api import PREFIX, openai_refusal, openai_routes
+from node.serve.page import PAGE, page_routes
 from node.serve.server import serve_http
 from node.views import FailedView
 
@@ -64,12 +66,12 @@ def make_app(api: Api, access: Access = Access()) -> Starlette:
             )
         )
     if access.keys:
-        middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal))
+        middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal, open_paths=[PAGE]))
     else:
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS))
     return Starlette(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
-        routes=[*local_routes(api), *observe_routes(api), *openai_routes(api)],
+        routes=[*page_routes(), *local_routes(api), *observe_routes(api), *openai_routes(api)],
         middleware=middleware,
     )
 

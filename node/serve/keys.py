@@ -20,14 +20,15 @@ _SCHEME = b"bearer "
 class KeyGate:
     """Lets requests through that carry one of ``keys`` as OpenAI's clients send it."""
 
-    def __init__(self, app: ASGIApp, keys: Collection[str], refusal: Refusal) -> None:
-        """refusal: makes the response to everybody else."""
+    def __init__(self, app: ASGIApp, keys: Collection[str], refusal: Refusal, open_paths: Collection[str] = ()) -> None:
+        """refusal: makes the response to everybody else. open_paths: need no key, because they tell nothing."""
         self._app = app
+        self._open_paths = frozenset(open_paths)
         self._digests = [_digest(key.encode()) for key in keys]
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
             digest = self._known(scope)
             if digest is None:
                 message = "this needs a key: send it as 'Authorization: Bearer KEY'"
