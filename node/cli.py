@@ -14,6 +14,7 @@ import click
 
 from node.bench.command import bench
 from node.bench.simulate_command import simulate
+from node.commands.configure import completion, config
 from node.commands.observe import stats, status, trace, up
 from node.doctor import doctor
 from node.errors import first_error, one_line
@@ -59,8 +60,24 @@ Examples:
   mycelia doctor                                  what a node has to work with here""",
 )
 @click.version_option(package_name="mycelia")
-def cli() -> None:
+@click.option(
+    "--config",
+    envvar="MYCELIA_CONFIG",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Configuration, see 'mycelia config --help'.  [default: config.toml in the user's configuration directory]",
+)
+@click.option("--isolated", is_flag=True, help="Heed no configuration and no MYCELIA_* variables: for programs.")
+@click.pass_context
+def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
     """A peer-to-peer swarm that answers LLM prompts where part of them is already computed."""
+    if isolated or context.invoked_subcommand in ("config", "completion"):
+        return  # (what is wrong in a file must not keep it from being looked at or replaced)
+    from node.config import Schema
+
+    schema = Schema(cli)
+    settings = schema.read(config, os.environ)
+    context.default_map = schema.default_map(settings)
 
 
 @cli.command(
@@ -145,7 +162,9 @@ Examples:
 )
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
+@click.pass_context
 def node(
+    context: click.Context,
     listen: tuple[str, ...],
     announce: tuple[str, ...],
     bootstrap: tuple[str, ...],
@@ -192,6 +211,7 @@ def node(
     if tensor_split and main_gpu is not None:
         raise click.UsageError("give --tensor-split (shares of several GPUs) or --main-gpu (one alone), not both")
     host = api_host or DEFAULT_API_HOST
+    key = "" if context.find_root().params["isolated"] else os.environ.get("MYCELIA_API_KEY", "")
     settings = NodeSettings(
         data_dir=data_dir or default_data_dir(),
         model=model,
@@ -200,7 +220,7 @@ def node(
         bootstrap=read_bootstrap(bootstrap),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         api_host=host,
-        api_keys=read_api_keys(host, api_key_file, os.environ.get("MYCELIA_API_KEY", "")),
+        api_keys=read_api_keys(host, api_key_file, key),
         cors_origins=cors,
         threads=threads,
         slots=slots,
@@ -364,7 +384,7 @@ def chat(
     peers = read_bootstrap(bootstrap)
     where = data_dir or default_data_dir()
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    talk = Chat(lambda ask: ask_swarm(ask, where, peers), _console(stderr=True), sampling, model, system)
+    talk = Chat(lambda ask: ask_swarm(ask, where, peers), console(stderr=True), sampling, model, system)
     _chat(talk)
 
 
@@ -384,7 +404,7 @@ def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | No
     """A swarm of N nodes on this machine until Ctrl-C: 4 unless told otherwise. Their logs are collected."""
     from node.swarm_command import run_swarm
 
-    run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, _console()))
+    run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))
 
 
 @cli.command()
@@ -461,7 +481,7 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(simulate)
-for command in (doctor, status, stats, trace, up):
+for command in (doctor, status, stats, trace, up, config, completion):
     cli.add_command(command)
 
 
@@ -577,7 +597,7 @@ async def _ask_once(
     from node.views import AnsweredView, FailedView, RouteView, TextView
     from proto.errors import LocalError
 
-    console = _console(stderr=True)
+    errors = console(stderr=True)
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     wrote_text = False
     async with ask_swarm(request, data_dir, bootstrap, timeout_s) as frames:
@@ -594,8 +614,8 @@ async def _ask_once(
             if isinstance(frame, AnsweredView):
                 if not as_json:
                     click.echo()
-                    if explain or console.is_terminal:
-                        show_answered(console, frame, request.request_id.hex() if explain else "")
+                    if explain or errors.is_terminal:
+                        show_answered(errors, frame, request.request_id.hex() if explain else "")
                 return None
             wrote_text = wrote_text or isinstance(frame, TextView)
             if as_json:
@@ -603,7 +623,7 @@ async def _ask_once(
             if isinstance(frame, TextView):
                 click.echo(printable(frame.text) if is_terminal else frame.text, nl=False)
             elif isinstance(frame, RouteView) and explain:
-                show_route(console, frame)
+                show_route(errors, frame)
     raise LocalError("the answer ended before it was finished; ask again")
 
 
@@ -614,7 +634,7 @@ def print_view(value: _T, as_json: bool, show: "Callable[[Console, _T], None]") 
     if as_json:
         click.echo(msgspec.json.encode(value))
     else:
-        show(_console(), value)
+        show(console(), value)
 
 
 def running(data_dir: Path | None) -> "RunInfo":
@@ -624,7 +644,7 @@ def running(data_dir: Path | None) -> "RunInfo":
     return running_node(data_dir or default_data_dir())
 
 
-def _console(stderr: bool = False) -> "Console":
+def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)

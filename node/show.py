@@ -15,6 +15,8 @@ from proto.overload import OVERLOADED
 
 SHORT_ID = 8
 """Ed25519 peer ids share their beginning; their last characters tell them apart."""
+_WIDE = 120
+"""Columns of a terminal on which addresses have room."""
 
 
 def printable(text: str) -> str:
@@ -105,7 +107,9 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
         table.add_column(name)
     for name in ("blocks", "requests", "prefill tok/s", "RTT ms", "connected s"):
         table.add_column(name, justify="right")
-    table.add_column("address", overflow="fold")
+    is_wide = console.width >= _WIDE
+    if is_wide:
+        table.add_column("address", overflow="fold")
     for row in peers:
         table.add_row(
             short(row.peer),
@@ -116,7 +120,7 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
             str(row.prefill_rate or "-"),
             "-" if row.round_trip_ms is None else f"{row.round_trip_ms:.1f}",
             f"{row.connected_s:.0f}",
-            row.address,
+            *([row.address] if is_wide else []),
         )
     console.print(table)
 

@@ -22,7 +22,8 @@ from proto.errors import LocalError
 
 STOP_DEADLINE_S = 10.0
 """From SIGTERM to SIGKILL. A node leaves within a second or two; a busy machine may take longer."""
-COMMAND = (sys.executable, "-P", "-m", "node")
+COMMAND = (sys.executable, "-P", "-m", "node", "--isolated")
+"""How programs run ``mycelia``: what a user has configured is not meant for them."""
 _MAX_LOG_LINES = 2_000
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from rich.text import Text
 from node.client import fetch_requests, fetch_state
 from node.rundir import RunInfo
 from node.show_state import panel
-from node.swarm import COMMAND, STOP_DEADLINE_S
+from node.swarm import STOP_DEADLINE_S
 from proto.errors import LocalError
 
 REFRESH_S = 1.0
@@ -62,10 +63,13 @@ class _Child:
             await self.process.wait()
 
 
-async def watch_node(options: Sequence[str]) -> None:
-    """Until cancelled, which stops the node. Raises LocalError when the node ends by itself."""
+async def watch_node(command: Sequence[str]) -> None:
+    """Until cancelled, which stops the node. command: the arguments of ``mycelia`` that run it.
+
+    Raises LocalError when the node ends by itself.
+    """
     process = await trio.lowlevel.open_process(
-        [*COMMAND, "node", "--exit-with-parent", *options],
+        [sys.executable, "-P", "-m", "node", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """For all tests."""
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +12,14 @@ import tests.profiles  # noqa: F401  registers hypothesis profiles, before any t
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exact-pairs", type=int, default=20, help="random prompt pairs of test_exact.py")
     parser.addoption("--exact-seed", type=int, default=1, help="seed of those pairs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobodys_configuration() -> None:
+    """What whoever runs the tests has configured for his own node is not for theirs."""
+    for name in [name for name in os.environ if name.startswith("MYCELIA_")]:
+        del os.environ[name]
+    os.environ["MYCELIA_CONFIG"] = os.devnull
 
 
 @pytest.fixture(scope="session", autouse=True)

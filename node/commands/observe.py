@@ -92,7 +92,8 @@ Examples:
   mycelia up > /dev/null 2> node.log       no terminal: the log's lines, as of 'mycelia node'""",
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF 'mycelia node']")
-def up(options: tuple[str, ...]) -> None:
+@click.pass_context
+def up(context: click.Context, options: tuple[str, ...]) -> None:
     """Run a node and watch it: peers, requests, load, hit ratio and traffic, until Ctrl-C.
 
     Takes the options of 'mycelia node'.
@@ -102,7 +103,9 @@ def up(options: tuple[str, ...]) -> None:
     from node.cli import cli, run
     from node.up import watch_node
 
+    root = context.find_root().params
+    before = ["--isolated"] if root["isolated"] else ["--config", str(root["config"])] if root["config"] else []
     if sys.stdout is None or not sys.stdout.isatty():
-        cli.main(["node", *options], prog_name="mycelia", standalone_mode=False)
-        return
-    run(lambda: watch_node(options))
+        cli.main([*before, "node", *options], prog_name="mycelia", standalone_mode=False)
+    else:
+        run(lambda: watch_node([*before, "node", "--exit-with-parent", *options]))

@@ -1,11 +1,15 @@
 """What users set on the command line reaches the engine, and a restarted node begins warm."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import trio
 
+from node.client import fetch_state, running_node
 from node.swarm import COMMAND, LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, run_mycelia
 
@@ -26,6 +30,40 @@ async def test_files_in_the_users_folder_are_not_taken_for_modules(tmp_path: Pat
     (tmp_path / "random.py").write_text("raise SystemExit('not the library')")
     done = await trio.run_process([*COMMAND, "--version"], cwd=tmp_path, capture_stdout=True, check=False)
     assert done.returncode == 0 and b"version" in done.stdout
+
+
+async def test_a_node_heeds_its_file_the_environment_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "mycelia.toml"
+    file.write_text(
+        'data_dir = "node"\nbootstrap = []\n'
+        '[node]\nmodel = "fake"\napi_port = 0\nlisten = ["/ip4/127.0.0.1/tcp/0"]\nslots = 2\ncells = 1024\n'
+    )
+    environment = os.environ | {"MYCELIA_NODE_SLOTS": "3", "MYCELIA_NODE_CELLS": "2048"}
+    with trio.fail_after(DEADLINE_S):
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "node", "--config", str(file), "node", "--cells", "512", "--exit-with-parent"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+        assert process.stdin is not None and process.stderr is not None
+        seen = b""
+        while b'"event": "ready"' not in seen:
+            piece = await process.stderr.receive_some()
+            assert piece, seen.decode()
+            seen += bytes(piece)
+        state = await fetch_state(running_node(tmp_path / "node"))
+        assert (state.model, state.slots, state.cells) == ("fake", 3, 512)
+        asked = await run_mycelia_with("--config", str(file), "ask", "hello", "--max-tokens", "2")
+        assert asked.returncode == 0, asked.stderr.decode()
+        await process.stdin.aclose()
+        assert await process.wait() == 0
+
+
+async def run_mycelia_with(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """As a user would, with whatever is configured."""
+    command = [sys.executable, "-m", "node", *arguments]
+    return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
 
 
 async def as_light_client(node: LocalNode, tmp_path: Path) -> tuple[str, ...]:

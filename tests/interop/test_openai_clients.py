@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 
@@ -233,3 +234,13 @@ async def test_the_example_swarm_goes_on_without_the_node_that_it_kills() -> Non
     with trio.fail_after(2 * DEADLINE_S):
         told = await run(sys.executable, str(EXAMPLES / "local_swarm.py"), "3", "--model", "fake")
     assert told.count("asked at") == 4 and told.count("killed node-") == 1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+async def test_the_private_swarm_needs_its_key_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with trio.fail_after(2 * DEADLINE_S):
+        told = await run(str(EXAMPLES / "private_swarm.sh"), MODEL="fake", TMPDIR=str(tmp_path))
+    assert "without the key: 401" in told and '"nodes":2' in told and "a light client:\n" in told
+    assert os.listdir(tmp_path) == []
+    commands = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(tmp_path) in command]

@@ -10,7 +10,8 @@ import trio
 from rich.console import Console
 from trio.testing import MockClock
 
-from node.cli import _ask, _console
+from node.cli import _ask
+from node.cli import console as make_console
 from node.show import failure_text, printable, show_answered, show_peers, tokens_per_s
 from node.views import AnsweredView, FailedView, FrameView, PeerRow
 from proto.errors import LocalError
@@ -23,6 +24,7 @@ ROW = PeerRow(
     digest="live",
     digest_blocks=0,
     active_requests=0,
+    slots=8,
     waiting_requests=0,
     prefill_rate=0,
     round_trip_ms=None,
@@ -38,7 +40,7 @@ def captured(console: Console) -> io.StringIO:
 
 
 def test_a_models_name_is_neither_markup_nor_an_escape_sequence() -> None:
-    console = _console()
+    console = make_console()
     output = captured(console)
     show_peers(console, [ROW])
     assert "[/nonsense]]0;title[red]model" in output.getvalue()
@@ -51,7 +53,7 @@ def test_control_characters_are_left_out() -> None:
 
 def test_an_answer_without_tokens_has_no_negative_rate() -> None:
     assert tokens_per_s(NOTHING) == 0
-    console = _console()
+    console = make_console()
     output = captured(console)
     show_answered(console, NOTHING)
     assert "0.0 tokens/s" in output.getvalue()

@@ -1,0 +1,55 @@
+#!/bin/sh
+# A swarm of your own in three commands: one node that others join through, a node that joins, and an HTTP API with a
+# key for those who have none. Here all of it runs on this machine, and ends with the script; on three machines leave out
+# the ports and data directories, and give 0.0.0.0 for 127.0.0.1 and the first one's address for its own.
+#
+#     examples/private_swarm.sh            (MODEL=model.gguf for another than the small one of the demo)
+set -eu
+model=${MODEL:-smollm2}
+cd "$(dirname "$0")/.."
+mycelia=".venv/bin/mycelia --isolated"  # (what you have configured is for your own node)
+where=$(mktemp -d)
+pids=
+leave() {
+    trap - EXIT INT TERM
+    for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+    wait
+    rm -rf "$where"
+}
+trap leave EXIT
+trap 'exit 130' INT TERM
+
+# Waits until a node serves, and shows its log if it ends instead.
+wait_ready() { # NAME PID
+    until [ -f "$where/$1/node.json" ]; do
+        kill -0 "$2" 2>/dev/null || { cat "$where/$1.log" >&2; exit 1; }
+        sleep 0.2
+    done
+}
+
+# 1. The first node. No bootstrap peers: it waits for others.
+touch "$where/nobody"
+$mycelia node --model "$model" --threads 1 --data-dir "$where/first" --bootstrap "$where/nobody" \
+    --listen /ip4/127.0.0.1/tcp/0 --api-port 0 2>"$where/first.log" &
+pids="$!"
+wait_ready first "$!"
+address=$($mycelia id --data-dir "$where/first" | sed -n 2p)
+echo "the first node: $address"
+
+# 2. A second one that knows only the first one's address, with an HTTP API that needs a key.
+od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$where/keys"
+$mycelia node --model "$model" --threads 1 --data-dir "$where/second" --bootstrap "$address" \
+    --listen /ip4/127.0.0.1/tcp/0 --api-port 0 --api-key-file "$where/keys" 2>"$where/second.log" &
+pids="$pids $!"
+wait_ready second "$!"
+until $mycelia peers --data-dir "$where/second" | grep -q live; do sleep 0.2; done
+$mycelia peers --data-dir "$where/second"
+
+# 3. Someone without a node asks through the API, and someone else as a light client through the first node.
+url=$(sed -n 's/.*"api_url": *"\([^"]*\)".*/\1/p' "$where/second/node.json")
+echo "without the key: $(curl -s -o /dev/null -w '%{http_code}' "$url/v1/models")"
+echo "with the key:"
+curl -sf "$url/v1/models" -H "Authorization: Bearer $(cat "$where/keys")"
+echo
+echo "a light client:"
+$mycelia ask --data-dir "$where/nobody-here" --bootstrap "$address" --max-tokens 16 "Say hello."

@@ -1,0 +1,129 @@
+"""``mycelia config`` and ``mycelia completion``."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from node.config import Schema, Setting, default_file, nothing_set
+
+
+@click.group()
+def config() -> None:
+    """The configuration: a file, then MYCELIA_* variables, then flags; the last one counts."""
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  mycelia config init
+  mycelia config init ./mycelia.toml && mycelia --config ./mycelia.toml node"""
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.pass_context
+def init(context: click.Context, file: Path | None, force: bool) -> None:
+    """Write a configuration file with every key, its meaning and its default, all of it as comments."""
+    path = file or _file(context)
+    if path.exists() and not force:
+        raise click.UsageError(f"{path} is there already; --force replaces it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, Schema(_root(context)).template())
+    except OSError as exc:
+        raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
+    click.echo(path)
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  mycelia config show
+  mycelia config show --json | jq '.[] | select(.source != "default")'"""
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
+@click.pass_context
+def show(context: click.Context, as_json: bool) -> None:
+    """What is set, and by whom: every key with its value and where that comes from."""
+    schema = Schema(_root(context))
+    settings = schema.read(context.find_root().params.get("config"), os.environ)
+    rows = []
+    for section, key in schema.all_keys():
+        setting = settings.get((section, key)) or Setting(nothing_set(schema.option(section, key)), "default")
+        rows.append((section, key, setting))
+    if as_json:
+        import json
+
+        told = [
+            {"section": section, "key": key, "value": setting.value, "source": setting.source}
+            for section, key, setting in rows
+        ]
+        click.echo(json.dumps(told, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    from node.cli import console
+
+    table = Table()
+    for name in ("key", "value", "from"):
+        table.add_column(name, overflow="fold")
+    for section, key, setting in rows:
+        style = "dim" if setting.source == "default" else None
+        table.add_row(".".join(filter(None, (section, key))), _shown(setting.value), setting.source, style=style)
+    console().print(table)
+    console().print(f"MYCELIA_API_KEY is {'set' if os.environ.get('MYCELIA_API_KEY') else 'not set'}")
+
+
+@config.command()
+@click.pass_context
+def path(context: click.Context) -> None:
+    """Where the configuration file is looked for."""
+    click.echo(_file(context))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia completion bash > ~/.local/share/bash-completion/completions/mycelia
+  mycelia completion zsh > ~/.zfunc/_mycelia            (a folder of $fpath)
+  mycelia completion fish > ~/.config/fish/completions/mycelia.fish"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete mycelia's commands and options."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(_root(context), {}, "mycelia", "_MYCELIA_COMPLETE").source())
+
+
+def _root(context: click.Context) -> click.Group:
+    root = context.find_root().command
+    assert isinstance(root, click.Group)
+    return root
+
+
+def _file(context: click.Context) -> Path:
+    return context.find_root().params.get("config") or default_file()
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, for its owner alone: it may say where keys lie. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(path)
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _shown(value: object) -> str:
+    if value is None or value == []:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
