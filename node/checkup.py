@@ -10,6 +10,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from node.engine.models import model_name, resolve_model
@@ -18,6 +19,7 @@ from node.engine.settings import EngineSettings, available_memory_bytes, usable_
 from node.engine.sizing import Device
 from node.engine.tier import GIB, MIB
 from node.errors import one_line
+from node.outlook import Line
 from node.version import VERSION
 from proto.errors import LocalError
 
@@ -77,6 +79,15 @@ class Report(Struct, frozen=True):
     disk_free_bytes: int | None
     packaged_model: str | None
     model: ModelReport | None
+    outlook: list[Line] = []
+    """Ports, bootstrap peers, clock and reachability; none: they were not looked at."""
+
+
+def with_outlook(report: Report, outlook: list[Line]) -> Report:
+    """``report`` with what was seen of the network; what is wrong there is a problem too."""
+    wrong = [one_line(f"{line.what}: {line.says}; {line.fix}") for line in outlook if not line.ok]
+    problems = [*report.problems, *wrong]
+    return msgspec.structs.replace(report, outlook=outlook, problems=problems, ok=not problems)
 
 
 def examine(model: str, data_dir: Path) -> Report:
@@ -200,8 +211,10 @@ def lines(report: Report) -> list[str]:
         rows.append(("  layers", model.offload or f"all {model.layers} on the processor"))
         rows.append(("  reuse", f"{model.reuse}: {model.reuse_reason}"))
         rows.append(("  KV cache", cells))
-    rows += [("hint", hint) for hint in report.hints]
-    return [f"{name:<11} {text}" for name, text in rows]
+    told = [("ok", name, text) for name, text in rows]
+    told += [("ok" if line.ok else "!!", line.what, line.says) for line in report.outlook]
+    told += [("--", "hint", hint) for hint in report.hints]
+    return [f"{mark:<3} {name:<11} {one_line(text)}" for mark, name, text in told]
 
 
 def _size(num_bytes: int | None) -> str:

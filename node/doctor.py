@@ -11,6 +11,7 @@ import click
 Examples:
   mycelia doctor
   mycelia doctor --model ./model.gguf          what a node would do with this model
+  mycelia doctor --bootstrap /ip4/203.0.113.7/tcp/7117/p2p/12D3KooW...     can peers reach this machine?
   mycelia doctor --json"""
 )
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="The model to look at.")
@@ -19,19 +20,27 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="The data directory to look at.  [default: the user's data directory]",
 )
+@click.option("--bootstrap", multiple=True, metavar="FILE|MULTIADDR", help="Peers to ask how they see this machine.")
+@click.option("--offline", is_flag=True, help="Look at this machine alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
-def doctor(model: str, data_dir: Path | None, as_json: bool) -> None:
-    """What a node has to work with here: llama.cpp, GPUs, memory, disk, and what it would do with a model.
+def doctor(model: str, data_dir: Path | None, bootstrap: tuple[str, ...], offline: bool, as_json: bool) -> None:
+    """What a node has to work with here: llama.cpp, GPUs, memory, disk, what it would do with a model, its ports, its
+    bootstrap peers, and whether they can reach it.
 
-    No node is started and no weights are loaded. Exits with 0 when a node could run; otherwise with 1, and says what
-    to do.
+    No node is started and no weights are loaded. Exits with 0 when a node could run and be reached; otherwise with 1,
+    and says what to do.
     """
     import msgspec
 
-    from node.checkup import examine, lines
-    from node.settings import default_data_dir
+    from node.checkup import examine, lines, with_outlook
+    from node.cli import run
+    from node.outlook import look_out
+    from node.settings import default_data_dir, read_bootstrap
 
-    report = examine(model, data_dir or default_data_dir())
+    where, peers = data_dir or default_data_dir(), read_bootstrap(bootstrap)
+    report = examine(model, where)
+    if not offline:
+        report = with_outlook(report, run(lambda: look_out(where, peers)))
     click.echo(msgspec.json.encode(report) if as_json else "\n".join(lines(report)))
     for problem in report.problems:
         click.echo(f"mycelia: {problem}", err=True)

@@ -465,9 +465,26 @@ class Links(Kind, frozen=True, kw_only=True, tag=23):
     links: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)] = field(name="1")
 
 
+class ReachQuery(Kind, frozen=True, kw_only=True, tag=24):
+    """Where do you see me, and can you open a TCP connection to this port there? Answered by Reach."""
+
+    port: Annotated[int, Meta(ge=1, le=65_535)] = field(name="1")
+
+
+class Reach(Kind, frozen=True, kw_only=True, tag=25):
+    """How its peer looks to the sender."""
+
+    address: Annotated[str, Meta(max_length=128)] = field(name="1")
+    """Multiaddr of the other end of the connection, as the sender sees it."""
+    time_ms: Counter = field(name="2")
+    """The sender's clock: ms since 1970."""
+    outcome: Annotated[str, Meta(pattern="^(open|closed|untried)$")] = field(name="3")
+    """Of the connection to the port; untried: the sender was asked too often."""
+
+
 Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile | Subscribe
 Gossip = Delta | Announce
 ServingFrame = Accepted | Tokens | Final | Failed | Bounced
 EntryFrame = Route | Begun | Text | Answered | Failed
-Inspect = TraceQuery | Trace | LinksQuery | Links
+Inspect = TraceQuery | Trace | LinksQuery | Links | ReachQuery | Reach
 Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect

@@ -160,6 +160,9 @@ class Libp2pNetwork:
     def round_trip_s(self, peer: bytes) -> float | None:
         return self._table.round_trip_s(peer)
 
+    def remote_address(self, peer: bytes) -> str:
+        return self._table.remote_address(peer)
+
     async def send(self, peer: bytes, message: Control) -> None:
         await self._streams.send(peer, message)
 

@@ -279,6 +279,9 @@ class MemoryNetwork:
         self._swarm.spawn(theirs, handler)
         return mine
 
+    def remote_address(self, peer: bytes) -> str:
+        return "/ip4/127.0.0.1/tcp/1" if self._swarm.connected(self.peer_id, peer) else ""
+
     def num_exchanges(self) -> int:
         return sum(map(len, self._streams.values()))
 

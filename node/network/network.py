@@ -108,6 +108,10 @@ class Network(Protocol):
         """Last measured round-trip time, or None."""
         ...
 
+    def remote_address(self, peer: bytes) -> str:
+        """Multiaddr of the other end of a connection with it, as seen from here; empty: none."""
+        ...
+
     async def send(self, peer: bytes, message: Control) -> None:
         """One control message to a connected peer. Raises NetworkError."""
         ...

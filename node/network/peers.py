@@ -69,6 +69,10 @@ class PeerTable(INotifee):
         entry = self._peers.get(peer)
         return list(entry.connections) if entry else []
 
+    def remote_address(self, peer: bytes) -> str:
+        """Multiaddr of the other end of a connection with it; empty: none."""
+        return next((remote_address(connection) for connection in self.connections(peer)), "")
+
     def round_trip_s(self, peer: bytes) -> float | None:
         entry = self._peers.get(peer)
         return entry.round_trip_s if entry else None

@@ -4,6 +4,7 @@ Answers are hints from strangers, bounded and shown; nothing is decided by them.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -15,7 +16,19 @@ from node.serving import receive_opening
 from node.telemetry.requests import RequestLog
 from node.views import LinkRow, LinksRow, TraceRow, TraceView
 from proto.errors import RemoteError
-from proto.messages import MAX_LINKS, Link, Links, LinksQuery, Message, Trace, TraceQuery, TraceStep
+from proto.limits import TokenBucket
+from proto.messages import (
+    MAX_LINKS,
+    Link,
+    Links,
+    LinksQuery,
+    Message,
+    Reach,
+    ReachQuery,
+    Trace,
+    TraceQuery,
+    TraceStep,
+)
 
 INSPECT = "/mycelia/inspect/1"
 MAX_NODES = 16
@@ -25,6 +38,10 @@ MAX_DEPTH = 3
 ANSWER_DEADLINE_S = 3.0
 LINKS_KEPT_S = 5.0
 """A page that is looked at asks often."""
+
+REACH_RATE, REACH_BURST = 0.2, 5.0
+"""Connections a second that this node tries for others, all of them together."""
+REACH_DEADLINE_S = 2.0
 
 
 class Inspection:
@@ -38,6 +55,7 @@ class Inspection:
         self._links: list[LinksRow] = []
         self._links_at = -math.inf
         self._asking = trio.Lock()
+        self._reach_bucket = TokenBucket(REACH_RATE, REACH_BURST, 0.0)
 
     async def serve_stream(self, stream: MessageStream) -> None:
         """One question of a peer, answered."""
@@ -46,8 +64,18 @@ class Inspection:
                 await stream.send(Trace(steps=self._requests.steps(request_id)))
             case LinksQuery():
                 await stream.send(Links(links=self._own_links()))
+            case ReachQuery(port=port):
+                await stream.send(await self._reach(stream.peer, port))
             case other:
                 raise RemoteError(f"a {type(other).__name__} where a question belongs")
+
+    async def _reach(self, peer: bytes, port: int) -> Reach:
+        """Only the address that the question came from is connected to, and nothing is sent there."""
+        address = self._network.remote_address(peer)
+        outcome = "untried"
+        if self._reach_bucket.take(trio.current_time()):
+            outcome = "open" if await _is_open(address, port) else "closed"
+        return Reach(address=address[:128], time_ms=round(1000 * time.time()), outcome=outcome)
 
     async def links(self) -> list[LinksRow]:
         """What this node's nearest peers say of whom they are connected to; at most LINKS_KEPT_S old."""
@@ -121,3 +149,17 @@ def _row(node: bytes, started_ms: float, step: TraceStep) -> TraceRow:
 def _links_row(peer: bytes, answer: Links) -> LinksRow:
     links = [LinkRow(id_text(link.peer), link.round_trip_ms or None) for link in answer.links]
     return LinksRow(id_text(peer), links)
+
+
+async def _is_open(address: str, port: int) -> bool:
+    """Whether TCP connects to ``port`` of a multiaddr's host. The host is an IP address: that of a connection."""
+    _, kind, host, *_ = [*address.split("/"), "", "", ""]
+    if kind not in ("ip4", "ip6"):
+        return False
+    with trio.move_on_after(REACH_DEADLINE_S):
+        try:
+            async with await trio.open_tcp_stream(host, port):
+                return True
+        except OSError:
+            return False
+    return False

@@ -4,9 +4,11 @@ import signal
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
+from node.checkup import Report
 from node.client import fetch_tree
 from node.rundir import find_running
 from node.swarm import COMMAND, LocalNode, LocalSwarm
@@ -156,3 +158,23 @@ async def test_a_swarm_with_one_command_ends_with_it(tmp_path: Path, delay: str)
             assert info is not None
             await wait_gone(info.pid)
     assert (tmp_path / "all" / "node-2" / "node.log").read_text()
+
+
+async def test_the_doctor_asks_peers_how_they_see_this_machine(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        one, two = await swarm.start_many(2, ["--model", "fake"])
+        one_at, two_at = await one.address(), await two.address()
+        here = ("--model", "smollm2", "--json", "--data-dir", str(two.data_dir))
+        well = msgspec.json.decode((await run_mycelia("doctor", *here, "--bootstrap", one_at)).stdout, type=Report)
+        assert well.ok, well.problems
+        found = {line.what: line for line in well.outlook}
+        assert found.keys() == {"node", "bootstrap", "clock", "NAT", "reachable"}
+        port = two_at.split("/")[4]
+        assert found["reachable"].says == f"peers can connect to port {port} of 127.0.0.1"
+        assert found["NAT"].says.startswith("none: this machine has the address")
+
+        await one.stop()
+        done = await run_mycelia("doctor", *here, "--bootstrap", one_at)
+        ill = msgspec.json.decode(done.stdout, type=Report)
+        assert done.returncode == 1 and not ill.ok
+        assert any(problem.startswith(f"bootstrap: {one_at}") for problem in ill.problems)

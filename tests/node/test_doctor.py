@@ -10,12 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from node import checkup
-from node.checkup import Report, examine, lines
+from node.checkup import Report, examine, lines, with_outlook
 from node.doctor import doctor
 from node.engine import probe as probe_file
 from node.engine.models import resolve_model
 from node.engine.probe import Finding, Library, Model, Problem, Question, probe
 from node.engine.sizing import Device
+from node.outlook import Line, Seen, conclusions
+from proto.messages import Reach
 
 GIB = 2**30
 GPU = Device("CUDA0", "NVIDIA\nH200", "gpu", 139 * GIB, 130 * GIB)
@@ -28,7 +30,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
 
 
 def test_a_machine_that_can_run_a_node(tmp_path: Path) -> None:
-    done = CliRunner().invoke(doctor, ["--json", "--data-dir", str(tmp_path / "not" / "yet")])
+    done = CliRunner().invoke(doctor, ["--offline", "--json", "--data-dir", str(tmp_path / "not" / "yet")])
     assert done.exit_code == 0, done.output
     report = msgspec.json.decode(done.stdout, type=Report)
     assert report.ok and not report.problems
@@ -43,7 +45,7 @@ def test_a_machine_that_can_run_a_node(tmp_path: Path) -> None:
 
 
 def test_the_report_for_people() -> None:
-    done = CliRunner().invoke(doctor, [])
+    done = CliRunner().invoke(doctor, ["--offline"])
     assert done.exit_code == 0
     for word in ("llama.cpp", "CPU (cpu)", "usable cores", "smollm2", "on the processor", "KV cache"):
         assert word in done.stdout
@@ -51,7 +53,7 @@ def test_the_report_for_people() -> None:
 
 
 def test_what_is_wrong_is_one_line_each_and_exit_code_1(tmp_path: Path) -> None:
-    done = CliRunner().invoke(doctor, ["--model", str(tmp_path / "no\nmodel.gguf")])
+    done = CliRunner().invoke(doctor, ["--offline", "--model", str(tmp_path / "no\nmodel.gguf")])
     assert done.exit_code == 1 and done.stderr.count("\n") == 1
     assert "No such file" in done.stderr and "llama.cpp" in done.stdout, "the rest is still told"
     (tmp_path / "file").touch()
@@ -122,3 +124,43 @@ def test_hints_at_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_pa
     pretend(monkeypatch, msgspec.structs.replace(blind, built_for=["CPU"]))
     monkeypatch.setattr(checkup, "NVIDIA_DEVICE", Path(os.devnull))
     assert "CUDA=1" in examine("smollm2", tmp_path).hints[0]
+
+
+def test_what_is_wrong_outside_is_a_problem_with_its_cure(tmp_path: Path) -> None:
+    report = with_outlook(
+        examine("smollm2", tmp_path),
+        [
+            Line("clock", True, "right"),
+            Line("reachable", False, "peers cannot connect\nto port 7117", "mycelia node --announce /ip4/..."),
+        ],
+    )
+    assert not report.ok and report.problems == [
+        "reachable: peers cannot connect\\nto port 7117; mycelia node --announce /ip4/..."
+    ]
+    told = lines(report)
+    assert "ok  clock       right" in told and any(line.startswith("!!  reachable") for line in told)
+
+
+def seen(outcome: str, address: str = "/ip4/203.0.113.7/tcp/40000", skew_s: float = 0.0) -> Seen:
+    return Seen(Reach(address=address, time_ms=0, outcome=outcome), skew_s)
+
+
+@pytest.mark.parametrize(
+    ("told", "what", "ok", "says"),
+    [
+        ([seen("open"), seen("closed")], "reachable", True, "7117 of 203.0.113.7"),
+        ([seen("closed")], "reachable", False, "--announce /ip4/203.0.113.7/tcp/7117"),
+        ([seen("closed", "/ip6/2001:db8::1/tcp/4")], "reachable", False, "--announce /ip6/2001:db8::1/tcp/7117"),
+        ([seen("untried")], "reachable", True, "unknown"),
+        ([], "reachable", True, "unknown"),
+        ([seen("open")], "NAT", True, "address translation 203.0.113.7"),
+        ([seen("open", "/ip4/127.0.0.1/tcp/1")], "NAT", True, "none"),
+        ([seen("open", "nonsense\x1b[2J")], "NAT", True, "unknown"),
+        ([seen("open", skew_s=-90.0)], "clock", False, "90 s ahead of peers' timedatectl"),
+        ([seen("open", skew_s=7200.0)], "clock", False, "7200 s behind"),
+        ([seen("open", skew_s=7200.0), seen("open"), seen("open")], "clock", True, "3 peers"),
+    ],
+)
+def test_how_peers_see_the_machine(told: list[Seen], what: str, ok: bool, says: str) -> None:
+    line = next(line for line in conclusions(told, 7117) if line.what == what)
+    assert line.ok == ok and says in f"{line.says} {line.fix}"

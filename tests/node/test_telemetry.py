@@ -22,7 +22,7 @@ from node.telemetry.inspection import INSPECT
 from node.telemetry.requests import MAX_REQUESTS, RequestLog
 from node.views import TraceView
 from proto.errors import RemoteError
-from proto.messages import MAX_TRACE_STEPS, Answered, Ask, Begun, Failed, Usage
+from proto.messages import MAX_TRACE_STEPS, Answered, Ask, Begun, Failed, Reach, ReachQuery, Usage
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 
 DEADLINE_S = 30.0
@@ -148,6 +148,26 @@ async def test_links_are_those_of_the_peers(autojump_clock: trio.testing.MockClo
         me = peer_text(members[0].peer)
         assert told == {peer: everybody - {peer} for peer in everybody - {me}}
         assert await members[0].node.links() is await members[0].node.links()  # (kept for some seconds)
+
+
+async def test_a_peer_tells_whether_a_port_is_open_and_is_not_asked_too_often() -> None:
+    listener = bind_api("127.0.0.1", 0)
+    open_port = listener.getsockname()[1]
+    with listener, trio.fail_after(DEADLINE_S):
+        async with open_members(2) as (_, (one, two)):
+
+            async def ask(port: int) -> Reach:
+                stream = await one.network.open(two.peer, INSPECT)
+                await stream.send(ReachQuery(port=port))
+                answer = await stream.receive()
+                assert isinstance(answer, Reach)
+                return answer
+
+            seen = await ask(open_port)
+            assert seen.outcome == "open" and seen.address.startswith("/ip4/127.0.0.1/")
+            listener.close()
+            outcomes = [(await ask(open_port)).outcome for _ in range(8)]
+    assert outcomes[:3] == ["closed"] * 3 and outcomes[-1] == "untried"
 
 
 async def test_other_questions_are_no_questions(autojump_clock: trio.testing.MockClock) -> None:

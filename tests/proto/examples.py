@@ -20,6 +20,8 @@ from proto.messages import (
     LinksQuery,
     Logprob,
     Message,
+    Reach,
+    ReachQuery,
     Reconcile,
     Repair,
     RepairRequest,
@@ -112,6 +114,8 @@ EXAMPLES: list[Message] = [
     TraceQuery(request_id=b"i" * 16),
     Trace(steps=(TraceStep(at_ms=0, name="entered"), TraceStep(at_ms=7, name="routed", detail="longest", peer=PEER))),
     LinksQuery(),
+    ReachQuery(port=7_117),
+    Reach(address="/ip4/203.0.113.7/tcp/40000", time_ms=1_800_000_000_000, outcome="open"),
     Links(links=(Link(peer=PEER, round_trip_ms=12),)),
     Ask(
         request_id=b"i" * 16,
