@@ -12,7 +12,7 @@ last one counts as well, as a censored observation: an engine that stalls is not
 
 *Appointments.* Whoever is refused is told when the rule should let it in: after so many further starts at the present
 pace. That word is kept from both sides. Who comes back then finds a place even if others took the free ones meanwhile
-(at most one place over its share, while there is any), and who comes earlier is refused for the rest of the time,
+(one place over its share each time, while there is any), and who comes earlier is refused for the rest of the time,
 unless nobody waits any more or the time turns out to be more than twice too long. So the time is true for whoever asks,
 knocking in between gains nothing over waiting, and those who wait as told lose nothing to those who do not. An
 appointment that is not used lapses after as long again.

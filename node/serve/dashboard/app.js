@@ -30,6 +30,15 @@ function median(values) {
   return sorted.length ? sorted[sorted.length >> 1] : null;
 }
 
+// Puts rows into the page only when they have changed, so that what a reader marks stays marked.
+const drawn = new WeakMap();
+function replace(parent, what, make) {
+  const said = JSON.stringify(what);
+  if (drawn.get(parent) === said) return;
+  drawn.set(parent, said);
+  parent.replaceChildren(...make());
+}
+
 // --- the node ---
 const stored = (area, name) => { try { return area.getItem(name) || ""; } catch { return ""; } };
 let key = stored(sessionStorage, "key");
@@ -234,7 +243,8 @@ function pulse(peer) {
 }
 
 function drawPeers() {
-  by("peers").tBodies[0].replaceChildren(...state.peers.map((peer) => {
+  const told = state.peers.map((peer) => ({ ...peer, connected_s: 0 }));
+  replace(by("peers").tBodies[0], told, () => told.map((peer) => {
     const name = el("td", short(peer.peer), "id");
     name.title = peer.peer;
     const load = `${peer.active_requests + peer.waiting_requests}${peer.slots ? ` / ${peer.slots}` : ""}`;
@@ -250,7 +260,7 @@ function drawRequests() {
   const rows = [...requests.values()].slice(-MAX_ROWS).reverse();
   by("no-requests").hidden = rows.length > 0;
   by("requests").hidden = rows.length === 0;
-  by("requests").tBodies[0].replaceChildren(...rows.map((row) => {
+  replace(by("requests").tBodies[0], rows, () => rows.map((row) => {
     const bar = el("span", el("i"), "bar");
     bar.firstChild.style.width = `${row.prompt_tokens ? (100 * row.cached_tokens) / row.prompt_tokens : 0}%`;
     const where = row.served_by === (state && state.peer) ? "this node" : short(row.served_by);
@@ -303,6 +313,10 @@ function drawCharts() {
 
 function drawTree(rows) {
   by("no-tree").hidden = rows.length > 0;
+  replace(by("tree"), rows, () => branches(rows));
+}
+
+function branches(rows) {
   const root = el("ul"), open = [root];
   for (const row of rows.slice(0, MAX_EDGES)) {
     const level = Math.min(row.level, 24, open.length - 1);
@@ -317,7 +331,7 @@ function drawTree(rows) {
   }
   for (const list of root.querySelectorAll("ul")) if (!list.children.length) list.remove();
   if (rows.length > MAX_EDGES) root.append(el("li", `… and ${rows.length - MAX_EDGES} more edges`, "more"));
-  by("tree").replaceChildren(...root.children);
+  return root.children;
 }
 
 // --- light and dark ---

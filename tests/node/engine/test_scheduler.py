@@ -355,13 +355,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, prompt: list[int], max_tokens: int, client: bytes) -> None:
         self.key += 1
         num_own, num_waiting = self.sched.waiting.num_of(client), len(self.sched.waiting)
+        was_told = client in self.comes_at and self.now >= self.comes_at[client][1]
         outcome = self.sched.submit(self.key, prompt, max_tokens, self.now, client=client)
         if isinstance(outcome, Refusal):
             assert outcome.code == "overloaded" and 0 < outcome.retry_after_s <= MAX_RETRY_S
             assert num_waiting, "an engine at which nobody waits refuses nobody"
-            self.comes_at.setdefault(client, (self.now, self.now + outcome.retry_after_s))
+            at = self.now + outcome.retry_after_s
+            if client not in self.comes_at or abs(self.comes_at[client][1] - at) > 1e-6:  # (the last word counts)
+                self.comes_at[client] = (self.now, at)
         else:
-            assert num_waiting < 12 and num_own <= 6
+            # Whoever waits as told may be over its share by one each time: an engine that stalls keeps its word, too.
+            assert num_waiting < 12 and (num_own <= 5 or was_told)
             self.comes_at.pop(client, None)
 
     @rule(prefix=st.integers(0, 1), length=st.integers(33, 37), last=st.integers(0, 2), client=st.sampled_from(CLIENTS))
@@ -373,7 +377,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def come_again(self, data: st.DataObject) -> None:
         """Who comes when it was told finds a place, unless there is none at all."""
         client = data.draw(st.sampled_from(sorted(self.comes_at)))
-        refused_at, at = self.comes_at.pop(client)
+        refused_at, at = self.comes_at[client]
         self.now = max(self.now, at)
         has_place, is_late = len(self.sched.waiting) < 12, self.now - at > 0.9 * (at - refused_at)
         self.submit([1], 1, client)
