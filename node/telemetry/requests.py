@@ -1,7 +1,8 @@
 """The last requests that a node had to do with: the steps of each with their times, and the sums over all of them.
 
-One log for both sides of a request. Those that entered here are also rows, for people. What is kept is bounded: the
-oldest requests and everything after the first steps of a long one are forgotten.
+One log for both sides of a request. Those that entered here are also rows, for people. What is kept is bounded, for
+each side by itself, so that nobody who is served pushes out what entered here: the oldest requests and everything after
+the first steps of a long one are forgotten.
 """
 
 import secrets
@@ -36,6 +37,11 @@ from proto.messages import (
 log = structlog.get_logger()
 
 MAX_REQUESTS = 512
+"""Of each side."""
+CODES = frozenset(
+    "bad_request too_long overloaded unknown_model engine_lost no_peer deadline timeout internal".split()  # noqa: SIM905
+)
+"""Of failures; others are a peer's invention and are counted together."""
 MAX_DETAIL_CHARS = 256
 _RECENT = 256
 """Answers that the medians are over."""
@@ -81,7 +87,8 @@ class RequestLog:
         """clock, wall: seconds; the first one measures, the second one dates."""
         self._clock = clock
         self._wall = wall
-        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+        self._entered: OrderedDict[bytes, _Record] = OrderedDict()
+        self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
         self._changed = trio.Event()
         self._version = 0
@@ -95,16 +102,25 @@ class RequestLog:
 
     def steps(self, request_id: bytes) -> tuple[TraceStep, ...]:
         """None: the request is not known, or not any more."""
-        record = self._records.get(request_id)
-        return tuple(record.steps) if record else ()
+        records = [one for one in (self._entered.get(request_id), self._served.get(request_id)) if one is not None]
+        if len(records) < 2:
+            return tuple(records[0].steps) if records else ()
+        began = min(record.started_at for record in records)
+        steps = [
+            msgspec.structs.replace(step, at_ms=step.at_ms + round(1000 * (record.started_at - began)))
+            for record in records
+            for step in record.steps
+        ]
+        return tuple(sorted(steps, key=lambda step: step.at_ms)[:MAX_TRACE_STEPS])
 
     def matching(self, prefix: str) -> list[bytes]:
         """The requests whose id begins with ``prefix``, in hexadecimal."""
-        return [request_id for request_id in self._records if request_id.hex().startswith(prefix)]
+        known = dict.fromkeys([*self._entered, *self._served])
+        return [request_id for request_id in known if request_id.hex().startswith(prefix)]
 
     def rows(self) -> list[RequestRow]:
         """The requests that entered here, the newest last."""
-        return [record.row for record in self._records.values() if record.row is not None]
+        return [record.row for record in self._entered.values() if record.row is not None]
 
     async def changed(self, version: int) -> int:
         """Wait until the rows are newer than ``version``, which this returned last (0: anything is); their version."""
@@ -135,7 +151,7 @@ class RequestLog:
 
     def new_id(self, wanted: bytes) -> bytes:
         """For a request: the client's own id if it chose one that nobody here has, so that it can ask what happened."""
-        if any(wanted) and wanted not in self._records:
+        if any(wanted) and wanted not in self._entered:
             return wanted
         return secrets.token_bytes(16)  # (two clients may choose the same)
 
@@ -206,6 +222,7 @@ class RequestLog:
         self._ended(
             request_id,
             "answered",
+            "answered",
             code=answered.reason,
             served_by=id_text(answered.served_by),
             prompt_tokens=usage.prompt_tokens,
@@ -217,11 +234,11 @@ class RequestLog:
 
     def failed(self, request_id: bytes, code: str, message: str) -> None:
         self._step(request_id, "failed", f"{code}: {message}")
-        self._ended(request_id, "failed", code=code)
+        self._ended(request_id, "failed", code if code in CODES else "other", code=code)
 
     def cancelled(self, request_id: bytes) -> None:
         self._step(request_id, "cancelled")
-        self._ended(request_id, "cancelled")
+        self._ended(request_id, "cancelled", "cancelled")
 
     # --- where it is served -----------------------------------------------------------------------------------------
 
@@ -230,7 +247,7 @@ class RequestLog:
         """Around the serving of a request; to be called with every item of its answer."""
         request_id = request.request_id
         promised = f"promised {request.promised_tokens} of {len(request.prompt) // 4} tokens"
-        self._step(request_id, "serving", promised, client)
+        self._served_step(request_id, "serving", promised, client)
         outcome = "cancelled"
         has_token = False
 
@@ -238,13 +255,13 @@ class RequestLog:
             nonlocal outcome, has_token
             match item:
                 case EngineAccepted():
-                    self._step(request_id, "prefilling", f"{item.cached_tokens} cached")
+                    self._served_step(request_id, "prefilling", f"{item.cached_tokens} cached")
                 case EngineTokens() if not has_token:
                     has_token = True
-                    self._step(request_id, "decoding")
+                    self._served_step(request_id, "decoding")
                 case EngineDone():
                     outcome = "cancelled" if item.reason == "cancelled" else "answered"
-                    self._served(item.usage)
+                    self._used(item.usage)
                 case EngineFailed():
                     outcome = item.code
                 case _:
@@ -253,14 +270,14 @@ class RequestLog:
         try:
             yield note
         finally:
-            self._step(request_id, "served", outcome)
+            self._served_step(request_id, "served", outcome)
             self.totals.served[outcome] += 1
 
     def handed_back(self, request: Generate, peer: bytes) -> None:
-        self._step(request.request_id, "handed_back", "it would wait too long here", peer)
+        self._served_step(request.request_id, "handed_back", "it would wait too long here", peer)
         self.totals.served["handed_back"] += 1
 
-    def _served(self, usage: Usage) -> None:
+    def _used(self, usage: Usage) -> None:
         totals = self.totals
         totals.cached_tokens += usage.cached_tokens
         totals.computed_tokens += usage.prompt_tokens - usage.cached_tokens
@@ -272,11 +289,19 @@ class RequestLog:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> _Record:
-        record = self._records.get(request_id)
+        return self._add(self._entered, request_id, name, detail, peer)
+
+    def _served_step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> None:
+        self._add(self._served, request_id, name, detail, peer)
+
+    def _add(
+        self, records: OrderedDict[bytes, _Record], request_id: bytes, name: str, detail: str, peer: bytes
+    ) -> _Record:
+        record = records.get(request_id)
         if record is None:
-            record = self._records[request_id] = _Record(self._clock())
-            if len(self._records) > MAX_REQUESTS:
-                self._records.popitem(last=False)
+            record = records[request_id] = _Record(self._clock())
+            if len(records) > MAX_REQUESTS:
+                records.popitem(last=False)
         if len(record.steps) < MAX_TRACE_STEPS:
             step = TraceStep(at_ms=self._ms(record), name=name, detail=detail[:MAX_DETAIL_CHARS], peer=peer[:64])
             record.steps.append(step)
@@ -288,15 +313,15 @@ class RequestLog:
         return min(round(1000 * (self._clock() - record.started_at)), 2**31 - 1)
 
     def _update(self, request_id: bytes, **changes: object) -> None:
-        record = self._records.get(request_id)
+        record = self._entered.get(request_id)
         if record is not None and record.row is not None:
             record.row = msgspec.structs.replace(record.row, **changes)
             self._wake()
 
-    def _ended(self, request_id: bytes, status: str, **changes: object) -> None:
-        record = self._records[request_id]
+    def _ended(self, request_id: bytes, status: str, outcome: str, **changes: object) -> None:
+        record = self._entered[request_id]
         self._update(request_id, status=status, total_ms=self._ms(record), **changes)
-        self.totals.entered[str(changes["code"]) if status == "failed" else status] += 1
+        self.totals.entered[outcome] += 1
         if (row := record.row) is not None:
             fields = {name: getattr(row, name) for name in _LOGGED if getattr(row, name) not in ("", None)}
             log.info(f"request_{status}", request=row.id, **fields)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,7 +23,7 @@ from node.telemetry.inspection import INSPECT
 from node.telemetry.requests import MAX_REQUESTS, RequestLog
 from node.views import TraceView
 from proto.errors import RemoteError
-from proto.messages import MAX_TRACE_STEPS, Answered, Ask, Begun, Failed, Reach, ReachQuery, Usage
+from proto.messages import MAX_TRACE_STEPS, Answered, Ask, Begun, Failed, Generate, Reach, ReachQuery, Sampling, Usage
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 
 DEADLINE_S = 30.0
@@ -64,6 +65,25 @@ def test_a_request_that_was_forgotten_while_it_ran_is_still_counted() -> None:
     log.relayed_frame(request_id(0), Begun(served_by=b"p" * 38, cached_tokens=3))
     log.answered(request_id(0), ANSWERED)
     assert log.totals.entered == {"answered": 1} and log.stats().ttft_ms_p50 == 250
+
+
+def test_strangers_words_make_no_new_counters_and_push_nothing_out() -> None:
+    log = RequestLog(clock=lambda: 0.0)
+    log.entered(request_id(0), "m", b"")
+    for number in range(1, 100):
+        log.entered(request_id(number), "m", b"")
+        log.failed(request_id(number), f"invented-{number}", "")
+    assert log.totals.entered == {"other": 99}
+    generate = Generate(
+        request_id=bytes(16), namespace=bytes(16), prompt=bytes(4), sampling=Sampling(), promised_tokens=0
+    )
+    for number in range(1_000, 1_000 + 2 * MAX_REQUESTS):
+        with log.serving(msgspec.structs.replace(generate, request_id=request_id(number)), b"p" * 38):
+            pass
+    assert len(log.rows()) == 100 and not log.steps(request_id(1_000)), "the served ones are bounded by themselves"
+    with log.serving(msgspec.structs.replace(generate, request_id=request_id(0)), b""):
+        pass
+    assert [step.name for step in log.steps(request_id(0))] == ["entered", "serving", "served"]
 
 
 def test_a_clients_own_id_is_taken_once() -> None:
