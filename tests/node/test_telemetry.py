@@ -75,7 +75,7 @@ def test_strangers_words_make_no_new_counters_and_push_nothing_out() -> None:
         log.failed(request_id(number), f"invented-{number}", "")
     assert log.totals.entered == {"other": 99}
     generate = Generate(
-        request_id=bytes(16), namespace=bytes(16), prompt=bytes(4), sampling=Sampling(), promised_tokens=0
+        request_id=bytes(16), namespace=bytes(16), prompt=bytes(4), sampling=Sampling(max_tokens=1), promised_tokens=0
     )
     for number in range(1_000, 1_000 + 2 * MAX_REQUESTS):
         with log.serving(msgspec.structs.replace(generate, request_id=request_id(number)), b"p" * 38):

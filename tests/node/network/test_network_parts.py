@@ -9,13 +9,13 @@ from network_helpers import NAMESPACE, announce, hello
 
 from node.network import addresses
 from node.network.events import EventQueue
-from node.network.identity import new_identity
+from node.network.identity import Identity
 from node.network.network import Connected, Disconnected, Gossiped, NetworkEvent, Received
 from node.peer_id import peer_text
 from proto.errors import LocalError
 from proto.limits import TokenBucket
 
-PEER = new_identity().peer_id
+PEER = Identity(bytes(32)).peer_id
 
 
 async def drain(queue: EventQueue) -> list[NetworkEvent]:
