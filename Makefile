@@ -4,6 +4,7 @@ SHELL := /bin/sh
 PYTEST_ARGS ?=
 ARGS ?=
 N ?= 4
+JOBS ?= 2
 export PYTHON CUDA CMAKE_ARGS
 
 ready := .venv/.ready
@@ -46,8 +47,8 @@ $(chromium): scripts/chromium | $(ready)
 	@scripts/chromium
 	@touch $@
 
-test: $(ready) $(gemma) $(chromium)  ## run the tests; PYTEST_ARGS="-k radix" for some of them
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+test: $(ready) $(gemma) $(chromium)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(ready)  ## lint, formatting, types, import rules
 	.venv/bin/ruff check
