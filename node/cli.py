@@ -16,6 +16,7 @@ from node.bench.command import bench
 from node.bench.simulate_command import simulate
 from node.commands.configure import completion, config
 from node.commands.observe import stats, status, trace, up
+from node.commands.options import data_dir_option, json_option
 from node.doctor import doctor
 from node.errors import first_error, one_line
 from proto.errors import MyceliaError
@@ -31,12 +32,6 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 MAX_MODEL_CHARS = 128
 _T = TypeVar("_T")
 
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where the node keeps its identity and state.  [default: the user's data directory]",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 bootstrap_option = click.option(
     "--bootstrap",
     multiple=True,

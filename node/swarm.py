@@ -97,19 +97,24 @@ class LocalNode:
         return str(self.events[-1].get("event", "")) if self.events else "it said nothing"
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL if that takes too long. Returns when the process is gone."""
-        with trio.CancelScope(shield=True):
-            if self.process.returncode is None:
-                self.process.terminate()
-                with trio.move_on_after(STOP_DEADLINE_S):
-                    await self.process.wait()
-            if self.process.returncode is None:
-                self.process.kill()
-            await self.process.wait()
+        """See ``end``."""
+        await end(self.process)
 
     def kill(self) -> None:
         """SIGKILL, as a crash or a power cut would end it."""
         self.process.send_signal(signal.SIGKILL)
+
+
+async def end(process: trio.Process) -> None:
+    """SIGTERM, then SIGKILL if that takes too long. Returns when the process is gone, also in a cancelled task."""
+    with trio.CancelScope(shield=True):
+        if process.returncode is None:
+            process.terminate()
+            with trio.move_on_after(STOP_DEADLINE_S):
+                await process.wait()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 class LocalSwarm:

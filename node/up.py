@@ -14,7 +14,7 @@ from rich.text import Text
 from node.client import fetch_requests, fetch_state
 from node.rundir import RunInfo
 from node.show_state import panel
-from node.swarm import STOP_DEADLINE_S
+from node.swarm import end
 from proto.errors import LocalError
 
 REFRESH_S = 1.0
@@ -52,16 +52,6 @@ class _Child:
         fields = [f"{name}={value}" for name, value in event.items() if name not in ("event", "level", "timestamp")]
         self.lines.append(" ".join([str(event.get("timestamp", ""))[11:19], str(event.get("event")), *fields]))
 
-    async def stop(self) -> None:
-        with trio.CancelScope(shield=True):
-            if self.process.returncode is None:
-                self.process.terminate()
-                with trio.move_on_after(STOP_DEADLINE_S):
-                    await self.process.wait()
-            if self.process.returncode is None:
-                self.process.kill()
-            await self.process.wait()
-
 
 async def watch_node(command: Sequence[str]) -> None:
     """Until cancelled, which stops the node. command: the arguments of ``mycelia`` that run it.
@@ -84,7 +74,7 @@ async def watch_node(command: Sequence[str]) -> None:
             nursery.cancel_scope.cancel()
         raise LocalError(_last_words(child, code))
     finally:
-        await child.stop()
+        await end(process)
 
 
 async def _draw(child: _Child) -> None:
