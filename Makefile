@@ -9,7 +9,7 @@ export PYTHON CUDA CMAKE_ARGS
 
 ready := .venv/.ready
 gemma := .venv/.gemma
-chromium := .venv/.chromium
+programs := .venv/.test-programs
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -42,12 +42,12 @@ $(gemma): setup.cfg | $(ready)
 	    "$$(sed -n 's/^ *\(gemma3-[^ ]*==[^ ]*\)$$/\1/p' setup.cfg)"
 	@touch $@
 
-# The browser that tests look at the dashboard with.
-$(chromium): scripts/chromium | $(ready)
-	@scripts/chromium
+# Programs that only tests use: a browser and curl.
+$(programs): scripts/test-programs | $(ready)
+	@scripts/test-programs
 	@touch $@
 
-test: $(ready) $(gemma) $(chromium)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
+test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(ready)  ## lint, formatting, types, import rules
@@ -74,7 +74,7 @@ node: $(ready)  ## run a node; ARGS="--help" for its options
 swarm: $(ready)  ## run several nodes on this machine, N=4 of them
 	@.venv/bin/mycelia swarm $(N) $(ARGS)
 
-screenshot: $(ready) $(chromium)  ## take the picture of the dashboard in docs/ anew, of a real swarm
+screenshot: $(ready) $(programs)  ## take the picture of the dashboard in docs/ anew, of a real swarm
 	@PYTHONPATH=. .venv/bin/python scripts/screenshot.py $(ARGS)
 
 evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours); ARGS="--quick" for a taste
