@@ -36,6 +36,7 @@ from node.network.network import Network, NetworkSettings
 from node.peer_id import peer_text
 from node.relay import relayed
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
+from node.serve.api import Embedded
 from node.serve.gateway import Access, serve_gateway
 from node.serve.server import bind_api, url_of
 from node.serving import serve_generate_stream
@@ -152,6 +153,11 @@ class Node:
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
         return list(await self._engine.tokenize_chat(messages))
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+        """See ``Api.embed``."""
+        tokens = [await self._engine.tokenize_text(text) if isinstance(text, str) else text for text in texts]
+        return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self._overlay.peers(self._driver.now())]

@@ -1,6 +1,10 @@
 """Errors as they are told: the one that matters of a nursery's group, and in one line."""
 
-from proto.errors import MyceliaError
+from proto.errors import LocalError, MyceliaError
+
+
+class BusyError(LocalError):
+    """There is no place for it now; it may be asked again."""
 
 
 def one_line(message: str) -> str:

@@ -10,6 +10,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from proto.messages import (
     MAX_LOGPROBS_PER_FRAME,
     MAX_TEXT_BYTES_PER_FRAME,
@@ -176,6 +179,11 @@ class Engine(Protocol):
 
     async def tokenize_text(self, text: str) -> Sequence[int]:
         """The prompt that ``text`` is by itself, likewise; control tokens that it spells count. Raises LocalError."""
+        ...
+
+    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
+        """A vector of length 1 for each text, given as tokens. client: see ``EngineRequest``. Being cancelled cancels.
+        Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
         ...
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:

@@ -66,11 +66,11 @@ class ExactLlama(Llama):
         self.context_tokens = min(self.context_tokens, self.num_cells)
 
     def _check_kind(self, path: Path) -> None:
-        kind = read_metadata(L, self._model, "general.architecture")
+        kind = read_metadata(L, self.model, "general.architecture")
         for is_refused, why in (
-            (L.llama_model_n_swa(self._model) > 0, "its attention is windowed"),
-            (keeps_states(self._model), "it is recurrent"),
-            (read_metadata(L, self._model, f"{kind}.expert_count") not in ("", "0"), "it has experts"),
+            (L.llama_model_n_swa(self.model) > 0, "its attention is windowed"),
+            (keeps_states(self.model), "it is recurrent"),
+            (read_metadata(L, self.model, f"{kind}.expert_count") not in ("", "0"), "it has experts"),
         ):
             if is_refused:
                 raise LocalError(f"cannot serve {path} in exact mode: {why}")

@@ -11,8 +11,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import trio
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from node.engine.changes import ChangeLog
 from node.engine.engine import (
@@ -153,6 +155,12 @@ class FakeEngine:
             tokens += [TURN_TOKEN, *message.role.encode(), ord("\n"), *message.content.encode(), END_TOKEN]
         head = [TURN_TOKEN, *b"tools\n", *tools.encode(), END_TOKEN] if tools else []
         return [*head, *tokens, TURN_TOKEN, *b"assistant\n"]
+
+    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
+        await trio.lowlevel.checkpoint()
+        if not texts or not all(texts):
+            raise LocalError("there is no text to embed")
+        return [_counts(tokens) for tokens in texts]
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
@@ -329,6 +337,13 @@ class FakeEngine:
             self._tree.remove(victim)
             self._changes.evict(victim)
         self._changed.set()
+
+
+def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:
+    """How often each of eight kinds of token occurs, as a vector of length 1."""
+    counts = np.bincount(np.asarray(tokens) % 8, minlength=8).astype(np.float32)
+    vector: NDArray[np.float32] = counts / np.linalg.norm(counts)
+    return vector
 
 
 def _piece(token: int) -> bytes:

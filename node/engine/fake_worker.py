@@ -68,6 +68,8 @@ class FakeService:
                 self._nursery.start_soon(self._render, message)
             case ipc.Spell():
                 self._nursery.start_soon(self._spell, message)
+            case ipc.Embed():
+                self._nursery.start_soon(self._embed, message)
             case ipc.Ping():
                 self._say(ipc.Pong(is_decoding=False, busy_s=0.0))
             case ipc.Load():
@@ -108,6 +110,13 @@ class FakeService:
             self._say(ipc.Spelled(message.key, texts, ""))
         except (ValueError, LimitExceeded) as exc:
             self._say(ipc.Spelled(message.key, [], str(exc)))
+
+    async def _embed(self, message: ipc.Embed) -> None:
+        try:
+            vectors = await self._engine.embed([unpack_tokens(tokens) for tokens in message.texts], message.client)
+            self._say(ipc.Embedded(message.key, [vector.tobytes() for vector in vectors], ""))
+        except LocalError as exc:
+            self._say(ipc.Embedded(message.key, [], str(exc)))
 
     async def follow_cache(self) -> None:
         """Until cancelled."""

@@ -92,6 +92,15 @@ class Spell(_Frame, frozen=True):
     sequences: list[bytes]
 
 
+class Embed(_Frame, frozen=True):
+    """Asks for the embedding of each text."""
+
+    key: int
+    texts: list[bytes]
+    client: bytes = b""
+    """See ``EngineRequest``."""
+
+
 class Ping(_Frame, frozen=True):
     """Asks for a Pong."""
 
@@ -160,6 +169,15 @@ class Spelled(_Frame, frozen=True):
     error: str
 
 
+class Embedded(_Frame, frozen=True):
+    """``error`` empty: ``vectors`` has one entry a text, numbers of 32 bits. is_busy: it may be asked again."""
+
+    key: int
+    vectors: list[bytes]
+    error: str
+    is_busy: bool = False
+
+
 class CacheDelta(_Frame, frozen=True):
     evicted: list[int]
     stored: list[tuple[int, bytes]]
@@ -179,9 +197,20 @@ class LoadChanged(_Frame, frozen=True):
     vitals: Vitals
 
 
-ToChild = Load | Submit | Cancel | Render | Parse | Spell | Ping
+ToChild = Load | Submit | Cancel | Render | Parse | Spell | Embed | Ping
 FromChild = (
-    Loaded | LoadFailed | Started | Generated | Ended | Refused | Rendered | Spelled | CacheDelta | LoadChanged | Pong
+    Loaded
+    | LoadFailed
+    | Started
+    | Generated
+    | Ended
+    | Refused
+    | Rendered
+    | Spelled
+    | Embedded
+    | CacheDelta
+    | LoadChanged
+    | Pong
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -157,17 +157,18 @@ class Llama:
         offload = offload or Offload()
         gpus = find_gpus(offload)
         self._model_params = model_params(offload, gpus)  # Kept: the model goes on pointing at the split.
-        self._model = load_model(path, self._model_params, self._log)
-        self._vocab = L.llama_model_get_vocab(self._model)
+        self.model = load_model(path, self._model_params, self._log)
+        """llama.cpp's handle."""
+        self._vocab = L.llama_model_get_vocab(self.model)
         self._check_kind(path)
         # In a model with windowed attention llama.cpp puts new cells over those that fell out of their sequence's
         # window, as long as only one sequence has them, and drops all before them. So each sequence gets a twin there,
         # which has the same cells.
-        self._twins = num_sequences if L.llama_model_n_swa(self._model) > 0 else 0
+        self._twins = num_sequences if L.llama_model_n_swa(self.model) > 0 else 0
         """What to add to a sequence's id for its twin's; 0: there are none."""
         if num_sequences + self._twins > MAX_SEQUENCES:
             raise LocalError(f"at most {MAX_SEQUENCES // 2 - 1} sequences fit with {path}: its attention is windowed")
-        self.placement = place_layers(int(L.llama_model_n_layer(self._model)), offload, gpus)
+        self.placement = place_layers(int(L.llama_model_n_layer(self.model)), offload, gpus)
         self.offloaded = self.placement.offloaded > 0
         self.can_abort = not self.offloaded
         self.abort = AbortFlag()
@@ -187,7 +188,7 @@ class Llama:
         self.batch_tokens = batch_tokens
         self.num_vocab = int(L.llama_vocab_n_tokens(self._vocab))
         # Positions beyond the trained context are accepted silently and give wrong output.
-        trained = int(L.llama_model_n_ctx_train(self._model))
+        trained = int(L.llama_model_n_ctx_train(self.model))
         self.context_tokens = min(self.num_cells, trained) if trained > 0 else self.num_cells
         self._bind_batch(batch_tokens)
         self.spare = num_sequences - 1
@@ -202,7 +203,7 @@ class Llama:
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
         free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
-        return choose_cells(read_shape(L, self._model), self.placement, free if self.placement.gpus else [], budget)
+        return choose_cells(read_shape(L, self.model), self.placement, free if self.placement.gpus else [], budget)
 
     def _open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
         params = L.llama_context_default_params()
@@ -219,10 +220,21 @@ class Llama:
         context = None
         for flash_attention in self.flash_attention:
             params.flash_attn_type = flash_attention
-            context = context or L.llama_init_from_model(self._model, params)
+            context = context or L.llama_init_from_model(self.model, params)
         if not context:
             reason = self._log.reason(f"no memory for {num_cells} cells?")
             raise LocalError(f"cannot open a context of {num_cells} cells for {path}: {reason}")
+        return context
+
+    def open_side_context(self, **params: Any) -> Any:
+        """Another context on the same model, by llama.cpp's own names of its parameters; free it with ``llama_free``.
+        Raises LocalError."""
+        wanted = L.llama_context_default_params()
+        for name, value in params.items():
+            setattr(wanted, name, value)
+        context = L.llama_init_from_model(self.model, wanted)
+        if not context:
+            raise LocalError(f"cannot open another context: {self._log.reason('no memory for it?')}")
         return context
 
     def _bind_batch(self, size: int) -> None:
@@ -388,7 +400,7 @@ class Llama:
 
     def _probe_reuse(self) -> bool:
         """Whether prefixes can be shared: by what the model says of itself, then by trying it on eight tokens."""
-        if keeps_states(self._model):
+        if keeps_states(self.model):
             return False
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         result, _ = self.decode([BatchRow(0, 0, tokens, True)])
@@ -444,7 +456,7 @@ class Llama:
     @property
     def chat_template(self) -> str | None:
         """Text of the model's own Jinja template."""
-        text = L.llama_model_chat_template(self._model, None)
+        text = L.llama_model_chat_template(self.model, None)
         return text.decode("utf-8", "replace") if text else None
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from node.engine import ipc
 from node.engine.answer import Answer
+from node.engine.embed_desk import EmbedDesk
 from node.engine.engine import COALESCE_S, DEADLINE, TOO_LATE
 from node.engine.grammar import NO_PROCESS, GrammarDesk, GrammarError, GrammarReady, OpenGrammar
 from node.engine.job import Job, Limits, Refusal
@@ -38,6 +39,9 @@ class Wake:
     """Message of the second tier's writer: also an idle loop should look at what it did."""
 
 
+Message = ipc.Submit | ipc.Embed | ipc.Cancel | GrammarReady | Close | Wake
+
+
 class StepLoop:
     """All requests of one model."""
 
@@ -48,11 +52,12 @@ class StepLoop:
         replies: ipc.Replies,
         check: bool,
         open_grammar: OpenGrammar,
+        embeds: EmbedDesk,
         tiers: TierStore | None = None,
         check_idle: bool = False,
     ) -> None:
         """check, check_idle: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
-        self.inbox: queue.SimpleQueue[ipc.Submit | ipc.Cancel | GrammarReady | Close | Wake] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.closed = threading.Event()
         """Set once ``Close`` was handled; ``run`` returns then."""
         self.prefilling: frozenset[int] = frozenset()
@@ -62,6 +67,7 @@ class StepLoop:
         self._replies = replies
         self._check, self._check_idle = check, check_idle
         self._grammars = GrammarDesk(open_grammar, limits.slots, self.inbox.put)
+        self._embeds = embeds
         self._answers: dict[int, Answer] = {}
         self._options: dict[int, ipc.Submit] = {}
         self._prefill = TokenRateMeter(PREFILL_WINDOW_TOKENS)
@@ -108,12 +114,14 @@ class StepLoop:
             self._say_fresh_of_all()  # Computing a prompt may take seconds.
         if rows:
             self._compute(rows)
+        if self._embeds:
+            self._embed()
         self._report()
 
     @property
     def has_work(self) -> bool:
         """False when ``step`` would block until a message comes."""
-        return bool(self._scheduler.running or self._scheduler.waiting or not self.inbox.empty())
+        return bool(self._scheduler.running or self._scheduler.waiting or self._embeds or not self.inbox.empty())
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -126,6 +134,10 @@ class StepLoop:
             idle = False
             if isinstance(message, ipc.Submit):
                 self._take(message)
+            elif isinstance(message, ipc.Embed):
+                self._vitals_due = True
+                if (refusal := self._embeds.add(message)) is not None:
+                    self._replies.put(refusal)
             elif isinstance(message, ipc.Cancel):
                 self._cancel(message.key)
             elif isinstance(message, GrammarReady):
@@ -174,7 +186,8 @@ class StepLoop:
         self._vitals_due = True
 
     def _cancel(self, key: int) -> None:
-        if self._grammars.drop_waiting(key):
+        if self._grammars.drop_waiting(key) or self._embeds.cancel(key):
+            self._vitals_due = True
             return  # (whoever cancels reads no more: there is nobody to tell)
         for job in self._scheduler.running:
             if job.key == key:
@@ -344,6 +357,15 @@ class StepLoop:
             self._measure(rows, seconds)
             self._accept(rows, outputs)
 
+    def _embed(self) -> None:
+        """As much of it as one step of answers may wait for."""
+        self._busy_since, self._is_decoding = time.monotonic(), True
+        reply = self._embeds.step()
+        self._busy_since, self._is_decoding = time.monotonic(), False
+        if reply is not None:
+            self._replies.put(reply)
+            self._vitals_due = True
+
     def _accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
         """Take the result of a decode call: positions, then tokens, then what others may share."""
         chosen: list[tuple[Job, int | GrammarError]] = []
@@ -453,7 +475,7 @@ class StepLoop:
     def _vitals(self) -> Vitals:
         scheduler = self._scheduler
         return Vitals(
-            queued_tokens=scheduler.queued_tokens(),
+            queued_tokens=scheduler.queued_tokens() + self._embeds.queued_tokens,
             active_requests=len(scheduler.running),
             waiting_requests=len(scheduler.waiting) + self._grammars.num_waiting,
             slots=scheduler.limits.slots,

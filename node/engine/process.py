@@ -20,8 +20,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import structlog
 import trio
+from numpy.typing import NDArray
 
 import node
 from node.engine import ipc
@@ -41,6 +43,7 @@ from node.engine.settings import EngineSettings
 from node.engine.stream import AnswerStream
 from node.engine.tier import GIB
 from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
+from node.errors import BusyError
 from node.sockets import receive_some
 from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
@@ -67,11 +70,11 @@ _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
 
 class _Call:
-    """One question to the child's vocabulary."""
+    """One question to the child."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.answer: ipc.Rendered | ipc.Spelled | None = None
+        self.answer: ipc.Rendered | ipc.Spelled | ipc.Embedded | None = None
 
 
 class ProcessEngine:
@@ -138,7 +141,17 @@ class ProcessEngine:
         assert isinstance(answer, ipc.Spelled)
         return answer.texts
 
-    async def _call(self, question: Callable[[int], ipc.ToChild]) -> ipc.Rendered | ipc.Spelled:
+    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
+        """See ``Engine.embed``. Survives one restart of the child; LocalError after a second."""
+        try:
+            packed = [pack_tokens(tokens) for tokens in texts]
+        except (OverflowError, TypeError) as exc:
+            raise LocalError(_NO_TOKENS) from exc
+        answer = await self._call(lambda key: ipc.Embed(key, packed, client))
+        assert isinstance(answer, ipc.Embedded)
+        return [np.frombuffer(vector, np.float32) for vector in answer.vectors]
+
+    async def _call(self, question: Callable[[int], ipc.ToChild]) -> ipc.Rendered | ipc.Spelled | ipc.Embedded:
         for _ in range(CALL_ATTEMPTS):
             while self._outbox is None:  # It may be gone again by the time the event has woken us.
                 await self._running.wait()
@@ -151,11 +164,15 @@ class ProcessEngine:
                 raise LocalError(str(exc)) from exc
             finally:
                 self._calls.pop(key, None)
+                if not call.done.is_set() and self._outbox is not None:
+                    self._send(ipc.Cancel(key))
+            if isinstance(call.answer, ipc.Embedded) and call.answer.is_busy:
+                raise BusyError(call.answer.error)
             if call.answer is not None and call.answer.error:
                 raise LocalError(call.answer.error)
             if call.answer is not None:
                 return call.answer
-        raise LocalError("the engine died while it looked at the text")
+        raise LocalError("the engine died over the text")
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
@@ -384,7 +401,7 @@ class ProcessEngine:
             case ipc.CacheDelta():
                 stored = [(seq_id, unpack_tokens(tokens)) for seq_id, tokens in message.stored]
                 self._add_change(CacheChange(stored=stored, evicted=message.evicted, reset=message.reset))
-            case ipc.Rendered() | ipc.Spelled():
+            case ipc.Rendered() | ipc.Spelled() | ipc.Embedded():
                 call = self._calls.get(message.key)
                 if call is not None:
                     call.answer = message

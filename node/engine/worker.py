@@ -21,6 +21,8 @@ from typing import BinaryIO
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
+from node.engine.embed_desk import EmbedDesk
+from node.engine.embedder import Embedder
 from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
 from node.engine.job import Limits
@@ -70,7 +72,7 @@ class Service:
             self._spell(message, self.llama)
         elif isinstance(message, ipc.Ping):
             self._replies.send(ipc.Pong(*self.loop.pulse()))
-        elif isinstance(message, ipc.Submit):
+        elif isinstance(message, ipc.Submit | ipc.Embed):
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
             self.loop.inbox.put(message)
@@ -142,7 +144,8 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         reuse=llama.reuse,
         demote_idle=demote_idle,
     )
-    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), tiers, message.check_idle)
+    embeds = EmbedDesk(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
+    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), embeds, tiers, message.check_idle)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
     return loop, ipc.Loaded(

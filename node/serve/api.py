@@ -2,10 +2,23 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView
 from proto.messages import Ask, ChatMessage, EntryFrame
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Texts as vectors, in their order."""
+
+    vectors: list[NDArray[np.float32]]
+    """Of length 1 each, as wide as the model."""
+    num_tokens: int
 
 
 class Api(Protocol):
@@ -32,6 +45,11 @@ class Api(Protocol):
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Raises LocalError for a conversation that the model's template refuses."""
+        ...
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+        """The vector of each text, or of its tokens, by the model served here. client: see ``ask``. Raises LocalError
+        for a text that cannot be embedded, BusyError when too many wait."""
         ...
 
     def recent_requests(self) -> list[RequestRow]:

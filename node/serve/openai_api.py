@@ -4,10 +4,10 @@
     POST /v1/completions         texts, with no chat template around them
     GET  /v1/models              every model of the swarm, with the number of its nodes
     GET  /v1/models/NAME
-    POST /v1/embeddings          refused: no engine here makes any
+    POST /v1/embeddings          vectors for texts, by this node's own model
     GET  /openapi.json           what of this there is, for programs
 
-A prompt for a model that this node does not serve enters at one that does.
+A prompt for a model that this node does not serve enters at one that does; embeddings are never sent on.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from node.serve.api import Api
 from node.serve.bodies import HttpError, json_response, read_json
+from node.serve.embeddings import EmbeddingAnswer, wanted_texts
 from node.serve.keys import client_of
 from node.serve.openai_answers import ChatShape, OpenAiAnswer, TextShape
 from node.serve.openai_errors import errors
 from node.serve.openai_requests import wanted_chat, wanted_completion
-from node.serve.openai_types import ChatRequest, CompletionRequest, Model, Models
+from node.serve.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
 from node.serve.openapi import openapi
 
 PREFIX = "/v1/"
@@ -53,8 +54,10 @@ def openai_routes(api: Api) -> list[Route]:
             raise HttpError(404, f"no node that is known here serves {name[:128]!r}", "model_not_found", "model")
         return json_response(found)
 
-    async def embed(_: Request) -> Response:
-        raise HttpError(400, f"{api.model} makes no embeddings here", "unsupported", "model")
+    async def embed(request: Request) -> Response:
+        body = await read_json(request, EmbeddingRequest)
+        texts, is_base64 = wanted_texts(body, api.model), body.encoding_format == "base64"
+        return cast(Response, EmbeddingAnswer(api, texts, is_base64, client_of(request.scope)))
 
     async def document(_: Request) -> Response:
         return json_response(openapi())

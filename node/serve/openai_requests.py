@@ -85,7 +85,7 @@ def wanted_completion(body: CompletionRequest) -> Wanted:
     sampling = _sampling(body, None, body.logprobs is not None and max(body.logprobs, 1), None)
     asks = [
         Ask(request_id=secrets.token_bytes(16), model=body.model, messages=(), sampling=one, text=text, tokens=tokens)
-        for text, tokens in _prompts(body.prompt)
+        for text, tokens in read_prompts(body.prompt, MAX_PROMPTS, "prompt")
         for one in _choices(sampling, n)
     ]
     return _wanted(body, asks, body.logprobs is not None, body.logprobs or 0, frozenset())
@@ -110,18 +110,19 @@ def _wanted(body: AnyRequest, asks: list[Ask], with_logprobs: bool, num_top: int
     )
 
 
-def _prompts(prompt: str | list[Any]) -> list[tuple[str, bytes]]:
-    """(text, packed tokens), one of them empty."""
+def read_prompts(prompt: str | list[Any], most: int, param: str) -> list[tuple[str, bytes]]:
+    """(text, packed tokens), one of them empty, of at most ``most`` prompts in the body's field ``param``. Raises
+    HttpError."""
     is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
     items = [prompt] if is_one else prompt
-    if len(items) > MAX_PROMPTS:
-        raise HttpError(400, f"{len(items)} prompts are too many: at most {MAX_PROMPTS}", param="prompt")
+    if len(items) > most:
+        raise HttpError(400, f"{len(items)} texts are too many: at most {most}", param=param)
     if not all(items):
-        raise HttpError(400, "a prompt is empty", param="prompt")
+        raise HttpError(400, f"a text of {param} is empty", param=param)
     try:
         return [(item, b"") if isinstance(item, str) else ("", pack_tokens(item)) for item in items]
     except (OverflowError, TypeError) as exc:
-        raise HttpError(400, "token ids must be whole numbers from 0 to 4294967295", param="prompt") from exc
+        raise HttpError(400, "token ids must be whole numbers from 0 to 4294967295", param=param) from exc
 
 
 def _choices(sampling: Sampling, n: int) -> list[Sampling]:

@@ -137,6 +137,14 @@ class CompletionRequest(AnyRequest, kw_only=True):
     best_of: int | None = None
 
 
+class EmbeddingRequest(msgspec.Struct):
+    input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    """A text, the tokens of one, or a list of either."""
+    model: Annotated[str, Meta(max_length=128)] = ""
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
 # --- what they get --------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +271,25 @@ class Model(msgspec.Struct):
 
 class Models(msgspec.Struct):
     data: list[Model]
+    object: str = "list"
+
+
+class Embedding(msgspec.Struct):
+    index: int
+    embedding: list[float] | str
+    """Or, in base64, as little-endian numbers of 32 bits."""
+    object: str = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
     object: str = "list"
 
 

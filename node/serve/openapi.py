@@ -9,6 +9,8 @@ from node.serve.openai_types import (
     ChatRequest,
     Completion,
     CompletionRequest,
+    EmbeddingList,
+    EmbeddingRequest,
     Errors,
     Model,
     Models,
@@ -33,7 +35,8 @@ _REFUSALS = {
 
 def openapi() -> dict[str, Any]:
     """The document."""
-    bodies, replies = (ChatRequest, CompletionRequest), (ChatCompletion, Completion, Models, Model, Errors)
+    bodies = (ChatRequest, CompletionRequest, EmbeddingRequest)
+    replies = (ChatCompletion, Completion, EmbeddingList, Models, Model, Errors)
     _, components = msgspec.json.schema_components((*bodies, *replies), ref_template=_REFS)
     return {
         "openapi": "3.1.0",
@@ -45,6 +48,9 @@ def openapi() -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": {"post": _operation("chat", "Answer a conversation.", ChatCompletion, ChatRequest)},
             "/v1/completions": {"post": _operation("complete", "Go on with a text.", Completion, CompletionRequest)},
+            "/v1/embeddings": {
+                "post": _operation("embed", "Vectors for texts.", EmbeddingList, EmbeddingRequest, is_streamed=False)
+            },
             "/v1/models": {"get": _operation("models", "Every model of the swarm.", Models)},
             "/v1/models/{name}": {"get": _operation("model", "One of them.", Model) | {"parameters": [_NAME]}},
         },
@@ -59,9 +65,11 @@ def openapi() -> dict[str, Any]:
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
-def _operation(name: str, summary: str, reply: type, body: type | None = None) -> dict[str, Any]:
+def _operation(
+    name: str, summary: str, reply: type, body: type | None = None, is_streamed: bool = True
+) -> dict[str, Any]:
     content: dict[str, Any] = {_JSON: {"schema": _ref(reply)}}
-    if body is not None:
+    if body is not None and is_streamed:
         content[_EVENTS] = {"schema": {"type": "string"}}
     refusal = {_JSON: {"schema": _ref(Errors)}}
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}

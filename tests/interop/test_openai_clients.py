@@ -121,6 +121,8 @@ def use_sdk(url: str) -> None:
         assert isinstance(person.choices[0].message.parsed, Person)
         texts = client.completions.create(model="smollm2", prompt="Once upon a", max_tokens=4, logprobs=2, n=2)
         assert len(texts.choices) == 2 and texts.choices[1].logprobs is not None
+        vectors = client.embeddings.create(model="smollm2", input=["a cat", "a kitten"])
+        assert [len(row.embedding) for row in vectors.data] == [576, 576] and vectors.usage.total_tokens > 2
         with pytest.raises(openai.NotFoundError, match="gpt-9"):
             client.chat.completions.create(model="gpt-9", messages=turns)
         with pytest.raises(openai.BadRequestError, match="tokens"):

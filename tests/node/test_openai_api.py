@@ -1,5 +1,6 @@
 """OpenAI's HTTP API in front of a scripted node: shapes, streams, refusals, keys. Real clients: tests/interop."""
 
+import base64
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -7,15 +8,19 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 import trio
 import trio.testing
 
+from node.errors import BusyError
 from node.peer_id import peer_text
 from node.serve import openai_answers
+from node.serve.api import Embedded
 from node.serve.gateway import Access, serve_gateway
 from node.serve.server import bind_api
 from node.views import ModelRow, NodeState, TreeRowView
+from proto.errors import LocalError
 from proto.messages import (
     Answered,
     Ask,
@@ -65,6 +70,7 @@ class ScriptedNode(Unobserved):
         self.deadlines_s: list[float | None] = []
         self.num_running = 0
         self.left = trio.Event()
+        self.embedding = trio.Event()
 
     @asynccontextmanager
     async def ask(
@@ -94,6 +100,26 @@ class ScriptedNode(Unobserved):
 
     async def tree(self) -> list[TreeRowView]:
         return []
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+        match texts[0]:
+            case "bad":
+                raise LocalError("no numbers for it")
+            case "busy":
+                raise BusyError("too many wait")
+            case "slow":
+                self.num_running += 1
+                self.embedding.set()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self.num_running -= 1
+                    self.left.set()
+        return Embedded([np.array([1, len(text)], np.float32) for text in texts], sum(map(len, texts)))
+
+    async def wait_embedding(self, then: trio.CancelScope) -> None:
+        await self.embedding.wait()
+        then.cancel()
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         return [1]
@@ -231,14 +257,54 @@ async def test_models() -> None:
         listed = (await http.get("/v1/models")).json()
         other = (await http.get("/v1/models/org/other")).json()
         missing = await http.get("/v1/models/none")
-        embedded = await http.post("/v1/embeddings", json={"model": "fake", "input": "x"})
     assert [(row["id"], row["nodes"], row["object"]) for row in listed["data"]] == [
         ("fake", 1, "model"),
         ("org/other", 7, "model"),
     ]
     assert other["id"] == "org/other" and missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
-    assert embedded.status_code == 400 and "no embeddings" in embedded.json()["error"]["message"]
+
+
+async def test_embeddings() -> None:
+    async with served() as (_, http):
+
+        async def post(**body: object) -> httpx.Response:
+            return await http.post("/v1/embeddings", json=body)
+
+        one = (await post(model="fake", input="ab")).json()
+        many = (await post(input=["ab", [3, 4, 5]], encoding_format="base64")).json()
+        tokens = (await post(input=[1, 2, 3, 4])).json()
+        refused = [
+            await post(model="org/other", input="x"),
+            await post(input="x", dimensions=4),
+            await post(input=""),
+            await post(input=["x", ""]),
+            await post(input=["x"] * 257),
+            await post(input=[-1]),
+            await post(input="bad"),
+            await post(input="busy"),
+        ]
+    assert one == {
+        "object": "list",
+        "model": "fake",
+        "data": [{"object": "embedding", "index": 0, "embedding": [1.0, 2.0]}],
+        "usage": {"prompt_tokens": 2, "total_tokens": 2},
+    }
+    decoded = [np.frombuffer(base64.b64decode(row["embedding"]), "<f4").tolist() for row in many["data"]]
+    assert decoded == [[1.0, 2.0], [1.0, 3.0]] and many["usage"]["total_tokens"] == 5
+    assert tokens["usage"]["prompt_tokens"] == 4 and len(tokens["data"]) == 1
+    assert [response.status_code for response in refused] == [404, 400, 400, 400, 400, 400, 400, 429]
+    assert refused[-1].headers["retry-after"] == "1" and refused[-1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused[-2].json()["error"]["message"] == "no numbers for it"
+
+
+async def test_a_client_that_leaves_takes_its_embeddings_along() -> None:
+    async with served() as (node, http), trio.open_nursery() as nursery:
+        with trio.CancelScope() as leaving:
+            nursery.start_soon(node.wait_embedding, leaving)
+            await http.post("/v1/embeddings", json={"input": "slow"})
+        await node.left.wait()
+        assert node.num_running == 0
 
 
 async def test_what_a_conversation_may_hold() -> None:

@@ -31,7 +31,7 @@ from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens
 from proto.errors import LocalError
 from proto.messages import Sampling
-from tests.node.engine.test_loop import Inbox
+from tests.node.engine.test_loop import NO_EMBEDDINGS, Inbox
 from tests.node.engine.test_process import answer, done
 
 CELLS, SLOTS, SEQUENCES = 256, 4, 14
@@ -177,7 +177,7 @@ def run(llama: Recorder, pairs: Sequence[Pair], rng: random.Random, ram_bytes: i
         batch_tokens=512,
     )
     replies = Inbox()
-    loop = StepLoop(llama, limits, replies, True, no_grammar, tiers)
+    loop = StepLoop(llama, limits, replies, True, no_grammar, NO_EMBEDDINGS, tiers)
     turns = [(2 * at + rng.choice((0, 1, 6)), pair.first, LONGEST) for at, pair in enumerate(pairs)]
     turns += [(2 * at + rng.choice((1, 7, 20)), pair.second, pair.answered) for at, pair in enumerate(pairs)]
     waiting = deque((prompt, answered) for _, prompt, answered in sorted(turns))

@@ -79,7 +79,7 @@ def recall(llama: Llama, prefix: Sequence[int], passage: int, seq_id: int, held:
 
 
 def test_a_reused_prefix_longer_than_the_window_is_all_there(llama: Llama) -> None:
-    assert L.llama_model_n_swa(llama._model) == WINDOW < PREFIX_TOKENS
+    assert L.llama_model_n_swa(llama.model) == WINDOW < PREFIX_TOKENS
     assert llama.reuse and llama.can_save
     prefix = random_prefix()
     held, far_fresh = PREFIX_TOKENS - 50, 0.0

@@ -21,6 +21,7 @@ FROM_CHILD: list[ipc.FromChild] = [
     ipc.Ended(1, "stop", USAGE),
     ipc.Refused(2, "too_long", "no", False),
     ipc.Rendered(3, b"", "refused"),
+    ipc.Embedded(4, [b"\0\0\x80?"], ""),
     ipc.CacheDelta([1, 2], [(3, b"\x01\0\0\0")], True),
     ipc.LoadChanged(VITALS),
     ipc.LoadFailed("bad file"),
@@ -41,6 +42,7 @@ def test_the_child_reads_until_the_end() -> None:
     sent: list[ipc.ToChild] = [
         ipc.Submit(1, b"\x01\0\0\0", Sampling(max_tokens=4, temperature=0.5, seed=7, stop=("é",)), 0),
         ipc.Cancel(1),
+        ipc.Embed(3, [b"\x01\0\0\0"]),
         ipc.Render(2, [("user", "hi" * 1_000_000, "")]),
     ]
     stream = io.BytesIO(b"".join(ipc.encode(message) for message in sent) + b"\x05\0\0\0ab")

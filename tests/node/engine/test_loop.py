@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from node.engine import ipc, loop
+from node.engine.embed_desk import EmbedDesk
 from node.engine.engine import COALESCE_S
 from node.engine.grammar import Grammar
 from node.engine.job import Limits
@@ -36,6 +37,19 @@ class ListSampler(Sampler):
 
     def close(self) -> None:
         pass
+
+
+class NoEmbedder:
+    max_tokens = 0
+
+    def begin(self, tokens: list[int]) -> None: ...
+
+    def step(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+NO_EMBEDDINGS = EmbedDesk(NoEmbedder(), 1, VOCAB)
 
 
 class NoFlag:
@@ -175,7 +189,7 @@ class Rig:
     ) -> None:
         limits = Limits(num_cells=cells, context_tokens=cells, num_vocab=VOCAB, num_sequences=9, slots=4)
         self.llama, self.replies = ListLlama(), Inbox()
-        self.loop = StepLoop(self.llama, limits, self.replies, check, FakeGrammar, tiers, check_idle)
+        self.loop = StepLoop(self.llama, limits, self.replies, check, FakeGrammar, NO_EMBEDDINGS, tiers, check_idle)
 
     def submit(
         self,
