@@ -123,9 +123,8 @@ class Node:
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one is known."""
-        peers = self._servers_of(ask.model) if ask.model not in ("", self.model) else []
-        if peers:
-            return relayed(self._network, peers, ask, deadline_s, client, self.requests)
+        if ask.model not in ("", self.model) and self._servers_of(ask.model):
+            return relayed(self._network, partial(self._servers_of, ask.model), ask, deadline_s, client, self.requests)
         return self._entry.ask(ask, deadline_s, client)
 
     def models(self) -> list[ModelRow]:

@@ -1,7 +1,7 @@
 """How a command reaches the swarm: through the node that runs here, else as a light client through bootstrap peers."""
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -11,27 +11,32 @@ import msgspec
 import trio
 
 from node.entry import ASK
+from node.errors import first_error
 from node.network.identity import new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
-from node.relay import SILENCE_DEADLINE_S, entry_frames
+from node.peer_id import peer_text
+from node.rejoin import SILENCE_DEADLINE_S, AnswerSoFar, rejoining
 from node.rundir import RunInfo, find_running, is_held
 from node.views import (
+    AnsweredView,
     FailedView,
     FrameView,
     ModelRow,
     NodeState,
     RequestRow,
+    TextView,
     TraceView,
     TreeRowView,
     frame_view,
 )
-from proto.errors import LocalError
+from proto.blocks import pack_tokens
+from proto.errors import LocalError, RemoteError
 from proto.messages import Ask, Sampling
 
 START_HINT = "start one with 'mycelia node'"
 _STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
 CONNECT_DEADLINE_S = 15.0
-_HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError)
+_HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, RemoteError)
 _T = TypeVar("_T")
 
 
@@ -92,18 +97,43 @@ async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
 async def ask_swarm(
     ask: Ask, data_dir: Path, bootstrap: Sequence[str], timeout_s: float | None = None
 ) -> AsyncIterator[AsyncIterator[FrameView]]:
-    """The frames of one answer. Leaving early cancels the request at the node that serves it.
+    """The frames of one answer. Leaving early cancels the request at the node that serves it. Where the entry node is
+    lost, the answer goes on through another one: each text comes exactly once.
 
     timeout_s: what the answer may take once a node is reached; then it is cancelled and fails with code ``deadline``.
-    Raises LocalError when no node can be reached.
+    Reading raises LocalError when no node can be reached.
     """
+    send, receive = trio.open_memory_channel[FrameView](0)
+    due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
+
+    async def follow() -> None:
+        await _follow(ask, data_dir, bootstrap, due_at, send)
+        send.close()  # (only now: an error must find the reader waiting, and cancels it)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            yield receive
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+async def _follow(
+    ask: Ask, data_dir: Path, bootstrap: Sequence[str], due_at: float, send: trio.MemorySendChannel[FrameView]
+) -> None:
+    so_far = AnswerSoFar(ask)
     info = find_running(data_dir)
     if info is not None:
-        async with _ask_local(ask, info, timeout_s) as frames:
-            yield frames
-    elif bootstrap:  # (also while the node here is starting)
-        async with _ask_as_light_client(ask, bootstrap, timeout_s) as frames:
-            yield frames
+        try:
+            await _ask_local(so_far, info, due_at, send)
+            return
+        except _EntryLostError as exc:
+            if not bootstrap:
+                raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
+            so_far.num_rejoins += 1
+    if bootstrap:  # (also while the node here is starting)
+        await _ask_as_light_client(so_far, bootstrap, due_at, send)
     elif is_held(data_dir):
         raise LocalError(_STARTING.format(data_dir))
     else:
@@ -113,69 +143,84 @@ async def ask_swarm(
         )
 
 
-@asynccontextmanager
-async def _ask_local(ask: Ask, info: RunInfo, timeout_s: float | None) -> AsyncIterator[AsyncIterator[FrameView]]:
+class _EntryLostError(Exception):
+    """The node here went away before the answer was finished."""
+
+
+async def _ask_local(
+    so_far: AnswerSoFar, info: RunInfo, due_at: float, send: trio.MemorySendChannel[FrameView]
+) -> None:
+    ask = so_far.rest()
     body = {
         "model": ask.model,
         "request_id": ask.request_id.hex() if any(ask.request_id) else None,
-        "timeout_s": timeout_s,
+        "timeout_s": None if math.isinf(due_at) else max(due_at - trio.current_time(), 0.001),
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
         **{field.name: getattr(ask.sampling, field.name) for field in msgspec.structs.fields(Sampling)},
     }
     timeout = httpx.Timeout(10, read=SILENCE_DEADLINE_S)
-    has_begun = False
+    has_begun = is_over = False
     try:
         async with (
             httpx.AsyncClient(base_url=info.api_url, headers=_key(info), timeout=timeout, trust_env=False) as http,
             http.stream("POST", "/api/ask", json=body) as response,
         ):
             has_begun = True
-            yield _views(response)
+            async for line in response.aiter_lines():
+                frame = msgspec.json.decode(line, type=FrameView)
+                if isinstance(frame, TextView):
+                    so_far.add(pack_tokens(frame.tokens))
+                is_over = isinstance(frame, AnsweredView | FailedView)
+                await send.send(frame)
     except _HTTP_ERRORS as exc:
-        if has_begun and isinstance(exc, httpx.TransportError):
-            raise LocalError(f"the node at {info.api_url} went away before the answer was finished; ask again") from exc
-        raise _no_answer(info, exc) from exc
-
-
-async def _views(response: httpx.Response) -> AsyncIterator[FrameView]:
-    async for line in response.aiter_lines():
-        yield msgspec.json.decode(line, type=FrameView)
+        if not (has_begun and isinstance(exc, httpx.TransportError)):
+            raise _no_answer(info, exc) from exc
+    if not is_over:
+        raise _EntryLostError(f"the node at {info.api_url} went away before the answer was finished")
 
 
 def _no_answer(info: RunInfo, exc: Exception) -> LocalError:
-    reason = "it speaks another language" if isinstance(exc, msgspec.DecodeError) else str(exc) or type(exc).__name__
+    reason = (
+        "it speaks another language"
+        if isinstance(exc, msgspec.DecodeError | RemoteError)
+        else str(exc) or type(exc).__name__
+    )
     return LocalError(f"the node at {info.api_url} (process {info.pid}) does not answer: {reason}; restart it")
 
 
-@asynccontextmanager
 async def _ask_as_light_client(
-    ask: Ask, bootstrap: Sequence[str], timeout_s: float | None
-) -> AsyncIterator[AsyncIterator[FrameView]]:
+    so_far: AnswerSoFar, bootstrap: Sequence[str], due_at: float, send: trio.MemorySendChannel[FrameView]
+) -> None:
     from node.network.libp2p_network import open_network  # (imports libp2p, which a running node makes unnecessary)
 
-    settings = NetworkSettings(identity=new_identity(), overlay=False)
-    async with open_network(settings) as network:
-        stream = await _open_entry(network, bootstrap)
+    async with open_network(NetworkSettings(identity=new_identity(), overlay=False)) as network:
+
+        async def enter(ask: Ask, lost: bytes | None) -> MessageStream:
+            others = [address for address in bootstrap if lost is None or not address.endswith(peer_text(lost))]
+            try:
+                stream = await _open_entry(network, others or bootstrap)
+            except NetworkError:
+                if not others or len(others) == len(bootstrap):
+                    raise
+                stream = await _open_entry(network, bootstrap)
+            try:
+                await stream.send(ask)
+            except NetworkError:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+                raise
+            return stream
+
         try:
-            await stream.send(ask)
-            due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
-            async with aclosing(_stream_views(stream, due_at)) as views:
-                yield views
+            async with aclosing(rejoining(so_far, enter, due_at)) as frames:
+                async for frame in frames:
+                    await send.send(frame_view(frame))
         except NetworkError as exc:
-            raise LocalError(f"the entry node went away: {exc}; ask again") from exc
-        finally:
-            with trio.CancelScope(shield=True):
-                await stream.reset()
-
-
-async def _stream_views(stream: MessageStream, due_at: float) -> AsyncGenerator[FrameView, None]:
-    async with aclosing(entry_frames(stream, due_at)) as frames:
-        async for frame in frames:
-            yield frame_view(frame)
+            raise LocalError(f"{exc}; {START_HINT}, or give another --bootstrap") from exc
 
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:
-    """An entry stream at whichever bootstrap peer answers first. Raises LocalError when none does."""
+    """An entry stream at whichever bootstrap peer answers first. Raises NetworkError when none does."""
     opened, failures = trio.open_memory_channel[MessageStream](math.inf), list[str]()
     send, receive = opened
 
@@ -196,4 +241,4 @@ async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStre
                 nursery.cancel_scope.cancel()
                 return stream
     detail = "; ".join(failures[:3]) or f"no answer within {CONNECT_DEADLINE_S:.0f} s"
-    raise LocalError(f"no node could be reached ({detail}); {START_HINT}, or give another --bootstrap")
+    raise NetworkError(f"no node could be reached ({detail})")

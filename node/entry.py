@@ -20,7 +20,7 @@ from node.errors import first_error
 from node.network.network import MessageStream, Network, NetworkError
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
 from node.telemetry.requests import RequestLog
-from proto.blocks import token_array
+from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
@@ -28,6 +28,7 @@ from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitte
 from proto.messages import (
     MAX_CANDIDATES,
     MAX_SMALL,
+    MAX_TEXT_TOKENS,
     Accepted,
     Answered,
     Ask,
@@ -71,6 +72,11 @@ class _Running:
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
+    untold: list[int] = field(default_factory=list)
+    held: str = ""
+    """Tokens that the client was not told of, and their text as far as it is whole. A frame that ends inside a
+    character, which is rare, waits for the next one: what the client has is then the text of the tokens that it has,
+    and it can go on elsewhere with neither a gap nor a repetition."""
     first_token_at: float | None = None
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
     expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -127,7 +133,8 @@ class Entry:
                 if request_id in self._running:
                     namespace = self._engine.info.namespace
                     self._requests.tokenized(request_id, len(prompt))
-                    self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client))
+                    answered = unpack_tokens(ask.answered)
+                    self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client, answered))
             yield receive
         finally:
             running.expiry.cancel()
@@ -155,6 +162,7 @@ class Entry:
         try:
             check_sampling(ask.sampling)
             prompt = await self._tokens_of(ask)
+            num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
         except LocalError as exc:
             raise _RefusedError("bad_request", str(exc)) from exc
         room = info.context_tokens - len(prompt)
@@ -164,21 +172,27 @@ class Entry:
                 f"the prompt has {len(prompt)} tokens with its template, the model's context is {info.context_tokens};"
                 " shorten the prompt or serve a model with a longer context",
             )
+        if num_answered > min(ask.sampling.max_tokens, room):
+            raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than were asked for")
         return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
 
     async def _tokens_of(self, ask: Ask) -> Sequence[int]:
         """Raises LocalError."""
         if ask.tokens:
-            try:
-                tokens = token_array(ask.tokens)
-            except RemoteError as exc:
-                raise LocalError(str(exc)) from exc
-            if max(tokens) >= self._engine.info.num_vocab:
-                raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
-            return tokens
+            return self._known_tokens(ask.tokens)
         if ask.text:
             return await self._engine.tokenize_text(ask.text)
         return await self._engine.tokenize_chat(ask.messages, ask.tools)
+
+    def _known_tokens(self, packed: bytes) -> Sequence[int]:
+        """At least one. Raises LocalError."""
+        try:
+            tokens = token_array(packed)
+        except RemoteError as exc:
+            raise LocalError(str(exc)) from exc
+        if max(tokens) >= self._engine.info.num_vocab:
+            raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
+        return tokens
 
     # --- the overlay's effects -------------------------------------------------------------------------------------
 
@@ -202,6 +216,7 @@ class Entry:
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
                     self._requests.first_token(effect.request_id)
+                running.untold.extend(effect.tokens)
                 self._send_text(running, effect.text, effect.logprobs)
             case Finish():
                 self._send_text(running, b"", (), is_last=True)
@@ -226,9 +241,17 @@ class Entry:
     def _send_text(
         self, running: _Running, data: bytes, logprobs: tuple[TokenLogprobs, ...], is_last: bool = False
     ) -> None:
-        text = running.decoder.decode(data, is_last)
-        if text or logprobs:
-            running.frames.send_nowait(Text(text=text, logprobs=logprobs))
+        text, was_held = running.decoder.decode(data, is_last), running.held
+        if was_held:
+            running.frames.send_nowait(Text(text=was_held))
+            running.held = ""
+        is_whole = is_last or was_held or not running.decoder.getstate()[0]
+        if not is_whole:
+            running.held, text = text, ""
+        told = running.untold[:MAX_TEXT_TOKENS] if is_whole else []
+        if text or logprobs or told:
+            del running.untold[: len(told)]
+            running.frames.send_nowait(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))
 
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)

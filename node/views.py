@@ -6,6 +6,7 @@ These are the shapes of ``mycelia ... --json`` and of the local API; the wire's 
 import msgspec
 
 from node.peer_id import peer_text
+from proto.blocks import unpack_tokens
 from proto.messages import Answered, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
 MAX_TIMEOUT_S = 86_400.0
@@ -65,6 +66,8 @@ class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     text: str
     logprobs: list[TokenLogprobsView] = []
     """Left out unless they were asked for."""
+    tokens: list[int] = []
+    """Whose text this is."""
 
 
 class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
@@ -121,7 +124,8 @@ def frame_view(frame: EntryFrame) -> FrameView:
         case Begun():
             return BegunView(peer_text(frame.served_by), frame.cached_tokens)
         case Text():
-            return TextView(frame.text, [_logprobs_view(entry) for entry in frame.logprobs])
+            logprobs = [_logprobs_view(entry) for entry in frame.logprobs]
+            return TextView(frame.text, logprobs, unpack_tokens(frame.tokens))
         case Answered():
             usage = frame.usage
             return AnsweredView(

@@ -142,6 +142,8 @@ class RequestSubmitted:
     sampling: Sampling
     client: bytes = b""
     """Who asks: a light client's peer id; empty for this node's own, which share their places."""
+    generated: Sequence[int] = ()
+    """Tokens of the answer that the client has already: it came from another entry node."""
 
 
 @dataclass(frozen=True)

@@ -378,6 +378,9 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     """Instead of a conversation, with no template around it; control tokens spelled in it count."""
     tokens: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_REQUEST)] = field(name="7", default=b"")
     """Instead of words: uint32, little-endian."""
+    answered: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_REQUEST)] = field(name="8", default=b"")
+    """Tokens of the answer that the client has already, from an entry node that it lost; likewise. ``max_tokens``
+    counts them too. The answer goes on after them, as it would have there."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):
@@ -397,6 +400,10 @@ class Begun(Kind, frozen=True, kw_only=True, tag=19):
     """Of the prompt, and of what was generated elsewhere before."""
 
 
+MAX_TEXT_TOKENS = 1_024
+"""Of one Text."""
+
+
 class Text(Kind, frozen=True, kw_only=True, tag=15):
     """The next whole characters of the answer, or none with ``logprobs``."""
 
@@ -405,6 +412,9 @@ class Text(Kind, frozen=True, kw_only=True, tag=15):
         name="2", default=()
     )
     """Of the tokens that came since the last frame, if the request asks for them."""
+    tokens: Annotated[bytes, Meta(max_length=4 * MAX_TEXT_TOKENS)] = field(name="3", default=b"")
+    """That the text so far is all of, since the last frame; packed likewise. With them the client can go on elsewhere
+    (``Ask.answered``)."""
 
 
 class Answered(Kind, frozen=True, kw_only=True, tag=16):

@@ -97,7 +97,10 @@ class RequestPlane:
             chain=block_hashes(event.namespace, event.prompt),
             sampling=event.sampling,
             client=event.client,
+            generated=list(event.generated),
         )
+        if request.is_complete:  # (the end was lost with the entry node)
+            return [Finish(event.request_id, self._me, "length", request.usage(None), 1)]
         self._requests[event.request_id] = request
         if self._ladder.may_help(event.namespace, request.num_tokens):
             best = int(self._candidates(request, now).matched_tokens.max(initial=0))

@@ -106,7 +106,7 @@ EXAMPLES: list[Message] = [
             ),
         ),
     ),
-    Text(text="héllo", logprobs=(LOGPROBS, LOGPROBS)),
+    Text(text="héllo", logprobs=(LOGPROBS, LOGPROBS), tokens=b"12345678"),
     Answered(served_by=PEER, reason="length", usage=USAGE, ttft_ms=12, resumed=0),
     Bounced(cached_tokens=5, vitals=VITALS),
     Subscribe(namespace=SPACE, seconds=20),
@@ -124,5 +124,13 @@ EXAMPLES: list[Message] = [
         sampling=SAMPLING,
         tools="[]",
     ),
-    Ask(request_id=b"i" * 16, model="", messages=(), sampling=SAMPLING, text="Once", tokens=b"1234"),
+    Ask(
+        request_id=b"i" * 16,
+        model="",
+        messages=(),
+        sampling=SAMPLING,
+        text="Once",
+        tokens=b"1234",
+        answered=b"56789012",
+    ),
 ]

@@ -1,0 +1,143 @@
+"""An answer that outlives the node where its request entered.
+
+The client has all that is needed to go on: the request, and the tokens that came. It asks another entry node for what
+comes after them, which that node routes to whoever has them cached, most likely the one that was serving. Nothing is
+kept for clients that may come back or not; a seed makes the rest what it would have been (``Sampling.seed``).
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import msgspec
+import structlog
+import trio
+
+from node.engine.engine import DEADLINE, TOO_LATE
+from node.entry import FRAME_DEADLINE_S
+from node.network.network import MessageStream, NetworkError
+from proto.errors import RemoteError
+from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Route, Text
+
+log = structlog.get_logger()
+
+SILENCE_DEADLINE_S = FRAME_DEADLINE_S + 30
+"""Longer than the entry node waits for a serving node, so that it has time to try another."""
+MAX_FRUITLESS = 8
+"""Entry nodes lost one after the other without a token of the answer."""
+SEEK_DEADLINE_S = 60.0
+"""For reaching another entry node: one that was restarted is back by then."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+
+OpenEntry = Callable[[Ask, bytes | None], Awaitable[MessageStream]]
+"""(what to ask, the peer that was lost just now) -> a stream on which it was asked, at another peer if there is one.
+Raises NetworkError when none can be reached."""
+
+
+class AnswerSoFar:
+    """What a client has got of an answer."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._tokens = bytearray(ask.answered)
+        self.num_rejoins = 0
+
+    def add(self, tokens: bytes) -> None:
+        """Raises RemoteError for more than was asked for, or what is no tokens. Mutates."""
+        self._tokens += tokens
+        if len(tokens) % 4 or len(self._tokens) > 4 * self._ask.sampling.max_tokens:
+            raise RemoteError("not the tokens that were asked for")
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._tokens) // 4
+
+    def rest(self) -> Ask:
+        """The request for what comes after."""
+        return msgspec.structs.replace(self._ask, answered=bytes(self._tokens))
+
+    def num_resumed(self, told: int) -> int:
+        """How often the answer moved, where the last entry node told of ``told`` times: its own first attempt counts
+        there, as tokens came before it."""
+        return told + max(self.num_rejoins - 1, 0) if self._tokens else told
+
+
+async def rejoining(so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float) -> AsyncGenerator[EntryFrame, None]:
+    """The frames of an answer, entered anew wherever an entry node is lost. due_at: see ``entry_frames``. Raises
+    NetworkError when there is no other one."""
+    lost: bytes | None = None
+    num_fruitless = 0
+    while True:
+        stream = await _opened(so_far.rest(), open_entry, lost, due_at)
+        before = so_far.num_tokens
+        try:
+            async with aclosing(entry_frames(stream, due_at)) as frames:
+                async for received in frames:
+                    frame = _noted(so_far, received)
+                    yield frame
+                    if isinstance(frame, Answered | Failed):
+                        return
+        except NetworkError as exc:
+            lost = stream.peer
+            num_fruitless = num_fruitless + 1 if so_far.num_tokens == before else 0
+            if num_fruitless >= MAX_FRUITLESS:
+                raise
+            so_far.num_rejoins += 1
+            log.debug("entry_lost", reason=str(exc), tokens=so_far.num_tokens)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+
+
+def _noted(so_far: AnswerSoFar, frame: EntryFrame) -> EntryFrame:
+    if isinstance(frame, Text):
+        try:
+            so_far.add(frame.tokens)
+        except RemoteError as exc:
+            return _broken(str(exc))
+    elif isinstance(frame, Answered):
+        return msgspec.structs.replace(frame, resumed=so_far.num_resumed(frame.resumed))
+    return frame
+
+
+async def _opened(ask: Ask, open_entry: OpenEntry, lost: bytes | None, due_at: float) -> MessageStream:
+    """At the first try, or after the loss of an entry node also later. Raises NetworkError."""
+    if lost is None:
+        return await open_entry(ask, None)
+    give_up_at, pause_s = min(trio.current_time() + SEEK_DEADLINE_S, due_at), FIRST_PAUSE_S
+    while True:
+        try:
+            return await open_entry(ask, lost)
+        except NetworkError:
+            if trio.current_time() + pause_s >= give_up_at:
+                raise
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[EntryFrame, None]:
+    """The frames of an answer, the last one made up if the entry node does not end it properly until ``due_at``, a
+    trio time. Raises NetworkError when the stream breaks."""
+    while True:
+        try:
+            with trio.fail_at(min(trio.current_time() + SILENCE_DEADLINE_S, due_at)):
+                frame = await stream.receive()
+        except trio.TooSlowError:
+            if trio.current_time() >= due_at:
+                yield Failed(code=DEADLINE, message=TOO_LATE, retryable=False)
+            else:
+                message = f"the entry node was silent for {SILENCE_DEADLINE_S:.0f} s"
+                yield Failed(code="timeout", message=message, retryable=True)
+            return
+        except RemoteError as exc:
+            yield _broken(str(exc))
+            return
+        if not isinstance(frame, Route | Begun | Text | Answered | Failed):
+            yield _broken(f"it sent a {type(frame).__name__}")
+            return
+        yield frame
+        if isinstance(frame, Answered | Failed):
+            return
+
+
+def _broken(how: str) -> Failed:
+    return Failed(code="internal", message=f"the entry node broke the protocol: {how}"[:512], retryable=True)
