@@ -92,7 +92,7 @@ class Node:
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)
         self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
-        self._entry = Entry(engine, network, self._driver.handle, self.requests)
+        self._entry = Entry(engine, network, self._driver.handle, self._overlay.silence_s, self.requests)
         self._tree = RadixTree()
         self._started_at = self._driver.now()
 

@@ -22,6 +22,7 @@ from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_req
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
+from proto.config import RequestConfig
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
@@ -38,7 +39,6 @@ from proto.messages import (
     EntryFrame,
     Failed,
     Final,
-    Generate,
     Route,
     Sampling,
     ServingFrame,
@@ -53,9 +53,12 @@ log = structlog.get_logger()
 GENERATE = "/mycelia/generate/1"
 ASK = "/mycelia/ask/1"
 
-FRAME_DEADLINE_S = 120.0
-"""Silence after which a serving node is given up. A long prompt on a slow machine prefills for minutes, so this only
-bounds what nothing else notices; a dead connection is noticed in seconds."""
+FRAME_DEADLINE_S = RequestConfig().max_silence_s
+"""Longest silence of a serving node. A dead connection is noticed in seconds, a node that is connected and silent when
+its own rates say so (``Request.silence_s``)."""
+
+SilenceS = Callable[[bytes, int], float]
+"""``Overlay.silence_s``."""
 
 
 @dataclass
@@ -90,11 +93,19 @@ class _Running:
 class Entry:
     """The entry desk of a node. ``run`` must be running while ``ask`` is used."""
 
-    def __init__(self, engine: Engine, network: Network, handle: Callable[[Event], None], requests: RequestLog) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        network: Network,
+        handle: Callable[[Event], None],
+        silence_s: SilenceS,
+        requests: RequestLog,
+    ) -> None:
         self._engine = engine
         self._requests = requests
         self._network = network
         self._handle = handle
+        self._silence_s = silence_s
         self._running: dict[bytes, _Running] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -279,7 +290,7 @@ class Entry:
                         self._engine, effect.generate, on_frame, running.client, self._requests, running.left_s()
                     )
                 else:
-                    await self._attempt_at_peer(effect.peer, effect.generate, on_frame)
+                    await self._attempt_at_peer(effect, on_frame)
         except Exception as exc:
             reason = _reason(exc)
             if reason is None:
@@ -288,21 +299,23 @@ class Entry:
         finally:
             running.attempts.pop(attempt, None)
 
-    async def _attempt_at_peer(self, peer: bytes, generate: Generate, on_frame: SendFrame) -> None:
-        stream = await self._network.open(peer, GENERATE)
+    async def _attempt_at_peer(self, effect: Dispatch, on_frame: SendFrame) -> None:
+        stream = await self._network.open(effect.peer, GENERATE)
         is_over = False
         try:
-            await stream.send(generate)
-            with trio.fail_after(FRAME_DEADLINE_S) as silence:
-                while not is_over:
-                    silence.deadline = trio.current_time() + FRAME_DEADLINE_S
+            await stream.send(effect.generate)
+            while not is_over:
+                patience_s = self._silence_s(effect.request_id, effect.attempt)
+                with trio.move_on_after(patience_s) as silence:
                     frame = await stream.receive()
-                    if not isinstance(frame, Accepted | Tokens | Final | Failed | Bounced):
-                        raise RemoteError(f"a {type(frame).__name__} in an answer")
-                    if isinstance(frame, Tokens) and not frame.tokens:
-                        raise RemoteError("text without tokens")  # which no max_tokens would bound
-                    is_over = isinstance(frame, Final | Failed | Bounced)
-                    await on_frame(frame)
+                if silence.cancelled_caught:
+                    raise RemoteError(f"silent for {patience_s:.0f} s")
+                if not isinstance(frame, Accepted | Tokens | Final | Failed | Bounced):
+                    raise RemoteError(f"a {type(frame).__name__} in an answer")
+                if isinstance(frame, Tokens) and not frame.tokens:
+                    raise RemoteError("text without tokens")  # which no max_tokens would bound
+                is_over = isinstance(frame, Final | Failed | Bounced)
+                await on_frame(frame)
         finally:
             with trio.CancelScope(shield=True):
                 await (stream.aclose() if is_over else stream.reset())
@@ -330,8 +343,6 @@ class _RefusedError(Exception):
 def _reason(exc: Exception) -> str | None:
     """Why an attempt failed, when that is nothing out of the ordinary."""
     cause = first_error(exc)
-    if isinstance(cause, trio.TooSlowError):
-        return f"silent for {FRAME_DEADLINE_S:.0f} s"
     return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
 
 

@@ -140,6 +140,11 @@ class RequestConfig:
     max_engine_losses: int = 2
     """Engines that died on one request, as their nodes say, before only this node's own is tried: it may be the
     request that kills them, and a liar must not be able to say so for everybody."""
+    min_silence_s: float = 5.0
+    """A node that works on a request is given up when it is silent for longer than this and what its next word may take
+    by its own rates, ``silence_factor`` times, but not before ``max_silence_s`` when those are not known."""
+    max_silence_s: float = 120.0
+    silence_factor: float = 3.0
     own_dispatch_s: float = 60.0
     """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
 

@@ -214,6 +214,10 @@ class Overlay:
         wait_s = wait_here_s(vitals, len(tokens) - held, self._config.routing)
         return Bounced(cached_tokens=held, vitals=vitals) if wait_s * 1000 > request.patience_ms else None
 
+    def silence_s(self, request_id: bytes, attempt: int) -> float:
+        """How long the node that serves this attempt may say nothing, see ``Request.silence_s``. Does not mutate."""
+        return self._requests.silence_s(request_id, attempt)
+
     def check_invariants(self) -> None:
         """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
         self._members.check_invariants()

@@ -19,8 +19,19 @@ from dataclasses import dataclass, field
 import msgspec
 
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.config import RequestConfig
 from proto.errors import RemoteError
-from proto.messages import MAX_SMALL, MAX_TEXT_BYTES_PER_TOKEN, Bounced, Generate, Sampling, Tokens, Usage
+from proto.messages import (
+    MAX_SMALL,
+    MAX_TEXT_BYTES_PER_TOKEN,
+    Accepted,
+    Bounced,
+    Generate,
+    Sampling,
+    Tokens,
+    Usage,
+    Vitals,
+)
 
 
 @dataclass
@@ -51,7 +62,9 @@ class Request:
     it may take as long as it takes."""
     position: int = 0
     is_accepted: bool = False
-    """Whether the running attempt was."""
+    """Whether the running attempt was, and with what:"""
+    uncached_tokens: int = 0
+    vitals: Vitals | None = None
     resumed: int = 0
     """How often the request moved after its first token."""
     failed_peers: set[bytes] = field(default_factory=set)
@@ -90,6 +103,7 @@ class Request:
         self.due_at = math.inf
         self.position = 0
         self.is_accepted = False
+        self.vitals = None
         done = len(self.generated)
         return Generate(
             request_id=self.request_id,
@@ -101,12 +115,31 @@ class Request:
             patience_ms=self.patience_ms,
         )
 
-    def on_accepted(self) -> None:
+    def on_accepted(self, frame: Accepted) -> None:
         """Raises RemoteError unless this is the first frame of the attempt: others could keep it open for ever.
         Mutates."""
         if self.is_accepted or self.position:
             raise RemoteError("accepted in the middle of an answer")
         self.is_accepted = True
+        self.uncached_tokens = max(self.num_tokens - frame.cached_tokens, 1)
+        self.vitals = frame.vitals
+
+    def silence_s(self, config: RequestConfig) -> float:
+        """How long the node of the running attempt may say nothing, by what it told when it began: while it computes
+        the prompt, and then while it has tokens that it holds back, as they may be the beginning of a stop string, a
+        token for each byte of it. Others that it works on share its rates. What waits for a slot has told nothing."""
+        vitals = self.vitals
+        if vitals is None:
+            return config.max_silence_s
+        if self.position:
+            longest_stop = max((len(stop.encode()) for stop in self.sampling.stop), default=0)
+            num_tokens, rate = 1 + longest_stop, vitals.decode_rate
+        else:
+            num_tokens, rate = self.uncached_tokens, vitals.prefill_rate
+        if not rate:
+            return config.max_silence_s
+        word_s = num_tokens * max(vitals.active_requests, vitals.slots, 1) / rate
+        return min(config.min_silence_s + config.silence_factor * word_s, config.max_silence_s)
 
     def on_bounced(self, frame: Bounced, wait_s: float) -> None:
         """The node handed the request back: by what it says, the first token would come after ``wait_s``. Raises

@@ -160,7 +160,7 @@ class RequestPlane:
         frame = event.frame
         match frame:
             case Accepted():
-                request.on_accepted()
+                request.on_accepted(frame)
                 self._note_load(request, frame.vitals, now)
                 return [Begin(request.request_id, request.peer, frame.cached_tokens)]
             case Bounced():
@@ -212,6 +212,11 @@ class RequestPlane:
         """Who serves this attempt, if it is the running one."""
         request = self._running(request_id, attempt)
         return request.peer if request else None
+
+    def silence_s(self, request_id: bytes, attempt: int) -> float:
+        """See ``Request.silence_s``; the longest there is for an attempt that is not the running one."""
+        request = self._running(request_id, attempt)
+        return request.silence_s(self._config) if request else self._config.max_silence_s
 
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant is broken."""

@@ -156,6 +156,73 @@ def scale(nodes: int, groups: tuple[str, ...], seed: int, as_json: bool) -> None
 @bench.command(
     epilog="""\b
 Examples:
+  mycelia bench chaos
+  mycelia bench chaos --fault kill --fault freeze --fault engine --streams 40
+  mycelia bench chaos --seed 7 --json > chaos.json"""
+)
+@click.option("--nodes", type=click.IntRange(2, 32), default=4, show_default=True, help="Real processes.")
+@click.option("--streams", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Answers in all.")
+@click.option("--at-once", type=click.IntRange(1, 64), default=4, show_default=True, help="Clients.")
+@click.option("--prompts", type=click.IntRange(1, 10_000), default=25, show_default=True, help="Different ones.")
+@click.option("--max-tokens", type=click.IntRange(2, 4_096), default=64, show_default=True, help="Of an answer.")
+@click.option(
+    "--every", type=FiniteRange(0.1, 3_600), default=5.0, show_default=True, metavar="SECONDS", help="Between faults."
+)
+@click.option(
+    "--fault",
+    "faults",
+    type=click.Choice(["kill", "freeze", "engine"]),
+    multiple=True,
+    default=("kill",),
+    show_default=True,
+    help="SIGKILL and start again; SIGSTOP for 12 s; SIGKILL of the engine process. Repeatable.",
+)
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
+@click.option("--exact/--fast", default=True, show_default=True, help="Whether nodes run in exact mode.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the faults and the order of the prompts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def chaos(
+    nodes: int,
+    streams: int,
+    at_once: int,
+    prompts: int,
+    max_tokens: int,
+    every: float,
+    faults: tuple[str, ...],
+    model: str,
+    threads: int,
+    exact: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Real nodes that die under load, and every answer compared with that of a node left alone.
+
+    Which node is struck follows from the seed; when exactly it is in the middle of what does not.
+    """
+    from node.bench.chaos import ChaosBench, bench_chaos
+    from node.bench.report import show
+    from node.cli import run
+
+    plan = ChaosBench(
+        num_nodes=nodes,
+        num_streams=streams,
+        num_prompts=min(prompts, streams),
+        max_tokens=max_tokens,
+        at_once=at_once,
+        every_s=every,
+        faults=faults,
+        model=model,
+        threads=threads,
+        exact=exact,
+        seed=seed,
+    )
+    show(run(partial(bench_chaos, plan)), as_json)
+
+
+@bench.command(
+    epilog="""\b
+Examples:
   mycelia bench swarm
   mycelia bench swarm --rtt 200 --policy mycelia --policy lmetric --policy random
   mycelia bench swarm --data ./workloads --runs 3 --json > swarm.json

@@ -6,9 +6,9 @@ import trio
 
 from node.entry import ASK, GENERATE
 from node.network.identity import new_identity
-from node.network.network import NetworkSettings
+from node.network.network import MessageStream, NetworkSettings
 from node.views import TextView, frame_view
-from proto.blocks import STRIDE
+from proto.blocks import STRIDE, pack_tokens
 from proto.config import CellConfig, OverlayConfig
 from proto.messages import (
     Accepted,
@@ -21,6 +21,7 @@ from proto.messages import (
     Route,
     Sampling,
     Text,
+    Tokens,
 )
 from tests.node.members import LONG, an_ask, frames_of, open_members, text_of
 
@@ -126,6 +127,34 @@ async def test_a_node_that_vanishes_mid_answer_costs_no_token(autojump_clock: tr
     assert isinstance(frames[0], Route) and frames[0].chosen == two.peer
     assert text_of(frames) == expected
     assert answered.served_by == one.peer and answered.resumed == 1
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3], ids=["before the first token", "after some"])
+async def test_a_node_that_begins_and_falls_silent_is_given_up_by_its_own_rates(
+    autojump_clock: trio.testing.MockClock, num_tokens: int
+) -> None:
+    async with open_members(2) as (_, (one, two)):
+        expected = text_of(await frames_of(two, an_ask(LONG, max_tokens=12)))
+        await trio.sleep(3)
+
+        async def fall_silent(stream: MessageStream) -> None:
+            generate = await stream.receive()
+            assert isinstance(generate, Generate)
+            vitals = msgspec.structs.replace(two.engine.vitals(), prefill_rate=1_000, decode_rate=20)
+            await stream.send(Accepted(cached_tokens=256, vitals=vitals))
+            if num_tokens:
+                text = expected[:num_tokens].encode()
+                await stream.send(Tokens(position=0, tokens=pack_tokens(list(text)), text=text))
+            await trio.sleep_forever()
+
+        two.network.serve(GENERATE, fall_silent)
+        began = trio.current_time()
+        frames = await frames_of(one, an_ask(LONG, max_tokens=12))
+        assert 5 < trio.current_time() - began < 10, "of virtual time; 120 s for a node that tells no rates"
+    answered = frames[-1]
+    assert isinstance(frames[0], Route) and frames[0].chosen == two.peer
+    assert isinstance(answered, Answered) and answered.served_by == one.peer
+    assert text_of(frames) == expected and answered.resumed == (1 if num_tokens else 0)
 
 
 async def test_leaving_early_cancels_where_it_is_served(autojump_clock: trio.testing.MockClock) -> None:

@@ -183,7 +183,7 @@ async def test_text_and_tokens_never_come_apart() -> None:
     """Frames that end inside a character, as a batch that is full may."""
     send, receive = trio.open_memory_channel[EntryFrame](math.inf)
     running = _Running(send, 0.0, None, b"")
-    entry = Entry(None, None, lambda event: None, RequestLog())  # type: ignore[arg-type]
+    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
     euro = "€".encode()
     for tokens, data in (([1], b"a" + euro[:1]), ([2], euro[1:] + b"b"), ([3], euro[:2]), ([4], b""), ([5], euro[2:])):
         running.untold.extend(tokens)

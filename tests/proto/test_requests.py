@@ -603,3 +603,30 @@ def test_what_is_overdue_moves_when_others_are_free_again() -> None:
     assert not world.nodes[ME].take(Dispatch)
     world.advance(10, deliver=False)
     assert world.nodes[ME].take(Abandon) == [Abandon(REQUEST, 1)] and dispatched(world).peer != first
+
+
+@pytest.mark.parametrize(
+    ("told", "position", "stop", "expected_s"),
+    [
+        (None, 0, (), 120.0),
+        ({}, 0, (), 120.0),
+        ({"prefill_rate": 100}, 0, (), 5 + 3 * 2 * 1.0),
+        ({"prefill_rate": 100, "active_requests": 8}, 0, (), 5 + 3 * 8 * 1.0),
+        ({"prefill_rate": 1}, 0, (), 120.0),
+        ({"prefill_rate": 100}, 3, (), 120.0),
+        ({"decode_rate": 10}, 3, (), 5 + 3 * 2 * 0.1),
+        ({"decode_rate": 10}, 3, ("€", "###"), 5 + 3 * 2 * 0.4),
+    ],
+)
+def test_silence_is_borne_as_long_as_the_nodes_own_rates_say(
+    told: dict[str, int] | None, position: int, stop: tuple[str, ...], expected_s: float
+) -> None:
+    request = Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8, stop=stop))
+    request.begin_attempt(HOLDER, 0, 1.0, None, 0.0)
+    if told is not None:
+        vitals = msgspec.structs.replace(IDLE, **({"slots": 2, "active_requests": 0, "prefill_rate": 0} | told))
+        request.on_accepted(Accepted(cached_tokens=len(PROMPT) - 100, vitals=vitals))
+    request.position = position
+    assert request.silence_s(RequestConfig()) == pytest.approx(expected_s)
+    request.begin_attempt(OTHER, 0, 1.0, None, 0.0)
+    assert request.silence_s(RequestConfig()) == 120.0, "another node has told nothing yet"
