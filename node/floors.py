@@ -1,4 +1,7 @@
-"""The version floors of a node's peers in a file, so that a restart forgets none; see ``proto.floors``."""
+"""The version floors of a node's peers in a file, so that a restart forgets none; see ``proto.floors``.
+
+The file begins with the BLAKE3 of the rest: a version with a flipped bit would keep a peer's digests out for ever.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import msgspec
 import structlog
 import trio
+from blake3 import blake3
 
 from node.rundir import write_atomically
 from proto.errors import LocalError
@@ -14,6 +18,7 @@ from proto.floors import Floor
 log = structlog.get_logger()
 
 FLOORS_FILE = "floors.msgpack"
+_SEAL_BYTES = 16
 SAVE_INTERVAL_S = 60.0
 """A crash forgets at most what was heard in this time."""
 
@@ -23,10 +28,14 @@ def load_floors(data_dir: Path) -> list[Floor]:
     only keep replayed digests out, which would cost cache misses."""
     path = data_dir / FLOORS_FILE
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=list[Floor])
+        data = path.read_bytes()
+        seal, body = data[:_SEAL_BYTES], data[_SEAL_BYTES:]
+        if blake3(body).digest(length=_SEAL_BYTES) != seal:
+            raise ValueError("it was changed or cut")
+        return msgspec.msgpack.decode(body, type=list[Floor])
     except FileNotFoundError:
         return []
-    except (OSError, msgspec.MsgspecError) as exc:
+    except (OSError, ValueError) as exc:
         aside = path.with_suffix(".damaged")
         try:
             path.replace(aside)
@@ -38,7 +47,8 @@ def load_floors(data_dir: Path) -> list[Floor]:
 
 def save_floors(data_dir: Path, floors: Sequence[Floor]) -> None:
     """Raises LocalError."""
-    write_atomically(data_dir / FLOORS_FILE, msgspec.msgpack.encode(floors))
+    body = msgspec.msgpack.encode(floors)
+    write_atomically(data_dir / FLOORS_FILE, blake3(body).digest(length=_SEAL_BYTES) + body)
 
 
 async def keep_floors(data_dir: Path, floors: Callable[[], Sequence[Floor]]) -> None:

@@ -136,7 +136,9 @@ class RequestConfig:
 
     max_in_flight: int = 1_024
     max_attempts: int = 8
-    """Nodes tried for one request before it fails."""
+    """Nodes tried for one request without a token of an answer before it fails."""
+    rest_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """Pauses after which a request whose nodes were all lost is tried again: a process that died is soon back."""
     max_engine_losses: int = 2
     """Engines that died on one request, as their nodes say, before only this node's own is tried: it may be the
     request that kills them, and a liar must not be able to say so for everybody."""

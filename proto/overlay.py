@@ -290,6 +290,8 @@ class Overlay:
                 return self._ladder.on_due(timer.namespace, now)
             case "lookup":
                 return self._requests.on_wait_over(timer, now)
+            case "rested":
+                return self._requests.on_rested(timer.subject, now)
             case "overdue":
                 return self._requests.on_overdue(timer.subject, now)
             case "vitals":

@@ -49,6 +49,10 @@ class Request:
     generated: list[int] = field(default_factory=list)
     attempt: int = 0
     """Number of the running attempt, from 1; 0 before the first dispatch."""
+    tries: int = 0
+    """Attempts since the last one that brought a token."""
+    num_rests: int = 0
+    """Likewise."""
     peer: bytes = b""
     """Who serves the running attempt."""
     sent_at: float = 0.0
@@ -69,6 +73,8 @@ class Request:
     """How often the request moved after its first token."""
     failed_peers: set[bytes] = field(default_factory=set)
     last_failure: str = ""
+    was_loss: bool = False
+    """Whether that was of a node or of its engine, which may be back soon."""
     num_bounces: int = 0
     num_moves: int = 0
     """How often it was taken away from a node where it was overdue."""
@@ -97,6 +103,7 @@ class Request:
         if self.generated:
             self.resumed += 1
         self.attempt += 1
+        self.tries += 1
         self.peer = peer
         self.sent_at, self.expected_s, self.promised_tokens = now, expected_s, promised_tokens
         self.patience_ms = 0 if patience_s is None else min(max(round(1000 * patience_s), 1), MAX_SMALL)
@@ -169,10 +176,25 @@ class Request:
         self.generated.extend(tokens)
         return tuple(tokens)
 
-    def fail_attempt(self, reason: str) -> None:
-        """The running attempt is over without an answer. Mutates."""
+    def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool) -> None:
+        """The running attempt is over without an answer: is_loss: because the node or its engine was lost. If tokens
+        came, everything that was counted against the request and against nodes begins anew: it kills no engine, and who
+        failed it before may be back. Each such beginning costs a token, so there is an end. Mutates."""
+        if self.position:
+            self.failed_peers.clear()
+            self.tries = self.num_rests = self.num_engine_losses = 0
+        else:
+            self.num_engine_losses += is_engine_loss
         self.failed_peers.add(self.peer)
         self.last_failure = reason
+        self.was_loss = is_loss
+
+    def rest(self) -> None:
+        """No attempt is running, and whoever failed may be tried again later. Mutates."""
+        self.num_rests += 1
+        self.tries = 0
+        self.peer, self.due_at = b"", math.inf
+        self.failed_peers.clear()
 
     def usage(self, last: Usage | None) -> Usage:
         """What the whole request took, from the serving node's account of its last attempt (None: it was lost)."""

@@ -70,7 +70,8 @@ class RequestPlane:
         self._policy = policy
         self._requests: dict[bytes, Request] = {}
         self._waiting: dict[bytes, set[bytes]] = {}
-        """Requests without an attempt yet -> whose digests may still help; empty while the lookup goes on."""
+        """Requests without an attempt at the moment -> whose digests may still help: none while a lookup goes on or
+        while they rest."""
         self._dispatches: dict[bytes, Dispatches] = {}
         self._places = EntryPlaces(config.request.max_in_flight)
         self._busy = BusyPeers()
@@ -240,7 +241,8 @@ class RequestPlane:
 
     def _running(self, request_id: bytes, attempt: int) -> Request | None:
         request = self._requests.get(request_id)
-        return request if request and request.attempt == attempt > 0 else None
+        is_running = request is not None and request.attempt == attempt > 0 and request_id not in self._waiting
+        return request if is_running else None
 
     def _space(self, request: Request) -> Dispatches:
         space = self._dispatches.get(request.namespace)
@@ -251,6 +253,8 @@ class RequestPlane:
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
         candidates = self._candidates(request, now)
         if not len(candidates) or self._is_last_attempt(request):
+            if self._may_rest(request):
+                return self._rest(request, now)
             del self._requests[request.request_id]
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
             wait_ms = self._busy_ms(request, now)
@@ -297,7 +301,7 @@ class RequestPlane:
         may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
         only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
         is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
-        if request.attempt + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
+        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
             only_here = only_here or self._members.own_vitals(namespace) is not None  # (refusals are free of charge)
         left_out = request.failed_peers | without | self._busy.now(now) - {self._me}
         if not is_own_free:
@@ -343,18 +347,26 @@ class RequestPlane:
             self._end(request)
             return [Fail(request.request_id, frame.code, frame.message, False)]
         request.is_doubted = request.is_doubted or not frame.retryable
-        if frame.code == "engine_lost":
-            request.num_engine_losses += 1
         if frame.code == OVERLOADED and frame.retryable:
             # To be busy is no fault, unless its own word a moment ago was that it is idle.
             is_fault = self._members.is_idle(request.peer, request.namespace)
             self._busy.refused(self._busy_key(request, request.peer), frame, now)
-            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=is_fault)
+            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault, is_loss=False)
         # (who cannot answer may only have been asked for the impossible)
-        return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault=frame.retryable)
+        reason, is_engine_loss = f"{frame.code}: {frame.message}", frame.code == "engine_lost"
+        return self._attempt_failed(request, reason, now, frame.retryable, is_engine_loss, is_loss=is_engine_loss)
 
-    def _attempt_failed(self, request: Request, reason: str, now: float, is_fault: bool = True) -> list[Effect]:
-        """is_fault: of the node that served it; if no token came, that counts as the longest wait."""
+    def _attempt_failed(
+        self,
+        request: Request,
+        reason: str,
+        now: float,
+        is_fault: bool = True,
+        is_engine_loss: bool = False,
+        is_loss: bool = True,
+    ) -> list[Effect]:
+        """is_fault: of the node that served it; if no token came, that counts as the longest wait. is_loss: of the node
+        or of its engine."""
         if is_fault and request.peer != self._me and not request.position:
             waited_s = max(now - request.sent_at, request.expected_s + self._routing.failure_s)
             self._members.on_first_token(request.peer, request.expected_s, waited_s, now)
@@ -363,7 +375,7 @@ class RequestPlane:
         space = self._space(request)
         space.end(request.request_id, request.peer)
         space.withdraw(request.peer, request.chain)
-        request.fail_attempt(reason)
+        request.fail_attempt(reason, is_engine_loss, is_loss)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]
 
@@ -372,10 +384,29 @@ class RequestPlane:
         request.num_moves += 1
         self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
         abandon = Abandon(request.request_id, request.attempt)
-        return [abandon, *self._attempt_failed(request, "its turn did not come in time", now, is_fault=False)]
+        return [
+            abandon,
+            *self._attempt_failed(request, "its turn did not come in time", now, is_fault=False, is_loss=False),
+        ]
 
     def _is_last_attempt(self, request: Request) -> bool:
-        return request.attempt >= self._config.max_attempts
+        return request.tries >= self._config.max_attempts
+
+    def _may_rest(self, request: Request) -> bool:
+        """Whether it failed only because nodes were lost, which may be back soon. Not what kills engines."""
+        is_harmless = request.num_engine_losses < self._config.max_engine_losses and not request.is_doubted
+        return request.was_loss and is_harmless and request.num_rests < len(self._config.rest_s)
+
+    def _rest(self, request: Request, now: float) -> list[Effect]:
+        pause_s = self._config.rest_s[request.num_rests]
+        request.rest()
+        self._waiting[request.request_id] = set()
+        return [SetTimer(Timer("rested", request.request_id), now + pause_s)]
+
+    def on_rested(self, request_id: bytes, now: float) -> list[Effect]:
+        """Try again."""
+        request = self._requests.get(request_id)
+        return self._stop_waiting(request_id, now) if request and request.num_rests else []
 
     def _finish(self, request: Request, reason: str, usage: Usage | None) -> list[Effect]:
         self._end(request)

@@ -122,6 +122,8 @@ async def bench_chaos(bench: ChaosBench) -> Report:
             nursery.cancel_scope.cancel()
         if not trouble.num_faults:
             raise LocalError("all answers were there before the first fault: more --streams, or --every less")
+        for failure in sorted({stream.failure for stream in streams if stream.failure}):
+            progress.show(f"failed: {failure}")
         wanted = [expected[number] for number in order]
         differences = [compare(one.tokens, stream.tokens) for one, stream in zip(wanted, streams, strict=True)]
         ties = await _ties(bench, asks, order, wanted, differences, streams, Path(root) / "calm")

@@ -246,8 +246,9 @@ class OpenAiAnswer:
         prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
         cached_tokens = sum(usage.cached_tokens for usage in prompts)
         completion_tokens = sum(end.usage.completion_tokens for end in ends if end is not None)
+        resumed = sum(end.resumed for end in ends if end is not None)
         details = PromptDetails(cached_tokens)
-        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details)
+        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details, resumed)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What is known by now of the first choice."""

@@ -152,13 +152,15 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, omit_defaults=True):
     """Of all choices together; their prompt counts once, as it is computed once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    resumed: int = msgspec.field(name="x-mycelia-resumed", default=0)
+    """How often an answer went on at another node after its first token. Left out when none did."""
 
 
 class TopLogprob(msgspec.Struct):

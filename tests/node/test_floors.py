@@ -26,6 +26,20 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: bytes) -> None:
     assert load_floors(tmp_path) == FLOORS
 
 
+def test_every_changed_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
+    """A flipped bit of a version would keep a peer's digests out for ever."""
+    path = tmp_path / FLOORS_FILE
+    save_floors(tmp_path, FLOORS)
+    whole = path.read_bytes()
+    damaged = [whole[:end] for end in range(0, len(whole), 8)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
+    for data in [*damaged, whole + b"x"]:
+        path.write_bytes(data)
+        assert load_floors(tmp_path) == [], data
+    path.write_bytes(whole)
+    assert load_floors(tmp_path) == FLOORS
+
+
 async def test_they_are_saved_by_and_by_and_at_the_end(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     floors = FLOORS[:1]
     async with trio.open_nursery() as nursery:

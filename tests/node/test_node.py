@@ -111,6 +111,16 @@ async def test_an_engine_that_dies_mid_answer_costs_no_token(autojump_clock: tri
     assert [type(frame) for frame in frames].count(Route) == 2
 
 
+async def test_a_lone_nodes_engine_dies_mid_answer(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        expected = text_of(await frames_of(one, an_ask(LONG, max_tokens=12)))
+        one.engine.fail_next(after_tokens=5)
+        one.engine.fail_next(after_tokens=0)
+        frames = await frames_of(one, an_ask(LONG, max_tokens=12))
+    assert isinstance(frames[-1], Answered) and frames[-1].resumed == 2
+    assert text_of(frames) == expected
+
+
 async def test_a_node_that_vanishes_mid_answer_costs_no_token(autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(2, decode_rate=10.0) as (swarm, (one, two)):
         expected = text_of(await frames_of(two, an_ask(LONG, max_tokens=30)))

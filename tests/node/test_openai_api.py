@@ -252,6 +252,14 @@ async def test_texts_and_tokens_are_prompts_too() -> None:
     assert "".join(chunk["choices"][0]["text"] for chunk in events(streamed.text)) == "Hi there"
 
 
+async def test_usage_tells_when_an_answer_went_on_elsewhere() -> None:
+    moved = [*answer("Hi")[:-1], msgspec.structs.replace(ANSWERED, resumed=2)]
+    async with served(moved, answer("Hi")) as (_, http):
+        first = (await http.post("/v1/chat/completions", json=chat())).json()["usage"]
+        second = (await http.post("/v1/chat/completions", json=chat())).json()["usage"]
+    assert first["x-mycelia-resumed"] == 2 and "x-mycelia-resumed" not in second
+
+
 async def test_models() -> None:
     async with served() as (_, http):
         listed = (await http.get("/v1/models")).json()

@@ -31,6 +31,8 @@ PEERS = [peer_id(number) for number in (1, 2, 3)]
 FIRST_TOKEN = 1_000
 """The true answer to every prompt counts up from here."""
 CONFIG = OverlayConfig(request=RequestConfig(max_in_flight=4, max_attempts=3))
+MOST_ATTEMPTS = CONFIG.request.max_attempts * (len(CONFIG.request.rest_s) + 1)
+"""Without a token."""
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Attempt:
     position: int = 0
     is_abandoned: bool = False
     is_bounced: bool = False
+    num_delivered: int = 0
 
     def tokens(self, count: int) -> Tokens:
         first = FIRST_TOKEN + self.dispatch.generate.resumed_tokens + self.position
@@ -57,6 +60,8 @@ class Client:
     max_tokens: int
     delivered: list[int] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    tried: list[Attempt] = field(default_factory=list)
+    """Of them, those since a token came or the request rested; the one that brought the token is the first."""
     ends: list[Finish | Fail] = field(default_factory=list)
     is_cancelled: bool = False
 
@@ -72,8 +77,14 @@ class Requests(RuleBasedStateMachine):
         self.overlay = self.world.nodes[ME].overlay
         self.clients: dict[bytes, Client] = {}
         self.connected: set[bytes] = set()
+        self.rested: set[bytes] = set()
+        """Requests that may begin anew now."""
         for peer in PEERS:
             self.join(peer)
+
+    @property
+    def resting(self) -> set[bytes]:
+        return set(self.overlay._requests._waiting)
 
     def handle(self, event: Event) -> None:
         for effect in self.world.handle(ME, event):
@@ -84,10 +95,13 @@ class Requests(RuleBasedStateMachine):
             case Dispatch():
                 client = self.clients[effect.request_id]
                 assert client.is_running
-                assert effect.attempt == len(client.attempts) + 1 <= CONFIG.request.max_attempts
+                assert effect.attempt == len(client.attempts) + 1 <= MOST_ATTEMPTS * (len(client.delivered) + 1)
                 assert effect.peer == ME or effect.peer in self.connected
-                tried = [a.dispatch.peer for a in client.attempts if not a.is_bounced]
-                assert effect.peer not in tried, "tried twice"
+                if client.attempts and client.attempts[-1].num_delivered:
+                    client.tried = client.attempts[-1:]
+                if effect.request_id in self.rested:
+                    client.tried = []
+                assert effect.peer not in [a.dispatch.peer for a in client.tried if not a.is_bounced], "tried twice"
                 generate = effect.generate
                 bounces = sum(a.is_bounced for a in client.attempts)
                 assert not generate.patience_ms or (effect.peer != ME and bounces < CONFIG.routing.max_bounces)
@@ -96,10 +110,13 @@ class Requests(RuleBasedStateMachine):
                 assert generate.sampling.max_tokens == client.max_tokens - len(client.delivered)
                 assert decode(encode(generate)) == generate
                 client.attempts.append(Attempt(effect))
+                client.tried.append(client.attempts[-1])
+                assert len(client.tried) <= CONFIG.request.max_attempts + 1
             case Deliver():
                 client = self.clients[effect.request_id]
                 assert client.is_running, "tokens after the end"
                 client.delivered.extend(effect.tokens)
+                client.attempts[-1].num_delivered += len(effect.tokens)
             case Finish() | Fail():
                 self.clients[effect.request_id].ends.append(effect)
             case Abandon():
@@ -197,11 +214,11 @@ class Requests(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.clients)))
-        was_running = self.clients[request_id].is_running
+        was_running, was_resting = self.clients[request_id].is_running, request_id in self.resting
         self.handle(RequestCancelled(request_id))
         if was_running:
             self.clients[request_id].is_cancelled = True
-            assert self.clients[request_id].attempts[-1].is_abandoned
+            assert was_resting or self.clients[request_id].attempts[-1].is_abandoned
 
     @rule(peer=st.sampled_from(PEERS))
     def join(self, peer: bytes) -> None:
@@ -219,10 +236,12 @@ class Requests(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         node = self.world.nodes[ME]
         node.effects.clear()
+        self.rested = self.resting
         self.world.advance(seconds, deliver=False)
         self.world.in_flight.clear()
         for effect in list(node.effects):
             self.perform(effect)
+        self.rested = set()
 
     @invariant()
     def every_token_once(self) -> None:
@@ -241,7 +260,8 @@ class Requests(RuleBasedStateMachine):
         running = {request_id: client for request_id, client in self.clients.items() if client.is_running}
         assert self.overlay._requests._requests.keys() == running.keys()
         for peer in (ME, *PEERS):
-            at_peer = [client for client in running.values() if client.attempts[-1].dispatch.peer == peer]
+            served = [client for request_id, client in running.items() if request_id not in self.resting]
+            at_peer = [client for client in served if client.attempts[-1].dispatch.peer == peer]
             assert self.overlay._requests.in_flight(peer) == len(at_peer)
 
     def final(self, attempt: Attempt, reason: str) -> Final:
@@ -257,10 +277,12 @@ class Requests(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever runs is lost, again and again: every request ends, and nothing of it is left."""
-        for _ in range(CONFIG.request.max_attempts):
+        for _ in range(MOST_ATTEMPTS + CONFIG.request.max_attempts):  # (the running attempt may have brought a token)
             for request_id, client in list(self.clients.items()):
                 if client.is_running:
                     self.handle(StreamLost(request_id, len(client.attempts), "the end"))
+            if self.resting:
+                self.pass_time(10.0)
         assert not any(client.is_running for client in self.clients.values())
         self.one_attempt_runs()
         self.overlay.check_invariants()

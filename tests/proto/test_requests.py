@@ -630,3 +630,72 @@ def test_silence_is_borne_as_long_as_the_nodes_own_rates_say(
     assert request.silence_s(RequestConfig()) == pytest.approx(expected_s)
     request.begin_attempt(OTHER, 0, 1.0, None, 0.0)
     assert request.silence_s(RequestConfig()) == 120.0, "another node has told nothing yet"
+
+
+def lose(world: World, reason: str = "reset") -> None:
+    attempt = world.nodes[ME].overlay._requests._requests[REQUEST].attempt
+    world.handle(ME, StreamLost(REQUEST, attempt, reason))
+
+
+def test_a_request_whose_nodes_were_all_lost_rests_and_is_tried_again() -> None:
+    world = quiet_world(2)
+    submit(world)
+    peers = {dispatched(world).peer}
+    lose(world)
+    peers.add(dispatched(world).peer)
+    lose(world)
+    assert peers == {ME, HOLDER} and not world.nodes[ME].take(Dispatch) and not world.nodes[ME].take(Fail)
+    world.handle(ME, FrameReceived(REQUEST, 2, tokens(0, 1)))
+    assert not world.nodes[ME].take(Deliver), "nobody works on it"
+    world.advance(1.1, deliver=False)
+    assert dispatched(world).attempt == 3
+
+
+def test_resting_ends() -> None:
+    world = quiet_world(2)
+    submit(world)
+    for _ in range(2 * (len(RequestConfig().rest_s) + 1)):
+        assert not world.nodes[ME].take(Fail)
+        lose(world)
+        world.advance(10, deliver=False)
+    (fail,) = world.nodes[ME].take(Fail)
+    assert isinstance(fail, Fail) and fail.code == "no_peer" and "10 attempts" in fail.message
+
+
+def test_who_rests_is_overdue_nowhere() -> None:
+    world = quiet_world(2)
+    world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
+    submit(world)
+    lose(world)
+    lose(world)
+    world.nodes[ME].effects.clear()
+    world.advance(0.9, deliver=False)
+    assert not world.nodes[ME].take(Dispatch)
+    world.advance(0.2, deliver=False)
+    assert len(world.nodes[ME].take(Dispatch)) == 1
+
+
+def test_who_rests_can_be_cancelled() -> None:
+    world = quiet_world(1)
+    submit(world)
+    lose(world)
+    assert world.handle(ME, RequestCancelled(REQUEST)) == []
+    world.advance(60, deliver=False)
+    assert not world.nodes[ME].take(Fail) and not world.nodes[ME].overlay._requests._requests
+
+
+def test_a_token_clears_what_was_counted_against_nodes_and_request() -> None:
+    """What kills engines brings no token: it is not passed around for ever."""
+    world = quiet_world(3)
+    submit(world)
+    for round_ in range(6):
+        world.handle(ME, FrameReceived(REQUEST, round_ + 1, tokens(0, 1)))
+        world.handle(ME, FrameReceived(REQUEST, round_ + 1, Failed(code="engine_lost", message="x", retryable=True)))
+        assert not world.nodes[ME].take(Fail)
+    request = world.nodes[ME].overlay._requests._requests[REQUEST]
+    assert len(request.generated) == 6 and len(request.failed_peers) == 1 and request.num_engine_losses == 0
+    for _ in range(3):
+        attempt = request.attempt
+        world.handle(ME, FrameReceived(REQUEST, attempt, Failed(code="engine_lost", message="x", retryable=True)))
+    world.advance(60, deliver=False)
+    assert world.nodes[ME].take(Fail), "three engines without a token"
