@@ -24,6 +24,7 @@ from node.views import (
     ModelRow,
     NodeState,
     RequestRow,
+    RouteView,
     TextView,
     TraceView,
     TreeRowView,
@@ -170,6 +171,8 @@ async def _ask_local(
                 frame = msgspec.json.decode(line, type=FrameView)
                 if isinstance(frame, TextView):
                     so_far.add(pack_tokens(frame.tokens))
+                elif isinstance(frame, RouteView):
+                    so_far.routed(bytes.fromhex(frame.namespace))
                 is_over = isinstance(frame, AnsweredView | FailedView)
                 await send.send(frame)
     except _HTTP_ERRORS as exc:

@@ -166,6 +166,8 @@ class Entry:
         info = self._engine.info
         if ask.model and ask.model != info.name:
             raise _RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
+        if ask.namespace and ask.namespace != info.namespace:
+            raise _RefusedError("unknown_model", "this node's model is not the one that began the answer")
         if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
             raise _RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
         if not (ask.tokens or ask.text.strip() or any(message.content.strip() for message in ask.messages)):
@@ -216,7 +218,7 @@ class Entry:
             case Dispatch():
                 assert self._nursery is not None
                 self._requests.routed(effect)
-                running.frames.send_nowait(_route(effect.decision))
+                running.frames.send_nowait(_route(effect.decision, self._engine.info.namespace))
                 # (made here and not in the task: the client may leave before the task runs for the first time)
                 scope = running.attempts[effect.attempt] = trio.CancelScope()
                 self._nursery.start_soon(self._attempt, effect, running, scope)
@@ -346,8 +348,9 @@ def _reason(exc: Exception) -> str | None:
     return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
 
 
-def _route(decision: Decision) -> Route:
+def _route(decision: Decision, namespace: bytes) -> Route:
     return Route(
+        namespace=namespace,
         chosen=decision.chosen,
         reason=decision.reason[:256],
         prompt_tokens=decision.prompt_tokens,

@@ -39,7 +39,14 @@ class AnswerSoFar:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._tokens = bytearray(ask.answered)
+        self._namespace = ask.namespace
         self.num_rejoins = 0
+
+    def routed(self, namespace: bytes) -> None:
+        """What the tokens to come mean. Raises RemoteError when it changes. Mutates."""
+        if self._tokens and self._namespace and namespace != self._namespace:
+            raise RemoteError("another model went on with the answer")
+        self._namespace = namespace
 
     def add(self, tokens: bytes) -> None:
         """Raises RemoteError for more than was asked for, or what is no tokens. Mutates."""
@@ -53,7 +60,8 @@ class AnswerSoFar:
 
     def rest(self) -> Ask:
         """The request for what comes after."""
-        return msgspec.structs.replace(self._ask, answered=bytes(self._tokens))
+        namespace = self._namespace if self._tokens else b""
+        return msgspec.structs.replace(self._ask, answered=bytes(self._tokens), namespace=namespace)
 
     def num_resumed(self, told: int) -> int:
         """How often the answer moved, where the last entry node told of ``told`` times: its own first attempt counts
@@ -73,6 +81,8 @@ async def rejoining(so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float) -
             async with aclosing(entry_frames(stream, due_at)) as frames:
                 async for received in frames:
                     frame = _noted(so_far, received)
+                    if lost is not None and isinstance(frame, Failed) and frame.code == "unknown_model":
+                        raise NetworkError(frame.message)  # (any other node may be of the right one)
                     yield frame
                     if isinstance(frame, Answered | Failed):
                         return
@@ -89,12 +99,14 @@ async def rejoining(so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float) -
 
 
 def _noted(so_far: AnswerSoFar, frame: EntryFrame) -> EntryFrame:
-    if isinstance(frame, Text):
-        try:
+    try:
+        if isinstance(frame, Text):
             so_far.add(frame.tokens)
-        except RemoteError as exc:
-            return _broken(str(exc))
-    elif isinstance(frame, Answered):
+        elif isinstance(frame, Route):
+            so_far.routed(frame.namespace)
+    except RemoteError as exc:
+        return _broken(str(exc))
+    if isinstance(frame, Answered):
         return msgspec.structs.replace(frame, resumed=so_far.num_resumed(frame.resumed))
     return frame
 

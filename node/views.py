@@ -37,6 +37,8 @@ class RouteView(msgspec.Struct, frozen=True, tag="route"):
     reason: str
     prompt_tokens: int
     candidates: list[CandidateView]
+    namespace: str = ""
+    """Of the model that answers, hexadecimal: its file, settings and swarm."""
 
 
 class BegunView(msgspec.Struct, frozen=True, tag="begun"):
@@ -101,6 +103,7 @@ def frame_view(frame: EntryFrame) -> FrameView:
     match frame:
         case Route():
             return RouteView(
+                namespace=frame.namespace.hex(),
                 chosen=peer_text(frame.chosen),
                 reason=frame.reason,
                 prompt_tokens=frame.prompt_tokens,

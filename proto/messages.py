@@ -381,6 +381,8 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     answered: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_REQUEST)] = field(name="8", default=b"")
     """Tokens of the answer that the client has already, from an entry node that it lost; likewise. ``max_tokens``
     counts them too. The answer goes on after them, as it would have there."""
+    namespace: Annotated[bytes, Meta(max_length=16)] = field(name="9", default=b"")
+    """Of the Route that came with them: tokens mean nothing in any other. Empty: any."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):
@@ -390,6 +392,8 @@ class Route(Kind, frozen=True, kw_only=True, tag=14):
     reason: Annotated[str, Meta(max_length=256)] = field(name="2")
     prompt_tokens: Small = field(name="3")
     candidates: Annotated[tuple[CandidateTerms, ...], Meta(max_length=MAX_CANDIDATES)] = field(name="4")
+    namespace: NamespaceKey = field(name="5", default=bytes(16))
+    """Of the model that answers."""
 
 
 class Begun(Kind, frozen=True, kw_only=True, tag=19):

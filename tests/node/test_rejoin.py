@@ -44,8 +44,10 @@ class LightClient:
 
 
 @asynccontextmanager
-async def a_client(count: int) -> AsyncIterator[tuple[MemorySwarm, list[Member], LightClient]]:
-    async with open_members(count, decode_rate=10.0) as (swarm, members):
+async def a_client(
+    count: int, models: Sequence[str] = ()
+) -> AsyncIterator[tuple[MemorySwarm, list[Member], LightClient]]:
+    async with open_members(count, models=models, decode_rate=10.0) as (swarm, members):
         settings = NetworkSettings(identity=new_identity(), overlay=False)
         async with swarm.open_network(settings) as network:
             for member in members:
@@ -145,6 +147,22 @@ async def test_impossible_answers_so_far_are_refused(
     assert not one.engine.requests
 
 
+async def test_nobody_goes_on_with_another_models_answer(autojump_clock: trio.testing.MockClock) -> None:
+    """No model is named: the first one that answers does."""
+    async with a_client(2, models=("small", "large")) as (swarm, members, client):
+        num_told = 0
+
+        def cut_the_first() -> None:
+            nonlocal num_told
+            num_told += 1
+            if num_told == 6:
+                swarm.cut(members[0].peer)
+
+        with pytest.raises(NetworkError, match="not the one that began"):
+            await until_the_end(an_ask(LONG, ANSWER_TOKENS), client.enter, cut_the_first)
+    assert not members[1].engine.requests
+
+
 async def test_only_the_end_of_an_answer_was_lost(autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(1) as (_, (one,)):
         whole = await frames_of(one, an_ask(LONG, 8))
@@ -170,11 +188,16 @@ async def test_an_entry_node_cannot_send_more_than_was_asked_for(autojump_clock:
 
 def test_the_tokens_so_far_are_bounded_and_whole() -> None:
     so_far = AnswerSoFar(an_ask("x", 2))
+    so_far.routed(b"n" * 16)
     so_far.add(pack_tokens([1]))
+    with pytest.raises(RemoteError):
+        so_far.routed(b"m" * 16)
     for bad in (b"123", pack_tokens([1, 2])):
         with pytest.raises(RemoteError):
             AnswerSoFar(so_far.rest()).add(bad)
-    assert so_far.rest().answered == pack_tokens([1]) and so_far.num_resumed(0) == 0
+    assert (so_far.rest().answered, so_far.rest().namespace) == (pack_tokens([1]), b"n" * 16) and so_far.num_resumed(
+        0
+    ) == 0
     so_far.num_rejoins = 2
     assert so_far.num_resumed(1) == 2
 

@@ -132,5 +132,6 @@ EXAMPLES: list[Message] = [
         text="Once",
         tokens=b"1234",
         answered=b"56789012",
+        namespace=SPACE,
     ),
 ]
