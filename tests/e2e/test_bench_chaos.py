@@ -1,12 +1,18 @@
 """Real nodes that die under load: every answer is the undisturbed one. How long clients wait is not for tests."""
 
+import subprocess
+
 import pytest
 import trio
 
 from node.bench.chaos import ENGINE, KILL, ChaosBench, bench_chaos
-from tests.e2e.conftest import DEADLINE_S
+from node.swarm import COMMAND, LocalSwarm
+from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 
 pytestmark = pytest.mark.e2e
+
+PROMPT = "Tell a long story."
+"""The fake model's answer to it is long enough to be killed in."""
 
 
 async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() -> None:
@@ -27,3 +33,28 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
     assert value["finished"] == 9, value
     assert value["lost_tokens"] == value["repeated_tokens"] == value["wrong_tokens"] == 0, value
     assert value["faults"] >= 1
+
+
+async def test_ask_goes_on_elsewhere_when_the_node_of_this_machine_is_killed(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        here = await swarm.start("here", options=["--model", "fake"])
+        other = await swarm.start("other", [await here.address()], ["--model", "fake"])
+        await here.wait_peers(1)
+        address = await other.address()
+        expected = await ask(other, PROMPT, "--max-tokens", "150")
+        where = ("--data-dir", str(here.data_dir), "--bootstrap", address)
+        process = await trio.lowlevel.open_process(
+            [*COMMAND, "ask", "--json", *where, "--max-tokens", "150", PROMPT],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        said = b""
+        async for chunk in process.stdout:
+            said += bytes(chunk)
+            if b'"type":"text"' in said and here.process.returncode is None:
+                here.kill()
+        assert await process.wait() == 0
+    answer = parse_answer(said.decode())
+    assert answer.text == expected.text and answer.answered.served_by == (await other.wait_ready()).peer
+    assert answer.answered.resumed == 1 and answer.answered.completion_tokens == expected.answered.completion_tokens
