@@ -168,7 +168,7 @@ class Requests(RuleBasedStateMachine):
         request_id, attempt = self.any_attempt(data)
         client = self.clients[request_id]
         vitals = msgspec.structs.replace(IDLE, queued_tokens=queued, prefill_rate=rate)
-        is_running = client.is_running and client.attempts[-1] is attempt
+        is_running = client.is_running and client.attempts[-1] is attempt and request_id not in self.resting
         patience_ms = attempt.dispatch.generate.patience_ms
         is_fair = not attempt.is_accepted and not attempt.position and 0 < patience_ms < queued * rate / 1_000
         attempt.is_bounced = attempt.is_bounced or (is_running and is_fair)
