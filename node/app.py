@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ import structlog
 import trio
 
 import proto
+from node.drain import Drain
 from node.driver import OverlayDriver
 from node.engine.engine import FIRST_EDGE_ID, Engine
 from node.engine.models import FAKE_MODEL, model_name, resolve_model
@@ -32,7 +33,7 @@ from node.floors import keep_floors, load_floors
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
-from node.network.network import Network, NetworkSettings
+from node.network.network import MessageStream, Network, NetworkSettings
 from node.peer_id import peer_text
 from node.relay import relayed
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
@@ -50,7 +51,7 @@ from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
 from proto.errors import LocalError
-from proto.events import CacheChanged, FloorsRestored, ModelServed, VitalsChanged
+from proto.events import CacheChanged, FloorsRestored, Leaving, ModelServed, VitalsChanged
 from proto.floors import Floor
 from proto.messages import Ask, ChatMessage, EntryFrame
 from proto.overlay import Overlay, PeerView
@@ -79,9 +80,10 @@ class Node:
         floors: Sequence[Floor] = (),
         config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
         policy: Policy | None = None,
+        drain: Drain | None = None,
     ) -> None:
         """floors: what ``floors()`` said before the last end of this node. policy: another rule of who answers than the
-        protocol's own."""
+        protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it."""
         self._engine = engine
         self._network = network
         self._epoch = epoch
@@ -95,6 +97,7 @@ class Node:
         self._entry = Entry(engine, network, self._driver.handle, self._overlay.silence_s, self.requests)
         self._tree = RadixTree()
         self._started_at = self._driver.now()
+        self._drain = drain or Drain()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. From ``started()`` on, requests are answered."""
@@ -108,11 +111,16 @@ class Node:
             )
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)
-            serve = partial(serve_generate_stream, self._engine, self._overlay.handed_back, self.requests)
-            self._network.serve(GENERATE, serve)
+            serve = partial(serve_generate_stream, self._engine, self._overlay, self.requests)
+            self._network.serve(GENERATE, partial(self._work, serve))
             self._network.serve(INSPECT, self._inspection.serve_stream)
-            self._network.serve(ASK, self._entry.serve_ask_stream)
+            self._network.serve(ASK, partial(self._work, self._entry.serve_ask_stream))
+            self._drain.begin = partial(self._driver.handle, Leaving())
             task_status.started()
+
+    async def _work(self, serve: Callable[[MessageStream], Awaitable[None]], stream: MessageStream) -> None:
+        with self._drain.working():
+            await serve(stream)
 
     @property
     def model(self) -> str:
@@ -294,7 +302,7 @@ def check_import_names() -> None:
 
 
 async def run_node(settings: NodeSettings) -> None:
-    """A node from start to clean end; returns after SIGINT or SIGTERM.
+    """A node from start to clean end; returns after SIGINT or SIGTERM, once what it was answering is finished.
 
     Raises LocalError for whatever the user can mend.
     """
@@ -314,16 +322,17 @@ async def run_node(settings: NodeSettings) -> None:
             debug=settings.debug,
         )
         epoch = next_epoch(data_dir, time.time())
+        drain = Drain()
         async with trio.open_nursery() as nursery:
-            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+            await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
             if settings.exit_with_parent:
                 nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
             log.info("loading_model", model=str(model_path))
             async with open_engine(engine_settings) as engine, open_network(network_settings) as network:
                 # (only the oracle looks, and no node follows it)
                 policy = make_policy(settings.policy, random.Random(os.urandom(16)), lambda one, chain: one)  # noqa: S311
-                node = Node(identity, engine, network, epoch, load_floors(data_dir), policy=policy)
-                await _run_until_cancelled(node, network, listener, settings)
+                node = Node(identity, engine, network, epoch, load_floors(data_dir), policy=policy, drain=drain)
+                await _run_until_cancelled(node, network, listener, settings, drain)
     log.info("left")
 
 
@@ -348,13 +357,15 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-async def _run_until_cancelled(node: Node, network: Network, listener: socket.socket, settings: NodeSettings) -> None:
+async def _run_until_cancelled(
+    node: Node, network: Network, listener: socket.socket, settings: NodeSettings, drain: Drain
+) -> None:
     api_url = url_of(listener)
     access = Access(settings.api_keys, settings.cors_origins)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         nursery.start_soon(keep_floors, settings.data_dir, node.floors)
-        await nursery.start(serve_gateway, node, listener, access)
+        await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(
             settings.data_dir,
             RunInfo(os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), "")),
@@ -365,16 +376,26 @@ async def _run_until_cancelled(node: Node, network: Network, listener: socket.so
             log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
 
 
-async def _cancel_on_signal(
-    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _leave_on_signal(
+    drain: Drain, drain_s: float, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """The first SIGINT or SIGTERM leaves cleanly; a second one does not wait for that."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    """The first SIGINT or SIGTERM finishes what is being answered, the second leaves cleanly without, the next one does
+    not wait for that either."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as receiver:
         task_status.started()
-        number = await anext(aiter(signals))
+        signals = aiter(receiver)
+        log.info("leaving", signal=signal.Signals(await anext(signals)).name)
+        async with trio.open_nursery() as nursery:
+
+            async def cut_short() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cut_short)
+            await drain.leave(drain_s)
+            nursery.cancel_scope.cancel()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only now: leaving the block above put Python's own handler back)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log.info("leaving", signal=signal.Signals(number).name)
     scope.cancel()
 
 

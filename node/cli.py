@@ -15,6 +15,7 @@ import click
 from node.bench.command import bench
 from node.bench.simulate_command import simulate
 from node.commands.configure import completion, config
+from node.commands.leave import leave
 from node.commands.observe import stats, status, trace, up
 from node.commands.options import data_dir_option, json_option
 from node.doctor import doctor
@@ -155,6 +156,16 @@ Examples:
     metavar="NAME",
     help="Who answers prompts that enter here: for comparisons, see 'mycelia simulate --help'.",
 )
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(0, 86_400),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Told to leave (Ctrl-C, SIGTERM, 'mycelia leave'), finish what is being answered for so long; the rest goes on"
+    " at other nodes. A second Ctrl-C leaves at once.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 @click.pass_context
@@ -180,6 +191,7 @@ def node(
     disk_tier: float | None,
     exact: bool,
     policy: str,
+    drain_s: float,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -228,6 +240,7 @@ def node(
         disk_tier_gib=disk_tier,
         exact=exact,
         policy=check_policy(policy),
+        drain_s=drain_s,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )
@@ -476,7 +489,7 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(simulate)
-for command in (doctor, status, stats, trace, up, config, completion):
+for command in (doctor, status, stats, trace, up, leave, config, completion):
     cli.add_command(command)
 
 

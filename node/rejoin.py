@@ -17,6 +17,7 @@ from node.entry import FRAME_DEADLINE_S
 from node.network.network import MessageStream, NetworkError
 from proto.errors import RemoteError
 from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Route, Text
+from proto.request import LEAVING
 
 log = structlog.get_logger()
 
@@ -81,7 +82,9 @@ async def rejoining(so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float) -
             async with aclosing(entry_frames(stream, due_at)) as frames:
                 async for received in frames:
                     frame = _noted(so_far, received)
-                    if lost is not None and isinstance(frame, Failed) and frame.code == "unknown_model":
+                    if isinstance(frame, Failed) and (
+                        frame.code == LEAVING or (lost is not None and frame.code == "unknown_model")
+                    ):
                         raise NetworkError(frame.message)  # (any other node may be of the right one)
                     yield frame
                     if isinstance(frame, Answered | Failed):

@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import trio
 
 from node.engine.engine import (
@@ -24,13 +25,12 @@ from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
+from proto.overlay import Overlay
 from proto.shares import MAX_RETRY_S
 
 OPENING_DEADLINE_S = 10.0
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]
-HandedBack = Callable[[Generate], Bounced | None]
-"""``Overlay.handed_back``."""
 
 
 async def serve_request(
@@ -93,9 +93,7 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
-async def serve_generate_stream(
-    engine: Engine, handed_back: HandedBack, requests: RequestLog, stream: MessageStream
-) -> None:
+async def serve_generate_stream(engine: Engine, overlay: Overlay, requests: RequestLog, stream: MessageStream) -> None:
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
 
     Whoever it asks for, the peer at the other end is the client: names it could invent would be shares it could invent.
@@ -103,13 +101,20 @@ async def serve_generate_stream(
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
-    bounced = handed_back(request)
-    if bounced is not None:
-        requests.handed_back(request, stream.peer)
-        await stream.send(bounced)
+    refusal = overlay.turned_away(request)
+    if refusal is not None:
+        if isinstance(refusal, Bounced):
+            requests.handed_back(request, stream.peer)
+        await stream.send(refusal)
         return
+
+    async def send(frame: ServingFrame) -> None:
+        if isinstance(frame, Accepted | Final):
+            frame = msgspec.structs.replace(frame, vitals=overlay.as_told(frame.vitals))
+        await stream.send(frame)
+
     async with cancelled_at_end(stream):
-        await serve_request(engine, request, stream.send, stream.peer, requests)
+        await serve_request(engine, request, send, stream.peer, requests)
 
 
 async def receive_opening(stream: MessageStream) -> Message:

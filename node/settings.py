@@ -14,6 +14,7 @@ from sim.policies import NAMES, ORACLE, OWN
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7117"
 DEFAULT_API_HOST = "127.0.0.1"
 DEFAULT_API_PORT = 7118
+DEFAULT_DRAIN_S = 30.0
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
 
@@ -66,6 +67,8 @@ class NodeSettings:
     """Logits that do not depend on reuse, slower."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
+    drain_s: float = DEFAULT_DRAIN_S
+    """How long a node that was told to leave still finishes what it is answering."""
     policy: str = OWN
     """Who answers prompts that enter here: a name in ``sim.policies``, for comparisons."""
     debug: bool = False

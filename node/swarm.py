@@ -109,6 +109,8 @@ async def end(process: trio.Process) -> None:
     """SIGTERM, then SIGKILL if that takes too long. Returns when the process is gone, also in a cancelled task."""
     with trio.CancelScope(shield=True):
         if process.returncode is None:
+            if process.stdin is not None:  # (with --exit-with-parent that leaves at once, whatever is being answered)
+                await process.stdin.aclose()
             process.terminate()
             with trio.move_on_after(STOP_DEADLINE_S):
                 await process.wait()

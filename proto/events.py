@@ -107,6 +107,11 @@ class ModelServed:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """This node is about to leave: it ends what it has begun, here and for others, and takes nothing new."""
+
+
+@dataclass(frozen=True)
 class FloorsRestored:
     """What ``Overlay.floors`` returned before this node restarted. Hand it over before anything of the network."""
 
@@ -171,6 +176,6 @@ class RequestCancelled:
     request_id: bytes
 
 
-NodeEvent = TimerFired | FloorsRestored | ModelServed | CacheChanged | VitalsChanged
+NodeEvent = TimerFired | FloorsRestored | ModelServed | CacheChanged | VitalsChanged | Leaving
 RequestEvent = ProvidersFound | RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

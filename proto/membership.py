@@ -9,6 +9,8 @@ or when no Connected followed a Hello in time: that Hello was the last word of a
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from proto import WIRE_VERSION
 from proto.config import OverlayConfig
 from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
@@ -49,6 +51,8 @@ class Membership:
         self._members: dict[bytes, Member] = {}
         self._own: dict[bytes, Served] = {}
         self._own_told_at: dict[bytes, float] = {}
+        self.is_leaving = False
+        """Whether this node takes no new requests."""
         self._tables: dict[bytes, LoadTable] = {}
         """Of namespaces that were asked for: those that this node routes in."""
 
@@ -185,8 +189,13 @@ class Membership:
         self._put_own(event.namespace)
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
+    def as_told(self, vitals: Vitals) -> Vitals:
+        """The engine's load as others are to see it."""
+        return msgspec.structs.replace(vitals, slots=0) if self.is_leaving else vitals
+
     def on_own_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> bool:
         """The engine told its load. Whether that is news."""
+        vitals = self.as_told(vitals)
         served = self._own.get(namespace)
         if served is None:
             return False

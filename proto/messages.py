@@ -80,7 +80,7 @@ class Vitals(Record, frozen=True, kw_only=True):
     """Requests being prefilled or decoded."""
     waiting_requests: Small = field(name="3")
     slots: Small = field(name="4")
-    """Requests the engine works on at once."""
+    """Requests the engine works on at once; 0: it takes no new ones."""
     prefill_rate: Small = field(name="5", default=0)
     decode_rate: Small = field(name="6", default=0)
     hold_ms: Small = field(name="7", default=0)
@@ -344,7 +344,7 @@ class Failed(Kind, frozen=True, kw_only=True, tag=12):
     """The last frame of a request that was not answered."""
 
     code: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
-    """bad_request, too_long, overloaded, unknown_model, engine_lost, no_peer, deadline, internal."""
+    """bad_request, too_long, overloaded, unknown_model, engine_lost, no_peer, deadline, leaving, internal."""
     message: Annotated[str, Meta(max_length=512)] = field(name="2")
     retryable: bool = field(name="3")
     """True when the same request may succeed on another node or later."""

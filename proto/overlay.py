@@ -32,6 +32,7 @@ from proto.events import (
     FloorsRestored,
     FrameReceived,
     Gossiped,
+    Leaving,
     Malformed,
     ModelServed,
     ProvidersFound,
@@ -52,6 +53,7 @@ from proto.messages import (
     Bounced,
     Control,
     Delta,
+    Failed,
     Generate,
     Gossip,
     Hello,
@@ -64,6 +66,7 @@ from proto.messages import (
     VitalsUpdate,
 )
 from proto.refusals import Refusal
+from proto.request import LEAVING, LEAVING_MESSAGE
 from proto.request_plane import RequestPlane
 from proto.routing import Policy, wait_here_s
 from proto.trust import Trust
@@ -148,6 +151,9 @@ class Overlay:
             case VitalsChanged():
                 self._requests.on_vitals(self.me, event.vitals)
                 return self._vitals.on_own(event.namespace, event.vitals, now)
+            case Leaving():
+                self._members.is_leaving = True
+                return self._vitals.on_leaving(now)
             case ProvidersFound():
                 return self._requests.on_found(event, now)
             case RequestSubmitted():
@@ -203,9 +209,15 @@ class Overlay:
         """This node's own load as last reported by its engine."""
         return self._members.own_vitals(namespace)
 
-    def handed_back(self, request: Generate) -> Bounced | None:
-        """What to answer instead of serving ``request``, if its first token would come later here than its sender has
-        patience for. Does not mutate."""
+    def as_told(self, vitals: Vitals) -> Vitals:
+        """This node's load as peers are to see it. Does not mutate."""
+        return self._members.as_told(vitals)
+
+    def turned_away(self, request: Generate) -> Bounced | Failed | None:
+        """What to answer instead of serving ``request``, if this node is leaving or the first token would come later
+        here than its sender has patience for. Does not mutate."""
+        if self._members.is_leaving:
+            return Failed(code=LEAVING, message=LEAVING_MESSAGE, retryable=True)
         vitals = self._members.own_vitals(request.namespace)
         if not request.patience_ms or vitals is None or len(request.prompt) % 4:
             return None

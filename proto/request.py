@@ -33,6 +33,10 @@ from proto.messages import (
     Vitals,
 )
 
+LEAVING = "leaving"
+"""The code of a refusal by a node that takes no new requests, for it is about to leave."""
+LEAVING_MESSAGE = "this node is leaving"
+
 
 @dataclass
 class Request:

@@ -36,7 +36,7 @@ from proto.messages import (
     VitalsUpdate,
 )
 from proto.overload import OVERLOADED, BusyPeers, EntryPlaces
-from proto.request import Request
+from proto.request import LEAVING, LEAVING_MESSAGE, Request
 from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
 
@@ -87,6 +87,8 @@ class RequestPlane:
             return [Fail(event.request_id, "bad_request", "a request with this id is in flight", False)]
         if not event.prompt:
             return [Fail(event.request_id, "bad_request", "the prompt is empty", False)]
+        if self._members.is_leaving:
+            return [Fail(event.request_id, LEAVING, LEAVING_MESSAGE, True)]
         wait_s = self._places.join(event.client, self._requests.values(), now)
         if wait_s:
             message = "this node has too many requests in flight"
@@ -354,7 +356,9 @@ class RequestPlane:
             return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault, is_loss=False)
         # (who cannot answer may only have been asked for the impossible)
         reason, is_engine_loss = f"{frame.code}: {frame.message}", frame.code == "engine_lost"
-        return self._attempt_failed(request, reason, now, frame.retryable, is_engine_loss, is_loss=is_engine_loss)
+        is_leaving = frame.code == LEAVING  # (no fault either, and it may be back soon)
+        is_fault = frame.retryable and not is_leaving
+        return self._attempt_failed(request, reason, now, is_fault, is_engine_loss, is_engine_loss or is_leaving)
 
     def _attempt_failed(
         self,

@@ -51,6 +51,19 @@ class VitalsPlane:
         due = max(now, self._sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
         return [SetTimer(Timer("vitals", namespace=namespace), due)]
 
+    def on_leaving(self, now: float) -> list[Effect]:
+        """Tell everybody at once that this node takes no new requests."""
+        effects: list[Effect] = []
+        for served in self._members.own():
+            self._members.on_own_vitals(served.namespace, served.vitals, now)
+            vitals = self._members.own_vitals(served.namespace)
+            assert vitals is not None
+            self._sent_at[served.namespace] = now
+            self._told[served.namespace] = vitals
+            update = VitalsUpdate(namespace=served.namespace, vitals=vitals)
+            effects += [Send(member.peer, update) for member in self._members.nodes(served.namespace)]
+        return effects
+
     def on_due(self, namespace: bytes, now: float) -> list[Effect]:
         """A load that is again what everybody believes it is needs no message."""
         self._pending.discard(namespace)

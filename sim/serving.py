@@ -272,9 +272,9 @@ class Serving:
         engine = self.engines[attempt.server]
         if attempt.is_over or engine is None:
             return
-        bounced = self.world.node(attempt.server).overlay.handed_back(attempt.generate)
-        if bounced is not None:
-            self._send(attempt.job, bounced)
+        refusal = self.world.node(attempt.server).overlay.turned_away(attempt.generate)
+        if refusal is not None:
+            self._send(attempt.job, refusal)
             self._end(attempt)
             return
         wait_s = engine.submit(attempt.job, self.world.now)

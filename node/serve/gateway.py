@@ -18,6 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from node.drain import Drain, DrainMiddleware
 from node.serve.api import Api
 from node.serve.bodies import json_response
 from node.serve.keys import KeyGate
@@ -52,9 +53,9 @@ class Access:
     """Of web pages whose scripts may use it."""
 
 
-def make_app(api: Api, access: Access = Access()) -> Starlette:
-    """The ASGI application in front of ``api``."""
-    middleware = []
+def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) -> Starlette:
+    """The ASGI application in front of ``api``. drain: is told of the work."""
+    middleware = [Middleware(DrainMiddleware, drain=drain)] if drain else []
     if access.origins:
         middleware.append(
             Middleware(
@@ -80,10 +81,11 @@ async def serve_gateway(
     api: Api,
     listener: socket.socket,
     access: Access = Access(),
+    drain: Drain | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, on a socket from ``bind_api``. Closes it."""
-    await serve_http(make_app(api, access), listener, task_status)
+    """Serve until cancelled, on a socket from ``bind_api``. Closes it. drain: see ``make_app``."""
+    await serve_http(make_app(api, access, drain), listener, task_status)
 
 
 def _refusal(path: str, status: int, message: str) -> Response:

@@ -12,6 +12,7 @@ _STATUS = {
     "deadline": 504,
     "timeout": 504,
     "no_peer": 503,
+    "leaving": 503,
     "engine_lost": 503,
 }
 """Of failures of a request; 500 for any other."""

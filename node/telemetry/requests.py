@@ -39,7 +39,7 @@ log = structlog.get_logger()
 MAX_REQUESTS = 512
 """Of each side."""
 CODES = frozenset(
-    "bad_request too_long overloaded unknown_model engine_lost no_peer deadline timeout internal".split()  # noqa: SIM905
+    "bad_request too_long overloaded unknown_model engine_lost no_peer deadline timeout leaving internal".split()  # noqa: SIM905
 )
 """Of failures; others are a peer's invention and are counted together."""
 MAX_DETAIL_CHARS = 256

@@ -11,6 +11,7 @@ from proto.errors import LocalError, RemoteError
 from proto.events import (
     Disconnected,
     FrameReceived,
+    Leaving,
     Received,
     RequestCancelled,
     RequestSubmitted,
@@ -517,13 +518,13 @@ def test_a_node_hands_back_only_what_it_would_answer_late() -> None:
     world.store(HOLDER, 1, PROMPT)
     holder = world.nodes[HOLDER].overlay
     generate = of_a_second(promised_tokens=3 * STRIDE)
-    assert holder.handed_back(generate) is None, "its speed is not known"
+    assert holder.turned_away(generate) is None, "its speed is not known"
     world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(400)))
-    assert holder.handed_back(generate) is None
+    assert holder.turned_away(generate) is None
     world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(500)))
-    assert holder.handed_back(generate) == Bounced(cached_tokens=3 * STRIDE, vitals=loaded(500))
+    assert holder.turned_away(generate) == Bounced(cached_tokens=3 * STRIDE, vitals=loaded(500))
     for patient in ({"patience_ms": 0}, {"patience_ms": 1_100}, {"namespace": b"o" * 16}, {"prompt": b"12345"}):
-        assert holder.handed_back(msgspec.structs.replace(generate, **patient)) is None
+        assert holder.turned_away(msgspec.structs.replace(generate, **patient)) is None
 
 
 def test_a_node_hands_back_what_would_wait_for_a_slot() -> None:
@@ -532,10 +533,40 @@ def test_a_node_hands_back_what_would_wait_for_a_slot() -> None:
     generate = of_a_second(promised_tokens=0)
     full = msgspec.structs.replace(loaded(0), active_requests=4, hold_ms=2_000)
     world.handle(HOLDER, VitalsChanged(NAMESPACE, full))
-    assert holder.handed_back(generate) is None, "a slot is free after 0.5 s, and 0.4 s later the first token is there"
+    assert holder.turned_away(generate) is None, "a slot is free after 0.5 s, and 0.4 s later the first token is there"
     behind = msgspec.structs.replace(full, waiting_requests=1)
     world.handle(HOLDER, VitalsChanged(NAMESPACE, behind))
-    assert holder.handed_back(generate) == Bounced(cached_tokens=0, vitals=behind)
+    assert holder.turned_away(generate) == Bounced(cached_tokens=0, vitals=behind)
+
+
+def test_a_node_that_leaves_turns_everybody_away_and_is_asked_no_more() -> None:
+    world, first = sent_to_the_holder()
+    world.handle(HOLDER, Leaving())
+    world.deliver_all()
+    refusal = world.nodes[HOLDER].overlay.turned_away(first.generate)
+    assert isinstance(refusal, Failed) and refusal.code == "leaving" and refusal.retryable
+    frame(world, 1, refusal)
+    assert dispatched(world).peer != HOLDER
+    assert not world.nodes[ME].overlay._members.observed.lateness_s(HOLDER, world.now), "it is no fault"
+    submit(world, request_id=b"s" * 16)
+    assert HOLDER not in [rated.candidate.peer for rated in dispatched(world).decision.rated]
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(0)))
+    world.advance(10)
+    submit(world, request_id=b"t" * 16)
+    assert HOLDER not in [rated.candidate.peer for rated in dispatched(world).decision.rated]
+
+
+def test_who_leaves_goes_on_with_what_entered_there_and_takes_nothing_new() -> None:
+    world = quiet_world(1)
+    submit(world)
+    dispatched(world)
+    world.handle(ME, Leaving())
+    submit(world, request_id=b"s" * 16)
+    refused = the(world.nodes[ME], Fail)
+    assert isinstance(refused, Fail) and refused.code == "leaving" and refused.retryable
+    frame(world, 1, tokens(0, 5))
+    frame(world, 1, Final(reason="stop", usage=USAGE, vitals=IDLE))
+    assert delivered(world) == [5] and world.nodes[ME].take(Finish)
 
 
 def test_what_does_not_begin_in_time_starts_anew_elsewhere() -> None:
