@@ -33,6 +33,7 @@ from node.views import (
 from proto.blocks import pack_tokens
 from proto.errors import LocalError, RemoteError
 from proto.messages import Ask, Sampling
+from proto.request import LEAVING
 
 START_HINT = "start one with 'mycelia node'"
 _STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
@@ -173,6 +174,8 @@ async def _ask_local(
                     so_far.add(pack_tokens(frame.tokens))
                 elif isinstance(frame, RouteView):
                     so_far.routed(bytes.fromhex(frame.namespace))
+                if isinstance(frame, FailedView) and frame.code == LEAVING:
+                    raise _EntryLostError(f"the node at {info.api_url} is leaving")
                 is_over = isinstance(frame, AnsweredView | FailedView)
                 await send.send(frame)
     except _HTTP_ERRORS as exc:

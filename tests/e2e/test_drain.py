@@ -11,7 +11,7 @@ from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 
 pytestmark = pytest.mark.e2e
 
-MAX_TOKENS = 150
+MAX_TOKENS = 400
 PROMPT = "Tell a long story."
 ONE_THREAD = ["--threads", "1"]
 
@@ -58,7 +58,7 @@ async def test_a_node_that_leaves_finishes_its_answers_first(swarm: LocalSwarm) 
         node.process.send_signal(signal.SIGTERM)
         await node.wait_event(lambda e: e.get("event") == "draining")
         refused = await run_mycelia("ask", "--data-dir", str(node.data_dir), "Hi")
-        assert refused.returncode == 1 and "leaving" in refused.stderr
+        assert refused.returncode == 1 and "leaving, and no other is known: give --bootstrap" in refused.stderr
         answer = parse_answer(begun + await output(asking))
         assert answer.answered.completion_tokens == MAX_TOKENS
         assert await node.process.wait() == 0
@@ -77,6 +77,22 @@ async def test_told_twice_a_node_leaves_at_once_and_its_answers_go_on_elsewhere(
         assert await leaver.process.wait() == 0
         answer = parse_answer(begun + await output(asking))
         assert answer.answered.completion_tokens == MAX_TOKENS and answer.answered.resumed == 1
+
+
+async def test_who_asks_a_node_that_leaves_is_answered_by_another(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        leaver, other = [await swarm.start(name, options=ONE_THREAD) for name in ("leaver", "other")]
+        await leaver.wait_ready()
+        await other.wait_ready()
+        asking = await started(leaver)
+        await output(asking, b'"type":"text"')
+        leaver.process.send_signal(signal.SIGTERM)
+        await leaver.wait_event(lambda e: e.get("event") == "draining")
+        meanwhile = await run_mycelia(
+            "ask", "--data-dir", str(leaver.data_dir), "--max-tokens", "3", "--bootstrap", await other.address(), "Hi"
+        )
+        assert meanwhile.returncode == 0 and meanwhile.stdout, meanwhile.stderr
+        await output(asking)
 
 
 async def test_the_command_waits_until_the_node_has_left(swarm: LocalSwarm) -> None:
