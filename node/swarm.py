@@ -106,12 +106,15 @@ class LocalNode:
 
 
 async def end(process: trio.Process) -> None:
-    """SIGTERM, then SIGKILL if that takes too long. Returns when the process is gone, also in a cancelled task."""
+    """The end of its standard input, or SIGTERM if that is not ours; SIGKILL if it takes too long.
+
+    Returns when the process is gone, also in a cancelled task."""
     with trio.CancelScope(shield=True):
         if process.returncode is None:
-            if process.stdin is not None:  # (with --exit-with-parent that leaves at once, whatever is being answered)
+            if process.stdin is None:
+                process.terminate()
+            else:  # (a node with --exit-with-parent: it leaves at once, and a signal would have it finish its answers)
                 await process.stdin.aclose()
-            process.terminate()
             with trio.move_on_after(STOP_DEADLINE_S):
                 await process.wait()
         if process.returncode is None:

@@ -85,8 +85,8 @@ class LoadTable:
         left_out: Set[bytes],
         now: float,
     ) -> Candidates:
-        """This node, and everybody who takes requests and whose context holds ``prompt_tokens`` and one more, but for
-        ``left_out``. Peers that are not here are ignored in what is told of them:
+        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out``. Peers that
+        are not here are ignored in what is told of them:
 
         matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
         under_way: requests sent there by this node that are not over.
@@ -111,7 +111,7 @@ class LoadTable:
         fading = np.exp2(
             np.maximum(now - columns[_OBSERVED_AT], 0.0) * (-1.0 / self._config.observation_half_life_s),
         )
-        fits = (columns[_CONTEXT] > prompt_tokens) & (columns[_SLOTS] > 0)
+        fits = columns[_CONTEXT] > prompt_tokens
         own = self._row_of.get(self._me)
         if own is not None:  # its engine says itself what is too long, and better
             fits[own] = True

@@ -16,7 +16,7 @@ from proto.config import OverlayConfig
 from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
 from proto.events import Connected, ModelServed, Timer
 from proto.load_table import LoadTable
-from proto.messages import Hello, Served, Vitals, VitalsUpdate
+from proto.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
 from proto.observed import Observed
 
 
@@ -190,8 +190,8 @@ class Membership:
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
     def as_told(self, vitals: Vitals) -> Vitals:
-        """The engine's load as others are to see it."""
-        return msgspec.structs.replace(vitals, slots=0) if self.is_leaving else vitals
+        """The engine's load as others are to see it: who leaves is as full as can be."""
+        return msgspec.structs.replace(vitals, waiting_requests=MAX_SMALL) if self.is_leaving else vitals
 
     def on_own_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> bool:
         """The engine told its load. Whether that is news."""

@@ -80,7 +80,7 @@ class Vitals(Record, frozen=True, kw_only=True):
     """Requests being prefilled or decoded."""
     waiting_requests: Small = field(name="3")
     slots: Small = field(name="4")
-    """Requests the engine works on at once; 0: it takes no new ones."""
+    """Requests the engine works on at once."""
     prefill_rate: Small = field(name="5", default=0)
     decode_rate: Small = field(name="6", default=0)
     hold_ms: Small = field(name="7", default=0)
