@@ -15,6 +15,7 @@ from sim.links import Links, constant_rtt
 from sim.policies import make_policy
 from sim.serving import Record, Serving
 from sim.sessions import Prompt
+from sim.views import look
 from sim.world import World
 
 START_S, SETTLE_S = 1.0, 15.0
@@ -56,7 +57,7 @@ def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) ->
         policy_of=lambda number: make_policy(
             policy,
             random.Random(f"policy {seed} {number}"),
-            lambda one, chain: serving.look(number, one, chain),
+            lambda one, chain: look(serving, number, one, chain),
         ),
     )
     serving = Serving(world, swarm.specs, host=Host(swarm.speeds, world.call) if swarm.speeds else None)

@@ -12,10 +12,9 @@ decoded by then have arrived.
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from proto.blocks import STRIDE, block_hashes, pack_tokens
-from proto.candidates import Candidate
+from proto.blocks import block_hashes, pack_tokens
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsChanged
 from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
@@ -175,56 +174,6 @@ class Serving:
         """Jobs sent to a node that are not over, also those still on their way, in order of dispatch."""
         return [attempt.job for attempt in self._coming[number].values()]
 
-    def look(self, entry: int, one: Candidate, chain: Sequence[int]) -> Candidate:
-        """``one`` as it truly is for a prompt that enters at ``entry``, counting what is still under way to it."""
-        number = self.world.number_of[one.peer]
-        engine = self.engines[number]
-        if engine is None:
-            return replace(one, matched_tokens=0, prefill_rate=1.0)
-        jobs = self.coming(number)
-        there = engine.jobs()
-        under_way = [job for job in jobs if job not in there]
-        # What is going to be computed before this prompt begins will be in the cache then.
-        pending = [job.prompt_chain for job in jobs if not job.first_token_s]
-        blocks = max([engine.held_blocks(chain), *(_common(other, chain) for other in pending)])
-        return replace(
-            one,
-            matched_tokens=blocks * STRIDE,
-            num_requests=len(jobs),
-            queued_tokens=round(
-                engine.queued_tokens(self.world.now) + sum(job.num_prompt - engine.match(job) for job in under_way)
-            ),
-            slots=engine.spec.slots,
-            prefill_rate=engine.spec.prefill_rate,
-            hold_s=engine.vitals(self.world.now).hold_ms / 1000,
-            round_trip_s=self.world.links.round_trip_s(entry, number),
-            precision=1.0,
-            lateness_s=0.0,
-            load_age_s=0.0,
-        )
-
-    def told(self, entry: int, candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[Candidate]:
-        """``candidates`` as node ``entry`` was told of them: without what it remembers of its own dispatches."""
-        overlay = self.world.node(entry).overlay
-        vitals = {
-            view.peer: served.vitals
-            for view in overlay.peers(self.world.now)
-            for served in view.served
-            if served.namespace == NAMESPACE
-        }
-        blocks = overlay.estimates.matches(NAMESPACE, chain)
-        return [
-            replace(
-                one,
-                matched_tokens=blocks.get(one.peer, 0) * STRIDE,
-                num_requests=vitals[one.peer].active_requests + vitals[one.peer].waiting_requests,
-                queued_tokens=vitals[one.peer].queued_tokens,
-            )
-            if one.peer in vitals
-            else one
-            for one in candidates
-        ]
-
     # --- effects ---------------------------------------------------------------------------------------------------
 
     def perform(self, node: SimNode, effect: RequestEffect) -> None:
@@ -383,12 +332,6 @@ class Serving:
             if once_s is not None:
                 return delay_s + once_s
             delay_s += self.world.links.round_trip_s(sender, receiver) + RESEND_S
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Leading blocks that are equal."""
-    shorter = min(len(one), len(other))
-    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
 
 
 def _tokens(attempt: _Attempt, until: int) -> Tokens | None:

@@ -31,6 +31,7 @@ from sim.policies import make_policy
 from sim.serving import Record, Serving
 from sim.sessions import GENERATORS, Session
 from sim.traces import TraceRow, read_mooncake, sessions_of, trace_rate
+from sim.views import look, told
 from sim.world import GOSSIP, LAZY, REPAIR, World
 
 START_S, SETTLE_S = 5.0, 15.0
@@ -208,8 +209,8 @@ class _Run:
         return make_policy(
             self.policy,
             random.Random(f"policy {self.seed} {number}"),
-            look=lambda one, chain: self.serving.look(number, one, chain),
-            told=lambda candidates, chain: self.serving.told(number, candidates, chain),
+            look=lambda one, chain: look(self.serving, number, one, chain),
+            told=lambda candidates, chain: told(self.serving, number, candidates, chain),
         )
 
     # --- requests --------------------------------------------------------------------------------------------------

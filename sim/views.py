@@ -1,0 +1,67 @@
+"""What rules of routing may be shown besides what a node knows: how things truly are, and what it was told."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from proto.blocks import STRIDE
+from proto.candidates import Candidate
+from sim.serving import Serving
+from sim.world import NAMESPACE
+
+
+def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> Candidate:
+    """``one`` as it truly is for a prompt that enters at ``entry``, counting what is still under way to it."""
+    number = serving.world.number_of[one.peer]
+    engine = serving.engines[number]
+    if engine is None:
+        return replace(one, matched_tokens=0, prefill_rate=1.0)
+    jobs = serving.coming(number)
+    there = engine.jobs()
+    under_way = [job for job in jobs if job not in there]
+    # What is going to be computed before this prompt begins will be in the cache then.
+    pending = [job.prompt_chain for job in jobs if not job.first_token_s]
+    blocks = max([engine.held_blocks(chain), *(_common(other, chain) for other in pending)])
+    return replace(
+        one,
+        matched_tokens=blocks * STRIDE,
+        num_requests=len(jobs),
+        queued_tokens=round(
+            engine.queued_tokens(serving.world.now) + sum(job.num_prompt - engine.match(job) for job in under_way)
+        ),
+        slots=engine.spec.slots,
+        prefill_rate=engine.spec.prefill_rate,
+        hold_s=engine.vitals(serving.world.now).hold_ms / 1000,
+        round_trip_s=serving.world.links.round_trip_s(entry, number),
+        precision=1.0,
+        lateness_s=0.0,
+        load_age_s=0.0,
+    )
+
+
+def told(serving: Serving, entry: int, candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[Candidate]:
+    """``candidates`` as node ``entry`` was told of them: without what it remembers of its own dispatches."""
+    overlay = serving.world.node(entry).overlay
+    vitals = {
+        view.peer: served.vitals
+        for view in overlay.peers(serving.world.now)
+        for served in view.served
+        if served.namespace == NAMESPACE
+    }
+    blocks = overlay.estimates.matches(NAMESPACE, chain)
+    return [
+        replace(
+            one,
+            matched_tokens=blocks.get(one.peer, 0) * STRIDE,
+            num_requests=vitals[one.peer].active_requests + vitals[one.peer].waiting_requests,
+            queued_tokens=vitals[one.peer].queued_tokens,
+        )
+        if one.peer in vitals
+        else one
+        for one in candidates
+    ]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Leading blocks that are equal."""
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
