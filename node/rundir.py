@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from proto.digest import epoch_after
 from proto.errors import LocalError
 
 _LOCK_FILE = "lock"
@@ -78,16 +79,13 @@ def is_held(data_dir: Path) -> bool:
 
 
 def next_epoch(data_dir: Path, now: float) -> int:
-    """A version epoch larger than every one this directory's node used: normally the Unix time in ms."""
+    """See ``epoch_after``; remembered for the next start."""
     path = data_dir / _EPOCH_FILE
     try:
         last = int(path.read_text("ascii"))
     except (OSError, ValueError):
         last = 0
-    now_ms = int(now * 1000)
-    # A last epoch far in the future comes from a clock that was wrong then; continuing from it would have this node's
-    # digests refused everywhere until that time comes.
-    epoch = max(now_ms, last + 1) if last < now_ms + 3_600_000 else now_ms
+    epoch = epoch_after(last, now)
     write_atomically(path, str(epoch).encode())
     return epoch
 

@@ -139,6 +139,9 @@ class RequestConfig:
     """Nodes tried for one request without a token of an answer before it fails."""
     rest_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     """Pauses after which a request whose nodes were all lost is tried again: a process that died is soon back."""
+    begun_rests: int = 16
+    """Pauses without a token, two minutes in all, of a request whose answer has begun: its client has waited for its
+    place once, and is not sent away in the middle because all others are busy or gone for now."""
     max_engine_losses: int = 2
     """Engines that died on one request, as their nodes say, before only this node's own is tried: it may be the
     request that kills them, and a liar must not be able to say so for everybody."""

@@ -56,6 +56,15 @@ def pack_entries(entries: Mapping[int, int], keys: Iterable[int] | None = None) 
     return bytes(packed)
 
 
+def epoch_after(last: int, now: float) -> int:
+    """The version epoch of a node that starts at ``now``, Unix seconds, and last used ``last`` (0: none that it knows
+    of): larger than every one before, normally the Unix time in ms."""
+    now_ms = int(now * 1000)
+    # A last epoch far in the future comes from a clock that was wrong then; continuing from it would have this node's
+    # digests refused everywhere until that time comes.
+    return max(now_ms, last + 1) if last < now_ms + 3_600_000 else now_ms
+
+
 def unpack_entries(data: bytes) -> Entries:
     """Inverse of ``pack_entries``. Raises RemoteError unless sorted, distinct and whole."""
     if len(data) % ENTRY_BYTES:

@@ -255,11 +255,11 @@ class RequestPlane:
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
         candidates = self._candidates(request, now)
         if not len(candidates) or self._is_last_attempt(request):
-            if self._may_rest(request):
+            wait_ms = self._busy_ms(request, now)
+            if self._may_rest(request, wait_ms > 0):
                 return self._rest(request, now)
             del self._requests[request.request_id]
             cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
-            wait_ms = self._busy_ms(request, now)
             if wait_ms:
                 return [Fail(request.request_id, OVERLOADED, f"all nodes are busy{cause}"[:512], True, wait_ms)]
             message = f"no node could answer after {request.attempt} attempts{cause}"
@@ -396,13 +396,17 @@ class RequestPlane:
     def _is_last_attempt(self, request: Request) -> bool:
         return request.tries >= self._config.max_attempts
 
-    def _may_rest(self, request: Request) -> bool:
-        """Whether it failed only because nodes were lost, which may be back soon. Not what kills engines."""
-        is_harmless = request.num_engine_losses < self._config.max_engine_losses and not request.is_doubted
-        return request.was_loss and is_harmless and request.num_rests < len(self._config.rest_s)
+    def _may_rest(self, request: Request, is_busy: bool) -> bool:
+        """Whether it failed only because nodes were lost, which may be back soon, or, if its answer has begun, because
+        they are busy. Not what kills engines."""
+        if request.num_engine_losses >= self._config.max_engine_losses or request.is_doubted:
+            return False
+        if request.generated:
+            return (request.was_loss or is_busy) and request.num_rests < self._config.begun_rests
+        return request.was_loss and request.num_rests < len(self._config.rest_s)
 
     def _rest(self, request: Request, now: float) -> list[Effect]:
-        pause_s = self._config.rest_s[request.num_rests]
+        pause_s = self._config.rest_s[min(request.num_rests, len(self._config.rest_s) - 1)]
         request.rest()
         self._waiting[request.request_id] = set()
         return [SetTimer(Timer("rested", request.request_id), now + pause_s)]

@@ -6,8 +6,10 @@ protocol. What a node serves to itself crosses no link.
 
 A stream opens in one round trip and then carries the prompt; frames keep their order. A message that the link loses is
 sent again after a round trip and ``RESEND_S``, as TCP does. Bandwidth is not modelled. The tokens between the first and
-the last travel in one frame at the end: nothing that is measured lies between. When a node stops, those that it has
-decoded by then have arrived.
+the last travel in one frame at the end, unless ``frame_s`` says otherwise: where nothing fails, nothing that is
+measured lies between. When a node stops, those that it has decoded by then have arrived.
+
+An entry gives up a node that is silent for longer than its overlay says, as ``node/entry.py`` does.
 """
 
 import math
@@ -16,7 +18,14 @@ from dataclasses import dataclass, field
 
 from proto.blocks import block_hashes, pack_tokens
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
-from proto.events import CacheChanged, FrameReceived, RequestSubmitted, VitalsChanged
+from proto.events import (
+    CacheChanged,
+    FrameReceived,
+    RequestCancelled,
+    RequestSubmitted,
+    StreamLost,
+    VitalsChanged,
+)
 from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
 from proto.overload import OVERLOADED
 from proto.routing import ROUND_TRIPS
@@ -26,6 +35,8 @@ from sim.liars import CLAIMED_VITALS, Claims
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
+NO_ENGINE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
+"""Of a node whose engine is starting again."""
 OPEN_ROUND_TRIPS = ROUND_TRIPS - 1
 """Until a new stream carries its first message: node/network/negotiation.py."""
 RESEND_S = 0.2
@@ -54,6 +65,11 @@ class Record:
     promised_tokens: int = 0
     """That it was chosen on."""
     num_attempts: int = 0
+    resumed: int = 0
+    retry_after_s: float = 0.0
+    """Of a failure that may pass."""
+    is_retryable: bool = False
+    on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None
     on_over: Callable[["Record"], None] | None = None
 
     @property
@@ -74,6 +90,10 @@ class _Attempt:
     """Tokens sent so far."""
     arrives_s: float = 0.0
     """The last frame."""
+    heard_s: float = 0.0
+    """When its entry last received one."""
+    watched_s: float = 0.0
+    """When its entry looks next whether it was silent for too long."""
     is_over: bool = False
 
 
@@ -87,8 +107,12 @@ class Serving:
     """Nodes that claim everything, see ``liars.py``."""
     host: Host | None = None
     """The machine that all engines share; None: each has its own."""
+    frame_s: float | None = None
+    """Between two frames of tokens; None: only the first one and the rest. Not with ``host``."""
     engines: list[Engine | None] = field(default_factory=list)
-    """None: that node is not up."""
+    """None: that node is not up, or its engine."""
+    silent_until: dict[int, float] = field(default_factory=dict)
+    """Nodes whose engines are heard only later: they are frozen, or their disk is slow."""
     _used: list[Used] = field(default_factory=list)
     """Of engines that are gone."""
     _claims: dict[int, Claims] = field(default_factory=dict)
@@ -112,6 +136,15 @@ class Serving:
 
     def start(self, node: SimNode) -> None:
         """An empty engine is ready at ``node``."""
+        self.start_engine(node)
+        engine = self.engines[node.number]
+        assert engine is not None
+        if node.number in self.liars:
+            self._claims[node.number] = Claims()
+        self.world.serve(node, self._vitals(node.number, engine), engine.spec.context_tokens)
+
+    def start_engine(self, node: SimNode) -> None:
+        """An empty one, at a node that is up and has none."""
         number, world = node.number, self.world
         is_liar = number in self.liars
 
@@ -131,34 +164,84 @@ class Serving:
 
         listener = Listener(at, self._on_begin, self._on_first, self._on_done, tell_cache, tell_load)
         engine = self.engines[number] = Engine(self.specs[number], listener, self.host)
-        if is_liar:
-            self._claims[number] = Claims()
-        world.serve(node, self._vitals(number, engine), engine.spec.context_tokens)
 
-    def stop(self, number: int) -> None:
-        """The node is gone, with its engine and its cache."""
-        engine = self.engines[number]
-        assert engine is not None
+    def stop(self, number: int, is_noticed: bool = True) -> None:
+        """The node is gone, with its engine and its cache. is_noticed: see ``World.stop``."""
         for attempt in list(self._coming[number].values()):
             self._hand_over_decoded(attempt)
             self._end(attempt)
-        self._used[number] += engine.used(self.world.now)
-        self.engines[number] = None
+        self._end_engine(number)
         self._claims.pop(number, None)
-        self.world.stop(number)
+        self.silent_until.pop(number, None)
+        self.world.stop(number, is_noticed)
+        if is_noticed:
+            self._cancel_for(number)
 
-    def submit(self, entry: int, prompt: Prompt, on_over: Callable[[Record], None] | None = None) -> Record:
-        """A client hands ``prompt`` to node ``entry`` now. on_over: called when it is answered or has failed."""
+    def crash(self, number: int) -> None:
+        """The engine of a node dies under it. ``recover`` gives it another one."""
+        node = self.world.node(number)
+        for attempt in list(self._coming[number].values()):
+            if attempt.job.submitted_s:
+                self._hand_over_decoded(attempt)
+                self._send(attempt.job, Failed(code="engine_lost", message="the engine died", retryable=True))
+                self._end(attempt)
+        self._end_engine(number)
+        self.world.handle(node, CacheChanged(NAMESPACE, [], [], reset=True))
+        self.world.handle(node, VitalsChanged(NAMESPACE, NO_ENGINE))
+
+    def recover(self, node: SimNode) -> None:
+        """Its engine is there again, and empty."""
+        self.start_engine(node)
+        engine = self.engines[node.number]
+        assert engine is not None
+        self.world.handle(node, VitalsChanged(NAMESPACE, engine.vitals(self.world.now)))
+
+    def disconnect(self, one: int, other: int) -> None:
+        """The connection breaks, and with it what either serves for the other."""
+        self.world.disconnect(one, other)
+        self._cancel_for(one, at=other)
+        self._cancel_for(other, at=one)
+
+    def forget(self, number: int, gone: int) -> None:
+        """See ``World.forget``."""
+        if self.world.forget(number, gone):
+            self._cancel_for(gone, at=number)
+
+    def submit(
+        self,
+        entry: int,
+        prompt: Prompt,
+        on_over: Callable[[Record], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None,
+        num_answered: int = 0,
+    ) -> Record:
+        """A client hands ``prompt`` to node ``entry`` now. on_over: called when it is answered or has failed.
+        on_tokens: with tokens as they come. num_answered: tokens of the answer that it has already."""
         self._num_requests += 1
         request_id = self._num_requests.to_bytes(16, "big")
         tokens = self._tokens[request_id] = prompt.tokens + prompt.answer
         chain = tuple(block_hashes(NAMESPACE, tokens))
-        record = Record(request_id, entry, len(prompt.tokens), chain, self.world.now, on_over=on_over)
+        record = Record(
+            request_id, entry, len(prompt.tokens), chain, self.world.now, on_tokens=on_tokens, on_over=on_over
+        )
         self._records[request_id] = record
         sampling = Sampling(max_tokens=len(prompt.answer))
-        event = RequestSubmitted(request_id, NAMESPACE, prompt.tokens, sampling)
+        answered = prompt.answer[:num_answered]
+        event = RequestSubmitted(request_id, NAMESPACE, prompt.tokens, sampling, generated=answered)
         self.world.handle(self.world.node(entry), event)
         return record
+
+    def leave(self, record: Record) -> None:
+        """The client hears no more of it, for it went away or its entry did. Nothing happens if it is over."""
+        if self._records.pop(record.request_id, None) is None:
+            return
+        del self._tokens[record.request_id]
+        entry = self.world.nodes[record.entry]
+        if entry is not None:
+            self.world.handle(entry, RequestCancelled(record.request_id))
+            attempt = self._attempts.get((record.request_id, record.num_attempts))
+            if attempt is not None:
+                self._cancel(attempt)
 
     def run_until_over(self, records: Collection[Record], until: float) -> None:
         """Virtual time goes on until all of ``records`` are over, or it is ``until``, to a second."""
@@ -186,16 +269,19 @@ class Serving:
                 self._dispatch(node, record, effect)
             case Deliver():
                 record.first_token_s = record.first_token_s or self.world.now
+                record.on_tokens(effect.tokens)
             case Abandon():
                 self._abandon(record, effect.attempt)
             case Finish():
                 record.done_s = self.world.now
                 record.served_by = self.world.number_of[effect.served_by]
+                record.resumed = effect.resumed
                 # Of an answer in parts the last one counts; and what is claimed is not measured.
                 record.cached_tokens = min(effect.usage.cached_tokens, record.found_tokens)
                 self._over(record)
             case Fail():
-                record.failure = effect.code
+                record.failure = f"{effect.code}: {effect.message}"
+                record.is_retryable, record.retry_after_s = effect.retryable, effect.retry_after_ms / 1000
                 self._over(record)
 
     def _dispatch(self, node: SimNode, record: Record, effect: Dispatch) -> None:
@@ -215,13 +301,39 @@ class Serving:
         if server != node.number:
             hops = [(node.number, server), (server, node.number)] * OPEN_ROUND_TRIPS + [(node.number, server)]
             delay_s = sum(self._delay_s(*hop) for hop in hops)
+            self._heard(attempt)
         self.world.call(self.world.now + delay_s, lambda: self._arrive(attempt))
 
-    def _arrive(self, attempt: _Attempt) -> None:
-        engine = self.engines[attempt.server]
-        if attempt.is_over or engine is None:
+    def _heard(self, attempt: _Attempt) -> None:
+        attempt.heard_s = self.world.now
+        self._watch(attempt)
+
+    def _watch(self, attempt: _Attempt) -> None:
+        """The entry ends it when it hears nothing for too long."""
+        node, now = self.world.nodes[attempt.record.entry], self.world.now
+        record, key = attempt.record, (attempt.record.request_id, attempt.number)
+        if node is None or record.request_id not in self._records or record.num_attempts != attempt.number:
             return
-        refusal = self.world.node(attempt.server).overlay.turned_away(attempt.generate)
+        due_s = attempt.heard_s + node.overlay.silence_s(*key)
+        if due_s <= now:
+            self._cancel(attempt)
+            self.world.handle(node, StreamLost(*key, "silent for too long"))
+        elif not now < attempt.watched_s <= due_s:  # (a look that comes sooner finds out when the next one is due)
+            attempt.watched_s = due_s
+            self.world.call(due_s, lambda: self._watch(attempt))
+
+    def _arrive(self, attempt: _Attempt) -> None:
+        node, engine = self.world.nodes[attempt.server], self.engines[attempt.server]
+        if attempt.is_over or node is None:
+            return
+        if self.world.is_frozen(attempt.server):
+            self.world.call(self.silent_until[attempt.server], lambda: self._arrive(attempt))
+            return
+        if engine is None:
+            self._send(attempt.job, Failed(code=OVERLOADED, message="the engine is restarting", retryable=True))
+            self._end(attempt)
+            return
+        refusal = node.overlay.turned_away(attempt.generate)
         if refusal is not None:
             self._send(attempt.job, refusal)
             self._end(attempt)
@@ -234,17 +346,35 @@ class Serving:
 
     def _abandon(self, record: Record, number: int) -> None:
         attempt = self._attempts.get((record.request_id, number))
-        if attempt is None:
-            return
-        delay_s = 0.0 if attempt.server == record.entry else self._delay_s(record.entry, attempt.server)
+        if attempt is not None:
+            self._cancel(attempt)
 
-        def cancel() -> None:
-            engine = self.engines[attempt.server]
-            if not attempt.is_over and engine is not None:
-                self._end(attempt)
-                engine.cancel(record.request_id, number, self.world.now)
+    def _cancel(self, attempt: _Attempt) -> None:
+        """Its node hears of it after the way there, from an entry that is not frozen."""
+        entry, server = attempt.record.entry, attempt.server
+        sent_s = self.silent_until[entry] if self.world.is_frozen(entry) else self.world.now
+        delay_s = 0.0 if server == entry else self._delay_s(entry, server)
+        self.world.call(sent_s + delay_s, lambda: self._end_at_engine(attempt))
 
-        self.world.call(self.world.now + delay_s, cancel)
+    def _cancel_for(self, entry: int, at: int | None = None) -> None:
+        """What node ``at``, or any, serves for an entry that it has lost."""
+        for server in range(len(self._coming)) if at is None else (at,):
+            for attempt in list(self._coming[server].values()):
+                if attempt.record.entry == entry != server:
+                    self._end_at_engine(attempt)
+
+    def _end_at_engine(self, attempt: _Attempt) -> None:
+        engine = self.engines[attempt.server]
+        if not attempt.is_over:
+            self._end(attempt)
+            if engine is not None:
+                engine.cancel(attempt.record.request_id, attempt.number, self.world.now)
+
+    def _end_engine(self, number: int) -> None:
+        engine = self.engines[number]
+        if engine is not None:
+            self._used[number] += engine.used(self.world.now)
+            self.engines[number] = None
 
     def _over(self, record: Record) -> None:
         del self._records[record.request_id]
@@ -263,6 +393,18 @@ class Serving:
 
     def _on_first(self, job: Job) -> None:
         self._send_tokens(job, 1)
+        self._send_decoded_later(self._attempts[job.request_id, job.attempt])
+
+    def _send_decoded_later(self, attempt: _Attempt) -> None:
+        if self.frame_s is None:
+            return
+
+        def send() -> None:
+            if not attempt.is_over:
+                self._send_tokens(attempt.job, self._num_decoded(attempt))
+                self._send_decoded_later(attempt)
+
+        self.world.call(self.world.now + self.frame_s, send)
 
     def _on_done(self, job: Job) -> None:
         attempt = self._attempts[job.request_id, job.attempt]
@@ -299,25 +441,33 @@ class Serving:
         record, now = attempt.record, self.world.now
         event = FrameReceived(record.request_id, attempt.number, frame)
         delay_s = 0.0 if attempt.server == record.entry else self._delay_s(attempt.server, record.entry)
-        attempt.arrives_s = max(now + delay_s, attempt.arrives_s)
-        self.world.call(attempt.arrives_s, lambda: self._receive(record.entry, event))
+        sent_s = max(now, self.silent_until.get(attempt.server, 0.0))
+        attempt.arrives_s = max(sent_s + delay_s, attempt.arrives_s)
+        self.world.call(attempt.arrives_s, lambda: self._receive(attempt, event))
 
-    def _receive(self, entry: int, event: FrameReceived) -> None:
-        node = self.world.nodes[entry]
+    def _receive(self, attempt: _Attempt, event: FrameReceived) -> None:
+        node = self.world.nodes[attempt.record.entry]
         if node is not None and event.request_id in self._records:
             self.world.handle(node, event)
+            if attempt.server != attempt.record.entry:
+                self._heard(attempt)
 
     def _hand_over_decoded(self, attempt: _Attempt) -> None:
         """Of an answer that breaks off: what real nodes have told by now in frames of a tenth of a second."""
         job = attempt.job
-        engine = self.engines[attempt.server]
-        if not job.first_token_s or engine is None:
+        if not job.first_token_s or self.world.now < attempt.arrives_s:
             return
-        decoded = 1 + int((self.world.now - job.first_token_s) * engine.spec.decode_rate)
-        first = self.world.now >= attempt.arrives_s
-        frame = _tokens(attempt, min(decoded, job.num_answer - 1)) if first else None
+        if self.world.now < self.silent_until.get(attempt.server, 0.0):
+            return
+        frame = _tokens(attempt, self._num_decoded(attempt))
         if frame is not None:
-            self._receive(attempt.record.entry, FrameReceived(job.request_id, attempt.number, frame))
+            self._receive(attempt, FrameReceived(job.request_id, attempt.number, frame))
+
+    def _num_decoded(self, attempt: _Attempt) -> int:
+        """By now, of an answer that is not whole."""
+        job = attempt.job
+        decoded = 1 + int((self.world.now - job.first_token_s) * self.specs[attempt.server].decode_rate)
+        return min(decoded, job.num_answer - 1)
 
     def _end(self, attempt: _Attempt) -> None:
         attempt.is_over = True

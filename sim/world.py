@@ -24,6 +24,7 @@ from blake3 import blake3
 from proto.cells import ROOT, Cell
 from proto.codec import LENGTH_PREFIX, encode
 from proto.config import OverlayConfig
+from proto.digest import epoch_after
 from proto.effects import (
     Abandon,
     Begin,
@@ -110,6 +111,10 @@ class SimNode:
     """When each fires, and the number of the heap entry that does it."""
     near: set[int] = field(default_factory=set)
     """Connected nodes."""
+    clock_s: float = 0.0
+    """How far its clock is ahead."""
+    held: list[tuple[int, "Event | Timer"]] | None = None
+    """While it is frozen: what has happened to it meanwhile, with the numbers of the heap entries."""
 
 
 class World:
@@ -162,6 +167,8 @@ class World:
         self._heap: list[tuple[float, int, int, Event | Timer | Callable[[], None]]] = []
         self._num_scheduled = 0
         self._arrived_at: dict[tuple[int, int], float] = {}
+        self._epochs = [0] * num_nodes
+        """Of each node's digest in its last life."""
         self._sized: tuple[Message, int] | None = None
         self._trace = blake3()
 
@@ -171,13 +178,15 @@ class World:
         """Do ``action`` at virtual time ``at``."""
         self._schedule(at, -1, action)
 
-    def start(self, number: int) -> SimNode:
-        """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then."""
+    def start(self, number: int, clock_s: float = 0.0, remembers: bool = True) -> SimNode:
+        """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then. clock_s: how far its
+        clock is ahead. remembers: the last epoch of its digest, as nodes do on disk."""
         peer = peer_id(number)
         rng = random.Random(self.rng.random())
         overlay = Overlay(peer, self.config, rng, sign_as(peer), verify, self._policy_of(number))
         self._near[number].clear()
-        node = self.nodes[number] = SimNode(number, peer, overlay, near=self._near[number])
+        node = self.nodes[number] = SimNode(number, peer, overlay, near=self._near[number], clock_s=clock_s)
+        self._epochs[number] = epoch_after(self._epochs[number] if remembers else 0, self.now + clock_s)
         self.is_up[number] = True
         return node
 
@@ -185,7 +194,7 @@ class World:
         """Its engine is ready, for NAMESPACE."""
         if self.meshes is not None:
             self.meshes.join(node.number, ROOT)
-        self.handle(node, ModelServed(NAMESPACE, "model", context_tokens, vitals, int(self.now * 1000)))
+        self.handle(node, ModelServed(NAMESPACE, "model", context_tokens, vitals, self._epochs[node.number]))
 
     def start_all(self, edges: Sequence[tuple[int, int]], within_s: float) -> None:
         """Start every node, connect them, and let them begin to serve at random times within ``within_s``."""
@@ -195,21 +204,55 @@ class World:
         for one, other in edges:
             self.connect(one, other)
 
-    def stop(self, number: int) -> None:
-        """The node is gone without a word; its peers notice at once."""
+    def stop(self, number: int, is_noticed: bool = True) -> None:
+        """The node is gone without a word; its peers notice at once, or for each of them by ``forget``."""
         node = self.node(number)
-        for other in sorted(node.near):
-            self.disconnect(number, other)
+        if is_noticed:
+            for other in sorted(node.near):
+                if self.nodes[other] is not None:
+                    self.disconnect(number, other)
+        node.near.clear()
         if self.meshes is not None:
             self.meshes.leave_all(number)
         self.nodes[number] = None
         self.is_up[number] = False
 
+    def forget(self, number: int, gone: int) -> bool:
+        """Node ``number`` closes what is left of its connection with a node that stopped unnoticed, and may be up
+        again. False, and nothing happens, if it is down itself or has no such connection."""
+        node = self.nodes[number]
+        if node is None or gone not in node.near or number in self._near[gone]:
+            return False
+        node.near.discard(gone)
+        self.handle(node, Disconnected(peer_id(gone)))
+        return True
+
+    def freeze(self, number: int) -> None:
+        """The node does nothing until ``thaw``, and then everything that has happened to it meanwhile."""
+        self.node(number).held = []
+
+    def thaw(self, number: int) -> None:
+        """Nothing happens if it is not frozen."""
+        node = self.node(number)
+        held, node.held = node.held or [], None
+        for order, what in held:
+            if not isinstance(what, Timer):
+                self._schedule(self.now, number, what)
+            elif node.timers.get(what, (0.0, 0))[1] == order:
+                node.timers[what] = (self.now, self._schedule(self.now, number, what))
+
+    def is_frozen(self, number: int) -> bool:
+        node = self.nodes[number]
+        return node is not None and node.held is not None
+
     def connect(self, one: int, other: int) -> None:
-        """Nothing happens if they are connected already."""
+        """Nothing happens if they are connected already. What is left of a connection with an earlier life of either
+        is closed first, as the host does."""
         mine, theirs = self.node(one), self.node(other)
-        if other in mine.near:
+        if other in mine.near and one in theirs.near:
             return
+        self.forget(one, other)
+        self.forget(other, one)
         mine.near.add(other)
         theirs.near.add(one)
         if self.meshes is not None:
@@ -255,7 +298,10 @@ class World:
             node = self.nodes[number]
             if node is None:
                 continue
-            if isinstance(what, Timer):
+            if node.held is not None:
+                assert not callable(what)
+                node.held.append((order, what))
+            elif isinstance(what, Timer):
                 if node.timers.get(what) != (at, order):
                     continue
                 del node.timers[what]
@@ -266,9 +312,12 @@ class World:
         self.now = until
 
     def handle(self, node: SimNode, event: Event) -> None:
-        """Hand one event to one node now and perform what it asks for."""
+        """Hand one event to one node now, or when it thaws, and perform what it asks for."""
+        if node.held is not None:
+            node.held.append((0, event))
+            return
         self.num_events += 1
-        effects = node.overlay.handle(event, self.now)
+        effects = node.overlay.handle(event, self.now + node.clock_s)
         self._trace.update(_TRACED.pack(self.now, node.number, len(effects), self.num_events))
         if not effects:
             return
@@ -305,8 +354,8 @@ class World:
             case SetTimer():
                 if effect.timer.kind == "reconcile" and not self._reads(node.number):
                     return
-                order = self._schedule(max(effect.at, self.now), node.number, effect.timer)
-                node.timers[effect.timer] = (max(effect.at, self.now), order)
+                at = max(effect.at - node.clock_s, self.now)
+                node.timers[effect.timer] = (at, self._schedule(at, node.number, effect.timer))
             case CancelTimer():
                 node.timers.pop(effect.timer, None)
             case Publish():

@@ -1,8 +1,13 @@
 """How answers are compared, and which differences are counted as what."""
 
 import pytest
+from click.testing import CliRunner
 
 from node.bench.chaos import Difference, Stream, _rows, compare
+from node.bench.chaos_sim import bench_chaos_sim
+from node.bench.command import bench
+from proto.errors import LocalError
+from sim.chaos import ChaosScenario
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,17 @@ def test_failures_and_ties_are_told_apart_from_differences() -> None:
     assert (rows["lost_tokens"], rows["repeated_tokens"], rows["wrong_tokens"]) == (1, 2, 3)
     assert rows["gap_s_p99"] == 0.7 and rows["resumed"] == 2 and rows["retried"] == 1
     assert rows["gap_over_prefill_s_p99"] == pytest.approx(0.3)
+
+
+def test_the_simulated_bench_counts_what_its_clients_saw() -> None:
+    report = bench_chaos_sim(ChaosScenario(num_peers=4, length_s=60.0, rate=2.0), 1)
+    rows = {row.name: row.value for row in report.rows}
+    assert rows["requests"] > 3 and rows["ttft_s_p50"] > 0
+    assert [rows[f"{kind}_tokens"] for kind in ("lost", "repeated", "wrong")] == [0, 0, 0] and not rows["lost_requests"]
+    with pytest.raises(LocalError, match="nobody asked"):
+        bench_chaos_sim(ChaosScenario(num_peers=2, length_s=0.001, rate=0.001), 1)
+
+
+def test_an_unknown_fault_is_an_error() -> None:
+    ran = CliRunner().invoke(bench, ["chaos-sim", "--fault", "earthquake"])
+    assert ran.exit_code == 2 and "no fault earthquake; there are kill," in ran.output

@@ -30,8 +30,8 @@ ME = peer_id(0)
 PEERS = [peer_id(number) for number in (1, 2, 3)]
 FIRST_TOKEN = 1_000
 """The true answer to every prompt counts up from here."""
-CONFIG = OverlayConfig(request=RequestConfig(max_in_flight=4, max_attempts=3))
-MOST_ATTEMPTS = CONFIG.request.max_attempts * (len(CONFIG.request.rest_s) + 1)
+CONFIG = OverlayConfig(request=RequestConfig(max_in_flight=4, max_attempts=3, begun_rests=6))
+MOST_ATTEMPTS = CONFIG.request.max_attempts * (CONFIG.request.begun_rests + 1)
 """Without a token."""
 
 

@@ -693,6 +693,37 @@ def test_resting_ends() -> None:
     assert isinstance(fail, Fail) and fail.code == "no_peer" and "10 attempts" in fail.message
 
 
+def test_an_answer_that_has_begun_waits_for_a_place_where_it_can_go_on() -> None:
+    """As its client did wait for its place before it began."""
+    world = quiet_world(1)
+    submit(world)
+    frame(world, 1, tokens(0, 5))
+    lose(world)
+    busy = Failed(code="overloaded", message="the engine is restarting", retryable=True)
+    for attempt in range(2, 8):
+        world.nodes[ME].effects.clear()
+        world.advance(8.1, deliver=False)
+        assert dispatched(world).attempt == attempt
+        frame(world, attempt, busy)
+    world.advance(8.1, deliver=False)
+    frame(world, 8, tokens(0, 6))
+    assert delivered(world) == [6]
+
+
+def test_an_answer_that_has_begun_waits_two_minutes_at_most() -> None:
+    world = quiet_world(1)
+    submit(world)
+    frame(world, 1, tokens(0, 5))
+    busy = Failed(code="overloaded", message="busy", retryable=True)
+    began = world.now
+    while not world.nodes[ME].take(Fail):
+        attempt = world.nodes[ME].overlay._requests._requests[REQUEST].attempt
+        world.handle(ME, FrameReceived(REQUEST, attempt, busy))
+        world.advance(1, deliver=False)
+        assert world.now < began + 150
+    assert world.now > began + 90
+
+
 def test_who_rests_is_overdue_nowhere() -> None:
     world = quiet_world(2)
     world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
