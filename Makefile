@@ -19,7 +19,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test nightly check fuzz format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test nightly check fuzz soak format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -63,6 +63,10 @@ nightly: $(ready)  ## the property tests with 3,000 examples each (they take ten
 fuzz: N = 1000000
 fuzz: $(ready)  ## hostile bytes for the codec, N=1000000 of them; SEED=1 for the same ones again
 	@.venv/bin/python -m tests.fuzz.codec --inputs $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+soak: MINUTES = 30
+soak: $(ready)  ## real nodes under load while others are killed, MINUTES=30 of it: whether anything piles up
+	@.venv/bin/mycelia bench soak --minutes $(MINUTES) $(ARGS)
 
 format: $(ready)  ## format the code, fix what the linter can fix
 	.venv/bin/ruff check --fix

@@ -210,6 +210,7 @@ class Node:
             waiting_requests=vitals.waiting_requests,
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
+            tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,
             uptime_s=round(self._driver.now() - self._started_at, 1),

@@ -321,6 +321,8 @@ class NodeState(msgspec.Struct, frozen=True):
     slots: int
     exchanges: int
     """Open streams of requests with peers, in both directions."""
+    tasks: int
+    """Of the node's event loop."""
     cached_tokens: int
     cells: int
     """What the KV cache holds at most, in tokens."""

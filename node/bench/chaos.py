@@ -8,33 +8,24 @@ a tie, which is looked at: where the two likeliest tokens are as good as equal i
 """
 
 import random
-import signal
-import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-import psutil
 import trio
 
 from node.bench.report import Progress, Report, Row, report_of, row_of
+from node.bench.trouble import KILL, Trouble, open_nodes
 from node.client import ask_swarm
-from node.swarm import LocalNode, LocalSwarm, open_local_swarm
 from node.views import AnsweredView, FailedView, TextView
 from proto.blocks import pack_tokens
 from proto.errors import LocalError
 from proto.messages import Ask, ChatMessage, Sampling
 from sim.outcome import percentile
 
-KILL, FREEZE, ENGINE = "kill", "freeze", "engine"
-FAULTS = (KILL, FREEZE, ENGINE)
-FROZEN_S = 12.0
-"""Longer than peers wait for a sign of life."""
-START_DEADLINE_S = 120.0
 ANSWER_DEADLINE_S = 600.0
 TIE_GAP = 1e-3
 """Between the natural logarithms of two probabilities: below it, rounding decides."""
@@ -65,6 +56,11 @@ class ChaosBench:
     threads: int = 1
     exact: bool = True
     seed: int = 1
+
+    @property
+    def options(self) -> list[str]:
+        """Of ``mycelia node``."""
+        return ["--model", self.model, "--threads", str(self.threads), *(["--exact"] if self.exact else [])]
 
 
 @dataclass
@@ -114,12 +110,15 @@ async def bench_chaos(bench: ChaosBench) -> Report:
     began = trio.current_time()
     with TemporaryDirectory(prefix="mycelia-chaos-", ignore_cleanup_errors=True) as root:
         expected = await _undisturbed(bench, asks, Path(root) / "calm", progress)
-        async with _open_troubled(bench, Path(root) / "troubled") as trouble, trio.open_nursery() as nursery:
-            nursery.start_soon(trouble.run)
-            order = [number % bench.num_prompts for number in range(bench.num_streams)]
-            random.Random(f"order {bench.seed}").shuffle(order)  # noqa: S311
-            streams = await _ask_all([asks[number] for number in order], trouble.addresses, bench.at_once, progress)
-            nursery.cancel_scope.cancel()
+        order = [number % bench.num_prompts for number in range(bench.num_streams)]
+        random.Random(f"order {bench.seed}").shuffle(order)  # noqa: S311
+        async with open_nodes(bench.num_nodes, bench.options, Path(root) / "troubled") as nodes:
+            trouble = Trouble(nodes, bench.faults, bench.every_s, random.Random(f"faults {bench.seed}"))  # noqa: S311
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trouble.run)
+                addresses = nodes.addresses
+                streams = await _ask_all([asks[number] for number in order], addresses, bench.at_once, progress)
+                nursery.cancel_scope.cancel()
         if not trouble.num_faults:
             raise LocalError("all answers were there before the first fault: more --streams, or --every less")
         for failure in sorted({stream.failure for stream in streams if stream.failure}):
@@ -178,7 +177,7 @@ async def _ask_all(asks: Sequence[Ask], addresses: Sequence[str], at_once: int, 
 
     async def client() -> None:
         for place in places:
-            streams[place] = await _ask_once(asks[place], addresses)
+            streams[place] = await ask_once(asks[place], addresses)
             progress.step(f"{sum(1 for one in streams.values() if one.resumed)} answers went on elsewhere")
 
     async with trio.open_nursery() as nursery:
@@ -187,7 +186,7 @@ async def _ask_all(asks: Sequence[Ask], addresses: Sequence[str], at_once: int, 
     return [streams[place] for place in range(len(asks))]
 
 
-async def _ask_once(ask: Ask, addresses: Sequence[str]) -> Stream:
+async def ask_once(ask: Ask, addresses: Sequence[str]) -> Stream:
     """As ``mycelia ask --wait`` does where no node runs."""
     due_at = trio.current_time() + ANSWER_DEADLINE_S
     num_retries = 0
@@ -230,8 +229,8 @@ async def _follow(ask: Ask, addresses: Sequence[str], left_s: float, stream: Str
 
 async def _undisturbed(bench: ChaosBench, asks: Sequence[Ask], root: Path, progress: Progress) -> list[Stream]:
     """What one node answers that is left alone."""
-    async with _open_nodes(bench, 1, root) as (_, nodes):
-        expected = await _ask_all(asks, [await nodes[0].address()], REFERENCE_AT_ONCE, progress)
+    async with open_nodes(1, bench.options, root) as nodes:
+        expected = await _ask_all(asks, nodes.addresses, REFERENCE_AT_ONCE, progress)
     for stream in expected:
         if stream.failure:
             raise LocalError(f"an undisturbed node could not answer: {stream.failure}")
@@ -252,108 +251,15 @@ async def _ties(
     if not differing:
         return set()
     ties = set()
-    async with _open_nodes(bench, 1, root) as (_, nodes):
-        address = await nodes[0].address()
+    async with open_nodes(1, bench.options, root) as nodes:
         for place in differing:
             first = differences[place].first or 0
             ask = asks[order[place]]
             sampling = msgspec.structs.replace(ask.sampling, max_tokens=first + 1, logprobs=2)
             common = pack_tokens(wanted[place].tokens[:first])
             one = msgspec.structs.replace(ask, sampling=sampling, answered=common)
-            async with ask_swarm(one, Path("/nonexistent"), [address]) as frames:
+            async with ask_swarm(one, Path("/nonexistent"), nodes.addresses) as frames:
                 entries = [entry async for frame in frames if isinstance(frame, TextView) for entry in frame.logprobs]
             if entries and abs(entries[0].top[0].logprob - entries[0].top[1].logprob) < TIE_GAP:
                 ties.add(place)
     return ties
-
-
-# --- nodes and what happens to them ---------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _open_nodes(bench: ChaosBench, count: int, root: Path) -> AsyncIterator[tuple[LocalSwarm, list[LocalNode]]]:
-    await trio.Path(root).mkdir(exist_ok=True)
-    async with open_local_swarm(root) as swarm:
-        ports = _free_ports(count)
-        nodes: list[LocalNode] = []
-        try:
-            with trio.fail_after(START_DEADLINE_S):
-                for number, port in enumerate(ports, 1):
-                    bootstrap = [await nodes[0].address()] if nodes else []
-                    nodes.append(await swarm.start(f"node-{number}", bootstrap, _options(bench, port)))
-                for node in nodes:
-                    await node.wait_ready()
-                    await node.wait_peers(count - 1)
-        except trio.TooSlowError as exc:
-            raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
-        yield swarm, nodes
-
-
-def _options(bench: ChaosBench, port: int) -> list[str]:
-    options = ["--model", bench.model, "--threads", str(bench.threads), "--listen", f"/ip4/127.0.0.1/tcp/{port}"]
-    return [*options, *(["--exact"] if bench.exact else [])]
-
-
-def _free_ports(count: int) -> list[int]:
-    """That nobody listens on now: a node that is started again must be found where it was."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-class _Trouble:
-    """Does one thing after the other to nodes that are up. At least one is left alone at any time."""
-
-    def __init__(self, bench: ChaosBench, swarm: LocalSwarm, nodes: list[LocalNode], addresses: list[str]) -> None:
-        self._bench = bench
-        self._swarm = swarm
-        self._nodes = nodes
-        self._rng = random.Random(f"faults {bench.seed}")  # noqa: S311
-        self._up = set(range(len(nodes)))
-        self.addresses = addresses
-        self.num_faults = 0
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                await trio.sleep(self._bench.every_s)
-                fault = self._rng.choice(self._bench.faults)
-                if len(self._up) > 1:
-                    number = self._rng.choice(sorted(self._up))
-                    self._up.remove(number)
-                    nursery.start_soon(self._strike, fault, number)
-
-    async def _strike(self, fault: str, number: int) -> None:
-        """Returns when the node serves again."""
-        node = self._nodes[number]
-        self.num_faults += 1
-        if fault == KILL:
-            node.kill()
-            await node.process.wait()
-            others = [address for place, address in enumerate(self.addresses) if place != number]
-            port = int(self.addresses[number].partition("/tcp/")[2].partition("/")[0])
-            node = self._nodes[number] = await self._swarm.start(node.name, others, _options(self._bench, port))
-            await node.wait_ready()
-        elif fault == FREEZE:
-            node.process.send_signal(signal.SIGSTOP)
-            try:
-                await trio.sleep(FROZEN_S)
-            finally:
-                node.process.send_signal(signal.SIGCONT)
-        else:
-            for child in psutil.Process(node.process.pid).children():
-                child.kill()
-            await node.wait_event(lambda event: event.get("event") == "engine_lost")
-        self._up.add(number)
-
-
-@asynccontextmanager
-async def _open_troubled(bench: ChaosBench, root: Path) -> AsyncIterator[_Trouble]:
-    async with _open_nodes(bench, bench.num_nodes, root) as (swarm, nodes):
-        yield _Trouble(bench, swarm, nodes, [await node.address() for node in nodes])

@@ -1,5 +1,6 @@
 """``mycelia bench``: the command line of the benchmarks. Heavy imports happen inside the commands."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -152,6 +153,42 @@ def scale(nodes: int, groups: tuple[str, ...], seed: int, as_json: bool) -> None
     from node.bench.scale import bench_scale
 
     show(bench_scale(nodes, seed, groups), as_json)
+
+
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench soak
+  mycelia bench soak --minutes 5 --model fake --plot soak.svg
+  mycelia bench soak --minutes 480 --nodes 8 --every 60 --json > soak.json"""
+)
+@click.option("--minutes", type=FiniteRange(0.2, 100_000), default=30.0, show_default=True)
+@click.option("--nodes", type=click.IntRange(2, 32), default=4, show_default=True, help="Half of them are killed.")
+@click.option(
+    "--every", type=FiniteRange(1, 36_000), default=30.0, show_default=True, metavar="SECONDS", help="Between kills."
+)
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also draw memory over time, SVG."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of clients and kills.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def soak(
+    minutes: float, nodes: int, every: float, model: str, threads: int, plot: Path | None, seed: int, as_json: bool
+) -> None:
+    """Real nodes under mixed load while others are killed: whether memory, files, tasks or streams pile up."""
+    from node.bench.atomic import replaced
+    from node.bench.report import show
+    from node.bench.soak import SoakBench, bench_soak, plot_of
+    from node.cli import run
+
+    plan = SoakBench(minutes * 60, nodes, every, model, threads, seed=seed)
+    with nullcontext() if plot is None else replaced(plot) as file:
+        report, measured = run(partial(bench_soak, plan))
+        if file is not None:
+            file.write(plot_of(measured))
+    show(report, as_json)
 
 
 @bench.command(

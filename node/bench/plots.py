@@ -15,6 +15,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 12, 40
 _ROW = 22
 _LETTER = 6.8
 """Width, about: the names beside rows get as much as the longest of them needs."""
+_TEXT = 12
+"""Height of a line of text."""
+_FILE_COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#ad1a72", "#6940a5", "#937264", "#e03e3e", "#787774")
 _VALUES = 62
 """Of the values beside them."""
 
@@ -69,6 +72,56 @@ def curves(series: Sequence[Curve], x_label: str, y_label: str) -> Markup:
         title = Markup("<title>{}</title>").format(one.name)
         parts.append(Markup('<polyline class="line s{}" points="{}">{}</polyline>').format(one.style, path, title))
     return _svg(_HEIGHT, f"{y_label} over {x_label}", parts)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. ``style``: number of its class."""
+
+    name: str
+    style: int
+    points: Sequence[tuple[float, float]]
+    """x never falling."""
+
+
+def lines(series: Sequence[Series], x_label: str, y_label: str) -> Markup:
+    """Values from 0 over a linear x, each line with its name at its end. Raises ValueError without a point."""
+    xs = [x for one in series for x, _ in one.points]
+    low, high = min(xs), max(max(xs), min(xs) + 1e-9)
+    top = 1.1 * max(max(y for one in series for _, y in one.points), 1e-9)
+    right = _WIDTH - _RIGHT - _LETTER * max(len(one.name) for one in series)
+
+    def x_of(x: float) -> float:
+        return _LEFT + (right - _LEFT) * (x - low) / (high - low)
+
+    def y_of(y: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - y / top)
+
+    parts = []
+    for tick in ticks(0.0, top):
+        parts.append(_line(_LEFT, y_of(tick), right, y_of(tick), "grid"))
+        parts.append(_text(_LEFT - 5, y_of(tick) + 4, f"{tick:g}", "end"))
+    parts += [_text(x_of(tick), _HEIGHT - _BOTTOM + 15, f"{tick:g}", "middle") for tick in ticks(low, high)]
+    parts.append(_text((_LEFT + right) / 2, _HEIGHT - 6, f"{x_label}; {y_label}", "middle"))
+    for one in series:
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in one.points)
+        parts.append(Markup('<polyline class="line s{}" points="{}"/>').format(one.style, path))
+    below = -math.inf
+    for one in sorted(series, key=lambda line: y_of(line.points[-1][1])):  # (names must not lie on each other)
+        below = max(y_of(one.points[-1][1]) + 4, below + _TEXT)
+        parts.append(_text(right + 4, below, one.name, "start", f"axis s{one.style}"))
+    return _svg(_HEIGHT, f"{y_label} over {x_label}", parts)
+
+
+def svg_file(plot: Markup) -> str:
+    """``plot`` as a file of its own, with the colours that a page would give it."""
+    styles = "".join(f".s{number}{{stroke:{colour};fill:{colour}}}" for number, colour in enumerate(_FILE_COLOURS))
+    sheet = (
+        "svg{background:#fff}text{font:11px sans-serif;stroke:none}.axis{fill:#555}"
+        ".grid{stroke:#ddd}.line{stroke-width:1.5}polyline.line{fill:none !important}" + styles
+    )
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" '
+    return str(plot).replace("<svg ", opening, 1).replace(">", f"><style>{sheet}text{{stroke:none}}</style>", 1) + "\n"
 
 
 def bars(rows: Sequence[Bar], title: str, is_log: bool = False, origin: float | None = 0.0) -> Markup:

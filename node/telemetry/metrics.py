@@ -34,6 +34,8 @@ class _NodeCollector(Collector):
         yield _gauge("mycelia_slots", "Requests that the engine works on at once.", state.slots)
         yield _gauge("mycelia_requests_running", "Requests being prefilled or decoded here.", state.active_requests)
         yield _gauge("mycelia_requests_waiting", "Requests in this node's queue.", state.waiting_requests)
+        yield _gauge("mycelia_exchanges", "Open streams of requests with peers.", state.exchanges)
+        yield _gauge("mycelia_tasks", "Of the node's event loop.", state.tasks)
         yield _gauge("mycelia_kv_cells", "Tokens that the KV cache holds at most.", state.cells)
         yield _gauge("mycelia_kv_cached_tokens", "Tokens of prefixes in the KV cache.", state.cached_tokens)
         yield from self._of_requests()

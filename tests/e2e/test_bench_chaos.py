@@ -5,7 +5,9 @@ import subprocess
 import pytest
 import trio
 
-from node.bench.chaos import ENGINE, KILL, ChaosBench, bench_chaos
+from node.bench.chaos import ChaosBench, bench_chaos
+from node.bench.soak import SoakBench, bench_soak
+from node.bench.trouble import ENGINE, KILL
 from node.swarm import COMMAND, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 
@@ -58,3 +60,12 @@ async def test_ask_goes_on_elsewhere_when_the_node_of_this_machine_is_killed(swa
     answer = parse_answer(said.decode())
     assert answer.text == expected.text and answer.answered.served_by == (await other.wait_ready()).peer
     assert answer.answered.resumed == 1 and answer.answered.completion_tokens == expected.answered.completion_tokens
+
+
+async def test_a_soak_counts_what_is_left() -> None:
+    bench = SoakBench(length_s=12.0, num_nodes=2, every_s=3.0, model="fake", think_s=0.1, quiet_s=1.0)
+    with trio.fail_after(3 * DEADLINE_S):
+        report, soak = await bench_soak(bench)
+    value = {row.name: row.value for row in report.rows}
+    assert value["answered"] > 5 and value["kills"] >= 1 and value["engines_lost"] == 0, value
+    assert value["leaked_streams"] == 0 and set(soak.samples) == {0} and soak.samples[0][0].node_rss > 1 << 20
