@@ -9,7 +9,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,9 @@ class LocalNode:
     events: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=_MAX_LOG_LINES))
     num_events: int = 0
     """Ever; the oldest are forgotten."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """The same by name."""
+    _ready: dict[str, object] | None = None
     _changed: trio.Event = field(default_factory=trio.Event)
     _is_drained: bool = False
 
@@ -59,15 +62,18 @@ class LocalNode:
 
     async def wait_ready(self) -> RunInfo:
         """Where the node is, once it serves."""
-        event = await self.wait_event(lambda e: e.get("event") == "ready")
+        event = await self._wait_ready()
         return RunInfo(self.process.pid, str(event["api"]), str(event["peer"]))
 
     async def address(self) -> str:
         """A full multiaddr for other nodes' --bootstrap."""
-        event = await self.wait_event(lambda e: e.get("event") == "ready")
-        listen = event["listen"]
+        listen = (await self._wait_ready())["listen"]
         assert isinstance(listen, list)
         return str(listen[0])
+
+    async def _wait_ready(self) -> dict[str, object]:
+        """Also when that line has been forgotten."""
+        return self._ready or await self.wait_event(lambda e: e.get("event") == "ready")
 
     async def wait_peers(self, count: int) -> None:
         """Until at least ``count`` other nodes have joined, as this one sees it."""
@@ -85,7 +91,14 @@ class LocalNode:
             event = json.loads(line)
         except ValueError:
             event = {"event": line.decode(errors="replace").rstrip()}
-        self.events.append(event if isinstance(event, dict) else {"event": event})
+        if not isinstance(event, dict):
+            event = {"event": event}
+        name = str(event.get("event", ""))
+        if name == "ready":
+            self._ready = event
+        if name in self.counts or len(self.counts) < _MAX_LOG_LINES:
+            self.counts[name] += 1
+        self.events.append(event)
         self.num_events += 1
         self._wake()
 

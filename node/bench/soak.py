@@ -18,6 +18,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import httpx
+import msgspec
 import psutil
 import trio
 
@@ -115,10 +116,8 @@ async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
             progress.step("nodes start")
             async with open_nodes(bench.num_nodes, options, Path(root)) as nodes:
                 await _soak(bench, nodes, soak, progress)
-                soak.num_engines_lost = sum(
-                    sum(1 for event in nodes.nodes[number].events if event.get("event") == "engine_lost")
-                    for number in range(bench.num_watched)
-                )
+                watched = nodes.nodes[: bench.num_watched]
+                soak.num_engines_lost = sum(node.counts["engine_lost"] for node in watched)
         for failure in sorted(soak.failures):
             progress.show(f"failed: {failure}")
     finally:
@@ -221,7 +220,7 @@ Kind = Callable[[SoakBench, Nodes, Soak, random.Random], Awaitable[None]]
 async def _client(kind: Kind, bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
     """One after the other, until cancelled. A node that is being killed is no failure of what is asked there."""
     while True:
-        with suppress(httpx.HTTPError, OSError, LocalError):
+        with suppress(httpx.HTTPError, OSError, trio.BrokenResourceError, LocalError):
             await kind(bench, nodes, soak, rng)
         await trio.sleep(rng.expovariate(1 / bench.think_s) if bench.think_s else 0.0)
 
@@ -233,6 +232,11 @@ async def _url(nodes: Nodes, rng: random.Random) -> str:
 
 def _http(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
+
+
+async def _connect(nodes: Nodes, rng: random.Random) -> trio.SocketStream:
+    url = httpx.URL(await _url(nodes, rng))
+    return await trio.open_tcp_stream(url.host, url.port or 80)
 
 
 def _note(soak: Soak, response: httpx.Response) -> bool:
@@ -267,16 +271,19 @@ async def _converse(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Rand
 
 async def _break_off(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
     """A stream that is read for a while, or to its end."""
-    body = _body(bench, [_first_message(rng)], stream=True)
+    body = msgspec.json.encode(_body(bench, [_first_message(rng)], stream=True))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     enough, seen = rng.randrange(2 * bench.max_tokens), 0
-    http = _http(await _url(nodes, rng))
-    async with http, http.stream("POST", "/v1/chat/completions", json=body) as response:
-        async for line in response.aiter_lines():
-            seen += line.startswith("data: ")
+    async with await _connect(nodes, rng) as stream:
+        await stream.send_all(head.encode() + body)
+        async for piece in stream:
+            seen += piece.count(b"data: ")
+            if b"data: [DONE]" in piece:
+                soak.num_answered += 1
+                return
             if seen > enough:
                 soak.num_broken_off += 1
                 return
-        soak.num_answered += response.status_code == httpx.codes.OK
 
 
 async def _embed(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
@@ -285,9 +292,8 @@ async def _embed(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random)
 
 
 async def _send_nonsense(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
-    url = httpx.URL(await _url(nodes, rng))
     with trio.move_on_after(TIMEOUT_S):
-        async with await trio.open_tcp_stream(url.host, url.port or 80) as stream:
+        async with await _connect(nodes, rng) as stream:
             await stream.send_all(rng.choice(_NONSENSE))
             await stream.receive_some()
 
