@@ -5,3 +5,4 @@ the same objects.
 """
 
 WIRE_VERSION = 1
+"""What this code speaks; and with nodes of the version before, or after, the older of the two."""

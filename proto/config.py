@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from proto import WIRE_VERSION
+
 
 @dataclass(frozen=True)
 class DigestConfig:
@@ -250,3 +252,5 @@ class OverlayConfig:
     """Hellos sent again to a silent connection: either side's may have been lost, and a repeated one is answered."""
     max_peers: int = 512
     agent: str = "mycelia"
+    wire_version: int = WIRE_VERSION
+    """Another one only where a test plays an older or newer node."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from proto import WIRE_VERSION
 from proto.config import OverlayConfig
 from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
 from proto.events import Connected, ModelServed, Timer
@@ -62,6 +61,11 @@ class Membership:
             (m for m in self._members.values() if m.is_node and (namespace is None or namespace in m.served)),
             key=lambda m: m.peer,
         )
+
+    def understands(self, wire_version: int) -> bool:
+        """Whether a node of that version and this one have one in common: everybody speaks the version before its own
+        too."""
+        return abs(wire_version - self._config.wire_version) <= 1
 
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._members
@@ -137,8 +141,8 @@ class Membership:
         timer = Timer("hello", peer)
         if peer == self._me:
             return [Disconnect(peer, "this node itself", now)]
-        if hello.wire_version != WIRE_VERSION:
-            reason = f"speaks wire version {hello.wire_version}, this node speaks {WIRE_VERSION}"
+        if not self.understands(hello.wire_version):
+            reason = self._no_common_version(hello.wire_version)
             return [
                 CancelTimer(timer),
                 Emit("wire_version_refused", {"peer": peer, "reason": reason}),
@@ -272,7 +276,15 @@ class Membership:
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
-        return Send(member.peer, Hello(wire_version=WIRE_VERSION, agent=self._config.agent, served=self.own()))
+        return Send(
+            member.peer,
+            Hello(wire_version=self._config.wire_version, agent=self._config.agent, served=self.own()),
+        )
+
+    def _no_common_version(self, theirs: int) -> str:
+        ours = self._config.wire_version
+        who = "it" if theirs < ours else "this node"
+        return f"speaks wire version {theirs}, this node speaks {ours}: {who} is too old for the other, update it"
 
 
 def _has_slot(vitals: Vitals) -> bool:

@@ -14,7 +14,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import assert_never
 
-from proto import WIRE_VERSION
 from proto.blocks import STRIDE, block_hashes, token_array
 from proto.budget import Traffic
 from proto.cells import Cell
@@ -270,7 +269,7 @@ class Overlay:
         match message:
             case Hello():
                 effects = self._members.on_hello(event.peer, message, now)
-                if message.wire_version != WIRE_VERSION:
+                if not self._members.understands(message.wire_version):
                     self.refusals[Refusal.WRONG_VERSION] += 1
                 elif self._members.is_node(event.peer):  # (else there was no room for it)
                     effects += self._digests.on_peer_ready(event.peer, now)

@@ -189,7 +189,7 @@ def test_a_refused_hello_changes_nothing() -> None:
     world.advance(15)
     world.handle(ME, Disconnected(PEER))
     world.in_flight.clear()
-    world.handle(ME, Received(PEER, Hello(wire_version=2, agent="", served=())))
+    world.handle(ME, Received(PEER, Hello(wire_version=3, agent="", served=())))
     assert world.nodes[ME].overlay._digests.estimates.state(PEER, NAMESPACE) is State.SUSPECT
     assert not world.in_flight
 
@@ -374,7 +374,7 @@ def _true_repairs(draw: st.DrawFn) -> Repair:
 _controls = st.one_of(
     st.builds(
         Hello,
-        wire_version=st.sampled_from([1, 1, 1, 2]),
+        wire_version=st.sampled_from([1, 1, 2, 3]),
         agent=st.text(max_size=64),
         served=st.lists(
             st.builds(

@@ -194,7 +194,7 @@ def test_asking_too_often_and_another_version_are_counted() -> None:
         world.handle(ME, Received(PEER, nothing))
     for _ in range(3):
         world.handle(ME, Received(PEER, Reconcile(versions=())))
-    world.handle(ME, Received(PEER, Hello(wire_version=2, agent="", served=())))
+    world.handle(ME, Received(PEER, Hello(wire_version=3, agent="", served=())))
     refusals = world.nodes[ME].overlay.refusals
     assert refusals[Refusal.TOO_SOON] >= 3 + 2 and refusals[Refusal.WRONG_VERSION] == 1
 
@@ -303,3 +303,36 @@ def test_limits_are_kept_for_a_bounded_number_of_keys() -> None:
     assert len(limits) == 3
     assert limits.take(9, 0.0) and not limits.take(9, 0.0)
     assert limits.take(9, 1.0)
+
+
+# --- wire versions -------------------------------------------------------------------------------------------------
+
+
+def versions(ours: int, theirs: int) -> World:
+    """Two nodes of different ages, connected, their hellos exchanged."""
+    world = World(1, config=OverlayConfig(wire_version=ours))
+    world.config = OverlayConfig(wire_version=theirs)
+    world.start(PEER)
+    world.deliver_all()
+    return world
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 2), (2, 1), (2, 2)])
+def test_nodes_of_neighbouring_versions_talk(ours: int, theirs: int) -> None:
+    world = versions(ours, theirs)
+    assert [view.peer for view in world.nodes[ME].overlay.peers(world.now)] == [PEER]
+    assert [view.peer for view in world.nodes[PEER].overlay.peers(world.now)] == [ME]
+    world.store(PEER, 1, [1] * STRIDE)
+    world.advance(15)
+    assert len(world.nodes[ME].overlay.peers(world.now)[0].num_blocks) == 1
+    assert not world.nodes[ME].overlay.refusals and not world.nodes[PEER].overlay.refusals
+
+
+@pytest.mark.parametrize(("ours", "theirs", "who"), [(1, 3, "this node is too old"), (3, 1, "it is too old")])
+def test_other_versions_are_refused_and_it_is_said_who_must_be_updated(ours: int, theirs: int, who: str) -> None:
+    world = versions(ours, theirs)
+    node = world.nodes[ME]
+    assert node.overlay.peers(world.now) == [] and node.overlay.refusals[Refusal.WRONG_VERSION] == 1
+    (disconnect,) = node.take(Disconnect)
+    assert isinstance(disconnect, Disconnect)
+    assert disconnect.reason.startswith(f"speaks wire version {theirs}, this node speaks {ours}: {who}")
