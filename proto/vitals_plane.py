@@ -15,6 +15,7 @@ themselves. Leases are given only of namespaces that this node serves, to nodes 
 
 import random
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from proto.config import VitalsConfig
 from proto.effects import Effect, Send, SetTimer
@@ -56,12 +57,8 @@ class VitalsPlane:
         effects: list[Effect] = []
         for served in self._members.own():
             self._members.on_own_vitals(served.namespace, served.vitals, now)
-            vitals = self._members.own_vitals(served.namespace)
-            assert vitals is not None
-            self._sent_at[served.namespace] = now
-            self._told[served.namespace] = vitals
-            update = VitalsUpdate(namespace=served.namespace, vitals=vitals)
-            effects += [Send(member.peer, update) for member in self._members.nodes(served.namespace)]
+            peers = [member.peer for member in self._members.nodes(served.namespace)]
+            effects += self._tell(served.namespace, peers, now)
         return effects
 
     def on_due(self, namespace: bytes, now: float) -> list[Effect]:
@@ -70,20 +67,19 @@ class VitalsPlane:
         vitals = self._members.own_vitals(namespace)
         if vitals is None or vitals == self._told.get(namespace):
             return []
-        self._sent_at[namespace] = now
-        self._told[namespace] = vitals
         subscribers = self._subscribers(namespace, now)
         others = [member.peer for member in self._members.nodes(namespace) if member.peer not in subscribers]
         # Whoever did not subscribe must not believe for ever what it was told at the busiest moment.
         fanout = self._config.vitals_fanout
         room = max(fanout - len(subscribers), fanout // 4)
-        if len(others) > room:
+        is_part = len(others) > room
+        if is_part:
             others = self._rng.sample(others, room)
+        effects = self._tell(namespace, sorted([*subscribers, *others]), now)
+        if is_part and not subscribers:
             # Some believe otherwise, and may be told in the next round though nothing has changed then.
-            if not subscribers:
-                del self._told[namespace]
-        update = VitalsUpdate(namespace=namespace, vitals=vitals)
-        return [Send(peer, update) for peer in sorted([*subscribers, *others])]
+            del self._told[namespace]
+        return effects
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
         """``peer`` asks to be told. Of too many, some lose their lease by chance: nobody can keep all others out."""
@@ -159,6 +155,12 @@ class VitalsPlane:
         for wanted in self._wanted.values():
             assert len(wanted) <= self._config.subscriptions
             assert list(wanted.values()) == sorted(wanted.values())
+
+    def _tell(self, namespace: bytes, peers: Sequence[bytes], now: float) -> list[Effect]:
+        vitals = self._members.own_vitals(namespace)
+        assert vitals is not None
+        self._sent_at[namespace], self._told[namespace] = now, vitals
+        return [Send(peer, VitalsUpdate(namespace=namespace, vitals=vitals)) for peer in peers]
 
     def _subscribers(self, namespace: bytes, now: float) -> list[bytes]:
         return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
