@@ -35,8 +35,8 @@ SAMPLE_S = 5.0
 QUIET_DEADLINE_S = 120.0
 WARM_SHARE, LONGEST_WARM_S = 0.25, 600.0
 TIMEOUT_S = 120.0
-RAM_TIER_MIB = 64
-"""Of each node: it shall be full after the warm-up."""
+CELLS, RAM_TIER_MIB = 4_096, 64
+"""Of each node: both shall be full after the warm-up, as memory counts once it is touched."""
 _MIB = 1 << 20
 
 _TOPICS = ("the tide", "bread", "a long winter", "radio waves", "an orchard", "sand", "old maps", "the colour blue")
@@ -110,7 +110,8 @@ async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
     """Measure. Raises LocalError when the nodes do not come up, or a watched one dies."""
     soak = Soak()
     progress = Progress(round(bench.length_s / SAMPLE_S) + 3)
-    options = ["--model", bench.model, "--threads", str(bench.threads), "--ram-tier", str(RAM_TIER_MIB), "--debug"]
+    caches = ["--cells", str(CELLS), "--ram-tier", str(RAM_TIER_MIB)]
+    options = ["--model", bench.model, "--threads", str(bench.threads), *caches, "--debug"]
     try:
         with TemporaryDirectory(prefix="mycelia-soak-", ignore_cleanup_errors=True) as root:
             progress.step("nodes start")
@@ -272,12 +273,19 @@ async def _converse(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Rand
 async def _break_off(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
     """A stream that is read for a while, or to its end."""
     body = msgspec.json.encode(_body(bench, [_first_message(rng)], stream=True))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
-    enough, seen = rng.randrange(2 * bench.max_tokens), 0
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    enough, seen = rng.randrange(bench.max_tokens), 0
     async with await _connect(nodes, rng) as stream:
         await stream.send_all(head.encode() + body)
         async for piece in stream:
-            seen += piece.count(b"data: ")
+            if not seen and not piece.startswith(b"HTTP/1.1 200"):
+                soak.num_failed += 1
+                soak.failures.add(piece[:200].decode(errors="replace"))
+                return
+            seen += max(piece.count(b"data: "), 1)
             if b"data: [DONE]" in piece:
                 soak.num_answered += 1
                 return
