@@ -160,14 +160,15 @@ class RequestConfig:
 class RoutingConfig:
     """The cost of ``routing.py`` and what is observed for it."""
 
-    load_exponent: float = 0.6
+    load_exponent: float = 0.7
     """Of the load factor while the load is fresh."""
     recompute_weight: float = 0.5
     """Of the time that the swarm's usual node takes for what would be computed again: what it costs others, if nobody
     has anything to do."""
-    crowd_weight: float = 12.0
-    """And so much more for one request at each slot. At 0 hit ratios are 4 points lower where the swarm is busy."""
-    spread: float = 0.5
+    crowd_weight: float = 7.0
+    """And so much more where all are busy: times (1 + n) ** 2 - 1, for n requests a slot. At 0 hit ratios are 4 points
+    lower there."""
+    spread: float = 0.7
     """How much more than the best a node may cost and be chosen by luck, where the swarm is busy."""
     spread_load: float = 0.25
     """Requests a slot from which on the swarm counts as busy; below it, by its share."""

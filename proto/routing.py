@@ -13,7 +13,9 @@ expected of late, or are late now.
 The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
 hence L, as in LMetric (arXiv 2603.15202), but less of it, since the wait knows of queues and slots already. A prompt
 that is computed twice takes time and cells that others would have used, wherever that is: hence w, which grows with how
-busy all are, as a queue's marginal cost does. It also keeps affinity where load is old news, for ``a`` falls with the
+busy all are. A server with n requests in it is busy for n / (1 + n) of the time, if they come by chance, and what a
+little more work at it costs all of them is the derivative of that, turned over: (1 + n) ** 2, less the 1 that is the
+work itself. It also keeps affinity where load is old news, for ``a`` falls with the
 age of what is known of it. And where load is news of a second ago, all entry nodes see the same idle node and send it
 more than it can take (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence luck, where the
 swarm is busy. What each term is worth is measured in docs/evaluation.md.
@@ -255,7 +257,8 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     # Tokens that would explain its lateness count as computed: what is claimed to be cached is not gained twice.
     computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
     crowd = float(np.minimum(candidates.num_requests / slots, _MAX_CROWD).mean())
-    recompute_s = (config.recompute_weight + config.crowd_weight * crowd) * computed / usual_rate
+    crowding = (1.0 + crowd) ** 2 - 1.0
+    recompute_s = (config.recompute_weight + config.crowd_weight * crowding) * computed / usual_rate
     late_s = wait_s + candidates.lateness_s
     cost = wait_s * load_factor + candidates.lateness_s + recompute_s
     return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, crowd)

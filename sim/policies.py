@@ -16,7 +16,8 @@ rule says otherwise.
 - ``lmetric``: arXiv 2603.15202. Least (uncached tokens) x (requests + 1).
 - ``gorgo``: arXiv 2602.11688. Least round trip + c x (queued + uncached tokens), one c for all peers: the inverse of
   the median of the rates known.
-- ``oracle``: the protocol's own rule, if every report were true and fresh and told of what is under way to each engine.
+- ``oracle``: the protocol's own rule, with ``ORACLE_CONFIG``, if every report were true and fresh and told of what is
+  under way to each engine.
 - ``mycelia``: the protocol's own, ``proto.routing.choose``; ``mycelia-no-...``: without one of its terms, see
   ``ablations.py``.
 """
@@ -161,13 +162,17 @@ def gorgo(candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[i
 
 # --- with perfect knowledge -----------------------------------------------------------------------------------------
 
+ORACLE_CONFIG = RoutingConfig(load_exponent=0.6, crowd_weight=4.0)
+"""What the nodes of this protocol give for a hit where all are busy is more than what pays with perfect knowledge: with
+their weight the oracle would be slower than they are, and no yardstick."""
+
 Look = Callable[[Candidate, Sequence[int]], Candidate]
 """(what the protocol knows, the prompt's block hashes) -> the same candidate as it truly is at this moment."""
 
 
 def oracle(look: Look, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
     """``look`` gives the true match, queue, rate, slots and round trip of each."""
-    return choose(Candidates.of([look(one, chain) for one in candidates]), prompt_tokens, RoutingConfig())
+    return choose(Candidates.of([look(one, chain) for one in candidates]), prompt_tokens, ORACLE_CONFIG)
 
 
 # --- by name --------------------------------------------------------------------------------------------------------

@@ -120,6 +120,16 @@ def test_luck_spreads_only_where_the_swarm_is_busy() -> None:
     assert chosen(0) == {b"0"} and len(chosen(4)) > 2
 
 
+def test_computing_again_costs_ever_more_the_busier_all_are() -> None:
+    def recompute_s(num_requests: int) -> float:
+        several = [usual(b"%d" % number, num_requests=num_requests) for number in range(3)]
+        return choose(several, 1_000, CONFIG).rated[0].recompute_s
+
+    idle, half, full = (recompute_s(number) for number in (0, 2, 4))
+    assert idle == CONFIG.recompute_weight * 1_000 / 500
+    assert full - half > half - idle > 0
+
+
 def test_old_news_of_load_counts_less() -> None:
     held = usual(FAR, matched_tokens=6 * STRIDE, num_requests=60)
     assert choose([usual(), held], 1_000, CONFIG).chosen == NEAR
