@@ -6,11 +6,12 @@ themselves when it is killed.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +144,15 @@ class LocalSwarm:
         self._nursery = nursery
         self.nodes: list[LocalNode] = []
 
-    async def start(self, name: str, bootstrap: Sequence[str] = (), options: Sequence[str] = ()) -> LocalNode:
+    async def start(
+        self,
+        name: str,
+        bootstrap: Sequence[str] = (),
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> LocalNode:
         """Start a node (again) with the data directory ``root/name``, on free ports unless ``options`` say otherwise.
+        variables: of its environment, besides this process's.
 
         Returns at once; see ``LocalNode.wait_ready``.
         """
@@ -165,6 +173,7 @@ class LocalSwarm:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, **(variables or {})},
         )
         node = LocalNode(name, data_dir, process)
         self.nodes.append(node)

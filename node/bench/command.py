@@ -262,6 +262,7 @@ def chaos_sim(
 Examples:
   mycelia bench chaos
   mycelia bench chaos --fault kill --fault freeze --fault engine --streams 40
+  mycelia bench chaos --fault all --every 8
   mycelia bench chaos --seed 7 --json > chaos.json"""
 )
 @click.option("--nodes", type=click.IntRange(2, 32), default=4, show_default=True, help="Real processes.")
@@ -275,11 +276,13 @@ Examples:
 @click.option(
     "--fault",
     "faults",
-    type=click.Choice(["kill", "freeze", "engine"]),
+    type=click.Choice(["kill", "freeze", "engine", "storm", "flap", "full-disk", "clock", "all"]),
     multiple=True,
     default=("kill",),
     show_default=True,
-    help="SIGKILL and start again; SIGSTOP for 12 s; SIGKILL of the engine process. Repeatable.",
+    help="SIGKILL and start again; SIGSTOP for 12 s; SIGKILL of the engine process; all nodes but one killed at once;"
+    " one killed again and again; no file can be written for 12 s; the clock jumps by an hour (that needs Debian's"
+    " faketime). Repeatable.",
 )
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
@@ -306,6 +309,7 @@ def chaos(
     """
     from node.bench.chaos import ChaosBench, bench_chaos
     from node.bench.report import show
+    from node.bench.trouble import FAULTS
     from node.cli import run
 
     plan = ChaosBench(
@@ -315,7 +319,7 @@ def chaos(
         max_tokens=max_tokens,
         at_once=at_once,
         every_s=every,
-        faults=faults,
+        faults=FAULTS if "all" in faults else faults,
         model=model,
         threads=threads,
         exact=exact,

@@ -1,11 +1,21 @@
-"""Real nodes on fixed ports of this machine, and what happens to them: they are killed and started again, frozen, or
-robbed of their engine process."""
+"""Real nodes on fixed ports of this machine, and what happens to them.
+
+- ``kill``: SIGKILL, and a new start.
+- ``freeze``: SIGSTOP for longer than peers wait for a sign of life.
+- ``engine``: SIGKILL of the engine process.
+- ``storm``: all nodes but one are killed at once, and start again at once.
+- ``flap``: a node is killed again whenever it has just come back, some times over.
+- ``full-disk``: for a while every write of a node and of its engine to a file fails, by a limit of the size of files.
+- ``clock``: a node's clock jumps by an hour, to and fro, while it runs: by libfaketime, which must be installed.
+
+Disks that are slow, and lines, are ``sim/faults.py``'s alone: a process cannot be given those without a kernel's help.
+"""
 
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -14,19 +24,29 @@ import trio
 from node.swarm import LocalNode, LocalSwarm, open_local_swarm
 from proto.errors import LocalError
 
-KILL, FREEZE, ENGINE = "kill", "freeze", "engine"
+KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
+FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK)
 FROZEN_S = 12.0
-"""Longer than peers wait for a sign of life."""
+FULL_S = 12.0
+FLAPS = 3
+JUMPS_S = (-3_600, 3_600)
+JUMPED_S = 6.0
+"""Between a jump and the one back."""
 START_DEADLINE_S = 120.0
+_FAKETIME = "libfaketimeMT.so.1"
+_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+_CLOCK_FILE = "clock"
 
 
 class Nodes:
     """Node processes by number, each restarted where it was found before. Made by ``open_nodes``."""
 
-    def __init__(self, swarm: LocalSwarm, options: Sequence[str], ports: Sequence[int]) -> None:
+    def __init__(self, swarm: LocalSwarm, options: Sequence[str], ports: Sequence[int], clocks: Sequence[Path]) -> None:
+        """clocks: a file for each node that moves its clock; none: clocks are true."""
         self._swarm = swarm
         self._options = options
         self._ports = ports
+        self._clocks = clocks
         self.nodes: list[LocalNode] = []
         self.addresses: list[str] = []
         """Full multiaddrs."""
@@ -34,7 +54,8 @@ class Nodes:
     async def start(self, number: int, bootstrap: Sequence[str]) -> LocalNode:
         """For the first time, or again. Returns at once."""
         listen = f"/ip4/127.0.0.1/tcp/{self._ports[number]}"
-        return await self._swarm.start(f"node-{number + 1}", bootstrap, [*self._options, "--listen", listen])
+        clock = _faked(self._clocks[number]) if self._clocks else {}
+        return await self._swarm.start(f"node-{number + 1}", bootstrap, [*self._options, "--listen", listen], clock)
 
     async def restart(self, number: int) -> None:
         """SIGKILL, and start again. Returns when it serves."""
@@ -45,14 +66,25 @@ class Nodes:
         node = self.nodes[number] = await self.start(number, others)
         await node.wait_ready()
 
+    def move_clock(self, number: int, seconds: int) -> None:
+        """How far it is off from now on."""
+        self._clocks[number].write_text(f"{seconds:+d}")
+
 
 @asynccontextmanager
-async def open_nodes(count: int, options: Sequence[str], root: Path) -> AsyncIterator[Nodes]:
-    """``count`` nodes that know each other; leaving ends them. options: of ``mycelia node``, for all. Raises LocalError
-    when they do not come up in time."""
+async def open_nodes(
+    count: int, options: Sequence[str], root: Path, faults: Collection[str] = ()
+) -> AsyncIterator[Nodes]:
+    """``count`` nodes that know each other; leaving ends them. options: of ``mycelia node``, for all. faults: that are
+    to be done to them. Raises LocalError when they do not come up in time, or a fault needs what is not installed."""
     await trio.Path(root).mkdir(exist_ok=True)
+    clocks = [root / f"{_CLOCK_FILE}-{number}" for number in range(count)] if CLOCK in faults else []
+    if clocks and not can_move_clocks():
+        raise LocalError("moving a node's clock needs libfaketime: sudo apt-get install faketime")
     async with open_local_swarm(root) as swarm:
-        made = Nodes(swarm, options, _free_ports(count))
+        made = Nodes(swarm, options, _free_ports(count), clocks)
+        for number in range(len(clocks)):
+            made.move_clock(number, 0)
         try:
             with trio.fail_after(START_DEADLINE_S):
                 for number in range(count):
@@ -66,6 +98,26 @@ async def open_nodes(count: int, options: Sequence[str], root: Path) -> AsyncIte
         except trio.TooSlowError as exc:
             raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
         yield made
+
+
+def can_move_clocks() -> bool:
+    """Whether ``clock`` is possible here."""
+    return _faketime() is not None
+
+
+def _faketime() -> Path | None:
+    places = [found for folder in _LIBRARIES for found in Path(folder).glob(f"**/faketime/{_FAKETIME}")]
+    return min(places, default=None)
+
+
+def _faked(clock: Path) -> Mapping[str, str]:
+    """Variables with which a process's clock follows that file. Monotonic time goes on as ever."""
+    return {
+        "LD_PRELOAD": str(_faketime()),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 def _free_ports(count: int) -> list[int]:
@@ -110,25 +162,56 @@ class Trouble:
                 if self._stopped.is_set():
                     break
                 fault = self._rng.choice(self._faults)
-                if len(self._up) > self._least_up:
-                    number = self._rng.choice(sorted(self._up))
+                order = self._rng.sample(sorted(self._up), len(self._up))
+                num_struck = len(self._up) - self._least_up
+                for number in order[: num_struck if fault == STORM else min(num_struck, 1)]:
                     self._up.remove(number)
                     nursery.start_soon(self._strike, fault, number)
 
     async def _strike(self, fault: str, number: int) -> None:
         """Returns when the node serves again."""
-        node = self._nodes.nodes[number]
         self.num_faults += 1
-        if fault == KILL:
-            await self._nodes.restart(number)
-        elif fault == FREEZE:
-            node.process.send_signal(signal.SIGSTOP)
-            try:
-                await trio.sleep(FROZEN_S)
-            finally:
-                node.process.send_signal(signal.SIGCONT)
-        else:
-            for child in psutil.Process(node.process.pid).children():
-                child.kill()
-            await node.wait_event(lambda event: event.get("event") == "engine_lost")
+        strikes: dict[str, Callable[[int], Awaitable[None]]] = {
+            KILL: self._nodes.restart,
+            STORM: self._nodes.restart,
+            FREEZE: self._freeze,
+            ENGINE: self._kill_engine,
+            FLAP: self._flap,
+            FULL_DISK: self._fill_disk,
+            CLOCK: self._move_clock,
+        }
+        await strikes[fault](number)
         self._up.add(number)
+
+    async def _freeze(self, number: int) -> None:
+        process = self._nodes.nodes[number].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await trio.sleep(FROZEN_S)
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    async def _kill_engine(self, number: int) -> None:
+        node = self._nodes.nodes[number]
+        for child in psutil.Process(node.process.pid).children():
+            child.kill()
+        await node.wait_event(lambda event: event.get("event") == "engine_lost")
+
+    async def _flap(self, number: int) -> None:
+        for _ in range(FLAPS):
+            await self._nodes.restart(number)
+
+    async def _fill_disk(self, number: int) -> None:
+        node = psutil.Process(self._nodes.nodes[number].process.pid)
+        limits = {process: process.rlimit(psutil.RLIMIT_FSIZE) for process in (node, *node.children())}
+        for process, (_, most) in limits.items():
+            process.rlimit(psutil.RLIMIT_FSIZE, (0, most))
+        await trio.sleep(FULL_S)
+        for process, limit in limits.items():
+            with suppress(psutil.NoSuchProcess):
+                process.rlimit(psutil.RLIMIT_FSIZE, limit)
+
+    async def _move_clock(self, number: int) -> None:
+        self._nodes.move_clock(number, self._rng.choice(JUMPS_S))
+        await trio.sleep(JUMPED_S)
+        self._nodes.move_clock(number, 0)

@@ -7,7 +7,7 @@ import trio
 
 from node.bench.chaos import ChaosBench, bench_chaos
 from node.bench.soak import SoakBench, bench_soak
-from node.bench.trouble import ENGINE, KILL
+from node.bench.trouble import CLOCK, ENGINE, FULL_DISK, KILL, STORM, can_move_clocks
 from node.swarm import COMMAND, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 
@@ -35,6 +35,28 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
     assert value["finished"] == 9, value
     assert value["lost_tokens"] == value["repeated_tokens"] == value["wrong_tokens"] == 0, value
     assert value["faults"] >= 1
+
+
+@pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,)])
+async def test_no_answer_suffers_from_storms_full_disks_and_wrong_clocks(faults: tuple[str, ...]) -> None:
+    if CLOCK in faults and not can_move_clocks():
+        pytest.skip("libfaketime is not installed")
+    bench = ChaosBench(
+        num_nodes=3,
+        num_streams=6,
+        num_prompts=3,
+        max_tokens=150,
+        at_once=3,
+        every_s=1.0,
+        faults=faults,
+        model="fake",
+        exact=False,
+    )
+    with trio.fail_after(3 * DEADLINE_S):
+        report = await bench_chaos(bench)
+    value = {row.name: row.value for row in report.rows}
+    assert value["finished"] == 6 and value["faults"] >= 1, value
+    assert value["lost_tokens"] == value["repeated_tokens"] == value["wrong_tokens"] == 0, value
 
 
 async def test_ask_goes_on_elsewhere_when_the_node_of_this_machine_is_killed(swarm: LocalSwarm) -> None:

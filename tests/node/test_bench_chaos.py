@@ -1,11 +1,13 @@
 """How answers are compared, and which differences are counted as what."""
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from node.bench.chaos import Difference, Stream, _rows, compare
 from node.bench.chaos_sim import bench_chaos_sim
-from node.bench.command import bench
+from node.bench.command import bench, chaos
+from node.bench.trouble import FAULTS
 from proto.errors import LocalError
 from sim.chaos import ChaosScenario
 
@@ -57,6 +59,11 @@ def test_the_simulated_bench_counts_what_its_clients_saw() -> None:
     assert [rows[f"{kind}_tokens"] for kind in ("lost", "repeated", "wrong")] == [0, 0, 0] and not rows["lost_requests"]
     with pytest.raises(LocalError, match="nobody asked"):
         bench_chaos_sim(ChaosScenario(num_peers=2, length_s=0.001, rate=0.001), 1)
+
+
+def test_every_fault_can_be_chosen() -> None:
+    (option,) = (param for param in chaos.params if param.name == "faults")
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == (*FAULTS, "all")
 
 
 def test_an_unknown_fault_is_an_error() -> None:
