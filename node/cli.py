@@ -434,7 +434,8 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def models(data_dir: Path | None, as_json: bool) -> None:
-    """The models of the swarm, as far as the node running here knows them."""
+    """The models of the swarm, as the node running here and its peers know them: 'nodes' serve each, or more, and
+    with so many of them it is connected. Any of them can be asked for."""
 
     async def show() -> None:
         from node.client import fetch_models

@@ -202,6 +202,9 @@ class Libp2pNetwork:
     async def find_providers(self, key: bytes) -> list[bytes]:
         return await self._discovery.find_prefix(key)
 
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        return await self._discovery.find_nodes(namespace)
+
     async def dial(self, peer: bytes) -> None:
         await self._discovery.dial_hint(peer)
 

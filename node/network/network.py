@@ -140,8 +140,12 @@ class Network(Protocol):
         """Who told the DHT so. Only hints: they may be gone. Raises NetworkError."""
         ...
 
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        """Who told the DHT that it serves the model of a namespace. Only hints, as above. Raises NetworkError."""
+        ...
+
     async def dial(self, peer: bytes) -> None:
-        """Connect with a peer that ``find_providers`` told of. Raises NetworkError."""
+        """Connect with a peer that ``find_providers`` or ``find_nodes`` told of. Raises NetworkError."""
         ...
 
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
