@@ -3,9 +3,10 @@
 """
 
 import ipaddress
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -43,7 +44,7 @@ class Line(Struct, frozen=True):
 async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
     """Takes some seconds when bootstrap peers do not answer. Raises nothing."""
     running = find_running(data_dir)
-    port, lines = PEER_PORT, []
+    port, addresses, lines = PEER_PORT, list[str](), list[Line]()
     if running is not None:
         try:
             addresses = (await fetch_state(running)).addresses
@@ -58,12 +59,10 @@ async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
         return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
     async with _listening(port, running is None):
         seen = await _ask(bootstrap[:MAX_ASKED], port, lines)
-    return [*lines, *conclusions(seen, port)]
+    return [*lines, *conclusions(seen, port, None if running is None else addresses)]
 
 
 def _port(what: str, host: str, port: int, fix: str) -> Line:
-    import socket
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -104,18 +103,35 @@ class Seen(Struct):
     reach: Reach
     skew_s: float
     """Its clock less ours, as far as half of the round trip allows to say."""
+    host: str = ""
+    """Its IP address."""
 
 
 async def _ask(bootstrap: Sequence[str], port: int, lines: list[Line]) -> list[Seen]:
-    """Adds a line for each bootstrap peer."""
+    """Adds a line for each bootstrap peer. All connections go out from one port: what peers see of it tells what a
+    router makes of it."""
     from node.network.libp2p_network import open_network
 
     seen: list[Seen] = []
-    settings = NetworkSettings(identity=new_identity(), overlay=False)
-    async with open_network(settings) as network, trio.open_nursery() as nursery:
-        for address in bootstrap:
-            nursery.start_soon(_ask_one, network, address, port, lines, seen)
+    with _reusable_port() as dial_port:
+        settings = NetworkSettings(identity=new_identity(), overlay=False, dial_port=dial_port)
+        async with open_network(settings) as network, trio.open_nursery() as nursery:
+            for address in dict.fromkeys(bootstrap):
+                nursery.start_soon(_ask_one, network, address, port, lines, seen)
     return seen
+
+
+@contextmanager
+def _reusable_port() -> Iterator[int]:
+    """Kept from others meanwhile; 0 where the system cannot do that."""
+    with socket.socket() as reserved:
+        try:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("0.0.0.0", 0))  # noqa: S104  nobody listens
+            port = int(reserved.getsockname()[1])
+        except (AttributeError, OSError):
+            port = 0
+        yield port
 
 
 async def _ask_one(network: Network, address: str, port: int, lines: list[Line], seen: list[Seen]) -> None:
@@ -137,34 +153,80 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
             answer = await stream.receive()
             await stream.aclose()
         if isinstance(answer, Reach):
-            seen.append(Seen(answer, answer.time_ms / 1000 - (asked + time.time()) / 2))
+            skew_s = answer.time_ms / 1000 - (asked + time.time()) / 2
+            seen.append(Seen(answer, skew_s, _host(network.remote_address(peer))))
     except (NetworkError, RemoteError, trio.TooSlowError):
         pass  # (an older node: it can be joined through, and tells nothing)
     lines.append(Line("bootstrap", True, f"{name}: connected in {connected_ms:.0f} ms"))
 
 
-def conclusions(seen: Sequence[Seen], port: int) -> list[Line]:
-    """What follows from how peers see this machine, where somebody listens on ``port``."""
+def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = None) -> list[Line]:
+    """What follows from how peers see this machine, where somebody listens on ``port``. told: the addresses that the
+    node running here tells of itself; None: there is none."""
     if not seen:
-        return [Line("reachable", True, "unknown: no bootstrap peer tells")]
-    skew_s = median(one.skew_s for one in seen)
-    clock = Line("clock", True, f"within {MAX_SKEW_S:.0f} s of {len(seen)} peers'")
-    if abs(skew_s) > MAX_SKEW_S:
-        clock = Line("clock", False, f"{abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} peers'", _CLOCK_FIX)
-    outside = next((host for host in (_host(one.reach.address) for one in seen) if host), "")
+        return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
     own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    nat = "none: this machine has the address" if outside in own else "address translation"
-    lines = [clock, Line("NAT", True, f"{nat} {outside or 'unknown'} as peers see it; no relay is in use")]
-    outcomes = {one.reach.outcome for one in seen}
+    hosts = [host for host in (_host(one.reach.address) for one in seen) if host]
+    # (a peer in the same house sees another address than those outside)
+    outside = next((host for host in hosts if host not in own), hosts[0] if hosts else "")
+    outcomes = {one.reach.outcome for one in seen if _host(one.reach.address) == outside}
+    announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
+    fix = ""
     if "open" in outcomes:
-        lines.append(Line("reachable", True, f"peers can connect to port {port} of {outside}"))
+        reachable = _reachable(outside, port, announce, outside in own, told)
     elif "closed" in outcomes:
-        announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
         fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
-        lines.append(Line("reachable", False, f"peers cannot connect to port {port} of {outside}", fix))
+        reachable = Line("reachable", False, f"peers cannot connect to port {port} of {outside}", fix)
     else:
-        lines.append(Line("reachable", True, "unknown: the peers were asked too often; try again in a minute"))
-    return lines
+        reachable = Line("reachable", True, "unknown: the peers were asked too often; try again in a minute")
+    return [_clock(seen), _translation(seen, own, fix), _relay(fix), reachable]
+
+
+def _clock(seen: Sequence[Seen]) -> Line:
+    skew_s = median(one.skew_s for one in seen)
+    if abs(skew_s) > MAX_SKEW_S:
+        direction = "behind" if skew_s > 0 else "ahead of"
+        return Line("clock", False, f"{abs(skew_s):.0f} s {direction} peers'", _CLOCK_FIX)
+    return Line("clock", True, f"within {MAX_SKEW_S:.0f} s of {len(seen)} peers'")
+
+
+def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
+    """How a router between here and the peers translates addresses (NAT). All connections went out from one port: a
+    router that maps it to the same one for every peer lets others in there, one that does not never does. Peers at one
+    address tell nothing, since some routers distinguish only addresses. fix: empty unless nobody can connect."""
+    views = {one.host: (host, _tcp_port(one.reach.address)) for one in seen if (host := _host(one.reach.address))}
+    translated = {peer: view for peer, view in views.items() if view[0] not in own}
+    if not views:
+        return Line("NAT", True, "unknown: no peer told an address")
+    if not translated:
+        (address, _), *_ = views.values()
+        return Line("NAT", True, f"none: this machine has the address {address}")
+    outside = sorted({f"{host} port {port}" for host, port in translated.values()})
+    if len(translated) == 1:
+        (address, _), *_ = translated.values()
+        more = "two bootstrap peers at different addresses would tell of which kind"
+        return Line("NAT", True, f"address translation to {address}; {more}")
+    if len(outside) == 1:
+        return Line("NAT", True, f"cone: {len(translated)} peers see {outside[0]}, so others can be let in")
+    says = f"symmetric: different peers see {', '.join(outside[:3])}, so only a forwarded port lets others in"
+    return Line("NAT", not fix, says, fix)
+
+
+def _relay(fix: str) -> Line:
+    """fix: see ``_translation``."""
+    if not fix:
+        return Line("relay", True, "none is in use")
+    return Line("relay", True, f"none is in use, as this version has none; instead {fix}")
+
+
+def _reachable(outside: str, port: int, announce: str, is_own: bool, told: Sequence[str] | None) -> Line:
+    """Peers can connect; whether they know where."""
+    says = f"peers can connect to port {port} of {outside}"
+    if is_own or any(f"/{outside}/tcp/" in address for address in told or ()):
+        return Line("reachable", True, says)
+    if told is None:
+        return Line("reachable", True, f"{says}; tell them so: {announce}")
+    return Line("reachable", False, f"{says}, but the node tells them other addresses", f"start it so: {announce}")
 
 
 _CLOCK_FIX = "timedatectl set-ntp true"
@@ -177,3 +239,9 @@ def _host(address: str) -> str:
         return str(ipaddress.ip_address(host))
     except ValueError:
         return ""
+
+
+def _tcp_port(address: str) -> int:
+    """Of a multiaddr with an IP address, likewise; 0: it has none."""
+    _, _, _, kind, port, *_ = [*address.split("/"), "", "", "", "", ""]
+    return int(port) if kind == "tcp" and port.isascii() and port.isdecimal() and len(port) <= 5 else 0

@@ -143,8 +143,15 @@ class LocalSwarm:
         self._nursery = nursery
         self.nodes: list[LocalNode] = []
 
-    async def start(self, name: str, bootstrap: Sequence[str] = (), options: Sequence[str] = ()) -> LocalNode:
+    async def start(
+        self,
+        name: str,
+        bootstrap: Sequence[str] = (),
+        options: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
+    ) -> LocalNode:
         """Start a node (again) with the data directory ``root/name``, on free ports unless ``options`` say otherwise.
+        command: runs ``mycelia``.
 
         Returns at once; see ``LocalNode.wait_ready``.
         """
@@ -160,7 +167,7 @@ class LocalSwarm:
         if "--api-port" not in options:
             arguments += ["--api-port", "0"]
         process = await trio.lowlevel.open_process(
-            [*COMMAND, *arguments, *options],
+            [*command, *arguments, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

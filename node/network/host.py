@@ -18,7 +18,7 @@ import structlog
 import trio
 from blake3 import blake3
 from libp2p import new_host
-from libp2p.abc import INetConn, INetStream
+from libp2p.abc import INetConn, INetStream, IRawConnection
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -111,6 +111,7 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "ProviderStore._send_add_provider",
     ),
     "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
+    "libp2p.transport.tcp.tcp": ("TCP._dial_resolved",),
     **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
     **dict.fromkeys(_RECORD_READERS, ("consume_envelope",)),
 }
@@ -230,6 +231,18 @@ async def run_service(service: Any) -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
 
 
+class _TcpFromPort(TCP):
+    """Every connection goes out from one local port, so that one can see what a router makes of it."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._port = port
+
+    async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
+        anywhere = "::" if str(maddr).startswith("/ip6/") else "0.0.0.0"  # noqa: S104  as for any connection
+        return await super()._dial_resolved(maddr, source or (anywhere, self._port))
+
+
 class Host:
     """One libp2p host: TCP, Noise and Yamux only. Peers are bytes here; addresses are Multiaddr."""
 
@@ -261,7 +274,7 @@ class Host:
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
-            transports=[TCP()],
+            transports=[_TcpFromPort(self.settings.dial_port) if self.settings.dial_port else TCP()],
             addrs_factory=self._advertised,
             # What one peer claims to have observed is not where others can reach us.
             disable_identify_address_discovery=True,

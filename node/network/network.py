@@ -51,6 +51,9 @@ class NetworkSettings:
     target_peers: int = 32
     """Discovery stops to dial at this many connected peers: gossip needs few, and each costs pings. In a cell it goes
     on until three quarters of them are of the same cell."""
+    dial_port: int = 0
+    """Local TCP port that every connection goes out from; 0: any. Whoever gives it has it bound with SO_REUSEPORT, and
+    connects with no address twice."""
     debug: bool = False
     """Lets libp2p's own log reach the root logger; otherwise not one line of it is shown."""
 

@@ -443,6 +443,23 @@ async def test_the_nodes_of_a_model_are_found_by_one_that_does_not_serve_it() ->
             await client.find_nodes(NAMESPACE)
 
 
+async def test_connections_can_all_go_out_from_one_port() -> None:
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("0.0.0.0", 0))
+        port = reserved.getsockname()[1]
+        other = node(listen=("/ip4/127.0.0.2/tcp/0",))
+        async with (
+            opened(node()) as (one, _),
+            opened(other) as (two, _),
+            opened(light_client(dial_port=port)) as (client, _),
+        ):
+            for network in (one, two):
+                await connect(client, network)
+                await eventually(lambda network=network: network.remote_address(client.peer_id))  # type: ignore[misc]
+                assert network.remote_address(client.peer_id).endswith(f"/tcp/{port}")
+
+
 # --- hostile and broken peers --------------------------------------------------------------------------------------
 
 
