@@ -34,6 +34,7 @@ from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
 from node.network.network import MessageStream, Network, NetworkSettings
 from node.peer_id import peer_text
+from node.reach import keep_reachable
 from node.relay import FindEntries, relayed
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
 from node.serve.api import Embedded
@@ -147,7 +148,7 @@ class Node:
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         if ask.model in ("", self.model):
             return self._entry.ask(ask, deadline_s, client)
-        return relayed(self._network, find, ask, deadline_s, client, self.requests)
+        return relayed(self._network, find, ask, deadline_s, client, self.requests, self.model)
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``."""
@@ -161,6 +162,10 @@ class Node:
         """See ``Api.embed``."""
         tokens = [await self._engine.tokenize_text(text) if isinstance(text, str) else text for text in texts]
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
+
+    async def keep_reachable(self) -> None:
+        """See ``node/reach.py``. Until cancelled."""
+        await keep_reachable(self._network, self._connected, lambda: self._driver.joined)
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self._overlay.peers(self._driver.now())]
@@ -206,6 +211,7 @@ class Node:
             waiting_requests=vitals.waiting_requests,
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
+            circuits=self._network.num_circuits(),
             tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,
@@ -316,6 +322,7 @@ async def run_node(settings: NodeSettings) -> None:
             listen=settings.listen,
             bootstrap=settings.bootstrap,
             announce=settings.announce,
+            relay=settings.relay,
             debug=settings.debug,
         )
         epoch = next_epoch(data_dir, time.time())
@@ -361,6 +368,8 @@ async def _run_until_cancelled(
     access = Access(settings.api_keys, settings.cors_origins)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
+            nursery.start_soon(node.keep_reachable)
         nursery.start_soon(keep_floors, settings.data_dir, node.floors)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(

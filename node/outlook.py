@@ -2,7 +2,6 @@
 ``mycelia doctor``; joins as a light client for some seconds and changes nothing.
 """
 
-import ipaddress
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -10,7 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import median
 
-import psutil
 import trio
 from msgspec import Struct
 
@@ -18,14 +16,14 @@ from node.client import fetch_state
 from node.errors import one_line
 from node.network.identity import new_identity
 from node.network.network import Network, NetworkError, NetworkSettings
+from node.reach import ANSWER_DEADLINE_S, host_of, is_circuit, own_hosts, port_of, seen_from_outside
 from node.rundir import find_running
 from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN
-from node.telemetry.inspection import INSPECT, REACH_DEADLINE_S
+from node.telemetry.inspection import INSPECT
 from proto.errors import LocalError, RemoteError
 from proto.messages import Reach, ReachQuery
 
 CONNECT_DEADLINE_S = 6.0
-ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 MAX_SKEW_S = 30.0
 MAX_ASKED = 8
 PEER_PORT = int(DEFAULT_LISTEN.rpartition("/")[2])
@@ -48,7 +46,7 @@ async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
     if running is not None:
         try:
             addresses = (await fetch_state(running)).addresses
-            port = next((int(address.split("/")[4]) for address in addresses), PEER_PORT)
+            port = next((port_of(address) for address in addresses if not is_circuit(address)), PEER_PORT)
             lines.append(Line("node", True, f"runs here as process {running.pid} and listens on port {port}"))
         except LocalError as exc:
             lines.append(Line("node", False, str(exc), f"kill {running.pid}, and start it again: mycelia node"))
@@ -154,7 +152,7 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
             await stream.aclose()
         if isinstance(answer, Reach):
             skew_s = answer.time_ms / 1000 - (asked + time.time()) / 2
-            seen.append(Seen(answer, skew_s, _host(network.remote_address(peer))))
+            seen.append(Seen(answer, skew_s, host_of(network.remote_address(peer))))
     except (NetworkError, RemoteError, trio.TooSlowError):
         pass  # (an older node: it can be joined through, and tells nothing)
     lines.append(Line("bootstrap", True, f"{name}: connected in {connected_ms:.0f} ms"))
@@ -165,21 +163,24 @@ def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = No
     node running here tells of itself; None: there is none."""
     if not seen:
         return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
-    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    hosts = [host for host in (_host(one.reach.address) for one in seen) if host]
-    # (a peer in the same house sees another address than those outside)
-    outside = next((host for host in hosts if host not in own), hosts[0] if hosts else "")
-    outcomes = {one.reach.outcome for one in seen if _host(one.reach.address) == outside}
+    own = own_hosts()
+    outside, outcome = seen_from_outside((one.reach for one in seen), own)
     announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
+    relays = [address.split("/p2p/")[1].partition("/")[0] for address in told or () if is_circuit(address)]
     fix = ""
-    if "open" in outcomes:
+    if outcome == "open":
         reachable = _reachable(outside, port, announce, outside in own, told)
-    elif "closed" in outcomes:
-        fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
-        reachable = Line("reachable", False, f"peers cannot connect to port {port} of {outside}", fix)
-    else:
+    elif outcome == "untried":
         reachable = Line("reachable", True, "unknown: the peers were asked too often; try again in a minute")
-    return [_clock(seen), _translation(seen, own, fix), _relay(fix), reachable]
+    else:
+        fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
+        says = f"peers cannot connect to port {port} of {outside}"
+        if relays:
+            reachable = Line("reachable", True, f"{says}, but through the relay; for direct connections {fix}")
+            fix = ""
+        else:
+            reachable = Line("reachable", False, says, fix)
+    return [_clock(seen), _translation(seen, own, fix), _relay(relays, told is not None, bool(fix)), reachable]
 
 
 def _clock(seen: Sequence[Seen]) -> Line:
@@ -194,7 +195,7 @@ def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
     """How a router between here and the peers translates addresses (NAT). All connections went out from one port: a
     router that maps it to the same one for every peer lets others in there, one that does not never does. Peers at one
     address tell nothing, since some routers distinguish only addresses. fix: empty unless nobody can connect."""
-    views = {one.host: (host, _tcp_port(one.reach.address)) for one in seen if (host := _host(one.reach.address))}
+    views = {one.host: (host, port_of(one.reach.address)) for one in seen if (host := host_of(one.reach.address))}
     translated = {peer: view for peer, view in views.items() if view[0] not in own}
     if not views:
         return Line("NAT", True, "unknown: no peer told an address")
@@ -212,17 +213,22 @@ def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
     return Line("NAT", not fix, says, fix)
 
 
-def _relay(fix: str) -> Line:
-    """fix: see ``_translation``."""
-    if not fix:
+def _relay(relays: Sequence[str], is_running: bool, is_needed: bool) -> Line:
+    """relays: at which the node here has a place."""
+    if relays:
+        return Line("relay", True, f"in use: peers reach this node through {' and '.join(relays)}")
+    if not is_needed:
         return Line("relay", True, "none is in use")
-    return Line("relay", True, f"none is in use, as this version has none; instead {fix}")
+    why = "a node here would be reached through a peer that relays, if there is one"
+    if is_running:
+        why = "no connected peer gives the node a place, or it runs with --no-relay"
+    return Line("relay", True, f"none is in use: {why}")
 
 
 def _reachable(outside: str, port: int, announce: str, is_own: bool, told: Sequence[str] | None) -> Line:
     """Peers can connect; whether they know where."""
     says = f"peers can connect to port {port} of {outside}"
-    if is_own or any(f"/{outside}/tcp/" in address for address in told or ()):
+    if is_own or any(host_of(address) == outside and not is_circuit(address) for address in told or ()):
         return Line("reachable", True, says)
     if told is None:
         return Line("reachable", True, f"{says}; tell them so: {announce}")
@@ -230,18 +236,3 @@ def _reachable(outside: str, port: int, announce: str, is_own: bool, told: Seque
 
 
 _CLOCK_FIX = "timedatectl set-ntp true"
-
-
-def _host(address: str) -> str:
-    """The IP address of a multiaddr, which is a stranger's word; empty: it has none."""
-    _, _, host, *_ = [*address.split("/"), "", "", ""]
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return ""
-
-
-def _tcp_port(address: str) -> int:
-    """Of a multiaddr with an IP address, likewise; 0: it has none."""
-    _, _, _, kind, port, *_ = [*address.split("/"), "", "", "", "", ""]
-    return int(port) if kind == "tcp" and port.isascii() and port.isdecimal() and len(port) <= 5 else 0

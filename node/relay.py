@@ -30,9 +30,10 @@ async def relayed(
     deadline_s: float | None,
     client: bytes,
     requests: RequestLog,
+    own: str,
 ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
     """The frames of an answer that enters at the first of what ``find`` tells that takes it, and anew where that one is
-    lost. Leaving early cancels it there."""
+    lost. Leaving early cancels it there. own: the model served here, for who asks for one that nobody serves."""
     started_at = trio.current_time()
     due_at = math.inf if deadline_s is None else started_at + deadline_s
     request_id = requests.new_id(ask.request_id)
@@ -52,7 +53,7 @@ async def relayed(
         with trio.fail_at(due_at):
             peers = await find()
         if not peers and lost is None:
-            raise _NobodyServesError(f"no node that can be found serves {rest.model[:128]!r}")
+            raise _NobodyServesError(f"no node that can be found serves {rest.model[:128]!r}, this one serves {own!r}")
         stream = await _entered(network, peers, rest, lost)
         requests.relayed(request_id, stream.peer)
         return stream

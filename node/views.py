@@ -334,3 +334,5 @@ class NodeState(msgspec.Struct, frozen=True):
     traffic: TrafficView
     refused: dict[str, int]
     """What of peers was not used: reason (see ``proto/refusals.py``) -> how often since the start."""
+    circuits: int = 0
+    """Connections of others that this node passes on as their relay."""

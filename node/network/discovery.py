@@ -76,7 +76,7 @@ class Discovery:
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
-        """Set and replaced when a bootstrap peer (re)connects: it may know none of our records."""
+        """Set and replaced when records are to be told anew."""
 
     async def run(self) -> None:
         """Never returns."""
@@ -88,6 +88,11 @@ class Discovery:
             if self._dht is not None:
                 async with run_service(self._dht):
                     await trio.sleep_forever()
+
+    def start_over(self) -> None:
+        """A bootstrap peer came (again), which may know none of our records, or our addresses are others now."""
+        self._restarted.set()
+        self._restarted = trio.Event()
 
     async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
         """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
@@ -171,8 +176,7 @@ class Discovery:
             else:
                 connected_at = trio.current_time()
                 await self._introduce(peer)
-                self._restarted.set()
-                self._restarted = trio.Event()
+                self.start_over()
                 await self._table.wait_gone(peer)
                 if trio.current_time() - connected_at > STABLE_S:
                     pause_s = BOOTSTRAP_FIRST_PAUSE_S

@@ -194,6 +194,8 @@ class MemoryNetwork:
         """Namespace -> cells whose gossip it hears."""
         self.bootstrap = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         self.handlers = dict(handlers)
+        self.wants_relays = False
+        """There are none here."""
         self._settings = settings
         self._swarm = swarm
         self._streams: dict[bytes, set[MemoryStream]] = {}
@@ -290,6 +292,12 @@ class MemoryNetwork:
 
     def remote_address(self, peer: bytes) -> str:
         return "/ip4/127.0.0.1/tcp/1" if self._swarm.connected(self.peer_id, peer) else ""
+
+    def want_relays(self, is_wanted: bool) -> None:
+        self.wants_relays = is_wanted
+
+    def num_circuits(self) -> int:
+        return 0
 
     def num_exchanges(self) -> int:
         return sum(map(len, self._streams.values()))

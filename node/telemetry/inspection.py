@@ -68,10 +68,13 @@ class Inspection:
                 raise RemoteError(f"a {type(other).__name__} where a question belongs")
 
     async def _reach(self, peer: bytes, port: int) -> Reach:
-        """Only the address that the question came from is connected to, and nothing is sent there."""
+        """Only the address that the question came from is connected to, and nothing is sent there. That of a relay is
+        not the asker's."""
         address = self._network.remote_address(peer)
         outcome = "untried"
-        if self._reach_bucket.take(trio.current_time()):
+        if "/p2p-circuit" in address:
+            address = ""
+        elif self._reach_bucket.take(trio.current_time()):
             outcome = "open" if await _is_open(address, port) else "closed"
         return Reach(address=address[:128], time_ms=round(1000 * time.time()), outcome=outcome)
 

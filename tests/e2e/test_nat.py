@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.swarm import COMMAND, LocalSwarm
-from tests.e2e.conftest import DEADLINE_S
+from node.swarm import COMMAND, LocalNode, LocalSwarm
+from tests.e2e.conftest import DEADLINE_S, parse_answer
 
-PUBLIC, PRIVATE = "203.0.113.7", "10.77.0.2"
 PEERS = ("203.0.113.1", "203.0.113.2")
+PRIVATE = "10.77.0.2"
 
 
 def run(*words: str, stdin: str = "") -> None:
@@ -38,58 +38,97 @@ pytestmark = [
 ]
 
 
-class Router:
-    """A home, the internet, and what is between them. Names of namespaces."""
+class Internet:
+    """A namespace with PEERS' addresses. ``home`` adds one behind a router of its own."""
 
     def __init__(self, name: str) -> None:
-        self.home, self.internet, self._between = (f"{name}-{part}" for part in ("home", "net", "nat"))
-        self.namespaces = (self.home, self.internet, self._between)
+        self._name = name
+        self.namespace = self._new("net")
+        self._namespaces = [self.namespace]
+        self._switch()
 
-    def build(self) -> None:
-        for namespace in self.namespaces:
-            run("ip", "netns", "add", namespace)
-            run("ip", "-n", namespace, "link", "set", "lo", "up")
-        for side, network in ((self.home, "10.77.0.1/24"), (self.internet, f"{PUBLIC}/24")):
-            port = side.rpartition("-")[2]
-            run("ip", "-n", self._between, "link", "add", port, "type", "veth", "peer", "name", "up0", "netns", side)
-            run("ip", "-n", self._between, "address", "add", network, "dev", port)
-            run("ip", "-n", self._between, "link", "set", port, "up")
-            run("ip", "-n", side, "link", "set", "up0", "up")
+    def _new(self, part: str) -> str:
+        namespace = f"{self._name}-{part}"
+        run("ip", "netns", "add", namespace)
+        run("ip", "-n", namespace, "link", "set", "lo", "up")
+        return namespace
+
+    def _switch(self) -> None:
+        run("ip", "-n", self.namespace, "link", "add", "switch", "type", "bridge")
+        run("ip", "-n", self.namespace, "link", "set", "switch", "up")
         for address in PEERS:
-            run("ip", "-n", self.internet, "address", "add", f"{address}/24", "dev", "up0")
-        run("ip", "-n", self.home, "address", "add", f"{PRIVATE}/24", "dev", "up0")
-        run("ip", "-n", self.home, "route", "add", "default", "via", "10.77.0.1")
-        run("ip", "netns", "exec", self._between, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+            run("ip", "-n", self.namespace, "address", "add", f"{address}/24", "dev", "switch")
 
-    def translate(self, how: str, forwarded: int = 0) -> None:
-        """how: nftables' flags of masquerade. forwarded: a TCP port that leads to the home."""
-        forward = f"tcp dport {forwarded} dnat to {PRIVATE}" if forwarded else ""
-        rules = f"""
-            flush ruleset
-            table ip nat {{
-                chain out {{ type nat hook postrouting priority 100; oifname "net" masquerade {how}; }}
-                chain in {{ type nat hook prerouting priority -100; iifname "net" {forward or "accept"}; }}
-            }}"""
-        run("ip", "netns", "exec", self._between, "nft", "-f", "-", stdin=rules)
+    def home(self, public: str) -> "Home":
+        """public: the address of its router."""
+        number = public.rpartition(".")[2]
+        home, router = self._new(f"home{number}"), self._new(f"nat{number}")
+        self._namespaces += [home, router]
+        for side, name, network in ((home, "lan", "10.77.0.1/24"), (self.namespace, "wan", f"{public}/24")):
+            end = f"to{number}"
+            run("ip", "-n", router, "link", "add", name, "type", "veth", "peer", "name", end, "netns", side)
+            run("ip", "-n", router, "address", "add", network, "dev", name)
+            run("ip", "-n", router, "link", "set", name, "up")
+            run("ip", "-n", side, "link", "set", end, "up")
+        run("ip", "-n", self.namespace, "link", "set", f"to{number}", "master", "switch")
+        run("ip", "-n", home, "address", "add", f"{PRIVATE}/24", "dev", f"to{number}")
+        run("ip", "-n", home, "route", "add", "default", "via", "10.77.0.1")
+        run("ip", "netns", "exec", router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        return Home(home, router, public)
 
     def remove(self) -> None:
-        for namespace in self.namespaces:
+        for namespace in self._namespaces:
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
 
 
+class Home:
+    """A machine behind a router, which translates addresses."""
+
+    def __init__(self, namespace: str, router: str, public: str) -> None:
+        self.namespace, self._router, self.public = namespace, router, public
+        self.translate()
+
+    def translate(self, how: str = "", forwarded: int = 0) -> None:
+        """how: nftables' flags of masquerade. forwarded: a TCP port that leads to the machine."""
+        forward = f"tcp dport {forwarded} dnat to {PRIVATE}" if forwarded else "accept"
+        closed = "" if forwarded else 'iifname "wan" ct state new drop;'
+        rules = f"""
+            flush ruleset
+            table ip nat {{
+                chain out {{ type nat hook postrouting priority 100; oifname "wan" masquerade {how}; }}
+                chain in {{ type nat hook prerouting priority -100; iifname "wan" {forward}; }}
+                chain through {{ type filter hook forward priority 0; {closed} }}
+            }}"""
+        run("ip", "netns", "exec", self._router, "nft", "-f", "-", stdin=rules)
+
+
+def inside(namespace: str) -> tuple[str, ...]:
+    """What runs ``mycelia`` there."""
+    return ("ip", "netns", "exec", namespace, *COMMAND)
+
+
 @pytest.fixture
-def router() -> Iterator[Router]:
-    router = Router(f"my{os.getpid()}")
+def internet() -> Iterator[Internet]:
+    internet = Internet(f"my{os.getpid()}")
     try:
-        router.build()
-        yield router
+        yield internet
     finally:
-        router.remove()
+        internet.remove()
 
 
-async def examined(router: Router, bootstrap: list[str], data_dir: Path) -> dict[str, dict[str, object]]:
-    """The last line of each kind that ``mycelia doctor`` prints at home."""
-    words = ["ip", "netns", "exec", router.home, *COMMAND, "doctor", "--json", "--data-dir", str(data_dir)]
+async def public_peers(swarm: LocalSwarm, internet: Internet, count: int) -> list[str]:
+    """Their addresses."""
+    addresses = []
+    for number, host in enumerate(PEERS[:count]):
+        options = ["--model", "fake", "--listen", f"/ip4/{host}/tcp/7117"]
+        peer = await swarm.start(f"peer-{number}", options=options, command=inside(internet.namespace))
+        addresses.append(await peer.address())
+    return addresses
+
+
+async def examined(home: Home, bootstrap: list[str], data_dir: Path) -> dict[str, dict[str, object]]:
+    """The last line of each kind that ``mycelia doctor`` prints there."""
+    words = [*inside(home.namespace), "doctor", "--json", "--data-dir", str(data_dir)]
     for address in bootstrap:
         words += ["--bootstrap", address]
     done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
@@ -97,30 +136,58 @@ async def examined(router: Router, bootstrap: list[str], data_dir: Path) -> dict
 
 
 async def test_the_doctor_tells_which_kind_of_router_there_is(
-    router: Router, swarm: LocalSwarm, tmp_path: Path
+    internet: Internet, swarm: LocalSwarm, tmp_path: Path
 ) -> None:
+    home = internet.home("203.0.113.7")
+    announce = "mycelia node --announce /ip4/203.0.113.7/tcp/7117"
     with trio.fail_after(DEADLINE_S):
-        bootstrap = []
-        for number, host in enumerate(PEERS):
-            options = ["--model", "fake", "--listen", f"/ip4/{host}/tcp/7117"]
-            command = ("ip", "netns", "exec", router.internet, *COMMAND)
-            peer = await swarm.start(f"peer-{number}", options=options, command=command)
-            bootstrap.append(await peer.address())
-        announce = f"mycelia node --announce /ip4/{PUBLIC}/tcp/7117"
+        bootstrap = await public_peers(swarm, internet, 2)
 
-        router.translate("")
-        cone = await examined(router, bootstrap, tmp_path)
-        assert cone["NAT"]["ok"] and str(cone["NAT"]["says"]).startswith(f"cone: 2 peers see {PUBLIC} port ")
+        cone = await examined(home, bootstrap, tmp_path)
+        assert cone["NAT"]["ok"] and str(cone["NAT"]["says"]).startswith("cone: 2 peers see 203.0.113.7 port ")
         assert not cone["reachable"]["ok"] and announce in str(cone["reachable"]["fix"])
-        one = await examined(router, bootstrap[:1], tmp_path)
-        assert f"address translation to {PUBLIC}" in str(one["NAT"]["says"])
+        one = await examined(home, bootstrap[:1], tmp_path)
+        assert "address translation to 203.0.113.7" in str(one["NAT"]["says"])
 
-        router.translate("fully-random")
-        symmetric = await examined(router, bootstrap, tmp_path)
+        home.translate("fully-random")
+        symmetric = await examined(home, bootstrap, tmp_path)
         assert not symmetric["NAT"]["ok"] and announce in str(symmetric["NAT"]["fix"])
-        assert str(symmetric["NAT"]["says"]).startswith(f"symmetric: different peers see {PUBLIC} port ")
+        assert str(symmetric["NAT"]["says"]).startswith("symmetric: different peers see 203.0.113.7 port ")
 
-        router.translate("fully-random", forwarded=7117)
-        forwarded = await examined(router, bootstrap, tmp_path)
+        home.translate("fully-random", forwarded=7117)
+        forwarded = await examined(home, bootstrap, tmp_path)
         assert forwarded["NAT"]["ok"] and "symmetric" in str(forwarded["NAT"]["says"])
         assert forwarded["reachable"]["ok"] and announce in str(forwarded["reachable"]["says"])
+
+
+async def test_two_nodes_behind_routers_find_and_ask_each_other_through_a_relay(
+    internet: Internet, swarm: LocalSwarm
+) -> None:
+    homes = [internet.home("203.0.113.7"), internet.home("203.0.113.8")]
+    with trio.fail_after(DEADLINE_S):
+        bootstrap = await public_peers(swarm, internet, 1)
+        options = ["--model", "fake", "--listen", "/ip4/0.0.0.0/tcp/7117"]
+        one, two = [
+            await swarm.start(f"home-{number}", bootstrap, options, inside(home.namespace))
+            for number, home in enumerate(homes)
+        ]
+        for node in (one, two):
+            await node.wait_event(lambda event: event.get("event") == "relays_changed")
+            await node.wait_peers(2)
+        found = await examined(homes[0], bootstrap, one.data_dir)
+        assert found["relay"]["ok"] and "peers reach this node through 12D" in str(found["relay"]["says"])
+        assert found["reachable"]["ok"] and "through the relay" in str(found["reachable"]["says"])
+
+        async def at(home: Home, node: LocalNode, command: str, *words: str) -> bytes:
+            options = [command, "--json", "--data-dir", str(node.data_dir), *words]
+            return (await trio.run_process([*inside(home.namespace), *options], capture_stdout=True)).stdout
+
+        peer = (await two.wait_ready()).peer
+        prompt = "What has been computed at the other home is asked for here. " * 40
+        await at(homes[1], two, "ask", prompt)
+        row: dict[str, object] = {}
+        while not row.get("digest_blocks"):
+            row = {row["peer"]: row for row in json.loads(await at(homes[0], one, "peers"))}[peer]
+        assert "/p2p-circuit" in str(row["address"])
+        answer = parse_answer((await at(homes[0], one, "ask", prompt)).decode())
+        assert answer.answered.served_by == peer and answer.answered.cached_tokens > 1_000

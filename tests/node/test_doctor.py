@@ -183,7 +183,7 @@ ANNOUNCE = "mycelia node --announce /ip4/203.0.113.7/tcp/7117"
         (seen_twice("open", OTHER_PORT, by="198.51.100.1"), "NAT", True, "address translation"),
         (seen_twice("open", "/ip4/203.0.113.7/tcp/²"), "NAT", True, "203.0.113.7 port 0"),
         ([seen("open")], "relay", True, "none is in use"),
-        ([seen("closed")], "relay", True, "this version has none; instead let port 7117 through to this machine"),
+        ([seen("closed")], "relay", True, "none is in use: a node here would be reached through a peer"),
         ([seen("open", "nonsense\x1b[2J")], "NAT", True, "unknown"),
         ([seen("open", skew_s=-90.0)], "clock", False, "90 s ahead of peers' timedatectl"),
         ([seen("open", skew_s=7200.0)], "clock", False, "7200 s behind"),
@@ -197,7 +197,19 @@ def test_how_peers_see_the_machine(told: list[Seen], what: str, ok: bool, says: 
 
 def test_a_node_that_can_be_reached_must_say_where() -> None:
     private, public = "/ip4/192.168.1.5/tcp/7117/p2p/x", "/ip4/203.0.113.7/tcp/7117/p2p/x"
-    *_, wrong = conclusions([seen("open")], 7117, [private])
+    at_relay = "/ip4/203.0.113.7/tcp/7117/p2p/12D3KooWRelay/p2p-circuit/p2p/x"
+    *_, wrong = conclusions([seen("open")], 7117, [at_relay, private])
     assert not wrong.ok and "other addresses" in wrong.says and ANNOUNCE in wrong.fix
     *_, right = conclusions([seen("open")], 7117, [private, public])
     assert right.ok and not right.fix
+
+
+def test_a_node_that_is_reached_through_a_relay() -> None:
+    circuit = "/ip4/198.51.100.1/tcp/7117/p2p/12D3KooWRelay/p2p-circuit/p2p/12D3KooWMe"
+    told = seen_twice("closed", OTHER_PORT)
+    with_relay = {line.what: line for line in conclusions(told, 7117, [circuit, "/ip4/192.168.1.5/tcp/7117/p2p/x"])}
+    assert all(line.ok for line in with_relay.values())
+    assert with_relay["relay"].says == "in use: peers reach this node through 12D3KooWRelay"
+    assert "through the relay" in with_relay["reachable"].says and ANNOUNCE in with_relay["reachable"].says
+    without = {line.what: line for line in conclusions(told, 7117, ["/ip4/192.168.1.5/tcp/7117/p2p/x"])}
+    assert not without["reachable"].ok and "no connected peer" in without["relay"].says
