@@ -24,9 +24,12 @@ def run(*words: str, stdin: str = "") -> None:
 def can_make_routers() -> bool:
     if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("nft")):
         return False
+    table = f"mycelia_probe_{os.getpid()}"
     try:
-        run("nft", "-f", "-", stdin="table ip mycelia_probe { chain c { type nat hook postrouting priority 100; }; }")
-        run("nft", "delete", "table", "ip", "mycelia_probe")
+        run("nft", "add", "table", "ip", table)
+        run("nft", "add", "chain", "ip", table, "out", "{ type nat hook postrouting priority 100; }")
+        run("nft", "delete", "table", "ip", table)
+        run("ip", "netns", "list")
     except subprocess.CalledProcessError:
         return False
     return True
