@@ -42,7 +42,7 @@ $(gemma): setup.cfg | $(ready)
 	    "$$(sed -n 's/^ *\(gemma3-[^ ]*==[^ ]*\)$$/\1/p' setup.cfg)"
 	@touch $@
 
-# Programs that only tests use: a browser and curl.
+# Programs that only tests use: a browser, curl, and what makes routers of network namespaces.
 $(programs): scripts/test-programs | $(ready)
 	@scripts/test-programs
 	@touch $@

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -28,20 +27,22 @@ from node.engine.engine import FIRST_EDGE_ID, Engine
 from node.engine.models import FAKE_MODEL, model_name, resolve_model
 from node.engine.process import open_engine
 from node.engine.settings import EngineSettings, sequences_for
-from node.entry import ASK, GENERATE, Entry
+from node.entry import ASK, GENERATE, Entry, serve_ask_stream
 from node.floors import keep_floors, load_floors
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
 from node.network.network import MessageStream, Network, NetworkSettings
 from node.peer_id import peer_text
-from node.relay import relayed
+from node.reach import keep_reachable
+from node.relay import FindEntries, relayed
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
 from node.serve.api import Embedded
 from node.serve.gateway import Access, serve_gateway
 from node.serve.server import bind_api, url_of
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
+from node.swarm_models import MODELS, SwarmModels
 from node.telemetry.inspection import INSPECT, Inspection
 from node.telemetry.metrics import exposition
 from node.telemetry.requests import RequestLog
@@ -62,10 +63,6 @@ from sim.policies import make_policy
 log = structlog.get_logger()
 
 _PREVIEW_TOKENS = 24
-MAX_MODELS = 256
-"""That are told of: peers name theirs as they like."""
-MAX_ENTRIES = 3
-"""Nodes that a prompt for another model is offered to."""
 
 
 class Node:
@@ -90,11 +87,12 @@ class Node:
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self._overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._overlay.handle(FloorsRestored(floors), time.time())
-        self.requests = RequestLog()
+        self.requests = RequestLog(trio.current_time)
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)
         self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
         self._entry = Entry(engine, network, self._driver.handle, self._overlay.silence_s, self.requests)
+        self._models = SwarmModels(network, self._overlay, self._driver, engine)
         self._tree = RadixTree()
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
@@ -114,7 +112,9 @@ class Node:
             serve = partial(serve_generate_stream, self._engine, self._overlay, self.requests)
             self._network.serve(GENERATE, partial(self._work, serve))
             self._network.serve(INSPECT, self._inspection.serve_stream)
-            self._network.serve(ASK, partial(self._work, self._entry.serve_ask_stream))
+            self._network.serve(ASK, partial(self._work, partial(serve_ask_stream, self._ask_of_peer)))
+            self._network.serve(MODELS, self._models.serve_stream)
+            nursery.start_soon(self._models.keep_asking)
             self._drain.begin = partial(self._driver.handle, Leaving())
             task_status.started()
 
@@ -130,32 +130,29 @@ class Node:
     def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one is known."""
-        if ask.model not in ("", self.model) and self._servers_of(ask.model):
-            return relayed(self._network, partial(self._servers_of, ask.model), ask, deadline_s, client, self.requests)
-        return self._entry.ask(ask, deadline_s, client)
+        """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found."""
+        return self._ask(partial(self._models.find, ask.model), ask, deadline_s, client)
 
-    def models(self) -> list[ModelRow]:
+    def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        """A node's prompt goes on only to a node that serves its model and is connected: it has looked for others
+        itself, and no prompt shall go in circles."""
+
+        async def servers() -> list[bytes]:
+            return [server for server in self._models.servers(ask.model) if server != peer]
+
+        find = servers if peer in self._connected() else partial(self._models.find, ask.model)
+        return self._ask(find, ask, None, peer)
+
+    def _ask(
+        self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        if ask.model in ("", self.model):
+            return self._entry.ask(ask, deadline_s, client)
+        return relayed(self._network, find, ask, deadline_s, client, self.requests, self.model)
+
+    async def models(self) -> list[ModelRow]:
         """See ``Api.models``."""
-        context_tokens = {self.model: self._engine.info.context_tokens}
-        counts = Counter({self.model: 1})
-        for view in self._overlay.peers(self._driver.now()):
-            names = {served.model: served.context_tokens for served in view.served}
-            counts.update(names.keys())
-            for name, tokens in names.items():
-                context_tokens[name] = max(tokens, context_tokens.get(name, 0))
-        others = sorted(counts.keys() - {self.model})[: MAX_MODELS - 1]
-        return [ModelRow(name, counts[name], context_tokens[name]) for name in (self.model, *others)]
-
-    def _servers_of(self, model: str) -> list[bytes]:
-        """Peers that serve it, the least loaded first."""
-        loads = {
-            view.peer: (served.vitals.active_requests + served.vitals.waiting_requests) / max(served.vitals.slots, 1)
-            for view in self._overlay.peers(self._driver.now())
-            for served in view.served
-            if served.model == model
-        }
-        return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
+        return await self._models.rows()
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
@@ -165,6 +162,10 @@ class Node:
         """See ``Api.embed``."""
         tokens = [await self._engine.tokenize_text(text) if isinstance(text, str) else text for text in texts]
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
+
+    async def keep_reachable(self) -> None:
+        """See ``node/reach.py``. Until cancelled."""
+        await keep_reachable(self._network, self._connected, lambda: self._driver.joined)
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self._overlay.peers(self._driver.now())]
@@ -210,6 +211,7 @@ class Node:
             waiting_requests=vitals.waiting_requests,
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
+            circuits=self._network.num_circuits(),
             tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,
@@ -320,6 +322,7 @@ async def run_node(settings: NodeSettings) -> None:
             listen=settings.listen,
             bootstrap=settings.bootstrap,
             announce=settings.announce,
+            relay=settings.relay,
             debug=settings.debug,
         )
         epoch = next_epoch(data_dir, time.time())
@@ -365,6 +368,8 @@ async def _run_until_cancelled(
     access = Access(settings.api_keys, settings.cors_origins)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
+            nursery.start_soon(node.keep_reachable)
         nursery.start_soon(keep_floors, settings.data_dir, node.floors)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(

@@ -166,6 +166,13 @@ Examples:
     help="Told to leave (Ctrl-C, SIGTERM, 'mycelia leave'), finish what is being answered for so long; the rest goes on"
     " at other nodes. A second Ctrl-C leaves at once.",
 )
+@click.option(
+    "--relay/--no-relay",
+    default=True,
+    show_default=True,
+    help="Pass on connections of nodes that nobody can dial (32 nodes, 2 MiB/s in all), and be reached through a peer"
+    " that does where nobody can dial this one, as behind a router.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 @click.pass_context
@@ -192,6 +199,7 @@ def node(
     exact: bool,
     policy: str,
     drain_s: float,
+    relay: bool,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -241,6 +249,7 @@ def node(
         exact=exact,
         policy=check_policy(policy),
         drain_s=drain_s,
+        relay=relay,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )
@@ -434,7 +443,8 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def models(data_dir: Path | None, as_json: bool) -> None:
-    """The models of the swarm, as far as the node running here knows them."""
+    """The models of the swarm, as the node running here and its peers know them: 'nodes' serve each, or more, and
+    with so many of them it is connected. Any of them can be asked for."""
 
     async def show() -> None:
         from node.client import fetch_models

@@ -12,6 +12,7 @@ Examples:
   mycelia doctor
   mycelia doctor --model ./model.gguf          what a node would do with this model
   mycelia doctor --bootstrap /ip4/203.0.113.7/tcp/7117/p2p/12D3KooW...     can peers reach this machine?
+  mycelia doctor --bootstrap ... --bootstrap ...     and what kind of address translation (NAT) is between?
   mycelia doctor --json"""
 )
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="The model to look at.")
@@ -25,7 +26,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 def doctor(model: str, data_dir: Path | None, bootstrap: tuple[str, ...], offline: bool, as_json: bool) -> None:
     """What a node has to work with here: llama.cpp, GPUs, memory, disk, what it would do with a model, its ports, its
-    bootstrap peers, and whether they can reach it.
+    bootstrap peers, and whether they can reach it: through which kind of address translation, and by which relay.
 
     No node is started and no weights are loaded. Exits with 0 when a node could run and be reached; otherwise with 1,
     and says what to do.

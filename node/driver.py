@@ -62,6 +62,8 @@ class OverlayDriver:
         self._sending: Counter[bytes] = Counter()
         self._complained: set[tuple[bytes, str]] = set()
         self._nursery: trio.Nursery | None = None
+        self.joined = trio.Event()
+        """Set when a node has said hello; replaced by a fresh one each time."""
 
     def now(self) -> float:
         """The overlay's time."""
@@ -171,6 +173,9 @@ class OverlayDriver:
         fields = {name: id_text(value) if isinstance(value, bytes) else value for name, value in effect.fields.items()}
         if "request" in effect.fields:
             self._note_request(effect)
+        if effect.event == "node_joined":
+            self.joined.set()
+            self.joined = trio.Event()
         if effect.event == "peer_offence":
             self._complain(effect, fields)
         elif effect.event in _LOUD:

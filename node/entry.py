@@ -7,7 +7,7 @@ and when it moves; here are the streams to the serving nodes and the frames to t
 import codecs
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -322,16 +322,18 @@ class Entry:
             with trio.CancelScope(shield=True):
                 await (stream.aclose() if is_over else stream.reset())
 
-    # --- light clients ---------------------------------------------------------------------------------------------
 
-    async def serve_ask_stream(self, stream: MessageStream) -> None:
-        """One inbound exchange: an Ask, answered. The client cancels by ending the stream."""
-        ask = await receive_opening(stream)
-        if not isinstance(ask, Ask):
-            raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
-        async with cancelled_at_end(stream), self.ask(ask, client=stream.peer) as frames:
-            async for frame in frames:
-                await stream.send(frame)
+async def serve_ask_stream(
+    ask_of: Callable[[Ask, bytes], AbstractAsyncContextManager[AsyncIterator[EntryFrame]]], stream: MessageStream
+) -> None:
+    """One inbound exchange: an Ask, answered as ``ask_of`` it and its sender says. The other side, a light client or a
+    node of another model, cancels by ending the stream."""
+    ask = await receive_opening(stream)
+    if not isinstance(ask, Ask):
+        raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
+    async with cancelled_at_end(stream), ask_of(ask, stream.peer) as frames:
+        async for frame in frames:
+            await stream.send(frame)
 
 
 class _RefusedError(Exception):

@@ -2,14 +2,13 @@
 ``mycelia doctor``; joins as a light client for some seconds and changes nothing.
 """
 
-import ipaddress
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import median
 
-import psutil
 import trio
 from msgspec import Struct
 
@@ -17,14 +16,14 @@ from node.client import fetch_state
 from node.errors import one_line
 from node.network.identity import new_identity
 from node.network.network import Network, NetworkError, NetworkSettings
+from node.reach import ANSWER_DEADLINE_S, host_of, is_circuit, own_hosts, port_of, seen_from_outside
 from node.rundir import find_running
 from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN
-from node.telemetry.inspection import INSPECT, REACH_DEADLINE_S
+from node.telemetry.inspection import INSPECT
 from proto.errors import LocalError, RemoteError
 from proto.messages import Reach, ReachQuery
 
 CONNECT_DEADLINE_S = 6.0
-ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 MAX_SKEW_S = 30.0
 MAX_ASKED = 8
 PEER_PORT = int(DEFAULT_LISTEN.rpartition("/")[2])
@@ -43,11 +42,11 @@ class Line(Struct, frozen=True):
 async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
     """Takes some seconds when bootstrap peers do not answer. Raises nothing."""
     running = find_running(data_dir)
-    port, lines = PEER_PORT, []
+    port, addresses, lines = PEER_PORT, list[str](), list[Line]()
     if running is not None:
         try:
             addresses = (await fetch_state(running)).addresses
-            port = next((int(address.split("/")[4]) for address in addresses), PEER_PORT)
+            port = next((port_of(address) for address in addresses if not is_circuit(address)), PEER_PORT)
             lines.append(Line("node", True, f"runs here as process {running.pid} and listens on port {port}"))
         except LocalError as exc:
             lines.append(Line("node", False, str(exc), f"kill {running.pid}, and start it again: mycelia node"))
@@ -58,12 +57,10 @@ async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
         return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
     async with _listening(port, running is None):
         seen = await _ask(bootstrap[:MAX_ASKED], port, lines)
-    return [*lines, *conclusions(seen, port)]
+    return [*lines, *conclusions(seen, port, None if running is None else addresses)]
 
 
 def _port(what: str, host: str, port: int, fix: str) -> Line:
-    import socket
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -104,18 +101,35 @@ class Seen(Struct):
     reach: Reach
     skew_s: float
     """Its clock less ours, as far as half of the round trip allows to say."""
+    host: str = ""
+    """Its IP address."""
 
 
 async def _ask(bootstrap: Sequence[str], port: int, lines: list[Line]) -> list[Seen]:
-    """Adds a line for each bootstrap peer."""
+    """Adds a line for each bootstrap peer. All connections go out from one port: what peers see of it tells what a
+    router makes of it."""
     from node.network.libp2p_network import open_network
 
     seen: list[Seen] = []
-    settings = NetworkSettings(identity=new_identity(), overlay=False)
-    async with open_network(settings) as network, trio.open_nursery() as nursery:
-        for address in bootstrap:
-            nursery.start_soon(_ask_one, network, address, port, lines, seen)
+    with _reusable_port() as dial_port:
+        settings = NetworkSettings(identity=new_identity(), overlay=False, dial_port=dial_port)
+        async with open_network(settings) as network, trio.open_nursery() as nursery:
+            for address in dict.fromkeys(bootstrap):
+                nursery.start_soon(_ask_one, network, address, port, lines, seen)
     return seen
+
+
+@contextmanager
+def _reusable_port() -> Iterator[int]:
+    """Kept from others meanwhile; 0 where the system cannot do that."""
+    with socket.socket() as reserved:
+        try:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("0.0.0.0", 0))  # noqa: S104  nobody listens
+            port = int(reserved.getsockname()[1])
+        except (AttributeError, OSError):
+            port = 0
+        yield port
 
 
 async def _ask_one(network: Network, address: str, port: int, lines: list[Line], seen: list[Seen]) -> None:
@@ -137,43 +151,88 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
             answer = await stream.receive()
             await stream.aclose()
         if isinstance(answer, Reach):
-            seen.append(Seen(answer, answer.time_ms / 1000 - (asked + time.time()) / 2))
+            skew_s = answer.time_ms / 1000 - (asked + time.time()) / 2
+            seen.append(Seen(answer, skew_s, host_of(network.remote_address(peer))))
     except (NetworkError, RemoteError, trio.TooSlowError):
         pass  # (an older node: it can be joined through, and tells nothing)
     lines.append(Line("bootstrap", True, f"{name}: connected in {connected_ms:.0f} ms"))
 
 
-def conclusions(seen: Sequence[Seen], port: int) -> list[Line]:
-    """What follows from how peers see this machine, where somebody listens on ``port``."""
+def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = None) -> list[Line]:
+    """What follows from how peers see this machine, where somebody listens on ``port``. told: the addresses that the
+    node running here tells of itself; None: there is none."""
     if not seen:
-        return [Line("reachable", True, "unknown: no bootstrap peer tells")]
-    skew_s = median(one.skew_s for one in seen)
-    clock = Line("clock", True, f"within {MAX_SKEW_S:.0f} s of {len(seen)} peers'")
-    if abs(skew_s) > MAX_SKEW_S:
-        clock = Line("clock", False, f"{abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} peers'", _CLOCK_FIX)
-    outside = next((host for host in (_host(one.reach.address) for one in seen) if host), "")
-    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    nat = "none: this machine has the address" if outside in own else "address translation"
-    lines = [clock, Line("NAT", True, f"{nat} {outside or 'unknown'} as peers see it; no relay is in use")]
-    outcomes = {one.reach.outcome for one in seen}
-    if "open" in outcomes:
-        lines.append(Line("reachable", True, f"peers can connect to port {port} of {outside}"))
-    elif "closed" in outcomes:
-        announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
-        fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
-        lines.append(Line("reachable", False, f"peers cannot connect to port {port} of {outside}", fix))
+        return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
+    own = own_hosts()
+    outside, outcome = seen_from_outside((one.reach for one in seen), own)
+    announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
+    relays = [address.split("/p2p/")[1].partition("/")[0] for address in told or () if is_circuit(address)]
+    fix = ""
+    if outcome == "open":
+        reachable = _reachable(outside, port, announce, outside in own, told)
+    elif outcome == "untried":
+        reachable = Line("reachable", True, "unknown: the peers were asked too often; try again in a minute")
     else:
-        lines.append(Line("reachable", True, "unknown: the peers were asked too often; try again in a minute"))
-    return lines
+        fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
+        says = f"peers cannot connect to port {port} of {outside}"
+        if relays:
+            reachable = Line("reachable", True, f"{says}, but through the relay; for direct connections {fix}")
+            fix = ""
+        else:
+            reachable = Line("reachable", False, says, fix)
+    return [_clock(seen), _translation(seen, own, fix), _relay(relays, told is not None, bool(fix)), reachable]
+
+
+def _clock(seen: Sequence[Seen]) -> Line:
+    skew_s = median(one.skew_s for one in seen)
+    if abs(skew_s) > MAX_SKEW_S:
+        direction = "behind" if skew_s > 0 else "ahead of"
+        return Line("clock", False, f"{abs(skew_s):.0f} s {direction} peers'", _CLOCK_FIX)
+    return Line("clock", True, f"within {MAX_SKEW_S:.0f} s of {len(seen)} peers'")
+
+
+def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
+    """How a router between here and the peers translates addresses (NAT). All connections went out from one port: a
+    router that maps it to the same one for every peer lets others in there, one that does not never does. Peers at one
+    address tell nothing, since some routers distinguish only addresses. fix: empty unless nobody can connect."""
+    views = {one.host: (host, port_of(one.reach.address)) for one in seen if (host := host_of(one.reach.address))}
+    translated = {peer: view for peer, view in views.items() if view[0] not in own}
+    if not views:
+        return Line("NAT", True, "unknown: no peer told an address")
+    if not translated:
+        (address, _), *_ = views.values()
+        return Line("NAT", True, f"none: this machine has the address {address}")
+    outside = sorted({f"{host} port {port}" for host, port in translated.values()})
+    if len(translated) == 1:
+        (address, _), *_ = translated.values()
+        more = "two bootstrap peers at different addresses would tell of which kind"
+        return Line("NAT", True, f"address translation to {address}; {more}")
+    if len(outside) == 1:
+        return Line("NAT", True, f"cone: {len(translated)} peers see {outside[0]}, so others can be let in")
+    says = f"symmetric: different peers see {', '.join(outside[:3])}, so only a forwarded port lets others in"
+    return Line("NAT", not fix, says, fix)
+
+
+def _relay(relays: Sequence[str], is_running: bool, is_needed: bool) -> Line:
+    """relays: at which the node here has a place."""
+    if relays:
+        return Line("relay", True, f"in use: peers reach this node through {' and '.join(relays)}")
+    if not is_needed:
+        return Line("relay", True, "none is in use")
+    why = "a node here would be reached through a peer that relays, if there is one"
+    if is_running:
+        why = "no connected peer gives the node a place, or it runs with --no-relay"
+    return Line("relay", True, f"none is in use: {why}")
+
+
+def _reachable(outside: str, port: int, announce: str, is_own: bool, told: Sequence[str] | None) -> Line:
+    """Peers can connect; whether they know where."""
+    says = f"peers can connect to port {port} of {outside}"
+    if is_own or any(host_of(address) == outside and not is_circuit(address) for address in told or ()):
+        return Line("reachable", True, says)
+    if told is None:
+        return Line("reachable", True, f"{says}; tell them so: {announce}")
+    return Line("reachable", False, f"{says}, but the node tells them other addresses", f"start it so: {announce}")
 
 
 _CLOCK_FIX = "timedatectl set-ntp true"
-
-
-def _host(address: str) -> str:
-    """The IP address of a multiaddr, which is a stranger's word; empty: it has none."""
-    _, _, host, *_ = [*address.split("/"), "", "", ""]
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return ""

@@ -65,6 +65,8 @@ class NodeSettings:
     """Budget of ``cache_dir``; None: the engine's default."""
     exact: bool = False
     """Logits that do not depend on reuse, slower."""
+    relay: bool = True
+    """Pass connections on for nodes that nobody can dial, and be reached through such a peer if this is one."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     drain_s: float = DEFAULT_DRAIN_S

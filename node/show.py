@@ -128,10 +128,10 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
 def show_models(console: Console, models: Sequence[ModelRow]) -> None:
     table = Table()
     table.add_column("model", overflow="fold")
-    for name in ("nodes", "context tokens"):
+    for name in ("nodes", "connected", "context tokens"):
         table.add_column(name, justify="right")
     for row in models:
-        table.add_row(printable(row.model), str(row.nodes), str(row.context_tokens))
+        table.add_row(printable(row.model), str(row.nodes), str(row.connected), str(row.context_tokens))
     console.print(table)
 
 

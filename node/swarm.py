@@ -6,12 +6,11 @@ themselves when it is killed.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,10 +148,10 @@ class LocalSwarm:
         name: str,
         bootstrap: Sequence[str] = (),
         options: Sequence[str] = (),
-        variables: Mapping[str, str] | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> LocalNode:
         """Start a node (again) with the data directory ``root/name``, on free ports unless ``options`` say otherwise.
-        variables: of its environment, besides this process's.
+        command: runs ``mycelia``.
 
         Returns at once; see ``LocalNode.wait_ready``.
         """
@@ -168,12 +167,11 @@ class LocalSwarm:
         if "--api-port" not in options:
             arguments += ["--api-port", "0"]
         process = await trio.lowlevel.open_process(
-            [*COMMAND, *arguments, *options],
+            [*command, *arguments, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **(variables or {})},
         )
         node = LocalNode(name, data_dir, process)
         self.nodes.append(node)

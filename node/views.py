@@ -182,9 +182,11 @@ class ModelRow(msgspec.Struct, frozen=True):
 
     model: str
     nodes: int
-    """That serve it, this one included, as far as it knows."""
+    """That serve it, this one included: at least so many, as far as peers tell the truth."""
     context_tokens: int
     """Of a prompt with its answer, the most that any of them takes."""
+    connected: int = 0
+    """Of these nodes: this one, and those that it is connected with; 0: it has the model from hearsay alone."""
 
 
 class TreeRowView(msgspec.Struct, frozen=True):
@@ -332,3 +334,5 @@ class NodeState(msgspec.Struct, frozen=True):
     traffic: TrafficView
     refused: dict[str, int]
     """What of peers was not used: reason (see ``proto/refusals.py``) -> how often since the start."""
+    circuits: int = 0
+    """Connections of others that this node passes on as their relay."""

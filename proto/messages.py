@@ -36,6 +36,10 @@ MAX_LOGPROBS = 20
 MAX_GRAMMAR_CHARS = 65_536
 MAX_TRACE_STEPS = 64
 MAX_LINKS = 64
+MAX_MODELS = 128
+"""Of which one answer tells."""
+MAX_MODEL_NODES = 256
+"""Of one model in it: a cell."""
 MIN_LOGPROB = -1e6
 """Stands for everything less probable, also for what the model rules out."""
 
@@ -496,9 +500,34 @@ class Reach(Kind, frozen=True, kw_only=True, tag=25):
     """Of the connection to the port; untried: the sender was asked too often."""
 
 
+# --- models streams: what the swarm serves --------------------------------------------------------------------------
+
+
+class ModelNodes(Record, frozen=True, kw_only=True):
+    """A model, and who serves it as far as the sender knows, see ``directory.py``."""
+
+    namespace: NamespaceKey = field(name="1")
+    model: ModelName = field(name="2")
+    context_tokens: Small = field(name="3")
+    age_s: Small = field(name="4")
+    """How long ago somebody was connected with one of them; 0: the sender is, or is one."""
+    nodes: Annotated[bytes, Meta(max_length=8 * MAX_MODEL_NODES)] = field(name="5")
+    """The last 8 bytes of each one's peer id, packed as block hashes are."""
+
+
+class ModelsQuery(Kind, frozen=True, kw_only=True, tag=26):
+    """Which models do you know of? Answered by Models."""
+
+
+class Models(Kind, frozen=True, kw_only=True, tag=27):
+    """Those that the sender knows of, the surest ones if there are too many."""
+
+    models: Annotated[tuple[ModelNodes, ...], Meta(max_length=MAX_MODELS)] = field(name="1")
+
+
 Control = Hello | VitalsUpdate | RepairRequest | Repair | Reconcile | Subscribe
 Gossip = Delta | Announce
 ServingFrame = Accepted | Tokens | Final | Failed | Bounced
 EntryFrame = Route | Begun | Text | Answered | Failed
 Inspect = TraceQuery | Trace | LinksQuery | Links | ReachQuery | Reach
-Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect
+Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect | ModelsQuery | Models

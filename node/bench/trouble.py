@@ -14,14 +14,14 @@ Disks that are slow, and lines, are ``sim/faults.py``'s alone: a process cannot 
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
 import trio
 
-from node.swarm import LocalNode, LocalSwarm, open_local_swarm
+from node.swarm import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from proto.errors import LocalError
 
 KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
@@ -54,8 +54,9 @@ class Nodes:
     async def start(self, number: int, bootstrap: Sequence[str]) -> LocalNode:
         """For the first time, or again. Returns at once."""
         listen = f"/ip4/127.0.0.1/tcp/{self._ports[number]}"
-        clock = _faked(self._clocks[number]) if self._clocks else {}
-        return await self._swarm.start(f"node-{number + 1}", bootstrap, [*self._options, "--listen", listen], clock)
+        command = (*_with_clock(self._clocks[number]), *COMMAND) if self._clocks else COMMAND
+        options = [*self._options, "--listen", listen]
+        return await self._swarm.start(f"node-{number + 1}", bootstrap, options, command)
 
     async def restart(self, number: int) -> None:
         """SIGKILL, and start again. Returns when it serves."""
@@ -110,14 +111,15 @@ def _faketime() -> Path | None:
     return min(places, default=None)
 
 
-def _faked(clock: Path) -> Mapping[str, str]:
-    """Variables with which a process's clock follows that file. Monotonic time goes on as ever."""
-    return {
-        "LD_PRELOAD": str(_faketime()),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+def _with_clock(file: Path) -> tuple[str, ...]:
+    """Before a command: its clock follows that file. Monotonic time goes on as ever."""
+    return (
+        "env",
+        f"LD_PRELOAD={_faketime()}",
+        f"FAKETIME_TIMESTAMP_FILE={file}",
+        "FAKETIME_NO_CACHE=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+    )
 
 
 def _free_ports(count: int) -> list[int]:

@@ -3,15 +3,17 @@
 import errno
 import socket
 from collections.abc import Iterable
+from ipaddress import ip_address
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from node.peer_id import peer_from_text
+from node.peer_id import peer_from_text, peer_text
 from proto.errors import LocalError
 
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
 _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
+_CIRCUIT = "/p2p-circuit"
 
 
 def parse(text: str) -> Multiaddr:
@@ -27,9 +29,14 @@ def parse(text: str) -> Multiaddr:
 
 
 def parse_peer(text: str) -> tuple[bytes, Multiaddr]:
-    """Peer id and transport address of a full multiaddr (``.../p2p/ID``). Raises LocalError."""
-    address = parse(text)
-    head, _, peer = str(address).partition("/p2p/")
+    """Peer id of a full multiaddr (``.../p2p/ID``) and what is before it, which may be a circuit. Raises LocalError."""
+    relay, circuit, rest = text.partition(_CIRCUIT)
+    if circuit:
+        parse_peer(relay)
+        peer = rest.removeprefix("/p2p/") if rest.startswith("/p2p/") else ""
+        head = f"{relay}{circuit}"
+    else:
+        head, _, peer = str(parse(text)).partition("/p2p/")
     if not peer:
         raise LocalError(f"{text!r} does not say whose address it is: it must end in /p2p/PEER_ID")
     return peer_from_text(peer), Multiaddr(head)
@@ -55,6 +62,26 @@ def parse_listen(text: str) -> Multiaddr:
     return address
 
 
+def circuit(relay_address: Multiaddr, relay: bytes) -> Multiaddr:
+    """The address of whoever can be reached through ``relay``."""
+    return Multiaddr(f"{relay_address}/p2p/{peer_text(relay)}{_CIRCUIT}")
+
+
+def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
+    """Peer id and transport address of the relay of a circuit; None: it is none, or not of the form that we dial."""
+    relay, is_circuit, _ = str(address).partition(_CIRCUIT)
+    try:
+        return parse_peer(relay) if is_circuit else None
+    except LocalError:
+        return None
+
+
+def is_global(address: Multiaddr) -> bool:
+    """Whether it may mean the same machine everywhere; of names that is assumed."""
+    _, kind, host, *_ = str(address).split("/")
+    return kind.startswith("dns") or ip_address(host).is_global
+
+
 def is_loopback(address: Multiaddr) -> bool:
     text = str(address)
     return text.startswith(("/ip4/127.", "/ip6/::1/"))
@@ -65,15 +92,29 @@ def is_wildcard(address: Multiaddr) -> bool:
 
 
 def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]:
-    """At most ``limit`` distinct ones that TCP can dial; loopback last, since on another machine it is us."""
+    """At most ``limit`` distinct ones that can be dialled. Loopback comes last, since on another machine it is us. Who
+    tells of a relay cannot be reached directly from everywhere: there private addresses come after it, which elsewhere
+    are somebody else's and may take long to say so."""
     usable: dict[str, Multiaddr] = {}
+    has_relay = False
     for address in addresses:
         names = [protocol.name for protocol in address.protocols()]
-        plain = names[:2] in _PLAIN and names[2:] in ([], ["p2p"])
-        if plain and not is_wildcard(address):
+        if names[:2] not in _PLAIN or is_wildcard(address):
+            continue
+        if names[2:] in ([], ["p2p"]):
             head = str(address).partition("/p2p/")[0]
             usable.setdefault(head, Multiaddr(head))
-    return sorted(usable.values(), key=is_loopback)[:limit]
+        elif names[2:] in (["p2p", "p2p-circuit"], ["p2p", "p2p-circuit", "p2p"]) and relay_of(address) is not None:
+            has_relay = True
+            head = str(address).partition(_CIRCUIT)[0] + _CIRCUIT
+            usable.setdefault(head, Multiaddr(head))
+
+    def rank(address: Multiaddr) -> int:
+        if relay_of(address) is not None:
+            return 1
+        return 3 if is_loopback(address) else 2 * (has_relay and not is_global(address))
+
+    return sorted(usable.values(), key=rank)[:limit]
 
 
 def _check_bindable(text: str, address: Multiaddr, family: str) -> None:

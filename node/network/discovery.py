@@ -43,7 +43,7 @@ PEER_FIRST_PAUSE_S = 5.0
 PEER_LONGEST_PAUSE_S = 600.0
 MAX_BACKOFFS = 1_024
 MAX_HINTS = 1_024
-"""Addresses of peers that lookups of prefixes found."""
+"""Addresses of peers that lookups of prefixes and models found."""
 OUTSIDERS_SHARE = 4
 """One in so many of the peers that a node in a cell wants to have may be of other cells."""
 
@@ -76,7 +76,7 @@ class Discovery:
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
-        """Set and replaced when a bootstrap peer (re)connects: it may know none of our records."""
+        """Set and replaced when records are to be told anew."""
 
     async def run(self) -> None:
         """Never returns."""
@@ -88,6 +88,11 @@ class Discovery:
             if self._dht is not None:
                 async with run_service(self._dht):
                     await trio.sleep_forever()
+
+    def start_over(self) -> None:
+        """A bootstrap peer came (again), which may know none of our records, or our addresses are others now."""
+        self._restarted.set()
+        self._restarted = trio.Event()
 
     async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
         """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
@@ -125,10 +130,17 @@ class Discovery:
 
     async def find_prefix(self, key: bytes) -> list[bytes]:
         """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
+        return await self._find(prefix_key(key))
+
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        """Peers that serve the model of ``namespace``, likewise. Raises NetworkError."""
+        return await self._find(provider_key(namespace))
+
+    async def _find(self, key: str) -> list[bytes]:
         if self._dht is None:
             raise NetworkError("a light client looks up nothing")
-        with _in_time(f"cannot look up {key.hex()}"):
-            found = await self._host.find_first_providers(self._dht, prefix_key(key).encode())
+        with _in_time(f"cannot look up {key}"):
+            found = await self._host.find_first_providers(self._dht, key.encode())
         me = self._host.settings.identity.peer_id
         providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
         for peer, candidates in providers.items():
@@ -164,8 +176,7 @@ class Discovery:
             else:
                 connected_at = trio.current_time()
                 await self._introduce(peer)
-                self._restarted.set()
-                self._restarted = trio.Event()
+                self.start_over()
                 await self._table.wait_gone(peer)
                 if trio.current_time() - connected_at > STABLE_S:
                     pause_s = BOOTSTRAP_FIRST_PAUSE_S

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +18,8 @@ import structlog
 import trio
 from blake3 import blake3
 from libp2p import new_host
-from libp2p.abc import INetConn, INetStream
+from libp2p.abc import INetConn, INetStream, IRawConnection
+from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -111,6 +112,7 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "ProviderStore._send_add_provider",
     ),
     "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
+    "libp2p.transport.tcp.tcp": ("TCP._dial_resolved",),
     **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
     **dict.fromkeys(_RECORD_READERS, ("consume_envelope",)),
 }
@@ -230,6 +232,18 @@ async def run_service(service: Any) -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
 
 
+class _TcpFromPort(TCP):
+    """Every connection goes out from one local port, so that one can see what a router makes of it."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._port = port
+
+    async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
+        anywhere = "::" if str(maddr).startswith("/ip6/") else "0.0.0.0"  # noqa: S104  as for any connection
+        return await super()._dial_resolved(maddr, source or (anywhere, self._port))
+
+
 class Host:
     """One libp2p host: TCP, Noise and Yamux only. Peers are bytes here; addresses are Multiaddr."""
 
@@ -247,6 +261,10 @@ class Host:
         self._dial_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
         """Called when a peer opens more streams than it may."""
+        self.circuits: Callable[[], list[Multiaddr]] = list
+        """The addresses of this node at its relays."""
+        self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
+        """(relay, peer) -> what stands for a socket to the peer. Raises NetworkError."""
         self._host = self._build()
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm)
@@ -261,7 +279,7 @@ class Host:
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
-            transports=[TCP()],
+            transports=[_TcpFromPort(self.settings.dial_port) if self.settings.dial_port else TCP()],
             addrs_factory=self._advertised,
             # What one peer claims to have observed is not where others can reach us.
             disable_identify_address_discovery=True,
@@ -290,6 +308,9 @@ class Host:
         # would go unnoticed, since the new connection is there before the end of the old one is told.
         self._dial_peer = swarm.dial_peer
         swarm.dial_peer = self._dial_unasked  # type: ignore[method-assign]
+        # Takes the relay's id out of addresses at relays, and puts this node's own in its place.
+        self._own_addresses = self._host.get_addrs
+        self._host.get_addrs = self._all_addresses  # type: ignore[method-assign]
         # Four attempts a dial with growing pauses: discovery has its own.
         swarm.retry_config = RetryConfig(max_retries=0)
         # An exception in any inbound handler ends the whole swarm, and a peer may open any number of streams.
@@ -341,7 +362,12 @@ class Host:
             log.debug("closing a connection failed", error=repr(exc))
 
     def addresses(self) -> list[str]:
-        return [str(address) for address in self._host.get_addrs()] if self._listen else []
+        return [str(address) for address in self._host.get_addrs()] if self._listen or self.circuits() else []
+
+    def _all_addresses(self) -> list[Multiaddr]:
+        """Those at relays come first: of many, peers keep only the first ones."""
+        circuits = [Multiaddr(f"{circuit}/p2p/{self._host.get_id()}") for circuit in self.circuits()]
+        return [*circuits, *self._own_addresses()]
 
     def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
         """0.0.0.0 becomes the machine's addresses, looked up at most once a minute; loopback comes last."""
@@ -359,12 +385,19 @@ class Host:
     # --- inbound ---------------------------------------------------------------------------------------------------
 
     async def _serve_inbound(self, socket: ReadWriteCloser, address: Multiaddr) -> None:
+        await self._serve_raw(RawConnection(socket, False), address)
+
+    async def serve_circuit(self, pipe: ReadWriteCloser, address: Multiaddr) -> None:
+        """Who comes through a relay, for as long as the connection lasts. address: this node's own there."""
+        await self._serve_raw(RawConnection(pipe, False, ConnectionType.RELAYED, [address]), address)
+
+    async def _serve_raw(self, socket: RawConnection, address: Multiaddr) -> None:
         if self._num_inbound >= self.settings.max_connections:
             await socket.close()
             return
         self._num_inbound += 1
         try:
-            muxer = await self._swarm.upgrade_inbound_raw_conn(RawConnection(socket, False), address)
+            muxer = await self._swarm.upgrade_inbound_raw_conn(socket, address)
             for connection in self._swarm.get_connections(muxer.peer_id):
                 if connection.muxed_conn is muxer:
                     await self.table.wait_closed(connection)
@@ -425,13 +458,34 @@ class Host:
             for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
                 try:
                     with trio.fail_after(DIAL_DEADLINE_S):
-                        await self._swarm.dial_addr(address, ID(peer))
+                        await self._dial_address(peer, address)
                 except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
                     tried.append(f"{address}: {_root_cause(exc)}")
                 else:
                     self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
                     return
         raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
+
+    async def _dial_address(self, peer: bytes, address: Multiaddr) -> None:
+        """Raises whatever comes of it."""
+        circuit = addresses.relay_of(address)
+        if circuit is None:
+            await self._swarm.dial_addr(address, ID(peer))
+            return
+        relay, relay_address = circuit
+        if relay in (peer, self.settings.identity.peer_id):
+            raise NetworkError(f"{address} leads nowhere")
+        if relay not in self.table:
+            async with self._only_dial(relay):
+                if relay not in self.table:
+                    await self._swarm.dial_addr(relay_address, ID(relay))
+        pipe = await self.open_circuit(relay, peer)
+        try:
+            raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
+            await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+        except BaseException:
+            await pipe.close()
+            raise
 
     async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
         """For Kademlia, which has to reach peers that nobody else asked for."""
@@ -440,7 +494,16 @@ class Host:
                 return connections
             if self.table.is_leaving(peer_id.to_bytes()):
                 raise SwarmException("the peer has just been disconnected")
-            return await self._dial_peer(peer_id)
+            try:
+                return await self._dial_peer(peer_id)
+            except SwarmException:
+                # (libp2p's own leaves out addresses at relays)
+                known = addresses.in_dial_order(self._host.get_peerstore().addrs(peer_id), MAX_DIAL_ADDRESSES)
+                for address in (one for one in known if addresses.relay_of(one) is not None):
+                    with trio.move_on_after(DIAL_DEADLINE_S), suppress(NetworkError, BaseLibp2pError):
+                        await self._dial_address(peer_id.to_bytes(), address)
+                        return self._swarm.get_connections(peer_id)
+                raise
 
     @asynccontextmanager
     async def _only_dial(self, peer: bytes) -> AsyncIterator[None]:
@@ -645,6 +708,10 @@ class Host:
                         store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
                     except PeerStoreError:
                         continue  # it told us no address
+
+
+async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:
+    raise NetworkError("this node uses no relays")
 
 
 async def _notify_nobody(stream: INetStream) -> None:

@@ -70,6 +70,7 @@ class Libp2pNetwork:
         from node.network.gossip import Gossip as GossipService
         from node.network.host import Host
         from node.network.peers import PeerTable
+        from node.network.relaying import Relaying
         from node.network.streams import Streams
 
         self._settings = settings
@@ -81,6 +82,8 @@ class Libp2pNetwork:
         if settings.overlay:
             self._gossip = GossipService(self._host, self._events, self._charge)
         self._discovery = Discovery(self._host, random.SystemRandom())
+        self._relaying = Relaying(self._host, self._table, offers=settings.relay and settings.overlay)
+        self._relaying.on_change = self._discovery.start_over
         self._nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
         """What is looked for."""
@@ -93,6 +96,7 @@ class Libp2pNetwork:
         self._table.on_restart = self._start_over
         self._table.on_round_trip = self._round_trip
         nursery.start_soon(self._discovery.run)
+        nursery.start_soon(supervised, self._relaying.keep_reserved)
         if self._gossip is not None:
             nursery.start_soon(supervised, self._gossip.run)
 
@@ -202,11 +206,20 @@ class Libp2pNetwork:
     async def find_providers(self, key: bytes) -> list[bytes]:
         return await self._discovery.find_prefix(key)
 
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        return await self._discovery.find_nodes(namespace)
+
     async def dial(self, peer: bytes) -> None:
         await self._discovery.dial_hint(peer)
 
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         return await self._streams.open(peer, protocol)
+
+    def want_relays(self, is_wanted: bool) -> None:
+        self._relaying.want(is_wanted and self._settings.relay)
+
+    def num_circuits(self) -> int:
+        return self._relaying.num_circuits
 
     def num_exchanges(self) -> int:
         return len(self._streams.exchanges)

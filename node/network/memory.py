@@ -59,6 +59,8 @@ class MemorySwarm:
         self.networks: dict[bytes, MemoryNetwork] = {}
         self.providers: dict[bytes, set[bytes]] = {}
         """Of rungs of the prefix ladder, also those that are gone."""
+        self.behind_routers: set[bytes] = set()
+        """Whom nobody can dial that a lookup told of: they have to connect themselves."""
         self._rng = rng
         self._links: set[frozenset[bytes]] = set()
         self._cut: set[bytes] = set()
@@ -192,6 +194,8 @@ class MemoryNetwork:
         """Namespace -> cells whose gossip it hears."""
         self.bootstrap = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         self.handlers = dict(handlers)
+        self.wants_relays = False
+        """There are none here."""
         self._settings = settings
         self._swarm = swarm
         self._streams: dict[bytes, set[MemoryStream]] = {}
@@ -262,8 +266,15 @@ class MemoryNetwork:
         await trio.sleep(2 * self._swarm.latency_s)
         return sorted(self._swarm.providers.get(key, set()) - {self.peer_id})
 
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        await trio.sleep(2 * self._swarm.latency_s)
+        networks = self._swarm.networks.items()
+        return sorted(peer for peer, network in networks if namespace in network.joined and peer != self.peer_id)
+
     async def dial(self, peer: bytes) -> None:
         await trio.sleep(2 * self._swarm.latency_s)
+        if peer in self._swarm.behind_routers:
+            raise NetworkError(f"cannot reach {peer_text(peer)}")
         self._swarm.link(self.peer_id, peer)
 
     async def open(self, peer: bytes, protocol: str) -> "MemoryStream":
@@ -281,6 +292,12 @@ class MemoryNetwork:
 
     def remote_address(self, peer: bytes) -> str:
         return "/ip4/127.0.0.1/tcp/1" if self._swarm.connected(self.peer_id, peer) else ""
+
+    def want_relays(self, is_wanted: bool) -> None:
+        self.wants_relays = is_wanted
+
+    def num_circuits(self) -> int:
+        return 0
 
     def num_exchanges(self) -> int:
         return sum(map(len, self._streams.values()))

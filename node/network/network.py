@@ -51,6 +51,12 @@ class NetworkSettings:
     target_peers: int = 32
     """Discovery stops to dial at this many connected peers: gossip needs few, and each costs pings. In a cell it goes
     on until three quarters of them are of the same cell."""
+    relay: bool = True
+    """Passes connections on for nodes that nobody can dial, and is reached through such a peer if that is wanted. Peers
+    are dialled through their relays in any case."""
+    dial_port: int = 0
+    """Local TCP port that every connection goes out from; 0: any. Whoever gives it has it bound with SO_REUSEPORT, and
+    connects with no address twice."""
     debug: bool = False
     """Lets libp2p's own log reach the root logger; otherwise not one line of it is shown."""
 
@@ -140,12 +146,25 @@ class Network(Protocol):
         """Who told the DHT so. Only hints: they may be gone. Raises NetworkError."""
         ...
 
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        """Who told the DHT that it serves the model of a namespace. Only hints, as above. Raises NetworkError."""
+        ...
+
     async def dial(self, peer: bytes) -> None:
-        """Connect with a peer that ``find_providers`` told of. Raises NetworkError."""
+        """Connect with a peer that ``find_providers`` or ``find_nodes`` told of. Raises NetworkError."""
         ...
 
     async def open(self, peer: bytes, protocol: str) -> MessageStream:
         """A new exchange with a connected peer. Raises NetworkError."""
+        ...
+
+    def want_relays(self, is_wanted: bool) -> None:
+        """Whether this node, which peers cannot dial, shall be reachable through some of them. Its addresses at them
+        are then among ``addresses``."""
+        ...
+
+    def num_circuits(self) -> int:
+        """Connections of others that this node passes on."""
         ...
 
     def num_exchanges(self) -> int:

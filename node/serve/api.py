@@ -35,8 +35,8 @@ class Api(Protocol):
         """deadline_s: what the answer may take; None: any time. client: whose share of this node it takes."""
         ...
 
-    def models(self) -> list[ModelRow]:
-        """Of the swarm, as far as it is known here; the one served here first."""
+    async def models(self) -> list[ModelRow]:
+        """Of the swarm, as far as peers tell within some seconds; the one served here first."""
         ...
 
     def state(self) -> NodeState: ...

@@ -94,7 +94,7 @@ def local_routes(api: Api) -> list[Route]:
         return json_response(api.state())
 
     async def models(_: Request) -> Response:
-        return json_response(api.models())
+        return json_response(await api.models())
 
     async def tree(_: Request) -> Response:
         try:

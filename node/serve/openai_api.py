@@ -7,7 +7,7 @@
     POST /v1/embeddings          vectors for texts, by this node's own model
     GET  /openapi.json           what of this there is, for programs
 
-A prompt for a model that this node does not serve enters at one that does; embeddings are never sent on.
+A prompt for a model that this node does not serve enters at one that can be found; embeddings are never sent on.
 """
 
 from collections.abc import Awaitable, Callable
@@ -45,13 +45,13 @@ def openai_routes(api: Api) -> list[Route]:
         return cast(Response, OpenAiAnswer(api, wanted, TextShape(wanted, api.model), client_of(request.scope)))
 
     async def models(_: Request) -> Response:
-        return json_response(Models(_models(api)))
+        return json_response(Models(await _models(api)))
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        found = next((model for model in _models(api) if model.id == name), None)
+        found = next((model for model in await _models(api) if model.id == name), None)
         if found is None:
-            raise HttpError(404, f"no node that is known here serves {name[:128]!r}", "model_not_found", "model")
+            raise HttpError(404, f"no node that can be found serves {name[:128]!r}", "model_not_found", "model")
         return json_response(found)
 
     async def embed(request: Request) -> Response:
@@ -77,8 +77,8 @@ def openai_refusal(status: int, message: str, code: str | None = None, param: st
     return json_response(errors(status, message, code, param), status)
 
 
-def _models(api: Api) -> list[Model]:
-    return [Model(row.model, row.nodes, row.context_tokens) for row in api.models()]
+async def _models(api: Api) -> list[Model]:
+    return [Model(row.model, row.nodes, row.context_tokens, row.connected) for row in await api.models()]
 
 
 def _refusing(handler: _Handler) -> _Handler:

@@ -263,9 +263,11 @@ class Completion(msgspec.Struct):
 class Model(msgspec.Struct):
     id: str
     nodes: int
-    """That serve it, as far as this one knows."""
+    """That serve it: at least so many, as far as peers tell the truth."""
     context_tokens: int
     """Of a prompt with its answer; 0 where no node told."""
+    connected: int = 0
+    """Of these nodes: the one that was asked, and those that it is connected with; 0: it only heard of the model."""
     created: int = 0
     object: str = "model"
     owned_by: str = "mycelia"

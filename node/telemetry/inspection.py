@@ -5,13 +5,13 @@ Answers are hints from strangers, bounded and shown; nothing is decided by them.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 
 import trio
 
-from node.network.network import MessageStream, Network, NetworkError
+from node.network.network import MessageStream, Network
 from node.peer_id import id_text
+from node.questions import ask_all
 from node.serving import receive_opening
 from node.telemetry.requests import RequestLog
 from node.views import LinkRow, LinksRow, TraceRow, TraceView
@@ -22,7 +22,6 @@ from proto.messages import (
     Link,
     Links,
     LinksQuery,
-    Message,
     Reach,
     ReachQuery,
     Trace,
@@ -35,7 +34,6 @@ MAX_NODES = 16
 """That are asked."""
 MAX_DEPTH = 3
 """Of nodes that know of further nodes: an entry, another entry that it went on to, and who serves it."""
-ANSWER_DEADLINE_S = 3.0
 LINKS_KEPT_S = 5.0
 """A page that is looked at asks often."""
 
@@ -70,10 +68,13 @@ class Inspection:
                 raise RemoteError(f"a {type(other).__name__} where a question belongs")
 
     async def _reach(self, peer: bytes, port: int) -> Reach:
-        """Only the address that the question came from is connected to, and nothing is sent there."""
+        """Only the address that the question came from is connected to, and nothing is sent there. That of a relay is
+        not the asker's."""
         address = self._network.remote_address(peer)
         outcome = "untried"
-        if self._reach_bucket.take(trio.current_time()):
+        if "/p2p-circuit" in address:
+            address = ""
+        elif self._reach_bucket.take(trio.current_time()):
             outcome = "open" if await _is_open(address, port) else "closed"
         return Reach(address=address[:128], time_ms=round(1000 * time.time()), outcome=outcome)
 
@@ -81,7 +82,8 @@ class Inspection:
         """What this node's nearest peers say of whom they are connected to; at most LINKS_KEPT_S old."""
         async with self._asking:
             if trio.current_time() - self._links_at > LINKS_KEPT_S:
-                answers = await self._ask_all([link.peer for link in self._own_links()][:MAX_NODES], LinksQuery())
+                nearest = [link.peer for link in self._own_links()][:MAX_NODES]
+                answers = await ask_all(self._network, INSPECT, LinksQuery(), nearest)
                 self._links = [
                     _links_row(peer, answer) for peer, answer in answers.items() if isinstance(answer, Links)
                 ]
@@ -103,7 +105,7 @@ class Inspection:
                         half_ms = 500 * (self._network.round_trip_s(step.peer) or 0.0)
                         starts[step.peer] = started_ms + step.at_ms + half_ms
                         seen.add(step.peer)
-            answers = await self._ask_all(list(starts), TraceQuery(request_id=request_id))
+            answers = await ask_all(self._network, INSPECT, TraceQuery(request_id=request_id), starts)
             traces = {peer: answer for peer, answer in answers.items() if isinstance(answer, Trace)}
             silent += [id_text(peer) for peer in starts if peer not in traces]
             known = [(peer, starts[peer], trace.steps) for peer, trace in traces.items()]
@@ -113,32 +115,6 @@ class Inspection:
         measured = [(self._network.round_trip_s(peer), peer) for peer in self._peers()]
         links = [Link(peer=peer, round_trip_ms=round(1000 * (round_trip_s or 0.0))) for round_trip_s, peer in measured]
         return tuple(sorted(links, key=lambda link: (link.round_trip_ms, link.peer))[:MAX_LINKS])
-
-    async def _ask_all(self, peers: Sequence[bytes], question: TraceQuery | LinksQuery) -> dict[bytes, Message]:
-        """The answers of those that gave one in time."""
-        answers: dict[bytes, Message] = {}
-
-        async def ask(peer: bytes) -> None:
-            # (an older node does not know the question, and one may just have left)
-            with trio.move_on_after(ANSWER_DEADLINE_S), suppress(NetworkError, RemoteError):
-                answers[peer] = await self._ask(peer, question)
-
-        async with trio.open_nursery() as nursery:
-            for peer in peers:
-                nursery.start_soon(ask, peer)
-        return answers
-
-    async def _ask(self, peer: bytes, question: TraceQuery | LinksQuery) -> Message:
-        stream = await self._network.open(peer, INSPECT)
-        is_over = False
-        try:
-            await stream.send(question)
-            answer = await stream.receive()
-            is_over = True
-            return answer
-        finally:
-            with trio.CancelScope(shield=True):
-                await (stream.aclose() if is_over else stream.reset())
 
 
 def _row(node: bytes, started_ms: float, step: TraceStep) -> TraceRow:

@@ -10,7 +10,7 @@ import trio
 
 from node.swarm import LocalSwarm
 from node.views import ModelRow
-from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, run_mycelia
+from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, peers_of, run_mycelia
 
 pytestmark = pytest.mark.e2e
 
@@ -73,6 +73,29 @@ async def test_a_prompt_for_another_nodes_model_is_answered_there(swarm: LocalSw
         asked = await ask(small, "hello", "--model", "smollm2", "--max-tokens", "4")
         assert asked.answered.served_by == (await large.wait_ready()).peer
         await becomes_idle(large)
+
+
+async def test_a_model_of_a_node_that_this_one_is_not_connected_with(swarm: LocalSwarm) -> None:
+    """Two nodes that nobody can dial, as behind routers, and one between them."""
+    unreachable = ["--announce", "/ip4/127.0.0.1/tcp/1"]
+    with trio.fail_after(DEADLINE_S):
+        middle = await swarm.start("middle", options=["--model", "fake"])
+        address = [await middle.address()]
+        far = await swarm.start("far", address, ["--threads", "1", *unreachable])
+        near = await swarm.start("near", address, ["--model", "fake", *unreachable])
+        await middle.wait_peers(2)
+        await near.wait_peers(1)
+        url = (await near.wait_ready()).api_url
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE_S) as http:
+            listed = (await http.get("/v1/models")).json()["data"]
+            answered = await http.post("/v1/chat/completions", json=CHAT | {"model": "smollm2", "temperature": 0})
+            unknown = await http.post("/v1/chat/completions", json=CHAT | {"model": "none"})
+        rows = {row["id"]: (row["nodes"], row["connected"]) for row in listed}
+        assert rows["smollm2"] == (1, 0) and rows["fake"][1] == 2
+        assert answered.status_code == 200 and answered.json()["model"] == "smollm2"
+        assert answered.headers["x-mycelia-served-by"] == (await far.wait_ready()).peer
+        assert [peer.peer for peer in await peers_of(near)] == [(await middle.wait_ready()).peer]
+        assert unknown.status_code == 404 and unknown.json()["error"]["code"] == "model_not_found"
 
 
 async def test_nothing_that_fits_the_gateways_own_description_breaks_it(swarm: LocalSwarm) -> None:

@@ -168,7 +168,7 @@ async def test_the_doctor_asks_peers_how_they_see_this_machine(swarm: LocalSwarm
         well = msgspec.json.decode((await run_mycelia("doctor", *here, "--bootstrap", one_at)).stdout, type=Report)
         assert well.ok, well.problems
         found = {line.what: line for line in well.outlook}
-        assert found.keys() == {"node", "bootstrap", "clock", "NAT", "reachable"}
+        assert found.keys() == {"node", "bootstrap", "clock", "NAT", "relay", "reachable"}
         port = two_at.split("/")[4]
         assert found["reachable"].says == f"peers can connect to port {port} of 127.0.0.1"
         assert found["NAT"].says.startswith("none: this machine has the address")

@@ -1,7 +1,7 @@
 """Nodes for tests: whole ones over the in-memory network, with fake engines."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import combinations
 
@@ -33,9 +33,15 @@ class Member:
 
 @asynccontextmanager
 async def open_members(
-    count: int, config: OverlayConfig = OverlayConfig(), models: Sequence[str] = (), **engine_options: float
+    count: int,
+    config: OverlayConfig = OverlayConfig(),
+    models: Sequence[str] = (),
+    links: Iterable[tuple[int, int]] | None = None,
+    **engine_options: float,
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
-    """``count`` nodes, all connected and introduced to each other. models: of each, where they differ."""
+    """``count`` nodes, connected and introduced to each other. models: of each, where they differ. links: who with
+    whom, beside those of one model; None: all."""
+    links = list(combinations(range(count), 2) if links is None else links)
     async with AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -49,10 +55,12 @@ async def open_members(
             await nursery.start(node.run)
             members.append(Member(node, engine, network))
         if models:  # (nodes of one model find each other, others by their bootstrap addresses)
-            for one, other in combinations(members, 2):
-                swarm.link(one.peer, other.peer)
+            for one, other in links:
+                swarm.link(members[one].peer, members[other].peer)
         await trio.sleep(2)  # of virtual time, in which all introductions are over
-        assert all(len(member.node.state().peers) == count - 1 for member in members)
+        for one, other in links:
+            assert swarm.connected(members[one].peer, members[other].peer)
+        assert all(len(member.node.state().peers) == len(member.network.peers()) for member in members)
         yield swarm, members
         nursery.cancel_scope.cancel()
 

@@ -141,8 +141,19 @@ def test_what_is_wrong_outside_is_a_problem_with_its_cure(tmp_path: Path) -> Non
     assert "ok  clock       right" in told and any(line.startswith("!!  reachable") for line in told)
 
 
-def seen(outcome: str, address: str = "/ip4/203.0.113.7/tcp/40000", skew_s: float = 0.0) -> Seen:
-    return Seen(Reach(address=address, time_ms=0, outcome=outcome), skew_s)
+def seen(
+    outcome: str, address: str = "/ip4/203.0.113.7/tcp/40000", skew_s: float = 0.0, by: str = "198.51.100.1"
+) -> Seen:
+    return Seen(Reach(address=address, time_ms=0, outcome=outcome), skew_s, by)
+
+
+def seen_twice(outcome: str, address: str, by: str = "198.51.100.2") -> list[Seen]:
+    """By two peers."""
+    return [seen(outcome), seen(outcome, address, by=by)]
+
+
+SAME_PORT, OTHER_PORT = "/ip4/203.0.113.7/tcp/40000", "/ip4/203.0.113.7/tcp/40001"
+ANNOUNCE = "mycelia node --announce /ip4/203.0.113.7/tcp/7117"
 
 
 @pytest.mark.parametrize(
@@ -153,8 +164,26 @@ def seen(outcome: str, address: str = "/ip4/203.0.113.7/tcp/40000", skew_s: floa
         ([seen("closed", "/ip6/2001:db8::1/tcp/4")], "reachable", False, "--announce /ip6/2001:db8::1/tcp/7117"),
         ([seen("untried")], "reachable", True, "unknown"),
         ([], "reachable", True, "unknown"),
-        ([seen("open")], "NAT", True, "address translation 203.0.113.7"),
-        ([seen("open", "/ip4/127.0.0.1/tcp/1")], "NAT", True, "none"),
+        ([], "NAT", True, "unknown"),
+        ([seen("open")], "reachable", True, f"7117 of 203.0.113.7; tell them so: {ANNOUNCE}"),
+        ([seen("open", "/ip4/127.0.0.1/tcp/1"), seen("closed")], "reachable", False, ANNOUNCE),
+        ([seen("open")], "NAT", True, "address translation to 203.0.113.7; two bootstrap peers"),
+        ([seen("open", "/ip4/127.0.0.1/tcp/1")], "NAT", True, "none: this machine has the address 127.0.0.1"),
+        (
+            [seen("open", "/ip4/127.0.0.1/tcp/1", by="10.0.0.1"), seen("open")],
+            "NAT",
+            True,
+            "translation to 203.0.113.7",
+        ),
+        (seen_twice("closed", SAME_PORT), "NAT", True, "cone: 2 peers see 203.0.113.7 port 40000"),
+        (seen_twice("closed", OTHER_PORT), "NAT", False, "symmetric: different peers see 203.0.113.7 port 40000, 203"),
+        (seen_twice("closed", OTHER_PORT), "NAT", False, f"then: {ANNOUNCE}"),
+        (seen_twice("open", OTHER_PORT), "NAT", True, "symmetric"),
+        (seen_twice("open", "/ip4/203.0.113.8/tcp/40000"), "NAT", True, "symmetric"),
+        (seen_twice("open", OTHER_PORT, by="198.51.100.1"), "NAT", True, "address translation"),
+        (seen_twice("open", "/ip4/203.0.113.7/tcp/²"), "NAT", True, "203.0.113.7 port 0"),
+        ([seen("open")], "relay", True, "none is in use"),
+        ([seen("closed")], "relay", True, "none is in use: a node here would be reached through a peer"),
         ([seen("open", "nonsense\x1b[2J")], "NAT", True, "unknown"),
         ([seen("open", skew_s=-90.0)], "clock", False, "90 s ahead of peers' timedatectl"),
         ([seen("open", skew_s=7200.0)], "clock", False, "7200 s behind"),
@@ -164,3 +193,23 @@ def seen(outcome: str, address: str = "/ip4/203.0.113.7/tcp/40000", skew_s: floa
 def test_how_peers_see_the_machine(told: list[Seen], what: str, ok: bool, says: str) -> None:
     line = next(line for line in conclusions(told, 7117) if line.what == what)
     assert line.ok == ok and says in f"{line.says} {line.fix}"
+
+
+def test_a_node_that_can_be_reached_must_say_where() -> None:
+    private, public = "/ip4/192.168.1.5/tcp/7117/p2p/x", "/ip4/203.0.113.7/tcp/7117/p2p/x"
+    at_relay = "/ip4/203.0.113.7/tcp/7117/p2p/12D3KooWRelay/p2p-circuit/p2p/x"
+    *_, wrong = conclusions([seen("open")], 7117, [at_relay, private])
+    assert not wrong.ok and "other addresses" in wrong.says and ANNOUNCE in wrong.fix
+    *_, right = conclusions([seen("open")], 7117, [private, public])
+    assert right.ok and not right.fix
+
+
+def test_a_node_that_is_reached_through_a_relay() -> None:
+    circuit = "/ip4/198.51.100.1/tcp/7117/p2p/12D3KooWRelay/p2p-circuit/p2p/12D3KooWMe"
+    told = seen_twice("closed", OTHER_PORT)
+    with_relay = {line.what: line for line in conclusions(told, 7117, [circuit, "/ip4/192.168.1.5/tcp/7117/p2p/x"])}
+    assert all(line.ok for line in with_relay.values())
+    assert with_relay["relay"].says == "in use: peers reach this node through 12D3KooWRelay"
+    assert "through the relay" in with_relay["reachable"].says and ANNOUNCE in with_relay["reachable"].says
+    without = {line.what: line for line in conclusions(told, 7117, ["/ip4/192.168.1.5/tcp/7117/p2p/x"])}
+    assert not without["reachable"].ok and "no connected peer" in without["relay"].says

@@ -63,7 +63,7 @@ async def test_a_prompt_for_another_model_enters_at_a_node_that_serves_it(
 ) -> None:
     async with open_members(3, models=("small", "large", "large")) as (swarm, members):
         small, large = members[0], members[1:]
-        rows = small.node.models()
+        rows = await small.node.models()
         frames = await frames_of(small, an_ask(LONG, model="large"))
         own = await frames_of(small, an_ask(LONG, model="small"))
         unknown = await frames_of(small, an_ask(LONG, model="none"))

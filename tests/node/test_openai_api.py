@@ -92,7 +92,7 @@ class ScriptedNode(Unobserved):
             self.num_running -= 1
             self.left.set()
 
-    def models(self) -> list[ModelRow]:
+    async def models(self) -> list[ModelRow]:
         return [ModelRow("fake", 1, 4_096), ModelRow("org/other", 7, 2_048)]
 
     def state(self) -> NodeState:

@@ -190,6 +190,20 @@ async def test_a_peer_tells_whether_a_port_is_open_and_is_not_asked_too_often() 
     assert outcomes[:3] == ["closed"] * 3 and outcomes[-1] == "untried"
 
 
+async def test_nobody_is_connected_to_for_who_came_through_a_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of his connection is the relay's."""
+    listener = bind_api("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    circuit = f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW/p2p-circuit"
+    with listener, trio.fail_after(DEADLINE_S):
+        async with open_members(2) as (_, (one, two)):
+            monkeypatch.setattr(two.network, "remote_address", lambda peer: circuit)
+            stream = await one.network.open(two.peer, INSPECT)
+            await stream.send(ReachQuery(port=port))
+            answer = await stream.receive()
+            assert isinstance(answer, Reach) and (answer.outcome, answer.address) == ("untried", "")
+
+
 async def test_other_questions_are_no_questions(autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(2) as (_, (one, two)):
         stream = await one.network.open(two.peer, INSPECT)

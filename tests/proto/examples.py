@@ -20,6 +20,9 @@ from proto.messages import (
     LinksQuery,
     Logprob,
     Message,
+    ModelNodes,
+    Models,
+    ModelsQuery,
     Reach,
     ReachQuery,
     Reconcile,
@@ -117,6 +120,8 @@ EXAMPLES: list[Message] = [
     ReachQuery(port=7_117),
     Reach(address="/ip4/203.0.113.7/tcp/40000", time_ms=1_800_000_000_000, outcome="open"),
     Links(links=(Link(peer=PEER, round_trip_ms=12),)),
+    ModelsQuery(),
+    Models(models=(ModelNodes(namespace=SPACE, model="m", context_tokens=2048, age_s=7, nodes=b"n" * 8),)),
     Ask(
         request_id=b"i" * 16,
         model="",

@@ -422,6 +422,44 @@ async def test_a_prefix_is_provided_found_and_its_provider_dialled() -> None:
             await three.dial(new_identity().peer_id)
 
 
+async def test_the_nodes_of_a_model_are_found_by_one_that_does_not_serve_it() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _), opened(light_client()) as (client, _):
+        await connect(two, one)
+        for network, other in ((one, two), (two, one)):
+            dht = network._discovery._dht
+            assert dht is not None
+            await dht.add_peer(ID(other.peer_id))
+        with trio.fail_after(PATIENCE_S):
+            await two.join(NAMESPACE)
+            dht, key = one._discovery._dht, discovery.provider_key(NAMESPACE).encode()
+            await eventually(lambda: dht is not None and dht.provider_store.get_providers(key))
+            assert await one.find_nodes(NAMESPACE) == [two.peer_id]
+            await two.disconnect(one.peer_id)
+            await eventually(lambda: not one.remote_address(two.peer_id))
+            await one.dial(two.peer_id)
+            assert one.remote_address(two.peer_id)
+            assert await one.find_nodes(b"x" * 16) == []
+        with pytest.raises(NetworkError, match="light client"):
+            await client.find_nodes(NAMESPACE)
+
+
+async def test_connections_can_all_go_out_from_one_port() -> None:
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("0.0.0.0", 0))
+        port = reserved.getsockname()[1]
+        other = node(listen=("/ip4/127.0.0.2/tcp/0",))
+        async with (
+            opened(node()) as (one, _),
+            opened(other) as (two, _),
+            opened(light_client(dial_port=port)) as (client, _),
+        ):
+            for network in (one, two):
+                await connect(client, network)
+                await eventually(lambda network=network: network.remote_address(client.peer_id))  # type: ignore[misc]
+                assert network.remote_address(client.peer_id).endswith(f"/tcp/{port}")
+
+
 # --- hostile and broken peers --------------------------------------------------------------------------------------
 
 

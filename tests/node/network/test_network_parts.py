@@ -16,6 +16,7 @@ from proto.errors import LocalError
 from proto.limits import TokenBucket
 
 PEER = Identity(bytes(32)).peer_id
+RELAY = f"/ip4/1.2.3.4/tcp/4001/p2p/{peer_text(PEER)}"
 
 
 async def drain(queue: EventQueue) -> list[NetworkEvent]:
@@ -74,9 +75,48 @@ def test_full_addresses() -> None:
     assert addresses.parse_peer(text.replace("ip4/1.2.3.4", "dns4/example.org"))[0] == PEER
 
 
+def test_circuits() -> None:
+    circuit = addresses.circuit(Multiaddr("/ip4/1.2.3.4/tcp/4001"), PEER)
+    assert str(circuit) == f"{RELAY}/p2p-circuit"
+    assert addresses.parse_peer(f"{circuit}/p2p/{peer_text(PEER)}") == (PEER, circuit)
+    assert addresses.relay_of(circuit) == (PEER, Multiaddr("/ip4/1.2.3.4/tcp/4001"))
+    assert addresses.relay_of(Multiaddr("/ip4/1.2.3.4/tcp/4001")) is None
+    assert addresses.relay_of(Multiaddr(f"/ip4/1.2.3.4/udp/1/quic-v1/p2p/{peer_text(PEER)}/p2p-circuit")) is None
+
+
+def test_who_has_a_relay_is_dialled_there_before_private_addresses() -> None:
+    texts = [
+        "/ip4/127.0.0.1/tcp/1",
+        "/ip4/192.168.1.5/tcp/1",
+        f"{RELAY}/p2p-circuit/p2p/{peer_text(PEER)}",
+        f"{RELAY}/p2p-circuit",
+        "/ip4/8.8.8.8/tcp/1",
+        f"/ip4/1.2.3.4/udp/1/quic-v1/p2p/{peer_text(PEER)}/p2p-circuit",
+        f"{RELAY}/p2p-circuit/p2p/{peer_text(PEER)}/p2p-circuit",
+    ]
+    ordered = addresses.in_dial_order([Multiaddr(text) for text in texts], limit=10)
+    assert [str(address) for address in ordered] == [
+        "/ip4/8.8.8.8/tcp/1",
+        f"{RELAY}/p2p-circuit",
+        "/ip4/192.168.1.5/tcp/1",
+        "/ip4/127.0.0.1/tcp/1",
+    ]
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "/", "example.org:4001", "/ip4/1.2.3.4/tcp/4001", "/ip4/1.2.3.4/tcp/99999", f"/p2p/{peer_text(PEER)}"],
+    [
+        "",
+        "/",
+        "example.org:4001",
+        "/ip4/1.2.3.4/tcp/4001",
+        "/ip4/1.2.3.4/tcp/99999",
+        f"/p2p/{peer_text(PEER)}",
+        f"{RELAY}/p2p-circuit",
+        f"{RELAY}/p2p-circuit{peer_text(PEER)}",
+        f"{RELAY}/p2p-circuit/p2p-circuit/p2p/{peer_text(PEER)}",
+        f"/ip4/1.2.3.4/tcp/4001/p2p-circuit/p2p/{peer_text(PEER)}",
+    ],
 )
 def test_what_is_no_full_address_is_a_local_error(text: str) -> None:
     with pytest.raises(LocalError):

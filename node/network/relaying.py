@@ -1,0 +1,365 @@
+"""Circuits: connections of nodes that nobody can dial, through a peer that both can.
+
+The wire is libp2p's circuit relay v2, https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md. A node behind a
+router *reserves* a place at a peer, its relay, and tells others that address. Who dials it opens a stream to the relay,
+which opens one to the node and from then on copies bytes both ways. Over them the two make a connection as over a
+socket, with Noise and Yamux: the relay sees neither who says what nor can it pretend to be one of them.
+
+What a relay gives is bounded: MAX_RESERVATIONS nodes, MAX_CIRCUITS circuits, each for MAX_CIRCUIT_S and
+MAX_CIRCUIT_BYTES, all of them together at RELAYED_BYTES_PER_S. A circuit that ends so is a lost connection, and is
+dialled anew. Only direct connections reserve and are connected through: there are no circuits in circuits.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+import trio
+from google.protobuf.message import DecodeError
+from libp2p.abc import INetConn, INetStream
+from libp2p.connection_types import ConnectionType
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Limit, PeerId, Reservation, Status, StopMessage
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
+
+from node.network import addresses
+from node.network.deadlines import shielded
+from node.network.host import Host
+from node.network.network import NetworkError
+from node.network.peers import PeerTable
+from node.peer_id import peer_text
+
+log = structlog.get_logger()
+
+HOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/hop"
+STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
+MAX_MESSAGE_BYTES = 4_096
+STEP_DEADLINE_S = 5.0
+"""For each message of the agreement."""
+CLOSE_DEADLINE_S = 1.0
+
+MAX_RESERVATIONS = 32
+RESERVATION_S = 3_600.0
+MAX_CIRCUITS = 64
+MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 16, 32
+"""That one peer opens, and that lead to one: a node takes 64 streams of its relay."""
+MAX_CIRCUIT_S = 7_200.0
+MAX_CIRCUIT_BYTES = 512 * 2**20
+"""Both ways together. A token takes some 200 bytes on its way, a long prompt half a megabyte."""
+RELAYED_BYTES_PER_S, RELAYED_BURST_S = 2.0 * 2**20, 4.0
+COPY_BYTES = 32 * 1_024
+
+NUM_RELAYS = 2
+"""Where a node has a place at once, so that it can be reached when one of them goes."""
+RENEW_S = RESERVATION_S / 4
+RETRY_S = 10.0
+REFUSED_S = 600.0
+
+_ERRORS = (BaseLibp2pError, OSError, ValueError, DecodeError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class Pipe(ReadWriteCloser):
+    """A stream as a connection's socket."""
+
+    def __init__(self, stream: INetStream) -> None:
+        assert isinstance(stream, NetStream)
+        # (named so that nobody takes it for a socket's: see NoisePackets)
+        self._net_stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Empty at the end. Raises ConnectionClosedError."""
+        try:
+            return await self._net_stream.muxed_stream.read(n)
+        except MuxedStreamEOF:
+            return b""
+        except _ERRORS as exc:
+            raise ConnectionClosedError(f"the circuit broke: {exc!r}") from exc
+
+    async def write(self, data: bytes) -> None:
+        """Raises ConnectionClosedError."""
+        try:
+            await self._net_stream.muxed_stream.write(data)
+        except _ERRORS as exc:
+            raise ConnectionClosedError(f"the circuit broke: {exc!r}") from exc
+
+    async def close(self) -> None:
+        with shielded(CLOSE_DEADLINE_S):
+            try:
+                await self._net_stream.reset()
+            except _ERRORS as exc:
+                log.debug("closing a circuit failed", error=repr(exc))
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None  # (that would be the relay's)
+
+
+class Relaying:
+    """One node's part in it."""
+
+    def __init__(self, host: Host, table: PeerTable, offers: bool) -> None:
+        """offers: whether it relays for others."""
+        self._host = host
+        self._table = table
+        self._until: dict[bytes, float] = {}
+        """Peers that reserved here -> until when, in trio's time."""
+        self._num_circuits: Counter[bytes] = Counter()
+        """By who opened them."""
+        self._num_to: Counter[bytes] = Counter()
+        """By where they lead."""
+        self._paced_at = 0.0
+        """When what was copied so far would have been, at RELAYED_BYTES_PER_S."""
+        self._is_wanted = False
+        self._wanted_changed = trio.Event()
+        self._relays: dict[bytes, tuple[Multiaddr, float]] = {}
+        """Peers where this node has a place -> (their address, when it was given)."""
+        self._refused: dict[bytes, float] = {}
+        """Peers that are not asked again before."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when this node's own addresses have changed."""
+        host.circuits = self.circuits
+        host.open_circuit = self.open_circuit
+        host.serve(STOP_PROTOCOL, self._serve_stop)
+        if offers:
+            host.serve(HOP_PROTOCOL, self._serve_hop)
+
+    @property
+    def num_circuits(self) -> int:
+        """That this node carries for others."""
+        return self._num_circuits.total()
+
+    # --- as the relay ----------------------------------------------------------------------------------------------
+
+    async def _serve_hop(self, stream: INetStream) -> None:
+        peer = stream.muxed_conn.peer_id.to_bytes()
+        request = HopMessage()
+        with trio.fail_after(STEP_DEADLINE_S):
+            request.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+        if stream.muxed_conn.get_connection_type() != ConnectionType.DIRECT:
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=Status.PERMISSION_DENIED))
+        elif request.type == HopMessage.RESERVE:
+            await _say(stream, self._reserve(peer))
+        elif request.type == HopMessage.CONNECT:
+            await self._connect(stream, peer, request.peer.id)
+            return
+        else:
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=Status.UNEXPECTED_MESSAGE))
+        await stream.close()
+
+    def _reserve(self, peer: bytes) -> HopMessage:
+        now = trio.current_time()
+        self._until = {one: until for one, until in self._until.items() if until > now and one in self._table}
+        if peer not in self._until and len(self._until) >= MAX_RESERVATIONS:
+            return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
+        self._until[peer] = now + RESERVATION_S
+        log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self._until))
+        return HopMessage(
+            type=HopMessage.STATUS,
+            status=Status.OK,
+            reservation=Reservation(expire=int(time.time() + RESERVATION_S)),
+            limit=_limit(),
+        )
+
+    async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
+        refusal = self._refusal(source, target)
+        if refusal is not None:
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=refusal))
+            await stream.close()
+            return
+        self._num_circuits[source] += 1
+        self._num_to[target] += 1
+        onward: INetStream | None = None
+        try:
+            onward = await self._opened_to(target, source)
+            status = Status.CONNECTION_FAILED if onward is None else Status.OK
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=status, limit=_limit()))
+            if onward is None:
+                await stream.close()
+            else:
+                await self._copy(Pipe(stream), Pipe(onward))
+        finally:
+            self._num_circuits -= Counter([source])  # (which forgets who has none)
+            self._num_to -= Counter([target])
+            if onward is not None:
+                await Pipe(onward).close()
+
+    def _refusal(self, source: bytes, target: bytes) -> "Status.ValueType | None":
+        if self._until.get(target, 0.0) <= trio.current_time() or target not in self._table or target == source:
+            return Status.NO_RESERVATION
+        if (
+            self.num_circuits >= MAX_CIRCUITS
+            or self._num_circuits[source] >= MAX_CIRCUITS_PER_PEER
+            or self._num_to[target] >= MAX_CIRCUITS_PER_TARGET
+        ):
+            return Status.RESOURCE_LIMIT_EXCEEDED
+        return None
+
+    async def _opened_to(self, target: bytes, source: bytes) -> INetStream | None:
+        """A stream on which ``target`` agreed to be connected with ``source``."""
+        try:
+            with trio.fail_after(STEP_DEADLINE_S):
+                stream = await self._host.open(target, STOP_PROTOCOL)
+        except (NetworkError, trio.TooSlowError) as exc:
+            log.debug("relay_target_lost", peer=peer_text(target), reason=str(exc))
+            return None
+        answer = StopMessage()
+        try:
+            await _say(stream, StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=source), limit=_limit()))
+            with trio.fail_after(STEP_DEADLINE_S):
+                answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+        except (*_ERRORS, trio.TooSlowError) as exc:
+            log.debug("relay_target_silent", peer=peer_text(target), reason=repr(exc))
+        except BaseException:
+            await Pipe(stream).close()
+            raise
+        if answer.type == StopMessage.STATUS and answer.status == Status.OK:
+            return stream
+        await Pipe(stream).close()
+        return None
+
+    async def _copy(self, one: Pipe, other: Pipe) -> None:
+        """Until either end, or the bounds are reached; closes both."""
+        left = MAX_CIRCUIT_BYTES
+
+        async def copy(source: Pipe, sink: Pipe, scope: trio.CancelScope) -> None:
+            nonlocal left
+            try:
+                while left > 0 and (data := await source.read(COPY_BYTES)):
+                    left -= len(data)
+                    begun_at = max(self._paced_at, trio.current_time() - RELAYED_BURST_S)
+                    self._paced_at = begun_at + len(data) / RELAYED_BYTES_PER_S
+                    await trio.sleep_until(self._paced_at)
+                    await sink.write(data)
+            except ConnectionClosedError as exc:
+                log.debug("circuit_broke", reason=str(exc))
+            scope.cancel()
+
+        try:
+            with trio.move_on_after(MAX_CIRCUIT_S):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(copy, one, other, nursery.cancel_scope)
+                    nursery.start_soon(copy, other, one, nursery.cancel_scope)
+        finally:
+            await one.close()
+            await other.close()
+
+    # --- as the node behind a router -------------------------------------------------------------------------------
+
+    def want(self, is_wanted: bool) -> None:
+        """Whether this node shall have places at relays."""
+        if is_wanted != self._is_wanted:
+            self._is_wanted = is_wanted
+            self._wanted_changed.set()
+            self._wanted_changed = trio.Event()
+
+    def circuits(self) -> list[Multiaddr]:
+        """The addresses at which this node is reached through its relays."""
+        return [addresses.circuit(address, relay) for relay, (address, _) in self._relays.items()]
+
+    async def keep_reserved(self) -> None:
+        """Never returns."""
+        while True:
+            changed, before = self._wanted_changed, set(self._relays)
+            now = trio.current_time()
+            for relay in before:
+                if relay not in self._table or not self._is_wanted:
+                    del self._relays[relay]
+            if self._is_wanted:
+                await self._seek_places(now)
+            if set(self._relays) != before:
+                log.info("relays_changed", relays=[peer_text(relay) for relay in self._relays])
+                self.on_change()
+            with trio.move_on_after(RETRY_S if self._is_wanted else float("inf")):
+                await changed.wait()
+
+    async def _seek_places(self, now: float) -> None:
+        for relay, (address, given_at) in list(self._relays.items()):
+            if now - given_at > RENEW_S and not await self._place_given(relay, address):
+                del self._relays[relay]
+        for relay, address in self._candidates(now):
+            if len(self._relays) >= NUM_RELAYS:
+                break
+            await self._place_given(relay, address)
+
+    def _candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
+        """Peers that this node dialled, so others can as well; those in the open first."""
+        self._refused = {peer: until for peer, until in self._refused.items() if until > now}
+        found = []
+        for peer in self._table.peers():
+            for connection in self._table.connections(peer):
+                told = connection.get_transport_addresses()
+                if peer not in self._relays and peer not in self._refused and told and _is_dialled(connection):
+                    found.append((peer, Multiaddr(str(told[0]).partition("/p2p/")[0])))
+                    break
+        return sorted(found, key=lambda one: not addresses.is_global(one[1]))
+
+    async def _place_given(self, relay: bytes, address: Multiaddr) -> bool:
+        """Asks for a place, or for its renewal."""
+        answer = HopMessage()
+        try:
+            with trio.fail_after(STEP_DEADLINE_S):
+                stream = await self._host.open(relay, HOP_PROTOCOL)
+                try:
+                    await _say(stream, HopMessage(type=HopMessage.RESERVE))
+                    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+                finally:
+                    await Pipe(stream).close()
+        except (NetworkError, *_ERRORS, trio.TooSlowError) as exc:
+            log.debug("relay_refused", peer=peer_text(relay), reason=repr(exc))
+        if answer.type == HopMessage.STATUS and answer.status == Status.OK:
+            self._relays[relay] = (address, trio.current_time())
+            return True
+        self._refused[relay] = trio.current_time() + REFUSED_S
+        return False
+
+    async def _serve_stop(self, stream: INetStream) -> None:
+        """Somebody comes through one of this node's relays."""
+        relay = stream.muxed_conn.peer_id.to_bytes()
+        request = StopMessage()
+        with trio.fail_after(STEP_DEADLINE_S):
+            request.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+        if relay not in self._relays or request.type != StopMessage.CONNECT:
+            await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
+            await stream.close()
+            return
+        await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
+        address = addresses.circuit(self._relays[relay][0], relay)
+        await self._host.serve_circuit(Pipe(stream), address)
+
+    # --- as who dials one ------------------------------------------------------------------------------------------
+
+    async def open_circuit(self, relay: bytes, target: bytes) -> Pipe:
+        """Through a connected relay. Raises NetworkError."""
+        stream = await self._host.open(relay, HOP_PROTOCOL)
+        answer = HopMessage()
+        try:
+            await _say(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=target)))
+            answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+        except BaseException as exc:
+            await Pipe(stream).close()
+            if isinstance(exc, _ERRORS):
+                raise NetworkError(f"the relay {peer_text(relay)} does not answer: {exc!r}") from exc
+            raise
+        if answer.type == HopMessage.STATUS and answer.status == Status.OK:
+            return Pipe(stream)
+        await Pipe(stream).close()
+        raise NetworkError(f"the relay {peer_text(relay)} refuses: status {answer.status}")
+
+
+def _is_dialled(connection: INetConn) -> bool:
+    muxer = connection.muxed_conn
+    return muxer.is_initiator and muxer.get_connection_type() == ConnectionType.DIRECT
+
+
+def _limit() -> Limit:
+    return Limit(duration=int(MAX_CIRCUIT_S), data=MAX_CIRCUIT_BYTES)
+
+
+async def _say(stream: INetStream, message: HopMessage | StopMessage) -> None:
+    with trio.fail_after(STEP_DEADLINE_S):
+        await stream.write(encode_varint_prefixed(message.SerializeToString()))
