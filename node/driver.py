@@ -62,6 +62,8 @@ class OverlayDriver:
         self._sending: Counter[bytes] = Counter()
         self._complained: set[tuple[bytes, str]] = set()
         self._nursery: trio.Nursery | None = None
+        self.on_emit: Callable[[Emit], None] = lambda effect: None
+        """Called with everything that the overlay tells."""
 
     def now(self) -> float:
         """The overlay's time."""
@@ -169,6 +171,7 @@ class OverlayDriver:
 
     def _emit(self, effect: Emit) -> None:
         fields = {name: id_text(value) if isinstance(value, bytes) else value for name, value in effect.fields.items()}
+        self.on_emit(effect)
         if "request" in effect.fields:
             self._note_request(effect)
         if effect.event == "peer_offence":

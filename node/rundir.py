@@ -92,8 +92,8 @@ def next_epoch(data_dir: Path, now: float) -> int:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The file has its old content or all of ``data``, whatever happens, and is its owner's alone: some hold keys.
-    Raises LocalError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    For whoever holds the directory's lock: what a killed one left half written is replaced. Raises LocalError."""
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb", opener=_private) as file:
             file.write(data)
@@ -101,8 +101,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
-        raise LocalError(f"cannot write {path}: {exc.strerror}") from exc
+        with suppress(OSError):
+            temporary.unlink()
+        raise LocalError(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def _private(path: str, flags: int) -> int:

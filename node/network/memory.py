@@ -282,6 +282,10 @@ class MemoryNetwork:
     def remote_address(self, peer: bytes) -> str:
         return "/ip4/127.0.0.1/tcp/1" if self._swarm.connected(self.peer_id, peer) else ""
 
+    def addresses_of(self, peer: bytes) -> list[str]:
+        connected = self._swarm.connected(self.peer_id, peer)
+        return list(self._swarm.networks[peer]._settings.listen) if connected else []
+
     def num_exchanges(self) -> int:
         return sum(map(len, self._streams.values()))
 

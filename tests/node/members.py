@@ -1,7 +1,7 @@
 """Nodes for tests: whole ones over the in-memory network, with fake engines."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import combinations
 
@@ -33,16 +33,22 @@ class Member:
 
 @asynccontextmanager
 async def open_members(
-    count: int, config: OverlayConfig = OverlayConfig(), models: Sequence[str] = (), **engine_options: float
+    count: int,
+    config: OverlayConfig = OverlayConfig(),
+    models: Sequence[str] = (),
+    listen: Callable[[int], tuple[str, ...]] = lambda number: (),
+    **engine_options: float,
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
-    """``count`` nodes, all connected and introduced to each other. models: of each, where they differ."""
+    """``count`` nodes, all connected and introduced to each other. models: of each, where they differ. listen: where
+    the first one (1) and the others listen."""
     async with AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         members = []
         for number in range(count):
             identity = Identity(bytes([number + 1]) * 32)
-            network = await stack.enter_async_context(swarm.open_network(NetworkSettings(identity=identity)))
+            settings = NetworkSettings(identity=identity, listen=listen(number + 1))
+            network = await stack.enter_async_context(swarm.open_network(settings))
             named = {"model_name": models[number]} if models else {}
             engine = FakeEngine(FakeSettings(**named, **engine_options))  # type: ignore[arg-type]
             node = Node(identity, engine, network, 1, config=config)

@@ -1,0 +1,57 @@
+"""A node that is killed at any moment is itself again when it comes back."""
+
+import pytest
+import trio
+
+from node.swarm import LocalNode, LocalSwarm
+from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
+from tests.e2e.test_drain import MAX_TOKENS, ONE_THREAD, output, started
+
+pytestmark = pytest.mark.e2e
+
+FAKE = ["--model", "fake", "--debug"]
+
+
+async def killed(node: LocalNode) -> None:
+    node.kill()
+    await node.process.wait()
+
+
+async def has_saved(node: LocalNode, name: str, after: int = 0) -> int:
+    """Until the node has written a file once more than ``after``; how often by now."""
+    while (num := sum(event.get("event") == "saved" and event["file"] == name for event in node.events)) <= after:
+        await node.wait_next_event()
+    return num
+
+
+async def knows(node: LocalNode) -> None:
+    """Until it has written down whom it is connected to."""
+    await node.wait_peers(1)
+    await has_saved(node, "peers.msgpack")
+
+
+async def test_a_killed_node_finds_its_swarm_again_without_bootstrap(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        one, two = await swarm.start_many(2, FAKE)
+        ready = await two.wait_ready()
+        await knows(two)
+        await killed(two)
+        again = await swarm.start("node-2", options=FAKE)
+        assert (await again.wait_ready()).peer == ready.peer
+        await again.wait_event(lambda event: event.get("event") == "remembers_peers" and event["count"] == 1)
+        joined = await again.wait_event(lambda event: event.get("event") == "node_joined")
+        assert joined["peer"] == (await one.wait_ready()).peer
+
+
+async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSwarm) -> None:
+    """It goes on at a node that the killed one knew, with no other address given."""
+    with trio.fail_after(2 * DEADLINE_S):
+        _, mine = await swarm.start_many(2, [*ONE_THREAD, "--debug"])
+        await knows(mine)
+        asking = await started(mine)
+        begun = await output(asking, b'"type":"text"')
+        await killed(mine)
+        answer = parse_answer(begun + await output(asking))
+        assert answer.answered.completion_tokens == MAX_TOKENS and answer.answered.resumed == 1
+        later = await run_mycelia("ask", "--data-dir", str(mine.data_dir), "Hi")
+        assert later.returncode == 1 and "no node is running here" in later.stderr, "nobody is asked unasked"
