@@ -29,7 +29,7 @@ from node.engine.models import FAKE_MODEL, model_name, resolve_model
 from node.engine.process import open_engine
 from node.engine.settings import EngineSettings, sequences_for
 from node.entry import ASK, GENERATE, Entry
-from node.keeping import Keeper, Kept, load_kept
+from node.keeping import Keeper, Kept, load_kept, restored
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
@@ -51,7 +51,7 @@ from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
 from proto.errors import LocalError
-from proto.events import CacheChanged, FloorsRestored, Leaving, ModelServed, VitalsChanged
+from proto.events import CacheChanged, Leaving, ModelServed, VitalsChanged
 from proto.messages import Ask, ChatMessage, EntryFrame
 from proto.overlay import Overlay, PeerView
 from proto.radix import RadixTree
@@ -89,7 +89,8 @@ class Node:
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self._overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._kept = kept or Kept()
-        self._overlay.handle(FloorsRestored(self._kept.floors), time.time())
+        for event in restored(self._kept):
+            self._overlay.handle(event, time.time())
         self.requests = RequestLog()
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)

@@ -16,8 +16,11 @@ from node.network.network import Network
 from node.sealed import SealedFile
 from proto.effects import Emit
 from proto.errors import LocalError
+from proto.events import Event, FloorsRestored, TrustRestored
 from proto.floors import Floor
+from proto.observed import Observation
 from proto.overlay import Overlay
+from proto.trust import Offender
 
 log = structlog.get_logger()
 run_in_thread = trio.to_thread.run_sync
@@ -32,10 +35,22 @@ FLOORS_FILE = SealedFile("floors.msgpack", list[Floor], "old digests of peers ma
 
 
 @dataclass(frozen=True)
+class KeptTrust:
+    """What was held against peers, and observed of them."""
+
+    offenders: list[Offender] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+
+
+TRUST_FILE = SealedFile("trust.msgpack", KeptTrust, "peers in quarantine come back, and slow ones are tried again")
+
+
+@dataclass(frozen=True)
 class Kept:
     """What earlier runs of a node left."""
 
     floors: Sequence[Floor] = ()
+    trust: KeptTrust = field(default_factory=KeptTrust)
     known: KnownPeers = field(default_factory=KnownPeers)
     """Changes as the node meets others."""
 
@@ -45,7 +60,12 @@ def load_kept(data_dir: Path, now: float) -> Kept:
     known = KnownPeers(PEERS_FILE.load(data_dir) or (), now)
     if len(known):
         log.info("remembers_peers", count=len(known))
-    return Kept(FLOORS_FILE.load(data_dir) or (), known)
+    return Kept(FLOORS_FILE.load(data_dir) or (), TRUST_FILE.load(data_dir) or KeptTrust(), known)
+
+
+def restored(kept: Kept) -> list[Event]:
+    """For an overlay, before anything of the network."""
+    return [FloorsRestored(kept.floors), TrustRestored(kept.trust.offenders, kept.trust.observations)]
 
 
 class Keeper:
@@ -96,14 +116,15 @@ class Keeper:
             self._due_sooner.set()
 
     def _changed(self) -> list[tuple[SealedFile[Any], object]]:
+        overlay, now = self._overlay, self._now()
         values: list[tuple[SealedFile[Any], object]] = [
-            (FLOORS_FILE, self._overlay.floors()),
-            (PEERS_FILE, self._known_now()),
+            (FLOORS_FILE, overlay.floors()),
+            (TRUST_FILE, KeptTrust(overlay.offenders(now), overlay.observations(now))),
+            (PEERS_FILE, self._known_at(now)),
         ]
         return [(file, value) for file, value in values if value != self._saved.get(file.name)]
 
-    def _known_now(self) -> list[KnownPeer]:
-        now = self._now()
+    def _known_at(self, now: float) -> list[KnownPeer]:
         for view in self._overlay.peers(now):
             namespaces = [served.namespace for served in view.served]
             self._known.note(view.peer, self._network.addresses_of(view.peer), namespaces, view.connected_s, now)

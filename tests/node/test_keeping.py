@@ -8,8 +8,12 @@ import trio
 import trio.testing
 
 from node import keeping
-from node.keeping import AT_ONCE_S, FLOORS_FILE, NEW_PEER_S, SAVE_INTERVAL_S, load_kept
+from node.app import Node
+from node.engine.fake import FakeEngine, FakeSettings
+from node.keeping import AT_ONCE_S, FLOORS_FILE, NEW_PEER_S, SAVE_INTERVAL_S, TRUST_FILE, load_kept
 from node.known_peers import PEERS_FILE
+from node.network.identity import Identity
+from node.network.network import NetworkSettings
 from node.peer_id import peer_text
 from proto.events import Malformed
 from tests.damage import contents
@@ -67,7 +71,9 @@ async def test_who_is_put_in_quarantine_is_forgotten_at_once(
         assert len(load_kept(tmp_path, NOW).known) == 2
         misbehave(one, two)
         await trio.sleep(AT_ONCE_S + 1)
-        assert [known.peer for known in load_kept(tmp_path, NOW).known.rows(NOW)] == [three.peer]
+        kept = load_kept(tmp_path, NOW)
+        assert [known.peer for known in kept.known.rows(NOW)] == [three.peer]
+        assert [(one.peer, one.offences) for one in kept.trust.offenders] == [(two.peer, 10.0)]
         nursery.cancel_scope.cancel()
 
 
@@ -104,5 +110,22 @@ async def test_a_directory_that_cannot_be_written_ends_nothing(
         await trio.sleep(3 * SAVE_INTERVAL_S)
         (tmp_path / "gone").mkdir()
         await trio.sleep(SAVE_INTERVAL_S)
-        assert contents(tmp_path / "gone").keys() == {file.name for file in (FLOORS_FILE, PEERS_FILE)}
+        assert contents(tmp_path / "gone").keys() == {file.name for file in (FLOORS_FILE, PEERS_FILE, TRUST_FILE)}
         nursery.cancel_scope.cancel()
+
+
+async def test_a_quarantine_outlives_a_restart(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2) as (swarm, (one, two)):
+        misbehave(one, two)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.node.keeper(tmp_path).run)
+            await trio.sleep(AT_ONCE_S + 2)
+            nursery.cancel_scope.cancel()
+        assert not one.node.state().peers
+        settings = NetworkSettings(identity=Identity(b"again" + bytes(27)))
+        async with swarm.open_network(settings) as network, trio.open_nursery() as nursery:
+            again = Node(settings.identity, FakeEngine(FakeSettings()), network, 2, load_kept(tmp_path, NOW))
+            await nursery.start(again.run)
+            await trio.sleep(5)
+            assert [row.peer for row in again.state().peers] == [peer_text(one.peer)]
+            nursery.cancel_scope.cancel()

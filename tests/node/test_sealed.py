@@ -1,6 +1,7 @@
 """Files that are written atomically, checked on load and set aside when damaged: every one that a node keeps so."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +9,43 @@ import msgspec
 import pytest
 import structlog.testing
 
-from node.keeping import FLOORS_FILE
+from node.keeping import FLOORS_FILE, TRUST_FILE, KeptTrust
 from node.known_peers import PEERS_FILE, KnownPeer
 from node.rundir import next_epoch, write_atomically
 from node.sealed import MAX_ASIDE, MAX_FILE_BYTES, SealedFile
 from proto.errors import LocalError
 from proto.floors import Floor
+from proto.observed import Observation
+from proto.trust import Offender
 from tests.damage import contents, damaged, fill_disk
 
 FLOORS = [Floor(bytes([number] * 38), bytes(16), 1_760_000_000_000, number, 1_760_000_000.5) for number in range(3)]
 PEERS = [KnownPeer(b"p" * 38, ("/ip4/192.0.2.1/tcp/7117",), (bytes(16),), 60.0, 1_760_000_000.5)]
-FILES: list[tuple[SealedFile[Any], Any]] = [(FLOORS_FILE, FLOORS), (PEERS_FILE, PEERS)]
+TRUST = KeptTrust([Offender(b"o" * 38, 10.5, 1.5, 601.5)], [Observation(b"p" * 38, 0.5, 2.5, 3, 1.5)])
+FILES: list[tuple[SealedFile[Any], Any, Any]] = [
+    (FLOORS_FILE, FLOORS[:1], FLOORS),
+    (PEERS_FILE, PEERS[:1], PEERS * 2),
+    (TRUST_FILE, TRUST, replace(TRUST, offenders=TRUST.offenders * 2)),
+]
+"""Each with what it may hold, and what it may hold next."""
 
-every_file = pytest.mark.parametrize(("file", "value"), FILES, ids=lambda one: getattr(one, "name", ""))
+every_file = pytest.mark.parametrize(("file", "value", "next_value"), FILES, ids=lambda one: getattr(one, "name", ""))
 
 
 @every_file
-def test_what_was_saved_is_loaded(tmp_path: Path, file: SealedFile[Any], value: Any) -> None:
+def test_what_was_saved_is_loaded(tmp_path: Path, file: SealedFile[Any], value: Any, next_value: Any) -> None:
     assert file.load(tmp_path) is None and file.peek(tmp_path) is None
-    file.save(tmp_path, value)
-    assert file.load(tmp_path) == file.peek(tmp_path) == value
+    for one in (next_value, value):
+        file.save(tmp_path, one)
+        assert file.load(tmp_path) == file.peek(tmp_path) == one
     assert contents(tmp_path).keys() == {file.name}
     assert (tmp_path / file.name).stat().st_mode & 0o777 == 0o600
 
 
 @every_file
-def test_every_damage_is_noticed_and_set_aside(tmp_path: Path, file: SealedFile[Any], value: Any) -> None:
+def test_every_damage_is_noticed_and_set_aside(
+    tmp_path: Path, file: SealedFile[Any], value: Any, next_value: Any
+) -> None:
     path = tmp_path / file.name
     file.save(tmp_path, value)
     whole = path.read_bytes()
@@ -51,7 +63,9 @@ def test_every_damage_is_noticed_and_set_aside(tmp_path: Path, file: SealedFile[
 
 
 @every_file
-def test_what_cannot_be_read_is_set_aside_unchanged(tmp_path: Path, file: SealedFile[Any], value: Any) -> None:
+def test_what_cannot_be_read_is_set_aside_unchanged(
+    tmp_path: Path, file: SealedFile[Any], value: Any, next_value: Any
+) -> None:
     path = tmp_path / file.name
     path.mkdir()  # (root may read every file)
     (path / "inside").write_bytes(b"something")
@@ -63,17 +77,17 @@ def test_what_cannot_be_read_is_set_aside_unchanged(tmp_path: Path, file: Sealed
 
 @every_file
 def test_a_full_disk_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: SealedFile[Any], value: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: SealedFile[Any], value: Any, next_value: Any
 ) -> None:
     file.save(tmp_path, value)
     before = contents(tmp_path)
     with monkeypatch.context() as full:
         fill_disk(full, tmp_path)
         with pytest.raises(LocalError, match=f"cannot write .*{file.name}: No space left on device"):
-            file.save(tmp_path, value * 2)
+            file.save(tmp_path, next_value)
     assert contents(tmp_path) == before
-    file.save(tmp_path, value * 2)
-    assert file.load(tmp_path) == value * 2
+    file.save(tmp_path, next_value)
+    assert file.load(tmp_path) == next_value
 
 
 def test_a_value_of_another_kind_is_damage(tmp_path: Path) -> None:
