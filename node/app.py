@@ -43,6 +43,7 @@ from node.serve.server import bind_api, url_of
 from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
 from node.telemetry.inspection import INSPECT, Inspection
+from node.telemetry.journal import open_request_log
 from node.telemetry.metrics import exposition
 from node.telemetry.requests import RequestLog
 from node.version import VERSION
@@ -80,9 +81,11 @@ class Node:
         config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
         policy: Policy | None = None,
         drain: Drain | None = None,
+        requests: RequestLog | None = None,
     ) -> None:
         """kept: what earlier runs of this node left, see ``keeper``. policy: another rule of who answers than the
-        protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it."""
+        protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it.
+        requests: a log that knows those of before, see ``open_request_log``."""
         self._engine = engine
         self._network = network
         self._epoch = epoch
@@ -91,7 +94,7 @@ class Node:
         self._kept = kept or Kept()
         for event in restored(self._kept):
             self._overlay.handle(event, time.time())
-        self.requests = RequestLog()
+        self.requests = requests or RequestLog()
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)
         self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
@@ -334,10 +337,14 @@ async def run_node(settings: NodeSettings) -> None:
             if settings.exit_with_parent:
                 nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
             log.info("loading_model", model=str(model_path))
-            async with open_engine(engine_settings) as engine, open_network(network_settings) as network:
+            async with (
+                open_request_log(data_dir if settings.journal else None) as requests,
+                open_engine(engine_settings) as engine,
+                open_network(network_settings) as network,
+            ):
                 # (only the oracle looks, and no node follows it)
                 policy = make_policy(settings.policy, random.Random(os.urandom(16)), lambda one, chain: one)  # noqa: S311
-                node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain)
+                node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
                 await _run_until_cancelled(node, network, listener, settings, drain)
     log.info("left")
 

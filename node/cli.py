@@ -166,6 +166,11 @@ Examples:
     help="Told to leave (Ctrl-C, SIGTERM, 'mycelia leave'), finish what is being answered for so long; the rest goes on"
     " at other nodes. A second Ctrl-C leaves at once.",
 )
+@click.option(
+    "--no-journal",
+    is_flag=True,
+    help="Do not write down which requests entered here: no prompts and no answers, but when, whose and served where.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 @click.pass_context
@@ -192,6 +197,7 @@ def node(
     exact: bool,
     policy: str,
     drain_s: float,
+    no_journal: bool,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -241,6 +247,7 @@ def node(
         exact=exact,
         policy=check_policy(policy),
         drain_s=drain_s,
+        journal=not no_journal,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )

@@ -3,9 +3,10 @@
 import pytest
 import trio
 
+from node.client import fetch_requests
 from node.swarm import LocalNode, LocalSwarm
-from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
-from tests.e2e.test_drain import MAX_TOKENS, ONE_THREAD, output, started
+from tests.e2e.conftest import DEADLINE_S, ask, parse_answer, run_mycelia
+from tests.e2e.test_drain import MAX_TOKENS, ONE_THREAD, PROMPT, output, started
 
 pytestmark = pytest.mark.e2e
 
@@ -55,3 +56,37 @@ async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSw
         assert answer.answered.completion_tokens == MAX_TOKENS and answer.answered.resumed == 1
         later = await run_mycelia("ask", "--data-dir", str(mine.data_dir), "Hi")
         assert later.returncode == 1 and "no node is running here" in later.stderr, "nobody is asked unasked"
+
+
+async def test_a_killed_node_shows_its_requests_again(swarm: LocalSwarm) -> None:
+    """Also the one that it was answering: it ended with the node."""
+    with trio.fail_after(2 * DEADLINE_S):
+        node = await swarm.start("alone", options=ONE_THREAD)
+        await node.wait_ready()
+        first = await ask(node, "Hi", "--max-tokens", "3")
+        asking = await started(node)
+        await output(asking, b'"type":"text"')
+        await killed(node)
+        failed = await output(asking)
+        assert failed == "" or "answered" not in failed
+
+        again = await swarm.start("alone", options=ONE_THREAD)
+        answered, interrupted = await fetch_requests(await again.wait_ready())
+        assert (answered.status, answered.completion_tokens) == ("answered", first.answered.completion_tokens)
+        assert answered.served_by == (await again.wait_ready()).peer
+        assert (interrupted.status, interrupted.completion_tokens) == ("interrupted", 0)
+        for row, step in ((answered, "first_token"), (interrupted, "interrupted")):
+            told = await run_mycelia("trace", row.id[:8], "--data-dir", str(again.data_dir))
+            assert told.returncode == 0 and step in told.stdout, told.stderr
+        listed = await run_mycelia("trace", "--data-dir", str(again.data_dir))
+        assert listed.returncode == 0 and "interrupted" in listed.stdout
+        assert PROMPT.encode() not in (again.data_dir / "requests.journal").read_bytes()
+
+
+async def test_a_node_without_a_journal_writes_none(swarm: LocalSwarm) -> None:
+    with trio.fail_after(DEADLINE_S):
+        node = await swarm.start("private", options=["--model", "fake", "--no-journal"])
+        await node.wait_ready()
+        await ask(node, "Hi", "--max-tokens", "3")
+        await node.stop()
+        assert not list(node.data_dir.glob("requests.*"))
