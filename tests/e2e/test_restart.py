@@ -1,5 +1,7 @@
 """A node that is killed at any moment is itself again when it comes back."""
 
+from pathlib import Path
+
 import pytest
 import trio
 
@@ -7,6 +9,7 @@ from node.client import fetch_requests
 from node.swarm import LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer, run_mycelia
 from tests.e2e.test_drain import MAX_TOKENS, ONE_THREAD, PROMPT, output, started
+from tests.e2e.test_options import LONG
 
 pytestmark = pytest.mark.e2e
 
@@ -90,3 +93,25 @@ async def test_a_node_without_a_journal_writes_none(swarm: LocalSwarm) -> None:
         await ask(node, "Hi", "--max-tokens", "3")
         await node.stop()
         assert not list(node.data_dir.glob("requests.*"))
+
+
+async def test_a_killed_node_serves_from_its_disk_tier(swarm: LocalSwarm, tmp_path: Path) -> None:
+    """What left the KV cache is on disk at once; files that the kill tore are misses."""
+    options = [*ONE_THREAD, "--cache-dir", str(tmp_path / "cache")]
+    with trio.fail_after(2 * DEADLINE_S):
+        node = await swarm.start("warm", options=options)
+        await node.wait_ready()
+        cold = await ask(node, LONG, "--max-tokens", "2")
+        assert cold.answered.cached_tokens < cold.answered.prompt_tokens / 10
+        for prompt in ("Something else.", "And more."):  # (what is idle, and not what the next one begins with, leaves)
+            await ask(node, prompt, "--max-tokens", "2")
+        with trio.fail_after(DEADLINE_S):
+            while not (edges := list((tmp_path / "cache").rglob("*.edge"))):  # noqa: ASYNC110  nothing announces it
+                await trio.sleep(0.05)
+        await killed(node)
+        edges[0].with_suffix(".1.tmp").write_bytes(b"half written")
+
+        again = await swarm.start("warm", options=options)
+        await again.wait_ready()
+        warm = await ask(again, LONG, "--max-tokens", "2")
+        assert warm.answered.cached_tokens > warm.answered.prompt_tokens * 0.9
