@@ -28,7 +28,7 @@ from node.engine.models import FAKE_MODEL, model_name, resolve_model
 from node.engine.process import open_engine
 from node.engine.settings import EngineSettings, sequences_for
 from node.entry import ASK, GENERATE, Entry, serve_ask_stream
-from node.floors import keep_floors, load_floors
+from node.keeping import Keeper, Kept, load_kept, restored
 from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
@@ -44,6 +44,7 @@ from node.serving import serve_generate_stream
 from node.settings import NodeSettings, prepare_data_dir
 from node.swarm_models import MODELS, SwarmModels
 from node.telemetry.inspection import INSPECT, Inspection
+from node.telemetry.journal import open_request_log
 from node.telemetry.metrics import exposition
 from node.telemetry.requests import RequestLog
 from node.version import VERSION
@@ -52,8 +53,7 @@ from proto.budget import Plane, Traffic
 from proto.config import OverlayConfig
 from proto.effects import RequestEffect
 from proto.errors import LocalError
-from proto.events import CacheChanged, FloorsRestored, Leaving, ModelServed, VitalsChanged
-from proto.floors import Floor
+from proto.events import CacheChanged, Leaving, ModelServed, VitalsChanged
 from proto.messages import Ask, ChatMessage, EntryFrame
 from proto.overlay import Overlay, PeerView
 from proto.radix import RadixTree
@@ -74,20 +74,24 @@ class Node:
         engine: Engine,
         network: Network,
         epoch: int,
-        floors: Sequence[Floor] = (),
+        kept: Kept | None = None,
         config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
         policy: Policy | None = None,
         drain: Drain | None = None,
+        requests: RequestLog | None = None,
     ) -> None:
-        """floors: what ``floors()`` said before the last end of this node. policy: another rule of who answers than the
-        protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it."""
+        """kept: what earlier runs of this node left, see ``keeper``. policy: another rule of who answers than the
+        protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it.
+        requests: a log that knows those of before, see ``open_request_log``."""
         self._engine = engine
         self._network = network
         self._epoch = epoch
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self._overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
-        self._overlay.handle(FloorsRestored(floors), time.time())
-        self.requests = RequestLog(trio.current_time)
+        self._kept = kept or Kept()
+        for event in restored(self._kept):
+            self._overlay.handle(event, time.time())
+        self.requests = requests or RequestLog(trio.current_time)
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)
         self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
@@ -191,9 +195,11 @@ class Node:
         found = self.requests.matching(prefix)
         return await self._inspection.trace(found[0]) if len(found) == 1 else None
 
-    def floors(self) -> list[Floor]:
-        """See ``Overlay.floors``."""
-        return self._overlay.floors()
+    def keeper(self, data_dir: Path) -> Keeper:
+        """Writes what is to be remembered over restarts. To be run while the node runs."""
+        keeper = Keeper(data_dir, self._overlay, self._network, self._kept.known, self._driver.now)
+        self._driver.on_emit = keeper.note
+        return keeper
 
     def state(self) -> NodeState:
         """The node as it is now."""
@@ -316,26 +322,32 @@ async def run_node(settings: NodeSettings) -> None:
         parse_listen(address)
     with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
         identity = load_or_create_identity(data_dir)
+        epoch = next_epoch(data_dir, time.time())
+        kept = load_kept(data_dir, time.time())
         engine_settings = _engine_settings(settings, model_path)
         network_settings = NetworkSettings(
             identity=identity,
             listen=settings.listen,
             bootstrap=settings.bootstrap,
+            remembered=kept.known.full_addresses,
             announce=settings.announce,
             relay=settings.relay,
             debug=settings.debug,
         )
-        epoch = next_epoch(data_dir, time.time())
         drain = Drain()
         async with trio.open_nursery() as nursery:
             await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
             if settings.exit_with_parent:
                 nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
             log.info("loading_model", model=str(model_path))
-            async with open_engine(engine_settings) as engine, open_network(network_settings) as network:
+            async with (
+                open_request_log(data_dir if settings.journal else None) as requests,
+                open_engine(engine_settings) as engine,
+                open_network(network_settings) as network,
+            ):
                 # (only the oracle looks, and no node follows it)
                 policy = make_policy(settings.policy, random.Random(os.urandom(16)), lambda one, chain: one)  # noqa: S311
-                node = Node(identity, engine, network, epoch, load_floors(data_dir), policy=policy, drain=drain)
+                node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
                 await _run_until_cancelled(node, network, listener, settings, drain)
     log.info("left")
 
@@ -370,7 +382,7 @@ async def _run_until_cancelled(
         await nursery.start(node.run)
         if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
             nursery.start_soon(node.keep_reachable)
-        nursery.start_soon(keep_floors, settings.data_dir, node.floors)
+        nursery.start_soon(node.keeper(settings.data_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(
             settings.data_dir,

@@ -173,6 +173,11 @@ Examples:
     help="Pass on connections of nodes that nobody can dial (32 nodes, 2 MiB/s in all), and be reached through a peer"
     " that does where nobody can dial this one, as behind a router.",
 )
+@click.option(
+    "--no-journal",
+    is_flag=True,
+    help="Do not write down which requests entered here: no prompts and no answers, but when, whose and served where.",
+)
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
 @click.pass_context
@@ -200,6 +205,7 @@ def node(
     policy: str,
     drain_s: float,
     relay: bool,
+    no_journal: bool,
     exit_with_parent: bool,
     debug: bool,
 ) -> None:
@@ -250,6 +256,7 @@ def node(
         policy=check_policy(policy),
         drain_s=drain_s,
         relay=relay,
+        journal=not no_journal,
         exit_with_parent=exit_with_parent,
         debug=debug,
     )

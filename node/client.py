@@ -1,6 +1,7 @@
 """How a command reaches the swarm: through the node that runs here, else as a light client through bootstrap peers."""
 
 import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from node.entry import ASK
 from node.errors import first_error
 from node.network.identity import new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
-from node.peer_id import peer_text
+from node.peer_id import peer_from_text, peer_text
 from node.rejoin import SILENCE_DEADLINE_S, AnswerSoFar, rejoining
 from node.rundir import RunInfo, find_running, is_held
 from node.views import (
@@ -129,12 +130,16 @@ async def _follow(
     if info is not None:
         try:
             await _ask_local(so_far, info, due_at, send)
-            return
         except _EntryLostError as exc:
-            if not bootstrap:
+            from node.known_peers import entries_known  # (imports multiaddr)
+
+            # The swarm has seen the prompt, so what the lost node remembered of it may see the rest.
+            entries = [*bootstrap, *entries_known(data_dir, so_far.namespace, time.time())]
+            if not entries:
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
             so_far.num_rejoins += 1
-    if bootstrap:  # (also while the node here is starting)
+            await _ask_as_light_client(so_far, entries, due_at, send, peer_from_text(info.peer))
+    elif bootstrap:  # (also while the node here is starting)
         await _ask_as_light_client(so_far, bootstrap, due_at, send)
     elif is_held(data_dir):
         raise LocalError(_STARTING.format(data_dir))
@@ -195,8 +200,13 @@ def _no_answer(info: RunInfo, exc: Exception) -> LocalError:
 
 
 async def _ask_as_light_client(
-    so_far: AnswerSoFar, bootstrap: Sequence[str], due_at: float, send: trio.MemorySendChannel[FrameView]
+    so_far: AnswerSoFar,
+    bootstrap: Sequence[str],
+    due_at: float,
+    send: trio.MemorySendChannel[FrameView],
+    lost: bytes | None = None,
 ) -> None:
+    """lost: the entry node that began the answer."""
     from node.network.libp2p_network import open_network  # (imports libp2p, which a running node makes unnecessary)
 
     async with open_network(NetworkSettings(identity=new_identity(), overlay=False)) as network:
@@ -218,7 +228,7 @@ async def _ask_as_light_client(
             return stream
 
         try:
-            async with aclosing(rejoining(so_far, enter, due_at)) as frames:
+            async with aclosing(rejoining(so_far, enter, due_at, lost)) as frames:
                 async for frame in frames:
                     await send.send(frame_view(frame))
         except NetworkError as exc:

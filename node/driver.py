@@ -64,6 +64,8 @@ class OverlayDriver:
         self._nursery: trio.Nursery | None = None
         self.joined = trio.Event()
         """Set when a node has said hello; replaced by a fresh one each time."""
+        self.on_emit: Callable[[Emit], None] = lambda effect: None
+        """Called with everything that the overlay tells."""
 
     def now(self) -> float:
         """The overlay's time."""
@@ -171,6 +173,7 @@ class OverlayDriver:
 
     def _emit(self, effect: Emit) -> None:
         fields = {name: id_text(value) if isinstance(value, bytes) else value for name, value in effect.fields.items()}
+        self.on_emit(effect)
         if "request" in effect.fields:
             self._note_request(effect)
         if effect.event == "node_joined":

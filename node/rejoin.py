@@ -40,14 +40,15 @@ class AnswerSoFar:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._tokens = bytearray(ask.answered)
-        self._namespace = ask.namespace
+        self.namespace = ask.namespace
+        """Of the model that was chosen; empty: none yet."""
         self.num_rejoins = 0
 
     def routed(self, namespace: bytes) -> None:
         """What the tokens to come mean. Raises RemoteError when it changes. Mutates."""
-        if self._tokens and self._namespace and namespace != self._namespace:
+        if self._tokens and self.namespace and namespace != self.namespace:
             raise RemoteError("another model went on with the answer")
-        self._namespace = namespace
+        self.namespace = namespace
 
     def add(self, tokens: bytes) -> None:
         """Raises RemoteError for more than was asked for, or what is no tokens. Mutates."""
@@ -61,7 +62,7 @@ class AnswerSoFar:
 
     def rest(self) -> Ask:
         """The request for what comes after."""
-        namespace = self._namespace if self._tokens else b""
+        namespace = self.namespace if self._tokens else b""
         return msgspec.structs.replace(self._ask, answered=bytes(self._tokens), namespace=namespace)
 
     def num_resumed(self, told: int) -> int:
@@ -70,10 +71,11 @@ class AnswerSoFar:
         return told + max(self.num_rejoins - 1, 0) if self._tokens else told
 
 
-async def rejoining(so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float) -> AsyncGenerator[EntryFrame, None]:
-    """The frames of an answer, entered anew wherever an entry node is lost. due_at: see ``entry_frames``. Raises
-    NetworkError when there is no other one."""
-    lost: bytes | None = None
+async def rejoining(
+    so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float, lost: bytes | None = None
+) -> AsyncGenerator[EntryFrame, None]:
+    """The frames of an answer, entered anew wherever an entry node is lost. due_at: see ``entry_frames``. lost: the
+    entry node that was lost before. Raises NetworkError when there is no other one."""
     num_fruitless = 0
     while True:
         stream = await _opened(so_far.rest(), open_entry, lost, due_at)

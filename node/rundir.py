@@ -21,6 +21,7 @@ from proto.errors import LocalError
 _LOCK_FILE = "lock"
 _RUN_FILE = "node.json"
 _EPOCH_FILE = "epoch"
+_MAX_BYTES = 4_096
 _LOOK_S, _MAX_LOOKS = 0.02, 10
 """A command that looks whether a node is here holds the lock for an instant: no reason to refuse to start."""
 
@@ -63,7 +64,7 @@ def write_run_info(data_dir: Path, info: RunInfo) -> None:
 def find_running(data_dir: Path) -> RunInfo | None:
     """The node that runs with this directory now, if any."""
     try:
-        info = msgspec.json.decode((data_dir / _RUN_FILE).read_bytes(), type=RunInfo)
+        info = msgspec.json.decode(_read(data_dir / _RUN_FILE), type=RunInfo)
     except (OSError, ValueError):
         return None
     return info if is_held(data_dir) else None
@@ -82,7 +83,7 @@ def next_epoch(data_dir: Path, now: float) -> int:
     """See ``epoch_after``; remembered for the next start."""
     path = data_dir / _EPOCH_FILE
     try:
-        last = int(path.read_text("ascii"))
+        last = int(_read(path))
     except (OSError, ValueError):
         last = 0
     epoch = epoch_after(last, now)
@@ -92,8 +93,8 @@ def next_epoch(data_dir: Path, now: float) -> int:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The file has its old content or all of ``data``, whatever happens, and is its owner's alone: some hold keys.
-    Raises LocalError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    For whoever holds the directory's lock: what a killed one left half written is replaced. Raises LocalError."""
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb", opener=_private) as file:
             file.write(data)
@@ -101,8 +102,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
-        raise LocalError(f"cannot write {path}: {exc.strerror}") from exc
+        with suppress(OSError):
+            temporary.unlink()
+        raise LocalError(f"cannot write {path}: {exc.strerror or exc}") from exc
+
+
+def _read(path: Path) -> bytes:
+    """Whatever became of the file, no more than it may hold. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES)
 
 
 def _private(path: str, flags: int) -> int:

@@ -71,6 +71,8 @@ class NodeSettings:
     """Leave when standard input ends, so that no node outlives the program that started it."""
     drain_s: float = DEFAULT_DRAIN_S
     """How long a node that was told to leave still finishes what it is answering."""
+    journal: bool = True
+    """Write down which requests entered, to show them after a restart."""
     policy: str = OWN
     """Who answers prompts that enter here: a name in ``sim.policies``, for comparisons."""
     debug: bool = False

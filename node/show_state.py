@@ -71,7 +71,7 @@ def requests_table(rows: Sequence[RequestRow]) -> Table:
     """The newest last."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     # (else the reasons would take the others' room)
-    for name, width in (("request", SHORT_REQUEST), ("at", 8), ("status", 9), ("served by", 9)):
+    for name, width in (("request", SHORT_REQUEST), ("at", 8), ("status", 11), ("served by", 9)):
         table.add_column(name, min_width=width, no_wrap=True)
     for name, width in (("prompt", 6), ("cached", 6), ("TTFT ms", 7), ("tokens", 6)):
         table.add_column(name, min_width=width, justify="right", no_wrap=True)

@@ -257,7 +257,7 @@ class RequestRow(msgspec.Struct, frozen=True):
     client: str
     """A peer's id, or what stands for an API key; empty: this machine."""
     status: str = "running"
-    """running, answered, failed or cancelled."""
+    """running, answered, failed, cancelled, or interrupted: the node ended before the answer did."""
     code: str = ""
     """Why it ended: stop or length, or the failure's code."""
     served_by: str = ""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from proto.cells import ROOT, Cell
 from proto.floors import Floor
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
+from proto.observed import Observation
 from proto.refusals import Refusal
+from proto.trust import Offender
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,14 @@ class FloorsRestored:
 
 
 @dataclass(frozen=True)
+class TrustRestored:
+    """What ``Overlay.offenders`` and ``Overlay.observations`` returned before this node restarted. Likewise."""
+
+    offenders: Sequence[Offender]
+    observations: Sequence[Observation]
+
+
+@dataclass(frozen=True)
 class CacheChanged:
     """The engine's prefix cache: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves."""
 
@@ -176,6 +186,6 @@ class RequestCancelled:
     request_id: bytes
 
 
-NodeEvent = TimerFired | FloorsRestored | ModelServed | CacheChanged | VitalsChanged | Leaving
+NodeEvent = TimerFired | FloorsRestored | TrustRestored | ModelServed | CacheChanged | VitalsChanged | Leaving
 RequestEvent = ProvidersFound | RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

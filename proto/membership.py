@@ -7,6 +7,7 @@ Invariant: one member a connected peer; members are only added by Connected or H
 or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,7 +17,7 @@ from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
 from proto.events import Connected, ModelServed, Timer
 from proto.load_table import LoadTable
 from proto.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
-from proto.observed import Observed
+from proto.observed import Observation, Observed
 
 
 @dataclass
@@ -236,6 +237,12 @@ class Membership:
         """See ``Observed``."""
         self.observed.on_cached(peer, believed_tokens, cached_tokens, now)
         self._observe(peer)
+
+    def on_restored(self, observations: Sequence[Observation], now: float) -> None:
+        """See ``Observed.restore``."""
+        self.observed.restore(observations, now)
+        for one in observations:
+            self._observe(one.peer)
 
     def loads(self, namespace: bytes) -> LoadTable:
         """Of every node of ``namespace``, this one included; kept from the first call on."""

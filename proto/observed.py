@@ -11,7 +11,9 @@ come as soon: that lie makes it late instead.
 Invariant: at most ``max_observed`` peers are remembered, the ones observed last.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proto.config import RoutingConfig
@@ -24,6 +26,26 @@ class _Record:
     num_late: int = 0
     """Observations of lateness: the first few count more, so that a node meets each liar only once or twice."""
     at: float = 0.0
+
+
+_MAX_NUM_LATE = 1_000
+"""By far enough for a weight that no longer changes."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is remembered of a peer."""
+
+    peer: bytes
+    imprecision: float
+    lateness_s: float
+    num_late: int
+    at: float
+    """Unix time in seconds at which that was so; it fades from then on."""
+
+
+FORGOTTEN_HALF_LIVES = 16
+"""After so many nothing is left: 600 s late are 10 ms then."""
 
 
 class Observed:
@@ -69,6 +91,30 @@ class Observed:
         """From 0 to 1, 1 when nothing is known. Does not mutate."""
         record = self._records.get(peer)
         return 1.0 - record.imprecision * self._fading(record, now) if record else 1.0
+
+    def observations(self, now: float) -> list[Observation]:
+        """What to ``restore`` after a restart: of everybody of whom something is left, whoever was observed last at the
+        end. Does not mutate."""
+        return [
+            Observation(peer, record.imprecision, record.lateness_s, record.num_late, record.at)
+            for peer, record in self._records.items()
+            if self._is_left(record.at, now)
+        ]
+
+    def restore(self, observations: Sequence[Observation], now: float) -> None:
+        """Remember what was observed before a restart; what is out of all bounds is brought into them, and times to
+        come are ``now``. Mutates."""
+        for one in observations:
+            if not all(map(math.isfinite, (one.imprecision, one.lateness_s, one.at))) or not self._is_left(one.at, now):
+                continue
+            record = self._faded(one.peer, now)
+            record.imprecision = min(max(one.imprecision, 0.0), 1.0)
+            record.lateness_s = min(max(one.lateness_s, 0.0), self._config.max_lateness_s)
+            record.num_late = min(max(one.num_late, 0), _MAX_NUM_LATE)
+            record.at = min(one.at, now)
+
+    def _is_left(self, at: float, now: float) -> bool:
+        return now - at < FORGOTTEN_HALF_LIVES * self._config.observation_half_life_s
 
     def _fading(self, record: _Record, now: float) -> float:
         return float(0.5 ** (max(now - record.at, 0.0) / self._config.observation_half_life_s))

@@ -42,6 +42,7 @@ from proto.events import (
     StreamLost,
     Timer,
     TimerFired,
+    TrustRestored,
     VitalsChanged,
 )
 from proto.floors import Floor
@@ -64,11 +65,12 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
+from proto.observed import Observation
 from proto.refusals import Refusal
 from proto.request import LEAVING, LEAVING_MESSAGE
 from proto.request_plane import RequestPlane
 from proto.routing import Policy, wait_here_s
-from proto.trust import Trust
+from proto.trust import Offender, Trust
 from proto.vitals_plane import VitalsPlane
 
 
@@ -145,6 +147,10 @@ class Overlay:
             case FloorsRestored():
                 self._digests.estimates.restore(event.floors)
                 return []
+            case TrustRestored():
+                self._trust.restore(event.offenders, now)
+                self._members.on_restored(event.observations, now)
+                return []
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
             case VitalsChanged():
@@ -198,6 +204,14 @@ class Overlay:
     def floors(self) -> list[Floor]:
         """What this node remembers of its peers' versions, to be kept on disk and given back as FloorsRestored."""
         return self._digests.estimates.floors()
+
+    def offenders(self, now: float) -> list[Offender]:
+        """What this node holds against peers, to be kept and given back as TrustRestored. Does not mutate."""
+        return self._trust.offenders(now)
+
+    def observations(self, now: float) -> list[Observation]:
+        """Likewise, how true beliefs of peers were. Does not mutate."""
+        return self._members.observed.observations(now)
 
     def cell(self, namespace: bytes) -> Cell | None:
         """This node's own cell; None in a namespace it does not serve."""

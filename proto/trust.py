@@ -2,9 +2,12 @@
 
 An offence is anything the protocol forbids: bytes that are no message, a wrong signature, a repair that does not hash
 to its root. Offences decay with time, so that a rare accident is forgiven; a peer that reaches the limit is cut off
-for a while. The table is bounded; the least guilty are forgotten first.
+for a while. The table is bounded; the least guilty are forgotten first. It outlives a restart: else whoever can make a
+node restart would be free.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proto.config import TrustConfig
@@ -15,6 +18,17 @@ class _Record:
     offences: float
     updated_at: float
     banned_until: float = 0.0
+
+
+@dataclass(frozen=True)
+class Offender:
+    """What is held against a peer. Times are Unix seconds."""
+
+    peer: bytes
+    offences: float
+    at: float
+    """When they were so many; they decay from then on."""
+    banned_until: float
 
 
 class Trust:
@@ -50,6 +64,29 @@ class Trust:
         """Current offences after decay."""
         record = self._records.get(peer)
         return self._decayed(record, now) if record else 0.0
+
+    def offenders(self, now: float) -> list[Offender]:
+        """What to ``restore`` after a restart; whoever is forgiven is left out. Does not mutate."""
+        return [
+            Offender(peer, record.offences, record.updated_at, record.banned_until)
+            for peer, record in self._records.items()
+            if record.banned_until > now or self._decayed(record, now)
+        ]
+
+    def restore(self, offenders: Sequence[Offender], now: float) -> None:
+        """Hold against peers what was held before a restart, as far as time has not forgiven it. Whatever it says,
+        nobody is out for longer than if he had offended this moment: clocks are wrong at times. Mutates."""
+        config = self._config
+        for one in offenders:
+            if not all(map(math.isfinite, (one.offences, one.at, one.banned_until))):
+                continue
+            most = 2.0 * config.offences_to_quarantine
+            record = _Record(min(max(one.offences, 0.0), most), min(one.at, now))
+            record.banned_until = min(one.banned_until, now + config.quarantine_s)
+            if record.banned_until > now or self._decayed(record, now):
+                if len(self._records) >= config.max_tracked:
+                    self._forget_least_guilty(now)
+                self._records[one.peer] = record
 
     def _decayed(self, record: _Record, now: float) -> float:
         return max(0.0, record.offences - (now - record.updated_at) / self._config.offence_decay_s)

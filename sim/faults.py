@@ -20,8 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from proto.events import FloorsRestored
-from proto.floors import Floor
+from proto.events import FloorsRestored, TrustRestored
 from sim.links import Partition, Trouble
 from sim.serving import Serving
 from sim.world import World
@@ -89,7 +88,7 @@ class Faults:
         self._plan = plan
         self._rng = rng
         self._on_entry_lost = on_entry_lost
-        self._floors: dict[int, list[Floor]] = {}
+        self._kept: dict[int, tuple[FloorsRestored, TrustRestored]] = {}
         """Of nodes that are down: what is on their disks."""
         self._num_freezes = Counter[int]()
         self._is_over = False
@@ -155,9 +154,10 @@ class Faults:
         node = world.node(number)
         if FULL_DISK in self._plan.kinds and self._rng.random() < _RESTART_CHANCE:
             self.counts[FULL_DISK] += 1
-            self._floors.setdefault(number, [])
         else:
-            self._floors[number] = node.overlay.floors()
+            overlay, now = node.overlay, world.now + node.clock_s
+            trust = TrustRestored(overlay.offenders(now), overlay.observations(now))
+            self._kept[number] = (FloorsRestored(overlay.floors()), trust)
         is_noticed = self._rng.random() < 0.5
         peers = sorted(node.near)
         self._serving.stop(number, is_noticed)
@@ -171,14 +171,14 @@ class Faults:
         world.call(world.now + down_s, partial(self._come_back, number))
 
     def _come_back(self, number: int) -> None:
-        has_floors = bool(self._floors.get(number))
+        kept = self._kept.get(number)
         clock_s = 0.0
         if CLOCK in self._plan.kinds and self._rng.random() < _RESTART_CHANCE:
             self.counts[CLOCK] += 1
             clock_s = self._rng.choice(_WRONG_CLOCKS_S)
-        node = self._world.start(number, clock_s, remembers=has_floors)
-        if has_floors:
-            self._world.handle(node, FloorsRestored(self._floors[number]))
+        node = self._world.start(number, clock_s, remembers=kept is not None)
+        for restored in kept or ():
+            self._world.handle(node, restored)
         self._serving.start(node)
         if KILL in self._plan.kinds:
             self._leave_later(number)

@@ -1,4 +1,5 @@
-"""Finding peers, for ever: the bootstrap addresses, and through Kademlia the nodes of the namespaces served here.
+"""Finding peers, for ever: the bootstrap addresses, the nodes remembered from earlier, and through Kademlia the nodes
+of the namespaces served here.
 
 Where a namespace is split, a node looks for its own cell first, under the cell's own key, and still provides the key of
 the namespace, under which newcomers and clients find the model.
@@ -31,6 +32,10 @@ log = structlog.get_logger()
 
 BOOTSTRAP_FIRST_PAUSE_S = 1.0
 BOOTSTRAP_LONGEST_PAUSE_S = 60.0
+FEW_PEERS = 8
+"""Nodes remembered from earlier are dialled while fewer are connected: Kademlia finds the others."""
+REMEMBERED_DIALS = 4
+"""At once: half of what the host does, so that they hold up nobody else."""
 STABLE_S = 10.0
 """A connection that held this long was no accident: the pauses begin anew."""
 LOOKUP_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -76,7 +81,8 @@ class Discovery:
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
-        """Set and replaced when records are to be told anew."""
+        """Set and replaced when records are to be told anew: a bootstrap peer (re)connects, or whoever ends being alone,
+        which may know none of them."""
 
     async def run(self) -> None:
         """Never returns."""
@@ -84,13 +90,15 @@ class Discovery:
             for peer, address in self._bootstrap:
                 if peer != self._host.settings.identity.peer_id:
                     nursery.start_soon(supervised, self._keep_bootstrap, peer, address)
+            nursery.start_soon(supervised, self._keep_remembered)
             nursery.start_soon(supervised, self._host.keep_peerstore)
             if self._dht is not None:
                 async with run_service(self._dht):
                     await trio.sleep_forever()
 
     def start_over(self) -> None:
-        """A bootstrap peer came (again), which may know none of our records, or our addresses are others now."""
+        """A bootstrap peer came (again), or somebody at all, who may know none of our records; or our addresses are
+        others now."""
         self._restarted.set()
         self._restarted = trio.Event()
 
@@ -154,8 +162,7 @@ class Discovery:
         """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup told of ``peer``."""
         if peer not in self._hints:
             raise NetworkError(f"nothing is known of {peer_text(peer)}")
-        backoff = self._backoffs.get(peer)
-        if peer not in self._table and (backoff is None or backoff.until <= trio.current_time()):
+        if self._is_due(peer):
             await self._try(peer, self._hints[peer])
 
     def _room(self, namespace: bytes, cell: Cell) -> int:
@@ -183,6 +190,39 @@ class Discovery:
             await trio.sleep(self._jittered(pause_s))
             pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S)
 
+    async def _keep_remembered(self) -> None:
+        """While few peers are connected: dials nodes of earlier, one round after the other."""
+        pause_s = BOOTSTRAP_FIRST_PAUSE_S
+        while True:
+            while len(self._table) >= FEW_PEERS:
+                await self._table.lost.wait()
+            was_alone = not len(self._table)
+            await self._dial_remembered(BOOTSTRAP_LONGEST_PAUSE_S if was_alone else PEER_LONGEST_PAUSE_S)
+            if was_alone and len(self._table):
+                self.start_over()
+            with trio.move_on_after(self._jittered(pause_s)) as pause:
+                await self._table.lost.wait()
+            pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S) if pause.cancelled_caught else BOOTSTRAP_FIRST_PAUSE_S
+
+    async def _dial_remembered(self, longest_pause_s: float) -> None:
+        """One round: those whose turn it is, until enough are connected."""
+        wanted: dict[bytes, list[Multiaddr]] = {}
+        for text in self._host.settings.remembered():
+            peer, address = addresses.parse_peer(text)
+            wanted.setdefault(peer, []).append(address)
+        waiting = iter(wanted.items())
+
+        async def dial_some() -> None:
+            for peer, candidates in waiting:
+                if len(self._table) >= FEW_PEERS:
+                    return
+                if self._is_due(peer):
+                    await self._try(peer, candidates, longest_pause_s)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(REMEMBERED_DIALS):
+                nursery.start_soon(dial_some)
+
     async def _introduce(self, peer: bytes) -> None:
         """Into the routing table: libp2p itself does that only at its next refresh, ten minutes away."""
         if self._dht is None:
@@ -194,8 +234,6 @@ class Discovery:
             log.debug("adding to the routing table failed", peer=peer_text(peer), error=repr(exc))
 
     async def _dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
-        me = self._host.settings.identity.peer_id
-        now = trio.current_time()
         self._rng.shuffle(providers)  # not everybody shall connect to the same few
         async with trio.open_nursery() as nursery:
             room = self._room(namespace, cell)
@@ -203,17 +241,24 @@ class Discovery:
                 peer = provider.peer_id.to_bytes()
                 if not cell.holds(address_of(namespace, peer)):
                     continue  # (whoever gave us this record made it up)
-                if self._table.connected_s(peer) > STABLE_S:
-                    self._backoffs.pop(peer, None)
-                backoff = self._backoffs.get(peer)
-                if room > 0 and peer != me and peer not in self._table and (backoff is None or backoff.until <= now):
+                if self._is_due(peer) and room > 0:
                     room -= 1
                     nursery.start_soon(self._try, peer, provider.addrs)
 
-    async def _try(self, peer: bytes, candidates: list[Multiaddr]) -> None:
+    def _is_due(self, peer: bytes) -> bool:
+        """Whether to dial it: it is not connected, and was not tried a moment ago."""
+        if self._table.connected_s(peer) > STABLE_S:
+            self._backoffs.pop(peer, None)
+        backoff = self._backoffs.get(peer)
+        is_wanted = peer not in self._table and peer != self._host.settings.identity.peer_id
+        return is_wanted and (backoff is None or backoff.until <= trio.current_time())
+
+    async def _try(
+        self, peer: bytes, candidates: list[Multiaddr], longest_pause_s: float = PEER_LONGEST_PAUSE_S
+    ) -> None:
         """Backs off also when it succeeds, until the peer was seen to stay: it may be banned here, or ban us."""
         before = self._backoffs.pop(peer, None)
-        pause_s = min(2 * before.pause_s, PEER_LONGEST_PAUSE_S) if before else PEER_FIRST_PAUSE_S
+        pause_s = min(2 * before.pause_s, longest_pause_s) if before else PEER_FIRST_PAUSE_S
         self._backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
         if len(self._backoffs) > MAX_BACKOFFS:
             self._backoffs.popitem(last=False)

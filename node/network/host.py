@@ -33,6 +33,7 @@ from libp2p.network import swarm as swarm_module
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
@@ -43,6 +44,7 @@ from libp2p.protocol_muxer import multiselect_communicator
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.rcmgr import Direction
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer import muxer_multistream
@@ -368,6 +370,22 @@ class Host:
         """Those at relays come first: of many, peers keep only the first ones."""
         circuits = [Multiaddr(f"{circuit}/p2p/{self._host.get_id()}") for circuit in self.circuits()]
         return [*circuits, *self._own_addresses()]
+
+    def addresses_of(self, peer: bytes) -> list[Multiaddr]:
+        """Where a connected peer may be dialled again: the address that it was dialled at, and those that it told."""
+        connections = self.table.connections(peer)
+        candidates = [
+            address
+            for connection in connections
+            if isinstance(connection, SwarmConn) and connection.direction == Direction.OUTBOUND
+            # (the other end of an inbound one listens nowhere)
+            for address in connection.get_transport_addresses()
+        ]
+        try:
+            candidates += self._host.get_peerstore().addrs(ID(peer)) if connections else []
+        except PeerStoreError:
+            log.debug("told no address", peer=peer_text(peer))
+        return addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES)
 
     def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
         """0.0.0.0 becomes the machine's addresses, looked up at most once a minute; loopback comes last."""

@@ -20,6 +20,8 @@ from proto.errors import LocalError
 
 IDENTITY_FILE = "identity.key"
 _HEADER = "mycelia-identity-1"
+_MAX_BYTES = 4_096
+"""Read of the file, whatever became of it."""
 SIGNATURE_BYTES = 64
 
 
@@ -70,7 +72,8 @@ def load_or_create_identity(data_dir: Path) -> Identity:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             _create(path)
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES)
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)  # a copied file easily ends up readable by others
     except OSError as exc:

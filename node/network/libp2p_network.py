@@ -167,6 +167,9 @@ class Libp2pNetwork:
     def remote_address(self, peer: bytes) -> str:
         return self._table.remote_address(peer)
 
+    def addresses_of(self, peer: bytes) -> list[str]:
+        return [str(address) for address in self._host.addresses_of(peer)]
+
     async def send(self, peer: bytes, message: Control) -> None:
         await self._streams.send(peer, message)
 

@@ -299,6 +299,10 @@ class MemoryNetwork:
     def num_circuits(self) -> int:
         return 0
 
+    def addresses_of(self, peer: bytes) -> list[str]:
+        connected = self._swarm.connected(self.peer_id, peer)
+        return list(self._swarm.networks[peer]._settings.listen) if connected else []
+
     def num_exchanges(self) -> int:
         return sum(map(len, self._streams.values()))
 

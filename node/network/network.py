@@ -3,7 +3,7 @@
 Everything that arrives has passed ``proto.codec``; what did not decode arrives as ``Malformed``.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,8 @@ class NetworkSettings:
     """Where to accept connections. Empty: only connections that this node makes."""
     bootstrap: tuple[str, ...] = ()
     """Full addresses (with /p2p/ID) that are dialled for ever while they are not connected."""
+    remembered: Callable[[], Sequence[str]] = lambda: ()
+    """Full addresses of nodes of earlier, the best first: asked for and dialled whenever few peers are connected."""
     announce: tuple[str, ...] = ()
     """What to tell others instead of the addresses listened on, for a node behind a forwarded port."""
     overlay: bool = True
@@ -116,6 +118,11 @@ class Network(Protocol):
 
     def remote_address(self, peer: bytes) -> str:
         """Multiaddr of the other end of a connection with it, as seen from here; empty: none."""
+        ...
+
+    def addresses_of(self, peer: bytes) -> list[str]:
+        """Where a connected peer may be dialled again, without its id: the address that it was dialled at, and those
+        that it tells. Empty for a light client."""
         ...
 
     async def send(self, peer: bytes, message: Control) -> None:

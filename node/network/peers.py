@@ -55,6 +55,8 @@ class PeerTable(INotifee):
         self._lost: OrderedDict[bytes, float] = OrderedDict()
         self.changed = trio.Event()
         """Set when a peer comes; replaced by a fresh one each time."""
+        self.lost = trio.Event()
+        """Likewise when one goes."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -132,6 +134,8 @@ class PeerTable(INotifee):
             if len(self._lost) > MAX_LOST:
                 self._lost.popitem(last=False)
             entry.gone.set()
+            self.lost.set()
+            self.lost = trio.Event()
             self._on_down(peer)
 
     async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...

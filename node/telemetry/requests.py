@@ -8,7 +8,7 @@ the first steps of a long one are forgotten.
 import secrets
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,6 +43,7 @@ CODES = frozenset(
 )
 """Of failures; others are a peer's invention and are counted together."""
 MAX_DETAIL_CHARS = 256
+_MAX_AT_MS = 2**31 - 1
 _RECENT = 256
 """Answers that the medians are over."""
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -83,10 +84,17 @@ class Totals:
 class RequestLog:
     """See the module's text. One caller at a time: no method waits."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
-        """clock, wall: seconds; the first one measures, the second one dates."""
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        on_change: Callable[[RequestRow, Sequence[TraceStep]], None] = lambda row, steps: None,
+    ) -> None:
+        """clock, wall: seconds; the first one measures, the second one dates. on_change: told of every request that
+        enters here, and again when it has ended."""
         self._clock = clock
         self._wall = wall
+        self._on_change = on_change
         self._entered: OrderedDict[bytes, _Record] = OrderedDict()
         self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
@@ -98,6 +106,16 @@ class RequestLog:
         self.queue = _histogram("mycelia_queue_wait", "What requests served here waited for their turn.")
         self.per_token = _histogram("mycelia_time_per_output_token", "Of requests served here, while decoding.")
 
+    def restore(self, requests: Iterable[tuple[RequestRow, Sequence[TraceStep]]]) -> None:
+        """Requests that entered before a restart, the newest last, all of them ended. They count in no sum."""
+        now, wall = self._clock(), self._wall()
+        for row, steps in requests:
+            age_s = min(max(wall - row.started_at, 0.0), _MAX_AT_MS / 1000)
+            self._entered[bytes.fromhex(row.id)] = _Record(now - age_s, list(steps[:MAX_TRACE_STEPS]), row)
+            if len(self._entered) > MAX_REQUESTS:
+                self._entered.popitem(last=False)
+        self._wake()
+
     # --- to look at -------------------------------------------------------------------------------------------------
 
     def steps(self, request_id: bytes) -> tuple[TraceStep, ...]:
@@ -107,7 +125,7 @@ class RequestLog:
             return tuple(records[0].steps) if records else ()
         began = min(record.started_at for record in records)
         steps = [
-            msgspec.structs.replace(step, at_ms=step.at_ms + round(1000 * (record.started_at - began)))
+            msgspec.structs.replace(step, at_ms=min(step.at_ms + round(1000 * (record.started_at - began)), _MAX_AT_MS))
             for record in records
             for step in record.steps
         ]
@@ -150,14 +168,18 @@ class RequestLog:
     # --- where it entered -------------------------------------------------------------------------------------------
 
     def new_id(self, wanted: bytes) -> bytes:
-        """For a request: the client's own id if it chose one that nobody here has, so that it can ask what happened."""
-        if any(wanted) and wanted not in self._entered:
+        """For a request: the client's own id if it chose one that nobody here has, so that it can ask what happened.
+        Whoever was interrupted by the end of this node may come back with his."""
+        record = self._entered.get(wanted)
+        if any(wanted) and (record is None or (record.row is not None and record.row.status == "interrupted")):
             return wanted
         return secrets.token_bytes(16)  # (two clients may choose the same)
 
     def entered(self, request_id: bytes, model: str, client: bytes) -> None:
+        self._entered.pop(request_id, None)  # (only of one that was interrupted, see new_id)
         record = self._step(request_id, "entered", model)
         record.row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
+        self._on_change(record.row, record.steps)
         self._wake()
 
     def tokenized(self, request_id: bytes, num_tokens: int) -> None:
@@ -310,7 +332,7 @@ class RequestLog:
         return record
 
     def _ms(self, record: _Record) -> int:
-        return min(round(1000 * (self._clock() - record.started_at)), 2**31 - 1)
+        return min(round(1000 * (self._clock() - record.started_at)), _MAX_AT_MS)
 
     def _update(self, request_id: bytes, **changes: object) -> None:
         record = self._entered.get(request_id)
@@ -323,6 +345,7 @@ class RequestLog:
         self._update(request_id, status=status, total_ms=self._ms(record), **changes)
         self.totals.entered[outcome] += 1
         if (row := record.row) is not None:
+            self._on_change(row, self.steps(request_id))
             fields = {name: getattr(row, name) for name in _LOGGED if getattr(row, name) not in ("", None)}
             log.info(f"request_{status}", request=row.id, **fields)
 

@@ -1,14 +1,19 @@
 """Whatever happens to a node's files: it starts and says what was lost, or says in one line why it does not."""
 
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
+from node.client import fetch_requests
 from node.swarm import LocalSwarm
 from proto.errors import LocalError
-from tests.e2e.conftest import DEADLINE_S, run_mycelia
+from tests.damage import contents
+from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
 
 pytestmark = pytest.mark.e2e
 
@@ -38,28 +43,41 @@ def become_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def aside_of(path: Path) -> Path:
+    return path.with_suffix(".damaged")
+
+
+def remove(path: Path) -> None:
+    path.rmdir() if path.is_dir() else path.unlink()
+
+
 DAMAGES: list[Callable[[Path], None]] = [cut, empty, flip, grow, become_a_folder]
+SEALED = {"floors.msgpack", "trust.msgpack", "peers.msgpack"}
+JOURNAL = "requests.journal"
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
     swarm: LocalSwarm, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    """A killed one, so that also what is only there while it runs is left."""
+    """A killed one, so that also what is only there while it runs is left. What was not damaged is there again."""
     with trio.fail_after(2 * DEADLINE_S):
         first = await swarm.start("damaged", options=OPTIONS)
         peer = (await first.wait_ready()).peer
+        await ask(first, "Hi", "--max-tokens", "2")
         await first.stop()  # (which saves what is saved at the end)
         node = await swarm.start("damaged", options=OPTIONS)
         assert (await node.wait_ready()).peer == peer
         node.kill()
         await node.process.wait()
         left = {path.name: path.read_bytes() for path in node.data_dir.iterdir() if path.name != "node.log"}
-        assert {"identity.key", "epoch", "floors.msgpack", "lock", "node.json"} <= left.keys()
-        for name, whole in left.items():
+        assert left.keys() == {"identity.key", "epoch", "lock", "node.json", JOURNAL, *SEALED}
+        for name in left:
+            for other, data in left.items():
+                (node.data_dir / other).write_bytes(data)
             path = node.data_dir / name
-            path.write_bytes(whole)
             damage(path)
+            damaged = contents(node.data_dir).get(name)
             again = await swarm.start("damaged", options=OPTIONS)
             try:
                 info = await again.wait_ready()
@@ -70,11 +88,72 @@ async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
                 assert not any("Traceback" in line for line in words)
             else:
                 assert info.peer == peer and name != "identity.key"
-                await again.stop()
+                rows = await fetch_requests(info)
+                assert name == JOURNAL or [row.status for row in rows] == ["answered"]
+                again.kill()
+                await again.process.wait()
+            kept = contents(node.data_dir)
+            for other in (SEALED | {JOURNAL, "lock", "identity.key"}) - {name}:
+                assert kept[other] == left[other], f"{other} was intact"
+            if name in SEALED:
+                told = [event for event in again.events if event.get("event") == "file_set_aside"]
+                assert [(event["file"], str(event["now"])) for event in told] == [(name, str(aside_of(path)))]
+                assert damaged is None or kept[aside_of(path).name] == damaged
+                remove(aside_of(path))
             if path.is_dir():
-                path.rmdir()
-            if name == "identity.key":
-                path.write_bytes(whole)
+                remove(path)
+
+
+@contextmanager
+def small_disk(path: Path, num_bytes: int) -> Iterator[Path]:
+    """A file system of its own. Skips the test where nothing may be mounted."""
+    path.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={num_bytes},mode=700", "none", str(path)]
+    if shutil.which("mount") is None or subprocess.run(["mount", *options], check=False).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with suppress(OSError), (disk / "filler").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4_096))
+
+
+async def test_a_full_disk_costs_nothing_that_was_there(swarm: LocalSwarm, tmp_path: Path) -> None:
+    """Neither at the start, which is refused in one line, nor while a node runs, which goes on."""
+    with trio.fail_after(3 * DEADLINE_S), small_disk(tmp_path / "disk", 512 * 1024) as disk:
+        data_dir = disk / "data"
+        options = [*OPTIONS, "--debug", "--data-dir", str(data_dir)]
+        here = ("--data-dir", str(data_dir))
+        node = await swarm.start("full", options=options)
+        info = await node.wait_ready()
+        assert (await run_mycelia("ask", *here, "--max-tokens", "2", "Hi")).returncode == 0
+        fill(disk)
+        while not node.counts["journal_not_written"]:  # (its last page takes a few more)
+            assert (await run_mycelia("ask", *here, "--max-tokens", "2", "Hi")).returncode == 0
+        told = await node.wait_event(lambda event: event.get("event") == "journal_not_written")
+        assert told["reason"] == "No space left on device"
+        node.kill()
+        await node.process.wait()
+
+        (data_dir / "node.json").unlink()  # (of the killed one; nobody needs it)
+        fill(disk)
+        before = contents(data_dir)
+        refused = await swarm.start("full", options=options)
+        with pytest.raises(LocalError, match=r"ended with exit code 1: .*epoch: No space left on device"):
+            await refused.wait_ready()
+        assert contents(data_dir) == before
+
+        (disk / "filler").unlink()
+        again = await swarm.start("full", options=options)
+        assert (await again.wait_ready()).peer == info.peer
+        rows = await fetch_requests(await again.wait_ready())
+        assert rows[0].status == "answered", "what was written before the disk was full"
+        assert not [event for event in again.events if event.get("event") == "file_set_aside"]
 
 
 async def test_commands_do_not_mind_a_damaged_run_file(swarm: LocalSwarm) -> None:

@@ -1,7 +1,7 @@
 """Nodes for tests: whole ones over the in-memory network, with fake engines."""
 
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import combinations
 
@@ -37,10 +37,11 @@ async def open_members(
     config: OverlayConfig = OverlayConfig(),
     models: Sequence[str] = (),
     links: Iterable[tuple[int, int]] | None = None,
+    listen: Callable[[int], tuple[str, ...]] = lambda number: (),
     **engine_options: float,
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
     """``count`` nodes, connected and introduced to each other. models: of each, where they differ. links: who with
-    whom, beside those of one model; None: all."""
+    whom, beside those of one model; None: all. listen: where the first one (1) and the others listen."""
     links = list(combinations(range(count), 2) if links is None else links)
     async with AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
@@ -48,7 +49,8 @@ async def open_members(
         members = []
         for number in range(count):
             identity = Identity(bytes([number + 1]) * 32)
-            network = await stack.enter_async_context(swarm.open_network(NetworkSettings(identity=identity)))
+            settings = NetworkSettings(identity=identity, listen=listen(number + 1))
+            network = await stack.enter_async_context(swarm.open_network(settings))
             named = {"model_name": models[number]} if models else {}
             engine = FakeEngine(FakeSettings(**named, **engine_options))  # type: ignore[arg-type]
             node = Node(identity, engine, network, 1, config=config)

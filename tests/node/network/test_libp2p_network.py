@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
+import trio.testing
 import varint
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
@@ -198,6 +199,47 @@ async def test_a_peer_that_leaves_is_noticed_and_its_exchanges_break() -> None:
         with pytest.raises(NetworkError):
             await one.send(two.peer_id, hello())
         assert one.peers() == []
+
+
+async def test_a_node_tells_where_its_peers_can_be_dialled_again() -> None:
+    """Of whoever dialled it, too: the address that the connection comes from is none."""
+    async with opened(node()) as (one, _), opened(node()) as (two, _), opened(light_client()) as (client, _):
+        await connect(two, one)
+        await connect(client, one)
+        for network, peer in ((one, two), (two, one)):
+            told = [address.partition("/p2p/")[0] for address in peer.addresses()]
+            await eventually(lambda network=network, peer=peer, told=told: network.addresses_of(peer.peer_id) == told)
+        assert one.addresses_of(client.peer_id) == one.addresses_of(new_identity().peer_id) == []
+
+
+async def test_a_node_without_bootstrap_finds_whom_it_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when nobody was there at first, and when all were lost."""
+    monkeypatch.setattr(discovery, "BOOTSTRAP_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(discovery, "PEER_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(discovery, "BOOTSTRAP_LONGEST_PAUSE_S", 0.1)
+    nobody, identity = new_identity(), new_identity()
+    async with open_network(node(identity=identity)) as earlier:
+        listen = (earlier.addresses()[0].partition("/p2p/")[0],)
+    known = [f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(nobody.peer_id)}", f"{listen[0]}/p2p/{peer_text(identity.peer_id)}"]
+    async with opened(node(remembered=lambda: known)) as (one, log):
+        for num_before in range(2):
+            async with open_network(node(identity=identity, listen=listen)):
+                await log.until(lambda log, num=num_before: len(log.of(Connected)) > num)
+                assert one.peers() == [identity.peer_id]
+            await log.until(lambda log, num=num_before: len(log.of(Disconnected)) > num)
+
+
+async def test_remembered_nodes_are_left_alone_while_enough_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "FEW_PEERS", 1)
+    monkeypatch.setattr(discovery, "REMEMBERED_DIALS", 1)
+    async with opened(node()) as (two, _), opened(node()) as (three, _):
+        known = [two.addresses()[0], three.addresses()[0]]
+        async with opened(node(remembered=lambda: known)) as (one, log):
+            assert (await log.has(Connected)).peer == two.peer_id
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            assert one.peers() == [two.peer_id]
+            await one.disconnect(two.peer_id)  # (a moment ago it was dialled: the next one's turn)
+            assert (await log.has(Connected, lambda event: event.peer == three.peer_id)).peer == three.peer_id
 
 
 async def test_disconnect() -> None:

@@ -1,0 +1,224 @@
+"""The journal of the requests that entered at a node: a record when one enters, another when it ends, so that people
+still see them after a restart, and which of them ended with the node.
+
+Each record is a line of its own between two newlines: BLAKE3 of the rest in hexadecimal, a space, JSON. So a tail that
+is torn, a disk that fills up in the middle of a record, or bytes that change cost the records that they are in, and no
+other. A thread appends them; nothing waits for the disk, and nothing is synced to it: the kernel keeps what a killed
+process wrote. Two files of a bounded size: when the one is full it takes the place of the other.
+
+No prompt and no answer is written, and no words of other nodes, who may know them: of steps that tell such words only
+the name is kept.
+"""
+
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+from blake3 import blake3
+
+from node.rundir import write_atomically
+from node.sealed import set_aside
+from node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog
+from node.views import RequestRow
+from proto.errors import LocalError
+from proto.messages import TraceStep
+
+log = structlog.get_logger()
+
+JOURNAL_FILE, OLD_FILE = "requests.journal", "requests.journal.old"
+MAX_FILE_BYTES = 2**21
+"""MAX_REQUESTS requests of 10 steps are about half of it."""
+MAX_QUEUED = 1_024
+"""Records that wait for a slow disk; more are dropped, and that is logged."""
+_SEAL_BYTES = 16
+_EFFECT = "requests of earlier are not shown"
+_OWN_WORDS = frozenset(
+    "entered tokenized relayed routed begun bounced answered serving prefilling served handed_back".split()  # noqa: SIM905
+)
+"""Steps whose detail is this node's."""
+_REASONS = CODES | {"", "stop", "length", "cancelled"}
+INTERRUPTED = TraceStep(at_ms=0, name="interrupted", detail="the node ended before the answer did")
+
+run_in_thread = trio.to_thread.run_sync
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A request as it was when it entered, or when it had ended."""
+
+    row: RequestRow
+    steps: tuple[TraceStep, ...]
+
+
+@asynccontextmanager
+async def open_request_log(data_dir: Path | None) -> AsyncIterator[RequestLog]:
+    """A log that knows the requests of before and writes down those to come. data_dir: None for neither. Whoever opens
+    it holds the directory's lock. Leaving writes what is left."""
+    if data_dir is None:
+        yield RequestLog(trio.current_time)
+        return
+    journal = Journal(data_dir)
+    requests = RequestLog(trio.current_time, on_change=journal.note)
+    requests.restore((record.row, record.steps) for record in read_journal(data_dir))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.run)
+        try:
+            yield requests
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+class Journal:
+    """The writing side."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / JOURNAL_FILE
+        self._old_path = data_dir / OLD_FILE
+        self._queue: deque[Record] = deque()
+        self._num_dropped = 0
+        self._queued = trio.Event()
+        self._failure = ""
+
+    def note(self, row: RequestRow, steps: Sequence[TraceStep]) -> None:
+        """Queue a record. Never waits."""
+        if len(self._queue) >= MAX_QUEUED:
+            self._num_dropped += 1
+            return
+        self._queue.append(Record(row, tuple(steps)))
+        self._queued.set()
+
+    async def run(self) -> None:
+        """Writes what is queued, and the rest when cancelled. Never returns."""
+        try:
+            while True:
+                await self._queued.wait()
+                self._queued = trio.Event()
+                await run_in_thread(self.flush)
+        finally:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is queued. One thread at a time."""
+        records = [self._queue.popleft() for _ in range(len(self._queue))]
+        num_dropped, self._num_dropped = self._num_dropped, 0
+        if num_dropped:
+            log.warning("journal_fell_behind", num_lost=num_dropped)
+        if not records:
+            return
+        try:
+            self._append(b"".join(map(_line, records)))
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            if reason != self._failure:  # (once, and not for each request)
+                log.warning("journal_not_written", file=str(self._path), reason=reason)
+            self._failure = reason
+        else:
+            self._failure = ""
+
+    def _append(self, data: bytes) -> None:
+        """Raises OSError."""
+        descriptor = self._open()
+        try:
+            if os.fstat(descriptor).st_size + len(data) > MAX_FILE_BYTES:
+                os.close(descriptor)
+                descriptor = -1
+                self._path.replace(self._old_path)
+                descriptor = self._open()
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def read_journal(data_dir: Path) -> list[Record]:
+    """The newest MAX_REQUESTS requests, the newest last. One that had not ended is told as interrupted. What is damaged
+    is logged, and taken out of the file; a file with nothing whole in it is set aside."""
+    found: dict[str, Record] = {}
+    for name in (OLD_FILE, JOURNAL_FILE):
+        for record in _read(data_dir / name):
+            if record.row.status == "running":
+                found.pop(record.row.id, None)  # (it enters anew: its client came back after a restart)
+            found[record.row.id] = record
+    return [_ended(record) for record in list(found.values())[-MAX_REQUESTS:]]
+
+
+def _ended(record: Record) -> Record:
+    if record.row.status != "running":
+        return record
+    row = msgspec.structs.replace(record.row, status="interrupted")
+    return Record(row, (*record.steps, INTERRUPTED))
+
+
+def _read(path: Path) -> list[Record]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - 2 * MAX_FILE_BYTES))
+            lines = [line for line in file.read(2 * MAX_FILE_BYTES).split(b"\n") if line]
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        set_aside(path, exc, _EFFECT)
+        return []
+    whole = [line for line in lines if _body(line) is not None]
+    if len(whole) < len(lines) and not whole:
+        set_aside(path, ValueError("it was changed or cut"), _EFFECT)
+    elif len(whole) < len(lines):
+        _rewrite(path, whole, len(lines) - len(whole))
+    return [record for line in whole if (record := _record(line)) is not None]
+
+
+def _rewrite(path: Path, whole: Iterable[bytes], num_lost: int) -> None:
+    reason = ""
+    try:
+        write_atomically(path, b"".join(b"\n" + line + b"\n" for line in whole))
+    except LocalError as exc:
+        reason = str(exc)  # (it is as it was, and is read the same way next time)
+    log.warning("journal_damaged", file=str(path), num_lost=num_lost, reason=reason or "it was changed or cut")
+
+
+def _line(record: Record) -> bytes:
+    body = msgspec.json.encode(_without_words_of_others(record))
+    return b"\n" + _seal(body) + b" " + body + b"\n"
+
+
+def _body(line: bytes) -> bytes | None:
+    seal, _, body = line.partition(b" ")
+    return body if body and seal == _seal(body) else None
+
+
+def _record(line: bytes) -> Record | None:
+    """None: another version of this program wrote it."""
+    try:
+        record = msgspec.json.decode(_body(line) or b"", type=Record)
+        bytes.fromhex(record.row.id)
+    except ValueError:
+        return None
+    return record
+
+
+def _seal(body: bytes) -> bytes:
+    return blake3(body).hexdigest(length=_SEAL_BYTES).encode()
+
+
+def _without_words_of_others(record: Record) -> Record:
+    steps = tuple(
+        step if step.name in _OWN_WORDS else msgspec.structs.replace(step, detail="") for step in record.steps
+    )
+    row = record.row
+    is_relayed = any(step.name == "relayed" for step in steps)
+    return Record(
+        msgspec.structs.replace(
+            row, code=row.code if row.code in _REASONS else "other", reason="" if is_relayed else row.reason
+        ),
+        steps,
+    )
