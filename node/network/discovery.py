@@ -81,8 +81,7 @@ class Discovery:
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
-        """Set and replaced when records are to be told anew: a bootstrap peer (re)connects, or whoever ends being alone,
-        which may know none of them."""
+        """Set and replaced when records are to be told anew, see ``start_over``."""
 
     async def run(self) -> None:
         """Never returns."""
