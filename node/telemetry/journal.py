@@ -64,12 +64,13 @@ async def open_request_log(data_dir: Path | None) -> AsyncIterator[RequestLog]:
     journal = Journal(data_dir)
     requests = RequestLog(trio.current_time, on_change=journal.note)
     requests.restore((record.row, record.steps) for record in read_journal(data_dir))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.run)
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journal.run)
             yield requests
-        finally:
             nursery.cancel_scope.cancel()
+    finally:
+        journal.flush()  # (only now: what is cancelled together with this may have ended later)
 
 
 class Journal:
@@ -92,14 +93,11 @@ class Journal:
         self._queued.set()
 
     async def run(self) -> None:
-        """Writes what is queued, and the rest when cancelled. Never returns."""
-        try:
-            while True:
-                await self._queued.wait()
-                self._queued = trio.Event()
-                await run_in_thread(self.flush)
-        finally:
-            self.flush()
+        """Writes what is queued, until cancelled; ``flush`` then writes the rest."""
+        while True:
+            await self._queued.wait()
+            self._queued = trio.Event()
+            await run_in_thread(self.flush)
 
     def flush(self) -> None:
         """Write what is queued. One thread at a time."""

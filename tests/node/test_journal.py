@@ -337,6 +337,21 @@ async def test_it_can_be_turned_off(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+async def test_what_ends_because_the_node_is_cancelled_is_written(tmp_path: Path) -> None:
+    """All tasks are cancelled at once, those that still have something to say too."""
+    with trio.CancelScope() as scope:
+        async with open_request_log(tmp_path) as requests:
+            requests.entered(request_id(5), "m", b"")
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                requests.cancelled(request_id(5))
+    assert read(tmp_path) == {5: "cancelled"}
+
+
 async def test_what_entered_is_written_before_the_node_has_ended(tmp_path: Path) -> None:
     """By a thread, and not only at the end."""
     async with open_request_log(tmp_path) as requests:
