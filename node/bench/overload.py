@@ -85,7 +85,9 @@ def rows_of(prefix: str, found: dict[float, list[OverloadOutcome]]) -> list[Row]
     for load, outcomes in found.items():
         name = f"{prefix}{load:g}x_"
         for one in fields(OverloadOutcome):
-            rows.append(row_of(name + one.name, _UNITS[one.name], [getattr(run, one.name) for run in outcomes]))
+            known = [run for run in outcomes if one.name != "told_true" or run.num_told]
+            if known:
+                rows.append(row_of(name + one.name, _UNITS[one.name], [getattr(run, one.name) for run in known]))
         rows.append(row_of(name + "goodput", "of its peak", _ratios([run.answered for run in outcomes], peaks)))
         tokens = [run.answered_tokens for run in outcomes]
         rows.append(row_of(name + "goodput_tokens", "of its peak", _ratios(tokens, token_peaks)))
