@@ -266,7 +266,7 @@ Examples:
     "faults",
     multiple=True,
     metavar="KIND",
-    help="kill, freeze, engine, delay, loss, partition, slow-disk, full-disk, clock, storm, flap. Repeatable."
+    help="kill, leave, freeze, engine, delay, loss, partition, slow-disk, full-disk, clock, storm, flap. Repeatable."
     "  [default: all]",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything: equal seeds, equal runs.")
