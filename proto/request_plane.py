@@ -367,6 +367,8 @@ class RequestPlane:
         candidates = self._candidates(request, now)
         enough = _FEW if is_next else 1.0
         if (candidates.num_requests < candidates.slots * enough).any():
+            if wait_s is not None:
+                self._appointments.come(key, now)
             return []
         return self._refuse(request, now)
 
