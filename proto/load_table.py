@@ -5,6 +5,7 @@ A decision reads all rows at once and news touch one, so a row is written where 
 that means anything.
 """
 
+import math
 from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
@@ -84,9 +85,10 @@ class LoadTable:
         under_way: Mapping[bytes, Sequence[UnderWay]],
         left_out: Set[bytes],
         now: float,
+        max_waiting_per_slot: float = math.inf,
     ) -> Candidates:
-        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out``. Peers that
-        are not here are ignored in what is told of them:
+        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out`` and those
+        with a longer queue. Peers that are not here are ignored in what is told of them:
 
         matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
         under_way: requests sent there by this node that are not over.
@@ -115,6 +117,7 @@ class LoadTable:
         own = self._row_of.get(self._me)
         if own is not None:  # its engine says itself what is too long, and better
             fits[own] = True
+        fits &= requests < np.maximum(columns[_SLOTS], 1.0) * (1 + max_waiting_per_slot)
         for peer in left_out:
             row = self._row_of.get(peer)
             if row is not None:

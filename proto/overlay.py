@@ -317,6 +317,8 @@ class Overlay:
                 return self._requests.on_wait_over(timer, now)
             case "rested":
                 return self._requests.on_rested(timer.subject, now)
+            case "place":
+                return self._requests.on_place_due(now)
             case "overdue":
                 return self._requests.on_overdue(timer.subject, now)
             case "vitals":

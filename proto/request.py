@@ -85,6 +85,8 @@ class Request:
     truths: dict[bytes, int] = field(default_factory=dict)
     """Tokens of the prompt that nodes which handed it back hold, as they said."""
     num_engine_losses: int = 0
+    may_be_held_until: float = 0.0
+    """It came when told, and until then waits rather than being refused again; 0: it did not."""
     is_doubted: bool = False
     """A peer called the request impossible: this node's own engine is asked next, and its word is final."""
 
@@ -194,8 +196,12 @@ class Request:
         self.was_loss = is_loss
 
     def rest(self) -> None:
-        """No attempt is running, and whoever failed may be tried again later. Mutates."""
+        """As ``pause``, and it counts. Mutates."""
         self.num_rests += 1
+        self.pause()
+
+    def pause(self) -> None:
+        """No attempt is running, and whoever failed may be tried again later. Mutates."""
         self.tries = 0
         self.peer, self.due_at = b"", math.inf
         self.failed_peers.clear()

@@ -10,12 +10,13 @@ Invariant: every request in flight that does not wait has one running attempt, c
 
 import math
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Set
 
 import numpy as np
+from blake3 import blake3
 
-from proto.blocks import STRIDE, block_hashes
+from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.candidates import Candidates
 from proto.config import OverlayConfig
 from proto.digest_plane import DigestPlane
@@ -35,13 +36,25 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.overload import OVERLOADED, BusyPeers, EntryPlaces
+from proto.overload import (
+    MAX_HELD,
+    MAX_HELD_S,
+    OVERLOADED,
+    UNKNOWN_RETRY_S,
+    Appointments,
+    BusyPeers,
+    EntryPlaces,
+)
 from proto.request import LEAVING, LEAVING_MESSAGE, Request
 from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
 
 _LOOK_AGAIN_S = 0.1
 """At most so often whether an overdue request had better start anew."""
+_FEW = 1.5
+"""Requests a slot up to which a node has room for a prompt that was not told to come."""
+_LEAST_PLACE_S, _MOST_PLACE_S = 0.02, 1.0
+"""Between two looks whether the first of those that are held can go on."""
 
 
 class RequestPlane:
@@ -75,6 +88,9 @@ class RequestPlane:
         self._dispatches: dict[bytes, Dispatches] = {}
         self._places = EntryPlaces(config.request.max_in_flight)
         self._busy = BusyPeers()
+        self._appointments = Appointments()
+        self._held: OrderedDict[bytes, None] = OrderedDict()
+        """Of the waiting requests those that came when told, and wait until a node has a place."""
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
@@ -105,6 +121,10 @@ class RequestPlane:
         if request.is_complete:  # (the end was lost with the entry node)
             return [Finish(event.request_id, self._me, "length", request.usage(None), 1)]
         self._requests[event.request_id] = request
+        if not request.generated:  # (what has begun elsewhere is not sent away)
+            refused = self._turned_away(request, now)
+            if refused:
+                return refused
         if self._ladder.may_help(event.namespace, request.num_tokens):
             best = int(self._candidates(request, now).matched_tokens.max(initial=0))
             seek = self._ladder.seek(request.request_id, event.namespace, request.chain, request.num_tokens, best, now)
@@ -164,6 +184,7 @@ class RequestPlane:
         match frame:
             case Accepted():
                 request.on_accepted(frame)
+                self._appointments.placed(len(self._held), now)
                 self._note_load(request, frame.vitals, now)
                 return [Begin(request.request_id, request.peer, frame.cached_tokens)]
             case Bounced():
@@ -196,6 +217,7 @@ class RequestPlane:
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
+        self._held.pop(request_id, None)
         if self._waiting.pop(request_id, None) is not None:
             return []
         self._space(request).end(request_id, request.peer)
@@ -233,10 +255,13 @@ class RequestPlane:
         for (namespace, peer), num_requests in at_peers.items():
             assert self._dispatches[namespace].in_flight(peer) == num_requests
         assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
+        assert self._held.keys() <= self._waiting.keys()
+        self._appointments.check_invariants()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _stop_waiting(self, request_id: bytes, now: float) -> list[Effect]:
+        self._held.pop(request_id, None)
         if self._waiting.pop(request_id, None) is None:
             return []
         return self._dispatch(self._requests[request_id], now)
@@ -253,16 +278,18 @@ class RequestPlane:
         return space
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
-        candidates = self._candidates(request, now)
+        # (other rules, and answers that have begun, know no full nodes but those that say so themselves)
+        candidates = self._candidates(request, now, also_full=self._policy is not None or bool(request.generated))
         if not len(candidates) or self._is_last_attempt(request):
             wait_ms = self._busy_ms(request, now)
+            if not wait_ms and not len(candidates) and len(self._candidates(request, now, also_full=True)):
+                wait_ms = round(1000 * UNKNOWN_RETRY_S)
             if self._may_rest(request, wait_ms > 0):
                 return self._rest(request, now)
-            del self._requests[request.request_id]
-            cause = f"; the last one said: {request.last_failure}" if request.last_failure else ""
             if wait_ms:
-                return [Fail(request.request_id, OVERLOADED, f"all nodes are busy{cause}"[:512], True, wait_ms)]
-            message = f"no node could answer after {request.attempt} attempts{cause}"
+                return self._hold(request, now) if now < request.may_be_held_until else self._refuse(request, now)
+            del self._requests[request.request_id]
+            message = f"no node could answer after {request.attempt} attempts{_cause(request)}"
             if not request.attempt:
                 message = "no reachable node serves this model with room for this prompt"
             return [Fail(request.request_id, "no_peer", message[:512], True)]
@@ -290,7 +317,10 @@ class RequestPlane:
             effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at))
         return effects
 
-    def _candidates(self, request: Request, now: float, without: Set[bytes] = frozenset()) -> Candidates:
+    def _candidates(
+        self, request: Request, now: float, without: Set[bytes] = frozenset(), *, also_full: bool = False
+    ) -> Candidates:
+        """also_full: also those whose queues are as long as they shall be."""
         namespace, chain = request.namespace, request.chain
         table, space = self._members.loads(namespace), self._space(request)
         sent = space.matches(chain, now)
@@ -317,7 +347,68 @@ class RequestPlane:
             space.running(),
             left_out,
             now,
+            math.inf if also_full else self._config.max_waiting_per_slot,
         )
+
+    # (when all are busy, see overload.py:)
+
+    def _turned_away(self, request: Request, now: float) -> list[Effect]:
+        """Without asking a node: who comes before its time, or for the first time while those that were told to come
+        need all places. Empty if it is let in."""
+        key = _key(request) if self._appointments else b""
+        wait_s = self._appointments.wait_s(key, now)
+        if wait_s == 0.0 and len(self._held) < MAX_HELD:
+            request.may_be_held_until = now + MAX_HELD_S
+            self._appointments.come(key, now)
+            return []
+        is_next = wait_s is None and not self._held
+        if is_next and self._appointments.may_pass(now):
+            return []
+        candidates = self._candidates(request, now)
+        enough = _FEW if is_next else 1.0
+        if (candidates.num_requests < candidates.slots * enough).any():
+            if wait_s is not None:
+                self._appointments.come(key, now)
+            return []
+        return self._refuse(request, now)
+
+    def _refuse(self, request: Request, now: float) -> list[Effect]:
+        """Told when to come again, no token of an answer has come."""
+        del self._requests[request.request_id]
+        key = _key(request)
+        wait_s = self._appointments.wait_s(key, now)
+        if not wait_s:
+            guess_s = self._busy_ms(request, now) / 1000 or UNKNOWN_RETRY_S
+            wait_s = self._appointments.make(key, len(self._held), guess_s, now)
+        message = f"all nodes are busy{_cause(request)}"[:512]
+        return [Fail(request.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
+
+    def _hold(self, request: Request, now: float) -> list[Effect]:
+        """Until a node has a place."""
+        request.pause()
+        self._waiting[request.request_id] = set()
+        self._held[request.request_id] = None
+        return self._look_for_place(now)
+
+    def on_place_due(self, now: float) -> list[Effect]:
+        """A node may have a place for the first of those that are held. The others go on one by one, for it will have
+        one for one of them."""
+        if not self._held:
+            return []
+        first = next(iter(self._held))
+        request, effects = self._requests[first], list[Effect]()
+        if now >= request.may_be_held_until or len(self._candidates(request, now)):
+            effects = self._stop_waiting(first, now)
+        return effects + self._look_for_place(now)
+
+    def _look_for_place(self, now: float) -> list[Effect]:
+        if not self._held:
+            return []
+        first = self._requests[next(iter(self._held))]
+        wait_s = _LEAST_PLACE_S
+        if not len(self._candidates(first, now)):
+            wait_s = min(max(self._busy_ms(first, now) / 1000, _LEAST_PLACE_S), _MOST_PLACE_S)
+        return [SetTimer(Timer("place"), now + wait_s)]
 
     def _busy_ms(self, request: Request, now: float) -> int:
         """Until one of those that are busy may be asked for this request; 0: none of them is."""
@@ -436,3 +527,12 @@ class RequestPlane:
             update = VitalsUpdate(namespace=request.namespace, vitals=vitals)
             self._vitals.on_update(request.peer, update, now, is_reply=True)
             self.on_vitals(request.peer, vitals)
+
+
+def _cause(request: Request) -> str:
+    return f"; the last one said: {request.last_failure}" if request.last_failure else ""
+
+
+def _key(request: Request) -> bytes:
+    """By which a prompt is known that comes again."""
+    return blake3(request.client + b"\0" + pack_tokens(request.prompt)).digest(length=16)

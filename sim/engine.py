@@ -172,6 +172,8 @@ class Engine:
         self._waiting: FairQueue[Job] = FairQueue(MAX_WAITING)
         self._prefilling: Job | None = None
         self._decoding: dict[tuple[bytes, int], Job] = {}
+        self.most_waiting = 0
+        """Requests that ever waited at once."""
 
     def used(self, now: float) -> Used:
         """Since it was made, what is under way included."""
@@ -188,6 +190,7 @@ class Engine:
         wait_s = self._waiting.join(job, now, self._first_start_s())
         if not wait_s:
             self._next(now)
+            self.most_waiting = max(self.most_waiting, len(self._waiting))
             self._tell.on_load()
         return wait_s
 

@@ -2,6 +2,8 @@
 
 - ``kill``: a node's session ends (Weibull, as measured), for half of them with its machine: then nobody is told, and
   its peers notice when it has been silent for a while. It comes back, empty.
+- ``leave``: a node is told to leave: it takes nothing new, finishes what it works on if that does not take too long,
+  and goes. It comes back, empty.
 - ``freeze``: a node does nothing for some seconds, while its engine goes on.
 - ``engine``: a node's engine dies and is started again.
 - ``delay``, ``loss``: one node's line is slow, or loses many messages, for a while.
@@ -20,14 +22,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from proto.events import FloorsRestored, TrustRestored
+from proto.events import FloorsRestored, Leaving, TrustRestored
 from sim.links import Partition, Trouble
 from sim.serving import Serving
 from sim.world import World
 
-KILL, FREEZE, ENGINE, DELAY, LOSS, PARTITION = "kill", "freeze", "engine", "delay", "loss", "partition"
-SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP = "slow-disk", "full-disk", "clock", "storm", "flap"
-FAULTS = (KILL, FREEZE, ENGINE, DELAY, LOSS, PARTITION, SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP)
+KILL, LEAVE, FREEZE, ENGINE, DELAY, LOSS = "kill", "leave", "freeze", "engine", "delay", "loss"
+PARTITION, SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP = "partition", "slow-disk", "full-disk", "clock", "storm", "flap"
+FAULTS = (KILL, LEAVE, FREEZE, ENGINE, DELAY, LOSS, PARTITION, SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP)
 
 SESSION_SHAPE = 0.608
 """Of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
@@ -37,7 +39,7 @@ LIVENESS_S = (5.0, 9.0)
 """Until a node closes the connection with a peer that went silent: measured."""
 _REDIAL_S, _REDIAL_CHANCE = 2.0, 0.4
 """That often nodes dial whom they miss, and so often it succeeds: a partition has healed 15 s after its end."""
-_MEAN_S = {FREEZE: 30.0, ENGINE: 30.0, DELAY: 60.0, LOSS: 60.0, SLOW_DISK: 30.0, STORM: 600.0, FLAP: 120.0}
+_MEAN_S = {LEAVE: 60.0, FREEZE: 30.0, ENGINE: 30.0, DELAY: 60.0, LOSS: 60.0, SLOW_DISK: 30.0, STORM: 600.0, FLAP: 120.0}
 """Between two faults of a kind, in a swarm of ``_SWARM`` nodes; in a smaller one they come more rarely."""
 _SWARM = 200
 _FROZEN_S, _ENGINE_DOWN_S, _SLOW_S, _TROUBLE_S = (2.0, 30.0), (1.0, 6.0), (1.0, 20.0), (10.0, 60.0)
@@ -45,6 +47,8 @@ _ADDED_S, _LOST = (0.5, 3.0), (0.3, 0.7)
 _STORM_SHARE, _STORM_S, _STORM_DOWN_S = 0.25, 5.0, (5.0, 30.0)
 _FLAPS, _FLAP_S = 8, 5.0
 _WRONG_CLOCKS_S = (-86_400.0, -3_000.0, -600.0, 600.0, 3_000.0, 86_400.0)
+DRAIN_S, _DRAIN_STEP_S = 30.0, 0.5
+"""That a node which leaves goes on working at most, as ``mycelia leave`` has it; between two looks at it."""
 _RESTART_CHANCE = 0.1
 """Of a wrong clock, and of a full disk, at each start."""
 
@@ -103,6 +107,7 @@ class Faults:
         if PARTITION in kinds:
             world.call(world.now + self._plan.partition_every_s, self._part)
         strikes: dict[str, Callable[[], None]] = {
+            LEAVE: self._depart,
             FREEZE: self._freeze,
             ENGINE: self._crash,
             DELAY: lambda: self._trouble(DELAY, Trouble(added_s=self._rng.uniform(*_ADDED_S))),
@@ -149,7 +154,27 @@ class Faults:
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 
-    def _stop(self, number: int, down_s: float) -> None:
+    def _depart(self) -> None:
+        number = self._pick()
+        if number is None:
+            return
+        self.counts[LEAVE] += 1
+        world, life = self._world, self._world.node(number)
+        until = world.now + DRAIN_S
+        world.handle(life, Leaving())
+
+        def go() -> None:
+            if world.nodes[number] is not life:
+                return
+            if world.now < until and self._serving.is_working(number):
+                world.call(world.now + _DRAIN_STEP_S, go)
+            else:
+                self._stop(number, self._rng.expovariate(1 / DOWN_S), is_noticed=True)
+
+        go()
+
+    def _stop(self, number: int, down_s: float, is_noticed: bool | None = None) -> None:
+        """is_noticed: whether its peers are told at once; None: by chance."""
         world = self._world
         node = world.node(number)
         if FULL_DISK in self._plan.kinds and self._rng.random() < _RESTART_CHANCE:
@@ -158,7 +183,8 @@ class Faults:
             overlay, now = node.overlay, world.now + node.clock_s
             trust = TrustRestored(overlay.offenders(now), overlay.observations(now))
             self._kept[number] = (FloorsRestored(overlay.floors()), trust)
-        is_noticed = self._rng.random() < 0.5
+        if is_noticed is None:
+            is_noticed = self._rng.random() < 0.5
         peers = sorted(node.near)
         self._serving.stop(number, is_noticed)
         world.links.troubles.pop(number, None)

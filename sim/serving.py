@@ -253,6 +253,10 @@ class Serving:
         engine = self.engines[number]
         return self._used[number] + (engine.used(self.world.now) if engine else Used())
 
+    def is_working(self, number: int) -> bool:
+        """Whether anything is under way that a node serves or that entered there."""
+        return bool(self._coming[number]) or any(record.entry == number for record in self._records.values())
+
     def coming(self, number: int) -> list[Job]:
         """Jobs sent to a node that are not over, also those still on their way, in order of dispatch."""
         return [attempt.job for attempt in self._coming[number].values()]

@@ -81,6 +81,8 @@ class Scenario:
     warm_s: float = 60.0
     """Before that, at half the rate unless a trace says when prompts come."""
     measured_s: float = 240.0
+    tail_s: float = 0.0
+    """After that, prompts go on to come for so long."""
     objective_s: float = 2.0
     """Time to first token that is good enough."""
     drain_s: float = 600.0
@@ -102,7 +104,7 @@ def load_trace(path: Path) -> tuple[TraceRow, ...]:
 
 def simulate(scenario: Scenario, policy: str, seed: int, step: Step) -> Outcome:
     """One run under one policy. Raises LocalError for an unknown workload or policy, or a bad RTT file."""
-    run = _Run(scenario, policy, seed)
+    run = SwarmRun(scenario, policy, seed)
     step("nodes start")
     run.start()
     step("requests")
@@ -111,7 +113,9 @@ def simulate(scenario: Scenario, policy: str, seed: int, step: Step) -> Outcome:
 
 
 @dataclass
-class _Run:
+class SwarmRun:
+    """A swarm that is asked. Call ``start``, then ``ask``; ``submit`` is what each client does."""
+
     scenario: Scenario
     policy: str
     seed: int
@@ -236,6 +240,7 @@ class _Run:
             self._digest_bytes() - bytes_before,
             frozenset(self.serving.liars),
         )
+        world.run(world.now + scenario.tail_s)
         measured = [record for record in self.records if self.window.holds(record)]
         self.serving.run_until_over(measured, self.window.until_s + scenario.drain_s)
 
@@ -247,21 +252,23 @@ class _Run:
         # At half the rate while caches are warmed: what waits then, for they are cold, must not be measured.
         slow_s = 0.0 if self.scenario.trace else self.scenario.warm_s / 2
         at_s = session.at_s + min(session.at_s, slow_s)
-        if at_s >= self.scenario.warm_s + self.scenario.measured_s:
+        if at_s >= self.scenario.warm_s + self.scenario.measured_s + self.scenario.tail_s:
             return
         entry = clients.randrange(self.scenario.entries)
 
         def begin() -> None:
-            self._submit(entry, session, 0)
+            self.submit(entry, session, 0)
             self._begin_next(sessions, began, clients)
 
         self.world.call(began + at_s, begin)
 
-    def _submit(self, entry: int, session: Session, turn: int) -> None:
+    def submit(self, entry: int, session: Session, turn: int) -> None:
+        """The client of ``session`` asks its prompt number ``turn`` now, and the others after it."""
+
         def on_over(record: Record) -> None:
             if record.failure or turn + 1 == len(session.prompts):
                 return
-            self.world.call(self.world.now + session.think_s[turn], lambda: self._submit(entry, session, turn + 1))
+            self.world.call(self.world.now + session.think_s[turn], lambda: self.submit(entry, session, turn + 1))
 
         self.records.append(self.serving.submit(entry, session.prompts[turn], on_over))
 

@@ -192,6 +192,51 @@ def soak(
 
 
 @bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench overload
+  mycelia bench overload --load 1 --load 3 --seeds 1
+  mycelia bench overload --real --json > overload.json"""
+)
+@click.option("--real", is_flag=True, help="Real nodes with fake engines on this machine instead of simulated ones.")
+@click.option(
+    "--load",
+    "loads",
+    type=FiniteRange(0.05, 20),
+    multiple=True,
+    help="Prompts a second, of what the nodes can answer. Repeatable; ratios are to 1.  "
+    "[default: 0.5, 0.8, 1, 1.5, 2 and 3; with --real 1 and 3]",
+)
+@click.option("--nodes", type=click.IntRange(2, 256), help="[default: 8; with --real 4]")
+@click.option("--seconds", type=FiniteRange(5, 3_600), help="That are measured.  [default: 60; with --real 45]")
+@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs; --real takes one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def overload(
+    real: bool, loads: tuple[float, ...], nodes: int | None, seconds: float | None, seeds: int, as_json: bool
+) -> None:
+    """A swarm that is asked up to three times what it can answer: goodput, refusals, whether Retry-After is true.
+
+    Users that are refused come again when told (rows retry_), or go away (leave_); one in twenty knocks, to see when it
+    would be let in. Some 15 minutes; with real nodes seven, for which the machine should have nothing else to do.
+    """
+    from node.bench.overload import OverloadBench, bench_overload
+    from node.bench.real_overload import RealOverload, bench_real_overload
+    from node.bench.report import show
+    from node.cli import run
+
+    if real:
+        usual = RealOverload()
+        plan = RealOverload(loads or usual.loads, nodes or usual.num_nodes, seconds or usual.seconds)
+        show(run(partial(bench_real_overload, plan)), as_json)
+        return
+    one = OverloadBench()
+    wanted = OverloadBench(
+        loads or one.loads, nodes or one.num_peers, seconds or one.seconds, tuple(range(1, seeds + 1))
+    )
+    show(bench_overload(wanted), as_json)
+
+
+@bench.command(
     "chaos-sim",
     epilog="""\b
 Examples:
@@ -221,7 +266,7 @@ Examples:
     "faults",
     multiple=True,
     metavar="KIND",
-    help="kill, freeze, engine, delay, loss, partition, slow-disk, full-disk, clock, storm, flap. Repeatable."
+    help="kill, leave, freeze, engine, delay, loss, partition, slow-disk, full-disk, clock, storm, flap. Repeatable."
     "  [default: all]",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything: equal seeds, equal runs.")

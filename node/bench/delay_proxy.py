@@ -8,11 +8,14 @@ written in one piece. At most ``WINDOW_BYTES`` of a direction are under way; the
 with a full TCP window. The end of one direction arrives like a byte and leaves the other one open; a connection that
 breaks on one side is broken on the other.
 
+A line may be cut: then nothing passes, in either direction, and nobody is told, until it heals. What was sent meanwhile
+comes then, as with TCP.
+
 Not delayed is TCP's own handshake: who dials is connected with the proxy at once. All that is said afterwards is.
 """
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -24,6 +27,29 @@ WINDOW_BYTES = 8 * 1_024 * 1_024
 _BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
+IsCut = Callable[[int], bool]
+"""Whether the connection from this port of loopback is cut. Asked once when it is opened, and when lines are cut."""
+
+
+class Line:
+    """What a connection crosses: whole, or cut for now."""
+
+    def __init__(self) -> None:
+        self._whole = trio.Event()
+        self._whole.set()
+
+    def cut(self) -> None:
+        if self._whole.is_set():
+            self._whole = trio.Event()
+
+    def heal(self) -> None:
+        self._whole.set()
+
+    async def crossed(self) -> None:
+        """Once it is whole."""
+        await self._whole.wait()
+
+
 class DelayProxy:
     """Listens on a free port of loopback. Made by ``open_delay_proxy``."""
 
@@ -31,6 +57,9 @@ class DelayProxy:
         self._listener = listener
         self._one_way_s = one_way_s
         self._target_port: int | None = None
+        self._is_cut: IsCut = lambda port: False
+        self._lines: dict[int, Line] = {}
+        """Of the connections there are, by the dialler's port."""
         self.num_connections = 0
         """Ever."""
 
@@ -41,6 +70,19 @@ class DelayProxy:
     def forward_to(self, port: int) -> None:
         """From now on; whoever dials before is turned away."""
         self._target_port = port
+
+    def cut(self, is_cut: IsCut) -> None:
+        """From now on, also what is opened until ``heal``."""
+        self._is_cut = is_cut
+        for port, line in self._lines.items():
+            if is_cut(port):
+                line.cut()
+
+    def heal(self) -> None:
+        """Everything passes again."""
+        self._is_cut = lambda port: False
+        for line in self._lines.values():
+            line.heal()
 
     async def serve(self) -> None:
         """Until cancelled."""
@@ -54,8 +96,15 @@ class DelayProxy:
             node = await trio.open_tcp_stream("127.0.0.1", self._target_port)
         except OSError:
             return  # (the node is gone; the dialler sees its connection end)
-        async with node:
-            await relay(dialler, node, self._one_way_s)
+        port = int(dialler.socket.getpeername()[1])
+        line = self._lines[port] = Line()
+        if self._is_cut(port):
+            line.cut()
+        try:
+            async with node:
+                await relay(dialler, node, self._one_way_s, line)
+        finally:
+            del self._lines[port]
 
 
 @asynccontextmanager
@@ -69,13 +118,19 @@ async def open_delay_proxy(one_way_s: float) -> AsyncIterator[DelayProxy]:
         nursery.cancel_scope.cancel()
 
 
-async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseableStream, one_way_s: float) -> None:
-    """Both directions, until both have ended or one is broken. Closes neither stream."""
+async def relay(
+    one: trio.abc.HalfCloseableStream,
+    other: trio.abc.HalfCloseableStream,
+    one_way_s: float,
+    line: Line | None = None,
+) -> None:
+    """Both directions, until both have ended or one is broken. Closes neither stream. line: None: never cut."""
+    line = line or Line()
     async with trio.open_nursery() as nursery:
 
         async def carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream) -> None:
             try:
-                await _carry(source, sink, one_way_s)
+                await _carry(source, sink, one_way_s, line)
             except* _BROKEN:
                 nursery.cancel_scope.cancel()
 
@@ -83,7 +138,9 @@ async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseable
         nursery.start_soon(carry, other, one)
 
 
-async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, one_way_s: float) -> None:
+async def _carry(
+    source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, one_way_s: float, line: Line
+) -> None:
     """One direction."""
     under_way, room = 0, trio.Event()
     send, receive = trio.open_memory_channel[tuple[float, bytes]](math.inf)  # (bounded by WINDOW_BYTES)
@@ -102,6 +159,7 @@ async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStr
         nonlocal under_way
         async for due, data in receive:
             await trio.sleep_until(due)
+            await line.crossed()
             if not data:
                 await sink.send_eof()
                 return

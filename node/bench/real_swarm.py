@@ -116,6 +116,15 @@ async def open_real_swarm(settings: SwarmSettings) -> AsyncIterator[RealSwarm]:
 
 @asynccontextmanager
 async def open_at_a_distance(swarm: LocalSwarm, settings: SwarmSettings) -> AsyncIterator[list[LocalNode]]:
+    """The nodes of ``open_behind_proxies``."""
+    async with open_behind_proxies(swarm, settings) as (nodes, _):
+        yield nodes
+
+
+@asynccontextmanager
+async def open_behind_proxies(
+    swarm: LocalSwarm, settings: SwarmSettings
+) -> AsyncIterator[tuple[list[LocalNode], list[DelayProxy]]]:
     """Nodes that all know each other, each behind a proxy while the context is open. All but the first know only the
     first one's address. Raises LocalError when they do not come up."""
     async with AsyncExitStack() as stack:
@@ -127,7 +136,22 @@ async def open_at_a_distance(swarm: LocalSwarm, settings: SwarmSettings) -> Asyn
                 nodes = await _start(swarm, settings, proxies)
         except trio.TooSlowError as exc:
             raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
-        yield nodes
+        yield nodes, proxies
+
+
+def part(nodes: Sequence[LocalNode], proxies: Sequence[DelayProxy], sides: Sequence[int]) -> None:
+    """Cut every line between nodes of different ``sides``, numbers in the order of ``nodes``, also of new connections.
+    ``DelayProxy.heal`` of all ends it."""
+    processes = [(psutil.Process(node.process.pid), side) for node, side in zip(nodes, sides, strict=True)]
+
+    def side_of(port: int) -> int | None:
+        for process, side in processes:
+            if any(one.laddr.port == port for one in process.net_connections("tcp")):
+                return side
+        return None
+
+    for proxy, own_side in zip(proxies, sides, strict=True):
+        proxy.cut(lambda port, own_side=own_side: side_of(port) not in (own_side, None))  # type: ignore[misc]
 
 
 async def _start(swarm: LocalSwarm, settings: SwarmSettings, proxies: Sequence[DelayProxy]) -> list[LocalNode]:

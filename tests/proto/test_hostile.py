@@ -1,5 +1,7 @@
 """Peers that lie, flood and replay: what they send never raises, never costs others, and costs a bounded amount."""
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.codec import decode, encode
-from proto.config import DigestConfig, OverlayConfig
+from proto.config import DigestConfig, OverlayConfig, RequestConfig
 from proto.digest import LOG, SAME, SNAPSHOT, OwnDigest, pack_entries, pack_hashes, root_of, signed_payload, snapshot
 from proto.dispatches import Dispatches
 from proto.effects import Disconnect, Dispatch, Emit, Publish, Send
@@ -240,7 +242,7 @@ def submit(world: World, request_id: bytes = b"r" * 16, prompt: list[int] | None
 
 
 def test_a_claimed_load_never_leaves_the_bounds_of_the_wire() -> None:
-    world = World(2)
+    world = World(2, config=OverlayConfig(request=RequestConfig(max_waiting_per_slot=math.inf)))
     world.deliver_all()
     absurd = Vitals(queued_tokens=MAX_SMALL, active_requests=MAX_SMALL, waiting_requests=MAX_SMALL, slots=1)
     world.handle(ME, Received(PEER, VitalsUpdate(namespace=NAMESPACE, vitals=absurd)))

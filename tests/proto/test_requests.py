@@ -1,5 +1,7 @@
 """Requests through the overlay: routing, streaming, failing over, resuming, each token exactly once."""
 
+import math
+
 import msgspec
 import pytest
 
@@ -44,8 +46,8 @@ REQUEST = b"r" * 16
 USAGE = Usage(prompt_tokens=1, cached_tokens=2, completion_tokens=3, queue_ms=4, prefill_ms=5, decode_ms=6)
 
 
-def quiet_world(num_nodes: int = 3) -> World:
-    world = World(num_nodes)
+def quiet_world(num_nodes: int = 3, config: RequestConfig = RequestConfig()) -> World:
+    world = World(num_nodes, config=OverlayConfig(request=config))
     world.deliver_all()
     world.advance(20)
     return world
@@ -304,7 +306,7 @@ def test_a_cancelled_request_is_abandoned_and_forgotten() -> None:
 
 
 def test_too_many_requests_in_flight_are_refused() -> None:
-    world = quiet_world(1)
+    world = quiet_world(1, RequestConfig(max_waiting_per_slot=math.inf))
     limit = world.config.request.max_in_flight
     for number in range(limit // 2):
         submit(world, [1], request_id=number.to_bytes(16, "big"))

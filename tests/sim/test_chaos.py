@@ -5,11 +5,13 @@ import pytest
 from proto.errors import LocalError
 from proto.request import Request
 from sim.chaos import ChaosOutcome, ChaosScenario, chaos
-from sim.faults import CLOCK, FAULTS, FULL_DISK, KILL, FaultPlan
+from sim.faults import CLOCK, FAULTS, FULL_DISK, KILL, LEAVE, FaultPlan
 
 
-def run(seed: int = 1, kinds: tuple[str, ...] = FAULTS, num_peers: int = 8, length_s: float = 240.0) -> ChaosOutcome:
-    plan = FaultPlan(kinds, session_s=90.0, partition_every_s=80.0, pace=8.0)
+def run(
+    seed: int = 1, kinds: tuple[str, ...] = FAULTS, num_peers: int = 8, length_s: float = 240.0, pace: float = 8.0
+) -> ChaosOutcome:
+    plan = FaultPlan(kinds, session_s=90.0, partition_every_s=80.0, pace=pace)
     scenario = ChaosScenario(num_peers, length_s=length_s, rate=0.6, plan=plan)
     return chaos(scenario, seed, lambda what: None)
 
@@ -20,6 +22,16 @@ def test_no_fault_loses_an_answer(kind: str) -> None:
     assert outcome.faults[kind] > 0
     assert len(outcome.answers) > 50 and not outcome.failures
     assert all(answer.is_exact for answer in outcome.answers)
+
+
+def test_who_leaves_finishes_its_answers_first() -> None:
+    """Where nothing else happens, nobody has to go on elsewhere in the middle."""
+    outcome = run(kinds=(LEAVE,), pace=40.0, length_s=480.0)
+    assert outcome.faults[LEAVE] > 5
+    assert not any(answer.num_moves or answer.num_rejoins for answer in outcome.answers)
+    assert any(answer.num_retries for answer in outcome.answers), "it took nothing new"
+    killed = run(kinds=(KILL,), length_s=480.0)
+    assert any(answer.num_rejoins for answer in killed.answers)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

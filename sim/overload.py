@@ -1,0 +1,173 @@
+"""More prompts than a swarm can answer: what it answers, whom it refuses, and whether what it tells them is true.
+
+Every user asks one prompt, through a node that cannot tell its users apart. Who is refused goes away, or comes again
+when told, as ``mycelia ask --wait`` does, until ``PATIENCE_S`` are over. One in ``KNOCKERS`` knocks instead: it comes
+ten times as soon as told, and so sees when it would first be let in. What is told is true if that is neither sooner
+than after half of it nor later than after twice as long.
+
+Accepted is what was not refused: its waits count from the moment when it came that time. Prompts go on to come until it
+is known of each knocker when it was let in.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sim.outcome import percentile
+from sim.serving import Record
+from sim.sessions import Prompt, Session
+from sim.simulate import Scenario, Step, SwarmRun
+
+PATIENCE_S = 30.0
+KNOCKERS_PATIENCE_S = 90.0
+LEAST_AGAIN_S = 0.2
+"""As ``ask --wait``."""
+KNOCKERS = 20
+KNOCK_SHARE = 0.1
+TRUE_FACTOR = 2.0
+
+
+@dataclass
+class User:
+    """Who asks one prompt."""
+
+    entry: int
+    prompt: Prompt
+    asked_s: float
+    knocks: bool
+    patience_s: float
+    """From ``asked_s``: then it comes no more."""
+    refused_s: float = 0.0
+    """When it was first told to come again, and after how long; 0: never."""
+    told_s: float = 0.0
+    records: list[Record] = field(default_factory=list)
+    """Its tries."""
+
+    @property
+    def last(self) -> Record:
+        return self.records[-1]
+
+    @property
+    def is_told_true(self) -> bool | None:
+        """Of one that knocks; None: it is not known when it would have been let in."""
+        waited_s = self.last.submitted_s - self.refused_s
+        is_late = waited_s > TRUE_FACTOR * self.told_s
+        if not (self.knocks and self.told_s) or (is_refusal(self.last) and not is_late):
+            return None
+        return not is_late and waited_s >= self.told_s / TRUE_FACTOR
+
+
+@dataclass(frozen=True)
+class OverloadOutcome:
+    """One run. Rates a second; waits in seconds, of what was accepted."""
+
+    offered: float
+    """Prompts that came for the first time."""
+    tries: float
+    """All that came, again or not."""
+    answered: float
+    answered_tokens: float
+    refused_share: float
+    """Of the tries."""
+    failed: int
+    """For any other reason than that all are busy."""
+    given_up: float
+    """Users a second that went without an answer."""
+    num_told: int
+    """Knocking users that were refused and whose time could be seen."""
+    told_true: float
+    """Share of those."""
+    told_p50_s: float
+    """Of all refusals."""
+    most_waiting: int
+    """Requests at one engine."""
+    most_in_flight: int
+    """Requests at one entry."""
+    ttft_p50_s: float
+    ttft_p99_s: float
+    total_p99_s: float
+
+
+def overload(scenario: Scenario, retries: bool, policy: str, seed: int, step: Step) -> OverloadOutcome:
+    """One run. retries: users come again when told."""
+    run = _Run(scenario, policy, seed, retries=retries)
+    step("nodes start")
+    run.start()
+    step("requests")
+    run.ask()
+    return run.overload()
+
+
+@dataclass
+class _Run(SwarmRun):
+    retries: bool = True
+    users: list[User] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._kinds = random.Random(f"users {self.seed}")
+        self._in_flight = Counter[int]()
+        self.most_in_flight = 0
+
+    def submit(self, entry: int, session: Session, turn: int) -> None:
+        knocks = self._kinds.randrange(KNOCKERS) == 0
+        patience_s = KNOCKERS_PATIENCE_S if knocks else PATIENCE_S if self.retries else 0.0
+        user = User(entry, session.prompts[turn], self.world.now, knocks, patience_s)
+        self.users.append(user)
+        self._try(user)
+
+    def _try(self, user: User) -> None:
+        world = self.world
+
+        def on_over(record: Record) -> None:
+            self._in_flight[user.entry] -= 1
+            if not is_refusal(record):
+                return
+            if not user.told_s:
+                user.refused_s, user.told_s = world.now, record.retry_after_s
+            pause_s = record.retry_after_s * (KNOCK_SHARE if user.knocks else 1.0)
+            at = world.now + max(pause_s, LEAST_AGAIN_S)
+            if at < user.asked_s + user.patience_s:
+                world.call(at, lambda: self._try(user))
+
+        self._in_flight[user.entry] += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight[user.entry])
+        record = self.serving.submit(user.entry, user.prompt, on_over)
+        user.records.append(record)
+        self.records.append(record)
+
+    def overload(self) -> OverloadOutcome:
+        window, now = self.window, self.world.now
+        asked = [user for user in self.users if window.from_s <= user.asked_s < window.until_s]
+        tries = [record for record in self.records if window.holds(record)]
+        refused = [record for record in tries if is_refusal(record)]
+        accepted = [record for record in tries if not record.failure]
+        answered = [record for record in self.records if window.from_s <= record.done_s < window.until_s]
+        lengths = {record.request_id: len(user.prompt.answer) for user in self.users for record in user.records}
+        told = [user.is_told_true for user in asked if user.is_told_true is not None]
+        told_s = sorted(record.retry_after_s for record in refused)
+        ttfts_s = sorted((record.first_token_s or now) - record.submitted_s for record in accepted)
+        totals_s = sorted((record.done_s or now) - record.submitted_s for record in accepted)
+        engines = [engine for engine in self.serving.engines if engine is not None]
+        return OverloadOutcome(
+            offered=len(asked) / window.length_s,
+            tries=len(tries) / window.length_s,
+            answered=len(answered) / window.length_s,
+            answered_tokens=sum(lengths[record.request_id] for record in answered) / window.length_s,
+            refused_share=len(refused) / max(len(tries), 1),
+            failed=sum(1 for record in tries if record.failure and not is_refusal(record)),
+            given_up=sum(1 for user in asked if user.last.failure) / window.length_s,
+            num_told=len(told),
+            told_true=sum(told) / max(len(told), 1),
+            told_p50_s=percentile(told_s, 0.5),
+            most_waiting=max(engine.most_waiting for engine in engines),
+            most_in_flight=self.most_in_flight,
+            ttft_p50_s=percentile(ttfts_s, 0.5),
+            ttft_p99_s=percentile(ttfts_s, 0.99),
+            total_p99_s=percentile(totals_s, 0.99),
+        )
+
+
+def is_refusal(record: Record) -> bool:
+    """All are busy, and it was told when to come again."""
+    return bool(record.failure) and record.is_retryable and record.retry_after_s > 0

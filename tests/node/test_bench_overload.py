@@ -1,0 +1,60 @@
+"""The overload benchmark: rows of small runs, and what counts as true."""
+
+from dataclasses import replace
+
+import pytest
+
+from node.bench.overload import OverloadBench, bench_overload, rows_of
+from node.bench.real_overload import RealOverload
+from proto.errors import LocalError
+from sim.overload import OverloadOutcome, overload
+from sim.policies import OWN
+from sim.simulate import Scenario
+
+AT_CAPACITY = OverloadOutcome(
+    offered=10.0,
+    tries=10.0,
+    answered=8.0,
+    answered_tokens=80.0,
+    refused_share=0.1,
+    failed=0,
+    given_up=1.0,
+    num_told=0,
+    told_true=0.0,
+    told_p50_s=1.0,
+    most_waiting=9,
+    most_in_flight=9,
+    ttft_p50_s=1.0,
+    ttft_p99_s=2.0,
+    total_p99_s=4.0,
+)
+
+
+def test_rows_are_beside_the_peak_and_beside_capacity() -> None:
+    crowded = replace(AT_CAPACITY, answered=6.0, answered_tokens=90.0, num_told=4, told_true=0.75, ttft_p99_s=3.0)
+    rows = {row.name: row.value for row in rows_of("x_", {1.0: [AT_CAPACITY], 3.0: [crowded]})}
+    assert rows["x_1x_goodput"] == 1.0 and rows["x_3x_goodput"] == 0.75
+    assert rows["x_3x_goodput_tokens"] == 1.0 and rows["x_3x_ttft_p99_ratio"] == 1.5
+    assert rows["x_3x_told_true"] == 0.75 and "x_1x_told_true" not in rows, "of nobody nothing is true"
+    with pytest.raises(LocalError, match="nothing"):
+        rows_of("x_", {1.0: [replace(AT_CAPACITY, answered=0.0)]})
+
+
+def test_an_overloaded_swarm_answers_as_much_and_tells_the_truth() -> None:
+    scenario = Scenario(num_peers=6, warm_s=20.0, measured_s=30.0, tail_s=60.0, drain_s=120.0)
+    busy, crowded = (overload(replace(scenario, load=load), True, OWN, 1, lambda what: None) for load in (1.0, 3.0))
+    assert crowded.answered > 0.9 * busy.answered and crowded.failed == 0
+    assert crowded.refused_share > 0.5 > busy.refused_share
+    assert crowded.num_told >= 10 and crowded.told_true >= 0.8
+    assert crowded.total_p99_s < 3 * busy.total_p99_s + 5
+    assert crowded.tries < 3 * crowded.offered, "who is told the truth need not ask often"
+
+
+def test_a_small_bench_has_rows_of_both_kinds_of_users() -> None:
+    report = bench_overload(OverloadBench(loads=(1.0,), num_peers=3, seconds=5.0, seeds=(1,)))
+    assert {row.name.partition("_")[0] for row in report.rows} == {"retry", "leave"}
+
+
+def test_what_real_nodes_can_answer_is_known_from_their_engines() -> None:
+    assert RealOverload(num_nodes=4).capacity == pytest.approx(2 * RealOverload(num_nodes=2).capacity)
+    assert 5 < RealOverload().capacity < 20

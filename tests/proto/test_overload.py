@@ -1,0 +1,176 @@
+"""Who is refused at an entry is told its own time and finds a place then; those who do not come keep nobody out."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from proto.config import OverlayConfig, RequestConfig
+from proto.effects import Dispatch, Fail
+from proto.events import FrameReceived, RequestCancelled, RequestSubmitted, VitalsChanged
+from proto.messages import Accepted, Failed, Sampling, Vitals
+from proto.overload import LEAST_AGAIN_S, MAX_APPOINTMENTS, Appointments
+from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
+
+ME = peer_id(0)
+FULL = Vitals(queued_tokens=900, active_requests=4, waiting_requests=30, slots=4)
+
+
+def key(number: int) -> bytes:
+    return b"%d" % number
+
+
+def paced(place_s: float) -> Appointments:
+    """At an entry that lately got a place each ``place_s``, until time 0."""
+    one = Appointments()
+    one.make(b"first", 0, place_s, -100 * place_s)
+    for number in range(99):
+        one.placed(1, (number - 99) * place_s)
+    assert one.wait_s(b"nobody", 0.0) is None
+    return one
+
+
+def test_who_is_refused_at_the_same_time_is_told_different_times() -> None:
+    one = paced(2.0)
+    told = [one.make(key(number), 0, 1.0, 0.0) for number in range(20)]
+    gaps = [after - before for before, after in pairwise(told)]
+    assert min(gaps) >= 2.0 and max(gaps) < 3.0
+    one.check_invariants()
+
+
+def test_an_appointment_is_kept_for_a_while_from_its_time_on() -> None:
+    one = paced(8.0)
+    told_s = one.make(b"a", 0, 1.0, 0.0)
+    assert one.wait_s(b"a", told_s / 2) == pytest.approx(told_s / 2)
+    assert one.wait_s(b"a", told_s) == 0.0
+    assert one.wait_s(b"a", 1.2 * told_s) == 0.0
+    assert one.wait_s(b"a", 1.3 * told_s) is None
+    one.check_invariants()
+
+
+def test_where_nobody_comes_back_times_stay_short() -> None:
+    one = paced(0.5)
+    now, told = 0.0, 0.0
+    for number in range(2_000):
+        now += 0.1
+        one.wait_s(key(number), now)
+        told = one.make(key(number), 0, 1.0, now)
+        if number % 5 == 0:
+            one.placed(0, now)
+    assert told < 20.0, "and not two thousand places"
+    one.check_invariants()
+
+
+def test_where_all_come_back_nobody_else_is_let_in() -> None:
+    one = paced(1.0)
+    due = {key(number): one.make(key(number), 0, 1.0, 0.0) for number in range(30)}
+    passed, now = 0, 0.0
+    while due:
+        now += 0.25
+        for each in [each for each, at in due.items() if at <= now]:
+            assert one.wait_s(each, now) == 0.0
+            one.come(each, now)
+            one.placed(0, now)
+            del due[each]
+        passed += one.may_pass(now)
+    assert passed < 12, "as many as the spacing leaves over"
+    assert one.may_pass(now + 10), "no appointments, no limit"
+
+
+def test_appointments_are_bounded() -> None:
+    one = Appointments()
+    for number in range(3 * MAX_APPOINTMENTS):
+        assert one.make(key(number % (2 * MAX_APPOINTMENTS)), 0, 0.001, 0.0) >= LEAST_AGAIN_S
+    one.check_invariants()
+    assert len(one) == MAX_APPOINTMENTS
+
+
+# --- at an entry ----------------------------------------------------------------------------------------------------
+
+
+def busy_world(retry_after_ms: int = 4_000) -> World:
+    """One node, whose engine has just refused a prompt of its own clients."""
+    world = World(1)
+    world.deliver_all()
+    world.advance(20)
+    world.handle(ME, VitalsChanged(NAMESPACE, FULL))
+    return world
+
+
+def ask(world: World, number: int, request_id: bytes | None = None) -> bytes:
+    request_id = request_id or b"request %d" % number
+    prompt = [number] * 70
+    world.handle(ME, RequestSubmitted(request_id.ljust(16), NAMESPACE, prompt, Sampling(max_tokens=8)))
+    return request_id.ljust(16)
+
+
+def refused(world: World) -> Fail:
+    (fail,) = world.nodes[ME].take(Fail)
+    assert isinstance(fail, Fail) and fail.code == "overloaded" and fail.retryable
+    assert not world.nodes[ME].take(Dispatch), "no node was asked"
+    return fail
+
+
+def test_nothing_is_sent_where_the_queue_is_full() -> None:
+    world = busy_world()
+    told = []
+    for number in range(3):
+        ask(world, number)
+        told.append(refused(world).retry_after_ms)
+    assert told[0] < told[1] < told[2]
+    world.nodes[ME].overlay.check_invariants()
+
+
+def test_who_comes_early_hears_the_same_again_and_who_comes_when_told_is_held_until_there_is_a_place() -> None:
+    world = busy_world()
+    ask(world, 1)
+    told_s = refused(world).retry_after_ms / 1000
+    world.advance(told_s / 2, deliver=False)
+    ask(world, 1, b"early")
+    assert refused(world).retry_after_ms / 1000 == pytest.approx(told_s / 2, abs=0.01)
+    world.advance(told_s / 2, deliver=False)
+    request_id = ask(world, 1, b"on time")
+    assert not world.nodes[ME].take(Fail) and not world.nodes[ME].take(Dispatch)
+    world.nodes[ME].overlay.check_invariants()
+    world.handle(ME, VitalsChanged(NAMESPACE, IDLE))
+    world.advance(2, deliver=False)
+    (dispatch,) = world.nodes[ME].take(Dispatch)
+    assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
+    world.nodes[ME].overlay.check_invariants()
+
+
+def test_who_is_held_is_not_held_for_ever_and_may_leave() -> None:
+    world = busy_world()
+    for number in (1, 2):
+        ask(world, number)
+        told_s = refused(world).retry_after_ms / 1000
+    world.advance(told_s, deliver=False)
+    stays, leaves = ask(world, 1, b"stays"), ask(world, 2, b"leaves")
+    world.handle(ME, RequestCancelled(leaves))
+    world.nodes[ME].overlay.check_invariants()
+    for _ in range(40):
+        world.handle(ME, VitalsChanged(NAMESPACE, FULL))
+        world.advance(1, deliver=False)
+    (fail,) = world.nodes[ME].take(Fail)
+    assert isinstance(fail, Fail) and fail.request_id == stays and fail.code == "overloaded"
+
+
+def test_a_node_that_refuses_who_is_held_is_asked_again_later() -> None:
+    world = World(1, config=OverlayConfig(request=RequestConfig(max_waiting_per_slot=math.inf)))
+    world.deliver_all()
+    busy = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=2_000)
+    request_id = ask(world, 1)
+    world.handle(ME, FrameReceived(request_id, 1, busy))
+    world.nodes[ME].take(Dispatch)
+    told_s = refused(world).retry_after_ms / 1000
+    world.advance(told_s, deliver=False)
+    request_id = ask(world, 1, b"again")
+    for attempt in range(1, 12):
+        (dispatch,) = world.nodes[ME].take(Dispatch)
+        assert isinstance(dispatch, Dispatch) and dispatch.attempt == attempt
+        world.handle(ME, FrameReceived(request_id, attempt, busy))
+        assert not world.nodes[ME].take(Fail)
+        world.nodes[ME].overlay.check_invariants()
+        world.advance(2.1, deliver=False)
+    world.handle(ME, FrameReceived(request_id, 12, Accepted(cached_tokens=0, vitals=IDLE)))
+    world.nodes[ME].overlay.check_invariants()
