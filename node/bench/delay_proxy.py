@@ -9,14 +9,17 @@ with a full TCP window. The end of one direction arrives like a byte and leaves 
 breaks on one side is broken on the other.
 
 A line may be cut: then nothing passes, in either direction, and nobody is told, until it heals. What was sent meanwhile
-comes then, as with TCP.
+comes then, as with TCP. Or it may be bad: slower, or losing packets, which with TCP is the same: what follows a lost
+packet waits until it was sent again.
 
 Not delayed is TCP's own handshake: who dials is connected with the proxy at once. All that is said afterwards is.
 """
 
 import math
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import trio
 
@@ -31,10 +34,29 @@ IsCut = Callable[[int], bool]
 """Whether the connection from this port of loopback is cut. Asked once when it is opened, and when lines are cut."""
 
 
+RETRANSMISSION_S = (0.2, 1.0)
+"""Until a lost packet is sent again: TCP waits for its estimate of the round trip, 0.2 s at least."""
+
+
+@dataclass
+class Quality:
+    """Of a line, each way."""
+
+    one_way_s: float
+    loss: float = 0.0
+    """Share of what is sent that is lost at first."""
+    rng: random.Random = field(default_factory=random.Random)
+
+    def takes_s(self) -> float:
+        lost_s = self.rng.uniform(*RETRANSMISSION_S) if self.rng.random() < self.loss else 0.0
+        return self.one_way_s + lost_s
+
+
 class Line:
     """What a connection crosses: whole, or cut for now."""
 
-    def __init__(self) -> None:
+    def __init__(self, quality: Quality) -> None:
+        self.quality = quality
         self._whole = trio.Event()
         self._whole.set()
 
@@ -55,7 +77,7 @@ class DelayProxy:
 
     def __init__(self, listener: trio.SocketListener, one_way_s: float) -> None:
         self._listener = listener
-        self._one_way_s = one_way_s
+        self._usual = self._quality = Quality(one_way_s)
         self._target_port: int | None = None
         self._is_cut: IsCut = lambda port: False
         self._lines: dict[int, Line] = {}
@@ -78,9 +100,16 @@ class DelayProxy:
             if is_cut(port):
                 line.cut()
 
+    def spoil(self, quality: Quality) -> None:
+        """From now on until ``heal``, for all connections."""
+        self._quality = quality
+        for line in self._lines.values():
+            line.quality = quality
+
     def heal(self) -> None:
-        """Everything passes again."""
+        """Everything passes again, as fast as ever."""
         self._is_cut = lambda port: False
+        self.spoil(self._usual)
         for line in self._lines.values():
             line.heal()
 
@@ -97,12 +126,12 @@ class DelayProxy:
         except OSError:
             return  # (the node is gone; the dialler sees its connection end)
         port = int(dialler.socket.getpeername()[1])
-        line = self._lines[port] = Line()
+        line = self._lines[port] = Line(self._quality)
         if self._is_cut(port):
             line.cut()
         try:
             async with node:
-                await relay(dialler, node, self._one_way_s, line)
+                await relay(dialler, node, line)
         finally:
             del self._lines[port]
 
@@ -118,19 +147,13 @@ async def open_delay_proxy(one_way_s: float) -> AsyncIterator[DelayProxy]:
         nursery.cancel_scope.cancel()
 
 
-async def relay(
-    one: trio.abc.HalfCloseableStream,
-    other: trio.abc.HalfCloseableStream,
-    one_way_s: float,
-    line: Line | None = None,
-) -> None:
-    """Both directions, until both have ended or one is broken. Closes neither stream. line: None: never cut."""
-    line = line or Line()
+async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseableStream, line: Line) -> None:
+    """Both directions, until both have ended or one is broken. Closes neither stream."""
     async with trio.open_nursery() as nursery:
 
         async def carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream) -> None:
             try:
-                await _carry(source, sink, one_way_s, line)
+                await _carry(source, sink, line)
             except* _BROKEN:
                 nursery.cancel_scope.cancel()
 
@@ -138,9 +161,7 @@ async def relay(
         nursery.start_soon(carry, other, one)
 
 
-async def _carry(
-    source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, one_way_s: float, line: Line
-) -> None:
+async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, line: Line) -> None:
     """One direction."""
     under_way, room = 0, trio.Event()
     send, receive = trio.open_memory_channel[tuple[float, bytes]](math.inf)  # (bounded by WINDOW_BYTES)
@@ -148,12 +169,12 @@ async def _carry(
     async def read() -> None:
         nonlocal under_way, room
         while data := await source.receive_some(READ_BYTES):
-            send.send_nowait((trio.current_time() + one_way_s, bytes(data)))
+            send.send_nowait((trio.current_time() + line.quality.takes_s(), bytes(data)))
             under_way += len(data)
             while under_way >= WINDOW_BYTES:
                 room = trio.Event()
                 await room.wait()
-        send.send_nowait((trio.current_time() + one_way_s, b""))
+        send.send_nowait((trio.current_time() + line.quality.takes_s(), b""))
 
     async def write() -> None:
         nonlocal under_way

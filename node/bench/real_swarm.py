@@ -7,7 +7,7 @@ read before the first prompt, and must all be as long as they were asked to be.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,13 +141,13 @@ async def open_behind_proxies(
 
 def part(nodes: Sequence[LocalNode], proxies: Sequence[DelayProxy], sides: Sequence[int]) -> None:
     """Cut every line between nodes of different ``sides``, numbers in the order of ``nodes``, also of new connections.
-    ``DelayProxy.heal`` of all ends it."""
-    processes = [(psutil.Process(node.process.pid), side) for node, side in zip(nodes, sides, strict=True)]
+    ``DelayProxy.heal`` of all ends it. ``nodes`` may change meanwhile."""
 
     def side_of(port: int) -> int | None:
-        for process, side in processes:
-            if any(one.laddr.port == port for one in process.net_connections("tcp")):
-                return side
+        for node, side in zip(nodes, sides, strict=True):
+            with suppress(psutil.Error):  # (it may just have been killed)
+                if any(one.laddr.port == port for one in psutil.Process(node.process.pid).net_connections("tcp")):
+                    return side
         return None
 
     for proxy, own_side in zip(proxies, sides, strict=True):

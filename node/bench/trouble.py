@@ -7,31 +7,42 @@
 - ``flap``: a node is killed again whenever it has just come back, some times over.
 - ``full-disk``: for a while every write of a node and of its engine to a file fails, by a limit of the size of files.
 - ``clock``: a node's clock jumps by an hour, to and fro, while it runs: by libfaketime, which must be installed.
+- ``delay``, ``loss``: for a while what others send to a node takes longer, or is lost at first and sent again.
+- ``partition``: for a while nothing passes between one part of the nodes and the other.
 
-Disks that are slow, and lines, are ``sim/faults.py``'s alone: a process cannot be given those without a kernel's help.
+For the last three each node is behind a proxy (``delay_proxy.py``). Slow disks are ``sim/faults.py``'s alone: a process
+cannot be given one without a kernel's help.
 """
 
 import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import trio
 
+from node.bench.delay_proxy import DelayProxy, Quality, open_delay_proxy
+from node.bench.real_swarm import part
 from node.swarm import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from proto.errors import LocalError
 
 KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
-FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK)
+DELAY, LOSS, PARTITION = "delay", "loss", "partition"
+FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK, DELAY, LOSS, PARTITION)
 FROZEN_S = 12.0
 FULL_S = 12.0
 FLAPS = 3
 JUMPS_S = (-3_600, 3_600)
 JUMPED_S = 6.0
 """Between a jump and the one back."""
+ADDED_S, LOST, BAD_S = 0.5, 0.3, 12.0
+"""By what delay, and which share, lines are bad, and for how long."""
+PARTED_S = 15.0
+"""Longer than nodes wait for a sign of life of each other."""
 START_DEADLINE_S = 120.0
 _FAKETIME = "libfaketimeMT.so.1"
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
@@ -41,12 +52,23 @@ _CLOCK_FILE = "clock"
 class Nodes:
     """Node processes by number, each restarted where it was found before. Made by ``open_nodes``."""
 
-    def __init__(self, swarm: LocalSwarm, options: Sequence[str], ports: Sequence[int], clocks: Sequence[Path]) -> None:
-        """clocks: a file for each node that moves its clock; none: clocks are true."""
+    def __init__(
+        self,
+        swarm: LocalSwarm,
+        options: Sequence[str],
+        ports: Sequence[int],
+        clocks: Sequence[Path],
+        proxies: Sequence[DelayProxy],
+    ) -> None:
+        """clocks: a file for each node that moves its clock; none: clocks are true. proxies: in front of each node;
+        none: they listen where they say."""
         self._swarm = swarm
         self._options = options
         self._ports = ports
         self._clocks = clocks
+        self.proxies = proxies
+        for proxy, port in zip(proxies, ports, strict=bool(proxies)):
+            proxy.forward_to(port)
         self.nodes: list[LocalNode] = []
         self.addresses: list[str] = []
         """Full multiaddrs."""
@@ -56,6 +78,8 @@ class Nodes:
         listen = f"/ip4/127.0.0.1/tcp/{self._ports[number]}"
         command = (*_with_clock(self._clocks[number]), *COMMAND) if self._clocks else COMMAND
         options = [*self._options, "--listen", listen]
+        if self.proxies:
+            options += ["--announce", f"/ip4/127.0.0.1/tcp/{self.proxies[number].port}"]
         return await self._swarm.start(f"node-{number + 1}", bootstrap, options, command)
 
     async def restart(self, number: int) -> None:
@@ -82,8 +106,11 @@ async def open_nodes(
     clocks = [root / f"{_CLOCK_FILE}-{number}" for number in range(count)] if CLOCK in faults else []
     if clocks and not can_move_clocks():
         raise LocalError("moving a node's clock needs libfaketime: sudo apt-get install faketime")
-    async with open_local_swarm(root) as swarm:
-        made = Nodes(swarm, options, _free_ports(count), clocks)
+    num_proxies = count if {DELAY, LOSS, PARTITION} & set(faults) else 0
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(open_delay_proxy(0.0)) for _ in range(num_proxies)]
+        swarm = await stack.enter_async_context(open_local_swarm(root))
+        made = Nodes(swarm, options, _free_ports(count), clocks, proxies)
         for number in range(len(clocks)):
             made.move_clock(number, 0)
         try:
@@ -181,6 +208,9 @@ class Trouble:
             FLAP: self._flap,
             FULL_DISK: self._fill_disk,
             CLOCK: self._move_clock,
+            DELAY: partial(self._spoil_line, Quality(ADDED_S)),
+            LOSS: partial(self._spoil_line, Quality(0.0, LOST, self._rng)),
+            PARTITION: self._part,
         }
         await strikes[fault](number)
         self._up.add(number)
@@ -217,3 +247,17 @@ class Trouble:
         self._nodes.move_clock(number, self._rng.choice(JUMPS_S))
         await trio.sleep(JUMPED_S)
         self._nodes.move_clock(number, 0)
+
+    async def _spoil_line(self, quality: Quality, number: int) -> None:
+        self._nodes.proxies[number].spoil(quality)
+        await trio.sleep(BAD_S)
+        self._nodes.proxies[number].heal()
+
+    async def _part(self, number: int) -> None:
+        """The node and half of the others from the rest."""
+        count = len(self._nodes.nodes)
+        others = self._rng.sample([one for one in range(count) if one != number], count // 2 - 1)
+        part(self._nodes.nodes, self._nodes.proxies, [int(one == number or one in others) for one in range(count)])
+        await trio.sleep(PARTED_S)
+        for proxy in self._nodes.proxies:
+            proxy.heal()

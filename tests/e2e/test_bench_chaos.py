@@ -7,7 +7,17 @@ import trio
 
 from node.bench.chaos import ChaosBench, bench_chaos
 from node.bench.soak import SoakBench, bench_soak
-from node.bench.trouble import CLOCK, ENGINE, FULL_DISK, KILL, STORM, can_move_clocks
+from node.bench.trouble import (
+    CLOCK,
+    DELAY,
+    ENGINE,
+    FULL_DISK,
+    KILL,
+    LOSS,
+    PARTITION,
+    STORM,
+    can_move_clocks,
+)
 from node.swarm import COMMAND, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 
@@ -37,8 +47,8 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
     assert value["faults"] >= 1
 
 
-@pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,)])
-async def test_no_answer_suffers_from_storms_full_disks_and_wrong_clocks(faults: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,), (DELAY, LOSS, PARTITION)])
+async def test_no_answer_suffers_from_storms_full_disks_wrong_clocks_and_bad_lines(faults: tuple[str, ...]) -> None:
     if CLOCK in faults and not can_move_clocks():
         pytest.skip("libfaketime is not installed")
     bench = ChaosBench(

@@ -10,19 +10,19 @@ import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from node.bench import delay_proxy
-from node.bench.delay_proxy import open_delay_proxy, relay
+from node.bench.delay_proxy import RETRANSMISSION_S, Line, Quality, open_delay_proxy, relay
 
 ONE_WAY_S = 0.04
 Stream = trio.abc.HalfCloseableStream
 
 
 @asynccontextmanager
-async def relayed() -> AsyncIterator[tuple[Stream, Stream]]:
+async def relayed(line: Line | None = None) -> AsyncIterator[tuple[Stream, Stream]]:
     """(the dialler's end, the node's end) of a connection through a relay."""
     near, left = memory_stream_pair()
     right, far = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay, left, right, ONE_WAY_S)
+        nursery.start_soon(relay, left, right, line or Line(Quality(ONE_WAY_S)))
         yield near, far
         nursery.cancel_scope.cancel()
 
@@ -78,6 +78,20 @@ async def test_everything_arrives_in_order_at_the_same_distance(autojump_clock: 
             assert await receive_all(far) == b"".join(pieces)
 
 
+async def test_what_is_lost_is_sent_again_and_what_follows_waits_for_it(autojump_clock: MockClock) -> None:
+    line = Line(Quality(ONE_WAY_S, loss=1.0, rng=random.Random(1)))
+    async with relayed(line) as (near, far):
+        began = trio.current_time()
+        await near.send_all(b"lost")
+        await wait_all_tasks_blocked()
+        line.quality = Quality(ONE_WAY_S)
+        await near.send_all(b"not lost")
+        assert await far.receive_some() == b"lost"
+        assert ONE_WAY_S + RETRANSMISSION_S[0] <= trio.current_time() - began <= ONE_WAY_S + RETRANSMISSION_S[1]
+        began = trio.current_time()
+        assert await far.receive_some() == b"not lost" and trio.current_time() == began
+
+
 async def test_one_direction_may_end_before_the_other(autojump_clock: MockClock) -> None:
     async with relayed() as (near, far):
         await near.send_all(b"question")
@@ -96,7 +110,7 @@ async def test_the_sender_waits_when_too_much_is_under_way(
     near, left = memory_stream_pair()
     right, far = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay, left, right, ONE_WAY_S)
+        nursery.start_soon(relay, left, right, Line(Quality(ONE_WAY_S)))
         began = trio.current_time()
         await near.send_all(bytes(1_000))
         await near.send_eof()
@@ -114,7 +128,7 @@ async def test_a_broken_side_breaks_the_other(autojump_clock: MockClock) -> None
 
         async def serve() -> None:
             async with left, right:
-                await relay(left, right, ONE_WAY_S)
+                await relay(left, right, Line(Quality(ONE_WAY_S)))
 
         nursery.start_soon(serve)
         await far.aclose()
