@@ -142,6 +142,7 @@ class World:
         self.config = config
         self.now = EPOCH_START
         self.rng = random.Random(seed)
+        self._checks = random.Random(f"checks {seed}")
         self.nodes: list[SimNode | None] = [None] * num_nodes
         self.number_of = {peer_id(number): number for number in range(num_nodes)}
         self.is_up = np.zeros(num_nodes, dtype=np.bool_)
@@ -336,9 +337,11 @@ class World:
         counts = b"".join(self.received[plane].tobytes() + self.sent[plane].tobytes() for plane in PLANES)
         return blake3(self._trace.digest() + counts).hexdigest()
 
-    def check_invariants(self) -> None:
-        """Raises AssertionError when a documented invariant of an overlay is broken."""
-        for node in self.up():
+    def check_invariants(self, most: int | None = None) -> None:
+        """Raises AssertionError when a documented invariant of an overlay is broken. most: of so many nodes, others
+        each time; None: of all. A node that knows 200 others takes a fifth of a second."""
+        up = self.up()
+        for node in up if most is None else self._checks.sample(up, min(most, len(up))):
             node.overlay.check_invariants()
 
     # --- effects ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """``mycelia bench chaos-sim``: a simulated swarm of volunteers under every fault there is, see ``sim/faults.py``."""
 
+import gc
+import itertools
+
 from node.bench.chaos import compare
 from node.bench.gossip import no_garbage_collection
 from node.bench.report import Progress, Report, Row, report_of, row_of
@@ -9,12 +12,22 @@ from sim.faults import FAULTS
 from sim.outcome import percentile
 
 
+_COLLECTED_STEPS = 10
+
+
 def bench_chaos_sim(scenario: ChaosScenario, seed: int) -> Report:
     """One run. Raises LocalError when nothing was asked."""
     progress = Progress(scenario.num_steps)
+    steps = itertools.count(1)
+
+    def step(what: str) -> None:
+        progress.step(what)
+        if not next(steps) % _COLLECTED_STEPS:
+            gc.collect()  # (each node that stopped is some megabytes)
+
     try:
         with no_garbage_collection():
-            outcome = chaos(scenario, seed, progress.step)
+            outcome = chaos(scenario, seed, step)
         for reason, count in outcome.failures.items():
             progress.show(f"{count} lost: {reason}")
     finally:
