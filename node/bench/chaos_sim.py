@@ -11,7 +11,6 @@ from sim.chaos import ChaosOutcome, ChaosScenario, chaos
 from sim.faults import FAULTS
 from sim.outcome import percentile
 
-
 _COLLECTED_STEPS = 10
 
 
