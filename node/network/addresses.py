@@ -98,15 +98,19 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
     usable: dict[str, Multiaddr] = {}
     has_relay = False
     for address in addresses:
-        names = [protocol.name for protocol in address.protocols()]
+        try:
+            names = [protocol.name for protocol in address.protocols()]
+            text = str(address)
+        except (MultiaddrError, ValueError, TypeError):
+            continue  # what a peer sent as one: libp2p passes its bytes on unread
         if names[:2] not in _PLAIN or is_wildcard(address):
             continue
         if names[2:] in ([], ["p2p"]):
-            head = str(address).partition("/p2p/")[0]
+            head = text.partition("/p2p/")[0]
             usable.setdefault(head, Multiaddr(head))
         elif names[2:] in (["p2p", "p2p-circuit"], ["p2p", "p2p-circuit", "p2p"]) and relay_of(address) is not None:
             has_relay = True
-            head = str(address).partition(_CIRCUIT)[0] + _CIRCUIT
+            head = text.partition(_CIRCUIT)[0] + _CIRCUIT
             usable.setdefault(head, Multiaddr(head))
 
     def rank(address: Multiaddr) -> int:

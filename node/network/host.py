@@ -627,12 +627,13 @@ class Host:
 
         KadDHT.find_providers asks nobody as soon as the local store knows one provider, such as this node itself.
         """
-        found: dict[bytes, dict[str, Multiaddr]] = {}
+        found: dict[bytes, dict[bytes, Multiaddr]] = {}
 
         def note(providers: Sequence[PeerInfo]) -> None:
             for provider in providers:
                 known = found.setdefault(provider.peer_id.to_bytes(), {})
-                known.update((str(address), address) for address in provider.addrs[:MAX_DIAL_ADDRESSES])
+                # (as bytes: what a stranger sent as an address need not have a text)
+                known.update((address.to_bytes(), address) for address in provider.addrs[:MAX_DIAL_ADDRESSES])
 
         async def ask(peer: ID) -> None:
             with trio.move_on_after(DIAL_DEADLINE_S):

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 from network_helpers import NAMESPACE, announce, hello
@@ -147,6 +147,22 @@ def test_dial_order() -> None:
         "/ip4/127.0.0.1/tcp/1",
     ]
     assert len(addresses.in_dial_order([Multiaddr(text) for text in texts], limit=1)) == 1
+
+
+def pieces(good: bytes) -> st.SearchStrategy[bytes]:
+    """``good`` with a byte changed, or cut off."""
+    at = st.integers(0, len(good) - 1)
+    changed = st.builds(lambda at, byte: good[:at] + bytes([byte]) + good[at + 1 :], at, st.integers(0, 255))
+    return st.one_of(changed, at.map(lambda at: good[:at]))
+
+
+@given(st.one_of(st.binary(max_size=40), pieces(Multiaddr(f"{RELAY}/p2p-circuit").to_bytes())))
+@example(b"\x36\x03x/y\x06\x00\x01")  # /dns4 with a slash in the name: has protocols and no text
+@example(b"\xff\xff\x03")  # a protocol that there is not
+@example(b"\x04\x01")  # cut off
+def test_an_address_of_a_stranger_may_be_any_bytes(sent: bytes) -> None:
+    good = Multiaddr("/ip4/10.0.0.1/tcp/1")
+    assert good in addresses.in_dial_order([Multiaddr(sent), good], limit=10)
 
 
 def test_an_announced_address_is_one_that_peers_can_dial() -> None:
