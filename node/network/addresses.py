@@ -3,7 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -74,6 +74,25 @@ def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
         return parse_peer(relay) if is_circuit else None
     except LocalError:
         return None
+
+
+def host_of(address: str) -> str:
+    """The IP address of a multiaddr, which may be a stranger's word; empty: it has none."""
+    _, _, host, *_ = [*address.split("/"), "", "", ""]
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return ""
+
+
+def household_of(address: str) -> str:
+    """Whom to count as one, whatever his number of peer ids: the IP address of a multiaddr, or the network of 64 bits
+    in which anybody has as many IPv6 addresses as he likes; empty: it has none."""
+    host = host_of(address)
+    ip = ip_address(host) if host else None
+    if not isinstance(ip, IPv6Address):
+        return host
+    return str(ip.ipv4_mapped or ip_network((int(ip), 64), strict=False))
 
 
 def is_global(address: Multiaddr) -> bool:
