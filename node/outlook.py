@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from node.client import fetch_state
 from node.errors import one_line
-from node.network.identity import new_identity
 from node.network.addresses import host_of
+from node.network.identity import new_identity
 from node.network.network import Network, NetworkError, NetworkSettings
 from node.reach import ANSWER_DEADLINE_S, is_circuit, own_hosts, port_of, seen_from_outside
 from node.rundir import find_running

@@ -7,6 +7,7 @@ from node.entry import ASK
 from node.network.identity import new_identity
 from node.network.network import MessageStream, NetworkSettings
 from node.swarm_models import FIND_DEADLINE_S, MAX_MET, MODELS
+from proto.codec import decode, encode
 from proto.digest import pack_hashes
 from proto.directory import HEARSAY_S
 from proto.messages import Answered, Failed, ModelNodes, Models
@@ -69,6 +70,16 @@ async def test_a_model_that_nobody_serves_is_unknown_soon_and_costs_peers_nothin
         assert num_asked <= 1
     (failed,) = frames
     assert isinstance(failed, Failed) and failed.code == "unknown_model" and "'none'" in failed.message
+
+
+@pytest.mark.parametrize("character", ["\x01", "\U000e0001"])
+async def test_that_a_model_of_any_name_is_unknown_can_be_told(
+    autojump_clock: trio.testing.MockClock, character: str
+) -> None:
+    async with open_members(1) as (_, (one,)):
+        (failed,) = await frames_of(one, an_ask(LONG, model=128 * character))
+    assert isinstance(failed, Failed) and failed.code == "unknown_model"
+    assert decode(encode(failed)) == failed
 
 
 async def test_a_peer_that_never_answers_holds_nobody_up_for_long(autojump_clock: trio.testing.MockClock) -> None:
