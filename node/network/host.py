@@ -535,11 +535,13 @@ class Host:
             del self._dials[peer]
             done.set()
 
-    async def open(self, peer: bytes, protocol: str) -> INetStream:
-        """A stream to a connected peer. Raises NetworkError."""
-        connection = next((one for one in self.table.connections(peer) if not one.is_closed), None)
-        if connection is None:
-            raise NetworkError(f"not connected to {peer_text(peer)}")
+    async def open(self, peer: bytes, protocol: str, direct: bool = False) -> INetStream:
+        """A stream to a connected peer. direct: not through a relay. Raises NetworkError."""
+        for connection in self.table.connections(peer):
+            if not connection.is_closed and not (direct and _is_relayed(connection)):
+                break
+        else:
+            raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
         try:
             with trio.fail_after(OPEN_DEADLINE_S):
                 stream = await connection.new_stream()
@@ -727,6 +729,10 @@ class Host:
                         store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
                     except PeerStoreError:
                         continue  # it told us no address
+
+
+def _is_relayed(connection: INetConn) -> bool:
+    return connection.get_connection_type() == ConnectionType.RELAYED
 
 
 async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:
