@@ -14,6 +14,8 @@ from proto.errors import LocalError
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
 _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
 _CIRCUIT = "/p2p-circuit"
+MAX_RELAYS = 2
+"""Of one peer that are tried: each is a connection with somebody else."""
 
 
 def parse(text: str) -> Multiaddr:
@@ -111,11 +113,11 @@ def is_wildcard(address: Multiaddr) -> bool:
 
 
 def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]:
-    """At most ``limit`` distinct ones that can be dialled. Loopback comes last, since on another machine it is us. Who
-    tells of a relay cannot be reached directly from everywhere: there private addresses come after it, which elsewhere
-    are somebody else's and may take long to say so."""
+    """At most ``limit`` distinct ones that can be dialled, of at most MAX_RELAYS relays. Loopback comes last, since on
+    another machine it is us. Who tells of a relay cannot be reached directly from everywhere: there private addresses
+    come after it, which elsewhere are somebody else's and may take long to say so."""
     usable: dict[str, Multiaddr] = {}
-    has_relay = False
+    relays: set[bytes] = set()
     for address in addresses:
         try:
             names = [protocol.name for protocol in address.protocols()]
@@ -127,15 +129,17 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
         if names[2:] in ([], ["p2p"]):
             head = text.partition("/p2p/")[0]
             usable.setdefault(head, Multiaddr(head))
-        elif names[2:] in (["p2p", "p2p-circuit"], ["p2p", "p2p-circuit", "p2p"]) and relay_of(address) is not None:
-            has_relay = True
+        elif names[2:] in (["p2p", "p2p-circuit"], ["p2p", "p2p-circuit", "p2p"]) and (relay := relay_of(address)):
+            if relay[0] not in relays and len(relays) >= MAX_RELAYS:
+                continue
+            relays.add(relay[0])
             head = text.partition(_CIRCUIT)[0] + _CIRCUIT
             usable.setdefault(head, Multiaddr(head))
 
     def rank(address: Multiaddr) -> int:
         if relay_of(address) is not None:
             return 1
-        return 3 if is_loopback(address) else 2 * (has_relay and not is_global(address))
+        return 3 if is_loopback(address) else 2 * (bool(relays) and not is_global(address))
 
     return sorted(usable.values(), key=rank)[:limit]
 

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
@@ -260,6 +261,8 @@ class Host:
         self._num_inbound = 0
         self._streams_of: dict[bytes, int] = {}
         self._dials: dict[bytes, trio.Event] = {}
+        self._num_making: Counter[bytes] = Counter()
+        """Relay -> circuits that are being made through it."""
         self._dial_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
         """Called when a peer opens more streams than it may."""
@@ -493,17 +496,44 @@ class Host:
         relay, relay_address = circuit
         if relay in (peer, self.settings.identity.peer_id):
             raise NetworkError(f"{address} leads nowhere")
+        async with self._through(relay, relay_address):
+            pipe = await self.open_circuit(relay, peer)
+            try:
+                raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
+                await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+            except BaseException:
+                await pipe.close()
+                raise
+
+    @asynccontextmanager
+    async def _through(self, relay: bytes, address: Multiaddr) -> AsyncIterator[None]:
+        """Around the making of a circuit: connects with the relay. If nothing comes of the circuit, that connection
+        ends: whoever tells of addresses could make this node connect to anybody for good."""
+        connection: INetConn | None = None
         if relay not in self.table:
             async with self._only_dial(relay):
                 if relay not in self.table:
-                    await self._swarm.dial_addr(relay_address, ID(relay))
-        pipe = await self.open_circuit(relay, peer)
+                    connection = await self._swarm.dial_addr(address, ID(relay))
+        self._num_making[relay] += 1
         try:
-            raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
-            await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+            yield
         except BaseException:
-            await pipe.close()
+            if connection is not None and self._num_making[relay] == 1 and not self._is_passed(relay):
+                with shielded(CLOSE_DEADLINE_S):
+                    await self._close(connection)
             raise
+        finally:
+            self._num_making -= Counter([relay])  # (which forgets who has none)
+
+    def _is_passed(self, relay: bytes) -> bool:
+        """Whether any connection leads through it."""
+        return any(
+            f"/p2p/{peer_text(relay)}/p2p-circuit" in str(address)
+            for peer in self.table.peers()
+            for connection in self.table.connections(peer)
+            if _is_relayed(connection)
+            for address in connection.get_transport_addresses()
+        )
 
     async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
         """For Kademlia, which has to reach peers that nobody else asked for."""

@@ -103,6 +103,13 @@ def test_who_has_a_relay_is_dialled_there_before_private_addresses() -> None:
     ]
 
 
+def test_no_more_than_two_relays_are_tried_for_a_peer() -> None:
+    relays = [peer_text(Identity(bytes([number]) * 32).peer_id) for number in range(3)]
+    texts = [f"/ip4/1.2.3.{host}/tcp/1/p2p/{relay}/p2p-circuit" for relay in relays for host in (1, 2)]
+    ordered = addresses.in_dial_order([Multiaddr(text) for text in texts], limit=10)
+    assert [str(address) for address in ordered] == texts[:4]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -3,6 +3,7 @@
 import pytest
 import trio
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
@@ -153,6 +154,39 @@ async def test_one_household_does_not_take_all_places(monkeypatch: pytest.Monkey
             elsewhere = {first.peer_id: "/ip4/127.0.0.1/tcp/1", second.peer_id: "/ip4/127.0.0.2/tcp/1"}
             monkeypatch.setattr(relay._table, "remote_address", elsewhere.__getitem__)
             assert await hop(second, relay.peer_id, reserve) == Status.OK
+
+
+async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
+    """But not when it carries another circuit meanwhile."""
+    async with (
+        open_network(node()) as relay,
+        open_network(node(listen=())) as hidden,
+        open_network(light_client()) as client,
+    ):
+        with trio.fail_after(PATIENCE_S):
+            address = await placed(hidden, relay)
+            nobody = address.replace(peer_text(hidden.peer_id), peer_text(new_identity().peer_id))
+            with pytest.raises(NetworkError, match="refuses"):
+                await client.connect(nobody)
+            await eventually(lambda: not client.peers())
+            open_circuit = client._host.open_circuit
+
+            async def late(relay: bytes, target: bytes) -> ReadWriteCloser:
+                while target != hidden.peer_id and hidden.peer_id not in client.peers():
+                    await client._table.changed.wait()
+                return await open_circuit(relay, target)
+
+            client._host.open_circuit = late
+            async with trio.open_nursery() as nursery:
+
+                async def in_vain() -> None:
+                    with pytest.raises(NetworkError, match="refuses"):
+                        await client.connect(nobody)
+
+                nursery.start_soon(in_vain)
+                await eventually(client.peers)  # (of the two it is the one that dialled the relay)
+                await client.connect(address)
+            assert set(client.peers()) == {relay.peer_id, hidden.peer_id}
 
 
 async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
