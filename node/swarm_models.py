@@ -20,7 +20,7 @@ from node.network.network import MessageStream, Network, NetworkError
 from node.questions import ask_all
 from node.serving import receive_opening
 from node.views import ModelRow
-from proto.directory import Directory, ModelKey, SeenModel, mark_of
+from proto.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
 from proto.errors import RemoteError
 from proto.events import Malformed
 from proto.messages import Models, ModelsQuery
@@ -112,7 +112,11 @@ class SwarmModels:
             # (what strangers say of a context does not change what its nodes say themselves)
             if known.num_seen or not num_connected[known.model]:
                 context_tokens[known.model] = max(context_tokens[known.model], known.context_tokens)
-        order = sorted(num_nodes, key=lambda name: (name != own, not num_connected[name], name))[:MAX_ROWS]
+        connected = sorted(
+            filter(num_connected.get, num_nodes), key=lambda name: (name != own, -num_connected[name], name)
+        )
+        told = [name for name in num_nodes if not num_connected[name]]
+        order = shared_room(connected, told, MAX_ROWS)
         rows = [ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name]) for name in order]
         return [rows[0], *sorted(rows[1:], key=lambda row: row.model)]
 

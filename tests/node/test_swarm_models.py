@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from node import swarm_models
 from node.entry import ASK
 from node.network.identity import new_identity
 from node.network.network import MessageStream, NetworkSettings
@@ -203,6 +204,16 @@ async def test_a_light_client_finds_models_through_any_node(autojump_clock: trio
             frame = await stream.receive()
         await stream.aclose()
     assert isinstance(frame, Answered) and frame.served_by == three.peer
+
+
+async def test_many_models_of_one_node_each_crowd_out_no_other(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm_models, "MAX_ROWS", 4)
+    models = ("small", "a", "b", "c", "shared", "shared", "told of")
+    links = (*((0, number) for number in range(1, 6)), (1, 6))
+    async with open_members(len(models), models=models, links=links) as (_, (one, *_)):
+        assert await rows_of(one) == {"small": (1, 1), "a": (1, 1), "shared": (2, 2), "told of": (1, 0)}
 
 
 async def test_connections_for_other_models_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
