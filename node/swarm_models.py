@@ -9,7 +9,6 @@ import math
 import random
 from collections import Counter, OrderedDict
 from contextlib import suppress
-from typing import TypeVar
 
 import structlog
 import trio
@@ -51,12 +50,9 @@ MAX_FINDING = 4
 MISSED_S, MAX_MISSED = 60.0, 128
 """For how long nodes that could not be dialled are not looked up again."""
 MAX_MET = 16
-"""Connections kept because of other models."""
+"""Connections kept because of other models; over which nothing is asked go first."""
 MAX_NAMESPACES = 2
 """Of one name that are looked up."""
-
-KeyT = TypeVar("KeyT")
-ValueT = TypeVar("ValueT")
 
 
 class SwarmModels:
@@ -190,7 +186,10 @@ class SwarmModels:
             if not self.servers(model) and trio.current_time() - missed_at > MISSED_S:
                 await self._meet(namespace, model)
                 if not self.servers(model):
-                    _put(self._missed, namespace, trio.current_time(), MAX_MISSED)
+                    self._missed[namespace] = trio.current_time()
+                    self._missed.move_to_end(namespace)
+                    if len(self._missed) > MAX_MISSED:
+                        self._missed.popitem(last=False)
 
     async def _meet(self, namespace: bytes, model: str) -> None:
         """Dials some of those that the DHT tells of, and waits for what they say they serve."""
@@ -208,16 +207,15 @@ class SwarmModels:
             while not self.servers(model):
                 await self._driver.joined.wait()
         log.debug("model_looked_up", model=model, providers=len(providers), reached=len(reached))
-        for surplus in [gone for peer in reached if (gone := _put(self._met, peer, None, MAX_MET)) is not None]:
+        for peer in reached:
+            self._met[peer] = None
+            self._met.move_to_end(peer)
+        while len(self._met) > MAX_MET:
+            idle = (peer for peer in self._met if peer not in reached and not self._network.num_exchanges(peer))
+            surplus = next(idle, next(iter(self._met)))
+            del self._met[surplus]
             await self._network.disconnect(surplus)
 
     async def _dial(self, peer: bytes) -> None:
         with suppress(NetworkError):
             await self._network.dial(peer)
-
-
-def _put(kept: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, most: int) -> KeyT | None:
-    """As the newest of ``most`` entries; the key of the oldest, if that had to go."""
-    kept[key] = value
-    kept.move_to_end(key)
-    return kept.popitem(last=False)[0] if len(kept) > most else None

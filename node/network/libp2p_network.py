@@ -226,8 +226,8 @@ class Libp2pNetwork:
     def num_circuits(self) -> int:
         return self._relaying.num_circuits
 
-    def num_exchanges(self) -> int:
-        return len(self._streams.exchanges)
+    def num_exchanges(self, peer: bytes = b"") -> int:
+        return sum(peer in (b"", stream.peer) for stream in self._streams.exchanges)
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._streams.serve(protocol, handler)

@@ -7,6 +7,7 @@ from node import swarm_models
 from node.entry import ASK
 from node.network.identity import new_identity
 from node.network.network import MessageStream, NetworkSettings
+from node.peer_id import peer_text
 from node.swarm_models import FIND_DEADLINE_S, MAX_MET, MODELS
 from proto.codec import decode, encode
 from proto.digest import pack_hashes
@@ -226,3 +227,22 @@ async def test_connections_for_other_models_are_bounded(autojump_clock: trio.tes
             frames = await frames_of(one, an_ask("hello", model=model))
             assert isinstance(frames[-1], Answered), model
         assert len(one.network.peers()) == 1 + MAX_MET
+
+
+async def test_a_connection_that_an_answer_comes_over_outlives_idle_ones(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm_models, "MAX_MET", 2)
+    models = ("small", "medium", "a", "b", "c", "d")
+    links = ((0, 1), (1, 2), (1, 3), (1, 4), (1, 5))
+    async with (
+        open_members(6, models=models, links=links, decode_rate=100.0) as (_, (one, _, a, *_)),
+        one.node.ask(an_ask(LONG, max_tokens=2_000, model="a")) as frames,
+    ):
+        await anext(frames)
+        asked_at = trio.current_time()
+        for model in ("b", "c", "d"):
+            assert isinstance((await frames_of(one, an_ask("hello", model=model)))[-1], Answered)
+        (row,) = [row for row in one.node.state().peers if row.peer == peer_text(a.peer)]
+        assert row.connected_s > trio.current_time() - asked_at
+        assert len(one.network.peers()) == 1 + 2
