@@ -33,6 +33,7 @@ from node.network.addresses import parse_listen
 from node.network.identity import Identity, load_or_create_identity, verify
 from node.network.libp2p_network import open_network
 from node.network.network import MessageStream, Network, NetworkSettings
+from node.network.supervise import supervised
 from node.peer_id import peer_text
 from node.reach import keep_reachable
 from node.relay import FindEntries, relayed
@@ -382,7 +383,7 @@ async def _run_until_cancelled(
         await nursery.start(node.run)
         if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
             nursery.start_soon(node.keep_reachable)
-        nursery.start_soon(node.keeper(settings.data_dir).run)
+        nursery.start_soon(supervised, node.keeper(settings.data_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(
             settings.data_dir,

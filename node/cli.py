@@ -320,7 +320,8 @@ def ask(
     """Ask PROMPT (- reads standard input) and print the answer as it comes.
 
     Uses the node that runs here, if there is one, else joins as a light client through the bootstrap peers. The node
-    that serves a prompt sees it.
+    that serves a prompt sees it. When the node here dies meanwhile, the answer goes on at a bootstrap peer or a node
+    that it knew, which then sees prompt and answer, also where only the node here had seen them.
     """
     import secrets
 

@@ -133,7 +133,7 @@ async def _follow(
         except _EntryLostError as exc:
             from node.known_peers import entries_known  # (imports multiaddr)
 
-            # The swarm has seen the prompt, so what the lost node remembered of it may see the rest.
+            # The lost node might have sent the prompt to any of those that it remembered, even if it served it itself.
             entries = [*bootstrap, *entries_known(data_dir, so_far.namespace, time.time())]
             if not entries:
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc

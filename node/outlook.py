@@ -14,9 +14,10 @@ from msgspec import Struct
 
 from node.client import fetch_state
 from node.errors import one_line
+from node.network.addresses import host_of
 from node.network.identity import new_identity
 from node.network.network import Network, NetworkError, NetworkSettings
-from node.reach import ANSWER_DEADLINE_S, host_of, is_circuit, own_hosts, port_of, seen_from_outside
+from node.reach import ANSWER_DEADLINE_S, is_circuit, own_hosts, port_of, seen_from_outside
 from node.rundir import find_running
 from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN
 from node.telemetry.inspection import INSPECT

@@ -1,6 +1,6 @@
 """Whether peers can dial this node, as they see it. A node that they cannot dial takes places at relays."""
 
-import ipaddress
+from collections import Counter
 from collections.abc import Callable, Iterable
 from random import sample, uniform
 
@@ -8,6 +8,7 @@ import psutil
 import structlog
 import trio
 
+from node.network.addresses import host_of
 from node.network.network import Network
 from node.questions import ask_all
 from node.telemetry.inspection import INSPECT, REACH_DEADLINE_S
@@ -16,7 +17,7 @@ from proto.messages import Reach, ReachQuery
 log = structlog.get_logger()
 
 CHECK_EVERY_S, RETRY_S = 600.0, 30.0
-NUM_ASKED = 3
+NUM_ASKED = 5
 ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 
 
@@ -40,13 +41,15 @@ async def keep_reachable(network: Network, peers: Callable[[], list[bytes]], joi
 
 
 def seen_from_outside(told: Iterable[Reach], own: set[str]) -> tuple[str, str]:
-    """The address of this machine as those see it that are farthest away, empty: nobody tells; and whether they can
-    connect to it: open, closed or untried. own: the addresses that it has itself, by which peers in the same house
-    see it."""
+    """The address of this machine as most of those see it that are farthest away, empty: nobody tells; and whether
+    most of these could connect to it: open, closed or untried. own: the addresses that it has itself, by which peers
+    in the same house see it."""
     views = [(host, reach.outcome) for reach in told if (host := host_of(reach.address))]
-    outside = next((host for host, _ in views if host not in own), views[0][0] if views else "")
-    outcomes = {outcome for host, outcome in views if host == outside}
-    return outside, next((outcome for outcome in ("open", "closed") if outcome in outcomes), "untried")
+    hosts = Counter(host for host, _ in views if host not in own) or Counter(host for host, _ in views)
+    outside = max(hosts, key=lambda host: hosts[host], default="")
+    outcomes = Counter(outcome for host, outcome in views if host == outside and outcome != "untried")
+    # (of as many of both: something may have kept one of them from it)
+    return outside, max(outcomes, key=lambda outcome: (outcomes[outcome], outcome == "open"), default="untried")
 
 
 def own_hosts() -> set[str]:
@@ -57,15 +60,6 @@ def own_hosts() -> set[str]:
 def is_circuit(address: str) -> bool:
     """Whether a multiaddr leads through a relay."""
     return "/p2p-circuit" in address
-
-
-def host_of(address: str) -> str:
-    """The IP address of a multiaddr, which may be a stranger's word; empty: it has none."""
-    _, _, host, *_ = [*address.split("/"), "", "", ""]
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return ""
 
 
 def port_of(address: str) -> int:

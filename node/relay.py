@@ -53,7 +53,7 @@ async def relayed(
         with trio.fail_at(due_at):
             peers = await find()
         if not peers and lost is None:
-            raise _NobodyServesError(f"no node that can be found serves {rest.model[:128]!r}, this one serves {own!r}")
+            raise _NobodyServesError(f"no node that can be found serves {rest.model[:64]!r}, this one serves {own!r}")
         stream = await _entered(network, peers, rest, lost)
         requests.relayed(request_id, stream.peer)
         return stream
@@ -88,7 +88,7 @@ async def _frames(so_far: AnswerSoFar, enter: OpenEntry, due_at: float) -> Async
             async for frame in frames:
                 yield frame
     except _NobodyServesError as exc:
-        yield Failed(code="unknown_model", message=str(exc), retryable=False)
+        yield Failed(code="unknown_model", message=str(exc)[:512], retryable=False)
     except trio.TooSlowError:
         yield Failed(code=DEADLINE, message=TOO_LATE, retryable=False)
     except NetworkError as exc:

@@ -9,7 +9,6 @@ import math
 import random
 from collections import Counter, OrderedDict
 from contextlib import suppress
-from typing import TypeVar
 
 import structlog
 import trio
@@ -20,7 +19,7 @@ from node.network.network import MessageStream, Network, NetworkError
 from node.questions import ask_all
 from node.serving import receive_opening
 from node.views import ModelRow
-from proto.directory import Directory, ModelKey, SeenModel, mark_of
+from proto.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
 from proto.errors import RemoteError
 from proto.events import Malformed
 from proto.messages import Models, ModelsQuery
@@ -51,12 +50,9 @@ MAX_FINDING = 4
 MISSED_S, MAX_MISSED = 60.0, 128
 """For how long nodes that could not be dialled are not looked up again."""
 MAX_MET = 16
-"""Connections kept because of other models."""
+"""Connections kept because of other models; over which nothing is asked go first."""
 MAX_NAMESPACES = 2
 """Of one name that are looked up."""
-
-KeyT = TypeVar("KeyT")
-ValueT = TypeVar("ValueT")
 
 
 class SwarmModels:
@@ -112,7 +108,11 @@ class SwarmModels:
             # (what strangers say of a context does not change what its nodes say themselves)
             if known.num_seen or not num_connected[known.model]:
                 context_tokens[known.model] = max(context_tokens[known.model], known.context_tokens)
-        order = sorted(num_nodes, key=lambda name: (name != own, not num_connected[name], name))[:MAX_ROWS]
+        connected = sorted(
+            filter(num_connected.get, num_nodes), key=lambda name: (name != own, -num_connected[name], name)
+        )
+        told = [name for name in num_nodes if not num_connected[name]]
+        order = shared_room(connected, told, MAX_ROWS)
         rows = [ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name]) for name in order]
         return [rows[0], *sorted(rows[1:], key=lambda row: row.model)]
 
@@ -186,7 +186,10 @@ class SwarmModels:
             if not self.servers(model) and trio.current_time() - missed_at > MISSED_S:
                 await self._meet(namespace, model)
                 if not self.servers(model):
-                    _put(self._missed, namespace, trio.current_time(), MAX_MISSED)
+                    self._missed[namespace] = trio.current_time()
+                    self._missed.move_to_end(namespace)
+                    if len(self._missed) > MAX_MISSED:
+                        self._missed.popitem(last=False)
 
     async def _meet(self, namespace: bytes, model: str) -> None:
         """Dials some of those that the DHT tells of, and waits for what they say they serve."""
@@ -204,16 +207,15 @@ class SwarmModels:
             while not self.servers(model):
                 await self._driver.joined.wait()
         log.debug("model_looked_up", model=model, providers=len(providers), reached=len(reached))
-        for surplus in [gone for peer in reached if (gone := _put(self._met, peer, None, MAX_MET)) is not None]:
+        for peer in reached:
+            self._met[peer] = None
+            self._met.move_to_end(peer)
+        while len(self._met) > MAX_MET:
+            idle = (peer for peer in self._met if peer not in reached and not self._network.num_exchanges(peer))
+            surplus = next(idle, next(iter(self._met)))
+            del self._met[surplus]
             await self._network.disconnect(surplus)
 
     async def _dial(self, peer: bytes) -> None:
         with suppress(NetworkError):
             await self._network.dial(peer)
-
-
-def _put(kept: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, most: int) -> KeyT | None:
-    """As the newest of ``most`` entries; the key of the oldest, if that had to go."""
-    kept[key] = value
-    kept.move_to_end(key)
-    return kept.popitem(last=False)[0] if len(kept) > most else None

@@ -16,9 +16,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from typing import TypeVar
 
 from proto.digest import pack_hashes, unpack_hashes
 from proto.messages import MAX_MODEL_NODES, MAX_MODELS, ModelNodes
+
+T = TypeVar("T")
 
 HEARSAY_S = 300.0
 MAX_INFORMANTS = 16
@@ -85,10 +88,10 @@ class Directory:
             self._heard.popitem(last=False)
 
     def known(self, seen: Mapping[ModelKey, SeenModel], now: float) -> list[KnownModel]:
-        """Every model, those in ``seen`` first. Does not mutate."""
+        """Every model: those in ``seen``, then those that most others told of first. Does not mutate."""
         heard = self._by_model(now)
         models = []
-        for key in (*seen, *(key for key in heard if key not in seen)):
+        for key in (*seen, *(key for key in _most_told(heard) if key not in seen)):
             own = seen.get(key)
             tellings = heard.get(key, [])
             nodes = set(own.nodes if own else ()).union(*(unpack_hashes(telling.packed) for telling in tellings))
@@ -97,24 +100,27 @@ class Directory:
         return models
 
     def told(self, seen: Mapping[ModelKey, SeenModel], now: float) -> tuple[ModelNodes, ...]:
-        """What to tell who asks: ``seen``, then what most others told of, at most MAX_MODELS. Does not mutate."""
-        rows = [
-            _model_nodes(key, own.context_tokens, 0, pack_hashes(nsmallest(MAX_MODEL_NODES, own.nodes)))
-            for key, own in seen.items()
-        ]
-        heard = {key: tellings for key, tellings in self._by_model(now).items() if key not in seen}
-        for key in sorted(heard, key=lambda key: (-len(heard[key]), key)):
-            youngest = max(heard[key], key=lambda telling: telling.born_at)
-            # (0 would say that this node is connected with one of them)
-            age_s = max(round(now - youngest.born_at), 1)
-            rows.append(_model_nodes(key, youngest.context_tokens, age_s, youngest.packed))
-        return tuple(rows[:MAX_MODELS])
+        """What to tell who asks, at most MAX_MODELS: the first in ``seen``, which is this node's own, the others there
+        with the most nodes, and what most others told of. A peer may say that it serves what it likes, but it is one
+        node. Does not mutate."""
+        own = list(seen)[:1]
+        others = sorted(list(seen)[1:], key=lambda key: -len(seen[key].nodes))
+        heard = self._by_model(now)
+        rows = []
+        for key in shared_room(own + others, [key for key in _most_told(heard) if key not in seen], MAX_MODELS):
+            if view := seen.get(key):
+                nodes = pack_hashes(nsmallest(MAX_MODEL_NODES, view.nodes))
+                rows.append(_model_nodes(key, view.context_tokens, 0, nodes))
+            else:
+                youngest = max(heard[key], key=lambda telling: telling.born_at)
+                # (0 would say that this node is connected with one of them)
+                age_s = max(round(now - youngest.born_at), 1)
+                rows.append(_model_nodes(key, youngest.context_tokens, age_s, youngest.packed))
+        return tuple(rows)
 
     def namespaces(self, model: str, now: float) -> list[bytes]:
         """In which others told of nodes that serve it, the one that most told of first. Does not mutate."""
-        heard = self._by_model(now)
-        keys = sorted((key for key in heard if key[1] == model), key=lambda key: (-len(heard[key]), key))
-        return [namespace for namespace, _ in keys]
+        return [namespace for namespace, name in _most_told(self._by_model(now)) if name == model]
 
     def informants(self, model: str, since: float) -> list[bytes]:
         """Who said since then that it is itself connected with a node that serves it. Does not mutate."""
@@ -135,6 +141,15 @@ class Directory:
                 if now - telling.born_at <= HEARSAY_S:
                     found.setdefault(key, []).append(telling)
         return found
+
+
+def shared_room(seen: Sequence[T], heard: Sequence[T], most: int) -> list[T]:
+    """At most ``most``: the first ones of both, where half of the room is for ``heard`` if it needs that much."""
+    return [*seen[: most - min(len(heard), most // 2)], *heard][:most]
+
+
+def _most_told(heard: Mapping[ModelKey, Sequence[_Telling]]) -> list[ModelKey]:
+    return sorted(heard, key=lambda key: (-len(heard[key]), key))
 
 
 def _model_nodes(key: ModelKey, context_tokens: int, age_s: int, packed: bytes) -> ModelNodes:

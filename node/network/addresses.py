@@ -3,7 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -14,6 +14,8 @@ from proto.errors import LocalError
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
 _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
 _CIRCUIT = "/p2p-circuit"
+MAX_RELAYS = 2
+"""Of one peer that are tried: each is a connection with somebody else."""
 
 
 def parse(text: str) -> Multiaddr:
@@ -76,6 +78,25 @@ def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
         return None
 
 
+def host_of(address: str) -> str:
+    """The IP address of a multiaddr, which may be a stranger's word; empty: it has none."""
+    _, _, host, *_ = [*address.split("/"), "", "", ""]
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return ""
+
+
+def household_of(address: str) -> str:
+    """Whom to count as one, whatever his number of peer ids: the IP address of a multiaddr, or the network of 64 bits
+    in which anybody has as many IPv6 addresses as he likes; empty: it has none."""
+    host = host_of(address)
+    ip = ip_address(host) if host else None
+    if not isinstance(ip, IPv6Address):
+        return host
+    return str(ip.ipv4_mapped or ip_network((int(ip), 64), strict=False))
+
+
 def is_global(address: Multiaddr) -> bool:
     """Whether it may mean the same machine everywhere; of names that is assumed."""
     _, kind, host, *_ = str(address).split("/")
@@ -92,27 +113,33 @@ def is_wildcard(address: Multiaddr) -> bool:
 
 
 def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]:
-    """At most ``limit`` distinct ones that can be dialled. Loopback comes last, since on another machine it is us. Who
-    tells of a relay cannot be reached directly from everywhere: there private addresses come after it, which elsewhere
-    are somebody else's and may take long to say so."""
+    """At most ``limit`` distinct ones that can be dialled, of at most MAX_RELAYS relays. Loopback comes last, since on
+    another machine it is us. Who tells of a relay cannot be reached directly from everywhere: there private addresses
+    come after it, which elsewhere are somebody else's and may take long to say so."""
     usable: dict[str, Multiaddr] = {}
-    has_relay = False
+    relays: set[bytes] = set()
     for address in addresses:
-        names = [protocol.name for protocol in address.protocols()]
+        try:
+            names = [protocol.name for protocol in address.protocols()]
+            text = str(address)
+        except (MultiaddrError, ValueError, TypeError):
+            continue  # what a peer sent as one: libp2p passes its bytes on unread
         if names[:2] not in _PLAIN or is_wildcard(address):
             continue
         if names[2:] in ([], ["p2p"]):
-            head = str(address).partition("/p2p/")[0]
+            head = text.partition("/p2p/")[0]
             usable.setdefault(head, Multiaddr(head))
-        elif names[2:] in (["p2p", "p2p-circuit"], ["p2p", "p2p-circuit", "p2p"]) and relay_of(address) is not None:
-            has_relay = True
-            head = str(address).partition(_CIRCUIT)[0] + _CIRCUIT
+        elif names[2:] in (["p2p", "p2p-circuit"], ["p2p", "p2p-circuit", "p2p"]) and (relay := relay_of(address)):
+            if relay[0] not in relays and len(relays) >= MAX_RELAYS:
+                continue
+            relays.add(relay[0])
+            head = text.partition(_CIRCUIT)[0] + _CIRCUIT
             usable.setdefault(head, Multiaddr(head))
 
     def rank(address: Multiaddr) -> int:
         if relay_of(address) is not None:
             return 1
-        return 3 if is_loopback(address) else 2 * (has_relay and not is_global(address))
+        return 3 if is_loopback(address) else 2 * (bool(relays) and not is_global(address))
 
     return sorted(usable.values(), key=rank)[:limit]
 

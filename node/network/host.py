@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
@@ -260,6 +261,8 @@ class Host:
         self._num_inbound = 0
         self._streams_of: dict[bytes, int] = {}
         self._dials: dict[bytes, trio.Event] = {}
+        self._num_making: Counter[bytes] = Counter()
+        """Relay -> circuits that are being made through it."""
         self._dial_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
         """Called when a peer opens more streams than it may."""
@@ -493,17 +496,44 @@ class Host:
         relay, relay_address = circuit
         if relay in (peer, self.settings.identity.peer_id):
             raise NetworkError(f"{address} leads nowhere")
+        async with self._through(relay, relay_address):
+            pipe = await self.open_circuit(relay, peer)
+            try:
+                raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
+                await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+            except BaseException:
+                await pipe.close()
+                raise
+
+    @asynccontextmanager
+    async def _through(self, relay: bytes, address: Multiaddr) -> AsyncIterator[None]:
+        """Around the making of a circuit: connects with the relay. If nothing comes of the circuit, that connection
+        ends: whoever tells of addresses could make this node connect to anybody for good."""
+        connection: INetConn | None = None
         if relay not in self.table:
             async with self._only_dial(relay):
                 if relay not in self.table:
-                    await self._swarm.dial_addr(relay_address, ID(relay))
-        pipe = await self.open_circuit(relay, peer)
+                    connection = await self._swarm.dial_addr(address, ID(relay))
+        self._num_making[relay] += 1
         try:
-            raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
-            await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+            yield
         except BaseException:
-            await pipe.close()
+            if connection is not None and self._num_making[relay] == 1 and not self._is_passed(relay):
+                with shielded(CLOSE_DEADLINE_S):
+                    await self._close(connection)
             raise
+        finally:
+            self._num_making -= Counter([relay])  # (which forgets who has none)
+
+    def _is_passed(self, relay: bytes) -> bool:
+        """Whether any connection leads through it."""
+        return any(
+            f"/p2p/{peer_text(relay)}/p2p-circuit" in str(address)
+            for peer in self.table.peers()
+            for connection in self.table.connections(peer)
+            if _is_relayed(connection)
+            for address in connection.get_transport_addresses()
+        )
 
     async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
         """For Kademlia, which has to reach peers that nobody else asked for."""
@@ -535,11 +565,13 @@ class Host:
             del self._dials[peer]
             done.set()
 
-    async def open(self, peer: bytes, protocol: str) -> INetStream:
-        """A stream to a connected peer. Raises NetworkError."""
-        connection = next((one for one in self.table.connections(peer) if not one.is_closed), None)
-        if connection is None:
-            raise NetworkError(f"not connected to {peer_text(peer)}")
+    async def open(self, peer: bytes, protocol: str, direct: bool = False) -> INetStream:
+        """A stream to a connected peer. direct: not through a relay. Raises NetworkError."""
+        for connection in self.table.connections(peer):
+            if not connection.is_closed and not (direct and _is_relayed(connection)):
+                break
+        else:
+            raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
         try:
             with trio.fail_after(OPEN_DEADLINE_S):
                 stream = await connection.new_stream()
@@ -627,12 +659,13 @@ class Host:
 
         KadDHT.find_providers asks nobody as soon as the local store knows one provider, such as this node itself.
         """
-        found: dict[bytes, dict[str, Multiaddr]] = {}
+        found: dict[bytes, dict[bytes, Multiaddr]] = {}
 
         def note(providers: Sequence[PeerInfo]) -> None:
             for provider in providers:
                 known = found.setdefault(provider.peer_id.to_bytes(), {})
-                known.update((str(address), address) for address in provider.addrs[:MAX_DIAL_ADDRESSES])
+                # (as bytes: what a stranger sent as an address need not have a text)
+                known.update((address.to_bytes(), address) for address in provider.addrs[:MAX_DIAL_ADDRESSES])
 
         async def ask(peer: ID) -> None:
             with trio.move_on_after(DIAL_DEADLINE_S):
@@ -726,6 +759,10 @@ class Host:
                         store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
                     except PeerStoreError:
                         continue  # it told us no address
+
+
+def _is_relayed(connection: INetConn) -> bool:
+    return connection.get_connection_type() == ConnectionType.RELAYED
 
 
 async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:

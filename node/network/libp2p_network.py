@@ -82,7 +82,8 @@ class Libp2pNetwork:
         if settings.overlay:
             self._gossip = GossipService(self._host, self._events, self._charge)
         self._discovery = Discovery(self._host, random.SystemRandom())
-        self._relaying = Relaying(self._host, self._table, offers=settings.relay and settings.overlay)
+        offers_relay = settings.relay and settings.overlay
+        self._relaying = Relaying(self._host, self._table, offers_relay, random.SystemRandom())
         self._relaying.on_change = self._discovery.start_over
         self._nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
@@ -122,6 +123,7 @@ class Libp2pNetwork:
     def _peer_down(self, peer: bytes) -> None:
         log.debug("disconnected", peer=peer_text(peer))
         self._streams.forget(peer)
+        self._relaying.forget(peer)
         if self._gossip is not None:
             self._gossip.forget(peer)
         self._events.put(Disconnected(peer))
@@ -224,8 +226,8 @@ class Libp2pNetwork:
     def num_circuits(self) -> int:
         return self._relaying.num_circuits
 
-    def num_exchanges(self) -> int:
-        return len(self._streams.exchanges)
+    def num_exchanges(self, peer: bytes = b"") -> int:
+        return sum(peer in (b"", stream.peer) for stream in self._streams.exchanges)
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._streams.serve(protocol, handler)

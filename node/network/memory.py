@@ -303,8 +303,8 @@ class MemoryNetwork:
         connected = self._swarm.connected(self.peer_id, peer)
         return list(self._swarm.networks[peer]._settings.listen) if connected else []
 
-    def num_exchanges(self) -> int:
-        return sum(map(len, self._streams.values()))
+    def num_exchanges(self, peer: bytes = b"") -> int:
+        return sum(len(streams) for other, streams in self._streams.items() if peer in (b"", other))
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         self.handlers[protocol] = handler

@@ -174,8 +174,8 @@ class Network(Protocol):
         """Connections of others that this node passes on."""
         ...
 
-    def num_exchanges(self) -> int:
-        """How many are open, those opened by peers included."""
+    def num_exchanges(self, peer: bytes = b"") -> int:
+        """How many are open with ``peer``, empty: with all; those opened by peers included."""
         ...
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:

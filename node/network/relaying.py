@@ -6,10 +6,12 @@ which opens one to the node and from then on copies bytes both ways. Over them t
 socket, with Noise and Yamux: the relay sees neither who says what nor can it pretend to be one of them.
 
 What a relay gives is bounded: MAX_RESERVATIONS nodes, MAX_CIRCUITS circuits, each for MAX_CIRCUIT_S and
-MAX_CIRCUIT_BYTES, all of them together at RELAYED_BYTES_PER_S. A circuit that ends so is a lost connection, and is
-dialled anew. Only direct connections reserve and are connected through: there are no circuits in circuits.
+MAX_CIRCUIT_BYTES and while it is not silent, all of them together at RELAYED_BYTES_PER_S. A circuit that ends so is a
+lost connection, and is dialled anew. Only direct connections reserve and are connected through: there are no circuits
+in circuits. A place is worth no more than the connection that it was given on.
 """
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -44,14 +46,17 @@ STEP_DEADLINE_S = 5.0
 """For each message of the agreement."""
 CLOSE_DEADLINE_S = 1.0
 
-MAX_RESERVATIONS = 32
+MAX_RESERVATIONS, MAX_RESERVATIONS_PER_HOUSEHOLD = 32, 8
 RESERVATION_S = 3_600.0
-MAX_CIRCUITS = 64
-MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 16, 32
+MAX_CIRCUITS = 32
+"""When all are busy both ways, each direction moves half of a stream's window in 4 s: who sends waits 5 s for that."""
+MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 8, 16
 """That one peer opens, and that lead to one: a node takes 64 streams of its relay."""
 MAX_CIRCUIT_S = 7_200.0
 MAX_CIRCUIT_BYTES = 512 * 2**20
 """Both ways together. A token takes some 200 bytes on its way, a long prompt half a megabyte."""
+IDLE_S = 60.0
+"""Of a silent circuit. Over a connection that lives somebody pings at least every 30 s."""
 RELAYED_BYTES_PER_S, RELAYED_BURST_S = 2.0 * 2**20, 4.0
 COPY_BYTES = 32 * 1_024
 
@@ -102,8 +107,9 @@ class Pipe(ReadWriteCloser):
 class Relaying:
     """One node's part in it."""
 
-    def __init__(self, host: Host, table: PeerTable, offers: bool) -> None:
-        """offers: whether it relays for others."""
+    def __init__(self, host: Host, table: PeerTable, offers: bool, rng: random.Random) -> None:
+        """offers: whether it relays for others. rng: draws this node's relays."""
+        self._rng = rng
         self._host = host
         self._table = table
         self._until: dict[bytes, float] = {}
@@ -115,7 +121,8 @@ class Relaying:
         self._paced_at = 0.0
         """When what was copied so far would have been, at RELAYED_BYTES_PER_S."""
         self._is_wanted = False
-        self._wanted_changed = trio.Event()
+        self._changed = trio.Event()
+        """Set and replaced when places are to be looked after at once."""
         self._relays: dict[bytes, tuple[Multiaddr, float]] = {}
         """Peers where this node has a place -> (their address, when it was given)."""
         self._refused: dict[bytes, float] = {}
@@ -154,8 +161,13 @@ class Relaying:
     def _reserve(self, peer: bytes) -> HopMessage:
         now = trio.current_time()
         self._until = {one: until for one, until in self._until.items() if until > now and one in self._table}
-        if peer not in self._until and len(self._until) >= MAX_RESERVATIONS:
-            return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
+        if peer not in self._until:
+            households = Counter(map(self._household, self._until))
+            if (
+                len(self._until) >= MAX_RESERVATIONS
+                or households[self._household(peer)] >= MAX_RESERVATIONS_PER_HOUSEHOLD
+            ):
+                return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
         self._until[peer] = now + RESERVATION_S
         log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self._until))
         return HopMessage(
@@ -164,6 +176,9 @@ class Relaying:
             reservation=Reservation(expire=int(time.time() + RESERVATION_S)),
             limit=_limit(),
         )
+
+    def _household(self, peer: bytes) -> str:
+        return addresses.household_of(self._table.remote_address(peer))
 
     async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
         refusal = self._refusal(source, target)
@@ -203,7 +218,7 @@ class Relaying:
         """A stream on which ``target`` agreed to be connected with ``source``."""
         try:
             with trio.fail_after(STEP_DEADLINE_S):
-                stream = await self._host.open(target, STOP_PROTOCOL)
+                stream = await self._host.open(target, STOP_PROTOCOL, direct=True)
         except (NetworkError, trio.TooSlowError) as exc:
             log.debug("relay_target_lost", peer=peer_text(target), reason=str(exc))
             return None
@@ -223,13 +238,14 @@ class Relaying:
         return None
 
     async def _copy(self, one: Pipe, other: Pipe) -> None:
-        """Until either end, or the bounds are reached; closes both."""
+        """Until either ends, both are silent, or the bounds are reached; closes both."""
         left = MAX_CIRCUIT_BYTES
 
         async def copy(source: Pipe, sink: Pipe, scope: trio.CancelScope) -> None:
             nonlocal left
             try:
                 while left > 0 and (data := await source.read(COPY_BYTES)):
+                    scope.deadline = trio.current_time() + IDLE_S
                     left -= len(data)
                     begun_at = max(self._paced_at, trio.current_time() - RELAYED_BURST_S)
                     self._paced_at = begun_at + len(data) / RELAYED_BYTES_PER_S
@@ -242,6 +258,7 @@ class Relaying:
         try:
             with trio.move_on_after(MAX_CIRCUIT_S):
                 async with trio.open_nursery() as nursery:
+                    nursery.cancel_scope.deadline = trio.current_time() + IDLE_S
                     nursery.start_soon(copy, one, other, nursery.cancel_scope)
                     nursery.start_soon(copy, other, one, nursery.cancel_scope)
         finally:
@@ -254,8 +271,16 @@ class Relaying:
         """Whether this node shall have places at relays."""
         if is_wanted != self._is_wanted:
             self._is_wanted = is_wanted
-            self._wanted_changed.set()
-            self._wanted_changed = trio.Event()
+            self._look_again()
+
+    def forget(self, peer: bytes) -> None:
+        """It is no longer connected: if it was a relay, its place is gone, and another is sought at once."""
+        if self._relays.pop(peer, None) is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def circuits(self) -> list[Multiaddr]:
         """The addresses at which this node is reached through its relays."""
@@ -263,15 +288,15 @@ class Relaying:
 
     async def keep_reserved(self) -> None:
         """Never returns."""
+        told: set[bytes] = set()
         while True:
-            changed, before = self._wanted_changed, set(self._relays)
-            now = trio.current_time()
-            for relay in before:
-                if relay not in self._table or not self._is_wanted:
-                    del self._relays[relay]
+            changed = self._changed
             if self._is_wanted:
-                await self._seek_places(now)
-            if set(self._relays) != before:
+                await self._seek_places(trio.current_time())
+            else:
+                self._relays.clear()
+            if set(self._relays) != told:
+                told = set(self._relays)
                 log.info("relays_changed", relays=[peer_text(relay) for relay in self._relays])
                 self.on_change()
             with trio.move_on_after(RETRY_S if self._is_wanted else float("inf")):
@@ -279,15 +304,16 @@ class Relaying:
 
     async def _seek_places(self, now: float) -> None:
         for relay, (address, given_at) in list(self._relays.items()):
-            if now - given_at > RENEW_S and not await self._place_given(relay, address):
-                del self._relays[relay]
+            if relay in self._relays and now - given_at > RENEW_S and not await self._place_given(relay, address):
+                self._relays.pop(relay, None)
         for relay, address in self._candidates(now):
             if len(self._relays) >= NUM_RELAYS:
                 break
             await self._place_given(relay, address)
 
     def _candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
-        """Peers that this node dialled, so others can as well; those in the open first."""
+        """Peers that this node dialled, so others can as well; those in the open first, drawn among equals: not all
+        nodes shall come to the same few."""
         self._refused = {peer: until for peer, until in self._refused.items() if until > now}
         found = []
         for peer in self._table.peers():
@@ -296,6 +322,7 @@ class Relaying:
                 if peer not in self._relays and peer not in self._refused and told and _is_dialled(connection):
                     found.append((peer, Multiaddr(str(told[0]).partition("/p2p/")[0])))
                     break
+        self._rng.shuffle(found)
         return sorted(found, key=lambda one: not addresses.is_global(one[1]))
 
     async def _place_given(self, relay: bytes, address: Multiaddr) -> bool:
@@ -303,7 +330,7 @@ class Relaying:
         answer = HopMessage()
         try:
             with trio.fail_after(STEP_DEADLINE_S):
-                stream = await self._host.open(relay, HOP_PROTOCOL)
+                stream = await self._host.open(relay, HOP_PROTOCOL, direct=True)
                 try:
                     await _say(stream, HopMessage(type=HopMessage.RESERVE))
                     answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
@@ -311,6 +338,8 @@ class Relaying:
                     await Pipe(stream).close()
         except (NetworkError, *_ERRORS, trio.TooSlowError) as exc:
             log.debug("relay_refused", peer=peer_text(relay), reason=repr(exc))
+        if relay not in self._table:
+            return False  # (which is no refusal: it may be there again in a moment)
         if answer.type == HopMessage.STATUS and answer.status == Status.OK:
             self._relays[relay] = (address, trio.current_time())
             return True
@@ -323,7 +352,8 @@ class Relaying:
         request = StopMessage()
         with trio.fail_after(STEP_DEADLINE_S):
             request.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
-        if relay not in self._relays or request.type != StopMessage.CONNECT:
+        is_direct = stream.muxed_conn.get_connection_type() == ConnectionType.DIRECT
+        if relay not in self._relays or not is_direct or request.type != StopMessage.CONNECT:
             await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
             await stream.close()
             return
@@ -335,7 +365,7 @@ class Relaying:
 
     async def open_circuit(self, relay: bytes, target: bytes) -> Pipe:
         """Through a connected relay. Raises NetworkError."""
-        stream = await self._host.open(relay, HOP_PROTOCOL)
+        stream = await self._host.open(relay, HOP_PROTOCOL, direct=True)
         answer = HopMessage()
         try:
             await _say(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=target)))

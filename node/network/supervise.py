@@ -1,4 +1,4 @@
-"""What keeps one failing task from ending the network: libp2p raises whatever comes of what peers send."""
+"""What keeps one failing task from ending the node: libp2p raises whatever comes of what peers send."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple
@@ -20,5 +20,5 @@ async def supervised(task: Callable[[*Args], Awaitable[None]], *args: *Args) -> 
             await task(*args)
             return
         except Exception:
-            log.exception("network task failed", task=task.__qualname__)
+            log.exception("task failed", task=task.__qualname__)
         await trio.sleep(RESTART_PAUSE_S)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
+from node.network.addresses import household_of
 from node.network.network import MessageStream, Network
 from node.peer_id import id_text
 from node.questions import ask_all
@@ -16,7 +17,7 @@ from node.serving import receive_opening
 from node.telemetry.requests import RequestLog
 from node.views import LinkRow, LinksRow, TraceRow, TraceView
 from proto.errors import RemoteError
-from proto.limits import TokenBucket
+from proto.limits import Limits, TokenBucket
 from proto.messages import (
     MAX_LINKS,
     Link,
@@ -37,8 +38,10 @@ MAX_DEPTH = 3
 LINKS_KEPT_S = 5.0
 """A page that is looked at asks often."""
 
-REACH_RATE, REACH_BURST = 0.2, 5.0
+REACH_RATE, REACH_BURST = 0.2, 10.0
 """Connections a second that this node tries for others, all of them together."""
+HOUSEHOLD_RATE, HOUSEHOLD_BURST = 1 / 60, 4.0
+"""Likewise for those at one address: nobody shall take what there is for all."""
 REACH_DEADLINE_S = 2.0
 
 
@@ -54,6 +57,7 @@ class Inspection:
         self._links_at = -math.inf
         self._asking = trio.Lock()
         self._reach_bucket = TokenBucket(REACH_RATE, REACH_BURST, 0.0)
+        self._reach_limits = Limits[str](HOUSEHOLD_RATE, HOUSEHOLD_BURST)
 
     async def serve_stream(self, stream: MessageStream) -> None:
         """One question of a peer, answered."""
@@ -70,11 +74,11 @@ class Inspection:
     async def _reach(self, peer: bytes, port: int) -> Reach:
         """Only the address that the question came from is connected to, and nothing is sent there. That of a relay is
         not the asker's."""
-        address = self._network.remote_address(peer)
+        address, now = self._network.remote_address(peer), trio.current_time()
         outcome = "untried"
         if "/p2p-circuit" in address:
             address = ""
-        elif self._reach_bucket.take(trio.current_time()):
+        elif self._reach_limits.take(household_of(address), now) and self._reach_bucket.take(now):
             outcome = "open" if await _is_open(address, port) else "closed"
         return Reach(address=address[:128], time_ms=round(1000 * time.time()), outcome=outcome)
 

@@ -3,13 +3,14 @@
 import pytest
 import trio
 
+from node.network.addresses import host_of
 from node.network.network import MessageStream
-from node.reach import CHECK_EVERY_S, RETRY_S, host_of, keep_reachable, port_of, seen_from_outside
+from node.reach import CHECK_EVERY_S, RETRY_S, keep_reachable, port_of, seen_from_outside
 from node.telemetry.inspection import INSPECT
 from proto.messages import Reach
 from tests.node.members import Member, open_members
 
-OUTSIDE, INSIDE = "/ip4/203.0.113.7/tcp/40000", "/ip4/192.168.1.5/tcp/40000"
+OUTSIDE, ELSEWHERE, INSIDE = (f"/ip4/{host}/tcp/40000" for host in ("203.0.113.7", "198.51.100.9", "192.168.1.5"))
 
 
 def reach(address: str, outcome: str) -> Reach:
@@ -22,6 +23,11 @@ def reach(address: str, outcome: str) -> Reach:
         ([], ("", "untried")),
         ([reach("", "untried")], ("", "untried")),
         ([reach(OUTSIDE, "closed"), reach(OUTSIDE, "open")], ("203.0.113.7", "open")),
+        ([reach(OUTSIDE, "closed"), reach(OUTSIDE, "open"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
+        ([reach(OUTSIDE, "open"), reach(OUTSIDE, "closed"), reach(OUTSIDE, "open")], ("203.0.113.7", "open")),
+        ([reach(ELSEWHERE, "open"), reach(OUTSIDE, "closed"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
+        ([reach(ELSEWHERE, "untried"), reach(OUTSIDE, "untried"), reach(OUTSIDE, "open")], ("203.0.113.7", "open")),
+        ([reach(INSIDE, "open"), reach(INSIDE, "open"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
         ([reach(OUTSIDE, "closed"), reach(OUTSIDE, "untried")], ("203.0.113.7", "closed")),
         ([reach(INSIDE, "open"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
         ([reach(INSIDE, "open")], ("192.168.1.5", "open")),

@@ -3,10 +3,13 @@
 import pytest
 import trio
 
+from node import swarm_models
 from node.entry import ASK
 from node.network.identity import new_identity
 from node.network.network import MessageStream, NetworkSettings
+from node.peer_id import peer_text
 from node.swarm_models import FIND_DEADLINE_S, MAX_MET, MODELS
+from proto.codec import decode, encode
 from proto.digest import pack_hashes
 from proto.directory import HEARSAY_S
 from proto.messages import Answered, Failed, ModelNodes, Models
@@ -69,6 +72,16 @@ async def test_a_model_that_nobody_serves_is_unknown_soon_and_costs_peers_nothin
         assert num_asked <= 1
     (failed,) = frames
     assert isinstance(failed, Failed) and failed.code == "unknown_model" and "'none'" in failed.message
+
+
+@pytest.mark.parametrize("character", ["\x01", "\U000e0001"])
+async def test_that_a_model_of_any_name_is_unknown_can_be_told(
+    autojump_clock: trio.testing.MockClock, character: str
+) -> None:
+    async with open_members(1) as (_, (one,)):
+        (failed,) = await frames_of(one, an_ask(LONG, model=128 * character))
+    assert isinstance(failed, Failed) and failed.code == "unknown_model"
+    assert decode(encode(failed)) == failed
 
 
 async def test_a_peer_that_never_answers_holds_nobody_up_for_long(autojump_clock: trio.testing.MockClock) -> None:
@@ -194,6 +207,16 @@ async def test_a_light_client_finds_models_through_any_node(autojump_clock: trio
     assert isinstance(frame, Answered) and frame.served_by == three.peer
 
 
+async def test_many_models_of_one_node_each_crowd_out_no_other(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm_models, "MAX_ROWS", 4)
+    models = ("small", "a", "b", "c", "shared", "shared", "told of")
+    links = (*((0, number) for number in range(1, 6)), (1, 6))
+    async with open_members(len(models), models=models, links=links) as (_, (one, *_)):
+        assert await rows_of(one) == {"small": (1, 1), "a": (1, 1), "shared": (2, 2), "told of": (1, 0)}
+
+
 async def test_connections_for_other_models_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
     count = MAX_MET + 4
     models = ("small", "medium", *(f"other {number:02}" for number in range(count)))
@@ -204,3 +227,22 @@ async def test_connections_for_other_models_are_bounded(autojump_clock: trio.tes
             frames = await frames_of(one, an_ask("hello", model=model))
             assert isinstance(frames[-1], Answered), model
         assert len(one.network.peers()) == 1 + MAX_MET
+
+
+async def test_a_connection_that_an_answer_comes_over_outlives_idle_ones(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm_models, "MAX_MET", 2)
+    models = ("small", "medium", "a", "b", "c", "d")
+    links = ((0, 1), (1, 2), (1, 3), (1, 4), (1, 5))
+    async with (
+        open_members(6, models=models, links=links, decode_rate=100.0) as (_, (one, _, a, *_)),
+        one.node.ask(an_ask(LONG, max_tokens=2_000, model="a")) as frames,
+    ):
+        await anext(frames)
+        asked_at = trio.current_time()
+        for model in ("b", "c", "d"):
+            assert isinstance((await frames_of(one, an_ask("hello", model=model)))[-1], Answered)
+        (row,) = [row for row in one.node.state().peers if row.peer == peer_text(a.peer)]
+        assert row.connected_s > trio.current_time() - asked_at
+        assert len(one.network.peers()) == 1 + 2

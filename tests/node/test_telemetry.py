@@ -170,24 +170,35 @@ async def test_links_are_those_of_the_peers(autojump_clock: trio.testing.MockClo
         assert await members[0].node.links() is await members[0].node.links()  # (kept for some seconds)
 
 
+async def reach_told(one: Member, two: Member, port: int) -> Reach:
+    """What ``two`` tells ``one``."""
+    stream = await one.network.open(two.peer, INSPECT)
+    await stream.send(ReachQuery(port=port))
+    answer = await stream.receive()
+    assert isinstance(answer, Reach)
+    return answer
+
+
 async def test_a_peer_tells_whether_a_port_is_open_and_is_not_asked_too_often() -> None:
     listener = bind_api("127.0.0.1", 0)
     open_port = listener.getsockname()[1]
     with listener, trio.fail_after(DEADLINE_S):
         async with open_members(2) as (_, (one, two)):
-
-            async def ask(port: int) -> Reach:
-                stream = await one.network.open(two.peer, INSPECT)
-                await stream.send(ReachQuery(port=port))
-                answer = await stream.receive()
-                assert isinstance(answer, Reach)
-                return answer
-
-            seen = await ask(open_port)
+            seen = await reach_told(one, two, open_port)
             assert seen.outcome == "open" and seen.address.startswith("/ip4/127.0.0.1/")
             listener.close()
-            outcomes = [(await ask(open_port)).outcome for _ in range(8)]
+            outcomes = [(await reach_told(one, two, open_port)).outcome for _ in range(8)]
     assert outcomes[:3] == ["closed"] * 3 and outcomes[-1] == "untried"
+
+
+async def test_who_asks_too_often_takes_nobody_elses_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_members(3) as (_, (one, two, three)):
+        hosts = {one.peer: "127.0.0.1", three.peer: "127.0.0.2"}
+        monkeypatch.setattr(two.network, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
+        with trio.fail_after(DEADLINE_S):
+            greedy = [await reach_told(one, two, port=1) for _ in range(20)]
+            modest = await reach_told(three, two, port=1)
+    assert greedy[-1].outcome == "untried" and modest.outcome == "closed"
 
 
 async def test_nobody_is_connected_to_for_who_came_through_a_relay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +209,8 @@ async def test_nobody_is_connected_to_for_who_came_through_a_relay(monkeypatch: 
     with listener, trio.fail_after(DEADLINE_S):
         async with open_members(2) as (_, (one, two)):
             monkeypatch.setattr(two.network, "remote_address", lambda peer: circuit)
-            stream = await one.network.open(two.peer, INSPECT)
-            await stream.send(ReachQuery(port=port))
-            answer = await stream.receive()
-            assert isinstance(answer, Reach) and (answer.outcome, answer.address) == ("untried", "")
+            answer = await reach_told(one, two, port)
+            assert (answer.outcome, answer.address) == ("untried", "")
 
 
 async def test_other_questions_are_no_questions(autojump_clock: trio.testing.MockClock) -> None:

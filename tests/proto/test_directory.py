@@ -6,7 +6,7 @@ import pytest
 
 from proto.codec import decode, encode
 from proto.digest import pack_hashes
-from proto.directory import HEARSAY_S, MAX_INFORMANTS, Directory, KnownModel, ModelKey, SeenModel, mark_of
+from proto.directory import HEARSAY_S, MAX_INFORMANTS, Directory, KnownModel, ModelKey, SeenModel, mark_of, shared_room
 from proto.errors import RemoteError
 from proto.messages import MAX_MODEL_NODES, MAX_MODELS, ModelNodes, Models
 
@@ -95,6 +95,25 @@ def test_liars_crowd_out_nobody_elses_word_and_take_bounded_room() -> None:
     assert decode(encode(Models(models=told))) == Models(models=told)
     directory.hear(b"one more", [], 0.0)
     assert directory.informants("small", 0.0) == [], "of the longest silent the answer is forgotten"
+
+
+def test_models_that_liars_claim_to_serve_leave_room_for_all_others() -> None:
+    own, honest = (b"O" * 16, "own"), (b"H" * 16, "zebra")
+    claimed = {(b"%16d" % number, f"claimed {number}"): seen(number) for number in range(2 * MAX_MODELS)}
+    directory = Directory()
+    views = {own: seen(1), **claimed, honest: seen(5, 6, 7)}
+    told = [(one.namespace, one.model) for one in directory.told(views, 0.0)]
+    assert len(told) == MAX_MODELS and told[:2] == [own, honest]
+    directory.hear(b"one", [telling(LARGE, 1), telling(SMALL, 2)], 0.0)
+    told = [(one.namespace, one.model) for one in directory.told(views, 0.0)]
+    assert len(told) == MAX_MODELS and told[:2] == [own, honest] and set(told[-2:]) == {LARGE, SMALL}
+
+
+def test_hearsay_takes_at_most_half_when_more_is_seen() -> None:
+    assert shared_room([1, 2, 3], [7, 8, 9], 4) == [1, 2, 7, 8]
+    assert shared_room([1, 2, 3], [7], 3) == [1, 2, 7]
+    assert shared_room([1], [7, 8, 9], 3) == [1, 7, 8]
+    assert shared_room([1, 2], [7], 5) == [1, 2, 7]
 
 
 def test_more_nodes_than_a_message_holds() -> None:

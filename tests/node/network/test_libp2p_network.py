@@ -212,6 +212,24 @@ async def test_a_node_tells_where_its_peers_can_be_dialled_again() -> None:
         assert one.addresses_of(client.peer_id) == one.addresses_of(new_identity().peer_id) == []
 
 
+async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything() -> None:
+    """libp2p takes any bytes for one, and stores them."""
+    poison = Multiaddr(b"\x36\x03x/y\x06\x00\x01")
+    async with opened(node()) as (one, _), opened(node()) as (liar, _), opened(node()) as (honest, _):
+        liar._host.raw.get_addrs = lambda: [poison]  # type: ignore[method-assign]
+        await connect(liar, one)
+        store, peer = one._host.raw.get_peerstore(), ID(liar.peer_id)
+        await eventually(lambda: peer in store.peers_with_addrs() and poison in store.addrs(peer))
+        assert one.addresses_of(liar.peer_id) == []
+        dht, key = one._discovery._dht, discovery.provider_key(NAMESPACE).encode()
+        assert dht is not None
+        good = Multiaddr(honest.addresses()[0])
+        dht.provider_store.add_provider(key, PeerInfo(ID(honest.peer_id), [poison, good]))
+        (provider,) = await one._host.find_providers(dht, key)
+        await one._host.dial(honest.peer_id, provider.addrs)
+        assert honest.peer_id in one.peers()
+
+
 async def test_a_node_without_bootstrap_finds_whom_it_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when nobody was there at first, and when all were lost."""
     monkeypatch.setattr(discovery, "BOOTSTRAP_FIRST_PAUSE_S", 0.05)

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 from network_helpers import NAMESPACE, announce, hello
@@ -103,6 +103,13 @@ def test_who_has_a_relay_is_dialled_there_before_private_addresses() -> None:
     ]
 
 
+def test_no_more_than_two_relays_are_tried_for_a_peer() -> None:
+    relays = [peer_text(Identity(bytes([number]) * 32).peer_id) for number in range(3)]
+    texts = [f"/ip4/1.2.3.{host}/tcp/1/p2p/{relay}/p2p-circuit" for relay in relays for host in (1, 2)]
+    ordered = addresses.in_dial_order([Multiaddr(text) for text in texts], limit=10)
+    assert [str(address) for address in ordered] == texts[:4]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -131,6 +138,20 @@ def test_any_text_is_an_address_or_a_local_error(text: str) -> None:
         return
 
 
+@pytest.mark.parametrize(
+    ("text", "household"),
+    [
+        ("/ip4/203.0.113.7/tcp/1", "203.0.113.7"),
+        ("/ip6/2001:db8:1:2:3::4/tcp/1", "2001:db8:1:2::/64"),
+        ("/ip6/2001:db8:1:2:ffff::/tcp/9", "2001:db8:1:2::/64"),
+        ("/ip6/::ffff:203.0.113.7/tcp/1", "203.0.113.7"),
+        ("", ""),
+    ],
+)
+def test_who_counts_as_one(text: str, household: str) -> None:
+    assert addresses.household_of(text) == household
+
+
 def test_dial_order() -> None:
     texts = [
         "/ip4/127.0.0.1/tcp/1",
@@ -147,6 +168,22 @@ def test_dial_order() -> None:
         "/ip4/127.0.0.1/tcp/1",
     ]
     assert len(addresses.in_dial_order([Multiaddr(text) for text in texts], limit=1)) == 1
+
+
+def pieces(good: bytes) -> st.SearchStrategy[bytes]:
+    """``good`` with a byte changed, or cut off."""
+    at = st.integers(0, len(good) - 1)
+    changed = st.builds(lambda at, byte: good[:at] + bytes([byte]) + good[at + 1 :], at, st.integers(0, 255))
+    return st.one_of(changed, at.map(lambda at: good[:at]))
+
+
+@given(st.one_of(st.binary(max_size=40), pieces(Multiaddr(f"{RELAY}/p2p-circuit").to_bytes())))
+@example(b"\x36\x03x/y\x06\x00\x01")  # /dns4 with a slash in the name: has protocols and no text
+@example(b"\xff\xff\x03")  # a protocol that there is not
+@example(b"\x04\x01")  # cut off
+def test_an_address_of_a_stranger_may_be_any_bytes(sent: bytes) -> None:
+    good = Multiaddr("/ip4/10.0.0.1/tcp/1")
+    assert good in addresses.in_dial_order([Multiaddr(sent), good], limit=10)
 
 
 def test_an_announced_address_is_one_that_peers_can_dial() -> None:

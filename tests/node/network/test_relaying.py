@@ -3,10 +3,12 @@
 import pytest
 import trio
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
 
 from node.network import relaying
 from node.network.identity import new_identity
@@ -40,6 +42,16 @@ async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
     stream = await network._host.open(relay, HOP_PROTOCOL)
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
     answer = HopMessage()
+    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 4_096))
+    return answer.status
+
+
+async def stop(network: Libp2pNetwork, target: bytes) -> int:
+    """What a node answers who is told that somebody comes through ``network``."""
+    stream = await network._host.open(target, STOP_PROTOCOL)
+    request = StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=new_identity().peer_id))
+    await stream.write(encode_varint_prefixed(request.SerializeToString()))
+    answer = StopMessage()
     answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 4_096))
     return answer.status
 
@@ -90,10 +102,111 @@ async def test_the_loss_of_the_relay_is_the_loss_of_the_connection_and_another_o
             await eventually(lambda: not client.remote_address(hidden.peer_id))
             with pytest.raises(NetworkError, match="refuses"):
                 await client.connect(address)
-            hidden.want_relays(False)  # (else it looks only every ten seconds)
-            await eventually(lambda: not hidden.addresses())
-            address = await placed(hidden, second)
+            await eventually(lambda: any(peer_text(second.peer_id) in address for address in hidden.addresses()))
+            (address,) = hidden.addresses()
             await client.connect(address)
+
+
+async def test_a_place_is_worth_no_more_than_the_connection_that_it_was_given_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A relay that restarts knows of none, though it is connected again a moment later."""
+    monkeypatch.setattr(relaying, "RETRY_S", 0.5)
+    async with open_network(node()) as relay, open_network(node(listen=())) as hidden:
+        with trio.fail_after(PATIENCE_S):
+            await placed(hidden, relay)
+            relay._relaying._until.clear()
+            await relay.disconnect(hidden.peer_id)
+            await eventually(lambda: not hidden.remote_address(relay.peer_id))
+            await hidden.connect(relay.addresses()[0])
+            await eventually(lambda: hidden.peer_id in relay._relaying._until)
+            await eventually(hidden.addresses)
+
+
+async def test_not_all_nodes_have_their_places_at_the_same_relays() -> None:
+    async with (
+        open_network(node()) as one,
+        open_network(node()) as two,
+        open_network(node()) as three,
+        open_network(node(listen=())) as hidden,
+    ):
+        for relay in (one, two, three):
+            await hidden.connect(relay.addresses()[0])
+        orders = {tuple(peer for peer, _ in hidden._relaying._candidates(0.0)) for _ in range(50)}
+        assert all(sorted(order) == sorted(network.peer_id for network in (one, two, three)) for order in orders)
+        assert len(orders) > 1
+
+
+async def test_one_household_does_not_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "MAX_RESERVATIONS_PER_HOUSEHOLD", 1)
+    reserve = HopMessage(type=HopMessage.RESERVE)
+    async with (
+        open_network(node()) as relay,
+        open_network(light_client()) as first,
+        open_network(light_client()) as second,
+    ):
+        with trio.fail_after(PATIENCE_S):
+            for client in (first, second):
+                await client.connect(relay.addresses()[0])
+            assert await hop(first, relay.peer_id, reserve) == Status.OK
+            assert await hop(first, relay.peer_id, reserve) == Status.OK, "that is its own place again"
+            assert await hop(second, relay.peer_id, reserve) == Status.RESERVATION_REFUSED
+            elsewhere = {first.peer_id: "/ip4/127.0.0.1/tcp/1", second.peer_id: "/ip4/127.0.0.2/tcp/1"}
+            monkeypatch.setattr(relay._table, "remote_address", elsewhere.__getitem__)
+            assert await hop(second, relay.peer_id, reserve) == Status.OK
+
+
+async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
+    """But not when it carries another circuit meanwhile."""
+    async with (
+        open_network(node()) as relay,
+        open_network(node(listen=())) as hidden,
+        open_network(light_client()) as client,
+    ):
+        with trio.fail_after(PATIENCE_S):
+            address = await placed(hidden, relay)
+            nobody = address.replace(peer_text(hidden.peer_id), peer_text(new_identity().peer_id))
+            with pytest.raises(NetworkError, match="refuses"):
+                await client.connect(nobody)
+            await eventually(lambda: not client.peers())
+            open_circuit = client._host.open_circuit
+
+            async def late(relay: bytes, target: bytes) -> ReadWriteCloser:
+                while target != hidden.peer_id and hidden.peer_id not in client.peers():
+                    await client._table.changed.wait()
+                return await open_circuit(relay, target)
+
+            client._host.open_circuit = late
+            async with trio.open_nursery() as nursery:
+
+                async def in_vain() -> None:
+                    with pytest.raises(NetworkError, match="refuses"):
+                        await client.connect(nobody)
+
+                nursery.start_soon(in_vain)
+                await eventually(client.peers)  # (of the two it is the one that dialled the relay)
+                await client.connect(address)
+            assert set(client.peers()) == {relay.peer_id, hidden.peer_id}
+
+
+async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "IDLE_S", 0.5)
+    async with (
+        open_network(node()) as relay,
+        open_network(node(listen=())) as hidden,
+        open_network(light_client()) as client,
+    ):
+        with trio.fail_after(PATIENCE_S):
+            await placed(hidden, relay)
+
+            async def say_nothing(pipe: relaying.Pipe, address: Multiaddr) -> None:
+                await trio.sleep_forever()
+
+            monkeypatch.setattr(hidden._host, "serve_circuit", say_nothing)
+            await client.connect(relay.addresses()[0])
+            await client._relaying.open_circuit(relay.peer_id, hidden.peer_id)
+            assert relay.num_circuits() == 1
+            await eventually(lambda: not relay.num_circuits())
 
 
 async def test_a_peer_is_found_at_its_relay_by_the_dht() -> None:
@@ -141,13 +254,12 @@ async def test_what_a_relay_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(NetworkError, match="does not speak"):
                 await hop(client, unwilling.peer_id, reserve)
             # Nobody but its relays may bring a node connections, and there are no circuits in circuits.
-            stream = await client._host.open(hidden.peer_id, STOP_PROTOCOL)
-            request = StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=new_identity().peer_id))
-            await stream.write(encode_varint_prefixed(request.SerializeToString()))
-            answer = StopMessage()
-            answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 4_096))
-            assert answer.status == Status.PERMISSION_DENIED
+            assert await stop(client, hidden.peer_id) == Status.PERMISSION_DENIED
+            hidden._relaying._relays[client.peer_id] = (Multiaddr("/ip4/127.0.0.1/tcp/1"), trio.current_time())
+            assert await stop(client, hidden.peer_id) == Status.PERMISSION_DENIED
             assert await hop(client, hidden.peer_id, reserve) == Status.PERMISSION_DENIED
+            with pytest.raises(NetworkError, match="not connected directly"):
+                await client._relaying.open_circuit(hidden.peer_id, new_identity().peer_id)
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_CIRCUIT_BYTES", 200_000), ("MAX_CIRCUIT_S", 0.5)])
