@@ -431,7 +431,12 @@ def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | No
     run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))
 
 
-@cli.command()
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia peers
+  mycelia peers --json | jq -r '.[].address'"""
+)
 @data_dir_option
 @json_option
 def peers(data_dir: Path | None, as_json: bool) -> None:
@@ -446,7 +451,12 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-@cli.command()
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia models
+  mycelia models --json | jq -r '.[].model'"""
+)
 @data_dir_option
 @json_option
 def models(data_dir: Path | None, as_json: bool) -> None:
@@ -462,7 +472,12 @@ def models(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-@cli.command()
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia tree
+  mycelia tree --json | jq 'map(.tokens) | add'        tokens that are held"""
+)
 @data_dir_option
 @json_option
 def tree(data_dir: Path | None, as_json: bool) -> None:
@@ -477,7 +492,13 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-@cli.command("id")
+@cli.command(
+    "id",
+    epilog="""\b
+Examples:
+  mycelia id
+  mycelia node --bootstrap "$(mycelia id --data-dir /tmp/first | sed -n 2p)"        join the node that runs there""",
+)
 @data_dir_option
 @json_option
 def identity(data_dir: Path | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -167,3 +168,17 @@ def test_a_completion_knows_the_commands() -> None:
     mycelia = str(Path(sys.executable).with_name("mycelia"))
     done = subprocess.run([mycelia], env=environment, capture_output=True, text=True, check=False)
     assert "plain,ask" in done.stdout.splitlines()
+
+
+def every_command(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    yield names
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from every_command(inner, *names, name)
+
+
+@pytest.mark.parametrize("names", tuple(every_command(cli)), ids=" ".join)
+def test_every_command_has_help_with_examples_of_itself(names: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli, [*names, "--help"])
+    assert done.exit_code == 0
+    assert " ".join(("mycelia", *names)) in done.output.partition("Examples:")[2]
