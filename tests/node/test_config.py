@@ -63,6 +63,19 @@ def test_every_example_of_the_file_is_one_that_is_taken(tmp_path: Path) -> None:
     assert len(KNOWN.read_file(file)) == len(set(KNOWN.all_keys())) - 1
 
 
+def test_an_example_is_the_default_where_there_is_one() -> None:
+    everything = tomllib.loads(uncommented(KNOWN.template()))
+    told = {key: everything["node"][key] for key in ("api_port", "api_host", "slots", "cells", "disk_tier", "model")}
+    assert told == {
+        "api_port": 7118,
+        "api_host": "127.0.0.1",
+        "slots": 8,
+        "cells": 8192,
+        "disk_tier": 8,
+        "model": "smollm2",
+    }
+
+
 def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mycelia.toml"
     file.write_text('data_dir = "here"\n[ask]\nseed = 1\ntop_k = 2\n[node]\nlisten = ["/ip4/127.0.0.1/tcp/1"]\n')
@@ -70,6 +83,7 @@ def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> 
     assert rows["ask", "seed"] == ("7", "MYCELIA_ASK_SEED")
     assert rows["ask", "top_k"] == (2, str(file))
     assert rows["ask", "top_p"] == (0.95, "default")
+    assert rows["node", "exact"] == (False, "default") and rows["node", "relay"] == (True, "default")
     assert rows["node", "cors"] == (["https://a.example", "https://b.example"], "MYCELIA_NODE_CORS")
     assert rows["", "data_dir"] == (str(tmp_path / "here"), str(file)), "paths are relative to the file"
 
@@ -98,6 +112,8 @@ def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> 
     ("text", "says"),
     [
         ("[node]\nthread = 3\n", "there is no key node.thread; did you mean threads?"),
+        ("threads = 3\n", "there is no key threads; it belongs in [node] or [swarm]"),
+        ("[node]\nbootstrap = []\n", "there is no key node.bootstrap; it belongs in the top, above all sections"),
         ("[nodes]\nthreads = 3\n", "there is no section nodes; did you mean node?"),
         ("data_dirs = 'x'\n", "there is no key data_dirs; did you mean data_dir?"),
         ("[node]\nthreads = '3'\n", 'node.threads is a whole number, not "3"'),
