@@ -59,6 +59,11 @@ def test_what_is_wrong_is_one_line_each_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     report = examine("smollm2", tmp_path / "file" / "inside")
     assert len(report.problems) == 1 and "--data-dir" in report.problems[0]
+    (data,) = [line for line in lines(report) if line[4:].startswith("data")]
+    assert data.startswith("!!") and "--data-dir" in data, "a line says ok, or what is wrong and what mends it"
+    (model,) = [line for line in lines(examine("nonsense", tmp_path)) if line[4:].startswith("model")]
+    assert model.startswith("!!") and "smollm2" in model
+    assert examine("fake", tmp_path).ok, "no model has no file"
 
 
 def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -138,7 +143,8 @@ def test_what_is_wrong_outside_is_a_problem_with_its_cure(tmp_path: Path) -> Non
         "reachable: peers cannot connect\\nto port 7117; mycelia node --announce /ip4/..."
     ]
     told = lines(report)
-    assert "ok  clock       right" in told and any(line.startswith("!!  reachable") for line in told)
+    assert "ok  clock       right" in told
+    assert "!!  reachable   peers cannot connect\\nto port 7117; mycelia node --announce /ip4/..." in told
 
 
 def seen(
