@@ -22,6 +22,8 @@ _ORDER = ("node", "ask", "chat", "swarm")
 """What people set first."""
 _PATH_OR_NAME = {"model", "bootstrap"}
 """Keys whose values may be files, and else mean something different."""
+_LIKE_NODE = ("doctor",)
+"""Commands that look at what [node] says, where their own sections do not say otherwise."""
 _OTHER_VARIABLES = {"MYCELIA_CONFIG", "MYCELIA_API_KEY"}
 
 
@@ -79,8 +81,10 @@ class Schema:
     def default_map(self, settings: Settings) -> dict[str, dict[str, object]]:
         """As click takes it: command -> parameter -> value."""
         found: dict[str, dict[str, object]] = {name: {} for name in self._commands}
-        for (section, key), setting in settings.items():
-            for name in [section] if section else self._commands:
+        # ([node] first: whoever is like it may say otherwise)
+        for (section, key), setting in sorted(settings.items(), key=lambda item: item[0][0] != "node"):
+            names = [section] if section else list(self._commands)
+            for name in names + [name for name in _LIKE_NODE if section == "node" and name in self._commands]:
                 for option in _options(self._commands[name]):
                     if _key(option) == key and option.name is not None:
                         found[name][option.name] = setting.value

@@ -108,6 +108,13 @@ def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> 
     assert seen["seed"] == 9
 
 
+def test_the_doctor_looks_at_what_the_node_would_do(tmp_path: Path) -> None:
+    file = tmp_path / "mycelia.toml"
+    file.write_text("[doctor]\nmodel = 'other'\n[node]\nmodel = 'one'\napi_port = 9\nthreads = 2\n")
+    told = KNOWN.default_map(KNOWN.read_file(file))
+    assert told["doctor"] == {"model": "other", "api_port": 9} and told["node"]["model"] == "one"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
