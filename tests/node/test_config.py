@@ -1,5 +1,6 @@
 """What can be configured, where, and what is said about what is wrong."""
 
+import importlib
 import json
 import os
 import re
@@ -198,6 +199,29 @@ def every_command(command: click.Command, *names: str) -> Iterator[tuple[str, ..
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
             yield from every_command(inner, *names, name)
+
+
+def test_what_is_printed_for_programs_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `mycelia ([a-z ]+?)(?: NAME)?` \| (.*)$", text, re.MULTILINE))
+    told = {name: row for name, row in rows.items() if name != "node"}
+    speaking = {
+        "bench" if names[0] == "bench" else " ".join(names)
+        for names in every_command(cli)
+        if names and any("--json" in option.opts for option in command_of(names).params)
+    }
+    assert told.keys() == speaking
+    for types, module in re.findall(r"(`\w+`(?: and `\w+`)*) in `([\w/]+)\.py`", "\n".join(told.values())):
+        home = importlib.import_module(module.replace("/", "."))
+        assert all(hasattr(home, name) for name in re.findall(r"\w+", types.replace(" and ", " ")))
+
+
+def command_of(names: tuple[str, ...]) -> click.Command:
+    command: click.Command = cli
+    for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
 
 
 @pytest.mark.parametrize("names", tuple(every_command(cli)), ids=" ".join)
