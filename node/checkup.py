@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from node.engine.models import model_name, resolve_model
+from node.engine.models import FAKE_MODEL, model_name, resolve_model
 from node.engine.probe import Library, Model, Problem, Question, probe
 from node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
 from node.engine.sizing import Device
@@ -81,6 +81,8 @@ class Report(Struct, frozen=True):
     model: ModelReport | None
     outlook: list[Line] = []
     """Ports, bootstrap peers, clock and reachability; none: they were not looked at."""
+    faults: list[Line] = []
+    """Those of ``problems`` that are of this machine, each with what it is of: llama.cpp, data or model."""
 
 
 def with_outlook(report: Report, outlook: list[Line]) -> Report:
@@ -92,21 +94,24 @@ def with_outlook(report: Report, outlook: list[Line]) -> Report:
 
 def examine(model: str, data_dir: Path) -> Report:
     """Look at everything; blocks for about a second. model: a registered name or a path."""
-    problems: list[str] = []
-    path, problem = _find(model)
-    problems += [problem] if problem else []
+    path, model_problem = (None, "") if model == FAKE_MODEL else _find(model)
     settings, memory = EngineSettings(path or Path(model)), available_memory_bytes()
     host_bytes = None if memory is None else memory - settings.ram_tier_bytes
     findings = probe(Question(settings.slots, settings.cells or 0, host_bytes), path)
-    problems += [finding.message for finding in findings if isinstance(finding, Problem)]
     library = next((finding for finding in findings if isinstance(finding, Library)), None)
     found = next((finding for finding in findings if isinstance(finding, Model)), None)
-    disk_bytes, problem = _disk(data_dir)
-    problems += [problem] if problem else []
+    disk_bytes, disk_problem = _disk(data_dir)
+    blamed = "llama.cpp" if library is None else "model"
+    told = [
+        ("model", model_problem),
+        *((blamed, finding.message) for finding in findings if isinstance(finding, Problem)),
+        ("data", disk_problem),
+    ]
+    faults = [Line(what, False, one_line(problem)) for what, problem in told if problem]
     packaged, _ = _find(PACKAGED_MODEL)
     return Report(
-        ok=not problems,
-        problems=[one_line(problem) for problem in problems],
+        ok=not faults,
+        problems=[fault.says for fault in faults],
         hints=_hints(library, found),
         mycelia=VERSION,
         python=platform.python_version(),
@@ -118,6 +123,7 @@ def examine(model: str, data_dir: Path) -> Report:
         disk_free_bytes=disk_bytes,
         packaged_model=one_line(str(packaged)) if packaged else None,
         model=_model(one_line(model_name(model)), one_line(str(path)), found) if found else None,
+        faults=faults,
     )
 
 
@@ -191,7 +197,7 @@ def _model(name: str, path: str, found: Model) -> ModelReport:
 
 
 def lines(report: Report) -> list[str]:
-    """The report for people, without its problems."""
+    """The report for people."""
     llama, model = report.llama_cpp, report.model
     rows = [("mycelia", f"{report.mycelia}, Python {report.python}")]
     if llama is not None:
@@ -211,8 +217,12 @@ def lines(report: Report) -> list[str]:
         rows.append(("  layers", model.offload or f"all {model.layers} on the processor"))
         rows.append(("  reuse", f"{model.reuse}: {model.reuse_reason}"))
         rows.append(("  KV cache", cells))
-    told = [("ok", name, text) for name, text in rows]
-    told += [("ok" if line.ok else "!!", line.what, line.says) for line in report.outlook]
+    wrong = {fault.what for fault in report.faults}
+    told = [("ok", name, text) for name, text in rows if name not in wrong]
+    told += [
+        ("ok" if line.ok else "!!", line.what, "; ".join(filter(None, (line.says, line.fix))))
+        for line in (*report.faults, *report.outlook)
+    ]
     told += [("--", "hint", hint) for hint in report.hints]
     return [f"{mark:<3} {name:<11} {one_line(text)}" for mark, name, text in told]
 

@@ -221,6 +221,7 @@ def node(
         DEFAULT_LISTEN,
         NodeSettings,
         check_announce,
+        check_cors,
         check_listen,
         check_policy,
         default_data_dir,
@@ -242,7 +243,7 @@ def node(
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         api_host=host,
         api_keys=read_api_keys(host, api_key_file, key),
-        cors_origins=cors,
+        cors_origins=check_cors(cors),
         threads=threads,
         slots=slots,
         cells=cells,
@@ -432,7 +433,12 @@ def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | No
     run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))
 
 
-@cli.command()
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia peers
+  mycelia peers --json | jq -r '.[].address'"""
+)
 @data_dir_option
 @json_option
 def peers(data_dir: Path | None, as_json: bool) -> None:
@@ -447,7 +453,12 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-@cli.command()
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia models
+  mycelia models --json | jq -r '.[].model'"""
+)
 @data_dir_option
 @json_option
 def models(data_dir: Path | None, as_json: bool) -> None:
@@ -463,7 +474,12 @@ def models(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-@cli.command()
+@cli.command(
+    epilog="""\b
+Examples:
+  mycelia tree
+  mycelia tree --json | jq 'map(.tokens) | add'        tokens that are held"""
+)
 @data_dir_option
 @json_option
 def tree(data_dir: Path | None, as_json: bool) -> None:
@@ -478,7 +494,13 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-@cli.command("id")
+@cli.command(
+    "id",
+    epilog="""\b
+Examples:
+  mycelia id
+  mycelia node --bootstrap "$(mycelia id --data-dir /tmp/first | sed -n 2p)"        join the node that runs there""",
+)
 @data_dir_option
 @json_option
 def identity(data_dir: Path | None, as_json: bool) -> None:

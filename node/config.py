@@ -6,6 +6,7 @@ stand above the sections, and their variables have no section.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ _ORDER = ("node", "ask", "chat", "swarm")
 """What people set first."""
 _PATH_OR_NAME = {"model", "bootstrap"}
 """Keys whose values may be files, and else mean something different."""
+_LIKE_NODE = ("doctor",)
+"""Commands that look at what [node] says, where their own sections do not say otherwise."""
 _OTHER_VARIABLES = {"MYCELIA_CONFIG", "MYCELIA_API_KEY"}
 
 
@@ -78,8 +81,10 @@ class Schema:
     def default_map(self, settings: Settings) -> dict[str, dict[str, object]]:
         """As click takes it: command -> parameter -> value."""
         found: dict[str, dict[str, object]] = {name: {} for name in self._commands}
-        for (section, key), setting in settings.items():
-            for name in [section] if section else self._commands:
+        # ([node] first: whoever is like it may say otherwise)
+        for (section, key), setting in sorted(settings.items(), key=lambda item: item[0][0] != "node"):
+            names = [section] if section else list(self._commands)
+            for name in names + [name for name in _LIKE_NODE if section == "node" and name in self._commands]:
                 for option in _options(self._commands[name]):
                     if _key(option) == key and option.name is not None:
                         found[name][option.name] = setting.value
@@ -142,11 +147,20 @@ class Schema:
         if key not in self.sections[section]:
             names = [*self.sections[section], *([name for name in self.sections if name] if not section else [])]
             kind = "section" if isinstance(value, dict) and not section else "key"
-            raise click.UsageError(f"{path}: there is no {kind} {where}{_nearest(key, names)}")
+            raise click.UsageError(f"{path}: there is no {kind} {where}{self._elsewhere(key) or _nearest(key, names)}")
         option = self.option(section, key)
         _check_type(path, where, option, value)
         value = _located(path.parent, key, option, value)
         settings[section, key] = Setting(self._checked(f"{path}: {where}", option, value), str(path))
+
+    def _elsewhere(self, key: str) -> str:
+        """Which sections have ``key``, as a hint; empty: none."""
+        found = [
+            f"[{name}]" if name else "the top, above all sections"
+            for name, keys in self.sections.items()
+            if key in keys
+        ]
+        return f"; it belongs in {' or '.join(found)}" if found else ""
 
     def _checked(self, where: str, option: click.Option, value: object) -> object:
         """``value`` as it is, once the option would take it."""
@@ -176,6 +190,8 @@ class Schema:
 def nothing_set(option: click.Option) -> object:
     """What counts when nobody sets it; None: what its help says."""
     default = option.default
+    if option.is_flag and not isinstance(default, bool):
+        return False
     if isinstance(default, tuple | list):
         return list(default)
     return default if isinstance(default, bool | int | float | str) else [] if option.multiple else None
@@ -259,8 +275,10 @@ def _wrapped(text: str) -> list[str]:
 def _example(option: click.Option) -> object:
     """Its default, or else something that it would take."""
     default = nothing_set(option)
-    if default is not None and default != []:
+    if default not in (None, [], ""):
         return default
+    if (said := _said_default(option)) is not None:
+        return said
     if option.multiple:
         return [option.metavar or "..."]
     match option.type:
@@ -274,6 +292,20 @@ def _example(option: click.Option) -> object:
             return option.metavar or "PATH"
         case _:
             return ""
+
+
+def _said_default(option: click.Option) -> object:
+    """What the help calls the default; None: it names none, or says it in words that are no value."""
+    found = _DEFAULT.search(option.help or "")
+    if found is None or " " in found[1] or option.multiple or isinstance(option.type, click.Path):
+        return None
+    try:
+        return option.type.convert(found[1], option, None)
+    except click.BadParameter:
+        return None
+
+
+_DEFAULT = re.compile(r"\[default: ([^\],;]+)")
 
 
 def _toml(value: object) -> str:

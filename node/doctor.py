@@ -21,12 +21,24 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="The data directory to look at.  [default: the user's data directory]",
 )
+@click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where a node would listen.  [default: port 7117]")
+@click.option("--api-port", type=click.IntRange(0, 65_535), help="Of its HTTP API.  [default: 7118]")
 @click.option("--bootstrap", multiple=True, metavar="FILE|MULTIADDR", help="Peers to ask how they see this machine.")
 @click.option("--offline", is_flag=True, help="Look at this machine alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
-def doctor(model: str, data_dir: Path | None, bootstrap: tuple[str, ...], offline: bool, as_json: bool) -> None:
+def doctor(
+    model: str,
+    data_dir: Path | None,
+    listen: tuple[str, ...],
+    api_port: int | None,
+    bootstrap: tuple[str, ...],
+    offline: bool,
+    as_json: bool,
+) -> None:
     """What a node has to work with here: llama.cpp, GPUs, memory, disk, what it would do with a model, its ports, its
     bootstrap peers, and whether they can reach it: through which kind of address translation, and by which relay.
+
+    Model and ports are those that the section [node] of the configuration says, unless given.
 
     No node is started and no weights are loaded. Exits with 0 when a node could run and be reached; otherwise with 1,
     and says what to do.
@@ -36,12 +48,13 @@ def doctor(model: str, data_dir: Path | None, bootstrap: tuple[str, ...], offlin
     from node.checkup import examine, lines, with_outlook
     from node.cli import run
     from node.outlook import look_out
-    from node.settings import default_data_dir, read_bootstrap
+    from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN, check_listen, default_data_dir, read_bootstrap
 
     where, peers = data_dir or default_data_dir(), read_bootstrap(bootstrap)
+    ports = check_listen(listen or (DEFAULT_LISTEN,)), DEFAULT_API_PORT if api_port is None else api_port
     report = examine(model, where)
     if not offline:
-        report = with_outlook(report, run(lambda: look_out(where, peers)))
+        report = with_outlook(report, run(lambda: look_out(where, peers, *ports)))
     click.echo(msgspec.json.encode(report) if as_json else "\n".join(lines(report)))
     for problem in report.problems:
         click.echo(f"mycelia: {problem}", err=True)

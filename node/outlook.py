@@ -19,7 +19,7 @@ from node.network.identity import new_identity
 from node.network.network import Network, NetworkError, NetworkSettings
 from node.reach import ANSWER_DEADLINE_S, is_circuit, own_hosts, port_of, seen_from_outside
 from node.rundir import find_running
-from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN
+from node.settings import DEFAULT_LISTEN
 from node.telemetry.inspection import INSPECT
 from proto.errors import LocalError, RemoteError
 from proto.messages import Reach, ReachQuery
@@ -27,7 +27,8 @@ from proto.messages import Reach, ReachQuery
 CONNECT_DEADLINE_S = 6.0
 MAX_SKEW_S = 30.0
 MAX_ASKED = 8
-PEER_PORT = int(DEFAULT_LISTEN.rpartition("/")[2])
+USUAL_PORT = int(DEFAULT_LISTEN.rpartition("/")[2])
+"""Tried from outside where a node would take any free one."""
 
 
 class Line(Struct, frozen=True):
@@ -40,20 +41,22 @@ class Line(Struct, frozen=True):
     """A command, or what to do; empty where nothing is wrong."""
 
 
-async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
-    """Takes some seconds when bootstrap peers do not answer. Raises nothing."""
+async def look_out(data_dir: Path, bootstrap: Sequence[str], listen: Sequence[str], api_port: int) -> list[Line]:
+    """Takes some seconds when bootstrap peers do not answer. Raises nothing. listen, api_port: what a node here would
+    listen on, where none runs."""
     running = find_running(data_dir)
-    port, addresses, lines = PEER_PORT, list[str](), list[Line]()
+    port, addresses, lines = port_of(listen[0]) or USUAL_PORT, list[str](), list[Line]()
     if running is not None:
         try:
             addresses = (await fetch_state(running)).addresses
-            port = next((port_of(address) for address in addresses if not is_circuit(address)), PEER_PORT)
+            port = next((port_of(address) for address in addresses if not is_circuit(address)), port)
             lines.append(Line("node", True, f"runs here as process {running.pid} and listens on port {port}"))
         except LocalError as exc:
             lines.append(Line("node", False, str(exc), f"kill {running.pid}, and start it again: mycelia node"))
     else:
-        lines += [_port("peer port", "0.0.0.0", PEER_PORT, "mycelia node --listen /ip4/0.0.0.0/tcp/7127")]  # noqa: S104
-        lines += [_port("API port", "127.0.0.1", DEFAULT_API_PORT, "mycelia node --api-port 0")]
+        other = "mycelia node --listen /ip4/0.0.0.0/tcp/7127"
+        lines += [_port("peer port", host_of(address), port_of(address), other) for address in listen]
+        lines += [_port("API port", "127.0.0.1", api_port, "mycelia node --api-port 0")]
     if not bootstrap:
         return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
     async with _listening(port, running is None):
@@ -62,7 +65,9 @@ async def look_out(data_dir: Path, bootstrap: Sequence[str]) -> list[Line]:
 
 
 def _port(what: str, host: str, port: int, fix: str) -> Line:
-    with socket.socket() as probe:
+    if not port:
+        return Line(what, True, "any free one")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -1,6 +1,7 @@
 """What a user may set, parsed once. Nothing below the command line reads files, flags or the environment."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ DEFAULT_API_PORT = 7118
 DEFAULT_DRAIN_S = 30.0
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
+MAX_LIST_BYTES = 262_144
+"""Of a file with one entry a line."""
 
 
 class UsageError(LocalError):
@@ -164,6 +167,17 @@ def read_api_keys(host: str, path: Path | None, key: str) -> tuple[str, ...]:
     return keys
 
 
+def check_cors(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises UsageError for what no browser sends as the origin of a page, and so would never let one in."""
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise UsageError(f"--cors: {origin!r} is no origin of web pages; an example is https://chat.example")
+    return origins
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
 def check_policy(name: str) -> str:
     """Raises UsageError for a name that is no policy, and for the one that only a simulator can follow."""
     if name not in NAMES or name == ORACLE:
@@ -181,7 +195,11 @@ def _checked(text: str, where: str, parse: Callable[[str], object]) -> str:
 
 def _lines(source: str, option: str) -> list[str]:
     try:
-        return Path(source).read_text("utf-8").splitlines()
+        with Path(source).open("rb") as file:
+            data = file.read(MAX_LIST_BYTES + 1)
+        if len(data) > MAX_LIST_BYTES:
+            raise UsageError(f"{option} {source} is over {MAX_LIST_BYTES} bytes")
+        return data.decode().splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
         hint = "; give a multiaddr or a file of multiaddrs" if option == "--bootstrap" else ""

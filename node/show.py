@@ -15,8 +15,8 @@ from proto.overload import OVERLOADED
 
 SHORT_ID = 8
 """Ed25519 peer ids share their beginning; their last characters tell them apart."""
-_WIDE = 120
-"""Columns of a terminal on which addresses have room."""
+WIDE = 120
+"""Columns of a terminal on which addresses and reasons have room."""
 
 
 def printable(text: str) -> str:
@@ -104,10 +104,11 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
         return
     table = Table()
     for name in ("node", "models", "digest"):
-        table.add_column(name)
-    for name in ("blocks", "requests", "prefill tok/s", "RTT ms", "connected s"):
+        table.add_column(name, overflow="fold")
+    # (two lines: with a short model's name it fits a terminal of 80)
+    for name in ("blocks", "reqs", "prefill\ntok/s", "RTT\nms", "connected\ns"):
         table.add_column(name, justify="right")
-    is_wide = console.width >= _WIDE
+    is_wide = console.width >= WIDE
     if is_wide:
         table.add_column("address", overflow="fold")
     for row in peers:

@@ -8,8 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from node.show import printable, short
-from node.views import NodeState, RequestRow, StatsView, TraceView
+from node.show import WIDE, printable, short
+from node.views import NodeState, RequestRow, StatsView, TraceView, TreeRowView
 
 SHORT_REQUEST = 8
 _MAX_ROWS = 40
@@ -64,18 +64,20 @@ def show_requests(console: Console, rows: Sequence[RequestRow]) -> None:
     if not rows:
         console.print("no request has entered here; ask one with 'mycelia ask'")
         return
-    console.print(requests_table(rows[-_MAX_ROWS:]))
+    console.print(requests_table(rows[-_MAX_ROWS:], console.width))
 
 
-def requests_table(rows: Sequence[RequestRow]) -> Table:
-    """The newest last."""
+def requests_table(rows: Sequence[RequestRow], width: int) -> Table:
+    """The newest last. width: columns of the terminal."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     # (else the reasons would take the others' room)
-    for name, width in (("request", SHORT_REQUEST), ("at", 8), ("status", 11), ("served by", 9)):
-        table.add_column(name, min_width=width, no_wrap=True)
-    for name, width in (("prompt", 6), ("cached", 6), ("TTFT ms", 7), ("tokens", 6)):
-        table.add_column(name, min_width=width, justify="right", no_wrap=True)
-    table.add_column("why there", overflow="ellipsis", no_wrap=True)
+    for name, least in (("request", SHORT_REQUEST), ("at", 8), ("status", 13), ("served by", 9)):
+        table.add_column(name, min_width=least, no_wrap=True)
+    for name, least in (("prompt", 6), ("cached", 6), ("TTFT ms", 7), ("tokens", 6)):
+        table.add_column(name, min_width=least, justify="right", no_wrap=True)
+    is_wide = width >= WIDE
+    if is_wide:
+        table.add_column("why there", overflow="ellipsis", no_wrap=True)
     for row in rows:
         table.add_row(
             row.id[:SHORT_REQUEST],
@@ -86,7 +88,7 @@ def requests_table(rows: Sequence[RequestRow]) -> Table:
             str(row.cached_tokens),
             "" if row.ttft_ms is None else str(row.ttft_ms),
             str(row.completion_tokens),
-            printable(row.reason),
+            *([printable(row.reason)] if is_wide else []),
         )
     return table
 
@@ -106,8 +108,15 @@ def show_trace(console: Console, trace: TraceView) -> None:
         console.print(f"{short(node)} did not tell")
 
 
-def panel(state: NodeState, rows: Sequence[RequestRow], log_lines: Sequence[str], api_url: str) -> RenderableType:
-    """What ``mycelia up`` shows, newest at the bottom."""
+def panel(
+    state: NodeState,
+    rows: Sequence[RequestRow],
+    tree: Sequence[TreeRowView],
+    log_lines: Sequence[str],
+    api_url: str,
+    width: int,
+) -> RenderableType:
+    """What ``mycelia up`` shows, newest at the bottom. width: columns of the terminal."""
     peers = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("peer", "models", "digest"):
         peers.add_column(name, no_wrap=True)
@@ -129,12 +138,25 @@ def panel(state: NodeState, rows: Sequence[RequestRow], log_lines: Sequence[str]
         status_table(state),
         *([peers] if state.peers else [Text("no peers yet", style="dim")]),
         *([Text(f"... and {left_out} more", style="dim")] if left_out > 0 else []),
-        *([requests_table(rows[-_MAX_REQUESTS:])] if rows else []),
+        *([requests_table(rows[-_MAX_REQUESTS:], width)] if rows else []),
+        *(Text(line, overflow="ellipsis", no_wrap=True) for line in _largest(tree)),
         *(Text(printable(line), style="dim", overflow="ellipsis", no_wrap=True) for line in log_lines),
     )
 
 
-_MAX_PEERS, _MAX_REQUESTS = 8, 6
+_MAX_PEERS, _MAX_REQUESTS, _MAX_BRANCHES = 8, 6, 3
+
+
+def _largest(tree: Sequence[TreeRowView]) -> list[str]:
+    """The branches at the root of the radix tree that hold the most, and how much: what prompts here share."""
+    branches: list[tuple[int, int, str]] = []
+    for row in tree:
+        if row.level == 0:
+            branches.append((0, 0, row.text))
+        tokens, leaves, text = branches[-1]
+        branches[-1] = (tokens + row.tokens, leaves + row.is_leaf, text)
+    most = sorted(branches, reverse=True)[:_MAX_BRANCHES]
+    return [f"{tokens:>7} tokens in {leaves} cached sequences  {text!r}" for tokens, leaves, text in most]
 
 
 def hits(stats: StatsView) -> str:

@@ -5,19 +5,21 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from node.client import fetch_requests, fetch_state
+from node.client import fetch_requests, fetch_state, fetch_tree
 from node.rundir import RunInfo
 from node.show_state import panel
 from node.swarm import end
+from node.views import TreeRowView
 from proto.errors import LocalError
 
-REFRESH_S = 1.0
+REFRESH_S, TREE_REFRESH_S = 1.0, 4.0
 _LOG_LINES = 6
 
 
@@ -29,6 +31,8 @@ class _Child:
         self.lines: deque[str] = deque(maxlen=_LOG_LINES)
         self.info: RunInfo | None = None
         """Once it serves."""
+        self.tree: list[TreeRowView] = []
+        self._tree_due_s = 0.0
 
     async def follow(self) -> None:
         """Until its log ends, as it does with the process."""
@@ -38,6 +42,13 @@ class _Child:
             *lines, rest = (rest + bytes(chunk)).split(b"\n")
             for line in lines:
                 self._note(line.decode(errors="replace"))
+
+    async def refresh_tree(self, info: RunInfo) -> None:
+        """Now and then: the engine spells out its texts, and a busy one keeps the last."""
+        if trio.current_time() >= self._tree_due_s:
+            self._tree_due_s = trio.current_time() + TREE_REFRESH_S
+            with suppress(LocalError):
+                self.tree = await fetch_tree(info)
 
     def _note(self, line: str) -> None:
         try:
@@ -78,20 +89,22 @@ async def watch_node(command: Sequence[str]) -> None:
 
 
 async def _draw(child: _Child) -> None:
-    with Live(console=Console(highlight=False, markup=False, emoji=False), screen=True, auto_refresh=False) as live:
+    console = Console(highlight=False, markup=False, emoji=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(await _view(child), refresh=True)
+            live.update(await _view(child, console.width), refresh=True)
             await trio.sleep(REFRESH_S)
 
 
-async def _view(child: _Child) -> RenderableType:
+async def _view(child: _Child, width: int) -> RenderableType:
     if child.info is None:
         return Text("\n".join(["starting ...", *child.lines]))
     try:
         state, rows = await fetch_state(child.info), await fetch_requests(child.info)
     except LocalError as exc:
         return Text(str(exc))
-    return panel(state, rows, list(child.lines), child.info.api_url)
+    await child.refresh_tree(child.info)
+    return panel(state, rows, child.tree, list(child.lines), child.info.api_url, width)
 
 
 def _last_words(child: _Child, code: int) -> str:

@@ -26,7 +26,13 @@ def bench() -> None:
     """Measure on this machine, beside what you would use instead."""
 
 
-@bench.command()
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench engine
+  mycelia bench engine --model ./model.gguf --threads 8 --json > engine.json
+  mycelia bench engine --against llama-server"""
+)
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
 @click.option("--cells", type=click.IntRange(2_048, 16_777_216), default=8_192, show_default=True, help="KV cells.")
@@ -49,7 +55,12 @@ def engine(
     show(run(partial(bench_engine, resolve_model(model), settings, runs, against, seed)), as_json)
 
 
-@bench.command()
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench index
+  mycelia bench index --peers 100 --residencies 100000 --against dynamo"""
+)
 @click.option("--peers", type=click.IntRange(1, 100_000), default=1_000, show_default=True)
 @click.option(
     "--residencies", type=click.IntRange(1_000, 100_000_000), default=1_000_000, show_default=True, help="Blocks held."
@@ -76,7 +87,12 @@ def index(
     show(bench_index(peers, residencies, zipf, families, runs, against, seed), as_json)
 
 
-@bench.command()
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench gateway
+  mycelia bench gateway --runs 1 --json | jq '.rows[] | select(.name == "hop_added_ttft_ms_p50").value'"""
+)
 @click.option("--requests", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Of each kind, a run.")
 @click.option("--streams", type=click.IntRange(1, 127), default=64, show_default=True, help="At the same time.")
 @click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
@@ -90,7 +106,12 @@ def gateway(requests: int, streams: int, runs: int, as_json: bool) -> None:
     show(run(partial(bench_gateway, GatewayBench(runs, requests, streams))), as_json)
 
 
-@bench.command()
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench routing
+  mycelia bench routing --nodes 1000 --tokens 8192"""
+)
 @click.option("--nodes", type=click.IntRange(1, 2_000), default=256, show_default=True, help="To choose from.")
 @click.option("--tokens", type=click.IntRange(256, 100_000), default=2_048, show_default=True, help="Of a prompt.")
 @click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True)
@@ -104,7 +125,12 @@ def routing(nodes: int, tokens: int, runs: int, seed: int, as_json: bool) -> Non
     show(bench_routing(nodes, tokens, runs, seed), as_json)
 
 
-@bench.command()
+@bench.command(
+    epilog="""\b
+Examples:
+  mycelia bench gossip --nodes 200
+  mycelia bench gossip --nodes 200 --rtt rtt.json.gz --json > gossip.json"""
+)
 @click.option("--nodes", type=click.IntRange(8, 10_000), default=1_000, show_default=True, help="Simulated nodes.")
 @click.option(
     "--rtt",

@@ -9,7 +9,13 @@ import click
 from node.config import Schema, Setting, default_file, nothing_set
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  mycelia config init                                write a file with everything that can be set
+  mycelia config show                                what is set, and by whom
+  MYCELIA_NODE_THREADS=4 mycelia config show"""
+)
 def config() -> None:
     """The configuration: a file, then MYCELIA_* variables, then flags; the last one counts."""
 
@@ -75,7 +81,12 @@ def show(context: click.Context, as_json: bool) -> None:
     console().print(f"MYCELIA_API_KEY is {'set' if os.environ.get('MYCELIA_API_KEY') else 'not set'}")
 
 
-@config.command()
+@config.command(
+    epilog="""\b
+Examples:
+  mycelia config path
+  $EDITOR $(mycelia config path)"""
+)
 @click.pass_context
 def path(context: click.Context) -> None:
     """Where the configuration file is looked for."""

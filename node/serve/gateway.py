@@ -14,14 +14,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from node.drain import Drain, DrainMiddleware
 from node.serve.api import Api
 from node.serve.bodies import json_response
-from node.serve.keys import KeyGate
+from node.serve.keys import HostGate, KeyGate
 from node.serve.local_api import local_routes, refusal
 from node.serve.observe_api import observe_routes
 from node.serve.openai_api import PREFIX, openai_refusal, openai_routes
@@ -31,7 +30,6 @@ from node.views import FailedView
 
 log = structlog.get_logger()
 
-_LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 _HEADERS = [
     "x-mycelia-served-by",
     "x-mycelia-cached-tokens",
@@ -69,7 +67,7 @@ def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) ->
     if access.keys:
         middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal, open_paths=[PAGE]))
     else:
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS))
+        middleware.append(Middleware(HostGate, refusal=_refusal))
     return Starlette(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
         routes=[*page_routes(), *local_routes(api), *observe_routes(api), *openai_routes(api)],

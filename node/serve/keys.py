@@ -6,6 +6,8 @@ what they ask for.
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -49,9 +51,46 @@ class KeyGate:
         return matches[0] if matches else None
 
 
+class HostGate:
+    """Lets requests through that name this machine: a web page can make its own name lead here, and then its scripts
+    send that name along."""
+
+    def __init__(self, app: ASGIApp, refusal: Refusal) -> None:
+        """refusal: makes the response to everybody else."""
+        self._app = app
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+            if not _is_this_machine(host.decode("latin-1")):
+                message = (
+                    "without keys this node answers only under a name of its own machine, as 127.0.0.1 or localhost;"
+                    " to serve others, start it with --api-key-file"
+                )
+                await self._refusal(scope["path"], 400, message)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def client_of(scope: Scope) -> bytes:
     """Whose share of this node a request takes: its key's. Empty where nobody needs one."""
     return bytes(scope.get(_CLIENT, b""))
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?", re.IGNORECASE)
+
+
+def _is_this_machine(host: str) -> bool:
+    """host: a name or an address, with or without a port."""
+    parts = _HOST.fullmatch(host)
+    name = (parts[1] or parts[2]).lower() if parts else ""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _digest(key: bytes) -> bytes:

@@ -289,6 +289,7 @@ class _Whole:
             status, headers, body = 200, self._answer.headers(), msgspec.json.encode(self._answer.whole())
         else:
             status, headers = status_of(failed)
+            headers = [*self._answer.headers(), *headers]
             body = msgspec.json.encode(error_body(failed))
         await _begin(self._send, status, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})

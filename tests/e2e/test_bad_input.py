@@ -194,9 +194,3 @@ async def test_output_that_nobody_takes(swarm: LocalSwarm) -> None:
         )
         os.close(full)
         assert (done.returncode, done.stderr) == (1, b"mycelia: cannot write: No space left on device\n")
-
-
-async def test_help_has_examples() -> None:
-    for command in ([], ["node"], ["ask"], ["doctor"]):
-        done = await run_mycelia(*command, "--help")
-        assert done.returncode == 0 and "Examples:" in done.stdout

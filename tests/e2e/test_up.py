@@ -40,7 +40,7 @@ async def test_up_shows_what_the_node_does_and_takes_it_along(tmp_path: Path) ->
         node = find_running(tmp_path)
         assert node is not None
         assert (await run_mycelia("ask", "--data-dir", str(tmp_path), "--max-tokens", "4", "hello")).returncode == 0
-        await seen_until(master, "answered")
+        await seen_until(master, "cached sequences", await seen_until(master, "answered"))
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         await wait_gone(node.pid)

@@ -1,5 +1,6 @@
 """What can be configured, where, and what is said about what is wrong."""
 
+import importlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -62,6 +64,19 @@ def test_every_example_of_the_file_is_one_that_is_taken(tmp_path: Path) -> None:
     assert len(KNOWN.read_file(file)) == len(set(KNOWN.all_keys())) - 1
 
 
+def test_an_example_is_the_default_where_there_is_one() -> None:
+    everything = tomllib.loads(uncommented(KNOWN.template()))
+    told = {key: everything["node"][key] for key in ("api_port", "api_host", "slots", "cells", "disk_tier", "model")}
+    assert told == {
+        "api_port": 7118,
+        "api_host": "127.0.0.1",
+        "slots": 8,
+        "cells": 8192,
+        "disk_tier": 8,
+        "model": "smollm2",
+    }
+
+
 def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mycelia.toml"
     file.write_text('data_dir = "here"\n[ask]\nseed = 1\ntop_k = 2\n[node]\nlisten = ["/ip4/127.0.0.1/tcp/1"]\n')
@@ -69,6 +84,7 @@ def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> 
     assert rows["ask", "seed"] == ("7", "MYCELIA_ASK_SEED")
     assert rows["ask", "top_k"] == (2, str(file))
     assert rows["ask", "top_p"] == (0.95, "default")
+    assert rows["node", "exact"] == (False, "default") and rows["node", "relay"] == (True, "default")
     assert rows["node", "cors"] == (["https://a.example", "https://b.example"], "MYCELIA_NODE_CORS")
     assert rows["", "data_dir"] == (str(tmp_path / "here"), str(file)), "paths are relative to the file"
 
@@ -93,10 +109,19 @@ def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> 
     assert seen["seed"] == 9
 
 
+def test_the_doctor_looks_at_what_the_node_would_do(tmp_path: Path) -> None:
+    file = tmp_path / "mycelia.toml"
+    file.write_text("[doctor]\nmodel = 'other'\n[node]\nmodel = 'one'\napi_port = 9\nthreads = 2\n")
+    told = KNOWN.default_map(KNOWN.read_file(file))
+    assert told["doctor"] == {"model": "other", "api_port": 9} and told["node"]["model"] == "one"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("[node]\nthread = 3\n", "there is no key node.thread; did you mean threads?"),
+        ("threads = 3\n", "there is no key threads; it belongs in [node] or [swarm]"),
+        ("[node]\nbootstrap = []\n", "there is no key node.bootstrap; it belongs in the top, above all sections"),
         ("[nodes]\nthreads = 3\n", "there is no section nodes; did you mean node?"),
         ("data_dirs = 'x'\n", "there is no key data_dirs; did you mean data_dir?"),
         ("[node]\nthreads = '3'\n", 'node.threads is a whole number, not "3"'),
@@ -167,3 +192,40 @@ def test_a_completion_knows_the_commands() -> None:
     mycelia = str(Path(sys.executable).with_name("mycelia"))
     done = subprocess.run([mycelia], env=environment, capture_output=True, text=True, check=False)
     assert "plain,ask" in done.stdout.splitlines()
+
+
+def every_command(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    yield names
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from every_command(inner, *names, name)
+
+
+def test_what_is_printed_for_programs_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `mycelia ([a-z ]+?)(?: NAME)?` \| (.*)$", text, re.MULTILINE))
+    told = {name: row for name, row in rows.items() if name != "node"}
+    speaking = {
+        "bench" if names[0] == "bench" else " ".join(names)
+        for names in every_command(cli)
+        if names and any("--json" in option.opts for option in command_of(names).params)
+    }
+    assert told.keys() == speaking
+    for types, module in re.findall(r"(`\w+`(?: and `\w+`)*) in `([\w/]+)\.py`", "\n".join(told.values())):
+        home = importlib.import_module(module.replace("/", "."))
+        assert all(hasattr(home, name) for name in re.findall(r"\w+", types.replace(" and ", " ")))
+
+
+def command_of(names: tuple[str, ...]) -> click.Command:
+    command: click.Command = cli
+    for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+@pytest.mark.parametrize("names", tuple(every_command(cli)), ids=" ".join)
+def test_every_command_has_help_with_examples_of_itself(names: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli, [*names, "--help"])
+    assert done.exit_code == 0
+    assert " ".join(("mycelia", *names)) in done.output.partition("Examples:")[2]

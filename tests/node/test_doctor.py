@@ -1,6 +1,7 @@
 """The check-up: what it finds here, what it makes of GPUs that are not here, and what it says when llama.cpp dies."""
 
 import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from node.engine import probe as probe_file
 from node.engine.models import resolve_model
 from node.engine.probe import Finding, Library, Model, Problem, Question, probe
 from node.engine.sizing import Device
-from node.outlook import Line, Seen, conclusions
+from node.outlook import Line, Seen, conclusions, look_out
 from proto.messages import Reach
 
 GIB = 2**30
@@ -59,6 +60,11 @@ def test_what_is_wrong_is_one_line_each_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     report = examine("smollm2", tmp_path / "file" / "inside")
     assert len(report.problems) == 1 and "--data-dir" in report.problems[0]
+    (data,) = [line for line in lines(report) if line[4:].startswith("data")]
+    assert data.startswith("!!") and "--data-dir" in data, "a line says ok, or what is wrong and what mends it"
+    (model,) = [line for line in lines(examine("nonsense", tmp_path)) if line[4:].startswith("model")]
+    assert model.startswith("!!") and "smollm2" in model
+    assert examine("fake", tmp_path).ok, "no model has no file"
 
 
 def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -138,7 +144,17 @@ def test_what_is_wrong_outside_is_a_problem_with_its_cure(tmp_path: Path) -> Non
         "reachable: peers cannot connect\\nto port 7117; mycelia node --announce /ip4/..."
     ]
     told = lines(report)
-    assert "ok  clock       right" in told and any(line.startswith("!!  reachable") for line in told)
+    assert "ok  clock       right" in told
+    assert "!!  reachable   peers cannot connect\\nto port 7117; mycelia node --announce /ip4/..." in told
+
+
+async def test_the_ports_looked_at_are_those_that_a_node_would_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listen = [f"/ip4/127.0.0.1/tcp/{port}", "/ip6/::1/tcp/0"]
+        peers, more, api, _ = await look_out(tmp_path, [], listen, port)
+    assert not peers.ok and f"{port} cannot be used" in peers.says and "--listen" in peers.fix
+    assert more.ok and not api.ok and "--api-port" in api.fix
 
 
 def seen(

@@ -468,6 +468,7 @@ async def test_a_request_that_failed(code: str, status: int, kind: str, named: s
     assert response.status_code == status
     assert response.json()["error"] == {"message": failed.message, "type": kind, "code": named, "param": None}
     assert response.headers.get("retry-after") == ("3" if status in (429, 503) else None)
+    assert len(response.headers["x-request-id"]) == 32, "what failed can be traced too"
 
 
 async def test_a_failure_after_some_text_ends_the_stream_as_an_error() -> None:
@@ -542,7 +543,11 @@ async def test_keys_open_everything_from_everywhere_and_each_has_a_share_of_its_
 
 async def test_without_keys_only_local_hosts_and_any_key_are_good() -> None:
     async with served() as (node, http):
-        assert (await http.get("/v1/models", headers={"host": "node.example"})).status_code == 400
+        for host in ("localhost", "LOCALHOST:7118", "127.0.0.1:7118", "127.0.0.5:7118", "[::1]:7118", "[::1]"):
+            assert (await http.get("/v1/models", headers={"host": host})).status_code == 200, host
+        for host in ("node.example", "localhost.evil.example", "192.0.2.7:7118", "", "[::1", "127.0.0.1:80:80", "\xe9"):
+            refused = await http.get("/v1/models", headers={"host": host.encode("latin-1")})
+            assert refused.status_code == 400 and "--api-key-file" in refused.json()["error"]["message"], host
         assert (await http.get("/v1/models", headers={"authorization": "Bearer none"})).status_code == 200
         await http.post("/v1/chat/completions", json=chat())
     assert node.clients == [b""]

@@ -1,10 +1,12 @@
 """What other people's nodes say is shown, not obeyed."""
 
 import io
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from rich.console import Console
@@ -13,7 +15,8 @@ from trio.testing import MockClock
 from node.cli import _ask
 from node.cli import console as make_console
 from node.show import failure_text, printable, show_answered, show_peers, tokens_per_s
-from node.views import AnsweredView, FailedView, FrameView, PeerRow
+from node.show_state import _largest, show_requests
+from node.views import AnsweredView, FailedView, FrameView, PeerRow, RequestRow, TreeRowView
 from proto.errors import LocalError
 from proto.messages import Ask, Sampling
 
@@ -30,6 +33,22 @@ ROW = PeerRow(
     round_trip_ms=None,
     connected_s=1.0,
 )
+REQUEST = RequestRow(
+    id="0" * 32,
+    started_at=0.0,
+    model="fake",
+    client="",
+    status="failed",
+    code="unknown_model",
+    served_by="12D3KooWon-other",
+    reason="first token expected in 0.01 s, 0 of 29 tokens cached",
+    prompt_tokens=100_000,
+    cached_tokens=100_000,
+    completion_tokens=1_000,
+    ttft_ms=10_000,
+    total_ms=20_000,
+    resumed=0,
+)
 NOTHING = AnsweredView("peer", "stop", 5, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -45,6 +64,34 @@ def test_a_models_name_is_neither_markup_nor_an_escape_sequence() -> None:
     show_peers(console, [ROW])
     assert "[/nonsense]]0;title[red]model" in output.getvalue()
     assert "\x1b" not in output.getvalue()
+
+
+def test_tables_fit_a_terminal_of_80_columns() -> None:
+    console = make_console()
+    output = captured(console)
+    console.width = 80
+    show_peers(console, [msgspec.structs.replace(ROW, models=["smollm2"], prefill_rate=5000, round_trip_ms=142.5)])
+    show_requests(console, [REQUEST])
+    assert re.findall(r"…\S*", output.getvalue()) == ["…Wexample", "…on-other"], "nothing is cut but ids"
+    assert REQUEST.reason not in output.getvalue()
+    assert max(map(len, output.getvalue().splitlines())) <= 80
+    console.width = 140
+    show_requests(console, [REQUEST])
+    assert REQUEST.reason in output.getvalue()
+
+
+def test_the_panel_tells_what_prompts_share() -> None:
+    rows = [
+        TreeRowView(0, 5, 5, True, "Hi"),
+        TreeRowView(0, 100, 100, False, "You are\x1b[2J"),
+        TreeRowView(1, 20, 120, True, "one"),
+        TreeRowView(1, 30, 130, True, "two"),
+    ]
+    assert _largest(rows) == [
+        "    150 tokens in 2 cached sequences  'You are\\x1b[2J'",
+        "      5 tokens in 1 cached sequences  'Hi'",
+    ]
+    assert _largest([]) == [] and len(_largest(rows[:1] * 9)) == 3
 
 
 def test_control_characters_are_left_out() -> None:
