@@ -390,7 +390,15 @@ async def _run_until_cancelled(
             RunInfo(os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), "")),
         )
         state = node.state()
-        log.info("ready", peer=state.peer, model=state.model, listen=state.addresses, api=api_url, reuse=state.reuse)
+        log.info(
+            "ready",
+            peer=state.peer,
+            model=state.model,
+            listen=state.addresses,
+            api=api_url,
+            reuse=state.reuse,
+            data_dir=str(settings.data_dir),
+        )
         if not settings.bootstrap:
             log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
 

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 from rich.console import Console, RenderableType
@@ -13,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from node.client import fetch_requests, fetch_state, fetch_tree
-from node.rundir import RunInfo
+from node.rundir import RunInfo, find_running
 from node.show_state import panel
 from node.swarm import end
 from node.views import TreeRowView
@@ -57,7 +58,7 @@ class _Child:
             self.lines.append(line)
             return
         if event.get("event") == "ready":
-            self.info = RunInfo(self.process.pid, str(event["api"]), str(event["peer"]))
+            self.info = find_running(Path(event["data_dir"]))  # (it holds a key, if the node needs one)
         if event.get("event", "").startswith("request_"):
             return  # (the panel has a table of them)
         fields = [f"{name}={value}" for name, value in event.items() if name not in ("event", "level", "timestamp")]

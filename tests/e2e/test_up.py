@@ -30,7 +30,10 @@ async def seen_until(master: int, what: str, seen: str = "") -> str:
 async def test_up_shows_what_the_node_does_and_takes_it_along(tmp_path: Path) -> None:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 140, 0, 0))
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef0123\n")
     options = ["--model", "fake", "--data-dir", str(tmp_path), "--listen", "/ip4/127.0.0.1/tcp/0", "--api-port", "0"]
+    options += ["--api-key-file", str(keys)]  # (the panel reads what needs one)
     with trio.fail_after(DEADLINE_S):
         process = await trio.lowlevel.open_process(
             [*COMMAND, "up", *options], stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm"}
