@@ -9,8 +9,8 @@ with a full TCP window. The end of one direction arrives like a byte and leaves 
 breaks on one side is broken on the other.
 
 A line may be cut: then nothing passes, in either direction, and nobody is told, until it heals. What was sent meanwhile
-comes then, as with TCP. Or it may be bad, until it is mended: slower, or losing packets, which with TCP is the same: what
-follows a lost packet waits until it was sent again. It may be both; one ends without the other.
+comes then, as with TCP. Or it may be bad, until it is mended: slower, or losing packets, which with TCP is the same:
+what follows a lost packet waits until it was sent again. It may be both; one ends without the other.
 
 Not delayed is TCP's own handshake: who dials is connected with the proxy at once. All that is said afterwards is.
 """
