@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from node.chat import Chat
+    from node.client import LightClient
     from node.rundir import RunInfo
     from proto.messages import Ask
 
@@ -618,10 +619,15 @@ async def _ask(
     """wait: ask again for as long as all nodes are busy and ``timeout_s`` is not over."""
     import trio
 
+    from node.client import LightClient
+
+    client = LightClient()
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
     while True:
         left_s = None if timeout_s is None else max(due_at - trio.current_time(), 0.001)
-        again_s = await _ask_once(request, data_dir, bootstrap, left_s, wait=wait, explain=explain, as_json=as_json)
+        again_s = await _ask_once(
+            request, data_dir, bootstrap, left_s, client, wait=wait, explain=explain, as_json=as_json
+        )
         if again_s is None:
             return
         await trio.sleep(max(again_s, _LEAST_AGAIN_S))
@@ -632,6 +638,7 @@ async def _ask_once(
     data_dir: Path,
     bootstrap: tuple[str, ...],
     timeout_s: float | None,
+    client: "LightClient",
     *,
     wait: bool,
     explain: bool,
@@ -648,7 +655,7 @@ async def _ask_once(
     errors = console(stderr=True)
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     wrote_text = False
-    async with ask_swarm(request, data_dir, bootstrap, timeout_s) as frames:
+    async with ask_swarm(request, data_dir, bootstrap, timeout_s, client) as frames:
         async for frame in frames:
             if wait and not wrote_text and isinstance(frame, FailedView) and frame.retry_after_s:
                 if timeout_s is None or frame.retry_after_s < timeout_s:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import trio
 
 from node.entry import ASK
 from node.errors import first_error
-from node.network.identity import new_identity
+from node.network.identity import Identity, new_identity
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from node.peer_id import peer_from_text, peer_text
 from node.rejoin import SILENCE_DEADLINE_S, AnswerSoFar, rejoining
@@ -96,21 +97,36 @@ async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
         raise _no_answer(info, exc) from exc
 
 
+@dataclass
+class LightClient:
+    """Whoever asks without a node of its own. An entry node that refused a prompt keeps a place for this client, so one
+    that asks again has to be the same, and to enter there."""
+
+    identity: Identity = field(default_factory=new_identity)
+    entry: bytes | None = None
+    """The node at which it entered last."""
+
+
 @asynccontextmanager
 async def ask_swarm(
-    ask: Ask, data_dir: Path, bootstrap: Sequence[str], timeout_s: float | None = None
+    ask: Ask,
+    data_dir: Path,
+    bootstrap: Sequence[str],
+    timeout_s: float | None = None,
+    client: LightClient | None = None,
 ) -> AsyncIterator[AsyncIterator[FrameView]]:
     """The frames of one answer. Leaving early cancels the request at the node that serves it. Where the entry node is
     lost, the answer goes on through another one: each text comes exactly once.
 
     timeout_s: what the answer may take once a node is reached; then it is cancelled and fails with code ``deadline``.
+    client: of an earlier try, for the next one of the same prompt; None: nobody that any node knows. Mutated.
     Reading raises LocalError when no node can be reached.
     """
     send, receive = trio.open_memory_channel[FrameView](0)
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
 
     async def follow() -> None:
-        await _follow(ask, data_dir, bootstrap, due_at, send)
+        await _follow(ask, data_dir, bootstrap, due_at, send, client or LightClient())
         send.close()  # (only now: an error must find the reader waiting, and cancels it)
 
     try:
@@ -123,7 +139,12 @@ async def ask_swarm(
 
 
 async def _follow(
-    ask: Ask, data_dir: Path, bootstrap: Sequence[str], due_at: float, send: trio.MemorySendChannel[FrameView]
+    ask: Ask,
+    data_dir: Path,
+    bootstrap: Sequence[str],
+    due_at: float,
+    send: trio.MemorySendChannel[FrameView],
+    client: LightClient,
 ) -> None:
     so_far = AnswerSoFar(ask)
     info = find_running(data_dir)
@@ -138,9 +159,9 @@ async def _follow(
             if not entries:
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
             so_far.num_rejoins += 1
-            await _ask_as_light_client(so_far, entries, due_at, send, peer_from_text(info.peer))
+            await _ask_as_light_client(so_far, entries, due_at, send, client, peer_from_text(info.peer))
     elif bootstrap:  # (also while the node here is starting)
-        await _ask_as_light_client(so_far, bootstrap, due_at, send)
+        await _ask_as_light_client(so_far, bootstrap, due_at, send, client)
     elif is_held(data_dir):
         raise LocalError(_STARTING.format(data_dir))
     else:
@@ -204,21 +225,26 @@ async def _ask_as_light_client(
     bootstrap: Sequence[str],
     due_at: float,
     send: trio.MemorySendChannel[FrameView],
+    client: LightClient,
     lost: bytes | None = None,
 ) -> None:
     """lost: the entry node that began the answer."""
     from node.network.libp2p_network import open_network  # (imports libp2p, which a running node makes unnecessary)
 
-    async with open_network(NetworkSettings(identity=new_identity(), overlay=False)) as network:
+    async with open_network(NetworkSettings(identity=client.identity, overlay=False)) as network:
 
         async def enter(ask: Ask, lost: bytes | None) -> MessageStream:
-            others = [address for address in bootstrap if lost is None or not address.endswith(peer_text(lost))]
+            if lost is None:
+                first = _of_peer(bootstrap, client.entry)
+            else:
+                first = [address for address in bootstrap if address not in _of_peer(bootstrap, lost)]
             try:
-                stream = await _open_entry(network, others or bootstrap)
+                stream = await _open_entry(network, first or bootstrap)
             except NetworkError:
-                if not others or len(others) == len(bootstrap):
+                if not first or len(first) == len(bootstrap):
                     raise
                 stream = await _open_entry(network, bootstrap)
+            client.entry = stream.peer
             try:
                 await stream.send(ask)
             except NetworkError:
@@ -233,6 +259,10 @@ async def _ask_as_light_client(
                     await send.send(frame_view(frame))
         except NetworkError as exc:
             raise LocalError(f"{exc}; {START_HINT}, or give another --bootstrap") from exc
+
+
+def _of_peer(addresses: Sequence[str], peer: bytes | None) -> list[str]:
+    return [address for address in addresses if peer is not None and address.endswith(peer_text(peer))]
 
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:

@@ -1,8 +1,9 @@
 """Clients of a swarm whose nodes and lines fail in every way there is, and whether each got its answer, once.
 
 A client is what ``mycelia ask --wait`` is where no node runs: it knows many nodes and enters at one of them. When that
-one is gone, or silent for longer than a connection lives, it goes on at another with the tokens that it has. A refusal
-before the first token is asked again, until ``DEADLINE_S``. What the answer must be is known beforehand.
+one is gone or leaving, or silent for longer than a connection lives, it goes on at another with the tokens that it has.
+Who is told before the first token to come again does so, at the same node, until ``DEADLINE_S``; any other failure is
+the last word. What the answer must be is known beforehand.
 
 A client is on that side of a partition where it entered. No two tokens of an answer are equal, so that a token which
 is lost, repeated or in another's place is seen.
@@ -17,6 +18,7 @@ from functools import partial
 
 from proto.config import OverlayConfig
 from proto.errors import LocalError
+from proto.request import LEAVING
 from sim.engine import draw_spec
 from sim.faults import FaultPlan, Faults, reachable
 from sim.links import Links, mesh_of, modelled_rtt, random_graph
@@ -78,7 +80,7 @@ class Answer:
     num_rejoins: int = 0
     """At another entry."""
     num_retries: int = 0
-    """After a refusal before the first token."""
+    """When told to come again."""
     failure: str = ""
     is_finished: bool = False
 
@@ -229,14 +231,16 @@ class _Client:
         """Of the entry: it may have restarted since."""
         self._record: Record | None = None
 
-    def enter(self, last: int) -> None:
-        """At node ``last`` if that is up, else at another one that is reachable from where it is, now or soon."""
+    def enter(self, at: int, lost: int | None = None) -> None:
+        """At node ``at`` if that is up, else at another one that is reachable from where it is, now or soon. At
+        ``lost`` only if no other is."""
         world, answer = self._world, self._answer
-        up = reachable(world, last, range(len(world.nodes)))
+        up = reachable(world, at, range(len(world.nodes)))
         if not up:
-            world.call(world.now + LEAST_RETRY_S, lambda: self.enter(last))
+            world.call(world.now + LEAST_RETRY_S, lambda: self.enter(at, lost))
             return
-        self._entry = last if last in up else self._rng.choice(up)
+        up = [number for number in up if number != lost] or up
+        self._entry = at if at in up else self._rng.choice(up)
         self._life = world.node(self._entry)
         self._at_entry[self._entry].append(self)
         self._record = self._serving.submit(
@@ -250,9 +254,12 @@ class _Client:
             return
         self._at_entry[self._entry].remove(self)
         self._serving.leave(self._record)
-        self._record = None
+        self._rejoin()
+
+    def _rejoin(self) -> None:
+        lost, self._record = self._entry, None
         self._answer.num_rejoins += 1
-        world.call(world.now + REJOIN_S, lambda: self.enter(self._entry))
+        self._world.call(self._world.now + REJOIN_S, lambda: self.enter(lost, lost))
 
     def _on_tokens(self, tokens: Sequence[int]) -> None:
         now, answer = self._world.now, self._answer
@@ -268,11 +275,14 @@ class _Client:
         self._at_entry[self._entry].remove(self)
         self._record = None
         answer.num_moves += record.resumed
-        may_retry = record.is_retryable and not answer.tokens and world.now < answer.asked_s + DEADLINE_S
+        if record.code == LEAVING:
+            self._rejoin()
+            return
+        may_retry = record.retry_after_s > 0 and not answer.tokens and world.now < answer.asked_s + DEADLINE_S
         if record.failure and may_retry:
             answer.num_retries += 1
-            pause_s = max(record.retry_after_s, LEAST_RETRY_S)
-            world.call(world.now + pause_s, lambda: self.enter(self._rng.randrange(len(world.nodes))))
+            pause_s, entry = max(record.retry_after_s, LEAST_RETRY_S), self._entry
+            world.call(world.now + pause_s, lambda: self.enter(entry))
             return
         answer.failure, answer.is_finished = record.failure, not record.failure
         self._on_over()

@@ -69,6 +69,8 @@ class OverloadOutcome:
     answered_tokens: float
     refused_share: float
     """Of the tries."""
+    unfinished: int
+    """Tries that had neither an answer nor a refusal when the run ended."""
     failed: int
     """For any other reason than that all are busy."""
     given_up: float
@@ -79,6 +81,10 @@ class OverloadOutcome:
     """Share of those."""
     told_p50_s: float
     """Of all refusals."""
+    num_on_time: int
+    """Tries that came when told."""
+    kept: float
+    """Share of those that were not refused."""
     most_waiting: int
     """Requests at one engine."""
     most_in_flight: int
@@ -141,10 +147,11 @@ class _Run(SwarmRun):
         asked = [user for user in self.users if window.from_s <= user.asked_s < window.until_s]
         tries = [record for record in self.records if window.holds(record)]
         refused = [record for record in tries if is_refusal(record)]
-        accepted = [record for record in tries if not record.failure]
+        accepted = [record for record in tries if not record.failure]  # (what is unfinished counts as it waits)
         answered = [record for record in self.records if window.from_s <= record.done_s < window.until_s]
         lengths = {record.request_id: len(user.prompt.answer) for user in self.users for record in user.records}
         told = [user.is_told_true for user in asked if user.is_told_true is not None]
+        on_time = [record for user in asked if not user.knocks for record in user.records[1:]]
         told_s = sorted(record.retry_after_s for record in refused)
         ttfts_s = sorted((record.first_token_s or now) - record.submitted_s for record in accepted)
         totals_s = sorted((record.done_s or now) - record.submitted_s for record in accepted)
@@ -155,11 +162,14 @@ class _Run(SwarmRun):
             answered=len(answered) / window.length_s,
             answered_tokens=sum(lengths[record.request_id] for record in answered) / window.length_s,
             refused_share=len(refused) / max(len(tries), 1),
+            unfinished=sum(1 for record in tries if not record.is_over),
             failed=sum(1 for record in tries if record.failure and not is_refusal(record)),
             given_up=sum(1 for user in asked if user.last.failure) / window.length_s,
             num_told=len(told),
             told_true=sum(told) / max(len(told), 1),
             told_p50_s=percentile(told_s, 0.5),
+            num_on_time=len(on_time),
+            kept=sum(1 for record in on_time if not is_refusal(record)) / max(len(on_time), 1),
             most_waiting=max(engine.most_waiting for engine in engines),
             most_in_flight=self.most_in_flight,
             ttft_p50_s=percentile(ttfts_s, 0.5),

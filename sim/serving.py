@@ -57,6 +57,8 @@ class Record:
     first_token_s: float = 0.0
     done_s: float = 0.0
     failure: str = ""
+    code: str = ""
+    """Of the failure."""
     served_by: int = -1
     cached_tokens: int = 0
     """Of the prompt, in the cache of who served it."""
@@ -284,7 +286,7 @@ class Serving:
                 record.cached_tokens = min(effect.usage.cached_tokens, record.found_tokens)
                 self._over(record)
             case Fail():
-                record.failure = f"{effect.code}: {effect.message}"
+                record.failure, record.code = f"{effect.code}: {effect.message}", effect.code
                 record.is_retryable, record.retry_after_s = effect.retryable, effect.retry_after_ms / 1000
                 self._over(record)
 

@@ -19,7 +19,7 @@ import trio
 
 from node.bench.report import Progress, Report, Row, report_of, row_of
 from node.bench.trouble import KILL, Trouble, open_nodes
-from node.client import ask_swarm
+from node.client import LightClient, ask_swarm
 from node.views import AnsweredView, FailedView, TextView
 from proto.blocks import pack_tokens
 from proto.errors import LocalError
@@ -190,22 +190,25 @@ async def ask_once(ask: Ask, addresses: Sequence[str]) -> Stream:
     """As ``mycelia ask --wait`` does where no node runs."""
     due_at = trio.current_time() + ANSWER_DEADLINE_S
     num_retries = 0
+    client = LightClient()
     while True:
         stream = Stream(num_retries=num_retries)
-        failed = await _follow(ask, addresses, due_at - trio.current_time(), stream)
-        if failed is None or stream.tokens or not failed.retryable or trio.current_time() >= due_at:
+        failed = await _follow(ask, addresses, due_at - trio.current_time(), stream, client)
+        if failed is None or stream.tokens or not failed.retry_after_s or trio.current_time() >= due_at:
             stream.failure = failed.message if failed is not None else ""
             return stream
         num_retries += 1
         await trio.sleep(max(failed.retry_after_s, 0.5))
 
 
-async def _follow(ask: Ask, addresses: Sequence[str], left_s: float, stream: Stream) -> FailedView | None:
+async def _follow(
+    ask: Ask, addresses: Sequence[str], left_s: float, stream: Stream, client: LightClient
+) -> FailedView | None:
     """None: answered."""
     last_s: float | None = None
     nowhere = Path("/nonexistent")  # (no node of this machine's user is meant)
     try:
-        async with ask_swarm(ask, nowhere, addresses, left_s) as frames:
+        async with ask_swarm(ask, nowhere, addresses, left_s, client) as frames:
             async for frame in frames:
                 match frame:
                     case TextView():

@@ -9,8 +9,8 @@ with a full TCP window. The end of one direction arrives like a byte and leaves 
 breaks on one side is broken on the other.
 
 A line may be cut: then nothing passes, in either direction, and nobody is told, until it heals. What was sent meanwhile
-comes then, as with TCP. Or it may be bad: slower, or losing packets, which with TCP is the same: what follows a lost
-packet waits until it was sent again.
+comes then, as with TCP. Or it may be bad, until it is mended: slower, or losing packets, which with TCP is the same:
+what follows a lost packet waits until it was sent again. It may be both; one ends without the other.
 
 Not delayed is TCP's own handshake: who dials is connected with the proxy at once. All that is said afterwards is.
 """
@@ -101,17 +101,27 @@ class DelayProxy:
                 line.cut()
 
     def spoil(self, quality: Quality) -> None:
-        """From now on until ``heal``, for all connections."""
+        """From now on until ``mend``, for all connections."""
         self._quality = quality
         for line in self._lines.values():
             line.quality = quality
 
-    def heal(self) -> None:
-        """Everything passes again, as fast as ever."""
-        self._is_cut = lambda port: False
+    def mend(self) -> None:
+        """What passes is as fast as ever again."""
         self.spoil(self._usual)
+
+    def heal(self) -> None:
+        """Everything passes again."""
+        self._is_cut = lambda port: False
         for line in self._lines.values():
             line.heal()
+
+    def line_of(self, port: int) -> Line:
+        """A new one, of the connection from ``port``. Mutates."""
+        line = self._lines[port] = Line(self._quality)
+        if self._is_cut(port):
+            line.cut()
+        return line
 
     async def serve(self) -> None:
         """Until cancelled."""
@@ -126,12 +136,9 @@ class DelayProxy:
         except OSError:
             return  # (the node is gone; the dialler sees its connection end)
         port = int(dialler.socket.getpeername()[1])
-        line = self._lines[port] = Line(self._quality)
-        if self._is_cut(port):
-            line.cut()
         try:
             async with node:
-                await relay(dialler, node, line)
+                await relay(dialler, node, self.line_of(port))
         finally:
             del self._lines[port]
 

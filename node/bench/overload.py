@@ -21,17 +21,22 @@ _UNITS = {
     "answered": "requests/s",
     "answered_tokens": "tokens/s",
     "refused_share": "of the tries",
+    "unfinished": "requests without an end",
     "failed": "requests, for another reason",
     "given_up": "users/s without an answer",
     "num_told": "knocking users that were told a time",
     "told_true": "of those, within a factor of 2",
     "told_p50_s": "s, Retry-After",
+    "num_on_time": "tries that came when told",
+    "kept": "of those, not refused",
     "most_waiting": "requests at one engine",
     "most_in_flight": "requests at one entry",
     "ttft_p50_s": "s, of accepted",
     "ttft_p99_s": "s, of accepted",
     "total_p99_s": "s, of accepted",
 }
+_SHARES_OF = {"told_true": "num_told", "kept": "num_on_time"}
+"""Of nobody nothing is true."""
 _COMPARED = ("ttft_p50_s", "ttft_p99_s", "total_p99_s")
 
 
@@ -85,7 +90,7 @@ def rows_of(prefix: str, found: dict[float, list[OverloadOutcome]]) -> list[Row]
     for load, outcomes in found.items():
         name = f"{prefix}{load:g}x_"
         for one in fields(OverloadOutcome):
-            known = [run for run in outcomes if one.name != "told_true" or run.num_told]
+            known = [run for run in outcomes if one.name not in _SHARES_OF or getattr(run, _SHARES_OF[one.name])]
             if known:
                 rows.append(row_of(name + one.name, _UNITS[one.name], [getattr(run, one.name) for run in known]))
         rows.append(row_of(name + "goodput", "of its peak", _ratios([run.answered for run in outcomes], peaks)))

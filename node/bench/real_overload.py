@@ -175,6 +175,8 @@ class _Run:
         accepted = [one for one in tries if one.status == httpx.codes.OK]
         answered = [one for one in every if one.status == httpx.codes.OK and from_s <= one.done_s < until_s]
         told = [user.is_told_true for user in asked if user.is_told_true is not None]
+        on_time = [one for user in asked if not user.knocks for one in user.tries[1:]]
+        num_kept = sum(1 for one in on_time if one.status != httpx.codes.TOO_MANY_REQUESTS)
         ttfts_s = sorted((one.first_s or one.done_s) - one.at for one in accepted)
         return OverloadOutcome(
             offered=len(asked) / self._bench.seconds,
@@ -182,11 +184,14 @@ class _Run:
             answered=len(answered) / self._bench.seconds,
             answered_tokens=sum(one.num_tokens for one in answered) / self._bench.seconds,
             refused_share=len(refused) / len(tries),
-            failed=len(tries) - len(refused) - len(accepted),
+            unfinished=sum(1 for one in tries if not one.done_s),
+            failed=sum(1 for one in tries if one.done_s) - len(refused) - len(accepted),
             given_up=sum(1 for user in asked if user.tries[-1].status != httpx.codes.OK) / self._bench.seconds,
             num_told=len(told),
             told_true=sum(told) / max(len(told), 1),
             told_p50_s=percentile(sorted(one.told_s for one in refused), 0.5),
+            num_on_time=len(on_time),
+            kept=num_kept / max(len(on_time), 1),
             most_waiting=self._most_waiting,
             most_in_flight=self._most_in_flight,
             ttft_p50_s=percentile(ttfts_s, 0.5),

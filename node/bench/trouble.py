@@ -251,7 +251,7 @@ class Trouble:
     async def _spoil_line(self, quality: Quality, number: int) -> None:
         self._nodes.proxies[number].spoil(quality)
         await trio.sleep(BAD_S)
-        self._nodes.proxies[number].heal()
+        self._nodes.proxies[number].mend()
 
     async def _part(self, number: int) -> None:
         """The node and half of the others from the rest."""

@@ -17,11 +17,14 @@ AT_CAPACITY = OverloadOutcome(
     answered=8.0,
     answered_tokens=80.0,
     refused_share=0.1,
+    unfinished=0,
     failed=0,
     given_up=1.0,
     num_told=0,
     told_true=0.0,
     told_p50_s=1.0,
+    num_on_time=0,
+    kept=0.0,
     most_waiting=9,
     most_in_flight=9,
     ttft_p50_s=1.0,
@@ -31,11 +34,13 @@ AT_CAPACITY = OverloadOutcome(
 
 
 def test_rows_are_beside_the_peak_and_beside_capacity() -> None:
-    crowded = replace(AT_CAPACITY, answered=6.0, answered_tokens=90.0, num_told=4, told_true=0.75, ttft_p99_s=3.0)
+    told = replace(AT_CAPACITY, num_told=4, told_true=0.75, num_on_time=8, kept=0.5)
+    crowded = replace(told, answered=6.0, answered_tokens=90.0, ttft_p99_s=3.0)
     rows = {row.name: row.value for row in rows_of("x_", {1.0: [AT_CAPACITY], 3.0: [crowded]})}
     assert rows["x_1x_goodput"] == 1.0 and rows["x_3x_goodput"] == 0.75
     assert rows["x_3x_goodput_tokens"] == 1.0 and rows["x_3x_ttft_p99_ratio"] == 1.5
-    assert rows["x_3x_told_true"] == 0.75 and "x_1x_told_true" not in rows, "of nobody nothing is true"
+    assert rows["x_3x_told_true"] == 0.75 and rows["x_3x_kept"] == 0.5
+    assert not {"x_1x_told_true", "x_1x_kept"} & rows.keys(), "of nobody nothing is true"
     with pytest.raises(LocalError, match="nothing"):
         rows_of("x_", {1.0: [replace(AT_CAPACITY, answered=0.0)]})
 
@@ -48,6 +53,13 @@ def test_an_overloaded_swarm_answers_as_much_and_tells_the_truth() -> None:
     assert crowded.num_told >= 10 and crowded.told_true >= 0.8
     assert crowded.total_p99_s < 3 * busy.total_p99_s + 5
     assert crowded.tries < 3 * crowded.offered, "who is told the truth need not ask often"
+    assert busy.unfinished == crowded.unfinished == 0
+    assert crowded.num_on_time > 50 and crowded.kept >= 0.9
+
+
+def test_a_request_without_an_end_is_seen() -> None:
+    scenario = Scenario(num_peers=3, load=3.0, warm_s=5.0, measured_s=10.0, tail_s=0.0, drain_s=0.0)
+    assert overload(scenario, False, OWN, 1, lambda what: None).unfinished > 0
 
 
 def test_a_small_bench_has_rows_of_both_kinds_of_users() -> None:

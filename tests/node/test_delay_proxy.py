@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from node.bench import delay_proxy
-from node.bench.delay_proxy import RETRANSMISSION_S, Line, Quality, open_delay_proxy, relay
+from node.bench.delay_proxy import RETRANSMISSION_S, DelayProxy, Line, Quality, open_delay_proxy, relay
 
 ONE_WAY_S = 0.04
 Stream = trio.abc.HalfCloseableStream
@@ -90,6 +90,29 @@ async def test_what_is_lost_is_sent_again_and_what_follows_waits_for_it(autojump
         assert ONE_WAY_S + RETRANSMISSION_S[0] <= trio.current_time() - began <= ONE_WAY_S + RETRANSMISSION_S[1]
         began = trio.current_time()
         assert await far.receive_some() == b"not lost" and trio.current_time() == began
+
+
+async def test_a_bad_line_that_is_cut_is_mended_and_healed_apart(autojump_clock: MockClock) -> None:
+    """So that faults which overlap end each when it is its turn."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        proxy = DelayProxy(listener, ONE_WAY_S)
+        line = proxy.line_of(1)
+        async with relayed(line) as (near, far):
+            proxy.cut(lambda port: True)
+            proxy.spoil(Quality(10 * ONE_WAY_S))
+            proxy.mend()
+            await near.send_all(b"late")
+            with trio.move_on_after(1) as while_cut:
+                await far.receive_some()
+            assert while_cut.cancelled_caught
+            proxy.spoil(Quality(10 * ONE_WAY_S))
+            proxy.heal()
+            assert await far.receive_some() == b"late"
+            began = trio.current_time()
+            await near.send_all(b"slow")
+            assert await far.receive_some() == b"slow"
+            assert trio.current_time() - began == pytest.approx(10 * ONE_WAY_S)
 
 
 async def test_one_direction_may_end_before_the_other(autojump_clock: MockClock) -> None:

@@ -1,5 +1,6 @@
 """Shares of a bounded queue and the order in which it is served."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -81,6 +82,46 @@ def test_nobody_saves_up_while_it_asks_nothing() -> None:
     for client in (B, A, B, A):  # Nobody waits: the newcomer begins where the last one is.
         queue.join(Item(client), 0.0)
     assert served(queue, 4) == b"baba"
+
+
+@pytest.mark.parametrize("num_fresh", [1, 4, 16])
+def test_who_is_ahead_is_served_however_many_come_that_never_came_before(num_fresh: int) -> None:
+    """B was given a long prompt; others under new names ask once each, so that one with less always waits."""
+    queue = filled(A, B, slack=SLACK)
+    lead, names = 8_000, itertools.count()
+
+    def newcomer() -> None:
+        assert queue.join(Item(b"%d" % next(names), 500), 0.0) == 0.0
+
+    queue.charge(B, lead)
+    for _ in range(num_fresh):
+        newcomer()
+    service = 0
+    while (item := next(iter(queue))).client != B:
+        queue.start(item, item.tokens, 0.0)
+        service += item.tokens
+        if item.client == A:
+            queue.join(Item(A, 500), 0.0)
+        else:
+            newcomer()
+        num_others = num_fresh + 1
+        assert service <= (3 * num_others + 4) * lead + (2 * num_others + 1) * 500, "see the module"
+    assert service >= lead - SLACK, "it had more than the others"
+
+
+@pytest.mark.parametrize("num_rivals", [1, 4])
+def test_who_asks_now_and_then_begins_no_later_than_those_that_always_wait(num_rivals: int) -> None:
+    rivals = [b"%d" % number for number in range(num_rivals)]
+    queue = filled(*rivals, slack=0.0)
+    for _ in range(20):
+        for item in list(queue)[: 2 * num_rivals]:
+            queue.start(item, item.tokens, 0.0)
+            queue.join(Item(item.client), 0.0)
+        queue.join(Item(A), 0.0)
+        assert A in served(queue, num_rivals + 1)
+        for rival in rivals:
+            if not queue.num_of(rival):
+                queue.join(Item(rival), 0.0)
 
 
 def test_what_is_started_in_vain_comes_first_again_and_is_not_counted() -> None:

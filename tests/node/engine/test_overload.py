@@ -20,20 +20,19 @@ def crowd(seed: int) -> list[Arrival]:
     return [one for client, rate in rates.items() for one in poisson(seed, client, rate, UNTIL_S)]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_who_is_refused_is_told_the_truth(seed: int) -> None:
+def test_who_is_refused_is_told_the_truth() -> None:
     """Each of these refusals again, with that client knocking on and on instead, to see when it is let in."""
-    arrivals = crowd(seed)
-    refused = [one for one in run(arrivals, UNTIL_S).refused if WARM_UP_S < one.arrival.at < UNTIL_S - 60]
-    sample = random.Random(seed).sample(refused, 25)
     ratios = []
-    for one in sample:
-        let_in_s = run(arrivals, UNTIL_S, knock=one).let_in_s
-        assert let_in_s is not None
-        ratios.append(let_in_s / one.retry_after_s)
+    for seed in (1, 2):
+        arrivals = crowd(seed)
+        refused = [one for one in run(arrivals, UNTIL_S).refused if WARM_UP_S < one.arrival.at < UNTIL_S - 60]
+        assert max(one.retry_after_s for one in refused) < 30
+        for one in random.Random(seed).sample(refused, 25):
+            let_in_s = run(arrivals, UNTIL_S, knock=one).let_in_s
+            assert let_in_s is not None
+            ratios.append(let_in_s / one.retry_after_s)
     assert 0.5 <= statistics.median(ratios) <= 2
     assert sum(0.5 <= ratio <= 2 for ratio in ratios) >= 0.9 * len(ratios), sorted(ratios)
-    assert max(one.retry_after_s for one in refused) < 30
 
 
 def test_who_comes_when_told_gets_as_much_as_who_knocks_all_the_time() -> None:
