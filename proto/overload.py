@@ -148,10 +148,13 @@ class Appointments:
 
     def wait_s(self, key: bytes, now: float) -> float | None:
         """Until its appointment, 0.0 if that is now; None if it has none. Mutates: forgets what has lapsed."""
+        had_any = bool(self._made)
         while self._lapses and self._lapses[0][0] < now:
             lapses_at, lapsed = heappop(self._lapses)
             if lapsed in self._made and self._made[lapsed].lapses_at == lapses_at:
                 self._end(lapsed, is_kept=False)
+        if had_any and not self._made:
+            self._pace.nobody_waits()  # (nor did anybody since)
         found = self._made.get(key)
         return None if found is None else max(found.at - now, 0.0)
 
@@ -177,6 +180,11 @@ class Appointments:
             if len(self._lapses) > 2 * MAX_APPOINTMENTS:
                 self._lapses = sorted((made.lapses_at, key) for key, made in self._made.items())
         return wait_s
+
+    def nobody_else(self) -> None:
+        """No other request is in flight: for as long as that was so, nothing but appointments waited. Mutates."""
+        if not self._made:
+            self._pace.nobody_waits()
 
     def come(self, key: bytes, now: float) -> None:
         """It came when told, and is let in. Mutates."""

@@ -357,6 +357,8 @@ class RequestPlane:
         need all places. Empty if it is let in."""
         key = _key(request) if self._appointments else b""
         wait_s = self._appointments.wait_s(key, now)
+        if len(self._requests) == 1:
+            self._appointments.nobody_else()
         if wait_s == 0.0 and len(self._held) < MAX_HELD:
             request.may_be_held_until = now + MAX_HELD_S
             self._appointments.come(key, now)

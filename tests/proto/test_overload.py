@@ -77,6 +77,14 @@ def test_where_all_come_back_nobody_else_is_let_in() -> None:
     assert one.may_pass(now + 10), "no appointments, no limit"
 
 
+def test_an_hour_in_which_nobody_asks_is_not_the_time_that_a_place_takes() -> None:
+    one = Appointments()
+    one.make(b"goes away", 0, 1.0, 0.0)
+    one.wait_s(b"next", 3_600.0)
+    one.placed(0, 3_600.0)
+    assert one.make(b"soon after", 0, 1.0, 3_601.0) < 5.0
+
+
 def test_appointments_are_bounded() -> None:
     one = Appointments()
     for number in range(3 * MAX_APPOINTMENTS):
@@ -137,6 +145,22 @@ def test_who_comes_early_hears_the_same_again_and_who_comes_when_told_is_held_un
     (dispatch,) = world.nodes[ME].take(Dispatch)
     assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
     world.nodes[ME].overlay.check_invariants()
+
+
+def test_who_came_when_told_and_left_before_a_node_began_leaves_no_hour_behind() -> None:
+    world = busy_world()
+    ask(world, 1)
+    world.advance(refused(world).retry_after_ms / 1000, deliver=False)
+    world.handle(ME, VitalsChanged(NAMESPACE, IDLE))
+    world.handle(ME, RequestCancelled(ask(world, 1, b"on time")))
+    world.advance(3_600, deliver=False)
+    request_id = ask(world, 2)
+    *_, dispatch = world.nodes[ME].take(Dispatch)
+    assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
+    world.handle(ME, FrameReceived(request_id, 1, Accepted(cached_tokens=0, vitals=IDLE)))
+    world.handle(ME, VitalsChanged(NAMESPACE, FULL))
+    ask(world, 3)
+    assert refused(world).retry_after_ms < 5_000
 
 
 def test_who_is_held_is_not_held_for_ever_and_may_leave() -> None:
