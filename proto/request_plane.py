@@ -446,7 +446,8 @@ class RequestPlane:
             # To be busy is no fault, unless its own word a moment ago was that it is idle.
             is_fault = self._members.is_idle(request.peer, request.namespace)
             self._busy.refused(self._busy_key(request, request.peer), frame, now)
-            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault, is_loss=False)
+            reason = f"{frame.code}: {frame.message}"
+            return self._attempt_failed(request, reason, now, is_fault, is_loss=False, is_busy=True)
         # (who cannot answer may only have been asked for the impossible)
         reason, is_engine_loss = f"{frame.code}: {frame.message}", frame.code == "engine_lost"
         is_leaving = frame.code == LEAVING  # (no fault either, and it may be back soon)
@@ -461,9 +462,10 @@ class RequestPlane:
         is_fault: bool = True,
         is_engine_loss: bool = False,
         is_loss: bool = True,
+        is_busy: bool = False,
     ) -> list[Effect]:
         """is_fault: of the node that served it; if no token came, that counts as the longest wait. is_loss: of the node
-        or of its engine."""
+        or of its engine. is_busy: the node said so."""
         if is_fault and request.peer != self._me and not request.position:
             waited_s = max(now - request.sent_at, request.expected_s + self._routing.failure_s)
             self._members.on_first_token(request.peer, request.expected_s, waited_s, now)
@@ -472,7 +474,7 @@ class RequestPlane:
         space = self._space(request)
         space.end(request.request_id, request.peer)
         space.withdraw(request.peer, request.chain)
-        request.fail_attempt(reason, is_engine_loss, is_loss)
+        request.fail_attempt(reason, is_engine_loss, is_loss, is_busy)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]
 

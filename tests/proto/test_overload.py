@@ -7,12 +7,12 @@ import pytest
 
 from proto.config import OverlayConfig, RequestConfig
 from proto.effects import Dispatch, Fail
-from proto.events import FrameReceived, RequestCancelled, RequestSubmitted, VitalsChanged
-from proto.messages import Accepted, Failed, Sampling, Vitals
+from proto.events import FrameReceived, Received, RequestCancelled, RequestSubmitted, VitalsChanged
+from proto.messages import Accepted, Failed, Sampling, Vitals, VitalsUpdate
 from proto.overload import LEAST_AGAIN_S, MAX_APPOINTMENTS, Appointments
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
 
-ME = peer_id(0)
+ME, PEER = peer_id(0), peer_id(1)
 FULL = Vitals(queued_tokens=900, active_requests=4, waiting_requests=30, slots=4)
 
 
@@ -105,6 +105,13 @@ def busy_world(retry_after_ms: int = 4_000) -> World:
     return world
 
 
+def tell_load(world: World, own: Vitals, peers: Vitals | None = None) -> None:
+    """What this node and its peer, if it has one, say of themselves; peers: None: the same."""
+    world.handle(ME, VitalsChanged(NAMESPACE, own))
+    if PEER in world.nodes:
+        world.handle(ME, Received(PEER, VitalsUpdate(namespace=NAMESPACE, vitals=peers or own)))
+
+
 def ask(world: World, number: int, request_id: bytes | None = None) -> bytes:
     request_id = request_id or b"request %d" % number
     prompt = [number] * 70
@@ -161,6 +168,31 @@ def test_who_came_when_told_and_left_before_a_node_began_leaves_no_hour_behind()
     world.handle(ME, VitalsChanged(NAMESPACE, FULL))
     ask(world, 3)
     assert refused(world).retry_after_ms < 5_000
+
+
+def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None:
+    world = World(2)
+    world.deliver_all()
+    world.advance(20)
+    node = world.nodes[ME]
+    tell_load(world, FULL)
+    ask(world, 1)
+    told_s = refused(world).retry_after_ms / 1000
+    world.advance(told_s, deliver=False)
+    tell_load(world, FULL)
+    request_id = ask(world, 1, b"on time")
+    tell_load(world, IDLE)
+    busy = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=40_000)
+    broken = Failed(code="internal", message="broken", retryable=True)
+    asked = []
+    for _ in range(1_000):
+        world.advance(0.02, deliver=False)
+        for dispatch in node.take(Dispatch):
+            assert isinstance(dispatch, Dispatch)
+            asked.append(dispatch.peer)
+            frame = busy if dispatch.peer == ME else broken
+            world.handle(ME, FrameReceived(request_id, dispatch.attempt, frame))
+    assert asked.count(PEER) == 1, "and not once each hundredth of a second"
 
 
 def test_who_is_held_is_not_held_for_ever_and_may_leave() -> None:
