@@ -10,12 +10,13 @@ Invariant: every request in flight that does not wait has one running attempt, c
 
 import math
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Set
 
 import numpy as np
 from blake3 import blake3
 
+from proto.appointments import MAX_HELD_S, Appointments
 from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.candidates import Candidates
 from proto.config import OverlayConfig
@@ -36,15 +37,7 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.overload import (
-    MAX_HELD,
-    MAX_HELD_S,
-    OVERLOADED,
-    UNKNOWN_RETRY_S,
-    Appointments,
-    BusyPeers,
-    EntryPlaces,
-)
+from proto.overload import OVERLOADED, UNKNOWN_RETRY_S, BusyPeers, EntryPlaces
 from proto.request import LEAVING, LEAVING_MESSAGE, Request
 from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
@@ -89,7 +82,7 @@ class RequestPlane:
         self._places = EntryPlaces(config.request.max_in_flight)
         self._busy = BusyPeers()
         self._appointments = Appointments()
-        self._held: OrderedDict[bytes, None] = OrderedDict()
+        self._held = self._appointments.held
         """Of the waiting requests those that came when told, and wait until a node has a place."""
 
     def in_flight(self, peer: bytes) -> int:
@@ -184,7 +177,7 @@ class RequestPlane:
         match frame:
             case Accepted():
                 request.on_accepted(frame)
-                self._appointments.placed(len(self._held), now)
+                self._appointments.placed(now)
                 self._note_load(request, frame.vitals, now)
                 return [Begin(request.request_id, request.peer, frame.cached_tokens)]
             case Bounced():
@@ -217,7 +210,7 @@ class RequestPlane:
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
-        self._held.pop(request_id, None)
+        self._held.discard(request_id)
         if self._waiting.pop(request_id, None) is not None:
             return []
         self._space(request).end(request_id, request.peer)
@@ -255,13 +248,13 @@ class RequestPlane:
         for (namespace, peer), num_requests in at_peers.items():
             assert self._dispatches[namespace].in_flight(peer) == num_requests
         assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
-        assert self._held.keys() <= self._waiting.keys()
+        assert self._waiting.keys() >= set(self._held)
         self._appointments.check_invariants()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _stop_waiting(self, request_id: bytes, now: float) -> list[Effect]:
-        self._held.pop(request_id, None)
+        self._held.discard(request_id)
         if self._waiting.pop(request_id, None) is None:
             return []
         return self._dispatch(self._requests[request_id], now)
@@ -350,7 +343,7 @@ class RequestPlane:
             math.inf if also_full else self._config.max_waiting_per_slot,
         )
 
-    # (when all are busy, see overload.py:)
+    # (when all are busy, see appointments.py:)
 
     def _turned_away(self, request: Request, now: float) -> list[Effect]:
         """Without asking a node: who comes before its time, or for the first time while those that were told to come
@@ -359,7 +352,7 @@ class RequestPlane:
         wait_s = self._appointments.wait_s(key, now)
         if len(self._requests) == 1:
             self._appointments.nobody_else()
-        if wait_s == 0.0 and len(self._held) < MAX_HELD:
+        if wait_s == 0.0 and self._appointments.has_room(request.client):
             request.may_be_held_until = now + MAX_HELD_S
             self._appointments.come(key, now)
             return []
@@ -381,7 +374,7 @@ class RequestPlane:
         wait_s = self._appointments.wait_s(key, now)
         if not wait_s:
             guess_s = self._busy_ms(request, now) / 1000 or UNKNOWN_RETRY_S
-            wait_s = self._appointments.make(key, len(self._held), guess_s, now)
+            wait_s = self._appointments.make(key, request.client, guess_s, now)
         message = f"all nodes are busy{_cause(request)}"[:512]
         return [Fail(request.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
 
@@ -389,7 +382,7 @@ class RequestPlane:
         """Until a node has a place."""
         request.pause()
         self._waiting[request.request_id] = set()
-        self._held[request.request_id] = None
+        self._held.add(request.request_id, request.client)
         return self._look_for_place(now)
 
     def on_place_due(self, now: float) -> list[Effect]:

@@ -5,14 +5,15 @@ from itertools import pairwise
 
 import pytest
 
+from proto.appointments import LEAST_AGAIN_S, MAX_APPOINTMENTS, MAX_HELD, Appointments
 from proto.config import OverlayConfig, RequestConfig
 from proto.effects import Dispatch, Fail
 from proto.events import FrameReceived, Received, RequestCancelled, RequestSubmitted, VitalsChanged
 from proto.messages import Accepted, Failed, Sampling, Vitals, VitalsUpdate
-from proto.overload import LEAST_AGAIN_S, MAX_APPOINTMENTS, Appointments
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
 
 ME, PEER = peer_id(0), peer_id(1)
+A, B = b"client a", b"client b"
 FULL = Vitals(queued_tokens=900, active_requests=4, waiting_requests=30, slots=4)
 
 
@@ -23,16 +24,16 @@ def key(number: int) -> bytes:
 def paced(place_s: float) -> Appointments:
     """At an entry that lately got a place each ``place_s``, until time 0."""
     one = Appointments()
-    one.make(b"first", 0, place_s, -100 * place_s)
+    one.make(b"first", A, place_s, -100 * place_s)
     for number in range(99):
-        one.placed(1, (number - 99) * place_s)
+        one.placed((number - 99) * place_s)
     assert one.wait_s(b"nobody", 0.0) is None
     return one
 
 
 def test_who_is_refused_at_the_same_time_is_told_different_times() -> None:
     one = paced(2.0)
-    told = [one.make(key(number), 0, 1.0, 0.0) for number in range(20)]
+    told = [one.make(key(number), A, 1.0, 0.0) for number in range(20)]
     gaps = [after - before for before, after in pairwise(told)]
     assert min(gaps) >= 2.0 and max(gaps) < 3.0
     one.check_invariants()
@@ -40,7 +41,7 @@ def test_who_is_refused_at_the_same_time_is_told_different_times() -> None:
 
 def test_an_appointment_is_kept_for_a_while_from_its_time_on() -> None:
     one = paced(8.0)
-    told_s = one.make(b"a", 0, 1.0, 0.0)
+    told_s = one.make(b"a", A, 1.0, 0.0)
     assert one.wait_s(b"a", told_s / 2) == pytest.approx(told_s / 2)
     assert one.wait_s(b"a", told_s) == 0.0
     assert one.wait_s(b"a", 1.2 * told_s) == 0.0
@@ -54,23 +55,23 @@ def test_where_nobody_comes_back_times_stay_short() -> None:
     for number in range(2_000):
         now += 0.1
         one.wait_s(key(number), now)
-        told = one.make(key(number), 0, 1.0, now)
+        told = one.make(key(number), A, 1.0, now)
         if number % 5 == 0:
-            one.placed(0, now)
+            one.placed(now)
     assert told < 20.0, "and not two thousand places"
     one.check_invariants()
 
 
 def test_where_all_come_back_nobody_else_is_let_in() -> None:
     one = paced(1.0)
-    due = {key(number): one.make(key(number), 0, 1.0, 0.0) for number in range(30)}
+    due = {key(number): one.make(key(number), A, 1.0, 0.0) for number in range(30)}
     passed, now = 0, 0.0
     while due:
         now += 0.25
         for each in [each for each, at in due.items() if at <= now]:
             assert one.wait_s(each, now) == 0.0
             one.come(each, now)
-            one.placed(0, now)
+            one.placed(now)
             del due[each]
         passed += one.may_pass(now)
     assert passed < 12, "as many as the spacing leaves over"
@@ -79,18 +80,48 @@ def test_where_all_come_back_nobody_else_is_let_in() -> None:
 
 def test_an_hour_in_which_nobody_asks_is_not_the_time_that_a_place_takes() -> None:
     one = Appointments()
-    one.make(b"goes away", 0, 1.0, 0.0)
+    one.make(b"goes away", A, 1.0, 0.0)
     one.wait_s(b"next", 3_600.0)
-    one.placed(0, 3_600.0)
-    assert one.make(b"soon after", 0, 1.0, 3_601.0) < 5.0
+    one.placed(3_600.0)
+    assert one.make(b"soon after", A, 1.0, 3_601.0) < 5.0
 
 
 def test_appointments_are_bounded() -> None:
     one = Appointments()
     for number in range(3 * MAX_APPOINTMENTS):
-        assert one.make(key(number % (2 * MAX_APPOINTMENTS)), 0, 0.001, 0.0) >= LEAST_AGAIN_S
+        client = key(number % 100)
+        assert one.make(key(number % (2 * MAX_APPOINTMENTS)), client, 0.001, 0.0) >= LEAST_AGAIN_S
     one.check_invariants()
-    assert len(one) == MAX_APPOINTMENTS
+    assert 0.95 * MAX_APPOINTMENTS < len(one) <= MAX_APPOINTMENTS
+
+
+def test_a_client_that_asks_much_does_not_make_others_wait_for_all_of_it() -> None:
+    one = paced(1.0)
+    told = [one.make(key(number), A, 1.0, 0.0) for number in range(100)]
+    assert told[-1] > 100.0
+    assert one.make(b"of b", B, 1.0, 0.0) < 5.0
+    one.check_invariants()
+
+
+def test_a_client_that_asks_much_leaves_appointments_to_others() -> None:
+    one = paced(1.0)
+    for number in range(2 * MAX_APPOINTMENTS):
+        one.make(key(number), A, 1.0, 0.0)
+    told_s = one.make(b"of b", B, 1.0, 0.0)
+    assert one.wait_s(b"of b", told_s) == 0.0
+
+
+def test_who_is_held_has_its_turn_after_one_of_every_other_client() -> None:
+    one = Appointments()
+    for number in range(MAX_HELD):
+        if one.has_room(A):
+            one.held.add(key(number), A)
+    assert one.has_room(B)
+    one.held.add(b"of b", B)
+    assert list(one.held)[:3] == [key(0), b"of b", key(1)]
+    assert one.held.discard(key(0)) and not one.held.discard(key(0))
+    assert list(one.held)[:3] == [b"of b", key(1), key(2)]
+    one.check_invariants()
 
 
 # --- at an entry ----------------------------------------------------------------------------------------------------
