@@ -77,10 +77,14 @@ class Held:
     def num_of(self, client: bytes) -> int:
         return len(self._lines.get(client, ()))
 
-    def add(self, request_id: bytes, client: bytes) -> None:
-        """To the end of its client's line. Mutates."""
+    def add(self, request_id: bytes, client: bytes, is_next: bool) -> None:
+        """To the end of its client's line; is_next: to be the first of all, for it had its turn in vain. Mutates."""
         self._client_of[request_id] = client
-        self._lines.setdefault(client, OrderedDict())[request_id] = None
+        line = self._lines.setdefault(client, OrderedDict())
+        line[request_id] = None
+        if is_next:
+            line.move_to_end(request_id, last=False)
+            self._lines.move_to_end(client, last=False)
 
     def discard(self, request_id: bytes) -> bool:
         """It waits here no more, if it did, which is returned; then it is the next client's turn. Mutates."""

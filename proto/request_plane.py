@@ -46,8 +46,9 @@ _LOOK_AGAIN_S = 0.1
 """At most so often whether an overdue request had better start anew."""
 _FEW = 1.5
 """Requests a slot up to which a node has room for a prompt that was not told to come."""
-_LEAST_PLACE_S, _MOST_PLACE_S = 0.02, 1.0
-"""Between two looks whether the first of those that are held can go on."""
+_LOOK_S, _LOOKED_S = 0.02, 0.002
+"""Between two looks whether one of those that are held can go on, and so much more for each that was looked at in vain:
+about 50 us of work."""
 
 
 class RequestPlane:
@@ -84,6 +85,8 @@ class RequestPlane:
         self._appointments = Appointments()
         self._held = self._appointments.held
         """Of the waiting requests those that came when told, and wait until a node has a place."""
+        self._look_at = math.inf
+        """When it is looked for one next. Infinity: never, as nobody is held."""
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
@@ -118,6 +121,8 @@ class RequestPlane:
             refused = self._turned_away(request, now)
             if refused:
                 return refused
+            if request.may_be_held_until and self._held:  # (others came before)
+                return self._hold(request, now)
         if self._ladder.may_help(event.namespace, request.num_tokens):
             best = int(self._candidates(request, now).matched_tokens.max(initial=0))
             seek = self._ladder.seek(request.request_id, event.namespace, request.chain, request.num_tokens, best, now)
@@ -249,6 +254,7 @@ class RequestPlane:
             assert self._dispatches[namespace].in_flight(peer) == num_requests
         assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
         assert self._waiting.keys() >= set(self._held)
+        assert not self._held or self._look_at < math.inf
         self._appointments.check_invariants()
 
     # --- inside ----------------------------------------------------------------------------------------------------
@@ -323,25 +329,30 @@ class RequestPlane:
         if self._members.own_vitals(namespace) is not None:
             blocks[self._me] = self._digests.held_blocks(namespace, chain)
         matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
-        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
-        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
-        is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
-        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
-            only_here = only_here or self._members.own_vitals(namespace) is not None  # (refusals are free of charge)
-        left_out = request.failed_peers | without | self._busy.now(now) - {self._me}
-        if not is_own_free:
-            left_out.add(self._me)
-        if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
-            left_out.update(peer for peer in table.peers if peer != self._me)
         return table.candidates(
             request.num_tokens,
             matched | request.truths,
             {peer: num_blocks * STRIDE for peer, num_blocks in sent.items()},
             space.running(),
-            left_out,
+            self._left_out(request, now) | without,
             now,
             math.inf if also_full else self._config.max_waiting_per_slot,
         )
+
+    def _left_out(self, request: Request, now: float) -> set[bytes]:
+        """To whom it is not sent whatever they cost."""
+        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
+        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
+        is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
+        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
+            # (refusals are free of charge)
+            only_here = only_here or self._members.own_vitals(request.namespace) is not None
+        left_out = request.failed_peers | self._busy.now(now) - {self._me}
+        if not is_own_free:
+            left_out.add(self._me)
+        if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
+            left_out.update(peer for peer in self._members.loads(request.namespace).peers if peer != self._me)
+        return left_out
 
     # (when all are busy, see appointments.py:)
 
@@ -382,28 +393,33 @@ class RequestPlane:
         """Until a node has a place."""
         request.pause()
         self._waiting[request.request_id] = set()
-        self._held.add(request.request_id, request.client)
-        return self._look_for_place(now)
+        self._held.add(request.request_id, request.client, is_next=request.attempt > 0)
+        return self._look_in(_LOOK_S, now)
 
     def on_place_due(self, now: float) -> list[Effect]:
-        """A node may have a place for the first of those that are held. The others go on one by one, for it will have
-        one for one of them."""
-        if not self._held:
-            return []
-        first = next(iter(self._held))
-        request, effects = self._requests[first], list[Effect]()
-        if now >= request.may_be_held_until or len(self._candidates(request, now)):
-            effects = self._stop_waiting(first, now)
-        return effects + self._look_for_place(now)
+        """A node may have a place for one of those that are held: for the first for which there is one. The others go
+        on one by one, as each takes it."""
+        self._look_at = math.inf
+        effects, num_looks = list[Effect](), 0
+        for request_id in self._held:
+            request = self._requests[request_id]
+            num_looks += 1
+            if now >= request.may_be_held_until or self._has_place(request, now):
+                effects, num_looks = self._stop_waiting(request_id, now), 0
+                break
+        return effects + self._look_in(_LOOK_S + _LOOKED_S * num_looks, now)
 
-    def _look_for_place(self, now: float) -> list[Effect]:
-        if not self._held:
+    def _look_in(self, wait_s: float, now: float) -> list[Effect]:
+        if not self._held or now + wait_s >= self._look_at:
             return []
-        first = self._requests[next(iter(self._held))]
-        wait_s = _LEAST_PLACE_S
-        if not len(self._candidates(first, now)):
-            wait_s = min(max(self._busy_ms(first, now) / 1000, _LEAST_PLACE_S), _MOST_PLACE_S)
-        return [SetTimer(Timer("place"), now + wait_s)]
+        self._look_at = now + wait_s
+        return [SetTimer(Timer("place"), self._look_at)]
+
+    def _has_place(self, request: Request, now: float) -> bool:
+        """Whether it would be sent somewhere."""
+        table, running = self._members.loads(request.namespace), self._space(request).running()
+        left_out, most = self._left_out(request, now), self._config.max_waiting_per_slot
+        return len(table.candidates(request.num_tokens, {}, {}, running, left_out, now, most)) > 0
 
     def _busy_ms(self, request: Request, now: float) -> int:
         """Until one of those that are busy may be asked for this request; 0: none of them is."""

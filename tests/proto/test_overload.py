@@ -9,7 +9,7 @@ from proto.appointments import LEAST_AGAIN_S, MAX_APPOINTMENTS, MAX_HELD, Appoin
 from proto.config import OverlayConfig, RequestConfig
 from proto.effects import Dispatch, Fail
 from proto.events import FrameReceived, Received, RequestCancelled, RequestSubmitted, VitalsChanged
-from proto.messages import Accepted, Failed, Sampling, Vitals, VitalsUpdate
+from proto.messages import Accepted, Failed, Hello, Sampling, Served, Vitals, VitalsUpdate
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
 
 ME, PEER = peer_id(0), peer_id(1)
@@ -115,12 +115,14 @@ def test_who_is_held_has_its_turn_after_one_of_every_other_client() -> None:
     one = Appointments()
     for number in range(MAX_HELD):
         if one.has_room(A):
-            one.held.add(key(number), A)
+            one.held.add(key(number), A, is_next=False)
     assert one.has_room(B)
-    one.held.add(b"of b", B)
+    one.held.add(b"of b", B, is_next=False)
     assert list(one.held)[:3] == [key(0), b"of b", key(1)]
     assert one.held.discard(key(0)) and not one.held.discard(key(0))
     assert list(one.held)[:3] == [b"of b", key(1), key(2)]
+    one.held.add(key(0), A, is_next=True)
+    assert list(one.held)[:3] == [key(0), b"of b", key(1)], "it had its turn in vain"
     one.check_invariants()
 
 
@@ -143,9 +145,9 @@ def tell_load(world: World, own: Vitals, peers: Vitals | None = None) -> None:
         world.handle(ME, Received(PEER, VitalsUpdate(namespace=NAMESPACE, vitals=peers or own)))
 
 
-def ask(world: World, number: int, request_id: bytes | None = None) -> bytes:
+def ask(world: World, number: int, request_id: bytes | None = None, num_tokens: int = 70) -> bytes:
     request_id = request_id or b"request %d" % number
-    prompt = [number] * 70
+    prompt = [number] * num_tokens
     world.handle(ME, RequestSubmitted(request_id.ljust(16), NAMESPACE, prompt, Sampling(max_tokens=8)))
     return request_id.ljust(16)
 
@@ -224,6 +226,64 @@ def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None
             frame = busy if dispatch.peer == ME else broken
             world.handle(ME, FrameReceived(request_id, dispatch.attempt, frame))
     assert asked.count(PEER) == 1, "and not once each hundredth of a second"
+
+
+def held_world(num_tokens: list[int]) -> tuple[World, list[bytes]]:
+    """This node and one with a context of 1,000 tokens, both full, and who is held: prompts of so many tokens."""
+    world = World(2)
+    world.deliver_all()
+    served = Served(namespace=NAMESPACE, model="model", context_tokens=1_000, vitals=FULL)
+    world.handle(ME, Received(PEER, Hello(wire_version=1, agent="", served=(served,))))
+    world.advance(20)
+    tell_load(world, FULL)
+    due = []
+    for number, num in enumerate(num_tokens):
+        ask(world, number, num_tokens=num)
+        due.append(world.now + refused(world).retry_after_ms / 1000)
+    held = []
+    for number, num in enumerate(num_tokens):
+        world.advance(due[number] - world.now, deliver=False)
+        tell_load(world, FULL)
+        held.append(ask(world, number, b"held %d" % number, num))
+        assert not world.nodes[ME].take(Dispatch) and not world.nodes[ME].take(Fail)
+    return world, held
+
+
+def test_who_is_held_for_a_full_node_keeps_nobody_from_another_one() -> None:
+    world, (_, short) = held_world([1_500, 70])
+    tell_load(world, FULL, peers=IDLE)
+    world.advance(0.1, deliver=False)
+    (dispatch,) = world.nodes[ME].take(Dispatch)
+    assert isinstance(dispatch, Dispatch) and (dispatch.request_id, dispatch.peer) == (short, PEER)
+
+
+def test_who_comes_when_told_does_not_overtake_who_is_held() -> None:
+    world, (first, second) = held_world([70, 70])
+    ask(world, 9)
+    told_s = refused(world).retry_after_ms / 1000
+    world.advance(told_s, deliver=False)
+    one_place = Vitals(queued_tokens=900, active_requests=4, waiting_requests=15, slots=4)
+    tell_load(world, one_place, peers=FULL)
+    third = ask(world, 9, b"third")
+    order = []
+    for _ in range(3):
+        world.advance(1, deliver=False)
+        for dispatch in world.nodes[ME].take(Dispatch):
+            assert isinstance(dispatch, Dispatch)
+            order.append(dispatch.request_id)
+        tell_load(world, one_place, peers=FULL)
+    assert order == [first, second, third]
+
+
+def test_those_who_come_do_not_put_off_the_look_for_a_place() -> None:
+    world, _ = held_world([70])
+    ask(world, 9)
+    world.advance(refused(world).retry_after_ms / 1000, deliver=False)
+    tell_load(world, FULL)
+    (look_at,) = [at for timer, at in world.nodes[ME].timers.items() if timer.kind == "place"]
+    world.now = look_at - 0.001
+    ask(world, 9, b"second")
+    assert [at for timer, at in world.nodes[ME].timers.items() if timer.kind == "place"] == [look_at]
 
 
 def test_who_is_held_is_not_held_for_ever_and_may_leave() -> None:
