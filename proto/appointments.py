@@ -8,7 +8,8 @@ where a place is what a node begins with of what entered here. That word is kept
 who comes when told is let in, and held at the entry while no node has a place; who comes earlier hears the same again,
 unless a node is idle. Of appointments that were made as many are expected as came of the last ones of that length, for
 who is told a long time goes elsewhere. A prompt that comes again is known by its client and its tokens: people of one
-machine or one key are not told apart.
+machine or one key are not told apart. The choices of one prompt are refused in one moment, and those that others ran
+beside it end then: so many may come at the same time.
 
 *Clients.* Each has a line of its own, and places go from line to line: of what others have held and appointed only as
 many count before a request as there are of its own client, and one more each. So who asks a hundred things at once
@@ -44,6 +45,8 @@ _SPACING = 1.2
 to 20 s as nobody told them otherwise; at 1.3 nothing is better, and what comes for the first time passes oftener."""
 _LAPSE_S, _LAPSE_SHARE = 2.0, 0.25
 """How long an appointment is kept for who is late: so long, or this share of the time until it."""
+_SAME_S = 0.5
+"""A moment: nobody who was told ``LEAST_AGAIN_S`` or more comes again so soon but who knocks, and it gains little."""
 _NUM_LENGTHS = 10
 _KEPT_WEIGHT = 1 / 32
 """Of the last appointment that was kept or not, in the share of those that are."""
@@ -105,6 +108,9 @@ class _Appointment(NamedTuple):
     lapses_at: float
     length: int
     """See ``_length``."""
+    made_at: float
+    num: int
+    """Of the same prompt."""
 
 
 class Appointments:
@@ -127,7 +133,7 @@ class Appointments:
         """When the next prompt may be let in that was not told to come."""
 
     def __len__(self) -> int:
-        return len(self._made)
+        return sum(self._num_made)
 
     def wait_s(self, key: bytes, now: float) -> float | None:
         """Until its appointment, 0.0 if that is now; None if it has none. Mutates: forgets what has lapsed."""
@@ -146,20 +152,31 @@ class Appointments:
 
         guess_s: between two places, before any was observed.
         """
+        num = 1
         if key in self._made:  # (it came, and found no room)
+            num = self._made[key].num
             self._end(key, is_kept=True)
         self._pace.waits(now)
         wait_s = (1 + _SPACING * self._num_before(client)) * self._pace.seconds(now, guess_s)
         wait_s = min(max(wait_s, LEAST_AGAIN_S), MAX_RETRY_S)
-        if has_room(self._num_of[client], len(self._made), MAX_APPOINTMENTS):
+        if has_room(self._num_of[client] + num - 1, len(self) + num - 1, MAX_APPOINTMENTS):
             lapses_at = now + wait_s + max(_LAPSE_S, _LAPSE_SHARE * wait_s)
-            self._made[key] = _Appointment(client, now + wait_s, lapses_at, _length(wait_s))
-            self._num_made[_length(wait_s)] += 1
-            self._num_of[client] += 1
+            self._made[key] = _Appointment(client, now + wait_s, lapses_at, _length(wait_s), now, num)
+            self._count(self._made[key], num)
             heappush(self._lapses, (lapses_at, key))
             if len(self._lapses) > 2 * MAX_APPOINTMENTS:
                 self._lapses = sorted((made.lapses_at, key) for key, made in self._made.items())
         return wait_s
+
+    def another(self, key: bytes, now: float) -> None:
+        """One more of ``key`` was refused or given up. If that was in the moment in which its appointment was made, it
+        may come then as well. Mutates."""
+        made = self._made.get(key)
+        if made is None or now >= made.made_at + _SAME_S:
+            return
+        if has_room(self._num_of[made.client], len(self), MAX_APPOINTMENTS):
+            self._made[key] = made._replace(num=made.num + 1)
+            self._count(made, 1)
 
     def nobody_else(self) -> None:
         """No other request is in flight: for as long as that was so, nothing but appointments waited. Mutates."""
@@ -171,8 +188,13 @@ class Appointments:
         return has_room(self.held.num_of(client), len(self.held), MAX_HELD)
 
     def come(self, key: bytes, now: float) -> None:
-        """It came when told, and is let in. Mutates."""
-        self._end(key, is_kept=True)
+        """One of ``key`` came when told, and is let in. Mutates."""
+        made = self._made[key]
+        if made.num == 1:
+            self._end(key, is_kept=True)
+        else:
+            self._made[key] = made._replace(num=made.num - 1)
+            self._count(made, -1)
         self._let_in(now)
 
     def may_pass(self, now: float) -> bool:
@@ -189,7 +211,8 @@ class Appointments:
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the books do not fit each other."""
-        assert sum(self._num_made) == sum(self._num_of.values()) == len(self._made) <= MAX_APPOINTMENTS
+        num_made = sum(made.num for made in self._made.values())
+        assert sum(self._num_made) == sum(self._num_of.values()) == num_made <= MAX_APPOINTMENTS
         assert all(num > 0 for num in self._num_of.values())
         assert sum(self.held.num_of(client) for client in self.held.clients) == len(self.held) == len(list(self.held))
 
@@ -199,7 +222,7 @@ class Appointments:
         for num_made, kept in zip(self._num_made, self._kept, strict=True):
             least_kept = min(least_kept, kept)  # (who does not come after a short time does not after a long one)
             expected += num_made * least_kept
-        share = expected / max(len(self._made), 1)
+        share = expected / max(len(self), 1)
         own = self._num_of.get(client, 0) * share + self.held.num_of(client)
         before = own
         for other in self._num_of.keys() | self.held.clients:
@@ -213,9 +236,12 @@ class Appointments:
 
     def _end(self, key: bytes, is_kept: bool) -> None:
         made = self._made.pop(key)
-        self._num_made[made.length] -= 1
         self._kept[made.length] += (is_kept - self._kept[made.length]) * _KEPT_WEIGHT
-        self._num_of[made.client] -= 1
+        self._count(made, -made.num)
+
+    def _count(self, made: _Appointment, num: int) -> None:
+        self._num_made[made.length] += num
+        self._num_of[made.client] += num
         if not self._num_of[made.client]:
             del self._num_of[made.client]
 

@@ -211,10 +211,12 @@ class RequestPlane:
         if not vitals.waiting_requests:
             self._busy.idle(peer)
 
-    def on_cancelled(self, request_id: bytes) -> list[Effect]:
+    def on_cancelled(self, request_id: bytes, now: float) -> list[Effect]:
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
+        if self._appointments and not request.generated:  # (perhaps because a choice beside it was refused)
+            self._appointments.another(_key(request), now)
         self._held.discard(request_id)
         if self._waiting.pop(request_id, None) is not None:
             return []
@@ -386,6 +388,8 @@ class RequestPlane:
         if not wait_s:
             guess_s = self._busy_ms(request, now) / 1000 or UNKNOWN_RETRY_S
             wait_s = self._appointments.make(key, request.client, guess_s, now)
+        else:
+            self._appointments.another(key, now)
         message = f"all nodes are busy{_cause(request)}"[:512]
         return [Fail(request.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
 

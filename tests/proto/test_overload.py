@@ -228,6 +228,50 @@ def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None
     assert asked.count(PEER) == 1, "and not once each hundredth of a second"
 
 
+def test_all_choices_of_a_prompt_that_were_refused_in_one_moment_may_come_when_told() -> None:
+    world = busy_world()
+    told = []
+    for choice in (b"choice 0", b"choice 1"):
+        ask(world, 1, choice)
+        told.append(refused(world).retry_after_ms)
+    assert told[0] == told[1]
+    world.advance(told[0] / 1000, deliver=False)
+    tell_load(world, FULL)
+    for choice in (b"again 0", b"again 1"):
+        ask(world, 1, choice)
+        assert not world.nodes[ME].take(Fail), "it is held"
+    ask(world, 1, b"again 2")
+    assert refused(world)
+
+
+def test_a_choice_given_up_because_the_one_beside_it_was_refused_may_come_when_that_was_told() -> None:
+    world = busy_world()
+    tell_load(world, IDLE)
+    runs = ask(world, 1, b"choice 0")
+    world.nodes[ME].take(Dispatch)
+    tell_load(world, FULL)
+    ask(world, 1, b"choice 1")
+    told_s = refused(world).retry_after_ms / 1000
+    world.handle(ME, RequestCancelled(runs))
+    world.advance(told_s, deliver=False)
+    tell_load(world, FULL)
+    for choice in (b"again 0", b"again 1"):
+        ask(world, 1, choice)
+        assert not world.nodes[ME].take(Fail), "it is held"
+
+
+def test_who_knocks_gains_no_places() -> None:
+    world = busy_world()
+    ask(world, 1)
+    told_s = refused(world).retry_after_ms / 1000
+    for number in range(3):
+        world.advance(told_s / 2 if not number else 0.1, deliver=False)
+        tell_load(world, FULL)
+        ask(world, 1, b"knock %d" % number)
+        refused(world)
+    assert len(world.nodes[ME].overlay._requests._appointments) == 1
+
+
 def held_world(num_tokens: list[int]) -> tuple[World, list[bytes]]:
     """This node and one with a context of 1,000 tokens, both full, and who is held: prompts of so many tokens."""
     world = World(2)
