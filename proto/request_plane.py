@@ -279,8 +279,7 @@ class RequestPlane:
         return space
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
-        # (other rules, and answers that have begun, know no full nodes but those that say so themselves)
-        candidates = self._candidates(request, now, also_full=self._policy is not None or bool(request.generated))
+        candidates = self._candidates(request, now, also_full=self._is_alone(request) or bool(request.generated))
         if not len(candidates) or self._is_last_attempt(request):
             wait_ms = self._busy_ms(request, now)
             if not wait_ms and not len(candidates) and len(self._candidates(request, now, also_full=True)):
@@ -356,6 +355,12 @@ class RequestPlane:
             left_out.update(peer for peer in self._members.loads(request.namespace).peers if peer != self._me)
         return left_out
 
+    def _is_alone(self, request: Request) -> bool:
+        """Whether there is nobody to spare a full node for, which then says itself what it can take: no other node
+        serves, or another rule than ours chooses."""
+        peers = self._members.loads(request.namespace).peers
+        return self._policy is not None or (len(peers) == 1 and peers[0] == self._me)
+
     # (when all are busy, see appointments.py:)
 
     def _turned_away(self, request: Request, now: float) -> list[Effect]:
@@ -386,7 +391,7 @@ class RequestPlane:
         key = _key(request)
         wait_s = self._appointments.wait_s(key, now)
         if not wait_s:
-            guess_s = self._busy_ms(request, now) / 1000 or UNKNOWN_RETRY_S
+            guess_s = max(self._busy_ms(request, now) / 1000, self._place_s(request, now), UNKNOWN_RETRY_S)
             wait_s = self._appointments.make(key, request.client, guess_s, now)
         else:
             self._appointments.another(key, now)
@@ -421,9 +426,19 @@ class RequestPlane:
 
     def _has_place(self, request: Request, now: float) -> bool:
         """Whether it would be sent somewhere."""
+        return len(self._fitting(request, now, also_full=self._is_alone(request))) > 0
+
+    def _place_s(self, request: Request, now: float) -> float:
+        """Between two requests that the fastest node ends, as the nodes say; 0.0: none does."""
+        nodes = self._fitting(request, now, also_full=True)
+        told_s = (nodes.hold_s / np.maximum(nodes.slots, 1.0))[nodes.hold_s > 0]
+        return float(told_s.min()) if len(told_s) else 0.0
+
+    def _fitting(self, request: Request, now: float, also_full: bool) -> Candidates:
+        """As ``_candidates``, without what they hold of it."""
         table, running = self._members.loads(request.namespace), self._space(request).running()
-        left_out, most = self._left_out(request, now), self._config.max_waiting_per_slot
-        return len(table.candidates(request.num_tokens, {}, {}, running, left_out, now, most)) > 0
+        most = math.inf if also_full else self._config.max_waiting_per_slot
+        return table.candidates(request.num_tokens, {}, {}, running, self._left_out(request, now), now, most)
 
     def _busy_ms(self, request: Request, now: float) -> int:
         """Until one of those that are busy may be asked for this request; 0: none of them is."""

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from proto.appointments import LEAST_AGAIN_S, MAX_APPOINTMENTS, MAX_HELD, Appointments
@@ -129,12 +130,12 @@ def test_who_is_held_has_its_turn_after_one_of_every_other_client() -> None:
 # --- at an entry ----------------------------------------------------------------------------------------------------
 
 
-def busy_world(retry_after_ms: int = 4_000) -> World:
-    """One node, whose engine has just refused a prompt of its own clients."""
-    world = World(1)
+def busy_world() -> World:
+    """Two nodes, and both are full."""
+    world = World(2)
     world.deliver_all()
     world.advance(20)
-    world.handle(ME, VitalsChanged(NAMESPACE, FULL))
+    tell_load(world, FULL)
     return world
 
 
@@ -180,7 +181,7 @@ def test_who_comes_early_hears_the_same_again_and_who_comes_when_told_is_held_un
     request_id = ask(world, 1, b"on time")
     assert not world.nodes[ME].take(Fail) and not world.nodes[ME].take(Dispatch)
     world.nodes[ME].overlay.check_invariants()
-    world.handle(ME, VitalsChanged(NAMESPACE, IDLE))
+    tell_load(world, IDLE)
     world.advance(2, deliver=False)
     (dispatch,) = world.nodes[ME].take(Dispatch)
     assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
@@ -191,24 +192,21 @@ def test_who_came_when_told_and_left_before_a_node_began_leaves_no_hour_behind()
     world = busy_world()
     ask(world, 1)
     world.advance(refused(world).retry_after_ms / 1000, deliver=False)
-    world.handle(ME, VitalsChanged(NAMESPACE, IDLE))
+    tell_load(world, IDLE)
     world.handle(ME, RequestCancelled(ask(world, 1, b"on time")))
     world.advance(3_600, deliver=False)
     request_id = ask(world, 2)
     *_, dispatch = world.nodes[ME].take(Dispatch)
     assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
     world.handle(ME, FrameReceived(request_id, 1, Accepted(cached_tokens=0, vitals=IDLE)))
-    world.handle(ME, VitalsChanged(NAMESPACE, FULL))
+    tell_load(world, FULL)
     ask(world, 3)
     assert refused(world).retry_after_ms < 5_000
 
 
 def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None:
-    world = World(2)
-    world.deliver_all()
-    world.advance(20)
+    world = busy_world()
     node = world.nodes[ME]
-    tell_load(world, FULL)
     ask(world, 1)
     told_s = refused(world).retry_after_ms / 1000
     world.advance(told_s, deliver=False)
@@ -226,6 +224,26 @@ def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None
             frame = busy if dispatch.peer == ME else broken
             world.handle(ME, FrameReceived(request_id, dispatch.attempt, frame))
     assert asked.count(PEER) == 1, "and not once each hundredth of a second"
+
+
+def test_a_node_that_serves_alone_takes_what_its_engine_does() -> None:
+    world = World(1)
+    world.handle(ME, VitalsChanged(NAMESPACE, Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=1)))
+    for number in range(20):
+        ask(world, number)
+    assert len(world.nodes[ME].take(Dispatch)) == 20 and not world.nodes[ME].take(Fail)
+
+
+def test_before_any_place_was_seen_what_is_told_goes_by_how_long_answers_take() -> None:
+    world = busy_world()
+    slow = msgspec.structs.replace(FULL, hold_ms=80_000)
+    tell_load(world, slow)
+    ask(world, 1)
+    assert refused(world).retry_after_ms == 20_000, "four slots"
+    world = busy_world()
+    tell_load(world, slow, peers=msgspec.structs.replace(FULL, hold_ms=8_000))
+    ask(world, 1)
+    assert refused(world).retry_after_ms == 2_000
 
 
 def test_all_choices_of_a_prompt_that_were_refused_in_one_moment_may_come_when_told() -> None:
@@ -340,7 +358,7 @@ def test_who_is_held_is_not_held_for_ever_and_may_leave() -> None:
     world.handle(ME, RequestCancelled(leaves))
     world.nodes[ME].overlay.check_invariants()
     for _ in range(40):
-        world.handle(ME, VitalsChanged(NAMESPACE, FULL))
+        tell_load(world, FULL)
         world.advance(1, deliver=False)
     (fail,) = world.nodes[ME].take(Fail)
     assert isinstance(fail, Fail) and fail.request_id == stays and fail.code == "overloaded"
