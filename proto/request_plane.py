@@ -279,7 +279,7 @@ class RequestPlane:
         return space
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
-        candidates = self._candidates(request, now, also_full=self._is_alone(request) or bool(request.generated))
+        candidates = self._candidates(request, now, also_full=self._may_wait_long(request))
         if not len(candidates) or self._is_last_attempt(request):
             wait_ms = self._busy_ms(request, now)
             if not wait_ms and not len(candidates) and len(self._candidates(request, now, also_full=True)):
@@ -355,11 +355,13 @@ class RequestPlane:
             left_out.update(peer for peer in self._members.loads(request.namespace).peers if peer != self._me)
         return left_out
 
-    def _is_alone(self, request: Request) -> bool:
-        """Whether there is nobody to spare a full node for, which then says itself what it can take: no other node
-        serves, or another rule than ours chooses."""
+    def _may_wait_long(self, request: Request) -> bool:
+        """Whether it goes to full nodes as well, which then say themselves what they can take: because nobody else
+        would be sooner, because its answer has begun, because another rule than ours chooses, or because this node is
+        leaving, which tells everybody that it is full."""
         peers = self._members.loads(request.namespace).peers
-        return self._policy is not None or (len(peers) == 1 and peers[0] == self._me)
+        is_alone = len(peers) == 1 and peers[0] == self._me
+        return is_alone or bool(request.generated) or self._policy is not None or self._members.is_leaving
 
     # (when all are busy, see appointments.py:)
 
@@ -426,7 +428,7 @@ class RequestPlane:
 
     def _has_place(self, request: Request, now: float) -> bool:
         """Whether it would be sent somewhere."""
-        return len(self._fitting(request, now, also_full=self._is_alone(request))) > 0
+        return len(self._fitting(request, now, also_full=self._may_wait_long(request))) > 0
 
     def _place_s(self, request: Request, now: float) -> float:
         """Between two requests that the fastest node ends, as the nodes say; 0.0: none does."""

@@ -9,7 +9,7 @@ import pytest
 from proto.appointments import LEAST_AGAIN_S, MAX_APPOINTMENTS, MAX_HELD, Appointments
 from proto.config import OverlayConfig, RequestConfig
 from proto.effects import Dispatch, Fail
-from proto.events import FrameReceived, Received, RequestCancelled, RequestSubmitted, VitalsChanged
+from proto.events import FrameReceived, Leaving, Received, RequestCancelled, RequestSubmitted, VitalsChanged
 from proto.messages import Accepted, Failed, Hello, Sampling, Served, Vitals, VitalsUpdate
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
 
@@ -153,6 +153,10 @@ def ask(world: World, number: int, request_id: bytes | None = None, num_tokens: 
     return request_id.ljust(16)
 
 
+def dispatches(world: World) -> list[Dispatch]:
+    return [effect for effect in world.nodes[ME].take(Dispatch) if isinstance(effect, Dispatch)]
+
+
 def refused(world: World) -> Fail:
     (fail,) = world.nodes[ME].take(Fail)
     assert isinstance(fail, Fail) and fail.code == "overloaded" and fail.retryable
@@ -183,8 +187,8 @@ def test_who_comes_early_hears_the_same_again_and_who_comes_when_told_is_held_un
     world.nodes[ME].overlay.check_invariants()
     tell_load(world, IDLE)
     world.advance(2, deliver=False)
-    (dispatch,) = world.nodes[ME].take(Dispatch)
-    assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
+    (dispatch,) = dispatches(world)
+    assert dispatch.request_id == request_id
     world.nodes[ME].overlay.check_invariants()
 
 
@@ -196,8 +200,8 @@ def test_who_came_when_told_and_left_before_a_node_began_leaves_no_hour_behind()
     world.handle(ME, RequestCancelled(ask(world, 1, b"on time")))
     world.advance(3_600, deliver=False)
     request_id = ask(world, 2)
-    *_, dispatch = world.nodes[ME].take(Dispatch)
-    assert isinstance(dispatch, Dispatch) and dispatch.request_id == request_id
+    *_, dispatch = dispatches(world)
+    assert dispatch.request_id == request_id
     world.handle(ME, FrameReceived(request_id, 1, Accepted(cached_tokens=0, vitals=IDLE)))
     tell_load(world, FULL)
     ask(world, 3)
@@ -218,8 +222,7 @@ def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None
     asked = []
     for _ in range(1_000):
         world.advance(0.02, deliver=False)
-        for dispatch in node.take(Dispatch):
-            assert isinstance(dispatch, Dispatch)
+        for dispatch in dispatches(world):
             asked.append(dispatch.peer)
             frame = busy if dispatch.peer == ME else broken
             world.handle(ME, FrameReceived(request_id, dispatch.attempt, frame))
@@ -232,6 +235,20 @@ def test_a_node_that_serves_alone_takes_what_its_engine_does() -> None:
     for number in range(20):
         ask(world, number)
     assert len(world.nodes[ME].take(Dispatch)) == 20 and not world.nodes[ME].take(Fail)
+
+
+def test_what_a_node_took_before_it_was_leaving_is_not_refused() -> None:
+    world = World(2)
+    world.deliver_all()
+    world.advance(20)
+    tell_load(world, IDLE, peers=FULL)
+    request_id = ask(world, 1)
+    assert [dispatch.peer for dispatch in dispatches(world)] == [ME]
+    world.handle(ME, Leaving())
+    lost = Failed(code="engine_lost", message="killed", retryable=True)
+    world.handle(ME, FrameReceived(request_id, 1, lost))
+    world.advance(5, deliver=False)
+    assert len(dispatches(world)) == 1 and not world.nodes[ME].take(Fail), "though both say that they are full"
 
 
 def test_before_any_place_was_seen_what_is_told_goes_by_how_long_answers_take() -> None:
@@ -315,8 +332,8 @@ def test_who_is_held_for_a_full_node_keeps_nobody_from_another_one() -> None:
     world, (_, short) = held_world([1_500, 70])
     tell_load(world, FULL, peers=IDLE)
     world.advance(0.1, deliver=False)
-    (dispatch,) = world.nodes[ME].take(Dispatch)
-    assert isinstance(dispatch, Dispatch) and (dispatch.request_id, dispatch.peer) == (short, PEER)
+    (dispatch,) = dispatches(world)
+    assert (dispatch.request_id, dispatch.peer) == (short, PEER)
 
 
 def test_who_comes_when_told_does_not_overtake_who_is_held() -> None:
@@ -330,9 +347,7 @@ def test_who_comes_when_told_does_not_overtake_who_is_held() -> None:
     order = []
     for _ in range(3):
         world.advance(1, deliver=False)
-        for dispatch in world.nodes[ME].take(Dispatch):
-            assert isinstance(dispatch, Dispatch)
-            order.append(dispatch.request_id)
+        order += [dispatch.request_id for dispatch in dispatches(world)]
         tell_load(world, one_place, peers=FULL)
     assert order == [first, second, third]
 
@@ -375,8 +390,8 @@ def test_a_node_that_refuses_who_is_held_is_asked_again_later() -> None:
     world.advance(told_s, deliver=False)
     request_id = ask(world, 1, b"again")
     for attempt in range(1, 12):
-        (dispatch,) = world.nodes[ME].take(Dispatch)
-        assert isinstance(dispatch, Dispatch) and dispatch.attempt == attempt
+        (dispatch,) = dispatches(world)
+        assert dispatch.attempt == attempt
         world.handle(ME, FrameReceived(request_id, attempt, busy))
         assert not world.nodes[ME].take(Fail)
         world.nodes[ME].overlay.check_invariants()
