@@ -210,7 +210,6 @@ def test_who_came_when_told_and_left_before_a_node_began_leaves_no_hour_behind()
 
 def test_who_is_held_is_not_sent_again_and_again_to_a_node_that_breaks() -> None:
     world = busy_world()
-    node = world.nodes[ME]
     ask(world, 1)
     told_s = refused(world).retry_after_ms / 1000
     world.advance(told_s, deliver=False)
