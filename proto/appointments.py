@@ -152,17 +152,15 @@ class Appointments:
 
         guess_s: between two places, before any was observed.
         """
-        num = 1
         if key in self._made:  # (it came, and found no room)
-            num = self._made[key].num
             self._end(key, is_kept=True)
         self._pace.waits(now)
         wait_s = (1 + _SPACING * self._num_before(client)) * self._pace.seconds(now, guess_s)
         wait_s = min(max(wait_s, LEAST_AGAIN_S), MAX_RETRY_S)
-        if has_room(self._num_of[client] + num - 1, len(self) + num - 1, MAX_APPOINTMENTS):
+        if has_room(self._num_of[client], len(self), MAX_APPOINTMENTS):
             lapses_at = now + wait_s + max(_LAPSE_S, _LAPSE_SHARE * wait_s)
-            self._made[key] = _Appointment(client, now + wait_s, lapses_at, _length(wait_s), now, num)
-            self._count(self._made[key], num)
+            self._made[key] = _Appointment(client, now + wait_s, lapses_at, _length(wait_s), now, num=1)
+            self._count(self._made[key], 1)
             heappush(self._lapses, (lapses_at, key))
             if len(self._lapses) > 2 * MAX_APPOINTMENTS:
                 self._lapses = sorted((made.lapses_at, key) for key, made in self._made.items())
@@ -214,6 +212,7 @@ class Appointments:
         num_made = sum(made.num for made in self._made.values())
         assert sum(self._num_made) == sum(self._num_of.values()) == num_made <= MAX_APPOINTMENTS
         assert all(num > 0 for num in self._num_of.values())
+        assert len(self.held) <= MAX_HELD
         assert sum(self.held.num_of(client) for client in self.held.clients) == len(self.held) == len(list(self.held))
 
     def _num_before(self, client: bytes) -> float:

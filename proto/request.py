@@ -185,10 +185,10 @@ class Request:
         return tuple(tokens)
 
     def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool, is_busy: bool) -> None:
-        """The running attempt is over without an answer: is_loss: because the node or its engine was lost; is_busy: the
-        node said that it is overloaded. If tokens
-        came, everything that was counted against the request and against nodes begins anew: it kills no engine, and who
-        failed it before may be back. Each such beginning costs a token, so there is an end. Mutates."""
+        """The running attempt is over without an answer: is_loss: because the node or its engine was lost; is_busy: as
+        the node is overloaded. If tokens came, everything that was counted against the request and against nodes begins
+        anew: it kills no engine, and who failed it before may be back. Each such beginning costs a token, so there is
+        an end. Mutates."""
         if self.position:
             self.failed_peers.clear()
             self.busy_peers.clear()

@@ -287,7 +287,8 @@ class RequestPlane:
             if self._may_rest(request, wait_ms > 0):
                 return self._rest(request, now)
             if wait_ms:
-                return self._hold(request, now) if now < request.may_be_held_until else self._refuse(request, now)
+                may_be_held = now < request.may_be_held_until and self._appointments.has_room(request.client)
+                return self._hold(request, now) if may_be_held else self._refuse(request, now)
             del self._requests[request.request_id]
             message = f"no node could answer after {request.attempt} attempts{_cause(request)}"
             if not request.attempt:

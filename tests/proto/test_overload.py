@@ -378,6 +378,22 @@ def test_who_is_held_is_not_held_for_ever_and_may_leave() -> None:
     assert isinstance(fail, Fail) and fail.request_id == stays and fail.code == "overloaded"
 
 
+def test_those_whom_a_node_sends_away_all_at_once_are_not_all_held() -> None:
+    world = World(1)
+    full = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=1_000)
+    world.handle(ME, FrameReceived(ask(world, 0), 1, full))
+    dispatches(world)
+    for number in range(1, 220):
+        refused(world)
+        ask(world, number)
+    world.advance(refused(world).retry_after_ms / 1000, deliver=False)
+    on_time = [ask(world, number, b"on time %d" % number) for number in range(180, 220)]
+    assert len(dispatches(world)) == 40, "a fifth comes when the last one was told, and is not too late"
+    for request_id in on_time:
+        world.handle(ME, FrameReceived(request_id, 1, full))
+    assert len(world.nodes[ME].take(Fail)) == 40 - MAX_HELD // 2
+
+
 def test_a_node_that_refuses_who_is_held_is_asked_again_later() -> None:
     world = World(1, config=OverlayConfig(request=RequestConfig(max_waiting_per_slot=math.inf)))
     world.deliver_all()
