@@ -142,7 +142,7 @@ class Appointments:
             lapses_at, lapsed = heappop(self._lapses)
             if lapsed in self._made and self._made[lapsed].lapses_at == lapses_at:
                 self._end(lapsed, is_kept=False)
-        if had_any and not self._made:
+        if had_any and not self._made and not self.held:
             self._pace.nobody_waits()  # (nor did anybody since)
         found = self._made.get(key)
         return None if found is None else max(found.at - now, 0.0)
