@@ -87,6 +87,14 @@ def test_an_hour_in_which_nobody_asks_is_not_the_time_that_a_place_takes() -> No
     assert one.make(b"soon after", A, 1.0, 3_601.0) < 5.0
 
 
+def test_a_stall_is_noticed_while_somebody_is_held_though_nobody_else_comes() -> None:
+    one = paced(1.0)
+    one.make(b"goes away", A, 1.0, 0.0)
+    one.held.add(b"request", A, is_next=False)
+    one.wait_s(b"next", 100.0)
+    assert one.make(b"next", A, 1.0, 100.0) > 10.0
+
+
 def test_appointments_are_bounded() -> None:
     one = Appointments()
     for number in range(3 * MAX_APPOINTMENTS):
