@@ -139,7 +139,8 @@ class RequestConfig:
     max_in_flight: int = 1_024
     max_waiting_per_slot: float = 4.0
     """Of a node's slots, above which nothing new goes there: whoever is let in waits for about as many requests to end,
-    however fast the node is. Nodes of a swarm that is asked 0.9 of what it can answer have up to 4 waiting."""
+    however fast the node is. Nodes of a swarm that is asked 0.9 of what it can answer have up to 4 waiting. A node that
+    serves alone takes what its engine does: nobody else would be sooner."""
     max_attempts: int = 8
     """Nodes tried for one request without a token of an answer before it fails."""
     rest_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)

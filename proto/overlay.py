@@ -168,7 +168,7 @@ class Overlay:
             case StreamLost():
                 return self._requests.on_stream_lost(event, now)
             case RequestCancelled():
-                return self._requests.on_cancelled(event.request_id)
+                return self._requests.on_cancelled(event.request_id, now)
             case _:
                 assert_never(event)
 

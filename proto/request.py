@@ -76,6 +76,8 @@ class Request:
     resumed: int = 0
     """How often the request moved after its first token."""
     failed_peers: set[bytes] = field(default_factory=set)
+    busy_peers: set[bytes] = field(default_factory=set)
+    """Those of them that only were busy."""
     last_failure: str = ""
     was_loss: bool = False
     """Whether that was of a node or of its engine, which may be back soon."""
@@ -182,29 +184,35 @@ class Request:
         self.generated.extend(tokens)
         return tuple(tokens)
 
-    def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool) -> None:
-        """The running attempt is over without an answer: is_loss: because the node or its engine was lost. If tokens
-        came, everything that was counted against the request and against nodes begins anew: it kills no engine, and who
-        failed it before may be back. Each such beginning costs a token, so there is an end. Mutates."""
+    def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool, is_busy: bool) -> None:
+        """The running attempt is over without an answer: is_loss: because the node or its engine was lost; is_busy: as
+        the node is overloaded. If tokens came, everything that was counted against the request and against nodes begins
+        anew: it kills no engine, and who failed it before may be back. Each such beginning costs a token, so there is
+        an end. Mutates."""
         if self.position:
             self.failed_peers.clear()
+            self.busy_peers.clear()
             self.tries = self.num_rests = self.num_engine_losses = 0
         else:
             self.num_engine_losses += is_engine_loss
         self.failed_peers.add(self.peer)
+        if is_busy:
+            self.busy_peers.add(self.peer)
         self.last_failure = reason
         self.was_loss = is_loss
 
     def rest(self) -> None:
-        """As ``pause``, and it counts. Mutates."""
+        """No attempt is running, and whoever failed may be tried again later. It counts. Mutates."""
         self.num_rests += 1
         self.pause()
+        self.failed_peers.clear()
 
     def pause(self) -> None:
-        """No attempt is running, and whoever failed may be tried again later. Mutates."""
+        """No attempt is running, and who was busy may be tried again later. Mutates."""
         self.tries = 0
         self.peer, self.due_at = b"", math.inf
-        self.failed_peers.clear()
+        self.failed_peers -= self.busy_peers
+        self.busy_peers.clear()
 
     def usage(self, last: Usage | None) -> Usage:
         """What the whole request took, from the serving node's account of its last attempt (None: it was lost)."""

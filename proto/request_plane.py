@@ -10,12 +10,13 @@ Invariant: every request in flight that does not wait has one running attempt, c
 
 import math
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Set
 
 import numpy as np
 from blake3 import blake3
 
+from proto.appointments import MAX_HELD_S, Appointments
 from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.candidates import Candidates
 from proto.config import OverlayConfig
@@ -36,15 +37,7 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.overload import (
-    MAX_HELD,
-    MAX_HELD_S,
-    OVERLOADED,
-    UNKNOWN_RETRY_S,
-    Appointments,
-    BusyPeers,
-    EntryPlaces,
-)
+from proto.overload import OVERLOADED, UNKNOWN_RETRY_S, BusyPeers, EntryPlaces
 from proto.request import LEAVING, LEAVING_MESSAGE, Request
 from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
@@ -53,8 +46,9 @@ _LOOK_AGAIN_S = 0.1
 """At most so often whether an overdue request had better start anew."""
 _FEW = 1.5
 """Requests a slot up to which a node has room for a prompt that was not told to come."""
-_LEAST_PLACE_S, _MOST_PLACE_S = 0.02, 1.0
-"""Between two looks whether the first of those that are held can go on."""
+_LOOK_S, _LOOKED_S = 0.02, 0.002
+"""Between two looks whether one of those that are held can go on, and so much more for each that was looked at in vain:
+about 50 us of work."""
 
 
 class RequestPlane:
@@ -89,8 +83,10 @@ class RequestPlane:
         self._places = EntryPlaces(config.request.max_in_flight)
         self._busy = BusyPeers()
         self._appointments = Appointments()
-        self._held: OrderedDict[bytes, None] = OrderedDict()
+        self._held = self._appointments.held
         """Of the waiting requests those that came when told, and wait until a node has a place."""
+        self._look_at = math.inf
+        """When it is looked for one next. Infinity: never, as nobody is held."""
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
@@ -125,6 +121,8 @@ class RequestPlane:
             refused = self._turned_away(request, now)
             if refused:
                 return refused
+            if request.may_be_held_until and self._held:  # (others came before)
+                return self._hold(request, now)
         if self._ladder.may_help(event.namespace, request.num_tokens):
             best = int(self._candidates(request, now).matched_tokens.max(initial=0))
             seek = self._ladder.seek(request.request_id, event.namespace, request.chain, request.num_tokens, best, now)
@@ -184,7 +182,7 @@ class RequestPlane:
         match frame:
             case Accepted():
                 request.on_accepted(frame)
-                self._appointments.placed(len(self._held), now)
+                self._appointments.placed(now)
                 self._note_load(request, frame.vitals, now)
                 return [Begin(request.request_id, request.peer, frame.cached_tokens)]
             case Bounced():
@@ -213,11 +211,13 @@ class RequestPlane:
         if not vitals.waiting_requests:
             self._busy.idle(peer)
 
-    def on_cancelled(self, request_id: bytes) -> list[Effect]:
+    def on_cancelled(self, request_id: bytes, now: float) -> list[Effect]:
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
-        self._held.pop(request_id, None)
+        if self._appointments and not request.generated:  # (perhaps because a choice beside it was refused)
+            self._appointments.another(_key(request), now)
+        self._held.discard(request_id)
         if self._waiting.pop(request_id, None) is not None:
             return []
         self._space(request).end(request_id, request.peer)
@@ -255,13 +255,14 @@ class RequestPlane:
         for (namespace, peer), num_requests in at_peers.items():
             assert self._dispatches[namespace].in_flight(peer) == num_requests
         assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
-        assert self._held.keys() <= self._waiting.keys()
+        assert self._waiting.keys() >= set(self._held)
+        assert not self._held or self._look_at < math.inf
         self._appointments.check_invariants()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _stop_waiting(self, request_id: bytes, now: float) -> list[Effect]:
-        self._held.pop(request_id, None)
+        self._held.discard(request_id)
         if self._waiting.pop(request_id, None) is None:
             return []
         return self._dispatch(self._requests[request_id], now)
@@ -278,8 +279,7 @@ class RequestPlane:
         return space
 
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
-        # (other rules, and answers that have begun, know no full nodes but those that say so themselves)
-        candidates = self._candidates(request, now, also_full=self._policy is not None or bool(request.generated))
+        candidates = self._candidates(request, now, also_full=self._may_wait_long(request))
         if not len(candidates) or self._is_last_attempt(request):
             wait_ms = self._busy_ms(request, now)
             if not wait_ms and not len(candidates) and len(self._candidates(request, now, also_full=True)):
@@ -287,7 +287,8 @@ class RequestPlane:
             if self._may_rest(request, wait_ms > 0):
                 return self._rest(request, now)
             if wait_ms:
-                return self._hold(request, now) if now < request.may_be_held_until else self._refuse(request, now)
+                may_be_held = now < request.may_be_held_until and self._appointments.has_room(request.client)
+                return self._hold(request, now) if may_be_held else self._refuse(request, now)
             del self._requests[request.request_id]
             message = f"no node could answer after {request.attempt} attempts{_cause(request)}"
             if not request.attempt:
@@ -330,34 +331,49 @@ class RequestPlane:
         if self._members.own_vitals(namespace) is not None:
             blocks[self._me] = self._digests.held_blocks(namespace, chain)
         matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
-        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
-        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
-        is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
-        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
-            only_here = only_here or self._members.own_vitals(namespace) is not None  # (refusals are free of charge)
-        left_out = request.failed_peers | without | self._busy.now(now) - {self._me}
-        if not is_own_free:
-            left_out.add(self._me)
-        if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
-            left_out.update(peer for peer in table.peers if peer != self._me)
         return table.candidates(
             request.num_tokens,
             matched | request.truths,
             {peer: num_blocks * STRIDE for peer, num_blocks in sent.items()},
             space.running(),
-            left_out,
+            self._left_out(request, now) | without,
             now,
             math.inf if also_full else self._config.max_waiting_per_slot,
         )
 
-    # (when all are busy, see overload.py:)
+    def _left_out(self, request: Request, now: float) -> set[bytes]:
+        """To whom it is not sent whatever they cost."""
+        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
+        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
+        is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
+        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
+            # (refusals are free of charge)
+            only_here = only_here or self._members.own_vitals(request.namespace) is not None
+        left_out = request.failed_peers | self._busy.now(now) - {self._me}
+        if not is_own_free:
+            left_out.add(self._me)
+        if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
+            left_out.update(peer for peer in self._members.loads(request.namespace).peers if peer != self._me)
+        return left_out
+
+    def _may_wait_long(self, request: Request) -> bool:
+        """Whether it goes to full nodes as well, which then say themselves what they can take: because nobody else
+        would be sooner, because its answer has begun, because another rule than ours chooses, or because this node is
+        leaving, which tells everybody that it is full."""
+        peers = self._members.loads(request.namespace).peers
+        is_alone = len(peers) == 1 and peers[0] == self._me
+        return is_alone or bool(request.generated) or self._policy is not None or self._members.is_leaving
+
+    # (when all are busy, see appointments.py:)
 
     def _turned_away(self, request: Request, now: float) -> list[Effect]:
         """Without asking a node: who comes before its time, or for the first time while those that were told to come
         need all places. Empty if it is let in."""
         key = _key(request) if self._appointments else b""
         wait_s = self._appointments.wait_s(key, now)
-        if wait_s == 0.0 and len(self._held) < MAX_HELD:
+        if len(self._requests) == 1:
+            self._appointments.nobody_else()
+        if wait_s == 0.0 and self._appointments.has_room(request.client):
             request.may_be_held_until = now + MAX_HELD_S
             self._appointments.come(key, now)
             return []
@@ -378,8 +394,10 @@ class RequestPlane:
         key = _key(request)
         wait_s = self._appointments.wait_s(key, now)
         if not wait_s:
-            guess_s = self._busy_ms(request, now) / 1000 or UNKNOWN_RETRY_S
-            wait_s = self._appointments.make(key, len(self._held), guess_s, now)
+            guess_s = max(self._busy_ms(request, now) / 1000, self._place_s(request, now), UNKNOWN_RETRY_S)
+            wait_s = self._appointments.make(key, request.client, guess_s, now)
+        else:
+            self._appointments.another(key, now)
         message = f"all nodes are busy{_cause(request)}"[:512]
         return [Fail(request.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
 
@@ -387,28 +405,43 @@ class RequestPlane:
         """Until a node has a place."""
         request.pause()
         self._waiting[request.request_id] = set()
-        self._held[request.request_id] = None
-        return self._look_for_place(now)
+        self._held.add(request.request_id, request.client, is_next=request.attempt > 0)
+        return self._look_in(_LOOK_S, now)
 
     def on_place_due(self, now: float) -> list[Effect]:
-        """A node may have a place for the first of those that are held. The others go on one by one, for it will have
-        one for one of them."""
-        if not self._held:
-            return []
-        first = next(iter(self._held))
-        request, effects = self._requests[first], list[Effect]()
-        if now >= request.may_be_held_until or len(self._candidates(request, now)):
-            effects = self._stop_waiting(first, now)
-        return effects + self._look_for_place(now)
+        """A node may have a place for one of those that are held: for the first for which there is one. The others go
+        on one by one, as each takes it."""
+        self._look_at = math.inf
+        effects, num_looks = list[Effect](), 0
+        for request_id in self._held:
+            request = self._requests[request_id]
+            num_looks += 1
+            if now >= request.may_be_held_until or self._has_place(request, now):
+                effects, num_looks = self._stop_waiting(request_id, now), 0
+                break
+        return effects + self._look_in(_LOOK_S + _LOOKED_S * num_looks, now)
 
-    def _look_for_place(self, now: float) -> list[Effect]:
-        if not self._held:
+    def _look_in(self, wait_s: float, now: float) -> list[Effect]:
+        if not self._held or now + wait_s >= self._look_at:
             return []
-        first = self._requests[next(iter(self._held))]
-        wait_s = _LEAST_PLACE_S
-        if not len(self._candidates(first, now)):
-            wait_s = min(max(self._busy_ms(first, now) / 1000, _LEAST_PLACE_S), _MOST_PLACE_S)
-        return [SetTimer(Timer("place"), now + wait_s)]
+        self._look_at = now + wait_s
+        return [SetTimer(Timer("place"), self._look_at)]
+
+    def _has_place(self, request: Request, now: float) -> bool:
+        """Whether it would be sent somewhere."""
+        return len(self._fitting(request, now, also_full=self._may_wait_long(request))) > 0
+
+    def _place_s(self, request: Request, now: float) -> float:
+        """Between two requests that the fastest node ends, as the nodes say; 0.0: none does."""
+        nodes = self._fitting(request, now, also_full=True)
+        told_s = (nodes.hold_s / np.maximum(nodes.slots, 1.0))[nodes.hold_s > 0]
+        return float(told_s.min()) if len(told_s) else 0.0
+
+    def _fitting(self, request: Request, now: float, also_full: bool) -> Candidates:
+        """As ``_candidates``, without what they hold of it."""
+        table, running = self._members.loads(request.namespace), self._space(request).running()
+        most = math.inf if also_full else self._config.max_waiting_per_slot
+        return table.candidates(request.num_tokens, {}, {}, running, self._left_out(request, now), now, most)
 
     def _busy_ms(self, request: Request, now: float) -> int:
         """Until one of those that are busy may be asked for this request; 0: none of them is."""
@@ -444,7 +477,8 @@ class RequestPlane:
             # To be busy is no fault, unless its own word a moment ago was that it is idle.
             is_fault = self._members.is_idle(request.peer, request.namespace)
             self._busy.refused(self._busy_key(request, request.peer), frame, now)
-            return self._attempt_failed(request, f"{frame.code}: {frame.message}", now, is_fault, is_loss=False)
+            reason = f"{frame.code}: {frame.message}"
+            return self._attempt_failed(request, reason, now, is_fault, is_loss=False, is_busy=True)
         # (who cannot answer may only have been asked for the impossible)
         reason, is_engine_loss = f"{frame.code}: {frame.message}", frame.code == "engine_lost"
         is_leaving = frame.code == LEAVING  # (no fault either, and it may be back soon)
@@ -459,9 +493,10 @@ class RequestPlane:
         is_fault: bool = True,
         is_engine_loss: bool = False,
         is_loss: bool = True,
+        is_busy: bool = False,
     ) -> list[Effect]:
         """is_fault: of the node that served it; if no token came, that counts as the longest wait. is_loss: of the node
-        or of its engine."""
+        or of its engine. is_busy: the node said so."""
         if is_fault and request.peer != self._me and not request.position:
             waited_s = max(now - request.sent_at, request.expected_s + self._routing.failure_s)
             self._members.on_first_token(request.peer, request.expected_s, waited_s, now)
@@ -470,7 +505,7 @@ class RequestPlane:
         space = self._space(request)
         space.end(request.request_id, request.peer)
         space.withdraw(request.peer, request.chain)
-        request.fail_attempt(reason, is_engine_loss, is_loss)
+        request.fail_attempt(reason, is_engine_loss, is_loss, is_busy)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]
 

@@ -35,7 +35,8 @@ from proto.overload import OVERLOADED
 HOLD_S = 0.5
 """How long the status line of an answer waits for the first text: a node refuses within two round trips, and only
 before the status line can a refusal be a status. Later everything streams at once, so that a long prefill shows where
-the prompt went; a refusal that comes still later is the last line of the stream."""
+the prompt went and a client knows that the node has taken it; a refusal that comes still later, of what was held at the
+entry, is the last line of the stream."""
 DEFAULT_MAX_TOKENS = 256
 
 _Handler = Callable[[Request], Awaitable[Response]]

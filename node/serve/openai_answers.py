@@ -34,11 +34,13 @@ from node.serve.openai_types import (
     Usage,
 )
 from node.serve.tool_calls import ToolCallReader
+from proto.appointments import MAX_HELD_S
 from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
 HOLD_S = 5.0
 """How long the status line of a stream waits for the first text. The headers that say who serves can only tell what is
-known by then, and a refusal can only be a status before it."""
+known by then, and a refusal can only be a status before it. While the request is held at the entry and is sent nowhere,
+which may end with a refusal, the status line waits on, for up to ``MAX_HELD_S``."""
 KEEP_ALIVE_S = 10.0
 """Between comments in a stream whose first text is still to come: proxies and clients take silence for death."""
 _MAX_HEADER_CHARS = 256
@@ -188,6 +190,8 @@ class OpenAiAnswer:
         self._choices = [Choice(index, ToolCallReader(wanted.functions)) for index in range(len(wanted.asks))]
         self._began_s = trio.current_time()
         self._failed: Failed | None = None
+        self._all_routed = trio.Event()
+        """Every choice was sent to a node."""
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         out: _Whole | _Stream = _Stream(self, send) if self._wanted.is_stream else _Whole(self, send)
@@ -214,6 +218,8 @@ class OpenAiAnswer:
         match frame:
             case Route():
                 choice.route = frame
+                if all(one.route is not None for one in self._choices):
+                    self._all_routed.set()
             case Begun():
                 choice.begun = frame
             case Text():
@@ -231,6 +237,10 @@ class OpenAiAnswer:
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def all_routed(self) -> trio.Event:
+        return self._all_routed
 
     @property
     def includes_usage(self) -> bool:
@@ -308,14 +318,15 @@ class _Stream:
 
     async def keep_alive(self) -> None:
         """Until there is text."""
-        wait_s = HOLD_S
+        with trio.move_on_after(HOLD_S):
+            await self._has_text.wait()
+        with trio.move_on_after(MAX_HELD_S):
+            await self._answer.all_routed.wait()
         while not self._has_text.is_set():
-            with trio.move_on_after(wait_s):
-                await self._has_text.wait()
-                return
             async with self._sending:
                 await self._write(b": waiting for the first token\n\n")
-            wait_s = KEEP_ALIVE_S
+            with trio.move_on_after(KEEP_ALIVE_S):
+                await self._has_text.wait()
 
     async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
         async with self._sending:

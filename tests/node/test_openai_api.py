@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
+from starlette.types import Message
 
 from node.errors import BusyError
 from node.peer_id import peer_text
 from node.serve import openai_answers
 from node.serve.api import Embedded
 from node.serve.gateway import Access, serve_gateway
+from node.serve.openai_answers import ChatShape, OpenAiAnswer
+from node.serve.openai_requests import wanted_chat
+from node.serve.openai_types import ChatRequest
 from node.serve.server import bind_api
 from node.views import ModelRow, NodeState, TreeRowView
+from proto.appointments import MAX_HELD_S
 from proto.errors import LocalError
 from proto.messages import (
     Answered,
@@ -498,6 +503,35 @@ async def test_whoever_waits_long_for_the_first_text_is_told_that_it_is_coming(m
         while seen.count(b": waiting for the first token\n\n") < 2:
             seen += await stream.receive_some()
     assert seen.startswith(b"HTTP/1.1 200") and b"x-mycelia-route" in seen
+
+
+class HoldingNode(ScriptedNode):
+    """Holds every prompt for as long as entries do, and then refuses it."""
+
+    @asynccontextmanager
+    async def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        async def frames() -> AsyncIterator[EntryFrame]:
+            await trio.sleep(MAX_HELD_S)
+            yield BUSY
+
+        async with aclosing(frames()) as held:
+            yield held
+
+
+async def test_a_stream_that_is_held_at_the_entry_and_then_refused_is_no_200(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    wanted = wanted_chat(msgspec.convert(chat(stream=True), ChatRequest))
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = OpenAiAnswer(HoldingNode([ROUTE]), wanted, ChatShape(wanted, "fake"), b"")
+    await answer({}, trio.sleep_forever, send)
+    assert sent[0]["status"] == 429 and (b"retry-after", b"3") in sent[0]["headers"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
