@@ -78,7 +78,9 @@ class Answer:
     num_moves: int = 0
     """From node to node after the first token, as entries say."""
     num_rejoins: int = 0
-    """At another entry."""
+    """At another entry, as the first one was lost."""
+    num_turned_away: int = 0
+    """To another entry, as one was leaving."""
     num_retries: int = 0
     """When told to come again."""
     failure: str = ""
@@ -254,11 +256,11 @@ class _Client:
             return
         self._at_entry[self._entry].remove(self)
         self._serving.leave(self._record)
-        self._rejoin()
-
-    def _rejoin(self) -> None:
-        lost, self._record = self._entry, None
         self._answer.num_rejoins += 1
+        self._go_elsewhere()
+
+    def _go_elsewhere(self) -> None:
+        lost, self._record = self._entry, None
         self._world.call(self._world.now + REJOIN_S, lambda: self.enter(lost, lost))
 
     def _on_tokens(self, tokens: Sequence[int]) -> None:
@@ -276,7 +278,8 @@ class _Client:
         self._record = None
         answer.num_moves += record.resumed
         if record.code == LEAVING:
-            self._rejoin()
+            answer.num_turned_away += 1
+            self._go_elsewhere()
             return
         may_retry = record.retry_after_s > 0 and not answer.tokens and world.now < answer.asked_s + DEADLINE_S
         if record.failure and may_retry:

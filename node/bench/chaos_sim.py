@@ -51,6 +51,7 @@ def _rows(outcome: ChaosOutcome) -> list[Row]:
         ("wrong_tokens", "tokens", sum(one.num_wrong for one in differences)),
         ("moved", "requests", sum(1 for answer in answers if answer.num_moves)),
         ("rejoined", "requests", sum(1 for answer in answers if answer.num_rejoins)),
+        ("turned_away", "requests", sum(1 for answer in answers if answer.num_turned_away)),
         ("retried", "requests", sum(1 for answer in answers if answer.num_retries)),
         ("gap_s_p50", "s", percentile(gaps_s, 0.5)),
         ("gap_s_p99", "s", percentile(gaps_s, 0.99)),

@@ -185,7 +185,9 @@ class _Run:
             answered_tokens=sum(one.num_tokens for one in answered) / self._bench.seconds,
             refused_share=len(refused) / len(tries),
             unfinished=sum(1 for one in tries if not one.done_s),
-            failed=sum(1 for one in tries if one.done_s) - len(refused) - len(accepted),
+            failed=sum(
+                1 for one in tries if one.done_s and one.status not in (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
+            ),
             given_up=sum(1 for user in asked if user.tries[-1].status != httpx.codes.OK) / self._bench.seconds,
             num_told=len(told),
             told_true=sum(told) / max(len(told), 1),
