@@ -33,6 +33,9 @@ log = structlog.get_logger()
 JOURNAL_FILE, OLD_FILE = "requests.journal", "requests.journal.old"
 MAX_FILE_BYTES = 2**21
 """MAX_REQUESTS requests of 10 steps are about half of it."""
+GATHER_S = 0.005
+"""From a record to its writing. A thread that wakes just when a request has entered delays its way to the engine by a
+millisecond; a little later the node has nothing to do but to wait for the first token."""
 MAX_QUEUED = 1_024
 """Records that wait for a slow disk; more are dropped, and that is logged."""
 _SEAL_BYTES = 16
@@ -96,6 +99,7 @@ class Journal:
         """Writes what is queued, until cancelled; ``flush`` then writes the rest."""
         while True:
             await self._queued.wait()
+            await trio.sleep(GATHER_S)
             self._queued = trio.Event()
             await run_in_thread(self.flush)
 
