@@ -290,7 +290,11 @@ Examples:
 @click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in this GBNF grammar.")
 @click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this schema.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up, and cancel, when the answer takes longer.")
-@click.option("--wait", is_flag=True, help="While all nodes are busy, ask again when they say, until --timeout.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="While all nodes are busy, ask again when they say, and while none can be reached, until --timeout.",
+)
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
@@ -616,18 +620,26 @@ async def _ask(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """wait: ask again for as long as all nodes are busy and ``timeout_s`` is not over."""
+    """wait: ask again for as long as all nodes are busy or none can be reached, and ``timeout_s`` is not over."""
     import trio
 
-    from node.client import LightClient
+    from node.client import UNREACHED_AGAIN_S, LightClient, NoEntryError
 
     client = LightClient()
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
+    is_told = False
     while True:
         left_s = None if timeout_s is None else max(due_at - trio.current_time(), 0.001)
-        again_s = await _ask_once(
-            request, data_dir, bootstrap, left_s, client, wait=wait, explain=explain, as_json=as_json
-        )
+        try:
+            again_s = await _ask_once(
+                request, data_dir, bootstrap, left_s, client, wait=wait, explain=explain, as_json=as_json
+            )
+        except NoEntryError as exc:
+            if not wait or trio.current_time() + UNREACHED_AGAIN_S >= due_at:
+                raise
+            if not is_told:
+                click.echo(f"mycelia: {exc}; trying again, Ctrl-C ends it", err=True)
+            is_told, again_s = True, UNREACHED_AGAIN_S
         if again_s is None:
             return
         await trio.sleep(max(again_s, _LEAST_AGAIN_S))

@@ -97,6 +97,14 @@ async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
         raise _no_answer(info, exc) from exc
 
 
+UNREACHED_AGAIN_S = 2.0
+"""After which to try again whether a node can be reached, for whoever waits."""
+
+
+class NoEntryError(LocalError):
+    """No node could be reached, and nothing of the answer has come: one that is starting may be there soon."""
+
+
 @dataclass
 class LightClient:
     """Whoever asks without a node of its own. An entry node that refused a prompt keeps a place for this client, so one
@@ -258,7 +266,9 @@ async def _ask_as_light_client(
                 async for frame in frames:
                     await send.send(frame_view(frame))
         except NetworkError as exc:
-            raise LocalError(f"{exc}; {START_HINT}, or give another --bootstrap") from exc
+            has_begun = bool(so_far.rest().answered)
+            kind = LocalError if has_begun else NoEntryError
+            raise kind(f"{exc}; {START_HINT}, or give another --bootstrap") from exc
 
 
 def _of_peer(addresses: Sequence[str], peer: bytes | None) -> list[str]:

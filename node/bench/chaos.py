@@ -19,7 +19,7 @@ import trio
 
 from node.bench.report import Progress, Report, Row, report_of, row_of
 from node.bench.trouble import KILL, Trouble, open_nodes
-from node.client import LightClient, ask_swarm
+from node.client import UNREACHED_AGAIN_S, LightClient, NoEntryError, ask_swarm
 from node.views import AnsweredView, FailedView, TextView
 from proto.blocks import pack_tokens
 from proto.errors import LocalError
@@ -225,6 +225,8 @@ async def _follow(
                         return frame
                     case _:
                         pass
+    except NoEntryError as exc:
+        return FailedView("no_peer", str(exc), True, UNREACHED_AGAIN_S)
     except LocalError as exc:
         return FailedView("no_peer", str(exc), True)
     return FailedView("no_peer", "the answer ended before it was finished", True)

@@ -10,7 +10,7 @@ import trio.testing
 
 from node.bench.chaos import ask_once
 from node.cli import _ask
-from node.client import LightClient, ask_swarm
+from node.client import LightClient, NoEntryError, ask_swarm
 from node.network.memory import MemoryNetwork, MemorySwarm
 from node.network.network import NetworkSettings
 from node.peer_id import peer_text
@@ -96,10 +96,31 @@ async def test_a_client_enters_where_it_did_before_if_it_can(
     assert len(set(opened.peers)) == 1
 
 
-async def test_clients_under_faults_come_again_only_where_a_command_would(
-    autojump_clock: trio.testing.MockClock, opened: Opened
+async def test_who_waits_tries_again_while_no_node_can_be_reached(
+    autojump_clock: trio.testing.MockClock, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with open_members(1) as (opened.swarm, members):
         opened.swarm.cut(members[0].peer)
-        stream = await ask_once(an_ask("hello"), addresses(members))
-    assert "no node could be reached" in stream.failure and stream.num_retries == 0 and len(opened.peers) == 1
+        ask, where = an_ask("hello", max_tokens=4), addresses(members)
+        with pytest.raises(NoEntryError, match="no node could be reached"):
+            await _ask(ask, tmp_path, where, None, wait=False, explain=False, as_json=False)
+        with pytest.raises(NoEntryError):
+            await _ask(ask, tmp_path, where, 30.0, wait=True, explain=False, as_json=False)
+        num_tries = len(opened.peers)
+        assert 4 < num_tries < 20
+
+        async def heal() -> None:
+            await trio.sleep(60)  # (of virtual time)
+            assert opened.swarm is not None
+            opened.swarm.heal(members[0].peer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heal)
+            await _ask(ask, tmp_path, where, None, wait=True, explain=False, as_json=False)
+        told = capsys.readouterr()
+        assert told.out.strip() and told.err.count("trying again") == 2, "once a command"
+        opened.swarm.cut(members[0].peer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heal)
+            stream = await ask_once(an_ask("hello"), addresses(members))
+    assert not stream.failure and stream.num_retries > 4
