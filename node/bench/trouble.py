@@ -19,7 +19,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import psutil
@@ -133,6 +133,7 @@ def can_move_clocks() -> bool:
     return _faketime() is not None
 
 
+@cache
 def _faketime() -> Path | None:
     places = [found for folder in _LIBRARIES for found in Path(folder).glob(f"**/faketime/{_FAKETIME}")]
     return min(places, default=None)

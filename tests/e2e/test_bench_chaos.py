@@ -1,6 +1,7 @@
 """Real nodes that die under load: every answer is the undisturbed one. How long clients wait is not for tests."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 import trio
@@ -23,22 +24,13 @@ from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 
 pytestmark = pytest.mark.e2e
 
+SMALL = ChaosBench(num_nodes=3, num_prompts=3, max_tokens=150, at_once=3, every_s=1.0, model="fake", exact=False)
 PROMPT = "Tell a long story."
 """The fake model's answer to it is long enough to be killed in."""
 
 
 async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() -> None:
-    bench = ChaosBench(
-        num_nodes=3,
-        num_streams=9,
-        num_prompts=3,
-        max_tokens=150,
-        at_once=3,
-        every_s=1.0,
-        faults=(KILL, ENGINE),
-        model="fake",
-        exact=False,
-    )
+    bench = replace(SMALL, num_streams=9, faults=(KILL, ENGINE))
     with trio.fail_after(3 * DEADLINE_S):
         report = await bench_chaos(bench)
     value = {row.name: row.value for row in report.rows}
@@ -51,17 +43,7 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
 async def test_no_answer_suffers_from_storms_full_disks_wrong_clocks_and_bad_lines(faults: tuple[str, ...]) -> None:
     if CLOCK in faults and not can_move_clocks():
         pytest.skip("libfaketime is not installed")
-    bench = ChaosBench(
-        num_nodes=3,
-        num_streams=6,
-        num_prompts=3,
-        max_tokens=150,
-        at_once=3,
-        every_s=1.0,
-        faults=faults,
-        model="fake",
-        exact=False,
-    )
+    bench = replace(SMALL, num_streams=6, faults=faults)
     with trio.fail_after(3 * DEADLINE_S):
         report = await bench_chaos(bench)
     value = {row.name: row.value for row in report.rows}
