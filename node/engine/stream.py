@@ -37,6 +37,8 @@ class AnswerStream:
 
     async def __anext__(self) -> EngineItem:
         await self._wakeup.wait()
+        if self._last is not None and not (self._accepted or self._tokens):
+            await trio.lowlevel.checkpoint()  # (whoever passes the text on does so before the accounts are made up)
         item = self._pop()
         if item is None:
             raise StopAsyncIteration

@@ -74,8 +74,7 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
 
     def sampling(self) -> Sampling:
         """Raises LocalError that names the field out of bounds."""
-        names = [field.name for field in msgspec.structs.fields(Sampling)]
-        sampling = Sampling(**{name: getattr(self, name) for name in names})
+        sampling = Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
         check_sampling(sampling)
         return sampling
 

@@ -28,6 +28,7 @@ from proto.messages import Ask, ChatMessage, Sampling
 
 _SEEDS = 2**32 - 1
 """llama.cpp's last seed means a random one."""
+_DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -133,16 +134,15 @@ def _choices(sampling: Sampling, n: int) -> list[Sampling]:
 def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | None, schema: object) -> Sampling:
     if body.logit_bias:
         raise HttpError(400, "logit_bias is not served", param="logit_bias")
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Sampling)}
     stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
     sampling = Sampling(
         max_tokens=max_tokens or body.max_tokens or DEFAULT_MAX_TOKENS,
         temperature=_or(body.temperature, 1.0),
         seed=secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS,
-        top_k=_or(body.top_k, defaults["top_k"]),
+        top_k=_or(body.top_k, _DEFAULTS.top_k),
         top_p=_or(body.top_p, 1.0),
-        min_p=_or(body.min_p, defaults["min_p"]),
-        repeat_penalty=_or(body.repeat_penalty, defaults["repeat_penalty"]),
+        min_p=_or(body.min_p, _DEFAULTS.min_p),
+        repeat_penalty=_or(body.repeat_penalty, _DEFAULTS.repeat_penalty),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         presence_penalty=_or(body.presence_penalty, 0.0),
         stop=tuple(stop),

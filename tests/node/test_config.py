@@ -173,7 +173,7 @@ def test_programs_are_not_changed_by_what_their_user_configured(tmp_path: Path) 
 
 
 def test_help_reads_no_configuration_and_loads_little() -> None:
-    heavy = "trio httpx msgspec rich structlog libp2p numpy starlette hypercorn prometheus_client tomllib"
+    heavy = "trio httpx msgspec rich structlog libp2p numpy starlette h11 prometheus_client tomllib"
     code = f"import sys, node.cli; sys.exit(' '.join(name for name in {heavy.split()} if name in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,289 @@
+"""HTTP/1.1 connections over real sockets, with small applications behind them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from node.serve import http1
+from node.serve.server import MAX_CONNECTIONS, bind_api, serve_http
+
+DEADLINE_S = 30.0
+
+
+async def body_of(receive: Receive) -> bytes:
+    body, is_more = b"", True
+    while is_more:
+        message = await receive()
+        assert message["type"] == "http.request"
+        body, is_more = body + message["body"], message["more_body"]
+    return body
+
+
+async def reply(send: Send, body: bytes, status: int = 200, **headers: str) -> None:
+    given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": given})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Says what it was asked."""
+    said = await body_of(receive)
+    told = f"{scope['method']} {scope['path']} {scope['query_string'].decode()} ".encode() + said
+    await reply(send, told, content_length=str(len(told)))
+
+
+async def deaf(_: Scope, __: Receive, send: Send) -> None:
+    """Refuses without looking at the body."""
+    await reply(send, b"no", 403, content_length="2")
+
+
+class Endless:
+    """Streams until the client goes away."""
+
+    def __init__(self) -> None:
+        self.gone = trio.Event()
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.body", "body": b"to nobody"})
+        self.gone.set()
+
+
+@asynccontextmanager
+async def connected(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
+    """A client's end of a connection to ``app``."""
+    listener = bind_api("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, app, listener)
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                yield stream
+            nursery.cancel_scope.cancel()
+
+
+def request(method: str, target: str, body: bytes = b"", **headers: str) -> bytes:
+    given = {"Host": "x", "Content-Length": str(len(body))} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+async def until(stream: trio.SocketStream, end: bytes, seen: bytes = b"") -> bytes:
+    while not seen.endswith(end):
+        data = await stream.receive_some()
+        assert data, f"ended after {seen!r}"
+        seen += data
+    return seen
+
+
+async def rest_of(stream: trio.SocketStream) -> bytes:
+    return b"".join([bytes(data) async for data in stream])
+
+
+async def test_one_connection_answers_one_request_after_another() -> None:
+    async with connected(echo) as stream:
+        for number in range(3):
+            await stream.send_all(request("POST", f"/a%20b?n={number}", b"body"))
+            seen = await until(stream, f"POST /a b n={number} body".encode())
+            assert seen.startswith(b"HTTP/1.1 200 \r\n") and b"\r\ndate: " in seen.lower()
+
+
+async def test_requests_that_do_not_wait_for_answers_are_answered_in_order() -> None:
+    requests = [request("POST", f"/{number}", b"x" * 9_000) for number in range(20)]
+    async with connected(echo) as stream:
+        await stream.send_all(b"".join(requests) + request("GET", "/20", Connection="close"))
+        seen = await rest_of(stream)
+    places = [seen.index(b" /%d " % number) for number in range(21)]
+    assert places == sorted(places) and seen.count(b"x" * 9_000) == 20
+
+
+@pytest.mark.parametrize("data", [request("GET", "/", Connection="close"), b"GET / HTTP/1.0\r\n\r\n"])
+async def test_the_connection_ends_where_the_client_wants_it(data: bytes) -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(data)
+        assert (await rest_of(stream)).endswith(b"GET /  ")
+
+
+async def test_an_old_client_knows_no_chunks() -> None:
+    async def stream_some(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"one ", b"", b"two"):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with connected(stream_some) as stream:
+        await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await rest_of(stream)).endswith(b"\r\n\r\none two")
+    async with connected(stream_some) as stream:
+        await stream.send_all(request("GET", "/"))
+        assert (await until(stream, b"0\r\n\r\n")).endswith(b"\r\n\r\n4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n")
+
+
+async def test_head_has_the_headers_and_no_body() -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(request("HEAD", "/") + request("GET", "/", Connection="close"))
+        first, second = (await rest_of(stream)).split(b"HTTP/1.1 200")[1:]
+        assert b"content-length: 8" in first.lower() and first.endswith(b"\r\n\r\n") and second.endswith(b"GET /  ")
+
+
+async def test_a_client_that_waits_before_its_body_is_told_to_go_on() -> None:
+    data = request("POST", "/", b"body", Expect="100-continue")
+    async with connected(echo) as stream:
+        await stream.send_all(data[:-4])
+        assert (await until(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        await stream.send_all(data[-4:])
+        await until(stream, b"POST /  body")
+    async with connected(deaf) as stream:
+        await stream.send_all(data[:-4])
+        assert (await rest_of(stream)).startswith(b"HTTP/1.1 403 ")
+
+
+async def test_a_refused_body_that_is_there_does_not_cost_the_connection() -> None:
+    async with connected(deaf) as stream:
+        for _ in range(3):
+            await stream.send_all(request("POST", "/", b"ignored"))
+            assert b" 403 " in await until(stream, b"no")
+
+
+async def test_a_refused_body_that_is_still_coming_does() -> None:
+    async with connected(deaf) as stream:
+        data = request("POST", "/", b"x" * 1_000_000)
+        await stream.send_all(data[:500_000])
+        seen = await until(stream, b"no")
+        await stream.send_all(data[500_000:])  # (was it closed on unread bytes, the answer would be lost)
+        assert b" 403 " in seen + await rest_of(stream)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nlong: " + b"x" * 200_000, b"431"),
+        (b"GET /" + b"x" * 200_000, b"431"),
+    ],
+    ids=["tls", "http2", "no host", "length", "header", "target"],
+)
+async def test_what_is_no_request_is_refused(data: bytes, status: bytes) -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(data)
+        seen = await rest_of(stream)
+    assert seen.startswith(b"HTTP/1.1 " + status) and seen.partition(b"\r\n\r\n")[2].strip()
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"ffffffffffffffffffffffff\r\n"])
+async def test_a_body_that_is_none_reads_as_a_client_that_went_away(body: bytes) -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        await reply(send, b"broken off", 400)
+
+    async with connected(app) as stream:
+        await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        assert b" 400 " in await rest_of(stream)
+
+
+async def test_a_bug_costs_one_connection() -> None:
+    async def early(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def late(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        raise ZeroDivisionError
+
+    async with connected(early) as stream:
+        await stream.send_all(request("GET", "/"))
+        assert (await rest_of(stream)).startswith(b"HTTP/1.1 500 ")
+    async with connected(late) as stream:
+        await stream.send_all(request("GET", "/"))
+        seen = await rest_of(stream)
+        assert b"some" in seen and not seen.endswith(b"0\r\n\r\n")
+
+
+async def test_an_application_learns_that_its_client_is_gone() -> None:
+    app = Endless()
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/"))
+        await until(stream, b"begun\r\n")
+        await stream.aclose()
+        await app.gone.wait()
+
+
+async def test_what_comes_during_an_answer_is_bounded_and_does_not_disturb_it() -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        with trio.move_on_after(0.5):  # (time to read all that comes, were it read)
+            assert (await receive())["type"] != "http.request"
+        await reply(send, b"answered", content_length="8")
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/") + b"GET /next HTTP/1.1\r\nHost: x\r\nlong: ")
+        await stream.send_all(b"x" * 500_000)
+        seen = await rest_of(stream)
+    assert seen.count(b"HTTP/1.1 ") == 2 and b"answered" in seen and b"HTTP/1.1 431 " in seen
+
+
+async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "WRITE_DEADLINE_S", 0.05)
+    gone = trio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+
+            async def pour() -> None:
+                while True:
+                    await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(pour)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+        gone.set()
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/"))
+        await gone.wait()
+
+
+async def test_a_client_that_asks_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEAD_DEADLINE_S", 0.05)
+    monkeypatch.setattr(http1, "LINGER_S", 0.05)
+    for begun in (b"", b"GET / HTTP/1.1\r\nHost"):
+        async with connected(echo) as stream:
+            await stream.send_all(begun)
+            assert await rest_of(stream) == b""
+
+
+async def test_connections_are_bounded() -> None:
+    async with connected(echo) as stream:
+        port = stream.socket.getpeername()[1]
+        others = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS + 4)]
+        ended = 0
+        async with trio.open_nursery() as nursery:
+
+            async def count(other: trio.SocketStream) -> None:
+                nonlocal ended
+                if not await other.receive_some():
+                    ended += 1
+                    if ended == 5:
+                        nursery.cancel_scope.cancel()
+
+            for other in others:
+                nursery.start_soon(count, other)
+        await stream.send_all(request("GET", "/"))
+        await until(stream, b"GET /  ")
+        for other in others:
+            await trio.aclose_forcefully(other)
