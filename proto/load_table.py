@@ -87,8 +87,8 @@ class LoadTable:
         now: float,
         max_waiting_per_slot: float = math.inf,
     ) -> Candidates:
-        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out`` and those
-        with a longer queue. Peers that are not here are ignored in what is told of them:
+        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out`` and, where
+        queues have a bound, those with a longer queue and those that have no slots. Peers that are not here are ignored in what is told of them:
 
         matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
         under_way: requests sent there by this node that are not over.
@@ -117,7 +117,11 @@ class LoadTable:
         own = self._row_of.get(self._me)
         if own is not None:  # its engine says itself what is too long, and better
             fits[own] = True
-        fits &= requests < np.maximum(columns[_SLOTS], 1.0) * (1 + max_waiting_per_slot)
+        slots = columns[_SLOTS]
+        fits &= requests < np.maximum(slots, 1.0) * (1 + max_waiting_per_slot)
+        if math.isfinite(max_waiting_per_slot):
+            # Its engine is starting again; whoever told of that and then nothing more is believed for so long.
+            fits &= (slots > 0) | (age_s > self._config.told_half_life_s)
         for peer in left_out:
             row = self._row_of.get(peer)
             if row is not None:

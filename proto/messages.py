@@ -84,7 +84,7 @@ class Vitals(Record, frozen=True, kw_only=True):
     """Requests being prefilled or decoded."""
     waiting_requests: Small = field(name="3")
     slots: Small = field(name="4")
-    """Requests the engine works on at once."""
+    """Requests the engine works on at once; 0 while there is no engine."""
     prefill_rate: Small = field(name="5", default=0)
     decode_rate: Small = field(name="6", default=0)
     hold_ms: Small = field(name="7", default=0)

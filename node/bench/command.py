@@ -404,6 +404,27 @@ def chaos(
 @bench.command(
     epilog="""\b
 Examples:
+  mycelia bench liveness
+  mycelia bench liveness --nodes 8 --runs 10 --json > liveness.json"""
+)
+@click.option("--nodes", type=click.IntRange(3, 32), default=4, show_default=True, help="Real processes.")
+@click.option("--runs", type=click.IntRange(1, 1_000), default=5, show_default=True, help="Of everything.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def liveness(nodes: int, runs: int, as_json: bool) -> None:
+    """How soon nodes know that another one was killed, is frozen, cut off, without an engine, or back.
+
+    Real nodes on this machine with the fake engine; some 40 s a run.
+    """
+    from node.bench.liveness import LivenessBench, bench_liveness
+    from node.bench.report import show
+    from node.cli import run
+
+    show(run(partial(bench_liveness, LivenessBench(nodes, runs))), as_json)
+
+
+@bench.command(
+    epilog="""\b
+Examples:
   mycelia bench swarm
   mycelia bench swarm --rtt 200 --policy mycelia --policy lmetric --policy random
   mycelia bench swarm --data ./workloads --runs 3 --json > swarm.json

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from node.bench.chaos import ChaosBench, bench_chaos
+from node.bench.liveness import LivenessBench, bench_liveness
 from node.bench.soak import SoakBench, bench_soak
 from node.bench.trouble import (
     CLOCK,
@@ -49,6 +50,13 @@ async def test_no_answer_suffers_from_storms_full_disks_wrong_clocks_and_bad_lin
     value = {row.name: row.value for row in report.rows}
     assert value["finished"] == 6 and value["faults"] >= 1, value
     assert value["lost_tokens"] == value["repeated_tokens"] == value["wrong_tokens"] == 0, value
+
+
+async def test_others_know_who_is_killed_frozen_cut_off_or_without_an_engine_and_who_is_back() -> None:
+    with trio.fail_after(3 * DEADLINE_S):
+        report = await bench_liveness(LivenessBench(num_nodes=3, runs=1))
+    # (the nodes learned all of it, or it would have been given up; how soon is not for tests)
+    assert len(report.rows) == 8 and all(row.value > 0 for row in report.rows), report.rows
 
 
 async def test_ask_goes_on_elsewhere_when_the_node_of_this_machine_is_killed(swarm: LocalSwarm) -> None:

@@ -359,6 +359,48 @@ def test_a_busy_peer_at_which_nobody_waits_any_more_is_asked_again() -> None:
         assert (dispatched(world).peer == HOLDER) == (num_waiting == 0)
 
 
+def test_a_peer_whose_engine_was_lost_gets_nothing_new_until_it_is_back_or_silent_for_long() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    number = 0
+
+    def goes_to() -> bytes:
+        nonlocal number
+        number += 1
+        submit(world, request_id=bytes([number]) * 16)
+        peer = dispatched(world).peer
+        world.handle(ME, RequestCancelled(bytes([number]) * 16))
+        return peer
+
+    def tell(vitals: Vitals) -> None:
+        world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=vitals)))
+
+    lost = msgspec.structs.replace(IDLE, slots=0)
+    assert goes_to() == HOLDER
+    tell(lost)
+    assert goes_to() != HOLDER
+    tell(IDLE)
+    assert goes_to() == HOLDER
+    tell(lost)
+    world.advance(world.config.routing.told_half_life_s + 1)  # (its news of the new engine may have been lost)
+    assert goes_to() == HOLDER
+
+
+def test_prompts_that_enter_while_the_engine_here_is_lost_go_elsewhere() -> None:
+    world = quiet_world(2)
+    world.handle(ME, VitalsChanged(NAMESPACE, msgspec.structs.replace(IDLE, slots=0)))
+    submit(world)
+    assert dispatched(world).peer == HOLDER
+
+
+def test_a_node_alone_asks_its_engine_also_while_that_starts_again() -> None:
+    world = quiet_world(1)
+    world.handle(ME, VitalsChanged(NAMESPACE, msgspec.structs.replace(IDLE, slots=0)))
+    submit(world)
+    assert dispatched(world).peer == ME
+
+
 def test_when_everybody_is_busy_the_client_hears_the_least_of_what_they_said() -> None:
     world = quiet_world()
     for request_id in (REQUEST, b"next".ljust(16)):
