@@ -88,7 +88,8 @@ class LoadTable:
         max_waiting_per_slot: float = math.inf,
     ) -> Candidates:
         """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out`` and, where
-        queues have a bound, those with a longer queue and those that have no slots. Peers that are not here are ignored in what is told of them:
+        queues have a bound, those with a longer queue and those that have no slots. Peers that are not here are ignored
+        in what is told of them:
 
         matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
         under_way: requests sent there by this node that are not over.

@@ -11,14 +11,14 @@ import random
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from proto.blocks import STRIDE
-from proto.config import DigestConfig, OverlayConfig
+from proto.config import CellConfig, DigestConfig, OverlayConfig
 from proto.effects import Emit, Publish, Send
 from proto.events import CacheChanged
 from proto.messages import Repair, RepairRequest
@@ -64,7 +64,7 @@ class Swarm:
         self.world.run(self.world.now + seconds)
 
 
-def make_swarm(setting: Setting) -> Swarm:
+def make_swarm(setting: Setting, cells: CellConfig = CellConfig()) -> Swarm:  # noqa: B008  frozen
     """Its nodes are started and have heard of each other. Raises LocalError for a file without an RTT matrix."""
     rng = random.Random(setting.seed)
     num_nodes = setting.num_nodes
@@ -75,7 +75,9 @@ def make_swarm(setting: Setting) -> Swarm:
     links = Links(rtt, setting.seed, loss=setting.loss)
     edges = random_graph(num_nodes, DEGREE, rng)
     links.set_mesh(mesh_of(edges, num_nodes, MESH_DEGREE, rng))
-    world = World(links, num_nodes, setting.seed, OverlayConfig(digest=setting.config))
+    # One cell, however many nodes: what is measured here is how far digests reach. ``cells.py`` has swarms that split.
+    one_cell = replace(cells, max_cell_nodes=max(num_nodes, cells.max_cell_nodes))
+    world = World(links, num_nodes, setting.seed, OverlayConfig(digest=setting.config, cells=one_cell))
     world.start_all(edges, _START_S)
     swarm = Swarm(world, edges, setting)
     swarm.wait(_START_S + _SETTLED_S)

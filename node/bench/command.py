@@ -348,14 +348,28 @@ Examples:
     "--fault",
     "faults",
     type=click.Choice(
-        ["kill", "freeze", "engine", "storm", "flap", "full-disk", "clock", "delay", "loss", "partition", "all"]
+        [
+            "kill",
+            "freeze",
+            "engine",
+            "storm",
+            "flap",
+            "full-disk",
+            "slow-disk",
+            "clock",
+            "delay",
+            "loss",
+            "partition",
+            "all",
+        ]
     ),
     multiple=True,
     default=("kill",),
     show_default=True,
     help="SIGKILL and start again; SIGSTOP for 12 s; SIGKILL of the engine process; all nodes but one killed at once;"
-    " one killed again and again; no file can be written for 12 s; the clock jumps by an hour (that needs Debian's"
-    " faketime); lines take 0.5 s more, lose 0.3 of what is sent, or are cut between two parts. Repeatable.",
+    " one killed again and again; no file can be written for 12 s; each file that is reached for takes 0.25 s more"
+    " (Debian's strace); the clock jumps by an hour (Debian's faketime); lines take 0.5 s more,"
+    " lose 0.3 of what is sent, or are cut between two parts. Repeatable.",
 )
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help=MODEL_HELP)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")

@@ -119,7 +119,9 @@ def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequenc
         rows += run(partial(cpu_share.measure_cpu, of_processes, setting, Load(seed=seed), step))
     with no_garbage_collection():
         for name in chosen:
-            rows += measures[name](partial(_step, progress, name))
+            measured = measures[name](partial(_step, progress, name))
+            progress.show(", ".join(f"{row.name} {row.value:g} {row.unit}" for row in measured))
+            rows += measured
             gc.collect()
     progress.close()
     return report_of("gossip", rows)

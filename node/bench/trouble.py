@@ -6,17 +6,21 @@
 - ``storm``: all nodes but one are killed at once, and start again at once.
 - ``flap``: a node is killed again whenever it has just come back, some times over.
 - ``full-disk``: for a while every write of a node and of its engine to a file fails, by a limit of the size of files.
+- ``slow-disk``: for a while each of a node's and its engine's system calls that reach for a file takes a quarter of a
+  second more: by strace, which must be installed, and must be allowed to trace.
 - ``clock``: a node's clock jumps by an hour, to and fro, while it runs: by libfaketime, which must be installed.
 - ``delay``, ``loss``: for a while what others send to a node takes longer, or is lost at first and sent again.
 - ``partition``: for a while nothing passes between one part of the nodes and the other.
 
-For the last three each node is behind a proxy (``delay_proxy.py``). Slow disks are ``sim/faults.py``'s alone: a process
-cannot be given one without a kernel's help.
+For the last three each node is behind a proxy (``delay_proxy.py``).
 """
 
+import os
 import random
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import cache, partial
@@ -31,10 +35,12 @@ from node.swarm import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from proto.errors import LocalError
 
 KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
-DELAY, LOSS, PARTITION = "delay", "loss", "partition"
-FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK, DELAY, LOSS, PARTITION)
+SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
+FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
 FROZEN_S = 12.0
 FULL_S = 12.0
+SLOW_S, SLOWED_S = 0.25, 12.0
+"""By how much a disk is slow, and for how long."""
 FLAPS = 3
 JUMPS_S = (-3_600, 3_600)
 JUMPED_S = 6.0
@@ -47,6 +53,10 @@ START_DEADLINE_S = 120.0
 _FAKETIME = "libfaketimeMT.so.1"
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 _CLOCK_FILE = "clock"
+_FILE_CALLS = (
+    "openat,pread64,pwrite64,fsync,fdatasync,ftruncate,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,statfs"
+)
+_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 class Nodes:
@@ -106,6 +116,11 @@ async def open_nodes(
     clocks = [root / f"{_CLOCK_FILE}-{number}" for number in range(count)] if CLOCK in faults else []
     if clocks and not can_move_clocks():
         raise LocalError("moving a node's clock needs libfaketime: sudo apt-get install faketime")
+    if SLOW_DISK in faults and not can_slow_disks():
+        raise LocalError(
+            "slowing a node's disk needs strace, and the right to trace: sudo apt-get install strace, and run this as"
+            " root or after: sudo sysctl kernel.yama.ptrace_scope=0"
+        )
     num_proxies = count if {DELAY, LOSS, PARTITION} & set(faults) else 0
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(open_delay_proxy(0.0)) for _ in range(num_proxies)]
@@ -131,6 +146,15 @@ async def open_nodes(
 def can_move_clocks() -> bool:
     """Whether ``clock`` is possible here."""
     return _faketime() is not None
+
+
+def can_slow_disks() -> bool:
+    """Whether ``slow-disk`` is possible here."""
+    try:
+        may_trace = os.geteuid() == 0 or int(_PTRACE_SCOPE.read_text()) == 0
+    except (OSError, ValueError):
+        may_trace = True  # (no Yama)
+    return may_trace and shutil.which("strace") is not None
 
 
 @cache
@@ -208,6 +232,7 @@ class Trouble:
             ENGINE: self._kill_engine,
             FLAP: self._flap,
             FULL_DISK: self._fill_disk,
+            SLOW_DISK: self._slow_disk,
             CLOCK: self._move_clock,
             DELAY: partial(self._spoil_line, Quality(ADDED_S)),
             LOSS: partial(self._spoil_line, Quality(0.0, LOST, self._rng)),
@@ -243,6 +268,19 @@ class Trouble:
         for process, limit in limits.items():
             with suppress(psutil.NoSuchProcess):
                 process.rlimit(psutil.RLIMIT_FSIZE, limit)
+
+    async def _slow_disk(self, number: int) -> None:
+        node = psutil.Process(self._nodes.nodes[number].process.pid)
+        pids = [f"--attach={process.pid}" for process in (node, *node.children())]
+        inject = f"--inject={_FILE_CALLS}:delay_enter={round(SLOW_S * 1e6)}"
+        command = ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null", inject, *pids]
+        strace = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            await trio.sleep(SLOWED_S)
+        finally:
+            strace.terminate()  # (it lets go of them)
+            with trio.CancelScope(shield=True):
+                await strace.wait()
 
     async def _move_clock(self, number: int) -> None:
         self._nodes.move_clock(number, self._rng.choice(JUMPS_S))

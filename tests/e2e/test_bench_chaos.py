@@ -17,8 +17,10 @@ from node.bench.trouble import (
     KILL,
     LOSS,
     PARTITION,
+    SLOW_DISK,
     STORM,
     can_move_clocks,
+    can_slow_disks,
 )
 from node.swarm import COMMAND, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
@@ -40,10 +42,12 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
     assert value["faults"] >= 1
 
 
-@pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,), (DELAY, LOSS, PARTITION)])
-async def test_no_answer_suffers_from_storms_full_disks_wrong_clocks_and_bad_lines(faults: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,), (SLOW_DISK,), (DELAY, LOSS, PARTITION)])
+async def test_no_answer_suffers_from_storms_bad_disks_wrong_clocks_and_bad_lines(faults: tuple[str, ...]) -> None:
     if CLOCK in faults and not can_move_clocks():
         pytest.skip("libfaketime is not installed")
+    if SLOW_DISK in faults and not can_slow_disks():
+        pytest.skip("strace is not installed, or may not trace")
     bench = replace(SMALL, num_streams=6, faults=faults)
     with trio.fail_after(3 * DEADLINE_S):
         report = await bench_chaos(bench)

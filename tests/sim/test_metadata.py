@@ -1,8 +1,10 @@
 """The metadata plane in small swarms: the bars of ``mycelia bench gossip``, at sizes that take seconds."""
 
-from proto.config import DigestConfig
+from proto.cells import ROOT
+from proto.config import CellConfig, DigestConfig
 from sim import metadata
 from sim.metadata import Setting
+from sim.world import NAMESPACE
 
 CONFIG = DigestConfig()
 STORES_PER_S = 1 / 60
@@ -16,6 +18,12 @@ def test_a_store_is_visible_within_two_batch_intervals() -> None:
     result = metadata.store_visible(Setting(40, loss=0.02), STORES_PER_S, 60.0, quiet)
     assert result.num_missed == 0 and len(result.seconds) > 20
     assert result.seconds[int(len(result.seconds) * 0.99)] <= 2 * CONFIG.delta_interval_s
+
+
+def test_a_swarm_of_many_stays_one_cell_here() -> None:
+    few = CellConfig(split_hold_s=1.0, newcomer_s=1.0, max_cell_nodes=8, min_cell_nodes=2)
+    swarm = metadata.make_swarm(Setting(40, loss=0.0), few)
+    assert {node.overlay.cell(NAMESPACE) for node in swarm.world.up()} == {ROOT}
 
 
 def test_under_heavy_loss_all_estimates_become_equal() -> None:
