@@ -302,7 +302,7 @@ class Entry:
             running.attempts.pop(attempt, None)
 
     async def _attempt_at_peer(self, effect: Dispatch, on_frame: SendFrame) -> None:
-        stream = await self._network.open(effect.peer, GENERATE)
+        stream = await self._network.open(effect.peer, GENERATE, waits=False)  # (whoever serves a model speaks it)
         is_over = False
         try:
             await stream.send(effect.generate)

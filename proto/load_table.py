@@ -88,14 +88,15 @@ class LoadTable:
         max_waiting_per_slot: float = math.inf,
     ) -> Candidates:
         """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out`` and, where
-        queues have a bound, those with a longer queue and those that have no slots. Peers that are not here are ignored
-        in what is told of them:
+        queues have a bound, those with a longer queue and those that told lately that they have no slots. Peers that
+        are not here are ignored in what is told of them:
 
         matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
         under_way: requests sent there by this node that are not over.
         """
         num = len(self._peers)
         columns = self._columns[:, :num]
+        slots = columns[_SLOTS]
         matched_tokens, sent_tokens = self._scattered(matched), self._scattered(sent)
         age_s = np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0)
         # What was there long ago is done by now, and who tells nobody that it is must not be avoided for ever.
@@ -118,11 +119,13 @@ class LoadTable:
         own = self._row_of.get(self._me)
         if own is not None:  # its engine says itself what is too long, and better
             fits[own] = True
-        slots = columns[_SLOTS]
         fits &= requests < np.maximum(slots, 1.0) * (1 + max_waiting_per_slot)
         if math.isfinite(max_waiting_per_slot):
-            # Its engine is starting again; whoever told of that and then nothing more is believed for so long.
-            fits &= (slots > 0) | (age_s > self._config.told_half_life_s)
+            # Its engine is starting again. Of another node's new engine the news may have been lost.
+            has_engine = (slots > 0) | (age_s > self._config.told_half_life_s)
+            if own is not None:
+                has_engine[own] = slots[own] > 0
+            fits &= has_engine
         for peer in left_out:
             row = self._row_of.get(peer)
             if row is not None:
@@ -131,7 +134,7 @@ class LoadTable:
             matched_tokens,
             requests,
             queued,
-            columns[_SLOTS].copy(),
+            slots.copy(),
             columns[_RATE].copy(),
             columns[_HOLD].copy(),
             columns[_ROUND_TRIP].copy(),

@@ -39,7 +39,7 @@ from proto.messages import (
 )
 from proto.overload import OVERLOADED, UNKNOWN_RETRY_S, BusyPeers, EntryPlaces
 from proto.request import LEAVING, LEAVING_MESSAGE, Request
-from proto.routing import ROUND_TRIPS, Policy, choose, patience_s, wait_here_s
+from proto.routing import Policy, choose, patience_s, wait_here_s
 from proto.vitals_plane import VitalsPlane
 
 _LOOK_AGAIN_S = 0.1
@@ -313,7 +313,7 @@ class RequestPlane:
         space.begin(request.request_id, decision.chosen, request.chain, uncached, expected_s, now)
         effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))
         if patience is not None and request.num_moves < self._routing.max_moves and not self._is_last_attempt(request):
-            way_s = ROUND_TRIPS * self._members.round_trip_s(decision.chosen)
+            way_s = self._members.round_trip_s(decision.chosen)
             request.due_at = now + max(expected_s, way_s + patience)
             effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at))
         return effects
@@ -458,8 +458,8 @@ class RequestPlane:
         wait_s = wait_here_s(frame.vitals, request.num_tokens - frame.cached_tokens, self._routing)
         request.on_bounced(frame, wait_s)
         self._note_load(request, frame.vitals, now)
-        round_trips_s = ROUND_TRIPS * self._members.round_trip_s(peer)
-        self._members.on_first_token(peer, expected_s, round_trips_s + wait_s, now)
+        way_s = self._members.round_trip_s(peer)
+        self._members.on_first_token(peer, expected_s, way_s + wait_s, now)
         if request.promised_tokens:
             self._members.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
         space = self._space(request)

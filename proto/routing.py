@@ -36,8 +36,6 @@ from proto.config import RoutingConfig
 from proto.errors import LocalError
 from proto.messages import Vitals
 
-ROUND_TRIPS = 2
-"""One to open a stream, one for the prompt and its first token."""
 _MAX_SLOTS_RATIO = 2.0
 """Of a candidate's slots and the median's, both ways: all that a claim of more wins."""
 _MAX_RATE_RATIO = 16.0
@@ -250,7 +248,7 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
     prefill_s = uncached / rate_
     queue_s = _queue_s(candidates.queued_tokens / rate_, candidates.num_requests, slots, candidates.hold_s, config)
-    wait_s = ROUND_TRIPS * candidates.round_trip_s + queue_s + prefill_s
+    wait_s = candidates.round_trip_s + queue_s + prefill_s  # (the prompt goes out with what opens its stream)
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)

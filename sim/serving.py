@@ -28,7 +28,6 @@ from proto.events import (
 )
 from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
 from proto.overload import OVERLOADED
-from proto.routing import ROUND_TRIPS
 from sim.engine import Engine, EngineSpec, Job, Listener, Used
 from sim.host import Host
 from sim.liars import CLAIMED_VITALS, Claims
@@ -37,8 +36,6 @@ from sim.world import NAMESPACE, SimNode, World
 
 NO_ENGINE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
 """Of a node whose engine is starting again."""
-OPEN_ROUND_TRIPS = ROUND_TRIPS - 1
-"""Until a new stream carries its first message: node/network/negotiation.py."""
 RESEND_S = 0.2
 """TCP's usual least timeout."""
 
@@ -305,8 +302,7 @@ class Serving:
         self._attempts[key] = self._coming[server][key] = attempt
         delay_s = 0.0
         if server != node.number:
-            hops = [(node.number, server), (server, node.number)] * OPEN_ROUND_TRIPS + [(node.number, server)]
-            delay_s = sum(self._delay_s(*hop) for hop in hops)
+            delay_s = self._delay_s(node.number, server)
             self._heard(attempt)
         self.world.call(self.world.now + delay_s, lambda: self._arrive(attempt))
 

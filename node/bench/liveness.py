@@ -5,8 +5,9 @@ that is listed there may be chosen. Each time is that of the slowest of the othe
 """
 
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,18 +39,6 @@ class LivenessBench:
     """Of everything."""
 
 
-@dataclass
-class _Times:
-    killed_out_s: list[float] = field(default_factory=list)
-    restarted_back_s: list[float] = field(default_factory=list)
-    frozen_out_s: list[float] = field(default_factory=list)
-    thawed_back_s: list[float] = field(default_factory=list)
-    cut_off_out_s: list[float] = field(default_factory=list)
-    healed_back_s: list[float] = field(default_factory=list)
-    engine_lost_out_s: list[float] = field(default_factory=list)
-    engine_back_s: list[float] = field(default_factory=list)
-
-
 _UNITS = {
     "killed_out_s": "s from SIGKILL until no other node lists it",
     "restarted_back_s": "s from the end of its start until all others list it",
@@ -65,98 +54,118 @@ _UNITS = {
 async def bench_liveness(bench: LivenessBench) -> Report:
     """Measure. Raises LocalError when the nodes do not come up, or something takes GIVE_UP_S."""
     progress = Progress(1 + 4 * bench.runs)
-    times = _Times()
+    times: dict[str, list[float]] = {name: [] for name in _UNITS}
     try:
         with TemporaryDirectory(prefix="mycelia-liveness-", ignore_cleanup_errors=True) as root:
             progress.step("nodes start")
             async with open_nodes(bench.num_nodes, ["--model", FAKE_MODEL], Path(root), {PARTITION}) as nodes:
                 for number in range(bench.runs):
                     struck = number % bench.num_nodes
-                    for name, strike in (
+                    for what, strike in (
                         ("a node is killed", _kill),
                         ("one is frozen", _freeze),
                         ("one is cut off", _cut_off),
                         ("one loses its engine", _rob),
                     ):
-                        progress.step(f"run {number + 1}: {name}")
-                        await strike(nodes, struck, times)
+                        progress.step(f"run {number + 1}: {what}")
+                        async with _open_watch(nodes, struck) as watch:
+                            await strike(nodes, struck, watch, times)
     finally:
         progress.close()
-    return report_of("liveness", [row_of(name, unit, getattr(times, name)) for name, unit in _UNITS.items()])
+    return report_of("liveness", [row_of(name, unit, times[name]) for name, unit in _UNITS.items()])
 
 
-async def _kill(nodes: Nodes, struck: int, times: _Times) -> None:
-    peer = await _peer(nodes, struck)
+class _Watch:
+    """What the other nodes list of the struck one. Their connections are open before anything happens: to open one
+    takes longer than what is measured."""
+
+    def __init__(self, peer: str, clients: Sequence[httpx.AsyncClient]) -> None:
+        self._peer = peer
+        self._clients = clients
+
+    async def since(self, began: float, sees: Sees) -> float:
+        """Seconds until the last of them saw that. Raises LocalError when one of them does not in time."""
+        seen_at = began
+
+        async def watch(http: httpx.AsyncClient) -> None:
+            nonlocal seen_at
+            while not sees(await self.row(http)):  # noqa: ASYNC110  (of another process)
+                await trio.sleep(LOOK_EVERY_S)
+            seen_at = max(seen_at, trio.current_time())
+
+        with trio.move_on_after(GIVE_UP_S) as patience:
+            async with trio.open_nursery() as nursery:
+                for http in self._clients:
+                    nursery.start_soon(watch, http)
+        if patience.cancelled_caught:
+            raise LocalError(f"nodes did not agree on {self._peer} within {GIVE_UP_S:.0f} s")
+        return seen_at - began
+
+    async def row(self, http: httpx.AsyncClient) -> PeerRow | None:
+        """Raises LocalError when the node does not say."""
+        try:
+            state = msgspec.json.decode((await http.get("/api/state")).content, type=NodeState)
+        except (httpx.HTTPError, msgspec.DecodeError) as exc:
+            raise LocalError(f"a node to which nothing was done does not answer: {exc}") from exc
+        return next((row for row in state.peers if row.peer == self._peer), None)
+
+
+@asynccontextmanager
+async def _open_watch(nodes: Nodes, struck: int) -> AsyncIterator[_Watch]:
+    async with AsyncExitStack() as stack:
+        clients = []
+        for node in nodes.nodes:
+            url = (await node.wait_ready()).api_url
+            clients.append(httpx.AsyncClient(base_url=url, trust_env=False, timeout=GIVE_UP_S))
+            await stack.enter_async_context(clients[-1])
+        del clients[struck]
+        watch = _Watch((await nodes.nodes[struck].wait_ready()).peer, clients)
+        for http in clients:
+            await watch.row(http)
+        yield watch
+
+
+async def _kill(nodes: Nodes, struck: int, watch: _Watch, times: dict[str, list[float]]) -> None:
     began = trio.current_time()
     nodes.nodes[struck].kill()
-    times.killed_out_s.append(await _until(nodes, struck, peer, lambda row: row is None) - began)
+    times["killed_out_s"].append(await watch.since(began, _is_out))
     await nodes.restart(struck)
-    began = trio.current_time()
-    times.restarted_back_s.append(await _until(nodes, struck, peer, _is_serving) - began)
+    times["restarted_back_s"].append(await watch.since(trio.current_time(), _is_serving))
 
 
-async def _freeze(nodes: Nodes, struck: int, times: _Times) -> None:
-    peer, process = await _peer(nodes, struck), nodes.nodes[struck].process
-    began = trio.current_time()
+async def _freeze(nodes: Nodes, struck: int, watch: _Watch, times: dict[str, list[float]]) -> None:
+    process, began = nodes.nodes[struck].process, trio.current_time()
     process.send_signal(signal.SIGSTOP)
     try:
-        times.frozen_out_s.append(await _until(nodes, struck, peer, lambda row: row is None) - began)
+        times["frozen_out_s"].append(await watch.since(began, _is_out))
     finally:
         process.send_signal(signal.SIGCONT)
-    began = trio.current_time()
-    times.thawed_back_s.append(await _until(nodes, struck, peer, _is_serving) - began)
+    times["thawed_back_s"].append(await watch.since(trio.current_time(), _is_serving))
 
 
-async def _cut_off(nodes: Nodes, struck: int, times: _Times) -> None:
-    peer = await _peer(nodes, struck)
+async def _cut_off(nodes: Nodes, struck: int, watch: _Watch, times: dict[str, list[float]]) -> None:
     began = trio.current_time()
     part(nodes.nodes, nodes.proxies, [int(number == struck) for number in range(len(nodes.nodes))])
-    times.cut_off_out_s.append(await _until(nodes, struck, peer, lambda row: row is None) - began)
+    times["cut_off_out_s"].append(await watch.since(began, _is_out))
     began = trio.current_time()
     for proxy in nodes.proxies:
         proxy.heal()
-    times.healed_back_s.append(await _until(nodes, struck, peer, _is_serving) - began)
+    times["healed_back_s"].append(await watch.since(began, _is_serving))
 
 
-async def _rob(nodes: Nodes, struck: int, times: _Times) -> None:
-    peer = await _peer(nodes, struck)
+async def _rob(nodes: Nodes, struck: int, watch: _Watch, times: dict[str, list[float]]) -> None:
+    engines = psutil.Process(nodes.nodes[struck].process.pid).children()
     began = trio.current_time()
-    for child in psutil.Process(nodes.nodes[struck].process.pid).children():
-        child.kill()
-    lost = await _until(nodes, struck, peer, lambda row: row is not None and not row.slots)
-    times.engine_lost_out_s.append(lost - began)
-    times.engine_back_s.append(await _until(nodes, struck, peer, _is_serving) - lost)
+    for engine in engines:
+        engine.kill()
+    lost_s = await watch.since(began, lambda row: row is not None and not row.slots)
+    times["engine_lost_out_s"].append(lost_s)
+    times["engine_back_s"].append(await watch.since(began + lost_s, _is_serving))
+
+
+def _is_out(row: PeerRow | None) -> bool:
+    return row is None
 
 
 def _is_serving(row: PeerRow | None) -> bool:
     return row is not None and row.slots > 0
-
-
-async def _peer(nodes: Nodes, number: int) -> str:
-    return (await nodes.nodes[number].wait_ready()).peer
-
-
-async def _until(nodes: Nodes, struck: int, peer: str, sees: Sees) -> float:
-    """When the last of the other nodes saw that. Raises LocalError when one of them does not in time."""
-    others = [node for number, node in enumerate(nodes.nodes) if number != struck]
-    seen_at = trio.current_time()
-
-    async def watch(url: str) -> None:
-        nonlocal seen_at
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=GIVE_UP_S) as http:
-            while not sees(await _row(http, peer)):  # noqa: ASYNC110  (of another process)
-                await trio.sleep(LOOK_EVERY_S)
-        seen_at = max(seen_at, trio.current_time())
-
-    with trio.move_on_after(GIVE_UP_S) as patience:
-        async with trio.open_nursery() as nursery:
-            for node in others:
-                nursery.start_soon(watch, (await node.wait_ready()).api_url)
-    if patience.cancelled_caught:
-        raise LocalError(f"nodes did not agree on {peer} within {GIVE_UP_S:.0f} s")
-    return seen_at
-
-
-async def _row(http: httpx.AsyncClient, peer: str) -> PeerRow | None:
-    state = msgspec.json.decode((await http.get("/api/state")).content, type=NodeState)
-    return next((row for row in state.peers if row.peer == peer), None)

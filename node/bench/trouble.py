@@ -6,7 +6,7 @@
 - ``storm``: all nodes but one are killed at once, and start again at once.
 - ``flap``: a node is killed again whenever it has just come back, some times over.
 - ``full-disk``: for a while every write of a node and of its engine to a file fails, by a limit of the size of files.
-- ``slow-disk``: for a while each of a node's and its engine's system calls that reach for a file takes a quarter of a
+- ``slow-disk``: for a while whatever opens, syncs, moves or removes a file takes a node and its engine a quarter of a
   second more: by strace, which must be installed, and must be allowed to trace.
 - ``clock``: a node's clock jumps by an hour, to and fro, while it runs: by libfaketime, which must be installed.
 - ``delay``, ``loss``: for a while what others send to a node takes longer, or is lost at first and sent again.
@@ -15,12 +15,12 @@
 For the last three each node is behind a proxy (``delay_proxy.py``).
 """
 
-import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import cache, partial
@@ -53,10 +53,15 @@ START_DEADLINE_S = 120.0
 _FAKETIME = "libfaketimeMT.so.1"
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 _CLOCK_FILE = "clock"
-_FILE_CALLS = (
-    "openat,pread64,pwrite64,fsync,fdatasync,ftruncate,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,statfs"
+_FILE_CALLS = ",".join(  # (not every machine knows all of them)
+    f"?{name}"
+    for name in (
+        *("openat", "pread64", "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "renameat", "renameat2"),
+        *("unlink", "unlinkat", "mkdir", "mkdirat", "statfs"),
+    )
 )
-_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+_ATTACHED_S = 0.5
+"""Longer than strace takes to say that it may not trace."""
 
 
 class Nodes:
@@ -148,13 +153,20 @@ def can_move_clocks() -> bool:
     return _faketime() is not None
 
 
+@cache
 def can_slow_disks() -> bool:
-    """Whether ``slow-disk`` is possible here."""
-    try:
-        may_trace = os.geteuid() == 0 or int(_PTRACE_SCOPE.read_text()) == 0
-    except (OSError, ValueError):
-        may_trace = True  # (no Yama)
-    return may_trace and shutil.which("strace") is not None
+    """Whether ``slow-disk`` is possible here. Blocks for half a second to find out."""
+    if shutil.which("strace") is None:
+        return False
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        try:
+            tracer = ["strace", "--output=/dev/null", f"--attach={stranger.pid}"]
+            subprocess.run(tracer, stderr=subprocess.DEVNULL, timeout=_ATTACHED_S, check=False)
+        except subprocess.TimeoutExpired:
+            return True
+        finally:
+            stranger.kill()
+    return False
 
 
 @cache
@@ -276,7 +288,9 @@ class Trouble:
         command = ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null", inject, *pids]
         strace = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            await trio.sleep(SLOWED_S)
+            with trio.move_on_after(SLOWED_S):
+                await strace.wait()
+                raise LocalError(f"strace ended with exit code {strace.returncode}: the disk was not slow")
         finally:
             strace.terminate()  # (it lets go of them)
             with trio.CancelScope(shield=True):

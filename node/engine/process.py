@@ -95,7 +95,7 @@ class ProcessEngine:
         self._running = trio.Event()
         self._watchdog = Watchdog()
         self._load_error = ""
-        self._vitals = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
+        self._vitals = _idle(slots=0)
         self._vitals_told = self._vitals
         self._vitals_changed = trio.Event()
         self._changes = ChangeLog()
@@ -382,6 +382,7 @@ class ProcessEngine:
         self.num_cells = self.num_cells or message.cells
         self.cache_tokens = message.cache_tokens
         self._outbox = outbox
+        self._set_vitals(_idle(settings.slots))  # (the child tells of itself only once it works)
         self._running.set()
         threads = settings.num_threads
         log.info("engine_ready", pid=self.pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
@@ -431,7 +432,7 @@ class ProcessEngine:
         was_loaded = self._outbox is not None
         self._outbox, self.pid = None, None
         self._running = trio.Event()
-        self._set_vitals(Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0))
+        self._set_vitals(_idle(slots=0))
         for stream in self._streams.values():
             stream.put(EngineFailed("engine_lost", "the engine process died", True))
         self._streams.clear()
@@ -451,6 +452,11 @@ class ProcessEngine:
                     self._last_words.append(text)
                     log.debug("engine_said", text=text)
         end.set()
+
+
+def _idle(slots: int) -> Vitals:
+    """slots: 0 while there is no child."""
+    return Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=slots)
 
 
 def without_folder(words: str) -> str:

@@ -565,8 +565,10 @@ class Host:
             del self._dials[peer]
             done.set()
 
-    async def open(self, peer: bytes, protocol: str, direct: bool = False) -> INetStream:
-        """A stream to a connected peer. direct: not through a relay. Raises NetworkError."""
+    async def open(self, peer: bytes, protocol: str, direct: bool = False, waits: bool = True) -> INetStream:
+        """A stream to a connected peer. direct: not through a relay. waits: for its word that it speaks ``protocol``;
+        else nothing has been said about that yet, and the caller begins with ``negotiation.proposal``. Raises
+        NetworkError."""
         for connection in self.table.connections(peer):
             if not connection.is_closed and not (direct and _is_relayed(connection)):
                 break
@@ -576,7 +578,8 @@ class Host:
             with trio.fail_after(OPEN_DEADLINE_S):
                 stream = await connection.new_stream()
                 try:
-                    await negotiation.select(stream, protocol)
+                    if waits:
+                        await negotiation.select(stream, protocol)
                 except BaseException:
                     await self._reset(stream)
                     raise

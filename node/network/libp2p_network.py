@@ -217,8 +217,8 @@ class Libp2pNetwork:
     async def dial(self, peer: bytes) -> None:
         await self._discovery.dial_hint(peer)
 
-    async def open(self, peer: bytes, protocol: str) -> MessageStream:
-        return await self._streams.open(peer, protocol)
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
+        return await self._streams.open(peer, protocol, waits)
 
     def want_relays(self, is_wanted: bool) -> None:
         self._relaying.want(is_wanted and self._settings.relay)

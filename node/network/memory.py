@@ -277,9 +277,9 @@ class MemoryNetwork:
             raise NetworkError(f"cannot reach {peer_text(peer)}")
         self._swarm.link(self.peer_id, peer)
 
-    async def open(self, peer: bytes, protocol: str) -> "MemoryStream":
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> "MemoryStream":
         network = self._connected_network(peer)
-        await trio.sleep(2 * self._swarm.latency_s)
+        await trio.sleep(2 * self._swarm.latency_s if waits else 0.0)
         handler = network.handlers.get(protocol)
         if handler is None or not self._swarm.connected(self.peer_id, peer):
             raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}")

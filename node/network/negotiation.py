@@ -1,7 +1,8 @@
 """Which protocol a stream speaks, agreed on in one round trip: https://github.com/multiformats/multistream-select.
 
 libp2p's own negotiation sends each line by itself, waits for each answer and reads its length byte by byte. Here both
-lines go out at once, and one that came at once is answered at once. What arrives otherwise is left to libp2p's.
+lines go out at once, and one that came at once is answered at once. What arrives otherwise is left to libp2p's. Whoever
+knows what the peer speaks need not even wait for that answer: the lines go out together with the first message.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,9 +25,14 @@ class NotSupportedError(Exception):
     """The peer does not speak the protocol."""
 
 
+def proposal(protocol: str) -> bytes:
+    """What the opener says first. The peer says the same, if it speaks ``protocol``."""
+    return MULTISTREAM + encode_delim(protocol.encode())
+
+
 async def select(stream: INetStream, protocol: str) -> None:
     """As the opener. Raises NotSupportedError, and what the stream raises. Waits for as long as the peer takes."""
-    wanted = MULTISTREAM + encode_delim(protocol.encode())
+    wanted = proposal(protocol)
     await stream.write(wanted)
     answer = b""
     while len(answer) < len(wanted):

@@ -161,8 +161,10 @@ class Network(Protocol):
         """Connect with a peer that ``find_providers`` or ``find_nodes`` told of. Raises NetworkError."""
         ...
 
-    async def open(self, peer: bytes, protocol: str) -> MessageStream:
-        """A new exchange with a connected peer. Raises NetworkError."""
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
+        """A new exchange with a connected peer. Raises NetworkError.
+
+        waits: for the peer's word that it speaks ``protocol``, a round trip; else the first ``receive`` tells of it."""
         ...
 
     def want_relays(self, is_wanted: bool) -> None:

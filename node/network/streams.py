@@ -12,6 +12,7 @@ from libp2p.abc import IMuxedStream, INetStream
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
 
+from node.network import negotiation
 from node.network.deadlines import shielded
 from node.network.events import EventQueue
 from node.network.host import Host
@@ -53,9 +54,14 @@ class Libp2pStream:
     """A MessageStream over one libp2p stream. One task may send while another receives."""
 
     def __init__(
-        self, stream: INetStream, peer: bytes, charge: Charge, open_ones: "set[Libp2pStream] | None" = None
+        self,
+        stream: INetStream,
+        peer: bytes,
+        charge: Charge,
+        open_ones: "set[Libp2pStream] | None" = None,
+        proposal: bytes = b"",
     ) -> None:
-        """open_ones: where it is while it is open."""
+        """open_ones: where it is while it is open. proposal: to be said before everything else, and answered alike."""
         self._open_ones = set() if open_ones is None else open_ones
         self._open_ones.add(self)
         self._stream = stream
@@ -65,6 +71,7 @@ class Libp2pStream:
         self._charge = charge
         self._buffer = bytearray()
         self._over = False
+        self._to_say = self._to_hear = proposal
 
     @property
     def peer(self) -> bytes:
@@ -72,7 +79,8 @@ class Libp2pStream:
 
     async def send(self, message: Message) -> None:
         data = encode(message)
-        frame = memoryview(LENGTH_PREFIX.pack(len(data)) + data)
+        frame = memoryview(self._to_say + LENGTH_PREFIX.pack(len(data)) + data)
+        self._to_say = b""
         sent = False
         try:
             for start in range(0, len(frame), WRITE_STEP_BYTES):
@@ -88,6 +96,8 @@ class Libp2pStream:
                 await self.reset()  # part of a frame may be out: nothing that follows could be understood
 
     async def receive(self) -> Message:
+        if self._to_hear:
+            await self._hear()
         await self._fill(LENGTH_PREFIX.size, wait=True)
         (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
         if length > MAX_MESSAGE_BYTES:
@@ -130,6 +140,16 @@ class Libp2pStream:
                 await self._stream.reset()
             except _STREAM_ERRORS:
                 log.debug("reset failed", peer=peer_text(self._peer))
+
+    async def _hear(self) -> None:
+        """The answer to the proposal. Raises NetworkError, also when it is none or late."""
+        while len(self._buffer) < len(self._to_hear) and self._to_hear.startswith(self._buffer):
+            await self._fill(len(self._buffer) + 1, wait=False)
+        if not self._buffer.startswith(self._to_hear):
+            await self.reset()
+            raise NetworkError(f"{peer_text(self._peer)} does not speak the protocol")
+        del self._buffer[: len(self._to_hear)]
+        self._to_hear = b""
 
     async def _refuse(self, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
         """Raises RemoteError, after the peer was charged and the stream reset."""
@@ -179,8 +199,10 @@ class Streams:
         host.on_refused = charge
         host.serve(CONTROL_PROTOCOL, self._serve_control)
 
-    async def open(self, peer: bytes, protocol: str) -> Libp2pStream:
-        return Libp2pStream(await self._host.open(peer, protocol), peer, self._charge, self.exchanges)
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> Libp2pStream:
+        raw = await self._host.open(peer, protocol, waits=waits)
+        proposal = b"" if waits else negotiation.proposal(protocol)
+        return Libp2pStream(raw, peer, self._charge, self.exchanges, proposal)
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def serve_stream(raw: INetStream) -> None:

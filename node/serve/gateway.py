@@ -96,7 +96,7 @@ def _refusal(path: str, status: int, message: str) -> Response:
 async def _on_http_error(request: Request, exc: Exception) -> Response:
     """No such path, wrong method."""
     assert isinstance(exc, HTTPException)
-    response = _refusal(request.url.path, exc.status_code, exc.detail)
+    response = _refusal(request.scope["path"], exc.status_code, exc.detail)
     response.headers.update(exc.headers or {})
     return response
 
@@ -105,6 +105,6 @@ async def _on_bug(request: Request, exc: Exception) -> Response:
     """An error that nothing expected costs its request, and is told in the log."""
     log.error("api_request_failed", exc_info=exc)
     message = "an error inside the node; its log says more"
-    if request.url.path.startswith(PREFIX):
+    if request.scope["path"].startswith(PREFIX):
         return openai_refusal(500, message)
     return json_response(FailedView("internal", message, True), 500)

@@ -167,13 +167,14 @@ async def test_a_refused_body_that_is_still_coming_does() -> None:
     ("data", "status"),
     [
         (b"\x16\x03\x01\r\n\r\n", b"400"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"505"),
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nlong: " + b"x" * 200_000, b"431"),
         (b"GET /" + b"x" * 200_000, b"431"),
+        (request("POST", "/", b"0\r\n\r\n", Transfer_Encoding="chunked"), b"400"),
     ],
-    ids=["tls", "http2", "no host", "length", "header", "target"],
+    ids=["tls", "http2", "no host", "length", "header", "target", "two lengths"],
 )
 async def test_what_is_no_request_is_refused(data: bytes, status: bytes) -> None:
     async with connected(echo) as stream:
@@ -221,17 +222,143 @@ async def test_an_application_learns_that_its_client_is_gone() -> None:
 
 
 async def test_what_comes_during_an_answer_is_bounded_and_does_not_disturb_it() -> None:
+    may_end = trio.Event()
+
     async def app(_: Scope, receive: Receive, send: Send) -> None:
         await body_of(receive)
-        with trio.move_on_after(0.5):  # (time to read all that comes, were it read)
-            assert (await receive())["type"] != "http.request"
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                assert (await receive())["type"] != "http.request"
+
+            nursery.start_soon(wait)
+            await may_end.wait()
+            nursery.cancel_scope.cancel()
         await reply(send, b"answered", content_length="8")
 
     async with connected(app) as stream:
         await stream.send_all(request("GET", "/") + b"GET /next HTTP/1.1\r\nHost: x\r\nlong: ")
-        await stream.send_all(b"x" * 500_000)
+        num_taken = await pour(stream)
+        may_end.set()
         seen = await rest_of(stream)
+    # (what the kernel's buffers hold, and little more)
+    assert 100_000 < num_taken < 16_000_000
     assert seen.count(b"HTTP/1.1 ") == 2 and b"answered" in seen and b"HTTP/1.1 431 " in seen
+
+
+async def pour(stream: trio.SocketStream) -> int:
+    """Send until it is not taken any more; how many bytes were."""
+    num_sent = 0
+    while True:
+        try:
+            num_sent += stream.socket._sock.send(b"x" * 65_536)  # type: ignore[attr-defined]
+        except BlockingIOError:
+            with trio.move_on_after(0.2):
+                await trio.lowlevel.wait_writable(stream.socket)
+                continue
+            return num_sent
+
+
+async def test_many_small_requests_ahead_do_not_pile_up() -> None:
+    small = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    ahead: list[int] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        with trio.move_on_after(0.001):
+            while (await receive())["type"] == "http.request":
+                pass
+        connection = receive.__self__  # type: ignore[attr-defined]
+        ahead.append(len(connection._http.trailing_data[0]))
+        await reply(send, b"", content_length="0")
+
+    async with connected(app) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, small * 40_000)
+        while len(ahead) < 100:
+            await stream.receive_some()
+        nursery.cancel_scope.cancel()
+    assert max(ahead) <= http1.MAX_HEAD_BYTES + 2 * 16_384
+
+
+async def test_one_connection_with_many_requests_lets_others_have_their_turn() -> None:
+    order: list[str] = []
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        order.append(scope["path"])
+        await reply(send, b"", content_length="0")
+
+    async with connected(app) as stream:
+        address = stream.socket.getpeername()
+        async with await trio.open_tcp_stream(*address[:2]) as other:
+            await other.send_all(request("GET", "/other"))
+            await until(other, b"\r\n\r\n")
+            order.clear()
+            await stream.send_all(b"GET /many HTTP/1.1\r\nHost: x\r\n\r\n" * 300)
+            await other.send_all(request("GET", "/other"))
+            await until(other, b"\r\n\r\n")
+    assert order.index("/other") < 299
+
+
+async def test_a_piece_whose_sender_is_cancelled_still_goes_out_whole() -> None:
+    """As when one of several choices fails while the text of another one waits for room."""
+    piece, cut = b"x" * 16_000_000, trio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(0.05) as impatience:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        assert impatience.cancelled_caught
+        cut.set()
+        await send({"type": "http.response.body", "body": b"end"})
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/", Connection="close"))
+        await cut.wait()
+        seen = await rest_of(stream)
+    assert seen.count(b"x") == len(piece) and seen.endswith(b"\r\n3\r\nend\r\n0\r\n\r\n")
+
+
+async def test_a_client_that_floods_and_goes_away_frees_what_waits_for_it() -> None:
+    gone = trio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+
+            async def say() -> None:
+                while True:
+                    await send({"type": "http.response.body", "body": b"still here", "more_body": True})
+                    await trio.sleep(0.01)
+
+            nursery.start_soon(say)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+        gone.set()
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/"))
+        await stream.receive_some()
+        await pour(stream)
+        await stream.aclose()
+        await gone.wait()
+
+
+async def test_an_answer_that_leaves_a_body_unread_says_that_it_ends_the_connection() -> None:
+    async with connected(deaf) as stream:
+        await stream.send_all(request("POST", "/", b"x" * 100_000)[:50_000])
+        assert b"\r\nconnection: close\r\n" in (await until(stream, b"no")).lower()
+
+
+async def test_a_bug_behind_head_has_no_body() -> None:
+    async def app(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with connected(app) as stream:
+        await stream.send_all(request("HEAD", "/"))
+        seen = await rest_of(stream)
+    assert seen.startswith(b"HTTP/1.1 500 ") and seen.endswith(b"\r\n\r\n")
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -392,6 +392,10 @@ def test_prompts_that_enter_while_the_engine_here_is_lost_go_elsewhere() -> None
     world.handle(ME, VitalsChanged(NAMESPACE, msgspec.structs.replace(IDLE, slots=0)))
     submit(world)
     assert dispatched(world).peer == HOLDER
+    world.handle(ME, RequestCancelled(REQUEST))
+    world.advance(5 * world.config.routing.told_half_life_s)  # (a large model loads for minutes)
+    submit(world)
+    assert dispatched(world).peer == HOLDER
 
 
 def test_a_node_alone_asks_its_engine_also_while_that_starts_again() -> None:

@@ -25,14 +25,16 @@ def test_no_fault_loses_an_answer(kind: str) -> None:
 
 
 def test_who_leaves_finishes_its_answers_first() -> None:
-    """Where nothing else happens, nobody has to go on elsewhere in the middle."""
+    """Only what takes longer than it waits, which is rare, goes on elsewhere in the middle."""
     outcome = run(kinds=(LEAVE,), pace=40.0, length_s=480.0)
     assert outcome.faults[LEAVE] > 5
-    assert not any(answer.num_moves or answer.num_rejoins for answer in outcome.answers)
+    moved = sum(answer.num_moves for answer in outcome.answers)
+    assert moved < outcome.faults[LEAVE] / 3 and not any(answer.num_rejoins for answer in outcome.answers)
     assert any(answer.num_turned_away for answer in outcome.answers), "it took nothing new"
     assert not any(answer.num_retries for answer in outcome.answers), "which is no refusal for load"
     killed = run(kinds=(KILL,), length_s=480.0)
     assert any(answer.num_rejoins for answer in killed.answers)
+    assert sum(answer.num_moves for answer in killed.answers) > killed.faults[KILL] / 2
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -127,7 +127,7 @@ def test_an_ablation_hides_one_thing() -> None:
     idle = candidate("idle", slots=9, prefill_rate=900.0)
     full = candidate("full", 640, 9, slots=9, hold_s=20.0, prefill_rate=900.0)
     assert chosen("mycelia-no-hold", full, idle) == "full" and chosen("mycelia-no-rtt", full, idle) == "idle"
-    here = candidate("here", 64, slots=9, round_trip_s=0.04, prefill_rate=900.0)
+    here = candidate("here", 64, slots=9, round_trip_s=0.08, prefill_rate=900.0)
     assert chosen("mycelia-no-recompute", here, idle) == "idle" and chosen("mycelia-no-queue", here, idle) == "here"
     late = candidate("late", 640, slots=9, lateness_s=2.0, prefill_rate=900.0)
     assert chosen("mycelia-no-lateness", late, idle) == "late" and chosen("mycelia-no-queue", late, idle) == "idle"

@@ -43,8 +43,8 @@ def test_equal_seeds_are_equal_runs_whatever_the_hash_seed() -> None:
 
 def test_far_nodes_answer_later() -> None:
     near, far = run("random", rtt_s=0.0), run("random", rtt_s=0.2)
-    # Two round trips: one opens the stream. A node serves itself without any.
-    assert far.ttft_p50_s > near.ttft_p50_s + 0.2
+    # A round trip, but for what a node serves itself.
+    assert near.ttft_p50_s + 0.1 < far.ttft_p50_s < near.ttft_p50_s + 0.25
     assert near.hit_bound == far.hit_bound
 
 
@@ -97,7 +97,7 @@ def test_liars_draw_prompts_until_they_are_late() -> None:
     assert 0.15 < run("random", **swarm).liar_share < 0.35
     believed, doubted = run("mycelia-no-lateness", **swarm), run(**swarm)
     assert 0.25 < believed.liar_share > doubted.liar_share, "two of eight draw more than their share"
-    assert doubted.ttft_p50_s < 0.25 * believed.ttft_p50_s
+    assert doubted.ttft_p50_s < 0.4 * believed.ttft_p50_s
     # What they claim is not what is measured.
     assert doubted.hit_ratio < doubted.hit_bound and doubted.stale_share > 0 == doubted.num_failed
 

@@ -379,6 +379,14 @@ async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.
             assert running.num_cells == running.load_message().cells == 4096
 
 
+async def test_a_child_that_has_loaded_has_slots_before_it_says_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent to a node that tells of none."""
+    with trio.fail_after(LIMIT_S):
+        stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")))
+        async with open_engine(EngineSettings(resolve_model("smollm2"), slots=3)) as running:
+            assert running.vitals().slots == 3
+
+
 async def test_a_child_that_is_stuck_at_loading_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     stub_worker(monkeypatch)
     monkeypatch.setattr(process, "LOAD_DEADLINE_S", 0.01, raising=False)
