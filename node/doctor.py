@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from node.commands.running import run
+
 
 @click.command(
     epilog="""\b
@@ -46,7 +48,6 @@ def doctor(
     import msgspec
 
     from node.checkup import examine, lines, with_outlook
-    from node.cli import run
     from node.outlook import look_out
     from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN, check_listen, default_data_dir, read_bootstrap
 

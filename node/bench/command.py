@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from node.bench.options import FiniteRange
+from node.commands.running import run
 
 MODEL_HELP = "Registered name, or a GGUF file."
 
@@ -48,7 +49,6 @@ def engine(
     from node.bench.engine import bench_engine
     from node.bench.report import show
     from node.bench.target import Settings
-    from node.cli import run
     from node.engine.models import resolve_model
 
     settings = Settings(threads=threads, cells=cells, slots=slots)
@@ -101,7 +101,6 @@ def gateway(requests: int, streams: int, runs: int, as_json: bool) -> None:
     """The HTTP gateway: what it and a hop add to the first token, many streams, many wrong keys."""
     from node.bench.gateway import GatewayBench, bench_gateway
     from node.bench.report import show
-    from node.cli import run
 
     show(run(partial(bench_gateway, GatewayBench(runs, requests, streams))), as_json)
 
@@ -207,7 +206,6 @@ def soak(
     from node.bench.atomic import replaced
     from node.bench.report import show
     from node.bench.soak import SoakBench, bench_soak, plot_of
-    from node.cli import run
 
     plan = SoakBench(minutes * 60, nodes, every, model, threads, seed=seed)
     with nullcontext() if plot is None else replaced(plot) as file:
@@ -248,7 +246,6 @@ def overload(
     from node.bench.overload import OverloadBench, bench_overload
     from node.bench.real_overload import RealOverload, bench_real_overload
     from node.bench.report import show
-    from node.cli import run
 
     if real:
         usual = RealOverload()
@@ -397,7 +394,6 @@ def chaos(
     from node.bench.chaos import ChaosBench, bench_chaos
     from node.bench.report import show
     from node.bench.trouble import FAULTS
-    from node.cli import run
 
     plan = ChaosBench(
         num_nodes=nodes,
@@ -431,7 +427,6 @@ def liveness(nodes: int, runs: int, as_json: bool) -> None:
     """
     from node.bench.liveness import LivenessBench, bench_liveness
     from node.bench.report import show
-    from node.cli import run
 
     show(run(partial(bench_liveness, LivenessBench(nodes, runs))), as_json)
 
@@ -516,7 +511,6 @@ def swarm(
     ten minutes on two cores.
     """
     from node.bench.swarm import SwarmBench, bench_swarm, show_swarm
-    from node.cli import run
     from node.settings import check_policy
 
     wanted = SwarmBench(

@@ -14,6 +14,7 @@ from pathlib import Path
 from node.bench import cpu_share
 from node.bench.load import Load
 from node.bench.report import Progress, Report, Row, report_of, row_of
+from node.commands.running import run
 from proto.config import DigestConfig
 from proto.errors import LocalError
 from sim import metadata
@@ -94,8 +95,6 @@ class _Bench:
 
 def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequence[str] = ()) -> Report:
     """Simulate. ``only``: names of rows; all without one. Raises LocalError when something could not be measured."""
-    from node.cli import run  # (which imports this package's commands)
-
     bench = _Bench(num_nodes, rtt_file, seed)
     measures: dict[str, Callable[[Step], list[Row]]] = {
         "same_repair_bytes": bench.same_repair_bytes,

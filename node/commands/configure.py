@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from node.commands.running import console
 from node.config import Schema, Setting, default_file, nothing_set
 
 
@@ -68,8 +69,6 @@ def show(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(told, ensure_ascii=False))
         return
     from rich.table import Table
-
-    from node.cli import console
 
     table = Table()
     for name in ("key", "value", "from"):

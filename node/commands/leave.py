@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from node.commands.options import data_dir_option
+from node.commands.running import run, running
 
 _LOOK_S, _TELL_S = 0.2, 5.0
 
@@ -25,7 +26,6 @@ def leave(data_dir: Path | None, no_wait: bool) -> None:
 
     How long that may take is its --drain. Ctrl-C ends only the waiting.
     """
-    from node.cli import run, running
 
     async def tell_and_wait() -> None:
         import trio

@@ -1,10 +1,13 @@
-"""``mycelia status``, ``stats``, ``trace`` and ``up``: what a node does."""
+"""``mycelia status``, ``stats``, ``trace`` and ``up``: what the node running here does. ``peers``, ``models``, ``tree``
+and ``id``: whom it knows, what it holds, and who it is.
+"""
 
 from pathlib import Path
 
 import click
 
 from node.commands.options import data_dir_option, json_option
+from node.commands.running import print_view, run, running
 
 
 @click.command(
@@ -17,7 +20,6 @@ Examples:
 @json_option
 def status(data_dir: Path | None, as_json: bool) -> None:
     """The node running here: its model, load, cache, peers and traffic, now."""
-    from node.cli import print_view, run, running
 
     async def show() -> None:
         from node.client import fetch_state
@@ -38,7 +40,6 @@ Examples:
 @json_option
 def stats(data_dir: Path | None, as_json: bool) -> None:
     """What the node running here did since its start: requests, hit ratio, times to first token."""
-    from node.cli import print_view, run, running
 
     async def show() -> None:
         from node.client import fetch_state
@@ -63,7 +64,6 @@ def trace(request_id: str, data_dir: Path | None, as_json: bool) -> None:
     """The way of the request REQUEST_ID over all nodes it touched; without one, the last requests that entered here."""
     if request_id and (not 6 <= len(request_id) <= 32 or set(request_id.lower()) - set("0123456789abcdef")):
         raise click.UsageError("a request's id has 32 hexadecimal digits; its first 6 or more are enough")
-    from node.cli import print_view, run, running
 
     async def show() -> None:
         from node.client import fetch_requests, fetch_trace
@@ -74,6 +74,100 @@ def trace(request_id: str, data_dir: Path | None, as_json: bool) -> None:
             print_view(await fetch_requests(info), as_json, show_requests)
         else:
             print_view(await fetch_trace(info, request_id.lower()), as_json, show_trace)
+
+    run(show)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia peers
+  mycelia peers --json | jq -r '.[].address'"""
+)
+@data_dir_option
+@json_option
+def peers(data_dir: Path | None, as_json: bool) -> None:
+    """The nodes that the node running here is connected to."""
+
+    async def show() -> None:
+        from node.client import fetch_state
+        from node.show import show_peers
+
+        print_view((await fetch_state(running(data_dir))).peers, as_json, show_peers)
+
+    run(show)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia models
+  mycelia models --json | jq -r '.[].model'"""
+)
+@data_dir_option
+@json_option
+def models(data_dir: Path | None, as_json: bool) -> None:
+    """The models of the swarm, as the node running here and its peers know them: 'nodes' serve each, or more, and
+    with so many of them it is connected. Any of them can be asked for."""
+
+    async def show() -> None:
+        from node.client import fetch_models
+        from node.show import show_models
+
+        print_view(await fetch_models(running(data_dir)), as_json, show_models)
+
+    run(show)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia tree
+  mycelia tree --json | jq 'map(.tokens) | add'        tokens that are held"""
+)
+@data_dir_option
+@json_option
+def tree(data_dir: Path | None, as_json: bool) -> None:
+    """The radix tree of the node running here: what it holds computed."""
+
+    async def show() -> None:
+        from node.client import fetch_tree
+        from node.show import show_tree
+
+        print_view(await fetch_tree(running(data_dir)), as_json, show_tree)
+
+    run(show)
+
+
+@click.command(
+    "id",
+    epilog="""\b
+Examples:
+  mycelia id
+  mycelia node --bootstrap "$(mycelia id --data-dir /tmp/first | sed -n 2p)"        join the node that runs there""",
+)
+@data_dir_option
+@json_option
+def identity(data_dir: Path | None, as_json: bool) -> None:
+    """The peer id of this node (made on first use), and its addresses while it runs."""
+
+    async def show() -> None:
+        import msgspec
+
+        from node.client import fetch_state
+        from node.network.identity import load_or_create_identity
+        from node.peer_id import peer_text
+        from node.rundir import find_running
+        from node.settings import default_data_dir, prepare_data_dir
+
+        where = prepare_data_dir(data_dir or default_data_dir())
+        peer = peer_text(load_or_create_identity(where).peer_id)
+        found = find_running(where)
+        addresses = (await fetch_state(found)).addresses if found else []
+        if as_json:
+            click.echo(msgspec.json.encode({"peer": peer, "addresses": addresses}))
+        else:
+            click.echo("\n".join([peer, *addresses]))
 
     run(show)
 
@@ -95,12 +189,12 @@ def up(context: click.Context, options: tuple[str, ...]) -> None:
     """
     import sys
 
-    from node.cli import cli, run
     from node.up import watch_node
 
-    root = context.find_root().params
-    before = ["--isolated"] if root["isolated"] else ["--config", str(root["config"])] if root["config"] else []
+    root = context.find_root()
+    isolated, file = root.params["isolated"], root.params["config"]
+    before = ["--isolated"] if isolated else ["--config", str(file)] if file else []
     if sys.stdout is None or not sys.stdout.isatty():
-        cli.main([*before, "node", *options], prog_name="mycelia", standalone_mode=False)
+        root.command.main([*before, "node", *options], prog_name="mycelia", standalone_mode=False)
     else:
         run(lambda: watch_node([*before, "node", "--exit-with-parent", *options]))

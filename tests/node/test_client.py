@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from node.bench.chaos import ask_once
-from node.cli import _ask
 from node.client import LightClient, NoEntryError, ask_swarm
+from node.commands.ask import _ask
 from node.network.memory import MemoryNetwork, MemorySwarm
 from node.network.network import NetworkSettings
 from node.peer_id import peer_text

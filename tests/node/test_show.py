@@ -12,8 +12,8 @@ import trio
 from rich.console import Console
 from trio.testing import MockClock
 
-from node.cli import _ask
-from node.cli import console as make_console
+from node.commands.ask import _ask
+from node.commands.running import console as make_console
 from node.show import failure_text, printable, show_answered, show_peers, tokens_per_s
 from node.show_state import _largest, show_requests
 from node.views import AnsweredView, FailedView, FrameView, PeerRow, RequestRow, TreeRowView

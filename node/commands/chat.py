@@ -1,0 +1,92 @@
+"""``mycelia chat``: the command and its input. The conversation itself is in node/chat.py."""
+
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from node.commands.options import bootstrap_option, check_model, check_unicode, data_dir_option
+from node.commands.running import console, run
+
+if TYPE_CHECKING:
+    from node.chat import Chat
+
+_MAX_LINE_CHARS = 524_288
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia chat
+  mycelia chat --system "You are a pirate." --temperature 0.7
+  printf 'My name is Ada.\\nWhat is my name?\\n' | mycelia chat"""
+)
+@click.option("--max-tokens", type=click.IntRange(1, 131_072), default=512, show_default=True, help="Of an answer.")
+@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--system", default="", help="System message.")
+@click.option("--model", default="", help="Ask this model.  [default: what the entry node serves]")
+@bootstrap_option
+@data_dir_option
+def chat(
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    system: str,
+    model: str,
+    bootstrap: tuple[str, ...],
+    data_dir: Path | None,
+) -> None:
+    """A conversation: line by line from the terminal or from standard input.
+
+    Ctrl-C breaks an answer off, and between answers ends the chat, as Ctrl-D does. /help tells what else there is.
+    """
+    from node.chat import Chat
+    from node.client import ask_swarm
+    from node.settings import default_data_dir, read_bootstrap
+    from proto.messages import Sampling
+
+    check_unicode("--system", system)
+    check_unicode("--model", model)
+    check_model(model)
+    peers = read_bootstrap(bootstrap)
+    where = data_dir or default_data_dir()
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    talk = Chat(lambda ask: ask_swarm(ask, where, peers), console(stderr=True), sampling, model, system)
+    _chat(talk)
+
+
+def _chat(talk: "Chat") -> None:
+    """Until the end of the input. A turn at a time, so that Ctrl-C means that turn."""
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if is_terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives input() its history and its keys)
+    while True:
+        line = _next_line(is_terminal)
+        if line is None:
+            return
+        try:
+            if not run(partial(talk.take, line)):
+                return
+        except KeyboardInterrupt:
+            click.echo()
+            if not is_terminal:
+                raise
+
+
+def _next_line(is_terminal: bool) -> str | None:
+    """None: there is no more."""
+    try:
+        if is_terminal:
+            return input("> ")
+        line = sys.stdin.readline(_MAX_LINE_CHARS) if sys.stdin is not None else ""
+    except EOFError:
+        click.echo()
+        return None
+    except UnicodeDecodeError as exc:
+        raise click.UsageError("standard input is not UTF-8") from exc
+    return line or None

@@ -1,0 +1,26 @@
+"""``mycelia swarm``: several nodes on this machine."""
+
+from pathlib import Path
+
+import click
+
+from node.commands.running import console, run
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia swarm
+  mycelia swarm 6 --delay-ms 80
+  mycelia swarm 3 --model fake --dir ./swarm"""
+)
+@click.argument("count", type=click.IntRange(1, 64), default=4, metavar="[N]")
+@click.option("--delay-ms", type=click.FloatRange(0, 2_000), default=0.0, help="Round trip between all nodes.")
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="See 'mycelia node --help'.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
+@click.option("--dir", "root", type=click.Path(path_type=Path, file_okay=False), help="Keep nodes and logs here.")
+def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None) -> None:
+    """A swarm of N nodes on this machine until Ctrl-C: 4 unless told otherwise. Their logs are collected."""
+    from node.swarm_command import run_swarm
+
+    run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))
