@@ -25,9 +25,9 @@ ALPHA, BETA = 10, 3
 """Of py-libp2p 0.8.1."""
 COLD_RTTS, WARM_RTTS = 6, 2
 DIAL_DEADLINE_S = 5.0
-"""As in node/network/host.py."""
+"""As in node/network/outbound.py."""
 REPLICAS = 8
-"""Nodes that keep the record of a prefix, as in node/network/host.py."""
+"""Nodes that keep the record of a prefix, as in node/network/kademlia.py."""
 NUM_CONNECTED = 32
 """Nodes that one is connected with at any time."""
 
@@ -78,8 +78,8 @@ class Kademlia:
         return self._lookup(source, key, frozenset(), in_rounds=True)
 
     def find_providers(self, source: int, key: bytes, holders: Collection[int]) -> Found:
-        """A lookup of providers as ``node/network/host.py`` makes it for prefixes: over when the first of ``holders``,
-        who keep the records, has answered, or when the BETA nearest of all have and are no holders."""
+        """A lookup of providers as ``node/network/kademlia.py`` makes it for prefixes: over when the first of
+        ``holders``, who keep the records, has answered, or when the BETA nearest of all have and are no holders."""
         return self._lookup(source, key, holders, in_rounds=False)
 
     def _lookup(self, source: int, key: bytes, holders: Collection[int], in_rounds: bool) -> Found:

@@ -74,7 +74,7 @@ GOSSIP_ENVELOPE_BYTES = 204
 STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
 """Around a control message: its length, yamux's header, Noise's length and tag."""
 MESSAGE_ID_BYTES = 14
-"""Of one message in IHAVE: node/network/host.py's id of 12 bytes, its tag and length."""
+"""Of one message in IHAVE: node/network/gossip.py's id of 12 bytes, its tag and length."""
 ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
 """gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
 MAX_SENDS_PER_PEER = 32

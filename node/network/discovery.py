@@ -20,10 +20,11 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from node.network import addresses
-from node.network.host import Host, run_service
+from node.network import addresses, kademlia
+from node.network.host import Host
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
+from node.network.services import run_service
 from node.network.supervise import supervised
 from node.peer_id import peer_text
 from proto.cells import ROOT, Cell, address_of
@@ -77,7 +78,7 @@ class Discovery:
         self._table: PeerTable = host.table
         self._rng = rng
         self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
-        self._dht = host.new_dht() if host.settings.overlay else None
+        self._dht = kademlia.new_dht(host) if host.settings.overlay else None
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
@@ -114,7 +115,7 @@ class Discovery:
                     if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
                         await self._dht.provide(provider_key(namespace, cell))
                     key = provider_key(namespace, cell).encode()
-                    providers = await self._host.find_providers(self._dht, key)
+                    providers = await kademlia.find_providers(self._dht, key)
                     await self._dial_providers(providers, namespace, cell)
             except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
                 log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))
@@ -131,7 +132,7 @@ class Discovery:
         if self._dht is None:
             raise NetworkError("a light client provides nothing")
         with _in_time(f"cannot provide {key.hex()}"):
-            num_told = await self._host.provide_near(self._dht, prefix_key(key).encode())
+            num_told = await kademlia.provide_near(self._dht, self._table, prefix_key(key).encode())
         if not num_told:
             raise NetworkError(f"nobody to keep {key.hex()}")
 
@@ -147,7 +148,7 @@ class Discovery:
         if self._dht is None:
             raise NetworkError("a light client looks up nothing")
         with _in_time(f"cannot look up {key}"):
-            found = await self._host.find_first_providers(self._dht, key.encode())
+            found = await kademlia.find_first_providers(self._dht, self._table, key.encode())
         me = self._host.settings.identity.peer_id
         providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
         for peer, candidates in providers.items():
@@ -176,7 +177,7 @@ class Discovery:
         pause_s = BOOTSTRAP_FIRST_PAUSE_S
         while True:
             try:
-                await self._host.dial(peer, [address])
+                await self._host.outbound.dial(peer, [address])
             except NetworkError as exc:
                 log.info("bootstrap peer is not reachable", peer=peer_text(peer), reason=str(exc), retry_s=pause_s)
             else:
@@ -262,7 +263,7 @@ class Discovery:
         if len(self._backoffs) > MAX_BACKOFFS:
             self._backoffs.popitem(last=False)
         try:
-            await self._host.dial(peer, candidates)
+            await self._host.outbound.dial(peer, candidates)
         except NetworkError as exc:
             log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
         else:

@@ -157,7 +157,7 @@ class Libp2pNetwork:
         peer, transport_address = addresses.parse_peer(address)
         if peer == self.peer_id:
             raise NetworkError(f"{address} is this node itself")
-        await self._host.dial(peer, [transport_address])
+        await self._host.outbound.dial(peer, [transport_address])
         return peer
 
     async def disconnect(self, peer: bytes) -> None:

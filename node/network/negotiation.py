@@ -17,6 +17,8 @@ from node.network.yamux import YamuxStream
 MULTISTREAM = encode_delim(b"/multistream/1.0.0")
 MAX_LINE_BYTES = 127
 """Longer names than a one-byte length can tell are left to libp2p's."""
+OPEN_DEADLINE_S = 10.0
+"""Until a stream's protocol is agreed on, for either side."""
 
 Handler = Callable[[INetStream], Awaitable[None]]
 

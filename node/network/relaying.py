@@ -130,7 +130,7 @@ class Relaying:
         self.on_change: Callable[[], None] = lambda: None
         """Called when this node's own addresses have changed."""
         host.circuits = self.circuits
-        host.open_circuit = self.open_circuit
+        host.outbound.open_circuit = self.open_circuit
         host.serve(STOP_PROTOCOL, self._serve_stop)
         if offers:
             host.serve(HOP_PROTOCOL, self._serve_hop)
@@ -218,7 +218,7 @@ class Relaying:
         """A stream on which ``target`` agreed to be connected with ``source``."""
         try:
             with trio.fail_after(STEP_DEADLINE_S):
-                stream = await self._host.open(target, STOP_PROTOCOL, direct=True)
+                stream = await self._host.outbound.open(target, STOP_PROTOCOL, direct=True)
         except (NetworkError, trio.TooSlowError) as exc:
             log.debug("relay_target_lost", peer=peer_text(target), reason=str(exc))
             return None
@@ -330,7 +330,7 @@ class Relaying:
         answer = HopMessage()
         try:
             with trio.fail_after(STEP_DEADLINE_S):
-                stream = await self._host.open(relay, HOP_PROTOCOL, direct=True)
+                stream = await self._host.outbound.open(relay, HOP_PROTOCOL, direct=True)
                 try:
                     await _say(stream, HopMessage(type=HopMessage.RESERVE))
                     answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
@@ -359,13 +359,13 @@ class Relaying:
             return
         await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
         address = addresses.circuit(self._relays[relay][0], relay)
-        await self._host.serve_circuit(Pipe(stream), address)
+        await self._host.inbound.serve_circuit(Pipe(stream), address)
 
     # --- as who dials one ------------------------------------------------------------------------------------------
 
     async def open_circuit(self, relay: bytes, target: bytes) -> Pipe:
         """Through a connected relay. Raises NetworkError."""
-        stream = await self._host.open(relay, HOP_PROTOCOL, direct=True)
+        stream = await self._host.outbound.open(relay, HOP_PROTOCOL, direct=True)
         answer = HopMessage()
         try:
             await _say(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=target)))

@@ -196,11 +196,11 @@ class Streams:
         self._buckets: dict[bytes, TokenBucket] = {}
         self.exchanges: set[Libp2pStream] = set()
         """Those that are open, of either side. Only look."""
-        host.on_refused = charge
+        host.inbound.on_refused = charge
         host.serve(CONTROL_PROTOCOL, self._serve_control)
 
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> Libp2pStream:
-        raw = await self._host.open(peer, protocol, waits=waits)
+        raw = await self._host.outbound.open(peer, protocol, waits=waits)
         proposal = b"" if waits else negotiation.proposal(protocol)
         return Libp2pStream(raw, peer, self._charge, self.exchanges, proposal)
 
@@ -228,7 +228,7 @@ class Streams:
             for last_attempt in (outbox.stream is None, True):
                 try:
                     if outbox.stream is None:
-                        raw = await self._host.open(peer, CONTROL_PROTOCOL)
+                        raw = await self._host.outbound.open(peer, CONTROL_PROTOCOL)
                         outbox.stream = Libp2pStream(raw, peer, self._charge)
                     await outbox.stream.send(message)
                     return

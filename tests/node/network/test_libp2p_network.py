@@ -8,10 +8,12 @@ import pytest
 import trio
 import trio.testing
 import varint
+from libp2p.network import swarm as swarm_module
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
 from multiaddr import Multiaddr
 from network_helpers import (
     NAMESPACE,
@@ -28,7 +30,8 @@ from network_helpers import (
 )
 
 from node.bench.delay_proxy import open_delay_proxy
-from node.network import discovery, gossip, host, liveness, peers, streams, yamux
+from node.network import discovery, gossip, inbound, kademlia, libp2p_fixes, liveness, peers, streams, yamux
+from node.network.host import Host
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import (
@@ -225,8 +228,8 @@ async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything
         assert dht is not None
         good = Multiaddr(honest.addresses()[0])
         dht.provider_store.add_provider(key, PeerInfo(ID(honest.peer_id), [poison, good]))
-        (provider,) = await one._host.find_providers(dht, key)
-        await one._host.dial(honest.peer_id, provider.addrs)
+        (provider,) = await kademlia.find_providers(dht, key)
+        await one._host.outbound.dial(honest.peer_id, provider.addrs)
         assert honest.peer_id in one.peers()
 
 
@@ -445,16 +448,16 @@ async def test_in_a_cell_a_node_looks_for_its_own_kind_also_when_it_has_peers_en
 
 
 async def test_provider_records_are_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "MAX_PROVIDER_KEYS", 3)
+    monkeypatch.setattr(kademlia, "MAX_PROVIDER_KEYS", 3)
     async with opened(node()) as (one, _):
         dht = one._discovery._dht
         assert dht is not None
         store, key = dht.provider_store, b"/mycelia/model/a"
-        peers = [PeerInfo(ID(new_identity().peer_id), []) for _ in range(host.MAX_PROVIDERS_PER_KEY + 1)]
+        peers = [PeerInfo(ID(new_identity().peer_id), []) for _ in range(kademlia.MAX_PROVIDERS_PER_KEY + 1)]
         for peer in peers:
             store.add_provider(key, peer)
         kept = {provider.peer_id for provider in store.get_providers(key)}
-        assert len(kept) == host.MAX_PROVIDERS_PER_KEY and peers[-1].peer_id in kept
+        assert len(kept) == kademlia.MAX_PROVIDERS_PER_KEY and peers[-1].peer_id in kept
         for number in range(5):
             store.add_provider(b"/mycelia/model/%d" % number, peers[0])
             store.add_provider(key, peers[0])
@@ -528,10 +531,10 @@ async def test_garbage_on_a_control_stream_costs_the_peer_and_not_the_node() -> 
         await connect(evil, one)
         for garbage in (LENGTH_PREFIX.pack(2**31), LENGTH_PREFIX.pack(3) + b"abc", LENGTH_PREFIX.pack(0)):
             num_before = len(log_one.of(Malformed))
-            stream = await evil._host.open(one.peer_id, streams.CONTROL_PROTOCOL)
+            stream = await evil._host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
             await stream.write(garbage)
             await log_one.until(lambda log, num=num_before: len(log.of(Malformed)) > num)  # type: ignore[misc]
-        stream = await evil._host.open(one.peer_id, streams.CONTROL_PROTOCOL)
+        stream = await evil._host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
         data = encode(final())
         await stream.write(LENGTH_PREFIX.pack(len(data)) + data)
         await log_one.has(Malformed, lambda event: "does not belong" in event.reason)
@@ -584,10 +587,10 @@ async def test_too_many_streams_are_refused_and_forgotten() -> None:
                 except NetworkError:
                     await log_one.has(Malformed)
             assert "too many streams" in log_one.of(Malformed)[0].reason
-            assert len(held) <= host.MAX_STREAMS_PER_PEER
+            assert len(held) <= inbound.MAX_STREAMS_PER_PEER
             for stream in held:
                 await stream.reset()
-        await eventually(lambda: sum(one._host._streams_of.values()) < 10)
+        await eventually(lambda: sum(one._host.inbound._streams_of.values()) < 10)
         assert await exchange(evil, one.peer_id) == 100
 
 
@@ -608,7 +611,7 @@ async def test_slots_of_past_connections_are_free_again() -> None:
                 await connect(client, one)
                 assert await exchange(client, one.peer_id) == 100
             await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
-            await eventually(lambda: not one._host._num_inbound)
+            await eventually(lambda: not one._host.inbound._num_inbound)
 
 
 async def test_a_cancelled_send_leaves_the_connection_whole() -> None:
@@ -698,9 +701,9 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.1,) * 50)
     monkeypatch.setattr(liveness, "_is_there", failing("ping"))
-    monkeypatch.setattr(host.Host, "find_providers", failing("lookup"))
-    monkeypatch.setattr(host.Host, "keep_peerstore", failing("peerstore"))
-    monkeypatch.setattr(host.Pubsub, "publish", failing("publish"))
+    monkeypatch.setattr(kademlia, "find_providers", failing("lookup"))
+    monkeypatch.setattr(Host, "keep_peerstore", failing("peerstore"))
+    monkeypatch.setattr(Pubsub, "publish", failing("publish"))
     async with opened(node()) as (one, _):
         known = tuple(one.addresses())
         async with opened(node(bootstrap=known)) as (two, log_two):
@@ -742,7 +745,7 @@ async def test_a_provider_that_never_stays_is_dialled_ever_more_rarely(monkeypat
 async def test_a_peer_that_is_gone_leaves_no_quota_behind() -> None:
     async with opened(node()) as (one, _), opened(light_client()) as (evil, _):
         await connect(evil, one)
-        stream = await evil._host.open(one.peer_id, streams.CONTROL_PROTOCOL)
+        stream = await evil._host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
         await evil.disconnect(one.peer_id)
         await eventually(lambda: not evil.peers())
         # Its streams may be served a moment after its connection is gone.
@@ -776,9 +779,9 @@ async def test_a_flood_of_gossip_ends_at_the_flooders_neighbours() -> None:
 
 
 def test_a_missing_private_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    host.check_private_names()
-    monkeypatch.delattr(host.Pubsub, "push_msg")
-    monkeypatch.delattr(host.swarm_module, "_HAPPY_EYEBALLS_DELAY")
-    monkeypatch.setattr(host.swarm_module._NegativePeerCache, "__init__", lambda self: None)
+    libp2p_fixes.check_private_names()
+    monkeypatch.delattr(Pubsub, "push_msg")
+    monkeypatch.delattr(swarm_module, "_HAPPY_EYEBALLS_DELAY")
+    monkeypatch.setattr(swarm_module._NegativePeerCache, "__init__", lambda self: None)
     with pytest.raises(LocalError, match=r"_NegativePeerCache\._ttl.*_HAPPY_EYEBALLS_DELAY.*push_msg.*libp2p==0\.8\.1"):
-        host.check_private_names()
+        libp2p_fixes.check_private_names()

@@ -39,7 +39,7 @@ async def placed(hidden: Libp2pNetwork, relay: Libp2pNetwork) -> str:
 
 async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
     """The status that a relay answers with."""
-    stream = await network._host.open(relay, HOP_PROTOCOL)
+    stream = await network._host.outbound.open(relay, HOP_PROTOCOL)
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
     answer = HopMessage()
     answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 4_096))
@@ -48,7 +48,7 @@ async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
 
 async def stop(network: Libp2pNetwork, target: bytes) -> int:
     """What a node answers who is told that somebody comes through ``network``."""
-    stream = await network._host.open(target, STOP_PROTOCOL)
+    stream = await network._host.outbound.open(target, STOP_PROTOCOL)
     request = StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=new_identity().peer_id))
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
     answer = StopMessage()
@@ -169,14 +169,14 @@ async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
             with pytest.raises(NetworkError, match="refuses"):
                 await client.connect(nobody)
             await eventually(lambda: not client.peers())
-            open_circuit = client._host.open_circuit
+            open_circuit = client._host.outbound.open_circuit
 
             async def late(relay: bytes, target: bytes) -> ReadWriteCloser:
                 while target != hidden.peer_id and hidden.peer_id not in client.peers():
                     await client._table.changed.wait()
                 return await open_circuit(relay, target)
 
-            client._host.open_circuit = late
+            client._host.outbound.open_circuit = late
             async with trio.open_nursery() as nursery:
 
                 async def in_vain() -> None:
@@ -202,7 +202,7 @@ async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             async def say_nothing(pipe: relaying.Pipe, address: Multiaddr) -> None:
                 await trio.sleep_forever()
 
-            monkeypatch.setattr(hidden._host, "serve_circuit", say_nothing)
+            monkeypatch.setattr(hidden._host.inbound, "serve_circuit", say_nothing)
             await client.connect(relay.addresses()[0])
             await client._relaying.open_circuit(relay.peer_id, hidden.peer_id)
             assert relay.num_circuits() == 1
@@ -290,7 +290,7 @@ async def test_garbage_and_silence_cost_a_relay_nothing(monkeypatch: pytest.Monk
         await evil.connect(relay.addresses()[0])
         with trio.fail_after(PATIENCE_S):
             for garbage in (b"", b"\xff" * 20, b"\xff\xff\x7f", b"\x03abc"):
-                stream = await evil._host.open(relay.peer_id, HOP_PROTOCOL)
+                stream = await evil._host.outbound.open(relay.peer_id, HOP_PROTOCOL)
                 await stream.write(garbage)
                 with pytest.raises((BaseLibp2pError, IOException)):  # (reset, at the deadline at the latest)
                     await read_varint_prefixed_bytes_limited(stream, 4_096)

@@ -1,0 +1,192 @@
+"""Connections and streams that this node opens: dialling addresses, directly or through a relay, one dial a peer at a
+time, and streams on what is connected."""
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+from libp2p.abc import INetConn, INetStream
+from libp2p.connection_types import ConnectionType
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from node.network import addresses, negotiation
+from node.network.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
+from node.network.deadlines import shielded
+from node.network.network import NetworkError
+from node.network.peers import PeerTable
+from node.peer_id import peer_text
+
+DIAL_DEADLINE_S = 5.0
+ADDRESS_TTL_S = 7_200
+MAX_DIAL_ADDRESSES = 4
+MAX_PARALLEL_DIALS = 8
+
+
+class Outbound:
+    """One host's. Takes the place of the dial of libp2p's swarm at once, when it is made."""
+
+    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, me: bytes) -> None:
+        self._host = host
+        self._swarm = swarm
+        self._table = table
+        self._me = me
+        self._dials: dict[bytes, trio.Event] = {}
+        self._num_making: Counter[bytes] = Counter()
+        """Relay -> circuits that are being made through it."""
+        self._dial_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
+        """(relay, peer) -> what stands for a socket to the peer. Raises NetworkError."""
+        # Any stream that anybody wants to open dials, also to a peer that was disconnected this moment: its loss
+        # would go unnoticed, since the new connection is there before the end of the old one is told.
+        self._dial_peer = swarm.dial_peer
+        swarm.dial_peer = self._dial_unasked  # type: ignore[method-assign]
+
+    async def dial(self, peer: bytes, candidates: Sequence[Multiaddr]) -> None:
+        """Connects, unless connected. One dial a peer at a time. Raises NetworkError that says what was tried.
+
+        libp2p's own dial tries a single TCP address of those it knows, so the addresses are tried here in turn.
+        """
+        tried = []
+        async with self._only_dial(peer), self._dial_limiter:
+            if peer in self._table:
+                return
+            for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
+                try:
+                    with trio.fail_after(DIAL_DEADLINE_S):
+                        await self._dial_address(peer, address)
+                except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
+                    tried.append(f"{address}: {_root_cause(exc)}")
+                else:
+                    self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
+                    return
+        raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
+
+    async def _dial_address(self, peer: bytes, address: Multiaddr) -> None:
+        """Raises whatever comes of it."""
+        circuit = addresses.relay_of(address)
+        if circuit is None:
+            await self._swarm.dial_addr(address, ID(peer))
+            return
+        relay, relay_address = circuit
+        if relay in (peer, self._me):
+            raise NetworkError(f"{address} leads nowhere")
+        async with self._through(relay, relay_address):
+            pipe = await self.open_circuit(relay, peer)
+            try:
+                raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
+                await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+            except BaseException:
+                await pipe.close()
+                raise
+
+    @asynccontextmanager
+    async def _through(self, relay: bytes, address: Multiaddr) -> AsyncIterator[None]:
+        """Around the making of a circuit: connects with the relay. If nothing comes of the circuit, that connection
+        ends: whoever tells of addresses could make this node connect to anybody for good."""
+        connection: INetConn | None = None
+        if relay not in self._table:
+            async with self._only_dial(relay):
+                if relay not in self._table:
+                    connection = await self._swarm.dial_addr(address, ID(relay))
+        self._num_making[relay] += 1
+        try:
+            yield
+        except BaseException:
+            if connection is not None and self._num_making[relay] == 1 and not self._is_passed(relay):
+                with shielded(CLOSE_DEADLINE_S):
+                    await close_connection(connection)
+            raise
+        finally:
+            self._num_making -= Counter([relay])  # (which forgets who has none)
+
+    def _is_passed(self, relay: bytes) -> bool:
+        """Whether any connection leads through it."""
+        return any(
+            f"/p2p/{peer_text(relay)}/p2p-circuit" in str(address)
+            for peer in self._table.peers()
+            for connection in self._table.connections(peer)
+            if _is_relayed(connection)
+            for address in connection.get_transport_addresses()
+        )
+
+    async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
+        """For Kademlia, which has to reach peers that nobody else asked for."""
+        async with self._only_dial(peer_id.to_bytes()):
+            if connections := self._swarm.get_connections(peer_id):
+                return connections
+            if self._table.is_leaving(peer_id.to_bytes()):
+                raise SwarmException("the peer has just been disconnected")
+            try:
+                return await self._dial_peer(peer_id)
+            except SwarmException:
+                # (libp2p's own leaves out addresses at relays)
+                known = addresses.in_dial_order(self._host.get_peerstore().addrs(peer_id), MAX_DIAL_ADDRESSES)
+                for address in (one for one in known if addresses.relay_of(one) is not None):
+                    with trio.move_on_after(DIAL_DEADLINE_S), suppress(NetworkError, BaseLibp2pError):
+                        await self._dial_address(peer_id.to_bytes(), address)
+                        return self._swarm.get_connections(peer_id)
+                raise
+
+    @asynccontextmanager
+    async def _only_dial(self, peer: bytes) -> AsyncIterator[None]:
+        """One dial a peer at a time, whoever wants it."""
+        while peer in self._dials:
+            await self._dials[peer].wait()
+        done = self._dials[peer] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._dials[peer]
+            done.set()
+
+    async def open(self, peer: bytes, protocol: str, direct: bool = False, waits: bool = True) -> INetStream:
+        """A stream to a connected peer. direct: not through a relay. waits: for its word that it speaks ``protocol``;
+        else nothing has been said about that yet, and the caller begins with ``negotiation.proposal``. Raises
+        NetworkError."""
+        for connection in self._table.connections(peer):
+            if not connection.is_closed and not (direct and _is_relayed(connection)):
+                break
+        else:
+            raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
+        try:
+            with trio.fail_after(negotiation.OPEN_DEADLINE_S):
+                stream = await connection.new_stream()
+                try:
+                    if waits:
+                        await negotiation.select(stream, protocol)
+                except BaseException:
+                    await reset_stream(stream)
+                    raise
+        except (BaseLibp2pError, trio.TooSlowError, OSError, negotiation.NotSupportedError) as exc:
+            raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {_root_cause(exc)}") from exc
+        stream.set_protocol(TProtocol(protocol))
+        return stream
+
+
+def _is_relayed(connection: INetConn) -> bool:
+    return connection.get_connection_type() == ConnectionType.RELAYED
+
+
+async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:
+    raise NetworkError("this node uses no relays")
+
+
+def _root_cause(exc: BaseException) -> str:
+    """The last error of a chain, in words."""
+    while (deeper := exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__) is not None:
+        exc = deeper
+    if isinstance(exc, trio.TooSlowError):
+        return "no answer in time"
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno)
+    return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
