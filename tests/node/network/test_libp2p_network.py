@@ -30,7 +30,18 @@ from network_helpers import (
 )
 
 from node.bench.delay_proxy import open_delay_proxy
-from node.network import discovery, gossip, inbound, kademlia, libp2p_fixes, liveness, peers, streams, yamux
+from node.network import (
+    discovery,
+    gossip,
+    inbound,
+    kademlia,
+    libp2p_fixes,
+    liveness,
+    negotiation,
+    peers,
+    streams,
+    yamux,
+)
 from node.network.host import Host
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
@@ -84,10 +95,10 @@ async def connect(one: Libp2pNetwork, other: Libp2pNetwork) -> None:
         await one.connect(other.addresses()[0])
 
 
-async def exchange(network: Libp2pNetwork, peer: bytes) -> int:
+async def exchange(network: Libp2pNetwork, peer: bytes, waits: bool = True) -> int:
     """Runs one echo exchange; how many token frames came."""
     with trio.fail_after(PATIENCE_S):
-        stream = await network.open(peer, ECHO)
+        stream = await network.open(peer, ECHO, waits)
         await stream.send(hello())
         assert await stream.receive() == hello()
         num_frames = 0
@@ -159,6 +170,35 @@ async def test_control_messages_and_exchanges() -> None:
             await two.send(new_identity().peer_id, hello())
         with pytest.raises(NetworkError, match="was not joined"):
             await two.publish(NAMESPACE, announce(two.peer_id))
+
+
+async def test_a_first_message_need_not_wait_until_the_peer_has_named_the_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, _):
+        await connect(two, one)
+
+        async def must_not_wait(*_: object) -> None:
+            raise AssertionError("waited")
+
+        monkeypatch.setattr(negotiation, "select", must_not_wait)
+        assert await exchange(two, one.peer_id, waits=False) == 100
+        with trio.fail_after(PATIENCE_S):
+            stream = await two.open(one.peer_id, ECHO, waits=False)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await stream.receive()  # (of which nothing is lost)
+            many = Tokens(position=0, tokens=bytes(4_096), text=b"")
+            await stream.send(many)
+            assert await stream.receive() == many and await stream.receive() == tokens(0)
+            await stream.reset()
+            unknown = await two.open(one.peer_id, "/mycelia/nothing", waits=False)
+            await unknown.send(hello())
+            with pytest.raises(NetworkError, match=r"does not speak|ended the exchange"):
+                await unknown.receive()
+        with pytest.raises(NetworkError, match="not connected"):
+            await two.open(new_identity().peer_id, ECHO, waits=False)
+        assert await exchange(two, one.peer_id, waits=False) == 100
 
 
 async def test_a_light_client_talks_but_takes_no_part() -> None:
