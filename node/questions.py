@@ -30,7 +30,7 @@ async def ask_all(
 
 
 async def _ask(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
-    stream = await network.open(peer, protocol)
+    stream = await network.open(peer, protocol, waits=False)
     is_over = False
     try:
         await stream.send(question)

@@ -70,7 +70,7 @@ async def _entered(network: Network, peers: Sequence[bytes], ask: Ask, lost: byt
     """Asked at the first of ``peers`` that takes it, at ``lost`` last. Raises NetworkError."""
     for peer in sorted(peers, key=lambda peer: peer == lost):
         try:
-            stream = await network.open(peer, ASK)
+            stream = await network.open(peer, ASK, waits=False)  # (every node that serves a model speaks it)
         except NetworkError:
             continue
         try:

@@ -3,11 +3,16 @@ and ``id``: whom it knows, what it holds, and who it is.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from node.commands.node import node
 from node.commands.options import data_dir_option, json_option
 from node.commands.running import print_view, run, running
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 @click.command(
@@ -172,7 +177,15 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
+class _TakesNodesOptions(click.Command):
+    """Whose own are those of ``mycelia node``, as shells complete them."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        return [*super().shell_complete(ctx, incomplete), *node.shell_complete(ctx, incomplete)]
+
+
 @click.command(
+    cls=_TakesNodesOptions,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     epilog="""\b
 Examples:

@@ -187,11 +187,15 @@ def test_shells_can_complete(shell: str) -> None:
         subprocess.run(["bash", "-n"], input=done.output, text=True, check=True)
 
 
-def test_a_completion_knows_the_commands() -> None:
-    environment = os.environ | {"_MYCELIA_COMPLETE": "bash_complete", "COMP_WORDS": "mycelia as", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("words", "place", "known"),
+    [("mycelia as", 1, "ask"), ("mycelia node --mod", 2, "--model"), ("mycelia up --mod", 2, "--model")],
+)
+def test_a_completion_knows_the_commands(words: str, place: int, known: str) -> None:
+    environment = os.environ | {"_MYCELIA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)}
     mycelia = str(Path(sys.executable).with_name("mycelia"))
     done = subprocess.run([mycelia], env=environment, capture_output=True, text=True, check=False)
-    assert "plain,ask" in done.stdout.splitlines()
+    assert f"plain,{known}" in done.stdout.splitlines()
 
 
 def every_command(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
