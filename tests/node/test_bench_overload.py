@@ -47,14 +47,20 @@ def test_rows_are_beside_the_peak_and_beside_capacity() -> None:
 
 def test_an_overloaded_swarm_answers_as_much_and_tells_the_truth() -> None:
     scenario = Scenario(num_peers=6, warm_s=20.0, measured_s=30.0, tail_s=60.0, drain_s=120.0)
-    busy, crowded = (overload(replace(scenario, load=load), True, OWN, 1, lambda what: None) for load in (1.0, 3.0))
-    assert crowded.answered > 0.9 * busy.answered and crowded.failed == 0
-    assert crowded.refused_share > 0.5 > busy.refused_share
-    assert crowded.num_told >= 10 and crowded.told_true >= 0.8
-    assert crowded.total_p99_s < 3 * busy.total_p99_s + 5
-    assert crowded.tries < 3 * crowded.offered, "who is told the truth need not ask often"
-    assert busy.unfinished == crowded.unfinished == 0
-    assert crowded.num_on_time > 50 and crowded.kept >= 0.9
+    busy_p99_s = crowded_p99_s = 0.0
+    for seed in (1, 2, 3):
+        busy, crowded = (
+            overload(replace(scenario, load=load), True, OWN, seed, lambda what: None) for load in (1.0, 3.0)
+        )
+        assert crowded.answered > 0.9 * busy.answered and crowded.failed == 0
+        assert crowded.refused_share > 0.5 > busy.refused_share
+        assert crowded.num_told >= 10 and crowded.told_true >= 0.8
+        assert crowded.tries < 3 * crowded.offered, "who is told the truth need not ask often"
+        assert busy.unfinished == crowded.unfinished == 0
+        assert crowded.num_on_time > 50 and crowded.kept >= 0.9
+        busy_p99_s += busy.total_p99_s
+        crowded_p99_s += crowded.total_p99_s
+    assert crowded_p99_s < 2 * busy_p99_s, "of half a minute of one swarm it is chance"
 
 
 def test_a_request_without_an_end_is_seen() -> None:
