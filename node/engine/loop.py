@@ -27,6 +27,8 @@ from proto.shares import has_room
 VITALS_INTERVAL_S = 0.1
 """Vitals that change while nothing starts or ends go out at most this often."""
 PREFILL_WINDOW_TOKENS, DECODE_WINDOW_TOKENS = 2048, 256
+SHARED_S = 60.0
+"""For so long after a request came while another one ran, steps are short."""
 CLOSE_DEADLINE_S = 8.0
 """For writing the cache to disk at the end: 4 GB to an SSD. The parent waits a little longer."""
 
@@ -78,6 +80,8 @@ class StepLoop:
         self._vitals_due = True
         self._ended_any = False
         self._busy_since: float | None = None
+        self._shared_until_s = 0.0
+        """Until then it is taken for likely that a request comes while another one runs, as one did."""
         self._is_decoding = False
         self._tiers = tiers
         if tiers is not None:
@@ -133,6 +137,8 @@ class StepLoop:
             self._busy_since = time.monotonic()
             idle = False
             if isinstance(message, ipc.Submit):
+                if self._scheduler.running:
+                    self._shared_until_s = time.monotonic() + SHARED_S
                 self._take(message)
             elif isinstance(message, ipc.Embed):
                 self._vitals_due = True
@@ -331,7 +337,8 @@ class StepLoop:
         self._let_go(self._scheduler.room_for_step())
         num_decoding = sum(1 for job in running if not job.remaining_prefill)
         batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
-        budget = prefill_budget(self._prefill.rate, num_decoding, batch_tokens, can_abort)
+        is_shared = time.monotonic() < self._shared_until_s
+        budget = prefill_budget(self._prefill.rate, num_decoding, batch_tokens, can_abort, is_shared)
         rows = self._scheduler.plan(budget)
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows

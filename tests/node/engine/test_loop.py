@@ -18,6 +18,7 @@ from node.engine.loop import StepLoop
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Sampling
+from proto.meters import TokenRateMeter
 
 VOCAB, END = 50, 49
 
@@ -251,6 +252,30 @@ def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num
     rig.submit(1, [1] * 3000)
     rig.loop.step()
     assert [sum(len(row.tokens) for row in call) for call in rig.llama.calls] == [num_tokens]
+
+
+def test_steps_are_shorter_for_a_while_after_requests_came_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    rig = Rig(cells=4000)
+
+    def first_step(key: int) -> int:
+        """Tokens of a long prompt that it takes."""
+        rig.loop._prefill = TokenRateMeter(100)
+        rig.loop._prefill.add(1_000, 1.0)
+        rig.llama.calls.clear()
+        rig.submit(key, [key % 2 + 1] * 3_000, 1)
+        rig.run(key)
+        return sum(len(row.tokens) for row in rig.llama.calls[0])
+
+    assert first_step(1) == first_step(2) > 1_500
+    rig.submit(3, [5, 6, 7])
+    rig.loop.step()
+    rig.submit(4, [8])
+    rig.run(3), rig.run(4)
+    assert first_step(5) < 600
+    now += loop.SHARED_S + 1
+    assert first_step(6) > 1_500
 
 
 def test_no_room_evicts_then_gives_up_the_newest() -> None:

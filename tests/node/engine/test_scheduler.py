@@ -299,9 +299,12 @@ def test_rates() -> None:
     assert prefill_budget(50, 1, 2048) == 63
     assert prefill_budget(550, 8, 2048) == 120
     assert prefill_budget(292, 0, 2048) == 576
+    assert prefill_budget(292, 0, 2048, is_shared=True) == 128
+    assert prefill_budget(292, 1, 2048, is_shared=True) == 63
     assert prefill_budget(50_000, 0, 2048) == 2048
     assert prefill_budget(50, 100, 2048) == 28
     # Where nothing ends a running step, a cancel waits for no more than 0.25 s of work.
+    assert prefill_budget(4_000, 0, 2048, can_abort=False, is_shared=True) == 960
     assert prefill_budget(4_000, 0, 2048, can_abort=False) == 960
     assert prefill_budget(50_000, 0, 2048, can_abort=False) == 2048
     assert prefill_budget(0, 0, 2048, can_abort=False) == 256
