@@ -80,8 +80,9 @@ class StepLoop:
         self._vitals_due = True
         self._ended_any = False
         self._busy_since: float | None = None
-        self._shared_until_s = 0.0
-        """Until then it is taken for likely that a request comes while another one runs, as one did."""
+        self._shared_until_s = time.monotonic() + SHARED_S
+        """Until then it is taken for likely that a request comes while another one runs, as one did: also at the start,
+        when those come at once that could go nowhere else."""
         self._is_decoding = False
         self._tiers = tiers
         if tiers is not None:

@@ -248,6 +248,7 @@ def test_an_abort_keeps_what_was_finished_and_redoes_lost_logits() -> None:
 def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num_tokens: int) -> None:
     rig = Rig(cells=4000)
     rig.llama.can_abort = can_abort
+    rig.loop._shared_until_s = 0.0
     rig.loop._prefill.add(4000, 1.0)
     rig.submit(1, [1] * 3000)
     rig.loop.step()
@@ -268,6 +269,8 @@ def test_steps_are_shorter_for_a_while_after_requests_came_together(monkeypatch:
         rig.run(key)
         return sum(len(row.tokens) for row in rig.llama.calls[0])
 
+    assert first_step(0) < 600, "those that could go nowhere else come at once"
+    now += loop.SHARED_S + 1
     assert first_step(1) == first_step(2) > 1_500
     rig.submit(3, [5, 6, 7])
     rig.loop.step()

@@ -295,7 +295,7 @@ def test_rates() -> None:
     meter.add(100, 1.0)
     meter.add(1_000, 2.0)
     assert 400 < meter.rate < 500
-    assert prefill_budget(0, 0, 2048) == 256
+    assert prefill_budget(0, 0, 2048) == 64
     assert prefill_budget(50, 1, 2048) == 63
     assert prefill_budget(550, 8, 2048) == 120
     assert prefill_budget(292, 0, 2048) == 576
@@ -307,7 +307,7 @@ def test_rates() -> None:
     assert prefill_budget(4_000, 0, 2048, can_abort=False, is_shared=True) == 960
     assert prefill_budget(4_000, 0, 2048, can_abort=False) == 960
     assert prefill_budget(50_000, 0, 2048, can_abort=False) == 2048
-    assert prefill_budget(0, 0, 2048, can_abort=False) == 256
+    assert prefill_budget(0, 0, 2048, can_abort=False) == 64
 
 
 CLIENTS = (b"", b"one", b"two", b"three")
