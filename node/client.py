@@ -34,7 +34,7 @@ from node.views import (
 )
 from proto.blocks import pack_tokens
 from proto.errors import LocalError, RemoteError
-from proto.messages import Ask, Sampling
+from proto.messages import Ask
 from proto.request import LEAVING
 
 START_HINT = "start one with 'mycelia node'"
@@ -192,7 +192,7 @@ async def _ask_local(
         "request_id": ask.request_id.hex() if any(ask.request_id) else None,
         "timeout_s": None if math.isinf(due_at) else max(due_at - trio.current_time(), 0.001),
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
-        **{field.name: getattr(ask.sampling, field.name) for field in msgspec.structs.fields(Sampling)},
+        **msgspec.structs.asdict(ask.sampling),
     }
     timeout = httpx.Timeout(10, read=SILENCE_DEADLINE_S)
     has_begun = is_over = False

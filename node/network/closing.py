@@ -10,19 +10,21 @@ from node.network.deadlines import shielded
 log = structlog.get_logger()
 
 CLOSE_DEADLINE_S = 1.0
+BROKEN = (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What libp2p's streams are documented or were seen to raise. The first covers its end, reset and closed errors."""
 
 
 async def close_connection(connection: INetConn) -> None:
     try:
         await connection.close()
-    except (BaseLibp2pError, OSError, trio.BrokenResourceError) as exc:
+    except BROKEN as exc:
         log.debug("closing a connection failed", error=repr(exc))
 
 
 async def reset_stream(stream: INetStream) -> None:
-    """Also from a cancelled task, within CLOSE_DEADLINE_S."""
+    """Also from a cancelled task, within CLOSE_DEADLINE_S: the peer must be told, and libp2p's bookkeeping be freed."""
     with shielded(CLOSE_DEADLINE_S):
         try:
             await stream.reset()
-        except (BaseLibp2pError, OSError, trio.BrokenResourceError) as exc:
+        except BROKEN as exc:
             log.debug("reset failed", error=repr(exc))

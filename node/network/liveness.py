@@ -13,6 +13,7 @@ import trio
 from libp2p.abc import INetConn
 from libp2p.exceptions import BaseLibp2pError
 
+from node.network.closing import close_connection
 from node.network.peers import PeerTable, peer_of
 from node.network.yamux import YamuxConnection
 from node.peer_id import peer_text
@@ -40,10 +41,7 @@ async def watch(connection: INetConn, table: PeerTable) -> None:
             log.info("peer is silent", peer=peer_text(peer))
             break
         await _wait_quiet(muxer)
-    try:
-        await connection.close()
-    except _ERRORS as exc:
-        log.debug("closing a silent connection failed", peer=peer_text(peer), error=repr(exc))
+    await close_connection(connection)
 
 
 async def _wait_quiet(muxer: YamuxConnection) -> None:

@@ -21,7 +21,6 @@ import trio
 from google.protobuf.message import DecodeError
 from libp2p.abc import INetConn, INetStream
 from libp2p.connection_types import ConnectionType
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.stream.net_stream import NetStream
@@ -31,7 +30,7 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 from multiaddr import Multiaddr
 
 from node.network import addresses
-from node.network.deadlines import shielded
+from node.network.closing import BROKEN, reset_stream
 from node.network.host import Host
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
@@ -44,7 +43,6 @@ STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
 MAX_MESSAGE_BYTES = 4_096
 STEP_DEADLINE_S = 5.0
 """For each message of the agreement."""
-CLOSE_DEADLINE_S = 1.0
 
 MAX_RESERVATIONS, MAX_RESERVATIONS_PER_HOUSEHOLD = 32, 8
 RESERVATION_S = 3_600.0
@@ -66,7 +64,7 @@ RENEW_S = RESERVATION_S / 4
 RETRY_S = 10.0
 REFUSED_S = 600.0
 
-_ERRORS = (BaseLibp2pError, OSError, ValueError, DecodeError, trio.BrokenResourceError, trio.ClosedResourceError)
+_ERRORS = (*BROKEN, DecodeError)
 
 
 class Pipe(ReadWriteCloser):
@@ -94,11 +92,7 @@ class Pipe(ReadWriteCloser):
             raise ConnectionClosedError(f"the circuit broke: {exc!r}") from exc
 
     async def close(self) -> None:
-        with shielded(CLOSE_DEADLINE_S):
-            try:
-                await self._net_stream.reset()
-            except _ERRORS as exc:
-                log.debug("closing a circuit failed", error=repr(exc))
+        await reset_stream(self._net_stream)
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return None  # (that would be the relay's)

@@ -9,11 +9,10 @@ from typing import Protocol
 import structlog
 import trio
 from libp2p.abc import IMuxedStream, INetStream
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
 
 from node.network import negotiation
-from node.network.deadlines import shielded
+from node.network.closing import BROKEN, CLOSE_DEADLINE_S, reset_stream
 from node.network.events import EventQueue
 from node.network.host import Host
 from node.network.network import NetworkError, Received, StreamHandler
@@ -35,13 +34,9 @@ READ_DEADLINE_S = 10.0
 """For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
 READ_AHEAD_BYTES = 4_096
 """Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
-CLOSE_DEADLINE_S = 1.0
 CONTROL_RATE = 50.0
 """Control messages a second that one peer may send on average."""
 CONTROL_BURST = 200.0
-
-_STREAM_ERRORS = (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
-"""What libp2p's streams are documented or were seen to raise. The first covers its end, reset and closed errors."""
 
 
 class Charge(Protocol):
@@ -89,7 +84,7 @@ class Libp2pStream:
                 if step.cancelled_caught:
                     raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
             sent = True
-        except _STREAM_ERRORS as exc:
+        except BROKEN as exc:
             raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
         finally:
             if not sent:
@@ -119,27 +114,19 @@ class Libp2pStream:
         try:
             with trio.fail_after(CLOSE_DEADLINE_S):
                 await self._stream.close()
-        except (*_STREAM_ERRORS, trio.TooSlowError):
-            await self._abandon()
+        except (*BROKEN, trio.TooSlowError):
+            await reset_stream(self._stream)
         if isinstance(self._bytes, YamuxStream):
             self._bytes.discard()  # (a peer that never ends its side must not have us keep what nobody reads)
 
     async def reset(self) -> None:
         if not self._over:
             self._end()
-            await self._abandon()
+            await reset_stream(self._stream)
 
     def _end(self) -> None:
         self._over = True
         self._open_ones.discard(self)
-
-    async def _abandon(self) -> None:
-        """Also from a cancelled task: the peer must be told, and libp2p's bookkeeping of the stream be freed."""
-        with shielded(CLOSE_DEADLINE_S):
-            try:
-                await self._stream.reset()
-            except _STREAM_ERRORS:
-                log.debug("reset failed", peer=peer_text(self._peer))
 
     async def _hear(self) -> None:
         """The answer to the proposal. Raises NetworkError, also when it is none or late."""
@@ -170,7 +157,7 @@ class Libp2pStream:
                         data = await self._bytes.read(wanted)
             except trio.TooSlowError as exc:
                 raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
-            except _STREAM_ERRORS as exc:
+            except BROKEN as exc:
                 raise NetworkError(f"{peer_text(self._peer)} ended the exchange: {type(exc).__name__}") from exc
             if not data:
                 raise NetworkError(f"{peer_text(self._peer)} ended the exchange")

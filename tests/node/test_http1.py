@@ -56,6 +56,30 @@ class Endless:
         self.gone.set()
 
 
+class Talker:
+    """Says the same over and over, until the client goes away."""
+
+    def __init__(self, piece: bytes, pause_s: float) -> None:
+        self._piece = piece
+        self._pause_s = pause_s
+        self.gone = trio.Event()
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._talk, send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+        self.gone.set()
+
+    async def _talk(self, send: Send) -> None:
+        while True:
+            await send({"type": "http.response.body", "body": self._piece, "more_body": True})
+            await trio.sleep(self._pause_s)
+
+
 @asynccontextmanager
 async def connected(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
     """A client's end of a connection to ``app``."""
@@ -319,30 +343,13 @@ async def test_a_piece_whose_sender_is_cancelled_still_goes_out_whole() -> None:
 
 
 async def test_a_client_that_floods_and_goes_away_frees_what_waits_for_it() -> None:
-    gone = trio.Event()
-
-    async def app(_: Scope, receive: Receive, send: Send) -> None:
-        await body_of(receive)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        async with trio.open_nursery() as nursery:
-
-            async def say() -> None:
-                while True:
-                    await send({"type": "http.response.body", "body": b"still here", "more_body": True})
-                    await trio.sleep(0.01)
-
-            nursery.start_soon(say)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-        gone.set()
-
+    app = Talker(b"still here", 0.01)
     async with connected(app) as stream:
         await stream.send_all(request("GET", "/"))
         await stream.receive_some()
         await pour(stream)
         await stream.aclose()
-        await gone.wait()
+        await app.gone.wait()
 
 
 async def test_an_answer_that_leaves_a_body_unread_says_that_it_ends_the_connection() -> None:
@@ -363,26 +370,10 @@ async def test_a_bug_behind_head_has_no_body() -> None:
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "WRITE_DEADLINE_S", 0.05)
-    gone = trio.Event()
-
-    async def app(_: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        async with trio.open_nursery() as nursery:
-
-            async def pour() -> None:
-                while True:
-                    await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
-                    await trio.lowlevel.checkpoint()
-
-            nursery.start_soon(pour)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-        gone.set()
-
+    app = Talker(b"x" * 1_000_000, 0.0)
     async with connected(app) as stream:
         await stream.send_all(request("GET", "/"))
-        await gone.wait()
+        await app.gone.wait()
 
 
 async def test_a_client_that_asks_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
