@@ -1,5 +1,5 @@
-"""How fast this machine's engines are, as the simulator wants to know it: measured before a swarm is started, with
-engines as its nodes will have them and with its own prompts.
+"""How fast this machine's engines are, as the simulator wants to know it: measured while no swarm runs, with engines
+as its nodes have them and with its own prompts.
 
 Prefill is fitted as start + tokens x (1 / rate + depth x tokens before them), over cold and warm prompts of one engine
 alone, by least squares of the relative errors. What several engines take from each other is measured with 1, 2, ... of
@@ -9,7 +9,7 @@ them at once.
 import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -50,6 +50,19 @@ class Machine:
         seconds = [self.spec.prefill_s(0, len(prompt)) for prompt in self.prompts]
         return len(self.speeds) * self.speeds[-1] * len(seconds) / sum(seconds)
 
+    def halfway_to(self, later: "Machine") -> "Machine":
+        """What takes each prefill and each token of an answer the mean of the seconds that it takes both."""
+        ours, theirs = self.spec, later.spec
+        spec = replace(
+            ours,
+            prefill_rate=2 / (1 / ours.prefill_rate + 1 / theirs.prefill_rate),
+            decode_rate=2 / (1 / ours.decode_rate + 1 / theirs.decode_rate),
+            start_s=(ours.start_s + theirs.start_s) / 2,
+            depth_s=(ours.depth_s + theirs.depth_s) / 2,
+        )
+        speeds = [2 / (1 / one + 1 / other) for one, other in zip(self.speeds, later.speeds, strict=True)]
+        return replace(self, spec=spec, speeds=tuple(speeds))
+
 
 async def calibrate(
     settings: EngineSettings, num_engines: int, texts: Sequence[str], max_tokens: int, seed: int, progress: Progress
@@ -77,6 +90,11 @@ async def calibrate(
 def num_measured(num_engines: int) -> int:
     """How many of ``num_engines`` are started."""
     return min(num_engines, ENGINES_A_CORE * usable_cores())
+
+
+def num_steps(num_engines: int) -> int:
+    """That progress is told of."""
+    return 2 + num_measured(num_engines)
 
 
 def speeds_of(walls_s: Sequence[float], num_at_full_speed: float) -> tuple[float, ...]:

@@ -1,13 +1,14 @@
 """``mycelia bench swarm``: real nodes with a real model and distance between them, beside what the simulator predicts.
 
 The very same requests go both ways: the same tokens, at the same times, in at the same nodes, under the same policy.
-The simulator is told how fast this machine computes, which is measured first; nothing of the run itself. Each policy
-starts with a fresh swarm and empty caches, and everything counts from the first request on.
+The simulator is told how fast this machine computes, which is measured before and after each policy's turn, for it
+changes with what else the machine is doing; nothing of the run itself. Each policy starts with a fresh swarm and empty
+caches, and everything counts from the first request on.
 """
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from node.bench.calibrate import Machine, calibrate, num_measured
+from node.bench.calibrate import Machine, calibrate, num_steps
 from node.bench.mmlu import draw_prompts, load_subjects, made_up_subjects
 from node.bench.real_swarm import Question, Run, SwarmSettings, open_real_swarm
 from node.bench.report import Progress, Report, Row, report_of, row_of
@@ -115,18 +116,23 @@ async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
         draw_prompts(subjects, bench.num_requests, bench.zipf, random.Random(f"prompts {bench.seed + run}"))  # noqa: S311
         for run in range(bench.runs)
     ]
-    progress = Progress(2 + num_measured(bench.num_nodes) + bench.runs * len(bench.policies) * (1 + STEPS_A_RUN))
+    num_turns, a_calibration = bench.runs * len(bench.policies), num_steps(bench.num_nodes)
+    progress = Progress(a_calibration + num_turns * (1 + STEPS_A_RUN + a_calibration))
     settings = _engine_settings(bench)
     flat = [text for one in texts for text in one]
-    machine = await calibrate(settings, bench.num_nodes, flat, bench.max_tokens, bench.seed, progress)
-    rate = bench.rate or bench.load * machine.cold_rate()
+
+    async def measure() -> Machine:
+        return await calibrate(settings, bench.num_nodes, flat, bench.max_tokens, bench.seed, progress)
+
+    machines = [await measure()]
+    rate = bench.rate or bench.load * machines[0].cold_rate()
     rounds = []
     for run, of_run in enumerate(texts):
         first = run * bench.num_requests
-        prompts = machine.prompts[first : first + bench.num_requests]
-        rounds.append(await _one_run(bench, run, of_run, prompts, machine, rate, progress))
+        prompts = machines[0].prompts[first : first + bench.num_requests]
+        rounds.append(await _one_run(bench, run, of_run, prompts, machines, measure, rate, progress))
     progress.close()
-    return report_of("swarm", rows_of(rounds, machine, rate)), rounds
+    return report_of("swarm", rows_of(rounds, machines, rate)), rounds
 
 
 async def _one_run(
@@ -134,10 +140,12 @@ async def _one_run(
     run: int,
     texts: Sequence[str],
     prompts: Sequence[Sequence[int]],
-    machine: Machine,
+    machines: list[Machine],
+    measure: Callable[[], Awaitable[Machine]],
     rate: float,
     progress: Progress,
 ) -> Round:
+    """machines: what was measured up to now; a measurement is added after each policy."""
     seed = bench.seed + run
     times = list(islice(arrivals(rate, random.Random(f"arrivals {seed}")), len(texts)))  # noqa: S311
     clients = random.Random(f"clients {seed}")  # noqa: S311
@@ -148,6 +156,9 @@ async def _one_run(
     # Turn about, so that what changes on the machine meanwhile is nobody's advantage in the median.
     for policy in bench.policies if run % 2 == 0 else reversed(bench.policies):
         measured = await _ask_real_swarm(bench, policy, questions, progress)
+        before, after = machines[-1], await measure()
+        machines.append(after)
+        machine = before.halfway_to(after)
         swarm = Swarm([machine.spec] * bench.num_nodes, bench.rtt_s, machine.speeds)
         pairs.append(compare(policy, measured, requests, swarm, seed))
     pairs.sort(key=lambda pair: bench.policies.index(pair.policy))
@@ -233,8 +244,8 @@ def _error(predicted: float, measured: float) -> float:
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
-def rows_of(rounds: Sequence[Round], machine: Machine, rate: float) -> list[Row]:
-    """All of them; those of the first policy have no prefix."""
+def rows_of(rounds: Sequence[Round], machines: Sequence[Machine], rate: float) -> list[Row]:
+    """All of them; those of the first policy have no prefix. machines: every measurement."""
     policies = [pair.policy for pair in rounds[0].pairs]
     of = {name: [pair for one in rounds for pair in one.pairs if pair.policy == name] for name in policies}
     rows = [row_of("hit_bound", "of the prompt tokens", [one.bound for one in rounds])]
@@ -253,11 +264,16 @@ def rows_of(rounds: Sequence[Round], machine: Machine, rate: float) -> list[Row]
         row_of("requests", "", [float(len(run.outcomes)) for run in runs]),
         row_of("rate", "requests/s", [rate]),
         row_of("others_cores", "cores busy with other things", [run.others_cores for run in runs]),
-        row_of("prefill_rate", "tokens/s, one engine alone", [machine.spec.prefill_rate]),
-        row_of("prefill_depth_us", "us a token and token before it", [machine.spec.depth_s * 1e6]),
-        row_of("prefill_start_ms", "ms", [machine.spec.start_s * 1e3]),
-        row_of("decode_rate", "tokens/s, one engine alone", [machine.spec.decode_rate]),
-        row_of("speed_shared", f"of an engine, {len(machine.speeds)} at once", [machine.speeds[-1]]),
+        row_of("cold_rate", "requests/s with nothing cached", [machine.cold_rate() for machine in machines]),
+        row_of("prefill_rate", "tokens/s, one engine alone", [machine.spec.prefill_rate for machine in machines]),
+        row_of("prefill_depth_us", "us a token and token before it", [one.spec.depth_s * 1e6 for one in machines]),
+        row_of("prefill_start_ms", "ms", [machine.spec.start_s * 1e3 for machine in machines]),
+        row_of("decode_rate", "tokens/s, one engine alone", [machine.spec.decode_rate for machine in machines]),
+        row_of(
+            "speed_shared",
+            f"of an engine, {len(machines[0].speeds)} at once",
+            [machine.speeds[-1] for machine in machines],
+        ),
     ]
     return rows
 

@@ -99,6 +99,20 @@ def test_speeds_are_never_more_than_the_cores() -> None:
     assert speeds_of([1.0, 2.0], 0.5) == pytest.approx((1.0, 0.5)), "one with more threads than cores"
 
 
+def test_a_machine_that_became_slower_is_predicted_by_the_mean_of_the_times() -> None:
+    fast = Machine(replace(SPEC, start_s=0.02, depth_s=3e-6), (1.0, 0.9, 0.4), prompts())
+    slow = Machine(replace(SPEC, prefill_rate=80.0, decode_rate=20.0), (1.0, 0.9, 0.2), prompts())
+    between = fast.halfway_to(slow)
+    for cached, num_prompt in [(0, 500), (300, 1_200)]:
+        both = fast.spec.prefill_s(cached, num_prompt), slow.spec.prefill_s(cached, num_prompt)
+        assert between.spec.prefill_s(cached, num_prompt) == pytest.approx(sum(both) / 2)
+    assert between.spec.decode_rate == pytest.approx(30.0)
+    assert between.speeds == pytest.approx((1.0, 0.9, 4 / 15))
+    assert slow.cold_rate() < between.cold_rate() < fast.cold_rate()
+    same = slow.halfway_to(slow)
+    assert same.speeds == pytest.approx(slow.speeds) and same.cold_rate() == pytest.approx(slow.cold_rate())
+
+
 def test_the_bound_counts_tokens() -> None:
     assert bound_of([[1, 2, 3, 4], [1, 2, 9, 9, 9], [1, 2, 3, 4]]) == pytest.approx((2 + 3) / 13)
     assert bound_of([[1, 2], [3, 2]]) == 0.0
@@ -132,7 +146,7 @@ def test_rows_and_table(capsys: pytest.CaptureFixture[str]) -> None:
         compare("random", run(1.0, 90), requests, SWARM, 1),
     ]
     rounds = [Round(0.75, pairs)]
-    measured = rows_of(rounds, Machine(SPEC, SWARM.speeds or (), prompts()), 0.5)
+    measured = rows_of(rounds, [Machine(SPEC, SWARM.speeds or (), prompts())] * 3, 0.5)
     value = {row.name: row.value for row in measured}
     assert value["hit_ratio"] == 0.75 and value["cached_over_bound"] == 1.0 and value["random_hit_ratio"] == 0.375
     assert value["ttft_p50_s"] == 0.4 and value["ttft_p50_vs_random"] == 0.4
