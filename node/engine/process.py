@@ -466,13 +466,18 @@ def without_folder(words: str) -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """The parent's environment, plus what keeps llama.cpp from starting a debugger.
+    """The parent's environment, plus what keeps llama.cpp from starting a debugger, and glibc from keeping memory.
+
+    Prefixes come to host memory and go again in pieces of megabytes and of all sizes. By default glibc soon takes such
+    pieces from its heap, which they leave full of holes: in 30 minutes of load an engine grew by 6 %. With a threshold
+    that is given it does not move, and what is longer goes back to the system at once.
 
     OMP_WAIT_POLICY stays as it is: ``passive`` makes a decode step of two threads take twice as long (44 ms instead of
     23 for four rows), and where others use the cores too it gains nothing that fewer threads would not.
     """
     environment = dict(os.environ)
     environment.setdefault("GGML_NO_BACKTRACE", "1")
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     # The child must import the code that runs here, from wherever the node was started.
     root = str(Path(node.__path__[0]).parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
