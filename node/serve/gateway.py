@@ -70,7 +70,7 @@ def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) ->
         middleware.append(Middleware(HostGate, refusal=_refusal))
     return Starlette(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
-        routes=[*page_routes(), *local_routes(api), *observe_routes(api), *openai_routes(api)],
+        routes=[*openai_routes(api), *local_routes(api), *observe_routes(api), *page_routes()],  # (tried in order)
         middleware=middleware,
     )
 

@@ -8,6 +8,7 @@ writes the socket itself, in whichever of its tasks it calls ``receive`` and ``s
 import time
 from contextlib import suppress
 from email.utils import formatdate
+from functools import lru_cache
 from urllib.parse import unquote
 
 import h11
@@ -234,4 +235,9 @@ class HttpConnection:
 
 
 def _date() -> bytes:
-    return formatdate(time.time(), usegmt=True).encode()
+    return _spelled_date(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _spelled_date(at_s: int) -> bytes:
+    return formatdate(at_s, usegmt=True).encode()

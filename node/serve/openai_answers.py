@@ -199,8 +199,10 @@ class OpenAiAnswer:
         async with cancelled_at_disconnect(receive) as nursery:
             nursery.start_soon(out.keep_alive)
             async with trio.open_nursery() as asking:
-                for choice, ask in zip(self._choices, self._wanted.asks, strict=True):
-                    asking.start_soon(self._follow, choice, ask, out, asking.cancel_scope)
+                (choice, ask), *others = zip(self._choices, self._wanted.asks, strict=True)
+                for other in others:
+                    asking.start_soon(self._follow, *other, out, asking.cancel_scope)
+                await self._follow(choice, ask, out, asking.cancel_scope)  # (most have one, which needs no other task)
             is_over = True
         if is_over:  # (else nobody is there any more)
             await out.end(self._failed)

@@ -63,12 +63,12 @@ def openai_routes(api: Api) -> list[Route]:
         return json_response(openapi())
 
     return [
-        Route("/openapi.json", document),
         Route("/v1/chat/completions", _refusing(chat), methods=["POST"]),
         Route("/v1/completions", _refusing(complete), methods=["POST"]),
         Route("/v1/models", _refusing(models)),
         Route("/v1/models/{name:path}", _refusing(model)),
         Route("/v1/embeddings", _refusing(embed), methods=["POST"]),
+        Route("/openapi.json", document),
     ]
 
 
