@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import harmonic_mean, median
 
 import numpy as np
 import trio
@@ -55,13 +55,13 @@ class Machine:
         ours, theirs = self.spec, later.spec
         spec = replace(
             ours,
-            prefill_rate=2 / (1 / ours.prefill_rate + 1 / theirs.prefill_rate),
-            decode_rate=2 / (1 / ours.decode_rate + 1 / theirs.decode_rate),
+            prefill_rate=harmonic_mean([ours.prefill_rate, theirs.prefill_rate]),
+            decode_rate=harmonic_mean([ours.decode_rate, theirs.decode_rate]),
             start_s=(ours.start_s + theirs.start_s) / 2,
             depth_s=(ours.depth_s + theirs.depth_s) / 2,
         )
-        speeds = [2 / (1 / one + 1 / other) for one, other in zip(self.speeds, later.speeds, strict=True)]
-        return replace(self, spec=spec, speeds=tuple(speeds))
+        speeds = tuple(harmonic_mean(both) for both in zip(self.speeds, later.speeds, strict=True))
+        return replace(self, spec=spec, speeds=speeds)
 
 
 async def calibrate(

@@ -125,12 +125,17 @@ async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
         return await calibrate(settings, bench.num_nodes, flat, bench.max_tokens, bench.seed, progress)
 
     machines = [await measure()]
+
+    async def since_last() -> Machine:
+        machines.append(await measure())
+        return machines[-2].halfway_to(machines[-1])
+
     rate = bench.rate or bench.load * machines[0].cold_rate()
     rounds = []
     for run, of_run in enumerate(texts):
         first = run * bench.num_requests
         prompts = machines[0].prompts[first : first + bench.num_requests]
-        rounds.append(await _one_run(bench, run, of_run, prompts, machines, measure, rate, progress))
+        rounds.append(await _one_run(bench, run, of_run, prompts, since_last, rate, progress))
     progress.close()
     return report_of("swarm", rows_of(rounds, machines, rate)), rounds
 
@@ -140,12 +145,11 @@ async def _one_run(
     run: int,
     texts: Sequence[str],
     prompts: Sequence[Sequence[int]],
-    machines: list[Machine],
-    measure: Callable[[], Awaitable[Machine]],
+    since_last: Callable[[], Awaitable[Machine]],
     rate: float,
     progress: Progress,
 ) -> Round:
-    """machines: what was measured up to now; a measurement is added after each policy."""
+    """since_last: measures what this machine was between the last measurement and now."""
     seed = bench.seed + run
     times = list(islice(arrivals(rate, random.Random(f"arrivals {seed}")), len(texts)))  # noqa: S311
     clients = random.Random(f"clients {seed}")  # noqa: S311
@@ -156,9 +160,7 @@ async def _one_run(
     # Turn about, so that what changes on the machine meanwhile is nobody's advantage in the median.
     for policy in bench.policies if run % 2 == 0 else reversed(bench.policies):
         measured = await _ask_real_swarm(bench, policy, questions, progress)
-        before, after = machines[-1], await measure()
-        machines.append(after)
-        machine = before.halfway_to(after)
+        machine = await since_last()
         swarm = Swarm([machine.spec] * bench.num_nodes, bench.rtt_s, machine.speeds)
         pairs.append(compare(policy, measured, requests, swarm, seed))
     pairs.sort(key=lambda pair: bench.policies.index(pair.policy))
@@ -258,6 +260,7 @@ def rows_of(rounds: Sequence[Round], machines: Sequence[Machine], rate: float) -
         ratios = [own.real.ttft_s("p50") / other.real.ttft_s("p50") for own, other in turns]
         rows.append(row_of("ttft_p50_vs_random", "ratio", ratios))
     runs = [pair.run for one in rounds for pair in one.pairs]
+    specs = [machine.spec for machine in machines]
     rows += [
         row_of("rtt_ms_min", "ms", [1000 * min(run.rtts_s, default=0.0) for run in runs]),
         row_of("rtt_ms_p50", "ms", [1000 * median(run.rtts_s or [0.0]) for run in runs]),
@@ -265,10 +268,10 @@ def rows_of(rounds: Sequence[Round], machines: Sequence[Machine], rate: float) -
         row_of("rate", "requests/s", [rate]),
         row_of("others_cores", "cores busy with other things", [run.others_cores for run in runs]),
         row_of("cold_rate", "requests/s with nothing cached", [machine.cold_rate() for machine in machines]),
-        row_of("prefill_rate", "tokens/s, one engine alone", [machine.spec.prefill_rate for machine in machines]),
-        row_of("prefill_depth_us", "us a token and token before it", [one.spec.depth_s * 1e6 for one in machines]),
-        row_of("prefill_start_ms", "ms", [machine.spec.start_s * 1e3 for machine in machines]),
-        row_of("decode_rate", "tokens/s, one engine alone", [machine.spec.decode_rate for machine in machines]),
+        row_of("prefill_rate", "tokens/s, one engine alone", [spec.prefill_rate for spec in specs]),
+        row_of("prefill_depth_us", "us a token and token before it", [spec.depth_s * 1e6 for spec in specs]),
+        row_of("prefill_start_ms", "ms", [spec.start_s * 1e3 for spec in specs]),
+        row_of("decode_rate", "tokens/s, one engine alone", [spec.decode_rate for spec in specs]),
         row_of(
             "speed_shared",
             f"of an engine, {len(machines[0].speeds)} at once",
