@@ -155,7 +155,11 @@ class RequestConfig:
     """A node that works on a request is given up when it is silent for longer than this and what its next word may take
     by its own rates, ``silence_factor`` times, but not before ``max_silence_s`` when those are not known."""
     max_silence_s: float = 120.0
+    """However slow it says that it is; but for what was expected when it was chosen, also ``silence_factor`` times: a
+    laptop takes minutes for a long prompt, and whoever says so is chosen only where nobody is sooner."""
     silence_factor: float = 3.0
+    longest_silence_s: float = 3_600.0
+    """Whatever was expected."""
     own_dispatch_s: float = 60.0
     """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
 

@@ -37,6 +37,20 @@ def test_a_token_may_cost_more_the_later_it_stands() -> None:
     assert spec.prefill_s(300, 400) == pytest.approx(0.1 + 1.0 + 100 * 350 * 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("spec", "num_prompt", "num_answer"),
+    [
+        (EngineSpec(1_000.0, 10.0, 1, 96, grain=1), 100, 2_000),  # A long answer.
+        (EngineSpec(25.0, 50.0, 1, 96, grain=1), 4_000, 10),  # A long prompt, and a laptop.
+    ],
+)
+def test_a_slow_node_is_not_given_up_while_it_works(spec: EngineSpec, num_prompt: int, num_answer: int) -> None:
+    slower = EngineSpec(2.0, 10.0, 1, 96, grain=1)  # (where it enters)
+    request = Request(0.0, 0, Prompt((1,) * num_prompt, tuple(range(2, 2 + num_answer))))
+    (record,) = replay([request], Swarm([slower, spec, spec], RTT_S), "mycelia", 1)
+    assert record.done_s and record.served_by > 0 and record.num_attempts == 1
+
+
 def test_equal_seeds_are_equal_runs_and_everything_is_answered() -> None:
     runs = [replay(drawn(), Swarm([SPEC] * 4, RTT_S, (1.0, 1.0, 0.66, 0.5)), "random", 3) for _ in range(2)]
     assert [record.done_s for record in runs[0]] == [record.done_s for record in runs[1]]
