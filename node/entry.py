@@ -22,7 +22,6 @@ from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_req
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
-from proto.config import RequestConfig
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
@@ -53,9 +52,9 @@ log = structlog.get_logger()
 GENERATE = "/mycelia/generate/1"
 ASK = "/mycelia/ask/1"
 
-FRAME_DEADLINE_S = RequestConfig().max_silence_s
-"""Longest silence of a serving node. A dead connection is noticed in seconds, a node that is connected and silent when
-its own rates say so (``Request.silence_s``)."""
+KEEP_ALIVE_S = 15.0
+"""Between two looks at who was told nothing meanwhile: an empty text tells him that his answer is worked on. A long
+prompt takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
 
 SilenceS = Callable[[bytes, int], float]
 """``Overlay.silence_s``."""
@@ -81,9 +80,15 @@ class _Running:
     character, which is rare, waits for the next one: what the client has is then the text of the tokens that it has,
     and it can go on elsewhere with neither a gap nor a repetition."""
     first_token_at: float | None = None
+    was_told: bool = False
+    """Anything, since the last look."""
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
     expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of the task that waits for the deadline."""
+
+    def tell(self, frame: EntryFrame) -> None:
+        self.was_told = True
+        self.frames.send_nowait(frame)
 
     def left_s(self) -> float | None:
         """Seconds until the deadline; None: no limit."""
@@ -114,7 +119,12 @@ class Entry:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                await trio.sleep(KEEP_ALIVE_S)
+                for running in self._running.values():
+                    if not running.was_told and not running.frames.statistics().current_buffer_used:
+                        running.tell(Text(text=""))
+                    running.was_told = False
 
     @asynccontextmanager
     async def ask(
@@ -218,13 +228,13 @@ class Entry:
             case Dispatch():
                 assert self._nursery is not None
                 self._requests.routed(effect)
-                running.frames.send_nowait(_route(effect.decision, self._engine.info.namespace))
+                running.tell(_route(effect.decision, self._engine.info.namespace))
                 # (made here and not in the task: the client may leave before the task runs for the first time)
                 scope = running.attempts[effect.attempt] = trio.CancelScope()
                 self._nursery.start_soon(self._attempt, effect, running, scope)
             case Begin():
                 self._requests.begun(effect)
-                running.frames.send_nowait(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
+                running.tell(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
             case Deliver():
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
@@ -256,7 +266,7 @@ class Entry:
     ) -> None:
         text, was_held = running.decoder.decode(data, is_last), running.held
         if was_held:
-            running.frames.send_nowait(Text(text=was_held))
+            running.tell(Text(text=was_held))
             running.held = ""
         is_whole = is_last or was_held or not running.decoder.getstate()[0]
         if not is_whole:
@@ -264,13 +274,13 @@ class Entry:
         told = running.untold[:MAX_TEXT_TOKENS] if is_whole else []
         if text or logprobs or told:
             del running.untold[: len(told)]
-            running.frames.send_nowait(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))
+            running.tell(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))
 
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)
         if isinstance(frame, Failed):
             self._requests.failed(request_id, frame.code, frame.message)
-        running.frames.send_nowait(frame)
+        running.tell(frame)
         running.frames.close()
 
     # --- attempts --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import structlog
 import trio
 
 from node.engine.engine import DEADLINE, TOO_LATE
-from node.entry import FRAME_DEADLINE_S
 from node.network.network import MessageStream, NetworkError
 from proto.errors import RemoteError
 from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Route, Text
@@ -21,8 +20,9 @@ from proto.request import LEAVING
 
 log = structlog.get_logger()
 
-SILENCE_DEADLINE_S = FRAME_DEADLINE_S + 30
-"""Longer than the entry node waits for a serving node, so that it has time to try another."""
+SILENCE_DEADLINE_S = 150.0
+"""Of an entry node, which tells every ``KEEP_ALIVE_S`` (node/entry.py) that it is there. Earlier ones
+told only when there was something, and gave up a serving node after 120 s of silence."""
 MAX_FRUITLESS = 8
 """Entry nodes lost one after the other without a token of the answer."""
 SEEK_DEADLINE_S = 60.0

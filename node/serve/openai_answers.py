@@ -224,7 +224,7 @@ class OpenAiAnswer:
                     self._all_routed.set()
             case Begun():
                 choice.begun = frame
-            case Text():
+            case Text() if frame.text or frame.tokens or frame.logprobs:  # (an empty one only says: still there)
                 choice.first_s = choice.first_s or trio.current_time()
                 if said := choice.reader.feed(frame.text):
                     await out.piece(choice, said, frame.logprobs)
@@ -325,51 +325,54 @@ class _Stream:
         with trio.move_on_after(MAX_HELD_S):
             await self._answer.all_routed.wait()
         while not self._has_text.is_set():
-            async with self._sending:
-                await self._write(b": waiting for the first token\n\n")
+            await self._write(b": waiting for the first token\n\n")
             with trio.move_on_after(KEEP_ALIVE_S):
                 await self._has_text.wait()
 
     async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
-        async with self._sending:
-            await self._open(choice)
-            await self._event(self._answer.shape.piece(choice, text, logprobs))
+        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, text, logprobs)))
         choice.num_chars += len(text)
 
     async def ending(self, choice: Choice) -> None:
-        async with self._sending:
-            await self._open(choice)
-            await self._event(self._answer.shape.ending(choice))
+        await self._write(self._opening(choice) + _event(self._answer.shape.ending(choice)))
 
     async def end(self, failed: Failed | None) -> None:
         if failed is not None and not self._has_begun:
             await _Whole(self._answer, self._send).end(failed)
             return
         if failed is not None:
-            await self._event(error_body(failed))
+            await self._write(_event(error_body(failed)))
         else:
-            if self._answer.includes_usage:
-                await self._event(self._answer.shape.usage(self._answer.usage()))
-            await self._write(b"data: [DONE]\n\n")
+            usage = _event(self._answer.shape.usage(self._answer.usage())) if self._answer.includes_usage else b""
+            await self._write(usage + b"data: [DONE]\n\n")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _open(self, choice: Choice) -> None:
+    def _opening(self, choice: Choice) -> bytes:
+        """Before what is the first of a choice."""
         self._has_text.set()
-        if choice.index not in self._opened:
-            self._opened.add(choice.index)
-            opening = self._answer.shape.opening(choice)
-            if opening is not None:
-                await self._event(opening)
-
-    async def _event(self, value: msgspec.Struct) -> None:
-        await self._write(b"data: " + msgspec.json.encode(value) + b"\n\n")
+        if choice.index in self._opened:
+            return b""
+        self._opened.add(choice.index)
+        opening = self._answer.shape.opening(choice)
+        return b"" if opening is None else _event(opening)
 
     async def _write(self, data: bytes) -> None:
-        if not self._has_begun:
-            self._has_begun = True
-            headers = [*self._answer.headers(), (b"cache-control", b"no-cache")]
-            await _begin(self._send, 200, b"text/event-stream; charset=utf-8", headers)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        try:
+            self._sending.acquire_nowait()  # (waiting for a lock that is free costs a round of the scheduler)
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            if not self._has_begun:
+                self._has_begun = True
+                headers = [*self._answer.headers(), (b"cache-control", b"no-cache")]
+                await _begin(self._send, 200, b"text/event-stream; charset=utf-8", headers)
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            self._sending.release()
+
+
+def _event(value: msgspec.Struct) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -1,19 +1,21 @@
 """An answer whose entry node is lost goes on through another one: each token comes exactly once."""
 
+import dataclasses
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import pairwise
 
 import msgspec
 import pytest
 import trio
 import trio.testing
 
-from node.entry import ASK, Entry, _Running
+from node.entry import ASK, KEEP_ALIVE_S, Entry, _Running
 from node.network.identity import new_identity
 from node.network.memory import MemorySwarm
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
-from node.rejoin import MAX_FRUITLESS, AnswerSoFar, OpenEntry, rejoining
+from node.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, AnswerSoFar, OpenEntry, rejoining
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
@@ -45,9 +47,9 @@ class LightClient:
 
 @asynccontextmanager
 async def a_client(
-    count: int, models: Sequence[str] = ()
+    count: int, models: Sequence[str] = (), **engine_options: float
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member], LightClient]]:
-    async with open_members(count, models=models, decode_rate=10.0) as (swarm, members):
+    async with open_members(count, models=models, **{"decode_rate": 10.0, **engine_options}) as (swarm, members):
         settings = NetworkSettings(identity=new_identity(), overlay=False)
         async with swarm.open_network(settings) as network:
             for member in members:
@@ -200,6 +202,25 @@ def test_the_tokens_so_far_are_bounded_and_whole() -> None:
     ) == 0
     so_far.num_rejoins = 2
     assert so_far.num_resumed(1) == 2
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+async def test_a_prompt_that_takes_long_is_no_loss_of_a_node(autojump_clock: trio.testing.MockClock, slow: int) -> None:
+    """Laptops take minutes for thousands of tokens, at the entry node or beyond it: clients are told that they work."""
+    async with a_client(2, prefill_rate=1.0) as (_, members, client):
+        engine = members[slow].engine  # (the prompt goes to the other one)
+        engine.settings = dataclasses.replace(engine.settings, prefill_rate=0.1)
+        await frames_of(members[slow], an_ask("x", 1))
+        frames, told_at = list[EntryFrame](), [trio.current_time()]
+        async with aclosing(rejoining(AnswerSoFar(an_ask(LONG, 3)), client.enter, math.inf)) as stream:
+            async for frame in stream:
+                frames.append(frame)
+                told_at.append(trio.current_time())
+    answered = frames[-1]
+    assert isinstance(answered, Answered) and answered.usage.completion_tokens == 3
+    assert answered.served_by == members[1 - slow].peer and client.entered == [members[0].peer]
+    assert told_at[-1] - told_at[0] > 2 * SILENCE_DEADLINE_S
+    assert max(late - soon for soon, late in pairwise(told_at)) <= 2 * KEEP_ALIVE_S
 
 
 async def test_text_and_tokens_never_come_apart() -> None:
