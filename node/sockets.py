@@ -23,21 +23,21 @@ async def receive_some(readable: _File, max_bytes: int) -> bytes:
             continue
 
 
-def send_at_once(socket: trio.socket.SocketType, data: bytes | bytearray) -> bytes:
-    """What of ``data`` the socket has no room for now. Raises OSError, and ClosedResourceError."""
+def send_at_once(writable: _File, data: bytes | bytearray) -> bytes:
+    """What of ``data`` there is no room for now. Raises OSError, and ClosedResourceError."""
     try:
-        sent = os.write(_descriptor(socket), data)
+        sent = os.write(_descriptor(writable), data)
     except BlockingIOError:
         sent = 0
     return bytes(data[sent:])
 
 
-async def send_rest(socket: trio.socket.SocketType, data: bytes) -> None:
+async def send_rest(writable: _File, data: bytes) -> None:
     """What ``send_at_once`` returned. Raises OSError, and ClosedResourceError when this end is closed, also
     meanwhile."""
     while data:
-        await trio.lowlevel.wait_writable(_descriptor(socket))
-        data = send_at_once(socket, data)
+        await trio.lowlevel.wait_writable(_descriptor(writable))
+        data = send_at_once(writable, data)
 
 
 def _descriptor(file: _File) -> int:

@@ -9,7 +9,6 @@ item, which ``max_tokens`` bounds.
 """
 
 import itertools
-import math
 import os
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from node.engine.engine import (
     ModelInfo,
 )
 from node.engine.models import check_gguf
+from node.engine.outbox import Outbox
 from node.engine.settings import EngineSettings
 from node.engine.stream import AnswerStream
 from node.engine.tier import GIB
@@ -91,7 +91,7 @@ class ProcessEngine:
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
         self._calls: dict[int, _Call] = {}
-        self._outbox: trio.MemorySendChannel[bytes] | None = None
+        self._outbox: Outbox | None = None
         self._running = trio.Event()
         self._watchdog = Watchdog()
         self._load_error = ""
@@ -235,7 +235,7 @@ class ProcessEngine:
 
     def _send(self, message: ipc.ToChild) -> None:
         assert self._outbox is not None
-        self._outbox.send_nowait(ipc.encode(message))
+        self._outbox.put(ipc.encode(message))
 
     # --- the child ------------------------------------------------------------------------------------------------
 
@@ -279,19 +279,20 @@ class ProcessEngine:
         except OSError as exc:  # Out of memory or processes: it may pass.
             self._load_error = f"cannot start the engine process: {exc}"
             return
-        assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+        assert isinstance(child.stdin, trio.lowlevel.FdStream), "POSIX"
+        assert isinstance(child.stdout, trio.lowlevel.FdStream), "POSIX"
+        assert child.stderr is not None
         self.pid = child.pid
-        send, receive = trio.open_memory_channel[bytes](math.inf)
+        outbox = Outbox(child.stdin)
         try:
             async with trio.open_nursery() as nursery:
                 words_end = trio.Event()
                 nursery.start_soon(self._keep_last_words, child.stderr, words_end)
-                nursery.start_soon(_write_all, receive, child.stdin)
-                send.send_nowait(ipc.encode(self.load_message()))
+                nursery.start_soon(outbox.run)
+                outbox.put(ipc.encode(self.load_message()))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
-                assert isinstance(child.stdout, trio.lowlevel.FdStream), "POSIX"
-                if not await self._read(child.stdout, send, on_loaded):
+                if not await self._read(child.stdout, outbox, on_loaded):
                     child.kill()
                 with trio.move_on_after(CLOSE_GRACE_S):
                     await words_end.wait()  # A dead child's stderr ends too; what it says there is why it died.
@@ -323,9 +324,7 @@ class ProcessEngine:
             exact=settings.exact,
         )
 
-    async def _read(
-        self, stdout: trio.lowlevel.FdStream, outbox: trio.MemorySendChannel[bytes], on_loaded: Callable[[], None]
-    ) -> bool:
+    async def _read(self, stdout: trio.lowlevel.FdStream, outbox: Outbox, on_loaded: Callable[[], None]) -> bool:
         """Handle the child's messages until it ends. False: it talks nonsense."""
         frames = ipc.FrameBuffer()
         try:
@@ -366,7 +365,7 @@ class ProcessEngine:
                 child.kill()
                 return
 
-    def _loaded(self, message: ipc.Loaded, outbox: trio.MemorySendChannel[bytes]) -> None:
+    def _loaded(self, message: ipc.Loaded, outbox: Outbox) -> None:
         settings = self._settings
         info = ModelInfo(
             name=settings.model_name or settings.model_path.stem,
@@ -482,14 +481,6 @@ def child_environment() -> dict[str, str]:
     root = str(Path(node.__path__[0]).parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return environment
-
-
-async def _write_all(receive: trio.MemoryReceiveChannel[bytes], stdin: trio.abc.SendStream) -> None:
-    try:
-        async for frame in receive:
-            await stdin.send_all(frame)
-    except trio.BrokenResourceError:
-        pass  # The child died; the reader sees it too.
 
 
 async def _end(child: trio.Process, grace_s: float) -> None:

@@ -98,7 +98,8 @@ class RequestLog:
         self._entered: OrderedDict[bytes, _Record] = OrderedDict()
         self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
+        """None: nobody waits."""
         self._version = 0
         self.totals = Totals()
         self.ttft = _histogram("mycelia_ttft", "From the arrival of a prompt that entered here to its first token.")
@@ -143,6 +144,7 @@ class RequestLog:
     async def changed(self, version: int) -> int:
         """Wait until the rows are newer than ``version``, which this returned last (0: anything is); their version."""
         while self._version <= version:
+            self._changed = self._changed or trio.Event()
             await self._changed.wait()
         return self._version
 
@@ -351,8 +353,9 @@ class RequestLog:
 
     def _wake(self) -> None:
         self._version += 1
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
 
 _ENDS = ("answered", "failed", "cancelled")
