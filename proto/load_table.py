@@ -143,7 +143,7 @@ class LoadTable:
             age_s,
             sent_tokens,
         )
-        if fits.all():
+        if np.logical_and.reduce(fits):
             return Candidates(self._peers.copy(), -1 if own is None else own, *made)
         places = np.flatnonzero(fits).tolist()
         peers = [self._peers[place] for place in places]

@@ -24,6 +24,7 @@ A peer's word enters only bounded: whoever claims too much cache or too little l
 through rho and d, and what is claimed of rates is clamped.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +152,7 @@ class Decision:
         """By this module's rule."""
         return not self.given_reason
 
-    @property
+    @cached_property
     def reason(self) -> str:
         """In words, for people."""
         if self.given_reason:
@@ -189,12 +190,12 @@ def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, lu
         cost = cost * (1.0 + config.spread * min(terms.crowd / config.spread_load, 1.0) * luck)
     best = cheapest(candidates, cost)
     sent = candidates.sent_tokens
-    most_sent = sent.max()
+    most_sent = np.maximum.reduce(sent)
     if 2 * most_sent >= prompt_tokens:
-        enough = terms.cost.min() * config.keep_factor + config.keep_s
+        enough = np.minimum.reduce(terms.cost) * config.keep_factor + config.keep_s
         there = np.where((sent == most_sent) & (terms.cost <= enough), terms.cost, np.inf)
         kept = cheapest(candidates, there)
-        if np.isfinite(there[kept]):
+        if math.isfinite(there[kept]):
             return Decision(candidates, terms, kept, prompt_tokens, is_kept=kept != best)
     return Decision(candidates, terms, best, prompt_tokens)
 
@@ -225,7 +226,7 @@ def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> 
 
 def cheapest(candidates: Candidates, cost: Column) -> int:
     """The place of the least cost; of equals this node itself, then the lowest peer id."""
-    ties = np.flatnonzero(cost == cost.min()).tolist()
+    ties: list[int] = (cost == np.minimum.reduce(cost)).nonzero()[0].tolist()
     if candidates.local in ties:
         return candidates.local
     return ties[0] if len(ties) == 1 else min(ties, key=lambda place: candidates.peers[place])
@@ -233,16 +234,18 @@ def cheapest(candidates: Candidates, cost: Column) -> int:
 
 def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:
     """What each of at least one candidate costs."""
+    # (numpy's functions in Python, such as np.clip, cost more here than what they do)
     known = candidates.prefill_rate > 0
-    clamped = np.clip(candidates.prefill_rate, config.min_prefill_rate, config.max_prefill_rate)
-    usual_rate = _upper_median(clamped[known]) if known.any() else config.default_prefill_rate
+    clamped = np.minimum(np.maximum(candidates.prefill_rate, config.min_prefill_rate), config.max_prefill_rate)
+    told = clamped[known]
+    usual_rate = _ordered(told, len(told) // 2) if len(told) else config.default_prefill_rate
     if candidates.local >= 0 and known[candidates.local]:  # (the one that is surely true)
         own_rate = float(clamped[candidates.local])
         usual_rate = min(max(usual_rate, own_rate / _MAX_RATE_RATIO), own_rate * _MAX_RATE_RATIO)
     rate_ = np.where(known, clamped, usual_rate)
     slots = np.maximum(candidates.slots, 1.0)
-    usual_slots = np.partition(slots, (len(slots) - 1) // 2)[(len(slots) - 1) // 2]
-    slots_ratio = np.clip(slots / usual_slots, 1 / _MAX_SLOTS_RATIO, _MAX_SLOTS_RATIO)
+    usual_slots = _ordered(slots, (len(slots) - 1) // 2)
+    slots_ratio = np.minimum(np.maximum(slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)
     # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
     matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
     uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
@@ -254,7 +257,7 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     load_factor = np.power(load, exponent)
     # Tokens that would explain its lateness count as computed: what is claimed to be cached is not gained twice.
     computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
-    crowd = float(np.minimum(candidates.num_requests / slots, _MAX_CROWD).mean())
+    crowd = float(np.add.reduce(np.minimum(candidates.num_requests / slots, _MAX_CROWD))) / len(slots)
     crowding = (1.0 + crowd) ** 2 - 1.0
     recompute_s = (config.recompute_weight + config.crowd_weight * crowding) * computed / usual_rate
     late_s = wait_s + candidates.lateness_s
@@ -277,6 +280,8 @@ def _queue_s(
     return queue_s
 
 
-def _upper_median(values: Column) -> float:
-    middle = len(values) // 2
-    return float(np.partition(values, middle)[middle])
+def _ordered(values: Column, place: int) -> float:
+    """What would be at ``place`` if ``values`` were sorted."""
+    ordered = values.copy()
+    ordered.partition(place)
+    return float(ordered[place])
