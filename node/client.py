@@ -20,6 +20,7 @@ from node.peer_id import peer_from_text, peer_text
 from node.rejoin import SILENCE_DEADLINE_S, AnswerSoFar, rejoining
 from node.rundir import RunInfo, find_running, is_held
 from node.views import (
+    STILL_THERE_VIEW,
     AnsweredView,
     FailedView,
     FrameView,
@@ -211,12 +212,17 @@ async def _ask_local(
                 if isinstance(frame, FailedView) and frame.code == LEAVING:
                     raise _EntryLostError(f"the node at {info.api_url} is leaving")
                 is_over = isinstance(frame, AnsweredView | FailedView)
-                await send.send(frame)
+                await _tell(send, frame)
     except _HTTP_ERRORS as exc:
         if not (has_begun and isinstance(exc, httpx.TransportError)):
             raise _no_answer(info, exc) from exc
     if not is_over:
         raise _EntryLostError(f"the node at {info.api_url} went away before the answer was finished")
+
+
+async def _tell(send: trio.MemorySendChannel[FrameView], frame: FrameView) -> None:
+    if frame != STILL_THERE_VIEW:
+        await send.send(frame)
 
 
 def _no_answer(info: RunInfo, exc: Exception) -> LocalError:
@@ -264,7 +270,7 @@ async def _ask_as_light_client(
         try:
             async with aclosing(rejoining(so_far, enter, due_at, lost)) as frames:
                 async for frame in frames:
-                    await send.send(frame_view(frame))
+                    await _tell(send, frame_view(frame))
         except NetworkError as exc:
             has_begun = bool(so_far.rest().answered)
             kind = LocalError if has_begun else NoEntryError

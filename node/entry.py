@@ -53,8 +53,10 @@ GENERATE = "/mycelia/generate/1"
 ASK = "/mycelia/ask/1"
 
 KEEP_ALIVE_S = 15.0
-"""Between two looks at who was told nothing meanwhile: an empty text tells him that his answer is worked on. A long
-prompt takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
+"""Between two looks at who was told nothing meanwhile, and is told then that his answer is worked on: a long prompt
+takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
+STILL_THERE = Text(text="")
+"""What he is told: any client of before bears it."""
 
 SilenceS = Callable[[bytes, int], float]
 """``Overlay.silence_s``."""
@@ -123,7 +125,7 @@ class Entry:
                 await trio.sleep(KEEP_ALIVE_S)
                 for running in self._running.values():
                     if not running.was_told and not running.frames.statistics().current_buffer_used:
-                        running.tell(Text(text=""))
+                        running.tell(STILL_THERE)
                     running.was_told = False
 
     @asynccontextmanager

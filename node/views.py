@@ -72,6 +72,10 @@ class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     """Whose text this is."""
 
 
+STILL_THERE_VIEW = TextView("")
+"""Of ``node.entry.STILL_THERE``."""
+
+
 class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
     """The end of an answer. Times in ms, as measured: ttft at the entry node, the rest at the serving node."""
 

@@ -20,7 +20,7 @@ import trio
 from node.bench.delay_proxy import DelayProxy, open_delay_proxy
 from node.client import fetch_state
 from node.swarm import LocalNode, LocalSwarm, open_local_swarm
-from node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
+from node.views import STILL_THERE_VIEW, AnsweredView, FailedView, FrameView, TextView
 from proto.errors import LocalError
 
 START_DEADLINE_S = 180.0
@@ -208,8 +208,8 @@ async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, number
     try:
         async with http.stream("POST", f"{api_url}/api/ask", json=body) as response:
             async for line in response.aiter_lines():  # (to the end: httpx minds if one stops)
-                match msgspec.json.decode(line, type=FrameView):
-                    case TextView():
+                match frame := msgspec.json.decode(line, type=FrameView):
+                    case TextView() if frame != STILL_THERE_VIEW:
                         first = first or trio.current_time()
                     case AnsweredView() as answered:
                         ttft_s = (first or trio.current_time()) - began
@@ -217,7 +217,7 @@ async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, number
                         outcome = Outcome(ttft_s, answered.prompt_tokens, answered.cached_tokens, server)
                     case FailedView(message=message):
                         outcome = Outcome(failure=message)
-                    case RouteView():
+                    case _:
                         pass
     except (httpx.HTTPError, msgspec.DecodeError) as exc:
         return Outcome(failure=repr(exc))

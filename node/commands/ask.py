@@ -225,7 +225,7 @@ async def _ask_once(
                     if explain or errors.is_terminal:
                         show_answered(errors, frame, request.request_id.hex() if explain else "")
                 return None
-            wrote_text = wrote_text or (isinstance(frame, TextView) and bool(frame.text))
+            wrote_text = wrote_text or isinstance(frame, TextView)
             if as_json:
                 continue
             if isinstance(frame, TextView):

@@ -10,6 +10,7 @@ import msgspec
 import trio
 from starlette.types import Receive, Scope, Send
 
+from node.entry import STILL_THERE
 from node.peer_id import peer_text
 from node.serve.api import Api
 from node.serve.disconnect import cancelled_at_disconnect
@@ -224,7 +225,7 @@ class OpenAiAnswer:
                     self._all_routed.set()
             case Begun():
                 choice.begun = frame
-            case Text() if frame.text or frame.tokens or frame.logprobs:  # (an empty one only says: still there)
+            case Text() if frame != STILL_THERE:
                 choice.first_s = choice.first_s or trio.current_time()
                 if said := choice.reader.feed(frame.text):
                     await out.piece(choice, said, frame.logprobs)

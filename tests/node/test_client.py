@@ -14,9 +14,9 @@ from node.commands.ask import _ask
 from node.network.memory import MemoryNetwork, MemorySwarm
 from node.network.network import NetworkSettings
 from node.peer_id import peer_text
-from node.views import AnsweredView
+from node.views import AnsweredView, TextView
 from proto.messages import Failed
-from tests.node.members import Member, an_ask, open_members
+from tests.node.members import LONG, Member, an_ask, open_members
 
 NUM_RIVALS = 12
 """At each node: more than have room there, and wait."""
@@ -124,3 +124,14 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
             nursery.start_soon(heal)
             stream = await ask_once(an_ask("hello"), addresses(members))
     assert not stream.failure and stream.num_retries > 4
+
+
+async def test_of_a_node_that_takes_long_only_words_are_told(
+    opened: Opened, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_members(1, prefill_rate=1.0) as (swarm, members):
+        opened.swarm = swarm
+        async with ask_swarm(an_ask(LONG, 3), tmp_path, addresses(members)) as frames:
+            told = [frame async for frame in frames]
+    assert isinstance(told[-1], AnsweredView) and told[-1].ttft_ms > 300_000
+    assert "" not in [frame.text for frame in told if isinstance(frame, TextView)]

@@ -16,7 +16,7 @@ from node.commands.ask import _ask
 from node.commands.running import console as make_console
 from node.show import failure_text, printable, show_answered, show_peers, tokens_per_s
 from node.show_state import _largest, show_requests
-from node.views import AnsweredView, FailedView, FrameView, PeerRow, RequestRow, TextView, TreeRowView
+from node.views import AnsweredView, FailedView, FrameView, PeerRow, RequestRow, TreeRowView
 from proto.errors import LocalError
 from proto.messages import Ask, Sampling
 
@@ -121,9 +121,8 @@ async def test_asking_waits_for_a_place_if_it_may(
 
     @asynccontextmanager
     async def ask_swarm(*_: object) -> AsyncIterator[AsyncIterator[FrameView]]:
-        send, receive = trio.open_memory_channel[FrameView](2)
+        send, receive = trio.open_memory_channel[FrameView](1)
         asked.append(trio.current_time() - began)
-        send.send_nowait(TextView("", [], []))  # (the node says no more than that it is there)
         send.send_nowait(NOTHING if len(asked) == 3 else FailedView("overloaded", "full", True, 4.0))
         yield receive
 
