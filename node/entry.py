@@ -229,8 +229,6 @@ class Entry:
         match effect:
             case Dispatch():
                 assert self._nursery is not None
-                self._requests.routed(effect)
-                running.tell(_route(effect.decision, self._engine.info.namespace))
                 # (made here and not in the task: the client may leave before the task runs for the first time)
                 scope = running.attempts[effect.attempt] = trio.CancelScope()
                 self._nursery.start_soon(self._attempt, effect, running, scope)
@@ -297,13 +295,26 @@ class Entry:
         async def on_frame(frame: ServingFrame) -> None:
             self._handle(FrameReceived(request_id, attempt, frame))
 
+        def tell_route() -> None:
+            if request_id in self._running and not scope.cancel_called:  # (it may have ended before this task ran)
+                self._requests.routed(effect)
+                running.tell(_route(effect.decision, self._engine.info.namespace))
+
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
+                    # (people are told while the engine works)
                     await serve_request(
-                        self._engine, effect.generate, on_frame, running.client, self._requests, running.left_s()
+                        self._engine,
+                        effect.generate,
+                        on_frame,
+                        running.client,
+                        self._requests,
+                        running.left_s(),
+                        on_submitted=tell_route,
                     )
                 else:
+                    tell_route()
                     await self._attempt_at_peer(effect, on_frame)
         except Exception as exc:
             reason = _reason(exc)

@@ -40,10 +40,12 @@ async def serve_request(
     client: bytes,
     requests: RequestLog,
     deadline_s: float | None = None,
+    on_submitted: Callable[[], None] = lambda: None,
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
     client, deadline_s: see ``EngineRequest``. The deadline is not on the wire: who asks from elsewhere ends the stream.
+    on_submitted: called when the engine knows of it, before anything is sent.
     Raises what ``send`` raises.
     """
     refusal = _refusal(engine, request)
@@ -59,8 +61,9 @@ async def serve_request(
         client=client,
     )
     position = 0
-    with requests.serving(request, client) as note:
-        async with engine.generate(engine_request) as items:
+    async with engine.generate(engine_request) as items:
+        on_submitted()
+        with requests.serving(request, client) as note:
             async for item in items:
                 note(item)
                 frame = _frame(item, position, engine)

@@ -199,23 +199,34 @@ class OpenAiAnswer:
         is_over = False
         async with cancelled_at_disconnect(receive) as nursery:
             nursery.start_soon(out.keep_alive)
-            async with trio.open_nursery() as asking:
-                (choice, ask), *others = zip(self._choices, self._wanted.asks, strict=True)
-                for other in others:
-                    asking.start_soon(self._follow, *other, out, asking.cancel_scope)
-                await self._follow(choice, ask, out, asking.cancel_scope)  # (most have one, which needs no other task)
+            await self._follow_all(out)
             is_over = True
         if is_over:  # (else nobody is there any more)
             await out.end(self._failed)
 
-    async def _follow(self, choice: Choice, ask: Ask, out: "_Whole | _Stream", scope: trio.CancelScope) -> None:
+    async def _follow_all(self, out: "_Whole | _Stream") -> None:
+        """Until each choice has ended or one has failed."""
+        if len(self._choices) == 1:  # (most have one, which needs no other task)
+            await self._follow(self._choices[0], self._wanted.asks[0], out)
+            return
+        async with trio.open_nursery() as asking:
+
+            async def follow(choice: Choice, ask: Ask) -> None:
+                if not await self._follow(choice, ask, out):
+                    asking.cancel_scope.cancel()
+
+            for choice, ask in zip(self._choices, self._wanted.asks, strict=True):
+                asking.start_soon(follow, choice, ask)
+
+    async def _follow(self, choice: Choice, ask: Ask, out: "_Whole | _Stream") -> bool:
+        """False: it failed."""
         async with self._api.ask(ask, self._wanted.timeout_s, self._client) as frames:
             async for frame in frames:
                 if isinstance(frame, Failed):
                     self._failed = self._failed or frame
-                    scope.cancel()
-                    return
+                    return False
                 await self._on_frame(choice, frame, out)
+        return True
 
     async def _on_frame(self, choice: Choice, frame: EntryFrame, out: "_Whole | _Stream") -> None:
         match frame:
