@@ -29,6 +29,7 @@ from proto.messages import (
     MAX_CANDIDATES,
     MAX_SMALL,
     MAX_TEXT_TOKENS,
+    STILL_THERE,
     Accepted,
     Answered,
     Ask,
@@ -55,8 +56,6 @@ ASK = "/mycelia/ask/1"
 KEEP_ALIVE_S = 15.0
 """Between two looks at who was told nothing meanwhile, and is told then that his answer is worked on: a long prompt
 takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
-STILL_THERE = Text(text="")
-"""What he is told: any client of before bears it."""
 
 SilenceS = Callable[[bytes, int], float]
 """``Overlay.silence_s``."""
@@ -82,8 +81,8 @@ class _Running:
     character, which is rare, waits for the next one: what the client has is then the text of the tokens that it has,
     and it can go on elsewhere with neither a gap nor a repetition."""
     first_token_at: float | None = None
-    was_told: bool = False
-    """Anything, since the last look."""
+    was_told: bool = True
+    """Anything, since the last look; or it has only come since then."""
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
     expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of the task that waits for the deadline."""

@@ -7,7 +7,7 @@ import msgspec
 
 from node.peer_id import peer_text
 from proto.blocks import unpack_tokens
-from proto.messages import Answered, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
+from proto.messages import STILL_THERE, Answered, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
 MAX_TIMEOUT_S = 86_400.0
 """Of one answer. A day: more is a slip of the pen."""
@@ -70,10 +70,6 @@ class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     """Left out unless they were asked for."""
     tokens: list[int] = []
     """Whose text this is."""
-
-
-STILL_THERE_VIEW = TextView("")
-"""Of ``node.entry.STILL_THERE``."""
 
 
 class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
@@ -149,6 +145,9 @@ def frame_view(frame: EntryFrame) -> FrameView:
             )
         case Failed():
             return FailedView(frame.code, frame.message, frame.retryable, frame.retry_after_ms / 1000)
+
+
+STILL_THERE_VIEW = frame_view(STILL_THERE)
 
 
 def _logprobs_view(entry: TokenLogprobs) -> TokenLogprobsView:

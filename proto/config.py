@@ -155,11 +155,13 @@ class RequestConfig:
     """A node that works on a request is given up when it is silent for longer than this and what its next word may take
     by its own rates, ``silence_factor`` times, but not before ``max_silence_s`` when those are not known."""
     max_silence_s: float = 120.0
-    """However slow it says that it is; but for what was expected when it was chosen, also ``silence_factor`` times: a
-    laptop takes minutes for a long prompt, and whoever says so is chosen only where nobody is sooner."""
+    """However slow it says that it is, but before the first token of a long prompt: that may take ``silence_factor``
+    times as long as at ``slowest_prefill_rate``. So claims alone make nobody wait for much longer."""
     silence_factor: float = 3.0
+    slowest_prefill_rate: float = 20.0
+    """Tokens/s: a laptop without a GPU and a model of 8 thousand million parameters."""
     longest_silence_s: float = 3_600.0
-    """Whatever was expected."""
+    """However long the prompt is."""
     own_dispatch_s: float = 60.0
     """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
 

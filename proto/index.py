@@ -73,8 +73,10 @@ class Index:
         """Which peers hold how much of the beginning of ``chain``. Fastest for the ``array("Q")`` that
         ``proto.blocks.block_hashes`` returns. Use what is returned before the next change of this index."""
         numbers = self._table.get_leading(_keys(chain))
+        if not len(numbers):
+            return Matches((), self._bit_of, self._peer_at)
         (changes,) = (numbers[1:] != numbers[:-1]).nonzero()
-        lasts = [*changes.tolist(), len(numbers) - 1] if len(numbers) else []
+        lasts = [*changes.tolist(), len(numbers) - 1]
         sets = self._sets
         levels = [(last + 1, sets[number]) for last, number in zip(lasts, numbers[lasts].tolist(), strict=True)]
         return Matches(levels, self._bit_of, self._peer_at)

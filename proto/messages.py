@@ -425,6 +425,10 @@ class Text(Kind, frozen=True, kw_only=True, tag=15):
     (``Ask.answered``)."""
 
 
+STILL_THERE = Text(text="")
+"""What an entry node says where it has nothing to say: that the answer is worked on."""
+
+
 class Answered(Kind, frozen=True, kw_only=True, tag=16):
     """The last frame of an answered Ask."""
 

@@ -142,21 +142,24 @@ class Request:
     def silence_s(self, config: RequestConfig) -> float:
         """How long the node of the running attempt may say nothing, by what it told when it began: while it computes
         the prompt, and then while it has tokens that it holds back, as they may be the beginning of a stop string, a
-        token for each byte of it. Others that it works on share its rates. What waits for a slot has told nothing but
-        what it was chosen on."""
-        vitals = self.vitals
+        token for each byte of it. Others that it works on share its rates. Who waits for a slot has told
+        nothing but what it was chosen on."""
+
+        def allowed_s(word_s: float) -> float:
+            return config.min_silence_s + config.silence_factor * word_s
+
+        vitals, told_s, most_s = self.vitals, 0.0, config.max_silence_s
         if self.position:
-            longest_s = config.max_silence_s
             longest_stop = max((len(stop.encode()) for stop in self.sampling.stop), default=0)
             num_tokens, rate = 1 + longest_stop, vitals.decode_rate if vitals else 0
         else:
-            expected_s = config.min_silence_s + config.silence_factor * self.expected_s
-            longest_s = min(max(config.max_silence_s, expected_s), config.longest_silence_s)
+            told_s = self.expected_s
+            slowest_s = allowed_s(self.num_tokens / config.slowest_prefill_rate)
+            most_s = min(max(most_s, slowest_s), config.longest_silence_s)
             num_tokens, rate = self.uncached_tokens, vitals.prefill_rate if vitals else 0
         if vitals is None or not rate:
-            return longest_s
-        word_s = num_tokens * max(vitals.active_requests, vitals.slots, 1) / rate
-        return min(config.min_silence_s + config.silence_factor * word_s, longest_s)
+            return min(max(config.max_silence_s, allowed_s(told_s)), most_s)
+        return min(allowed_s(num_tokens * max(vitals.active_requests, vitals.slots, 1) / rate), most_s)
 
     def on_bounced(self, frame: Bounced, wait_s: float) -> None:
         """The node handed the request back: by what it says, the first token would come after ``wait_s``. Raises

@@ -239,7 +239,7 @@ class RequestPlane:
         return request.peer if request else None
 
     def silence_s(self, request_id: bytes, attempt: int) -> float:
-        """See ``Request.silence_s``; the longest there is for an attempt that is not the running one."""
+        """See ``Request.silence_s``; something long for an attempt that is not the running one."""
         request = self._running(request_id, attempt)
         return request.silence_s(self._config) if request else self._config.max_silence_s
 

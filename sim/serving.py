@@ -91,6 +91,8 @@ class _Attempt:
     """The last frame."""
     heard_s: float = 0.0
     """When its entry last received one."""
+    is_first_heard: bool = False
+    """Its entry has received a token."""
     watched_s: float = 0.0
     """When its entry looks next whether it was silent for too long."""
     is_over: bool = False
@@ -316,7 +318,7 @@ class Serving:
         record, key = attempt.record, (attempt.record.request_id, attempt.number)
         if node is None or record.request_id not in self._records or record.num_attempts != attempt.number:
             return
-        if self.frame_s is None and attempt.position:  # (a real node would tell of each token)
+        if self.frame_s is None and attempt.is_first_heard:  # (a real node would tell of each token)
             return
         due_s = attempt.heard_s + node.overlay.silence_s(*key)
         if due_s <= now:
@@ -453,6 +455,7 @@ class Serving:
         node = self.world.nodes[attempt.record.entry]
         if node is not None and event.request_id in self._records:
             self.world.handle(node, event)
+            attempt.is_first_heard |= isinstance(event.frame, Tokens)
             if attempt.server != attempt.record.entry:
                 self._heard(attempt)
 

@@ -4,6 +4,9 @@ import trio
 
 from node.sockets import send_at_once, send_rest
 
+_PIPE_BYTES = 65_536
+"""What a pipe holds; what it has no room for is copied with each write."""
+
 
 class Outbox:
     """``put`` never waits; ``run`` must be running for what the pipe has no room for. What is put is bounded by whoever
@@ -29,7 +32,7 @@ class Outbox:
         try:
             while True:
                 await self._has_rest.wait()
-                data = bytes(self._rest)
+                data = bytes(self._rest[:_PIPE_BYTES])
                 await send_rest(self._pipe, data)
                 del self._rest[: len(data)]  # (only now: what comes meanwhile goes behind it)
                 if not self._rest:

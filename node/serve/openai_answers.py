@@ -10,7 +10,6 @@ import msgspec
 import trio
 from starlette.types import Receive, Scope, Send
 
-from node.entry import STILL_THERE
 from node.peer_id import peer_text
 from node.serve.api import Api
 from node.serve.disconnect import cancelled_at_disconnect
@@ -36,7 +35,7 @@ from node.serve.openai_types import (
 )
 from node.serve.tool_calls import ToolCallReader
 from proto.appointments import MAX_HELD_S
-from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
+from proto.messages import STILL_THERE, Answered, Ask, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
 
 HOLD_S = 5.0
 """How long the status line of a stream waits for the first text. The headers that say who serves can only tell what is

@@ -144,7 +144,8 @@ class RequestLog:
     async def changed(self, version: int) -> int:
         """Wait until the rows are newer than ``version``, which this returned last (0: anything is); their version."""
         while self._version <= version:
-            self._changed = self._changed or trio.Event()
+            if self._changed is None:
+                self._changed = trio.Event()
             await self._changed.wait()
         return self._version
 

@@ -685,30 +685,38 @@ def test_what_is_overdue_moves_when_others_are_free_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "chosen_on_s", "position", "stop", "expected_s"),
+    ("num_prompt", "told", "chosen_on_s", "position", "stop", "expected_s"),
     [
-        (None, 1.0, 0, (), 120.0),
-        (None, 100.0, 0, (), 5 + 3 * 100.0),
-        (None, 1e9, 0, (), 3_600.0),
-        ({}, 1.0, 0, (), 120.0),
-        ({"prefill_rate": 100}, 1.0, 0, (), 5 + 3 * 2 * 1.0),
-        ({"prefill_rate": 100}, 100.0, 0, (), 5 + 3 * 2 * 1.0),
-        ({"prefill_rate": 100, "active_requests": 8}, 1.0, 0, (), 5 + 3 * 8 * 1.0),
-        ({"prefill_rate": 1}, 1.0, 0, (), 120.0),
-        ({"prefill_rate": 1}, 100.0, 0, (), 5 + 3 * 100.0),
-        ({"prefill_rate": 100}, 100.0, 3, (), 120.0),
-        ({"decode_rate": 10}, 1.0, 3, (), 5 + 3 * 2 * 0.1),
-        ({"decode_rate": 10}, 1.0, 3, ("€", "###"), 5 + 3 * 2 * 0.4),
+        (200, None, 1.0, 0, (), 120.0),
+        (200, None, 1e9, 0, (), 120.0),
+        (4_000, None, 1.0, 0, (), 120.0),
+        (4_000, None, 100.0, 0, (), 5 + 3 * 100.0),
+        (4_000, None, 1e9, 0, (), 5 + 3 * 200.0),
+        (10**6, None, 1e9, 0, (), 3_600.0),
+        (200, {}, 1.0, 0, (), 120.0),
+        (200, {"prefill_rate": 100}, 1.0, 0, (), 5 + 3 * 2 * 1.0),
+        (4_000, {"prefill_rate": 100}, 100.0, 0, (), 5 + 3 * 2 * 1.0),
+        (200, {"prefill_rate": 100, "active_requests": 8}, 1.0, 0, (), 5 + 3 * 8 * 1.0),
+        (200, {"prefill_rate": 1}, 1e9, 0, (), 120.0),
+        (4_000, {"prefill_rate": 1}, 1.0, 0, (), 5 + 3 * 200.0),
+        (4_000, {"prefill_rate": 100}, 100.0, 3, (), 120.0),
+        (4_000, {"decode_rate": 10}, 1.0, 3, (), 5 + 3 * 2 * 0.1),
+        (4_000, {"decode_rate": 10}, 1.0, 3, ("€", "###"), 5 + 3 * 2 * 0.4),
     ],
 )
-def test_silence_is_borne_as_long_as_the_nodes_own_rates_say(
-    told: dict[str, int] | None, chosen_on_s: float, position: int, stop: tuple[str, ...], expected_s: float
+def test_silence_is_borne_as_long_as_the_nodes_own_rates_say_and_the_prompt_explains(
+    num_prompt: int,
+    told: dict[str, int] | None,
+    chosen_on_s: float,
+    position: int,
+    stop: tuple[str, ...],
+    expected_s: float,
 ) -> None:
-    request = Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8, stop=stop))
+    request = Request(REQUEST, NAMESPACE, range(num_prompt), [], Sampling(max_tokens=8, stop=stop))
     request.begin_attempt(HOLDER, 0, chosen_on_s, None, 0.0)
     if told is not None:
         vitals = msgspec.structs.replace(IDLE, **({"slots": 2, "active_requests": 0, "prefill_rate": 0} | told))
-        request.on_accepted(Accepted(cached_tokens=len(PROMPT) - 100, vitals=vitals))
+        request.on_accepted(Accepted(cached_tokens=num_prompt - 100, vitals=vitals))
     request.position = position
     assert request.silence_s(RequestConfig()) == pytest.approx(expected_s)
     request.begin_attempt(OTHER, 0, 1.0, None, 0.0)
