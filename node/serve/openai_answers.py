@@ -44,6 +44,7 @@ which may end with a refusal, the status line waits on, for up to ``MAX_HELD_S``
 KEEP_ALIVE_S = 10.0
 """Between comments in a stream whose first text is still to come: proxies and clients take silence for death."""
 _MAX_HEADER_CHARS = 256
+_COMMENT = b": waiting for the next token\n\n"
 
 
 @dataclass
@@ -241,6 +242,8 @@ class OpenAiAnswer:
                     await out.piece(choice, said, frame.logprobs)
                 elif frame.logprobs:
                     await out.piece(choice, "", frame.logprobs)
+            case Text():
+                await out.still_there()
             case Answered():
                 choice.end = frame
                 if said := choice.reader.end():
@@ -300,6 +303,9 @@ class _Whole:
     async def keep_alive(self) -> None:
         """Nothing can be sent before the status."""
 
+    async def still_there(self) -> None:
+        """Likewise."""
+
     async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
         choice.text.append(text)
         choice.logprobs += logprobs
@@ -336,9 +342,14 @@ class _Stream:
         with trio.move_on_after(MAX_HELD_S):
             await self._answer.all_routed.wait()
         while not self._has_text.is_set():
-            await self._write(b": waiting for the first token\n\n")
+            await self._write(_COMMENT)
             with trio.move_on_after(KEEP_ALIVE_S):
                 await self._has_text.wait()
+
+    async def still_there(self) -> None:
+        """An answer that began may have moved, and be computed anew."""
+        if self._has_text.is_set():
+            await self._write(_COMMENT)
 
     async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
         await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, text, logprobs)))

@@ -27,6 +27,7 @@ from node.views import ModelRow, NodeState, TreeRowView
 from proto.appointments import MAX_HELD_S
 from proto.errors import LocalError
 from proto.messages import (
+    STILL_THERE,
     Answered,
     Ask,
     Begun,
@@ -500,9 +501,21 @@ async def test_whoever_waits_long_for_the_first_text_is_told_that_it_is_coming(m
     async with served([ROUTE]) as (_, http), await trio.open_tcp_stream("127.0.0.1", http.base_url.port or 0) as stream:
         await stream.send_all(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         seen = b""
-        while seen.count(b": waiting for the first token\n\n") < 2:
+        while seen.count(b": waiting for the next token\n\n") < 2:
             seen += await stream.receive_some()
     assert seen.startswith(b"HTTP/1.1 200") and b"x-mycelia-route" in seen
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_that_a_node_is_still_there_is_no_text(stream: bool) -> None:
+    script = [ROUTE, STILL_THERE, BEGUN, STILL_THERE, Text(text="a"), STILL_THERE, Text(text="b"), ANSWERED]
+    async with served(script) as (_, http):
+        response = await http.post("/v1/chat/completions", json=chat(stream=stream))
+    if stream:
+        before, comment, after = response.text.partition(": waiting for the next token\n\n")
+        assert comment and '"content":"a"' in before and '"content":"b"' in after and ": waiting" not in after
+    else:
+        assert response.json()["choices"][0]["message"]["content"] == "ab"
 
 
 class HoldingNode(ScriptedNode):

@@ -19,7 +19,7 @@ from node.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, AnswerSoFar, OpenEntr
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
-from proto.messages import MAX_TEXT_TOKENS, Answered, Ask, EntryFrame, Failed, Route, Text
+from proto.messages import MAX_TEXT_TOKENS, STILL_THERE, Answered, Ask, EntryFrame, Failed, Route, Text
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members, text_of
 
 ANSWER_TOKENS = 30
@@ -207,12 +207,12 @@ def test_the_tokens_so_far_are_bounded_and_whole() -> None:
 @pytest.mark.parametrize("slow", [0, 1])
 async def test_a_prompt_that_takes_long_is_no_loss_of_a_node(autojump_clock: trio.testing.MockClock, slow: int) -> None:
     """Laptops take minutes for thousands of tokens, at the entry node or beyond it: clients are told that they work."""
-    async with a_client(2, prefill_rate=1.0) as (_, members, client):
+    async with a_client(2, prefill_rate=20.0, cells=16_384) as (_, members, client):
         engine = members[slow].engine  # (the prompt goes to the other one)
-        engine.settings = dataclasses.replace(engine.settings, prefill_rate=0.1)
+        engine.settings = dataclasses.replace(engine.settings, prefill_rate=2.0)
         await frames_of(members[slow], an_ask("x", 1))
         frames, told_at = list[EntryFrame](), [trio.current_time()]
-        async with aclosing(rejoining(AnswerSoFar(an_ask(LONG, 3)), client.enter, math.inf)) as stream:
+        async with aclosing(rejoining(AnswerSoFar(an_ask(17 * LONG, 3)), client.enter, math.inf)) as stream:
             async for frame in stream:
                 frames.append(frame)
                 told_at.append(trio.current_time())
@@ -221,6 +221,24 @@ async def test_a_prompt_that_takes_long_is_no_loss_of_a_node(autojump_clock: tri
     assert answered.served_by == members[1 - slow].peer and client.entered == [members[0].peer]
     assert told_at[-1] - told_at[0] > 2 * SILENCE_DEADLINE_S
     assert max(late - soon for soon, late in pairwise(told_at)) <= 2 * KEEP_ALIVE_S
+
+
+async def test_who_has_only_just_come_is_told_nothing(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Else a refusal that comes a moment later could no longer be the status of the response."""
+    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    await nursery.start(entry.run)
+    await trio.sleep(0.9 * KEEP_ALIVE_S)
+    send, receive = trio.open_memory_channel[EntryFrame](math.inf)
+    entry._running[bytes(16)] = _Running(send, 0.0, None, b"")
+    await trio.sleep(KEEP_ALIVE_S)
+    with pytest.raises(trio.WouldBlock):
+        receive.receive_nowait()
+    await trio.sleep(KEEP_ALIVE_S)
+    assert receive.receive_nowait() == STILL_THERE
+    await trio.sleep(3 * KEEP_ALIVE_S)
+    assert receive.statistics().current_buffer_used == 1, "as long as nobody reads, no more"
 
 
 async def test_text_and_tokens_never_come_apart() -> None:

@@ -57,6 +57,28 @@ def test_what_is_kept_of_requests_is_bounded() -> None:
     assert all(len(step.detail) <= 256 for step in log.steps(request_id(20)))
 
 
+async def test_all_who_follow_the_rows_hear_of_a_change_also_after_one_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    log, heard = RequestLog(), list[int]()
+
+    async def follow() -> None:
+        heard.append(await log.changed(0))
+
+    with trio.move_on_after(1):
+        await log.changed(0)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(follow)
+        await trio.testing.wait_all_tasks_blocked()
+        log.entered(request_id(1), "m", b"")
+    assert heard == [1, 1, 1]
+    with trio.move_on_after(1):
+        await log.changed(1)
+    log.tokenized(request_id(1), 5)
+    assert await log.changed(1) == 2
+
+
 def test_a_request_that_was_forgotten_while_it_ran_is_still_counted() -> None:
     log = RequestLog(clock=lambda: 0.0)
     log.entered(request_id(0), "m", b"")
