@@ -21,8 +21,8 @@ from proto.request import LEAVING
 log = structlog.get_logger()
 
 SILENCE_DEADLINE_S = 150.0
-"""Of an entry node, which tells every ``KEEP_ALIVE_S`` (node/entry.py) that it is there. Earlier ones
-told only when there was something, and gave up a serving node after 120 s of silence."""
+"""Of an entry node, which tells every one or two ``KEEP_ALIVE_S`` (node/entry.py) that it is there. Earlier ones told
+only when there was something, and gave up a serving node after 120 s of silence."""
 MAX_FRUITLESS = 8
 """Entry nodes lost one after the other without a token of the answer."""
 SEEK_DEADLINE_S = 60.0
