@@ -3,7 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_address
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -85,16 +85,6 @@ def host_of(address: str) -> str:
         return str(ip_address(host))
     except ValueError:
         return ""
-
-
-def household_of(address: str) -> str:
-    """Whom to count as one, whatever his number of peer ids: the IP address of a multiaddr, or the network of 64 bits
-    in which anybody has as many IPv6 addresses as he likes; empty: it has none."""
-    host = host_of(address)
-    ip = ip_address(host) if host else None
-    if not isinstance(ip, IPv6Address):
-        return host
-    return str(ip.ipv4_mapped or ip_network((int(ip), 64), strict=False))
 
 
 def is_global(address: Multiaddr) -> bool:

@@ -35,6 +35,7 @@ from node.network.host import Host
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
 from node.peer_id import peer_text
+from proto.households import household_of
 
 log = structlog.get_logger()
 
@@ -172,7 +173,7 @@ class Relaying:
         )
 
     def _household(self, peer: bytes) -> str:
-        return addresses.household_of(self._table.remote_address(peer))
+        return household_of(self._table.remote_address(peer))
 
     async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
         refusal = self._refusal(source, target)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from node.network.addresses import household_of
 from node.network.network import MessageStream, Network
 from node.peer_id import id_text
 from node.questions import ask_all
@@ -17,6 +16,7 @@ from node.serving import receive_opening
 from node.telemetry.requests import RequestLog
 from node.views import LinkRow, LinksRow, TraceRow, TraceView
 from proto.errors import RemoteError
+from proto.households import household_of
 from proto.limits import Limits, TokenBucket
 from proto.messages import (
     MAX_LINKS,

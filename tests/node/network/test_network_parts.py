@@ -138,20 +138,6 @@ def test_any_text_is_an_address_or_a_local_error(text: str) -> None:
         return
 
 
-@pytest.mark.parametrize(
-    ("text", "household"),
-    [
-        ("/ip4/203.0.113.7/tcp/1", "203.0.113.7"),
-        ("/ip6/2001:db8:1:2:3::4/tcp/1", "2001:db8:1:2::/64"),
-        ("/ip6/2001:db8:1:2:ffff::/tcp/9", "2001:db8:1:2::/64"),
-        ("/ip6/::ffff:203.0.113.7/tcp/1", "203.0.113.7"),
-        ("", ""),
-    ],
-)
-def test_who_counts_as_one(text: str, household: str) -> None:
-    assert addresses.household_of(text) == household
-
-
 def test_dial_order() -> None:
     texts = [
         "/ip4/127.0.0.1/tcp/1",

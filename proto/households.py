@@ -1,0 +1,99 @@
+"""Who counts as one: keys are free, addresses are not.
+
+A *household* is the network that an address belongs to: of public addresses the IPv4 /24 or the IPv6 /48, which one
+customer of a provider can own and hardly more than one pays for; of private and loopback ones the single address (IPv6:
+the /64), since whole swarms live in one such network; of a peer that comes through a relay, that relay's, apart from
+those that come directly.
+
+``Places`` gives places of one kind to households by the dynamic threshold of Choudhury and Hahne (IEEE/ACM Transactions
+on Networking 6(2), 1998): a household may take one more while it holds less than its share of what is *free*.
+
+    num_held(household) < SHARE * (num_places - num_taken)
+
+With k greedy households each holds num_places / (k + 1 / SHARE), and something stays free for the next one, without
+anybody's limit being configured.
+"""
+
+from collections import Counter
+from ipaddress import IPv6Address, ip_address, ip_network
+
+PUBLIC_SHARE = 0.25
+"""One household alone gets a fifth of all places, one of twelve greedy ones a sixteenth."""
+LOCAL_SHARE = 3.0
+"""One address of a private network gets three quarters: a swarm on one machine."""
+LOCAL = "local "
+VIA = "via "
+
+
+def household_of(address: str) -> str:
+    """The household of a multiaddr, which may be a stranger's word; empty: it names no IP address. Those of private
+    networks begin with LOCAL, those behind a relay with VIA."""
+    _, _, host, *_ = [*address.split("/"), "", "", ""]
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return ""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    is_six = isinstance(ip, IPv6Address)
+    if ip.is_global:
+        name = str(ip_network((int(ip), 48) if is_six else (f"{ip}/24"), strict=False))
+    else:
+        name = LOCAL + (str(ip_network((int(ip), 64), strict=False)) if is_six else str(ip))
+    return VIA + name if "/p2p-circuit" in address else name
+
+
+def is_local(household: str) -> bool:
+    """Whether it is in a private network of this node's own, or on its machine."""
+    return household.startswith(LOCAL)
+
+
+class Places:
+    """Places of one kind, each held by a key of a household. Invariant: per_key and num_places are never exceeded."""
+
+    def __init__(self, num_places: int, per_key: int, num_kept: int = 0) -> None:
+        """num_kept: places that only known keys may take; see ``take``."""
+        self._num_places = num_places
+        self._per_key = per_key
+        self._num_kept = num_kept
+        self._of_key: Counter[bytes] = Counter()
+        self._of_household: Counter[str] = Counter()
+        self.num_taken = 0
+
+    def take(self, key: bytes, household: str, is_known: bool = False) -> bool:
+        """Whether ``key`` got a place; give it back with ``free``. is_known: it has earned one, and no share bounds its
+        household. Mutates."""
+        if self._of_key[key] >= self._per_key or not self.has_room(household, is_known):
+            return False
+        self._of_key[key] += 1
+        self._of_household[household] += 1
+        self.num_taken += 1
+        return True
+
+    def has_room(self, household: str, is_known: bool = False) -> bool:
+        """Whether a key that holds nothing yet would get a place. Does not mutate."""
+        num_free = self._num_places - self.num_taken
+        if is_known or num_free <= 0:
+            return num_free > 0
+        share = LOCAL_SHARE if is_local(household) else PUBLIC_SHARE
+        return num_free > self._num_kept and self._of_household[household] < share * num_free
+
+    def free(self, key: bytes, household: str) -> None:
+        """What ``take`` gave. Mutates."""
+        self._of_key[key] -= 1
+        self._of_household[household] -= 1
+        if not self._of_key[key]:
+            del self._of_key[key]
+        if not self._of_household[household]:
+            del self._of_household[household]
+        self.num_taken -= 1
+
+    def num_of(self, household: str) -> int:
+        """Places that ``household`` holds."""
+        return self._of_household[household]
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the books do not fit each other."""
+        assert self._of_key.total() == self._of_household.total() == self.num_taken <= self._num_places
+        assert all(0 < held <= self._per_key for held in self._of_key.values())
+        assert all(held > 0 for held in self._of_household.values())
