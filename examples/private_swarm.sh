@@ -1,6 +1,6 @@
 #!/bin/sh
-# A swarm of your own in three commands: one node that others join through, a node that joins, and an HTTP API with a
-# key for those who have none. Here all of it runs on this machine, and ends with the script; on three machines leave out
+# A swarm of your own in four commands: a key without which nobody gets in, one node that others join through, a node
+# that joins, and an HTTP API with a key for those who have no node. Here all of it runs on this machine, and ends with the script; on three machines leave out
 # the ports and data directories, and give 0.0.0.0 for 127.0.0.1 and the first one's address for its own.
 #
 #     examples/private_swarm.sh            (MODEL=model.gguf for another than the small one of the demo)
@@ -27,10 +27,14 @@ wait_ready() { # NAME PID
     done
 }
 
+# 0. The key of the swarm: whoever has this file is in. Copy it to your other machines, and to nobody else.
+umask 077
+{ printf '/key/swarm/psk/1.0.0/\n/base16/\n'; od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; echo; } >"$where/swarm.key"
+
 # 1. The first node. No bootstrap peers: it waits for others.
 touch "$where/nobody"
 $mycelia node --model "$model" --threads 1 --data-dir "$where/first" --bootstrap "$where/nobody" \
-    --listen /ip4/127.0.0.1/tcp/0 --api-port 0 2>"$where/first.log" &
+    --swarm-key "$where/swarm.key" --listen /ip4/127.0.0.1/tcp/0 --api-port 0 2>"$where/first.log" &
 pids="$!"
 wait_ready first "$!"
 address=$($mycelia id --data-dir "$where/first" | sed -n 2p)
@@ -39,7 +43,7 @@ echo "the first node: $address"
 # 2. A second one that knows only the first one's address, with an HTTP API that needs a key.
 od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$where/keys"
 $mycelia node --model "$model" --threads 1 --data-dir "$where/second" --bootstrap "$address" \
-    --listen /ip4/127.0.0.1/tcp/0 --api-port 0 --api-key-file "$where/keys" 2>"$where/second.log" &
+    --swarm-key "$where/swarm.key" --listen /ip4/127.0.0.1/tcp/0 --api-port 0 --api-key-file "$where/keys" 2>"$where/second.log" &
 pids="$pids $!"
 wait_ready second "$!"
 until $mycelia peers --data-dir "$where/second" | grep -q live; do sleep 0.2; done
@@ -51,5 +55,8 @@ echo "without the key: $(curl -s -o /dev/null -w '%{http_code}' "$url/v1/models"
 echo "with the key:"
 curl -sf "$url/v1/models" -H "Authorization: Bearer $(cat "$where/keys")"
 echo
-echo "a light client:"
-$mycelia ask --data-dir "$where/nobody-here" --bootstrap "$address" --max-tokens 16 "Say hello."
+echo "a light client with the swarm's key:"
+$mycelia ask --data-dir "$where/nobody-here" --bootstrap "$address" --swarm-key "$where/swarm.key" --max-tokens 16 \
+    "Say hello."
+echo "and one without it:"
+$mycelia ask --data-dir "$where/nobody-here" --bootstrap "$address" "Say hello." 2>&1 || true

@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 import trio
+from blake3 import blake3
 
 import proto
 from node.drain import Drain
@@ -330,6 +331,7 @@ async def run_node(settings: NodeSettings) -> None:
             identity=identity,
             listen=settings.listen,
             bootstrap=settings.bootstrap,
+            swarm_key=settings.swarm_key,
             remembered=kept.known.full_addresses,
             announce=settings.announce,
             relay=settings.relay,
@@ -368,10 +370,16 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
         "exact": settings.exact,
+        "salt": _salt(settings.swarm_key),
         "fake": settings.model == FAKE_MODEL,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def _salt(swarm_key: bytes) -> bytes:
+    """Of the namespaces of a private swarm: its digests say nothing to whoever lacks the key."""
+    return blake3(swarm_key, derive_key_context="mycelia 2026 swarm salt v1").digest() if swarm_key else b""
 
 
 async def _run_until_cancelled(

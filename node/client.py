@@ -112,6 +112,8 @@ class LightClient:
     that asks again has to be the same, and to enter there."""
 
     identity: Identity = field(default_factory=new_identity)
+    swarm_key: bytes = b""
+    """See ``NodeSettings``."""
     entry: bytes | None = None
     """The node at which it entered last."""
 
@@ -245,7 +247,8 @@ async def _ask_as_light_client(
     """lost: the entry node that began the answer."""
     from node.network.libp2p_network import open_network  # (imports libp2p, which a running node makes unnecessary)
 
-    async with open_network(NetworkSettings(identity=client.identity, overlay=False)) as network:
+    settings = NetworkSettings(identity=client.identity, overlay=False, swarm_key=client.swarm_key)
+    async with open_network(settings) as network:
 
         async def enter(ask: Ask, lost: bytes | None) -> MessageStream:
             if lost is None:

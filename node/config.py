@@ -15,7 +15,7 @@ import click
 
 MAX_FILE_BYTES = 262_144
 PREFIX = "MYCELIA_"
-SHARED = ("data_dir", "bootstrap")
+SHARED = ("data_dir", "bootstrap", "swarm_key")
 _NOT_SET = {"as_json", "help", "exit_with_parent", "version"}
 """Parameters that belong to one call alone."""
 _ORDER = ("node", "ask", "chat", "swarm")

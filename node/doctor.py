@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from node.commands.options import swarm_key_option
 from node.commands.running import run
 
 
@@ -26,6 +27,7 @@ Examples:
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where a node would listen.  [default: port 7117]")
 @click.option("--api-port", type=click.IntRange(0, 65_535), help="Of its HTTP API.  [default: 7118]")
 @click.option("--bootstrap", multiple=True, metavar="FILE|MULTIADDR", help="Peers to ask how they see this machine.")
+@swarm_key_option
 @click.option("--offline", is_flag=True, help="Look at this machine alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 def doctor(
@@ -34,6 +36,7 @@ def doctor(
     listen: tuple[str, ...],
     api_port: int | None,
     bootstrap: tuple[str, ...],
+    swarm_key: Path | None,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -49,13 +52,21 @@ def doctor(
 
     from node.checkup import examine, lines, with_outlook
     from node.outlook import look_out
-    from node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN, check_listen, default_data_dir, read_bootstrap
+    from node.settings import (
+        DEFAULT_API_PORT,
+        DEFAULT_LISTEN,
+        check_listen,
+        default_data_dir,
+        read_bootstrap,
+        read_swarm_key,
+    )
 
     where, peers = data_dir or default_data_dir(), read_bootstrap(bootstrap)
     ports = check_listen(listen or (DEFAULT_LISTEN,)), DEFAULT_API_PORT if api_port is None else api_port
+    key = read_swarm_key(swarm_key)
     report = examine(model, where)
     if not offline:
-        report = with_outlook(report, run(lambda: look_out(where, peers, *ports)))
+        report = with_outlook(report, run(lambda: look_out(where, peers, *ports, key)))
     click.echo(msgspec.json.encode(report) if as_json else "\n".join(lines(report)))
     for problem in report.problems:
         click.echo(f"mycelia: {problem}", err=True)

@@ -41,7 +41,9 @@ class Line(Struct, frozen=True):
     """A command, or what to do; empty where nothing is wrong."""
 
 
-async def look_out(data_dir: Path, bootstrap: Sequence[str], listen: Sequence[str], api_port: int) -> list[Line]:
+async def look_out(
+    data_dir: Path, bootstrap: Sequence[str], listen: Sequence[str], api_port: int, swarm_key: bytes = b""
+) -> list[Line]:
     """Takes some seconds when bootstrap peers do not answer. Raises nothing. listen, api_port: what a node here would
     listen on, where none runs."""
     running = find_running(data_dir)
@@ -60,7 +62,7 @@ async def look_out(data_dir: Path, bootstrap: Sequence[str], listen: Sequence[st
     if not bootstrap:
         return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
     async with _listening(port, running is None):
-        seen = await _ask(bootstrap[:MAX_ASKED], port, lines)
+        seen = await _ask(bootstrap[:MAX_ASKED], port, swarm_key, lines)
     return [*lines, *conclusions(seen, port, None if running is None else addresses)]
 
 
@@ -111,14 +113,14 @@ class Seen(Struct):
     """Its IP address."""
 
 
-async def _ask(bootstrap: Sequence[str], port: int, lines: list[Line]) -> list[Seen]:
+async def _ask(bootstrap: Sequence[str], port: int, swarm_key: bytes, lines: list[Line]) -> list[Seen]:
     """Adds a line for each bootstrap peer. All connections go out from one port: what peers see of it tells what a
     router makes of it."""
     from node.network.libp2p_network import open_network
 
     seen: list[Seen] = []
     with _reusable_port() as dial_port:
-        settings = NetworkSettings(identity=new_identity(), overlay=False, dial_port=dial_port)
+        settings = NetworkSettings(identity=new_identity(), overlay=False, dial_port=dial_port, swarm_key=swarm_key)
         async with open_network(settings) as network, trio.open_nursery() as nursery:
             for address in dict.fromkeys(bootstrap):
                 nursery.start_soon(_ask_one, network, address, port, lines, seen)

@@ -18,6 +18,9 @@ DEFAULT_API_PORT = 7118
 DEFAULT_DRAIN_S = 30.0
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
+SWARM_KEY_LINES = ["/key/swarm/psk/1.0.0/", "/base16/"]
+"""How a file with the key of a private swarm begins, as libp2p has it."""
+SWARM_KEY_BYTES = 32
 MAX_LIST_BYTES = 262_144
 """Of a file with one entry a line."""
 
@@ -40,6 +43,8 @@ class NodeSettings:
     """Full multiaddrs of nodes to join through."""
     announce: tuple[str, ...]
     """Multiaddrs that peers are told instead of those listened on; empty: tell those."""
+    swarm_key: bytes
+    """Of a private swarm: nobody without it is understood; empty: the open network."""
     api_port: int
     """Port of the HTTP API; 0 takes any free one."""
     api_host: str = DEFAULT_API_HOST
@@ -132,6 +137,25 @@ def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
             if text:
                 addresses[_checked(text, f"{source}, line {number}", parse_peer)] = None
     return tuple(addresses)[:MAX_BOOTSTRAP_PEERS]
+
+
+def read_swarm_key(path: Path | None) -> bytes:
+    """The key in a file of libp2p's form: two lines that name the form, then 64 hexadecimal digits. Empty without a
+    file. Raises UsageError that says how to make one."""
+    if path is None:
+        return b""
+    words = [word for line in _lines(str(path), "--swarm-key") for word in line.split()]
+    try:
+        key = bytes.fromhex(words[2]) if words[:2] == SWARM_KEY_LINES and len(words) == 3 else b""
+    except ValueError:
+        key = b""
+    if len(key) != SWARM_KEY_BYTES:
+        form = "\\n".join(SWARM_KEY_LINES)
+        raise UsageError(
+            f"--swarm-key {path} holds no key; make one with:"
+            f" (printf '{form}\\n'; openssl rand -hex {SWARM_KEY_BYTES}) > swarm.key"
+        )
+    return key
 
 
 def check_listen(listen: tuple[str, ...]) -> tuple[str, ...]:

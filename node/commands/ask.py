@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from node.commands.options import bootstrap_option, check_model, check_unicode, data_dir_option, json_option
+from node.commands.options import (
+    bootstrap_option,
+    check_model,
+    check_unicode,
+    data_dir_option,
+    json_option,
+    swarm_key_option,
+)
 from node.commands.running import console, run
 
 if TYPE_CHECKING:
@@ -49,6 +56,7 @@ Examples:
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
 @bootstrap_option
+@swarm_key_option
 @data_dir_option
 @json_option
 def ask(
@@ -70,6 +78,7 @@ def ask(
     model: str,
     explain: bool,
     bootstrap: tuple[str, ...],
+    swarm_key: Path | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -81,7 +90,7 @@ def ask(
     """
     import secrets
 
-    from node.settings import default_data_dir, read_bootstrap
+    from node.settings import default_data_dir, read_bootstrap, read_swarm_key
     from node.views import MAX_TIMEOUT_S
     from proto.codec import check_sampling
     from proto.errors import LocalError
@@ -120,9 +129,9 @@ def ask(
     except LocalError as exc:
         field, _, problem = str(exc).partition(":")
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
-    peers = read_bootstrap(bootstrap)
+    peers, key = read_bootstrap(bootstrap), read_swarm_key(swarm_key)
     where = data_dir or default_data_dir()
-    run(lambda: _ask(request, where, peers, timeout, wait=wait, explain=explain, as_json=as_json))
+    run(lambda: _ask(request, where, peers, key, timeout, wait=wait, explain=explain, as_json=as_json))
 
 
 def _read_prompt(prompt: str) -> str:
@@ -155,6 +164,7 @@ async def _ask(
     request: "Ask",
     data_dir: Path,
     bootstrap: tuple[str, ...],
+    swarm_key: bytes,
     timeout_s: float | None,
     *,
     wait: bool,
@@ -166,7 +176,7 @@ async def _ask(
 
     from node.client import UNREACHED_AGAIN_S, LightClient, NoEntryError
 
-    client = LightClient()
+    client = LightClient(swarm_key=swarm_key)
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
     is_told = False
     while True:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.commands.options import bootstrap_option, check_model, check_unicode, data_dir_option
+from node.commands.options import bootstrap_option, check_model, check_unicode, data_dir_option, swarm_key_option
 from node.commands.running import console, run
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ Examples:
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask this model.  [default: what the entry node serves]")
 @bootstrap_option
+@swarm_key_option
 @data_dir_option
 def chat(
     max_tokens: int,
@@ -38,6 +39,7 @@ def chat(
     system: str,
     model: str,
     bootstrap: tuple[str, ...],
+    swarm_key: Path | None,
     data_dir: Path | None,
 ) -> None:
     """A conversation: line by line from the terminal or from standard input.
@@ -45,17 +47,17 @@ def chat(
     Ctrl-C breaks an answer off, and between answers ends the chat, as Ctrl-D does. /help tells what else there is.
     """
     from node.chat import Chat
-    from node.client import ask_swarm
-    from node.settings import default_data_dir, read_bootstrap
+    from node.client import LightClient, ask_swarm
+    from node.settings import default_data_dir, read_bootstrap, read_swarm_key
     from proto.messages import Sampling
 
     check_unicode("--system", system)
     check_unicode("--model", model)
     check_model(model)
-    peers = read_bootstrap(bootstrap)
+    peers, client = read_bootstrap(bootstrap), LightClient(swarm_key=read_swarm_key(swarm_key))
     where = data_dir or default_data_dir()
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    talk = Chat(lambda ask: ask_swarm(ask, where, peers), console(stderr=True), sampling, model, system)
+    talk = Chat(lambda ask: ask_swarm(ask, where, peers, client=client), console(stderr=True), sampling, model, system)
     _chat(talk)
 
 

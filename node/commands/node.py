@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from node.commands.options import bootstrap_option, data_dir_option
+from node.commands.options import bootstrap_option, data_dir_option, swarm_key_option
 
 
 @click.command(
@@ -28,6 +28,7 @@ Examples:
     help="Tell peers to dial this instead of the addresses listened on: behind a forwarded port. Repeatable.",
 )
 @bootstrap_option
+@swarm_key_option
 @data_dir_option
 @click.option(
     "--model",
@@ -118,6 +119,7 @@ def node(
     listen: tuple[str, ...],
     announce: tuple[str, ...],
     bootstrap: tuple[str, ...],
+    swarm_key: Path | None,
     data_dir: Path | None,
     model: str,
     api_port: int | None,
@@ -159,6 +161,7 @@ def node(
         default_data_dir,
         read_api_keys,
         read_bootstrap,
+        read_swarm_key,
         read_tensor_split,
     )
 
@@ -172,6 +175,7 @@ def node(
         listen=check_listen(listen or (DEFAULT_LISTEN,)),
         announce=check_announce(announce),
         bootstrap=read_bootstrap(bootstrap),
+        swarm_key=read_swarm_key(swarm_key),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         api_host=host,
         api_keys=read_api_keys(host, api_key_file, key),

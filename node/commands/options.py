@@ -18,6 +18,12 @@ data_dir_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the node keeps its identity and state.  [default: the user's data directory]",
 )
+swarm_key_option = click.option(
+    "--swarm-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The key of a private swarm: its nodes understand nobody without it.  [default: the open network]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 
 

@@ -38,6 +38,7 @@ from node.network.network import NetworkSettings
 from node.network.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
 from node.network.peers import PeerTable
 from node.network.services import run_service
+from node.network.swarm_key import keyed
 from node.network.yamux import YamuxConnection
 from node.peer_id import peer_text
 from proto.errors import LocalError
@@ -45,16 +46,19 @@ from proto.errors import LocalError
 log = structlog.get_logger()
 
 
-class _TcpFromPort(TCP):
-    """Every connection goes out from one local port, so that one can see what a router makes of it."""
+class _Tcp(TCP):
+    """TCP as the settings want it: with the key of a private swarm, and from one local port, so that one can see what a
+    router makes of it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
-        self._port = port
+        self._port = settings.dial_port
+        self._key = settings.swarm_key
 
     async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
-        anywhere = "::" if str(maddr).startswith("/ip6/") else "0.0.0.0"  # noqa: S104  as for any connection
-        return await super()._dial_resolved(maddr, source or (anywhere, self._port))
+        if self._port and source is None:
+            source = ("::" if str(maddr).startswith("/ip6/") else "0.0.0.0", self._port)  # noqa: S104  as for any
+        return keyed(await super()._dial_resolved(maddr, source), self._key)
 
 
 class Host:
@@ -75,8 +79,8 @@ class Host:
         assert isinstance(swarm, Swarm)
         self._swarm = swarm
         self._fix(swarm)
-        self.inbound = Inbound(self._host, swarm, table, settings.max_connections)
-        self.outbound = Outbound(self._host, swarm, table, settings.identity.peer_id)
+        self.inbound = Inbound(self._host, swarm, table, settings)
+        self.outbound = Outbound(self._host, swarm, table, settings)
 
     def _build(self) -> BasicHost:
         key_pair = create_new_key_pair(self.settings.identity.seed)
@@ -86,7 +90,7 @@ class Host:
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
-            transports=[_TcpFromPort(self.settings.dial_port) if self.settings.dial_port else TCP()],
+            transports=[_Tcp(self.settings)],
             addrs_factory=self._advertised,
             # What one peer claims to have observed is not where others can reach us.
             disable_identify_address_discovery=True,

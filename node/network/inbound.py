@@ -15,7 +15,9 @@ from multiaddr import Multiaddr
 
 from node.network import negotiation
 from node.network.closing import reset_stream
+from node.network.network import NetworkSettings
 from node.network.peers import PeerTable
+from node.network.swarm_key import keyed
 from node.network.yamux import YamuxStream
 from node.peer_id import peer_text
 
@@ -28,11 +30,12 @@ MAX_STREAMS = 512
 class Inbound:
     """One host's. Takes libp2p's place at once, when it is made."""
 
-    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, max_connections: int) -> None:
+    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings) -> None:
         self._host = host
         self._swarm = swarm
         self._table = table
-        self._max_connections = max_connections
+        self._max_connections = settings.max_connections
+        self._swarm_key = settings.swarm_key
         self._num_inbound = 0
         self._streams_of: dict[bytes, int] = {}
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
@@ -57,7 +60,7 @@ class Inbound:
             return
         self._num_inbound += 1
         try:
-            muxer = await self._swarm.upgrade_inbound_raw_conn(socket, address)
+            muxer = await self._swarm.upgrade_inbound_raw_conn(keyed(socket, self._swarm_key), address)
             for connection in self._swarm.get_connections(muxer.peer_id):
                 if connection.muxed_conn is muxer:
                     await self._table.wait_closed(connection)

@@ -46,6 +46,8 @@ class NetworkSettings:
     """Full addresses of nodes of earlier, the best first: asked for and dialled whenever few peers are connected."""
     announce: tuple[str, ...] = ()
     """What to tell others instead of the addresses listened on, for a node behind a forwarded port."""
+    swarm_key: bytes = b""
+    """32 bytes that all nodes of a private swarm have, and without which nobody understands them; empty: none."""
     overlay: bool = True
     """False for a light client: connects, sends and opens streams, but neither gossips nor provides nor looks up."""
     max_connections: int = 128

@@ -22,8 +22,9 @@ from multiaddr import Multiaddr
 from node.network import addresses, negotiation
 from node.network.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
 from node.network.deadlines import shielded
-from node.network.network import NetworkError
+from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
+from node.network.swarm_key import keyed
 from node.peer_id import peer_text
 
 DIAL_DEADLINE_S = 5.0
@@ -35,11 +36,12 @@ MAX_PARALLEL_DIALS = 8
 class Outbound:
     """One host's. Takes the place of the dial of libp2p's swarm at once, when it is made."""
 
-    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, me: bytes) -> None:
+    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings) -> None:
         self._host = host
         self._swarm = swarm
         self._table = table
-        self._me = me
+        self._me = settings.identity.peer_id
+        self._swarm_key = settings.swarm_key
         self._dials: dict[bytes, trio.Event] = {}
         self._num_making: Counter[bytes] = Counter()
         """Relay -> circuits that are being made through it."""
@@ -84,7 +86,7 @@ class Outbound:
             pipe = await self.open_circuit(relay, peer)
             try:
                 raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
-                await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+                await self._swarm.upgrade_outbound_raw_conn(keyed(raw, self._swarm_key), ID(peer))
             except BaseException:
                 await pipe.close()
                 raise

@@ -242,7 +242,8 @@ async def test_the_example_swarm_goes_on_without_the_node_that_it_kills() -> Non
 async def test_the_private_swarm_needs_its_key_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with trio.fail_after(2 * DEADLINE_S):
         told = await run(str(EXAMPLES / "private_swarm.sh"), MODEL="fake", TMPDIR=str(tmp_path))
-    assert "without the key: 401" in told and '"nodes":2' in told and "a light client:\n" in told
+    assert "without the key: 401" in told and '"nodes":2' in told and "a light client with the swarm's key:\n" in told
+    assert "and one without it:\nmycelia: no node could be reached" in told
     assert os.listdir(tmp_path) == []
     commands = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in commands if str(tmp_path) in command]

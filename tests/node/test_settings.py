@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from node.settings import MAX_LIST_BYTES, UsageError, check_cors, read_api_keys, read_bootstrap
+from node.settings import MAX_LIST_BYTES, UsageError, check_cors, read_api_keys, read_bootstrap, read_swarm_key
 
 
 def test_origins_are_those_that_browsers_send() -> None:
@@ -26,3 +26,37 @@ def test_lists_have_a_bound(tmp_path: Path) -> None:
             read_bootstrap((endless,))
         with pytest.raises(UsageError, match=f"{endless} is over"):
             read_api_keys("127.0.0.1", Path(endless), "")
+
+
+KEY_FORM = "/key/swarm/psk/1.0.0/\n/base16/\n"
+
+
+def test_a_swarm_key_is_a_file_of_libp2ps_form(tmp_path: Path) -> None:
+    path, key = tmp_path / "swarm.key", bytes(range(32))
+    path.write_text(KEY_FORM + key.hex() + "\n")
+    assert read_swarm_key(path) == key
+    assert read_swarm_key(None) == b""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0" * 64,
+        KEY_FORM + "0" * 62,
+        KEY_FORM + "0" * 66,
+        KEY_FORM + "g" * 64,
+        KEY_FORM + "0" * 64 + "\nmore",
+        KEY_FORM.replace("16", "64") + "0" * 64,
+    ],
+)
+def test_what_is_no_swarm_key_is_refused_with_a_way_to_make_one(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "swarm.key"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="openssl rand"):
+        read_swarm_key(path)
+
+
+def test_a_swarm_key_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_swarm_key(tmp_path / "none")

@@ -1,0 +1,77 @@
+"""The pre-shared key of a private swarm: a connection says nothing that can be understood without it.
+
+As libp2p's private networks have it, https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md: each
+side first sends 24 random bytes, and everything after them, the handshake included, goes through XSalsa20 with the key
+and those bytes. The key keeps strangers out; who the peers are and that nobody changes what they say is still Noise's.
+libp2p's own takes 8 random bytes and plain Salsa20, which no other implementation understands.
+"""
+
+import os
+import struct
+
+from Crypto.Cipher import Salsa20
+from libp2p.abc import IRawConnection
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+
+NONCE_BYTES = 24
+
+
+def keyed(connection: IRawConnection, key: bytes) -> IRawConnection:
+    """``connection``, not yet used, in the private swarm of ``key``; as it is without one."""
+    if key:
+        assert isinstance(connection, RawConnection)
+        connection.stream = KeyedSocket(connection.stream, key)
+    return connection
+
+
+class KeyedSocket(ReadWriteCloser):
+    """A socket in a private swarm. One task may write while another reads."""
+
+    def __init__(self, socket: ReadWriteCloser, key: bytes) -> None:
+        self._socket = socket
+        self._key = key
+        self._nonce = os.urandom(NONCE_BYTES)
+        self._encrypt = _cipher(key, self._nonce)
+        self._decrypt: Salsa20.Salsa20Cipher | None = None
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Raises what the socket raises, and ConnectionClosedError when it ends before the first byte."""
+        if self._decrypt is None:
+            nonce = b""
+            while len(nonce) < NONCE_BYTES:
+                data = await self._socket.read(NONCE_BYTES - len(nonce))
+                if not data:
+                    raise ConnectionClosedError("the peer ended the connection: it may have another swarm key, or none")
+                nonce += data
+            self._decrypt = _cipher(self._key, nonce)
+        return self._decrypt.decrypt(await self._socket.read(n))
+
+    async def write(self, data: bytes) -> None:
+        nonce, self._nonce = self._nonce, b""
+        await self._socket.write(nonce + self._encrypt.encrypt(data))
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._socket.get_remote_address()
+
+
+def _cipher(key: bytes, nonce: bytes) -> Salsa20.Salsa20Cipher:
+    """XSalsa20: Salsa20 with a key that the first 16 bytes of the nonce make of ``key``, and with the other 8."""
+    return Salsa20.new(key=_hsalsa20(key, nonce[:16]), nonce=nonce[16:])
+
+
+def _hsalsa20(key: bytes, nonce: bytes) -> bytes:
+    """D. J. Bernstein, "Extending the Salsa20 nonce", 2011. nonce: 16 bytes."""
+    sigma, k, n = struct.unpack("<4I", b"expand 32-byte k"), struct.unpack("<8I", key), struct.unpack("<4I", nonce)
+    x = [sigma[0], *k[:4], sigma[1], *n, sigma[2], *k[4:], sigma[3]]
+    columns = [(0, 4, 8, 12), (5, 9, 13, 1), (10, 14, 2, 6), (15, 3, 7, 11)]
+    rows = [(0, 1, 2, 3), (5, 6, 7, 4), (10, 11, 8, 9), (15, 12, 13, 14)]
+    for a, b, c, d in (columns + rows) * 10:
+        for target, left, right, bits in ((b, a, d, 7), (c, b, a, 9), (d, c, b, 13), (a, d, c, 18)):
+            total = (x[left] + x[right]) & 0xFFFFFFFF
+            x[target] ^= (total << bits | total >> (32 - bits)) & 0xFFFFFFFF
+    return struct.pack("<8I", *(x[place] for place in (0, 5, 10, 15, 6, 7, 8, 9)))
