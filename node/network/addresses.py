@@ -3,7 +3,8 @@
 import errno
 import socket
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import islice
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -16,6 +17,10 @@ _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
 _CIRCUIT = "/p2p-circuit"
 MAX_RELAYS = 2
 """Of one peer that are tried: each is a connection with somebody else."""
+MAX_TOLD = 64
+"""Addresses of one peer that are looked at."""
+_TRANSLATED = ip_network("64:ff9b::/96")
+"""The IPv4 addresses as a network that speaks IPv6 alone sees them (RFC 6052)."""
 
 
 def parse(text: str) -> Multiaddr:
@@ -76,6 +81,40 @@ def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
         return parse_peer(relay) if is_circuit else None
     except LocalError:
         return None
+
+
+def told_addresses(told: Iterable[Multiaddr], teller: str, limit: int) -> list[Multiaddr]:
+    """Those of the addresses that a peer told, its own or another's, which may be dialled on its word, in the order of
+    ``in_dial_order``. teller: the multiaddr of the connection with that peer, empty: unknown.
+
+    A peer of the open internet could else have this node knock at the doors of its own network. Private addresses are
+    taken from peers of a private network alone, and loopback ones from the same machine. Names may stand for anything:
+    resolve one and ask ``is_tellable`` before dialling."""
+    usable = in_dial_order(islice(told, MAX_TOLD), MAX_TOLD)
+    return [address for address in usable if is_tellable(address, teller)][:limit]
+
+
+def is_tellable(address: Multiaddr, teller: str = "") -> bool:
+    """Whether an address that can be dialled may be dialled on the word of ``teller``, likewise. Names may."""
+    _, kind, host, *_ = str(address).split("/")
+    return kind.startswith("dns") or _is_tellable_ip(host, "" if _CIRCUIT in teller else host_of(teller))
+
+
+def _is_tellable_ip(host: str, teller: str) -> bool:
+    ip = ip_address(host.partition("%")[0])
+    if isinstance(ip, IPv6Address) and (inner := _ipv4_in(ip)) is not None:
+        ip = inner
+    if ip.is_multicast or ip.is_unspecified or ip.is_link_local or (ip.version == 4 and ip.is_reserved):
+        return False
+    if ip.is_global and not (isinstance(ip, IPv6Address) and ip.is_site_local):
+        return True
+    by = ip_address(teller) if teller else None
+    return by is not None and not by.is_global and (by.is_loopback or not ip.is_loopback)
+
+
+def _ipv4_in(ip: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that ``ip`` leads to."""
+    return ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _TRANSLATED else None)
 
 
 def host_of(address: str) -> str:

@@ -69,6 +69,56 @@ def test_a_bucket_never_gives_more_than_it_may(pauses: list[float]) -> None:
     assert taken <= 5 + 2 * now + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("host", "tellers"),
+    [
+        ("ip4/8.8.8.8", "open private loopback relayed unknown"),
+        ("ip6/2606:4700::1", "open private loopback relayed unknown"),
+        ("dns4/example.org", "open private loopback relayed unknown"),
+        ("ip4/10.1.2.3", "private loopback"),
+        ("ip4/192.168.0.1", "private loopback"),
+        ("ip4/100.64.3.3", "private loopback"),
+        ("ip4/203.0.113.9", "private loopback"),
+        ("ip6/fd00::1", "private loopback"),
+        ("ip6/fec0::1", "private loopback"),
+        ("ip4/127.0.0.1", "loopback"),
+        ("ip6/::1", "loopback"),
+        ("ip6/::ffff:127.0.0.1", "loopback"),
+        ("ip6/::ffff:192.168.0.1", "private loopback"),
+        ("ip6/2002:7f00:1::1", "loopback"),
+        ("ip6/64:ff9b::10.0.0.1", "private loopback"),
+        ("ip4/0.0.0.0", ""),
+        ("ip6/::", ""),
+        ("ip4/169.254.169.254", ""),
+        ("ip6/fe80::1", ""),
+        ("ip4/224.1.1.1", ""),
+        ("ip6/ff02::1", ""),
+        ("ip4/240.0.0.1", ""),
+        ("ip4/255.255.255.255", ""),
+    ],
+)
+def test_on_whose_word_an_address_is_dialled(host: str, tellers: str) -> None:
+    connections = {
+        "open": "/ip4/9.9.9.9/tcp/1",
+        "private": "/ip4/192.168.7.7/tcp/1",
+        "loopback": "/ip4/127.0.0.2/tcp/1",
+        "relayed": str(addresses.circuit(Multiaddr("/ip4/192.168.7.7/tcp/1"), PEER)),
+        "unknown": "",
+    }
+    plain = Multiaddr(f"/{host}/tcp/4001")
+    for told in (plain, addresses.circuit(plain, PEER)):
+        taken = {name for name, teller in connections.items() if addresses.told_addresses([told], teller, 4) == [told]}
+        assert taken == set(tellers.split())
+
+
+def test_of_addresses_that_are_told_only_some_are_looked_at() -> None:
+    looked_at = iter([Multiaddr(f"/ip4/10.0.0.{last}/tcp/1") for last in range(100)])
+    assert addresses.told_addresses(looked_at, "/ip4/9.9.9.9/tcp/1", 4) == []
+    assert len(list(looked_at)) == 100 - addresses.MAX_TOLD
+    many = [Multiaddr(f"/ip4/8.8.8.{last}/tcp/1") for last in range(100)]
+    assert addresses.told_addresses([Multiaddr(b"\x36\x03x/y\x06\x00\x01"), *many], "", 4) == many[:4]
+
+
 def test_full_addresses() -> None:
     text = f"/ip4/1.2.3.4/tcp/4001/p2p/{peer_text(PEER)}"
     assert addresses.parse_peer(text) == (PEER, Multiaddr("/ip4/1.2.3.4/tcp/4001"))
