@@ -1,18 +1,32 @@
 """structlog, set up once: for a person on a terminal, JSON otherwise. Always on stderr; stdout is for answers."""
 
+import io
 import logging
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
 
+from proto.limits import TokenBucket
+
+LINE_RATE, LINE_BURST = 5.0, 600.0
+"""Lines a second of one event. A terminal or a disk takes far more; 5 a second are 100 MB a day."""
+
 
 def configure(level: int = logging.INFO) -> None:
     """Call once, before the first line is logged. ``level``: of the logging module, the least that is shown."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    renderer: Any = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(exception_formatter=_escaped_traceback)
+        if is_terminal
+        else structlog.processors.JSONRenderer()
+    )
     processors: list[Any] = [
+        LineLimit(),
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=not is_terminal),
@@ -24,6 +38,29 @@ def configure(level: int = logging.INFO) -> None:
         logger_factory=lambda *_: _LineLogger(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class LineLimit:
+    """A processor that drops lines of an event that comes too often: many are caused by peers and clients, who may do
+    so as often as they like. The next line that is logged says how many were not. Debugging has no limit."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[str, TokenBucket] = {}
+        """Events are names in the program, so there are not many."""
+        self._num_dropped = Counter[str]()
+
+    def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        name, now = str(event.get("event")), self._clock()
+        if method == "debug":
+            return event
+        bucket = self._buckets.setdefault(name, TokenBucket(LINE_RATE, LINE_BURST, now))
+        if not bucket.take(now):
+            self._num_dropped[name] += 1
+            raise structlog.DropEvent
+        if num_dropped := self._num_dropped.pop(name, 0):
+            event["dropped_lines"] = num_dropped
+        return event
 
 
 class _LineLogger:
@@ -48,3 +85,10 @@ def _escape_controls(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 def _escaped(value: Any) -> Any:
     return value if not isinstance(value, str) or value.isprintable() else ascii(value)
+
+
+def _escaped_traceback(out: TextIO, exc_info: Any) -> None:
+    traceback = io.StringIO()
+    structlog.dev.plain_traceback(traceback, exc_info)
+    lines = traceback.getvalue().split("\n")
+    out.write("\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in lines))

@@ -1,6 +1,7 @@
 """HTTP on every node: everything that is served there, and who may ask for it.
 
-Without keys only this machine is served, and requests that a web page could forge are refused: the Host must be local.
+Without keys only this machine is served, and what a web page could forge is refused: the Host must be local, and no
+page of another origin may ask, also when it could not read the answer.
 With keys every request must carry one, and then it does not matter where it comes from; only the page itself, which
 asks its reader for the key, is for everybody.
 """
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from node.drain import Drain, DrainMiddleware
 from node.serve.api import Api
 from node.serve.bodies import json_response
-from node.serve.keys import HostGate, KeyGate
+from node.serve.keys import KeyGate, LocalGate
 from node.serve.local_api import local_routes, refusal
 from node.serve.observe_api import observe_routes
 from node.serve.openai_api import PREFIX, openai_refusal, openai_routes
@@ -67,7 +68,7 @@ def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) ->
     if access.keys:
         middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal, open_paths=[PAGE]))
     else:
-        middleware.append(Middleware(HostGate, refusal=_refusal))
+        middleware.append(Middleware(LocalGate, refusal=_refusal, origins=access.origins, open_paths=[PAGE]))
     return Starlette(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
         routes=[*openai_routes(api), *local_routes(api), *observe_routes(api), *page_routes()],  # (tried in order)

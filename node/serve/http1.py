@@ -16,6 +16,7 @@ import structlog
 import trio
 from starlette.types import ASGIApp, Message, Scope
 
+from node.serve.places import PLACE, HttpPlace
 from node.sockets import receive_some, send_at_once
 
 log = structlog.get_logger()
@@ -30,6 +31,9 @@ the client would lose the very answer that refused them."""
 MAX_HEAD_BYTES = 65_536
 """As much may wait behind a request that is being answered. Both give or take one read."""
 
+MAX_REST_PIECES = 64
+"""Pieces that are taken of a body that nobody asked for: one of ten thousand chunks would stop everything else."""
+
 _READ_BYTES = 16_384
 _GONE: Message = {"type": "http.disconnect"}
 
@@ -37,9 +41,10 @@ _GONE: Message = {"type": "http.disconnect"}
 class HttpConnection:
     """Call ``serve`` once."""
 
-    def __init__(self, app: ASGIApp, stream: trio.SocketStream) -> None:
+    def __init__(self, app: ASGIApp, stream: trio.SocketStream, place: HttpPlace) -> None:
         self._app = app
         self._socket = stream.socket
+        self._place = place
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._head = b""
         """Of the response: sent together with the first of its body."""
@@ -57,6 +62,7 @@ class HttpConnection:
                 await self._answer(request)
                 await self._write(b"")
                 self._take_rest()
+                self._place.rest()
                 if self._is_gone or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                     break
                 self._http.start_next_cycle()
@@ -105,8 +111,9 @@ class HttpConnection:
     def _take_rest(self) -> None:
         """What of a body nobody asked for has come already: the next request is behind it."""
         with suppress(h11.RemoteProtocolError):
-            while self._http.their_state is h11.SEND_BODY and isinstance(self._http.next_event(), h11.Data):
-                pass
+            for _ in range(MAX_REST_PIECES):
+                if self._http.their_state is not h11.SEND_BODY or not isinstance(self._http.next_event(), h11.Data):
+                    return
 
     async def _refuse(self, status: int, message: str) -> None:
         """Instead of an answer, if none has begun; the last thing that is said."""
@@ -150,6 +157,7 @@ class HttpConnection:
             "root_path": "",
             "query_string": query,
             "headers": list(request.headers),
+            PLACE: self._place,
         }
 
     async def _receive(self) -> Message:

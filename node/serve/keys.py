@@ -8,11 +8,12 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.serve.bodies import Refusal
+from node.serve.places import admit
 
 MIN_KEY_CHARS = 16
 _CLIENT = "mycelia.client"
@@ -39,6 +40,11 @@ class KeyGate:
                 await response(scope, receive, send)
                 return
             scope[_CLIENT] = digest[:16]
+            if not admit(scope, scope[_CLIENT]):
+                response = self._refusal(scope["path"], 503, "too many requests with this key are being answered")
+                response.headers["retry-after"] = "1"
+                await response(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
     def _known(self, scope: Scope) -> bytes | None:
@@ -51,26 +57,47 @@ class KeyGate:
         return matches[0] if matches else None
 
 
-class HostGate:
-    """Lets requests through that name this machine: a web page can make its own name lead here, and then its scripts
-    send that name along."""
+class LocalGate:
+    """Lets through what a program or a page of this machine asks for. A web page of elsewhere can send requests here
+    without reading the answers, or make its own name lead here; browsers say so in the headers."""
 
-    def __init__(self, app: ASGIApp, refusal: Refusal) -> None:
-        """refusal: makes the response to everybody else."""
+    def __init__(
+        self, app: ASGIApp, refusal: Refusal, origins: Collection[str] = (), open_paths: Collection[str] = ()
+    ) -> None:
+        """refusal: makes the response to everybody else. origins: of pages that may ask, ``*``: all. open_paths: what
+        pages may lead to, because it tells nothing."""
         self._app = app
         self._refusal = refusal
+        self._origins = frozenset(origins)
+        self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-            if not _is_this_machine(host.decode("latin-1")):
+            headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
+            if not _is_this_machine(headers.get(b"host", "")):
                 message = (
                     "without keys this node answers only under a name of its own machine, as 127.0.0.1 or localhost;"
                     " to serve others, start it with --api-key-file"
                 )
                 await self._refusal(scope["path"], 400, message)(scope, receive, send)
                 return
+            if scope["path"] not in self._open_paths:
+                if not self._is_own_page(headers):
+                    message = "this node does not answer pages of other origins: start it with --cors ORIGIN"
+                    await self._refusal(scope["path"], 403, message)(scope, receive, send)
+                    return
+                admit(scope, b"")
         await self._app(scope, receive, send)
+
+    def _is_own_page(self, headers: Mapping[bytes, str]) -> bool:
+        """Whether no page, one of this node, or one that is allowed asks. Of a request that a page makes without CORS
+        (an image, a link) only Sec-Fetch-Site tells; another port of this machine is another origin."""
+        origin = headers.get(b"origin")
+        if origin is not None and (origin in self._origins or "*" in self._origins):
+            return True
+        if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+            return False
+        return origin is None or origin.partition("://")[2].lower() == headers[b"host"].lower()
 
 
 def client_of(scope: Scope) -> bytes:

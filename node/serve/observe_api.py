@@ -21,10 +21,14 @@ from starlette.types import Receive, Scope, Send
 from node.serve.api import Api
 from node.serve.bodies import json_response
 from node.serve.disconnect import cancelled_at_disconnect
+from node.serve.keys import client_of
 from node.views import FailedView
+from proto.households import LOCAL, Places
 
 MAX_STREAMS = 16
-"""Of events, at once: pages that are looked at."""
+"""Of events, at once: pages that are looked at. A key has three quarters of them at most."""
+MAX_TRACES = 4
+"""At once: each asks up to 16 nodes."""
 STATE_EVERY_S = 1.0
 LEAST_BETWEEN_S = 0.1
 """Changes of requests that are closer together are told together."""
@@ -33,7 +37,8 @@ MIN_ID_CHARS = 6
 
 def observe_routes(api: Api) -> list[Route]:
     """See the module's text."""
-    streams = trio.CapacityLimiter(MAX_STREAMS)
+    streams = Places(MAX_STREAMS, per_key=MAX_STREAMS)
+    tracing = trio.CapacityLimiter(MAX_TRACES)
 
     async def requests(_: Request) -> Response:
         return json_response(api.recent_requests())
@@ -42,7 +47,8 @@ def observe_routes(api: Api) -> list[Route]:
         prefix = str(request.path_params["id"]).lower()
         if len(prefix) < MIN_ID_CHARS:
             return _not_found(f"give at least {MIN_ID_CHARS} digits of the request's id")
-        told = await api.trace(prefix)
+        async with tracing:
+            told = await api.trace(prefix)
         return (
             _not_found("no request known here, or more than one, has this id") if told is None else json_response(told)
         )
@@ -50,10 +56,8 @@ def observe_routes(api: Api) -> list[Route]:
     async def links(_: Request) -> Response:
         return json_response(await api.links())
 
-    async def events(_: Request) -> Response:
-        if streams.available_tokens < 1:
-            return json_response(FailedView("overloaded", f"{MAX_STREAMS} programs follow already", True), 503)
-        return cast(Response, _EventStream(api, streams))
+    async def events(request: Request) -> Response:
+        return cast(Response, _EventStream(api, streams, client_of(request.scope)))
 
     async def metrics(_: Request) -> Response:
         return Response(api.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -74,13 +78,25 @@ def _not_found(message: str) -> Response:
 class _EventStream:
     """Until the client leaves."""
 
-    def __init__(self, api: Api, streams: trio.CapacityLimiter) -> None:
+    def __init__(self, api: Api, streams: Places, client: bytes) -> None:
         self._api = api
         self._streams = streams
+        self._client = client
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        share = f"{LOCAL}{self._client.hex()}"
+        if not self._streams.take(self._client, share, is_known=not self._client):
+            message = f"too many programs follow already: {MAX_STREAMS} may, and fewer with the same key"
+            await json_response(FailedView("overloaded", message, True), 503)(scope, receive, send)
+            return
+        try:
+            await self._send_events(receive, send)
+        finally:
+            self._streams.free(self._client, share)
+
+    async def _send_events(self, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
-        async with self._streams, cancelled_at_disconnect(receive):
+        async with cancelled_at_disconnect(receive):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async with aclosing(_events(self._api)) as events:
                 async for event in events:

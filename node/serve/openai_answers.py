@@ -288,8 +288,8 @@ class OpenAiAnswer:
         elif choice.first_s is not None:
             told["ttft-ms"] = str(round((choice.first_s - self._began_s) * 1000))
         if choice.route is not None:
-            told["route"] = choice.route.reason[:_MAX_HEADER_CHARS]
-        told_bytes = [(b"x-mycelia-" + name.encode(), text.encode("ascii", "replace")) for name, text in told.items()]
+            told["route"] = choice.route.reason
+        told_bytes = [(b"x-mycelia-" + name.encode(), header_value(text)) for name, text in told.items()]
         return [(b"x-request-id", self._wanted.asks[0].request_id.hex().encode()), *told_bytes]
 
 
@@ -400,6 +400,11 @@ def _event(value: msgspec.Struct) -> bytes:
 async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
     all_headers = [(b"content-type", content_type), *headers]
     await send({"type": "http.response.start", "status": status, "headers": all_headers})
+
+
+def header_value(text: str) -> bytes:
+    """``text``, which may be a peer's words, as the value of a header: printable ASCII, and not too long."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_HEADER_CHARS]).strip().encode()
 
 
 def _call_id() -> str:

@@ -8,6 +8,7 @@ import trio
 from starlette.types import ASGIApp
 
 from node.serve.http1 import HttpConnection
+from node.serve.places import HttpPlaces, household_of_socket
 from proto.errors import LocalError
 
 log = structlog.get_logger()
@@ -56,20 +57,23 @@ async def serve_http(
     app: ASGIApp, listener: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve ``app`` until cancelled, on a socket from ``bind_api``. Closes it."""
-    num_connections = 0
+    places = HttpPlaces(MAX_CONNECTIONS)
 
     async def serve(stream: trio.SocketStream) -> None:
-        nonlocal num_connections
-        num_connections += 1
-        try:
-            if num_connections <= MAX_CONNECTIONS:
-                await HttpConnection(app, stream).serve()
-            else:
-                await stream.aclose()
-        except Exception:
-            log.exception("api_connection_failed")
-        finally:
-            num_connections -= 1
+        place = None
+        with trio.CancelScope() as scope:
+            try:
+                place = places.enter(household_of_socket(stream.socket), scope.cancel)
+                if place is not None:
+                    await HttpConnection(app, stream, place).serve()
+            except OSError:
+                pass  # (its client was gone before it was accepted)
+            except Exception:
+                log.exception("api_connection_failed")
+            finally:
+                if place is not None:
+                    place.leave()
+                stream.socket.close()
 
     async with trio.open_nursery() as nursery:
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]

@@ -4,7 +4,8 @@ still see them after a restart, and which of them ended with the node.
 Each record is a line of its own between two newlines: BLAKE3 of the rest in hexadecimal, a space, JSON. So a tail that
 is torn, a disk that fills up in the middle of a record, or bytes that change cost the records that they are in, and no
 other. A thread appends them; nothing waits for the disk, and nothing is synced to it: the kernel keeps what a killed
-process wrote. Two files of a bounded size: when the one is full it takes the place of the other.
+process wrote. Two files: when the one is full, what is to be kept of both is written to the other, by the rule of
+``requests.surplus``, so that no client's requests push out another's.
 
 No prompt and no answer is written, and no words of other nodes, who may know them: of steps that tell such words only
 the name is kept.
@@ -23,7 +24,7 @@ from blake3 import blake3
 
 from node.rundir import write_atomically
 from node.sealed import set_aside
-from node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog
+from node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog, surplus
 from node.views import RequestRow
 from proto.errors import LocalError
 from proto.messages import TraceStep
@@ -128,7 +129,7 @@ class Journal:
             if os.fstat(descriptor).st_size + len(data) > MAX_FILE_BYTES:
                 os.close(descriptor)
                 descriptor = -1
-                self._path.replace(self._old_path)
+                self._compact()
                 descriptor = self._open()
             view = memoryview(data)
             while view:
@@ -137,6 +138,19 @@ class Journal:
             if descriptor >= 0:
                 os.close(descriptor)
 
+    def _compact(self) -> None:
+        """Raises OSError."""
+        kept = _newest((*_read(self._old_path), *_read(self._path)))
+        lines = [_line(record) for record in kept]
+        while sum(map(len, lines)) > MAX_FILE_BYTES:
+            place = surplus([record.row.client for record in kept])
+            del kept[place], lines[place]
+        try:
+            write_atomically(self._old_path, b"".join(lines))
+        except LocalError as exc:
+            raise OSError(str(exc)) from exc
+        self._path.unlink(missing_ok=True)  # (a node that is killed before this finds records twice)
+
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -144,13 +158,20 @@ class Journal:
 def read_journal(data_dir: Path) -> list[Record]:
     """The newest MAX_REQUESTS requests, the newest last. One that had not ended is told as interrupted. What is damaged
     is logged, and taken out of the file; a file with nothing whole in it is set aside."""
+    records = _newest(record for name in (OLD_FILE, JOURNAL_FILE) for record in _read(data_dir / name))
+    return [_ended(record) for record in records]
+
+
+def _newest(records: Iterable[Record]) -> list[Record]:
+    """MAX_REQUESTS at most, each request once."""
     found: dict[str, Record] = {}
-    for name in (OLD_FILE, JOURNAL_FILE):
-        for record in _read(data_dir / name):
-            if record.row.status == "running":
-                found.pop(record.row.id, None)  # (it enters anew: its client came back after a restart)
-            found[record.row.id] = record
-    return [_ended(record) for record in list(found.values())[-MAX_REQUESTS:]]
+    for record in records:
+        if record.row.status == "running":
+            found.pop(record.row.id, None)  # (it enters anew: its client came back after a restart)
+        found[record.row.id] = record
+        if len(found) > MAX_REQUESTS:
+            del found[list(found)[surplus([kept.row.client for kept in found.values()])]]
+    return list(found.values())
 
 
 def _ended(record: Record) -> Record:

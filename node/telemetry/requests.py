@@ -2,7 +2,9 @@
 
 One log for both sides of a request. Those that entered here are also rows, for people. What is kept is bounded, for
 each side by itself, so that nobody who is served pushes out what entered here: the oldest requests and everything after
-the first steps of a long one are forgotten.
+the first steps of a long one are forgotten. The rows are shared among those who ask: the oldest row of the client with
+the most goes first, where all peers together count as one client, so their requests push out no other's. Likewise only
+so many requests of peers a second are told to the journal and the log.
 """
 
 import secrets
@@ -21,6 +23,7 @@ from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineI
 from node.peer_id import id_text
 from node.views import RequestRow, StatsView
 from proto.effects import Begin, Dispatch
+from proto.limits import TokenBucket
 from proto.messages import (
     MAX_TRACE_STEPS,
     Answered,
@@ -43,6 +46,9 @@ CODES = frozenset(
 )
 """Of failures; others are a peer's invention and are counted together."""
 MAX_DETAIL_CHARS = 256
+PEER_RATE, PEER_BURST = 2.0, 64.0
+"""Requests of peers a second that the journal and the log are told of; of more than that only the sums tell."""
+_PEERS = "peers"
 _MAX_AT_MS = 2**31 - 1
 _RECENT = 256
 """Answers that the medians are over."""
@@ -53,11 +59,13 @@ _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
 class _Record:
     started_at: float
     """Seconds of the monotonic clock."""
-    steps: list[TraceStep] = field(default_factory=list)
     row: RequestRow | None = None
     """Of a request that entered here."""
+    steps: list[TraceStep] = field(default_factory=list)
     matched_tokens: dict[bytes, int] = field(default_factory=dict)
     """Peer -> what its digest promised when it was chosen."""
+    is_told: bool = True
+    """The journal and the log are told of it."""
 
 
 @dataclass
@@ -81,6 +89,21 @@ class Totals:
     entered_cached_tokens: int = 0
 
 
+def surplus(clients: Sequence[str]) -> int:
+    """Which of rows of these clients, the oldest first, goes when one must; see the module's text."""
+    groups = [_PEERS if _is_peer(client) else client for client in clients]
+    ((largest, _),) = Counter(groups).most_common(1)
+    if largest != _PEERS:
+        return groups.index(largest)
+    peers = Counter(client for client, group in zip(clients, groups, strict=True) if group == _PEERS)
+    return clients.index(max(peers, key=lambda client: peers[client]))
+
+
+def _is_peer(client: str) -> bool:
+    """A shorter one stands for an API key, or this machine."""
+    return len(client) > 32
+
+
 class RequestLog:
     """See the module's text. One caller at a time: no method waits."""
 
@@ -101,6 +124,7 @@ class RequestLog:
         self._changed: trio.Event | None = None
         """None: nobody waits."""
         self._version = 0
+        self._peer_bucket = TokenBucket(PEER_RATE, PEER_BURST, clock())
         self.totals = Totals()
         self.ttft = _histogram("mycelia_ttft", "From the arrival of a prompt that entered here to its first token.")
         self.duration = _histogram("mycelia_request_duration", "Of answers to prompts that entered here.")
@@ -112,9 +136,7 @@ class RequestLog:
         now, wall = self._clock(), self._wall()
         for row, steps in requests:
             age_s = min(max(wall - row.started_at, 0.0), _MAX_AT_MS / 1000)
-            self._entered[bytes.fromhex(row.id)] = _Record(now - age_s, list(steps[:MAX_TRACE_STEPS]), row)
-            if len(self._entered) > MAX_REQUESTS:
-                self._entered.popitem(last=False)
+            self._keep(bytes.fromhex(row.id), _Record(now - age_s, row, list(steps[:MAX_TRACE_STEPS])))
         self._wake()
 
     # --- to look at -------------------------------------------------------------------------------------------------
@@ -180,9 +202,13 @@ class RequestLog:
 
     def entered(self, request_id: bytes, model: str, client: bytes) -> None:
         self._entered.pop(request_id, None)  # (only of one that was interrupted, see new_id)
-        record = self._step(request_id, "entered", model)
-        record.row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
-        self._on_change(record.row, record.steps)
+        row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
+        record = _Record(self._clock(), row)
+        record.is_told = not _is_peer(row.client) or self._peer_bucket.take(self._clock())
+        self._keep(request_id, record)
+        self._add(record, request_id, "entered", model, b"")
+        if record.is_told:
+            self._on_change(row, record.steps)
         self._wake()
 
     def tokenized(self, request_id: bytes, num_tokens: int) -> None:
@@ -314,25 +340,31 @@ class RequestLog:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> _Record:
-        return self._add(self._entered, request_id, name, detail, peer)
+        """Its record. One that was forgotten is not kept anew: it would be nobody's."""
+        record = self._entered.get(request_id) or _Record(self._clock())
+        self._add(record, request_id, name, detail, peer)
+        return record
 
     def _served_step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> None:
-        self._add(self._served, request_id, name, detail, peer)
-
-    def _add(
-        self, records: OrderedDict[bytes, _Record], request_id: bytes, name: str, detail: str, peer: bytes
-    ) -> _Record:
-        record = records.get(request_id)
+        record = self._served.get(request_id)
         if record is None:
-            record = records[request_id] = _Record(self._clock())
-            if len(records) > MAX_REQUESTS:
-                records.popitem(last=False)
+            record = self._served[request_id] = _Record(self._clock())
+            if len(self._served) > MAX_REQUESTS:
+                self._served.popitem(last=False)
+        self._add(record, request_id, name, detail, peer)
+
+    def _add(self, record: _Record, request_id: bytes, name: str, detail: str, peer: bytes) -> None:
         if len(record.steps) < MAX_TRACE_STEPS:
             step = TraceStep(at_ms=self._ms(record), name=name, detail=detail[:MAX_DETAIL_CHARS], peer=peer[:64])
             record.steps.append(step)
         if name not in _ENDS:  # (which are told with all that is known then)
             log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
-        return record
+
+    def _keep(self, request_id: bytes, record: _Record) -> None:
+        self._entered[request_id] = record
+        if len(self._entered) > MAX_REQUESTS:
+            clients = [kept.row.client for kept in self._entered.values() if kept.row is not None]
+            del self._entered[list(self._entered)[surplus(clients)]]
 
     def _ms(self, record: _Record) -> int:
         return min(round(1000 * (self._clock() - record.started_at)), _MAX_AT_MS)
@@ -344,13 +376,15 @@ class RequestLog:
             self._wake()
 
     def _ended(self, request_id: bytes, status: str, outcome: str, **changes: object) -> None:
-        record = self._entered[request_id]
-        self._update(request_id, status=status, total_ms=self._ms(record), **changes)
         self.totals.entered[outcome] += 1
-        if (row := record.row) is not None:
-            self._on_change(row, self.steps(request_id))
-            fields = {name: getattr(row, name) for name in _LOGGED if getattr(row, name) not in ("", None)}
-            log.info(f"request_{status}", request=row.id, **fields)
+        record = self._entered.get(request_id)
+        if record is None or record.row is None:
+            return
+        self._update(request_id, status=status, total_ms=self._ms(record), **changes)
+        if record.is_told:
+            self._on_change(record.row, self.steps(request_id))
+            fields = {name: value for name in _LOGGED if (value := getattr(record.row, name)) not in ("", None)}
+            log.info(f"request_{status}", request=record.row.id, **fields)
 
     def _wake(self) -> None:
         self._version += 1

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
 
-from node.serve.gateway import serve_gateway
-from node.serve.server import bind_api
+from node.serve.gateway import Access, serve_gateway
+from node.serve.server import MAX_CONNECTIONS, bind_api
 from node.views import ModelRow, NodeState, TreeRowView
 from proto.errors import LocalError
 from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Route, Text, Usage
 from tests.node.unobserved import Unobserved
 
 DEADLINE_S = 30.0
+KEY = "a key of sixteen or more"
 TURN = {"role": "user", "content": "hello"}
 USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)
 ANSWERED = Answered(served_by=b"\x01" * 38, reason="stop", usage=USAGE, ttft_ms=0, resumed=0)
@@ -69,14 +70,14 @@ class FakeNode(Unobserved):
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[FakeNode, int]]:
+async def served(access: Access = Access()) -> AsyncIterator[tuple[FakeNode, int]]:
     """A node's API and its port. Leaving must not wait for any client."""
     node = FakeNode()
     listener = bind_api("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_gateway, node, listener)
+            await nursery.start(serve_gateway, node, listener, access)
             yield node, port
             nursery.cancel_scope.cancel()
 
@@ -121,6 +122,59 @@ async def test_refusals(data: bytes, status: int, says: str) -> None:
     async with served() as (_, port):
         got, body = await exchange(port, data)
     assert got == status and says in body.decode()
+
+
+EVIL = "https://evil.example"
+FOREIGN = [
+    {"Origin": EVIL},
+    {"Origin": "null"},
+    {"Origin": "http://localhost:3000"},
+    {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-site"},
+    {"Sec_Fetch_Site": "cross-site"},
+    {"Sec_Fetch_Site": "same-site"},
+    {"Sec_Fetch_Site": "what comes next"},
+]
+
+
+@pytest.mark.parametrize("path", ["/api/requests", "/api/events", "/api/links", "/metrics", "/v1/models", "/none"])
+async def test_pages_of_other_origins_are_refused_also_when_they_only_read(path: str) -> None:
+    async with served() as (_, port):
+        for headers in FOREIGN:
+            status, body = await exchange(port, request("GET", path, **headers))
+            assert status == 403 and b"--cors" in body, headers
+
+
+async def test_own_pages_programs_and_allowed_origins_are_answered() -> None:
+    async with served(Access(origins=(EVIL,))) as (_, port):
+        own = {"Origin": f"http://localhost:{port}", "Host": f"localhost:{port}", "Sec_Fetch_Site": "same-origin"}
+        allowed = {"Origin": EVIL, "Sec_Fetch_Site": "cross-site"}
+        for headers in ({}, own, {"Sec_Fetch_Site": "none"}, {"Sec_Fetch_Site": "same-origin"}, allowed):
+            assert (await exchange(port, request("GET", "/api/requests", **headers)))[0] == 200, headers
+        assert (await exchange(port, request("GET", "/api/requests", Origin=f"{EVIL}.example")))[0] == 403
+        followed_link = request("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")
+        assert (await exchange(port, followed_link))[0] == 200
+    async with served(Access(keys=(KEY,))) as (_, port):
+        keyed = request("GET", "/api/requests", Authorization=f"Bearer {KEY}", Origin=EVIL)
+        assert (await exchange(port, keyed))[0] == 200, "a page that knows a key was given it"
+
+
+async def test_clients_without_a_key_keep_no_key_holder_out() -> None:
+    """Half a head, a page that is asked for without its bytes being read, a body that does not come."""
+    half = b"GET /api/state HTTP/1.1\r\nHost: x"
+    unread = request("GET", "/", Connection="keep-alive") * 400
+    no_body = request("POST", "/api/ask", conversation())[:-20]
+    async with served(Access(keys=(KEY,))) as (_, port):
+        others = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS + 20)]
+        try:
+            for number, other in enumerate(others):
+                with suppress(trio.BrokenResourceError):
+                    await other.send_all((half, unread, no_body)[number % 3])
+            async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") as stream:
+                await stream.send_all(request("GET", "/api/requests", Authorization=f"Bearer {KEY}"))
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+        finally:
+            for other in others:
+                await trio.aclose_forcefully(other)
 
 
 async def test_who_sends_too_much_is_told_so_and_may_send_on() -> None:

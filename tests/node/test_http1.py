@@ -1,13 +1,15 @@
 """HTTP/1.1 connections over real sockets, with small applications behind them."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from node.serve import http1
+from node.serve import http1, server
+from node.serve.places import HttpPlace, HttpPlaces, admit
 from node.serve.server import MAX_CONNECTIONS, bind_api, serve_http
 
 DEADLINE_S = 30.0
@@ -385,23 +387,145 @@ async def test_a_client_that_asks_nothing_is_dropped(monkeypatch: pytest.MonkeyP
             assert await rest_of(stream) == b""
 
 
-async def test_connections_are_bounded() -> None:
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+async def dial(stream: trio.SocketStream, source: str = "127.0.0.1") -> trio.SocketStream:
+    """One more connection to where ``stream`` leads."""
+    return await trio.open_tcp_stream("127.0.0.1", stream.socket.getpeername()[1], local_address=source)
+
+
+async def ended(streams: Sequence[trio.SocketStream], count: int) -> None:
+    """Wait until ``count`` of them were ended by the server."""
+    send, receive = trio.open_memory_channel[None](len(streams))
+
+    async def wait(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+        send.send_nowait(None)
+
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(wait, stream)
+        for _ in range(count):
+            await receive.receive()
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def closing(streams: Sequence[trio.SocketStream]) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+
+
+HALF_HEAD = b"GET / HTTP/1.1\r\nHost: x"
+
+
+@pytest.mark.parametrize("begun", [b"", HALF_HEAD, request("GET", "/")], ids=["silent", "half a head", "idle"])
+async def test_connections_that_wait_keep_nobody_out(begun: bytes) -> None:
     async with connected(echo) as stream:
-        port = stream.socket.getpeername()[1]
-        others = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS + 4)]
-        ended = 0
-        async with trio.open_nursery() as nursery:
-
-            async def count(other: trio.SocketStream) -> None:
-                nonlocal ended
-                if not await other.receive_some():
-                    ended += 1
-                    if ended == 5:
-                        nursery.cancel_scope.cancel()
-
+        others = [await dial(stream) for _ in range(MAX_CONNECTIONS + 20)]
+        async with closing(others):
             for other in others:
-                nursery.start_soon(count, other)
-        await stream.send_all(request("GET", "/"))
-        await until(stream, b"GET /  ")
-        for other in others:
-            await trio.aclose_forcefully(other)
+                with suppress(trio.BrokenResourceError):
+                    await other.send_all(begun)
+            if not begun.endswith(b"\r\n\r\n"):
+                await ended([stream, *others], 20)
+            for source in ("127.0.0.2", "127.0.0.1"):
+                async with await dial(stream, source) as honest:
+                    await honest.send_all(request("GET", "/"))
+                    await until(honest, b"GET /  ")
+
+
+class Admitting:
+    """Lets every request in as that of the client in its path, says whether it could, and answers when told to."""
+
+    def __init__(self) -> None:
+        self.may_end = trio.Event()
+        self.num_waiting = 0
+        self.all_wait = trio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        if not admit(scope, scope["path"].encode()):
+            await reply(send, b"no", 503, content_length="2")
+            return
+        self.num_waiting += 1
+        if self.num_waiting == 6:
+            self.all_wait.set()
+        await self.may_end.wait()
+        await reply(send, b"yes", content_length="3")
+
+
+async def test_requests_that_are_answered_are_not_ended_and_one_client_cannot_take_all_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
+    app = Admitting()
+    async with connected(app) as stream:
+        admitted = [stream, *[await dial(stream) for _ in range(5)]]
+        for one in admitted:
+            await one.send_all(request("GET", "/key"))
+        await app.all_wait.wait()
+        waiting = [await dial(stream) for _ in range(4)]
+        async with closing([*admitted, *waiting]):
+            await ended(waiting, 2)
+            async with await dial(stream) as same, await dial(stream) as other:
+                await same.send_all(request("GET", "/key"))
+                await until(same, b"no")
+                await other.send_all(request("GET", "/another"))
+                app.may_end.set()
+                await until(other, b"yes")
+            for one in admitted:
+                await until(one, b"yes")
+
+
+def test_places_are_never_more_than_there_are_and_newcomers_get_one_while_anybody_waits() -> None:
+    rng = random.Random(5)
+    for num_places in (1, 2, 7, 30):
+        places = HttpPlaces(num_places)
+        held: set[HttpPlace] = set()
+        admitted: set[HttpPlace] = set()
+        num_ended = 0
+
+        def end() -> None:
+            nonlocal num_ended
+            num_ended += 1
+
+        for _ in range(2_000):
+            kind = rng.randrange(4)
+            num_ended = 0
+            if kind == 0:
+                household = rng.choice(("", "local 127.0.0.1", "192.0.2.0/24", "198.51.100.0/24"))
+                place = places.enter(household, end)
+                assert (place is None) == (len(admitted) == num_places)
+                if place is not None:
+                    held.add(place)
+            elif held:
+                place = rng.choice(sorted(held, key=id))
+                if kind == 1:
+                    if place not in admitted and place.admit(rng.choice((b"", b"one", b"two"))):
+                        admitted.add(place)
+                elif kind == 2:
+                    place.rest()
+                    admitted.discard(place)
+                else:
+                    place.leave()
+                    admitted.discard(place)
+                    held.remove(place)
+            gone = {place for place in held if place.counted_for is None}
+            assert len(gone) == num_ended <= 1 and not gone & admitted
+            assert not any(place.admit(b"") for place in gone)
+            held -= gone
+            assert len(held) <= num_places
+
+
+async def test_a_body_in_many_pieces_that_nobody_wants_is_not_read_to_its_end() -> None:
+    async with connected(deaf) as stream:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await stream.send_all(head + b"1\r\nx\r\n" * 2_000 + b"0\r\n\r\n" + request("GET", "/"))
+        seen = await rest_of(stream)
+    assert seen.count(b" 403 ") == 1 and b"\r\nconnection: close\r\n" in seen.lower()

@@ -23,7 +23,7 @@ from node.telemetry.journal import (
     open_request_log,
     read_journal,
 )
-from node.telemetry.requests import MAX_REQUESTS, RequestLog
+from node.telemetry.requests import MAX_REQUESTS, PEER_BURST, PEER_RATE, RequestLog
 from node.views import RequestRow
 from proto.messages import Answered, TraceStep
 from tests.damage import contents, damaged, fill_disk
@@ -234,6 +234,37 @@ def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 200_000
     numbers = list(read(tmp_path))
     assert numbers == list(range(2_000 - len(numbers), 2_000)) and 100 < len(numbers) <= MAX_REQUESTS
+
+
+def test_requests_of_peers_push_no_others_out_of_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_FILE_BYTES", 30_000)
+    now, journal = 0.0, Journal(tmp_path)
+    log = RequestLog(clock=lambda: now, wall=lambda: WALL_S, on_change=journal.note)
+    for number in range(20):
+        log.entered(request_id(number), "m", b"" if number % 2 else b"k" * 16)
+        log.answered(request_id(number), ANSWERED)
+    for number in range(20, 1_000):
+        now += 1.0
+        log.entered(request_id(number), "m", number.to_bytes(38, "big"))
+        log.failed(request_id(number), "too_long", "")
+        journal.flush()
+    numbers = list(read(tmp_path))
+    assert numbers[:20] == list(range(20)) and numbers[-1] == 999 and (tmp_path / OLD_FILE).exists()
+
+
+def test_what_peers_ask_is_written_at_a_bounded_rate(tmp_path: Path) -> None:
+    now, noted = 0.0, []
+    log = RequestLog(clock=lambda: now, on_change=lambda row, steps: noted.append(row))
+    with structlog.testing.capture_logs() as logs:
+        for number in range(5_000):
+            log.entered(request_id(number), "m", number.to_bytes(38, "big"))
+            log.failed(request_id(number), "too_long", "")
+            now += 0.001
+        log.entered(request_id(5_000), "m", b"")
+        log.failed(request_id(5_000), "too_long", "")
+    assert len(noted) <= 2 * (PEER_BURST + 5 * PEER_RATE + 2) and noted[-1].client == ""
+    assert len([line for line in logs if line["event"] == "request_failed"]) == len(noted) / 2
+    assert log.totals.entered == {"too_long": 5_001}, "all are counted"
 
 
 def test_the_usual_size_is_enough_for_all_requests_that_are_shown(tmp_path: Path) -> None:

@@ -490,6 +490,17 @@ async def test_one_choice_that_fails_ends_the_others() -> None:
         assert response.status_code == 429 and node.num_running == 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("reason", ["\x1b[31m red\r\nset-cookie: a=b\x00 ", "é\u202e\x0b" * 80, " \t", ""])
+async def test_a_peers_words_in_a_header_are_printable(reason: str, stream: bool) -> None:
+    route = msgspec.structs.replace(ROUTE, reason=reason)
+    async with served([route, BEGUN, Text(text="Hi"), ANSWERED]) as (_, http):
+        response = await http.post("/v1/chat/completions", json=chat(stream=stream))
+    assert response.status_code == 200 and "Hi" in response.text
+    told = response.headers["x-mycelia-route"]
+    assert told.isascii() and (told.isprintable() or not told) and "set-cookie" not in response.headers
+
+
 # --- time and going away --------------------------------------------------------------------------------------------
 
 

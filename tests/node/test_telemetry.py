@@ -108,6 +108,36 @@ def test_strangers_words_make_no_new_counters_and_push_nothing_out() -> None:
     assert [step.name for step in log.steps(request_id(0))] == ["entered", "serving", "served"]
 
 
+def test_requests_of_strangers_push_no_rows_of_others_out() -> None:
+    log = RequestLog(clock=lambda: 0.0)
+    clients = [b"", b"k" * 16, b"h" * 38, b"", b"k" * 16, b"h" * 38]
+    for number, client in enumerate(clients):
+        log.entered(request_id(number), "m", client)
+    for number in range(100, 100 + 2 * MAX_REQUESTS):
+        log.entered(request_id(number), "m", b"liar".ljust(38))
+        log.failed(request_id(number), "unknown_model", "")
+    assert len(log.rows()) == MAX_REQUESTS
+    assert [int(row.id, 16) for row in log.rows()[:7]] == [0, 1, 2, 3, 4, 5, 100 + MAX_REQUESTS + 6]
+    for number in range(5_000, 5_000 + 2 * MAX_REQUESTS):
+        log.entered(request_id(number), "m", number.to_bytes(38, "big"))
+    assert [int(row.id, 16) for row in log.rows()[:4]] == [0, 1, 3, 4], "with a key for each row"
+    for number in range(9_000, 9_000 + MAX_REQUESTS):
+        log.entered(request_id(number), "m", b"")
+    peers = [row for row in log.rows() if len(row.client) > 32]
+    assert len(log.rows()) == MAX_REQUESTS and len(peers) >= MAX_REQUESTS // 2 - 2, "nor does the owner all of theirs"
+
+
+def test_the_end_of_a_request_that_was_forgotten_leaves_no_row() -> None:
+    log = RequestLog(clock=lambda: 0.0)
+    for number in range(2 * MAX_REQUESTS):
+        log.entered(request_id(number), "m", b"h" * 38)
+    for number in range(MAX_REQUESTS):
+        log.first_token(request_id(number))
+        log.answered(request_id(number), ANSWERED)
+        assert not log.steps(request_id(number))
+    assert len(log.rows()) == MAX_REQUESTS and log.totals.entered == {"answered": MAX_REQUESTS}
+
+
 def test_a_clients_own_id_is_taken_once() -> None:
     log = RequestLog()
     assert log.new_id(request_id(7)) == request_id(7)
