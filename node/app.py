@@ -111,7 +111,14 @@ class Node:
             await nursery.start(self._driver.run)
             await self._network.join(info.namespace)
             self._driver.handle(
-                ModelServed(info.namespace, info.name, info.context_tokens, self._engine.vitals(), self._epoch)
+                ModelServed(
+                    info.namespace,
+                    info.name,
+                    info.context_tokens,
+                    self._engine.vitals(),
+                    self._epoch,
+                    self._engine.vocabulary,
+                )
             )
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)

@@ -336,8 +336,6 @@ class Entry:
                     raise RemoteError(f"silent for {patience_s:.0f} s")
                 if not isinstance(frame, Accepted | Tokens | Final | Failed | Bounced):
                     raise RemoteError(f"a {type(frame).__name__} in an answer")
-                if isinstance(frame, Tokens) and not frame.tokens:
-                    raise RemoteError("text without tokens")  # which no max_tokens would bound
                 is_over = isinstance(frame, Final | Failed | Bounced)
                 await on_frame(frame)
         finally:

@@ -8,6 +8,7 @@ from proto.floors import Floor
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
 from proto.observed import Observation
 from proto.refusals import Refusal
+from proto.spelling import Vocabulary
 from proto.trust import Offender
 
 
@@ -106,6 +107,8 @@ class ModelServed:
     vitals: Vitals
     epoch: int
     """Version epoch of this node's digest: larger than every one it used before, normally the Unix time in ms."""
+    vocabulary: Vocabulary | None = None
+    """Of the model: what peers answer is held against it. None: it cannot be."""
 
 
 @dataclass(frozen=True)

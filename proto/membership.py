@@ -106,6 +106,12 @@ class Membership:
         served = member.served.get(namespace) if member else None
         return served is not None and not served.vitals.waiting_requests and _has_slot(served.vitals)
 
+    def context_tokens(self, peer: bytes, namespace: bytes) -> int:
+        """Of ``peer``, as it said; 0 for one that does not serve ``namespace``."""
+        member = self._members.get(peer)
+        served = member.served.get(namespace) if member else None
+        return served.context_tokens if served else 0
+
     def fitting(self, namespace: bytes, num_tokens: int) -> list[bytes]:
         """Nodes whose context holds a prompt of so many tokens, and this one."""
         fit = [member.peer for member in self.nodes(namespace) if member.served[namespace].context_tokens > num_tokens]

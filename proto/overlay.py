@@ -139,6 +139,7 @@ class Overlay:
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
+                self._requests.on_served(event)
                 return [
                     *self._digests.on_served(event, now),
                     *self._ladder.on_served(event, now),

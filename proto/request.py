@@ -32,6 +32,7 @@ from proto.messages import (
     Usage,
     Vitals,
 )
+from proto.spelling import Spelling
 
 LEAVING = "leaving"
 """The code of a refusal by a node that takes no new requests, for it is about to leave."""
@@ -50,6 +51,8 @@ class Request:
     sampling: Sampling
     client: bytes = b""
     """Whose it is, see ``RequestSubmitted``."""
+    spelling: Spelling | None = None
+    """Follows the text of the answer; None: the vocabulary is not known."""
     generated: list[int] = field(default_factory=list)
     attempt: int = 0
     """Number of the running attempt, from 1; 0 before the first dispatch."""
@@ -119,6 +122,8 @@ class Request:
         self.position = 0
         self.is_accepted = False
         self.vitals = None
+        if self.spelling is not None:
+            self.spelling.begin_attempt()
         done = len(self.generated)
         return Generate(
             request_id=self.request_id,
@@ -171,12 +176,15 @@ class Request:
         self.num_bounces += 1
         self.truths[self.peer] = min(frame.cached_tokens, self.num_tokens)
 
-    def on_tokens(self, frame: Tokens) -> tuple[int, ...]:
-        """The new tokens of a frame. Raises RemoteError, and changes nothing, if it is out of place or more than was
-        asked for. Mutates."""
+    def on_tokens(self, frame: Tokens, is_own: bool = False) -> tuple[tuple[int, ...], bytes]:
+        """The new tokens of a frame and their text. Raises RemoteError, and changes nothing, if it is out of place,
+        more than was asked for, or says something else than its tokens. is_own: it is of this node's own engine.
+        Mutates."""
         if frame.position != self.position:
             raise RemoteError(f"tokens at {frame.position}, expected {self.position}")
         tokens = unpack_tokens(frame.tokens)
+        if not tokens:
+            raise RemoteError("text without tokens")  # (which no max_tokens would bound)
         if len(self.generated) + len(tokens) > self.sampling.max_tokens:
             raise RemoteError("more tokens than were asked for")
         if len(frame.text) > len(tokens) * MAX_TEXT_BYTES_PER_TOKEN:
@@ -185,9 +193,12 @@ class Request:
             raise RemoteError("not the logprobs that were asked for")
         if any(len(entry.top) > self.sampling.logprobs for entry in frame.logprobs):
             raise RemoteError("more alternatives than were asked for")
+        text = frame.text
+        if self.spelling is not None:
+            text = self.spelling.add(tokens, text, frame.logprobs, is_own)
         self.position += len(tokens)
         self.generated.extend(tokens)
-        return tuple(tokens)
+        return tuple(tokens), text
 
     def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool, is_busy: bool) -> None:
         """The running attempt is over without an answer: is_loss: because the node or its engine was lost; is_busy: as

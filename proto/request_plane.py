@@ -10,24 +10,21 @@ Invariant: every request in flight that does not wait has one running attempt, c
 
 import math
 import random
-from collections import Counter
-from collections.abc import Set
 
 import numpy as np
 from blake3 import blake3
 
 from proto.appointments import MAX_HELD_S, Appointments
 from proto.blocks import STRIDE, block_hashes, pack_tokens
-from proto.candidates import Candidates
+from proto.choice import Choice
 from proto.config import OverlayConfig
 from proto.digest_plane import DigestPlane
-from proto.dispatches import Dispatches
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Effect, Emit, Fail, Finish, SetTimer
-from proto.events import FrameReceived, ProvidersFound, RequestSubmitted, StreamLost, Timer
+from proto.errors import RemoteError
+from proto.events import FrameReceived, ModelServed, ProvidersFound, RequestSubmitted, StreamLost, Timer
 from proto.ladder_plane import LadderPlane
 from proto.membership import Membership
 from proto.messages import (
-    MAX_TOKENS_PER_REQUEST,
     Accepted,
     Bounced,
     Failed,
@@ -37,9 +34,10 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.overload import OVERLOADED, UNKNOWN_RETRY_S, BusyPeers, EntryPlaces
+from proto.overload import OVERLOADED, UNKNOWN_RETRY_S, EntryPlaces
 from proto.request import LEAVING, LEAVING_MESSAGE, Request
 from proto.routing import Policy, choose, patience_s, wait_here_s
+from proto.spelling import Spelling, Vocabulary
 from proto.vitals_plane import VitalsPlane
 
 _LOOK_AGAIN_S = 0.1
@@ -79,9 +77,9 @@ class RequestPlane:
         self._waiting: dict[bytes, set[bytes]] = {}
         """Requests without an attempt at the moment -> whose digests may still help: none while a lookup goes on or
         while they rest."""
-        self._dispatches: dict[bytes, Dispatches] = {}
         self._places = EntryPlaces(config.request.max_in_flight)
-        self._busy = BusyPeers()
+        self._choice = Choice(me, config.request, members, digests, policy is not None)
+        self._vocabularies: dict[bytes, Vocabulary] = {}
         self._appointments = Appointments()
         self._held = self._appointments.held
         """Of the waiting requests those that came when told, and wait until a node has a place."""
@@ -90,7 +88,7 @@ class RequestPlane:
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
-        return sum(dispatches.in_flight(peer) for dispatches in self._dispatches.values())
+        return self._choice.in_flight(peer)
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -114,6 +112,9 @@ class RequestPlane:
             client=event.client,
             generated=list(event.generated),
         )
+        vocabulary = self._vocabularies.get(event.namespace)
+        if vocabulary is not None:
+            request.spelling = Spelling(vocabulary, event.sampling.stop, event.generated)
         if request.is_complete:  # (the end was lost with the entry node)
             return [Finish(event.request_id, self._me, "length", request.usage(None), 1)]
         self._requests[event.request_id] = request
@@ -124,12 +125,17 @@ class RequestPlane:
             if request.may_be_held_until and self._held:  # (others came before)
                 return self._hold(request, now)
         if self._ladder.may_help(event.namespace, request.num_tokens):
-            best = int(self._candidates(request, now).matched_tokens.max(initial=0))
+            best = int(self._choice.candidates(request, now).matched_tokens.max(initial=0))
             seek = self._ladder.seek(request.request_id, event.namespace, request.chain, request.num_tokens, best, now)
             if seek:
                 self._waiting[request.request_id] = set()
                 return seek
         return self._dispatch(request, now)
+
+    def on_served(self, event: ModelServed) -> None:
+        """This node knows the vocabulary of a model from now on."""
+        if event.vocabulary is not None:
+            self._vocabularies[event.namespace] = event.vocabulary
 
     def on_found(self, event: ProvidersFound, now: float) -> list[Effect]:
         """Of a lookup that this request waits for, or did."""
@@ -154,7 +160,7 @@ class RequestPlane:
         request = self._requests.get(request_id)
         if request is None or request.is_accepted or request.position or now < request.due_at:
             return []
-        candidates = self._candidates(request, now, {request.peer})
+        candidates = self._choice.candidates(request, now, {request.peer})
         look_at = now + max(request.expected_s, _LOOK_AGAIN_S)
         if len(candidates):
             move_at = request.due_at + choose(candidates, request.num_tokens, self._routing).late_s
@@ -189,13 +195,16 @@ class RequestPlane:
                 return self._on_bounced(request, frame, now)
             case Tokens():
                 is_first = request.position == 0
-                tokens = request.on_tokens(frame)
+                tokens, text = request.on_tokens(frame, is_own=request.peer == self._me)
                 if is_first:
-                    self._space(request).on_first_token(request.request_id, request.peer)
+                    self._choice.dispatches(request).on_first_token(request.request_id, request.peer)
                     self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
-                return [Deliver(request.request_id, tokens, frame.text, frame.logprobs)]
+                return [Deliver(request.request_id, tokens, text, frame.logprobs)]
             case Final():
                 self._note_final(request, frame, now)
+                is_short = request.peer != self._me and self._check_end(request, frame.reason)
+                if is_short and len(self._choice.candidates(request, now, {request.peer}, also_full=True)):
+                    return self._attempt_failed(request, "its context is full", now, is_fault=False, is_loss=False)
                 if frame.reason == "cancelled":
                     return self._attempt_failed(request, "the node stopped serving it", now)
                 return self._finish(request, frame.reason, frame.usage)
@@ -209,7 +218,7 @@ class RequestPlane:
     def on_vitals(self, peer: bytes, vitals: Vitals) -> None:
         """``peer``, which may be this node, told of its load."""
         if not vitals.waiting_requests:
-            self._busy.idle(peer)
+            self._choice.busy.idle(peer)
 
     def on_cancelled(self, request_id: bytes, now: float) -> list[Effect]:
         request = self._requests.pop(request_id, None)
@@ -220,13 +229,12 @@ class RequestPlane:
         self._held.discard(request_id)
         if self._waiting.pop(request_id, None) is not None:
             return []
-        self._space(request).end(request_id, request.peer)
+        self._choice.dispatches(request).end(request_id, request.peer)
         return [Abandon(request_id, request.attempt)]
 
     def on_peer_lost(self, peer: bytes, now: float) -> list[Effect]:
         """Move every request that the peer was serving, without waiting for each stream to notice."""
-        for dispatches in self._dispatches.values():
-            dispatches.forget(peer)
+        self._choice.on_peer_lost(peer)
         effects: list[Effect] = []
         for request in [r for r in self._requests.values() if r.peer == peer]:
             effects.append(Abandon(request.request_id, request.attempt))
@@ -251,10 +259,7 @@ class RequestPlane:
             assert request.attempt > 0 and request.peer
             assert len(request.generated) <= request.sampling.max_tokens
             assert request.peer not in request.failed_peers
-        at_peers = Counter((request.namespace, request.peer) for request in running)
-        for (namespace, peer), num_requests in at_peers.items():
-            assert self._dispatches[namespace].in_flight(peer) == num_requests
-        assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
+        self._choice.check_invariants(running)
         assert self._waiting.keys() >= set(self._held)
         assert not self._held or self._look_at < math.inf
         self._appointments.check_invariants()
@@ -272,17 +277,11 @@ class RequestPlane:
         is_running = request is not None and request.attempt == attempt > 0 and request_id not in self._waiting
         return request if is_running else None
 
-    def _space(self, request: Request) -> Dispatches:
-        space = self._dispatches.get(request.namespace)
-        if space is None:
-            space = self._dispatches[request.namespace] = Dispatches(self._config.own_dispatch_s)
-        return space
-
     def _dispatch(self, request: Request, now: float) -> list[Effect]:
-        candidates = self._candidates(request, now, also_full=self._may_wait_long(request))
+        candidates = self._choice.candidates(request, now, also_full=self._choice.may_wait_long(request))
         if not len(candidates) or self._is_last_attempt(request):
-            wait_ms = self._busy_ms(request, now)
-            if not wait_ms and not len(candidates) and len(self._candidates(request, now, also_full=True)):
+            wait_ms = self._choice.busy_ms(request, now)
+            if not wait_ms and not len(candidates) and len(self._choice.candidates(request, now, also_full=True)):
                 wait_ms = round(1000 * UNKNOWN_RETRY_S)
             if self._may_rest(request, wait_ms > 0):
                 return self._rest(request, now)
@@ -309,7 +308,7 @@ class RequestPlane:
         told_s = patience if request.num_bounces < self._routing.max_bounces else None
         generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, told_s, now)
         uncached = max(request.num_tokens - promised, 0)
-        space, expected_s = self._space(request), decision.expected_s
+        space, expected_s = self._choice.dispatches(request), decision.expected_s
         space.begin(request.request_id, decision.chosen, request.chain, uncached, expected_s, now)
         effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))
         if patience is not None and request.num_moves < self._routing.max_moves and not self._is_last_attempt(request):
@@ -317,52 +316,6 @@ class RequestPlane:
             request.due_at = now + max(expected_s, way_s + patience)
             effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at))
         return effects
-
-    def _candidates(
-        self, request: Request, now: float, without: Set[bytes] = frozenset(), *, also_full: bool = False
-    ) -> Candidates:
-        """also_full: also those whose queues are as long as they shall be."""
-        namespace, chain = request.namespace, request.chain
-        table, space = self._members.loads(namespace), self._space(request)
-        sent = space.matches(chain, now)
-        blocks = dict(self._digests.estimates.matches(namespace, chain))
-        for peer, num_blocks in sent.items():
-            blocks[peer] = max(num_blocks, blocks.get(peer, 0))
-        if self._members.own_vitals(namespace) is not None:
-            blocks[self._me] = self._digests.held_blocks(namespace, chain)
-        matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
-        return table.candidates(
-            request.num_tokens,
-            matched | request.truths,
-            {peer: num_blocks * STRIDE for peer, num_blocks in sent.items()},
-            space.running(),
-            self._left_out(request, now) | without,
-            now,
-            math.inf if also_full else self._config.max_waiting_per_slot,
-        )
-
-    def _left_out(self, request: Request, now: float) -> set[bytes]:
-        """To whom it is not sent whatever they cost."""
-        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
-        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
-        is_own_free = not self._busy.is_busy(self._busy_key(request, self._me), now)
-        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
-            # (refusals are free of charge)
-            only_here = only_here or self._members.own_vitals(request.namespace) is not None
-        left_out = request.failed_peers | self._busy.now(now) - {self._me}
-        if not is_own_free:
-            left_out.add(self._me)
-        if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
-            left_out.update(peer for peer in self._members.loads(request.namespace).peers if peer != self._me)
-        return left_out
-
-    def _may_wait_long(self, request: Request) -> bool:
-        """Whether it goes to full nodes as well, which then say themselves what they can take: because nobody else
-        would be sooner, because its answer has begun, because another rule than ours chooses, or because this node is
-        leaving, which tells everybody that it is full."""
-        peers = self._members.loads(request.namespace).peers
-        is_alone = len(peers) == 1 and peers[0] == self._me
-        return is_alone or bool(request.generated) or self._policy is not None or self._members.is_leaving
 
     # (when all are busy, see appointments.py:)
 
@@ -380,7 +333,7 @@ class RequestPlane:
         is_next = wait_s is None and not self._held
         if is_next and self._appointments.may_pass(now):
             return []
-        candidates = self._candidates(request, now)
+        candidates = self._choice.candidates(request, now)
         enough = _FEW if is_next else 1.0
         if (candidates.num_requests < candidates.slots * enough).any():
             if wait_s is not None:
@@ -394,7 +347,8 @@ class RequestPlane:
         key = _key(request)
         wait_s = self._appointments.wait_s(key, now)
         if not wait_s:
-            guess_s = max(self._busy_ms(request, now) / 1000, self._place_s(request, now), UNKNOWN_RETRY_S)
+            busy_s = self._choice.busy_ms(request, now) / 1000
+            guess_s = max(busy_s, self._choice.place_s(request, now), UNKNOWN_RETRY_S)
             wait_s = self._appointments.make(key, request.client, guess_s, now)
         else:
             self._appointments.another(key, now)
@@ -416,7 +370,7 @@ class RequestPlane:
         for request_id in self._held:
             request = self._requests[request_id]
             num_looks += 1
-            if now >= request.may_be_held_until or self._has_place(request, now):
+            if now >= request.may_be_held_until or self._choice.has_place(request, now):
                 effects, num_looks = self._stop_waiting(request_id, now), 0
                 break
         return effects + self._look_in(_LOOK_S + _LOOKED_S * num_looks, now)
@@ -426,31 +380,6 @@ class RequestPlane:
             return []
         self._look_at = now + wait_s
         return [SetTimer(Timer("place"), self._look_at)]
-
-    def _has_place(self, request: Request, now: float) -> bool:
-        """Whether it would be sent somewhere."""
-        return len(self._fitting(request, now, also_full=self._may_wait_long(request))) > 0
-
-    def _place_s(self, request: Request, now: float) -> float:
-        """Between two requests that the fastest node ends, as the nodes say; 0.0: none does."""
-        nodes = self._fitting(request, now, also_full=True)
-        told_s = (nodes.hold_s / np.maximum(nodes.slots, 1.0))[nodes.hold_s > 0]
-        return float(told_s.min()) if len(told_s) else 0.0
-
-    def _fitting(self, request: Request, now: float, also_full: bool) -> Candidates:
-        """As ``_candidates``, without what they hold of it."""
-        table, running = self._members.loads(request.namespace), self._space(request).running()
-        most = math.inf if also_full else self._config.max_waiting_per_slot
-        return table.candidates(request.num_tokens, {}, {}, running, self._left_out(request, now), now, most)
-
-    def _busy_ms(self, request: Request, now: float) -> int:
-        """Until one of those that are busy may be asked for this request; 0: none of them is."""
-        peers = self._members.fitting(request.namespace, request.num_tokens)
-        return self._busy.least_wait_ms([self._busy_key(request, peer) for peer in peers], now)
-
-    def _busy_key(self, request: Request, peer: bytes) -> bytes:
-        """This node's own engine knows its clients apart; to a peer they are all this node."""
-        return self._me + request.client if peer == self._me else peer
 
     def _on_bounced(self, request: Request, frame: Bounced, now: float) -> list[Effect]:
         """Raises RemoteError when nothing that it tells is a reason."""
@@ -462,7 +391,7 @@ class RequestPlane:
         self._members.on_first_token(peer, expected_s, way_s + wait_s, now)
         if request.promised_tokens:
             self._members.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
-        space = self._space(request)
+        space = self._choice.dispatches(request)
         space.end(request.request_id, peer)
         space.withdraw(peer, request.chain[frame.cached_tokens // STRIDE :])
         bounced = Emit("bounced", {"request": request.request_id, "peer": peer, "wait_s": round(wait_s, 3)})
@@ -476,7 +405,7 @@ class RequestPlane:
         if frame.code == OVERLOADED and frame.retryable:
             # To be busy is no fault, unless its own word a moment ago was that it is idle.
             is_fault = self._members.is_idle(request.peer, request.namespace)
-            self._busy.refused(self._busy_key(request, request.peer), frame, now)
+            self._choice.busy.refused(self._choice.busy_key(request, request.peer), frame, now)
             reason = f"{frame.code}: {frame.message}"
             return self._attempt_failed(request, reason, now, is_fault, is_loss=False, is_busy=True)
         # (who cannot answer may only have been asked for the impossible)
@@ -502,7 +431,7 @@ class RequestPlane:
             self._members.on_first_token(request.peer, request.expected_s, waited_s, now)
         if request.is_complete:
             return self._finish(request, "length", None)
-        space = self._space(request)
+        space = self._choice.dispatches(request)
         space.end(request.request_id, request.peer)
         space.withdraw(request.peer, request.chain)
         request.fail_attempt(reason, is_engine_loss, is_loss, is_busy)
@@ -547,8 +476,19 @@ class RequestPlane:
         return [Finish(request.request_id, request.peer, reason, request.usage(usage), request.resumed)]
 
     def _end(self, request: Request) -> None:
-        self._space(request).end(request.request_id, request.peer)
+        self._choice.dispatches(request).end(request.request_id, request.peer)
         del self._requests[request.request_id]
+
+    def _check_end(self, request: Request, reason: str) -> bool:
+        """Whether the answer ended before it was as long as it may be, as its node has no room for more. Raises
+        RemoteError for an end that no honest node gives."""
+        if request.spelling is not None and reason != "cancelled":
+            request.spelling.end(reason)
+        if reason != "length" or request.is_complete:
+            return False
+        if request.num_tokens < self._members.context_tokens(request.peer, request.namespace):
+            raise RemoteError("an end by length before that length")
+        return True
 
     def _note_final(self, request: Request, frame: Final, now: float) -> None:
         """What the serving node tells with its last frame: its load, and how much it had."""

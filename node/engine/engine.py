@@ -22,6 +22,7 @@ from proto.messages import (
     Usage,
     Vitals,
 )
+from proto.spelling import Vocabulary
 
 DEADLINE, TOO_LATE = "deadline", "the answer was not finished in the time it was given"
 """Code and message of a request whose deadline passed."""
@@ -154,6 +155,11 @@ class Engine(Protocol):
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What each token says, as answers spell it; None: it is not known."""
+        ...
 
     def vitals(self) -> Vitals:
         """The engine's load as last reported."""

@@ -38,6 +38,7 @@ from proto.fair_queue import FairQueue
 from proto.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
 from proto.meters import HoldMeter
 from proto.radix import RadixTree
+from proto.spelling import Vocabulary
 
 NUM_VOCAB = 258
 TURN_TOKEN, END_TOKEN = 256, 257
@@ -118,6 +119,10 @@ class FakeEngine:
         settings = self.settings
         namespace = namespace_key(settings.model_name.encode(), "fake", settings.salt)
         return ModelInfo(settings.model_name, namespace, settings.cells, NUM_VOCAB, "prefix", settings.cells)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return _VOCABULARY
 
     def vitals(self) -> Vitals:
         return Vitals(
@@ -348,6 +353,9 @@ def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:
 
 def _piece(token: int) -> bytes:
     return bytes([token]) if token < TURN_TOKEN else b""
+
+
+_VOCABULARY = Vocabulary.of([_piece(token) for token in range(NUM_VOCAB)])
 
 
 def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:

@@ -158,6 +158,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
     )
     engine = FakeEngine(settings)
     info = engine.info
+    piece_ends, pieces = engine.vocabulary.packed()
     async with trio.open_nursery() as nursery:
         service = FakeService(engine, replies, nursery)
         nursery.start_soon(service.write)
@@ -171,6 +172,8 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
                 info.reuse,
                 cells=info.context_tokens,
                 cache_tokens=info.context_tokens,
+                piece_ends=piece_ends,
+                pieces=pieces,
             )
         )
         read = partial(ipc.read_message, sys.stdin.buffer)

@@ -119,6 +119,9 @@ class Loaded(_Frame, frozen=True):
     """Which layers lie on which GPUs, for people; empty: none."""
     cache_tokens: int = 0
     """Of idle prefixes, as many as are kept in KV cells and host memory."""
+    piece_ends: bytes = b""
+    pieces: bytes = b""
+    """What each token says: see ``Vocabulary.packed``."""
 
 
 class LoadFailed(_Frame, frozen=True):

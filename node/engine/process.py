@@ -49,6 +49,7 @@ from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
 from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
+from proto.spelling import Vocabulary
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ class ProcessEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._info: ModelInfo | None = None
+        self.vocabulary: Vocabulary | None = None
         self.num_cells = settings.cells
         """KV cells; None until the first child has chosen. Later ones take as many: what the node told others must
         stay true."""
@@ -378,6 +380,8 @@ class ProcessEngine:
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
         self._info = info
+        if self.vocabulary is None and message.piece_ends:
+            self.vocabulary = Vocabulary(message.piece_ends, message.pieces)
         self.num_cells = self.num_cells or message.cells
         self.cache_tokens = message.cache_tokens
         self._outbox = outbox

@@ -15,6 +15,8 @@ Invariant: ``_sent <= _num_decided() <= len(text)``; text before ``_sent`` is ne
 from collections import deque
 from collections.abc import Sequence
 
+from proto.spelling import character_length
+
 _LONGEST_CHARACTER = 4
 
 
@@ -122,14 +124,5 @@ class TextGate:
         before = self._tail[: max(0, end - self._tail_start)][-_LONGEST_CHARACTER:]
         for length, byte in enumerate(reversed(before), 1):
             if byte & 0b1100_0000 != 0b1000_0000:  # Not a continuation: the last character begins here.
-                return length if length < _character_length(byte) else 0
+                return length if length < character_length(byte) else 0
         return 0
-
-
-def _character_length(first: int) -> int:
-    """Bytes of the UTF-8 character that begins with ``first``; 1 for bytes that begin none."""
-    if 0xC2 <= first <= 0xDF:
-        return 2
-    if 0xE0 <= first <= 0xEF:
-        return 3
-    return 4 if 0xF0 <= first <= 0xF4 else 1

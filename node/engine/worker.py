@@ -35,6 +35,7 @@ from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TierStore
 from proto.blocks import namespace_key, pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
+from proto.spelling import Vocabulary
 
 BATCH_TOKENS = 2048
 KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
@@ -148,6 +149,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), embeds, tiers, message.check_idle)
     service.llama, service.template, service.loop = llama, template, loop
     reuse = "prefix" if llama.reuse else "none"
+    piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
     return loop, ipc.Loaded(
         namespace,
         llama.context_tokens,
@@ -157,6 +159,8 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         cells_note=llama.cells_note,
         offload=llama.placement.describe(),
         cache_tokens=tier_tokens + (0 if demote_idle else llama.num_cells),
+        piece_ends=piece_ends,
+        pieces=pieces,
     )
 
 

@@ -294,6 +294,36 @@ def test_frames_out_of_place_cost_the_peer_and_move_the_request(bad: Tokens) -> 
     assert not world.nodes[ME].take(Disconnect)
 
 
+@pytest.mark.parametrize("reason", ["length", "cancelled"])
+def test_an_answer_that_ends_before_its_length_goes_on_elsewhere(reason: str) -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    submit(world, max_tokens=8)
+    assert dispatched(world).peer == HOLDER
+    frame(world, 1, tokens(0, 11, 12))
+    frame(world, 1, Final(reason=reason, usage=USAGE, vitals=IDLE))
+    assert unpack_tokens(dispatched(world).generate.prompt) == [*PROMPT, 11, 12]
+    assert world.nodes[ME].overlay._trust.offences(HOLDER, world.now) == (reason == "length")
+
+
+def test_an_answer_ends_by_length_where_no_context_holds_more() -> None:
+    world = quiet_world()
+    world.store(HOLDER, 1, PROMPT)
+    world.advance(2)
+    room = 2048 - len(PROMPT)
+    submit(world, max_tokens=room + 8)
+    assert dispatched(world).peer == HOLDER
+    for position in range(0, room, 8):
+        frame(world, 1, tokens(position, *range(min(8, room - position))))
+    frame(world, 1, Final(reason="length", usage=USAGE, vitals=IDLE))
+    assert dispatched(world).peer == ME, "whose engine knows best what is too long"
+    frame(world, 2, Final(reason="length", usage=USAGE, vitals=IDLE))
+    finish = the(world.nodes[ME], Finish)
+    assert isinstance(finish, Finish) and finish.reason == "length"
+    assert not world.nodes[ME].overlay.refusals
+
+
 def test_a_cancelled_request_is_abandoned_and_forgotten() -> None:
     world = quiet_world()
     submit(world)
@@ -677,7 +707,7 @@ def test_what_is_overdue_moves_when_others_are_free_again() -> None:
     plane = world.nodes[ME].overlay._requests
     busy = Failed(code="overloaded", message="busy", retryable=True, retry_after_ms=5_000)
     for peer in {ME, HOLDER, OTHER} - {first}:
-        plane._busy.refused(plane._busy_key(plane._requests[REQUEST], peer), busy, world.now)
+        plane._choice.busy.refused(plane._choice.busy_key(plane._requests[REQUEST], peer), busy, world.now)
     world.advance(4, deliver=False)
     assert not world.nodes[ME].take(Dispatch)
     world.advance(10, deliver=False)
