@@ -144,7 +144,7 @@ class Node:
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found."""
-        return self._ask(partial(self._models.find, ask.model), ask, deadline_s, client)
+        return self._ask(partial(self._models.find, ask.model, client), ask, deadline_s, client)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """A node's prompt goes on only to a node that serves its model and is connected: it has looked for others
@@ -153,7 +153,7 @@ class Node:
         async def servers() -> list[bytes]:
             return [server for server in self._models.servers(ask.model) if server != peer]
 
-        find = servers if peer in self._connected() else partial(self._models.find, ask.model)
+        find = servers if peer in self._connected() else partial(self._models.find, ask.model, peer=peer)
         return self._ask(find, ask, None, peer)
 
     def _ask(

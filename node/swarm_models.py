@@ -22,6 +22,7 @@ from node.views import ModelRow
 from proto.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
 from proto.errors import RemoteError
 from proto.events import Malformed
+from proto.households import LOCAL, Places, household_of
 from proto.messages import Models, ModelsQuery
 from proto.overlay import Overlay, PeerView
 
@@ -46,7 +47,8 @@ HELLO_DEADLINE_S = 2.0
 FIND_DEADLINE_S = 8.0
 """Of all of these together, for a model that was never asked for before."""
 MAX_FINDING = 4
-"""Models looked for at once."""
+"""Models looked for at once for this node's own clients, and as many for peers: a liar tells of more models than can
+be looked for. A client or household has three places of them at most, and with a public address one."""
 MISSED_S, MAX_MISSED = 60.0, 128
 """For how long nodes that could not be dialled are not looked up again."""
 MAX_MET = 16
@@ -69,7 +71,10 @@ class SwarmModels:
         self._told = Models(models=())
         self._told_at = -math.inf
         self._told_before = driver.joined
-        self._finding = trio.CapacityLimiter(MAX_FINDING)
+        self._finding: dict[str, trio.Event] = {}
+        """Model that is being looked for -> when that is over."""
+        self._places_of_clients = Places(MAX_FINDING, per_key=MAX_FINDING)
+        self._places_of_peers = Places(MAX_FINDING, per_key=MAX_FINDING)
         self._missed: OrderedDict[bytes, float] = OrderedDict()
         """Namespace -> when none of its nodes could be reached."""
         self._met: OrderedDict[bytes, None] = OrderedDict()
@@ -126,13 +131,16 @@ class SwarmModels:
         }
         return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
 
-    async def find(self, model: str) -> list[bytes]:
+    async def find(self, model: str, client: bytes = b"", peer: bytes = b"") -> list[bytes]:
         """Connected peers at which a prompt for it can enter, the best first: nodes that serve it, which are looked for
-        and dialled if need be, or else peers that are connected with one. Takes FIND_DEADLINE_S at most."""
+        and dialled if need be, or else peers that are connected with one. Takes FIND_DEADLINE_S at most. client, peer:
+        who asks, the one or the other; who has several models looked for already gets what is known."""
         if not self.servers(model):
             with trio.move_on_after(FIND_DEADLINE_S):
-                async with self._finding:
-                    await self._look_for(model)
+                while not self.servers(model) and (over := self._finding.get(model)):
+                    await over.wait()  # (who looked may have left in the middle of it)
+                if not self.servers(model):
+                    await self._look_in_turn(model, client, peer)
         servers = self.servers(model)
         for peer in servers:
             if peer in self._met:
@@ -175,6 +183,19 @@ class SwarmModels:
                     self._directory.hear(peer, answer.models, self._driver.now())
                 except RemoteError as exc:
                     self._driver.handle(Malformed(peer, str(exc)))
+
+    async def _look_in_turn(self, model: str, client: bytes, peer: bytes) -> None:
+        places = self._places_of_peers if peer else self._places_of_clients
+        share = household_of(self._network.remote_address(peer)) if peer else LOCAL + client.hex()
+        if not places.take(peer or client, share, is_known=not (peer or client)):
+            return
+        over = self._finding[model] = trio.Event()
+        try:
+            await self._look_for(model)
+        finally:
+            over.set()
+            del self._finding[model]
+            places.free(peer or client, share)
 
     async def _look_for(self, model: str) -> None:
         """Connects with nodes that serve it, if any can be found and dialled."""

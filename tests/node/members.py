@@ -76,9 +76,9 @@ def an_ask(text: str, max_tokens: int = 8, model: str = "") -> Ask:
     )
 
 
-async def frames_of(member: Member, ask: Ask) -> list[EntryFrame]:
+async def frames_of(member: Member, ask: Ask, client: bytes = b"") -> list[EntryFrame]:
     with trio.fail_after(300):
-        async with member.node.ask(ask) as frames:
+        async with member.node.ask(ask, None, client) as frames:
             return [frame async for frame in frames]
 
 

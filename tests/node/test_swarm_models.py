@@ -6,13 +6,13 @@ import trio
 from node import swarm_models
 from node.entry import ASK
 from node.network.identity import new_identity
-from node.network.network import MessageStream, NetworkSettings
+from node.network.network import MessageStream, Network, NetworkSettings
 from node.peer_id import peer_text
 from node.swarm_models import FIND_DEADLINE_S, MAX_MET, MODELS
 from proto.codec import decode, encode
 from proto.digest import pack_hashes
 from proto.directory import HEARSAY_S
-from proto.messages import Answered, Failed, ModelNodes, Models
+from proto.messages import Answered, EntryFrame, Failed, ModelNodes, Models
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 
 LINE = ((0, 1), (1, 2))
@@ -205,6 +205,64 @@ async def test_a_light_client_finds_models_through_any_node(autojump_clock: trio
             frame = await stream.receive()
         await stream.aclose()
     assert isinstance(frame, Answered) and frame.served_by == three.peer
+
+
+async def test_models_that_strangers_have_looked_for_keep_no_others_waiting(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A liar tells of models whose nodes are never found, and asks for them."""
+    ghosts = [f"ghost {number}" for number in range(24)]
+
+    async def lie(stream: MessageStream) -> None:
+        await tell(stream, *ghosts)
+
+    stranger, other = (NetworkSettings(identity=new_identity(), overlay=False) for _ in range(2))
+    async with (
+        open_members(4, models=("small", "medium", "large", "liar's"), links=(*LINE, (0, 3))) as (swarm, members),
+        swarm.open_network(stranger) as client,
+        swarm.open_network(other) as honest,
+        trio.open_nursery() as nursery,
+    ):
+        one, find_nodes = members[0], members[0].network.find_nodes
+        looked_for = 0
+        many_looked_for = trio.Event()
+
+        async def found(key: bytes) -> list[bytes]:
+            nonlocal looked_for
+            if key.startswith(b"ghost"):
+                looked_for += 1
+                if looked_for == 3:
+                    many_looked_for.set()
+                await trio.sleep_forever()
+            await trio.sleep(0.5)
+            return await find_nodes(key)
+
+        async def ask(network: Network, model: str) -> EntryFrame:
+            stream = await network.open(one.peer, ASK)
+            await stream.send(an_ask(LONG, model=model))
+            frame = await stream.receive()
+            while not isinstance(frame, Answered | Failed):
+                frame = await stream.receive()
+            await stream.aclose()
+            return frame
+
+        members[3].network.serve(MODELS, lie)
+        monkeypatch.setattr(one.network, "find_nodes", found)
+        await one.node.models()
+        for network in (client, honest):
+            swarm.link(network.peer_id, one.peer)
+        for ghost in ghosts:
+            nursery.start_soon(ask, client, ghost)
+        await many_looked_for.wait()
+        began = trio.current_time()
+        assert isinstance(await ask(honest, "large"), Answered), "another peer of the same address"
+        for key in (b"", b"k" * 16):
+            frames = await frames_of(one, an_ask(LONG, model="large"), client=key)
+            assert isinstance(frames[-1], Answered)
+        assert trio.current_time() - began < FIND_DEADLINE_S / 2, "of virtual time"
+        began = trio.current_time()
+        (failed,) = await frames_of(one, an_ask(LONG, model="ghost 20"))
+        assert isinstance(failed, Failed) and trio.current_time() - began < FIND_DEADLINE_S + 1
 
 
 async def test_many_models_of_one_node_each_crowd_out_no_other(
