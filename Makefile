@@ -61,8 +61,8 @@ nightly: $(ready)  ## the property tests with 3,000 examples each (they take ten
 		--hypothesis-show-statistics $(PYTEST_ARGS)
 
 fuzz: N = 1000000
-fuzz: $(ready)  ## hostile bytes for the codec, N=1000000 of them; SEED=1 for the same ones again
-	@.venv/bin/python -m tests.fuzz.codec --inputs $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
+fuzz: $(ready)  ## hostile inputs for what strangers can reach, N=1000000 of them; SEED=1 for the same ones again
+	@.venv/bin/python -m tests.fuzz.run --inputs $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 soak: MINUTES = 30
 soak: $(ready)  ## real nodes under load while others are killed, MINUTES=30 of it: whether anything piles up
