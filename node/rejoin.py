@@ -15,7 +15,7 @@ import trio
 from node.engine.engine import DEADLINE, TOO_LATE
 from node.network.network import MessageStream, NetworkError
 from proto.errors import RemoteError
-from proto.messages import Answered, Ask, Begun, EntryFrame, Failed, Route, Text
+from proto.messages import MAX_TEXT_BYTES_PER_TOKEN, Answered, Ask, Begun, EntryFrame, Failed, Route, Text
 from proto.request import LEAVING
 
 log = structlog.get_logger()
@@ -40,6 +40,7 @@ class AnswerSoFar:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._tokens = bytearray(ask.answered)
+        self._num_chars = self._num_logprobs = 0
         self.namespace = ask.namespace
         """Of the model that was chosen; empty: none yet."""
         self.num_rejoins = 0
@@ -50,11 +51,17 @@ class AnswerSoFar:
             raise RemoteError("another model went on with the answer")
         self.namespace = namespace
 
-    def add(self, tokens: bytes) -> None:
-        """Raises RemoteError for more than was asked for, or what is no tokens. Mutates."""
+    def add(self, tokens: bytes, num_chars: int = 0, num_logprobs: int = 0) -> None:
+        """What came, of which an entry node need not tell the tokens. Raises RemoteError for more than was asked for,
+        which a client would gather in memory, or what is no tokens. Mutates."""
+        most = self._ask.sampling.max_tokens
         self._tokens += tokens
-        if len(tokens) % 4 or len(self._tokens) > 4 * self._ask.sampling.max_tokens:
+        self._num_chars += num_chars
+        self._num_logprobs += num_logprobs
+        if len(tokens) % 4 or len(self._tokens) > 4 * most:
             raise RemoteError("not the tokens that were asked for")
+        if self._num_chars > MAX_TEXT_BYTES_PER_TOKEN * most or self._num_logprobs > most:
+            raise RemoteError("more text than the tokens that were asked for have")
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +113,7 @@ async def rejoining(
 def _noted(so_far: AnswerSoFar, frame: EntryFrame) -> EntryFrame:
     try:
         if isinstance(frame, Text):
-            so_far.add(frame.tokens)
+            so_far.add(frame.tokens, len(frame.text), len(frame.logprobs))
         elif isinstance(frame, Route):
             so_far.routed(frame.namespace)
     except RemoteError as exc:

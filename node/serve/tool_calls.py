@@ -93,19 +93,20 @@ class ToolCallReader:
         body = body.removesuffix(_CLOSE).strip()
         try:
             value = msgspec.json.decode(body)
+            found = [self._call(item) for item in (value if isinstance(value, list) else [value])]
         except (msgspec.DecodeError, RecursionError):
             return None
-        found = [self._call(item) for item in (value if isinstance(value, list) else [value])]
         calls = [call for call in found if call is not None]
         return calls if calls and len(calls) == len(found) else None
 
     def _call(self, value: Any) -> CalledFunction | None:
-        if not isinstance(value, dict) or value.get("name") not in self._names:
+        """None: it is none. Raises RecursionError."""
+        if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or name not in self._names:
             return None
         arguments = value.get("arguments", value.get("parameters", {}))
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
-        return CalledFunction(value["name"], arguments)
+        return CalledFunction(name, arguments)
 
 
 def _begins_whole(text: str) -> bool | None:

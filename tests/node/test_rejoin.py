@@ -21,6 +21,7 @@ from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import MAX_TEXT_TOKENS, STILL_THERE, Answered, Ask, EntryFrame, Failed, Route, Text
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members, text_of
+from tests.proto.examples import LOGPROBS
 
 ANSWER_TOKENS = 30
 
@@ -186,6 +187,23 @@ async def test_an_entry_node_cannot_send_more_than_was_asked_for(autojump_clock:
         members[0].network.serve(ASK, flood)
         frames = await until_the_end(an_ask("x", 4), client.enter, lambda: None)
     assert isinstance(frames[-1], Failed) and "broke the protocol" in frames[-1].message and len(frames) == 5
+
+
+@pytest.mark.parametrize("text", [Text(text="x" * 60_000), Text(text="", logprobs=(LOGPROBS,) * 32)])
+async def test_an_entry_node_that_says_more_than_tokens_have_is_not_listened_to(
+    autojump_clock: trio.testing.MockClock, text: Text
+) -> None:
+    """It need not tell tokens, and a client that gathers the answer would gather it all."""
+
+    async def flood(stream: MessageStream) -> None:
+        await stream.receive()
+        for _ in range(1_000):
+            await stream.send(text)
+
+    async with a_client(2) as (_, members, client):
+        members[0].network.serve(ASK, flood)
+        frames = await until_the_end(an_ask("x", 40), client.enter, lambda: None)
+    assert isinstance(frames[-1], Failed) and "more text than" in frames[-1].message and len(frames) <= 3
 
 
 def test_the_tokens_so_far_are_bounded_and_whole() -> None:

@@ -55,6 +55,16 @@ def test_where_an_answer_is_cut_makes_no_difference(text: str, data: st.DataObje
     assert read(pieces) == read([text])
 
 
+DEEP = [f'{{"name": "time", "arguments": {"[" * depth}{"]" * depth}}}' for depth in range(900, 1_010)]
+
+
+@pytest.mark.parametrize("text", ['{"name": [1]}', '[TOOL_CALLS][{"name": {}}, {"name": ["time"]}]', *DEEP])
+def test_any_words_of_a_peer_are_text_or_a_call(text: str) -> None:
+    said, calls = read([text])
+    assert said == text or [name for name, _ in calls] == ["time"]
+    assert read([f"<tool_call>{text}</tool_call>"])[0] in ("", f"<tool_call>{text}</tool_call>")
+
+
 def test_without_functions_everything_is_said_at_once() -> None:
     reader = ToolCallReader(())
     assert reader.feed("{<tool_call>") == "{<tool_call>" and reader.end() == "" and reader.calls == []

@@ -1,0 +1,204 @@
+"""Hostile bytes for a node's HTTP: whatever comes, complete responses and the end of the connection go back, no error
+inside the node is among them, and nothing is left running.
+
+The bytes come over a socket pair to the whole gateway, with a node behind it that does nothing.
+"""
+
+import random
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import h11
+import trio
+from starlette.types import ASGIApp
+
+from node.serve.api import Embedded
+from node.serve.gateway import Access, make_app
+from node.serve.http1 import MAX_HEAD_BYTES, HttpConnection
+from node.serve.places import HttpPlaces
+from node.views import ModelRow, NodeState, TreeRowView
+from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Text, Usage
+from tests.fuzz.mutate import splice, spoil_bytes
+from tests.node.unobserved import Unobserved
+
+KEY = "a key of sixteen or more"
+_USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)
+_BODY = b'{"messages":[{"role":"user","content":"hello"}]}'
+_EVIL = b"https://evil.example"
+
+
+class _Node(Unobserved):
+    """Answers at once."""
+
+    model = "m"
+
+    @asynccontextmanager
+    async def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        send, receive = trio.open_memory_channel[EntryFrame](2)
+        send.send_nowait(Text(text="hi"))
+        send.send_nowait(Answered(served_by=b"\x01" * 38, reason="stop", usage=_USAGE, ttft_ms=0, resumed=0))
+        send.close()
+        yield receive
+
+    async def models(self) -> list[ModelRow]:
+        return [ModelRow("m", 1, 4_096)]
+
+    def state(self) -> NodeState:
+        return {"peer": "p"}  # type: ignore[return-value]
+
+    async def tree(self) -> list[TreeRowView]:
+        return []
+
+    async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
+        return [1, 2]
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+        return Embedded([], 0)
+
+
+def _request(method: bytes, path: bytes, body: bytes = b"", *headers: bytes) -> bytes:
+    given = [b"Host: localhost", *headers]
+    if body:
+        given += [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
+    return b"%s %s HTTP/1.1\r\n%s\r\n\r\n%s" % (method, path, b"\r\n".join(given), body)
+
+
+def _chunked(body: bytes, size: int) -> bytes:
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    data = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    head = _request(b"POST", b"/api/ask", b"", b"Content-Type: application/json", b"Transfer-Encoding: chunked")
+    return head + data
+
+
+_PATHS = (
+    b"/ /api/state /api/models /api/tree /api/requests /api/links /metrics /v1/models /v1/models/m /openapi.json"
+    b" /nothing /api/trace/abcdef /api/trace/%00%ff%0d%0a /api/state/ //x/ /v1/%2e%2e/m?a=b&%c0"
+)
+_CORPUS = [
+    *(_request(b"GET", path) for path in _PATHS.split()),
+    _request(b"GET", b"/api/state", b"", b"Authorization: Bearer " + KEY.encode()),
+    _request(b"GET", b"/api/state", b"", b"Origin: " + _EVIL, b"Sec-Fetch-Site: cross-site"),
+    _request(b"OPTIONS", b"/v1/models", b"", b"Origin: " + _EVIL, b"Access-Control-Request-Method: POST"),
+    _request(b"HEAD", b"/"),
+    _request(b"POST", b"/api/ask", _BODY),
+    _request(b"POST", b"/api/ask", _BODY, b"Expect: 100-continue"),
+    _request(b"POST", b"/api/tokenize", _BODY),
+    _request(b"POST", b"/v1/chat/completions", _BODY),
+    _request(b"POST", b"/v1/chat/completions", b'{"stream":true,' + _BODY[1:]),
+    _request(b"POST", b"/v1/completions", b'{"prompt":"hello"}'),
+    _request(b"POST", b"/v1/embeddings", b'{"input":["a"]}'),
+    _chunked(_BODY, 7),
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+]
+_LINES = (
+    b"Content-Length: 5",
+    b"Content-Length: 99999999999999999999",
+    b"Transfer-Encoding: chunked",
+    b"Transfer-Encoding: gzip",
+    b"Connection: close",
+    b"Connection: upgrade",
+    b"Upgrade: websocket",
+    b"Host: evil.example",
+    b"Host: \xff",
+    b"Host: [::1]:1",
+    b"Origin: null",
+    b"Origin: \xff://",
+    b"Authorization: Bearer \xff",
+    b"Content-Type: application/json; charset=\xff",
+    b"Expect: 100-continue",
+    b" folded",
+    b"x" * 5_000 + b": y",
+)
+
+Item = tuple[int, bytes, int]
+"""The application, the bytes, and how many of them come at once."""
+
+
+class Http:
+    """The bytes of one connection."""
+
+    name = "http"
+    weight = 0.05
+    """A check takes 5 ms."""
+
+    def __init__(self) -> None:
+        self._apps = [
+            make_app(_Node(), access)
+            for access in (Access(), Access(keys=(KEY,)), Access(origins=(_EVIL.decode(),)), Access(origins=("*",)))
+        ]
+
+    def make(self, rng: random.Random) -> Item:
+        data = b"".join(rng.choice(_CORPUS) for _ in range(rng.choice((1, 1, 2, 5))))
+        way = rng.randrange(100)
+        if way < 40:
+            data = spoil_bytes(data, rng)
+        elif way < 60:
+            lines = data.split(b"\r\n")
+            for _ in range(rng.randrange(1, 4)):
+                lines.insert(rng.randrange(1, len(lines)), rng.choice(_LINES))
+            data = b"\r\n".join(lines)
+        elif way < 70:
+            data = splice(data, rng.choice(_CORPUS), rng)
+        elif way < 72:
+            data = data[: data.index(b"\r\n") + 2] + b"a:\r\n" * rng.choice((50, 20_000))
+        elif way < 74:
+            data = _chunked(b"x" * 3_000, 1)
+        elif way < 76:
+            data = rng.randbytes(rng.randrange(1, 300))
+        return rng.randrange(len(self._apps)), data, rng.choice((1 << 20, 1 << 20, 1_000, 17))
+
+    def check(self, item: Item) -> bool:
+        app, data, size = item
+        responses = trio.run(_exchange, self._apps[app], data, size)
+        assert 500 not in responses, "an error inside the node"
+        return any(status < 400 for status in responses)
+
+    def allowance(self, item: Item) -> int:
+        return (4 << 20) + 8 * MAX_HEAD_BYTES
+
+
+async def _exchange(app: ASGIApp, data: bytes, size: int) -> list[int]:
+    """The statuses of all responses to ``data``, sent ``size`` bytes at a time."""
+    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+    place = HttpPlaces(1).enter("", lambda: None)
+    assert place is not None
+    answer = bytearray()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(HttpConnection(app, theirs, place).serve)
+            nursery.start_soon(_send, ours, data, size)
+            async for piece in ours:
+                answer += piece
+    return _statuses(bytes(answer))
+
+
+async def _send(stream: trio.SocketStream, data: bytes, size: int) -> None:
+    try:
+        for at in range(0, len(data), size):
+            await stream.send_all(data[at : at + size])
+        await stream.send_eof()
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # (it was refused before its end)
+
+
+def _statuses(answer: bytes) -> list[int]:
+    """Raises what h11 raises of what is no sequence of responses. The last one may break off: its client did."""
+    statuses: list[int] = []
+    while answer:
+        # (the method is not known here, so that a body may not be where a length promises one)
+        head, _, answer = answer.partition(b"\r\n\r\n")
+        client: Any = h11.Connection(h11.CLIENT)
+        client.send(h11.Request(method="HEAD", target="/", headers=[("host", "x")]))
+        client.send(h11.EndOfMessage())
+        client.receive_data(head + b"\r\n\r\n")
+        response = client.next_event()
+        assert isinstance(response, h11.Response | h11.InformationalResponse), response
+        statuses.append(response.status_code)
+        at = answer.find(b"HTTP/1.1 ")
+        answer = answer[at:] if at >= 0 else b""
+    return statuses

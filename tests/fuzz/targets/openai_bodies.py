@@ -1,0 +1,124 @@
+"""Hostile bodies for OpenAI's paths and the local API: an HttpError, or what a node can be asked."""
+
+import json
+import random
+from typing import Any
+
+import msgspec
+
+from node.serve.bodies import HttpError
+from node.serve.embeddings import wanted_texts
+from node.serve.openai_requests import wanted_chat, wanted_completion
+from node.serve.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
+from proto.codec import decode, encode
+
+_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+_COMMON = {
+    "model": "m",
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "frequency_penalty": 1,
+    "seed": 7,
+    "n": 2,
+    "stop": ["a", "b"],
+    "top_k": 3,
+    "min_p": 0.1,
+    "repeat_penalty": 1.1,
+    "timeout_s": 3,
+}
+_CHAT: dict[str, Any] = {
+    **_COMMON,
+    "messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "t"}]},
+        {"role": "user", "content": "hello", "name": "n"},
+        {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+        {"role": "tool", "content": "r", "tool_call_id": "c"},
+    ],
+    "logprobs": True,
+    "top_logprobs": 2,
+    "tools": [_TOOL],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+}
+_CHAT_2 = {**_CHAT, "tool_choice": "auto", "response_format": {"type": "json_object"}}
+_CHAT_3 = {"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema"}}
+_COMPLETION: dict[str, Any] = {**_COMMON, "prompt": ["a", "b"], "logprobs": 1}
+_BODIES = {
+    "chat": (_CHAT, _CHAT_2, _CHAT_3),
+    "completion": (_COMPLETION, {"prompt": [[1, 2], [3]]}, {"prompt": [1, 2]}),
+    "embedding": ({"input": ["a", "b"], "encoding_format": "base64"}, {"input": [[1], [2]]}),
+}
+_ODD = (
+    None,
+    True,
+    0,
+    -1,
+    1,
+    2**32 - 1,
+    2**32,
+    2**64,
+    -(2**63),
+    10**30,
+    1.5,
+    -0.0,
+    1e999,
+    "",
+    "m",
+    "\x00",
+    "\ud800",
+    "é" * 99,
+)
+
+Item = tuple[str, bytes]
+"""The kind of body, and it."""
+
+
+class OpenAiBodies:
+    """The bodies of POST below /v1."""
+
+    name = "openai_bodies"
+
+    def make(self, rng: random.Random) -> Item:
+        kind = rng.choice(sorted(_BODIES))
+        value = _spoiled(rng.choice(_BODIES[kind]), rng, rng.choice((0.0, 0.02, 0.1, 0.3)))
+        text = json.dumps(value)
+        if rng.random() < 0.02:
+            depth = rng.randrange(100, 1_200)
+            text = text.replace(rng.choice(('"object"', '"a"', "1", '"t"')), "[" * depth + "]" * depth)
+        body = bytearray(text.encode())
+        if rng.random() < 0.1:
+            body[rng.randrange(len(body))] = rng.randrange(256)
+        return kind, bytes(body)
+
+    def check(self, item: Item) -> bool:
+        kind, body = item
+        try:
+            match kind:
+                case "chat":
+                    asks = wanted_chat(msgspec.json.decode(body, type=ChatRequest)).asks
+                case "completion":
+                    asks = wanted_completion(msgspec.json.decode(body, type=CompletionRequest)).asks
+                case _:
+                    return bool(wanted_texts(msgspec.json.decode(body, type=EmbeddingRequest), "m"))
+        except (HttpError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False  # (the first one is a refusal, the others are made into one by ``read_json``)
+        assert asks and all(decode(encode(ask)) == ask for ask in asks), "peers would not take it"
+        return True
+
+
+def _spoiled(value: Any, rng: random.Random, share: float) -> Any:
+    """``value`` with parts of it changed, taken away or twice there."""
+    if rng.random() < share:
+        return rng.choice((*_ODD, [], {}, [value] * rng.choice((2, 20, 70)), {"a": value}))
+    if isinstance(value, dict):
+        return {
+            rng.choice((name, "zz")) if rng.random() < share / 4 else name: _spoiled(inner, rng, share)
+            for name, inner in value.items()
+            if rng.random() >= share / 2
+        }
+    if isinstance(value, list):
+        return [_spoiled(inner, rng, share) for inner in value]
+    return value
