@@ -169,7 +169,7 @@ async def _exchange(app: ASGIApp, data: bytes, size: int) -> list[int]:
     assert place is not None
     answer = bytearray()
     with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
+        async with ours, trio.open_nursery() as nursery:
             nursery.start_soon(HttpConnection(app, theirs, place).serve)
             nursery.start_soon(_send, ours, data, size)
             async for piece in ours:
