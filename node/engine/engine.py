@@ -22,6 +22,7 @@ from proto.messages import (
     Usage,
     Vitals,
 )
+from proto.sharing import Owner
 from proto.spelling import Vocabulary
 
 DEADLINE, TOO_LATE = "deadline", "the answer was not finished in the time it was given"
@@ -70,6 +71,8 @@ class EngineRequest:
     client: bytes = b""
     """Whose share of the engine it takes: a peer id that the transport has authenticated; empty for this node's own
     requests. Clients are served in turn by the work done for them, see ``proto.fair_queue``."""
+    owner: Owner = Owner()  # noqa: RUF009  immutable
+    """Whose cached prefixes it may reuse, and who may reuse its own."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,9 @@ below are llama.cpp's sequences."""
 class CacheChange:
     """What the prefix cache gained and lost, in order: first ``evicted`` leaf ids go, then ``stored`` leaves come.
 
-    A leaf stands for its whole token sequence from the root. Ids may be reused after they were evicted. ``reset``:
-    forget every leaf first (the engine restarted). A leaf that moves to the second tier is evicted and stored under
-    another id at once. Leaves of the second tier may be prefixes of others.
+    A leaf stands for its whole token sequence from the root, given as a path (``proto.sharing.unpaint``). Ids may be
+    reused after they were evicted. ``reset``: forget every leaf first (the engine restarted). A leaf that moves to the
+    second tier is evicted and stored under another id at once. Leaves of the second tier may be prefixes of others.
     """
 
     stored: Sequence[tuple[int, Sequence[int]]]

@@ -85,6 +85,7 @@ class FakeService:
             resumed_tokens=message.resumed_tokens,
             deadline_s=None if message.due_s is None else max(0.0, message.due_s - time.monotonic()),
             client=message.client,
+            owner=message.owner,
         )
         try:
             with scope:
@@ -122,7 +123,7 @@ class FakeService:
         """Until cancelled."""
         while True:
             change = await self._engine.cache_changes()
-            stored = [(leaf, pack_tokens(tokens)) for leaf, tokens in change.stored]
+            stored = [ipc.StoredLeaf.of(leaf, path) for leaf, path in change.stored]
             self._say(ipc.CacheDelta(list(change.evicted), stored, change.reset))
 
     async def follow_vitals(self) -> None:

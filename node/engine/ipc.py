@@ -7,13 +7,16 @@ Tokens travel packed (``proto.blocks.pack_tokens``).
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
 
+from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
 from proto.messages import ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
+from proto.sharing import Owner, paint, unpaint
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A conversation of several megabytes, or the tokens of a full cache."""
@@ -59,7 +62,13 @@ class Submit(_Frame, frozen=True):
     due_s: float | None = None
     """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
     client: bytes = b""
-    """See ``EngineRequest``."""
+    """See ``EngineRequest``, also for the owner."""
+    tag: bytes = b""
+    household: str = ""
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.tag, self.household)
 
 
 class Cancel(_Frame, frozen=True):
@@ -181,9 +190,29 @@ class Embedded(_Frame, frozen=True):
     is_busy: bool = False
 
 
+class StoredLeaf(_Frame, frozen=True):
+    """A path, see ``proto.sharing``."""
+
+    leaf: int
+    tokens: bytes
+    num_open: int
+    tag: bytes | None
+
+    @classmethod
+    def of(cls, leaf: int, path: Sequence[int]) -> "StoredLeaf":
+        tokens, num_open, tag = unpaint(path)
+        return cls(leaf, pack_tokens(tokens), num_open, tag)
+
+    @property
+    def path(self) -> Sequence[int]:
+        """Raises RemoteError for what are no tokens."""
+        tokens = unpack_tokens(self.tokens)
+        return tokens if self.tag is None else paint(tokens, self.num_open, self.tag)
+
+
 class CacheDelta(_Frame, frozen=True):
     evicted: list[int]
-    stored: list[tuple[int, bytes]]
+    stored: list[StoredLeaf]
     reset: bool
 
 

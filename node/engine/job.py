@@ -1,6 +1,9 @@
 """A request on its way through the engine, the bounds it has to keep, and why it may be refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from proto.sharing import Owner, paint
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,22 @@ class Job:
     """When it must be answered; None: whenever."""
     client: bytes = b""
     """Whose share it takes, see ``proto.fair_queue``."""
+    owner: Owner = Owner()  # noqa: RUF009  immutable
+    """Whose prefixes it may reuse, see ``proto.sharing``."""
+    chain: Sequence[int] = ()
+    """What ``Sharing`` knows its prompt by."""
+    num_open: int = 0
+    """Of its leading tokens, as many as its place in the tree has for everybody; fixed while it holds cells there."""
+    noted_tokens: int = 0
+    """Of them, as many as ``Sharing`` was told of."""
     charged_tokens: int = 0
     """Of its answer, charged to its client so far."""
     admitted_s: float = 0.0
     first_token_s: float | None = None
+
+    def path(self, count: int) -> tuple[int, ...]:
+        """The place of its first ``count`` tokens in the tree."""
+        return paint(self.tokens[:count], self.num_open, self.owner.tag)
 
     @property
     def limit_tokens(self) -> int:

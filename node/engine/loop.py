@@ -4,6 +4,7 @@
 here runs in the engine process's main thread, the owner of the llama.cpp context.
 """
 
+import os
 import queue
 import threading
 import time
@@ -18,11 +19,13 @@ from node.engine.job import Job, Limits, Refusal
 from node.engine.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
 from node.engine.rates import prefill_budget
 from node.engine.scheduler import Admission, Evicted, Row, Scheduler
+from node.engine.tier import Whose
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Usage, Vitals
 from proto.meters import HoldMeter, TokenRateMeter
 from proto.shares import has_room
+from proto.sharing import Sharing
 
 VITALS_INTERVAL_S = 0.1
 """Vitals that change while nothing starts or ends go out at most this often."""
@@ -65,7 +68,7 @@ class StepLoop:
         self.prefilling: frozenset[int] = frozenset()
         """Keys of the requests whose prompts the running decode computes; the reader looks before it aborts."""
         self._llama = llama
-        self._scheduler = Scheduler(limits)
+        self._scheduler = Scheduler(limits, Sharing(os.urandom(16)))
         self._replies = replies
         self._check, self._check_idle = check, check_idle
         self._grammars = GrammarDesk(open_grammar, limits.slots, self.inbox.put)
@@ -88,7 +91,9 @@ class StepLoop:
         if tiers is not None:
             tiers.follow(self._scheduler.changes, lambda: self.inbox.put(Wake()))
             tiers.announce_all()
-            self._scheduler.reach = tiers.reach
+            self._scheduler.reach = self._reach
+            for tokens in tiers.open_prefixes():
+                self._scheduler.sharing.open(tokens)
 
     def pulse(self) -> tuple[bool, float]:
         """(in a decode call, seconds since the last progress; 0 while idle). For any thread."""
@@ -183,7 +188,9 @@ class StepLoop:
     def _submit(self, message: ipc.Submit) -> None:
         prompt = unpack_tokens(message.prompt)
         now, max_tokens = time.monotonic(), message.sampling.max_tokens
-        outcome = self._scheduler.submit(message.key, prompt, max_tokens, now, message.due_s, message.client)
+        outcome = self._scheduler.submit(
+            message.key, prompt, max_tokens, now, message.due_s, message.client, message.owner
+        )
         if isinstance(outcome, Refusal):
             self._grammars.drop(message.key)
             refused = ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable, outcome.retry_after_s)
@@ -243,7 +250,7 @@ class StepLoop:
         job, target, source = admission.job, admission.job.seq_id, admission.source
         assert target is not None
         if self._tiers is not None and admission.evicted:
-            self._tiers.protect(job.prompt)
+            self._tiers.protect(job.prompt, self._whose(job))
             self._keep(admission.evicted)
         # Copy before clearing: the source itself may go. The job may even have got the source's id, or that of another
         # evicted leaf, whose cells copy_prefix clears.
@@ -262,11 +269,19 @@ class StepLoop:
         if self._tiers is None or not job.may_share:
             return True
         # The last prompt token is always computed, for its logits.
-        tokens, covered = job.prompt[:-1], job.num_computed
-        length = self._tiers.restore(self._llama, seq_id, tokens, covered, self._prefill.rate)
+        tokens, covered, whose = job.prompt[:-1], job.num_computed, self._whose(job)
+        length = self._tiers.restore(self._llama, seq_id, tokens, covered, self._prefill.rate, whose)
         if length is not None:
             self._scheduler.restored(job, length)
         return length is not None
+
+    def _reach(self, job: Job, length: int) -> int:
+        """See ``Scheduler.reach``."""
+        assert self._tiers is not None
+        return self._tiers.reach(job.prompt[:-1], length, self._whose(job))
+
+    def _whose(self, job: Job) -> Whose:
+        return Whose(job.owner.tag, self._scheduler.open_tokens(job))
 
     def _keep(self, leaves: Iterable[Evicted]) -> None:
         """Save evicted leaves to the second tier; before any of their cells is cleared."""
@@ -506,7 +521,7 @@ class StepLoop:
     def _say_cache(self) -> None:
         if self._scheduler.changes:
             change = self._scheduler.changes.take()
-            stored = [(seq_id, pack_tokens(tokens)) for seq_id, tokens in change.stored]
+            stored = [ipc.StoredLeaf.of(seq_id, path) for seq_id, path in change.stored]
             self._replies.put(ipc.CacheDelta(list(change.evicted), [], change.reset))
             for leaf in stored:  # One a frame: all leaves of a large cache would exceed the frame's bound.
                 self._replies.put(ipc.CacheDelta([], [leaf], False))

@@ -230,7 +230,7 @@ class ProcessEngine:
         resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
         due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         try:
-            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s, request.client))
+            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s, request.client, *request.owner))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None
@@ -403,7 +403,7 @@ class ProcessEngine:
             case ipc.LoadChanged():
                 self._set_vitals(message.vitals)
             case ipc.CacheDelta():
-                stored = [(seq_id, unpack_tokens(tokens)) for seq_id, tokens in message.stored]
+                stored = [(leaf.leaf, leaf.path) for leaf in message.stored]
                 self._add_change(CacheChange(stored=stored, evicted=message.evicted, reset=message.reset))
             case ipc.Rendered() | ipc.Spelled() | ipc.Embedded():
                 call = self._calls.get(message.key)

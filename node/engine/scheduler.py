@@ -27,6 +27,9 @@ lacks cells keeps its turn, whoever else comes or is served meanwhile, so that s
 A request that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix
 instead of computing it again, at most once.
 
+What a request may reuse at all, and where its own tokens stand in the tree, is said by ``proto.sharing``: the tree
+knows sequences by their paths, not by their tokens.
+
 Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
 """
 
@@ -37,6 +40,7 @@ from node.engine.changes import ChangeLog
 from node.engine.job import Job, Limits, Refusal
 from proto.fair_queue import FairQueue
 from proto.radix import RadixTree, common_prefix
+from proto.sharing import PUBLIC, Owner, Sharing, paint
 from proto.value import Reuse
 
 UNKNOWN_START_S = 1.0
@@ -50,8 +54,8 @@ class Evicted:
     """A leaf that left the tree. Its sequence still has its cells, until the worker clears it."""
 
     seq_id: int
-    tokens: Sequence[int]
-    """All of them, from the root."""
+    path: Sequence[int]
+    """Its tokens from the root, see ``proto.sharing.unpaint``."""
     start: int
     """The cells from here on were the leaf's own; the tree still has those before."""
     reuse: Reuse
@@ -85,15 +89,17 @@ class Row:
 class Scheduler:
     """Queue, running set, sequence ids and the prefix tree."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, sharing: Sharing | None = None) -> None:
+        """sharing: with a secret of this engine's; None: for tests."""
         self.limits = limits
         self.tree = RadixTree()
+        self.sharing = sharing or Sharing(b"")
         self.changes = ChangeLog()
         self.running: list[Job] = []
         """In order of admission."""
         self.waiting: FairQueue[Job] = FairQueue(limits.max_waiting)
-        self.reach: Callable[[Sequence[int], int], int] = lambda tokens, length: length
-        """(tokens, length of their prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
+        self.reach: Callable[[Job, int], int] = lambda job, length: length
+        """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
         self._turn: Job | None = None
         """A waiting job that lacked cells when it was its turn."""
         self._prefill_rate = self._decode_rate = 0.0
@@ -109,9 +115,10 @@ class Scheduler:
         now: float,
         due_s: float | None = None,
         client: bytes = b"",
+        owner: Owner = Owner(),  # noqa: B008  immutable
     ) -> Job | Refusal:
         """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``.
-        client: whose share of the queue it takes."""
+        client: whose share of the queue it takes. owner: whose prefixes it may reuse."""
         limits = self.limits
         if not prompt:
             return Refusal("bad_request", "the prompt has no tokens", False)
@@ -123,7 +130,9 @@ class Scheduler:
         if room < 1:
             text = f"the prompt has {len(prompt)} tokens, the context holds {limits.context_tokens} with the answer"
             return Refusal("too_long", text, False)
-        job = Job(key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s, client=client)
+        job = Job(
+            key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s, client=client, owner=owner
+        )
         self._charge_answers()
         wait_s = self.waiting.join(job, now, self._first_start_s())
         if wait_s:
@@ -131,7 +140,8 @@ class Scheduler:
             text = f"{num_waiting} requests are waiting already, {num_own} of them of this client"
             return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
-            job.expected_cached = self.reach(job.prompt[:-1], self._match(job)[0])
+            job.chain = self.sharing.chain(job.prompt[:-1])
+            job.expected_cached = self.reach(job, self._match(job)[0])
         return job
 
     def measured(self, prefill_rate: float, decode_rate: float) -> None:
@@ -183,10 +193,22 @@ class Scheduler:
         job.charged_tokens = job.num_generated
 
     def _match(self, job: Job) -> tuple[int, int | None]:
-        """The longest reusable prefix; the last prompt token is always computed, for its logits."""
+        """The longest prefix that a job which does not run may reuse; the last prompt token is always computed, for its
+        logits. Decides about the job's place in the tree: ``num_open``."""
         if not (self.limits.reuse and job.may_share):
+            job.num_open = 0
             return 0, None
-        return self.tree.match(job.prompt[:-1])
+        wanted, num_open = job.prompt[:-1], self.open_tokens(job)
+        own = self.tree.match(paint(wanted, 0, job.owner.tag))
+        opened = self.tree.match(paint(wanted, num_open, job.owner.tag)) if num_open else own
+        # (what everybody may use can be branched off at whole blocks only, which PUBLIC need not)
+        takes_own = own[0] >= opened[0] if job.owner == PUBLIC else own[0] > opened[0]
+        job.num_open = 0 if takes_own else num_open
+        return own if takes_own else opened
+
+    def open_tokens(self, job: Job) -> int:
+        """Leading tokens of a job's prompt that any job may reuse where they are cached."""
+        return self.sharing.num_open(job.chain)
 
     def _still_waits(self, job: Job) -> bool:
         if job.awaits is None or job.awaits not in self.running:
@@ -200,9 +222,11 @@ class Scheduler:
             return False
         for other in self.running:
             overlap = common_prefix(job.prompt[:-1], other.prompt)
+            if other.owner.tag != job.owner.tag:
+                overlap = min(overlap, other.num_open, self.open_tokens(job))
             if overlap - length < MIN_SHARED_TOKENS or other.shared_tokens >= overlap:
                 continue
-            length = self.reach(job.prompt[:-1], length)
+            length = self.reach(job, length)
             if overlap - length >= MIN_SHARED_TOKENS:
                 job.awaits, job.awaited_tokens, job.waited = other, overlap, True
                 job.expected_cached = overlap
@@ -262,11 +286,11 @@ class Scheduler:
         seq_id = self.tree.least_valuable()
         if seq_id is None:
             return None
-        tokens, reuse = self.tree.tokens_of(seq_id), self.tree.reuse(seq_id)
+        path, reuse = self.tree.tokens_of(seq_id), self.tree.reuse(seq_id)
         num_own = self.tree.remove(seq_id)
         self.changes.evict(seq_id)
         self._free_ids.append(seq_id)
-        return Evicted(seq_id, tokens, len(tokens) - num_own, reuse)
+        return Evicted(seq_id, path, len(path) - num_own, reuse)
 
     def restored(self, job: Job, length: int) -> None:
         """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
@@ -348,13 +372,15 @@ class Scheduler:
         return ready
 
     def shareable(self, job: Job) -> tuple[int, int] | None:
-        """(leaf, length) when the tree holds more of the job's computed tokens than the job shares.
+        """(leaf, length) when the tree holds more of the job's computed tokens than the job shares. What it computed
+        may open now, which decides about its place in the tree.
 
         The worker replaces the job's cells [0, length) by the leaf's before ``publish`` or ``finish``.
         """
         if not self.limits.reuse:
             return None
-        length, source = self.tree.match(job.tokens[: job.num_computed])
+        self._note(job)
+        length, source = self.tree.match(job.path(job.num_computed))
         if source is None or source == job.seq_id or length <= job.shared_tokens:
             return None
         return source, length
@@ -364,20 +390,33 @@ class Scheduler:
 
         Does nothing when ``_may_pin`` says no, which is not so for jobs of ``publishable``.
         """
-        tokens = job.prompt[: job.num_computed]
+        self._note(job)
+        count = min(job.num_computed, len(job.prompt))
         if not self._may_pin(job):
             return []
-        cleared = self._insert(job, tokens, now)
-        _, leaf = self.tree.match(tokens)
+        cleared = self._insert(job, count, now)
+        _, leaf = self.tree.match(job.path(count))
         assert leaf is not None
-        self._pin(job, leaf, len(tokens))
+        self._pin(job, leaf, count)
         return cleared
+
+    def _note(self, job: Job) -> None:
+        """What a running job has computed counts from now on as had by its owner; so some of it may open. As long as
+        the job holds nothing of its own in the tree, its place there is where all that is open is everybody's."""
+        if job.noted_tokens == job.num_computed:
+            return
+        job.noted_tokens = job.num_computed
+        computed = job.tokens[: job.num_computed]
+        self.sharing.note(job.owner, computed)
+        assert job.seq_id is not None
+        if job.owner != PUBLIC and job.seq_id not in self.tree and job.shared_tokens <= job.num_open:
+            job.num_open = max(job.num_open, self.sharing.num_open(self.sharing.chain(computed)))
 
     def _may_pin(self, job: Job) -> bool:
         """False when a longer idle leaf has all that the job computed, and pinning it would break the promise."""
-        tokens = job.prompt[: job.num_computed]
-        covered, leaf = self.tree.match(tokens)
-        if covered < len(tokens) or leaf is None or self.tree.pins(leaf):
+        count = min(job.num_computed, len(job.prompt))
+        covered, leaf = self.tree.match(job.path(count))
+        if covered < count or leaf is None or self.tree.pins(leaf):
             return True
         tail = len(self.tree.tokens_of(leaf)) - covered
         return self.tree.pinned_tokens() + self._reserved() + tail <= self.limits.num_cells
@@ -389,7 +428,8 @@ class Scheduler:
         self.running.remove(job)
         cleared: list[int] = []
         if self.limits.reuse and job.num_computed:
-            cleared = self._insert(job, job.tokens[: job.num_computed], now)
+            self._note(job)
+            cleared = self._insert(job, job.num_computed, now)
         self._pin(job, None, 0)
         if job.seq_id not in self.tree:
             cleared.append(job.seq_id)
@@ -397,21 +437,23 @@ class Scheduler:
         job.seq_id = None
         return cleared
 
-    def _insert(self, job: Job, tokens: Sequence[int], now: float) -> list[int]:
-        """Insert under the job's id; frees and returns ids that became redundant and belong to no running job."""
+    def _insert(self, job: Job, count: int, now: float) -> list[int]:
+        """Insert its first ``count`` tokens under the job's id; frees and returns ids that became redundant and belong
+        to no running job."""
         assert job.seq_id is not None
-        length, leaf = self.tree.match(tokens)
-        if length == len(tokens) and leaf is not None:
+        path = job.path(count)
+        length, leaf = self.tree.match(path)
+        if length == count and leaf is not None:
             if job.counted_tokens < length:
-                self.tree.use(tokens, now, job.counted_tokens)
+                self.tree.use(path, now, job.counted_tokens)
             job.counted_tokens = length
             return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
         was_there = job.seq_id in self.tree
-        redundant = self.tree.insert(tokens, job.seq_id, now, job.counted_tokens)
-        job.counted_tokens = len(tokens)
+        redundant = self.tree.insert(path, job.seq_id, now, job.counted_tokens)
+        job.counted_tokens = count
         for seq_id in [job.seq_id] if was_there else redundant:
             self.changes.evict(seq_id)
-        self.changes.store(job.seq_id, tuple(tokens))
+        self.changes.store(job.seq_id, path)
         in_use = {other.seq_id for other in self.running}
         cleared = [seq_id for seq_id in redundant if seq_id not in in_use]
         self._free_ids.extend(cleared)
@@ -466,7 +508,8 @@ class Scheduler:
             assert 0 <= job.num_computed <= len(job.tokens) <= job.limit_tokens, "a job outgrew its reservation"
             if job.pinned is not None:
                 pins[job.pinned] = pins.get(job.pinned, 0) + 1
-                assert job.shared_tokens <= self.tree.match(job.tokens)[0], "a job shares what the tree does not hold"
+                covered = self.tree.match(job.path(len(job.tokens)))[0]
+                assert job.shared_tokens <= covered, "a job shares what the tree does not hold"
         for seq_id in self.tree.seq_ids():
             assert self.tree.pins(seq_id) == pins.get(seq_id, 0), f"pins of leaf {seq_id}"
             assert seq_id not in active or self.tree.pins(seq_id), "a running job's leaf is not pinned"

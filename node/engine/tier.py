@@ -15,6 +15,10 @@ further:
 A digest of ``tokens[:start]`` only finds candidates; it never decides. An edge whose beginning is nowhere any more is
 kept (the prefix may be computed again) but gets no younger, so it goes first.
 
+An edge has an owner or is open (``proto.sharing``): the owner's prompts are restored from the one, and from the other
+as much of any prompt as is open. A sequence is saved as open edges up to where its own tokens begin, and as its owner's
+from there on.
+
 Each edge is in memory (``blob``), on disk (``on_disk``), or both; ``writing`` while a writer copies it to disk. Budgets
 count blobs and keys. What goes first is the edge of least value: tokens it saves per byte, times the chance that it is
 used again (``proto.value``, as for the leaves of the KV cache). Restoring it counts as a use; that its sequence is used
@@ -30,11 +34,15 @@ No clock, no IO, no thread; ``now`` is the caller's, in seconds.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from blake3 import blake3
 
+from proto.blocks import unpack_tokens
+from proto.messages import MAX_TOKENS_PER_REQUEST
+from proto.sharing import paint
 from proto.value import Reuse
 
 MIB, GIB = 2**20, 2**30
@@ -71,6 +79,18 @@ def available_kib(meminfo: str) -> int | None:
     return None
 
 
+class Whose(NamedTuple):
+    """Who may use cells, see ``proto.sharing``."""
+
+    tag: bytes | None
+    """The owner's; None: they are open."""
+    num_open: int
+    """Leading tokens that are open, of the prompt that asks or of the sequence that an edge belongs to."""
+
+
+OPEN = Whose(None, MAX_TOKENS_PER_REQUEST)
+
+
 @dataclass(eq=False)
 class Edge:
     """Cells ``start..end`` of the sequence ``packed``. Only ``Tier`` changes it."""
@@ -83,6 +103,7 @@ class Edge:
     content_hash: bytes
     """BLAKE3 of the blob, 32 bytes."""
     reuse: Reuse
+    whose: Whose = OPEN
     blob: memoryview | None = None
     on_disk: bool = False
     writing: bool = False
@@ -92,6 +113,12 @@ class Edge:
     @property
     def end(self) -> int:
         return len(self.packed) // TOKEN_BYTES
+
+    @property
+    def path(self) -> Sequence[int]:
+        """Its key's place in a tree, see ``proto.sharing``."""
+        tokens = unpack_tokens(self.packed)
+        return tokens if self.whose.tag is None else paint(tokens, self.whose.num_open, self.whose.tag)
 
     @property
     def num_bytes(self) -> int:
@@ -143,8 +170,9 @@ class Tier:
 
     # --- lookup: changes nothing ----------------------------------------------------------------------------------
 
-    def plan(self, packed: bytes, covered: int) -> list[Piece]:
-        """The pieces that extend cells ``0..covered`` of ``packed`` as far as possible; as few as possible.
+    def plan(self, packed: bytes, covered: int, whose: Whose = OPEN) -> list[Piece]:
+        """The pieces that extend cells ``0..covered`` of ``packed``, a prompt of ``whose``, as far as possible; as few
+        as possible.
 
         They follow each other without gaps, from ``covered`` on. Empty when no edge reaches further.
         """
@@ -161,33 +189,53 @@ class Tier:
             hasher.update(packed[hashed * TOKEN_BYTES : start * TOKEN_BYTES])
             hashed = start
             for edge in self._found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
+                if edge.whose.tag not in (None, whose.tag):
+                    continue
                 end = common_tokens(edge.packed, packed)
+                if edge.whose.tag is None:
+                    end = min(end, whose.num_open)
                 if end > best_end:  # Which is at least `start`: so the whole key up to there is equal.
                     best, best_end = edge, end
         if best is not None and best_end > reached:
             pieces.append(Piece(best, reached, best_end))
         return pieces
 
-    def reach(self, packed: bytes, covered: int) -> int:
-        """How many leading tokens of ``packed`` the KV cache and the tiers hold together."""
-        pieces = self.plan(packed, covered)
+    def reach(self, packed: bytes, covered: int, whose: Whose = OPEN) -> int:
+        """How many leading tokens of ``packed`` the KV cache and the tiers hold together for ``whose``."""
+        pieces = self.plan(packed, covered, whose)
         return pieces[-1].end if pieces else covered
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    def add(self, packed: bytes, start: int, blob: memoryview, content_hash: bytes, reuse: Reuse) -> Edge:
+    def add(
+        self,
+        packed: bytes,
+        start: int,
+        blob: memoryview,
+        content_hash: bytes,
+        reuse: Reuse,
+        whose: Whose = OPEN,
+    ) -> Edge:
         """Take a blob into memory. reuse: when and how often it was used so far; copied.
 
         ``trim`` afterwards: it may be what goes. Raises ValueError for no tokens.
         """
-        edge = self._insert(packed, start, len(blob), content_hash, reuse.copy())
+        edge = self._insert(packed, start, len(blob), content_hash, reuse.copy(), whose)
         edge.blob = blob
         self.ram_used += edge.num_bytes
         return edge
 
-    def add_file(self, packed: bytes, start: int, blob_bytes: int, content_hash: bytes, now: float) -> Edge:
+    def add_file(
+        self,
+        packed: bytes,
+        start: int,
+        blob_bytes: int,
+        content_hash: bytes,
+        now: float,
+        whose: Whose = OPEN,
+    ) -> Edge:
         """Take an edge that lies on disk already. ``trim`` afterwards. Raises ValueError for no tokens."""
-        edge = self._insert(packed, start, blob_bytes, content_hash, Reuse(now))
+        edge = self._insert(packed, start, blob_bytes, content_hash, Reuse(now), whose)
         edge.on_disk = True
         self.disk_used += edge.num_bytes
         return edge
@@ -278,11 +326,19 @@ class Tier:
     def _least(self, now: float, may_go: Callable[[Edge], bool]) -> Edge | None:
         return min(filter(may_go, self._edges.values()), key=lambda edge: edge.value(now), default=None)
 
-    def _insert(self, packed: bytes, start: int, blob_bytes: int, content_hash: bytes, reuse: Reuse) -> Edge:
+    def _insert(
+        self,
+        packed: bytes,
+        start: int,
+        blob_bytes: int,
+        content_hash: bytes,
+        reuse: Reuse,
+        whose: Whose,
+    ) -> Edge:
         if not 0 <= start * TOKEN_BYTES < len(packed):
             raise ValueError("an edge needs at least one token")
         edge_id = self._free_ids.pop() if self._free_ids else len(self._edges)
-        edge = Edge(edge_id, packed, start, blob_bytes, content_hash, reuse)
+        edge = Edge(edge_id, packed, start, blob_bytes, content_hash, reuse, whose)
         self._edges[edge_id] = edge
         if start not in self._found:
             insort(self._starts, start)
@@ -317,6 +373,7 @@ class Tier:
         assert self._starts == sorted(self._found), "starts differ from the index"
         for edge_id, edge in self._edges.items():
             assert edge.edge_id == edge_id and not edge.gone, "a wrong id"
+            assert edge.whose.tag is None or edge.whose.num_open <= edge.start, "an owner's edge is open in part"
             assert 0 <= edge.start < edge.end and len(edge.packed) % TOKEN_BYTES == 0, "an edge without tokens"
             assert edge in self._found[edge.start][_key(edge)], "an edge cannot be found"
             assert edge.blob is not None or edge.on_disk, "an edge is nowhere"

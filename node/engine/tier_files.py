@@ -1,11 +1,12 @@
 """The disk tier's files: one an edge, and the thread that writes them. It never touches llama.cpp or the books.
 
-    magic 8 | cells key 16 | start 4 | tokens 4 | blob bytes 8 | BLAKE3 of the blob 32
+    magic 8 | cells key 16 | start 4 | tokens 4 | blob bytes 8 | BLAKE3 of the blob 32 | open tokens 4 | tag 17
     tokens x 4 | BLAKE3 of all before 16 | blob
 
-Integers are little-endian. The header names every token from the root, so the index is rebuilt from headers alone. A
-file whose length does not fit its header, or whose header does not fit its hash, was torn or is no file of ours: it is
-deleted. The blob is hashed when it is read. So nothing needs fsync: what a crash tears is a miss.
+Integers are little-endian. A tag is its length and its bytes; the length 255 means that the edge is open (``Whose``).
+The header names every token from the root, so the index is rebuilt from headers alone. A file whose length does not
+fit its header, or whose header does not fit its hash, was torn or is no file of ours: it is deleted. The blob is hashed
+when it is read. So nothing needs fsync: what a crash tears is a miss.
 
 ``cells key`` stands for whatever must be equal for cells to mean the same: model, settings, llama.cpp's version. Each
 key has a folder of its own under the cache directory, which nodes with the same model may share: each trusts no file
@@ -26,16 +27,17 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from node.engine.tier import TOKEN_BYTES, Edge
+from node.engine.tier import OPEN, TOKEN_BYTES, Edge, Whose
 
-MAGIC = b"MYCKV\x00\x00\x01"
+MAGIC = b"MYCKV\x00\x00\x02"
 """The last byte is the format's version."""
 SUFFIX, TEMPORARY = ".edge", ".tmp"
 MAX_KEY_TOKENS = 2**22
 MAX_QUEUED_BYTES = 256 * 2**20
 """Blobs that wait for the writer: memory beyond the memory tier's budget."""
 
-_FIXED = struct.Struct("<8s16sIIQ32s")
+_FIXED = struct.Struct("<8s16sIIQ32sIB16s")
+_MAX_TAG_BYTES, _NO_TAG = 16, 255
 _SEAL_BYTES = 16
 
 
@@ -47,19 +49,24 @@ class Found:
     start: int
     blob_bytes: int
     content_hash: bytes
+    whose: Whose
     modified_s: float
     """Wall clock, seconds since 1970: when it was written or last used."""
 
 
 def header(cells_key: bytes, edge: Edge) -> bytes:
     """Everything before the blob."""
-    body = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash) + edge.packed
+    tag, num_open = edge.whose
+    owner = (0, _NO_TAG, b"") if tag is None else (num_open, len(tag), tag)
+    fixed = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash, *owner)
+    body = fixed + edge.packed
     return body + blake3(body).digest(length=_SEAL_BYTES)
 
 
-def file_name(packed: bytes, start: int) -> str:
+def file_name(packed: bytes, start: int, tag: bytes | None) -> str:
     """Equal keys have equal names, so a file is replaced rather than written twice."""
-    return blake3(start.to_bytes(4, "little") + packed).hexdigest(length=16) + SUFFIX
+    owner = b"" if tag is None else b"\x01" + tag
+    return blake3(start.to_bytes(4, "little") + packed + owner).hexdigest(length=16) + SUFFIX
 
 
 def read_header(path: Path, cells_key: bytes) -> Found | None:
@@ -69,17 +76,21 @@ def read_header(path: Path, cells_key: bytes) -> Found | None:
         fixed = file.read(_FIXED.size)
         if len(fixed) < _FIXED.size:
             return None
-        magic, key, start, end, blob_bytes, content_hash = _FIXED.unpack(fixed)
+        magic, key, start, end, blob_bytes, content_hash, num_open, tag_bytes, padded = _FIXED.unpack(fixed)
         if (magic, key) != (MAGIC, cells_key) or not start < end <= MAX_KEY_TOKENS:
             return None
+        is_open = tag_bytes == _NO_TAG
+        if not is_open and (tag_bytes > _MAX_TAG_BYTES or num_open > start):
+            return None
+        whose = OPEN if is_open else Whose(padded[:tag_bytes], num_open)
         size = _FIXED.size + end * TOKEN_BYTES + _SEAL_BYTES
         if status.st_size != size + blob_bytes:
             return None
         rest = file.read(end * TOKEN_BYTES + _SEAL_BYTES)
     packed, seal = rest[:-_SEAL_BYTES], rest[-_SEAL_BYTES:]
-    if blake3(fixed + packed).digest(length=_SEAL_BYTES) != seal or path.name != file_name(packed, start):
+    if blake3(fixed + packed).digest(length=_SEAL_BYTES) != seal or path.name != file_name(packed, start, whose.tag):
         return None
-    return Found(packed, start, blob_bytes, content_hash, status.st_mtime)
+    return Found(packed, start, blob_bytes, content_hash, whose, status.st_mtime)
 
 
 class EdgeFiles:
@@ -108,7 +119,7 @@ class EdgeFiles:
         self._thread.start()
 
     def path(self, edge: Edge) -> Path:
-        return self._folder / file_name(edge.packed, edge.start)
+        return self._folder / file_name(edge.packed, edge.start, edge.whose.tag)
 
     def scan(self) -> tuple[list[Found], list[str]]:
         """What the folder holds, the longest unused first, and the names of files that were not what they must be.

@@ -11,7 +11,7 @@ one core: 11 ms to save, 8 ms to restore from memory, of which 5 ms are the hash
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from blake3 import blake3
 
@@ -19,10 +19,11 @@ from node.engine.changes import ChangeLog
 from node.engine.engine import FIRST_EDGE_ID
 from node.engine.llama import BROKEN, RESTORED, Llama
 from node.engine.scheduler import Evicted
-from node.engine.tier import TOKEN_BYTES, Edge, Piece, Tier, Trimmed, runs
+from node.engine.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, runs
 from node.engine.tier_files import EdgeFiles
-from proto.blocks import pack_tokens, unpack_tokens
+from proto.blocks import pack_tokens
 from proto.meters import TokenRateMeter
+from proto.sharing import unpaint
 from proto.value import Reuse
 
 RATE_WINDOW_TOKENS = 8192
@@ -76,7 +77,7 @@ class TierStore:
         found, bad = self._files.scan()
         for file in found:
             used_s = now - max(0.0, wall_s - file.modified_s)
-            self.tier.add_file(file.packed, file.start, file.blob_bytes, file.content_hash, used_s)
+            self.tier.add_file(file.packed, file.start, file.blob_bytes, file.content_hash, used_s, file.whose)
         if bad:
             self._say(f"cache: {len(bad)} files were torn or of another version and are deleted, {bad[0]} first")
         self._settle(self.tier.trim(now))
@@ -84,7 +85,13 @@ class TierStore:
         for edge in sorted(self.tier, key=lambda edge: -edge.end):
             if edge not in inner:
                 self._announce(edge)
-                inner.update(piece.edge for piece in self.tier.plan(edge.packed, 0) if piece.end == piece.edge.end)
+                inner.update(
+                    piece.edge for piece in self.tier.plan(edge.packed, 0, edge.whose) if piece.end == piece.edge.end
+                )
+
+    def open_prefixes(self) -> Iterator[Sequence[int]]:
+        """What any request may be restored from."""
+        return (edge.path for edge in self.tier if edge.whose.tag is None)
 
     def announce_all(self) -> None:
         """Report everything again, after a reset of the report."""
@@ -95,16 +102,26 @@ class TierStore:
 
     def keep(self, llama: Llama, leaf: Evicted) -> None:
         """Save the cells of an evicted leaf that no tier has. Call before they are cleared."""
-        packed = pack_tokens(leaf.tokens)
-        now = self._clock()
-        self._touch(packed, now)
-        self._save(llama, leaf.seq_id, packed, leaf.start, now, leaf.reuse)
+        self._save(llama, leaf.seq_id, leaf.path, leaf.start, leaf.reuse)
 
-    def _save(self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, reuse: Reuse) -> None:
+    def _save(self, llama: Llama, seq_id: int, path: Sequence[int], start: int, reuse: Reuse) -> None:
         """Save what no tier has of the cells from ``start`` on."""
+        tokens, num_open, tag = unpaint(path)
+        packed, now = pack_tokens(tokens), self._clock()
+        self._touch(packed, Whose(tag, num_open), now)
+        if start < num_open:
+            self._save_part(llama, seq_id, packed[: num_open * TOKEN_BYTES], start, now, reuse, OPEN)
+        if num_open < len(tokens):
+            self._save_part(llama, seq_id, packed, max(start, num_open), now, reuse, Whose(tag, num_open))
+
+    def _save_part(
+        self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, reuse: Reuse, whose: Whose
+    ) -> None:
+        """The same of cells that are all open, or all the owner's."""
         last: Edge | None = None
-        pieces = self.tier.plan(packed, start)
+        pieces = self.tier.plan(packed, start, whose)
         start = pieces[-1].end if pieces else start
+        before = pieces or (self.tier.plan(packed[: start * TOKEN_BYTES], 0, whose) if start else [])
         for run_start, run_end in runs(start, len(packed) // TOKEN_BYTES):
             if self._closes_at_s is not None and not self._wait_for_writer(self._closes_at_s):
                 break
@@ -112,7 +129,7 @@ class TierStore:
             if blob is None:
                 break
             key = packed[: run_end * TOKEN_BYTES]
-            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), reuse)
+            last = self.tier.add(key, run_start, blob, blake3(blob).digest(), reuse, whose)
             self._write(last)
             self._settle(self.tier.trim(now))
         if last is None:
@@ -121,35 +138,41 @@ class TierStore:
             self._announce_rest(last)
             return
         self._announce(last)
-        if pieces and pieces[-1].edge.end == start:  # Continued now, so no leaf any more.
-            self._retract(pieces[-1].edge)
+        if before and before[-1].edge.end == start:  # Continued now, so no leaf any more.
+            self._retract(before[-1].edge)
 
-    def _touch(self, packed: bytes, now: float) -> None:
+    def _touch(self, packed: bytes, whose: Whose, now: float) -> None:
         """What a used sequence is restored from must not go before what hangs on it."""
-        self.tier.touch((piece.edge for piece in self.tier.plan(packed, 0)), now)
+        self.tier.touch((piece.edge for piece in self.tier.plan(packed, 0, whose)), now)
 
     # --- back into it ---------------------------------------------------------------------------------------------
 
-    def reach(self, tokens: Sequence[int], covered: int) -> int:
+    def reach(self, tokens: Sequence[int], covered: int, whose: Whose) -> int:
         """``Tier.reach`` for the scheduler."""
-        return self.tier.reach(pack_tokens(tokens), covered) if len(self.tier) else covered
+        return self.tier.reach(pack_tokens(tokens), covered, whose) if len(self.tier) else covered
 
-    def protect(self, tokens: Sequence[int]) -> None:
+    def protect(self, tokens: Sequence[int], whose: Whose) -> None:
         """``tokens`` are about to be restored: edges that are saved meanwhile must not displace theirs."""
         if len(self.tier):
-            self._touch(pack_tokens(tokens), self._clock())
+            self._touch(pack_tokens(tokens), whose, self._clock())
 
     def restore(
-        self, llama: Llama, seq_id: int, tokens: Sequence[int], covered: int, prefill_rate: float
+        self,
+        llama: Llama,
+        seq_id: int,
+        tokens: Sequence[int],
+        covered: int,
+        prefill_rate: float,
+        whose: Whose = OPEN,
     ) -> int | None:
-        """Extend ``seq_id``, which has the first ``covered`` of ``tokens``, as far as the tiers reach.
+        """Extend ``seq_id``, which has the first ``covered`` of ``tokens``, as far as the tiers reach for ``whose``.
 
         Returns how many it has then; None when the sequence is broken: clear it. Restores nothing when computing the
         rest at ``prefill_rate`` tokens/s (0: unknown) is expected to be faster.
         """
         if not len(self.tier):
             return covered
-        pieces = self.tier.plan(pack_tokens(tokens), covered)
+        pieces = self.tier.plan(pack_tokens(tokens), covered, whose)
         if not pieces or not self._pays(pieces, prefill_rate):
             return covered
         for piece in pieces:
@@ -207,17 +230,15 @@ class TierStore:
             self._note_written(0.0)
 
     def close(self, llama: Llama, leaves: Iterable[tuple[int, Sequence[int]]], deadline_s: float) -> None:
-        """Write what only the KV cache or memory has: ``leaves`` (id, tokens) first, the most valuable ones first.
+        """Write what only the KV cache or memory has: ``leaves`` (id, path) first, the most valuable ones first.
 
         Stops at ``deadline_s`` by the clock; files are whole or absent. Nothing else may be called afterwards.
         """
         if self._files is None:
             return
         self._closes_at_s = deadline_s
-        for seq_id, tokens in leaves:
-            packed, now = pack_tokens(tokens), self._clock()
-            self._touch(packed, now)
-            self._save(llama, seq_id, packed, 0, now, Reuse(now))
+        for seq_id, path in leaves:
+            self._save(llama, seq_id, path, 0, Reuse(self._clock()))
         for edge in sorted(self._unwritten, key=lambda edge: -edge.reuse.last_used_s):
             if not self._wait_for_writer(deadline_s):
                 return
@@ -272,11 +293,11 @@ class TierStore:
 
     def _announce(self, edge: Edge) -> None:
         self._told[edge] = None
-        self._changes.store(FIRST_EDGE_ID + edge.edge_id, unpack_tokens(edge.packed))
+        self._changes.store(FIRST_EDGE_ID + edge.edge_id, edge.path)
 
     def _announce_rest(self, gone: Edge) -> None:
         """The last edge of a chain went: the one before it is the last now."""
-        pieces = self.tier.plan(gone.packed, 0)
+        pieces = self.tier.plan(gone.packed, 0, gone.whose)
         if pieces and pieces[-1].end == pieces[-1].edge.end and pieces[-1].edge not in self._told:
             self._announce(pieces[-1].edge)
 

@@ -22,7 +22,7 @@ FROM_CHILD: list[ipc.FromChild] = [
     ipc.Refused(2, "too_long", "no", False),
     ipc.Rendered(3, b"", "refused"),
     ipc.Embedded(4, [b"\0\0\x80?"], ""),
-    ipc.CacheDelta([1, 2], [(3, b"\x01\0\0\0")], True),
+    ipc.CacheDelta([1, 2], [ipc.StoredLeaf(3, b"\x01\0\0\0", 0, b"tag")], True),
     ipc.LoadChanged(VITALS),
     ipc.LoadFailed("bad file"),
 ]

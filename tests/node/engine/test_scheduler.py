@@ -1,8 +1,10 @@
 """The scheduler's decisions without a model, and a stateful run that keeps all its books."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from blake3 import blake3
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -10,8 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from node.engine.job import Job, Limits, Refusal
 from node.engine.rates import prefill_budget
 from node.engine.scheduler import Admission, Scheduler
+from proto.blocks import STRIDE, pack_tokens
 from proto.meters import TokenRateMeter
 from proto.shares import MAX_RETRY_S
+from proto.sharing import PUBLIC, Owner, Sharing, paint, plain
 
 LIMITS = Limits(num_cells=100, context_tokens=100, num_vocab=10, num_sequences=9, slots=4, batch_tokens=64)
 
@@ -95,7 +99,7 @@ def test_a_second_turn_reuses_the_first_with_its_answer() -> None:
     submit(sched, 1, [1, 2, 3])
     run_to_end(sched)
     # The last generated token was never decoded, so 3 + 4 - 1 tokens have cells.
-    assert sched.tree.match([1, 2, 3, 1, 1, 1, 1]) == (6, 0)
+    assert sched.tree.match(paint([1, 2, 3, 1, 1, 1, 1], 0, b"")) == (6, 0)
     submit(sched, 2, [1, 2, 3, 1, 1, 1, 1, 5])
     (admission,) = admit_all(sched)
     assert (admission.source, admission.length) == (0, 6)
@@ -175,14 +179,14 @@ def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
         submit(sched, key, [first] * 29, 1)
         run_to_end(sched, now=float(key))
     # An answer of one token is never decoded, so the prompt is inserted twice: no use of it.
-    uses = {sched.tree.tokens_of(seq_id)[0]: sched.tree.reuse(seq_id).uses for seq_id in sched.tree.seq_ids()}
+    uses = {plain(sched.tree.tokens_of(seq_id))[0]: sched.tree.reuse(seq_id).uses for seq_id in sched.tree.seq_ids()}
     assert uses == {1: 0.0, 2: 1.0, 3: 0.0}
     for key, first in enumerate((4, 5), 4):
         submit(sched, key, [first] * 29, 1)
         run_to_end(sched, now=float(key))
-    assert {sched.tree.tokens_of(seq_id)[0] for seq_id in sched.tree.seq_ids()} == {2, 4, 5}
+    assert {plain(sched.tree.tokens_of(seq_id))[0] for seq_id in sched.tree.seq_ids()} == {2, 4, 5}
     while (leaf := sched.evict_one()) is not None:
-        assert (leaf.reuse.uses > 0) == (leaf.tokens[0] == 2)
+        assert (leaf.reuse.uses > 0) == (plain(leaf.path)[0] == 2)
 
 
 def test_a_repeated_prompt_counts_once_a_request_whatever_the_answers() -> None:
@@ -193,7 +197,7 @@ def test_a_repeated_prompt_counts_once_a_request_whatever_the_answers() -> None:
         while sched.running:
             compute(sched, token=token)
     sched.tree.check_invariants()
-    assert 2.9 < sched.tree._root.children[2].reuse.uses <= 3.0
+    assert 2.9 < sched.tree._root.children[paint([2], 0, b"")[0]].reuse.uses <= 3.0
 
 
 def test_a_job_that_may_not_pin_a_longer_idle_leaf_goes_on_with_its_own_cells() -> None:
@@ -313,6 +317,24 @@ def test_rates() -> None:
 CLIENTS = (b"", b"one", b"two", b"three")
 
 
+class SmallBlocks(Sharing):
+    """Blocks of four tokens, so that short prompts have many."""
+
+    def chain(self, tokens: Sequence[int]) -> Sequence[int]:
+        packed = pack_tokens(tokens)
+        ends = range(16, len(packed) + 1, 16)
+        return [int.from_bytes(blake3(packed[:end]).digest(length=8)) for end in ends]
+
+    def num_open(self, chain: Sequence[int]) -> int:
+        return super().num_open(chain) // STRIDE * 4
+
+    def note(self, owner: Owner, tokens: Sequence[int]) -> None:
+        self.note_blocks(owner, self.chain(tokens), pack_tokens(tokens), 16)
+
+
+OWNERS = [Owner(bytes([number]) * 16, f"household {number % 3}") for number in range(4)] + [Owner(b"s" * 16), PUBLIC]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random requests over a tiny alphabet; real cells are tracked as sets, as llama.cpp would hold them."""
 
@@ -334,7 +356,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(demote_idle=st.booleans())
     def start(self, demote_idle: bool) -> None:
-        self.sched = Scheduler(replace(self.LIMITS, demote_idle=demote_idle))
+        self.sched = Scheduler(replace(self.LIMITS, demote_idle=demote_idle), SmallBlocks(b""))
 
     def clear(self, seq_ids: list[int]) -> None:
         for seq_id in seq_ids:
@@ -354,12 +376,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt=st.lists(st.integers(0, 2), min_size=1, max_size=38),
         max_tokens=st.integers(1, 9),
         client=st.sampled_from(CLIENTS),
+        owner=st.sampled_from(OWNERS),
     )
-    def submit(self, prompt: list[int], max_tokens: int, client: bytes) -> None:
+    def submit(self, prompt: list[int], max_tokens: int, client: bytes, owner: Owner = OWNERS[0]) -> None:
         self.key += 1
         num_own, num_waiting = self.sched.waiting.num_of(client), len(self.sched.waiting)
         was_told = client in self.comes_at and self.now >= self.comes_at[client][1]
-        outcome = self.sched.submit(self.key, prompt, max_tokens, self.now, client=client)
+        outcome = self.sched.submit(self.key, prompt, max_tokens, self.now, client=client, owner=owner)
         if isinstance(outcome, Refusal):
             assert outcome.code == "overloaded" and 0 < outcome.retry_after_s <= MAX_RETRY_S
             assert num_waiting, "an engine at which nobody waits refuses nobody"
@@ -371,9 +394,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert num_waiting < 12 and (num_own <= 5 or was_told)
             self.comes_at.pop(client, None)
 
-    @rule(prefix=st.integers(0, 1), length=st.integers(33, 37), last=st.integers(0, 2), client=st.sampled_from(CLIENTS))
-    def submit_similar(self, prefix: int, length: int, last: int, client: bytes) -> None:
-        self.submit([prefix] * length + [last], 2, client)
+    @rule(
+        prefix=st.integers(0, 1),
+        length=st.integers(33, 37),
+        last=st.integers(0, 2),
+        client=st.sampled_from(CLIENTS),
+        owner=st.sampled_from(OWNERS),
+    )
+    def submit_similar(self, prefix: int, length: int, last: int, client: bytes, owner: Owner) -> None:
+        self.submit([prefix] * length + [last], 2, client, owner)
 
     @precondition(lambda self: self.comes_at)
     @rule(data=st.data())
@@ -446,7 +475,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.sched.check_invariants()
         tree = self.sched.tree
         running = {job.seq_id: tuple(job.tokens[: job.num_computed]) for job in self.sched.running}
-        held = {seq_id: tree.tokens_of(seq_id) for seq_id in tree.seq_ids()} | running
+        held = {seq_id: tuple(plain(tree.tokens_of(seq_id))) for seq_id in tree.seq_ids()} | running
         assert {seq_id: tuple(token for token, _ in cells) for seq_id, cells in self.cells.items()} == held
         used = {cell for cells in self.cells.values() for _, cell in cells}
         assert len(used) <= self.sched.limits.num_cells, "more real cells than there are"

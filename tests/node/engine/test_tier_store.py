@@ -15,10 +15,11 @@ from node.engine import tier as tier_module
 from node.engine.engine import FIRST_EDGE_ID
 from node.engine.llama import BROKEN, REFUSED
 from node.engine.loop import Close
-from node.engine.tier import Edge, Tier
+from node.engine.tier import Edge, Tier, Whose
 from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TRY_AGAIN_EVERY, TierStore
 from proto.blocks import pack_tokens, unpack_tokens
+from proto.sharing import plain
 from tests.node.engine.test_loop import Rig
 
 KEY = b"k" * 16
@@ -135,9 +136,9 @@ def told(tiers: Tiers) -> set[tuple[int, ...]]:
                 leaves.clear()
             for leaf in message.evicted:
                 leaves.pop(leaf, None)
-            for leaf, tokens in message.stored:
-                assert leaf not in leaves
-                leaves[leaf] = tuple(unpack_tokens(tokens))
+            for stored in message.stored:
+                assert stored.leaf not in leaves
+                leaves[stored.leaf] = tuple(unpack_tokens(stored.tokens))
     return {tokens for leaf, tokens in leaves.items() if leaf >= FIRST_EDGE_ID}
 
 
@@ -252,16 +253,17 @@ def test_bad_files_are_deleted_with_one_line_and_others_stay(tmp_path: Path) -> 
 def test_no_file_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
     """Any bytes are an edge or none."""
     packed = pack_tokens([1, 2, 3])
-    edge = Edge(0, packed, 1, 4, bytes(32), 0.0)
+    whose = Whose(b"tag", 1)
+    edge = Edge(0, packed, 1, 4, bytes(32), 0.0, whose)
     good = tier_files.header(KEY, edge) + b"blob"
-    path = tmp_path_factory.getbasetemp() / tier_files.file_name(packed, 1)
+    path = tmp_path_factory.getbasetemp() / tier_files.file_name(packed, 1, b"tag")
     path.write_bytes(good)
     assert tier_files.read_header(path, KEY) is not None
     assert tier_files.read_header(path, b"x" * 16) is None
     changed = good[:at] + data + good[at + len(data) :]
     path.write_bytes(changed)
     found = tier_files.read_header(path, KEY)
-    assert found is None or (found.packed, found.start, changed[:-4]) == (packed, 1, good[:-4])
+    assert found is None or (found.packed, found.start, found.whose, changed[:-4]) == (packed, 1, whose, good[:-4])
 
 
 def test_a_file_that_vanished_is_a_miss(tmp_path: Path) -> None:
@@ -343,6 +345,6 @@ def test_whatever_is_asked_the_cells_are_the_prompts(requests: list[tuple[list[i
             assert isinstance(tiers.rig.run(key), ipc.Ended)
         tree, held = tiers.rig.loop._scheduler.tree, told(tiers)
         assert {seq_id: tuple(llama.cells[seq_id]) for seq_id in tree.seq_ids()} == {
-            seq_id: tree.tokens_of(seq_id) for seq_id in tree.seq_ids()
+            seq_id: tuple(plain(tree.tokens_of(seq_id))) for seq_id in tree.seq_ids()
         }
         assert held <= {tuple(unpack_tokens(edge.packed)) for edge in tiers.store.tier}
