@@ -173,7 +173,7 @@ class Node:
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
         """See ``Api.embed``."""
-        tokens = [await self._engine.tokenize_text(text) if isinstance(text, str) else text for text in texts]
+        tokens = [await self._engine.tokenize_text(text, client) if isinstance(text, str) else text for text in texts]
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
     async def keep_reachable(self) -> None:

@@ -16,7 +16,8 @@ import structlog
 import trio
 
 from node.engine.engine import DEADLINE, TOO_LATE, Engine
-from node.errors import first_error
+from node.engine.prompts import TooLongError
+from node.errors import BusyError, first_error
 from node.network.network import MessageStream, Network, NetworkError
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
 from node.telemetry.requests import RequestLog
@@ -46,7 +47,9 @@ from proto.messages import (
     TokenLogprobs,
     Tokens,
 )
+from proto.overload import OVERLOADED
 from proto.routing import Decision
+from proto.shares import MAX_RETRY_S
 
 log = structlog.get_logger()
 
@@ -147,7 +150,7 @@ class Entry:
         try:
             # (after preparing, the deadline may have passed)
             try:
-                prompt, sampling = await self._prepare(ask)
+                prompt, sampling = await self._prepare(ask, client)
             except _RefusedError as exc:
                 if request_id in self._running:
                     self._end(request_id, exc.failed)
@@ -173,7 +176,7 @@ class Entry:
                 self._handle(RequestCancelled(request_id))
                 self._end(request_id, Failed(code=DEADLINE, message=TOO_LATE, retryable=False))
 
-    async def _prepare(self, ask: Ask) -> tuple[Sequence[int], Sampling]:
+    async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info
         if ask.model and ask.model != info.name:
             raise _RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
@@ -185,8 +188,12 @@ class Entry:
             raise _RefusedError("bad_request", "the prompt is empty")
         try:
             check_sampling(ask.sampling)
-            prompt = await self._tokens_of(ask)
+            prompt = await self._tokens_of(ask, client)
             num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
+        except BusyError as exc:
+            raise _RefusedError(OVERLOADED, str(exc), exc.retry_s) from exc
+        except TooLongError as exc:
+            raise _RefusedError("too_long", str(exc)) from exc
         except LocalError as exc:
             raise _RefusedError("bad_request", str(exc)) from exc
         room = info.context_tokens - len(prompt)
@@ -200,13 +207,13 @@ class Entry:
             raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than were asked for")
         return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
 
-    async def _tokens_of(self, ask: Ask) -> Sequence[int]:
-        """Raises LocalError."""
+    async def _tokens_of(self, ask: Ask, client: bytes) -> Sequence[int]:
+        """Raises LocalError, also as BusyError or TooLongError."""
         if ask.tokens:
             return self._known_tokens(ask.tokens)
         if ask.text:
-            return await self._engine.tokenize_text(ask.text)
-        return await self._engine.tokenize_chat(ask.messages, ask.tools)
+            return await self._engine.tokenize_text(ask.text, client)
+        return await self._engine.tokenize_chat(ask.messages, ask.tools, client)
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
         """At least one. Raises LocalError."""
@@ -359,9 +366,11 @@ async def serve_ask_stream(
 class _RefusedError(Exception):
     """The request is refused before it is routed."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_s: float | None = None) -> None:
+        """retry_s: after how many seconds it may come again; None: never."""
         super().__init__(message)
-        self.failed = Failed(code=code, message=message[:512], retryable=False)
+        retry_ms = math.ceil(1_000 * min(retry_s or 0.0, MAX_RETRY_S))
+        self.failed = Failed(code=code, message=message[:512], retryable=retry_s is not None, retry_after_ms=retry_ms)
 
 
 def _reason(exc: Exception) -> str | None:

@@ -6,6 +6,11 @@ from proto.errors import LocalError, MyceliaError
 class BusyError(LocalError):
     """There is no place for it now; it may be asked again."""
 
+    def __init__(self, message: str, retry_s: float = 0.0) -> None:
+        """retry_s: after how many seconds; 0: unknown."""
+        super().__init__(message)
+        self.retry_s = retry_s
+
 
 def one_line(message: str) -> str:
     """``message`` as one line of text that can be shown and encoded, whatever a path or a name put into it."""

@@ -10,15 +10,14 @@ makes control tokens.
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-import jinja2
 import msgspec
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from node.engine.tools import told_in_words
+from node.engine.prompts import PromptLimit, Tokenize, pieces
+from node.engine.template import Template
+from node.engine.tools import check_calls, told_in_words
 from proto.errors import LocalError
 from proto.messages import ChatMessage
 
@@ -31,15 +30,11 @@ CHATML = (
 _ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MARK = re.compile(r"(?:content|encoded)([0-9a-f]{32})")
+_MARKS = re.compile(r"((?:content|encoded)[0-9a-f]{32})")
 _MAX_JSON_VALUES, _MAX_JSON_DEPTH = 10_000, 64
 """In the tools and extras of one conversation."""
-
-Tokenize = Callable[[str, bool], list[int]]
-"""(text, whether control tokens count) -> tokens."""
-
-
-def _raise_exception(message: str) -> str:
-    raise jinja2.TemplateError(message)
+_MAX_JSON_INDENT = 16
+_NO_LIMIT = PromptLimit(2**31, 2**31)
 
 
 class ChatTemplate:
@@ -53,43 +48,38 @@ class ChatTemplate:
         bos_text: str = "",
         eos_text: str = "",
         bos_token: int | None = None,
+        limit: PromptLimit = _NO_LIMIT,
     ) -> None:
         """text: the Jinja source, None for ChatML. bos_token: the token every prompt of the model must begin with.
 
         Raises LocalError when the source does not compile.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise_exception
-        # UTC, so that a template that writes the date writes the same one on every node: prompts must stay equal.
-        environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
-        environment.filters["tojson"] = _to_json
         self._reads_tools = "tools" in (text or CHATML)
         self._tokenize = tokenize
         self._specials = {"bos_token": bos_text, "eos_token": eos_text}
         self._bos_token = bos_token
-        try:
-            self._template = environment.from_string(text or CHATML)
-        except jinja2.TemplateError as exc:
-            raise LocalError(f"the model's chat template does not compile: {exc}") from exc
+        self._limit = limit
+        self._template = Template(text or CHATML, _to_json)
 
     def tokens(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         """The prompt of a conversation, ready for the assistant's turn. tools: see ``Ask.tools``.
 
-        Raises LocalError for no messages, a role that is not a word, what is no JSON, or a conversation that the
-        template refuses.
+        Raises TooLongError for what does not fit the context, LocalError for no messages, a role that is not a word,
+        what is no JSON, or a conversation that the template refuses.
         """
-        tokens: list[int] = []
-        for text, is_written in self._parts(messages, tools):
-            tokens += self._tokenize(text, not is_written)
-        return self._begun(tokens)
+        return self._tokens_of(self._parts(messages, tools))
 
     def text_tokens(self, text: str) -> list[int]:
-        """The prompt that ``text`` is by itself; control tokens that it spells count."""
-        return self._begun(self._tokenize(text, True))
+        """The prompt that ``text`` is by itself; control tokens that it spells count. Raises TooLongError."""
+        return self._tokens_of([(text, False)])
 
-    def _begun(self, tokens: list[int]) -> list[int]:
+    def _tokens_of(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        self._limit.check_size(sum(len(text) for text, _ in parts))
+        tokens: list[int] = []
+        for text, is_written in parts:
+            for piece in pieces(text):
+                tokens += self._tokenize(piece, not is_written)
+                self._limit.check_tokens(len(tokens))
         if self._bos_token is not None and tokens[:1] != [self._bos_token]:
             tokens.insert(0, self._bos_token)
         return tokens
@@ -100,28 +90,24 @@ class ChatTemplate:
             raise LocalError("a conversation needs at least one message")
         turns = [_turn(message) for message in messages]
         functions = _parsed("tools", tools, list)
+        _check_values([functions, *turns])
         if not self._reads_tools and (functions or any(len(turn) > 2 for turn in turns)):
             turns, functions = told_in_words(turns, functions), []
         marks = _Marks()
         marked = [marks.turn(turn) for turn in turns]
         context = {"tools": marks.value(functions)} if functions else {}
-        rendered = self._render(marked, context)
-        pieces = re.split("((?:content|encoded)[0-9a-f]{32})", rendered)
-        parts = [(marks.written(piece), piece in marks) for piece in pieces]
+        rendered = self._template.render(
+            {"messages": marked, "add_generation_prompt": True, **context, **self._specials}
+        )
+        parts = [(marks.written(piece), piece in marks) for piece in _MARKS.split(rendered)]
         return [(text, is_written) for text, is_written in parts if text]
-
-    def _render(self, turns: Sequence[dict[str, Any]], context: dict[str, Any]) -> str:
-        try:
-            return self._template.render(messages=turns, add_generation_prompt=True, **context, **self._specials)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as exc:
-            # A template is a program: what it raises by itself is one more way of refusing the conversation.
-            raise LocalError(f"the model's chat template refuses the conversation: {exc}") from exc
 
 
 def _turn(message: ChatMessage) -> dict[str, Any]:
     if not _ROLE.fullmatch(message.role):
-        raise LocalError(f"role {message.role!r} is not a word of letters, digits, _ and -")
+        raise LocalError(f"role {message.role[:64]!r} is not a word of letters, digits, _ and -")
     extras = _parsed("extras", message.extras, dict)
+    check_calls(extras.get("tool_calls"))
     return {**extras, "role": message.role, "content": message.content}
 
 
@@ -131,13 +117,27 @@ _Parsed = TypeVar("_Parsed", list[Any], dict[str, Any])
 def _parsed(name: str, text: str, kind: type[_Parsed]) -> _Parsed:
     try:
         return msgspec.json.decode(text, type=kind) if text else kind()
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
         raise LocalError(f"the {name} of the conversation are not valid: {exc}") from exc
 
 
-def _to_json(value: object, indent: int | None = None, **_: object) -> str:
-    """Jinja's own would also escape what HTML minds, which no model was trained on."""
-    return _MARK.sub(r"encoded\1", json.dumps(value, ensure_ascii=False, indent=indent))
+def _check_values(values: Iterable[Any]) -> None:
+    """Raise LocalError when there are too many values in all, or too deep ones."""
+    num_values, level = 0, list(values)
+    for _ in range(_MAX_JSON_DEPTH):
+        num_values += len(level)
+        if not level or num_values > _MAX_JSON_VALUES:
+            break
+        holders = [value for value in level if isinstance(value, dict | list)]
+        level = [item for holder in holders for item in (holder.values() if isinstance(holder, dict) else holder)]
+    if level:
+        raise LocalError(f"tools and extras have over {_MAX_JSON_VALUES} values, or some {_MAX_JSON_DEPTH} deep")
+
+
+def _to_json(value: object, indent: object = None, **_: object) -> str:
+    """The filter ``tojson``: Jinja's own would also escape what HTML minds, which no model was trained on."""
+    spaces = min(indent, _MAX_JSON_INDENT) if isinstance(indent, int) else None
+    return _MARK.sub(r"encoded\1", json.dumps(value, ensure_ascii=False, indent=spaces))
 
 
 class _Marks:
@@ -146,7 +146,6 @@ class _Marks:
 
     def __init__(self) -> None:
         self._written: dict[str, str] = {}
-        self._num_values = 0
 
     def __contains__(self, piece: str) -> bool:
         return piece in self._written
@@ -159,18 +158,14 @@ class _Marks:
         """With a mark for its content, whatever that is, and for all else in it that is no word."""
         return {**self.value(turn), "role": turn["role"], "content": self._mark(turn["content"])}
 
-    def value(self, value: Any, depth: int = 0) -> Any:
-        """A JSON value with marks for all strings in it that are no words. Raises LocalError when there are too many
-        values in all, or too deep ones."""
-        self._num_values += 1
-        if self._num_values > _MAX_JSON_VALUES or depth > _MAX_JSON_DEPTH:
-            raise LocalError(f"tools and extras have over {_MAX_JSON_VALUES} values, or some {_MAX_JSON_DEPTH} deep")
+    def value(self, value: Any) -> Any:
+        """A JSON value with marks for all strings in it that are no words."""
         if isinstance(value, str):
             return value if _WORD.fullmatch(value) else self._mark(value)
         if isinstance(value, list):
-            return [self.value(item, depth + 1) for item in value]
+            return [self.value(item) for item in value]
         if isinstance(value, dict):
-            return {self.value(key): self.value(item, depth + 1) for key, item in value.items()}
+            return {self.value(key): self.value(item) for key, item in value.items()}
         return value
 
     def _mark(self, text: str) -> str:

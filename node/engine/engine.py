@@ -51,6 +51,8 @@ class ModelInfo:
     """``prefix`` or ``none`` (recurrent and hybrid models), as the capability probe found."""
     num_cells: int = 0
     """Tokens that its KV cache holds."""
+    token_bytes: int = 2**16
+    """The vocabulary's longest token, or more: a text of over ``context_tokens`` times that many does not fit."""
 
 
 @dataclass(frozen=True)
@@ -177,17 +179,21 @@ class Engine(Protocol):
         """The text of each token sequence, for display: bytes that are no UTF-8 are replaced. Raises LocalError."""
         ...
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage], tools: str = "") -> Sequence[int]:
+    async def tokenize_chat(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+    ) -> Sequence[int]:
         """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn; as
-        ``proto.blocks.token_array`` makes it or a list. tools: see ``Ask.tools``.
+        ``proto.blocks.token_array`` makes it or a list. tools: see ``Ask.tools``; client, household: whose turn it
+        takes.
 
         Contents are tokenized as plain text: spelling a control token in a message does not make one.
-        Raises LocalError for an empty conversation or a template that refuses it.
+        Raises TooLongError when it does not fit the context (not always: the caller counts, too), BusyError when too
+        much waits to be read, LocalError for an empty conversation or a template that refuses it.
         """
         ...
 
-    async def tokenize_text(self, text: str) -> Sequence[int]:
-        """The prompt that ``text`` is by itself, likewise; control tokens that it spells count. Raises LocalError."""
+    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> Sequence[int]:
+        """The prompt that ``text`` is by itself, likewise; control tokens that it spells count."""
         ...
 
     async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:

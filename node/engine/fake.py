@@ -118,7 +118,8 @@ class FakeEngine:
     def info(self) -> ModelInfo:
         settings = self.settings
         namespace = namespace_key(settings.model_name.encode(), "fake", settings.salt)
-        return ModelInfo(settings.model_name, namespace, settings.cells, NUM_VOCAB, "prefix", settings.cells)
+        cells = settings.cells
+        return ModelInfo(settings.model_name, namespace, cells, NUM_VOCAB, "prefix", cells, token_bytes=1)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -147,11 +148,13 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         return ["".join(chr(token) if token < TURN_TOKEN else "|" for token in tokens) for tokens in sequences]
 
-    async def tokenize_text(self, text: str) -> list[int]:
+    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
         return list(text.encode())
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
+    async def tokenize_chat(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+    ) -> list[int]:
         await trio.lowlevel.checkpoint()
         if not messages:
             raise LocalError("a conversation needs at least one message")

@@ -175,6 +175,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
                 cache_tokens=info.context_tokens,
                 piece_ends=piece_ends,
                 pieces=pieces,
+                token_bytes=info.token_bytes,
             )
         )
         read = partial(ipc.read_message, sys.stdin.buffer)

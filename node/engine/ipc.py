@@ -21,6 +21,9 @@ from proto.sharing import Owner, paint, unpaint
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A conversation of several megabytes, or the tokens of a full cache."""
 
+LONG_CHARS = 16_384
+"""A question about more is a long one. An ordinary conversation is not."""
+
 _HEADER_BYTES = 4
 
 
@@ -131,6 +134,8 @@ class Loaded(_Frame, frozen=True):
     piece_ends: bytes = b""
     pieces: bytes = b""
     """What each token says: see ``Vocabulary.packed``."""
+    token_bytes: int = 2**16
+    """See ``ModelInfo``."""
 
 
 class LoadFailed(_Frame, frozen=True):
@@ -171,6 +176,8 @@ class Rendered(_Frame, frozen=True):
     key: int
     tokens: bytes
     error: str
+    is_too_long: bool = False
+    """For the model's context."""
 
 
 class Spelled(_Frame, frozen=True):
@@ -217,10 +224,11 @@ class CacheDelta(_Frame, frozen=True):
 
 
 class Pong(_Frame, frozen=True):
-    """What the thread that owns llama.cpp is at; see ``watchdog.Pulse``."""
+    """What the thread that owns llama.cpp is at, and those that read texts; see ``watchdog.Pulse``."""
 
     is_decoding: bool
     busy_s: float
+    reading_s: float = 0.0
 
 
 class LoadChanged(_Frame, frozen=True):
@@ -248,6 +256,18 @@ FromChild = (
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(ToChild)
 _from_child = msgspec.msgpack.Decoder(FromChild)
+
+
+def is_long(question: Render | Parse | Spell) -> bool:
+    """Whether answering takes long. The parent and the child have to agree on it."""
+    match question:
+        case Render():
+            size = len(question.tools) + sum(len(content) + len(extras) for _, content, extras in question.messages)
+        case Parse():
+            size = len(question.text)
+        case Spell():
+            size = sum(map(len, question.sequences))
+    return size > LONG_CHARS
 
 
 def encode(message: ToChild | FromChild) -> bytes:

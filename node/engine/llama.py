@@ -450,6 +450,11 @@ class Llama:
                 return buffer.raw[:count]
             size = -count
 
+    def longest_piece(self) -> int:
+        """Bytes of the longest token, control tokens as they are spelled."""
+        vocab, piece = self._vocab, L.llama_token_to_piece
+        return max(1, *(-int(piece(vocab, token, None, 0, 0, True)) for token in range(self.num_vocab)))
+
     def ends_generation(self, token: int) -> bool:
         return bool(L.llama_vocab_is_eog(self._vocab, token))
 

@@ -10,11 +10,12 @@ item, which ``max_tokens`` bounds.
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 import node
 from node.engine import ipc
+from node.engine.calls import Calls, Question
 from node.engine.changes import ChangeLog
 from node.engine.engine import (
     CacheChange,
@@ -39,11 +41,11 @@ from node.engine.engine import (
 )
 from node.engine.models import check_gguf
 from node.engine.outbox import Outbox
+from node.engine.prompts import PromptLimit
 from node.engine.settings import EngineSettings
 from node.engine.stream import AnswerStream
 from node.engine.tier import GIB
 from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
-from node.errors import BusyError
 from node.sockets import receive_some
 from proto.blocks import pack_tokens, token_array, unpack_tokens
 from proto.codec import check_sampling
@@ -62,20 +64,11 @@ SAVE_GRACE_S = 10.0
 """With a disk tier: more than the child takes to write its cache."""
 LOAD_DEADLINE_S = 1_800.0
 """For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
-CALL_ATTEMPTS = 2
 MAX_READ_BYTES = 65_536
 WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.worker")
 FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.fake_worker")
 
 _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
-
-
-class _Call:
-    """One question to the child."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.answer: ipc.Rendered | ipc.Spelled | ipc.Embedded | None = None
 
 
 class ProcessEngine:
@@ -92,7 +85,9 @@ class ProcessEngine:
         """Of idle prefixes, as many as are kept in KV cells and host memory; 0 until a child has told."""
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
-        self._calls: dict[int, _Call] = {}
+        self._calls = Calls(self._keys)
+        self._text_is_suspect = False
+        """It may have been a text that the child was ended for."""
         self._outbox: Outbox | None = None
         self._running = trio.Event()
         self._watchdog = Watchdog()
@@ -120,61 +115,40 @@ class ProcessEngine:
         """The load as the child last reported it; no slots while it is down."""
         return self._vitals
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage], tools: str = "") -> Sequence[int]:
-        """See ``Engine.tokenize_chat``. Survives one restart of the child; LocalError after a second."""
+    async def tokenize_chat(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+    ) -> Sequence[int]:
+        """See ``Engine.tokenize_chat``. Survives restarts of the child but those that the text may have caused."""
+        size = sum(len(message.content) for message in messages)
         turns = [(message.role, message.content, message.extras) for message in messages]
-        answer = await self._call(lambda key: ipc.Render(key, turns, tools))
-        assert isinstance(answer, ipc.Rendered)
-        return token_array(answer.tokens)
+        identity = tuple(messages), tools
+        return await self._tokens(size, identity, lambda key: ipc.Render(key, turns, tools), client, household)
 
-    async def tokenize_text(self, text: str) -> Sequence[int]:
+    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> Sequence[int]:
         """See ``Engine.tokenize_text``; as ``tokenize_chat``."""
-        answer = await self._call(lambda key: ipc.Parse(key, text))
+        return await self._tokens(len(text), text, lambda key: ipc.Parse(key, text), client, household)
+
+    async def _tokens(
+        self, size: int, identity: Hashable, question: Callable[[int], Question], client: bytes, household: str
+    ) -> Sequence[int]:
+        PromptLimit(self.info.context_tokens, self.info.token_bytes).check_size(size)
+        answer = await self._calls.ask_once(identity, question, client, household)
         assert isinstance(answer, ipc.Rendered)
         return token_array(answer.tokens)
 
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """See ``Engine.detokenize``."""
-        try:
-            packed = [pack_tokens(tokens) for tokens in sequences]
-        except (OverflowError, TypeError) as exc:
-            raise LocalError(_NO_TOKENS) from exc
-        answer = await self._call(lambda key: ipc.Spell(key, packed))
+        packed = _packed(sequences)
+        answer = await self._calls.ask(lambda key: ipc.Spell(key, packed))
         assert isinstance(answer, ipc.Spelled)
         return answer.texts
 
     async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
-        """See ``Engine.embed``. Survives one restart of the child; LocalError after a second."""
-        try:
-            packed = [pack_tokens(tokens) for tokens in texts]
-        except (OverflowError, TypeError) as exc:
-            raise LocalError(_NO_TOKENS) from exc
-        answer = await self._call(lambda key: ipc.Embed(key, packed, client))
+        """See ``Engine.embed``. As ``tokenize_chat``."""
+        packed = _packed(texts)
+        answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client), client)
         assert isinstance(answer, ipc.Embedded)
         return [np.frombuffer(vector, np.float32) for vector in answer.vectors]
-
-    async def _call(self, question: Callable[[int], ipc.ToChild]) -> ipc.Rendered | ipc.Spelled | ipc.Embedded:
-        for _ in range(CALL_ATTEMPTS):
-            while self._outbox is None:  # It may be gone again by the time the event has woken us.
-                await self._running.wait()
-            key, call = next(self._keys), _Call()
-            self._calls[key] = call
-            try:
-                self._send(question(key))
-                await call.done.wait()
-            except (LimitExceeded, UnicodeEncodeError) as exc:
-                raise LocalError(str(exc)) from exc
-            finally:
-                self._calls.pop(key, None)
-                if not call.done.is_set() and self._outbox is not None:
-                    self._send(ipc.Cancel(key))
-            if isinstance(call.answer, ipc.Embedded) and call.answer.is_busy:
-                raise BusyError(call.answer.error)
-            if call.answer is not None and call.answer.error:
-                raise LocalError(call.answer.error)
-            if call.answer is not None:
-                return call.answer
-        raise LocalError("the engine died over the text")
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
@@ -268,7 +242,7 @@ class ProcessEngine:
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
         """Start a child, serve it until it ends, clean up after it."""
-        self._load_error = ""
+        self._load_error, self._text_is_suspect = "", False
         self._last_words.clear()
         try:
             child = await trio.lowlevel.open_process(
@@ -295,6 +269,7 @@ class ProcessEngine:
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, outbox, on_loaded):
+                    self._text_is_suspect = True
                     child.kill()
                 with trio.move_on_after(CLOSE_GRACE_S):
                     await words_end.wait()  # A dead child's stderr ends too; what it says there is why it died.
@@ -303,6 +278,8 @@ class ProcessEngine:
             self._lose_child()
             with trio.CancelScope(shield=True):
                 await _end(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
+            # Who kills it from outside does so whatever it reads.
+            self._calls.lost(self._text_is_suspect or child.returncode not in (-signal.SIGKILL, -signal.SIGTERM))
 
     def load_message(self) -> ipc.Load:
         """What a child is told first."""
@@ -363,7 +340,7 @@ class ProcessEngine:
             await trio.sleep(PING_INTERVAL_S)
             complaint = self._watchdog.complaint(trio.current_time())
             if complaint is not None:
-                self._load_error = complaint
+                self._load_error, self._text_is_suspect = complaint, self._watchdog.hangs_on_a_text
                 child.kill()
                 return
 
@@ -376,6 +353,7 @@ class ProcessEngine:
             num_vocab=message.num_vocab,
             reuse=message.reuse,
             num_cells=message.cells,
+            token_bytes=message.token_bytes,
         )
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
@@ -387,6 +365,7 @@ class ProcessEngine:
         self._outbox = outbox
         self._set_vitals(_idle(settings.slots))  # (the child tells of itself only once it works)
         self._running.set()
+        self._calls.start(outbox.put)
         threads = settings.num_threads
         log.info("engine_ready", pid=self.pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
         if message.offload:
@@ -399,17 +378,14 @@ class ProcessEngine:
             case ipc.LoadFailed():
                 self._load_error = message.message
             case ipc.Pong():
-                self._watchdog.answered(Pulse(message.is_decoding, message.busy_s))
+                self._watchdog.answered(Pulse(message.is_decoding, message.busy_s, message.reading_s))
             case ipc.LoadChanged():
                 self._set_vitals(message.vitals)
             case ipc.CacheDelta():
                 stored = [(leaf.leaf, leaf.path) for leaf in message.stored]
                 self._add_change(CacheChange(stored=stored, evicted=message.evicted, reset=message.reset))
             case ipc.Rendered() | ipc.Spelled() | ipc.Embedded():
-                call = self._calls.get(message.key)
-                if call is not None:
-                    call.answer = message
-                    call.done.set()
+                self._calls.answered(message)
             case ipc.Started():
                 self._deliver(message.key, EngineAccepted(message.cached_tokens))
             case ipc.Generated():
@@ -434,13 +410,12 @@ class ProcessEngine:
         """End what was in flight and forget the cache."""
         was_loaded = self._outbox is not None
         self._outbox, self.pid = None, None
+        self._calls.stop()
         self._running = trio.Event()
         self._set_vitals(_idle(slots=0))
         for stream in self._streams.values():
             stream.put(EngineFailed("engine_lost", "the engine process died", True))
         self._streams.clear()
-        for call in self._calls.values():
-            call.done.set()
         if was_loaded:
             self._add_change(CacheChange(stored=(), evicted=(), reset=True))
 
@@ -455,6 +430,14 @@ class ProcessEngine:
                     self._last_words.append(text)
                     log.debug("engine_said", text=text)
         end.set()
+
+
+def _packed(sequences: Sequence[Sequence[int]]) -> list[bytes]:
+    """Raises LocalError for what are no tokens."""
+    try:
+        return [pack_tokens(tokens) for tokens in sequences]
+    except (OverflowError, TypeError) as exc:
+        raise LocalError(_NO_TOKENS) from exc
 
 
 def _idle(slots: int) -> Vitals:

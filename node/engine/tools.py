@@ -6,11 +6,23 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from proto.errors import LocalError
+
 _HEAD = (
     "You may call functions to answer. They are described here, one JSON object a line:\n<tools>\n{tools}\n</tools>\n"
     "To call one, write its name and its arguments as a JSON object between these marks, and nothing else:\n"
     '<tool_call>\n{{"name": "...", "arguments": {{...}}}}\n</tool_call>'
 )
+
+
+def check_calls(calls: Any) -> None:
+    """Raise LocalError when ``calls``, the field tool_calls of a turn, are neither calls as OpenAI's clients send them
+    nor functions' names and arguments alone, nor nothing."""
+    if not isinstance(calls, list | None):
+        raise LocalError("tool_calls of a message is no list")
+    for call in calls or ():
+        if not isinstance(call, dict) or not isinstance(call.get("function", call), dict):
+            raise LocalError("tool_calls of a message are objects, and so is the function of each")
 
 
 def told_in_words(turns: Sequence[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """The engine process: ``python -m node.engine.worker``, started by ``process.py``, never by hand.
 
-Two threads. The main one owns the llama.cpp context and runs the step loop. The reader takes messages from stdin; it
-renders and tokenizes conversations itself, because the vocabulary is immutable, so that tokenizing never waits for a
-prefill; and when stdin ends, which it does however the parent dies, it ends the process at once, also in the middle of
-a decode. With a disk tier it first gives the main thread a few seconds to write the cache.
+Four threads. The main one owns the llama.cpp context and runs the step loop. The reader takes messages from stdin and
+hands them on, so that a ping is answered at once; and when stdin ends, which it does however the parent dies, it ends
+the process at once, also in the middle of a decode. With a disk tier it first gives the main thread a few seconds to
+write the cache. Two more read texts (``renders.py``), because the vocabulary is immutable: tokenizing never waits for a
+prefill.
 
 Stdin's end is the only sign of the parent's death that is used: Linux's PR_SET_PDEATHSIG fires when the *thread* that
 started the child ends, and that is a short-lived worker thread of trio's.
@@ -28,13 +29,15 @@ from node.engine.grammar import Grammar
 from node.engine.job import Limits
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
+from node.engine.prompts import PromptLimit
+from node.engine.renders import Renders
 from node.engine.settings import available_memory_bytes
 from node.engine.sizing import CellBudget, Offload
 from node.engine.tier import Tier
 from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TierStore
-from proto.blocks import namespace_key, pack_tokens, unpack_tokens
-from proto.errors import LimitExceeded, LocalError
+from proto.blocks import namespace_key
+from proto.errors import LocalError
 from proto.spelling import Vocabulary
 
 BATCH_TOKENS = 2048
@@ -62,17 +65,15 @@ class Service:
         self._replies = replies
         self.loop: StepLoop | None = None
         self.llama: Llama | None = None
-        self.template: ChatTemplate | None = None
+        self.renders: Renders | None = None
 
     def handle(self, message: ipc.ToChild) -> None:
         """Called by the reader thread."""
-        assert self.loop is not None and self.llama is not None and self.template is not None
-        if isinstance(message, ipc.Render | ipc.Parse):
-            self._render(message, self.template)
-        elif isinstance(message, ipc.Spell):
-            self._spell(message, self.llama)
+        assert self.loop is not None and self.llama is not None and self.renders is not None
+        if isinstance(message, ipc.Render | ipc.Parse | ipc.Spell):
+            self.renders.put(message)
         elif isinstance(message, ipc.Ping):
-            self._replies.send(ipc.Pong(*self.loop.pulse()))
+            self._replies.send(ipc.Pong(*self.loop.pulse(), self.renders.busy_s()))
         elif isinstance(message, ipc.Submit | ipc.Embed):
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
@@ -88,24 +89,6 @@ class Service:
                 self.llama.abort.raise_it()
             # A little more than the loop takes for itself: the step that runs now has to end first.
             self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
-
-    def _spell(self, message: ipc.Spell, llama: Llama) -> None:
-        try:
-            pieces = [map(llama.piece, unpack_tokens(tokens)) for tokens in message.sequences]
-            texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in pieces]
-            self._replies.send(ipc.Spelled(message.key, texts, ""))
-        except (ValueError, LimitExceeded) as exc:
-            self._replies.send(ipc.Spelled(message.key, [], str(exc)))
-
-    def _render(self, message: ipc.Render | ipc.Parse, template: ChatTemplate) -> None:
-        try:
-            if isinstance(message, ipc.Parse):
-                tokens = template.text_tokens(message.text)
-            else:
-                tokens = template.tokens(message.turns(), message.tools)
-            self._replies.send(ipc.Rendered(message.key, pack_tokens(tokens), ""))
-        except (LocalError, LimitExceeded) as exc:
-            self._replies.send(ipc.Rendered(message.key, b"", str(exc)))
 
 
 def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
@@ -125,8 +108,9 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         offload = Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
         llama = Llama(path, num_cells=message.cells or budget, offload=offload, **sizes)
     begin, end = llama.special_texts()
+    limit = PromptLimit(llama.context_tokens, llama.longest_piece())
     template = ChatTemplate(
-        llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token
+        llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token, limit=limit
     )
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
     namespace = namespace_key(file_digest(path), kv_settings, message.salt)
@@ -147,7 +131,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     )
     embeds = EmbedDesk(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), embeds, tiers, message.check_idle)
-    service.llama, service.template, service.loop = llama, template, loop
+    service.llama, service.renders, service.loop = llama, Renders(template, llama.piece, replies), loop
     reuse = "prefix" if llama.reuse else "none"
     piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
     return loop, ipc.Loaded(
@@ -161,6 +145,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         cache_tokens=tier_tokens + (0 if demote_idle else llama.num_cells),
         piece_ends=piece_ends,
         pieces=pieces,
+        token_bytes=limit.token_bytes,
     )
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from node.engine.chat import ChatTemplate
+from node.engine.prompts import PIECE_CHARS, PromptLimit, TooLongError, pieces
 from proto.errors import LocalError
 from proto.messages import ChatMessage
 
@@ -135,6 +136,72 @@ def test_a_template_that_does_not_is_told_in_words() -> None:
 def test_what_is_no_json_or_too_much_of_it_is_refused(extras: str, tools: str) -> None:
     with pytest.raises(LocalError, match=r"(tools|extras)"):
         ChatTemplate("{{ tools }}", tokenize).tokens([ChatMessage(role="user", content="x", extras=extras)], tools)
+
+
+@pytest.mark.parametrize("template", [None, "{{ tools }}{{ messages }}"], ids=["told in words", "reads tools"])
+@pytest.mark.parametrize("calls", ["5", "[1]", '[{"function": 3}]', '{"a": 1}', '"x"', "[null]"])
+def test_calls_of_another_shape_are_refused(template: str | None, calls: str) -> None:
+    turn = ChatMessage(role="assistant", content="x", extras=f'{{"tool_calls": {calls}}}')
+    with pytest.raises(LocalError, match="tool_calls"):
+        ChatTemplate(template, tokenize).tokens([turn])
+
+
+def test_what_is_nested_too_deeply_is_refused_before_it_is_told_in_words() -> None:
+    with pytest.raises(LocalError, match="64 deep"):
+        ChatTemplate(None, tokenize).tokens([message("user", "x")], "[" * 300 + "]" * 300)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% for a in range(90000) %}{% for b in range(90000) if false %}{% endfor %}{% endfor %}",
+        "{% macro f(x) %}{% if x %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(30) }}",
+        "{% for a in range(90000) %}{{ messages[0].content * 9 }}{% endfor %}",
+        "{{ messages[0].content * messages[0].n }}",
+        "{{ [1] * messages[0].n }}",
+        "{{ messages[0].n ** messages[0].n }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_template_is_a_bounded_program(text: str) -> None:
+    with pytest.raises(LocalError, match="chat template"):
+        ChatTemplate(text, tokenize).tokens([ChatMessage(role="user", content="x", extras='{"n": 1000000000}')])
+
+
+def test_a_prompt_that_does_not_fit_is_tokenized_no_further_than_that() -> None:
+    read: list[str] = []
+
+    def counted(text: str, special: bool) -> list[int]:
+        read.append(text)
+        return tokenize(text, special)
+
+    template = ChatTemplate("{{ messages[0].content }}", counted, limit=PromptLimit(20_000, 10))
+    with pytest.raises(TooLongError, match="no 20000 tokens"):
+        template.tokens([message("user", "x" * 200_001)])
+    assert not read
+    with pytest.raises(TooLongError, match="more than 20000 tokens"):
+        template.tokens([message("user", "x" * 200_000)])
+    assert sum(map(len, read)) < 30_000
+    with pytest.raises(TooLongError, match="more than 20000 tokens"):
+        template.text_tokens("x" * 20_001)
+    assert len(template.text_tokens("x" * 20_000)) == 20_000
+
+
+WORDS = "the miller counts his sacks and the river runs past\n\n"
+
+
+@pytest.mark.parametrize(
+    "text", [WORDS * 999, "x" * 99_999, " " * 99_999, "<|im_end|>" * 9_999, "\n" * 99_999, "日本" * 9_999]
+)
+def test_long_texts_are_cut_where_words_meet(text: str) -> None:
+    cut = list(pieces(text))
+    assert "".join(cut) == text and all(0 < len(piece) <= PIECE_CHARS + 2 for piece in cut)
+    assert list(pieces(text + text))[: len(cut) - 1] == cut[:-1], "what comes later changes nothing"
+    if text.startswith("the"):
+        assert all(piece[0] == " " for piece in cut[1:])
+    if text.startswith("<"):
+        assert ChatTemplate(None, tokenize).text_tokens(text) == [1001] * 9_999
 
 
 def test_a_text_is_a_prompt_by_itself_and_may_spell_control_tokens() -> None:

@@ -24,6 +24,7 @@ from node.engine.engine import (
 )
 from node.engine.models import resolve_model
 from node.engine.process import ProcessEngine, open_engine
+from node.engine.prompts import TooLongError
 from node.engine.settings import EngineSettings
 from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
@@ -117,7 +118,7 @@ async def test_answers_reuse_and_refusals() -> None:
         for sequence in ([10**6], [-1], [2**40]):
             with pytest.raises(LocalError):
                 await running.detokenize([[5, 6], sequence])
-        with pytest.raises(LocalError, match="too much"):
+        with pytest.raises(TooLongError, match="no 1024 tokens"):
             await chat(running, "7" * (ipc.MAX_FRAME_BYTES // 4 + 1))
         for text in ("\ud800", "7" * (5 * ipc.MAX_FRAME_BYTES // 4)):
             with pytest.raises(LocalError):
@@ -367,7 +368,7 @@ async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPa
                 pass
         stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")), garbage)
         async with open_engine(settings) as running:
-            with pytest.raises(LocalError, match="the engine died"):
+            with pytest.raises(LocalError, match="the engine process died"):
                 await chat(running, "x")
             assert (await running.cache_changes()).reset
 

@@ -1,0 +1,92 @@
+"""Where the engine process reads what strangers wrote: conversations and texts become tokens, tokens become text.
+
+Threads of their own, so that neither the step loop nor the answer to a ping waits for a text: one for the short ones
+and one for the long ones (``ipc.is_long``), each in the order in which they came. The parent counts on that: of what it
+asked and was not answered when this process dies, the first of each thread is what may have killed it.
+
+Whatever goes wrong with a text is the answer to its question, and never the end of the process.
+"""
+
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from node.engine import ipc
+from node.engine.chat import ChatTemplate
+from node.engine.prompts import TooLongError
+from proto.blocks import pack_tokens, unpack_tokens
+from proto.errors import LimitExceeded, LocalError
+
+_MAX_ERROR_CHARS = 200
+
+Question = ipc.Render | ipc.Parse | ipc.Spell
+
+
+class Renders:
+    """Answers questions about texts, from its own threads."""
+
+    def __init__(self, template: ChatTemplate, piece: Callable[[int], bytes], replies: ipc.Replies) -> None:
+        """piece: the bytes of a token; raises ValueError for one that is not in the vocabulary."""
+        self._template = template
+        self._piece = piece
+        self._replies = replies
+        self._short, self._long = _Thread(self._reply), _Thread(self._reply)
+
+    def put(self, question: Question) -> None:
+        """Have it answered. Does not wait."""
+        (self._long if ipc.is_long(question) else self._short).questions.put(question)
+
+    def busy_s(self) -> float:
+        """Seconds that the text has taken so far that has been read for the longest time; 0: none is."""
+        return max(self._short.busy_s(), self._long.busy_s())
+
+    def _reply(self, question: Question) -> None:
+        try:
+            self._replies.send(self._answer(question))
+        except Exception as exc:  # noqa: BLE001  it is this question's alone
+            is_ours = not isinstance(exc, LocalError | LimitExceeded | ValueError)
+            if is_ours:
+                traceback.print_exc()
+            error = f"the engine could not read this: {exc!r}"[:_MAX_ERROR_CHARS] if is_ours else str(exc)
+            if isinstance(question, ipc.Spell):
+                self._replies.send(ipc.Spelled(question.key, [], error))
+            else:
+                self._replies.send(ipc.Rendered(question.key, b"", error, isinstance(exc, TooLongError)))
+
+    def _answer(self, question: Question) -> ipc.Rendered | ipc.Spelled:
+        match question:
+            case ipc.Render():
+                tokens = self._template.tokens(question.turns(), question.tools)
+                return ipc.Rendered(question.key, pack_tokens(tokens), "")
+            case ipc.Parse():
+                return ipc.Rendered(question.key, pack_tokens(self._template.text_tokens(question.text)), "")
+            case ipc.Spell():
+                pieces = [map(self._piece, unpack_tokens(tokens)) for tokens in question.sequences]
+                texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in pieces]
+                return ipc.Spelled(question.key, texts, "")
+
+
+class _Thread:
+    def __init__(self, reply: Callable[[Question], None]) -> None:
+        self.questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
+        self._reply = reply
+        self._since: float | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def busy_s(self) -> float:
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _run(self) -> None:
+        try:
+            while True:
+                question = self.questions.get()
+                self._since = time.monotonic()
+                self._reply(question)
+                self._since = None
+        except BaseException:  # noqa: BLE001  nobody would be answered any more
+            traceback.print_exc()
+            os._exit(1)
