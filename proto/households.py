@@ -52,7 +52,7 @@ class Places:
     """Places of one kind, each held by a key of a household. Invariant: per_key and num_places are never exceeded."""
 
     def __init__(self, num_places: int, per_key: int, num_kept: int = 0) -> None:
-        """num_kept: places that only known keys may take; see ``take``."""
+        """num_kept: places that only known and proven keys may take; see ``take``."""
         self._num_places = num_places
         self._per_key = per_key
         self._num_kept = num_kept
@@ -60,23 +60,24 @@ class Places:
         self._of_household: Counter[str] = Counter()
         self.num_taken = 0
 
-    def take(self, key: bytes, household: str, is_known: bool = False) -> bool:
+    def take(self, key: bytes, household: str, is_known: bool = False, is_proven: bool = False) -> bool:
         """Whether ``key`` got a place; give it back with ``free``. is_known: it has earned one, and no share bounds its
-        household. Mutates."""
-        if self._of_key[key] >= self._per_key or not self.has_room(household, is_known):
+        household. is_proven: it may take the places that are kept too, within its household's share. Mutates."""
+        if self.is_at_limit(key) or not self.has_room(household, is_known, is_proven):
             return False
         self._of_key[key] += 1
         self._of_household[household] += 1
         self.num_taken += 1
         return True
 
-    def has_room(self, household: str, is_known: bool = False) -> bool:
+    def has_room(self, household: str, is_known: bool = False, is_proven: bool = False) -> bool:
         """Whether a key that holds nothing yet would get a place. Does not mutate."""
         num_free = self._num_places - self.num_taken
         if is_known or num_free <= 0:
             return num_free > 0
         share = LOCAL_SHARE if is_local(household) else PUBLIC_SHARE
-        return num_free > self._num_kept and self._of_household[household] < share * num_free
+        is_free = is_proven or num_free > self._num_kept
+        return is_free and self._of_household[household] < share * num_free
 
     def free(self, key: bytes, household: str) -> None:
         """What ``take`` gave. Mutates."""
@@ -87,6 +88,15 @@ class Places:
         if not self._of_household[household]:
             del self._of_household[household]
         self.num_taken -= 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is free is kept for those that are known or proven."""
+        return self._num_places - self.num_taken <= self._num_kept
+
+    def is_at_limit(self, key: bytes) -> bool:
+        """Whether ``key`` holds as many places as one key may."""
+        return self._of_key[key] >= self._per_key
 
     def num_of(self, household: str) -> int:
         """Places that ``household`` holds."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 import tests.profiles  # noqa: F401  registers hypothesis profiles, before any test module is read
 
@@ -12,6 +13,13 @@ import tests.profiles  # noqa: F401  registers hypothesis profiles, before any t
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exact-pairs", type=int, default=20, help="random prompt pairs of test_exact.py")
     parser.addoption("--exact-seed", type=int, default=1, help="seed of those pairs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """As in ``node/log.py``: the default formatter would hold up a test for tens of seconds at each error."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(scope="session", autouse=True)

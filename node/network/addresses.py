@@ -100,6 +100,11 @@ def is_tellable(address: Multiaddr, teller: str = "") -> bool:
     return kind.startswith("dns") or _is_tellable_ip(host, "" if _CIRCUIT in teller else host_of(teller))
 
 
+def is_name(address: Multiaddr) -> bool:
+    """Whether it has to be resolved first, the relay's of a circuit included."""
+    return str(address).startswith("/dns")
+
+
 def _is_tellable_ip(host: str, teller: str) -> bool:
     ip = ip_address(host.partition("%")[0])
     if isinstance(ip, IPv6Address) and (inner := _ipv4_in(ip)) is not None:

@@ -23,6 +23,7 @@ from multiaddr import Multiaddr
 from node.network import addresses, kademlia
 from node.network.host import Host
 from node.network.network import NetworkError
+from node.network.outbound import Origin
 from node.network.peers import PeerTable
 from node.network.services import run_service
 from node.network.supervise import supervised
@@ -217,7 +218,7 @@ class Discovery:
                 if len(self._table) >= FEW_PEERS:
                     return
                 if self._is_due(peer):
-                    await self._try(peer, candidates, longest_pause_s)
+                    await self._try(peer, candidates, longest_pause_s, Origin.REMEMBERED)
 
         async with trio.open_nursery() as nursery:
             for _ in range(REMEMBERED_DIALS):
@@ -254,7 +255,11 @@ class Discovery:
         return is_wanted and (backoff is None or backoff.until <= trio.current_time())
 
     async def _try(
-        self, peer: bytes, candidates: list[Multiaddr], longest_pause_s: float = PEER_LONGEST_PAUSE_S
+        self,
+        peer: bytes,
+        candidates: list[Multiaddr],
+        longest_pause_s: float = PEER_LONGEST_PAUSE_S,
+        origin: Origin = Origin.TOLD,
     ) -> None:
         """Backs off also when it succeeds, until the peer was seen to stay: it may be banned here, or ban us."""
         before = self._backoffs.pop(peer, None)
@@ -263,7 +268,7 @@ class Discovery:
         if len(self._backoffs) > MAX_BACKOFFS:
             self._backoffs.popitem(last=False)
         try:
-            await self._host.outbound.dial(peer, candidates)
+            await self._host.outbound.dial(peer, candidates, origin)
         except NetworkError as exc:
             log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
         else:

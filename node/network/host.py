@@ -19,6 +19,7 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
+from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.rcmgr import Direction
@@ -32,7 +33,9 @@ from multiaddr import Multiaddr
 from node.network import addresses
 from node.network.closing import CLOSE_DEADLINE_S, close_connection
 from node.network.deadlines import shielded
+from node.network.identify import take_over_identify
 from node.network.inbound import Inbound
+from node.network.inbound_streams import InboundStreams
 from node.network.libp2p_fixes import apply_module_fixes, check_private_names
 from node.network.network import NetworkSettings
 from node.network.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
@@ -79,13 +82,15 @@ class Host:
         assert isinstance(swarm, Swarm)
         self._swarm = swarm
         self._fix(swarm)
-        self.inbound = Inbound(self._host, swarm, table, settings)
-        self.outbound = Outbound(self._host, swarm, table, settings)
+        self.inbound = Inbound(swarm, settings)
+        self.streams = InboundStreams(self._host, swarm, self.inbound)
+        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted)
+        take_over_identify(self._host, table)
 
     def _build(self) -> BasicHost:
         key_pair = create_new_key_pair(self.settings.identity.seed)
         noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
-        limit = self.settings.max_connections
+        unreached = 2 * self.settings.max_connections + 64  # (inbound.py counts)
         host = new_host(
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
@@ -95,10 +100,10 @@ class Host:
             # What one peer claims to have observed is not where others can reach us.
             disable_identify_address_discovery=True,
             connection_config=ConnectionConfig(
-                max_connections=limit,
+                max_connections=unreached,
                 min_connections=0,
                 low_watermark=0,
-                high_watermark=limit,
+                high_watermark=unreached,
                 max_connections_per_peer=2,  # both sides may dial at once
                 dial_timeout=DIAL_DEADLINE_S,
                 enable_health_monitoring=False,  # probes one connection after the other: liveness.py does them all
@@ -110,14 +115,15 @@ class Host:
     def _fix(self, swarm: Swarm) -> None:
         # Its stream semaphore makes new_stream wait for ever, and its slots leak; inbound.py counts instead.
         swarm.set_resource_manager(None)
-        # Refuses to dial a peer for 60 s after one failure, so a node that restarts stays alone.
-        swarm._negative_peer_cache._ttl = 5.0
         # Dials whatever it knows up to half of max_connections, whatever the watermarks say, and a peer that we
         # disconnected at once again.
         swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         # Takes the relay's id out of addresses at relays, and puts this node's own in its place.
         self._own_addresses = self._host.get_addrs
         self._host.get_addrs = self._all_addresses  # type: ignore[method-assign]
+        # Signed records come with gossip and with answers of lookups, and would put addresses of the peer's choice in
+        # the place of those that it may tell: see identify.py.
+        self._host.get_peerstore().consume_peer_record = _keep_no_record  # type: ignore[method-assign]
         # Four attempts a dial with growing pauses: discovery has its own.
         swarm.retry_config = RetryConfig(max_retries=0)
         # Runs a nursery with a task for each listener at each end of each stream, and nobody listens.
@@ -214,6 +220,10 @@ class Host:
                         store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
                     except PeerStoreError:
                         continue  # it told us no address
+
+
+def _keep_no_record(envelope: Envelope, ttl: int) -> bool:
+    return True
 
 
 async def _notify_nobody(stream: INetStream) -> None:

@@ -1,101 +1,177 @@
-"""Connections and streams that others open: how many a node takes, and what keeps one that fails from ending more than
-itself. A connection may also come through a relay."""
+"""Connections: which a node takes, of those that others make and those that it makes itself. What is opened on them is
+in ``inbound_streams.py``. A connection may also come through a relay.
 
-from collections.abc import Callable
+A socket whose handshake is not over holds one of few places for a few seconds, and how many handshakes a household may
+begin is bounded too, since each costs 6 ms of processor time. Who got through it holds a place by household; when there
+is none left, the idlest stranger gives up its own (``proto/admission.py``). Some are kept free for peers that this node
+knows from earlier, and those that it was told to connect with get any.
+
+libp2p's own limits lie above these and are never reached.
+"""
+
+from collections.abc import Callable, Collection
 
 import structlog
-from libp2p.abc import INetStream
+import trio
+from libp2p.abc import IMuxedConn
 from libp2p.connection_types import ConnectionType
-from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.network.stream.net_stream import NetStream
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from multiaddr import Multiaddr
 
-from node.network import negotiation
-from node.network.closing import reset_stream
+from node.network import addresses
 from node.network.network import NetworkSettings
-from node.network.peers import PeerTable
 from node.network.swarm_key import keyed
-from node.network.yamux import YamuxStream
+from node.network.yamux import YamuxConnection
 from node.peer_id import peer_text
+from proto.admission import Admission, Rank
+from proto.households import household_of
+from proto.pace import UNBOUNDED, Pace, Rate
 
 log = structlog.get_logger()
 
-MAX_STREAMS_PER_PEER = 64
-MAX_STREAMS = 512
+MAX_CONNECTIONS_PER_PEER = 3
+"""Both sides may dial at once, and a third comes after a restart that nobody noticed."""
+KEPT_SHARE = 8
+"""One in so many places for connections is kept for peers that are known."""
+STRANGER_IDLE_S = 10.0
+"""After so long without a hello and without a stream a connection gives up its place also to its own household."""
+MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
+"""Noise and Yamux together. When a household's places are taken, its oldest handshake ends."""
+HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
 
 class Inbound:
     """One host's. Takes libp2p's place at once, when it is made."""
 
-    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings) -> None:
-        self._host = host
+    def __init__(self, swarm: Swarm, settings: NetworkSettings) -> None:
         self._swarm = swarm
-        self._table = table
-        self._max_connections = settings.max_connections
         self._swarm_key = settings.swarm_key
-        self._num_inbound = 0
-        self._streams_of: dict[bytes, int] = {}
-        self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
-        """Called when a peer opens more streams than it may."""
-        # An exception in any inbound handler ends the whole swarm, and a peer may open any number of streams.
-        self._serve_stream = host._swarm_stream_handler
-        swarm.set_stream_handler(self._guard_stream)
+        self._remembered = settings.remembered
+        limit = settings.max_connections
+        self._connections: Admission[IMuxedConn] = Admission(
+            limit, MAX_CONNECTIONS_PER_PEER, limit // KEPT_SHARE, STRANGER_IDLE_S
+        )
+        self._handshakes: Admission[trio.CancelScope] = Admission(MAX_HANDSHAKES, MAX_HANDSHAKES)
+        self._pace = Pace(UNBOUNDED, HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK)
+        self.wanted = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
+        """Peers that this node was told to connect with."""
+        self.busy: list[Callable[[], Collection[bytes]]] = []
+        """Each tells of peers that have something under way with this node or through it."""
         # Holds its task and its inbound slot until the swarm ends, not the connection: after max_connections
         # inbound connections in all, a node would accept no more.
-        swarm._handle_inbound_connection = self._serve_inbound  # type: ignore[method-assign, assignment]
+        swarm._handle_inbound_connection = self._serve_socket  # type: ignore[method-assign, assignment]
+        self._add_connection = swarm.add_conn
+        swarm.add_conn = self._add_admitted  # type: ignore[method-assign]
 
-    async def _serve_inbound(self, socket: ReadWriteCloser, address: Multiaddr) -> None:
-        await self._serve_raw(RawConnection(socket, False), address)
+    @property
+    def num_handshakes(self) -> int:
+        """Sockets of others whose handshake is not over."""
+        return len(self._handshakes)
+
+    @property
+    def num_connections(self) -> int:
+        """Places that are taken."""
+        return len(self._connections)
+
+    def household(self, connection: IMuxedConn) -> str:
+        return self._connections.household_of(connection)
+
+    def is_wanted(self, connection: IMuxedConn) -> bool:
+        """Whether it is one with a peer that this node was told to connect with."""
+        return self._connections.rank_of(connection) == Rank.KEPT
+
+    def is_proven(self, connection: IMuxedConn) -> bool:
+        """Whether the peer said hello, or is wanted."""
+        return self._connections.rank_of(connection) >= Rank.PROVEN
+
+    def said_hello(self, peer: bytes) -> None:
+        """``peer`` is a node: its connections do not go for being idle."""
+        self._connections.raise_rank(peer, Rank.PROVEN)
+
+    def used(self, peer: bytes) -> None:
+        """``peer`` does something with its connection."""
+        self._connections.use(peer, trio.current_time())
 
     async def serve_circuit(self, pipe: ReadWriteCloser, address: Multiaddr) -> None:
         """Who comes through a relay, for as long as the connection lasts. address: this node's own there."""
-        await self._serve_raw(RawConnection(pipe, False, ConnectionType.RELAYED, [address]), address)
+        await self._serve_raw(RawConnection(pipe, False, ConnectionType.RELAYED, [address]))
 
-    async def _serve_raw(self, socket: RawConnection, address: Multiaddr) -> None:
-        if self._num_inbound >= self._max_connections:
-            await socket.close()
-            return
-        self._num_inbound += 1
+    async def _serve_socket(self, socket: ReadWriteCloser, address: Multiaddr) -> None:
+        await self._serve_raw(RawConnection(socket, False))
+
+    async def _serve_raw(self, raw: RawConnection) -> None:
+        """Supervisor of a connection that another made, from its first byte to its end."""
         try:
-            muxer = await self._swarm.upgrade_inbound_raw_conn(keyed(socket, self._swarm_key), address)
-            for connection in self._swarm.get_connections(muxer.peer_id):
-                if connection.muxed_conn is muxer:
-                    await self._table.wait_closed(connection)
-        except Exception as exc:  # noqa: BLE001  supervisor of a connection
+            muxer = await self._upgraded(raw)
+            if muxer is not None:
+                await self._swarm.add_conn(muxer, direction="inbound")
+                assert isinstance(muxer, YamuxConnection)
+                await muxer.wait_closed()
+        except Exception as exc:  # noqa: BLE001
             log.debug("inbound connection failed", error=repr(exc))
         finally:
-            self._num_inbound -= 1
+            with trio.CancelScope(shield=True):
+                await raw.close()
 
-    async def _guard_stream(self, stream: INetStream) -> None:
-        """Supervisor of one inbound stream, from before its protocol is known to its end."""
-        peer = stream.muxed_conn.peer_id.to_bytes()
-        num_streams = self._streams_of.get(peer, 0)
-        if num_streams >= MAX_STREAMS_PER_PEER or sum(self._streams_of.values()) >= MAX_STREAMS:
-            if num_streams >= MAX_STREAMS_PER_PEER:
-                self.on_refused(peer, "too many streams")
-            await reset_stream(stream)
-            return
-        self._streams_of[peer] = num_streams + 1
+    async def _upgraded(self, raw: RawConnection) -> IMuxedConn | None:
+        """None: there is no place for its handshake, or it took too long. Raises whatever the peer makes of it."""
+        household, now = household_of(_address_of(raw)), trio.current_time()
+        if self._pace.delay_s(b"", household, 1.0, now, patience_s=0.0) is None:
+            return None
+        with trio.CancelScope(deadline=now + HANDSHAKE_S) as scope:
+            given_up = self._handshakes.admit(scope, b"", household, now)
+            if given_up is None:
+                return None
+            for other in given_up:
+                other.cancel()
+            try:
+                upgrader = self._swarm.upgrader
+                secured = await upgrader.upgrade_security(keyed(raw, self._swarm_key), False)
+                return await upgrader.upgrade_connection(secured, secured.get_remote_peer())
+            finally:
+                self._handshakes.release(scope)
+        return None
+
+    async def _add_admitted(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
+        """Every connection comes by here, whoever made it, once it is known who the peer is. Raises SwarmException."""
+        assert isinstance(muxed_conn, YamuxConnection)
+        peer = muxed_conn.peer_id.to_bytes()
+        is_wanted = peer in self.wanted
+        given_up = self._connections.admit(
+            muxed_conn,
+            peer,
+            household_of(_address_of(muxed_conn)),
+            trio.current_time(),
+            is_wanted,
+            is_wanted or self._is_remembered(peer),
+            frozenset().union(*(busy() for busy in self.busy)),
+        )
+        if given_up is None:
+            await muxed_conn.close()
+            raise SwarmException("there is no room for one more connection")
+        muxed_conn.on_end = lambda: self._release(muxed_conn)
+        for other in given_up:
+            log.debug("connection_given_up", peer=peer_text(other.peer_id.to_bytes()))
+            self._swarm.manager.run_task(other.close)
         try:
-            await self._negotiate_and_serve(stream)
-        except Exception as exc:  # noqa: BLE001  supervisor of a stream
-            log.debug("inbound stream failed", peer=peer_text(peer), error=repr(exc))
-            await reset_stream(stream)
-        finally:
-            self._streams_of[peer] -= 1
-            if not self._streams_of[peer]:
-                del self._streams_of[peer]
+            return await self._add_connection(muxed_conn, direction)
+        except BaseException:
+            self._release(muxed_conn)
+            raise
 
-    async def _negotiate_and_serve(self, stream: INetStream) -> None:
-        assert isinstance(stream, NetStream) and isinstance(stream.muxed_stream, YamuxStream)
-        handlers = self._host.multiselect.handlers
-        accepted = await negotiation.accept(stream, stream.muxed_stream, handlers, negotiation.OPEN_DEADLINE_S)
-        if accepted is None:
-            await self._serve_stream(stream)
-            return
-        protocol, handler = accepted
-        stream.set_protocol(protocol)
-        await handler(stream)
+    def _release(self, connection: IMuxedConn) -> None:
+        self._connections.release(connection)
+
+    def _is_remembered(self, peer: bytes) -> bool:
+        end = f"/p2p/{peer_text(peer)}"
+        return any(address.endswith(end) for address in self._remembered())
+
+
+def _address_of(connection: RawConnection | IMuxedConn) -> str:
+    """Multiaddr of the other end, or the empty string."""
+    told = connection.get_transport_addresses()
+    return str(told[0]) if told else ""

@@ -14,6 +14,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.exceptions import ParseError
 from libp2p.io.abc import Reader
 from libp2p.io.exceptions import MessageTooLarge
+from libp2p.io.trio import TrioTCPStream
 from libp2p.network import swarm as swarm_module
 from libp2p.network.connection import swarm_connection
 from libp2p.protocol_muxer import multiselect_communicator
@@ -38,10 +39,10 @@ _RECORD_WRITERS = (
     "libp2p.kad_dht.provider_store",
 )
 _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
-    "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "_NegativePeerCache"),
+    "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "Swarm.add_conn"),
     "libp2p.network.auto_connector": ("AutoConnector.maybe_connect",),
     "libp2p.network.connection.swarm_connection": ("logging",),
-    "libp2p.host.basic_host": ("BasicHost._swarm_stream_handler",),
+    "libp2p.host.basic_host": ("BasicHost._identify_peer",),
     "libp2p.protocol_muxer.multiselect_communicator": ("read_delim",),
     "libp2p.stream_muxer.muxer_multistream": ("Yamux",),
     "libp2p.pubsub.pubsub": ("Pubsub.push_msg",),
@@ -57,8 +58,8 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_RECORD_READERS, ("consume_envelope",)),
 }
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "libp2p.network.swarm.Swarm": ("_negative_peer_cache", "retry_config"),
-    "libp2p.network.swarm._NegativePeerCache": ("_ttl",),
+    "libp2p.network.swarm.Swarm": ("retry_config",),
+    "libp2p.io.trio.TrioTCPStream": ("_cached_remote_address",),
     "libp2p.security.secure_session.SecureSession": ("conn", "_reset_internal_buffer"),
     "libp2p.security.noise.io.BaseNoiseMsgReadWriter": ("read_writer", "noise_state"),
     "libp2p.io.msgio.BaseMsgReadWriter": ("read_write_closer",),
@@ -106,6 +107,8 @@ def apply_module_fixes(debug: bool) -> None:
         import_module(module).consume_envelope = records.consume_envelope  # type: ignore[attr-defined]
     for module in _RECORD_WRITERS:
         import_module(module).env_to_send_in_RPC = records.env_to_send_in_rpc  # type: ignore[attr-defined]
+    # Knows no address of IPv6: all of its peers would be one household, and nobody could be told whether it is reached.
+    TrioTCPStream.get_remote_address = _remote_address  # type: ignore[method-assign, assignment]
     # Reads as many bytes as a stranger claims, before and after the handshake; a protocol's name is all it should be.
     multiselect_communicator.read_delim = _read_short_delim  # type: ignore[attr-defined]
     # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
@@ -114,6 +117,16 @@ def apply_module_fixes(debug: bool) -> None:
     logger.setLevel(logging.WARNING if debug else logging.CRITICAL)
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
+
+
+def _remote_address(stream: TrioTCPStream) -> tuple[str, int] | None:
+    if stream._cached_remote_address is None:
+        try:
+            host, port, *_ = stream.stream.socket.getpeername()
+        except OSError:
+            return None
+        stream._cached_remote_address = (host.partition("%")[0].removeprefix("::ffff:"), port)
+    return stream._cached_remote_address
 
 
 async def _read_short_delim(reader: Reader) -> bytes:

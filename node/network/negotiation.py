@@ -7,7 +7,6 @@ knows what the peer speaks need not even wait for that answer: the lines go out 
 
 from collections.abc import Awaitable, Callable, Mapping
 
-import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.utils import encode_delim
@@ -18,7 +17,7 @@ MULTISTREAM = encode_delim(b"/multistream/1.0.0")
 MAX_LINE_BYTES = 127
 """Longer names than a one-byte length can tell are left to libp2p's."""
 OPEN_DEADLINE_S = 10.0
-"""Until a stream's protocol is agreed on, for either side."""
+"""Until the protocol of a stream that this node opens is agreed on."""
 
 Handler = Callable[[INetStream], Awaitable[None]]
 
@@ -44,13 +43,24 @@ async def select(stream: INetStream, protocol: str) -> None:
 
 
 async def accept(
-    stream: INetStream, muxed: YamuxStream, handlers: Mapping[TProtocol | None, Handler | None], deadline_s: float
+    stream: INetStream, muxed: YamuxStream, handlers: Mapping[TProtocol | None, Handler | None]
 ) -> tuple[TProtocol, Handler] | None:
     """As the other side: the protocol that both lines at the beginning of ``stream`` ask for, answered, or None with
-    nothing read: then they are not all there, or ask for something else. Raises TooSlowError, and what the stream
-    raises."""
-    with trio.fail_after(deadline_s):
-        lines = await muxed.peek()
+    nothing read: then they are not all there, or ask for something else. Raises what the stream raises."""
+    lines = await muxed.peek()
+    asked = asked_for(lines)
+    handler = handlers.get(asked[0]) if asked else None
+    if asked is None or handler is None:
+        return None
+    protocol, end = asked
+    await stream.read(end)
+    await stream.write(lines[:end])
+    return protocol, handler
+
+
+def asked_for(lines: bytes) -> tuple[TProtocol, int] | None:
+    """What the two lines at the beginning of ``lines``, a stranger's bytes, ask for and where they end; None: they are
+    not all there, or no proposal. Never raises."""
     begin = len(MULTISTREAM)
     if not lines.startswith(MULTISTREAM) or len(lines) == begin or lines[begin] > MAX_LINE_BYTES:
         return None
@@ -58,10 +68,4 @@ async def accept(
     line = lines[begin + 1 : end]
     if len(lines) < end or not line.endswith(b"\n"):
         return None
-    protocol = TProtocol(line[:-1].decode(errors="replace"))
-    handler = handlers.get(protocol)
-    if handler is None:
-        return None
-    await stream.read(end)
-    await stream.write(lines[:end])
-    return protocol, handler
+    return TProtocol(line[:-1].decode(errors="replace")), end

@@ -3,8 +3,9 @@ time, and streams on what is connected."""
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from enum import Enum, auto
 
 import trio
 from libp2p.abc import INetConn, INetStream
@@ -17,7 +18,10 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.utils.dns_utils import resolve_multiaddr_with_retry
 from multiaddr import Multiaddr
+from multiaddr.resolvers import DNSResolver
 
 from node.network import addresses, negotiation
 from node.network.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
@@ -26,63 +30,113 @@ from node.network.network import NetworkError, NetworkSettings
 from node.network.peers import PeerTable
 from node.network.swarm_key import keyed
 from node.peer_id import peer_text
+from proto.limits import Limits, TokenBucket
 
 DIAL_DEADLINE_S = 5.0
 ADDRESS_TTL_S = 7_200
+UNASKED_DEADLINE_S = 10.0
+"""For a peer that Kademlia wants to reach, at all of its addresses."""
 MAX_DIAL_ADDRESSES = 4
 MAX_PARALLEL_DIALS = 8
+"""On this node's own account, and as many more on the word of others."""
+TOLD_RATE, TOLD_BURST = 4.0, 128.0
+"""Addresses a second that are dialled on the word of others: a lookup in a swarm that just began dials some dozens."""
+ADDRESS_RATE, ADDRESS_BURST = 1 / 30, 3.0
+"""Likewise for each address, of whatever peer it is said to be: nobody is dialled again and again for strangers."""
+
+
+class Origin(Enum):
+    """On whose account a peer is dialled."""
+
+    OWN = auto()
+    """This node was told so by those that run it: nothing holds it up, and there is a place for the connection."""
+    REMEMBERED = auto()
+    TOLD = auto()
+    """On the word of peers: within their limits, and not where names lead into this node's own network."""
 
 
 class Outbound:
     """One host's. Takes the place of the dial of libp2p's swarm at once, when it is made."""
 
-    def __init__(self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings) -> None:
+    def __init__(
+        self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings, wanted: set[bytes]
+    ) -> None:
+        """wanted: peers for which there is a place in any case; those dialled on own account are put there."""
         self._host = host
         self._swarm = swarm
         self._table = table
         self._me = settings.identity.peer_id
         self._swarm_key = settings.swarm_key
-        self._dials: dict[bytes, trio.Event] = {}
+        self._wanted = wanted
+        self._dials: dict[tuple[bytes, bool], trio.Event] = {}
+        """(peer, whether on the word of others)."""
         self._num_making: Counter[bytes] = Counter()
         """Relay -> circuits that are being made through it."""
-        self._dial_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self._own_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self._told_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self._told = TokenBucket(TOLD_RATE, TOLD_BURST, 0.0)
+        self._told_addresses: Limits[str] = Limits(ADDRESS_RATE, ADDRESS_BURST)
         self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
         """(relay, peer) -> what stands for a socket to the peer. Raises NetworkError."""
         # Any stream that anybody wants to open dials, also to a peer that was disconnected this moment: its loss
         # would go unnoticed, since the new connection is there before the end of the old one is told.
-        self._dial_peer = swarm.dial_peer
         swarm.dial_peer = self._dial_unasked  # type: ignore[method-assign]
 
-    async def dial(self, peer: bytes, candidates: Sequence[Multiaddr]) -> None:
+    async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
         """Connects, unless connected. One dial a peer at a time. Raises NetworkError that says what was tried.
 
         libp2p's own dial tries a single TCP address of those it knows, so the addresses are tried here in turn.
         """
         tried = []
-        async with self._only_dial(peer), self._dial_limiter:
+        is_told = origin is Origin.TOLD
+        async with self._only_dial(peer, is_told), self._told_limiter if is_told else self._own_limiter:
+            with self._as_wanted(peer, origin):
+                for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
+                    if peer in self._table:
+                        return
+                    try:
+                        with trio.fail_after(DIAL_DEADLINE_S):
+                            await self._dial_from(peer, address, origin)
+                    except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
+                        tried.append(f"{address}: {_root_cause(exc)}")
+                    else:
+                        self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
+                        return
             if peer in self._table:
                 return
-            for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
-                try:
-                    with trio.fail_after(DIAL_DEADLINE_S):
-                        await self._dial_address(peer, address)
-                except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
-                    tried.append(f"{address}: {_root_cause(exc)}")
-                else:
-                    self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
-                    return
         raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
 
-    async def _dial_address(self, peer: bytes, address: Multiaddr) -> None:
+    async def _dial_from(self, peer: bytes, address: Multiaddr, origin: Origin) -> None:
+        """Raises whatever comes of it."""
+        if origin is not Origin.OWN and addresses.is_name(address):
+            # (whoever has the name has it lead wherever it likes)
+            meant = [one for one in await _resolved(address) if addresses.is_tellable(one)]
+            if not meant:
+                raise NetworkError("the name does not lead to an address that others may tell")
+            address = meant[0]
+        await self._dial_address(peer, address, origin is Origin.TOLD)
+
+    @contextmanager
+    def _as_wanted(self, peer: bytes, origin: Origin) -> Iterator[None]:
+        if origin is not Origin.OWN or peer in self._wanted:
+            yield
+            return
+        self._wanted.add(peer)
+        try:
+            yield
+        finally:
+            self._wanted.discard(peer)
+
+    async def _dial_address(self, peer: bytes, address: Multiaddr, is_told: bool) -> None:
         """Raises whatever comes of it."""
         circuit = addresses.relay_of(address)
         if circuit is None:
-            await self._swarm.dial_addr(address, ID(peer))
+            await self._dial_socket(peer, address, is_told)
             return
         relay, relay_address = circuit
         if relay in (peer, self._me):
             raise NetworkError(f"{address} leads nowhere")
-        async with self._through(relay, relay_address):
+        async with self._through(relay, relay_address, is_told):
             pipe = await self.open_circuit(relay, peer)
             try:
                 raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
@@ -91,15 +145,22 @@ class Outbound:
                 await pipe.close()
                 raise
 
+    async def _dial_socket(self, peer: bytes, address: Multiaddr, is_told: bool) -> INetConn:
+        """Raises whatever comes of it."""
+        now = trio.current_time()
+        if is_told and not (self._told_addresses.take(str(address), now) and self._told.take(now)):
+            raise NetworkError("was dialled often enough on the word of others")
+        return await self._swarm.dial_addr(address, ID(peer))
+
     @asynccontextmanager
-    async def _through(self, relay: bytes, address: Multiaddr) -> AsyncIterator[None]:
+    async def _through(self, relay: bytes, address: Multiaddr, is_told: bool) -> AsyncIterator[None]:
         """Around the making of a circuit: connects with the relay. If nothing comes of the circuit, that connection
         ends: whoever tells of addresses could make this node connect to anybody for good."""
         connection: INetConn | None = None
         if relay not in self._table:
-            async with self._only_dial(relay):
+            async with self._only_dial(relay, is_told=True):
                 if relay not in self._table:
-                    connection = await self._swarm.dial_addr(address, ID(relay))
+                    connection = await self._dial_socket(relay, address, is_told)
         self._num_making[relay] += 1
         try:
             yield
@@ -122,33 +183,31 @@ class Outbound:
         )
 
     async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
-        """For Kademlia, which has to reach peers that nobody else asked for."""
-        async with self._only_dial(peer_id.to_bytes()):
-            if connections := self._swarm.get_connections(peer_id):
-                return connections
-            if self._table.is_leaving(peer_id.to_bytes()):
-                raise SwarmException("the peer has just been disconnected")
-            try:
-                return await self._dial_peer(peer_id)
-            except SwarmException:
-                # (libp2p's own leaves out addresses at relays)
-                known = addresses.in_dial_order(self._host.get_peerstore().addrs(peer_id), MAX_DIAL_ADDRESSES)
-                for address in (one for one in known if addresses.relay_of(one) is not None):
-                    with trio.move_on_after(DIAL_DEADLINE_S), suppress(NetworkError, BaseLibp2pError):
-                        await self._dial_address(peer_id.to_bytes(), address)
-                        return self._swarm.get_connections(peer_id)
-                raise
+        """For Kademlia, which has to reach peers that nobody else asked for. Raises SwarmException."""
+        peer = peer_id.to_bytes()
+        if connections := self._swarm.get_connections(peer_id):
+            return connections
+        if self._table.is_leaving(peer):
+            raise SwarmException("the peer has just been disconnected")
+        try:
+            with trio.fail_after(UNASKED_DEADLINE_S):
+                await self.dial(peer, self._host.get_peerstore().addrs(peer_id), Origin.TOLD)
+        except (NetworkError, PeerStoreError, trio.TooSlowError) as exc:
+            raise SwarmException(f"cannot reach {peer_id}: {exc!r}") from exc
+        return self._swarm.get_connections(peer_id)
 
     @asynccontextmanager
-    async def _only_dial(self, peer: bytes) -> AsyncIterator[None]:
-        """One dial a peer at a time, whoever wants it."""
-        while peer in self._dials:
-            await self._dials[peer].wait()
-        done = self._dials[peer] = trio.Event()
+    async def _only_dial(self, peer: bytes, is_told: bool) -> AsyncIterator[None]:
+        """One dial a peer at a time. One on this node's own account does not wait for what others told: addresses at
+        which nobody answers could hold it up."""
+        keys = [(peer, False), (peer, True)] if is_told else [(peer, False)]
+        while under_way := [self._dials[key] for key in keys if key in self._dials]:
+            await under_way[0].wait()
+        done = self._dials[peer, is_told] = trio.Event()
         try:
             yield
         finally:
-            del self._dials[peer]
+            del self._dials[peer, is_told]
             done.set()
 
     async def open(self, peer: bytes, protocol: str, direct: bool = False, waits: bool = True) -> INetStream:
@@ -177,6 +236,14 @@ class Outbound:
 
 def _is_relayed(connection: INetConn) -> bool:
     return connection.get_connection_type() == ConnectionType.RELAYED
+
+
+async def _resolved(name: Multiaddr) -> list[Multiaddr]:
+    """The addresses that a name stands for. Raises whatever comes of it."""
+    found = await resolve_multiaddr_with_retry(
+        name, resolver=DNSResolver(), max_retries=1, timeout_seconds=DIAL_DEADLINE_S
+    )
+    return addresses.in_dial_order(found or (), MAX_DIAL_ADDRESSES)
 
 
 async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:

@@ -4,6 +4,9 @@ The end of a stream, a reset and a lost connection all read alike, so the exchan
 every exchange has a final frame, and a stream that ends before it is a failure.
 """
 
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
@@ -20,8 +23,8 @@ from node.network.yamux import YamuxStream
 from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from proto.errors import RemoteError
-from proto.limits import TokenBucket
-from proto.messages import Control, Message
+from proto.messages import Control, Hello, Message
+from proto.pace import UNBOUNDED, Pace, Rate
 from proto.refusals import Refusal
 
 log = structlog.get_logger()
@@ -34,9 +37,28 @@ READ_DEADLINE_S = 10.0
 """For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
 READ_AHEAD_BYTES = 4_096
 """Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
-CONTROL_RATE = 50.0
-"""Control messages a second that one peer may send on average."""
-CONTROL_BURST = 200.0
+CONTROL_OF_A_PEER, CONTROL_OF_A_HOUSEHOLD, CONTROL_OF_A_PRIVATE_NETWORK = (
+    Rate(100.0, 400.0),
+    Rate(150.0, 1_200.0),
+    Rate(2_000.0, 8_000.0),
+)
+"""What control messages may cost a second, in tokens of 0.3 ms: one for a message and one for each of its kilobytes.
+One that reconciles 1,024 digests takes 9 ms and 29 tokens."""
+EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_HOUSEHOLD, EXCHANGES_OF_A_PRIVATE_NETWORK = (
+    Rate(400.0, 2_048.0),
+    Rate(400.0, 4_096.0),
+    Rate(4_000.0, 16_384.0),
+)
+"""Likewise for what peers ask: a prompt of 512 kB takes 513 tokens."""
+EXCHANGE_PATIENCE_S = 5.0
+"""What would have to wait for longer is reset."""
+OWN_CONTROL = Rate(40.0, 100.0)
+"""Control messages a second to one peer: earlier versions ban who sends more than 50, whatever made it send them."""
+MAX_OPENED_PER_PEER = 40
+"""Exchanges that this node has open with one peer. A peer takes 64 streams of any kind: the rest is for control
+messages, gossip, lookups and circuits."""
+OPENING_PATIENCE_S = 2.0
+"""For one of them to end."""
 
 
 class Charge(Protocol):
@@ -53,12 +75,14 @@ class Libp2pStream:
         stream: INetStream,
         peer: bytes,
         charge: Charge,
-        open_ones: "set[Libp2pStream] | None" = None,
         proposal: bytes = b"",
+        pace: Callable[[int], Awaitable[None]] | None = None,
+        on_end: "Callable[[Libp2pStream], None]" = lambda stream: None,
     ) -> None:
-        """open_ones: where it is while it is open. proposal: to be said before everything else, and answered alike."""
-        self._open_ones = set() if open_ones is None else open_ones
-        self._open_ones.add(self)
+        """proposal: to be said before everything else, and answered alike. pace: called with the length of a message
+        before it is read; it waits for as long as that has to, or raises NetworkError."""
+        self._pace = pace
+        self._on_end = on_end
         self._stream = stream
         # Without libp2p's own layer, which takes a lock, and so a scheduling round, to look at its state each time.
         self._bytes: INetStream | IMuxedStream = stream.muxed_stream if isinstance(stream, NetStream) else stream
@@ -98,6 +122,8 @@ class Libp2pStream:
         if length > MAX_MESSAGE_BYTES:
             await self._refuse(f"claims a message of {length} bytes, over {MAX_MESSAGE_BYTES}", Refusal.OVERSIZED)
         end = LENGTH_PREFIX.size + length
+        if self._pace is not None:
+            await self._pace(length)
         await self._fill(end, wait=False)
         data = bytes(self._buffer[LENGTH_PREFIX.size : end])
         del self._buffer[:end]  # only now: whoever cancels in between can call again
@@ -126,7 +152,7 @@ class Libp2pStream:
 
     def _end(self) -> None:
         self._over = True
-        self._open_ones.discard(self)
+        self._on_end(self)
 
     async def _hear(self) -> None:
         """The answer to the proposal. Raises NetworkError, also when it is none or late."""
@@ -180,20 +206,50 @@ class Streams:
         self._events = events
         self._charge = charge
         self._outboxes: dict[bytes, _Outbox] = {}
-        self._buckets: dict[bytes, TokenBucket] = {}
+        self._control_pace = Pace(CONTROL_OF_A_PEER, CONTROL_OF_A_HOUSEHOLD, CONTROL_OF_A_PRIVATE_NETWORK)
+        self._exchange_pace = Pace(EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_HOUSEHOLD, EXCHANGES_OF_A_PRIVATE_NETWORK)
+        self._own_pace = Pace(OWN_CONTROL, UNBOUNDED, UNBOUNDED)
         self.exchanges: set[Libp2pStream] = set()
         """Those that are open, of either side. Only look."""
-        host.inbound.on_refused = charge
+        self._num_opened: Counter[bytes] = Counter()
+        """Of them, those that this node opened, by peer."""
+        self._ended = trio.Event()
+        """Set and replaced when one of these is over."""
+        host.inbound.busy.append(lambda: {stream.peer for stream in self.exchanges})
+        host.streams.one_each.add(CONTROL_PROTOCOL)
         host.serve(CONTROL_PROTOCOL, self._serve_control)
 
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> Libp2pStream:
-        raw = await self._host.outbound.open(peer, protocol, waits=waits)
+        with trio.move_on_after(OPENING_PATIENCE_S):
+            while self._num_opened[peer] >= MAX_OPENED_PER_PEER:
+                await self._ended.wait()
+        if self._num_opened[peer] >= MAX_OPENED_PER_PEER:
+            raise NetworkError(f"{MAX_OPENED_PER_PEER} exchanges with {peer_text(peer)} are open already")
+        self._num_opened[peer] += 1
+        try:
+            raw = await self._host.outbound.open(peer, protocol, waits=waits)
+        except BaseException:
+            self._count_ended(peer)
+            raise
         proposal = b"" if waits else negotiation.proposal(protocol)
-        return Libp2pStream(raw, peer, self._charge, self.exchanges, proposal)
+
+        def on_end(stream: Libp2pStream) -> None:
+            self.exchanges.discard(stream)
+            self._count_ended(peer)
+
+        stream = Libp2pStream(raw, peer, self._charge, proposal, on_end=on_end)
+        self.exchanges.add(stream)
+        return stream
+
+    def _count_ended(self, peer: bytes) -> None:
+        self._num_opened -= Counter([peer])  # (which forgets who has none)
+        self._ended.set()
+        self._ended = trio.Event()
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def serve_stream(raw: INetStream) -> None:
-            stream = self._wrap(raw, self.exchanges)
+            stream = self._wrap(raw, self._exchange_pace, EXCHANGE_PATIENCE_S)
+            self.exchanges.add(stream)
             try:
                 await handler(stream)
                 await stream.aclose()
@@ -212,6 +268,7 @@ class Streams:
             raise NetworkError(f"not connected to {peer_text(peer)}")
         outbox = self._outboxes.setdefault(peer, _Outbox())
         async with outbox.lock:
+            await trio.sleep(self._own_pace.delay_s(peer, "", 1.0, trio.current_time(), math.inf) or 0.0)
             for last_attempt in (outbox.stream is None, True):
                 try:
                     if outbox.stream is None:
@@ -230,25 +287,31 @@ class Streams:
     def forget(self, peer: bytes) -> None:
         """The last connection with ``peer`` is gone, and its streams with it."""
         self._outboxes.pop(peer, None)
-        self._buckets.pop(peer, None)
 
-    def _wrap(self, stream: INetStream, open_ones: set[Libp2pStream] | None = None) -> Libp2pStream:
-        return Libp2pStream(stream, stream.muxed_conn.peer_id.to_bytes(), self._charge, open_ones)
+    def _wrap(self, raw: INetStream, pace: Pace, patience_s: float) -> Libp2pStream:
+        peer, household = raw.muxed_conn.peer_id.to_bytes(), self._host.inbound.household(raw.muxed_conn)
+
+        async def wait(length: int) -> None:
+            tokens = 1 + length / 1_024
+            delay_s = pace.delay_s(peer, household, tokens, trio.current_time(), patience_s)
+            if delay_s is None:
+                raise NetworkError(f"{peer_text(peer)} asks too much at once")
+            if delay_s:
+                await trio.sleep(delay_s)
+
+        return Libp2pStream(raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard)
 
     async def _serve_control(self, raw: INetStream) -> None:
-        stream = self._wrap(raw)
-        bucket = self._buckets.get(stream.peer) or TokenBucket(CONTROL_RATE, CONTROL_BURST, trio.current_time())
-        if stream.peer in self._host.table:  # Else it is gone already, and nobody would forget its bucket.
-            self._buckets[stream.peer] = bucket
+        """What is over the rate is not read: the peer waits, and nothing that it said is lost."""
+        stream = self._wrap(raw, self._control_pace, math.inf)
         try:
             while True:
                 message = await stream.receive()
                 if not isinstance(message, Control):
                     self._charge(stream.peer, f"{type(message).__name__} does not belong on a control stream")
                     return
-                if not bucket.take(trio.current_time()):
-                    self._charge(stream.peer, "too many messages", Refusal.TOO_MANY)
-                    return
+                if isinstance(message, Hello):
+                    self._host.inbound.said_hello(stream.peer)
                 await self._events.put_wait(Received(stream.peer, message))
         except (NetworkError, RemoteError):
             return  # the peer closed its side, or was charged by receive()

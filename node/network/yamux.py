@@ -16,6 +16,7 @@ in order, and no more than MAX_OUTGOING_BYTES beyond what one writer adds; a str
 import math
 import struct
 import time
+from collections.abc import Callable
 
 import structlog
 import trio
@@ -245,6 +246,8 @@ class YamuxConnection(IMuxedConn):
         self._has_outgoing = trio.Event()
         self._has_room = trio.Event()
         self._ended = trio.Event()
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when it is over, perhaps more than once."""
 
     # --- the interface ---------------------------------------------------------------------------------------------
 
@@ -475,6 +478,7 @@ class YamuxConnection(IMuxedConn):
 
     def _end(self) -> None:
         self._ended.set()
+        self.on_end()
         self._accept.close()
         for stream in list(self._streams.values()):
             stream.end()

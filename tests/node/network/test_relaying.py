@@ -10,7 +10,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, S
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-from node.network import relaying
+from node.network import inbound_streams, relaying
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import MessageStream, NetworkError
@@ -286,6 +286,7 @@ async def test_a_circuit_ends_at_its_bounds(monkeypatch: pytest.MonkeyPatch, bou
 
 async def test_garbage_and_silence_cost_a_relay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaying, "STEP_DEADLINE_S", 0.5)
+    monkeypatch.setattr(inbound_streams, "FIRST_MESSAGE_S", 0.5)
     async with open_network(node()) as relay, open_network(light_client()) as evil:
         await evil.connect(relay.addresses()[0])
         with trio.fail_after(PATIENCE_S):
