@@ -148,18 +148,9 @@ class Entry:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
         try:
-            # (after preparing, the deadline may have passed)
-            try:
-                prompt, sampling = await self._prepare(ask, client)
-            except _RefusedError as exc:
-                if request_id in self._running:
-                    self._end(request_id, exc.failed)
-            else:
-                if request_id in self._running:
-                    namespace = self._engine.info.namespace
-                    self._requests.tokenized(request_id, len(prompt))
-                    answered = unpack_tokens(ask.answered)
-                    self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client, answered))
+            # (a prompt may have to wait before it is read; at the deadline nothing more is done for it)
+            with trio.move_on_after(math.inf if deadline_s is None else max(0.0, deadline_s)):
+                await self._submit(request_id, ask, client)
             yield receive
         finally:
             running.expiry.cancel()
@@ -175,6 +166,20 @@ class Entry:
             if request_id in self._running:
                 self._handle(RequestCancelled(request_id))
                 self._end(request_id, Failed(code=DEADLINE, message=TOO_LATE, retryable=False))
+
+    async def _submit(self, request_id: bytes, ask: Ask, client: bytes) -> None:
+        """Hand a request to the overlay, or end it with what is wrong with it."""
+        try:
+            prompt, sampling = await self._prepare(ask, client)
+        except _RefusedError as exc:
+            if request_id in self._running:
+                self._end(request_id, exc.failed)
+        else:
+            if request_id in self._running:
+                namespace = self._engine.info.namespace
+                self._requests.tokenized(request_id, len(prompt))
+                answered = unpack_tokens(ask.answered)
+                self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client, answered))
 
     async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info

@@ -56,6 +56,11 @@ class SendBudget:
         self._refill(now)
         return now + max(0.0, -self._left) / self._rate
 
+    def left(self, now: float) -> float:
+        """Bytes that lie there; negative: a debt."""
+        self._refill(now)
+        return self._left
+
     def spend(self, num_bytes: int, now: float) -> None:
         """A message of ``num_bytes`` goes out. Mutates."""
         self._refill(now)

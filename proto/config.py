@@ -45,7 +45,8 @@ class DigestConfig:
     """Sets of one owner that are taken ahead of one per ``delta_min_gap_s``: each costs a root over the whole set,
     about 10 ms at the hard cap, however few bytes the change has."""
     heads_per_s: float = 1.0
-    """New versions of one owner that one peer may bring by gossip: twice what ``delta_min_gap_s`` lets out."""
+    """New versions of one owner in one namespace that one peer may bring by gossip: twice what
+    ``delta_min_gap_s`` lets out."""
     heads_burst: float = 30.0
     """And ahead of that: what a mesh held back for a minute arrives at once."""
     repairs_per_s: float = 20.0
@@ -66,7 +67,9 @@ class DigestConfig:
     """Estimates kept."""
     max_entries: int = 1_048_576
     """Kept of all owners together: a cell of 256 nodes at the default budget, a few hundred MB."""
-    max_floors: int = 65_536
+    max_floors: int = 16_384
+    """5 MB. A head says when it was issued and is of no use three minutes later: whoever crowds a floor out with
+    invented owners can show an older head for so long."""
     repairs_per_minute: int = 12
     """With bytes, to one reader, of one owner: a reader that keeps asking costs bounded bytes, and nothing is packed
     for one that asks more often."""

@@ -14,28 +14,21 @@ Invariants of ``OwnDigest``: the advertised set is prefix-closed and within the 
 and end at the current seq; ``seq`` grows with every published head, heartbeats included.
 """
 
-import sys
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from operator import lt
+from itertools import pairwise
 
 import msgspec
-from blake3 import blake3
+import numpy as np
 
-from proto.blocks import HASH_BYTES
 from proto.config import DigestConfig
-from proto.errors import RemoteError
-from proto.messages import ENTRY_BYTES, Announce, Delta, Head, Repair, RepairRequest
+from proto.entry_set import NOTHING, EntrySet, Keys, keys_of, pack_keys, unpack_keys, without
+from proto.messages import Announce, Delta, Head, Repair, RepairRequest
 
 Sign = Callable[[bytes], bytes]
 """Payload -> 64-byte Ed25519 signature of this node."""
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(owner's peer id, payload, signature) -> whether the owner signed the payload."""
-
-Entries = dict[int, int]
-"""Block hash -> class (0: KV cells in memory)."""
 
 SAME, LOG, SNAPSHOT = range(3)
 """``Repair.mode``."""
@@ -45,15 +38,30 @@ NO_ROOT = bytes(16)
 _SIGNING_CONTEXT = b"mycelia head v1\x00"
 
 
-def pack_entries(entries: Mapping[int, int], keys: Iterable[int] | None = None) -> bytes:
-    """Entries sorted by hash, 9 bytes each: hash big-endian, class. ``keys``: only these."""
-    chosen = sorted(entries if keys is None else keys)
-    hashes = pack_hashes(chosen)
-    packed = bytearray(ENTRY_BYTES * len(chosen))
-    for place in range(HASH_BYTES):  # column by column: a few copies instead of one object an entry
-        packed[place::ENTRY_BYTES] = hashes[place::HASH_BYTES]
-    packed[HASH_BYTES::ENTRY_BYTES] = bytes([entries[key] for key in chosen])
-    return bytes(packed)
+def pack_entries(entries: Mapping[int, int]) -> bytes:
+    """Entries sorted by hash, 9 bytes each: hash big-endian, class."""
+    return EntrySet.of(entries).pack()
+
+
+def unpack_entries(data: bytes) -> EntrySet:
+    """Inverse of ``pack_entries``. Raises RemoteError unless sorted, distinct and whole."""
+    return EntrySet.unpack(data)
+
+
+def pack_hashes(keys: Iterable[int]) -> bytes:
+    """Hashes sorted, 8 bytes each, big-endian."""
+    return pack_keys(keys_of(keys))
+
+
+def unpack_hashes(data: bytes) -> list[int]:
+    """Inverse of ``pack_hashes``. Raises RemoteError unless sorted, distinct and whole."""
+    hashes: list[int] = unpack_keys(data).tolist()
+    return hashes
+
+
+def root_of(entries: Mapping[int, int]) -> bytes:
+    """The 16-byte root that commits to ``entries``."""
+    return EntrySet.of(entries).root()
 
 
 def epoch_after(last: int, now: float) -> int:
@@ -63,42 +71,6 @@ def epoch_after(last: int, now: float) -> int:
     # A last epoch far in the future comes from a clock that was wrong then; continuing from it would have this node's
     # digests refused everywhere until that time comes.
     return max(now_ms, last + 1) if last < now_ms + 3_600_000 else now_ms
-
-
-def unpack_entries(data: bytes) -> Entries:
-    """Inverse of ``pack_entries``. Raises RemoteError unless sorted, distinct and whole."""
-    if len(data) % ENTRY_BYTES:
-        raise RemoteError("packed entries are not a multiple of 9 bytes")
-    hashes = bytearray(len(data) // ENTRY_BYTES * HASH_BYTES)
-    for place in range(HASH_BYTES):
-        hashes[place::HASH_BYTES] = data[place::ENTRY_BYTES]
-    return dict(zip(unpack_hashes(hashes), data[HASH_BYTES::ENTRY_BYTES], strict=True))
-
-
-def pack_hashes(keys: Iterable[int]) -> bytes:
-    """Hashes sorted, 8 bytes each, big-endian."""
-    packed = array("Q", sorted(keys))
-    if sys.byteorder == "little":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def unpack_hashes(data: bytes | bytearray) -> list[int]:
-    """Inverse of ``pack_hashes``. Raises RemoteError unless sorted, distinct and whole."""
-    if len(data) % HASH_BYTES:
-        raise RemoteError("packed hashes are not a multiple of 8 bytes")
-    packed = array("Q", data)
-    if sys.byteorder == "little":
-        packed.byteswap()
-    hashes = packed.tolist()
-    if not all(map(lt, hashes, islice(hashes, 1, None))):
-        raise RemoteError("packed hashes are not sorted")
-    return hashes
-
-
-def root_of(entries: Mapping[int, int]) -> bytes:
-    """The 16-byte root that commits to ``entries``."""
-    return blake3(pack_entries(entries), derive_key_context="mycelia 2026 digest root v1").digest(length=16)
 
 
 def signed_payload(head: Head) -> bytes:
@@ -125,7 +97,7 @@ class _LogEntry:
 
     from_seq: int
     seq: int
-    touched: frozenset[int]
+    touched: Keys
 
 
 class ChangeLog:
@@ -141,7 +113,7 @@ class ChangeLog:
         self.last_repair: Repair | None = None
         """Made from this log as it is now: several neighbours ask for the same."""
 
-    def add(self, from_seq: int, seq: int, touched: Set[int], num_keys: int) -> None:
+    def add(self, from_seq: int, seq: int, touched: Keys, num_keys: int) -> None:
         """(from_seq, seq] touched these keys; what does not join on to the log begins a new one. The log is kept while
         it is smaller than a snapshot of ``num_keys``: a reader that fell off it then pays no more."""
         self.last_repair = None
@@ -149,10 +121,10 @@ class ChangeLog:
         last = entries[-1] if entries else None
         if last is not None and last.seq != from_seq:
             entries.clear()
-        elif last is not None and not touched:
+        elif last is not None and not len(touched):
             entries[-1] = _LogEntry(last.from_seq, seq, last.touched)
             return
-        entries.append(_LogEntry(from_seq, seq, frozenset(touched)))
+        entries.append(_LogEntry(from_seq, seq, touched))
         size = sum(len(entry.touched) + 1 for entry in entries)
         drop = 0
         while size > max(num_keys, 64) and drop < len(entries) - 1:
@@ -164,16 +136,12 @@ class ChangeLog:
         self.last_repair = None
         self._entries.clear()
 
-    def touched_since(self, seq: int) -> set[int] | None:
+    def touched_since(self, seq: int) -> Keys | None:
         """The keys touched after ``seq``; None if the log does not reach back so far."""
         if not self._entries or seq < self._entries[0].from_seq:
             return None
-        touched: set[int] = set()
-        for entry in reversed(self._entries):
-            if entry.seq <= seq:
-                break
-            touched |= entry.touched
-        return touched
+        later = [entry.touched for entry in self._entries if entry.seq > seq]
+        return np.unique(np.concatenate([NOTHING.hashes, *later]))
 
     def check_invariants(self, seq: int) -> None:
         """Raises AssertionError when the log is broken or does not end at ``seq``."""
@@ -193,7 +161,7 @@ class OwnDigest:
         self._config = config
         self._leaves: dict[int, Sequence[int]] = {}
         """Leaf id -> its chain of block hashes; oldest first."""
-        self._entries: Entries = {}
+        self._entries = NOTHING
         self._log = ChangeLog()
         self._head: Head | None = None
 
@@ -240,15 +208,14 @@ class OwnDigest:
         """Publish the cache as it is now: a new version, also when nothing changed (a heartbeat). ``cell_bits``: depth
         of this node's cell. Mutates."""
         target = self._advertised()
-        touched = {key for key, kind in target.items() if self._entries.get(key) != kind}
-        touched.update(key for key in self._entries if key not in target)
+        touched = self._entries.changed(target)
         previous = self._head.seq if self._head else 0
         self._entries = target
         seq = previous + 1
         self._head = self._signed_head(seq, now, cell_bits)
         self._log.add(previous, seq, touched, len(target))
-        upserts = pack_entries(target, touched & target.keys())
-        removes = pack_hashes(touched - target.keys())
+        upserts = target.only(touched).pack()
+        removes = pack_keys(without(touched, target.hashes))
         if len(upserts) + len(removes) > self._config.push_bytes:
             return Announce(head=self._head)
         return Delta(head=self._head, from_seq=previous, upserts=upserts, removes=removes)
@@ -268,18 +235,18 @@ class OwnDigest:
         """Raises AssertionError when an invariant of the module's docstring is broken."""
         assert len(self._entries) <= self._config.advert_budget
         if self._head is not None:
-            assert self._head.root == root_of(self._entries) and self._head.count == len(self._entries)
+            assert self._head.root == self._entries.root() and self._head.count == len(self._entries)
             self._log.check_invariants(self._head.seq)
 
-    def _advertised(self) -> Entries:
+    def _advertised(self) -> EntrySet:
         """Newest leaves first, each from its root on, until the budget is spent: always prefix-closed."""
-        target: Entries = {}
+        target: dict[int, int] = {}
         for chain in self.chains():
             for key in chain:
                 if len(target) >= self._config.advert_budget and key not in target:
                     break
                 target[key] = 0
-        return target
+        return EntrySet.of(target)
 
     def _signed_head(self, seq: int, now: float, cell_bits: int) -> Head:
         unsigned = Head(
@@ -288,7 +255,7 @@ class OwnDigest:
             epoch=self._epoch,
             seq=seq,
             count=len(self._entries),
-            root=root_of(self._entries),
+            root=self._entries.root(),
             issued_at=int(now * 1000),
             signature=bytes(64),
             cell_bits=cell_bits,
@@ -296,7 +263,7 @@ class OwnDigest:
         return msgspec.structs.replace(unsigned, signature=self._sign(signed_payload(unsigned)))
 
 
-def repair_from(head: Head, entries: Mapping[int, int], log: ChangeLog, request: RepairRequest) -> Repair:
+def repair_from(head: Head, entries: EntrySet, log: ChangeLog, request: RepairRequest) -> Repair:
     """What brings the asker to ``head`` with the fewest bytes; owners and relays do the same."""
     if request.root == head.root and request.count == head.count:
         return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
@@ -306,8 +273,8 @@ def repair_from(head: Head, entries: Mapping[int, int], log: ChangeLog, request:
     touched = log.touched_since(request.seq) if request.epoch == head.epoch else None
     if touched is None:
         return snapshot(head, entries)
-    upserts = pack_entries(entries, touched & entries.keys())
-    removes = pack_hashes(touched - entries.keys())
+    upserts = entries.only(touched).pack()
+    removes = pack_keys(without(touched, entries.hashes))
     log.last_repair = Repair(head=head, mode=LOG, from_seq=request.seq, upserts=upserts, removes=removes)
     return log.last_repair
 

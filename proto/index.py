@@ -19,6 +19,7 @@ import numpy as np
 
 from proto.block_table import BlockTable, Keys
 
+Hashes = Collection[int] | Keys
 _FEW = 16
 """Up to so many ones of a mask are faster found one by one."""
 
@@ -44,7 +45,7 @@ class Index:
         """Number of distinct blocks held by anybody."""
         return len(self._table)
 
-    def add(self, peer: bytes, hashes: Collection[int]) -> None:
+    def add(self, peer: bytes, hashes: Hashes) -> None:
         """``peer`` holds ``hashes`` too. Adding twice changes nothing."""
         bit = self._bit_of.get(peer)
         if bit is None:
@@ -55,13 +56,13 @@ class Index:
             self._bit_of[peer] = bit
         self._change(_distinct(hashes), 1 << bit, 0)
 
-    def discard(self, peer: bytes, hashes: Collection[int]) -> None:
+    def discard(self, peer: bytes, hashes: Hashes) -> None:
         """``peer`` no longer holds ``hashes``."""
         bit = self._bit_of.get(peer)
         if bit is not None:
             self._change(_distinct(hashes), 0, 1 << bit)
 
-    def forget(self, peer: bytes, hashes: Collection[int]) -> None:
+    def forget(self, peer: bytes, hashes: Hashes) -> None:
         """Remove ``peer`` for good; ``hashes`` must be everything it holds."""
         self.discard(peer, hashes)
         bit = self._bit_of.pop(peer, None)
@@ -186,13 +187,15 @@ def _bits(mask: int) -> list[int]:
     return ones
 
 
-def _keys(hashes: Collection[int]) -> Keys:
+def _keys(hashes: Hashes) -> Keys:
+    if isinstance(hashes, np.ndarray):
+        return hashes
     if isinstance(hashes, array) and hashes.typecode == "Q":
         return np.frombuffer(hashes, np.uint64)
     return np.fromiter(hashes, np.uint64, len(hashes))
 
 
-def _distinct(hashes: Collection[int]) -> Keys:
+def _distinct(hashes: Hashes) -> Keys:
     """Ascending, as they come from the wire."""
     keys = _keys(hashes)
     return keys if (keys[1:] > keys[:-1]).all() else np.unique(keys)

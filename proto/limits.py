@@ -19,6 +19,10 @@ class TokenBucket:
         self._tokens = burst
         self._updated_at = now
 
+    def has(self, now: float, tokens: float = 1.0) -> bool:
+        """Whether there are enough. Does not mutate."""
+        return min(self._burst, self._tokens + max(0.0, now - self._updated_at) * self._rate) >= tokens
+
     def take(self, now: float, tokens: float = 1.0) -> bool:
         """Whether there were enough; takes them if so. Mutates."""
         self._refill(now)
@@ -44,6 +48,11 @@ class Limits(Generic[KeyT]):
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+    def has(self, key: KeyT, now: float) -> bool:
+        """Whether ``take`` would succeed. Does not mutate."""
+        bucket = self._buckets.get(key)
+        return bucket is None or bucket.has(now)
 
     def take(self, key: KeyT, now: float) -> bool:
         """Whether ``key`` may do it once more now. Mutates."""

@@ -3,10 +3,14 @@
 A connection becomes a *node* by its Hello. Connections that never say hello (light clients, relays, other software)
 are left alone and never routed to.
 
+When there are ``max_peers``, silent ones make way as long as they are more than half, the longest connected first; then
+the newest of a household that has at least two more than the newcomer's. So nobody keeps all others out with many keys.
+
 Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected,
 or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,10 +18,18 @@ import msgspec
 
 from proto.config import OverlayConfig
 from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
+from proto.estimate import Source
 from proto.events import Connected, ModelServed, Timer
+from proto.households import household_of
+from proto.limits import Limits
 from proto.load_table import LoadTable
 from proto.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
 from proto.observed import Observation, Observed
+
+QUESTIONS_PER_S, QUESTIONS_BURST = 10.0, 64.0
+"""To one peer, of all kinds together: hellos, subscriptions, repair requests, reconciliations. With as many answers to
+the peer's own questions, and this node's load each second, that stays below the 50 messages a second, and 200 at once,
+that a peer takes (``node/network/streams.py``)."""
 
 
 @dataclass
@@ -39,6 +51,8 @@ class Member:
     round_trip_s: float | None = None
     hello_sent_at: float = 0.0
     num_repeats: int = 0
+    makes_way: bool = False
+    """It is being disconnected for another one, and counts no more."""
 
 
 class Membership:
@@ -53,6 +67,8 @@ class Membership:
         self._own_told_at: dict[bytes, float] = {}
         self.is_leaving = False
         """Whether this node takes no new requests."""
+        self.questions: Limits[bytes] = Limits(QUESTIONS_PER_S, QUESTIONS_BURST)
+        """What this node may ask each peer. Take from it for every question."""
         self._tables: dict[bytes, LoadTable] = {}
         """Of namespaces that were asked for: those that this node routes in."""
 
@@ -75,6 +91,12 @@ class Membership:
         """Whether ``peer`` is connected and said hello."""
         member = self._members.get(peer)
         return member is not None and member.is_node
+
+    def source(self, peer: bytes) -> Source:
+        """What counts when ``peer`` makes this node keep or send something; of an unknown one its id alone."""
+        member = self._members.get(peer)
+        household = household_of(member.address) if member else ""
+        return Source(peer, household or peer.hex(), member is not None and member.is_node)
 
     def is_unconfirmed(self, peer: bytes) -> bool:
         """Whether ``peer`` said hello on a connection that nobody told of."""
@@ -122,14 +144,19 @@ class Membership:
     def on_connected(self, event: Connected, now: float) -> list[Effect]:
         if event.peer == self._me:
             return [Disconnect(event.peer, "this node itself", now)]
-        if event.peer not in self._members and len(self._members) >= self._config.max_peers:
-            return [Disconnect(event.peer, "too many peers", now)]
+        effects: list[Effect] = []
+        if event.peer not in self._members and self._is_full():
+            other = self._makes_way_for(self._name(event.peer, event.address))
+            if other is None:
+                return [Disconnect(event.peer, "too many peers", now)]
+            other.makes_way = True
+            effects = [Disconnect(other.peer, "room for a peer of another network", now)]
         member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
         member.address = event.address
         member.is_confirmed = True
         timer = Timer("hello", event.peer)
         waiting = CancelTimer(timer) if member.is_node else SetTimer(timer, now + self._config.hello_timeout_s)
-        return [self._say_hello(member, now), waiting]
+        return [*effects, self._say_hello(member, now), waiting]
 
     def on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
         member = self._members.pop(peer, None)
@@ -157,7 +184,7 @@ class Membership:
             ]
         member = self._members.get(peer)
         if member is None:  # its first stream can overtake the news of the connection
-            if len(self._members) >= self._config.max_peers:
+            if self._is_full():
                 return [Disconnect(peer, "too many peers", now)]
             member = self._members[peer] = Member(peer, "", now)
         is_new = not member.is_node
@@ -267,6 +294,25 @@ class Membership:
             nodes = {member.peer for member in self.nodes(namespace)}
             assert set(table.peers) == (nodes | {self._me} if namespace in self._own else nodes)
 
+    def _is_full(self) -> bool:
+        return sum(not member.makes_way for member in self._members.values()) >= self._config.max_peers
+
+    def _name(self, peer: bytes, address: str) -> str:
+        return Source(peer, household_of(address) or peer.hex(), False).name
+
+    def _makes_way_for(self, newcomer: str) -> Member | None:
+        """Whom a peer of the household ``newcomer`` displaces; None: nobody."""
+        staying = [member for member in self._members.values() if not member.makes_way]
+        silent = [member for member in staying if not member.is_node]
+        if len(silent) > self._config.max_peers / 2:
+            return min(silent, key=lambda member: member.connected_at)
+        num_of = Counter(self._name(member.peer, member.address) for member in staying)
+        largest, num = num_of.most_common(1)[0]
+        if num < num_of[newcomer] + 2:
+            return None
+        theirs = [member for member in staying if self._name(member.peer, member.address) == largest]
+        return max(theirs, key=lambda member: (not member.is_node, member.connected_at))
+
     def _put(self, member: Member, namespace: bytes) -> None:
         table = self._tables.get(namespace)
         if table is not None:
@@ -289,6 +335,7 @@ class Membership:
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
+        self.questions.take(member.peer, now)
         return Send(
             member.peer,
             Hello(wire_version=self._config.wire_version, agent=self._config.agent, served=self.own()),

@@ -47,6 +47,7 @@ from proto.events import (
 )
 from proto.floors import Floor
 from proto.ladder_plane import LadderPlane
+from proto.limits import Limits
 from proto.membership import Membership
 from proto.messages import (
     Announce,
@@ -72,6 +73,10 @@ from proto.request_plane import RequestPlane
 from proto.routing import Policy, wait_here_s
 from proto.trust import Offender, Trust
 from proto.vitals_plane import VitalsPlane
+
+_HELLOS_PER_S, _HELLOS_BURST = 1.0, 64.0
+"""Of one peer that are looked at. A node says hello once for each model that its engine gets ready, and when it is said
+hello to again."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ class Overlay:
         """What each plane received and the digests sent. Only read it."""
         self._config = config
         self._trust = Trust(config.trust)
+        self._hellos: Limits[bytes] = Limits(_HELLOS_PER_S, _HELLOS_BURST)
         self._members = Membership(me, config)
         self._vitals = VitalsPlane(me, config.vitals, rng, self._members)
         self._digests = DigestPlane(
@@ -283,6 +289,9 @@ class Overlay:
         message = event.message
         match message:
             case Hello():
+                if not self._hellos.take(event.peer, now):
+                    self.refusals[Refusal.TOO_SOON] += 1
+                    return []
                 effects = self._members.on_hello(event.peer, message, now)
                 if not self._members.understands(message.wire_version):
                     self.refusals[Refusal.WRONG_VERSION] += 1

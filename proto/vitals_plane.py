@@ -14,8 +14,8 @@ themselves. Leases are given only of namespaces that this node serves, to nodes 
 """
 
 import random
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Sequence
 
 from proto.config import VitalsConfig
 from proto.effects import Effect, Send, SetTimer
@@ -82,7 +82,8 @@ class VitalsPlane:
         return effects
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
-        """``peer`` asks to be told. Of too many, some lose their lease by chance: nobody can keep all others out."""
+        """``peer`` asks to be told. Of too many, one of the household with the most loses its lease, by chance: nobody
+        keeps all others out."""
         vitals = self._members.own_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
             return []
@@ -90,7 +91,7 @@ class VitalsPlane:
         for other in [other for other, until in leases.items() if until <= now]:
             del leases[other]
         if peer not in leases and len(leases) >= self._config.max_subscribers:
-            del leases[self._rng.choice(list(leases))]
+            del leases[self._rng.choice(self._crowd(leases, peer))]
         if vitals != self._told.get(message.namespace):
             self._told.pop(message.namespace, None)  # (this one believes otherwise than the others)
         leases[peer] = now + min(message.seconds, self._config.lease_s)
@@ -115,7 +116,7 @@ class VitalsPlane:
                     if now - used_at < self._config.settled_s:
                         continue
                     del wanted[oldest]
-                effects.append(self._ask(peer, namespace))
+                effects += self._ask(peer, namespace, now)
             wanted[peer] = now
             wanted.move_to_end(peer)
         if is_first and wanted:
@@ -132,7 +133,7 @@ class VitalsPlane:
         if not wanted:
             del self._wanted[namespace]
             return []
-        effects = [self._ask(peer, namespace) for peer in sorted(wanted)]
+        effects = [effect for peer in sorted(wanted) for effect in self._ask(peer, namespace, now)]
         return [*effects, SetTimer(self._timer(namespace), now + self._config.lease_s / 2)]
 
     def on_update(self, peer: bytes, update: VitalsUpdate, now: float, is_reply: bool = False) -> None:
@@ -162,11 +163,20 @@ class VitalsPlane:
         self._sent_at[namespace], self._told[namespace] = now, vitals
         return [Send(peer, VitalsUpdate(namespace=namespace, vitals=vitals)) for peer in peers]
 
+    def _crowd(self, leases: Collection[bytes], newcomer: bytes) -> list[bytes]:
+        """Those of ``leases`` whose households have the most, once the newcomer is one of them."""
+        name_of = {peer: self._members.source(peer).name for peer in (*leases, newcomer)}
+        num_of = Counter(name_of.values())
+        most = max(num_of[name_of[peer]] for peer in leases)
+        return [peer for peer in leases if num_of[name_of[peer]] == most]
+
     def _subscribers(self, namespace: bytes, now: float) -> list[bytes]:
         return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
 
-    def _ask(self, peer: bytes, namespace: bytes) -> Effect:
-        return Send(peer, Subscribe(namespace=namespace, seconds=round(self._config.lease_s)))
+    def _ask(self, peer: bytes, namespace: bytes, now: float) -> list[Effect]:
+        if not self._members.questions.take(peer, now):
+            return []
+        return [Send(peer, Subscribe(namespace=namespace, seconds=round(self._config.lease_s)))]
 
     def _timer(self, namespace: bytes) -> Timer:
         return Timer("subscriptions", namespace=namespace)

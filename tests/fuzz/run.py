@@ -13,6 +13,7 @@ import argparse
 import ast
 import faulthandler
 import importlib
+import logging
 import os
 import pkgutil
 import random
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
+
+import structlog
 
 import tests.fuzz.targets
 
@@ -309,6 +312,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="this input of the seed alone, with a traceback if it fails")
     parser.add_argument("--file", type=Path, help="the input in this file alone, which a failure left")
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     targets = [found[name] for name in options.target or found]
     if options.file is None and options.only is None:

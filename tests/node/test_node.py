@@ -4,9 +4,12 @@ import msgspec
 import pytest
 import trio
 
-from node.entry import ASK, GENERATE
+from node.engine.fake import FakeEngine
+from node.entry import ASK, GENERATE, Entry
+from node.errors import BusyError
 from node.network.identity import new_identity
 from node.network.network import MessageStream, NetworkSettings
+from node.telemetry.requests import RequestLog
 from node.views import TextView, frame_view
 from proto.blocks import STRIDE, pack_tokens
 from proto.config import CellConfig, OverlayConfig
@@ -23,6 +26,7 @@ from proto.messages import (
     Text,
     Tokens,
 )
+from proto.overload import OVERLOADED
 from tests.node.members import LONG, an_ask, frames_of, open_members, text_of
 
 
@@ -209,6 +213,41 @@ async def test_a_deadline_that_is_kept_or_passes_at_once(autojump_clock: trio.te
             last = [frame async for frame in stream][-1]
         assert isinstance(last, Failed) and last.code == "deadline"
         await trio.sleep(200)  # of virtual time: nothing goes off late
+
+
+class SlowReader(FakeEngine):
+    """It never comes to reading a conversation."""
+
+    async def tokenize_chat(self, *_: object, **__: object) -> list[int]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+async def test_a_deadline_passes_before_the_prompt_is_read(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    entry = Entry(SlowReader(), None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    await nursery.start(entry.run)
+    with trio.fail_after(10):
+        async with entry.ask(an_ask("hello"), 2.0) as stream:
+            frames = [frame async for frame in stream]
+    assert trio.current_time() == pytest.approx(2.0)
+    assert isinstance(frames[0], Failed) and frames[0].code == "deadline" and len(frames) == 1
+
+
+class BusyReader(FakeEngine):
+    """Too much waits to be read."""
+
+    async def tokenize_chat(self, *_: object, **__: object) -> list[int]:
+        raise BusyError("too many texts wait to be read", 1.5)
+
+
+async def test_a_prompt_that_there_is_no_time_to_read_is_refused_with_a_time() -> None:
+    entry = Entry(BusyReader(), None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    async with entry.ask(an_ask("hello")) as stream:
+        (failed,) = [frame async for frame in stream]
+    assert isinstance(failed, Failed) and failed.code == OVERLOADED
+    assert failed.retryable and failed.retry_after_ms == 1_500
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""Who makes this node keep how much of other nodes' digests, and what makes way when the room is spent.
+
+Owners cost nothing to invent, so what counts is who told of them. Every estimate is kept on the *account* of one peer:
+the owner's own while it is connected, else of who told of it first. A peer's account holds at most a quarter of all
+entries, a sixteenth if it never said hello, and its household no more than that unless it is of a private network.
+
+When all room is spent, suspect owners make way, then those that are not connected for those that are, and then those
+of households that hold more than the newcomer's would. So whoever fills the room only pushes out its own, and there is
+always some for a connected owner of another household.
+
+Invariant: the books here are the sums over the estimates.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Set
+
+from proto.config import DigestConfig
+from proto.estimate import Estimate, Key, Source
+from proto.households import is_local
+
+NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 1 / 4, 1 / 16, 3 / 4
+"""Of all entries: of a peer and its household, of one that never said hello, and of a household that is an address of a
+private network, where a whole swarm may be."""
+
+
+class Room:
+    """The books of all accounts. It decides; ``Estimates`` does."""
+
+    def __init__(self, config: DigestConfig, estimates: Mapping[Key, Estimate], connected: Set[bytes]) -> None:
+        """estimates, connected: looked at, never changed."""
+        self._config = config
+        self._estimates = estimates
+        self._connected = connected
+        self.num_entries = 0
+        """Kept of all owners together."""
+        self._entries_of: Counter[bytes | str] = Counter()
+        """Of peers and of households."""
+        self._owners_of: Counter[str] = Counter()
+
+    def add(self, account: Source, num_owners: int, num_entries: int) -> None:
+        """So much more, or less if negative, is kept on ``account``. Mutates."""
+        self.num_entries += num_entries
+        for name in (account.peer, account.household):
+            self._entries_of[name] += num_entries
+            if not self._entries_of[name]:
+                del self._entries_of[name]
+        self._owners_of[account.household] += num_owners
+        if not self._owners_of[account.household]:
+            del self._owners_of[account.household]
+
+    def fits(self, account: Source, num_entries: int) -> bool:
+        """Whether ``account`` may hold so many more. Does not mutate."""
+        share = NODE_SHARE if account.is_node else STRANGER_SHARE
+        of_household = LOCAL_SHARE if is_local(account.household) else share
+        most = self._config.max_entries
+        return (
+            self._entries_of[account.peer] + num_entries <= share * most
+            and self._entries_of[account.household] + num_entries <= of_household * most
+        )
+
+    def surplus(self, account: Source) -> list[Key]:
+        """What of ``account`` is over its bound, the longest quiet first. Does not mutate."""
+        mine = sorted((one.heard_at, key) for key, one in self._estimates.items() if one.account.peer == account.peer)
+        gone, num_gone = [], 0
+        for _, key in mine:
+            if self.fits(account, -num_gone):
+                break
+            num_gone += len(self._estimates[key].entries)
+            gone.append(key)
+        return gone
+
+    def victims(self, key: Key, account: Source, num_entries: int) -> list[Key] | None:
+        """What has to be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None: it cannot. Does
+        not mutate."""
+        config = self._config
+        num_excess = len(self._estimates) + (key not in self._estimates) - config.max_owners
+        entries_excess = self.num_entries + num_entries - config.max_entries
+        if num_excess <= 0 and (num_entries <= 0 or entries_excess <= 0):
+            return []
+        is_connected = key[0] in self._connected
+
+        def makes_way(other: Key, one: Estimate) -> bool:
+            if other[0] in self._connected and not is_connected:
+                return False
+            if one.suspect or (is_connected and other[0] not in self._connected):
+                return True
+            mine, theirs = account.household, one.account.household
+            has_more_owners = self._owners_of[theirs] > self._owners_of[mine] + 1
+            has_more_entries = self._entries_of[theirs] > self._entries_of[mine] + num_entries
+            return mine != theirs and (num_excess <= 0 or has_more_owners) and (entries_excess <= 0 or has_more_entries)
+
+        ranked = sorted(
+            (
+                other[0] in self._connected,
+                not one.suspect,
+                -self._entries_of[one.account.household],
+                one.heard_at,
+                other,
+            )
+            for other, one in self._estimates.items()
+            if other != key and makes_way(other, one)
+        )
+        gone = []
+        for *_, other in ranked:
+            if num_excess <= 0 and entries_excess <= 0:
+                break
+            num_excess -= 1
+            entries_excess -= len(self._estimates[other].entries)
+            gone.append(other)
+        return None if num_excess > 0 or entries_excess > 0 else gone
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the invariant of the module's docstring or a bound is broken."""
+        estimates = self._estimates.values()
+        assert self.num_entries == sum(len(one.entries) for one in estimates) <= self._config.max_entries
+        assert len(estimates) <= self._config.max_owners
+        by_peer, by_household = Counter[bytes](), Counter[str]()
+        for one in estimates:
+            by_peer[one.account.peer] += len(one.entries)
+            by_household[one.account.household] += len(one.entries)
+        assert {name: num for name, num in self._entries_of.items() if isinstance(name, bytes)} == +by_peer
+        assert {name: num for name, num in self._entries_of.items() if isinstance(name, str)} == +by_household
+        assert self._owners_of == Counter(one.account.household for one in estimates)

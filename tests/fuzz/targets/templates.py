@@ -1,0 +1,86 @@
+"""Hostile conversations and tools for ``ChatTemplate``: tokens or a LocalError, whatever the model's template does."""
+
+import random
+
+from node.engine.chat import ChatTemplate
+from node.engine.prompts import PromptLimit
+from proto.errors import LocalError
+from proto.messages import ChatMessage
+from tests.fuzz.odd_json import odd_json
+from tests.fuzz.templates import TEMPLATES
+
+_ROLES = ("user", "user", "assistant", "system", "tool", "ipython", "", "user<|im_end|>", "x" * 33)
+_CONTENTS = (
+    "",
+    "x",
+    "How is it?",
+    "<|im_end|>",
+    "content" + "0" * 32,
+    "{{ 7 }}",
+    "\x00",
+    "\ud7ff😀",
+    "y " * 900,
+    " \n",
+)
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "place": {"type": "string", "enum": ["a", "b"]},
+        "days": {"type": "array", "items": {"type": "integer"}},
+    },
+    "required": ["place"],
+}
+_TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": 'Says "sun".', "parameters": _SCHEMA}}
+] * 2
+_CALL = {"id": "123456789", "type": "function", "function": {"name": "weather", "arguments": {"place": "a b"}}}
+_EXTRAS = (
+    {"tool_calls": [_CALL]},
+    {"tool_calls": [_CALL, _CALL]},
+    {"tool_call_id": "c1", "name": "weather"},
+    {"reasoning_content": "Hm.", "indent": 2, "list": [{"a": {"b": 1}}, [1]]},
+)
+_LIMIT = PromptLimit(20_000, 16)
+
+Item = tuple[int, list[tuple[str, str, str]], str]
+"""Which template; (role, content, extras) of each message; tools. No template writes a zero byte."""
+
+
+class Templates:
+    """The conversation of an Ask."""
+
+    name = "templates"
+
+    def __init__(self) -> None:
+        self._templates = [
+            ChatTemplate(text, _tokenize, bos_text="<s>", eos_text="</s>", bos_token=1, limit=_LIMIT)
+            for text in TEMPLATES
+        ]
+
+    def make(self, rng: random.Random) -> Item:
+        messages = [
+            (
+                rng.choice(_ROLES) if rng.random() < 0.3 else rng.choice(_ROLES[:5]),
+                rng.choice(_CONTENTS),
+                odd_json(rng.choice(_EXTRAS), rng) if rng.random() < 0.4 else "",
+            )
+            for _ in range(rng.choice((0, 1, 1, 2, 3, 5)) if rng.random() < 0.99 else 1_024)
+        ]
+        tools = odd_json(_TOOLS, rng) if rng.random() < 0.4 else ""
+        return rng.randrange(len(TEMPLATES)), messages, tools
+
+    def check(self, item: Item) -> bool:
+        number, messages, tools = item
+        turns = [ChatMessage(role=role, content=content, extras=extras) for role, content, extras in messages]
+        try:
+            tokens = self._templates[number].tokens(turns, tools)
+        except LocalError:
+            return False
+        assert 0 < len(tokens) <= _LIMIT.context_tokens + 1
+        assert _tokenize("\x00", True)[0] not in tokens, "what somebody wrote could have been a control token"
+        return True
+
+
+def _tokenize(text: str, special: bool) -> list[int]:
+    """As many tokens as bytes; control tokens and others are told apart."""
+    return [byte + 2 + 256 * special for byte in text.encode("utf-8", "replace")]
