@@ -37,7 +37,7 @@ from node.network.network import MessageStream, Network, NetworkSettings
 from node.network.supervise import supervised
 from node.peer_id import peer_text
 from node.reach import keep_reachable
-from node.relay import FindEntries, relayed
+from node.relay import FindEntries, Relay
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
 from node.serve.api import Embedded
 from node.serve.gateway import Access, serve_gateway
@@ -99,6 +99,7 @@ class Node:
         self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
         self._entry = Entry(engine, network, self._driver.handle, self._overlay.silence_s, self.requests)
         self._models = SwarmModels(network, self._overlay, self._driver, engine)
+        self._relay = Relay(network, self.requests, engine.info.name)
         self._tree = RadixTree()
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
@@ -144,7 +145,8 @@ class Node:
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found."""
-        return self._ask(partial(self._models.find, ask.model, client), ask, deadline_s, client)
+        find = partial(self._models.find, ask.model, client)
+        return self._ask(find, ask, deadline_s, client, is_own=True)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """A node's prompt goes on only to a node that serves its model and is connected: it has looked for others
@@ -154,14 +156,14 @@ class Node:
             return [server for server in self._models.servers(ask.model) if server != peer]
 
         find = servers if peer in self._connected() else partial(self._models.find, ask.model, peer=peer)
-        return self._ask(find, ask, None, peer)
+        return self._ask(find, ask, None, peer, is_own=False)
 
     def _ask(
-        self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes
+        self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes, is_own: bool
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         if ask.model in ("", self.model):
             return self._entry.ask(ask, deadline_s, client)
-        return relayed(self._network, find, ask, deadline_s, client, self.requests, self.model)
+        return self._relay.relayed(find, ask, deadline_s, client, is_own)
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``."""
