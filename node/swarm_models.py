@@ -137,7 +137,7 @@ class SwarmModels:
         who asks, the one or the other; who has several models looked for already gets what is known."""
         if not self.servers(model):
             with trio.move_on_after(FIND_DEADLINE_S):
-                while not self.servers(model) and (over := self._finding.get(model)):
+                while not self.servers(model) and (over := self._finding.get(model)) is not None:
                     await over.wait()  # (who looked may have left in the middle of it)
                 if not self.servers(model):
                     await self._look_in_turn(model, client, peer)
