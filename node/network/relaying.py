@@ -6,9 +6,10 @@ which opens one to the node and from then on copies bytes both ways. Over them t
 socket, with Noise and Yamux: the relay sees neither who says what nor can it pretend to be one of them.
 
 What a relay gives is bounded: MAX_RESERVATIONS nodes, MAX_CIRCUITS circuits, each for MAX_CIRCUIT_S and
-MAX_CIRCUIT_BYTES and while it is not silent, all of them together at RELAYED_BYTES_PER_S. A circuit that ends so is a
-lost connection, and is dialled anew. Only direct connections reserve and are connected through: there are no circuits
-in circuits. A place is worth no more than the connection that it was given on.
+MAX_CIRCUIT_BYTES and while it is not silent, all of them together at RELAYED_BYTES_PER_S, of which each direction of a
+circuit has its turn for COPY_BYTES. Reservations and circuits are given by household, circuits by that of their targets
+too. A circuit that ends so is a lost connection, and is dialled anew. Only direct connections reserve and are connected
+through: there are no circuits in circuits. A place is worth no more than the connection that it was given on.
 """
 
 import random
@@ -35,7 +36,8 @@ from node.network.host import Host
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
 from node.peer_id import peer_text
-from proto.households import household_of
+from proto.households import Places, household_of
+from proto.pace import Pace, Rate
 
 log = structlog.get_logger()
 
@@ -44,13 +46,17 @@ STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
 MAX_MESSAGE_BYTES = 4_096
 STEP_DEADLINE_S = 5.0
 """For each message of the agreement."""
+ANSWER_DEADLINE_S = 3 * STEP_DEADLINE_S
+"""For that of a relay, which has to ask the node first."""
 
-MAX_RESERVATIONS, MAX_RESERVATIONS_PER_HOUSEHOLD = 32, 8
+MAX_RESERVATIONS = 32
 RESERVATION_S = 3_600.0
 MAX_CIRCUITS = 32
 """When all are busy both ways, each direction moves half of a stream's window in 4 s: who sends waits 5 s for that."""
 MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 8, 16
 """That one peer opens, and that lead to one: a node takes 64 streams of its relay."""
+CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
+"""Circuits a second to one node, and that one household asks for: each costs that node a handshake."""
 MAX_CIRCUIT_S = 7_200.0
 MAX_CIRCUIT_BYTES = 512 * 2**20
 """Both ways together. A token takes some 200 bytes on its way, a long prompt half a megabyte."""
@@ -107,12 +113,16 @@ class Relaying:
         self._rng = rng
         self._host = host
         self._table = table
-        self._until: dict[bytes, float] = {}
-        """Peers that reserved here -> until when, in trio's time."""
-        self._num_circuits: Counter[bytes] = Counter()
-        """By who opened them."""
-        self._num_to: Counter[bytes] = Counter()
+        self._reserved: dict[bytes, tuple[float, str]] = {}
+        """Peers that reserved here -> (until when, in trio's time; household)."""
+        self._reservations = Places(MAX_RESERVATIONS, 1)
+        self._from = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_PEER)
+        """Circuits by who opened them."""
+        self._to = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_TARGET)
         """By where they lead."""
+        self._ends: Counter[bytes] = Counter()
+        """Peers at either end of circuits."""
+        self._pace = Pace(CONNECTS, CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK)
         self._paced_at = 0.0
         """When what was copied so far would have been, at RELAYED_BYTES_PER_S."""
         self._is_wanted = False
@@ -124,6 +134,7 @@ class Relaying:
         """Peers that are not asked again before."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when this node's own addresses have changed."""
+        host.inbound.busy.append(self._ends.keys)
         host.circuits = self.circuits
         host.outbound.open_circuit = self.open_circuit
         host.serve(STOP_PROTOCOL, self._serve_stop)
@@ -133,15 +144,14 @@ class Relaying:
     @property
     def num_circuits(self) -> int:
         """That this node carries for others."""
-        return self._num_circuits.total()
+        return self._from.num_taken
 
     # --- as the relay ----------------------------------------------------------------------------------------------
 
     async def _serve_hop(self, stream: INetStream) -> None:
         peer = stream.muxed_conn.peer_id.to_bytes()
         request = HopMessage()
-        with trio.fail_after(STEP_DEADLINE_S):
-            request.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+        await _hear(stream, request)
         if stream.muxed_conn.get_connection_type() != ConnectionType.DIRECT:
             await _say(stream, HopMessage(type=HopMessage.STATUS, status=Status.PERMISSION_DENIED))
         elif request.type == HopMessage.RESERVE:
@@ -154,17 +164,16 @@ class Relaying:
         await stream.close()
 
     def _reserve(self, peer: bytes) -> HopMessage:
-        now = trio.current_time()
-        self._until = {one: until for one, until in self._until.items() if until > now and one in self._table}
-        if peer not in self._until:
-            households = Counter(map(self._household, self._until))
-            if (
-                len(self._until) >= MAX_RESERVATIONS
-                or households[self._household(peer)] >= MAX_RESERVATIONS_PER_HOUSEHOLD
-            ):
-                return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
-        self._until[peer] = now + RESERVATION_S
-        log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self._until))
+        now, household = trio.current_time(), self._household(peer)
+        for one, (until, _) in list(self._reserved.items()):
+            if until <= now:
+                self._free_reservation(one)
+        if peer in self._reserved:
+            household = self._reserved[peer][1]
+        elif peer not in self._table or not self._reservations.take(peer, household):
+            return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
+        self._reserved[peer] = now + RESERVATION_S, household
+        log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self._reserved))
         return HopMessage(
             type=HopMessage.STATUS,
             status=Status.OK,
@@ -172,17 +181,27 @@ class Relaying:
             limit=_limit(),
         )
 
+    def _free_reservation(self, peer: bytes) -> None:
+        if peer in self._reserved:
+            _, household = self._reserved.pop(peer)
+            self._reservations.free(peer, household)
+
     def _household(self, peer: bytes) -> str:
         return household_of(self._table.remote_address(peer))
 
     async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
-        refusal = self._refusal(source, target)
+        until, to_household = self._reserved.get(target, (0.0, ""))
+        from_household = self._household(source)
+        refusal = None
+        if until <= trio.current_time() or target not in self._table or target == source:
+            refusal = Status.NO_RESERVATION
+        elif not self._is_given(source, from_household, target, to_household):
+            refusal = Status.RESOURCE_LIMIT_EXCEEDED
         if refusal is not None:
             await _say(stream, HopMessage(type=HopMessage.STATUS, status=refusal))
             await stream.close()
             return
-        self._num_circuits[source] += 1
-        self._num_to[target] += 1
+        self._ends.update((source, target))
         onward: INetStream | None = None
         try:
             onward = await self._opened_to(target, source)
@@ -193,21 +212,26 @@ class Relaying:
             else:
                 await self._copy(Pipe(stream), Pipe(onward))
         finally:
-            self._num_circuits -= Counter([source])  # (which forgets who has none)
-            self._num_to -= Counter([target])
+            self._from.free(source, from_household)
+            self._to.free(target, to_household)
+            self._ends.subtract((source, target))
+            for peer in (source, target):
+                if not self._ends[peer]:
+                    del self._ends[peer]
             if onward is not None:
                 await Pipe(onward).close()
 
-    def _refusal(self, source: bytes, target: bytes) -> "Status.ValueType | None":
-        if self._until.get(target, 0.0) <= trio.current_time() or target not in self._table or target == source:
-            return Status.NO_RESERVATION
-        if (
-            self.num_circuits >= MAX_CIRCUITS
-            or self._num_circuits[source] >= MAX_CIRCUITS_PER_PEER
-            or self._num_to[target] >= MAX_CIRCUITS_PER_TARGET
-        ):
-            return Status.RESOURCE_LIMIT_EXCEEDED
-        return None
+    def _is_given(self, source: bytes, from_household: str, target: bytes, to_household: str) -> bool:
+        """Whether there is a place for one more circuit. Takes it if so."""
+        now = trio.current_time()
+        if self._pace.delay_s(target, from_household, 1.0, now, patience_s=0.0) is None:
+            return False
+        if not self._from.take(source, from_household):
+            return False
+        if not self._to.take(target, to_household):
+            self._from.free(source, from_household)
+            return False
+        return True
 
     async def _opened_to(self, target: bytes, source: bytes) -> INetStream | None:
         """A stream on which ``target`` agreed to be connected with ``source``."""
@@ -220,8 +244,7 @@ class Relaying:
         answer = StopMessage()
         try:
             await _say(stream, StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=source), limit=_limit()))
-            with trio.fail_after(STEP_DEADLINE_S):
-                answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+            await _hear(stream, answer)
         except (*_ERRORS, trio.TooSlowError) as exc:
             log.debug("relay_target_silent", peer=peer_text(target), reason=repr(exc))
         except BaseException:
@@ -269,7 +292,9 @@ class Relaying:
             self._look_again()
 
     def forget(self, peer: bytes) -> None:
-        """It is no longer connected: if it was a relay, its place is gone, and another is sought at once."""
+        """It is no longer connected: its place here is gone. If it was a relay, so is this node's there, and another is
+        sought at once."""
+        self._free_reservation(peer)
         if self._relays.pop(peer, None) is not None:
             self._look_again()
 
@@ -328,7 +353,7 @@ class Relaying:
                 stream = await self._host.outbound.open(relay, HOP_PROTOCOL, direct=True)
                 try:
                     await _say(stream, HopMessage(type=HopMessage.RESERVE))
-                    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+                    await _hear(stream, answer)
                 finally:
                     await Pipe(stream).close()
         except (NetworkError, *_ERRORS, trio.TooSlowError) as exc:
@@ -345,8 +370,7 @@ class Relaying:
         """Somebody comes through one of this node's relays."""
         relay = stream.muxed_conn.peer_id.to_bytes()
         request = StopMessage()
-        with trio.fail_after(STEP_DEADLINE_S):
-            request.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+        await _hear(stream, request)
         is_direct = stream.muxed_conn.get_connection_type() == ConnectionType.DIRECT
         if relay not in self._relays or not is_direct or request.type != StopMessage.CONNECT:
             await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
@@ -364,7 +388,7 @@ class Relaying:
         answer = HopMessage()
         try:
             await _say(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=target)))
-            answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
+            await _hear(stream, answer, ANSWER_DEADLINE_S)
         except BaseException as exc:
             await Pipe(stream).close()
             if isinstance(exc, _ERRORS):
@@ -388,3 +412,9 @@ def _limit() -> Limit:
 async def _say(stream: INetStream, message: HopMessage | StopMessage) -> None:
     with trio.fail_after(STEP_DEADLINE_S):
         await stream.write(encode_varint_prefixed(message.SerializeToString()))
+
+
+async def _hear(stream: INetStream, message: HopMessage | StopMessage, deadline_s: float | None = None) -> None:
+    """The next message. Raises TooSlowError, and what the stream and the parser raise."""
+    with trio.fail_after(STEP_DEADLINE_S if deadline_s is None else deadline_s):
+        message.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))

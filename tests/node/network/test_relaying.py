@@ -1,5 +1,7 @@
 """Circuits on loopback: a node that nobody can dial is reached through a peer, which gives no more than it said."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
 from libp2p.exceptions import BaseLibp2pError
@@ -115,11 +117,10 @@ async def test_a_place_is_worth_no_more_than_the_connection_that_it_was_given_on
     async with open_network(node()) as relay, open_network(node(listen=())) as hidden:
         with trio.fail_after(PATIENCE_S):
             await placed(hidden, relay)
-            relay._relaying._until.clear()
             await relay.disconnect(hidden.peer_id)
             await eventually(lambda: not hidden.remote_address(relay.peer_id))
             await hidden.connect(relay.addresses()[0])
-            await eventually(lambda: hidden.peer_id in relay._relaying._until)
+            await eventually(lambda: hidden.peer_id in relay._relaying._reserved)
             await eventually(hidden.addresses)
 
 
@@ -138,22 +139,69 @@ async def test_not_all_nodes_have_their_places_at_the_same_relays() -> None:
 
 
 async def test_one_household_does_not_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "MAX_RESERVATIONS_PER_HOUSEHOLD", 1)
+    monkeypatch.setattr(relaying, "MAX_RESERVATIONS", 8)
     reserve = HopMessage(type=HopMessage.RESERVE)
+    async with open_network(node()) as relay, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(open_network(light_client())) for _ in range(4)]
+        hosts = dict(
+            zip((client.peer_id for client in clients), ("8.8.8.8", "8.8.8.9", "8.8.8.1", "9.9.9.9"), strict=True)
+        )
+        monkeypatch.setattr(relay._table, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
+        with trio.fail_after(PATIENCE_S):
+            for client in clients:
+                await client.connect(relay.addresses()[0])
+            first, second, third, elsewhere = clients
+            for client in (first, second):
+                assert await hop(client, relay.peer_id, reserve) == Status.OK
+            assert await hop(first, relay.peer_id, reserve) == Status.OK, "that is its own place again"
+            assert await hop(third, relay.peer_id, reserve) == Status.RESERVATION_REFUSED
+            assert await hop(elsewhere, relay.peer_id, reserve) == Status.OK
+            await first.disconnect(relay.peer_id)
+            await eventually(lambda: first.peer_id not in relay.peers())
+            assert await hop(third, relay.peer_id, reserve) == Status.OK
+
+
+async def test_one_household_does_not_take_all_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target of its own, and a circuit for each of its keys; nor does it lead all of them to others."""
+    monkeypatch.setattr(relaying, "MAX_CIRCUITS", 8)
+    async with open_network(node()) as relay, AsyncExitStack() as stack:
+        targets = [await stack.enter_async_context(open_network(node(listen=()))) for _ in range(2)]
+        clients = [await stack.enter_async_context(open_network(light_client())) for _ in range(4)]
+        hosts = dict.fromkeys((network.peer_id for network in (*targets, *clients)), "8.8.8.8")
+        hosts[clients[-1].peer_id] = "9.9.9.9"
+        hosts[targets[-1].peer_id] = "7.7.7.7"
+        monkeypatch.setattr(relay._table, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
+        with trio.fail_after(PATIENCE_S):
+            own, other = [await placed(target, relay) for target in targets]
+            for client in clients[:2]:
+                await client.connect(own)
+            with pytest.raises(NetworkError, match="refuses"):
+                await clients[2].connect(own)
+            with pytest.raises(NetworkError, match="refuses"):
+                await clients[2].connect(other)
+            with pytest.raises(NetworkError, match="refuses"):
+                await clients[3].connect(own)
+            await clients[3].connect(other)
+            assert relay.num_circuits() == 3
+            await clients[0].disconnect(targets[0].peer_id)
+            await eventually(lambda: relay.num_circuits() == 2)
+            await clients[2].connect(own)
+
+
+async def test_a_flood_of_circuits_to_one_node_ends_at_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "CONNECTS", relaying.Rate(0.01, 3.0))
     async with (
         open_network(node()) as relay,
-        open_network(light_client()) as first,
-        open_network(light_client()) as second,
+        open_network(node(listen=())) as hidden,
+        open_network(light_client()) as client,
     ):
         with trio.fail_after(PATIENCE_S):
-            for client in (first, second):
-                await client.connect(relay.addresses()[0])
-            assert await hop(first, relay.peer_id, reserve) == Status.OK
-            assert await hop(first, relay.peer_id, reserve) == Status.OK, "that is its own place again"
-            assert await hop(second, relay.peer_id, reserve) == Status.RESERVATION_REFUSED
-            elsewhere = {first.peer_id: "/ip4/127.0.0.1/tcp/1", second.peer_id: "/ip4/127.0.0.2/tcp/1"}
-            monkeypatch.setattr(relay._table, "remote_address", elsewhere.__getitem__)
-            assert await hop(second, relay.peer_id, reserve) == Status.OK
+            await placed(hidden, relay)
+            await client.connect(relay.addresses()[0])
+            statuses = []
+            for _ in range(6):
+                statuses.append(await hop(client, relay.peer_id, to(hidden.peer_id)))
+            assert statuses == [Status.OK] * 3 + [Status.RESOURCE_LIMIT_EXCEEDED] * 3
 
 
 async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
