@@ -16,6 +16,7 @@ Where each is held to ("there" is test_digests.py):
 
 import copy
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from proto.config import DigestConfig
 from proto.digest import LOG, SNAPSHOT, OwnDigest, pack_entries, snapshot
 from proto.effects import Deliver, Dispatch, Fail, Finish
 from proto.errors import RemoteError
+from proto.estimate import Source
 from proto.estimates import Estimates, Outcome
 from proto.events import FrameReceived, Received, RequestSubmitted, StreamLost
 from proto.messages import Accepted, Announce, Delta, Final, Repair, RepairRequest, Sampling, Tokens, Usage
@@ -50,10 +52,10 @@ def fresh_reader() -> Estimates:
     return estimates
 
 
-def take(estimates: Estimates, message: Bytes, now: float) -> Outcome:
+def take(estimates: Estimates, message: Bytes, now: float, by: bytes = b"") -> Outcome:
     if isinstance(message, Repair):
-        return estimates.on_repair(message, now)
-    return estimates.on_gossip(message, now)
+        return estimates.on_repair(message, now, by)
+    return estimates.on_gossip(message, now, by)
 
 
 class Reader(RuleBasedStateMachine):
@@ -188,26 +190,49 @@ TestReader = pytest.mark.properties(Reader.TestCase)
 TestReader.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)
 
 
+SOURCES = {
+    b"node": Source(b"node", "8.8.8.0/24", True),
+    b"stranger": Source(b"stranger", "8.8.8.0/24", False),
+    b"neighbour": Source(b"neighbour", "local 192.168.0.9", True),
+    b"child": Source(b"child", "local 192.168.0.9", False),
+}
+"""Who may tell of owners: two of one public network, two of one private address."""
+
+
 class Room(RuleBasedStateMachine):
-    """Many owners, connected or invented, and a reader with little room."""
+    """Many owners, connected or invented, told of by many, and a reader with little room."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = DigestConfig(max_owners=3, max_entries=12, max_floors=2)
-        self.estimates = Estimates(READER, verify, self.config)
+        self.config = DigestConfig(max_owners=4, max_entries=48, max_floors=2)
+        self.estimates = Estimates(READER, verify, self.config, source_of=self.source)
         self.estimates.follow(NAMESPACE)
         self.now = EPOCH_START
         self.seq = 0
 
-    @rule(owner=st.integers(2, 6), count=st.integers(0, 7), is_announced=st.booleans())
-    def hear(self, owner: int, count: int, is_announced: bool) -> None:
+    def source(self, peer: bytes) -> Source:
+        return SOURCES.get(peer) or Source(peer, peer.hex(), True)
+
+    @rule(
+        owner=st.integers(2, 8),
+        count=st.integers(0, 13),
+        is_announced=st.booleans(),
+        by=st.sampled_from([b"", *SOURCES]),
+    )
+    def hear(self, owner: int, count: int, is_announced: bool, by: bytes) -> None:
         self.seq += 1
         self.now += self.config.delta_min_gap_s
         entries = dict.fromkeys(range(owner, owner + count), 0)
         head = signed(peer_id(owner), entries, seq=self.seq, issued_at=int(self.now * 1000))
-        take(self.estimates, Announce(head=head) if is_announced else snapshot(head, entries), self.now)
+        take(self.estimates, Announce(head=head) if is_announced else snapshot(head, entries), self.now, by)
 
-    @rule(owner=st.integers(2, 6), is_connected=st.booleans())
+    @rule(by=st.sampled_from([*SOURCES]))
+    def lose(self, by: bytes) -> None:
+        self.estimates.suspect(by)
+        if not SOURCES[by].is_node:
+            assert not any(one.account.peer == by for one in self.estimates._estimates.values())
+
+    @rule(owner=st.integers(2, 8), is_connected=st.booleans())
     def connect(self, owner: int, is_connected: bool) -> None:
         if is_connected:
             self.estimates.reinstate(peer_id(owner), self.now)
@@ -225,6 +250,12 @@ class Room(RuleBasedStateMachine):
         assert len(self.estimates._estimates) <= self.config.max_owners
         assert sum(len(e.entries) for e in self.estimates._estimates.values()) <= self.config.max_entries
         assert len(self.estimates._floors) <= self.config.max_floors
+        kept = Counter[str | bytes]()
+        for one in self.estimates._estimates.values():
+            kept[one.account.peer] += len(one.entries)
+            kept[one.account.household] += len(one.entries)
+        assert kept[b"stranger"] <= 3 and kept[b"child"] <= 3, "a sixteenth"
+        assert max(kept[b"node"], kept[b"neighbour"], kept["8.8.8.0/24"]) <= 12, "a quarter"
 
 
 TestRoom = pytest.mark.properties(Room.TestCase)
