@@ -16,16 +16,15 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from node.network import addresses, kademlia
+from node.network import addresses
 from node.network.host import Host
+from node.network.kademlia import Kademlia
 from node.network.network import NetworkError
 from node.network.outbound import Origin
 from node.network.peers import PeerTable
-from node.network.services import run_service
 from node.network.supervise import supervised
 from node.peer_id import peer_text
 from proto.cells import ROOT, Cell, address_of
@@ -79,7 +78,7 @@ class Discovery:
         self._table: PeerTable = host.table
         self._rng = rng
         self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
-        self._dht = kademlia.new_dht(host) if host.settings.overlay else None
+        self._dht = Kademlia(host, rng) if host.settings.overlay else None
         self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
@@ -94,8 +93,7 @@ class Discovery:
             nursery.start_soon(supervised, self._keep_remembered)
             nursery.start_soon(supervised, self._host.keep_peerstore)
             if self._dht is not None:
-                async with run_service(self._dht):
-                    await trio.sleep_forever()
+                nursery.start_soon(supervised, self._dht.run)
 
     def start_over(self) -> None:
         """A bootstrap peer came (again), or somebody at all, who may know none of our records; or our addresses are
@@ -106,6 +104,7 @@ class Discovery:
     async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
         """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
         num_lookups = 0
+        key = provider_key(namespace, cell).encode()
         while self._dht is not None:
             while not len(self._table):
                 await self._table.changed.wait()
@@ -114,9 +113,8 @@ class Discovery:
             try:
                 with trio.fail_after(LOOKUP_DEADLINE_S):
                     if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
-                        await self._dht.provide(provider_key(namespace, cell))
-                    key = provider_key(namespace, cell).encode()
-                    providers = await kademlia.find_providers(self._dht, key)
+                        await self._dht.provide(key)
+                    providers = await self._dht.find_providers(key)
                     await self._dial_providers(providers, namespace, cell)
             except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
                 log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))
@@ -133,7 +131,7 @@ class Discovery:
         if self._dht is None:
             raise NetworkError("a light client provides nothing")
         with _in_time(f"cannot provide {key.hex()}"):
-            num_told = await kademlia.provide_near(self._dht, self._table, prefix_key(key).encode())
+            num_told = await self._dht.provide_prefix(prefix_key(key).encode())
         if not num_told:
             raise NetworkError(f"nobody to keep {key.hex()}")
 
@@ -149,7 +147,7 @@ class Discovery:
         if self._dht is None:
             raise NetworkError("a light client looks up nothing")
         with _in_time(f"cannot look up {key}"):
-            found = await kademlia.find_first_providers(self._dht, self._table, key.encode())
+            found = await self._dht.find_first_providers(key.encode())
         me = self._host.settings.identity.peer_id
         providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
         for peer, candidates in providers.items():
@@ -183,7 +181,7 @@ class Discovery:
                 log.info("bootstrap peer is not reachable", peer=peer_text(peer), reason=str(exc), retry_s=pause_s)
             else:
                 connected_at = trio.current_time()
-                await self._introduce(peer)
+                self._introduce(peer)
                 self.start_over()
                 await self._table.wait_gone(peer)
                 if trio.current_time() - connected_at > STABLE_S:
@@ -224,15 +222,10 @@ class Discovery:
             for _ in range(REMEMBERED_DIALS):
                 nursery.start_soon(dial_some)
 
-    async def _introduce(self, peer: bytes) -> None:
-        """Into the routing table: libp2p itself does that only at its next refresh, ten minutes away."""
-        if self._dht is None:
-            return
-        try:
-            with trio.fail_after(LOOKUP_DEADLINE_S):
-                await self._dht.add_peer(ID(peer))
-        except Exception as exc:  # noqa: BLE001  supervisor, as above
-            log.debug("adding to the routing table failed", peer=peer_text(peer), error=repr(exc))
+    def _introduce(self, peer: bytes) -> None:
+        """Into the table of Kademlia."""
+        if self._dht is not None:
+            self._dht.introduce(peer)
 
     async def _dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
         self._rng.shuffle(providers)  # not everybody shall connect to the same few
@@ -272,7 +265,7 @@ class Discovery:
         except NetworkError as exc:
             log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
         else:
-            await self._introduce(peer)
+            self._introduce(peer)
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(0.75, 1.25)

@@ -3,7 +3,7 @@
 Small signed state only, since a message costs each node 3-4 ms of CPU.
 """
 
-import time
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -13,11 +13,12 @@ from blake3 import blake3
 from libp2p.abc import ISubscriptionAPI
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
-from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.validators import signature_validator
 
 from node.network.events import EventQueue
+from node.network.gossip_filter import KIB, TOPIC_PREFIX, filtered
+from node.network.gossip_router import BoundedPubsub, Router
 from node.network.host import Host
 from node.network.network import Gossiped, NetworkError
 from node.network.services import run_service
@@ -26,24 +27,31 @@ from node.network.supervise import supervised
 from proto.cells import Cell
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
-from proto.limits import Limits, TokenBucket
+from proto.households import household_of
+from proto.limits import Limits
 from proto.messages import Gossip as GossipMessage
+from proto.pace import Pace, Rate
 from proto.refusals import Refusal
 
 log = structlog.get_logger()
 
-TOPIC_PREFIX = "mycelia/1/"
 PUBLISH_INTERVAL_S = 0.01
 """libp2p's queues hold about 16 messages and lose the rest of a burst in silence."""
 MAX_QUEUED = 64
-MAX_RPC_BYTES = 256 * 1_024
 PUBLISH_DEADLINE_S = 5.0
-FORWARD_RATE = 30.0
-"""Messages a second that are taken from one forwarder: above what a whole topic should carry."""
-FORWARD_BURST = 200.0
+WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK = (
+    Rate(200.0, 2_000.0),
+    Rate(400.0, 4_000.0),
+    Rate(1_000.0, 10_000.0),
+)
+"""Tokens a second, see ``Filtered.cost``: what is over waits. A message that is new takes MESSAGE_COST more, so a peer
+forwards 30 a second: above what a whole topic should carry."""
+MESSAGE_COST = 6.0
+WRONG_RATE, WRONG_BURST = 8 / 60, 8.0
+"""Messages with wrong signatures that a peer may forward: one of another version may check them in another way."""
 AUTHOR_RATE, AUTHOR_BURST = 2.0, 60.0
 """Messages a second of one author that are taken from one forwarder. What is over is not relayed either, so a flood
-ends at the flooder's neighbours and uses up nobody's share of FORWARD_RATE further on; and whoever repeats an author's
+ends at the flooder's neighbours and takes nobody's turn further on; and whoever repeats an author's
 old messages uses up only its own share of them."""
 
 
@@ -57,11 +65,13 @@ class Gossip:
     def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
         self._me = host.settings.identity.peer_id
         self._table = host.table
-        self._pubsub, self._router = _new_services(host)
+        self._router = Router(_message_id)
+        self._pubsub = BoundedPubsub(host.raw, self._router, _message_id, self._admit, self._check)
         self._events = events
         self._charge = charge
         self._topics: dict[str, tuple[bytes, Cell]] = {}
-        self._buckets: dict[bytes, TokenBucket] = {}
+        self._pace = Pace(WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK)
+        self._wrong: Limits[bytes] = Limits(WRONG_RATE, WRONG_BURST)
         self._authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
         """Of (forwarder, author)."""
         self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](MAX_QUEUED)
@@ -80,14 +90,12 @@ class Gossip:
         if topic in self._topics:
             return
         self._topics[topic] = (namespace, cell)
-        self._pubsub.set_topic_validator(topic, self._accept, False)
         nursery.start_soon(supervised, self._drain, await self._pubsub.subscribe(topic))
 
     async def leave(self, namespace: bytes, cell: Cell) -> None:
         """Nothing happens if it was not joined."""
         topic = topic_of(namespace, cell)
         if self._topics.pop(topic, None) is not None:
-            self._pubsub.remove_topic_validator(topic)
             await self._pubsub.unsubscribe(topic)
 
     def publish(self, namespace: bytes, cell: Cell, message: GossipMessage) -> None:
@@ -115,31 +123,56 @@ class Gossip:
             await trio.sleep(PUBLISH_INTERVAL_S)
 
     def forget(self, peer: bytes) -> None:
-        self._buckets.pop(peer, None)
+        self._router.forget(ID(peer))
 
-    def _accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
-        """libp2p calls this once a new message whose signature is right; only what it accepts is relayed, so a
-        malformed message is the forwarder's fault too."""
+    async def _admit(self, sender: ID, data: bytes) -> rpc_pb2.RPC:
+        """What of an RPC is handled, when its sender's turn has come. Raises RemoteError."""
+        found = filtered(data, self._topics.keys())
+        peer = sender.to_bytes()
+        for iwant in found.control.iwant:
+            known, num_bytes = self._router.known(iwant.messageIDs)
+            iwant.messageIDs[:] = known
+            found.cost += num_bytes / KIB
+        await self._wait_turn(peer, found.cost)
+        rpc = rpc_pb2.RPC(publish=found.messages, subscriptions=found.subscriptions)
+        if found.control.ByteSize():
+            rpc.control.CopyFrom(found.control)
+        return rpc
+
+    async def _wait_turn(self, peer: bytes, cost: float) -> None:
+        """Until ``peer`` and its household have waited for what they asked for. One stream waits, no other."""
+        household = household_of(self._table.remote_address(peer))
+        delay_s = self._pace.delay_s(peer, household, cost, trio.current_time(), math.inf)
+        if delay_s:
+            self.num_over_rate += 1
+            await trio.sleep(delay_s)
+
+    async def _check(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
+        """A message that was not seen before: whether its signature and all else is right."""
         peer = forwarder.to_bytes()
         if peer == self._me:
             return True
-        now = trio.current_time()
-        bucket = self._buckets.get(peer) or TokenBucket(FORWARD_RATE, FORWARD_BURST, now)
-        if peer in self._table:  # Else it is gone already, and nobody would forget its bucket.
-            self._buckets[peer] = bucket
+        await self._wait_turn(peer, MESSAGE_COST)
+        if not _is_signed(raw):
+            self.num_malformed += 1
+            if not self._wrong.take(peer, trio.current_time()):
+                self._charge(peer, "gossip with wrong signatures")
+            return False
+        return self._accept(forwarder, raw)
+
+    def _accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
+        """A new message whose signature is right. Only what is accepted is relayed, so a malformed message is the
+        forwarder's fault too."""
+        peer, now = forwarder.to_bytes(), trio.current_time()
         if not self._authors.take((peer, raw.from_id), now):
             self.num_over_rate += 1
             if peer == raw.from_id:
                 self._charge(peer, "too many gossip messages", Refusal.TOO_MANY)
             return False
-        if not bucket.take(now):
-            self.num_over_rate += 1
-            return False
-        if raw.from_id == self._me:
-            return False  # our own, come back after a restart
+        joined = self._topics.get(raw.topicIDs[0])
+        if raw.from_id == self._me or joined is None:
+            return False  # our own, come back after a restart; or of a topic that was left this moment
         try:
-            if len(raw.topicIDs) != 1 or raw.topicIDs[0] not in self._topics:
-                raise RemoteError("gossip for more than one topic")
             message = decode(raw.data, MAX_GOSSIP_BYTES)
             if not isinstance(message, GossipMessage):
                 raise RemoteError(f"{type(message).__name__} does not belong on a gossip topic")
@@ -147,7 +180,7 @@ class Gossip:
             self.num_malformed += 1
             self._charge(peer, str(exc))
             return False
-        namespace, cell = self._topics[raw.topicIDs[0]]
+        namespace, cell = joined
         self._events.offer(Gossiped(raw.from_id, peer, namespace, message, cell))
         return True
 
@@ -159,42 +192,13 @@ class Gossip:
                 await subscription.get()
 
 
-def _new_services(host: Host) -> tuple[Pubsub, GossipSub]:
-    """libp2p's two services of gossip, not yet running."""
-    router = GossipSub(
-        [PROTOCOL_ID_V11],  # 1.2 costs twice the CPU
-        degree=4,  # each message arrives 3 times; 5 times with gossipsub's 6
-        degree_low=3,
-        degree_high=8,
-        heartbeat_interval=1,  # the default is 120 s: a mesh would take minutes to form
-        prune_back_off=10,
-        spam_protection_enabled=False,  # also blocks relaying; Gossip._accept limits instead
-        eclipse_protection_enabled=False,
-    )
-    pubsub = Pubsub(
-        host.raw,
-        router,
-        strict_signing=True,
-        msg_id_constructor=_message_id,
-        max_inbound_rpc_size=MAX_RPC_BYTES,
-        max_subscriptions_per_rpc=64,
-        max_subscriptions_per_peer=64,
-    )
-    # Starts at the time in seconds: a node that restarts would reuse numbers and be ignored for two minutes.
-    pubsub.counter = time.time_ns()
-    push = pubsub.push_msg
-
-    async def guarded_push(forwarder: ID, message: rpc_pb2.Message) -> None:
-        # Also called by our own publish(); a hostile key or a dying stream must not make that fail.
-        try:
-            await push(forwarder, message)
-        except Exception as exc:  # noqa: BLE001  supervisor of a message
-            log.debug("gossip message failed", error=repr(exc))
-
-    pubsub.push_msg = guarded_push  # type: ignore[method-assign, assignment]
-    return pubsub, router
-
-
 def _message_id(message: rpc_pb2.Message) -> bytes:
     """12 bytes instead of author and sequence number, 46: each node receives the ids of each message some 18 times."""
     return blake3(message.from_id + message.seqno).digest(length=12)
+
+
+def _is_signed(message: rpc_pb2.Message) -> bool:
+    try:
+        return bool(signature_validator(message))
+    except Exception:  # noqa: BLE001  libp2p's: a stranger's key decides what it raises
+        return False

@@ -6,7 +6,7 @@ what is mended in libp2p's modules in ``libp2p_fixes.py``.
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 import trio
@@ -19,7 +19,6 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
-from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.rcmgr import Direction
@@ -47,6 +46,8 @@ from node.peer_id import peer_text
 from proto.errors import LocalError
 
 log = structlog.get_logger()
+
+PEERSTORE_INTERVAL_S = 60.0
 
 
 class _Tcp(TCP):
@@ -121,9 +122,6 @@ class Host:
         # Takes the relay's id out of addresses at relays, and puts this node's own in its place.
         self._own_addresses = self._host.get_addrs
         self._host.get_addrs = self._all_addresses  # type: ignore[method-assign]
-        # Signed records come with gossip and with answers of lookups, and would put addresses of the peer's choice in
-        # the place of those that it may tell: see identify.py.
-        self._host.get_peerstore().consume_peer_record = _keep_no_record  # type: ignore[method-assign]
         # Four attempts a dial with growing pauses: discovery has its own.
         swarm.retry_config = RetryConfig(max_retries=0)
         # Runs a nursery with a task for each listener at each end of each stream, and nobody listens.
@@ -207,23 +205,25 @@ class Host:
     def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
         self._host.set_stream_handler(TProtocol(protocol), handler)
 
+    def forget(self, peer: bytes) -> None:
+        """What libp2p keeps of a peer goes with its last connection: any number of peers may come and go."""
+        with suppress(PeerStoreError):
+            self._host.get_peerstore().clear_peerdata(ID(peer))
+
     async def keep_peerstore(self) -> None:
-        """Forgets peers of long ago, and keeps the addresses of the connected ones: they would expire after two
-        hours, and Kademlia would hand out peers without addresses."""
+        """Forgets peers that were told of after they had gone, and keeps the addresses of the connected ones: they
+        would expire after two hours. Never returns."""
         store = self._host.get_peerstore()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.start_cleanup_task)
-            while True:
-                await trio.sleep(ADDRESS_TTL_S / 4)
-                for peer in self.table.peers():
-                    try:
-                        store.add_addrs(ID(peer), store.addrs(ID(peer)), ADDRESS_TTL_S)
-                    except PeerStoreError:
-                        continue  # it told us no address
-
-
-def _keep_no_record(envelope: Envelope, ttl: int) -> bool:
-    return True
+        while True:
+            await trio.sleep(PEERSTORE_INTERVAL_S)
+            for peer in store.peer_ids():
+                if peer == self._host.get_id():
+                    continue
+                if peer.to_bytes() not in self.table:
+                    self.forget(peer.to_bytes())
+                    continue
+                with suppress(PeerStoreError):  # (it told no address)
+                    store.add_addrs(peer, store.addrs(peer), ADDRESS_TTL_S)
 
 
 async def _notify_nobody(stream: INetStream) -> None:

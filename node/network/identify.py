@@ -2,7 +2,7 @@
 
 libp2p's own takes a megabyte of it, keeps a thousand addresses and every protocol's name, and has the addresses dialled
 whatever they are. Here a message is small, addresses are those that the peer may tell (``addresses.told_addresses``),
-and signed records are not kept (``Host``): nobody is told of them further on.
+and signed records are not read: nobody is told of them further on.
 """
 
 from dataclasses import dataclass

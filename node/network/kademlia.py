@@ -1,149 +1,255 @@
-"""Kademlia: libp2p's, with bounds on what it stores for others. What it does not do well enough is beside it: finding
-providers, where libp2p's own asks nobody or waits for the slowest, and telling the nearest peers of this node."""
+"""The Kademlia table of all nodes, as a node that looks up and provides sees it: libp2p's protocol, this node's own
+lookups. What others are answered is in ``kademlia_server.py``.
 
+libp2p's own lookup finds the nearest twenty peers, in rounds that each wait for the slowest, before it asks one of them
+for providers, keeps whatever anybody tells, and dials all of it. Here a lookup goes on as soon as one peer answers,
+keeps what it was told to itself, and dials few peers on the word of one.
+"""
+
+import random
+import secrets
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import structlog
 import trio
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.kad_dht.utils import sort_peer_ids_by_distance
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
+from node.network.frames import Frames
 from node.network.host import Host
-from node.network.outbound import DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, MAX_PARALLEL_DIALS
-from node.network.peers import PeerTable
+from node.network.kademlia_messages import (
+    KAD_PROTOCOL,
+    MAX_ANSWER_BYTES,
+    Answer,
+    Kind,
+    Request,
+    dialable,
+    encode_request,
+    parse_answer,
+)
+from node.network.kademlia_server import KademliaServer
+from node.network.network import NetworkError
+from node.network.outbound import DIAL_DEADLINE_S, Origin
+from node.peer_id import peer_text
+from proto.errors import RemoteError
+from proto.peer_buckets import BUCKET_SIZE, PeerBuckets, point_of
 
-PROVIDER_KEY_PREFIX = b"/mycelia/"
-PREFIX_KEY_PREFIX = b"/mycelia/prefix/"
-"""Of ``discovery.prefix_key``."""
-MAX_PROVIDER_KEYS = 8_192
-"""Keys whose providers this node stores for others. In a split swarm a node has up to 64 keys of prefixes, and 8 others
-store each: 512 at a node, less what nodes have in common. Of prefixes the one that was quiet the longest goes first."""
-MAX_PROVIDERS_PER_KEY = 20
-"""As in libp2p, which keeps the first ones for two days, though they may be gone: here the newest."""
-WALK_WIDTH, WALK_ENOUGH, WALK_HEARD, WALK_MAX_ASKED = 10, 3, 20, 100
-"""Kademlia's alpha, beta and k, and a bound on what liars can make a lookup ask."""
-PROVIDE_REPLICAS = 8
-"""Peers that keep the record of a prefix: enough that some live for half an hour, and cheaper than libp2p's 20."""
+log = structlog.get_logger()
+
+WALK_WIDTH, WALK_ENOUGH, WALK_MAX_ASKED = 10, 3, 100
+"""Kademlia's alpha and beta, and a bound on what liars can make a lookup ask."""
+MAX_DIALS_PER_TELLER = 8
+"""Peers that a lookup dials on the word of one peer."""
+MAX_FOUND = 64
+"""Providers that one lookup keeps."""
+PREFIX_REPLICAS, MODEL_REPLICAS = 8, BUCKET_SIZE
+"""Peers that keep the record of a prefix: enough that some live for half an hour, and cheaper than Kademlia's 20."""
+PROVIDERS_ENOUGH = 8
+"""Of the peers nearest to a model's key that are asked for all its providers."""
+REFRESH_INTERVAL_S = 600.0
+REFRESH_DEADLINE_S = 60.0
 
 
-def new_dht(host: Host) -> KadDHT:
-    """Kademlia, not yet running. Answers others only if this node can be dialled."""
-    mode = DHTMode.SERVER if host.settings.listen else DHTMode.CLIENT
-    dht = KadDHT(host.raw, mode, enable_values=False, strict_validation=True)
-    store = dht.provider_store
-    add = store.add_provider
+@dataclass(frozen=True)
+class _Told:
+    """A peer that a lookup heard of."""
 
-    def bounded_add(key: bytes, provider: PeerInfo) -> None:
-        # Keys are whatever a peer likes, in any number, and are kept for two days; so are a key's providers.
-        if not key.startswith(PROVIDER_KEY_PREFIX):
+    point: int
+    addresses: Sequence[bytes]
+    teller: bytes
+    """Who told of it; empty: this node's own table."""
+
+
+@dataclass
+class _Walk:
+    """A lookup under way."""
+
+    kind: Kind
+    key: bytes
+    told: dict[bytes, _Told] = field(default_factory=dict)
+    asked: set[bytes] = field(default_factory=set)
+    answered: set[bytes] = field(default_factory=set)
+    found: dict[bytes, list[Multiaddr]] = field(default_factory=dict)
+    """Provider -> where it may be dialled."""
+    dialled_for: Counter[bytes] = field(default_factory=Counter)
+    """Teller -> peers that were dialled on its word."""
+
+    def hear(self, peer: bytes, addresses: Sequence[bytes], teller: bytes = b"") -> None:
+        if peer not in self.told:
+            self.told[peer] = _Told(point_of(peer), addresses, teller)
+
+    def nearest(self) -> list[bytes]:
+        """The peers that were heard of, nearest first."""
+        target = point_of(self.key)
+        return sorted(self.told, key=lambda peer: self.told[peer].point ^ target)
+
+
+class Kademlia:
+    """One node's part in the table. ``rng`` draws which providers it keeps for others when there are too many."""
+
+    def __init__(self, host: Host, rng: random.Random) -> None:
+        self._host = host
+        self._table = host.table
+        self._me = host.settings.identity.peer_id
+        self.buckets = PeerBuckets(self._me)
+        self.server = KademliaServer(host, self.buckets, rng)
+        if host.settings.listen:  # (others would ask in vain for what nobody can dial)
+            host.serve(KAD_PROTOCOL, self.server.serve)
+
+    async def run(self) -> None:
+        """Looks for new peers, near and far, from time to time: what a node looks up and provides fills the table
+        before. Never returns."""
+        while True:
+            await trio.sleep(REFRESH_INTERVAL_S)
+            with trio.move_on_after(REFRESH_DEADLINE_S):
+                await self._walk(Kind.FIND_NODE, self._me, BUCKET_SIZE)
+                for _ in range(min(len(self.buckets), 8)):
+                    await self._walk(Kind.FIND_NODE, secrets.token_bytes(32), WALK_ENOUGH)
+
+    def introduce(self, peer: bytes) -> None:
+        """A connected peer, which this node found: into the table."""
+        self.server.note(peer)
+
+    async def provide(self, key: bytes) -> int:
+        """Tells the nearest peers that this node provides the key of a model; how many took it."""
+        return await self._provide(key, PROVIDERS_ENOUGH, MODEL_REPLICAS)
+
+    async def provide_prefix(self, key: bytes) -> int:
+        """Likewise the key of a prefix, of which there are many."""
+        return await self._provide(key, WALK_ENOUGH, PREFIX_REPLICAS)
+
+    async def _provide(self, key: bytes, enough: int, replicas: int) -> int:
+        request = self.server.provide(key)
+        walk = await self._walk(Kind.GET_PROVIDERS, key, enough)
+        nearest = [peer for peer in walk.nearest() if peer in walk.answered]
+        took: list[bytes] = []
+
+        async def tell(peer: bytes) -> None:
+            with trio.move_on_after(DIAL_DEADLINE_S):
+                if await self._exchange(peer, request) is not None:
+                    took.append(peer)
+
+        async with trio.open_nursery() as nursery:
+            for peer in nearest[:replicas]:
+                nursery.start_soon(tell, peer)
+        return len(took)
+
+    async def find_providers(self, key: bytes) -> list[PeerInfo]:
+        """Providers of ``key``, also those that this node keeps itself, as PROVIDERS_ENOUGH of the nearest tell."""
+        walk = await self._walk(Kind.GET_PROVIDERS, key, PROVIDERS_ENOUGH)
+        for provider in self.server.providers(key):
+            walk.found.setdefault(provider.peer, [Multiaddr(address) for address in provider.addresses])
+        return _providers(walk)
+
+    async def find_first_providers(self, key: bytes) -> list[PeerInfo]:
+        """Providers of ``key`` as the first peer tells that knows any; none when the peers nearest to it know none.
+
+        With a tenth of the peers gone that takes 2 s, simulated, and libp2p's way 17 s.
+        """
+        return _providers(await self._walk(Kind.GET_PROVIDERS, key, WALK_ENOUGH, stops_at_providers=True))
+
+    async def _walk(self, kind: Kind, key: bytes, enough: int, stops_at_providers: bool = False) -> _Walk:
+        """Asks ever nearer peers about ``key``, WALK_WIDTH at once, until ``enough`` have answered that are nearer than
+        all that were not asked."""
+        walk = _Walk(kind, key)
+        for peer in self.buckets.nearest(key, BUCKET_SIZE):
+            walk.hear(peer, self.server.contact(peer).addresses)
+        if len(walk.told) < WALK_WIDTH:
+            for peer in self._table.peers():
+                walk.hear(peer, ())
+        num_under_way = 0
+        changed = trio.Event()
+
+        async def ask(peer: bytes) -> None:
+            nonlocal num_under_way
+            await self._ask(walk, peer)
+            num_under_way -= 1
+            changed.set()
+
+        async with trio.open_nursery() as nursery:
+            while not (stops_at_providers and walk.found) and len(walk.asked) < WALK_MAX_ASKED:
+                ranked = walk.nearest()
+                answered = [place for place, peer in enumerate(ranked) if peer in walk.answered][:enough]
+                reach = answered[-1] if len(answered) == enough else len(ranked)
+                waiting = [peer for peer in ranked[:reach] if peer not in walk.asked]
+                if not waiting and (len(answered) == enough or not num_under_way):
+                    break
+                for peer in waiting[: WALK_WIDTH - num_under_way]:
+                    walk.asked.add(peer)
+                    num_under_way += 1
+                    nursery.start_soon(ask, peer)
+                await changed.wait()
+                changed = trio.Event()
+            nursery.cancel_scope.cancel()
+        return walk
+
+    async def _ask(self, walk: _Walk, peer: bytes) -> None:
+        """Asks one peer, and notes in ``walk`` what it tells."""
+        with trio.move_on_after(DIAL_DEADLINE_S):
+            if peer not in self._table and not await self._reach(walk, peer):
+                return
+            answer = await self._exchange(peer, Request(walk.kind, walk.key))
+            if answer is None:
+                return
+            walk.answered.add(peer)
+            self.introduce(peer)
+            for contact in answer.closer:
+                if contact.peer != self._me:
+                    walk.hear(contact.peer, contact.addresses, peer)
+            await self._note_providers(walk, peer, answer)
             return
-        records = store.providers.pop(key, {})
-        if len(records) >= MAX_PROVIDERS_PER_KEY and str(provider.peer_id) not in records:
-            del records[min(records, key=lambda peer: records[peer].timestamp)]
-        store.providers[key] = records
-        add(key, provider)
-        if len(store.providers) > MAX_PROVIDER_KEYS:
-            # Anybody can make up prefixes; without the keys of models newcomers find nobody.
-            quiet = (one for one in store.providers if one.startswith(PREFIX_KEY_PREFIX))
-            del store.providers[next(quiet, next(iter(store.providers)))]
+        if peer not in self._table:
+            self.buckets.remove(peer)
 
-    store.add_provider = bounded_add  # type: ignore[method-assign]
-    return dht
+    async def _note_providers(self, walk: _Walk, teller: bytes, answer: Answer) -> None:
+        address = self._table.remote_address(teller)
+        for contact in answer.providers:
+            if contact.peer not in walk.found and contact.peer != self._me and len(walk.found) < MAX_FOUND:
+                walk.found[contact.peer] = dialable(contact.addresses, address)
+                await trio.lowlevel.checkpoint()  # (what strangers send as addresses may take milliseconds)
 
+    async def _reach(self, walk: _Walk, peer: bytes) -> bool:
+        """Connects with a peer that somebody told of, unless that one told of too many, or the peer was disconnected
+        this moment: its loss would go unnoticed."""
+        told = walk.told[peer]
+        if self._table.is_leaving(peer) or walk.dialled_for[told.teller] >= MAX_DIALS_PER_TELLER:
+            return False
+        candidates = [Multiaddr(address) for address in told.addresses]
+        if told.teller:
+            walk.dialled_for[told.teller] += 1
+            candidates = dialable(told.addresses, self._table.remote_address(told.teller))
+        try:
+            await self._host.outbound.dial(peer, candidates, Origin.TOLD)
+        except NetworkError as exc:
+            log.debug("told of a peer that cannot be reached", peer=peer_text(peer), reason=str(exc))
+            self.buckets.remove(peer)
+            return False
+        return True
 
-async def find_providers(dht: KadDHT, key: bytes) -> list[PeerInfo]:
-    """Providers of ``key``, one entry a peer.
-
-    KadDHT.find_providers asks nobody as soon as the local store knows one provider, such as this node itself.
-    """
-    found: dict[bytes, dict[bytes, Multiaddr]] = {}
-
-    def note(providers: Sequence[PeerInfo]) -> None:
-        for provider in providers:
-            known = found.setdefault(provider.peer_id.to_bytes(), {})
-            # (as bytes: what a stranger sent as an address need not have a text)
-            known.update((address.to_bytes(), address) for address in provider.addrs[:MAX_DIAL_ADDRESSES])
-
-    async def ask(peer: ID) -> None:
-        with trio.move_on_after(DIAL_DEADLINE_S):
-            providers, _ = await dht.provider_store._get_providers_from_peer_with_closers(peer, key)
-            note(providers)
-
-    note(dht.provider_store.get_providers(key))
-    closest = await dht.peer_routing.find_closest_peers_network(key)
-    async with trio.open_nursery() as nursery:
-        for peer in closest[:MAX_PARALLEL_DIALS]:
-            nursery.start_soon(ask, peer)
-    return [PeerInfo(ID(peer), list(known.values())) for peer, known in found.items()]
-
-
-async def find_first_providers(dht: KadDHT, table: PeerTable, key: bytes) -> list[PeerInfo]:
-    """Providers of ``key`` as the first peer tells that knows any; none when the peers nearest to it know none.
-
-    libp2p finds the nearest twenty before it asks one of them, in rounds that each wait for the slowest: with a
-    tenth of the peers gone that takes 17 s, simulated, instead of 2 s.
-    """
-    providers, _ = await _walk(dht, table, key, stops_at_providers=True)
-    return providers
-
-
-async def provide_near(dht: KadDHT, table: PeerTable, key: bytes) -> int:
-    """Tells the PROVIDE_REPLICAS nearest peers that this node provides ``key``; how many took it."""
-    _, nearest = await _walk(dht, table, key, stops_at_providers=False)
-    num_told = 0
-
-    async def tell(peer: ID) -> None:
-        nonlocal num_told
-        with trio.move_on_after(DIAL_DEADLINE_S):
-            num_told += await dht.provider_store._send_add_provider(peer, key)
-
-    async with trio.open_nursery() as nursery:
-        for peer in nearest[:PROVIDE_REPLICAS]:
-            nursery.start_soon(tell, peer)
-    return num_told
+    async def _exchange(self, peer: bytes, request: Request) -> Answer | None:
+        """What a connected peer answers; None: nothing that could be understood."""
+        try:
+            stream = await self._host.outbound.open(peer, KAD_PROTOCOL)
+        except NetworkError:
+            self.buckets.remove(peer)
+            return None
+        frames = Frames(stream, MAX_ANSWER_BYTES)
+        try:
+            await frames.write(encode_request(request))
+            if request.kind is Kind.ADD_PROVIDER:
+                return Answer(request.kind, request.key)  # (few implementations answer)
+            data = await frames.read()
+            return parse_answer(data, request.kind) if data is not None else None
+        except (NetworkError, RemoteError) as exc:
+            log.debug("kademlia request failed", peer=peer_text(peer), reason=str(exc))
+            return None
+        finally:
+            with trio.CancelScope(shield=True):
+                await frames.close()
 
 
-async def _walk(dht: KadDHT, table: PeerTable, key: bytes, stops_at_providers: bool) -> tuple[list[PeerInfo], list[ID]]:
-    """Asks ever nearer peers for providers of ``key``, WALK_WIDTH at once, until WALK_ENOUGH have answered that are
-    nearer than all that were not asked: (what providers they told of, who answered, nearest first)."""
-    me = dht.host.get_id()
-    heard = set(dht.routing_table.find_local_closest_peers(key, WALK_HEARD)) - {me}
-    heard |= {ID(peer) for peer in table.peers()} if len(heard) < WALK_WIDTH else set()
-    asked: set[ID] = set()
-    answered: set[ID] = set()
-    found: dict[ID, list[Multiaddr]] = {}
-    num_under_way = 0
-    changed = trio.Event()
-
-    async def ask(peer: ID) -> None:
-        nonlocal num_under_way
-        with trio.move_on_after(DIAL_DEADLINE_S):
-            providers, closer = await dht.provider_store._get_providers_from_peer_with_closers(peer, key)
-            if providers or closer or peer.to_bytes() in table:  # (else it could not be reached)
-                answered.add(peer)
-            heard.update(other for other in closer[:WALK_HEARD] if other != me)
-            for provider in providers[:MAX_PROVIDERS_PER_KEY]:
-                if provider.peer_id != me:
-                    found.setdefault(provider.peer_id, list(provider.addrs[:MAX_DIAL_ADDRESSES]))
-        num_under_way -= 1
-        changed.set()
-
-    async with trio.open_nursery() as nursery:
-        while not (stops_at_providers and found) and len(asked) < WALK_MAX_ASKED:
-            ranked = sort_peer_ids_by_distance(key, list(heard))
-            enough = [place for place, peer in enumerate(ranked) if peer in answered][:WALK_ENOUGH]
-            reach = enough[-1] if len(enough) == WALK_ENOUGH else len(ranked)
-            waiting = [peer for peer in ranked[:reach] if peer not in asked]
-            if not waiting and (len(enough) == WALK_ENOUGH or not num_under_way):
-                break
-            for peer in waiting[: WALK_WIDTH - num_under_way]:
-                asked.add(peer)
-                num_under_way += 1
-                nursery.start_soon(ask, peer)
-            await changed.wait()
-            changed = trio.Event()
-        nursery.cancel_scope.cancel()
-    nearest = [peer for peer in sort_peer_ids_by_distance(key, list(heard)) if peer in answered]
-    return [PeerInfo(peer, addrs) for peer, addrs in found.items()], nearest
+def _providers(walk: _Walk) -> list[PeerInfo]:
+    return [PeerInfo(ID(peer), where) for peer, where in walk.found.items() if where]

@@ -10,7 +10,6 @@ import logging
 from importlib import import_module
 from typing import Any
 
-from libp2p.custom_types import TProtocol
 from libp2p.exceptions import ParseError
 from libp2p.io.abc import Reader
 from libp2p.io.exceptions import MessageTooLarge
@@ -25,19 +24,10 @@ from node.network import records
 from node.network.yamux import YamuxConnection
 from proto.errors import LocalError
 
-KAD_PROTOCOL = TProtocol("/mycelia/kad/1.0.0")
 MAX_NEGOTIATION_BYTES = 1_024
 """A line of multistream-select: the name of one protocol."""
 
-_KAD_MODULES = ("common", "kad_dht", "peer_routing", "provider_store", "value_store")
-_RECORD_READERS = ("libp2p.pubsub.utils", "libp2p.kad_dht.utils")
-_RECORD_WRITERS = (
-    "libp2p.pubsub.pubsub",
-    "libp2p.pubsub.gossipsub",
-    "libp2p.kad_dht.kad_dht",
-    "libp2p.kad_dht.peer_routing",
-    "libp2p.kad_dht.provider_store",
-)
+_RECORD_WRITERS = ("libp2p.pubsub.pubsub", "libp2p.pubsub.gossipsub")
 _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "Swarm.add_conn"),
     "libp2p.network.auto_connector": ("AutoConnector.maybe_connect",),
@@ -45,17 +35,21 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.host.basic_host": ("BasicHost._identify_peer",),
     "libp2p.protocol_muxer.multiselect_communicator": ("read_delim",),
     "libp2p.stream_muxer.muxer_multistream": ("Yamux",),
-    "libp2p.pubsub.pubsub": ("Pubsub.push_msg",),
-    "libp2p.kad_dht.provider_store": (
-        "ProviderStore.add_provider",
-        "ProviderStore._get_providers_from_peer_with_closers",
+    "libp2p.pubsub.pubsub": (
         "env_to_send_in_RPC",
-        "ProviderStore._send_add_provider",
+        "Pubsub.push_msg",
+        "Pubsub.continuously_read_stream",
+        "Pubsub._is_msg_seen",
     ),
+    "libp2p.pubsub.gossipsub": (
+        "env_to_send_in_RPC",
+        "GossipSub._check_equivocation",
+        "GossipSub._cleanup_security_state",
+        "GossipSub._periodic_security_cleanup",
+    ),
+    "libp2p.pubsub.mcache": ("MessageCache.put",),
     "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
     "libp2p.transport.tcp.tcp": ("TCP._dial_resolved",),
-    **{f"libp2p.kad_dht.{module}": ("PROTOCOL_ID",) for module in _KAD_MODULES if module != "provider_store"},
-    **dict.fromkeys(_RECORD_READERS, ("consume_envelope",)),
 }
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm.Swarm": ("retry_config",),
@@ -63,8 +57,9 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.security.secure_session.SecureSession": ("conn", "_reset_internal_buffer"),
     "libp2p.security.noise.io.BaseNoiseMsgReadWriter": ("read_writer", "noise_state"),
     "libp2p.io.msgio.BaseMsgReadWriter": ("read_write_closer",),
-    "libp2p.pubsub.pubsub.Pubsub": ("counter",),
-    "libp2p.kad_dht.provider_store.ProviderStore": ("providers",),
+    "libp2p.pubsub.pubsub.Pubsub": ("counter", "seen_messages"),
+    "libp2p.pubsub.gossipsub.GossipSub": ("mcache", "scorer", "back_off", "recent_message_deliveries"),
+    "libp2p.pubsub.mcache.MessageCache": ("msgs", "history"),
 }
 """What ``__init__`` has to set. Assigning to one that libp2p no longer reads would change nothing, in silence."""
 
@@ -95,16 +90,11 @@ def apply_module_fixes(debug: bool) -> None:
     """What has to be changed in libp2p's modules rather than on objects. Idempotent."""
     # Every fresh dial waits this long even after it succeeded.
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
-    # KadDHT(protocol_prefix=...) leaves the wire protocol at /ipfs/kad/1.0.0: nodes would join the public IPFS DHT.
-    for module in _KAD_MODULES:
-        import_module(f"libp2p.kad_dht.{module}").PROTOCOL_ID = KAD_PROTOCOL  # type: ignore[attr-defined]
     # It logs through the root logger, and the first warning there makes a handler that prints to the terminal.
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
     # Makes its own Yamux, whatever muxer_opt says; why not that one, see yamux.py.
     muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
-    # Every message carries a signed record, which is made and verified anew each time: see records.py.
-    for module in _RECORD_READERS:
-        import_module(module).consume_envelope = records.consume_envelope  # type: ignore[attr-defined]
+    # Every message carries a signed record, which is made anew each time: see records.py.
     for module in _RECORD_WRITERS:
         import_module(module).env_to_send_in_RPC = records.env_to_send_in_rpc  # type: ignore[attr-defined]
     # Knows no address of IPv6: all of its peers would be one household, and nobody could be told whether it is reached.

@@ -122,6 +122,7 @@ class Libp2pNetwork:
 
     def _peer_down(self, peer: bytes) -> None:
         log.debug("disconnected", peer=peer_text(peer))
+        self._host.forget(peer)
         self._streams.forget(peer)
         self._relaying.forget(peer)
         if self._gossip is not None:

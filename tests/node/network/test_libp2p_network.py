@@ -44,6 +44,7 @@ from node.network import (
 )
 from node.network.host import Host
 from node.network.identity import new_identity
+from node.network.kademlia_messages import Kind, Request
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import (
     Connected,
@@ -60,6 +61,7 @@ from proto.cells import ROOT, Cell, cell_of
 from proto.codec import LENGTH_PREFIX, encode
 from proto.errors import LocalError
 from proto.messages import Tokens
+from proto.provider_records import Contact
 from proto.refusals import Refusal
 
 ECHO = "/mycelia/test-echo/1"
@@ -148,8 +150,7 @@ async def test_an_announced_address_is_all_that_others_are_told() -> None:
                     for network in (one, two, three):
                         await network.join(NAMESPACE)
                     await log_three.has(Connected, lambda event: event.peer == one.peer_id)
-                    told = three._host.raw.get_peerstore().addrs(ID(one.peer_id))
-                    assert {str(address).partition("/p2p/")[0] for address in told} == {announced}
+                    await eventually(lambda: three.addresses_of(one.peer_id) == [announced])
     assert proxy.num_connections == 2
 
 
@@ -267,9 +268,13 @@ async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything
         assert one.addresses_of(liar.peer_id) == []
         dht, key = one._discovery._dht, discovery.provider_key(NAMESPACE).encode()
         assert dht is not None
-        good = Multiaddr(honest.addresses()[0])
-        dht.provider_store.add_provider(key, PeerInfo(ID(honest.peer_id), [poison, good]))
-        (provider,) = await kademlia.find_providers(dht, key)
+        told = Contact(honest.peer_id, (poison.to_bytes(), Multiaddr(honest.addresses()[0]).to_bytes()))
+        await connect(honest, one)
+        await eventually(lambda: honest.peer_id in one.peers())
+        dht.server.answer(Request(Kind.ADD_PROVIDER, key, (told,)), honest.peer_id)
+        (provider,) = await dht.find_providers(key)
+        await honest.disconnect(one.peer_id)
+        await eventually(lambda: honest.peer_id not in one.peers())
         await one._host.outbound.dial(honest.peer_id, provider.addrs)
         assert honest.peer_id in one.peers()
 
@@ -429,7 +434,7 @@ async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_pe
             await log_dead.has(Connected)
             key = discovery.provider_key(NAMESPACE).encode()
             dht = one._discovery._dht
-            await eventually(lambda: dht is not None and len(dht.provider_store.get_providers(key)) == 2)
+            await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 2)
         async with opened(node(bootstrap=known)) as (two, log_two), opened(node(bootstrap=known)) as (three, _):
             await two.join(NAMESPACE)
             await three.join(NAMESPACE)
@@ -459,7 +464,7 @@ async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeyp
             # Still found under the model's own key.
             key = discovery.provider_key(NAMESPACE).encode()
             dht = one._discovery._dht
-            await eventually(lambda: dht is not None and len(dht.provider_store.get_providers(key)) == 3)
+            await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 3)
             await two.leave_cell(NAMESPACE, cell)
             await two.leave_cell(NAMESPACE, cell)
             await two.join_cell(NAMESPACE, cell)
@@ -488,32 +493,10 @@ async def test_in_a_cell_a_node_looks_for_its_own_kind_also_when_it_has_peers_en
             assert four.peer_id not in one.peers(), "a record of a node that cannot be of that cell"
 
 
-async def test_provider_records_are_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kademlia, "MAX_PROVIDER_KEYS", 3)
-    async with opened(node()) as (one, _):
-        dht = one._discovery._dht
-        assert dht is not None
-        store, key = dht.provider_store, b"/mycelia/model/a"
-        peers = [PeerInfo(ID(new_identity().peer_id), []) for _ in range(kademlia.MAX_PROVIDERS_PER_KEY + 1)]
-        for peer in peers:
-            store.add_provider(key, peer)
-        kept = {provider.peer_id for provider in store.get_providers(key)}
-        assert len(kept) == kademlia.MAX_PROVIDERS_PER_KEY and peers[-1].peer_id in kept
-        for number in range(5):
-            store.add_provider(b"/mycelia/model/%d" % number, peers[0])
-            store.add_provider(key, peers[0])
-        store.add_provider(b"/elsewhere", peers[0])
-        assert set(store.providers) == {b"/mycelia/model/3", b"/mycelia/model/4", key}
-
-
 async def test_a_prefix_is_provided_found_and_its_provider_dialled() -> None:
     async with opened(node()) as (one, _), opened(node()) as (two, _), opened(node()) as (three, log_three):
         for network in (two, three):
             await connect(network, one)
-            for dht in (network._discovery._dht, one._discovery._dht):
-                assert dht is not None
-                for other in (one, network):
-                    await dht.add_peer(ID(other.peer_id))
         key = b"k" * 16
         with trio.fail_after(PATIENCE_S):
             await two.provide(key)
@@ -529,14 +512,10 @@ async def test_a_prefix_is_provided_found_and_its_provider_dialled() -> None:
 async def test_the_nodes_of_a_model_are_found_by_one_that_does_not_serve_it() -> None:
     async with opened(node()) as (one, _), opened(node()) as (two, _), opened(light_client()) as (client, _):
         await connect(two, one)
-        for network, other in ((one, two), (two, one)):
-            dht = network._discovery._dht
-            assert dht is not None
-            await dht.add_peer(ID(other.peer_id))
         with trio.fail_after(PATIENCE_S):
             await two.join(NAMESPACE)
             dht, key = one._discovery._dht, discovery.provider_key(NAMESPACE).encode()
-            await eventually(lambda: dht is not None and dht.provider_store.get_providers(key))
+            await eventually(lambda: dht is not None and dht.server.providers(key))
             assert await one.find_nodes(NAMESPACE) == [two.peer_id]
             await two.disconnect(one.peer_id)
             await eventually(lambda: not one.remote_address(two.peer_id))
@@ -594,6 +573,7 @@ async def test_malformed_gossip_costs_the_forwarder_and_is_not_relayed() -> None
             await log_one.has(Gossiped)
             nursery.cancel_scope.cancel()
         topic = "mycelia/1/" + NAMESPACE.hex()
+        await eventually(lambda: two._gossip._router.mesh[topic])  # type: ignore[union-attr]
         for garbage in (b"garbage", b"", encode(hello()), b"\x00" * 50_000):
             num_before = len(log_one.of(Malformed))
             await two._gossip._pubsub.publish(topic, garbage)  # type: ignore[union-attr]
@@ -732,7 +712,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.1,) * 50)
     monkeypatch.setattr(liveness, "_is_there", failing("ping"))
-    monkeypatch.setattr(kademlia, "find_providers", failing("lookup"))
+    monkeypatch.setattr(kademlia.Kademlia, "find_providers", failing("lookup"))
     monkeypatch.setattr(Host, "keep_peerstore", failing("peerstore"))
     monkeypatch.setattr(Pubsub, "publish", failing("publish"))
     async with opened(node()) as (one, _):
@@ -784,7 +764,7 @@ async def test_a_peer_that_is_gone_leaves_no_quota_behind() -> None:
         message = rpc_pb2.Message(from_id=new_identity().peer_id, data=b"", topicIDs=["x"])
         assert one._gossip is not None
         assert not one._gossip._accept(ID(new_identity().peer_id), message)
-        assert not one._gossip._buckets
+        assert not one._gossip._router.graft_flood_tracking
 
 
 async def test_a_flood_of_gossip_ends_at_the_flooders_neighbours() -> None:

@@ -1,14 +1,10 @@
-"""What an idle or busy connection is spared: pings of peers that talk, records that are known."""
+"""What an idle or busy connection is spared: pings of peers that talk."""
 
 import pytest
 import trio
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.peer.envelope import seal_record
-from libp2p.peer.id import ID
-from libp2p.peer.peer_record import PeerRecord
 from trio.testing import MockClock
 
-from node.network import liveness, records
+from node.network import liveness
 from tests.node.network.network_helpers import eventually, node
 from tests.node.network.test_libp2p_network import connect, opened
 
@@ -42,20 +38,6 @@ async def test_only_a_silent_peer_is_pinged(autojump_clock: MockClock) -> None:
         assert waited_s - silent_s >= (1 - liveness.PING_SPREAD) * liveness.PING_INTERVAL_S
         assert waited_s - silent_s <= liveness.PING_INTERVAL_S
     assert await quiet_after(1e9) == pytest.approx(liveness.ROUND_TRIP_INTERVAL_S)
-
-
-def test_a_record_is_verified_once_and_a_forged_one_never_passes() -> None:
-    pair = create_new_key_pair(bytes(32))
-    sealed = seal_record(PeerRecord(ID.from_pubkey(pair.public_key), [], 1), pair.private_key).marshal_envelope()
-    misses = records._verify_once.cache_info().misses
-    for _ in range(3):
-        _, record = records.consume_envelope(sealed, "libp2p-peer-record")
-        assert record.peer_id == ID.from_pubkey(pair.public_key)
-    assert records._verify_once.cache_info().misses == misses + 1
-    forged = sealed[:-1] + bytes([sealed[-1] ^ 1])
-    for _ in range(2):
-        with pytest.raises(Exception):  # noqa: B017, PT011  libp2p's: of several kinds
-            records.consume_envelope(forged, "libp2p-peer-record")
 
 
 async def test_round_trips_are_measured_on_both_sides() -> None:

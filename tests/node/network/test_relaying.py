@@ -7,7 +7,6 @@ import trio
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import IOException
-from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
@@ -266,10 +265,6 @@ async def test_a_peer_is_found_at_its_relay_by_the_dht() -> None:
         with trio.fail_after(PATIENCE_S):
             await placed(hidden, relay)
             await seeker.connect(relay.addresses()[0])
-            for one, other in ((hidden, relay), (seeker, relay)):
-                dht = one._discovery._dht
-                assert dht is not None
-                await dht.add_peer(ID(other.peer_id))
             await hidden.join(b"n" * 16)
             found: list[bytes] = []
             while not found:
