@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 from blake3 import blake3
@@ -39,6 +40,7 @@ from node.peer_id import peer_text
 from node.reach import keep_reachable
 from node.relay import FindEntries, Relay
 from node.rundir import RunInfo, locked, next_epoch, write_run_info
+from node.salts import Salts
 from node.serve.api import Embedded
 from node.serve.gateway import Access, serve_gateway
 from node.serve.server import bind_api, url_of
@@ -60,6 +62,7 @@ from proto.messages import Ask, ChatMessage, EntryFrame
 from proto.overlay import Overlay, PeerView
 from proto.radix import RadixTree
 from proto.routing import Policy
+from proto.sharing import PUBLIC, owner_of, plain, tags_of
 from sim.policies import make_policy
 
 log = structlog.get_logger()
@@ -97,7 +100,16 @@ class Node:
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)
         self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
-        self._entry = Entry(engine, network, self._driver.handle, self._overlay.silence_s, self.requests)
+        self._salts = Salts(identity.sign)
+        self._entry = Entry(
+            engine,
+            network,
+            self._driver.handle,
+            self._overlay.silence_s,
+            self.requests,
+            self._salts,
+            self._overlay.household,
+        )
         self._models = SwarmModels(network, self._overlay, self._driver, engine)
         self._relay = Relay(network, self.requests, engine.info.name)
         self._tree = RadixTree()
@@ -163,6 +175,7 @@ class Node:
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         if ask.model in ("", self.model):
             return self._entry.ask(ask, deadline_s, client)
+        ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
 
     async def models(self) -> list[ModelRow]:
@@ -239,10 +252,17 @@ class Node:
             refused={str(refusal): count for refusal, count in sorted(self._overlay.refusals.items())},
         )
 
-    async def tree(self) -> list[TreeRowView]:
-        """The prefix cache's radix tree, each edge with the beginning of its text."""
+    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
+        """See ``Api.tree``."""
         rows = list(self._tree.rows())
-        texts = await self._engine.detokenize([row.tokens[:_PREVIEW_TOKENS] for row in rows])
+        me, salt = self._network.peer_id, self._salts.of("", client)
+        shown = {None, PUBLIC.tag, owner_of(salt.tag_at(me), salt.scope, me, "").tag}
+        texts = await self._engine.detokenize(
+            [
+                plain(row.tokens[:_PREVIEW_TOKENS]) if not client or tag in shown else ()
+                for row, tag in zip(rows, tags_of(rows), strict=True)
+            ]
+        )
         return [
             TreeRowView(
                 level=row.level,
@@ -287,10 +307,10 @@ class Node:
             for leaf in change.evicted:
                 if leaf in self._tree:
                     self._tree.remove(leaf)
-            for leaf, tokens in change.stored:
+            for leaf, path in change.stored:
                 if leaf >= FIRST_EDGE_ID:
                     continue  # In memory or on disk: advertised, but not a part of the tree of cells.
-                self._tree.insert(tokens, leaf, self._driver.now())
+                self._tree.insert(path, leaf, self._driver.now())
             self._driver.handle(CacheChanged(namespace, change.stored, change.evicted, change.reset))
 
     async def _follow_vitals(self) -> None:

@@ -194,6 +194,7 @@ async def _ask_local(
         "model": ask.model,
         "request_id": ask.request_id.hex() if any(ask.request_id) else None,
         "timeout_s": None if math.isinf(due_at) else max(due_at - trio.current_time(), 0.001),
+        "cache_salt": ask.cache_salt,
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
         **msgspec.structs.asdict(ask.sampling),
     }

@@ -19,6 +19,7 @@ from node.engine.engine import DEADLINE, TOO_LATE, Engine
 from node.engine.prompts import TooLongError
 from node.errors import BusyError, first_error
 from node.network.network import MessageStream, Network, NetworkError
+from node.salts import Salts
 from node.serving import SendFrame, cancelled_at_end, receive_opening, serve_request
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, token_array, unpack_tokens
@@ -50,6 +51,7 @@ from proto.messages import (
 from proto.overload import OVERLOADED
 from proto.routing import Decision
 from proto.shares import MAX_RETRY_S
+from proto.sharing import owner_of
 
 log = structlog.get_logger()
 
@@ -109,8 +111,13 @@ class Entry:
         handle: Callable[[Event], None],
         silence_s: SilenceS,
         requests: RequestLog,
+        salts: Salts,
+        household: Callable[[bytes], str],
     ) -> None:
+        """household: ``Overlay.household``."""
         self._engine = engine
+        self._salts = salts
+        self._household = household
         self._requests = requests
         self._network = network
         self._handle = handle
@@ -179,7 +186,8 @@ class Entry:
                 namespace = self._engine.info.namespace
                 self._requests.tokenized(request_id, len(prompt))
                 answered = unpack_tokens(ask.answered)
-                self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client, answered))
+                salt = self._salts.of(ask.cache_salt, client)
+                self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt))
 
     async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info
@@ -314,12 +322,15 @@ class Entry:
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
+                    generate, client = effect.generate, running.client
+                    owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._household(client))
                     # (people are told while the engine works)
                     await serve_request(
                         self._engine,
-                        effect.generate,
+                        generate,
                         on_frame,
-                        running.client,
+                        client,
+                        owner,
                         self._requests,
                         running.left_s(),
                         on_submitted=tell_route,

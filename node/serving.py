@@ -22,11 +22,12 @@ from node.engine.engine import (
 from node.errors import first_error
 from node.network.network import MessageStream, NetworkError
 from node.telemetry.requests import RequestLog
-from proto.blocks import pack_tokens, unpack_tokens
+from proto.blocks import STRIDE, pack_tokens, unpack_tokens
 from proto.errors import RemoteError
 from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
 from proto.overlay import Overlay
 from proto.shares import MAX_RETRY_S
+from proto.sharing import PUBLIC, Owner, owner_of
 
 OPENING_DEADLINE_S = 10.0
 
@@ -38,13 +39,14 @@ async def serve_request(
     request: Generate,
     send: SendFrame,
     client: bytes,
+    owner: Owner,
     requests: RequestLog,
     deadline_s: float | None = None,
     on_submitted: Callable[[], None] = lambda: None,
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
-    client, deadline_s: see ``EngineRequest``. The deadline is not on the wire: who asks from elsewhere ends the stream.
+    client, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
     on_submitted: called when the engine knows of it, before anything is sent.
     Raises what ``send`` raises.
     """
@@ -59,6 +61,7 @@ async def serve_request(
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,
         client=client,
+        owner=owner,
     )
     position = 0
     async with engine.generate(engine_request) as items:
@@ -104,7 +107,8 @@ async def serve_generate_stream(engine: Engine, overlay: Overlay, requests: Requ
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
-    refusal = overlay.turned_away(request)
+    owner = owner_of(request.tag, request.scope, stream.peer, overlay.household(stream.peer))
+    refusal = overlay.turned_away(request, owner.tag)
     if refusal is not None:
         if isinstance(refusal, Bounced):
             requests.handed_back(request, stream.peer)
@@ -114,10 +118,26 @@ async def serve_generate_stream(engine: Engine, overlay: Overlay, requests: Requ
     async def send(frame: ServingFrame) -> None:
         if isinstance(frame, Accepted | Final):
             frame = msgspec.structs.replace(frame, vitals=overlay.as_told(frame.vitals))
-        await stream.send(frame)
+        await stream.send(frame if owner == PUBLIC else _in_whole_blocks(frame))
 
     async with cancelled_at_end(stream):
-        await serve_request(engine, request, send, stream.peer, requests)
+        await serve_request(engine, request, send, stream.peer, owner, requests)
+
+
+def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:
+    """What peers are told of a cache: also of what is their own, so that no mistake of this node tells more."""
+    match frame:
+        case Accepted():
+            return msgspec.structs.replace(frame, cached_tokens=_whole(frame.cached_tokens))
+        case Final():
+            usage = msgspec.structs.replace(frame.usage, cached_tokens=_whole(frame.usage.cached_tokens))
+            return msgspec.structs.replace(frame, usage=usage)
+        case _:
+            return frame
+
+
+def _whole(num_tokens: int) -> int:
+    return num_tokens // STRIDE * STRIDE
 
 
 async def receive_opening(stream: MessageStream) -> Message:

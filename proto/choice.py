@@ -6,7 +6,7 @@ who has served long enough to be given as much as its word is worth (``newcomers
 
 import math
 from collections import Counter
-from collections.abc import Collection, Set
+from collections.abc import Collection, Sequence, Set
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from proto.membership import Membership
 from proto.messages import MAX_TOKENS_PER_REQUEST
 from proto.overload import BusyPeers
 from proto.request import Request
+from proto.sharing import owner_of
 
 
 class Choice:
@@ -45,8 +46,14 @@ class Choice:
         """Of its namespace."""
         space = self._dispatches.get(request.namespace)
         if space is None:
-            space = self._dispatches[request.namespace] = Dispatches(self._config.own_dispatch_s)
+            space = self._dispatches[request.namespace] = Dispatches()
         return space
+
+    def remember(self, request: Request, peer: bytes, chain: Sequence[int], now: float) -> None:
+        """``peer`` got it, or holds it with its answer: a chain of its owner's. Mutates."""
+        config = self._config
+        keep_s = config.private_dispatch_s if request.salt.key else config.own_dispatch_s
+        self.dispatches(request).remember(peer, chain, now + keep_s)
 
     def on_peer_lost(self, peer: bytes) -> None:
         """Its cache is gone. Mutates."""
@@ -59,12 +66,13 @@ class Choice:
         """also_full: also those whose queues are as long as they shall be."""
         namespace, chain = request.namespace, request.chain
         table, space = self._members.loads(namespace), self.dispatches(request)
-        sent = space.matches(chain, now)
+        sent = space.matches(request.own_chain, now)
         blocks = dict(self._digests.estimates.matches(namespace, chain))
         for peer, num_blocks in sent.items():
             blocks[peer] = max(num_blocks, blocks.get(peer, 0))
         if self._members.own_vitals(namespace) is not None:
-            blocks[self._me] = self._digests.held_blocks(namespace, chain)
+            own = owner_of(request.salt.tag_at(self._me), request.salt.scope, self._me, "")
+            blocks[self._me] = self._digests.held_blocks(namespace, chain, own.tag)
         matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
         return table.candidates(
             request.num_tokens,

@@ -166,6 +166,7 @@ class RequestConfig:
     longest_silence_s: float = 3_600.0
     """However long the prompt is."""
     own_dispatch_s: float = 60.0
+    private_dispatch_s: float = 600.0
     """How long a prompt sent to a peer counts as held there before the peer's digest says so itself."""
 
 

@@ -17,6 +17,7 @@ and end at the current seq; ``seq`` grows with every published head, heartbeats 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from proto.config import DigestConfig
 from proto.entry_set import NOTHING, EntrySet, Keys, keys_of, pack_keys, unpack_keys, without
 from proto.messages import Announce, Delta, Head, Repair, RepairRequest
+from proto.sharing import PUBLIC
 
 Sign = Callable[[bytes], bytes]
 """Payload -> 64-byte Ed25519 signature of this node."""
@@ -150,6 +152,19 @@ class ChangeLog:
             assert earlier.seq == later.from_seq
 
 
+class _Leaf(NamedTuple):
+    """A sequence in the cache."""
+
+    chain: Sequence[int]
+    """Its block hashes, from the root."""
+    num_open: int
+    """Of these, as many as any request may reuse."""
+    num_told: int
+    """And as many as peers may know of."""
+    tag: bytes | None
+    """The owner's of the rest."""
+
+
 class OwnDigest:
     """The owner's side for one namespace: what the local prefix cache holds, as it was last told."""
 
@@ -159,8 +174,8 @@ class OwnDigest:
         self._epoch = epoch
         self._sign = sign
         self._config = config
-        self._leaves: dict[int, Sequence[int]] = {}
-        """Leaf id -> its chain of block hashes; oldest first."""
+        self._leaves: dict[int, _Leaf] = {}
+        """Oldest first."""
         self._entries = NOTHING
         self._log = ChangeLog()
         self._head: Head | None = None
@@ -179,25 +194,28 @@ class OwnDigest:
         """The cache was lost. Takes effect with the next ``advance``."""
         self._leaves.clear()
 
-    def store(self, leaf: int, chain: Sequence[int]) -> None:
-        """The cache holds ``chain`` (block hashes from the root) under id ``leaf``."""
+    def store(self, leaf: int, chain: Sequence[int], num_open: int | None = None, tag: bytes | None = None) -> None:
+        """The cache holds ``chain`` (block hashes from the root) under id ``leaf``: its first ``num_open`` (None: all)
+        for any request, and the rest for the owner ``tag``, see ``sharing.py``."""
+        num_open = len(chain) if num_open is None else num_open
         self._leaves.pop(leaf, None)
-        self._leaves[leaf] = chain
+        self._leaves[leaf] = _Leaf(chain, num_open, len(chain) if tag == PUBLIC.tag else num_open, tag)
 
     def evict(self, leaf: int) -> None:
         """The cache dropped ``leaf``. Unknown ids are ignored: the cache may be ahead of what was told."""
         self._leaves.pop(leaf, None)
 
     def chains(self) -> Iterator[Sequence[int]]:
-        """The chains of block hashes in the cache, the newest first."""
-        return reversed(self._leaves.values())
+        """The chains of block hashes in the cache that may be told of, the newest first."""
+        return (leaf.chain[: leaf.num_told] for leaf in reversed(self._leaves.values()))
 
-    def holds(self, chain: Sequence[int]) -> int:
-        """Leading blocks of ``chain`` in the cache now, told or not."""
+    def holds(self, chain: Sequence[int], tag: bytes) -> int:
+        """Leading blocks of ``chain`` in the cache now, told or not, that the owner ``tag`` may reuse."""
         best = 0
         for leaf in self._leaves.values():
             depth = 0
-            for mine, wanted in zip(leaf, chain, strict=False):
+            usable = leaf.chain if leaf.tag == tag else leaf.chain[: leaf.num_open]
+            for mine, wanted in zip(usable, chain, strict=False):
                 if mine != wanted:
                     break
                 depth += 1

@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from proto.blocks import block_hashes
+from proto.blocks import STRIDE, block_hashes
 from proto.budget import Traffic
 from proto.cells import CellPosition, address_of, cell_of
 from proto.config import CellConfig, DigestConfig
@@ -31,6 +31,7 @@ from proto.messages import MAX_VECTOR, Announce, Reconcile, Repair, RepairReques
 from proto.refusals import Refusal
 from proto.repairs import Repairs
 from proto.sender import Sender
+from proto.sharing import unpaint
 
 _SWEEP_S = 5.0
 _HASTY_PER_S, _HASTY_BURST = 1 / 20, 4.0
@@ -81,9 +82,9 @@ class DigestPlane:
         self.estimates = Estimates(me, verify, config, refusals, members.source)
         self._repairs = Repairs(me, config, rng, self._own, self.estimates, members, self._sender, refusals)
 
-    def held_blocks(self, namespace: bytes, chain: Sequence[int]) -> int:
-        """Leading blocks of ``chain`` in this node's own cache."""
-        return self._own[namespace].holds(chain)
+    def held_blocks(self, namespace: bytes, chain: Sequence[int], tag: bytes) -> int:
+        """Leading blocks of ``chain`` in this node's own cache that the owner ``tag`` may reuse."""
+        return self._own[namespace].holds(chain, tag)
 
     def own(self, namespace: bytes) -> OwnDigest | None:
         return self._own.get(namespace)
@@ -122,8 +123,9 @@ class DigestPlane:
             own.reset()
         for leaf in event.evicted:
             own.evict(leaf)
-        for leaf, tokens in event.stored:
-            own.store(leaf, block_hashes(event.namespace, tokens))
+        for leaf, path in event.stored:
+            tokens, num_open, tag = unpaint(path)
+            own.store(leaf, block_hashes(event.namespace, tokens), num_open // STRIDE, tag)
         at = self._next_delta(event.namespace, now)
         if at >= self._due[event.namespace] or not own.is_behind():
             return []

@@ -1,7 +1,8 @@
 """What this node sent where: knowledge that no digest and no report carries yet.
 
 Between the moment a prompt goes to a peer and the peer's next digest, the sender already knows that the peer will hold
-the prompt, and that the peer has one more request to work on. Both are used in routing as lower bounds.
+the prompt, and that the peer has one more request to work on. Both are used in routing as lower bounds. Of what is its
+owner's alone (``sharing.py``) no digest ever tells; the sender's memory is all that leads a conversation back.
 
 Invariant: at most ``max_blocks`` blocks are remembered a peer; the oldest are dropped first, of one prompt the deepest.
 """
@@ -25,29 +26,23 @@ class UnderWay(NamedTuple):
 class Dispatches:
     """Own dispatches of one namespace."""
 
-    def __init__(self, keep_s: float, max_blocks: int = 4_096) -> None:
-        self._keep_s = keep_s
+    def __init__(self, max_blocks: int = 4_096) -> None:
         self._max_blocks = max_blocks
         self._sent: dict[bytes, OrderedDict[int, float]] = {}
         """Peer -> block hash -> when the peer's digest must have told it."""
         self._running: dict[bytes, dict[bytes, UnderWay]] = {}
         """Peer -> request."""
 
-    def begin(
-        self,
-        request_id: bytes,
-        peer: bytes,
-        chain: Sequence[int],
-        uncached_tokens: int,
-        expected_s: float,
-        now: float,
-    ) -> None:
-        """A prompt with these block hashes goes to ``peer``, which is expected to prefill ``uncached_tokens`` and to
-        send the first token after ``expected_s``."""
+    def begin(self, request_id: bytes, peer: bytes, uncached_tokens: int, expected_s: float, now: float) -> None:
+        """A prompt goes to ``peer``, which is expected to prefill ``uncached_tokens`` and to send the first token after
+        ``expected_s``."""
         self._running.setdefault(peer, {})[request_id] = UnderWay(now, uncached_tokens, now + expected_s)
+
+    def remember(self, peer: bytes, chain: Sequence[int], until: float) -> None:
+        """``peer`` got a sequence with these block hashes, and counts as holding it until then."""
         sent = self._sent.setdefault(peer, OrderedDict())
         for block in reversed(chain):  # the root last: without it the rest would match nothing
-            sent[block] = now + self._keep_s
+            sent[block] = until
             sent.move_to_end(block)
         while len(sent) > self._max_blocks:
             sent.popitem(last=False)

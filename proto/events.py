@@ -8,6 +8,7 @@ from proto.floors import Floor
 from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
 from proto.observed import Observation
 from proto.refusals import Refusal
+from proto.sharing import Salt
 from proto.spelling import Vocabulary
 from proto.trust import Offender
 
@@ -133,7 +134,8 @@ class TrustRestored:
 
 @dataclass(frozen=True)
 class CacheChanged:
-    """The engine's prefix cache: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves."""
+    """The engine's prefix cache: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves, given as
+    paths (``sharing.py``)."""
 
     namespace: bytes
     stored: Sequence[tuple[int, Sequence[int]]]
@@ -162,6 +164,8 @@ class RequestSubmitted:
     """Who asks: a light client's peer id; empty for this node's own, which share their places."""
     generated: Sequence[int] = ()
     """Tokens of the answer that the client has already: it came from another entry node."""
+    salt: Salt = Salt()  # noqa: RUF009  immutable
+    """Whose cached prefixes it may reuse, at any node."""
 
 
 @dataclass(frozen=True)

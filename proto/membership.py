@@ -20,7 +20,7 @@ from proto.config import OverlayConfig
 from proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
 from proto.estimate import Source
 from proto.events import Connected, ModelServed, Timer
-from proto.households import household_of
+from proto.households import household_of, is_local
 from proto.limits import Limits
 from proto.load_table import LoadTable
 from proto.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
@@ -83,6 +83,13 @@ class Membership:
         """Whether a node of that version and this one have one in common: everybody speaks the version before its own
         too."""
         return abs(wire_version - self._config.wire_version) <= 1
+
+    def household(self, client: bytes) -> str:
+        """Which one a client belongs to, as far as that bounds or opens anything: of a connected peer its network's,
+        where every peer counts for itself if it is a local one; any other is one by itself."""
+        member = self._members.get(client)
+        name = household_of(member.address) if member else ""
+        return name if name and not is_local(name) else f"{name} {client.hex()}"
 
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._members

@@ -34,6 +34,7 @@ MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_LOGPROBS = 20
 """Alternatives a token, as in the common HTTP APIs."""
 MAX_GRAMMAR_CHARS = 65_536
+MAX_SALT_CHARS = 128
 MAX_TRACE_STEPS = 64
 MAX_LINKS = 64
 MAX_MODELS = 128
@@ -310,6 +311,12 @@ class Generate(Kind, frozen=True, kw_only=True, tag=8):
     """How many tokens at the end of ``prompt`` were generated for this request before, on a node that was lost."""
     patience_ms: Small = field(name="7", default=0)
     """If the first token would take longer than this, counted from here, answer with Bounced instead. 0: never."""
+    tag: Annotated[bytes, Meta(max_length=16)] = field(name="8", default=b"")
+    """Whose cached prefixes it may reuse besides the open ones, see ``sharing.py``: a secret between the requester and
+    the node that serves. Empty: the requester's own."""
+    scope: Annotated[int, Meta(ge=0, le=2)] = field(name="9", default=0)
+    """Who may reuse what it computes. 0: its owner, and others once two households had it. 1: its owner. 2: everybody,
+    as it may reuse what others computed so; the tag is not used."""
 
 
 class Accepted(Kind, frozen=True, kw_only=True, tag=9):
@@ -387,6 +394,9 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     counts them too. The answer goes on after them, as it would have there."""
     namespace: Annotated[bytes, Meta(max_length=16)] = field(name="9", default=b"")
     """Of the Route that came with them: tokens mean nothing in any other. Empty: any."""
+    cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] = field(name="10", default="")
+    """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody. Empty: those
+    of the same client do, and others what two households had."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):

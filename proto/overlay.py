@@ -233,16 +233,21 @@ class Overlay:
         """This node's load as peers are to see it. Does not mutate."""
         return self._members.as_told(vitals)
 
-    def turned_away(self, request: Generate) -> Bounced | Failed | None:
+    def household(self, client: bytes) -> str:
+        """See ``Membership.household``. Does not mutate."""
+        return self._members.household(client)
+
+    def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
         """What to answer instead of serving ``request``, if this node is leaving or the first token would come later
-        here than its sender has patience for. Does not mutate."""
+        here than its sender has patience for. tag: of the request's owner. Does not mutate."""
         if self._members.is_leaving:
             return Failed(code=LEAVING, message=LEAVING_MESSAGE, retryable=True)
         vitals = self._members.own_vitals(request.namespace)
         if not request.patience_ms or vitals is None or len(request.prompt) % 4:
             return None
         tokens = token_array(request.prompt)
-        held = self._digests.held_blocks(request.namespace, block_hashes(request.namespace, tokens)) * STRIDE
+        chain = block_hashes(request.namespace, tokens)
+        held = self._digests.held_blocks(request.namespace, chain, tag) * STRIDE
         wait_s = wait_here_s(vitals, len(tokens) - held, self._config.routing)
         return Bounced(cached_tokens=held, vitals=vitals) if wait_s * 1000 > request.patience_ms else None
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from proto.blocks import pack_tokens, unpack_tokens
+from proto.blocks import block_hashes, pack_tokens, unpack_tokens
 from proto.config import RequestConfig
 from proto.errors import RemoteError
 from proto.messages import (
@@ -32,6 +32,7 @@ from proto.messages import (
     Usage,
     Vitals,
 )
+from proto.sharing import Salt
 from proto.spelling import Spelling
 
 LEAVING = "leaving"
@@ -51,6 +52,8 @@ class Request:
     sampling: Sampling
     client: bytes = b""
     """Whose it is, see ``RequestSubmitted``."""
+    salt: Salt = Salt()  # noqa: RUF009  immutable
+    """Likewise."""
     spelling: Spelling | None = None
     """Follows the text of the answer; None: the vocabulary is not known."""
     generated: list[int] = field(default_factory=list)
@@ -96,6 +99,20 @@ class Request:
     """A peer called the request impossible: this node's own engine is asked next, and its word is final."""
 
     @property
+    def own_chain(self) -> list[int]:
+        """``chain``, as the entry node remembers what it sent where: apart for each owner."""
+        return self._own(self.chain)
+
+    @property
+    def answered_chain(self) -> list[int]:
+        """The same of prompt and answer."""
+        return self._own(block_hashes(self.namespace, [*self.prompt, *self.generated]))
+
+    def _own(self, chain: Sequence[int]) -> list[int]:
+        mask = self.salt.mask
+        return [block ^ mask for block in chain]
+
+    @property
     def num_tokens(self) -> int:
         """Of the prompt and of the answer so far: what the next attempt's prompt has."""
         return len(self.prompt) + len(self.generated)
@@ -133,6 +150,8 @@ class Request:
             promised_tokens=promised_tokens,
             resumed_tokens=done,
             patience_ms=self.patience_ms,
+            tag=self.salt.tag_at(peer),
+            scope=self.salt.scope,
         )
 
     def on_accepted(self, frame: Accepted) -> None:

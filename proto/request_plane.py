@@ -110,6 +110,7 @@ class RequestPlane:
             chain=block_hashes(event.namespace, event.prompt),
             sampling=event.sampling,
             client=event.client,
+            salt=event.salt,
             generated=list(event.generated),
         )
         vocabulary = self._vocabularies.get(event.namespace)
@@ -309,7 +310,8 @@ class RequestPlane:
         generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, told_s, now)
         uncached = max(request.num_tokens - promised, 0)
         space, expected_s = self._choice.dispatches(request), decision.expected_s
-        space.begin(request.request_id, decision.chosen, request.chain, uncached, expected_s, now)
+        space.begin(request.request_id, decision.chosen, uncached, expected_s, now)
+        self._choice.remember(request, decision.chosen, request.own_chain, now)
         effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))
         if patience is not None and request.num_moves < self._routing.max_moves and not self._is_last_attempt(request):
             way_s = self._members.round_trip_s(decision.chosen)
@@ -393,7 +395,7 @@ class RequestPlane:
             self._members.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
         space = self._choice.dispatches(request)
         space.end(request.request_id, peer)
-        space.withdraw(peer, request.chain[frame.cached_tokens // STRIDE :])
+        space.withdraw(peer, request.own_chain[frame.cached_tokens // STRIDE :])
         bounced = Emit("bounced", {"request": request.request_id, "peer": peer, "wait_s": round(wait_s, 3)})
         return [bounced, *self._dispatch(request, now)]
 
@@ -433,7 +435,7 @@ class RequestPlane:
             return self._finish(request, "length", None)
         space = self._choice.dispatches(request)
         space.end(request.request_id, request.peer)
-        space.withdraw(request.peer, request.chain)
+        space.withdraw(request.peer, request.own_chain)
         request.fail_attempt(reason, is_engine_loss, is_loss, is_busy)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]
@@ -494,6 +496,8 @@ class RequestPlane:
         """What the serving node tells with its last frame: its load, and how much it had."""
         if request.promised_tokens:
             self._members.on_cached(request.peer, request.promised_tokens, frame.usage.cached_tokens, now)
+        if request.salt.key:  # (which no digest will tell)
+            self._choice.remember(request, request.peer, request.answered_chain, now)
         self._note_load(request, frame.vitals, now)
 
     def _note_load(self, request: Request, vitals: Vitals, now: float) -> None:

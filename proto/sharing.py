@@ -9,8 +9,8 @@ request has an *owner*, and sees a cache that holds two things:
   differently, or that a ``PUBLIC`` request computed.
 
 An owner is named by a *tag* of 16 bytes, which only those know who may use its prefixes: the entry node makes it of a
-secret and of the user (``node/salts.py``), or of the ``cache_salt`` that the request names, and of the serving node, so
-that no serving node can use it at another one. ``PUBLIC`` is a tag that everybody knows. An owner without a household
+secret and of the user, or of the ``cache_salt`` that the request names (``node/salts.py``), and of the serving node,
+which can so use it at no other one (``Salt``). ``PUBLIC`` is a tag that everybody knows. An owner without a household
 opens nothing.
 
 What others computed and is not open is not only left unused, it leaves no trace. Each sequence has a place of its own
@@ -34,13 +34,18 @@ No clock, no IO. Methods say whether they mutate.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from proto.blocks import STRIDE, block_hashes, pack_tokens
+from blake3 import blake3
 
-CLIENTS, SALTED, PUBLIC_SCOPE = range(3)
-"""``Generate.scope``: whose prefixes a request may reuse, and who may reuse its own."""
+from proto.blocks import STRIDE, block_hashes, pack_tokens
+from proto.radix import RadixTree, TreeRow
+
+CLIENTS, SALTED, EVERYBODY = range(3)
+"""``Generate.scope``: whom what a request computes may become open to. By the rule of two households; nobody; everybody
+at once."""
+TAG_BYTES = 16
 
 BLOCK_BYTES = 4 * STRIDE
 MAX_BLOCKS = 16_384
@@ -62,6 +67,35 @@ class Owner(NamedTuple):
 PUBLIC = Owner(b"public")
 
 
+def owner_of(tag: bytes, scope: int, peer: bytes, household: str) -> Owner:
+    """Of a request that ``peer`` sends: who knows a tag is its owner, and without one it is the peer's own."""
+    if scope == EVERYBODY:
+        return PUBLIC
+    secret, what = (tag, b"tag") if tag else (peer, b"peer")
+    name = blake3(what + secret, derive_key_context="mycelia 2026 prefix owner v1").digest(length=TAG_BYTES)
+    return Owner(name, "" if scope == SALTED else household)
+
+
+class Salt(NamedTuple):
+    """What an entry node knows an owner by, at whatever node it is served."""
+
+    key: bytes = b""
+    """A secret; empty: the entry node's own, or everybody's."""
+    scope: int = CLIENTS
+
+    def tag_at(self, peer: bytes) -> bytes:
+        """``Generate.tag`` for ``peer``: it says nothing about the owner's tags at others."""
+        if not self.key:
+            return b""
+        context = "mycelia 2026 prefix tag v1"
+        return blake3(blake3(self.key).digest() + peer, derive_key_context=context).digest(length=TAG_BYTES)
+
+    @property
+    def mask(self) -> int:
+        """Tells this owner's block hashes from others' where an entry node remembers them."""
+        return int.from_bytes(blake3(self.key).digest(length=8)) if self.key else 0
+
+
 class Path(NamedTuple):
     """A sequence with what others may reuse of it."""
 
@@ -70,11 +104,6 @@ class Path(NamedTuple):
     """Of the leading tokens."""
     tag: bytes | None
     """The owner's of the rest; None: there is no rest."""
-
-    @property
-    def num_told(self) -> int:
-        """Leading tokens that this node may tell its peers of."""
-        return len(self.tokens) if self.tag == PUBLIC.tag else self.num_open
 
 
 def paint(tokens: Sequence[int], num_open: int, tag: bytes) -> tuple[int, ...]:
@@ -93,6 +122,30 @@ def unpaint(path: Sequence[int]) -> Path:
     place, colour = path.index(highest), highest >> _UNIT_BITS
     tokens = (*path[:place], highest & _UNIT, *path[place + 1 :])
     return Path(tokens, place, colour.to_bytes((colour.bit_length() + 7) // 8)[1:])
+
+
+def match(tree: RadixTree, owner: Owner, tokens: Sequence[int], num_open: int) -> tuple[int, int | None, int]:
+    """The longest prefix of ``tokens``, ``num_open`` of which are open, in a tree of paths that ``owner`` may reuse; a
+    leaf that covers it; and how many tokens of its path are open there, 0 or ``num_open``. Does not mutate."""
+    own = tree.match(paint(tokens, 0, owner.tag))
+    opened = tree.match(paint(tokens, num_open, owner.tag)) if num_open else own
+    # What is open can be left at whole blocks only, and that of PUBLIC is in the tree as its own, too.
+    if own[0] >= opened[0] if owner == PUBLIC else own[0] > opened[0]:
+        return *own, 0
+    return *opened, num_open
+
+
+def tags_of(rows: Iterable[TreeRow]) -> list[bytes | None]:
+    """Whose each edge of a tree of paths is; None: it is open."""
+    tags: list[bytes | None] = []
+    above: list[bytes | None] = []
+    """Of the edges from the root to the last one."""
+    for row in rows:
+        del above[row.level :]
+        inherited = above[-1] if above else None
+        above.append(unpaint(row.tokens).tag if inherited is None else inherited)
+        tags.append(above[-1])
+    return tags
 
 
 def plain(path: Sequence[int]) -> list[int]:

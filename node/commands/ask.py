@@ -52,6 +52,13 @@ Examples:
     is_flag=True,
     help="While all nodes are busy, ask again when they say, and while none can be reached, until --timeout.",
 )
+@click.option(
+    "--cache-salt",
+    default="",
+    metavar="TEXT",
+    help="Share what is computed of the prompt only with requests of the same TEXT; 'public': with everybody. "
+    " [default: with the same client, and with others what two households had asked]",
+)
 @click.option("--system", default="", help="System message.")
 @click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
 @click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
@@ -74,6 +81,7 @@ def ask(
     json_schema: TextIO | None,
     timeout: float | None,
     wait: bool,
+    cache_salt: str,
     system: str,
     model: str,
     explain: bool,
@@ -94,14 +102,17 @@ def ask(
     from node.views import MAX_TIMEOUT_S
     from proto.codec import check_sampling
     from proto.errors import LocalError
-    from proto.messages import Ask, ChatMessage, Sampling
+    from proto.messages import MAX_SALT_CHARS, Ask, ChatMessage, Sampling
 
     if grammar is not None and json_schema is not None:
         raise click.UsageError("give --grammar or --json-schema, not both")
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (not a FloatRange: that takes NaN)
         raise click.UsageError(f"--timeout must be more than 0 and at most {MAX_TIMEOUT_S:.0f} seconds")
     check_model(model)
-    for name, value in (("--model", model), ("--system", system), ("the prompt", prompt), ("--stop", "".join(stop))):
+    if len(cache_salt) > MAX_SALT_CHARS:
+        raise click.UsageError(f"--cache-salt has {len(cache_salt)} characters, at most {MAX_SALT_CHARS} are allowed")
+    given = {"--cache-salt": cache_salt, "--model": model, "--system": system, "the prompt": prompt}
+    for name, value in (given | {"--stop": "".join(stop)}).items():
         check_unicode(name, value)
     text = _read_prompt(prompt)
     turns = [ChatMessage(role="system", content=system)] if system else []
@@ -123,6 +134,7 @@ def ask(
             grammar=_read_rules(grammar or json_schema),
             grammar_kind="json_schema" if json_schema else "gbnf",
         ),
+        cache_salt=cache_salt,
     )
     try:
         check_sampling(request.sampling)

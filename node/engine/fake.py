@@ -38,6 +38,7 @@ from proto.fair_queue import FairQueue
 from proto.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
 from proto.meters import HoldMeter
 from proto.radix import RadixTree
+from proto.sharing import PUBLIC, Sharing, match, paint
 from proto.spelling import Vocabulary
 
 NUM_VOCAB = 258
@@ -71,6 +72,8 @@ class _Work:
     queued_tokens: int
     """Of its prompt, not computed yet; ``cached_tokens`` were not to be."""
     cached_tokens: int = 0
+    num_open: int = 0
+    """Of its path."""
     started: trio.Event = field(default_factory=trio.Event)
     generated: list[int] = field(default_factory=list)
 
@@ -85,6 +88,7 @@ class FakeEngine:
     def __init__(self, settings: FakeSettings | None = None) -> None:
         self.settings = settings or FakeSettings()
         self._tree = RadixTree()
+        self._sharing = Sharing(b"fake")
         self._next_id = 0
         self._changes = ChangeLog()
         self._changed = trio.Event()
@@ -209,7 +213,7 @@ class FakeEngine:
         finally:
             if not done:
                 self.num_cancelled += 1
-                self._store([*request.prompt, *work.generated])
+                self._store(work)
 
     @contextmanager
     def _place(self, work: _Work) -> Iterator[None]:
@@ -237,8 +241,11 @@ class FakeEngine:
     def _start_next(self) -> None:
         while self._waiting and len(self._running) < self.settings.slots:
             work = next(iter(self._waiting))
-            work.cached_tokens, _ = self._tree.match(work.request.prompt[:-1])
-            self._waiting.start(work, len(work.request.prompt) - work.cached_tokens, trio.current_time())
+            request = work.request
+            prompt = request.prompt[:-1]
+            num_open = self._sharing.num_open(self._sharing.chain(prompt))
+            work.cached_tokens, _, work.num_open = match(self._tree, request.owner, prompt, num_open)
+            self._waiting.start(work, len(request.prompt) - work.cached_tokens, trio.current_time())
             self._running.add(work)
             work.started.set()
         if self._waiting:
@@ -317,7 +324,7 @@ class FakeEngine:
             yield item
         if gate.is_stopped:
             reason = "stop"
-        self._store([*request.prompt, *work.generated])
+        self._store(work)
         now = trio.current_time()
         self._hold.add(now - admitted)
         usage = Usage(
@@ -330,15 +337,20 @@ class FakeEngine:
         )
         yield EngineDone(reason, usage)
 
-    def _store(self, tokens: Sequence[int]) -> None:
+    def _store(self, work: _Work) -> None:
         """Cache a finished sequence, evicting the least valuable leaves beyond ``cells``."""
+        owner, tokens = work.request.owner, [*work.request.prompt, *work.generated]
+        self._sharing.note(owner, tokens)
+        if owner != PUBLIC and work.cached_tokens <= work.num_open:
+            work.num_open = self._sharing.num_open(self._sharing.chain(tokens))
+        path = paint(tokens, work.num_open, owner.tag)
         seq_id, self._next_id = self._next_id, self._next_id + 1
-        redundant = self._tree.insert(tokens, seq_id, trio.current_time())
+        redundant = self._tree.insert(path, seq_id, trio.current_time())
         if seq_id in redundant:
             return
         for gone in redundant:
             self._changes.evict(gone)
-        self._changes.store(seq_id, tuple(tokens))
+        self._changes.store(seq_id, path)
         while self._tree.num_tokens > self.settings.cells:
             victim = self._tree.least_valuable()
             assert victim is not None

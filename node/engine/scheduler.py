@@ -40,7 +40,7 @@ from node.engine.changes import ChangeLog
 from node.engine.job import Job, Limits, Refusal
 from proto.fair_queue import FairQueue
 from proto.radix import RadixTree, common_prefix
-from proto.sharing import PUBLIC, Owner, Sharing, paint
+from proto.sharing import PUBLIC, Owner, Sharing, match
 from proto.value import Reuse
 
 UNKNOWN_START_S = 1.0
@@ -198,13 +198,8 @@ class Scheduler:
         if not (self.limits.reuse and job.may_share):
             job.num_open = 0
             return 0, None
-        wanted, num_open = job.prompt[:-1], self.open_tokens(job)
-        own = self.tree.match(paint(wanted, 0, job.owner.tag))
-        opened = self.tree.match(paint(wanted, num_open, job.owner.tag)) if num_open else own
-        # (what everybody may use can be branched off at whole blocks only, which PUBLIC need not)
-        takes_own = own[0] >= opened[0] if job.owner == PUBLIC else own[0] > opened[0]
-        job.num_open = 0 if takes_own else num_open
-        return own if takes_own else opened
+        length, leaf, job.num_open = match(self.tree, job.owner, job.prompt[:-1], self.open_tokens(job))
+        return length, leaf
 
     def open_tokens(self, job: Job) -> int:
         """Leading tokens of a job's prompt that any job may reuse where they are cached."""

@@ -41,7 +41,10 @@ class Api(Protocol):
 
     def state(self) -> NodeState: ...
 
-    async def tree(self) -> list[TreeRowView]: ...
+    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
+        """The prefix cache's radix tree, each edge with the beginning of its text; for a client with a key, of its own
+        edges and of those that are open to all."""
+        ...
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Raises LocalError for a conversation that the model's template refuses."""

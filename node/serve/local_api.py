@@ -28,7 +28,17 @@ from node.serve.keys import client_of
 from node.views import MAX_TIMEOUT_S, FailedView, frame_view
 from proto.codec import check_sampling
 from proto.errors import LocalError
-from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, Ask, Begun, ChatMessage, EntryFrame, Failed, Sampling
+from proto.messages import (
+    MAX_CHAT_BYTES,
+    MAX_CHAT_MESSAGES,
+    MAX_SALT_CHARS,
+    Ask,
+    Begun,
+    ChatMessage,
+    EntryFrame,
+    Failed,
+    Sampling,
+)
 from proto.messages import Route as RouteFrame
 from proto.overload import OVERLOADED
 
@@ -71,6 +81,8 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
     logprobs: int = 0
     grammar: str = ""
     grammar_kind: str = "gbnf"
+    cache_salt: Annotated[str, msgspec.Meta(max_length=MAX_SALT_CHARS)] = ""
+    """See ``Ask.cache_salt``."""
 
     def sampling(self) -> Sampling:
         """Raises LocalError that names the field out of bounds."""
@@ -96,9 +108,9 @@ def local_routes(api: Api) -> list[Route]:
     async def models(_: Request) -> Response:
         return json_response(await api.models())
 
-    async def tree(_: Request) -> Response:
+    async def tree(request: Request) -> Response:
         try:
-            return json_response(await api.tree())
+            return json_response(await api.tree(client_of(request.scope)))
         except LocalError as exc:
             return json_response(FailedView("overloaded", str(exc), True), 503)
 
@@ -206,4 +218,5 @@ def _to_ask(body: _AskBody) -> Ask:
         model=body.model,
         messages=_turns(body),
         sampling=body.sampling(),
+        cache_salt=body.cache_salt,
     )

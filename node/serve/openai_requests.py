@@ -72,7 +72,14 @@ def wanted_chat(body: ChatRequest) -> Wanted:
     messages = tuple(_message(turn) for turn in body.messages)
     told_json = _json([_told_tool(tool) for tool in told]) if told else ""
     asks = [
-        Ask(request_id=secrets.token_bytes(16), model=body.model, messages=messages, sampling=one, tools=told_json)
+        Ask(
+            request_id=secrets.token_bytes(16),
+            model=body.model,
+            messages=messages,
+            sampling=one,
+            tools=told_json,
+            cache_salt=body.cache_salt or "",
+        )
         for one in _choices(sampling, body.n or 1)
     ]
     return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, names)
@@ -85,7 +92,15 @@ def wanted_completion(body: CompletionRequest) -> Wanted:
         raise HttpError(400, "echo, suffix and best_of are not served")
     sampling = _sampling(body, None, body.logprobs is not None and max(body.logprobs, 1), None)
     asks = [
-        Ask(request_id=secrets.token_bytes(16), model=body.model, messages=(), sampling=one, text=text, tokens=tokens)
+        Ask(
+            request_id=secrets.token_bytes(16),
+            model=body.model,
+            messages=(),
+            sampling=one,
+            text=text,
+            tokens=tokens,
+            cache_salt=body.cache_salt or "",
+        )
         for text, tokens in read_prompts(body.prompt, MAX_PROMPTS, "prompt")
         for one in _choices(sampling, n)
     ]

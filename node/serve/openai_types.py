@@ -10,7 +10,14 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from node.views import MAX_TIMEOUT_S
-from proto.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, MAX_LOGPROBS, MAX_STOPS, MAX_TOKENS_PER_REQUEST
+from proto.messages import (
+    MAX_CHAT_BYTES,
+    MAX_CHAT_MESSAGES,
+    MAX_LOGPROBS,
+    MAX_SALT_CHARS,
+    MAX_STOPS,
+    MAX_TOKENS_PER_REQUEST,
+)
 
 DEFAULT_MAX_TOKENS = 1_024
 """Of an answer, where the client says nothing: cells are promised for as many as there may be."""
@@ -96,7 +103,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class AnyRequest(msgspec.Struct, kw_only=True):
-    """What chats and completions have in common. Penalties and so on are OpenAI's; the last four are not, for those who
+    """What chats and completions have in common. Penalties and so on are OpenAI's; the last five are not, for those who
     want them."""
 
     model: Annotated[str, Meta(max_length=128)] = ""
@@ -116,6 +123,8 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
     """The answer is cancelled when it takes longer."""
+    cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
+    """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody does."""
 
 
 class ChatRequest(AnyRequest, kw_only=True):

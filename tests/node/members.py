@@ -67,12 +67,13 @@ async def open_members(
         nursery.cancel_scope.cancel()
 
 
-def an_ask(text: str, max_tokens: int = 8, model: str = "") -> Ask:
+def an_ask(text: str, max_tokens: int = 8, model: str = "", cache_salt: str = "public") -> Ask:
     return Ask(
         request_id=bytes(16),
         model=model,
         messages=(ChatMessage(role="user", content=text),),
         sampling=Sampling(max_tokens=max_tokens),
+        cache_salt=cache_salt,
     )
 
 

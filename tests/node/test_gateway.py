@@ -62,7 +62,7 @@ class FakeNode(Unobserved):
     def state(self) -> NodeState:
         raise ZeroDivisionError("a bug")
 
-    async def tree(self) -> list[TreeRowView]:
+    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         raise LocalError("the engine died while it looked at the text")
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:

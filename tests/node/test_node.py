@@ -9,6 +9,7 @@ from node.entry import ASK, GENERATE, Entry
 from node.errors import BusyError
 from node.network.identity import new_identity
 from node.network.network import MessageStream, NetworkSettings
+from node.salts import Salts
 from node.telemetry.requests import RequestLog
 from node.views import TextView, frame_view
 from proto.blocks import STRIDE, pack_tokens
@@ -226,7 +227,7 @@ class SlowReader(FakeEngine):
 async def test_a_deadline_passes_before_the_prompt_is_read(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    entry = Entry(SlowReader(), None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    entry = Entry(SlowReader(), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     with trio.fail_after(10):
         async with entry.ask(an_ask("hello"), 2.0) as stream:
@@ -243,7 +244,7 @@ class BusyReader(FakeEngine):
 
 
 async def test_a_prompt_that_there_is_no_time_to_read_is_refused_with_a_time() -> None:
-    entry = Entry(BusyReader(), None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    entry = Entry(BusyReader(), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     async with entry.ask(an_ask("hello")) as stream:
         (failed,) = [frame async for frame in stream]
     assert isinstance(failed, Failed) and failed.code == OVERLOADED

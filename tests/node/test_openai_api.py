@@ -104,7 +104,7 @@ class ScriptedNode(Unobserved):
     def state(self) -> NodeState:
         raise ZeroDivisionError("a bug")
 
-    async def tree(self) -> list[TreeRowView]:
+    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         return []
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:

@@ -16,6 +16,7 @@ from node.network.identity import new_identity
 from node.network.memory import MemorySwarm
 from node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from node.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, AnswerSoFar, OpenEntry, rejoining
+from node.salts import Salts
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import RemoteError
@@ -245,7 +246,7 @@ async def test_who_has_only_just_come_is_told_nothing(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """Else a refusal that comes a moment later could no longer be the status of the response."""
-    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     await trio.sleep(0.9 * KEEP_ALIVE_S)
     send, receive = trio.open_memory_channel[EntryFrame](math.inf)
@@ -263,7 +264,7 @@ async def test_text_and_tokens_never_come_apart() -> None:
     """Frames that end inside a character, as a batch that is full may."""
     send, receive = trio.open_memory_channel[EntryFrame](math.inf)
     running = _Running(send, 0.0, None, b"")
-    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]
+    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     euro = "€".encode()
     for tokens, data in (([1], b"a" + euro[:1]), ([2], euro[1:] + b"b"), ([3], euro[:2]), ([4], b""), ([5], euro[2:])):
         running.untold.extend(tokens)

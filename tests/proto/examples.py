@@ -82,7 +82,14 @@ EXAMPLES: list[Message] = [
     Delta(head=HEAD, from_seq=1, upserts=b"e" * 9, removes=b"r" * 8),
     Announce(head=HEAD),
     Generate(
-        request_id=b"i" * 16, namespace=SPACE, prompt=b"1234", sampling=SAMPLING, promised_tokens=64, patience_ms=900
+        request_id=b"i" * 16,
+        namespace=SPACE,
+        prompt=b"1234",
+        sampling=SAMPLING,
+        promised_tokens=64,
+        patience_ms=900,
+        tag=b"t" * 16,
+        scope=1,
     ),
     Accepted(cached_tokens=5, vitals=VITALS),
     Tokens(position=1, tokens=b"1234", text=b"\xe2\x82", logprobs=(LOGPROBS,)),
@@ -138,5 +145,6 @@ EXAMPLES: list[Message] = [
         tokens=b"1234",
         answered=b"56789012",
         namespace=SPACE,
+        cache_salt="public",
     ),
 ]

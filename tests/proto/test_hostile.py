@@ -291,8 +291,8 @@ def test_a_node_that_refuses_is_not_believed_to_hold_what_it_refused() -> None:
 
 
 def test_of_a_prompt_too_long_to_remember_the_beginning_is_kept() -> None:
-    dispatches = Dispatches(keep_s=60, max_blocks=4)
-    dispatches.begin(b"request", PEER, [1, 2, 3, 4, 5, 6], 0, 1.0, 0.0)
+    dispatches = Dispatches(max_blocks=4)
+    dispatches.remember(PEER, [1, 2, 3, 4, 5, 6], 60.0)
     assert dispatches.matches([1, 2, 3, 4, 5, 6], 1.0) == {PEER: 4}
 
 

@@ -99,8 +99,8 @@ class Reader(RuleBasedStateMachine):
     def restart(self, keeps_cache: bool) -> None:
         leaves = dict(self.own._leaves)
         self.own = self.started()
-        for leaf, chain in leaves.items() if keeps_cache else ():
-            self.own.store(leaf, chain)
+        for leaf, held in leaves.items() if keeps_cache else ():
+            self.own.store(leaf, held.chain)
         self.publish()
 
     @rule()

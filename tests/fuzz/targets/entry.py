@@ -6,6 +6,7 @@ import trio
 
 from node.engine.fake import NUM_VOCAB, FakeEngine, FakeSettings
 from node.entry import Entry
+from node.salts import Salts
 from node.telemetry.requests import RequestLog
 from proto.blocks import pack_tokens
 from proto.events import Event, RequestSubmitted
@@ -70,7 +71,7 @@ async def _ask(item: Item) -> bool:
         sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
     )
     events: list[Event] = []
-    entry = Entry(_ENGINE, None, events.append, lambda *_: 1.0, RequestLog())  # type: ignore[arg-type]  no peers here
+    entry = Entry(_ENGINE, None, events.append, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]  no peers here
     async with entry.ask(ask, client=b"s" * 32) as frames:
         if not events:
             failed = await anext(frames)

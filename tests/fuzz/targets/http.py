@@ -50,7 +50,7 @@ class _Node(Unobserved):
     def state(self) -> NodeState:
         return {"peer": "p"}  # type: ignore[return-value]
 
-    async def tree(self) -> list[TreeRowView]:
+    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         return []
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:

@@ -20,6 +20,7 @@ from node.engine.fake import FakeEngine, FakeSettings
 from node.engine.process import ProcessEngine
 from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
+from proto.sharing import plain
 
 
 def request(prompt: Sequence[int], max_tokens: int = 8) -> EngineRequest:
@@ -50,7 +51,7 @@ async def test_answers_are_deterministic_and_cached() -> None:
     assert isinstance(done, EngineDone)
     assert done.usage.prompt_tokens == len(prompt) and done.usage.cached_tokens == len(prompt) - 1
     change = await engine.cache_changes()
-    assert [list(tokens) for _, tokens in change.stored] == [[*prompt, *tokens_of(first)]]
+    assert [plain(path) for _, path in change.stored] == [[*prompt, *tokens_of(first)]]
 
 
 async def test_an_answer_goes_on_elsewhere_as_it_would_have_here() -> None:
@@ -110,7 +111,7 @@ async def test_old_leaves_are_evicted() -> None:
     await answer(engine, [1] * 20, 1)
     await answer(engine, [2] * 20, 1)
     change = await engine.cache_changes()
-    assert [tokens[0] for _, tokens in change.stored] == [2]
+    assert [plain(path)[0] for _, path in change.stored] == [2]
 
 
 async def run(engine: FakeEngine, prompt: Sequence[int], sampling: Sampling, resumed: int = 0) -> list[EngineItem]:

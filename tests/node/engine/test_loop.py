@@ -19,6 +19,7 @@ from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Sampling
 from proto.meters import TokenRateMeter
+from proto.sharing import Owner
 
 VOCAB, END = 50, 49
 
@@ -200,9 +201,10 @@ class Rig:
         stop: tuple[str, ...] = (),
         grammar: str = "",
         due_s: float | None = None,
+        owner: Owner = Owner(),
     ) -> None:
         sampling = Sampling(max_tokens=max_tokens, stop=stop, grammar=grammar)
-        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), sampling, 0, due_s))
+        self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), sampling, 0, due_s, b"", *owner))
 
     def run(self, key: int) -> ipc.Ended | ipc.Refused:
         """Step until ``key`` ended; the invariants are checked after every end."""

@@ -19,7 +19,7 @@ from node.engine.tier import Edge, Tier, Whose
 from node.engine.tier_files import EdgeFiles
 from node.engine.tier_store import TRY_AGAIN_EVERY, TierStore
 from proto.blocks import pack_tokens, unpack_tokens
-from proto.sharing import plain
+from proto.sharing import Owner, plain
 from tests.node.engine.test_loop import Rig
 
 KEY = b"k" * 16
@@ -40,10 +40,10 @@ class Tiers:
         self.rig = Rig(cells, self.store)
         self.key = 0
 
-    def ask(self, prompt: list[int], max_tokens: int = 3) -> int:
+    def ask(self, prompt: list[int], max_tokens: int = 3, owner: Owner = Owner()) -> int:
         """Tokens of the prompt that were not computed. The answer must be what the prompt leads to."""
         self.key += 1
-        self.rig.submit(self.key, prompt, max_tokens)
+        self.rig.submit(self.key, prompt, max_tokens, owner=owner)
         ended = self.rig.run(self.key)
         assert isinstance(ended, ipc.Ended)
         assert self.rig.tokens(self.key) == [prompt[-1] + 1 + i for i in range(max_tokens)]
@@ -186,9 +186,9 @@ def test_restoring_must_be_faster_than_computing() -> None:
 
 
 @contextmanager
-def opened(folder: Path, ram: int = LARGE, disk: int = LARGE) -> Iterator[Tiers]:
+def opened(folder: Path, ram: int = LARGE, disk: int = LARGE, cells: int = 100) -> Iterator[Tiers]:
     """Tiers with a disk, closed at the end."""
-    tiers = Tiers(ram=ram, disk=disk, folder=folder)
+    tiers = Tiers(cells, ram, disk, folder)
     yield tiers
     tiers.close()
 
