@@ -165,7 +165,8 @@ def prompts() -> list[Prompt]:
 
 async def ask(prompt: Prompt, entry: LocalNode, console: Console) -> AnsweredView:
     """Run ``mycelia ask`` at the entry node and show the answer as it streams."""
-    arguments = ["ask", "--json", "--data-dir", str(entry.data_dir), "--max-tokens", str(MAX_TOKENS), "-"]
+    shared = ["--cache-salt", "public"]  # (else each node's users have their prefixes to themselves)
+    arguments = ["ask", "--json", "--data-dir", str(entry.data_dir), "--max-tokens", str(MAX_TOKENS), *shared, "-"]
     process = await trio.lowlevel.open_process(
         [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )

@@ -59,7 +59,14 @@ async def ask(client: AsyncOpenAI, model: str, review: str) -> tuple[str, int, i
     """(mood, prompt tokens computed before, prompt tokens, seconds)."""
     began = time.perf_counter()
     done = await client.completions.create(
-        model=model, prompt=f"{EXAMPLES}\n\nReview: {review}\nMood:", max_tokens=2, temperature=0, stop="\n"
+        model=model,
+        prompt=f"{EXAMPLES}\n\nReview: {review}\nMood:",
+        max_tokens=2,
+        temperature=0,
+        stop="\n",
+        extra_body={
+            "cache_salt": "public"
+        },  # nothing here is a secret: whoever asks with the same examples shares them
     )
     assert done.usage is not None
     details = done.usage.prompt_tokens_details

@@ -27,7 +27,9 @@ QUESTION = f"These are the notes of a gardener.\n{NOTES}Did the plant grow well?
 async def ask(node: LocalNode, model: str) -> str:
     """The id of the node that answered."""
     api = (await node.wait_ready()).api_url
-    body = {"model": model, "max_tokens": 24, "messages": [{"role": "user", "content": QUESTION}]}
+    # (Without the salt what node 1 computed would be its own users' alone.)
+    turns = [{"role": "user", "content": QUESTION}]
+    body = {"model": model, "max_tokens": 24, "messages": turns, "cache_salt": "public"}
     async with httpx.AsyncClient(timeout=120) as http:
         response = await http.post(f"{api}/v1/chat/completions", json=body)
     response.raise_for_status()

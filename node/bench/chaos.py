@@ -20,6 +20,7 @@ import trio
 from node.bench.report import Progress, Report, Row, report_of, row_of
 from node.bench.trouble import KILL, Trouble, open_nodes
 from node.client import UNREACHED_AGAIN_S, LightClient, NoEntryError, ask_swarm
+from node.salts import PUBLIC_SALT
 from node.views import AnsweredView, FailedView, TextView
 from proto.blocks import pack_tokens
 from proto.errors import LocalError
@@ -164,6 +165,7 @@ def _ask_of(bench: ChaosBench, number: int) -> Ask:
         model="",
         messages=(ChatMessage(role="user", content=text),),
         sampling=Sampling(max_tokens=bench.max_tokens, temperature=0.0),
+        cache_salt=PUBLIC_SALT,
     )
 
 

@@ -25,6 +25,7 @@ from node.engine.fake_worker import DECODE_RATE
 from node.engine.models import FAKE_MODEL
 from node.engine.process import ProcessEngine, open_engine
 from node.engine.settings import EngineSettings
+from node.salts import PUBLIC_SALT
 from node.swarm import LocalNode, open_local_swarm
 from proto.errors import LocalError
 from proto.messages import ChatMessage
@@ -317,7 +318,8 @@ async def _status(stream: trio.SocketStream) -> int:
 
 def _body(prompt: str, max_tokens: int, stream: bool = False) -> dict[str, object]:
     turns = [{"role": "user", "content": prompt}]
-    return {"messages": turns, "max_tokens": max_tokens, "temperature": 0, "stream": stream}
+    sampling = {"max_tokens": max_tokens, "temperature": 0, "stream": stream}
+    return {"messages": turns, **sampling, "cache_salt": PUBLIC_SALT}
 
 
 def _headers(key: str) -> dict[str, str]:

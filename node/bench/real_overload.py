@@ -21,6 +21,7 @@ from node.bench.trouble import open_nodes
 from node.client import fetch_state
 from node.engine.fake_worker import DECODE_RATE, PREFILL_RATE
 from node.rundir import RunInfo
+from node.salts import PUBLIC_SALT
 from proto.errors import LocalError
 from sim.outcome import percentile
 from sim.overload import KNOCK_SHARE, KNOCKERS, LEAST_AGAIN_S, TRUE_FACTOR, OverloadOutcome
@@ -203,7 +204,8 @@ class _Run:
 
 
 async def _send(http: httpx.AsyncClient, api_url: str, text: str, one: _Try) -> None:
-    body = {"messages": [{"role": "user", "content": text}], "max_tokens": MAX_TOKENS, "stream": True}
+    turns = [{"role": "user", "content": text}]
+    body = {"messages": turns, "max_tokens": MAX_TOKENS, "stream": True, "cache_salt": PUBLIC_SALT}
     try:
         async with http.stream("POST", f"{api_url}/v1/chat/completions", json=body) as response:
             one.status = response.status_code

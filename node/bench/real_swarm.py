@@ -19,6 +19,7 @@ import trio
 
 from node.bench.delay_proxy import DelayProxy, open_delay_proxy
 from node.client import fetch_state
+from node.salts import PUBLIC_SALT
 from node.swarm import LocalNode, LocalSwarm, open_local_swarm
 from node.views import STILL_THERE_VIEW, AnsweredView, FailedView, FrameView, TextView
 from proto.errors import LocalError
@@ -202,6 +203,7 @@ async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, number
         "messages": [{"role": "user", "content": question.text}],
         "max_tokens": question.max_tokens,
         "timeout_s": ANSWER_DEADLINE_S,
+        "cache_salt": PUBLIC_SALT,
     }
     began, first = trio.current_time(), 0.0
     outcome = Outcome(failure="the answer ended before it was finished")

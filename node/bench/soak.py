@@ -27,6 +27,7 @@ from node.bench.plots import Series, lines, svg_file
 from node.bench.report import Progress, Report, Row, report_of, row_of
 from node.bench.trouble import KILL, Nodes, Trouble, open_nodes
 from node.client import fetch_state
+from node.salts import PUBLIC_SALT
 from node.swarm import LocalNode
 from proto.errors import LocalError
 from proto.messages import Ask, ChatMessage, Sampling
@@ -251,7 +252,7 @@ def _note(soak: Soak, response: httpx.Response) -> bool:
 
 
 def _body(bench: SoakBench, messages: list[dict[str, str]], **more: object) -> dict[str, object]:
-    return {"messages": messages, "max_tokens": bench.max_tokens, "temperature": 0, **more}
+    return {"messages": messages, "max_tokens": bench.max_tokens, "temperature": 0, "cache_salt": PUBLIC_SALT, **more}
 
 
 def _first_message(rng: random.Random) -> dict[str, str]:
@@ -312,6 +313,7 @@ async def _ask_light(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Ran
         model="",
         messages=(ChatMessage(role="user", content=_first_message(rng)["content"]),),
         sampling=Sampling(max_tokens=bench.max_tokens, temperature=0.0),
+        cache_salt=PUBLIC_SALT,
     )
     stream = await ask_once(ask, nodes.addresses)
     soak.num_answered += not stream.failure

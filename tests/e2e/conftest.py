@@ -45,8 +45,9 @@ async def run_mycelia(*arguments: str, stdin: bytes = b"") -> Finished:
 
 
 async def ask(node: LocalNode, prompt: str, *options: str) -> Answer:
-    """Ask through ``node`` and require an answer."""
-    done = await run_mycelia("ask", "--json", "--data-dir", str(node.data_dir), *options, "-", stdin=prompt.encode())
+    """Ask through ``node``, what all nodes share, and require an answer."""
+    here = ["--data-dir", str(node.data_dir), "--cache-salt", "public"]
+    done = await run_mycelia("ask", "--json", *here, *options, "-", stdin=prompt.encode())
     assert done.returncode == 0, done.stderr
     return parse_answer(done.stdout)
 

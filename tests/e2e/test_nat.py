@@ -187,10 +187,10 @@ async def test_two_nodes_behind_routers_find_and_ask_each_other_through_a_relay(
 
         peer = (await two.wait_ready()).peer
         prompt = "What has been computed at the other home is asked for here. " * 40
-        await at(homes[1], two, "ask", prompt)
+        await at(homes[1], two, "ask", "--cache-salt", "public", prompt)
         row: dict[str, object] = {}
         while not row.get("digest_blocks"):
             row = {row["peer"]: row for row in json.loads(await at(homes[0], one, "peers"))}[peer]
         assert "/p2p-circuit" in str(row["address"])
-        answer = parse_answer((await at(homes[0], one, "ask", prompt)).decode())
+        answer = parse_answer((await at(homes[0], one, "ask", "--cache-salt", "public", prompt)).decode())
         assert answer.answered.served_by == peer and answer.answered.cached_tokens > 1_000
