@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from node.bench.attacks.options import attacks
 from node.bench.options import FiniteRange
 from node.commands.running import run
 
@@ -25,6 +26,9 @@ Examples:
 )
 def bench() -> None:
     """Measure on this machine, beside what you would use instead."""
+
+
+bench.add_command(attacks)
 
 
 @bench.command(

@@ -56,12 +56,13 @@ class _Tcp(TCP):
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
-        self._port = settings.dial_port
+        self._from = (settings.dial_host, settings.dial_port)
         self._key = settings.swarm_key
 
     async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
-        if self._port and source is None:
-            source = ("::" if str(maddr).startswith("/ip6/") else "0.0.0.0", self._port)  # noqa: S104  as for any
+        host, port = self._from
+        if (host or port) and source is None:
+            source = (host or ("::" if str(maddr).startswith("/ip6/") else "0.0.0.0"), port)  # noqa: S104  as for any
         return keyed(await super()._dial_resolved(maddr, source), self._key)
 
 

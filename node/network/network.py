@@ -58,6 +58,8 @@ class NetworkSettings:
     relay: bool = True
     """Passes connections on for nodes that nobody can dial, and is reached through such a peer if that is wanted. Peers
     are dialled through their relays in any case."""
+    dial_host: str = ""
+    """IP address of this machine that connections go out from; empty: any."""
     dial_port: int = 0
     """Local TCP port that every connection goes out from; 0: any. Whoever gives it has it bound with SO_REUSEPORT, and
     connects with no address twice."""
