@@ -9,10 +9,12 @@ Whatever goes wrong with a text is the answer to its question, and never the end
 
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from node.engine import ipc
 from node.engine.chat import ChatTemplate
@@ -20,6 +22,9 @@ from node.engine.prompts import TooLongError
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.errors import LimitExceeded, LocalError
 
+NICENESS = 10
+SWITCH_S = 0.0005
+"""After how long the interpreter takes turns. The step loop needs it several times a step, for moments."""
 _MAX_ERROR_CHARS = 200
 
 Question = ipc.Render | ipc.Parse | ipc.Spell
@@ -69,6 +74,13 @@ class Renders:
                 return ipc.Spelled(question.key, texts, "")
 
 
+def _give_way() -> None:
+    """Let this thread take what others of this machine leave, or a tenth: answers are computed meanwhile."""
+    if sys.platform == "linux":  # (elsewhere threads have no priority of their own)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 class _Thread:
     def __init__(self, reply: Callable[[Question], None]) -> None:
         self.questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
@@ -81,6 +93,7 @@ class _Thread:
         return 0.0 if since is None else time.monotonic() - since
 
     def _run(self) -> None:
+        _give_way()
         try:
             while True:
                 question = self.questions.get()

@@ -30,7 +30,7 @@ from node.engine.job import Limits
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
 from node.engine.prompts import PromptLimit
-from node.engine.renders import Renders
+from node.engine.renders import SWITCH_S, Renders
 from node.engine.settings import available_memory_bytes
 from node.engine.sizing import CellBudget, Offload
 from node.engine.tier import Tier
@@ -175,6 +175,7 @@ def main() -> None:
     wanted = ipc.read_message(stream)
     if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
+    sys.setswitchinterval(SWITCH_S)
     service = Service(replies)
     threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()
     try:
