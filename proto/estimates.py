@@ -277,8 +277,8 @@ class Estimates:
         """The connection with ``peer`` is gone: do not count on its digests until it is heard again. What it made this
         node keep of others without ever having said hello goes with it."""
         self._connected.discard(peer)
-        for estimate in self._of(peer):
-            estimate.suspect = True
+        for key, estimate in self._of(peer):
+            self._doubt(key, estimate)
         told = [key for key, one in self._estimates.items() if one.account.peer == peer and not one.account.is_node]
         for key in told:
             self._drop(key)
@@ -288,13 +288,13 @@ class Estimates:
         ``suspect``."""
         self._connected.add(owner)
         account = self._source_of(owner)
-        for estimate in self._of(owner):
-            self._heard(estimate, now)
+        for key, estimate in self._of(owner):
+            self._heard(key, estimate, now)
             self._room.add(estimate.account, -1, -len(estimate.entries))
             estimate.account = account
             self._room.add(account, 1, len(estimate.entries))
-        for key in self._room.surplus(account):
-            self._evict(key, now)
+        for surplus in self._room.surplus(account):
+            self._evict(surplus, now)
 
     def forget(self, owner: bytes, now: float) -> None:
         """Drop everything held of ``owner``; its version floors stay."""
@@ -312,7 +312,7 @@ class Estimates:
         for key, estimate in self._estimates.items():
             quiet = now - estimate.heard_at
             if quiet >= self._config.suspect_s:
-                estimate.suspect = True
+                self._doubt(key, estimate)
             if quiet >= self._config.evict_s:
                 gone.append(key)
         for key in sorted(gone):
@@ -357,8 +357,7 @@ class Estimates:
         for known in (estimate.head, estimate.wanted):
             if known is not None and version_of(head) == version_of(known) and not same_signed(head, known):
                 raise Equivocation("the owner signed two sets under one version")
-        is_new = key not in self._estimates
-        if is_new and not (self._fits(estimate, head) and self._room.victims(key, estimate.account, 0) is not None):
+        if key not in self._estimates and not self._fits(estimate, head):
             self._refusals[Refusal.NO_ROOM] += 1
             return None
         estimate.told_by(by)
@@ -388,7 +387,7 @@ class Estimates:
             return Outcome.STALE
         if version_of(head) > version_of(estimate.wanted):
             estimate.wanted = head
-        self._heard(estimate, now)
+        self._heard((head.owner, head.namespace), estimate, now)
         return Outcome.GAP
 
     def _take(self, estimate: Estimate, head: Head, entries: EntrySet, touched: Keys | None, now: float) -> Outcome:
@@ -416,7 +415,7 @@ class Estimates:
         estimate.head, estimate.entries, estimate.is_doubted = head, entries, False
         if estimate.wanted is not None and version_of(estimate.wanted) <= version_of(head):
             estimate.wanted = None
-        self._heard(estimate, now)
+        self._heard((head.owner, head.namespace), estimate, now)
         return Outcome.APPLIED
 
     def _keep(self, estimate: Estimate, head: Head, num_entries: int, now: float) -> bool:
@@ -437,14 +436,19 @@ class Estimates:
             self._room.add(estimate.account, 1, 0)
         return True
 
-    def _of(self, owner: bytes) -> list[Estimate]:
+    def _of(self, owner: bytes) -> list[tuple[Key, Estimate]]:
         """Of ``owner``, in all namespaces."""
-        found = (self._estimates.get((owner, namespace)) for namespace in self._indexes)
-        return [estimate for estimate in found if estimate is not None]
+        keys = [(owner, namespace) for namespace in self._indexes]
+        return [(key, self._estimates[key]) for key in keys if key in self._estimates]
 
-    def _heard(self, estimate: Estimate, now: float) -> None:
+    def _heard(self, key: Key, estimate: Estimate, now: float) -> None:
         estimate.heard_at = now
         estimate.suspect = False
+        self._room.note_suspect(key, False)
+
+    def _doubt(self, key: Key, estimate: Estimate) -> None:
+        estimate.suspect = True
+        self._room.note_suspect(key, True)
 
     def _evict(self, key: Key, now: float) -> None:
         """Leaves a floor."""
@@ -454,6 +458,7 @@ class Estimates:
 
     def _drop(self, key: Key) -> Estimate:
         estimate = self._estimates.pop(key)
+        self._room.note_suspect(key, False)
         self._indexes[key[1]].forget(key[0], estimate.entries.hashes)
         self._room.add(estimate.account, -1, -len(estimate.entries))
         return estimate

@@ -39,6 +39,8 @@ class Member:
     peer: bytes
     address: str
     connected_at: float
+    household: str = ""
+    """Of the address; its own where that tells none."""
     is_node: bool = False
     is_confirmed: bool = False
     """Whether Connected told of it, and not only a Hello that overtook that."""
@@ -102,8 +104,7 @@ class Membership:
     def source(self, peer: bytes) -> Source:
         """What counts when ``peer`` makes this node keep or send something; of an unknown one its id alone."""
         member = self._members.get(peer)
-        household = household_of(member.address) if member else ""
-        return Source(peer, household or peer.hex(), member is not None and member.is_node)
+        return Source(peer, member.household if member else peer.hex(), member is not None and member.is_node)
 
     def is_unconfirmed(self, peer: bytes) -> bool:
         """Whether ``peer`` said hello on a connection that nobody told of."""
@@ -153,13 +154,13 @@ class Membership:
             return [Disconnect(event.peer, "this node itself", now)]
         effects: list[Effect] = []
         if event.peer not in self._members and self._is_full():
-            other = self._makes_way_for(self._name(event.peer, event.address))
+            other = self._makes_way_for(Source(event.peer, _household(event), False).name)
             if other is None:
                 return [Disconnect(event.peer, "too many peers", now)]
             other.makes_way = True
             effects = [Disconnect(other.peer, "room for a peer of another network", now)]
         member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
-        member.address = event.address
+        member.address, member.household = event.address, _household(event)
         member.is_confirmed = True
         timer = Timer("hello", event.peer)
         waiting = CancelTimer(timer) if member.is_node else SetTimer(timer, now + self._config.hello_timeout_s)
@@ -193,7 +194,7 @@ class Membership:
         if member is None:  # its first stream can overtake the news of the connection
             if self._is_full():
                 return [Disconnect(peer, "too many peers", now)]
-            member = self._members[peer] = Member(peer, "", now)
+            member = self._members[peer] = Member(peer, "", now, peer.hex())
         is_new = not member.is_node
         member.is_node = True
         member.agent = hello.agent
@@ -304,20 +305,17 @@ class Membership:
     def _is_full(self) -> bool:
         return sum(not member.makes_way for member in self._members.values()) >= self._config.max_peers
 
-    def _name(self, peer: bytes, address: str) -> str:
-        return Source(peer, household_of(address) or peer.hex(), False).name
-
     def _makes_way_for(self, newcomer: str) -> Member | None:
         """Whom a peer of the household ``newcomer`` displaces; None: nobody."""
         staying = [member for member in self._members.values() if not member.makes_way]
         silent = [member for member in staying if not member.is_node]
         if len(silent) > self._config.max_peers / 2:
             return min(silent, key=lambda member: member.connected_at)
-        num_of = Counter(self._name(member.peer, member.address) for member in staying)
+        num_of = Counter(self.source(member.peer).name for member in staying)
         largest, num = num_of.most_common(1)[0]
         if num < num_of[newcomer] + 2:
             return None
-        theirs = [member for member in staying if self._name(member.peer, member.address) == largest]
+        theirs = [member for member in staying if self.source(member.peer).name == largest]
         return max(theirs, key=lambda member: (not member.is_node, member.connected_at))
 
     def _put(self, member: Member, namespace: bytes) -> None:
@@ -352,6 +350,10 @@ class Membership:
         ours = self._config.wire_version
         who = "it" if theirs < ours else "this node"
         return f"speaks wire version {theirs}, this node speaks {ours}: {who} is too old for the other, update it"
+
+
+def _household(event: Connected) -> str:
+    return household_of(event.address) or event.peer.hex()
 
 
 def _has_slot(vitals: Vitals) -> bool:

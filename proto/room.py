@@ -5,14 +5,15 @@ the owner's own while it is connected, else of who told of it first. A peer's ac
 entries, a sixteenth if it never said hello, and its household no more than that unless it is of a private network.
 
 When all room is spent, suspect owners make way, then those that are not connected for those that are, and then those
-of households that hold more than the newcomer's would. So whoever fills the room only pushes out its own, and there is
-always some for a connected owner of another household.
+of households that hold a quarter more than the newcomer's would. So whoever fills the room only pushes out its own, and
+there is always some for a connected owner of another household.
 
 Invariant: the books here are the sums over the estimates.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 
 from proto.config import DigestConfig
 from proto.estimate import Estimate, Key, Source
@@ -21,6 +22,25 @@ from proto.households import is_local
 NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 1 / 4, 1 / 16, 3 / 4
 """Of all entries: of a peer and its household, of one that never said hello, and of a household that is an address of a
 private network, where a whole swarm may be."""
+_MUCH = 1.25
+"""Times as much as the newcomer's: households that are about equal do not displace each other in turns."""
+
+
+@dataclass
+class _Need:
+    """What has to go."""
+
+    num_owners: int
+    num_entries: int
+    gone: list[Key] = field(default_factory=list)
+
+    def is_met(self) -> bool:
+        return self.num_owners <= 0 and self.num_entries <= 0
+
+    def take(self, key: Key, estimate: Estimate) -> None:
+        self.num_owners -= 1
+        self.num_entries -= len(estimate.entries)
+        self.gone.append(key)
 
 
 class Room:
@@ -36,6 +56,8 @@ class Room:
         self._entries_of: Counter[bytes | str] = Counter()
         """Of peers and of households."""
         self._owners_of: Counter[str] = Counter()
+        self._suspects: dict[Key, None] = {}
+        """The longest suspect first."""
 
     def add(self, account: Source, num_owners: int, num_entries: int) -> None:
         """So much more, or less if negative, is kept on ``account``. Mutates."""
@@ -69,45 +91,53 @@ class Room:
             gone.append(key)
         return gone
 
+    def note_suspect(self, key: Key, is_suspect: bool) -> None:
+        """Whether the owner of ``key`` is suspect now. Mutates."""
+        if is_suspect:
+            self._suspects.setdefault(key)
+        else:
+            self._suspects.pop(key, None)
+
     def victims(self, key: Key, account: Source, num_entries: int) -> list[Key] | None:
         """What has to be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None: it cannot. Does
-        not mutate."""
-        config = self._config
-        num_excess = len(self._estimates) + (key not in self._estimates) - config.max_owners
-        entries_excess = self.num_entries + num_entries - config.max_entries
-        if num_excess <= 0 and (num_entries <= 0 or entries_excess <= 0):
+        not mutate. Cheap for those that hold the most, since they come the most often."""
+        need = _Need(
+            len(self._estimates) + (key not in self._estimates) - self._config.max_owners,
+            self.num_entries + num_entries - self._config.max_entries if num_entries > 0 else 0,
+        )
+        if need.is_met():
             return []
         is_connected = key[0] in self._connected
+        for other in self._suspects:
+            if other != key and (is_connected or other[0] not in self._connected):
+                need.take(other, self._estimates[other])
+                if need.is_met():
+                    return need.gone
+        mine = account.household
 
-        def makes_way(other: Key, one: Estimate) -> bool:
-            if other[0] in self._connected and not is_connected:
-                return False
-            if one.suspect or (is_connected and other[0] not in self._connected):
-                return True
-            mine, theirs = account.household, one.account.household
-            has_more_owners = self._owners_of[theirs] > self._owners_of[mine] + 1
-            has_more_entries = self._entries_of[theirs] > self._entries_of[mine] + num_entries
-            return mine != theirs and (num_excess <= 0 or has_more_owners) and (entries_excess <= 0 or has_more_entries)
-
-        ranked = sorted(
-            (
-                other[0] in self._connected,
-                not one.suspect,
-                -self._entries_of[one.account.household],
-                one.heard_at,
-                other,
+        def is_larger(name: str) -> bool:
+            has_more_owners = self._owners_of[name] > _MUCH * self._owners_of[mine] + 1
+            has_more_entries = self._entries_of[name] > _MUCH * self._entries_of[mine] + num_entries
+            return (
+                name != mine
+                and (need.num_owners <= 0 or has_more_owners)
+                and (need.num_entries <= 0 or has_more_entries)
             )
+
+        larger = {name for name in self._owners_of if is_larger(name)}
+        if not larger and not is_connected:
+            return None
+        ranked = sorted(
+            (other[0] in self._connected, -self._entries_of[one.account.household], one.heard_at, other)
             for other, one in self._estimates.items()
-            if other != key and makes_way(other, one)
+            if other != key and not one.suspect and (is_connected or other[0] not in self._connected)
+            if one.account.household in larger or (is_connected and other[0] not in self._connected)
         )
-        gone = []
         for *_, other in ranked:
-            if num_excess <= 0 and entries_excess <= 0:
-                break
-            num_excess -= 1
-            entries_excess -= len(self._estimates[other].entries)
-            gone.append(other)
-        return None if num_excess > 0 or entries_excess > 0 else gone
+            need.take(other, self._estimates[other])
+            if need.is_met():
+                return need.gone
+        return None
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the invariant of the module's docstring or a bound is broken."""
@@ -120,4 +150,5 @@ class Room:
             by_household[one.account.household] += len(one.entries)
         assert {name: num for name, num in self._entries_of.items() if isinstance(name, bytes)} == +by_peer
         assert {name: num for name, num in self._entries_of.items() if isinstance(name, str)} == +by_household
+        assert self._suspects.keys() == {key for key, one in self._estimates.items() if one.suspect}
         assert self._owners_of == Counter(one.account.household for one in estimates)

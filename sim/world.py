@@ -100,6 +100,11 @@ def peer_id(number: int) -> bytes:
     return b"\x00\x24\x08\x01\x12\x20" + blake3(b"node %d" % number).digest()
 
 
+def address_of(number: int) -> str:
+    """Each node is in a network of its own, as far as there are /24s between 16.0.0.0 and 80.0.0.0."""
+    return f"/ip4/{16 + number // 65_536 % 64}.{number // 256 % 256}.{number % 256}.1/tcp/1"
+
+
 @dataclass
 class SimNode:
     """One overlay and what the shell would keep for it."""
@@ -258,8 +263,8 @@ class World:
         theirs.near.add(one)
         if self.meshes is not None:
             self.meshes.on_connections(one, other)
-        self.handle(mine, Connected(theirs.peer, ""))
-        self.handle(theirs, Connected(mine.peer, ""))
+        self.handle(mine, Connected(theirs.peer, address_of(other)))
+        self.handle(theirs, Connected(mine.peer, address_of(one)))
         # Nodes measure it again and again; here it stays the same.
         seconds = self.links.round_trip_s(one, other)
         self._schedule(self.now + seconds, one, RoundTripMeasured(theirs.peer, seconds))
@@ -362,7 +367,7 @@ class World:
             case CancelTimer():
                 node.timers.pop(effect.timer, None)
             case Publish():
-                self._publish(node, effect)
+                self.publish(node, effect)
             case JoinCell() | LeaveCell():
                 assert self.meshes is not None, "a swarm that splits, in a world without cells"
                 if isinstance(effect, LeaveCell):
@@ -386,6 +391,8 @@ class World:
     def _close(self, one: int, other: int) -> None:
         if self.nodes[one] is not None and self.nodes[other] is not None:
             self.disconnect(one, other)
+        else:
+            self.forget(one, other)
 
     def _send(self, node: SimNode, effect: Send) -> None:
         receiver = self.number_of[effect.peer]
@@ -409,7 +416,8 @@ class World:
         self._arrived_at[pair] = at
         self._schedule(at, receiver, Received(node.peer, effect.message))
 
-    def _publish(self, node: SimNode, effect: Publish) -> None:
+    def publish(self, node: SimNode, effect: Publish) -> None:
+        """Through the mesh, from ``node`` on; its author is the owner of the digest."""
         if self.on_publish is not None:
             self.on_publish(node, effect)
         size = GOSSIP_ENVELOPE_BYTES + len(encode(effect.message))
@@ -437,7 +445,7 @@ class World:
         ):
             neighbour = peers[forwarder]
             assert neighbour is not None
-            event = Gossiped(node.peer, neighbour.peer, effect.namespace, message, effect.cell)
+            event = Gossiped(message.head.owner, neighbour.peer, effect.namespace, message, effect.cell)
             self._schedule(now + delay, number, event)
 
     def _reads(self, number: int) -> bool:
