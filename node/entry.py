@@ -225,8 +225,8 @@ class Entry:
         if ask.tokens:
             return self._known_tokens(ask.tokens)
         if ask.text:
-            return await self._engine.tokenize_text(ask.text, client)
-        return await self._engine.tokenize_chat(ask.messages, ask.tools, client)
+            return await self._engine.tokenize_text(ask.text, client, self._household(client))
+        return await self._engine.tokenize_chat(ask.messages, ask.tools, client, self._household(client))
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
         """At least one. Raises LocalError."""
