@@ -19,6 +19,8 @@ MAX_RELAYS = 2
 """Of one peer that are tried: each is a connection with somebody else."""
 MAX_TOLD = 64
 """Addresses of one peer that are looked at."""
+UNREADABLE = (MultiaddrError, ValueError, TypeError, OverflowError)
+"""What the library raises about a stranger's bytes, when they are made an address or only when that is looked at."""
 _TRANSLATED = ip_network("64:ff9b::/96")
 """The IPv4 addresses as a network that speaks IPv6 alone sees them (RFC 6052)."""
 
@@ -28,7 +30,7 @@ def parse(text: str) -> Multiaddr:
     try:
         address = Multiaddr(text)
         names = [protocol.name for protocol in address.protocols()]
-    except (MultiaddrError, ValueError, TypeError) as exc:
+    except UNREADABLE as exc:
         raise LocalError(f"{text!r} is not a multiaddr; an example is {LISTEN_EXAMPLE}") from exc
     if names[:2] not in _PLAIN or names[2:] not in ([], ["p2p"]):
         raise LocalError(f"{text!r} is not a plain TCP multiaddr; an example is {LISTEN_EXAMPLE}")
@@ -156,7 +158,7 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
         try:
             names = [protocol.name for protocol in address.protocols()]
             text = str(address)
-        except (MultiaddrError, ValueError, TypeError):
+        except UNREADABLE:
             continue  # what a peer sent as one: libp2p passes its bytes on unread
         if names[:2] not in _PLAIN or is_wildcard(address):
             continue

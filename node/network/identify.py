@@ -20,7 +20,6 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
 from node.network import addresses
 from node.network.closing import reset_stream
@@ -62,7 +61,7 @@ def identified(data: bytes, remote_address: str) -> Identified:
 def _parsed(raw: bytes) -> Multiaddr | None:
     try:
         return Multiaddr(raw)
-    except (MultiaddrError, ValueError, TypeError):
+    except addresses.UNREADABLE:
         return None
 
 

@@ -6,10 +6,14 @@ begin is bounded too, since each costs 6 ms of processor time. Who got through i
 is none left, the idlest stranger gives up its own (``proto/admission.py``). Some are kept free for peers that this node
 knows from earlier, and those that it was told to connect with get any.
 
+What a peer sends is read at a pace, by the frame, and so is what a household sends: whoever floods waits.
+
 libp2p's own limits lie above these and are never reached.
 """
 
+import math
 from collections.abc import Callable, Collection
+from functools import partial
 
 import structlog
 import trio
@@ -43,6 +47,13 @@ MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
 """Noise and Yamux together. When a household's places are taken, its oldest handshake ends."""
 HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
+FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK = (
+    Rate(12_000.0, 48_000.0),
+    Rate(24_000.0, 96_000.0),
+    Rate(120_000.0, 480_000.0),
+)
+"""Frames and packets a second, each of 5 us, and streams that are opened as ``yamux.OPENING_WORK`` of them."""
+
 
 class Inbound:
     """One host's. Takes libp2p's place at once, when it is made."""
@@ -57,6 +68,7 @@ class Inbound:
         )
         self._handshakes: Admission[trio.CancelScope] = Admission(MAX_HANDSHAKES, MAX_HANDSHAKES)
         self._pace = Pace(UNBOUNDED, HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK)
+        self._frame_pace = Pace(FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK)
         self.wanted = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         """Peers that this node was told to connect with."""
         self.busy: list[Callable[[], Collection[bytes]]] = []
@@ -140,11 +152,11 @@ class Inbound:
         """Every connection comes by here, whoever made it, once it is known who the peer is. Raises SwarmException."""
         assert isinstance(muxed_conn, YamuxConnection)
         peer = muxed_conn.peer_id.to_bytes()
-        is_wanted = peer in self.wanted
+        household, is_wanted = household_of(_address_of(muxed_conn)), peer in self.wanted
         given_up = self._connections.admit(
             muxed_conn,
             peer,
-            household_of(_address_of(muxed_conn)),
+            household,
             trio.current_time(),
             is_wanted,
             is_wanted or self._is_remembered(peer),
@@ -154,6 +166,7 @@ class Inbound:
             await muxed_conn.close()
             raise SwarmException("there is no room for one more connection")
         muxed_conn.on_end = lambda: self._release(muxed_conn)
+        muxed_conn.pace = partial(self._wait_for_pace, peer, household)
         for other in given_up:
             log.debug("connection_given_up", peer=peer_text(other.peer_id.to_bytes()))
             self._swarm.manager.run_task(other.close)
@@ -162,6 +175,10 @@ class Inbound:
         except BaseException:
             self._release(muxed_conn)
             raise
+
+    async def _wait_for_pace(self, peer: bytes, household: str, work: int) -> None:
+        if delay_s := self._frame_pace.delay_s(peer, household, work, trio.current_time(), math.inf):
+            await trio.sleep(delay_s)
 
     def _release(self, connection: IMuxedConn) -> None:
         self._connections.release(connection)

@@ -5,7 +5,7 @@ A stream holds a place by household, and some are kept for nodes. Until it has b
 there are a few seconds, it gives that place up to another; then it is under way and keeps it. A peer has one stream
 for control messages and one for gossip: of two, the older is what the peer has forgotten.
 
-Nothing here is an offence: what is too much is slowed, or reset.
+Nothing here is an offence: what is too much is reset. How fast a peer opens streams is bounded in ``inbound.py``.
 """
 
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,6 @@ from node.network.inbound import Inbound
 from node.network.yamux import YamuxStream
 from node.peer_id import peer_text
 from proto.admission import Admission
-from proto.pace import Pace, Rate
 
 log = structlog.get_logger()
 
@@ -39,13 +38,6 @@ FIRST_MESSAGE_S = 10.0
 """From the opening of a stream: until its protocol is agreed on and its first byte is there."""
 PENDING_S = 1.0
 """A stream that has waited so long for its first message gives up its place also to its own household."""
-OPENED_BY_A_PEER, OPENED_BY_A_HOUSEHOLD, OPENED_IN_A_PRIVATE_NETWORK = (
-    Rate(200.0, 400.0),
-    Rate(400.0, 1_600.0),
-    Rate(4_000.0, 16_000.0),
-)
-"""Streams a second; each costs 0.1 to 0.7 ms."""
-OPENING_PATIENCE_S = 2.0
 
 Handler = Callable[[INetStream], Awaitable[None]]
 
@@ -59,7 +51,6 @@ class InboundStreams:
         self._places: Admission[trio.CancelScope] = Admission(
             MAX_STREAMS, MAX_STREAMS_PER_PEER, KEPT_STREAMS, PENDING_S
         )
-        self._pace = Pace(OPENED_BY_A_PEER, OPENED_BY_A_HOUSEHOLD, OPENED_IN_A_PRIVATE_NETWORK)
         self.one_each: set[str] = {PROTOCOL_ID_V11}
         """Protocols of which a peer has one stream."""
         self._only: dict[tuple[bytes, str], trio.CancelScope] = {}
@@ -71,15 +62,12 @@ class InboundStreams:
 
     async def _serve(self, stream: INetStream) -> None:
         """Supervisor of one inbound stream, from before its protocol is known to its end."""
-        connection, now = stream.muxed_conn, trio.current_time()
+        connection = stream.muxed_conn
         peer, household = connection.peer_id.to_bytes(), self._connections.household(connection)
+        is_known, is_proven = self._connections.is_wanted(connection), self._connections.is_proven(connection)
         scope = trio.CancelScope()
-        delay_s = self._pace.delay_s(peer, household, 1.0, now, OPENING_PATIENCE_S)
-        given_up = None
-        if delay_s is not None:
-            is_known, is_proven = self._connections.is_wanted(connection), self._connections.is_proven(connection)
-            given_up = self._places.admit(scope, peer, household, now, is_known, is_proven)
-        if delay_s is None or given_up is None:
+        given_up = self._places.admit(scope, peer, household, trio.current_time(), is_known, is_proven)
+        if given_up is None:
             await reset_stream(stream)
             return
         for other in given_up:
@@ -87,7 +75,6 @@ class InboundStreams:
         is_served = False
         try:
             with scope:
-                await trio.sleep(delay_s)
                 is_served = await self._serve_admitted(stream, peer, scope)
         except Exception as exc:  # noqa: BLE001
             log.debug("inbound stream failed", peer=peer_text(peer), error=repr(exc))

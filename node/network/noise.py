@@ -32,6 +32,8 @@ class NoisePackets:
         self._sealed = bytearray()
         self._opened = bytes(session.buf.getbuffer()[session.low_watermark : session.high_watermark])
         """What the session had decrypted beyond the negotiation of the muxer."""
+        self.num_opened = 0
+        """Packets of the peer so far."""
 
     async def receive(self) -> bytes:
         """Everything that has arrived; empty at the end. Raises libp2p's or trio's errors of a broken connection."""
@@ -61,6 +63,7 @@ class NoisePackets:
                 raise ConnectionClosedError("a packet was forged or damaged") from exc
             start = end
         del sealed[:start]
+        self.num_opened += len(packets)
         return b"".join(packets)
 
     def send_at_once(self, data: bytes) -> bytes:

@@ -116,7 +116,8 @@ def test_of_addresses_that_are_told_only_some_are_looked_at() -> None:
     assert addresses.told_addresses(looked_at, "/ip4/9.9.9.9/tcp/1", 4) == []
     assert len(list(looked_at)) == 100 - addresses.MAX_TOLD
     many = [Multiaddr(f"/ip4/8.8.8.{last}/tcp/1") for last in range(100)]
-    assert addresses.told_addresses([Multiaddr(b"\x36\x03x/y\x06\x00\x01"), *many], "", 4) == many[:4]
+    odd = [Multiaddr(raw) for raw in (b"\x36\x03x/y\x06\x00\x01", b"\x36" + b"\xff" * 9 + b"\x01")]
+    assert addresses.told_addresses([*odd, *many], "", 4) == many[:4]
 
 
 def test_full_addresses() -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 from libp2p.exceptions import BaseLibp2pError
 
-from node.network import inbound, inbound_streams, streams
+from node.network import inbound, inbound_streams, streams, yamux
 from node.network.identity import new_identity
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import Connected, Malformed, MessageStream, NetworkError, Received
@@ -307,3 +307,35 @@ async def test_a_node_opens_no_more_exchanges_with_a_peer_than_that_one_takes(mo
             await held[0].reset()
             await asked(client, one.peer_id)
             assert nobody_is_blamed(log)
+
+
+async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams are opened and ended as fast as bytes can say it, without waiting for anything."""
+    monkeypatch.setattr(inbound, "FRAMES_OF_A_PEER", inbound.Rate(1_000.0, 2_000.0))
+    num_sent = num_read = 0
+    on_opened = yamux.YamuxConnection._on_opened
+
+    def counted(connection: yamux.YamuxConnection, stream_id: int) -> yamux.YamuxStream | None:
+        nonlocal num_read
+        num_read += 1
+        return on_opened(connection, stream_id)
+
+    async with open_network(node(), {ECHO: echo}) as one, following(one) as log, strangers() as silent:
+        connection = await silent.connect(one)
+        monkeypatch.setattr(yamux.YamuxConnection, "_on_opened", counted)
+
+        async def flood() -> None:
+            nonlocal num_sent
+            for stream_id in range(1, 2**32, 2):
+                connection.queue(yamux._WINDOW, yamux._SYN, stream_id, 0)
+                connection.queue(yamux._WINDOW, yamux._RST, stream_id, 0)
+                num_sent += 1
+                await connection.room()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await eventually(lambda: num_sent > 30_000)
+            await welcomed(one)
+            nursery.cancel_scope.cancel()
+        assert num_read < 10_000, "two reads of 64 kB with frames of 24 bytes, and what the honest peer opened"
+        assert nobody_is_blamed(log)
