@@ -38,7 +38,7 @@ class Renders:
         self._template = template
         self._piece = piece
         self._replies = replies
-        self._short, self._long = _Thread(self._reply), _Thread(self._reply)
+        self._short, self._long = _Thread(self._reply, gives_way=False), _Thread(self._reply, gives_way=True)
 
     def put(self, question: Question) -> None:
         """Have it answered. Does not wait."""
@@ -74,17 +74,12 @@ class Renders:
                 return ipc.Spelled(question.key, texts, "")
 
 
-def _give_way() -> None:
-    """Let this thread take what others of this machine leave, or a tenth: answers are computed meanwhile."""
-    if sys.platform == "linux":  # (elsewhere threads have no priority of their own)
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-
-
 class _Thread:
-    def __init__(self, reply: Callable[[Question], None]) -> None:
+    def __init__(self, reply: Callable[[Question], None], gives_way: bool) -> None:
+        """gives_way: it takes what others of this machine leave, or a tenth: answers are computed meanwhile."""
         self.questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
         self._reply = reply
+        self._gives_way = gives_way
         self._since: float | None = None
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -93,7 +88,9 @@ class _Thread:
         return 0.0 if since is None else time.monotonic() - since
 
     def _run(self) -> None:
-        _give_way()
+        if self._gives_way and sys.platform == "linux":  # (elsewhere threads have no priority of their own)
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             while True:
                 question = self.questions.get()

@@ -44,7 +44,9 @@ def odd_json(value: Any, rng: random.Random) -> str:
     if way < 0.16:
         at = rng.randrange(len(text) + 1)
         text = (
-            text[:at] + rng.choice(("", '"', "[", "}", ",", "\\ud800", "\\", "NaN", "1e999", "\x00")) + text[at + 1 :]
+            text[:at]
+            + rng.choice(("", '"', "[", "}", ",", "\\ud800", "\\", "NaN", "1e999", "9" * 4_200, "\x00"))
+            + text[at + 1 :]
         )
     return text
 
