@@ -153,7 +153,7 @@ class Gossip:
         if peer == self._me:
             return True
         await self._wait_turn(peer, MESSAGE_COST)
-        if not _is_signed(raw):
+        if not is_signed(raw):
             self.num_malformed += 1
             if not self._wrong.take(peer, trio.current_time()):
                 self._charge(peer, "gossip with wrong signatures")
@@ -197,7 +197,7 @@ def _message_id(message: rpc_pb2.Message) -> bytes:
     return blake3(message.from_id + message.seqno).digest(length=12)
 
 
-def _is_signed(message: rpc_pb2.Message) -> bool:
+def is_signed(message: rpc_pb2.Message) -> bool:
     try:
         return bool(signature_validator(message))
     except Exception:  # noqa: BLE001  libp2p's: a stranger's key decides what it raises

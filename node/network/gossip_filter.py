@@ -75,7 +75,10 @@ def _subscriptions(told: Iterable[rpc_pb2.RPC.SubOpts]) -> list[rpc_pb2.RPC.SubO
     return list({one.topicid: one for one in told if _is_topic(one.topicid)}.values())
 
 
-def _is_topic(topic: str) -> bool:
+def _is_topic(topic: str | bytes) -> bool:
+    """Bytes: a stranger's that are no text, which protobuf leaves as they are."""
+    if not isinstance(topic, str):
+        return False
     return topic.startswith(TOPIC_PREFIX) and len(topic) <= MAX_TOPIC_BYTES and topic.isascii()
 
 

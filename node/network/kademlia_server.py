@@ -7,6 +7,7 @@ Nothing here is an offence: a stream that asks too much, says nothing or says no
 import math
 import random
 from collections import OrderedDict
+from collections.abc import Callable
 
 import structlog
 import trio
@@ -69,8 +70,15 @@ ADDRESSES_S = 60.0
 class KademliaServer:
     """Answers others about the peers of ``buckets`` and the providers that it keeps."""
 
-    def __init__(self, host: Host, buckets: PeerBuckets, rng: random.Random) -> None:
+    def __init__(
+        self,
+        host: Host,
+        buckets: PeerBuckets,
+        rng: random.Random,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
         self._host = host
+        self._clock = clock
         self._buckets = buckets
         self._models = ProviderRecords(MAX_MODEL_RECORDS, rng)
         self._prefixes = ProviderRecords(MAX_PREFIX_RECORDS, rng)
@@ -138,7 +146,7 @@ class KademliaServer:
 
     def provide(self, key: bytes) -> Request:
         """This node provides ``key`` from now on, for a while: what to tell others."""
-        self._own[key] = trio.current_time()
+        self._own[key] = self._clock()
         self._own.move_to_end(key)
         if len(self._own) > MAX_OWN:
             self._own.popitem(last=False)
@@ -154,11 +162,11 @@ class KademliaServer:
         if records is not None and addresses:
             household = household_of(self._host.table.remote_address(peer))
             told = Contact(peer, tuple(addresses))
-            records.add(key, told, household, self._host.table.__contains__, trio.current_time())
+            records.add(key, told, household, self._host.table.__contains__, self._clock())
 
     def providers(self, key: bytes) -> list[Contact]:
         """The providers of ``key`` that this node keeps."""
-        now = trio.current_time()
+        now = self._clock()
         own = [self._myself()] if now - self._own.get(key, -math.inf) < OWN_S else []
         records = self._records_of(key)
         return own + (records.providers(key, now) if records is not None else [])
@@ -179,7 +187,7 @@ class KademliaServer:
 
     def contact(self, peer: bytes) -> Contact:
         """Where a peer of the table can be dialled: what it told itself, the last time it was connected."""
-        entry, now = self._buckets.entry(peer), trio.current_time()
+        entry, now = self._buckets.entry(peer), self._clock()
         if entry is None:
             return Contact(peer, ())
         if peer in self._host.table and (not entry.addresses or now > entry.looked_up_at + ADDRESSES_S):
@@ -193,3 +201,9 @@ class KademliaServer:
         if key.startswith(PREFIX_KEY_PREFIX):
             return self._prefixes
         return self._models if key.startswith(MODEL_KEY_PREFIX) else None
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when a bound is exceeded."""
+        for part in (self._models, self._prefixes, self._buckets):
+            part.check_invariants()
+        assert len(self._own) <= MAX_OWN

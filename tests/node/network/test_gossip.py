@@ -262,6 +262,8 @@ def test_subscriptions_are_few_and_to_our_topics() -> None:
     assert [(one.topicid, one.subscribe) for one in filtered(rpc(subscriptions=told), []).subscriptions] == [
         (TOPIC, False)
     ]
+    no_text = rpc(subscriptions=told).replace(TOPIC.encode(), b"\xff" * len(TOPIC))
+    assert filtered(no_text, []).subscriptions == []
     many = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"{TOPIC}/{number}") for number in range(500)]
     found = filtered(rpc(subscriptions=many), [])
     assert len(found.subscriptions) == gossip_filter.MAX_SUBSCRIPTIONS
