@@ -42,6 +42,7 @@ class IdentifyMessages:
     """The message, and the address of the connection that it came on."""
 
     name = "identify"
+    weight = 0.3
 
     def make(self, rng: random.Random) -> tuple[bytes, str]:
         told = [rng.choice(_TOLD) for _ in range(rng.choice((0, 1, 4, 40)))]
