@@ -18,15 +18,18 @@ from node.network.libp2p_network import open_network
 from node.network.network import NetworkSettings
 from proto.blocks import pack_tokens
 from proto.messages import Sampling
+from sim.policies import OWN
+from sim.simulate import Scenario, simulate
 
 NEWCOMER = ("sockets", "connections", "streams", "kad_streams")
 ENGINE = ("cells", "sibyls", "slow_grammars", "refused_grammars")
 FLOODS = ("prunes", "provider_records", "digests")
-GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix")
+GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 SETTLE_S = 2.0
 """After an attack, before what comes next."""
 FLOOD_S = 20.0
 NUM_GETS = 10
+LIAR_S = 60.0
 SECRET = "4929173456089015"  # noqa: S105  (the example that is to be guessed)
 KEY = "a key of the benchmark alone"
 
@@ -40,8 +43,6 @@ class AttacksBench:
     """Of the attack that is to make honest nodes ban each other."""
     groups: tuple[str, ...] = GROUPS
     model: str = "smollm2"
-    program: tuple[str, ...] = ()
-    """Runs the Python of another version of this program, with the environment that it needs; empty: this one."""
 
 
 async def bench_attacks(bench: AttacksBench) -> Report:
@@ -54,6 +55,7 @@ async def bench_attacks(bench: AttacksBench) -> Report:
         "bans": _bans,
         "engine": _engine,
         "prefix": _prefix,
+        "liar": _liar,
     }
     rows: list[Row] = []
     try:
@@ -67,13 +69,13 @@ async def bench_attacks(bench: AttacksBench) -> Report:
 
 async def _newcomer(bench: AttacksBench, progress: Progress) -> list[Row]:
     """Nobody is kept out: time to join, find another node and have an answer of both."""
-    async with open_victims([FAKE_MODEL] * 2, program=bench.program) as victims:
+    async with open_victims([FAKE_MODEL] * 2) as victims:
         return await _in_turns("newcomer", NEWCOMER, bench, progress, victims, partial(honest.newcomer_s, victims))
 
 
 async def _http(bench: AttacksBench, progress: Progress) -> list[Row]:
     """A key opens the API although others hold all connections that they get."""
-    async with open_victims([FAKE_MODEL], program=bench.program, key=KEY) as victims:
+    async with open_victims([FAKE_MODEL], key=KEY) as victims:
         url = await victims.api_url()
 
         async def gets_s() -> float:
@@ -114,7 +116,7 @@ async def _floods(bench: AttacksBench, progress: Progress) -> list[Row]:
         attacked_pauses: list[float] = []
         for run in range(bench.runs):
             progress.show(f"floods, run {run + 1}: {attack}")
-            async with open_victims([FAKE_MODEL] * 2, program=bench.program) as victims:
+            async with open_victims([FAKE_MODEL] * 2) as victims:
                 url = await victims.api_url()
                 pauses.append(1000 * await honest.longest_pause_s(url, FLOOD_S / 2))
                 before = victims.resident_mib()
@@ -136,9 +138,9 @@ async def _floods(bench: AttacksBench, progress: Progress) -> list[Row]:
 async def _bans(bench: AttacksBench, progress: Progress) -> list[Row]:
     """Whether honest nodes put each other in quarantine."""
     rows: list[Row] = []
-    for attack, models in (("repairs", [FAKE_MODEL] * 3), ("relayed_asks", [bench.model, FAKE_MODEL, FAKE_MODEL])):
+    for attack, models in (("repairs", [FAKE_MODEL] * 3), ("relayed_asks", [bench.model, FAKE_MODEL])):
         progress.show(f"bans, {bench.minutes:g} minutes: {attack}")
-        async with open_victims(models, program=bench.program) as victims:
+        async with open_victims(models) as victims:
             plan = await victims.plan(attack, FAKE_MODEL if attack == "relayed_asks" else "", attack == "repairs")
             async with attacked(plan):
                 await trio.sleep(60 * bench.minutes)
@@ -152,7 +154,7 @@ async def _engine(bench: AttacksBench, progress: Progress) -> list[Row]:
     idle_ttfts: list[float] = []
     ttfts: dict[str, list[float]] = {attack: [] for attack in ENGINE}
     rates: dict[str, list[float]] = {attack: [] for attack in ENGINE}
-    async with open_victims([bench.model], _ENGINE_OPTIONS, bench.program) as victims:
+    async with open_victims([bench.model], _ENGINE_OPTIONS) as victims:
         address = victims.addresses[0]
         await honest.client_answer(address)
         for run in range(bench.runs):
@@ -181,7 +183,7 @@ _ENGINE_OPTIONS = ("--threads", "1", "--cells", "8192")
 async def _prefix(bench: AttacksBench, progress: Progress) -> list[Row]:
     """How much of another client's prompt can be guessed, token by token, from what is told of the cache."""
     recovered: list[float] = []
-    async with open_victims([bench.model], _ENGINE_OPTIONS, bench.program) as victims:
+    async with open_victims([bench.model], _ENGINE_OPTIONS) as victims:
         url = await victims.api_url()
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=honest.PATIENCE_S) as http:
             for run in range(bench.runs):
@@ -218,3 +220,15 @@ async def _probed(address: str, known: str, tokens_of: Callable[[str], Awaitable
                 break
             found += best
     return len(found)
+
+
+async def _liar(bench: AttacksBench, progress: Progress) -> list[Row]:
+    """Of all answers a minute after the first prompt, those of a node that claims everything: simulated, beside ten
+    honest ones."""
+    shares: list[float] = []
+    for run in range(bench.runs):
+        progress.show(f"liar, run {run + 1}")
+        scenario = Scenario(num_peers=11, liars=1 / 11, load=0.5, warm_s=LIAR_S, measured_s=LIAR_S)
+        shares.append(simulate(scenario, OWN, run + 1, lambda what: None).liar_share)
+        await trio.lowlevel.checkpoint()
+    return [row_of("liar_share", "of all answers", shares)]

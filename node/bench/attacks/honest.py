@@ -20,8 +20,8 @@ from node.client import fetch_state
 from node.engine.fake import FakeEngine
 from node.network.identity import new_identity
 from node.network.libp2p_network import open_network
-from node.network.network import NetworkError, NetworkSettings
-from node.swarm import COMMAND, LocalNode, open_local_swarm
+from node.network.network import Network, NetworkError, NetworkSettings
+from node.swarm import LocalNode, open_local_swarm
 from proto.errors import LocalError
 from proto.messages import Sampling
 
@@ -56,12 +56,9 @@ class Victims:
 
 
 @asynccontextmanager
-async def open_victims(
-    models: Sequence[str], options: Sequence[str] = (), program: Sequence[str] = (), key: str = ""
-) -> AsyncIterator[Victims]:
-    """A node for each model, which all know each other. program: runs ``mycelia``, of another version maybe. key: of
-    their API; empty: none. Raises LocalError when they do not come up."""
-    command = (*program, *COMMAND[1:]) if program else COMMAND
+async def open_victims(models: Sequence[str], options: Sequence[str] = (), key: str = "") -> AsyncIterator[Victims]:
+    """A node for each model, which all know each other. key: of their API; empty: none. Raises LocalError when they do
+    not come up."""
     with TemporaryDirectory(prefix="mycelia-attacks-", ignore_cleanup_errors=True) as root:
         if key:
             await trio.Path(root, "keys").write_text(f"{key}\n")
@@ -72,8 +69,7 @@ async def open_victims(
                     nodes: list[LocalNode] = []
                     for number, model in enumerate(models):
                         bootstrap = [await nodes[0].address()] if nodes else []
-                        given = ["--model", model, *options]
-                        nodes.append(await swarm.start(f"node-{number + 1}", bootstrap, given, command))
+                        nodes.append(await swarm.start(f"node-{number + 1}", bootstrap, ["--model", model, *options]))
                     states = [await fetch_state(replace(await node.wait_ready(), api_key=key)) for node in nodes]
                     for node in nodes:
                         await node.wait_peers(len(nodes) - 1)
@@ -120,15 +116,20 @@ async def newcomer_s(victims: Victims) -> float:
             while not set(wanted) <= {row.peer for row in node.state().peers}:  # noqa: ASYNC110  (nothing tells)
                 await trio.sleep(LOOK_EVERY_S)
             for address in victims.addresses:
-                answer = await answer_of(
-                    network, await network.connect(address), ask_for("hello", Sampling(max_tokens=1))
-                )
-                if answer.failure:
-                    raise LocalError(f"a victim did not answer a newcomer: {answer.failure}")
+                while (await _first_answer(network, address)).failure:  # noqa: ASYNC110  (it asks each time)
+                    await trio.sleep(LOOK_EVERY_S)
             took_s = trio.current_time() - began
             nursery.cancel_scope.cancel()
             return took_s
     return PATIENCE_S
+
+
+async def _first_answer(network: Network, address: str) -> Answer:
+    try:
+        peer = await network.connect(address)
+    except NetworkError as exc:
+        return Answer(failure=str(exc))
+    return await answer_of(network, peer, ask_for("hello", Sampling(max_tokens=1)))
 
 
 async def client_answer(address: str, num_words: int = 40, max_tokens: int = 24) -> Answer:

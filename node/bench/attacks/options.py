@@ -13,7 +13,7 @@ from node.commands.running import run
 Examples:
   mycelia bench attacks
   mycelia bench attacks --only newcomer --only floods --runs 1
-  mycelia bench attacks --program "env PYTHONPATH=../older python" --json > before.json"""
+  mycelia bench attacks --json > attacks.json"""
 )
 @click.option("--runs", type=click.IntRange(1, 1_000), default=3, show_default=True, help="Runs of each attack.")
 @click.option(
@@ -31,22 +31,17 @@ Examples:
     help="Measure only these rows: newcomer, http, floods, bans, engine, prefix or liar; may be repeated.",
 )
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="Of the real engines.")
-@click.option(
-    "--program", default="", metavar="COMMAND", help="Python of the attacked nodes, to measure another version."
-)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def attacks(runs: int, minutes: float, groups: tuple[str, ...], model: str, program: str, as_json: bool) -> None:
+def attacks(runs: int, minutes: float, groups: tuple[str, ...], model: str, as_json: bool) -> None:
     """What strangers with one address can do to real nodes on this machine, beside what honest peers get when idle.
 
     All attackers and all attacked nodes are processes on loopback. About 20 minutes.
     """
-    import shlex
-
     from node.bench.attacks.command import GROUPS, AttacksBench, bench_attacks
     from node.bench.report import show
 
     unknown = [group for group in groups if group not in GROUPS]
     if unknown:
         raise click.UsageError(f"no group {unknown[0]}; there are {', '.join(GROUPS)}")
-    plan = AttacksBench(runs, minutes, groups or GROUPS, model, tuple(shlex.split(program)))
+    plan = AttacksBench(runs, minutes, groups or GROUPS, model)
     show(run(partial(bench_attacks, plan)), as_json)

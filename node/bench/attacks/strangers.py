@@ -160,7 +160,15 @@ async def repairs(plan: Plan, nursery: trio.Nursery) -> None:
 
 async def relayed_asks(plan: Plan, nursery: trio.Nursery) -> None:
     """Prompts at one node for the model of another one: three keys, forty at once each."""
-    await _held(nursery, 120, partial(_asking, plan, Sampling(max_tokens=64), 20))
+
+    async def ask_at_once(in_place: Callable[[], None]) -> None:
+        async with stranger(plan) as (network, victim), trio.open_nursery() as asking:
+            in_place()
+            for _ in range(40):
+                ask = ask_for(random_words(20), Sampling(max_tokens=512), plan.model)
+                asking.start_soon(answer_of, network, victim, ask)
+
+    await _held(nursery, 3, ask_at_once)
 
 
 ATTACKS: dict[str, Attack] = {
