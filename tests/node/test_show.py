@@ -131,5 +131,5 @@ async def test_asking_waits_for_a_place_if_it_may(
     request = Ask(request_id=bytes(16), model="", messages=(), sampling=Sampling(max_tokens=1))
     is_answered = num_asked == 3
     with nullcontext() if is_answered else pytest.raises(LocalError, match="in about 4 s"):
-        await _ask(request, Path(), (), timeout_s, wait=wait, explain=False, as_json=False)
+        await _ask(request, Path(), (), b"", timeout_s, wait=wait, explain=False, as_json=False)
     assert asked == [4.0 * number for number in range(num_asked)]
