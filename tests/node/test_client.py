@@ -71,7 +71,7 @@ async def test_asking_finds_a_place_when_it_comes_again_as_told(
         await trio.sleep(60)  # (of virtual time)
         with trio.fail_after(600):
             ask, where = an_ask("at last", max_tokens=8), addresses(members)
-            await _ask(ask, tmp_path, where, None, wait=True, explain=False, as_json=False)
+            await _ask(ask, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
         rivals.cancel_scope.cancel()
     assert len(opened.peers) == 2 and len(set(opened.peers)) == 1, "refused once, then held until a node had a place"
     assert capsys.readouterr().out.strip()
@@ -103,9 +103,9 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
         opened.swarm.cut(members[0].peer)
         ask, where = an_ask("hello", max_tokens=4), addresses(members)
         with pytest.raises(NoEntryError, match="no node could be reached"):
-            await _ask(ask, tmp_path, where, None, wait=False, explain=False, as_json=False)
+            await _ask(ask, tmp_path, where, b"", None, wait=False, explain=False, as_json=False)
         with pytest.raises(NoEntryError):
-            await _ask(ask, tmp_path, where, 30.0, wait=True, explain=False, as_json=False)
+            await _ask(ask, tmp_path, where, b"", 30.0, wait=True, explain=False, as_json=False)
         num_tries = len(opened.peers)
         assert 4 < num_tries < 20
 
@@ -116,7 +116,7 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heal)
-            await _ask(ask, tmp_path, where, None, wait=True, explain=False, as_json=False)
+            await _ask(ask, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
         told = capsys.readouterr()
         assert told.out.strip() and told.err.count("trying again") == 2, "once a command"
         opened.swarm.cut(members[0].peer)
