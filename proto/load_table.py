@@ -17,9 +17,11 @@ from proto.dispatches import UnderWay
 from proto.messages import MAX_SMALL, Served
 from proto.observed import Observed
 
-_COLUMNS = range(12)
+_COLUMNS = range(14)
 _ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
-_IMPRECISION, _LATENESS, _OBSERVED_AT = _COLUMNS[9:]
+_IMPRECISION, _LATENESS, _OBSERVED_AT, _SEEN_RATE, _SINCE = _COLUMNS[9:]
+_HAS_PLACE = 1.5
+"""Requests a slot below which a node has a place."""
 
 
 class LoadTable:
@@ -35,6 +37,9 @@ class LoadTable:
 
     def __len__(self) -> int:
         return len(self._peers)
+
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._row_of
 
     @property
     def peers(self) -> Sequence[bytes]:
@@ -76,6 +81,26 @@ class LoadTable:
             self._peers[row] = last
             self._row_of[last] = row
             self._columns[:, row] = self._columns[:, len(self._peers)]
+
+    def pasts_s(self, now: float) -> NDArray[np.float64]:
+        """Row by row, how long ago its good answers to this node began: 0 for too few, infinity for this node."""
+        pasts_s = np.maximum(now - self._columns[_SINCE, : len(self._peers)], 0.0)
+        own = self._row_of.get(self._me)
+        if own is not None:
+            pasts_s[own] = math.inf
+        return pasts_s
+
+    def past_s(self, peer: bytes, now: float) -> float:
+        """As ``pasts_s``, of one; infinity if it is not here."""
+        row = self._row_of.get(peer)
+        if row is None or peer == self._me:
+            return math.inf
+        return max(now - float(self._columns[_SINCE, row]), 0.0)
+
+    def has_place(self) -> NDArray[np.bool_]:
+        """Row by row, whether a prompt would begin there soon, as it told last."""
+        slots = self._columns[_SLOTS, : len(self._peers)]
+        return (slots > 0) & (self._columns[_REQUESTS, : len(self._peers)] < slots * _HAS_PLACE)
 
     def candidates(
         self,
@@ -142,7 +167,10 @@ class LoadTable:
             np.maximum(columns[_LATENESS] * fading, overdue_s),
             age_s,
             sent_tokens,
+            columns[_SEEN_RATE].copy(),
         )
+        if own is not None:
+            made[-1][own] = math.inf  # (its own word is true)
         if np.logical_and.reduce(fits):
             return Candidates(self._peers.copy(), -1 if own is None else own, *made)
         places = np.flatnonzero(fits).tolist()
