@@ -39,7 +39,7 @@ class Choice:
         self._dispatches: dict[bytes, Dispatches] = {}
         """By namespace."""
         self.busy = BusyPeers()
-        self._newcomers = Newcomers(members.counted_as)
+        self._newcomers = Newcomers()
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""

@@ -6,7 +6,7 @@ that means anything.
 """
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +27,40 @@ _HAS_PLACE = 1.5
 class LoadTable:
     """One row a node. ``observed`` is read whenever ``observe`` says that it has news."""
 
-    def __init__(self, me: bytes, config: RoutingConfig, observed: Observed) -> None:
+    def __init__(
+        self,
+        me: bytes,
+        config: RoutingConfig,
+        observed: Observed,
+        household_of: Callable[[bytes], bytes] = lambda peer: peer,
+    ) -> None:
+        """household_of: what a peer counts as where all keys of a household count together."""
         self._me = me
         self._config = config
         self._observed = observed
         self._peers: list[bytes] = []
         self._row_of: dict[bytes, int] = {}
+        self._household_of = household_of
+        self._households: dict[bytes, bytes] = {}
+        self._of_household: dict[bytes, set[bytes]] = {}
+        """Both ways; as it was when a peer came."""
         self._columns: NDArray[np.float64] = np.zeros((len(_COLUMNS), 16))
 
     def __len__(self) -> int:
         return len(self._peers)
 
-    def __contains__(self, peer: bytes) -> bool:
-        return peer in self._row_of
-
     @property
     def peers(self) -> Sequence[bytes]:
         """Row by row. To look at."""
         return self._peers
+
+    def household(self, peer: bytes) -> bytes:
+        """What ``peer``, which is here, counts as."""
+        return self._households[peer]
+
+    def of_household(self, household: bytes) -> Collection[bytes]:
+        """Its peers that are here. To look at."""
+        return self._of_household.get(household, ())
 
     def put(self, peer: bytes, served: Served, told_at: float, holds_until: float, round_trip_s: float | None) -> None:
         """What ``peer`` told of itself at ``told_at``, and that would have told any change until ``holds_until``.
@@ -76,6 +92,10 @@ class LoadTable:
         row = self._row_of.pop(peer, None)
         if row is None:
             return
+        household = self._households.pop(peer)
+        self._of_household[household].discard(peer)
+        if not self._of_household[household]:
+            del self._of_household[household]
         last = self._peers.pop()
         if last != peer:
             self._peers[row] = last
@@ -182,6 +202,7 @@ class LoadTable:
         """Raises AssertionError when an invariant is broken."""
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}
         assert self._columns.shape[1] >= len(self._peers)
+        assert self._households.keys() == self._row_of.keys() == set().union(*self._of_household.values())
         for peer, row in self._row_of.items():
             if peer in self._observed:
                 assert tuple(self._columns[_IMPRECISION:, row].tolist()) == self._observed.record(peer)
@@ -192,6 +213,8 @@ class LoadTable:
             self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
         self._peers.append(peer)
         self._row_of[peer] = row
+        household = self._households[peer] = self._household_of(peer)
+        self._of_household.setdefault(household, set()).add(peer)
         self.observe(peer)
         return row
 

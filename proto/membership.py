@@ -129,13 +129,6 @@ class Membership:
         measured = member.round_trip_s if member else None
         return self._config.routing.default_round_trip_s if measured is None else measured
 
-    def counted_as(self, peer: bytes) -> bytes:
-        """What ``peer`` counts as where all keys of a household count together: in a private network itself."""
-        member = self._members.get(peer)
-        if member is None or is_local(member.household) or member.household == peer.hex():
-            return peer
-        return member.household.encode()
-
     def is_idle(self, peer: bytes, namespace: bytes) -> bool:
         """Whether ``peer`` said last that nobody waits there and a slot is free."""
         member = self._members.get(peer)
@@ -279,7 +272,7 @@ class Membership:
         """Of every node of ``namespace``, this one included; kept from the first call on."""
         table = self._tables.get(namespace)
         if table is None:
-            table = self._tables[namespace] = LoadTable(self._me, self._config.routing, self.observed)
+            table = self._tables[namespace] = LoadTable(self._me, self._config.routing, self.observed, self._counted_as)
             for member in self.nodes(namespace):
                 self._put(member, namespace)
             self._put_own(namespace)
@@ -323,6 +316,13 @@ class Membership:
         table = self._tables.get(namespace)
         if table is not None:
             table.remove(peer)
+
+    def _counted_as(self, peer: bytes) -> bytes:
+        """What ``peer`` counts as where all keys of a household count together: in a private network itself."""
+        member = self._members.get(peer)
+        if member is None or is_local(member.household) or member.household == peer.hex():
+            return peer
+        return member.household.encode()
 
     def _observe(self, peer: bytes) -> None:
         for table in self._tables.values():

@@ -16,7 +16,7 @@ Invariant: at most MAX_HOUSEHOLDS shares are remembered, the latest; they are th
 import math
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from proto.load_table import LoadTable
 
@@ -39,9 +39,7 @@ _FADING = 1.0 - 1 / WINDOW
 class Newcomers:
     """Shares of the prompts that this node sent somewhere."""
 
-    def __init__(self, household_of: Callable[[bytes], bytes]) -> None:
-        """household_of: what the household of a peer is known by; the peer's own id if it counts alone."""
-        self._household_of = household_of
+    def __init__(self) -> None:
         self._shares: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
         """Household -> its share, and of which prompt on that was so."""
         self._all_share = 0.0
@@ -57,7 +55,7 @@ class Newcomers:
 
     def sent(self, peer: bytes, table: LoadTable, now: float) -> None:
         """A prompt goes to ``peer``. Mutates."""
-        household = self._household_of(peer)
+        household = table.household(peer)
         share = self._share(household)
         self._num_sent += 1
         self._shares[household] = (share + (1.0 - share) / WINDOW, self._num_sent)
@@ -77,7 +75,7 @@ class Newcomers:
             left_out = {peer for peer in newcomers if is_all or in_flight(peer) >= MAX_IN_FLIGHT}
         for household, (share, _) in self._shares.items():
             if share + 1 / WINDOW > LEAST_SHARE and (share := self._share(household) + 1 / WINDOW) > LEAST_SHARE:
-                keys = self._keys(household, table)
+                keys = table.of_household(household)
                 left_out.update(peer for peer in keys if self._has_enough(share, table.past_s(peer, now)))
         return newcomers, left_out
 
@@ -96,12 +94,6 @@ class Newcomers:
             return False
         num_others = len(self._others_s) - bisect_left(self._others_s, past_s + LONGER_S)
         return num_others >= FEW_OTHERS or (num_others > 0 and share > 1 / (1 + num_others))
-
-    def _keys(self, household: bytes, table: LoadTable) -> Sequence[bytes]:
-        """Those of ``household`` in ``table``."""
-        if household in table:
-            return [household]
-        return [peer for peer in table.peers if self._household_of(peer) == household]
 
     def _share(self, household: bytes) -> float:
         """Of the prompts up to now."""

@@ -40,8 +40,8 @@ class Swarm:
 
     def __init__(self, key_of: dict[bytes, bytes] | None = None, others: list[bytes] = OLD) -> None:
         self.observed = Observed(CONFIG)
-        self.table = LoadTable(ME, CONFIG, self.observed)
-        self.newcomers = Newcomers(lambda peer: (key_of or {}).get(peer, peer))
+        self.table = LoadTable(ME, CONFIG, self.observed, lambda peer: (key_of or {}).get(peer, peer))
+        self.newcomers = Newcomers()
         self.now = 10_000.0
         for peer in (ME, *OLD, *NEW):
             self.load(peer, IDLE)
