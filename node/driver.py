@@ -150,7 +150,6 @@ class OverlayDriver:
     async def _read_network(self) -> None:
         async for event in self._network.events():
             self._handle_safely(event)
-            await trio.lowlevel.checkpoint()  # (a queue full of digests must not hold up everything else)
 
     def _handle_safely(self, event: Event) -> None:
         """The edge to what peers can cause: a mistake of ours in one event must not let a peer end the node."""
