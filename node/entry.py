@@ -27,7 +27,6 @@ from proto.codec import check_sampling
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
-from proto.households import household_of
 from proto.messages import (
     MAX_CANDIDATES,
     MAX_SMALL,
@@ -50,6 +49,7 @@ from proto.messages import (
     Tokens,
 )
 from proto.overload import OVERLOADED
+from proto.radix import common_prefix
 from proto.routing import Decision
 from proto.shares import MAX_RETRY_S
 from proto.sharing import owner_of
@@ -179,6 +179,7 @@ class Entry:
         """Hand a request to the overlay, or end it with what is wrong with it."""
         try:
             prompt, sampling = await self._prepare(ask, client)
+            open_tokens = await self._open_tokens(ask, prompt, client)
         except _RefusedError as exc:
             if request_id in self._running:
                 self._end(request_id, exc.failed)
@@ -188,7 +189,9 @@ class Entry:
                 self._requests.tokenized(request_id, len(prompt))
                 answered = unpack_tokens(ask.answered)
                 salt = self._salts.of(ask.cache_salt, client)
-                self._handle(RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt))
+                self._handle(
+                    RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt, open_tokens)
+                )
 
     async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info
@@ -220,6 +223,18 @@ class Entry:
         if num_answered > min(ask.sampling.max_tokens, room):
             raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than were asked for")
         return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
+
+    async def _open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
+        """Tokens of the prompt that are those of the messages which hold no secrets. Raises _RefusedError."""
+        if not ask.shared_messages or not ask.messages:
+            return 0
+        if ask.shared_messages >= len(ask.messages):
+            return len(prompt)
+        shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], shared_messages=0)
+        try:
+            return common_prefix(prompt, await self._tokens_of(shared, client))
+        except LocalError as exc:
+            raise _RefusedError("bad_request", f"the shared messages by themselves: {exc}") from exc
 
     async def _tokens_of(self, ask: Ask, client: bytes) -> Sequence[int]:
         """Raises LocalError, also as BusyError or TooLongError."""
@@ -331,7 +346,6 @@ class Entry:
                         generate,
                         on_frame,
                         client,
-                        household_of(self._network.remote_address(client)) if client else "",
                         owner,
                         self._requests,
                         running.left_s(),

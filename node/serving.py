@@ -24,7 +24,6 @@ from node.network.network import MessageStream, NetworkError
 from node.telemetry.requests import RequestLog
 from proto.blocks import STRIDE, pack_tokens, unpack_tokens
 from proto.errors import RemoteError
-from proto.households import household_of
 from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
 from proto.overlay import Overlay
 from proto.shares import MAX_RETRY_S
@@ -40,7 +39,6 @@ async def serve_request(
     request: Generate,
     send: SendFrame,
     client: bytes,
-    household: str,
     owner: Owner,
     requests: RequestLog,
     deadline_s: float | None = None,
@@ -48,7 +46,7 @@ async def serve_request(
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
-    client, household, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
+    client, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
     on_submitted: called when the engine knows of it, before anything is sent.
     Raises what ``send`` raises.
     """
@@ -63,8 +61,8 @@ async def serve_request(
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,
         client=client,
-        household=household,
         owner=owner,
+        open_tokens=request.open_tokens,
     )
     position = 0
     async with engine.generate(engine_request) as items:
@@ -102,17 +100,10 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
-async def serve_generate_stream(
-    engine: Engine,
-    overlay: Overlay,
-    requests: RequestLog,
-    remote_address: Callable[[bytes], str],
-    stream: MessageStream,
-) -> None:
+async def serve_generate_stream(engine: Engine, overlay: Overlay, requests: RequestLog, stream: MessageStream) -> None:
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
 
-    The peer at the other end is the client, whatever client it asks for: names it could invent would be shares it could
-    invent. remote_address: see ``Network``; a household has one share of the engine whether or not it said hello.
+    Whoever it asks for, the peer at the other end is the client: names it could invent would be shares it could invent.
     """
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
@@ -131,8 +122,7 @@ async def serve_generate_stream(
         await stream.send(frame if owner == PUBLIC else _in_whole_blocks(frame))
 
     async with cancelled_at_end(stream):
-        household = household_of(remote_address(stream.peer))
-        await serve_request(engine, request, send, stream.peer, household, owner, requests)
+        await serve_request(engine, request, send, stream.peer, owner, requests)
 
 
 def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:

@@ -166,6 +166,8 @@ class RequestSubmitted:
     """Tokens of the answer that the client has already: it came from another entry node."""
     salt: Salt = Salt()  # noqa: RUF009  immutable
     """Whose cached prefixes it may reuse, at any node."""
+    open_tokens: int = 0
+    """Of its leading tokens, as many as hold no secrets."""
 
 
 @dataclass(frozen=True)

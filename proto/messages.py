@@ -317,6 +317,8 @@ class Generate(Kind, frozen=True, kw_only=True, tag=8):
     scope: Annotated[int, Meta(ge=0, le=2)] = field(name="9", default=0)
     """Who may reuse what it computes. 0: its owner, and others once two households had it. 1: its owner. 2: everybody,
     as it may reuse what others computed so; the tag is not used."""
+    open_tokens: Small = field(name="10", default=0)
+    """Leading tokens that hold no secrets: the whole blocks of them are everybody's as soon as they are computed."""
 
 
 class Accepted(Kind, frozen=True, kw_only=True, tag=9):
@@ -397,6 +399,8 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] = field(name="10", default="")
     """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody. Empty: those
     of the same client do, and others what two households had."""
+    shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] = field(name="11", default=0)
+    """Of a conversation, how many turns from the first one hold no secrets, as an application's system prompt."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):

@@ -6,7 +6,8 @@ request has an *owner*, and sees a cache that holds two things:
 
 - what the same owner computed, token by token;
 - what is *open*: whole blocks (``STRIDE`` tokens) that two households computed on their own before and then went on
-  differently, or that a ``PUBLIC`` request computed.
+  differently, or that a request computed which says that they hold no secrets: a ``PUBLIC`` one of all its tokens,
+  any other of its first ones (``Generate.open_tokens``).
 
 An owner is named by a *tag* of 16 bytes, which only those know who may use its prefixes: the entry node makes it of a
 secret and of the user, or of the ``cache_salt`` that the request names (``node/salts.py``), and of the serving node,
@@ -182,16 +183,18 @@ class Sharing:
         self._touch(chain[:count])
         return count * STRIDE
 
-    def note(self, owner: Owner, tokens: Sequence[int]) -> None:
-        """``owner`` has computed ``tokens``, or reused what it may. Mutates."""
-        if owner.tag == PUBLIC.tag or owner.household:
-            self.note_blocks(owner, self.chain(tokens), pack_tokens(tokens), BLOCK_BYTES)
+    def note(self, owner: Owner, tokens: Sequence[int], declared: int = 0) -> None:
+        """``owner`` has computed ``tokens``, or reused what it may. declared: as many of the first hold no secrets.
+        Mutates."""
+        if owner.tag == PUBLIC.tag or owner.household or declared >= STRIDE:
+            self.note_blocks(owner, self.chain(tokens), pack_tokens(tokens), BLOCK_BYTES, declared // STRIDE)
 
-    def note_blocks(self, owner: Owner, chain: Sequence[int], content: bytes, block_bytes: int) -> None:
+    def note_blocks(
+        self, owner: Owner, chain: Sequence[int], content: bytes, block_bytes: int, declared: int = 0
+    ) -> None:
         """As ``note``, for a sequence of blocks whose contents are ``block_bytes`` long, and a rest. Mutates."""
-        if owner.tag == PUBLIC.tag:
-            self._open(chain, len(chain))
-        elif owner.household:
+        self._open(chain, len(chain) if owner.tag == PUBLIC.tag else declared)
+        if owner.household and owner.tag != PUBLIC.tag:
             for place in range(len(chain) - 1, -1, -1):
                 begin = (place + 1) * block_bytes
                 if self._note_block(owner.household, chain[place], content[begin : begin + block_bytes]):

@@ -8,7 +8,7 @@ the start of its prefill to its last token; the first waiting one begins as soon
 runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds what those before it left.
 The first token comes with the last of the prefill. The cache is the node's own ``proto.radix`` tree, in blocks of
 ``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of value, and none that is in use. An
-answer's whole blocks are kept too.
+answer's whole blocks are kept too. Whose they are, and who else may reuse them, is decided by ``proto.sharing``.
 
 Simplified: decode streams do not slow each other or a prefill down, a token costs the same wherever it stands, and a
 match ends at a whole block. The last two can be told otherwise (``EngineSpec``), and engines may share a machine
@@ -17,15 +17,17 @@ match ends at a whole block. The last two can be told otherwise (``EngineSpec``)
 
 import math
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from proto.blocks import STRIDE
+from proto.blocks import HASH_BYTES, STRIDE
 from proto.fair_queue import FairQueue
 from proto.messages import Vitals
 from proto.meters import HoldMeter, TokenRateMeter
 from proto.radix import RadixTree
+from proto.sharing import PUBLIC, Owner, Sharing, match, paint
 from sim.host import Host, Work
 
 RATE_WINDOW_TOKENS = 2_048
@@ -113,7 +115,6 @@ class Job:
     """At least 1."""
     client: bytes = b""
     """Whose share of the engine it takes."""
-    household: str = ""
     submitted_s: float = 0.0
     prefill_s: float = 0.0
     """When it began; as the next two, 0 before."""
@@ -121,6 +122,12 @@ class Job:
     expected_cached: int = 0
     """When it was submitted."""
     cached: int = 0
+    owner: Owner = PUBLIC
+    """Whose prefixes it may reuse."""
+    declared_open: int = 0
+    """Of its first tokens, as many as hold no secrets."""
+    num_open: int = 0
+    """Of its path, in the cache's units."""
     charged_tokens: int = 0
     """Of its answer, to its client."""
     leaf: int | None = None
@@ -136,6 +143,10 @@ class Job:
     def units(self, num_tokens: int, grain: int) -> tuple[int, ...]:
         """What the cache's tree knows its first tokens by: themselves, or the hashes of whole blocks."""
         return self.tokens[:num_tokens] if grain == 1 else self.chain[: num_tokens // STRIDE]
+
+    def path(self, num_tokens: int, grain: int) -> tuple[int, ...]:
+        """Their place in the cache's tree."""
+        return paint(self.units(num_tokens, grain), self.num_open, self.owner.tag)
 
 
 @dataclass
@@ -169,6 +180,7 @@ class Engine:
         self._tell = listener
         self._hold = HoldMeter()
         self._tree = RadixTree()
+        self._sharing = Sharing(b"")
         self._next_leaf = 0
         self._waiting: FairQueue[Job] = FairQueue(MAX_WAITING)
         self._prefilling: Job | None = None
@@ -221,14 +233,20 @@ class Engine:
         return [*self._decoding.values(), *prefilling, *self._waiting]
 
     def match(self, job: Job) -> int:
-        """Tokens of its prompt in the cache now. The last one is always computed, for its logits."""
-        grain = self.spec.grain
-        return min(self._tree.match(job.units(job.num_prompt, grain))[0] * grain, job.num_prompt - 1)
+        """Tokens of its prompt in the cache now that it may reuse. The last one is always computed, for its logits."""
+        return self._match(job)[0]
 
-    def held_blocks(self, chain: Sequence[int]) -> int:
-        """Leading blocks of ``chain`` in the cache now; for caches that count in blocks."""
+    def _match(self, job: Job) -> tuple[int, int]:
+        """And how many units of its path are open there."""
+        grain = self.spec.grain
+        num_open = self._sharing.num_open(job.prompt_chain) // grain
+        units, _, num_open = match(self._tree, job.owner, job.units(job.num_prompt, grain), num_open)
+        return min(units * grain, job.num_prompt - 1), num_open
+
+    def held_blocks(self, chain: Sequence[int], owner: Owner = PUBLIC) -> int:
+        """Leading blocks of ``chain`` in the cache now that ``owner`` may reuse; for caches that count in blocks."""
         assert self.spec.grain == STRIDE
-        return self._tree.match(chain)[0]
+        return match(self._tree, owner, chain, self._sharing.num_open(chain) // STRIDE)[0]
 
     def queued_tokens(self, now: float) -> float:
         """To be computed before a prompt that is submitted now, less what they will probably find in the cache."""
@@ -281,7 +299,7 @@ class Engine:
         self._charge_answers(now)
         job = self._prefilling = next(iter(self._waiting))
         job.prefill_s = now
-        job.cached = self.match(job)
+        job.cached, job.num_open = self._match(job)
         self._waiting.start(job, job.num_prompt - job.cached, now)
         if self._waiting:
             self._waiting.blocked(now)
@@ -338,7 +356,7 @@ class Engine:
 
     def _charge_answer(self, job: Job, now: float) -> None:
         decoded = min(1 + int((now - job.first_token_s) * self.spec.decode_rate), job.num_answer)
-        self._waiting.charge_answer(job.client, decoded - job.charged_tokens, job.household)
+        self._waiting.charge_answer(job.client, decoded - job.charged_tokens)
         job.charged_tokens = decoded
 
     def _first_start_s(self) -> float:
@@ -360,7 +378,8 @@ class Engine:
     def _keep(self, job: Job, num_tokens: int, now: float) -> None:
         """Its first ``num_tokens`` are computed: hold them, pinned for ``job``, and drop what there is no room for."""
         grain = self.spec.grain
-        units, num_prompt = job.units(num_tokens, grain), len(job.units(job.num_prompt, grain))
+        self._note(job, num_tokens)
+        units, num_prompt = job.path(num_tokens, grain), len(job.units(job.num_prompt, grain))
         if not units or (num_tokens > job.num_prompt and len(units) == num_prompt):
             return
         self._next_leaf += 1
@@ -371,7 +390,8 @@ class Engine:
         stored: list[tuple[int, Sequence[int]]] = []
         if new in self._tree:
             job.leaf = new
-            stored.append((new, job.tokens[: len(units) * grain]))
+            tokens = job.tokens[: len(units) * grain]
+            stored.append((new, paint(tokens, job.num_open * grain, job.owner.tag)))
             for other in self._decoding.values():  # (pins passed to the leaf that extends theirs)
                 if other.leaf in redundant:
                     other.leaf = new
@@ -389,3 +409,13 @@ class Engine:
             dropped.append(victim)
         if stored or dropped:
             self._tell.on_cache(stored, dropped)
+
+    def _note(self, job: Job, num_tokens: int) -> None:
+        """It has computed so many: some of them may open, and its path then begins there."""
+        chain = job.chain[: num_tokens // STRIDE]
+        self._sharing.note_blocks(
+            job.owner, chain, array("Q", chain).tobytes(), HASH_BYTES, job.declared_open // STRIDE
+        )
+        holds_own = job.leaf is not None or job.cached > job.num_open * self.spec.grain
+        if job.owner != PUBLIC and not holds_own and num_tokens <= job.num_prompt:
+            job.num_open = max(job.num_open, self._sharing.num_open(chain) // self.spec.grain)

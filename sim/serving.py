@@ -5,9 +5,9 @@ engine tells its own node's overlay what its cache holds and how loaded it is; e
 protocol. What a node serves to itself crosses no link.
 
 A stream opens in one round trip and then carries the prompt; frames keep their order. A message that the link loses is
-sent again after a round trip and ``RESEND_S``, as TCP does. Bandwidth is not modelled. Tokens travel in a frame each
-``frame_s``: where nothing fails, nothing that is measured lies between the first and the last. When a node stops, those
-that it has decoded by then have arrived.
+sent again after a round trip and ``RESEND_S``, as TCP does. Bandwidth is not modelled. The tokens between the first and
+the last travel in one frame at the end, unless ``frame_s`` says otherwise: where nothing fails, nothing that is
+measured lies between. When a node stops, those that it has decoded by then have arrived.
 
 An entry gives up a node that is silent for longer than its overlay says, as ``node/entry.py`` does.
 """
@@ -15,9 +15,8 @@ An entry gives up a node that is silent for longer than its overlay says, as ``n
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from proto.blocks import block_hashes, pack_tokens
+from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.events import (
     CacheChanged,
@@ -29,9 +28,10 @@ from proto.events import (
 )
 from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
 from proto.overload import OVERLOADED
+from proto.sharing import Salt, owner_of
 from sim.engine import Engine, EngineSpec, Job, Listener, Used
 from sim.host import Host
-from sim.liars import CLAIMED_VITALS, Claims, Conduct
+from sim.liars import CLAIMED_VITALS, Claims
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
@@ -65,8 +65,6 @@ class Record:
     promised_tokens: int = 0
     """That it was chosen on."""
     num_attempts: int = 0
-    asked: set[int] = field(default_factory=set)
-    """Nodes that it was sent to."""
     resumed: int = 0
     retry_after_s: float = 0.0
     """Of a failure that may pass."""
@@ -94,6 +92,8 @@ class _Attempt:
     """The last frame."""
     heard_s: float = 0.0
     """When its entry last received one."""
+    is_first_heard: bool = False
+    """Its entry has received a token."""
     watched_s: float = 0.0
     """When its entry looks next whether it was silent for too long."""
     is_over: bool = False
@@ -107,16 +107,16 @@ class Serving:
     specs: Sequence[EngineSpec]
     liars: Sequence[int] = ()
     """Nodes that claim everything, see ``liars.py``."""
-    conduct: Conduct = Conduct.COMPUTES
-    """Of the liars."""
     host: Host | None = None
     """The machine that all engines share; None: each has its own."""
-    frame_s: float = 1.0
-    """Between two frames of tokens. Real nodes send ten a second; an entry node that watches their pace needs fewer."""
+    frame_s: float | None = None
+    """Between two frames of tokens; None: only the first one and the rest. Not with ``host``."""
     engines: list[Engine | None] = field(default_factory=list)
     """None: that node is not up, or its engine."""
     silent_until: dict[int, float] = field(default_factory=dict)
     """Nodes whose engines are heard only later: they are frozen, or their disk is slow."""
+    salts: dict[tuple[int, ...], Salt] = field(default_factory=dict)
+    """Of prompts in flight, by their block hashes."""
     _used: list[Used] = field(default_factory=list)
     """Of engines that are gone."""
     _claims: dict[int, Claims] = field(default_factory=dict)
@@ -231,7 +231,16 @@ class Serving:
         self._records[request_id] = record
         sampling = Sampling(max_tokens=len(prompt.answer))
         answered = prompt.answer[:num_answered]
-        event = RequestSubmitted(request_id, NAMESPACE, prompt.tokens, sampling, generated=answered)
+        self.salts[chain[: len(prompt.tokens) // STRIDE]] = prompt.salt
+        event = RequestSubmitted(
+            request_id,
+            NAMESPACE,
+            prompt.tokens,
+            sampling,
+            generated=answered,
+            salt=prompt.salt,
+            open_tokens=prompt.open_tokens,
+        )
         self.world.handle(self.world.node(entry), event)
         return record
 
@@ -300,9 +309,11 @@ class Serving:
         client = b"" if server == node.number else node.peer
         num_answer = len(tokens) - num_prompt
         job = Job(record.request_id, effect.attempt, record.chain, tokens, num_prompt, num_answer, client)
+        generate = effect.generate
+        job.owner = owner_of(generate.tag, generate.scope, node.peer, f"of node {node.number}")
+        job.declared_open = generate.open_tokens
         attempt = _Attempt(record, effect.attempt, server, job, effect.generate)
         record.num_attempts = effect.attempt
-        record.asked.add(server)
         record.promised_tokens = effect.decision.matched_tokens
         key = (record.request_id, effect.attempt)
         self._attempts[key] = self._coming[server][key] = attempt
@@ -321,6 +332,8 @@ class Serving:
         node, now = self.world.nodes[attempt.record.entry], self.world.now
         record, key = attempt.record, (attempt.record.request_id, attempt.number)
         if node is None or record.request_id not in self._records or record.num_attempts != attempt.number:
+            return
+        if self.frame_s is None and attempt.is_first_heard:  # (a real node would tell of each token)
             return
         due_s = attempt.heard_s + node.overlay.silence_s(*key)
         if due_s <= now:
@@ -341,34 +354,16 @@ class Serving:
             self._send(attempt.job, Failed(code=OVERLOADED, message="the engine is restarting", retryable=True))
             self._end(attempt)
             return
-        refusal = node.overlay.turned_away(attempt.generate)
+        refusal = node.overlay.turned_away(attempt.generate, attempt.job.owner.tag)
         if refusal is not None:
             self._send(attempt.job, refusal)
             self._end(attempt)
-            return
-        if attempt.server in self.liars and self.conduct is not Conduct.COMPUTES:
-            self._lie(attempt)
             return
         wait_s = engine.submit(attempt.job, self.world.now)
         if wait_s:
             busy = Failed(code=OVERLOADED, message="busy", retryable=True, retry_after_ms=math.ceil(1000 * wait_s))
             self._send(attempt.job, busy)
             self._end(attempt)
-
-    def _lie(self, attempt: _Attempt) -> None:
-        """Answer without a model."""
-        job, now = attempt.job, self.world.now
-        self._send(job, Accepted(cached_tokens=job.num_prompt - 1, vitals=CLAIMED_VITALS))
-
-        def tell(num_tokens: int) -> None:
-            if attempt.is_over:
-                return
-            self._send_tokens(job, num_tokens)
-            if num_tokens == job.num_answer:
-                self._send_final(job)
-
-        for after_s, num_tokens in self.conduct.plan(job.num_answer):
-            self.world.call(now + after_s, partial(tell, num_tokens))
 
     def _abandon(self, record: Record, number: int) -> None:
         attempt = self._attempts.get((record.request_id, number))
@@ -403,6 +398,7 @@ class Serving:
             self.engines[number] = None
 
     def _over(self, record: Record) -> None:
+        self.salts.pop(record.chain[: record.num_prompt // STRIDE], None)
         del self._records[record.request_id]
         del self._tokens[record.request_id]
         if record.on_over is not None:
@@ -422,6 +418,9 @@ class Serving:
         self._send_decoded_later(self._attempts[job.request_id, job.attempt])
 
     def _send_decoded_later(self, attempt: _Attempt) -> None:
+        if self.frame_s is None:
+            return
+
         def send() -> None:
             if not attempt.is_over:
                 self._send_tokens(attempt.job, self._num_decoded(attempt))
@@ -430,11 +429,8 @@ class Serving:
         self.world.call(self.world.now + self.frame_s, send)
 
     def _on_done(self, job: Job) -> None:
-        self._send_tokens(job, job.num_answer)
-        self._send_final(job)
-
-    def _send_final(self, job: Job) -> None:
         attempt = self._attempts[job.request_id, job.attempt]
+        self._send_tokens(job, job.num_answer)
         engine = self.engines[attempt.server]
         assert engine is not None
         usage = Usage(
@@ -475,6 +471,7 @@ class Serving:
         node = self.world.nodes[attempt.record.entry]
         if node is not None and event.request_id in self._records:
             self.world.handle(node, event)
+            attempt.is_first_heard |= isinstance(event.frame, Tokens)
             if attempt.server != attempt.record.entry:
                 self._heard(attempt)
 
@@ -492,11 +489,7 @@ class Serving:
     def _num_decoded(self, attempt: _Attempt) -> int:
         """By now, of an answer that is not whole."""
         job = attempt.job
-        decoding_s = self.world.now - job.first_token_s
-        if self.host is not None and job.work is not None:
-            decoding_s = (job.num_answer - 1) / self.specs[attempt.server].decode_rate
-            decoding_s -= self.host.left_s(job.work, self.world.now)
-        decoded = 1 + int(decoding_s * self.specs[attempt.server].decode_rate)
+        decoded = 1 + int((self.world.now - job.first_token_s) * self.specs[attempt.server].decode_rate)
         return min(decoded, job.num_answer - 1)
 
     def _end(self, attempt: _Attempt) -> None:

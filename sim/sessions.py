@@ -7,7 +7,8 @@ trace says. The tokens are numbers of no meaning: equal where prompts share a pr
 - ``mmlu``: one prompt a session, ``workload.Mmlu``: 57 shared prefixes drawn by Zipf's law, a question of its own, an
   answer of 1 to 64 tokens.
 - ``multi-turn``: 8 system prompts of 100 to 800 tokens, drawn by Zipf's law; 1 to 9 turns of 20 to 200 tokens, answers
-  of 50 to 400, a pause of 20 s in the median before the next turn (log-normal, sigma 1).
+  of 50 to 400, a pause of 20 s in the median before the next turn (log-normal, sigma 1). The users of
+  an entry node are one client, as they are to a real node without keys, and only the system prompts are everybody's.
 - ``no-sharing``: prompts as long as those of ``mmlu``, which share nothing.
 - ``mooncake``: a trace, see ``read_mooncake``.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from proto.sharing import EVERYBODY, Salt
 from sim.workload import Mmlu
 
 MAX_ANSWER_TOKENS = 64
@@ -36,6 +38,10 @@ class Prompt:
     tokens: tuple[int, ...]
     answer: tuple[int, ...]
     """At least one token."""
+    salt: Salt = Salt(scope=EVERYBODY)  # noqa: RUF009  immutable
+    """Whose prefixes it may reuse: without one, everybody's, as few-shot prompts should."""
+    open_tokens: int = 0
+    """Of its first tokens, as many as hold no secrets."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,11 @@ def multi_turn(rate: float, zipf: float, rng: random.Random) -> Iterator[Session
     system = [text.new(rng.randint(*SYSTEM_TOKENS)) for _ in range(SYSTEM_PROMPTS)]
     weights = list(accumulate((rank + 1) ** -zipf for rank in range(SYSTEM_PROMPTS)))
     for at_s in arrivals(rate / (sum(TURNS) / 2), rng):
-        said = system[bisect(weights, rng.random() * weights[-1])]
+        said = prefix = system[bisect(weights, rng.random() * weights[-1])]
         prompts: list[Prompt] = []
         for _ in range(rng.randint(*TURNS)):
             tokens = said + text.new(rng.randint(*USER_TOKENS))
-            prompts.append(Prompt(tokens, text.new(rng.randint(*ANSWER_TOKENS))))
+            prompts.append(Prompt(tokens, text.new(rng.randint(*ANSWER_TOKENS)), Salt(), len(prefix)))
             said = tokens + prompts[-1].answer
         think_s = tuple(THINK_S * rng.lognormvariate(0.0, 1.0) for _ in prompts[1:])
         yield Session(at_s, tuple(prompts), think_s)

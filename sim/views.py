@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from proto.blocks import STRIDE
 from proto.candidates import Candidate
+from proto.sharing import EVERYBODY, Salt, owner_of
 from sim.serving import Serving
 from sim.world import NAMESPACE
 
@@ -19,8 +20,10 @@ def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> 
     there = engine.jobs()
     under_way = [job for job in jobs if job not in there]
     # What is going to be computed before this prompt begins will be in the cache then.
-    pending = [job.prompt_chain for job in jobs if not job.first_token_s]
-    blocks = max([engine.held_blocks(chain), *(_common(other, chain) for other in pending)])
+    salt = serving.salts.get(tuple(chain), Salt(scope=EVERYBODY))
+    owner = owner_of(salt.tag_at(one.peer), salt.scope, serving.world.node(entry).peer, "")
+    pending = [job.prompt_chain for job in jobs if not job.first_token_s and job.owner.tag == owner.tag]
+    blocks = max([engine.held_blocks(chain, owner), *(_common(other, chain) for other in pending)])
     return replace(
         one,
         matched_tokens=blocks * STRIDE,

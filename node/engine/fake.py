@@ -81,10 +81,6 @@ class _Work:
     def client(self) -> bytes:
         return self.request.client
 
-    @property
-    def household(self) -> str:
-        return self.request.household
-
 
 class FakeEngine:
     """An ``Engine`` whose whole state is in this object. Needs no nursery: requests run in their callers' tasks."""
@@ -316,7 +312,7 @@ class FakeEngine:
                 break
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
-            self._waiting.charge_answer(work.client, 1, work.household)
+            self._waiting.charge_answer(work.client, 1)
             gate.feed(_piece(token))
             if trio.current_time() >= due_item:
                 for item in fresh(gate.take()):
@@ -344,7 +340,7 @@ class FakeEngine:
     def _store(self, work: _Work) -> None:
         """Cache a finished sequence, evicting the least valuable leaves beyond ``cells``."""
         owner, tokens = work.request.owner, [*work.request.prompt, *work.generated]
-        self._sharing.note(owner, tokens)
+        self._sharing.note(owner, tokens, work.request.open_tokens)
         if owner != PUBLIC and work.cached_tokens <= work.num_open:
             work.num_open = self._sharing.num_open(self._sharing.chain(tokens))
         path = paint(tokens, work.num_open, owner.tag)

@@ -86,6 +86,7 @@ class FakeService:
             deadline_s=None if message.due_s is None else max(0.0, message.due_s - time.monotonic()),
             client=message.client,
             owner=message.owner,
+            open_tokens=message.open_tokens,
         )
         try:
             with scope:

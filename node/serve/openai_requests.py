@@ -79,6 +79,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
             sampling=one,
             tools=told_json,
             cache_salt=body.cache_salt or "",
+            shared_messages=body.shared_messages or 0,
         )
         for one in _choices(sampling, body.n or 1)
     ]

@@ -134,6 +134,8 @@ class ChatRequest(AnyRequest, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] | None = None
+    """How many of the messages, from the first one, hold no secrets; not OpenAI's."""
     response_format: ResponseFormat | None = None
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import trio
 from blake3 import blake3
@@ -10,7 +11,7 @@ from blake3 import blake3
 from node.entry import GENERATE
 from node.salts import Salts
 from proto.blocks import STRIDE, block_hashes, pack_tokens
-from proto.messages import Accepted, Answered, Bounced, Failed, Final, Generate, Sampling, Tokens
+from proto.messages import Accepted, Answered, Bounced, ChatMessage, Failed, Final, Generate, Sampling, Tokens
 from proto.sharing import CLIENTS, EVERYBODY, PUBLIC, SALTED, Owner, owner_of
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 
@@ -114,6 +115,19 @@ async def test_a_conversation_goes_back_to_where_it_was(autojump_clock: trio.tes
         assert [cached > 300 for _, cached in served] == [False, True, True, True]
         answered = (await frames_of(two, an_ask(said, cache_salt="")))[-1]
         assert isinstance(answered, Answered) and answered.usage.cached_tokens == 0
+
+
+async def test_shared_messages_are_their_tokens_alone(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        system, user = ChatMessage(role="system", content=LONG), ChatMessage(role="user", content="my secret")
+        whole = await one.engine.tokenize_chat([system, user])
+        for count in (0, 1, 2, 3):
+            ask = an_ask("", cache_salt="")
+            await frames_of(one, msgspec.structs.replace(ask, messages=(system, user), shared_messages=count))
+        told = [request.open_tokens for request in one.engine.requests]
+    assert told[0] == 0 and told[2:] == [len(whole)] * 2
+    shown = bytes(token % 256 for token in whole[: told[1]])
+    assert LONG.encode() in shown and b"my" not in shown
 
 
 async def test_a_salt_is_shared_by_who_knows_it_at_any_entry(autojump_clock: trio.testing.MockClock) -> None:

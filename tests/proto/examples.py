@@ -90,6 +90,7 @@ EXAMPLES: list[Message] = [
         patience_ms=900,
         tag=b"t" * 16,
         scope=1,
+        open_tokens=1,
     ),
     Accepted(cached_tokens=5, vitals=VITALS),
     Tokens(position=1, tokens=b"1234", text=b"\xe2\x82", logprobs=(LOGPROBS,)),
@@ -146,5 +147,6 @@ EXAMPLES: list[Message] = [
         answered=b"56789012",
         namespace=SPACE,
         cache_salt="public",
+        shared_messages=1,
     ),
 ]

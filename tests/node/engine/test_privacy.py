@@ -28,10 +28,10 @@ def strangers(count: int) -> list[Owner]:
     return [Owner(bytes([number]) * 16, f"stranger {number % 2}") for number in range(count)]
 
 
-def ask(rig: Rig, key: int, prompt: Sequence[int], owner: Owner) -> tuple[int, int]:
+def ask(rig: Rig, key: int, prompt: Sequence[int], owner: Owner, open_tokens: int = 0) -> tuple[int, int]:
     """(tokens said to be cached, tokens computed) of a prompt that is alone at the engine."""
     rig.llama.calls.clear()
-    rig.submit(key, prompt, 1, owner=owner)
+    rig.submit(key, prompt, 1, owner=owner, open_tokens=open_tokens)
     ended = rig.run(key)
     assert isinstance(ended, ipc.Ended)
     return ended.usage.cached_tokens, sum(len(row.tokens) for rows in rig.llama.calls for row in rows)
@@ -164,6 +164,17 @@ def test_what_two_households_asked_is_everybodys_in_whole_blocks(has_tier: bool)
     askers = (one, same, two, three, same, one)
     found = [ask(rig, key, [*prefix, key, key], owner)[0] for key, owner in enumerate(askers)]
     assert found == [0, 0, 0, 2 * STRIDE, len(prefix), len(prefix)]
+
+
+@pytest.mark.parametrize("has_tier", [False, True])
+def test_what_is_said_to_hold_no_secrets_is_everybodys_at_once_and_nothing_else(has_tier: bool) -> None:
+    prefix, rest = a_prefix(), [*range(10, 40), *range(10, 40), *range(10, 30)]
+    rig = Tiers(1_000).rig if has_tier else Rig(1_000)
+    for key, owner in enumerate((VICTIM, Owner(b"salt".ljust(16)))):
+        prompt = [key + 3, *prefix[1:], *rest]
+        assert ask(rig, 3 * key, prompt, owner, open_tokens=len(prefix))[0] == 0
+        assert ask(rig, 3 * key + 1, prompt, OTHER)[0] == 2 * STRIDE
+        assert ask(rig, 3 * key + 2, [*prompt, 5], owner, open_tokens=len(prefix))[0] == len(prompt)
 
 
 def test_what_is_open_is_so_in_the_second_tier_and_after_a_restart(tmp_path: Path) -> None:
