@@ -15,6 +15,7 @@ Invariants: ``len(generated) <= max_tokens``; ``position`` counts the running at
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 
@@ -99,7 +100,7 @@ class Request:
     is_doubted: bool = False
     """A peer called the request impossible: this node's own engine is asked next, and its word is final."""
 
-    @property
+    @cached_property
     def own_chain(self) -> list[int]:
         """``chain``, as the entry node remembers what it sent where: apart for each owner."""
         return self._own(self.chain)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from proto.blocks import STRIDE
+from proto.sharing import PUBLIC, Owner
 from sim.engine import Engine, EngineSpec, Job, Listener, Used, draw_spec
 
 SPEC = EngineSpec(prefill_rate=1_000.0, decode_rate=10.0, slots=2, cache_blocks=40)
@@ -44,9 +45,18 @@ class Bench:
         self._number += 1
         heapq.heappush(self._heap, (time, self._number, action))
 
-    def submit(self, name: bytes, blocks: Sequence[int], num_answer: int = 1, extra_tokens: int = 0) -> Job:
+    def submit(
+        self,
+        name: bytes,
+        blocks: Sequence[int],
+        num_answer: int = 1,
+        extra_tokens: int = 0,
+        owner: Owner = PUBLIC,
+        declared_open: int = 0,
+    ) -> Job:
         num_prompt = len(blocks) * STRIDE + extra_tokens
         job = Job(name, 1, tuple(blocks), (0,) * (num_prompt + num_answer), num_prompt, num_answer)
+        job.owner, job.declared_open = owner, declared_open
         assert not self.engine.submit(job, self.now)
         return job
 
@@ -216,3 +226,19 @@ def test_who_floods_an_engine_is_refused_for_a_while_and_delays_nobody() -> None
     assert bench.knock(b"again", b"hog") == 0.0
     bench.run()
     assert len(bench.done) == 35
+
+
+def test_owners_share_what_two_households_asked_and_what_holds_no_secrets() -> None:
+    bench, cached = Bench(), []
+    owners = [Owner(bytes([number]) * 16, f"household {number}") for number in range(4)]
+    for number, owner in enumerate(owners):
+        job = bench.submit(bytes([number]), [*range(10), 100 + number, 200], owner=owner)
+        bench.run()
+        cached.append(job.cached)
+    assert cached == [0, 0, 640, 640]
+    assert bench.submit(b"own", [*range(10), 101, 200, 300], owner=owners[1]).cached == 12 * STRIDE
+    for name, found in ((b"first", 0), (b"second", 5 * STRIDE)):
+        owner = Owner(name.ljust(16))
+        job = bench.submit(name, range(50, 60), owner=owner, declared_open=5 * STRIDE + 7)
+        bench.run()
+        assert job.cached == found
