@@ -23,7 +23,7 @@ from proto.config import CellConfig, DigestConfig
 from proto.digest import OwnDigest, Sign, Verify
 from proto.effects import Effect, Emit, JoinCell, LeaveCell, Publish, SetTimer
 from proto.errors import RemoteError
-from proto.estimates import Estimates, Key
+from proto.estimates import Estimates, Key, Outcome
 from proto.events import CacheChanged, Gossiped, ModelServed, Timer
 from proto.limits import Limits
 from proto.membership import Membership
@@ -80,7 +80,9 @@ class DigestPlane:
         self._sought: set[bytes] = set()
         """Nodes of other cells that a lookup led to."""
         self.estimates = Estimates(me, verify, config, refusals, members.source)
-        self._repairs = Repairs(me, config, rng, self._own, self.estimates, members, self._sender, refusals)
+        self._repairs = Repairs(
+            me, config, rng, self._own, self.estimates, members, self._sender, refusals, self._is_near
+        )
 
     def held_blocks(self, namespace: bytes, chain: Sequence[int], tag: bytes) -> int:
         """Leading blocks of ``chain`` in this node's own cache that the owner ``tag`` may reuse."""
@@ -283,6 +285,8 @@ class DigestPlane:
         head = message.head
         self._repairs.on_brought(peer, now)
         outcome = self.estimates.on_repair(message, now, peer)
+        if outcome is Outcome.DOUBT:
+            return self._repairs.ask(peer, (head.owner, head.namespace), now)
         return self._repairs.note(outcome, head.owner, head.namespace, now)
 
     def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:

@@ -54,6 +54,8 @@ class Outcome(Enum):
     """Nothing new."""
     GAP = auto()
     """The head is newer, but the bytes to reach it are missing: ask for a repair."""
+    DOUBT = auto()
+    """As a gap, and a relay's log did not lead on from what is held: ask the relay for the whole set."""
 
 
 class Equivocation(RemoteError):
@@ -139,6 +141,12 @@ class Estimates:
         """Peers that brought heads of ``owner``, the latest first: whom to ask for its bytes."""
         estimate = self._estimates.get((owner, namespace))
         return estimate.tellers if estimate else ()
+
+    def is_known(self, owner: bytes, namespace: bytes) -> bool:
+        """Whether a set of ``owner`` is held, or was within the last day."""
+        key = (owner, namespace)
+        estimate = self._estimates.get(key)
+        return (estimate is not None and estimate.head is not None) or key in self._floors
 
     def account(self, owner: bytes, namespace: bytes) -> Source | None:
         """Of whom it counts as kept; None for an unknown owner."""
@@ -267,7 +275,9 @@ class Estimates:
                 raise RemoteError("the bytes do not hash to the signed root", Refusal.WRONG_DELTA)
             self._refusals[Refusal.WRONG_DELTA] += 1
             self._wrong_logs.take(by, now)
-            estimate.is_doubted = estimate.head is not None
+            if estimate.head is not None:
+                estimate.is_doubted = True
+                return Outcome.DOUBT if self._note(estimate, head, now) is Outcome.GAP else Outcome.STALE
         # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
         return self._note(estimate, head, now)
 

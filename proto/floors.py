@@ -35,6 +35,9 @@ class Floors:
     def __len__(self) -> int:
         return len(self._floors)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._floors
+
     def __iter__(self) -> Iterator[Floor]:
         """The one set first comes first."""
         return iter(self._floors.values())

@@ -1,7 +1,8 @@
 """Repair: whom to ask for the bytes of a newer head, and what to answer who asks.
 
-Who told of a head is asked for its bytes, then the owner where it is connected, and nobody else: an invented owner
-costs whoever told of it. Several may have told of an owner, and each is asked in turn.
+Who told of a head is asked for its bytes, then the owner where it is connected, then others that told of it. After them
+comes any node of the cell, which is likely to have it after a partition: not often, and only for an owner whose digest
+this node has held. So an owner that somebody invented costs whoever told of it.
 
 A neighbour that asks for what this node is fetching itself waits, and is answered as soon as it has come.
 
@@ -11,7 +12,7 @@ missed so is found again by the next head.
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from proto.config import DigestConfig
@@ -21,7 +22,7 @@ from proto.errors import RemoteError
 from proto.estimate import Key
 from proto.estimates import Estimates, Outcome
 from proto.events import Timer
-from proto.limits import Limits
+from proto.limits import Limits, TokenBucket
 from proto.membership import Membership
 from proto.messages import Repair, RepairRequest
 from proto.refusals import Refusal
@@ -31,6 +32,8 @@ MAX_PENDING = 1_024
 MAX_PENDING_OF = 64
 _MAX_WAITING_PER_REPAIR = 16
 """Above gossipsub's largest mesh."""
+_GUESSES_PER_S, _GUESSES_BURST = 2.0, 32.0
+"""Questions to nodes that told nothing of the owner, of all nodes together."""
 _MAX_OWED = 256
 """Repairs that one peer may bring at once because it was asked for them."""
 
@@ -59,8 +62,10 @@ class Repairs:
         members: Membership,
         sender: Sender,
         refusals: Counter[Refusal],
+        is_near: Callable[[bytes, bytes], bool],
     ) -> None:
-        """own: by namespace; looked at, never changed."""
+        """own: by namespace; looked at, never changed. is_near: whether a peer is of this node's cell of a
+        namespace."""
         self._me = me
         self._config = config
         self._rng = rng
@@ -69,6 +74,8 @@ class Repairs:
         self._members = members
         self._sender = sender
         self._refusals = refusals
+        self._is_near = is_near
+        self._guesses = TokenBucket(_GUESSES_PER_S, _GUESSES_BURST, 0.0)
         self._pending: dict[Key, _Pending] = {}
         """The oldest first."""
         self._num_of: Counter[str] = Counter()
@@ -108,7 +115,11 @@ class Repairs:
             return self._end(key, now)
         first, *others = self._estimates.tellers(*key) or (key[0],)
         choices = [peer for peer in dict.fromkeys((first, key[0], *others)) if self._members.is_connected(peer)]
-        effects = self.ask(choices[pending.attempts % len(choices)], key, now) if choices else []
+        target = choices[pending.attempts % len(choices)] if choices else None
+        if pending.attempts >= len(choices) and self._estimates.is_known(*key) and self._guesses.take(now):
+            others = [m.peer for m in self._members.nodes(key[1]) if self._is_near(m.peer, key[1])]
+            target = self._rng.choice(others) if others else target
+        effects = self.ask(target, key, now) if target is not None else []
         pending.attempts += 1
         return [*effects, SetTimer(Timer("repair", *key), now + 2.0**pending.attempts)]
 
