@@ -135,7 +135,9 @@ class Node:
             )
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)
-            serve = partial(serve_generate_stream, self._engine, self._overlay, self.requests)
+            serve = partial(
+                serve_generate_stream, self._engine, self._overlay, self.requests, self._network.remote_address
+            )
             self._network.serve(GENERATE, partial(self._work, serve))
             self._network.serve(INSPECT, self._inspection.serve_stream)
             self._network.serve(ASK, partial(self._work, partial(serve_ask_stream, self._ask_of_peer)))

@@ -27,6 +27,7 @@ from proto.codec import check_sampling
 from proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from proto.errors import LocalError, MyceliaError, RemoteError
 from proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
+from proto.households import household_of
 from proto.messages import (
     MAX_CANDIDATES,
     MAX_SMALL,
@@ -346,6 +347,7 @@ class Entry:
                         generate,
                         on_frame,
                         client,
+                        household_of(self._network.remote_address(client)) if client else "",
                         owner,
                         self._requests,
                         running.left_s(),

@@ -5,6 +5,7 @@ comes after them, which that node routes to whoever has them cached, most likely
 kept for clients that may come back or not; a seed makes the rest what it would have been (``Sampling.seed``).
 """
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -23,6 +24,9 @@ log = structlog.get_logger()
 SILENCE_DEADLINE_S = 150.0
 """Of an entry node, which tells every one or two ``KEEP_ALIVE_S`` (node/entry.py) that it is there. Earlier ones told
 only when there was something, and gave up a serving node after 120 s of silence."""
+STALLED_S = 600.0
+"""Between two tokens of an answer, whatever the entry node tells meanwhile: a slow machine may take that long for a
+prompt that another one was lost with."""
 MAX_FRUITLESS = 8
 """Entry nodes lost one after the other without a token of the answer."""
 SEEK_DEADLINE_S = 60.0
@@ -140,17 +144,17 @@ async def _opened(ask: Ask, open_entry: OpenEntry, lost: bytes | None, due_at: f
 
 async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[EntryFrame, None]:
     """The frames of an answer, the last one made up if the entry node does not end it properly until ``due_at``, a
-    trio time. Raises NetworkError when the stream breaks."""
+    trio time. Raises NetworkError when the stream breaks, or nothing comes for too long."""
+    token_at = math.inf
     while True:
+        silent_at = min(trio.current_time() + SILENCE_DEADLINE_S, token_at + STALLED_S)
         try:
-            with trio.fail_at(min(trio.current_time() + SILENCE_DEADLINE_S, due_at)):
+            with trio.fail_at(min(silent_at, due_at)):
                 frame = await stream.receive()
-        except trio.TooSlowError:
-            if trio.current_time() >= due_at:
-                yield Failed(code=DEADLINE, message=TOO_LATE, retryable=False)
-            else:
-                message = f"the entry node was silent for {SILENCE_DEADLINE_S:.0f} s"
-                yield Failed(code="timeout", message=message, retryable=True)
+        except trio.TooSlowError as exc:
+            if trio.current_time() < due_at:
+                raise NetworkError("the entry node brought nothing for too long") from exc
+            yield Failed(code=DEADLINE, message=TOO_LATE, retryable=False)
             return
         except RemoteError as exc:
             yield _broken(str(exc))
@@ -159,6 +163,8 @@ async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[E
             yield _broken(f"it sent a {type(frame).__name__}")
             return
         yield frame
+        if isinstance(frame, Text) and (frame.text or frame.tokens):
+            token_at = trio.current_time()
         if isinstance(frame, Answered | Failed):
             return
 

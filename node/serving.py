@@ -24,6 +24,7 @@ from node.network.network import MessageStream, NetworkError
 from node.telemetry.requests import RequestLog
 from proto.blocks import STRIDE, pack_tokens, unpack_tokens
 from proto.errors import RemoteError
+from proto.households import household_of
 from proto.messages import Accepted, Bounced, Failed, Final, Generate, Message, ServingFrame, Tokens
 from proto.overlay import Overlay
 from proto.shares import MAX_RETRY_S
@@ -39,6 +40,7 @@ async def serve_request(
     request: Generate,
     send: SendFrame,
     client: bytes,
+    household: str,
     owner: Owner,
     requests: RequestLog,
     deadline_s: float | None = None,
@@ -46,7 +48,7 @@ async def serve_request(
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
-    client, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
+    client, household, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
     on_submitted: called when the engine knows of it, before anything is sent.
     Raises what ``send`` raises.
     """
@@ -61,6 +63,7 @@ async def serve_request(
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,
         client=client,
+        household=household,
         owner=owner,
         open_tokens=request.open_tokens,
     )
@@ -100,10 +103,17 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
 
 
-async def serve_generate_stream(engine: Engine, overlay: Overlay, requests: RequestLog, stream: MessageStream) -> None:
+async def serve_generate_stream(
+    engine: Engine,
+    overlay: Overlay,
+    requests: RequestLog,
+    remote_address: Callable[[bytes], str],
+    stream: MessageStream,
+) -> None:
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
 
-    Whoever it asks for, the peer at the other end is the client: names it could invent would be shares it could invent.
+    The peer at the other end is the client, whatever client it asks for: names it could invent would be shares it could
+    invent. remote_address: see ``Network``; a household has one share of the engine whether or not it said hello.
     """
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
@@ -122,7 +132,8 @@ async def serve_generate_stream(engine: Engine, overlay: Overlay, requests: Requ
         await stream.send(frame if owner == PUBLIC else _in_whole_blocks(frame))
 
     async with cancelled_at_end(stream):
-        await serve_request(engine, request, send, stream.peer, owner, requests)
+        household = household_of(remote_address(stream.peer))
+        await serve_request(engine, request, send, stream.peer, household, owner, requests)
 
 
 def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:

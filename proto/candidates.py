@@ -5,6 +5,7 @@ they take milliseconds to make; as arrays, tens of microseconds (docs/performanc
 node, for rules that look at nodes one by one, and for people.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -41,6 +42,8 @@ class Candidate:
     """Since its load was last heard of."""
     sent_tokens: int = 0
     """Of the prompt, sent there by this node lately: earlier turns of the same conversation, mostly."""
+    seen_rate: float = math.inf
+    """The fastest prefill that was seen of it, in tokens/s; 0: none was, infinity: what it tells is true."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,7 @@ class Candidates:
     lateness_s: Column
     load_age_s: Column
     sent_tokens: Column
+    seen_rate: Column
 
     def __len__(self) -> int:
         return len(self.peers)

@@ -17,8 +17,10 @@ from proto.digest_plane import DigestPlane
 from proto.dispatches import Dispatches
 from proto.membership import Membership
 from proto.messages import MAX_TOKENS_PER_REQUEST
+from proto.newcomers import Newcomers
 from proto.overload import BusyPeers
 from proto.request import Request
+from proto.routing import Decision
 from proto.sharing import EVERYBODY, owner_of
 
 
@@ -37,6 +39,7 @@ class Choice:
         self._dispatches: dict[bytes, Dispatches] = {}
         """By namespace."""
         self.busy = BusyPeers()
+        self._newcomers = Newcomers()
 
     def in_flight(self, peer: bytes) -> int:
         """Requests of this node that ``peer`` is working on."""
@@ -68,6 +71,12 @@ class Choice:
         table, space = self._members.loads(namespace), self.dispatches(request)
         sent = space.matches(request.own_chain, now)
         blocks = dict(self._digests.estimates.matches(namespace, chain))
+        left_out = self._left_out(request, now) | without
+        if not self._has_policy:
+            newcomers, have_enough = self._newcomers.look(table, space.in_flight, now)
+            left_out |= have_enough
+            for peer in newcomers & blocks.keys():
+                blocks[peer] = max(blocks[peer] // 2, sent.get(peer, 0))
         for peer, num_blocks in sent.items():
             blocks[peer] = max(num_blocks, blocks.get(peer, 0))
         if self._members.own_vitals(namespace) is not None:
@@ -79,10 +88,18 @@ class Choice:
             matched | request.truths,
             {peer: num_blocks * STRIDE for peer, num_blocks in sent.items()},
             space.running(),
-            self._left_out(request, now) | without,
+            left_out,
             now,
             math.inf if also_full else self._config.max_waiting_per_slot,
         )
+
+    def sent(self, request: Request, decision: Decision, now: float) -> None:
+        """It goes to the chosen node. Mutates."""
+        chosen, expected_s = decision.chosen, decision.expected_s
+        uncached = max(request.num_tokens - decision.matched_tokens, 0)
+        self._newcomers.sent(chosen, self._members.loads(request.namespace), now)
+        self.dispatches(request).begin(request.request_id, chosen, uncached, expected_s, now)
+        self.remember(request, chosen, request.own_chain, now)
 
     def may_wait_long(self, request: Request) -> bool:
         """Whether it goes to full nodes as well, which then say themselves what they can take: because nobody else
@@ -116,6 +133,7 @@ class Choice:
         at_peers = Counter((request.namespace, request.peer) for request in running)
         for (namespace, peer), num_requests in at_peers.items():
             assert self._dispatches[namespace].in_flight(peer) == num_requests
+        self._newcomers.check_invariants()
         assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
 
     def _fitting(self, request: Request, now: float, also_full: bool) -> Candidates:

@@ -19,7 +19,7 @@ import cbor2
 import msgspec
 
 from proto.errors import LimitExceeded, LocalError, RemoteError
-from proto.messages import Message, Sampling
+from proto.messages import Control, Gossip, Message, Sampling
 
 MAX_MESSAGE_BYTES = 1_048_576
 """Largest message on a direct stream: a prompt of 131,072 packed tokens, or the largest chat, with room to spare."""
@@ -31,6 +31,8 @@ MAX_ITEMS = 9_500
 MAX_CONTAINERS = 1_050
 """Maps and arrays in one message. The most that any kind's bounds allow are the 1,028 of an Ask with 1,024 turns."""
 _MAX_KEY = 23
+_LEAVES = frozenset((bytes, str, int, float, bool))
+"""Looked at without a call of a function each: a full Reconcile has 4,097 of them."""
 _SHORT_BYTES = 4_096
 """What is no longer is not walked through first: nothing that fits costs more than 0.8 MB, and most messages fit."""
 
@@ -49,7 +51,7 @@ _TAG_DECODERS = dict.fromkeys(_BUILTIN_TAGS, _refuse_tag)
 def _to_wire(value: Any) -> Any:
     """msgspec's builtins to the wire's shape: keys "3" become 3."""
     if isinstance(value, dict):
-        return {int(key): _to_wire(item) for key, item in value.items()}
+        return {int(key): item if type(item) in _LEAVES else _to_wire(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_to_wire(item) for item in value]
     return value
@@ -60,7 +62,7 @@ def _from_wire(value: Any) -> Any:
     if isinstance(value, dict):
         if any(type(key) is not int or key < 0 for key in value):
             raise RemoteError("map keys must be unsigned integers")
-        return {str(key): _from_wire(item) for key, item in value.items()}
+        return {str(key): item if type(item) in _LEAVES else _from_wire(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_from_wire(item) for item in value]
     return value
@@ -114,7 +116,9 @@ class _Walk:
 
 def encode(message: Message) -> bytes:
     """The one byte form of ``message``. Raises LimitExceeded if it is over MAX_MESSAGE_BYTES."""
-    data: bytes = cbor2.dumps(_to_wire(msgspec.to_builtins(message, builtin_types=(bytes,))), canonical=True)
+    # (keys are in order as they are defined; what else makes it deterministic is the shortest form of floats)
+    has_floats = not isinstance(message, Control | Gossip)
+    data: bytes = cbor2.dumps(_to_wire(msgspec.to_builtins(message, builtin_types=(bytes,))), canonical=has_floats)
     if len(data) > MAX_MESSAGE_BYTES:
         raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_MESSAGE_BYTES}")
     return data

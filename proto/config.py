@@ -213,6 +213,16 @@ class RoutingConfig:
     bounce_s: float = 0.05
     """A request is handed back when its wait is longer than was expected, or than this share of what the next best node
     would take, and this much: less is within what nobody knows exactly."""
+    pace_factor: float = 3.0
+    """How many times as long as expected a prompt or a token may take before it is late: nodes that answer others
+    beside are slower by as much."""
+    late_s: float = 2.0
+    """How late it may be before starting anew elsewhere is thought of, and twice as late each time after: a machine
+    that does something else for a moment is not left for it."""
+    default_token_s: float = 0.25
+    """Expected between two tokens before any were seen: a laptop and a large model."""
+    max_slowness: float = 4.0
+    """Times the usual time between two tokens, at most, that is expected of a node which was as slow before."""
     max_lateness_s: float = 600.0
     """Bounds one observation."""
     failure_s: float = 4.0

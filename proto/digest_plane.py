@@ -34,6 +34,8 @@ from proto.sender import Sender
 from proto.sharing import unpaint
 
 _SWEEP_S = 5.0
+_MANY = 3
+"""Households that would have to tell of invented owners before a cell splits for them."""
 _HASTY_PER_S, _HASTY_BURST = 1 / 20, 4.0
 """Reconciliations of one peer that come too soon after its last one. A node starts one each 24 s or later, with a
 random peer, and no delay on the way makes five of them come within a minute."""
@@ -194,7 +196,7 @@ class DigestPlane:
     def _move(self, namespace: bytes, now: float) -> list[Effect]:
         """Go to another cell, if the count of the own one says so."""
         position = self._positions[namespace]
-        move = position.tick(self.estimates.live(namespace), now)
+        move = position.tick(self.estimates.live(namespace, self._cell_config.max_cell_nodes // _MANY), now)
         effects: list[Effect] = [JoinCell(namespace, cell) for cell in move.joined]
         effects += [LeaveCell(namespace, cell) for cell in move.left]
         if move.left:

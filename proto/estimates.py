@@ -162,13 +162,20 @@ class Estimates:
         ]
         return [Version(owner=k[0], namespace=k[1], epoch=h.epoch, seq=h.seq) for k, h in sorted(held, key=_by_key)]
 
-    def live(self, namespace: bytes) -> list[Owner]:
-        """Every owner that is not suspect, with its depth as its newest head says."""
-        return [
-            Owner(owner, newest.cell_bits, owner in self._connected)
-            for (owner, space), estimate in self._estimates.items()
-            if space == namespace and not estimate.suspect and (newest := estimate.newest) is not None
-        ]
+    def live(self, namespace: bytes, most_told: int = 2**31) -> list[Owner]:
+        """Owners that are not suspect, with their depths as their newest heads say: the connected ones, and of those
+        that one household told of at most ``most_told``, none if it never said hello."""
+        num_told: Counter[str] = Counter()
+        live = []
+        for (owner, space), estimate in self._estimates.items():
+            newest, account = estimate.newest, estimate.account
+            if space != namespace or estimate.suspect or newest is None:
+                continue
+            is_connected = owner in self._connected
+            num_told[account.household] += not is_connected
+            if is_connected or (account.is_node and num_told[account.household] <= most_told):
+                live.append(Owner(owner, newest.cell_bits, is_connected))
+        return live
 
     def depth(self, owner: bytes, namespace: bytes) -> int | None:
         """Of its cell, as its newest head says; None for an unknown owner."""
@@ -300,9 +307,9 @@ class Estimates:
         account = self._source_of(owner)
         for key, estimate in self._of(owner):
             self._heard(key, estimate, now)
-            self._room.add(estimate.account, -1, -len(estimate.entries))
+            self._room.add(owner, estimate.account, -1, -len(estimate.entries))
             estimate.account = account
-            self._room.add(account, 1, len(estimate.entries))
+            self._room.add(owner, account, 1, len(estimate.entries))
         for surplus in self._room.surplus(account):
             self._evict(surplus, now)
 
@@ -376,7 +383,7 @@ class Estimates:
     def _fits(self, estimate: Estimate, head: Head) -> bool:
         """Whether the account of ``estimate`` has room for the set of ``head``."""
         num_more = head.count - len(estimate.entries)
-        return num_more <= 0 or self._room.fits(estimate.account, num_more)
+        return num_more <= 0 or self._room.fits(head.owner, estimate.account, num_more)
 
     def _may_compute(self, estimate: Estimate, head: Head, now: float) -> bool:
         """Whether the owner may cost another root now: what comes too soon is noted and fetched later. Nothing is
@@ -417,7 +424,7 @@ class Estimates:
             index.add(
                 head.owner, without(entries.hashes if touched is None else entries.only(touched).hashes, old.hashes)
             )
-            self._room.add(estimate.account, 0, len(entries) - len(old))
+            self._room.add(head.owner, estimate.account, 0, len(entries) - len(old))
         if estimate.head is None or estimate.head.epoch != head.epoch or touched is None:
             estimate.log.clear()
         else:
@@ -434,7 +441,7 @@ class Estimates:
         is_new = key not in self._estimates
         if num_entries <= 0 and not is_new:
             return True
-        fits = num_entries <= 0 or self._room.fits(estimate.account, num_entries)
+        fits = num_entries <= 0 or self._room.fits(head.owner, estimate.account, num_entries)
         victims = self._room.victims(key, estimate.account, num_entries) if fits else None
         if victims is None:
             self._refusals[Refusal.NO_ROOM] += 1
@@ -443,7 +450,7 @@ class Estimates:
             self._evict(other, now)
         if is_new:
             self._estimates[key] = estimate
-            self._room.add(estimate.account, 1, 0)
+            self._room.add(head.owner, estimate.account, 1, 0)
         return True
 
     def _of(self, owner: bytes) -> list[tuple[Key, Estimate]]:
@@ -470,7 +477,7 @@ class Estimates:
         estimate = self._estimates.pop(key)
         self._room.note_suspect(key, False)
         self._indexes[key[1]].forget(key[0], estimate.entries.hashes)
-        self._room.add(estimate.account, -1, -len(estimate.entries))
+        self._room.add(key[0], estimate.account, -1, -len(estimate.entries))
         return estimate
 
 

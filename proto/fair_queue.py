@@ -1,5 +1,13 @@
 """What waits at an engine, and who starts next: fair among clients by the work done for them, bounded for each.
 
+*Levels.* Keys are free, so the order has three levels (``fair_order.py`` three times): the owner and all others share
+the engine, households (``households.py``) the part of the others, and the keys of a household its part. A client
+without a household is a household of its own. What follows says client for each of these.
+
+*Owner.* This node's own requests (client ``b""``) come before those of others while the two counters are near each
+other, and what the owner receives counts ``OWNER_WEIGHT`` times less. So they are the first to start; and of an engine
+that all want, however many they are, others get 1 / (1 + ``OWNER_WEIGHT``). Their places in the queue are apart.
+
 *Order.* Every client has a counter of the service it received: tokens of prompts computed for it plus ``ANSWER_WEIGHT``
 x tokens of answers. Next comes, of the clients whose counters are at most ``SLACK`` above the least, the one whose turn
 it has been longest: since its first one came, or the one before that started; and of a client what waited longest.
@@ -28,31 +36,28 @@ never further behind than they are among each other, and the bound above holds.
 
 The real engines, the fake one and the simulator's have this queue in common, so that what is simulated is what runs.
 
-Invariants: a client's counter never falls but for what ``put_back`` returns; of clients of which nothing waits at most
-MAX_CLIENTS are remembered, those that are ahead of one that waits before others.
+Invariants: those of ``fair_order.py`` on each level, with MAX_CLIENTS households and MAX_KEYS keys of each.
 """
 
-import itertools
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-from proto.shares import Shares
+from proto.fair_order import OWNER, FairOrder, Key
+from proto.households import LOCAL_SHARE, is_local
+from proto.shares import Shares, has_room
 
 ANSWER_WEIGHT = 2.0
 """Service of a token of an answer beside one of a prompt: the paper's, and about what they cost. On two cores a 135M
 model prefills 292 tokens/s and decodes 115 to 223."""
+OWNER_WEIGHT = 8.0
+"""What others pay for a token beside what the owner pays."""
 SLACK = 1_024.0
 """Tokens of a prompt: about two requests. Eight times as much gains no more."""
-LEVEL_SHARE = 0.5
-"""At 1 who asks now and then of an engine that eight others keep busy waits 8.7 s instead of 5.9 s, as it begins in
-their middle; at a half 6.4 s. At a quarter 6.0 s, and whoever is ahead may wait twice as long as at a half."""
 MAX_WAIT_S = 120.0
 """A client's requests are refused rather than queued for longer than this: nodes that ask for others give a request up
 after so long a silence. Its first one waits however long it takes."""
-MAX_CLIENTS = 1_024
+MAX_CLIENTS, MAX_KEYS = 1_024, 64
 
 
 class Waiting(Protocol):
@@ -63,66 +68,51 @@ class Waiting(Protocol):
         """Who asked: an authenticated peer id; empty for this node's own."""
         ...
 
+    @property
+    def household(self) -> str:
+        """Where it asked from, see ``households.py``; empty: from a household of its own."""
+        ...
+
 
 T = TypeVar("T", bound=Waiting)
 
+_OTHERS = "others"
+_Households = FairOrder[FairOrder[deque[T]]]
 
-@dataclass
-class _Client(Generic[T]):
-    counter: float
-    """Service received; comparable between clients."""
-    waiting: deque[T] = field(default_factory=deque)
-    """In order of arrival."""
-    turn: int = 0
-    """Orders clients by the moment since which their first one is the next of theirs."""
+
+def weighted(client: bytes, service: float) -> float:
+    """What ``service`` counts for a client."""
+    return service if client else service / OWNER_WEIGHT
 
 
 class FairQueue(Generic[T]):
     """A bounded queue. Things are told apart by identity."""
 
     def __init__(self, max_waiting: int, max_wait_s: float = MAX_WAIT_S, slack: float = SLACK) -> None:
-        self._slack = slack
+        def households() -> _Households[T]:
+            return FairOrder(slack, MAX_CLIENTS, lambda: FairOrder[deque[T]](slack, MAX_KEYS, deque))
+
         self._shares = Shares(max_waiting, max_wait_s)
-        self._clients: dict[bytes, _Client[T]] = {}
-        self._waiting: dict[bytes, _Client[T]] = {}
-        """Of those, the ones of which something waits: no more than there are places."""
-        self._level = 0.0
-        """Not yet put between the counters of those that wait."""
-        self._last = b""
-        """The client of which something started last."""
-        self._turns = itertools.count()
+        self._order = FairOrder[_Households[T]](slack, 2, households)
         self._num_waiting = 0
 
     def __len__(self) -> int:
         return self._num_waiting
 
     def __contains__(self, item: T) -> bool:
-        client = self._waiting.get(item.client)
-        return client is not None and any(other is item for other in client.waiting)
+        return any(other is item for other in self._line(item.client, item.household))
 
     def __iter__(self) -> Iterator[T]:
         """In the order in which they should start if no counter changed; those of one client in the order they came."""
-        clients = list(self._waiting.values())
-        most = min((client.counter for client in clients), default=0.0) + self._slack
-        near = sorted((client for client in clients if client.counter <= most), key=lambda client: client.turn)
-        for items in zip_longest(*[list(client.waiting) for client in near]):
-            yield from [item for item in items if item is not None]
-        far = [client for client in clients if client.counter > most]
-        for client in sorted(far, key=lambda client: (client.counter, client.turn)):
-            yield from list(client.waiting)
+        return iter(self._order)
 
     def join(self, item: T, now: float, guess_s: float = 1.0) -> float:
         """0.0: ``item`` waits. Else it was refused, and this is the time in seconds after which its client may send
         something. guess_s: see ``Shares.join``. Mutates."""
-        num_own = self.num_of(item.client)
-        num_clients = len(self._waiting) + (num_own == 0)
-        wait_s = self._shares.join(item.client, num_own, len(self), 1 / num_clients, now, guess_s)
+        wait_s = self._refused_s(item, now, guess_s)
         if not wait_s:
-            mine = self._lifted(item.client)
-            if not mine.waiting:
-                mine.turn = next(self._turns)
-                self._waiting[item.client] = mine
-            mine.waiting.append(item)
+            side, share, key = _path(item.client, item.household)
+            self._order.entered(side).entered(share).entered(key).append(item)
             self._num_waiting += 1
         return wait_s
 
@@ -132,18 +122,18 @@ class FairQueue(Generic[T]):
 
     def start(self, item: T, prompt_tokens: int, now: float) -> None:
         """``item`` leaves to be served; ``prompt_tokens`` of its prompt must be computed. Mutates."""
-        self._level = self._floor()
+        for order, key in self._levels(item.client, item.household):
+            order.starts(key)
         self._remove(item)
-        self.charge(item.client, prompt_tokens)
-        self._last = item.client
+        self.charge(item.client, prompt_tokens, item.household)
         self._shares.pace.freed(now, len(self) > 0)
 
-    def put_back(self, item: T, prompt_tokens: int) -> None:
-        """What was started has to start again, as the first of its client. ``prompt_tokens``: as then. Mutates."""
-        self.charge(item.client, -prompt_tokens)
-        mine = self._waiting[item.client] = self._clients[item.client]
-        mine.waiting.appendleft(item)
-        mine.turn = -1
+    def put_back(self, item: T, prompt_tokens: int, is_next: bool = True) -> None:
+        """What was started has to start again, as the first of its client. ``prompt_tokens``: of those that it was
+        charged for, as many as were not computed. is_next: before all others, too. Mutates."""
+        self.charge(item.client, -prompt_tokens, item.household)
+        side, share, key = _path(item.client, item.household)
+        self._order.returned(side, is_next).returned(share, is_next).returned(key, is_next).appendleft(item)
         self._num_waiting += 1
 
     def withdraw(self, item: T) -> None:
@@ -152,75 +142,81 @@ class FairQueue(Generic[T]):
         if not self._num_waiting:
             self._shares.pace.nobody_waits()
 
-    def charge_answer(self, client: bytes, num_tokens: int) -> None:
+    def charge_answer(self, client: bytes, num_tokens: int, household: str = "") -> None:
         """So many more tokens of an answer came for ``client``. Mutates."""
-        self.charge(client, ANSWER_WEIGHT * num_tokens)
+        self.charge(client, ANSWER_WEIGHT * num_tokens, household)
 
-    def charge(self, client: bytes, service: float) -> None:
+    def charge(self, client: bytes, service: float, household: str = "") -> None:
         """``client`` received service, in tokens of a prompt; below 0: gives it back. Mutates."""
-        if client not in self._clients:
-            self._clients[client] = _Client(self._floor())
-        self._clients[client].counter += service
-        num_others = len(self._waiting) - (client in self._waiting)
-        self._level += LEVEL_SHARE * max(service, 0.0) / (num_others + 1)
+        for order, key in self._levels(client, household):
+            order.charge(key, weighted(client, service))
 
-    def counter(self, client: bytes) -> float:
-        """The service that ``client`` counts as having received."""
-        mine = self._clients.get(client)
-        return mine.counter if mine else self._floor()
+    def counter(self, client: bytes, household: str = "", level: int = 1) -> float:
+        """The service that the client counts as having received at a level: 0, the owner or all others; 1, its
+        household; 2, itself in its household."""
+        order, key = self._levels(client, household)[level]
+        return order.counter(key)
 
-    def num_of(self, client: bytes) -> int:
+    def num_of(self, client: bytes, household: str = "") -> int:
         """How much of ``client`` waits."""
-        mine = self._waiting.get(client)
-        return len(mine.waiting) if mine else 0
+        return len(self._line(client, household))
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the books do not fit each other."""
-        assert self._num_waiting == sum(len(client.waiting) for client in self._clients.values())
-        assert len(self._clients) <= MAX_CLIENTS + self._shares.num_places
-        assert self._waiting == {key: client for key, client in self._clients.items() if client.waiting}
-        for key, client in self._clients.items():
-            assert all(item.client == key for item in client.waiting)
+        items = list(self)
+        assert self._num_waiting == len(self._order) == len(items)
+        for item in items:
+            assert item in self
+            for order, _ in self._levels(item.client, item.household):
+                order.check_invariants()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _floor(self) -> float:
-        """The counter that whoever begins to wait has at least: the level, if somebody waits."""
-        if self._waiting:
-            counters = [client.counter for client in self._waiting.values()]
-            return min(max(self._level, min(counters)), max(counters))
-        last = self._clients.get(self._last)
-        return last.counter if last else 0.0
+    def _refused_s(self, item: T, now: float, guess_s: float) -> float:
+        num_own = self.num_of(item.client, item.household)
+        if not item.client:
+            return self._shares.join(OWNER, num_own, num_own, 1.0, now, guess_s)
+        share = item.household or item.client
+        others = self._order.line(_OTHERS)
+        keys = others.line(share) if others is not None else None
+        num_taken, num_household = len(others or ()), len(keys or ())
+        part = 1 / ((others.num_waiting if others else 0) + (keys is None))
+        if not is_local(item.household):
+            return self._shares.join(_name(share), num_household, num_taken, part, now, guess_s)
+        # A swarm on one machine: its nodes are refused one by one, and all of them together at their share.
+        if not has_room(int(num_household / LOCAL_SHARE), num_taken, self._shares.num_places):
+            num_own = max(num_own, int(num_household / LOCAL_SHARE))
+        part /= (keys.num_waiting if keys else 0) + (num_own == 0)
+        return self._shares.join(item.client, num_own, num_taken, part, now, guess_s)
 
-    def _lifted(self, key: bytes) -> _Client[T]:
-        """The books of a client of which something is going to wait."""
-        if key in self._waiting:
-            return self._waiting[key]
-        floor = self._floor()
-        if len(self._clients) >= MAX_CLIENTS:
-            self._forget()
-        mine = self._clients.get(key)
-        if mine is None:
-            mine = self._clients[key] = _Client(floor)
-        mine.counter = max(mine.counter, floor)
-        return mine
+    def _levels(self, client: bytes, household: str) -> "list[tuple[FairOrder[Any], Key]]":
+        """The orders that a client has a part in, and its key in each."""
+        side, share, key = _path(client, household)
+        households = self._order.known(side)
+        return [(self._order, side), (households, share), (households.known(share), key)]
 
-    def _forget(self) -> None:
-        """Of clients of which nothing waits those that gain nothing by it, else the one that gains least."""
-        least = min((client.counter for client in self._waiting.values()), default=self._floor())
-        idle = {
-            key: client.counter for key, client in self._clients.items() if not client.waiting and key != self._last
-        }
-        gone = [key for key, counter in idle.items() if counter <= least]
-        for key in gone or sorted(idle, key=lambda key: idle[key])[:1]:
-            del self._clients[key]
+    def _line(self, client: bytes, household: str) -> Sequence[T]:
+        line: Any = self._order
+        for key in _path(client, household):
+            line = line.line(key)
+            if line is None:
+                return ()
+        return line  # type: ignore[no-any-return]
 
     def _remove(self, item: T) -> None:
-        mine = self._clients[item.client]
-        place = next(place for place, other in enumerate(mine.waiting) if other is item)
-        del mine.waiting[place]
-        if place == 0:
-            mine.turn = next(self._turns)
-        if not mine.waiting:
-            del self._waiting[item.client]
+        levels = self._levels(item.client, item.household)
+        firsts = [next(iter(order.known(key))) is item for order, key in levels]
+        order, key = levels[-1]
+        line = order.known(key)
+        del line[next(place for place, other in enumerate(line) if other is item)]
+        for (order, key), was_first in reversed(list(zip(levels, firsts, strict=True))):
+            order.left(key, was_first)
         self._num_waiting -= 1
+
+
+def _path(client: bytes, household: str) -> tuple[Key, Key, Key]:
+    return (_OTHERS, household or client, client) if client else (OWNER, OWNER, OWNER)
+
+
+def _name(share: Key) -> bytes:
+    return share.encode() if isinstance(share, str) else share

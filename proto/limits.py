@@ -31,6 +31,11 @@ class TokenBucket:
         self._tokens -= tokens
         return True
 
+    def spend(self, now: float, tokens: float) -> None:
+        """Take what was used already, also if it is more than there is. Mutates."""
+        self._refill(now)
+        self._tokens -= tokens
+
     def _refill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated_at) * self._rate)
         self._updated_at = max(now, self._updated_at)
@@ -56,10 +61,17 @@ class Limits(Generic[KeyT]):
 
     def take(self, key: KeyT, now: float) -> bool:
         """Whether ``key`` may do it once more now. Mutates."""
+        return self._bucket(key, now).take(now)
+
+    def spend(self, key: KeyT, tokens: float, now: float) -> None:
+        """``key`` used so much. Mutates."""
+        self._bucket(key, now).spend(now, tokens)
+
+    def _bucket(self, key: KeyT, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self._max_keys:
                 self._buckets.popitem(last=False)
             bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
         self._buckets.move_to_end(key)
-        return bucket.take(now)
+        return bucket

@@ -6,7 +6,7 @@ that means anything.
 """
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +17,33 @@ from proto.dispatches import UnderWay
 from proto.messages import MAX_SMALL, Served
 from proto.observed import Observed
 
-_COLUMNS = range(12)
+_COLUMNS = range(14)
 _ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
-_IMPRECISION, _LATENESS, _OBSERVED_AT = _COLUMNS[9:]
+_IMPRECISION, _LATENESS, _OBSERVED_AT, _SEEN_RATE, _SINCE = _COLUMNS[9:]
+_HAS_PLACE = 1.5
+"""Requests a slot below which a node has a place."""
 
 
 class LoadTable:
     """One row a node. ``observed`` is read whenever ``observe`` says that it has news."""
 
-    def __init__(self, me: bytes, config: RoutingConfig, observed: Observed) -> None:
+    def __init__(
+        self,
+        me: bytes,
+        config: RoutingConfig,
+        observed: Observed,
+        household_of: Callable[[bytes], bytes] = lambda peer: peer,
+    ) -> None:
+        """household_of: what a peer counts as where all keys of a household count together."""
         self._me = me
         self._config = config
         self._observed = observed
         self._peers: list[bytes] = []
         self._row_of: dict[bytes, int] = {}
+        self._household_of = household_of
+        self._households: dict[bytes, bytes] = {}
+        self._of_household: dict[bytes, set[bytes]] = {}
+        """Both ways; as it was when a peer came."""
         self._columns: NDArray[np.float64] = np.zeros((len(_COLUMNS), 16))
 
     def __len__(self) -> int:
@@ -40,6 +53,14 @@ class LoadTable:
     def peers(self) -> Sequence[bytes]:
         """Row by row. To look at."""
         return self._peers
+
+    def household(self, peer: bytes) -> bytes:
+        """What ``peer``, which is here, counts as."""
+        return self._households[peer]
+
+    def of_household(self, household: bytes) -> Collection[bytes]:
+        """Its peers that are here. To look at."""
+        return self._of_household.get(household, ())
 
     def put(self, peer: bytes, served: Served, told_at: float, holds_until: float, round_trip_s: float | None) -> None:
         """What ``peer`` told of itself at ``told_at``, and that would have told any change until ``holds_until``.
@@ -71,11 +92,35 @@ class LoadTable:
         row = self._row_of.pop(peer, None)
         if row is None:
             return
+        household = self._households.pop(peer)
+        self._of_household[household].discard(peer)
+        if not self._of_household[household]:
+            del self._of_household[household]
         last = self._peers.pop()
         if last != peer:
             self._peers[row] = last
             self._row_of[last] = row
             self._columns[:, row] = self._columns[:, len(self._peers)]
+
+    def pasts_s(self, now: float) -> NDArray[np.float64]:
+        """Row by row, how long ago its good answers to this node began: 0 for too few, infinity for this node."""
+        pasts_s = np.maximum(now - self._columns[_SINCE, : len(self._peers)], 0.0)
+        own = self._row_of.get(self._me)
+        if own is not None:
+            pasts_s[own] = math.inf
+        return pasts_s
+
+    def past_s(self, peer: bytes, now: float) -> float:
+        """As ``pasts_s``, of one; infinity if it is not here."""
+        row = self._row_of.get(peer)
+        if row is None or peer == self._me:
+            return math.inf
+        return max(now - float(self._columns[_SINCE, row]), 0.0)
+
+    def has_place(self) -> NDArray[np.bool_]:
+        """Row by row, whether a prompt would begin there soon, as it told last."""
+        slots = self._columns[_SLOTS, : len(self._peers)]
+        return (slots > 0) & (self._columns[_REQUESTS, : len(self._peers)] < slots * _HAS_PLACE)
 
     def candidates(
         self,
@@ -142,7 +187,10 @@ class LoadTable:
             np.maximum(columns[_LATENESS] * fading, overdue_s),
             age_s,
             sent_tokens,
+            columns[_SEEN_RATE].copy(),
         )
+        if own is not None:
+            made[-1][own] = math.inf  # (its own word is true)
         if np.logical_and.reduce(fits):
             return Candidates(self._peers.copy(), -1 if own is None else own, *made)
         places = np.flatnonzero(fits).tolist()
@@ -154,6 +202,7 @@ class LoadTable:
         """Raises AssertionError when an invariant is broken."""
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}
         assert self._columns.shape[1] >= len(self._peers)
+        assert self._households.keys() == self._row_of.keys() == set().union(*self._of_household.values())
         for peer, row in self._row_of.items():
             if peer in self._observed:
                 assert tuple(self._columns[_IMPRECISION:, row].tolist()) == self._observed.record(peer)
@@ -164,6 +213,8 @@ class LoadTable:
             self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
         self._peers.append(peer)
         self._row_of[peer] = row
+        household = self._households[peer] = self._household_of(peer)
+        self._of_household.setdefault(household, set()).add(peer)
         self.observe(peer)
         return row
 

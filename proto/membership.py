@@ -11,7 +11,6 @@ or when no Connected followed a Hello in time: that Hello was the last word of a
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,7 +23,7 @@ from proto.households import household_of, is_local
 from proto.limits import Limits
 from proto.load_table import LoadTable
 from proto.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
-from proto.observed import Observation, Observed
+from proto.observed import Observed
 
 QUESTIONS_PER_S, QUESTIONS_BURST = 10.0, 64.0
 """To one peer, of all kinds together: hellos, subscriptions, repair requests, reconciliations. With as many answers to
@@ -63,7 +62,7 @@ class Membership:
     def __init__(self, me: bytes, config: OverlayConfig) -> None:
         self._me = me
         self._config = config
-        self.observed = Observed(config.routing)
+        self.observed = Observed(config.routing, self._observe)
         self._members: dict[bytes, Member] = {}
         self._own: dict[bytes, Served] = {}
         self._own_told_at: dict[bytes, float] = {}
@@ -269,27 +268,11 @@ class Membership:
             member.holds_until[update.namespace] = max(until, member.holds_until.get(update.namespace, 0.0))
             self._put(member, update.namespace)
 
-    def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
-        """See ``Observed``."""
-        self.observed.on_first_token(peer, expected_s, observed_s, now)
-        self._observe(peer)
-
-    def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
-        """See ``Observed``."""
-        self.observed.on_cached(peer, believed_tokens, cached_tokens, now)
-        self._observe(peer)
-
-    def on_restored(self, observations: Sequence[Observation], now: float) -> None:
-        """See ``Observed.restore``."""
-        self.observed.restore(observations, now)
-        for one in observations:
-            self._observe(one.peer)
-
     def loads(self, namespace: bytes) -> LoadTable:
         """Of every node of ``namespace``, this one included; kept from the first call on."""
         table = self._tables.get(namespace)
         if table is None:
-            table = self._tables[namespace] = LoadTable(self._me, self._config.routing, self.observed)
+            table = self._tables[namespace] = LoadTable(self._me, self._config.routing, self.observed, self._counted_as)
             for member in self.nodes(namespace):
                 self._put(member, namespace)
             self._put_own(namespace)
@@ -333,6 +316,13 @@ class Membership:
         table = self._tables.get(namespace)
         if table is not None:
             table.remove(peer)
+
+    def _counted_as(self, peer: bytes) -> bytes:
+        """What ``peer`` counts as where all keys of a household count together: in a private network itself."""
+        member = self._members.get(peer)
+        if member is None or is_local(member.household) or member.household == peer.hex():
+            return peer
+        return member.household.encode()
 
     def _observe(self, peer: bytes) -> None:
         for table in self._tables.values():

@@ -156,7 +156,7 @@ class Overlay:
                 return []
             case TrustRestored():
                 self._trust.restore(event.offenders, now)
-                self._members.on_restored(event.observations, now)
+                self._members.observed.restore(event.observations, now)
                 return []
             case CacheChanged():
                 return self._digests.on_cache_changed(event, now)
@@ -351,6 +351,7 @@ class Overlay:
             peer = self._requests.serving_peer(event.request_id, event.attempt)
             offence: list[Effect] = []
             if peer is not None and peer != self.me:
+                self._members.observed.on_lie(peer, now)
                 offence = self._offence(peer, str(exc), Refusal.WRONG_FRAME, now)
             lost = StreamLost(event.request_id, event.attempt, str(exc))
             return [*offence, Abandon(event.request_id, event.attempt), *self._requests.on_stream_lost(lost, now)]

@@ -35,6 +35,7 @@ from proto.messages import (
 )
 from proto.sharing import Salt
 from proto.spelling import Spelling
+from proto.token_pace import TokenPace
 
 LEAVING = "leaving"
 """The code of a refusal by a node that takes no new requests, for it is about to leave."""
@@ -92,6 +93,14 @@ class Request:
     num_bounces: int = 0
     num_moves: int = 0
     """How often it was taken away from a node where it was overdue."""
+    prefill_s: float = 0.0
+    """That the prompt was expected to take at the node of the running attempt; 0: its speed is not known."""
+    pace: TokenPace = field(default_factory=lambda: TokenPace(math.inf, 1.0, 0))
+    """Of the running attempt."""
+    is_watched: bool = False
+    """Whether it may move if that is slow."""
+    num_late_moves: int = 0
+    """How often it did after that node had begun."""
     truths: dict[bytes, int] = field(default_factory=dict)
     """Tokens of the prompt that nodes which handed it back hold, as they said."""
     num_engine_losses: int = 0
@@ -120,6 +129,11 @@ class Request:
         return len(self.prompt) + len(self.generated)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the node of the running attempt has begun to compute."""
+        return self.is_accepted or self.position > 0
+
+    @property
     def is_complete(self) -> bool:
         """Every token that was asked for has arrived, though the final frame may have been lost."""
         return len(self.generated) >= self.sampling.max_tokens
@@ -139,7 +153,7 @@ class Request:
         self.patience_ms = 0 if patience_s is None else min(max(round(1000 * patience_s), 1), MAX_SMALL)
         self.due_at = math.inf
         self.position = 0
-        self.is_accepted = False
+        self.is_accepted = self.is_watched = False
         self.vitals = None
         if self.spelling is not None:
             self.spelling.begin_attempt()
@@ -160,11 +174,16 @@ class Request:
     def on_accepted(self, frame: Accepted) -> None:
         """Raises RemoteError unless this is the first frame of the attempt: others could keep it open for ever.
         Mutates."""
-        if self.is_accepted or self.position:
+        if self.has_begun:
             raise RemoteError("accepted in the middle of an answer")
         self.is_accepted = True
         self.uncached_tokens = max(self.num_tokens - frame.cached_tokens, 1)
         self.vitals = frame.vitals
+
+    def prefill_expected_s(self) -> float:
+        """What the prompt was expected to take at the node of the running attempt, which has begun with it, and may
+        have found less of it in its cache."""
+        return self.prefill_s * max(self.uncached_tokens / max(self.num_tokens - self.promised_tokens, 1), 1.0)
 
     def silence_s(self, config: RequestConfig) -> float:
         """How long the node of the running attempt may say nothing, by what it told when it began: while it computes
@@ -177,8 +196,7 @@ class Request:
 
         vitals, told_s, most_s = self.vitals, 0.0, config.max_silence_s
         if self.position:
-            longest_stop = max((len(stop.encode()) for stop in self.sampling.stop), default=0)
-            num_tokens, rate = 1 + longest_stop, vitals.decode_rate if vitals else 0
+            num_tokens, rate = 1 + self.max_withheld, vitals.decode_rate if vitals else 0
         else:
             told_s = self.expected_s
             slowest_s = allowed_s(self.num_tokens / config.slowest_prefill_rate)
@@ -191,7 +209,7 @@ class Request:
     def on_bounced(self, frame: Bounced, wait_s: float) -> None:
         """The node handed the request back: by what it says, the first token would come after ``wait_s``. Raises
         RemoteError, and changes nothing, if that is no reason or it began to serve. Mutates."""
-        if self.is_accepted or self.position:
+        if self.has_begun:
             raise RemoteError("handed back in the middle of an answer")
         if not self.patience_ms or wait_s * 1000 <= self.patience_ms:
             raise RemoteError("handed back without a reason")
@@ -222,14 +240,20 @@ class Request:
         self.generated.extend(tokens)
         return tuple(tokens), text
 
-    def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool, is_busy: bool) -> None:
+    @property
+    def max_withheld(self) -> int:
+        """Tokens that may be held back, as they may be the beginning of a stop string: one for each byte of it."""
+        return max((len(stop.encode()) for stop in self.sampling.stop), default=0)
+
+    def fail_attempt(self, reason: str, is_engine_loss: bool, is_loss: bool, is_busy: bool, is_late: bool) -> None:
         """The running attempt is over without an answer: is_loss: because the node or its engine was lost; is_busy: as
         the node is overloaded. If tokens came, everything that was counted against the request and against nodes begins
         anew: it kills no engine, and who failed it before may be back. Each such beginning costs a token, so there is
-        an end. Mutates."""
+        an end. is_late: its tokens were too slow, as may be those of nodes that were left before. Mutates."""
         if self.position:
-            self.failed_peers.clear()
-            self.busy_peers.clear()
+            if not is_late:
+                self.failed_peers.clear()
+                self.busy_peers.clear()
             self.tries = self.num_rests = self.num_engine_losses = 0
         else:
             self.num_engine_losses += is_engine_loss

@@ -34,15 +34,16 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
+from proto.overdue import Overdue
 from proto.overload import OVERLOADED, UNKNOWN_RETRY_S, EntryPlaces
 from proto.request import LEAVING, LEAVING_MESSAGE, Request
-from proto.routing import Policy, choose, patience_s, wait_here_s
+from proto.routing import Decision, Policy, choose, patience_s, wait_here_s
 from proto.sharing import EVERYBODY
 from proto.spelling import Spelling, Vocabulary
+from proto.token_pace import TokenPace
 from proto.vitals_plane import VitalsPlane
 
-_LOOK_AGAIN_S = 0.1
-"""At most so often whether an overdue request had better start anew."""
+_LEAST_S = 1e-3
 _FEW = 1.5
 """Requests a slot up to which a node has room for a prompt that was not told to come."""
 _LOOK_S, _LOOKED_S = 0.02, 0.002
@@ -70,6 +71,7 @@ class RequestPlane:
         self._routing = config.routing
         self._chance = np.random.default_rng(rng.getrandbits(64))
         self._members = members
+        self._observed = members.observed
         self._vitals = vitals
         self._digests = digests
         self._ladder = ladder
@@ -80,6 +82,7 @@ class RequestPlane:
         while they rest."""
         self._places = EntryPlaces(config.request.max_in_flight)
         self._choice = Choice(me, config.request, members, digests, policy is not None)
+        self._overdue = Overdue(config.routing, self._choice)
         self._vocabularies: dict[bytes, Vocabulary] = {}
         self._appointments = Appointments()
         self._held = self._appointments.held
@@ -157,20 +160,12 @@ class RequestPlane:
         return effects + self._ladder.on_wait_over(timer.subject, timer.namespace, now)
 
     def on_overdue(self, request_id: bytes, now: float) -> list[Effect]:
-        """Its first token should have come, and its prefill has not begun: once it is late by as much as starting anew
-        elsewhere would take, it starts anew. Whoever waits so long and no longer waits at most twice as long as who
-        knew the future (Karlin et al., "Competitive snoopy caching", Algorithmica 3, 1988)."""
+        """It may be too slow where it is, see ``overdue.py``."""
         request = self._requests.get(request_id)
-        if request is None or request.is_accepted or request.position or now < request.due_at:
+        if request is None or request_id in self._waiting:
             return []
-        candidates = self._choice.candidates(request, now, {request.peer})
-        look_at = now + max(request.expected_s, _LOOK_AGAIN_S)
-        if len(candidates):
-            move_at = request.due_at + choose(candidates, request.num_tokens, self._routing).late_s
-            if now >= move_at:
-                return self._move(request, now)
-            look_at = max(move_at, now + _LOOK_AGAIN_S)
-        return [SetTimer(Timer("overdue", request_id), look_at)]
+        look_at = self._overdue.look_at(request, now)
+        return self._move(request, now) if look_at <= now else self._look_again(request, look_at)
 
     def on_digest(self, owner: bytes, now: float) -> list[Effect]:
         """``owner`` said hello or its digest came: requests that waited for what is known of it now go on."""
@@ -191,21 +186,30 @@ class RequestPlane:
         match frame:
             case Accepted():
                 request.on_accepted(frame)
+                request.pace.begun(request.prefill_expected_s(), now)
                 self._appointments.placed(now)
                 self._note_load(request, frame.vitals, now)
-                return [Begin(request.request_id, request.peer, frame.cached_tokens)]
+                look = self._look_again(request, self._overdue.look_at(request, now))
+                return [Begin(request.request_id, request.peer, frame.cached_tokens), *look]
             case Bounced():
                 return self._on_bounced(request, frame, now)
             case Tokens():
                 is_first = request.position == 0
                 tokens, text = request.on_tokens(frame, is_own=request.peer == self._me)
+                request.pace.came(len(tokens), now)
+                effects: list[Effect] = [Deliver(request.request_id, tokens, text, frame.logprobs)]
                 if is_first:
+                    effects += self._look_again(request, self._overdue.look_at(request, now))
                     self._choice.dispatches(request).on_first_token(request.request_id, request.peer)
-                    self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
-                return [Deliver(request.request_id, tokens, text, frame.logprobs)]
+                    took_s = now - request.sent_at
+                    self._observed.on_first_token(request.peer, request.expected_s, took_s, now)
+                    if request.is_accepted:
+                        computing_s = max(took_s - self._members.round_trip_s(request.peer), _LEAST_S)
+                        self._observed.on_prefilled(request.peer, request.uncached_tokens / computing_s, now)
+                return effects
             case Final():
-                self._note_final(request, frame, now)
                 is_short = request.peer != self._me and self._check_end(request, frame.reason)
+                self._note_final(request, frame, now)
                 if is_short and len(self._choice.candidates(request, now, {request.peer}, also_full=True)):
                     return self._attempt_failed(request, "its context is full", now, is_fault=False, is_loss=False)
                 if frame.reason == "cancelled":
@@ -302,24 +306,34 @@ class RequestPlane:
             luck = self._chance.random(len(candidates))
             decision = choose(candidates, request.num_tokens, self._routing, luck)
         effects: list[Effect] = []
-        patience = None
+        patience, is_watched = None, False
         if decision.is_by_cost:
             effects = self._vitals.on_decision(request.namespace, decision, now)
-            if decision.chosen != self._me:
-                patience = patience_s(decision, self._routing)
+            is_watched = decision.chosen != self._me
+            patience = patience_s(decision, self._routing) if is_watched else None
         promised = decision.matched_tokens
         told_s = patience if request.num_bounces < self._routing.max_bounces else None
         generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, told_s, now)
-        uncached = max(request.num_tokens - promised, 0)
-        space, expected_s = self._choice.dispatches(request), decision.expected_s
-        space.begin(request.request_id, decision.chosen, uncached, expected_s, now)
-        self._choice.remember(request, decision.chosen, request.own_chain, now)
+        self._expect(request, decision, is_watched)
+        self._choice.sent(request, decision, now)
         effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))
         if patience is not None and request.num_moves < self._routing.max_moves and not self._is_last_attempt(request):
             way_s = self._members.round_trip_s(decision.chosen)
-            request.due_at = now + max(expected_s, way_s + patience)
+            request.due_at = now + max(decision.expected_s, way_s + patience)
             effects.append(SetTimer(Timer("overdue", request.request_id), request.due_at))
         return effects
+
+    def _expect(self, request: Request, decision: Decision, is_watched: bool) -> None:
+        """What is expected of the attempt that begins."""
+        request.is_watched = is_watched
+        token_s = self._observed.expected_token_s(request.peer)
+        request.pace = TokenPace(token_s, self._routing.pace_factor, request.max_withheld)
+        request.prefill_s = decision.prefill_s
+        if not decision.candidates.prefill_rate[decision.place]:
+            request.prefill_s = max(request.prefill_s, request.num_tokens / self._config.slowest_prefill_rate)
+
+    def _look_again(self, request: Request, at: float) -> list[Effect]:
+        return [SetTimer(Timer("overdue", request.request_id), at)] if at < math.inf else []
 
     # (when all are busy, see appointments.py:)
 
@@ -392,9 +406,9 @@ class RequestPlane:
         request.on_bounced(frame, wait_s)
         self._note_load(request, frame.vitals, now)
         way_s = self._members.round_trip_s(peer)
-        self._members.on_first_token(peer, expected_s, way_s + wait_s, now)
+        self._observed.on_first_token(peer, expected_s, way_s + wait_s, now)
         if request.promised_tokens:
-            self._members.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
+            self._observed.on_cached(peer, request.promised_tokens, frame.cached_tokens, now)
         space = self._choice.dispatches(request)
         space.end(request.request_id, peer)
         space.withdraw(peer, request.own_chain[frame.cached_tokens // STRIDE :])
@@ -427,29 +441,39 @@ class RequestPlane:
         is_engine_loss: bool = False,
         is_loss: bool = True,
         is_busy: bool = False,
+        is_late: bool = False,
     ) -> list[Effect]:
         """is_fault: of the node that served it; if no token came, that counts as the longest wait. is_loss: of the node
-        or of its engine. is_busy: the node said so."""
-        if is_fault and request.peer != self._me and not request.position:
-            waited_s = max(now - request.sent_at, request.expected_s + self._routing.failure_s)
-            self._members.on_first_token(request.peer, request.expected_s, waited_s, now)
+        or of its engine. is_busy: the node said so. is_late: its tokens came too slowly."""
+        if is_fault and request.peer != self._me:
+            waited_s = 0.0 if request.position else now - request.sent_at - request.expected_s
+            self._observed.on_late(request.peer, max(waited_s, self._routing.failure_s), now)
         if request.is_complete:
             return self._finish(request, "length", None)
         space = self._choice.dispatches(request)
         space.end(request.request_id, request.peer)
         space.withdraw(request.peer, request.own_chain)
-        request.fail_attempt(reason, is_engine_loss, is_loss, is_busy)
+        request.fail_attempt(reason, is_engine_loss, is_loss, is_busy, is_late)
         lost = Emit("attempt_failed", {"request": request.request_id, "peer": request.peer, "reason": reason})
         return [lost, *self._dispatch(request, now)]
 
     def _move(self, request: Request, now: float) -> list[Effect]:
         """To another node than the one where it is overdue."""
-        request.num_moves += 1
-        self._members.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
+        if request.position:
+            self._observed.on_late(request.peer, request.pace.late_s(now), now)
+            self._observed.on_pace(request.peer, request.pace.token_s(until=now), now)
+        else:
+            self._observed.on_first_token(request.peer, request.expected_s, now - request.sent_at, now)
         abandon = Abandon(request.request_id, request.attempt)
+        reason, is_late = "its turn did not come in time", request.has_begun
+        if is_late:
+            reason = "its tokens came too slowly"
+            request.num_late_moves += 1
+        else:
+            request.num_moves += 1
         return [
             abandon,
-            *self._attempt_failed(request, "its turn did not come in time", now, is_fault=False, is_loss=False),
+            *self._attempt_failed(request, reason, now, is_fault=False, is_loss=False, is_late=is_late),
         ]
 
     def _is_last_attempt(self, request: Request) -> bool:
@@ -495,11 +519,19 @@ class RequestPlane:
         return True
 
     def _note_final(self, request: Request, frame: Final, now: float) -> None:
-        """What the serving node tells with its last frame: its load, and how much it had."""
+        """What the serving node tells with its last frame, its load and how much it had, and the pace that was seen."""
         if request.promised_tokens:
-            self._members.on_cached(request.peer, request.promised_tokens, frame.usage.cached_tokens, now)
+            self._observed.on_cached(request.peer, request.promised_tokens, frame.usage.cached_tokens, now)
         if request.salt.scope != EVERYBODY:  # (which no digest will tell)
             self._choice.remember(request, request.peer, request.answered_chain, now)
+        if request.peer != self._me and frame.reason != "cancelled":
+            self._observed.on_answered(request.peer, now)
+        token_s = request.pace.token_s()
+        if token_s:
+            late_s = request.pace.slow_s(self._observed.usual_token_s)
+            self._observed.on_pace(request.peer, token_s, now)
+            if late_s > self._routing.late_s and request.peer != self._me:
+                self._observed.on_late(request.peer, late_s, now)
         self._note_load(request, frame.vitals, now)
 
     def _note_load(self, request: Request, vitals: Vitals, now: float) -> None:

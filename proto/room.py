@@ -1,8 +1,9 @@
 """Who makes this node keep how much of other nodes' digests, and what makes way when the room is spent.
 
 Owners cost nothing to invent, so what counts is who told of them. Every estimate is kept on the *account* of one peer:
-the owner's own while it is connected, else of who told of it first. A peer's account holds at most a quarter of all
-entries, a sixteenth if it never said hello, and its household no more than that unless it is of a private network.
+the owner's own while it is connected, else of who told of it first. A peer's account holds at most three sixteenths of
+all entries, one if it never said hello. What a household tells of others is no more than that either; its own connected
+nodes' may be three quarters where it is an address of a private network, which may have a whole swarm.
 
 When all room is spent, suspect owners make way, then those that are not connected for those that are, and then those
 of households that hold a quarter more than the newcomer's would. So whoever fills the room only pushes out its own, and
@@ -19,9 +20,9 @@ from proto.config import DigestConfig
 from proto.estimate import Estimate, Key, Source
 from proto.households import is_local
 
-NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 1 / 4, 1 / 16, 3 / 4
-"""Of all entries: of a peer and its household, of one that never said hello, and of a household that is an address of a
-private network, where a whole swarm may be."""
+NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 3 / 16, 1 / 16, 3 / 4
+"""Of all entries: for one peer and what its household tells of others, the same without a hello, and for the nodes of
+one address of a private network. At the default the first are 15 MB."""
 _MUCH = 1.25
 """Times as much as the newcomer's: households that are about equal do not displace each other in turns."""
 
@@ -56,11 +57,17 @@ class Room:
         self._entries_of: Counter[bytes | str] = Counter()
         """Of peers and of households."""
         self._owners_of: Counter[str] = Counter()
+        self._told_of: Counter[str] = Counter()
+        """Household -> entries of other owners than the account's."""
         self._suspects: dict[Key, None] = {}
         """The longest suspect first."""
 
-    def add(self, account: Source, num_owners: int, num_entries: int) -> None:
-        """So much more, or less if negative, is kept on ``account``. Mutates."""
+    def add(self, owner: bytes, account: Source, num_owners: int, num_entries: int) -> None:
+        """So much more of ``owner``, or less if negative, is kept on ``account``. Mutates."""
+        if account.peer != owner:
+            self._told_of[account.household] += num_entries
+            if not self._told_of[account.household]:
+                del self._told_of[account.household]
         self.num_entries += num_entries
         for name in (account.peer, account.household):
             self._entries_of[name] += num_entries
@@ -70,14 +77,15 @@ class Room:
         if not self._owners_of[account.household]:
             del self._owners_of[account.household]
 
-    def fits(self, account: Source, num_entries: int) -> bool:
-        """Whether ``account`` may hold so many more. Does not mutate."""
+    def fits(self, owner: bytes, account: Source, num_entries: int) -> bool:
+        """Whether ``account`` may hold so many more of ``owner``. Does not mutate."""
         share = NODE_SHARE if account.is_node else STRANGER_SHARE
         of_household = LOCAL_SHARE if is_local(account.household) else share
         most = self._config.max_entries
         return (
             self._entries_of[account.peer] + num_entries <= share * most
             and self._entries_of[account.household] + num_entries <= of_household * most
+            and (account.peer == owner or self._told_of[account.household] + num_entries <= share * most)
         )
 
     def surplus(self, account: Source) -> list[Key]:
@@ -85,7 +93,7 @@ class Room:
         mine = sorted((one.heard_at, key) for key, one in self._estimates.items() if one.account.peer == account.peer)
         gone, num_gone = [], 0
         for _, key in mine:
-            if self.fits(account, -num_gone):
+            if self.fits(key[0], account, -num_gone):
                 break
             num_gone += len(self._estimates[key].entries)
             gone.append(key)
@@ -151,4 +159,8 @@ class Room:
         assert {name: num for name, num in self._entries_of.items() if isinstance(name, bytes)} == +by_peer
         assert {name: num for name, num in self._entries_of.items() if isinstance(name, str)} == +by_household
         assert self._suspects.keys() == {key for key, one in self._estimates.items() if one.suspect}
+        told = Counter[str]()
+        for (owner, _), one in self._estimates.items():
+            told[one.account.household] += len(one.entries) if one.account.peer != owner else 0
+        assert self._told_of == +told
         assert self._owners_of == Counter(one.account.household for one in estimates)

@@ -20,8 +20,9 @@ age of what is known of it. And where load is news of a second ago, all entry no
 more than it can take (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence luck, where the
 swarm is busy. What each term is worth is measured in docs/evaluation.md.
 
-A peer's word enters only bounded: whoever claims too much cache or too little load is found out by its own answers,
-through rho and d, and what is claimed of rates is clamped.
+A peer's word enters only bounded: a node that claims too much cache or too little load is found out by its own answers,
+through rho and d; of the rate that it claims no more is believed than was seen of it, or four times what is usual; and
+before it has a past it gets a bounded share of the prompts (``newcomers.py``).
 """
 
 import math
@@ -41,6 +42,8 @@ _MAX_SLOTS_RATIO = 2.0
 """Of a candidate's slots and the median's, both ways: all that a claim of more wins."""
 _MAX_RATE_RATIO = 16.0
 """Of what passes for the usual rate and this node's own, both ways: a laptop and a good GPU."""
+_MAX_UNSEEN = 4.0
+"""Of the usual rate: as much as is believed of a node that was not seen to be faster."""
 _MAX_CROWD = 2.0
 _MAX_LOAD = 1e6
 """Claims of more are as good; keeps costs within what the wire can tell."""
@@ -112,6 +115,11 @@ class Decision:
     def expected_s(self) -> float:
         """Until the first token, by what is told."""
         return float(self.terms.wait_s[self.place])
+
+    @property
+    def prefill_s(self) -> float:
+        """That the prompt takes there, by what is told."""
+        return float(self.terms.prefill_s[self.place])
 
     @property
     def late_s(self) -> float:
@@ -242,7 +250,8 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     if candidates.local >= 0 and known[candidates.local]:  # (the one that is surely true)
         own_rate = float(clamped[candidates.local])
         usual_rate = min(max(usual_rate, own_rate / _MAX_RATE_RATIO), own_rate * _MAX_RATE_RATIO)
-    rate_ = np.where(known, clamped, usual_rate)
+    believed = np.minimum(clamped, np.maximum(candidates.seen_rate, usual_rate * _MAX_UNSEEN))
+    rate_ = np.where(known, believed, usual_rate)
     slots = np.maximum(candidates.slots, 1.0)
     usual_slots = _ordered(slots, (len(slots) - 1) // 2)
     slots_ratio = np.minimum(np.maximum(slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)

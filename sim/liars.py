@@ -1,16 +1,16 @@
-"""Nodes that claim everything: the worst that a peer can say within the protocol.
+"""Nodes that claim everything: the worst that a peer can say within the protocol, and the least that it can do then.
 
-A liar's engine is a machine like others. But its digest tells of every prefix that anybody in the swarm stores, the
-moment it is stored, as far as a digest's budget goes; its vitals say that it is idle, has many slots and the highest
-rate that anybody believes; and its last frame claims that all of the prompt was cached. What it cannot do is to make
-the first token come as soon as that.
+A liar's digest tells of every prefix that anybody in the swarm stores, the moment it is stored, as far as a digest's
+budget goes; its vitals say that it is idle, has many slots and the highest rate that anybody believes; and its frames
+claim that all of the prompt was cached. What it does with a prompt is its ``Conduct``.
 
-All of it goes through the liar's own overlay, as events with false content. Its prompts are answered. It has no clients
-of its own: how a node treats those is its own affair.
+All of it goes through the liar's own overlay, as events with false content. It has no clients of its own: how a node
+treats those is its own affair.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from enum import StrEnum
 
 from proto.config import RoutingConfig
 from proto.events import CacheChanged
@@ -27,6 +27,36 @@ CLAIMED_VITALS = Vitals(
 )
 CLAIMED_LEAVES = 1_024
 """The newest of the swarm: more than a digest has room for, and only those are told."""
+
+
+TRICKLE_S = 25.0
+
+
+class Conduct(StrEnum):
+    """What a liar does with the prompts that it draws."""
+
+    COMPUTES = "computes"
+    """It answers them, on a machine like others: the first token comes later than claimed."""
+    GARBAGE = "garbage"
+    """It answers at once, without a model."""
+    MUTE = "mute"
+    """It says that it has begun, and nothing more."""
+    STALLS = "stalls"
+    """Two tokens at once, and nothing more."""
+    TRICKLES = "trickles"
+    """A token at once, and one more each ``TRICKLE_S``."""
+
+    def plan(self, num_tokens: int) -> list[tuple[float, int]]:
+        """(seconds, tokens sent by then) of an answer of ``num_tokens`` that it does not compute."""
+        match self:
+            case Conduct.GARBAGE:
+                return [(0.0, num_tokens)]
+            case Conduct.STALLS:
+                return [(0.0, min(2, num_tokens))]
+            case Conduct.TRICKLES:
+                return [(number * TRICKLE_S, number + 1) for number in range(num_tokens)]
+            case _:
+                return []
 
 
 class Claims:

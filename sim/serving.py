@@ -5,9 +5,9 @@ engine tells its own node's overlay what its cache holds and how loaded it is; e
 protocol. What a node serves to itself crosses no link.
 
 A stream opens in one round trip and then carries the prompt; frames keep their order. A message that the link loses is
-sent again after a round trip and ``RESEND_S``, as TCP does. Bandwidth is not modelled. The tokens between the first and
-the last travel in one frame at the end, unless ``frame_s`` says otherwise: where nothing fails, nothing that is
-measured lies between. When a node stops, those that it has decoded by then have arrived.
+sent again after a round trip and ``RESEND_S``, as TCP does. Bandwidth is not modelled. Tokens travel in a frame each
+``frame_s``: where nothing fails, nothing that is measured lies between the first and the last. When a node stops, those
+that it has decoded by then have arrived.
 
 An entry gives up a node that is silent for longer than its overlay says, as ``node/entry.py`` does.
 """
@@ -15,6 +15,7 @@ An entry gives up a node that is silent for longer than its overlay says, as ``n
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
@@ -31,7 +32,7 @@ from proto.overload import OVERLOADED
 from proto.sharing import Salt, owner_of
 from sim.engine import Engine, EngineSpec, Job, Listener, Used
 from sim.host import Host
-from sim.liars import CLAIMED_VITALS, Claims
+from sim.liars import CLAIMED_VITALS, Claims, Conduct
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
@@ -65,6 +66,8 @@ class Record:
     promised_tokens: int = 0
     """That it was chosen on."""
     num_attempts: int = 0
+    asked: set[int] = field(default_factory=set)
+    """Nodes that it was sent to."""
     resumed: int = 0
     retry_after_s: float = 0.0
     """Of a failure that may pass."""
@@ -92,8 +95,6 @@ class _Attempt:
     """The last frame."""
     heard_s: float = 0.0
     """When its entry last received one."""
-    is_first_heard: bool = False
-    """Its entry has received a token."""
     watched_s: float = 0.0
     """When its entry looks next whether it was silent for too long."""
     is_over: bool = False
@@ -107,10 +108,12 @@ class Serving:
     specs: Sequence[EngineSpec]
     liars: Sequence[int] = ()
     """Nodes that claim everything, see ``liars.py``."""
+    conduct: Conduct = Conduct.COMPUTES
+    """Of the liars."""
     host: Host | None = None
     """The machine that all engines share; None: each has its own."""
-    frame_s: float | None = None
-    """Between two frames of tokens; None: only the first one and the rest. Not with ``host``."""
+    frame_s: float = 1.0
+    """Between two frames of tokens. Real nodes send ten a second; an entry node that watches their pace needs fewer."""
     engines: list[Engine | None] = field(default_factory=list)
     """None: that node is not up, or its engine."""
     silent_until: dict[int, float] = field(default_factory=dict)
@@ -314,6 +317,7 @@ class Serving:
         job.declared_open = generate.open_tokens
         attempt = _Attempt(record, effect.attempt, server, job, effect.generate)
         record.num_attempts = effect.attempt
+        record.asked.add(server)
         record.promised_tokens = effect.decision.matched_tokens
         key = (record.request_id, effect.attempt)
         self._attempts[key] = self._coming[server][key] = attempt
@@ -332,8 +336,6 @@ class Serving:
         node, now = self.world.nodes[attempt.record.entry], self.world.now
         record, key = attempt.record, (attempt.record.request_id, attempt.number)
         if node is None or record.request_id not in self._records or record.num_attempts != attempt.number:
-            return
-        if self.frame_s is None and attempt.is_first_heard:  # (a real node would tell of each token)
             return
         due_s = attempt.heard_s + node.overlay.silence_s(*key)
         if due_s <= now:
@@ -359,11 +361,29 @@ class Serving:
             self._send(attempt.job, refusal)
             self._end(attempt)
             return
+        if attempt.server in self.liars and self.conduct is not Conduct.COMPUTES:
+            self._lie(attempt)
+            return
         wait_s = engine.submit(attempt.job, self.world.now)
         if wait_s:
             busy = Failed(code=OVERLOADED, message="busy", retryable=True, retry_after_ms=math.ceil(1000 * wait_s))
             self._send(attempt.job, busy)
             self._end(attempt)
+
+    def _lie(self, attempt: _Attempt) -> None:
+        """Answer without a model."""
+        job, now = attempt.job, self.world.now
+        self._send(job, Accepted(cached_tokens=job.num_prompt - 1, vitals=CLAIMED_VITALS))
+
+        def tell(num_tokens: int) -> None:
+            if attempt.is_over:
+                return
+            self._send_tokens(job, num_tokens)
+            if num_tokens == job.num_answer:
+                self._send_final(job)
+
+        for after_s, num_tokens in self.conduct.plan(job.num_answer):
+            self.world.call(now + after_s, partial(tell, num_tokens))
 
     def _abandon(self, record: Record, number: int) -> None:
         attempt = self._attempts.get((record.request_id, number))
@@ -418,9 +438,6 @@ class Serving:
         self._send_decoded_later(self._attempts[job.request_id, job.attempt])
 
     def _send_decoded_later(self, attempt: _Attempt) -> None:
-        if self.frame_s is None:
-            return
-
         def send() -> None:
             if not attempt.is_over:
                 self._send_tokens(attempt.job, self._num_decoded(attempt))
@@ -429,8 +446,11 @@ class Serving:
         self.world.call(self.world.now + self.frame_s, send)
 
     def _on_done(self, job: Job) -> None:
-        attempt = self._attempts[job.request_id, job.attempt]
         self._send_tokens(job, job.num_answer)
+        self._send_final(job)
+
+    def _send_final(self, job: Job) -> None:
+        attempt = self._attempts[job.request_id, job.attempt]
         engine = self.engines[attempt.server]
         assert engine is not None
         usage = Usage(
@@ -471,7 +491,6 @@ class Serving:
         node = self.world.nodes[attempt.record.entry]
         if node is not None and event.request_id in self._records:
             self.world.handle(node, event)
-            attempt.is_first_heard |= isinstance(event.frame, Tokens)
             if attempt.server != attempt.record.entry:
                 self._heard(attempt)
 
@@ -489,7 +508,11 @@ class Serving:
     def _num_decoded(self, attempt: _Attempt) -> int:
         """By now, of an answer that is not whole."""
         job = attempt.job
-        decoded = 1 + int((self.world.now - job.first_token_s) * self.specs[attempt.server].decode_rate)
+        decoding_s = self.world.now - job.first_token_s
+        if self.host is not None and job.work is not None:
+            decoding_s = (job.num_answer - 1) / self.specs[attempt.server].decode_rate
+            decoding_s -= self.host.left_s(job.work, self.world.now)
+        decoded = 1 + int(decoding_s * self.specs[attempt.server].decode_rate)
         return min(decoded, job.num_answer - 1)
 
     def _end(self, attempt: _Attempt) -> None:

@@ -24,6 +24,7 @@ from proto.routing import Policy
 from sim.ablations import ablated
 from sim.capacity import Work, capacity, mean_work
 from sim.engine import draw_spec
+from sim.liars import Conduct
 from sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
 from sim.metadata import DEGREE, MESH_DEGREE
 from sim.outcome import Outcome, Window, outcome_of
@@ -78,6 +79,10 @@ class Scenario:
     """Median session of the nodes where no requests enter; None: nobody leaves."""
     liars: float = 0.0
     """Share of nodes that claim everything, see ``liars.py``; never those where requests enter."""
+    conduct: Conduct = Conduct.COMPUTES
+    """What they do with prompts."""
+    liars_after_s: float = 0.0
+    """They join so long after the first prompts."""
     warm_s: float = 60.0
     """Before that, at half the rate unless a trace says when prompts come."""
     measured_s: float = 240.0
@@ -146,7 +151,7 @@ class SwarmRun:
         specs = [draw_spec(machines) for _ in range(scenario.num_peers)]
         # Machines and homes are drawn node by node, so the last ones are like any others.
         liars = range(scenario.num_peers - scenario.num_liars, scenario.num_peers)
-        self.serving = Serving(self.world, specs, liars)
+        self.serving = Serving(self.world, specs, liars, scenario.conduct)
         self.rate = scenario.rate
         if scenario.load is not None:
             self.rate = scenario.load * capacity(specs, _work(scenario.workload, scenario.zipf, scenario.trace, seed))
@@ -167,11 +172,14 @@ class SwarmRun:
                     self.near[cell[one]].append(cell[other])
                     self.near[cell[other]].append(cell[one])
         self.links.set_mesh(mesh)
-        for number in range(num_peers):
+        first = num_peers - self.scenario.num_liars if self.scenario.liars_after_s else num_peers
+        for number in range(first):
             node = world.start(number)
             world.call(world.now + self.rng.uniform(0.0, START_S), partial(self.serving.start, node))
-        for number in range(num_peers):
+        for number in range(first):
             self._connect(number)
+        for number in range(first, num_peers):
+            world.call(world.now + START_S + SETTLE_S + self.scenario.liars_after_s, partial(self._join, number))
         if self.scenario.churn_s is not None:
             for number in range(self.scenario.entries, num_peers):
                 self._leave_later(number, self.scenario.churn_s, is_running=True)
@@ -194,10 +202,13 @@ class SwarmRun:
         back = partial(self._come_back, number, median_s)
         self.world.call(self.world.now + self.rng.expovariate(1 / DOWN_S), back)
 
-    def _come_back(self, number: int, median_s: float) -> None:
+    def _join(self, number: int) -> None:
         node = self.world.start(number)
         self._connect(number)
         self.serving.start(node)
+
+    def _come_back(self, number: int, median_s: float) -> None:
+        self._join(number)
         self._leave_later(number, median_s)
 
     def _rtt(self) -> Matrix:

@@ -23,9 +23,9 @@ import trio
 
 from node.bench.target import FIRST_PLAIN_TOKEN, Settings
 from node.engine import ipc
+from node.engine.cells import Evicted
 from node.engine.llama import OK, BatchRow, L
 from node.engine.process import ProcessEngine, child_environment
-from node.engine.scheduler import Evicted
 from node.engine.settings import EngineSettings
 from node.engine.tier import GIB, Tier
 from node.engine.tier_store import TierStore

@@ -4,9 +4,12 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from node.engine.engine import EngineTokens, append_tokens
-from node.engine.grammar import Grammar, GrammarError
-from node.engine.llama import Llama
+from node.engine.grammar import GrammarError
+from node.engine.llama import Choosing, Llama
 from node.engine.stops import TextGate
 from proto.messages import Sampling, TokenLogprobs
 
@@ -14,14 +17,13 @@ from proto.messages import Sampling, TokenLogprobs
 class Answer:
     """The tokens of one answer from this node, from the first choice to the last item."""
 
-    def __init__(
-        self, llama: Llama, sampling: Sampling, prompt: Sequence[int], resumed: int, grammar: Grammar | None
-    ) -> None:
+    def __init__(self, llama: Llama, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
         """prompt: with its last ``resumed`` tokens, which another node gave as a part of this answer."""
         self._llama = llama
         self._num_logprobs = sampling.logprobs
         self._sampler = llama.sampler(sampling, prompt, resumed)
-        self._grammar = grammar
+        self._choosing: Choosing | None = None
+        self._logits: NDArray[np.float32] | None = None
         self._gate = TextGate([stop.encode() for stop in sampling.stop])
         if sampling.stop and resumed:
             self._gate.skip(b"".join(llama.piece(token) for token in prompt[len(prompt) - resumed :]))
@@ -36,27 +38,40 @@ class Answer:
         return self._gate.is_stopped
 
     def choose(self, output: int) -> int:
-        """The next token, from the row with this output index. ``add`` it unless it ends the answer.
-
-        Raises GrammarError when the grammar allows none, or costs too much.
-        """
-        token = self._choose(output)
+        """The next token, from the row with this output index. ``add`` it unless it ends the answer. Not with a
+        grammar."""
+        token = self._sampler.sample(output)
         if self._num_logprobs:
-            self._logprobs = (self._llama.logprobs(output, token, self._num_logprobs),)
+            self._note_logprobs(self._llama.logits(output), token)
         return token
 
-    def _choose(self, output: int) -> int:
-        if self._grammar is None:
-            return self._sampler.sample(output)
-        token = self._sampler.sample_allowed(output, self._grammar.allowed)
+    def begin(self, output: int) -> NDArray[np.int64]:
+        """The same with a grammar: which of these tokens may come next? ``go_on`` with the reply."""
+        if self._num_logprobs:
+            self._logits = self._llama.logits(output).copy()
+        self._choosing = self._sampler.choosing(output)
+        return next(self._choosing)
+
+    def go_on(self, passed: NDArray[np.bool_]) -> NDArray[np.int64] | int:
+        """The next token, or another such question. Raises GrammarError when none may come."""
+        assert self._choosing is not None
+        try:
+            return self._choosing.send(passed)
+        except StopIteration as exc:
+            token: int | None = exc.value
+        self._choosing = None
         if token is None:
             raise GrammarError("the grammar allows no token here")
-        if not self._llama.ends_generation(token):
-            self._grammar.accept(token)
+        if self._num_logprobs:
+            assert self._logits is not None
+            self._note_logprobs(self._logits, token)
         return token
 
+    def _note_logprobs(self, logits: NDArray[np.float32], token: int) -> None:
+        self._logprobs = (self._llama.logprobs(logits, token, self._num_logprobs),)
+
     def add(self, token: int) -> None:
-        """``token``, which ``choose`` gave last, belongs to the answer."""
+        """``token``, which was chosen last, belongs to the answer."""
         self._waiting.append((token, self._logprobs))
         self._gate.feed(self._llama.piece(token))
 
@@ -69,5 +84,5 @@ class Answer:
         return items
 
     def close(self) -> None:
-        """Free the sampler. The grammar is not its own."""
+        """Free the sampler."""
         self._sampler.close()

@@ -73,6 +73,9 @@ class EngineRequest:
     client: bytes = b""
     """Whose share of the engine it takes: a peer id that the transport has authenticated; empty for this node's own
     requests. Clients are served in turn by the work done for them, see ``proto.fair_queue``."""
+    household: str = ""
+    """The network that it came from, see ``proto.households``: its clients have one share together. Empty: that client
+    alone."""
     owner: Owner = Owner()  # noqa: RUF009  immutable
     """Whose cached prefixes it may reuse, and who may reuse its own."""
     open_tokens: int = 0

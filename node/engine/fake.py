@@ -81,6 +81,10 @@ class _Work:
     def client(self) -> bytes:
         return self.request.client
 
+    @property
+    def household(self) -> str:
+        return self.request.household
+
 
 class FakeEngine:
     """An ``Engine`` whose whole state is in this object. Needs no nursery: requests run in their callers' tasks."""
@@ -312,7 +316,7 @@ class FakeEngine:
                 break
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
-            self._waiting.charge_answer(work.client, 1)
+            self._waiting.charge_answer(work.client, 1, work.household)
             gate.feed(_piece(token))
             if trio.current_time() >= due_item:
                 for item in fresh(gate.take()):

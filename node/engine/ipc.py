@@ -65,14 +65,15 @@ class Submit(_Frame, frozen=True):
     due_s: float | None = None
     """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
     client: bytes = b""
-    """See ``EngineRequest``, also for the owner."""
-    tag: bytes = b""
     household: str = ""
+    """See ``EngineRequest``, both, and the owner's tag and household."""
+    tag: bytes = b""
+    owner_household: str = ""
     open_tokens: int = 0
 
     @property
     def owner(self) -> Owner:
-        return Owner(self.tag, self.household)
+        return Owner(self.tag, self.owner_household)
 
 
 class Cancel(_Frame, frozen=True):

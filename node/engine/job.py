@@ -7,6 +7,17 @@ from proto.sharing import Owner, paint
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why a request cannot be taken; the fields are those of ``EngineFailed``."""
+
+    code: str
+    message: str
+    retryable: bool
+    retry_after_s: float = 0.0
+    """When the client may come again; 0: unknown."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """The bounds that the scheduler decides within."""
 
@@ -30,16 +41,18 @@ class Limits:
         if not 0 < 2 * self.slots < self.num_sequences:
             raise ValueError("num_sequences must exceed twice the slots")
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request cannot be taken; the fields are those of ``EngineFailed``."""
-
-    code: str
-    message: str
-    retryable: bool
-    retry_after_s: float = 0.0
-    """When the client may come again; 0: unknown."""
+    def refusal(self, prompt: Sequence[int], max_tokens: int) -> Refusal | None:
+        """Why such a request cannot be served; None if it can."""
+        if not prompt:
+            return Refusal("bad_request", "the prompt has no tokens", False)
+        if not 0 <= min(prompt) <= max(prompt) < self.num_vocab:
+            return Refusal("bad_request", f"token ids must be below {self.num_vocab}", False)
+        if max_tokens < 1:
+            return Refusal("bad_request", "max_tokens must be at least 1", False)
+        if len(prompt) >= self.context_tokens:
+            text = f"the prompt has {len(prompt)} tokens, the context holds {self.context_tokens} with the answer"
+            return Refusal("too_long", text, False)
+        return None
 
 
 @dataclass(eq=False)
@@ -69,6 +82,7 @@ class Job:
     due_s: float | None = None
     """When it must be answered; None: whenever."""
     client: bytes = b""
+    household: str = ""
     """Whose share it takes, see ``proto.fair_queue``."""
     owner: Owner = Owner()  # noqa: RUF009  immutable
     """Whose prefixes it may reuse, see ``proto.sharing``."""
@@ -82,7 +96,19 @@ class Job:
     """Of them, as many as ``Sharing`` was told of."""
     charged_tokens: int = 0
     """Of its answer, charged to its client so far."""
+    charged_s: float = 0.0
+    """Until when it was charged for the cells that it holds."""
+    num_to_prefill: int = 0
+    """Its first tokens that are computed in chunks: the prompt, and once it was stopped what there is of the answer."""
+    promised: int = 0
+    """Cells that it may use, shared ones included, while it runs."""
+    num_starts: int = 0
+    """More than one: it was stopped and went on."""
+    is_choosing: bool = False
+    """Its next token depends on a grammar that has not answered yet, so it has no row."""
     admitted_s: float = 0.0
+    """When it started first, and last."""
+    started_s: float = 0.0
     first_token_s: float | None = None
 
     def path(self, count: int) -> tuple[int, ...]:
@@ -95,17 +121,17 @@ class Job:
 
     @property
     def own_cells(self) -> int:
-        """Cells it may come to hold beyond those it shares."""
-        return self.limit_tokens - self.shared_tokens
+        """Cells that it was promised beyond those it shares."""
+        return self.promised - self.shared_tokens
 
     @property
     def held_cells(self) -> int:
         """Cells it holds beyond those it shares, those of its whole prompt included."""
-        return max(self.num_computed, len(self.prompt)) - self.shared_tokens
+        return max(self.num_computed, self.num_to_prefill) - self.shared_tokens
 
     @property
     def remaining_prefill(self) -> int:
-        return max(0, len(self.prompt) - self.num_computed)
+        return max(0, self.num_to_prefill - self.num_computed)
 
     @property
     def num_generated(self) -> int:

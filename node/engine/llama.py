@@ -12,7 +12,7 @@ the template may be used from any thread at any time. ctypes releases the GIL du
 import ctypes
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ FEW_CANDIDATES = 256
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
-Allowed = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-"""Which of these tokens may come next."""
+Choosing = Generator[NDArray[np.int64], NDArray[np.bool_], int | None]
+"""Gives tokens, wants to be sent which of them may come next, and returns the one that does."""
 
 OK, NO_ROOM, ABORTED = 0, 1, 2
 """What ``decode`` returns; anything else means that the batch or the context is broken."""
@@ -487,9 +487,9 @@ class Llama:
             raise ValueError("that row has no logits")
         return np.ctypeslib.as_array(L.llama_get_logits_ith(self._context, output), (self.num_vocab,))
 
-    def logprobs(self, output: int, token: int, count: int) -> TokenLogprobs:
-        """How probable ``token`` was after the row with this output index, and the ``count`` likeliest tokens."""
-        logits = self.logits(output).astype(np.float64)
+    def logprobs(self, row: NDArray[np.float32], token: int, count: int) -> TokenLogprobs:
+        """How probable ``token`` was by a row of ``logits``, and the ``count`` likeliest tokens."""
+        logits = row.astype(np.float64)
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
         likeliest = np.argpartition(logits, -count)[-count:]
@@ -552,20 +552,20 @@ class Sampler:
         """Choose the token after the row whose output index ``decode`` gave. Raises ValueError for no output."""
         return self._llama.sample(self._chain, output)
 
-    def sample_allowed(self, output: int, allowed: Allowed) -> int | None:
-        """The same among the tokens that ``allowed`` lets pass; None when it lets none.
+    def choosing(self, output: int) -> Choosing:
+        """The same among the tokens that a grammar lets pass, step by step; None when it lets none.
 
         Asking for few tokens is much cheaper than for the vocabulary, and as good where enough of the likeliest pass:
         the chain looks no further. Penalties change which are the likeliest, so with them all are asked for.
         """
-        logits = self._llama.logits(output)
+        logits = self._llama.logits(output).copy()  # (there may be other decode calls before the grammar answers)
         if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
             few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])
-            few = few[allowed(few)]
+            few = few[(yield few)]
             if len(few) >= self._candidates_needed:
                 return self._choose_and_accept(few, logits)
         every = np.arange(len(logits))
-        passed = every[allowed(every)]
+        passed = every[(yield every)]
         return self._choose_and_accept(passed, logits) if len(passed) else None
 
     def _choose_and_accept(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:

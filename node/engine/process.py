@@ -204,9 +204,8 @@ class ProcessEngine:
         resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
         due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         try:
-            self._send(
-                ipc.Submit(key, prompt, sampling, resumed, due_s, request.client, *request.owner, request.open_tokens)
-            )
+            asked_by = request.client, request.household, *request.owner
+            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s, *asked_by, request.open_tokens))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None

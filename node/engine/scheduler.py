@@ -2,16 +2,21 @@
 
 Theory. The KV cache is one pool of ``num_cells`` cells. A cell belongs to the prefix tree (shared by any number of
 sequences) or to one running request. A request shares ``shared(r)`` tokens with the tree, holds ``held(r)`` cells
-beyond them, and may come to hold ``own(r) = limit(r) - shared(r)``. Two invariants:
+beyond them, and was promised ``own(r) = promised(r) - shared(r)``. Two invariants:
 
     promise:  pinned tokens of the tree + sum of own(r)  <=  num_cells
     fact:     all tokens of the tree    + sum of held(r) <=  num_cells
 
-The promise is made at admission, so a running request never finds the pool full: what is in its way can be evicted. The
-fact is kept by evicting at admission for the prompt, which is certain to come, and step by step for the answer, which
-is usually much shorter than it may be (``room_for_step``). When a request's tokens enter the tree, its share grows by
-what the tree then holds for it. That is true of the real cells because the worker, before it inserts a request's
-tokens, swaps the request's duplicates of cells that the tree has for the tree's (``shareable``).
+What is promised at admission is all that a request may need where that is a slot's part of the pool or less; else it is
+its prompt and a little more, and grows with the answer (``growing``). So a running request never finds the pool full:
+what is in its way can be evicted; or the promise cannot grow, and the largest holder stops (``preempt``). It also stops
+when one waits whose client holds less: see ``holdings.py``. What stops keeps what it computed in the tree, waits as the
+first of its client, and goes on where it was. A client alone may use everything.
+
+The fact is kept by evicting at admission for the prompt, which is certain to come, and step by step for the answer,
+which is usually much shorter than it may be (``room_for_step``). When a request's tokens enter the tree, its share
+grows by what the tree then holds for it. That is true of the real cells because the worker, before it inserts a
+request's tokens, swaps the request's duplicates of cells that the tree has for the tree's (``shareable``).
 
 Cells in use make every step slower, also those of idle leaves: attention walks all cells below the highest one in use.
 On one core, 6,800 idle cells of a 135M model made a prefill 1.4 times and a step of 8 rows 1.45 times as long, while a
@@ -22,7 +27,8 @@ of a running request (its prompt is published as soon as it is computed, so that
 leaf is pinned by that request.
 
 What waits starts in the order of ``proto.fair_queue``, which is fair among clients. A job whose turn it is and that
-lacks cells keeps its turn, whoever else comes or is served meanwhile, so that smaller ones do not starve it.
+lacks cells keeps its turn, whoever else comes or is served meanwhile, so that smaller ones do not starve it; but for
+those of clients that received less service and hold less than it wants to.
 
 A request that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix
 instead of computing it again, at most once.
@@ -35,31 +41,22 @@ Nothing here reads a clock or touches the model. Methods mutate the scheduler an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from node.engine.accounts import REFUSAL_SERVICE, Accounts
+from node.engine.cells import Cells, Evicted
 from node.engine.changes import ChangeLog
+from node.engine.holdings import group_of, holding, largest_of_all, level_of, share_of, victims, wanted_holding
 from node.engine.job import Job, Limits, Refusal
-from proto.fair_queue import FairQueue
+from node.engine.rows import GiveWay, Row, plan_rows
+from proto.fair_queue import SLACK, FairQueue, weighted
 from proto.radix import RadixTree, common_prefix
 from proto.sharing import PUBLIC, Owner, Sharing, match
-from proto.value import Reuse
 
-UNKNOWN_START_S = 1.0
-"""Expected between starts of an engine that has not computed anything yet."""
+GROWTH_TOKENS = 128
+"""Cells that a promise grows by: some seconds of an answer."""
 MIN_SHARED_TOKENS = 32
 """Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
-
-
-@dataclass(frozen=True)
-class Evicted:
-    """A leaf that left the tree. Its sequence still has its cells, until the worker clears it."""
-
-    seq_id: int
-    path: Sequence[int]
-    """Its tokens from the root, see ``proto.sharing.unpaint``."""
-    start: int
-    """The cells from here on were the leaf's own; the tree still has those before."""
-    reuse: Reuse
-    """How often those were used; see ``proto.value``."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +67,6 @@ class Admission:
     source: int | None
     length: int
     evicted: Sequence[Evicted]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A run of one job's tokens to decode; positions start at ``start``. ``wants_token``: sample after the last."""
-
-    job: Job
-    start: int
-    count: int
-    wants_token: bool
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.job.tokens[self.start : self.start + self.count]
 
 
 class Scheduler:
@@ -97,13 +80,14 @@ class Scheduler:
         self.changes = ChangeLog()
         self.running: list[Job] = []
         """In order of admission."""
+        self.cells = Cells(limits, self.tree, self.changes, self.running)
         self.waiting: FairQueue[Job] = FairQueue(limits.max_waiting)
         self.reach: Callable[[Job, int], int] = lambda job, length: length
         """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
+        self.accounts = Accounts(self.waiting, limits.num_cells)
+        self.give_way = GiveWay()
         self._turn: Job | None = None
         """A waiting job that lacked cells when it was its turn."""
-        self._prefill_rate = self._decode_rate = 0.0
-        self._free_ids = list(range(limits.num_sequences - 1, -1, -1))
 
     # --- arrival --------------------------------------------------------------------------------------------------
 
@@ -115,31 +99,28 @@ class Scheduler:
         now: float,
         due_s: float | None = None,
         client: bytes = b"",
+        household: str = "",
         owner: Owner = Owner(),  # noqa: B008  immutable
         declared_open: int = 0,
     ) -> Job | Refusal:
         """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``.
-        client: whose share of the queue it takes. owner: whose prefixes it may reuse.
-        declared_open: how many of its leading tokens everybody may."""
+        client, household: whose share of the queue it takes; owner: whose prefixes it may reuse. declared_open: how
+        many of its leading tokens everybody may. What is wrong with a request costs its client, too."""
         limits = self.limits
-        if not prompt:
-            return Refusal("bad_request", "the prompt has no tokens", False)
-        if not 0 <= min(prompt) <= max(prompt) < limits.num_vocab:
-            return Refusal("bad_request", f"token ids must be below {limits.num_vocab}", False)
-        if max_tokens < 1:
-            return Refusal("bad_request", "max_tokens must be at least 1", False)
-        room = limits.context_tokens - len(prompt)
-        if room < 1:
-            text = f"the prompt has {len(prompt)} tokens, the context holds {limits.context_tokens} with the answer"
-            return Refusal("too_long", text, False)
+        self.accounts.look(self.running, now)
+        refusal = limits.refusal(prompt, max_tokens)
+        if refusal is not None:
+            self.accounts.charge(client, household, REFUSAL_SERVICE)
+            return refusal
+        most = min(max_tokens, limits.context_tokens - len(prompt))
         job = Job(
-            key, tuple(prompt), min(max_tokens, room), now, tokens=list(prompt), due_s=due_s, client=client, owner=owner
+            key, tuple(prompt), most, now, list(prompt), due_s=due_s, client=client, household=household, owner=owner
         )
         job.declared_open = declared_open
-        self._charge_answers()
-        wait_s = self.waiting.join(job, now, self._first_start_s())
+        job.num_to_prefill = len(prompt)
+        wait_s = self.waiting.join(job, now, self.accounts.first_start_s(self.running))
         if wait_s:
-            num_own, num_waiting = self.waiting.num_of(client), len(self.waiting)
+            num_own, num_waiting = self.waiting.num_of(client, household), len(self.waiting)
             text = f"{num_waiting} requests are waiting already, {num_own} of them of this client"
             return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
@@ -147,61 +128,97 @@ class Scheduler:
             job.expected_cached = self.reach(job, self._match(job)[0])
         return job
 
-    def measured(self, prefill_rate: float, decode_rate: float) -> None:
-        """What the engine does, in tokens/s of all requests together; 0: not known yet."""
-        self._prefill_rate, self._decode_rate = prefill_rate, decode_rate
-
-    def _first_start_s(self) -> float:
-        """Seconds between starts as the running jobs let expect before any was seen: all that is left of them, answers
-        as long as they may become, shared by their number."""
-        if not (self.running and self._prefill_rate and self._decode_rate):
-            return UNKNOWN_START_S
-        prefill_s = sum(job.remaining_prefill for job in self.running) / self._prefill_rate
-        decode_s = sum(job.max_tokens - job.num_generated for job in self.running) / self._decode_rate
-        return (prefill_s + decode_s) / len(self.running)
-
     # --- admission ------------------------------------------------------------------------------------------------
 
     def admit(self, now: float) -> Admission | None:
-        """Start the first waiting job that can run now; call again until it returns None."""
+        """Start the first waiting job that can run now; call again until it returns None, then ask ``to_preempt``."""
+        self.accounts.look(self.running, now)
         if not self.waiting:
             return None
         admission = self._admit_next(now) if len(self.running) < self.limits.slots else None
         if admission is None:
             self.waiting.blocked(now)
         else:
-            self.waiting.start(admission.job, admission.job.remaining_prefill, now)
+            self.accounts.start(admission.job)
         return admission
 
     def _admit_next(self, now: float) -> Admission | None:
-        self._charge_answers()
+        turn = None
         for job in [self._turn, *self.waiting] if self._turn else self.waiting:
-            if self._still_waits(job):
+            if job.is_choosing or self._still_waits(job) or (turn is not None and not self._may_pass(job, turn)):
                 continue
             length, source = self._match(job)
-            if self._should_wait(job, length):
+            if turn is None and self._should_wait(job, length):
                 continue
             admission = self._start(job, source, length, now)
-            self._turn = job if admission is None else None
-            return admission
+            if admission is not None:
+                self._turn = turn if turn is not job else None
+                return admission
+            turn = turn or job
+        self._turn = turn
         return None
 
-    def _charge_answers(self) -> None:
-        """What was generated since the last look counts as service of the running jobs' clients."""
-        for job in self.running:
-            self._charge_answer(job)
+    def _may_pass(self, job: Job, turn: Job) -> bool:
+        """Whether ``job`` may start before ``turn``, whose turn it is and which lacks cells."""
+        if job is turn or (share_of(job), job.client) == (share_of(turn), turn.client):
+            return False
+        wants = wanted_holding(job, self._promise(job), self.running, self.limits, turn)
+        return wants < holding((), self.limits, self._promise(turn)) and self._lead(job, turn) >= -SLACK
 
-    def _charge_answer(self, job: Job) -> None:
-        self.waiting.charge_answer(job.client, job.num_generated - job.charged_tokens)
-        job.charged_tokens = job.num_generated
+    def _lead(self, job: Job, other: Job) -> float:
+        """How much more service the client of ``other`` received than that of ``job``, or their households."""
+        return self._received(other, job) - self._received(job, other)
+
+    def _received(self, job: Job, beside: Job) -> float:
+        """By the counter, less what was charged ahead."""
+        own = [one for one in self.running if group_of(one, beside) == group_of(job, beside)]
+        ahead = sum(one.remaining_prefill for one in own)
+        counter = self.waiting.counter(job.client, job.household, level_of(job, beside))
+        return counter - weighted(job.client, ahead)
+
+    def to_preempt(self, now: float) -> Sequence[Job]:
+        """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``. Changes the
+        turn only."""
+        if not self.waiting or not self.running:
+            return ()
+        self.accounts.look(self.running, now)
+        free = self.cells.num_unpromised()
+        tried = set[tuple[object, bytes]]()
+        for job in self.waiting:
+            client = share_of(job), job.client
+            if job.is_choosing or client in tried or self._still_waits(job):
+                continue
+            tried.add(client)
+            stop = victims(job, self._promise(job), free, self.running, self.limits, partial(self._lead, job), now)
+            if stop:
+                self._turn = job
+                return stop
+        return ()
+
+    def preempt(self, job: Job, now: float) -> list[int]:
+        """A running job waits again, as the first of its client, and goes on later. Returns the sequences to clear."""
+        self._settle(job, now)
+        job.expected_cached = job.num_computed if self.limits.reuse else 0
+        self.accounts.stop(job, is_next=False)
+        cleared = self._leave(job, now)
+        job.num_computed = 0
+        return cleared
+
+    def _promise(self, job: Job) -> int:
+        """Cells that a job is promised when it starts."""
+        limits = self.limits
+        return min(job.limit_tokens, max(limits.num_cells // limits.slots, len(job.tokens) + GROWTH_TOKENS))
 
     def _match(self, job: Job) -> tuple[int, int | None]:
-        """The longest prefix that a job which does not run may reuse; the last prompt token is always computed, for its
+        """The longest prefix that a job which does not run may reuse; the last token is always computed, for its
         logits. Decides about the job's place in the tree: ``num_open``."""
         if not (self.limits.reuse and job.may_share):
             job.num_open = 0
             return 0, None
-        length, leaf, job.num_open = match(self.tree, job.owner, job.prompt[:-1], self.open_tokens(job))
+        # A job that was stopped has its tokens where they were.
+        places = {self.open_tokens(job), job.num_open} if job.num_starts else {self.open_tokens(job)}
+        found = [match(self.tree, job.owner, job.tokens[:-1], place) for place in sorted(places)]
+        length, leaf, job.num_open = max(found, key=lambda one: one[0])
         return length, leaf
 
     def open_tokens(self, job: Job) -> int:
@@ -233,126 +250,96 @@ class Scheduler:
 
     def _start(self, job: Job, source: int | None, length: int, now: float) -> Admission | None:
         """Reserve an id and cells for ``job``, evicting as needed. None when the running jobs leave too little."""
-        pinned = source
+        pinned, promised = source, self._promise(job)
         if pinned is not None:
             self.tree.pin(pinned)
-        if not self._can_free(job.limit_tokens - length):
+        if not self.cells.can_free(promised - length):
             # The leaf it shares may be what fills the cache. Then take over its prefix and let the leaf go.
             if pinned is not None:
                 self.tree.unpin(pinned)
                 pinned = None
-            if not self._can_free(job.limit_tokens):
+            if not self.cells.can_free(promised):
                 return None
         job.shared_tokens = length if pinned is not None else 0
-        job.num_computed = length
-        evicted = self._evict_all() if self.limits.demote_idle else []
-        evicted += self._make_room(job.held_cells)
-        job.seq_id = self._free_ids.pop()
-        job.pinned, job.admitted_s, job.cached_tokens = pinned, now, length
+        job.num_computed, job.num_to_prefill, job.promised = length, len(job.tokens), promised
+        evicted = self.cells.evict_all() if self.limits.demote_idle else []
+        evicted += self.cells.make_room(job.held_cells)
+        job.seq_id = self.cells.free_ids.pop()
+        job.pinned = pinned
+        job.num_starts, job.started_s = job.num_starts + 1, now
+        if job.num_starts == 1:
+            job.admitted_s, job.cached_tokens = now, length
         self.running.append(job)
         return Admission(job, source, length, evicted)
 
-    def _reserved(self) -> int:
-        return sum(job.own_cells for job in self.running)
-
-    def _can_free(self, num_cells: int) -> bool:
-        """Whether evicting every unpinned leaf leaves ``num_cells`` cells and a sequence id."""
-        has_id = bool(self._free_ids) or self.tree.least_valuable() is not None
-        return has_id and self.limits.num_cells - self._reserved() - self.tree.pinned_tokens() >= num_cells
-
-    def _free_cells(self) -> int:
-        return self.limits.num_cells - self.tree.num_tokens - sum(job.held_cells for job in self.running)
-
-    def _make_room(self, num_cells: int) -> list[Evicted]:
-        """Evict until ``num_cells`` cells and an id are free; returns what to clear."""
-        evicted: list[Evicted] = []
-        while not self._free_ids or self._free_cells() < num_cells:
-            leaf = self.evict_one()
-            assert leaf is not None, "checked by _can_free"
-            evicted.append(leaf)
-        return evicted
-
-    def _evict_all(self) -> list[Evicted]:
-        """Evict every unpinned leaf; returns what to clear."""
-        evicted: list[Evicted] = []
-        while (leaf := self.evict_one()) is not None:
-            evicted.append(leaf)
-        return evicted
-
-    def evict_one(self) -> Evicted | None:
-        """Evict the least valuable unpinned leaf; returns what to clear, None when there is none."""
-        seq_id = self.tree.least_valuable()
-        if seq_id is None:
-            return None
-        path, reuse = self.tree.tokens_of(seq_id), self.tree.reuse(seq_id)
-        num_own = self.tree.remove(seq_id)
-        self.changes.evict(seq_id)
-        self._free_ids.append(seq_id)
-        return Evicted(seq_id, path, len(path) - num_own, reuse)
-
     def restored(self, job: Job, length: int) -> None:
         """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
-        assert job.num_computed <= length < len(job.prompt)
-        self.waiting.charge(job.client, job.num_computed - length)
-        job.cached_tokens = job.num_computed = length
+        assert job.num_computed <= length < job.num_to_prefill
+        self.accounts.charge(job.client, job.household, job.num_computed - length)
+        if job.num_starts == 1:
+            job.cached_tokens = length
+        job.num_computed = length
 
     def forget_match(self, job: Job) -> list[int]:
         """The prefix could not be copied after all: the job is its client's next again, to compute all of it."""
         assert job.seq_id is not None
-        self.waiting.put_back(job, job.remaining_prefill)
+        self.accounts.stop(job, is_next=True)
         self._turn = job
         self._pin(job, None, 0)
         self.running.remove(job)
-        job.cached_tokens = job.num_computed = 0
+        job.num_starts -= 1
+        job.cached_tokens, job.num_computed = job.cached_tokens if job.num_starts else 0, 0
         job.expected_cached, job.may_share = 0, False
         cleared, job.seq_id = job.seq_id, None
-        self._free_ids.append(cleared)
+        self.cells.free_ids.append(cleared)
         return [cleared]
 
     def abandon(self) -> list[Job]:
         """Forget the whole cache and every running job, which is returned: nothing in the cells can be trusted."""
-        self._charge_answers()
-        abandoned, self.running = self.running, []
+        self.accounts.charge_running(self.running)
+        abandoned = list(self.running)
+        self.running.clear()
         for job in abandoned:
             job.seq_id = job.pinned = None
         self.tree.clear()
         self.changes.reset()
-        self._free_ids = list(range(self.limits.num_sequences - 1, -1, -1))
+        self.cells.reset()
         return abandoned
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
+    def outgrown(self) -> Job | None:
+        """A running job that must stop before the next step, because the answers need more cells than there are:
+        ``preempt`` it and ask again. None: each has the cells for its next token."""
+        for job in self.running:
+            lacking = len(job.tokens) - job.promised
+            if lacking > 0:
+                room = self.cells.num_unpromised()
+                if room < lacking:
+                    return largest_of_all(self.running, self.limits)
+                job.promised = min(job.promised + min(room, GROWTH_TOKENS), job.limit_tokens)
+        return None
+
     def room_for_step(self) -> list[Evicted]:
-        """Evict what is in the way of the next step's generated tokens; returns what to save and clear before it."""
+        """Evict what is in the way of the next step's generated tokens; returns what to save and clear before it. Call
+        when ``outgrown`` has nothing."""
         evicted: list[Evicted] = []
-        while self._free_cells() < sum(1 for job in self.running if not job.remaining_prefill):
-            leaf = self.evict_one()
-            assert leaf is not None, "promised at admission"
+        while self.cells.num_free() < sum(1 for job in self.running if not job.remaining_prefill):
+            leaf = self.cells.evict_one()
+            assert leaf is not None, "promised"
             evicted.append(leaf)
         return evicted
 
-    def plan(self, prefill_tokens: int) -> list[Row]:
-        """The rows of the next decode call: one per decoding job, then prefill chunks of ``prefill_tokens`` in all.
+    def able(self) -> list[Job]:
+        """The running jobs that have a row in the next decode call, in order of admission."""
+        jobs = [job for job in self.running if not job.is_choosing]
+        recent = {job: self.accounts.recent(share_of(job)) for job in jobs}
+        out = self.give_way.sitting_out(jobs, recent)
+        return [job for job in jobs if job not in out]
 
-        Half of the prefill goes to the job admitted first, so that none starves; the rest goes to the jobs with the
-        least left, so that a short prompt does not wait for a long one.
-        """
-        rows = [Row(job, job.num_computed, 1, True) for job in self.running if not job.remaining_prefill]
-        prefilling = [job for job in self.running if job.remaining_prefill]
-        budget = min(prefill_tokens, self.limits.batch_tokens - len(rows))
-        counts = dict.fromkeys(prefilling, 0)
-        if prefilling:
-            first = prefilling[0]
-            counts[first] = min(first.remaining_prefill, (budget + 1) // 2)
-            budget -= counts[first]
-        for job in sorted(prefilling, key=lambda job: job.remaining_prefill):
-            extra = min(job.remaining_prefill - counts[job], budget)
-            counts[job] += extra
-            budget -= extra
-        for job, count in counts.items():
-            if count:
-                rows.append(Row(job, job.num_computed, count, count == job.remaining_prefill))
-        return rows
+    def plan(self, prefill_tokens: int) -> list[Row]:
+        """The rows of the next decode call; see ``rows.py``."""
+        return plan_rows(self.able(), prefill_tokens, self.limits.batch_tokens)
 
     def publishable(self) -> list[Job]:
         """Jobs whose computed prompt tokens should enter the tree now: all are there, or another job waits for them."""
@@ -417,12 +404,19 @@ class Scheduler:
         if covered < count or leaf is None or self.tree.pins(leaf):
             return True
         tail = len(self.tree.tokens_of(leaf)) - covered
-        return self.tree.pinned_tokens() + self._reserved() + tail <= self.limits.num_cells
+        return tail <= self.cells.num_unpromised()
 
     def finish(self, job: Job, now: float) -> list[int]:
         """End a running job and cache what it computed. Returns the sequences to clear."""
+        self._settle(job, now)
+        return self._leave(job, now)
+
+    def _settle(self, job: Job, now: float) -> None:
+        self.accounts.now = max(self.accounts.now, now)
+        self.accounts.charge_running([job])
+
+    def _leave(self, job: Job, now: float) -> list[int]:
         assert job.seq_id is not None
-        self._charge_answer(job)
         self.running.remove(job)
         cleared: list[int] = []
         if self.limits.reuse and job.num_computed:
@@ -431,7 +425,7 @@ class Scheduler:
         self._pin(job, None, 0)
         if job.seq_id not in self.tree:
             cleared.append(job.seq_id)
-            self._free_ids.append(job.seq_id)
+            self.cells.free_ids.append(job.seq_id)
         job.seq_id = None
         return cleared
 
@@ -454,7 +448,7 @@ class Scheduler:
         self.changes.store(job.seq_id, path)
         in_use = {other.seq_id for other in self.running}
         cleared = [seq_id for seq_id in redundant if seq_id not in in_use]
-        self._free_ids.extend(cleared)
+        self.cells.free_ids.extend(cleared)
         for other in self.running:
             if other.pinned in redundant:
                 other.pinned = job.seq_id  # The tree moved the pin along.
@@ -485,7 +479,7 @@ class Scheduler:
 
     def queued_tokens(self) -> int:
         """Prompt tokens taken but not computed yet, less what waiting jobs will probably find in the tree."""
-        waiting = sum(len(job.prompt) - job.expected_cached for job in self.waiting)
+        waiting = sum(max(len(job.tokens) - job.expected_cached, 1) for job in self.waiting)
         return sum(job.remaining_prefill for job in self.running) + waiting
 
     def check_invariants(self) -> None:
@@ -493,21 +487,4 @@ class Scheduler:
         self.tree.check_invariants()
         self.waiting.check_invariants()
         assert self._turn is None or self._turn in self.waiting
-        promised = self.tree.pinned_tokens() + self._reserved()
-        assert promised <= self.limits.num_cells, "more cells promised than there are"
-        assert self._free_cells() >= 0, "more cells held than there are"
-        active = [job.seq_id for job in self.running]
-        held = set(active) | set(self.tree.seq_ids())
-        assert None not in held and len(set(active)) == len(active), "running jobs share an id"
-        assert len(set(self._free_ids)) == len(self._free_ids) and not held & set(self._free_ids), "a free id is in use"
-        assert len(held) + len(self._free_ids) == self.limits.num_sequences, "an id was lost"
-        pins: dict[int, int] = {}
-        for job in self.running:
-            assert 0 <= job.num_computed <= len(job.tokens) <= job.limit_tokens, "a job outgrew its reservation"
-            if job.pinned is not None:
-                pins[job.pinned] = pins.get(job.pinned, 0) + 1
-                covered = self.tree.match(job.path(len(job.tokens)))[0]
-                assert job.shared_tokens <= covered, "a job shares what the tree does not hold"
-        for seq_id in self.tree.seq_ids():
-            assert self.tree.pins(seq_id) == pins.get(seq_id, 0), f"pins of leaf {seq_id}"
-            assert seq_id not in active or self.tree.pins(seq_id), "a running job's leaf is not pinned"
+        self.cells.check_invariants()

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from blake3 import blake3
 
+from node.engine.cells import Evicted
 from node.engine.changes import ChangeLog
 from node.engine.engine import FIRST_EDGE_ID
 from node.engine.llama import BROKEN, RESTORED, Llama
-from node.engine.scheduler import Evicted
 from node.engine.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, runs
 from node.engine.tier_files import EdgeFiles
 from proto.blocks import pack_tokens

@@ -51,6 +51,7 @@ class EventQueue:
 
     async def read(self) -> AsyncIterator[NetworkEvent]:
         while True:
+            await trio.lowlevel.checkpoint()  # (a queue full of digests must not hold up everything else)
             while not self._events:
                 if self._closed:
                     return

@@ -165,7 +165,8 @@ async def test_a_node_that_begins_and_falls_silent_is_given_up_by_its_own_rates(
         two.network.serve(GENERATE, fall_silent)
         began = trio.current_time()
         frames = await frames_of(one, an_ask(LONG, max_tokens=12))
-        assert 5 < trio.current_time() - began < 10, "of virtual time; 120 s for a node that tells no rates"
+        took_s = trio.current_time() - began
+        assert (2 if num_tokens else 5) < took_s < 10, "of virtual time; 120 s for a node that tells no rates"
     answered = frames[-1]
     assert isinstance(frames[0], Route) and frames[0].chosen == two.peer
     assert isinstance(answered, Answered) and answered.served_by == one.peer

@@ -105,7 +105,7 @@ async def test_the_node_that_a_prompt_was_passed_on_to_vanishes(autojump_clock: 
 
 async def until_the_end(ask: Ask, open_entry: OpenEntry, on_frame: Callable[[], None]) -> list[EntryFrame]:
     frames: list[EntryFrame] = []
-    with trio.fail_after(300):
+    with trio.fail_after(2_000):
         async with aclosing(rejoining(AnswerSoFar(ask), open_entry, math.inf)) as stream:
             async for frame in stream:
                 frames.append(frame)
@@ -205,6 +205,29 @@ async def test_an_entry_node_that_says_more_than_tokens_have_is_not_listened_to(
         members[0].network.serve(ASK, flood)
         frames = await until_the_end(an_ask("x", 40), client.enter, lambda: None)
     assert isinstance(frames[-1], Failed) and "more text than" in frames[-1].message and len(frames) <= 3
+
+
+@pytest.mark.parametrize("tells", [STILL_THERE, None], ids=["still there", "nothing"])
+async def test_an_entry_node_that_goes_on_with_nothing_is_left(
+    autojump_clock: trio.testing.MockClock, tells: Text | None
+) -> None:
+    async def stall(stream: MessageStream) -> None:
+        ask = await stream.receive()
+        assert isinstance(ask, Ask)
+        await stream.send(Route(chosen=b"me", reason="", prompt_tokens=1, candidates=(), namespace=namespace))
+        await stream.send(Text(text=whole[:2], tokens=pack_tokens(list(whole[:2].encode()))))
+        while tells:
+            await trio.sleep(KEEP_ALIVE_S)
+            await stream.send(tells)
+        await trio.sleep_forever()
+
+    async with a_client(2) as (_, members, client):
+        whole = text_of(await frames_of(members[1], an_ask("x", 8)))
+        namespace = members[1].engine.info.namespace
+        members[0].network.serve(ASK, stall)
+        frames = await until_the_end(an_ask("x", 8), client.enter, lambda: None)
+    assert isinstance(frames[-1], Answered) and text_of(frames) == whole
+    assert client.entered == [member.peer for member in members]
 
 
 def test_the_tokens_so_far_are_bounded_and_whole() -> None:

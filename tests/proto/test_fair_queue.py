@@ -21,6 +21,7 @@ SLACK = 300.0
 class Item:
     client: bytes
     tokens: int = 100
+    household: str = ""
 
 
 def filled(*clients: bytes, places: int = 64, slack: float = 0.0) -> FairQueue[Item]:

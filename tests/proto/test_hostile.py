@@ -112,9 +112,9 @@ def test_all_owners_together_hold_a_bounded_number_of_entries() -> None:
         assert take(estimates, owner, count=10) is Outcome.APPLIED
     assert take(estimates, 20, count=11) is Outcome.STALE, "all others hold less than this one would"
     estimates.reinstate(PEER, EPOCH_START)
-    assert take(estimates, 1, count=25) is Outcome.APPLIED
-    assert len(estimates.entries(PEER, NAMESPACE)) == 25
-    assert sum(estimates.state(peer_id(owner), NAMESPACE) is not None for owner in range(10, 20)) == 7
+    assert take(estimates, 1, count=18) is Outcome.APPLIED
+    assert len(estimates.entries(PEER, NAMESPACE)) == 18
+    assert sum(estimates.state(peer_id(owner), NAMESPACE) is not None for owner in range(10, 20)) == 8
 
 
 def test_a_refused_set_leaves_no_empty_estimate_behind() -> None:

@@ -255,7 +255,7 @@ class Room(RuleBasedStateMachine):
             kept[one.account.peer] += len(one.entries)
             kept[one.account.household] += len(one.entries)
         assert kept[b"stranger"] <= 3 and kept[b"child"] <= 3, "a sixteenth"
-        assert max(kept[b"node"], kept[b"neighbour"], kept["8.8.8.0/24"]) <= 12, "a quarter"
+        assert max(kept[b"node"], kept[b"neighbour"], kept["8.8.8.0/24"], kept["local 192.168.0.9"]) <= 9
 
 
 TestRoom = pytest.mark.properties(Room.TestCase)

@@ -146,7 +146,7 @@ def fill(world: Listening, stranger: bytes, first: int, num_owners: int = 16, co
         world.handle(ME, Received(stranger, snapshot(head, entries)))
 
 
-@pytest.mark.parametrize(("says_hello", "share"), [(False, 1 / 16), (True, 1 / 4)])
+@pytest.mark.parametrize(("says_hello", "share"), [(False, 1 / 16), (True, 3 / 16)])
 def test_a_stranger_fills_a_small_share_of_the_index_and_honest_owners_have_room(
     says_hello: bool, share: float
 ) -> None:
@@ -177,12 +177,12 @@ def test_keys_of_one_network_share_its_room_and_fill_only_their_own() -> None:
     for place, stranger in enumerate(STRANGERS):
         world.meet(stranger, says_hello=True, address=f"/ip4/8.8.8.{place}/tcp/1")
         fill(world, stranger, place * 100)
-    assert estimates.num_entries <= 800
+    assert estimates.num_entries <= 600
     for place, stranger in enumerate(STRANGERS):  # (now of five networks: they fill all there is)
         world.handle(ME, Disconnected(stranger))
         world.meet(stranger, says_hello=True, address=f"/ip4/8.8.{place + 9}.1/tcp/1")
         fill(world, stranger, 1_000 + place * 100)
-    assert estimates.num_entries == 3_200
+    assert estimates.num_entries >= 3_000
     world.store(PEER, 1, [1] * STRIDE * 300)
     world.advance(20.0)
     assert len(estimates.entries(PEER, NAMESPACE)) == 300

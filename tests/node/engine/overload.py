@@ -7,7 +7,7 @@ running it again with that client's arrivals replaced.
 import heapq
 import itertools
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from node.engine.job import Job, Limits
@@ -84,7 +84,7 @@ def run(
         num_cells=CELLS, context_tokens=4_096, num_vocab=2**31, slots=SLOTS, max_waiting=MAX_WAITING, reuse=False
     )
     sched, result, numbers = Scheduler(limits), Run(), itertools.count()
-    sched.measured(PREFILL_RATE, DECODE_RATE)
+    sched.accounts.measured(PREFILL_RATE, DECODE_RATE)
     asked: dict[int, Arrival] = {}
     coming = [(one.at, next(numbers), one) for one in arrivals]
     if knock is not None:
@@ -115,8 +115,8 @@ def run(
             arrive(heapq.heappop(coming)[2])
         if result.let_in_s is not None:
             break
-        while (admission := sched.admit(now)) is not None:
-            result.waits_s.setdefault(admission.job.client, []).append(now - admission.job.arrived_s)
+        for job in _start(sched, now):
+            result.waits_s.setdefault(job.client, []).append(now - job.arrived_s)
         if not sched.running:
             now = coming[0][0] if coming else until
             continue
@@ -128,12 +128,28 @@ def run(
     return result
 
 
+def _start(sched: Scheduler, now: float) -> Iterator[Job]:
+    """What starts for the first time."""
+    while True:
+        while (admission := sched.admit(now)) is not None:
+            if admission.job.num_starts == 1:
+                yield admission.job
+        stopping = sched.to_preempt(now)
+        if not stopping:
+            return
+        for job in stopping:
+            sched.preempt(job, now)
+
+
 def _step(sched: Scheduler, asked: dict[int, Arrival], service: dict[bytes, float], now: float) -> float:
     """One decode call, and the seconds it takes."""
+    while (outgrown := sched.outgrown()) is not None:
+        sched.preempt(outgrown, now)
     rows = sched.plan(STEP_TOKENS)
     num_decode = sum(1 for row in rows if not row.job.remaining_prefill)
     num_prefill = sum(row.count for row in rows) - num_decode
     seconds = num_decode / DECODE_RATE + num_prefill / PREFILL_RATE
+    sched.give_way.computed(rows, seconds)
     for row in rows:
         job = row.job
         received = row.count if job.remaining_prefill else 0.0

@@ -69,7 +69,7 @@ def test_clients_that_always_wait_are_served_alike_whatever_they_ask(seed: int) 
 def test_the_first_refusal_of_all_goes_by_what_is_left_of_the_running_jobs() -> None:
     limits = Limits(num_cells=10_000, context_tokens=5_000, num_vocab=10, slots=2, max_waiting=2)
     sched = Scheduler(limits)
-    sched.measured(prefill_rate=100.0, decode_rate=10.0)
+    sched.accounts.measured(prefill_rate=100.0, decode_rate=10.0)
     for key in range(2):
         assert isinstance(sched.submit(key, [key] * 1_000, 50, 0.0, client=b"%d" % key), Job)
     while sched.admit(0.0):

@@ -32,6 +32,8 @@ def submit(sched: Scheduler, key: int, prompt: list[int], max_tokens: int = 4, c
 
 def compute(sched: Scheduler, budget: int = 64, token: int = 1, now: float = 1.0) -> None:
     """One step of a model that always chooses ``token``."""
+    while (job := sched.outgrown()) is not None:
+        sched.preempt(job, now)
     sched.room_for_step()
     for row in sched.plan(budget):
         row.job.num_computed += row.count
@@ -50,6 +52,20 @@ def admit_all(sched: Scheduler, now: float = 0.0) -> list[Admission]:
         admissions.append(admission)
         sched.check_invariants()
     return admissions
+
+
+def make_way(sched: Scheduler, now: float = 0.0) -> tuple[list[int], list[int]]:
+    """Keys of what stops, and of what starts then."""
+    stopped, started = [], [one.job.key for one in admit_all(sched, now)]
+    while jobs := sched.to_preempt(now):
+        for job in jobs:
+            sched.preempt(job, now)
+            sched.check_invariants()
+            stopped.append(job.key)
+        admissions = admit_all(sched, now)
+        assert admissions, "stopped in vain"
+        started += [one.job.key for one in admissions]
+    return stopped, started
 
 
 def run_to_end(sched: Scheduler, now: float = 1.0) -> None:
@@ -86,12 +102,13 @@ def test_jobs_expire_wherever_they_are() -> None:
 
 def test_the_queue_is_bounded_and_max_tokens_is_cut_to_the_context() -> None:
     sched = scheduler(max_waiting=2)
-    assert submit(sched, 1, [1] * 90, 1_000).max_tokens == 10
-    refusal = sched.submit(2, [1], 1, 0.0)
+    assert submit(sched, 1, [1] * 90, 1_000, client=b"one").max_tokens == 10
+    refusal = sched.submit(2, [1], 1, 0.0, client=b"one")
     assert isinstance(refusal, Refusal) and refusal.code == "overloaded" and refusal.retryable
     assert refusal.retry_after_s > 0
     submit(sched, 3, [1], client=b"other")
     assert isinstance(sched.submit(4, [1], 1, 0.0, client=b"third"), Refusal)
+    submit(sched, 5, [1])
 
 
 def test_a_second_turn_reuses_the_first_with_its_answer() -> None:
@@ -185,7 +202,7 @@ def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
         submit(sched, key, [first] * 29, 1)
         run_to_end(sched, now=float(key))
     assert {plain(sched.tree.tokens_of(seq_id))[0] for seq_id in sched.tree.seq_ids()} == {2, 4, 5}
-    while (leaf := sched.evict_one()) is not None:
+    while (leaf := sched.cells.evict_one()) is not None:
         assert (leaf.reuse.uses > 0) == (plain(leaf.path)[0] == 2)
 
 
@@ -314,7 +331,8 @@ def test_rates() -> None:
     assert prefill_budget(0, 0, 2048, can_abort=False) == 64
 
 
-CLIENTS = (b"", b"one", b"two", b"three")
+CLIENTS = {b"": "", b"one": "", b"two": "10.0.0.0/24", b"three": "10.0.0.0/24"}
+"""And their households."""
 
 
 class SmallBlocks(Sharing):
@@ -351,8 +369,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.key = 0
         self.now = 0.0
         self.mirror: dict[int, tuple[int, ...]] = {}
-        self.comes_at: dict[bytes, tuple[float, float]] = {}
-        """When clients were refused first and when they were told to come again."""
+        self.comes_at: dict[bytes | str, tuple[float, float]] = {}
+        """When households were refused first and when they were told to come again."""
 
     @initialize(demote_idle=st.booleans())
     def start(self, demote_idle: bool) -> None:
@@ -375,30 +393,37 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         prompt=st.lists(st.integers(0, 2), min_size=1, max_size=38),
         max_tokens=st.integers(1, 9),
-        client=st.sampled_from(CLIENTS),
+        client=st.sampled_from(list(CLIENTS)),
         owner=st.sampled_from(OWNERS),
     )
     def submit(self, prompt: list[int], max_tokens: int, client: bytes, owner: Owner = OWNERS[0]) -> None:
         self.key += 1
-        num_own, num_waiting = self.sched.waiting.num_of(client), len(self.sched.waiting)
-        was_told = client in self.comes_at and self.now >= self.comes_at[client][1]
-        outcome = self.sched.submit(self.key, prompt, max_tokens, self.now, client=client, owner=owner)
+        num_own, num_waiting = self.num_waiting(client)
+        share = CLIENTS[client] or client
+        was_told = share in self.comes_at and self.now >= self.comes_at[share][1]
+        outcome = self.sched.submit(self.key, prompt, max_tokens, self.now, None, client, CLIENTS[client], owner)
         if isinstance(outcome, Refusal):
             assert outcome.code == "overloaded" and 0 < outcome.retry_after_s <= MAX_RETRY_S
             assert num_waiting, "an engine at which nobody waits refuses nobody"
             at = self.now + outcome.retry_after_s
-            if client not in self.comes_at or abs(self.comes_at[client][1] - at) > 1e-6:  # (the last word counts)
-                self.comes_at[client] = (self.now, at)
+            if share not in self.comes_at or abs(self.comes_at[share][1] - at) > 1e-6:  # (the last word counts)
+                self.comes_at[share] = (self.now, at)
         else:
             # Whoever waits as told may be over its share by one each time: an engine that stalls keeps its word, too.
             assert num_waiting < 12 and (num_own <= 5 or was_told)
-            self.comes_at.pop(client, None)
+            self.comes_at.pop(share, None)
+
+    def num_waiting(self, client: bytes) -> tuple[int, int]:
+        """Of its household, and in all that share places with it."""
+        rivals = [job for job in self.sched.waiting if bool(job.client) == bool(client)]
+        share = CLIENTS[client] or client
+        return sum((job.household or job.client) == share for job in rivals), len(rivals)
 
     @rule(
         prefix=st.integers(0, 1),
         length=st.integers(33, 37),
         last=st.integers(0, 2),
-        client=st.sampled_from(CLIENTS),
+        client=st.sampled_from(list(CLIENTS)),
         owner=st.sampled_from(OWNERS),
     )
     def submit_similar(self, prefix: int, length: int, last: int, client: bytes, owner: Owner) -> None:
@@ -408,17 +433,28 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def come_again(self, data: st.DataObject) -> None:
         """Who comes when it was told finds a place, unless there is none at all."""
-        client = data.draw(st.sampled_from(sorted(self.comes_at)))
-        refused_at, at = self.comes_at[client]
+        share = data.draw(st.sampled_from(sorted(self.comes_at, key=str)))
+        client = next(client for client in CLIENTS if (CLIENTS[client] or client) == share)
+        refused_at, at = self.comes_at[share]
         self.now = max(self.now, at)
-        has_place, is_late = len(self.sched.waiting) < 12, self.now - at > 0.9 * (at - refused_at)
+        has_place, is_late = self.num_waiting(client)[1] < 12, self.now - at > 0.9 * (at - refused_at)
         self.submit([1], 1, client)
-        assert is_late or has_place == (client not in self.comes_at)
+        assert is_late or has_place == (share not in self.comes_at)
 
     @precondition(lambda self: self.sched.waiting)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         self.sched.withdraw(data.draw(st.sampled_from(list(self.sched.waiting))))
+
+    @rule()
+    def preempt(self) -> None:
+        self.now += 1
+        for job in self.sched.to_preempt(self.now):
+            self.stop(job)
+
+    def stop(self, job: Job) -> None:
+        self.share(job)
+        self.clear(self.sched.preempt(job, self.now))
 
     @rule()
     def admit(self) -> None:
@@ -437,9 +473,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(budget=st.integers(1, 16), data=st.data())
     def step(self, budget: int, data: st.DataObject) -> None:
         self.now += 1
+        while (job := self.sched.outgrown()) is not None:
+            self.stop(job)
         self.clear([leaf.seq_id for leaf in self.sched.room_for_step()])
         rows = self.sched.plan(budget)
-        assert rows and sum(row.count for row in rows) <= 16
+        self.sched.give_way.computed(rows, 0.01 * len(rows))
+        assert (rows or not self.sched.running) and sum(row.count for row in rows) <= 16
         for row in rows:
             for token in row.tokens:
                 assert row.job.seq_id is not None

@@ -165,10 +165,10 @@ def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tm
         # The end goes: what is left is told instead.
         (last,) = [edge for edge in tiers.store.tier if edge.packed == pack_tokens(longer)]
         tiers.store._discard(last)
-        tiers.rig.loop._say_cache()
+        tiers.rig.loop._reports.cache()
         assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer[:64]]
     with opened(tmp_path) as again:
-        again.rig.loop._say_cache()
+        again.rig.loop._reports.cache()
         assert {tokens for tokens in told(again) if tokens[0] == 0} == {longer[:64]}
 
 
