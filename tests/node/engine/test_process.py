@@ -29,6 +29,7 @@ from node.engine.settings import EngineSettings
 from proto.errors import LocalError
 from proto.messages import ChatMessage, Sampling
 from proto.radix import RadixTree
+from proto.sharing import plain
 
 LIMIT_S = 180
 """On a whole test: beside other work a minute was too little."""
@@ -176,12 +177,12 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
         assert not change.reset
         for seq_id in change.evicted:
             tree.remove(seq_id)
-        cells = [(seq_id, tokens) for seq_id, tokens in change.stored if seq_id < FIRST_EDGE_ID]
+        cells = [(seq_id, path) for seq_id, path in change.stored if seq_id < FIRST_EDGE_ID]
         # What left the cells is still advertised, from memory.
-        saved = [tokens for seq_id, tokens in change.stored if seq_id >= FIRST_EDGE_ID]
-        assert any(list(tokens[: len(prompts[0])]) == prompts[0] for tokens in saved)
-        for seq_id, tokens in cells:
-            assert tree.insert(tokens, seq_id, 0.0) == []
+        saved = [plain(path) for seq_id, path in change.stored if seq_id >= FIRST_EDGE_ID]
+        assert any(tokens[: len(prompts[0])] == prompts[0] for tokens in saved)
+        for seq_id, path in cells:
+            assert tree.insert(plain(path), seq_id, 0.0) == []
         assert tree.match([202] * 400)[0] == 400 and tree.match(prompts[0])[0] < len(prompts[0])
         assert tree.num_tokens <= 1024
         assert running.num_restarts == 0
