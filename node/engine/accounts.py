@@ -5,7 +5,7 @@
 | a token of a prompt, computed | 1 |
 | a token of an answer | ``ANSWER_WEIGHT`` |
 | the whole KV cache, held for a second | ``CELLS_SHARE`` of what the engine prefills in a second |
-| a second of a grammar's CPU time | what the engine prefills in a second |
+| a second of CPU time of a grammar, or of reading a text | what the engine prefills in a second |
 | a grammar, to be compiled | ``COMPILE_SERVICE`` |
 | a request refused for what is in it | ``REFUSAL_SERVICE`` |
 

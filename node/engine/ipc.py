@@ -87,6 +87,9 @@ class Render(_Frame, frozen=True):
     messages: list[tuple[str, str, str]]
     """(role, content, extras); not ChatMessage, whose bounds are the wire's: the child would die of a longer one."""
     tools: str = ""
+    client: bytes = b""
+    household: str = ""
+    """See ``EngineRequest``, both."""
 
     def turns(self) -> list[ChatMessage]:
         return [ChatMessage(role=role, content=content, extras=extras) for role, content, extras in self.messages]
@@ -97,6 +100,8 @@ class Parse(_Frame, frozen=True):
 
     key: int
     text: str
+    client: bytes = b""
+    household: str = ""
 
 
 class Spell(_Frame, frozen=True):

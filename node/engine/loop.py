@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from node.engine import ipc
 from node.engine.accounts import COMPILE_SERVICE
@@ -46,7 +46,15 @@ class Wake:
     """Message of the second tier's writer: also an idle loop should look at what it did."""
 
 
-Message = ipc.Submit | ipc.Embed | ipc.Cancel | GrammarReady | GrammarAnswered | GrammarEnded | Close | Wake
+class TextRead(NamedTuple):
+    """Message of the threads that read texts: so much CPU time it took for that client."""
+
+    client: bytes
+    household: str
+    cpu_s: float
+
+
+Message = ipc.Submit | ipc.Embed | ipc.Cancel | GrammarReady | GrammarAnswered | GrammarEnded | TextRead | Close | Wake
 
 
 class StepLoop:
@@ -180,6 +188,8 @@ class StepLoop:
                 self._grammar_answered(message)
             case GrammarEnded():
                 self._grammars.ended(message, time.monotonic())
+            case TextRead():
+                self._scheduler.accounts.charge_seconds(*message)
             case Close():
                 self._sequences.close(CLOSE_DEADLINE_S)
                 self.closed.set()

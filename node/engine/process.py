@@ -122,11 +122,15 @@ class ProcessEngine:
         size = sum(len(message.content) for message in messages)
         turns = [(message.role, message.content, message.extras) for message in messages]
         identity = tuple(messages), tools
-        return await self._tokens(size, identity, lambda key: ipc.Render(key, turns, tools), client, household)
+        return await self._tokens(
+            size, identity, lambda key: ipc.Render(key, turns, tools, client, household), client, household
+        )
 
     async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> Sequence[int]:
         """See ``Engine.tokenize_text``; as ``tokenize_chat``."""
-        return await self._tokens(len(text), text, lambda key: ipc.Parse(key, text), client, household)
+        return await self._tokens(
+            len(text), text, lambda key: ipc.Parse(key, text, client, household), client, household
+        )
 
     async def _tokens(
         self, size: int, identity: Hashable, question: Callable[[int], Question], client: bytes, household: str

@@ -4,7 +4,8 @@ Threads of their own, so that neither the step loop nor the answer to a ping wai
 and one for the long ones (``ipc.is_long``), each in the order in which they came. The parent counts on that: of what it
 asked and was not answered when this process dies, the first of each thread is what may have killed it.
 
-Whatever goes wrong with a text is the answer to its question, and never the end of the process.
+Whatever goes wrong with a text is the answer to its question, and never the end of the process. What took long is
+charged to its client, whatever came of it, as all that the engine does (``accounts.py``).
 """
 
 import os
@@ -25,19 +26,27 @@ from proto.errors import LimitExceeded, LocalError
 NICENESS = 10
 SWITCH_S = 0.0005
 """After how long the interpreter takes turns. The step loop needs it several times a step, for moments."""
+CHARGED_S = 0.002
+"""Of CPU time. What takes less is not worth waking the step loop."""
 _MAX_ERROR_CHARS = 200
 
 Question = ipc.Render | ipc.Parse | ipc.Spell
+Charge = Callable[[bytes, str, float], None]
+"""(client, household, seconds of CPU time)"""
 
 
 class Renders:
     """Answers questions about texts, from its own threads."""
 
-    def __init__(self, template: ChatTemplate, piece: Callable[[int], bytes], replies: ipc.Replies) -> None:
-        """piece: the bytes of a token; raises ValueError for one that is not in the vocabulary."""
+    def __init__(
+        self, template: ChatTemplate, piece: Callable[[int], bytes], replies: ipc.Replies, charge: Charge
+    ) -> None:
+        """piece: the bytes of a token; raises ValueError for one that is not in the vocabulary. charge: called from
+        the threads."""
         self._template = template
         self._piece = piece
         self._replies = replies
+        self._charge = charge
         self._short, self._long = _Thread(self._reply, gives_way=False), _Thread(self._reply, gives_way=True)
 
     def put(self, question: Question) -> None:
@@ -49,6 +58,13 @@ class Renders:
         return max(self._short.busy_s(), self._long.busy_s())
 
     def _reply(self, question: Question) -> None:
+        began_s = time.thread_time()
+        self._answer_it(question)
+        cpu_s = time.thread_time() - began_s
+        if cpu_s >= CHARGED_S and not isinstance(question, ipc.Spell):
+            self._charge(question.client, question.household, cpu_s)
+
+    def _answer_it(self, question: Question) -> None:
         try:
             self._replies.send(self._answer(question))
         except Exception as exc:  # noqa: BLE001  it is this question's alone

@@ -28,7 +28,7 @@ from node.engine.exact import ExactLlama
 from node.engine.grammar import Grammar
 from node.engine.job import Limits
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
-from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop
+from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
 from node.engine.prompts import PromptLimit
 from node.engine.renders import SWITCH_S, Renders
 from node.engine.settings import available_memory_bytes
@@ -131,7 +131,8 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     )
     embeds = EmbedDesk(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
     loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), embeds, tiers, message.check_idle)
-    service.llama, service.renders, service.loop = llama, Renders(template, llama.piece, replies), loop
+    renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
+    service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "prefix" if llama.reuse else "none"
     piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
     return loop, ipc.Loaded(

@@ -14,7 +14,7 @@ from node.engine.engine import COALESCE_S
 from node.engine.grammar import Grammar
 from node.engine.job import Limits
 from node.engine.llama import ABORTED, NO_ROOM, OK, RESTORED, BatchRow, Choosing, Llama, Sampler
-from node.engine.loop import StepLoop
+from node.engine.loop import StepLoop, TextRead
 from node.engine.tier_store import TierStore
 from proto.blocks import pack_tokens, unpack_tokens
 from proto.messages import Sampling
@@ -518,3 +518,12 @@ def test_tokens_after_the_first_share_a_message(monkeypatch: pytest.MonkeyPatch)
     assert pieces(2) == [[31]]
     ended = rig.run(1)
     assert isinstance(ended, ipc.Ended) and pieces(1) == [[2], [3, 4, 5, 6], [7], [8, 9, 10, 11]]
+
+
+def test_reading_a_text_is_charged_as_prefilling_is() -> None:
+    rig = Rig()
+    rig.loop.inbox.put(TextRead(b"c" * 32, "", 2.0))
+    rig.submit(1, [1, 2, 3])
+    rig.run(1)
+    accounts = rig.loop._scheduler.accounts
+    assert accounts.recent(b"c" * 32) > 100 * accounts.recent(b"d" * 32) == 0
