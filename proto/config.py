@@ -222,7 +222,8 @@ class RoutingConfig:
     default_token_s: float = 0.25
     """Expected between two tokens before any were seen: a laptop and a large model."""
     max_slowness: float = 4.0
-    """Times the usual time between two tokens, at most, that is expected of a node which was as slow before."""
+    """Times the usual time between two tokens, at most, that is expected of a node which was as slow before; and times
+    that of a prefill where it is not known how fast the node is."""
     max_lateness_s: float = 600.0
     """Bounds one observation."""
     failure_s: float = 4.0

@@ -329,8 +329,10 @@ class RequestPlane:
         token_s = self._observed.expected_token_s(request.peer)
         request.pace = TokenPace(token_s, self._routing.pace_factor, request.max_withheld)
         request.prefill_s = decision.prefill_s
-        if not decision.candidates.prefill_rate[decision.place]:
-            request.prefill_s = max(request.prefill_s, request.num_tokens / self._config.slowest_prefill_rate)
+        rates = decision.candidates.prefill_rate
+        if not rates[decision.place]:  # (of this one it is not known)
+            slowest_s = request.num_tokens / self._config.slowest_prefill_rate
+            request.prefill_s = self._routing.max_slowness * request.prefill_s if rates.any() else slowest_s
 
     def _look_again(self, request: Request, at: float) -> list[Effect]:
         return [SetTimer(Timer("overdue", request.request_id), at)] if at < math.inf else []

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 
+import msgspec
+
 from proto.config import RoutingConfig
 from proto.events import CacheChanged
 from proto.messages import Vitals
@@ -25,6 +27,8 @@ CLAIMED_VITALS = Vitals(
     prefill_rate=round(RoutingConfig().max_prefill_rate),
     decode_rate=10_000,
 )
+SILENT_VITALS = msgspec.structs.replace(CLAIMED_VITALS, prefill_rate=0, decode_rate=0)
+"""Told with what it says that it has begun: a node that knows no rates may be silent for longest."""
 CLAIMED_LEAVES = 1_024
 """The newest of the swarm: more than a digest has room for, and only those are told."""
 

@@ -32,7 +32,7 @@ from proto.overload import OVERLOADED
 from proto.sharing import Salt, owner_of
 from sim.engine import Engine, EngineSpec, Job, Listener, Used
 from sim.host import Host
-from sim.liars import CLAIMED_VITALS, Claims, Conduct
+from sim.liars import CLAIMED_VITALS, SILENT_VITALS, Claims, Conduct
 from sim.sessions import Prompt
 from sim.world import NAMESPACE, SimNode, World
 
@@ -373,7 +373,7 @@ class Serving:
     def _lie(self, attempt: _Attempt) -> None:
         """Answer without a model."""
         job, now = attempt.job, self.world.now
-        self._send(job, Accepted(cached_tokens=job.num_prompt - 1, vitals=CLAIMED_VITALS))
+        self._send(job, Accepted(cached_tokens=job.num_prompt - 1, vitals=SILENT_VITALS))
 
         def tell(num_tokens: int) -> None:
             if attempt.is_over:
