@@ -108,7 +108,7 @@ class GrammarDesk:
         """0.0: it waits, or is being compiled. Else it is refused, and its client may come again after so many seconds.
         Mutates."""
         wait_s = self._waiting.join(message, now)
-        self._start_waiting(now)
+        self.look(now)
         return wait_s
 
     def ready(self, event: GrammarReady, now: float) -> ipc.Submit | None:
@@ -117,7 +117,7 @@ class GrammarDesk:
         live.is_ready = True
         if live.message.client:
             self._budgets.spend(_share(live.message), event.cpu_s, now)
-        self._start_waiting(now)
+        self.look(now)
         return None if live.is_dropped else live.message
 
     def ask(self, key: int, tokens: NDArray[np.int64]) -> None:
@@ -168,7 +168,7 @@ class GrammarDesk:
     def ended(self, event: GrammarEnded, now: float) -> None:
         """Take note of an event. Mutates."""
         del self._live[event.key]
-        self._start_waiting(now)
+        self.look(now)
 
     def expired(self, now: float) -> list[int]:
         """Keys of those that still wait for their grammar and whose time is over. Changes nothing."""
@@ -176,7 +176,8 @@ class GrammarDesk:
         waiting = [*self._waiting, *compiling]
         return [message.key for message in waiting if message.due_s is not None and message.due_s <= now]
 
-    def _start_waiting(self, now: float) -> None:
+    def look(self, now: float) -> None:
+        """Start what may be compiled now. Call now and then: a household may spend more without an event. Mutates."""
         while (message := next(filter(lambda one: self._may_start(one, now), self._waiting), None)) is not None:
             self._waiting.start(message, int(COMPILE_SERVICE), now)
             prompt = unpack_tokens(message.prompt)

@@ -129,6 +129,7 @@ class StepLoop:
         if self.closed.is_set():
             return
         self._expire()
+        self._grammars.look(time.monotonic())
         self._admit()
         rows = self._plan()
         if self.prefilling:
@@ -153,7 +154,9 @@ class StepLoop:
     # --- requests -------------------------------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
-        patience_s = None if not self.has_work else STALL_S if self._is_stalled else 0.0
+        patience_s = STALL_S if self._is_stalled or self._grammars else None
+        if self.has_work and not self._is_stalled:
+            patience_s = 0.0
         while (message := self._next_message(patience_s)) is not None:
             patience_s = 0.0
             self._busy_since = time.monotonic()

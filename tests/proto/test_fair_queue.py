@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proto.fair_queue import MAX_CLIENTS, FairQueue
+from proto.fair_queue import MAX_CLIENTS, OWNER_WEIGHT, FairQueue
 from proto.messages import Failed
 from proto.overload import MAX_BUSY, BusyPeers, EntryPlaces
 from proto.shares import MAX_RETRY_S, MIN_RETRY_S, Pace, Shares
@@ -142,6 +142,61 @@ def test_one_client_gets_half_and_each_more_of_what_is_left() -> None:
             assert queue.join(Item(client), 0.0) == 0.0
         assert queue.join(Item(client), 0.0) > 0
     assert len(queue) == 60
+
+
+HOUSE, LOCAL, OWNER = "203.0.113.0/24", "local 127.0.0.1", b""
+
+
+def test_the_keys_of_a_household_have_one_share_and_take_turns_in_it() -> None:
+    queue = FairQueue[Item](64, slack=0.0)
+    for number in range(6):
+        assert queue.join(Item(b"key%d" % number, 100, HOUSE), 0.0) == 0.0
+    for _ in range(3):
+        assert queue.join(Item(B), 0.0) == 0.0
+    order = []
+    while len(queue):
+        item = next(iter(queue))
+        queue.start(item, item.tokens, 0.0)
+        order.append(item.client)
+        queue.check_invariants()
+    assert [client == B for client in order[:6]].count(True) == 3, "as much as all six together"
+    assert len(set(order)) == 7
+
+
+def test_the_keys_of_a_household_fill_no_more_places_than_one_client() -> None:
+    queue = FairQueue[Item](64)
+    for number in range(200):
+        queue.join(Item(b"key%d" % number, 100, HOUSE), 0.0)
+    assert len(queue) == 32
+    told = queue.join(Item(b"late", 100, HOUSE), 0.0)
+    assert told > 0
+    # What one of them was told is told to all: they do not come through the same door one after the other.
+    assert sum(queue.join(Item(b"key%d" % number, 100, HOUSE), told * 1.01) == 0.0 for number in range(50)) == 1
+
+
+def test_nodes_of_one_machine_are_let_in_one_by_one_up_to_three_quarters() -> None:
+    queue = FairQueue[Item](64)
+    for number in range(200):
+        queue.join(Item(b"key%d" % (number % 20), 100, LOCAL), 0.0)
+    assert 44 <= len(queue) <= 50
+    assert queue.join(Item(B), 0.0) == 0.0
+
+
+def test_the_owner_comes_first_has_places_of_its_own_and_leaves_a_part() -> None:
+    queue = FairQueue[Item](8, slack=0.0)
+    for number in range(8):
+        queue.join(Item(b"%d" % number), 0.0)
+    assert queue.join(Item(OWNER), 0.0) == 0.0
+    assert next(iter(queue)).client == OWNER
+    num_own = 0
+    for number in range(1_000):
+        queue.join(Item(OWNER), 9.0 * number)
+        queue.join(Item(b"other%d" % number), 9.0 * number)
+        item = next(iter(queue))
+        queue.start(item, item.tokens, 9.0 * number)
+        num_own += item.client == OWNER
+        queue.check_invariants()
+    assert num_own / 1_000 == pytest.approx(OWNER_WEIGHT / (1 + OWNER_WEIGHT), rel=0.05)
 
 
 def test_forgotten_clients_do_not_pile_up() -> None:
