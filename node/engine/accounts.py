@@ -10,7 +10,7 @@
 | a request refused for what is in it | ``REFUSAL_SERVICE`` |
 
 All of it goes to the counters of ``proto.fair_queue``, which say who starts next, and to what was received *recently*,
-which says who gives way (``give_way.py``): a sum whose parts count half after ``HALF_LIFE_S``.
+which says who gives way (``rows.py``): a sum whose parts count half after ``HALF_LIFE_S``.
 """
 
 import math
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from node.engine.job import Job
 from proto.fair_order import OWNER, Key
-from proto.fair_queue import ANSWER_WEIGHT, FairQueue, weighted
+from proto.fair_queue import ANSWER_WEIGHT, FairQueue
 
 CELLS_SHARE = 0.25
 """A request of 1,000 tokens that runs for 6 s beside seven like it pays a tenth more by it, one that fills the cache
@@ -102,6 +102,6 @@ class Accounts:
 
     def _note(self, client: bytes, household: str, service: float) -> None:
         share = household or client if client else OWNER
-        self._recent[share] = max(self.recent(share) + weighted(client, service), 0.0), self.now
+        self._recent[share] = max(self.recent(share) + service, 0.0), self.now
         if len(self._recent) > MAX_KEPT:
             del self._recent[min(self._recent, key=self.recent)]

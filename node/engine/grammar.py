@@ -8,12 +8,14 @@ refused and nothing else happens. The engine asks it which of the tokens at hand
 Compiling and asking take a while, so they are waited for on a thread: see ``grammar_desk.py``.
 """
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -40,7 +42,6 @@ class GrammarError(Exception):
 class Compile(Struct, frozen=True, array_like=True):
     """First message to the process. ``tokens``: packed, of the answer so far."""
 
-    model_path: str
     kind: str
     text: str
     tokens: bytes
@@ -72,18 +73,76 @@ class Filtered(Struct, frozen=True, array_like=True):
 _Message = TypeVar("_Message", bound=Struct)
 
 
-def write_message(stream: IO[bytes], message: Struct) -> None:
+class Stream(Protocol):
+    """Both directions of a connection."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def write(self, data: bytes, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def write_message(stream: Stream, message: Struct) -> None:
     body = msgspec.msgpack.encode(message)
     stream.write(len(body).to_bytes(_HEADER_BYTES, "little") + body)
     stream.flush()
 
 
-def read_message(stream: IO[bytes], kind: type[_Message]) -> _Message | None:
+def read_message(stream: Stream, kind: type[_Message]) -> _Message | None:
     """The next message, blocking; None at the end, also in the middle of one."""
     header = stream.read(_HEADER_BYTES)
     length = int.from_bytes(header, "little")
     body = stream.read(length) if len(header) == _HEADER_BYTES else b""
     return msgspec.msgpack.decode(body, type=kind) if header and len(body) == length else None
+
+
+class GrammarServer:
+    """The process from which those of grammars are forked: it has the vocabulary, so that one more costs milliseconds.
+    Started with the first grammar, and again when it died. For any thread."""
+
+    def __init__(self, model_path: Path) -> None:
+        self._model_path = model_path
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def open(self, sampling: Sampling, tokens: Sequence[int]) -> "Grammar":
+        """A grammar of an answer that has ``tokens`` already."""
+        return Grammar(self, sampling, tokens)
+
+    def connect(self) -> socket.socket:
+        """A new process's socket. Raises OSError when there can be none."""
+        ours, theirs = socket.socketpair()
+        with self._lock, theirs:
+            try:
+                self._send(theirs)
+            except OSError:
+                self._restart()
+                self._send(theirs)
+        return ours
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _send(self, end: socket.socket) -> None:
+        if self._control is None:
+            raise BrokenPipeError
+        socket.send_fds(self._control, [b"+"], [end.fileno()])
+
+    def _restart(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            command = [*COMMAND, str(theirs.fileno()), str(self._model_path)]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
 
 class Grammar:
@@ -92,21 +151,31 @@ class Grammar:
     cpu_s = 0.0
     """CPU time that the process said to have used."""
 
-    def __init__(self, model_path: Path, sampling: Sampling, tokens: Sequence[int]) -> None:
-        """Start the process; ``wait`` says when there can be none. tokens: of the answer so far."""
-        self._process: subprocess.Popen[bytes] | None = None
-        with suppress(OSError):
-            self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, server: GrammarServer, sampling: Sampling, tokens: Sequence[int]) -> None:
+        """tokens: of the answer so far. ``wait`` begins."""
+        self._server = server
+        self._lock = threading.Lock()
+        self._is_killed = False
+        self._socket: socket.socket | None = None
+        self._stream: Stream | None = None
         self._accepted: list[int] = []
-        self._compile = Compile(str(model_path), sampling.grammar_kind, sampling.grammar, pack_tokens(tokens))
+        self._compile = Compile(sampling.grammar_kind, sampling.grammar, pack_tokens(tokens))
 
     def wait(self) -> str:
         """Block until the grammar is compiled; what is wrong with it, empty if nothing. Once, first."""
-        if self._process is None:
+        try:
+            connection = self._server.connect()
+        except OSError:
             return NO_PROCESS
+        with self._lock:
+            self._socket, self._stream = connection, connection.makefile("rwb")
+            if self._is_killed:
+                connection.shutdown(socket.SHUT_RDWR)
         compiled = self._exchange(self._compile, Compiled)
         self.cpu_s = MAX_START_CPU_S if compiled is None else compiled.cpu_s
-        return TOO_COSTLY if compiled is None else compiled.error
+        if compiled is not None:
+            return compiled.error
+        return TOO_COSTLY if self._server.is_running else NO_PROCESS
 
     def accept(self, token: int) -> None:
         """``token`` was chosen."""
@@ -127,22 +196,26 @@ class Grammar:
 
     def _exchange(self, question: Struct, kind: type[_Message]) -> _Message | None:
         """The process's answer; None when it died."""
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        assert self._stream is not None
         try:
-            write_message(self._process.stdin, question)
-            return read_message(self._process.stdout, kind)
+            write_message(self._stream, question)
+            return read_message(self._stream, kind)
         except OSError:
             return None
 
     def kill(self) -> None:
-        """End the process; ``wait`` returns then."""
-        if self._process is not None:
-            self._process.kill()
+        """End the process; what waits for it returns then."""
+        with self._lock:
+            self._is_killed = True
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the process and forget it; the last call."""
-        if self._process is not None:
-            self._process.kill()
-            with suppress(OSError):  # Leaving closes the pipes; it may not have been told everything.
-                self._process.__exit__(None, None, None)
-            self._process.wait()
+        self.kill()
+        with self._lock:
+            if self._stream is not None and self._socket is not None:
+                with suppress(OSError):  # It may not have been told everything.
+                    self._stream.close()
+                self._socket.close()

@@ -6,7 +6,8 @@ next; other requests go on meanwhile. Bounded are
 - the requests that wait to be compiled, and their order: the fair queue's, see ``proto.fair_queue``;
 - the processes, ``limit`` in all, of which a household that is not the owner's has at most half, and ``MAX_COMPILING``
   that compile at once, one of a household;
-- a household's CPU time for compiling: ``COMPILE_BURST_S``, then ``COMPILE_PART`` of the time;
+- a household's CPU time for compiling, and for answers that ended by the next bound: ``COMPILE_BURST_S``, then
+  ``COMPILE_PART`` of the time, where each grammar counts for ``COMPILE_LEAST_S`` at least;
 - an answer's CPU time: ``ANSWER_BURST_S``, then ``TOKEN_S`` a token.
 
 What a process used is returned with each reply, so that it can be charged to the client.
@@ -31,7 +32,8 @@ from proto.limits import Limits
 from proto.messages import Sampling
 
 MAX_COMPILING = 2
-COMPILE_BURST_S, COMPILE_PART = 4.0, 0.1
+COMPILE_BURST_S, COMPILE_PART, COMPILE_LEAST_S = 4.0, 0.1, 0.1
+"""About 30 grammars at once and one a second; an ordinary one takes 0.01 s."""
 ANSWER_BURST_S = 1.0
 TOKEN_S, CANDIDATE_S = 0.01, 2e-7
 """CPU time of a token on average, and more for each token of the vocabulary that it asks about: together 20 ms for the
@@ -116,7 +118,7 @@ class GrammarDesk:
         live = self._live[event.key]
         live.is_ready = True
         if live.message.client:
-            self._budgets.spend(_share(live.message), event.cpu_s, now)
+            self._budgets.spend(_share(live.message), max(event.cpu_s, COMPILE_LEAST_S), now)
         self.look(now)
         return None if live.is_dropped else live.message
 
@@ -126,11 +128,14 @@ class GrammarDesk:
         live.spare_s += CANDIDATE_S * len(tokens)
         live.questions.put(tokens)
 
-    def answered(self, event: GrammarAnswered) -> str:
+    def answered(self, event: GrammarAnswered, now: float) -> str:
         """Take note of an event. Why its request must end; empty if it need not."""
         live = self._live[event.key]
         live.spare_s -= event.cpu_s
-        return event.error or (TOO_COSTLY if live.spare_s < 0 else "")
+        error = event.error or (TOO_COSTLY if live.spare_s < 0 else "")
+        if error and live.message.client:
+            self._budgets.spend(_share(live.message), ANSWER_BURST_S, now)
+        return error
 
     def accept(self, key: int, token: int) -> None:
         """``token`` was chosen."""

@@ -1,8 +1,9 @@
-"""The process of one grammar: ``python -m node.engine.grammar_worker``, started by ``grammar.py``, never by hand.
+"""The process of one grammar, forked from ``python -m node.engine.grammar_worker``, which ``grammar.py`` starts.
 
 Its limits are its purpose. CPU time: a little for compiling, then a little more with every question, by the number of
 tokens asked about; the kernel ends the process beyond it, also inside llama.cpp, and however busy the machine is.
-Memory: so much more than the vocabulary takes (on Linux; elsewhere the time bounds it). It also ends with its input.
+Memory: so much more than the vocabulary takes (on Linux; elsewhere the time bounds it). It also ends with its
+connection. The engine comes first where both want the processor.
 """
 
 import ctypes
@@ -10,8 +11,12 @@ import json
 import math
 import os
 import resource
+import select
+import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +35,7 @@ from node.engine.grammar import (
     write_message,
 )
 from node.engine.llama import Candidates, L, Log, SchemaConverter
+from node.engine.settings import available_memory_bytes
 from proto.blocks import unpack_tokens
 from proto.errors import LocalError
 
@@ -38,6 +44,8 @@ QUESTION_CPU_S, TOKEN_CPU_S = 0.05, 2e-6
 NICENESS = 5
 """A quarter of a core where the engine uses all of them."""
 MEMORY_BYTES = 512 * 1024 * 1024
+MEMORY_PART = 16
+"""Of what is free, at most this part: all slots together half of it."""
 
 
 class GrammarSampler:
@@ -92,7 +100,9 @@ class _Budget:
         except OSError:
             pass  # No Linux.
         else:
-            most = pages * resource.getpagesize() + MEMORY_BYTES
+            free = available_memory_bytes()
+            more = MEMORY_BYTES if free is None else min(MEMORY_BYTES, free // MEMORY_PART)
+            most = pages * resource.getpagesize() + more
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self._seconds = usage.ru_utime + usage.ru_stime
@@ -146,31 +156,57 @@ def _compile(message: Compile, vocabulary: Vocabulary, said: IO[bytes]) -> Gramm
     return sampler
 
 
-def main() -> None:
-    """Serve one grammar until stdin ends."""
-    os.nice(NICENESS)
-    stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # A stray print must not land in the protocol.
-    message = read_message(stdin, Compile)
+def _serve(connection: socket.socket, vocabulary: Vocabulary) -> None:
+    """One grammar, until the other end closes."""
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    stream = connection.makefile("rwb")
+    message = read_message(stream, Compile)
     if message is None:
         return
-    vocabulary = Vocabulary(Path(message.model_path))
     budget = _Budget()
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)  # llama.cpp's parser says there what is wrong.
         try:
             sampler = _compile(message, vocabulary, said)
         except GrammarError as exc:
-            write_message(stdout, Compiled(str(exc), time.process_time()))
+            write_message(stream, Compiled(str(exc), time.process_time()))
             return
-    write_message(stdout, Compiled("", time.process_time()))
-    while (question := read_message(stdin, Filter)) is not None:
+    write_message(stream, Compiled("", time.process_time()))
+    while (question := read_message(stream, Filter)) is not None:
         tokens = np.frombuffer(question.candidates, np.int32)
         budget.grant(QUESTION_CPU_S + TOKEN_CPU_S * len(tokens))
         for token in question.accepted:
             sampler.accept(token)
         passed = sampler.allowed(tokens).tobytes()
-        write_message(stdout, Filtered(passed, time.process_time()))
+        write_message(stream, Filtered(passed, time.process_time()))
+
+
+def _end_with(connection: socket.socket) -> None:
+    """A thread: what nobody waits for any more ends at once, also inside llama.cpp."""
+    poll = select.poll()
+    poll.register(connection, getattr(select, "POLLRDHUP", 0))
+    poll.poll()
+    os._exit(1)
+
+
+def main() -> None:
+    """Load the vocabulary; fork a process for each connection that comes, until the other end closes."""
+    control, path = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    os.nice(NICENESS)
+    os.dup2(2, 1)
+    vocabulary = Vocabulary(path)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The system forgets those that ended.
+    while True:
+        said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not said:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            if os.fork() == 0:
+                control.close()
+                try:
+                    _serve(connection, vocabulary)
+                finally:
+                    os._exit(0)
 
 
 if __name__ == "__main__":

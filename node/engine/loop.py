@@ -228,7 +228,7 @@ class StepLoop:
             self._submit(message)
 
     def _grammar_answered(self, event: GrammarAnswered) -> None:
-        request, error = self._grammars.request(event.key), self._grammars.answered(event)
+        request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
         self._scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
         job = self._choosing.get(event.key)
         if job is None:

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +24,7 @@ from node.engine.chat import ChatTemplate
 from node.engine.embed_desk import EmbedDesk
 from node.engine.embedder import Embedder
 from node.engine.exact import ExactLlama
-from node.engine.grammar import Grammar
+from node.engine.grammar import GrammarServer
 from node.engine.job import Limits
 from node.engine.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
 from node.engine.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
@@ -130,7 +129,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         demote_idle=demote_idle,
     )
     embeds = EmbedDesk(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
-    loop = StepLoop(llama, limits, replies, message.check, partial(Grammar, path), embeds, tiers, message.check_idle)
+    loop = StepLoop(llama, limits, replies, message.check, GrammarServer(path).open, embeds, tiers, message.check_idle)
     renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "prefix" if llama.reuse else "none"
