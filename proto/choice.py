@@ -103,11 +103,20 @@ class Choice:
 
     def may_wait_long(self, request: Request) -> bool:
         """Whether it goes to full nodes as well, which then say themselves what they can take: because nobody else
-        would be sooner, because its answer has begun, because another rule than ours chooses, or because this node is
-        leaving, which tells everybody that it is full."""
+        would be sooner, because its answer has begun, because another rule than ours chooses, or because
+        this node is leaving, which tells everybody that it is full."""
+        has_begun = bool(request.generated)
+        return self._is_alone(request) or has_begun or self._has_policy or self._members.is_leaving
+
+    def has_turn_here(self, request: Request) -> bool:
+        """Whether it goes to this node's own engine whoever else comes: nobody else could answer, and the engine, which
+        knows who waits there, has a turn for a household that has nothing else in flight here."""
+        own_vitals = self._members.own_vitals(request.namespace)
+        return request.is_first and self._is_alone(request) and own_vitals is not None and own_vitals.slots > 0
+
+    def _is_alone(self, request: Request) -> bool:
         peers = self._members.loads(request.namespace).peers
-        is_alone = len(peers) == 1 and peers[0] == self._me
-        return is_alone or bool(request.generated) or self._has_policy or self._members.is_leaving
+        return len(peers) == 1 and peers[0] == self._me
 
     def has_place(self, request: Request, now: float) -> bool:
         """Whether it would be sent somewhere."""
@@ -126,7 +135,7 @@ class Choice:
 
     def busy_key(self, request: Request, peer: bytes) -> bytes:
         """This node's own engine knows its clients apart; to a peer they are all this node."""
-        return self._me + request.client if peer == self._me else peer
+        return self._me + request.household if peer == self._me else peer
 
     def check_invariants(self, running: Collection[Request]) -> None:
         """Raises AssertionError unless the dispatches that count are those of ``running``."""

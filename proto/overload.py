@@ -27,19 +27,19 @@ class Asked(Protocol):
     """A request in flight."""
 
     @property
-    def client(self) -> bytes: ...
+    def household(self) -> bytes: ...
 
 
 class EntryPlaces:
-    """Shares of the requests in flight at an entry node, among its clients."""
+    """Shares of the requests in flight at an entry node, among the households of its clients."""
 
     def __init__(self, num_places: int) -> None:
         self._shares = Shares(num_places)
         self._num_joined = 0
         self._num_over = 0
 
-    def join(self, client: bytes, in_flight: Collection[Asked], now: float) -> float:
-        """0.0: one more request of ``client`` may enter beside those in flight. Else it may after so many seconds.
+    def join(self, household: bytes, in_flight: Collection[Asked], now: float) -> float:
+        """0.0: one more request of ``household`` may enter beside those in flight. Else it may after so many seconds.
         Mutates."""
         num_over = self._num_joined - len(in_flight)
         for _ in range(min(num_over - self._num_over, self._shares.num_places)):
@@ -49,9 +49,9 @@ class EntryPlaces:
             self._shares.pace.nobody_waits()  # (time counts while places are scarce)
         else:
             self._shares.pace.waits(now)
-        num_own = sum(request.client == client for request in in_flight)
+        num_own = sum(request.household == household for request in in_flight)
         own_part = max(num_own, 1) / (len(in_flight) + 1)
-        wait_s = self._shares.join(client, num_own, len(in_flight), own_part, now)
+        wait_s = self._shares.join(household, num_own, len(in_flight), own_part, now)
         self._num_joined += not wait_s
         return wait_s
 

@@ -54,6 +54,10 @@ class Request:
     sampling: Sampling
     client: bytes = b""
     """Whose it is, see ``RequestSubmitted``."""
+    household: bytes = b""
+    """What counts where requests are counted by who asks, see ``Membership.household``."""
+    is_first: bool = False
+    """Nothing else of its household was in flight here when it came."""
     salt: Salt = Salt()  # noqa: RUF009  immutable
     open_tokens: int = 0
     """Likewise, both."""

@@ -103,10 +103,11 @@ class RequestPlane:
             return [Fail(event.request_id, "bad_request", "the prompt is empty", False)]
         if self._members.is_leaving:
             return [Fail(event.request_id, LEAVING, LEAVING_MESSAGE, True)]
-        wait_s = self._places.join(event.client, self._requests.values(), now)
+        household = self._members.household(event.client).encode()
+        wait_s = self._places.join(household, self._requests.values(), now)
         if wait_s:
-            message = "this node has too many requests in flight"
-            return [Fail(event.request_id, OVERLOADED, message, True, math.ceil(1000 * wait_s))]
+            text = "this node has too many requests in flight"
+            return [Fail(event.request_id, OVERLOADED, text, True, math.ceil(1000 * wait_s))]
         request = Request(
             request_id=event.request_id,
             namespace=event.namespace,
@@ -114,6 +115,8 @@ class RequestPlane:
             chain=block_hashes(event.namespace, event.prompt),
             sampling=event.sampling,
             client=event.client,
+            household=household,
+            is_first=all(other.household != household for other in self._requests.values()),
             salt=event.salt,
             open_tokens=event.open_tokens,
             generated=list(event.generated),
@@ -293,7 +296,7 @@ class RequestPlane:
             if self._may_rest(request, wait_ms > 0):
                 return self._rest(request, now)
             if wait_ms:
-                may_be_held = now < request.may_be_held_until and self._appointments.has_room(request.client)
+                may_be_held = now < request.may_be_held_until and self._appointments.has_room(request.household)
                 return self._hold(request, now) if may_be_held else self._refuse(request, now)
             del self._requests[request.request_id]
             message = f"no node could answer after {request.attempt} attempts{_cause(request)}"
@@ -341,16 +344,18 @@ class RequestPlane:
 
     def _turned_away(self, request: Request, now: float) -> list[Effect]:
         """Without asking a node: who comes before its time, or for the first time while those that were told to come
-        need all places. Empty if it is let in."""
+        need all places; but not what has its turn here. Empty if it is let in."""
         key = _key(request) if self._appointments else b""
         wait_s = self._appointments.wait_s(key, now)
         if len(self._requests) == 1:
             self._appointments.nobody_else()
-        if wait_s == 0.0 and self._appointments.has_room(request.client):
+        if wait_s == 0.0 and self._appointments.has_room(request.household):
             request.may_be_held_until = now + MAX_HELD_S
             self._appointments.come(key, now)
             return []
         is_next = wait_s is None and not self._held
+        if self._choice.has_turn_here(request):
+            return []
         if is_next and self._appointments.may_pass(now):
             return []
         candidates = self._choice.candidates(request, now)
@@ -369,7 +374,7 @@ class RequestPlane:
         if not wait_s:
             busy_s = self._choice.busy_ms(request, now) / 1000
             guess_s = max(busy_s, self._choice.place_s(request, now), UNKNOWN_RETRY_S)
-            wait_s = self._appointments.make(key, request.client, guess_s, now)
+            wait_s = self._appointments.make(key, request.household, guess_s, now)
         else:
             self._appointments.another(key, now)
         message = f"all nodes are busy{_cause(request)}"[:512]
@@ -379,7 +384,7 @@ class RequestPlane:
         """Until a node has a place."""
         request.pause()
         self._waiting[request.request_id] = set()
-        self._held.add(request.request_id, request.client, is_next=request.attempt > 0)
+        self._held.add(request.request_id, request.household, is_next=request.attempt > 0)
         return self._look_in(_LOOK_S, now)
 
     def on_place_due(self, now: float) -> list[Effect]:

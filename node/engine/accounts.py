@@ -9,15 +9,13 @@
 | a grammar, to be compiled | ``COMPILE_SERVICE`` |
 | a request refused for what is in it | ``REFUSAL_SERVICE`` |
 
-All of it goes to the counters of ``proto.fair_queue``, which say who starts next, and to what was received *recently*,
-which says who gives way (``rows.py``): a sum whose parts count half after ``HALF_LIFE_S``.
+All of it goes to the counters of ``proto.fair_queue``, which say who starts next and who stops for others.
 """
 
 import math
 from collections.abc import Sequence
 
 from node.engine.job import Job
-from proto.fair_order import OWNER, Key
 from proto.fair_queue import ANSWER_WEIGHT, FairQueue
 
 CELLS_SHARE = 0.25
@@ -30,8 +28,6 @@ UNKNOWN_RATE = 300.0
 UNKNOWN_START_S = 1.0
 """Expected between starts of an engine that has not computed anything yet."""
 LOOK_S = 0.05
-HALF_LIFE_S = 60.0
-MAX_KEPT = 1_024
 
 
 class Accounts:
@@ -41,8 +37,6 @@ class Accounts:
         self._waiting = waiting
         self._num_cells = num_cells
         self._prefill_rate = self._decode_rate = 0.0
-        self._recent: dict[Key, tuple[float, float]] = {}
-        """Share -> sum, and the time that it is of."""
         self._looked_s = -math.inf
         self.now = 0.0
 
@@ -53,7 +47,6 @@ class Accounts:
     def charge(self, client: bytes, household: str, service: float) -> None:
         """``client`` received service; below 0: it did not after all. Mutates."""
         self._waiting.charge(client, service, household)
-        self._note(client, household, service)
 
     def charge_seconds(self, client: bytes, household: str, seconds: float) -> None:
         """``seconds`` of a processor were spent for ``client`` outside the model. Mutates."""
@@ -62,13 +55,11 @@ class Accounts:
     def start(self, job: Job) -> None:
         """``job`` leaves the queue. Mutates."""
         self._waiting.start(job, job.remaining_prefill, self.now)
-        self._note(job.client, job.household, job.remaining_prefill)
         job.charged_s = self.now
 
     def stop(self, job: Job, is_next: bool) -> None:
         """``job`` is in the queue again; see ``FairQueue.put_back``. Mutates."""
         self._waiting.put_back(job, job.remaining_prefill, is_next)
-        self._note(job.client, job.household, -job.remaining_prefill)
 
     def look(self, running: Sequence[Job], now: float) -> None:
         """Charge the running jobs, if that is some time ago. Mutates."""
@@ -86,11 +77,6 @@ class Accounts:
             job.charged_tokens, job.charged_s = job.num_generated, max(job.charged_s, self.now)
             self.charge(job.client, job.household, service)
 
-    def recent(self, share: Key) -> float:
-        """Service that a share received of late."""
-        service, at = self._recent.get(share, (0.0, self.now))
-        return service * math.exp2(-(max(self.now - at, 0.0) / HALF_LIFE_S))
-
     def first_start_s(self, jobs: Sequence[Job]) -> float:
         """Seconds between starts as the running jobs let expect before any was seen: all that is left of them, answers
         as long as they may become, shared by their number."""
@@ -99,9 +85,3 @@ class Accounts:
         prefill_s = sum(job.remaining_prefill for job in jobs) / self._prefill_rate
         decode_s = sum(job.max_tokens - job.num_generated for job in jobs) / self._decode_rate
         return (prefill_s + decode_s) / len(jobs)
-
-    def _note(self, client: bytes, household: str, service: float) -> None:
-        share = household or client if client else OWNER
-        self._recent[share] = max(self.recent(share) + service, 0.0), self.now
-        if len(self._recent) > MAX_KEPT:
-            del self._recent[min(self._recent, key=self.recent)]

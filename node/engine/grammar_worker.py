@@ -41,8 +41,8 @@ from proto.errors import LocalError
 
 QUESTION_CPU_S, TOKEN_CPU_S = 0.05, 2e-6
 """Measured: 10 to 20 ms for the 49,152 tokens of SmolLM2 with an ordinary grammar; this is 150 ms."""
-NICENESS = 5
-"""A quarter of a core where the engine uses all of them."""
+NICENESS = 10
+"""A tenth of a core where the engine uses all of them."""
 MEMORY_BYTES = 512 * 1024 * 1024
 MEMORY_PART = 16
 """Of what is free, at most this part: all slots together half of it."""

@@ -39,6 +39,7 @@ knows sequences by their paths, not by their tokens.
 Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +50,8 @@ from node.engine.changes import ChangeLog
 from node.engine.holdings import group_of, holding, largest_of_all, level_of, share_of, victims, wanted_holding
 from node.engine.job import Job, Limits, Refusal
 from node.engine.rows import GiveWay, Row, plan_rows
-from proto.fair_queue import SLACK, FairQueue, weighted
+from proto.fair_order import Key
+from proto.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, weighted
 from proto.radix import RadixTree, common_prefix
 from proto.sharing import PUBLIC, Owner, Sharing, match
 
@@ -333,8 +335,10 @@ class Scheduler:
     def able(self) -> list[Job]:
         """The running jobs that have a row in the next decode call, in order of admission."""
         jobs = [job for job in self.running if not job.is_choosing]
-        recent = {job: self.accounts.recent(share_of(job)) for job in jobs}
-        out = self.give_way.sitting_out(jobs, recent)
+        wanted = defaultdict[Key, float](float)
+        for job in [*self.running, *self.waiting]:
+            wanted[share_of(job)] += len(job.prompt) + ANSWER_WEIGHT * job.max_tokens
+        out = self.give_way.sitting_out(jobs, {job: wanted[share_of(job)] for job in jobs})
         return [job for job in jobs if job not in out]
 
     def plan(self, prefill_tokens: int) -> list[Row]:

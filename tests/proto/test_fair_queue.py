@@ -24,6 +24,11 @@ class Item:
     household: str = ""
 
 
+@dataclass
+class Flight:
+    household: bytes
+
+
 def filled(*clients: bytes, places: int = 64, slack: float = 0.0) -> FairQueue[Item]:
     queue = FairQueue[Item](places, slack=slack)
     for client in clients:
@@ -278,16 +283,16 @@ def test_busy_peers_are_remembered_within_bounds() -> None:
 
 
 def test_an_entrys_places_are_shared_and_its_pace_is_that_of_requests_that_end() -> None:
-    places, in_flight = EntryPlaces(8), list[Item]()
+    places, in_flight = EntryPlaces(8), list[Flight]()
     for _ in range(4):
         assert places.join(A, in_flight, 0.0) == 0.0
-        in_flight.append(Item(A))
+        in_flight.append(Flight(A))
     assert places.join(A, in_flight, 0.0) > 0
     assert places.join(B, in_flight, 0.0) == 0.0
-    in_flight.append(Item(B))
+    in_flight.append(Flight(B))
     del in_flight[:2]  # Two end in 10 s.
     assert places.join(B, in_flight, 10.0) == 0.0
-    in_flight.append(Item(B))
+    in_flight.append(Flight(B))
     assert places._shares.pace.seconds(10.0, 1.0) == pytest.approx(5.0, rel=0.05)
 
 

@@ -9,7 +9,7 @@ import pytest
 from node.engine.accounts import REFUSAL_SERVICE
 from node.engine.holdings import SLICE
 from node.engine.job import Job, Limits, Refusal
-from node.engine.rows import LEAD, PART, GiveWay, Row
+from node.engine.rows import LEAST, PART, GiveWay, Row
 from node.engine.scheduler import Scheduler
 from proto.fair_queue import SLACK
 
@@ -201,16 +201,16 @@ def rows_of(jobs: list[Job]) -> list[Row]:
 
 
 @pytest.mark.parametrize(("row_s", "at_least"), [(0.012, 0.78), (0.0001, 0.78)])
-def test_beside_those_that_asked_much_of_late_others_keep_most_of_their_pace(row_s: float, at_least: float) -> None:
+def test_beside_those_that_want_much_others_keep_most_of_their_pace(row_s: float, at_least: float) -> None:
     """One light client beside seven rows of a heavy one: on a processor, where a row more takes as long as one, and on
     a GPU, where it takes next to nothing."""
     heavy = [Job(key, (1,), 9, 0.0, client=STRANGER) for key in range(7)]
     light = Job(7, (1,), 9, 0.0, client=OTHER)
-    recent = dict.fromkeys(heavy, 3 * LEAD) | {light: LEAD / 2}
+    wanted = dict.fromkeys(heavy, 9_000.0) | {light: 100.0}
     give_way, now, rows = GiveWay(), 0.0, Counter[bytes]()
     alone_s = 0.004 + row_s
     while now < 100:
-        out = give_way.sitting_out([*heavy, light], recent)
+        out = give_way.sitting_out([*heavy, light], wanted)
         planned = [job for job in [*heavy, light] if job not in out]
         assert light in planned
         seconds = 0.004 + row_s * len(planned)
@@ -223,10 +223,10 @@ def test_beside_those_that_asked_much_of_late_others_keep_most_of_their_pace(row
     assert heavy_s > 0.8 * PART * now or rows[STRANGER] > 6.9 * rows[OTHER], "they do not starve"
 
 
-def test_those_that_asked_alike_share_every_step() -> None:
+def test_those_that_want_about_as_much_share_every_step() -> None:
     jobs = [Job(key, (1,), 9, 0.0, client=b"%d" % key) for key in range(3)]
     give_way = GiveWay()
-    for recent in ([0.0, LEAD / 2, LEAD], [5_000.0, 7_000.0, 10_000.0]):
+    for wanted in ([10.0, 100.0, LEAST], [5_000.0, 9_000.0, 20_000.0]):
         for _ in range(9):
-            assert not give_way.sitting_out(jobs, dict(zip(jobs, recent, strict=True)))
+            assert not give_way.sitting_out(jobs, dict(zip(jobs, wanted, strict=True)))
             give_way.computed(rows_of(jobs), 0.1)
