@@ -242,8 +242,12 @@ class Entry:
         if ask.tokens:
             return self._known_tokens(ask.tokens)
         if ask.text:
-            return await self._engine.tokenize_text(ask.text, client, self._household(client))
-        return await self._engine.tokenize_chat(ask.messages, ask.tools, client, self._household(client))
+            return await self._engine.tokenize_text(ask.text, client, self._network_of(client))
+        return await self._engine.tokenize_chat(ask.messages, ask.tools, client, self._network_of(client))
+
+    def _network_of(self, client: bytes) -> str:
+        """Where a client asks from: those of one network have one share of the engine."""
+        return household_of(self._network.remote_address(client)) if client else ""
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
         """At least one. Raises LocalError."""
@@ -347,7 +351,7 @@ class Entry:
                         generate,
                         on_frame,
                         client,
-                        household_of(self._network.remote_address(client)) if client else "",
+                        self._network_of(client),
                         owner,
                         self._requests,
                         running.left_s(),
