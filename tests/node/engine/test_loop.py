@@ -525,5 +525,5 @@ def test_reading_a_text_is_charged_as_prefilling_is() -> None:
     rig.loop.inbox.put(TextRead(b"c" * 32, "", 2.0))
     rig.submit(1, [1, 2, 3])
     rig.run(1)
-    accounts = rig.loop._scheduler.accounts
-    assert accounts.recent(b"c" * 32) > 100 * accounts.recent(b"d" * 32) == 0
+    waiting = rig.loop._scheduler.waiting
+    assert waiting.counter(b"c" * 32) > waiting.counter(b"d" * 32) + 100
