@@ -18,6 +18,7 @@ from node.network.libp2p_network import open_network
 from node.network.network import NetworkSettings
 from proto.blocks import pack_tokens
 from proto.messages import Sampling
+from sim.liars import Conduct
 from sim.policies import OWN
 from sim.simulate import Scenario, simulate
 
@@ -29,7 +30,7 @@ SETTLE_S = 2.0
 """After an attack, before what comes next."""
 FLOOD_S = 20.0
 NUM_GETS = 10
-LIAR_S = 60.0
+LIARS, LIAR_S = (Conduct.COMPUTES, Conduct.GARBAGE, Conduct.STALLS), 60.0
 SECRET = "4929173456089015"  # noqa: S105  (the example that is to be guessed)
 KEY = "a key of the benchmark alone"
 
@@ -223,12 +224,23 @@ async def _probed(address: str, known: str, tokens_of: Callable[[str], Awaitable
 
 
 async def _liar(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """Of all answers a minute after the first prompt, those of a node that claims everything: simulated, beside ten
-    honest ones."""
-    shares: list[float] = []
-    for run in range(bench.runs):
-        progress.show(f"liar, run {run + 1}")
-        scenario = Scenario(num_peers=11, liars=1 / 11, load=0.5, warm_s=LIAR_S, measured_s=LIAR_S)
-        shares.append(simulate(scenario, OWN, run + 1, lambda what: None).liar_share)
-        await trio.lowlevel.checkpoint()
-    return [row_of("liar_share", "of all answers", shares)]
+    """Of all answers in the second minute after a node has joined that claims everything, those that it gave:
+    simulated, beside ten honest ones."""
+    rows: list[Row] = []
+    for conduct in LIARS:
+        shares: list[float] = []
+        for run in range(bench.runs):
+            progress.show(f"liar, run {run + 1}: {conduct}")
+            scenario = Scenario(
+                num_peers=11,
+                liars=1 / 11,
+                conduct=conduct,
+                liars_after_s=LIAR_S,
+                load=0.5,
+                warm_s=2 * LIAR_S,
+                measured_s=LIAR_S,
+            )
+            shares.append(simulate(scenario, OWN, run + 1, lambda what: None).liar_share)
+            await trio.lowlevel.checkpoint()
+        rows.append(row_of(f"liar_{conduct}_share", "of all answers", shares))
+    return rows

@@ -157,15 +157,30 @@ async def keyed_get_s(api_url: str, key: str) -> float:
 
 
 async def longest_pause_s(api_url: str, seconds: float) -> float:
-    """The longest time that the node's event loop left a small request without an answer, within ``seconds``."""
-    longest, until = 0.0, trio.current_time() + seconds
-    async with httpx.AsyncClient(base_url=api_url, trust_env=False, timeout=PATIENCE_S) as http:
-        while trio.current_time() < until:
+    """The longest time that the node's event loop left a small request without an answer, within ``seconds``; what this
+    process was away itself does not count."""
+    longest = own_s = 0.0
+    until = trio.current_time() + seconds
+
+    async def watch_own() -> None:
+        nonlocal own_s
+        while True:
             began = trio.current_time()
+            await trio.sleep(LOOK_EVERY_S)
+            own_s = max(own_s, trio.current_time() - began - LOOK_EVERY_S)
+
+    async with (
+        httpx.AsyncClient(base_url=api_url, trust_env=False, timeout=PATIENCE_S) as http,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(watch_own)
+        while trio.current_time() < until:
+            began, own_s = trio.current_time(), 0.0
             with suppress(httpx.HTTPError):
                 await http.get("/api/requests")
-            longest = max(longest, trio.current_time() - began)
+            longest = max(longest, trio.current_time() - began - own_s)
             await trio.sleep(LOOK_EVERY_S)
+        nursery.cancel_scope.cancel()
     return longest
 
 
