@@ -242,7 +242,9 @@ async def _streams(plan: Plan, protocol: str, count: int, in_place: Callable[[],
 async def _asking(plan: Plan, sampling: Sampling, num_words: int, in_place: Callable[[], None]) -> None:
     async with stranger(plan) as (network, victim):
         in_place()
-        await answer_of(network, victim, ask_for(random_words(num_words), sampling, plan.model))
+        while network.remote_address(victim):
+            await answer_of(network, victim, ask_for(random_words(num_words), sampling, plan.model))
+            await trio.sleep(AGAIN_S)
 
 
 def _repair(plan: Plan, owner: Identity, entries: dict[int, int], mode: int) -> Repair:
