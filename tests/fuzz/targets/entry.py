@@ -57,6 +57,13 @@ class AskAtEntry:
         return trio.run(_ask, item)
 
 
+class _Addresses:
+    """All that an entry asks of the network before it has a prompt."""
+
+    def remote_address(self, peer: bytes) -> str:
+        return "/ip4/127.0.0.1/tcp/1"
+
+
 async def _ask(item: Item) -> bool:
     model, namespace, messages, tools, text, tokens, answered, max_tokens, temperature = item
     ask = Ask(
@@ -71,7 +78,7 @@ async def _ask(item: Item) -> bool:
         sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
     )
     events: list[Event] = []
-    entry = Entry(_ENGINE, None, events.append, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]  no peers here
+    entry = Entry(_ENGINE, _Addresses(), events.append, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     async with entry.ask(ask, client=b"s" * 32) as frames:
         if not events:
             failed = await anext(frames)
