@@ -4,5 +4,5 @@ Everything here is driven by ``Overlay.handle(event, now) -> list[Effect]``; the
 the same objects.
 """
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """What this code speaks; and with nodes of the version before, or after, the older of the two."""

@@ -6,9 +6,10 @@ at most 1 MiB of memory; strings cost up to seven times their length more (four 
 
 The encoding is deterministic CBOR (RFC 8949, 4.2): ``decode`` re-encodes the message and requires the same bytes, which
 also rejects trailing bytes, non-minimal integers, integers for floats and left-out fields, so that a message has one
-byte form only. Tags are refused before cbor2 acts on them: its built-in decoders would compile regular expressions and
-build huge decimals for a peer. What is long is walked through before anything is built of it: a megabyte of empty maps
-took 145 MB and seconds to be refused.
+byte form only. Fields that a later version added are left out while they have their default (``versions.py``). Tags are
+refused before cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals for a
+peer. What is long is walked through before anything is built of it: a megabyte of empty maps took 145 MB and seconds to
+be refused.
 """
 
 import re
@@ -20,6 +21,7 @@ import msgspec
 
 from proto.errors import LimitExceeded, LocalError, RemoteError
 from proto.messages import Control, Gossip, Message, Sampling
+from proto.versions import LEFT_OUT
 
 MAX_MESSAGE_BYTES = 1_048_576
 """Largest message on a direct stream: a prompt of 131,072 packed tokens, or the largest chat, with room to spare."""
@@ -118,7 +120,11 @@ def encode(message: Message) -> bytes:
     """The one byte form of ``message``. Raises LimitExceeded if it is over MAX_MESSAGE_BYTES."""
     # (keys are in order as they are defined; what else makes it deterministic is the shortest form of floats)
     has_floats = not isinstance(message, Control | Gossip)
-    data: bytes = cbor2.dumps(_to_wire(msgspec.to_builtins(message, builtin_types=(bytes,))), canonical=has_floats)
+    value = msgspec.to_builtins(message, builtin_types=(bytes,))
+    for name, default in LEFT_OUT.get(type(message), {}).items():
+        if value[name] == default:
+            del value[name]
+    data: bytes = cbor2.dumps(_to_wire(value), canonical=has_floats)
     if len(data) > MAX_MESSAGE_BYTES:
         raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_MESSAGE_BYTES}")
     return data

@@ -41,6 +41,8 @@ class Member:
     household: str = ""
     """Of the address; its own where that tells none."""
     is_node: bool = False
+    wire_version: int = 0
+    """Of its hello; 0: none yet."""
     is_confirmed: bool = False
     """Whether Connected told of it, and not only a Hello that overtook that."""
     agent: str = ""
@@ -91,6 +93,12 @@ class Membership:
         member = self._members.get(client)
         name = household_of(member.address) if member else ""
         return name if name and not is_local(name) else f"{name} {client.hex()}"
+
+    def wire_version(self, peer: bytes) -> int:
+        """What ``peer`` and this node speak with each other; this node's own with a peer that has not said it."""
+        member = self._members.get(peer)
+        own = self._config.wire_version
+        return min(own, member.wire_version) if member and member.is_node else own
 
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._members
@@ -196,7 +204,7 @@ class Membership:
             member = self._members[peer] = Member(peer, "", now, peer.hex())
         is_new = not member.is_node
         member.is_node = True
-        member.agent = hello.agent
+        member.agent, member.wire_version = hello.agent, hello.wire_version
         for namespace in member.served:
             self._remove(peer, namespace)
         member.served = {served.namespace: served for served in hello.served}

@@ -41,6 +41,7 @@ from proto.routing import Decision, Policy, choose, patience_s, wait_here_s
 from proto.sharing import EVERYBODY
 from proto.spelling import Spelling, Vocabulary
 from proto.token_pace import TokenPace
+from proto.versions import for_version
 from proto.vitals_plane import VitalsPlane
 
 _LEAST_S = 1e-3
@@ -316,7 +317,10 @@ class RequestPlane:
             patience = patience_s(decision, self._routing) if is_watched else None
         promised = decision.matched_tokens
         told_s = patience if request.num_bounces < self._routing.max_bounces else None
-        generate = request.begin_attempt(decision.chosen, promised, decision.expected_s, told_s, now)
+        generate = for_version(
+            request.begin_attempt(decision.chosen, promised, decision.expected_s, told_s, now),
+            self._members.wire_version(decision.chosen),
+        )
         self._expect(request, decision, is_watched)
         self._choice.sent(request, decision, now)
         effects.append(Dispatch(request.request_id, request.attempt, decision.chosen, generate, decision))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proto import WIRE_VERSION
 from proto.blocks import STRIDE, block_hashes, pack_tokens
 from proto.codec import decode, encode
 from proto.config import DigestConfig, OverlayConfig, RequestConfig
@@ -191,7 +192,7 @@ def test_a_refused_hello_changes_nothing() -> None:
     world.advance(15)
     world.handle(ME, Disconnected(PEER))
     world.in_flight.clear()
-    world.handle(ME, Received(PEER, Hello(wire_version=3, agent="", served=())))
+    world.handle(ME, Received(PEER, Hello(wire_version=WIRE_VERSION + 2, agent="", served=())))
     assert world.nodes[ME].overlay._digests.estimates.state(PEER, NAMESPACE) is State.SUSPECT
     assert not world.in_flight
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
+from proto import WIRE_VERSION
 from proto.blocks import STRIDE, block_hashes
 from proto.cells import Cell, cell_of
 from proto.config import DigestConfig, OverlayConfig
@@ -195,7 +196,7 @@ def test_asking_too_often_and_another_version_are_counted() -> None:
         world.handle(ME, Received(PEER, nothing))
     for _ in range(3):
         world.handle(ME, Received(PEER, Reconcile(versions=())))
-    world.handle(ME, Received(PEER, Hello(wire_version=3, agent="", served=())))
+    world.handle(ME, Received(PEER, Hello(wire_version=WIRE_VERSION + 2, agent="", served=())))
     refusals = world.nodes[ME].overlay.refusals
     assert refusals[Refusal.TOO_SOON] >= 3 + 2 and refusals[Refusal.WRONG_VERSION] == 1
 
