@@ -225,7 +225,8 @@ async def _probed(address: str, known: str, tokens_of: Callable[[str], Awaitable
 
 async def _liar(bench: AttacksBench, progress: Progress) -> list[Row]:
     """Of all answers in the second minute after a node has joined that claims everything, those that it gave:
-    simulated, beside ten honest ones."""
+    simulated, beside ten honest ones that have
+    answered for two minutes."""
     rows: list[Row] = []
     for conduct in LIARS:
         shares: list[float] = []
@@ -235,9 +236,9 @@ async def _liar(bench: AttacksBench, progress: Progress) -> list[Row]:
                 num_peers=11,
                 liars=1 / 11,
                 conduct=conduct,
-                liars_after_s=LIAR_S,
+                liars_after_s=2 * LIAR_S,
                 load=0.5,
-                warm_s=2 * LIAR_S,
+                warm_s=3 * LIAR_S,
                 measured_s=LIAR_S,
             )
             shares.append(simulate(scenario, OWN, run + 1, lambda what: None).liar_share)
