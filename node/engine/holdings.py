@@ -49,12 +49,12 @@ def victims(
     num_free: int,
     running: Sequence[Job],
     limits: Limits,
-    lead: Callable[[Job], float],
+    lead: Callable[[Job], tuple[float, float]],
     now: float,
 ) -> list[Job]:
     """Which of the ``running`` have to stop so that ``job``, which waits, can start with ``num_cells`` cells; none when
     it may not start by that. num_free: cells not promised. lead: how much more service the client of another job
-    received than that of ``job``."""
+    received than that of ``job``, with what it was charged ahead and without."""
     left, gone = list(running), list[Job]()
     while len(left) >= limits.slots or num_free < num_cells:
         groups = defaultdict[tuple[Key, bytes], list[Job]](list)
@@ -65,10 +65,10 @@ def victims(
         for others in groups.values():
             excess = holding(others, limits) / _weight(others[0])
             excess -= wanted_holding(job, num_cells, left, limits, others[0])
-            ahead = lead(others[0])
+            with_charged, ahead = lead(others[0])
             if ahead >= SLICE:
                 others = [other for other in others if now - other.started_s >= SLICE_S]
-            elif excess <= 1e-9 or ahead < -SLACK:
+            elif excess <= 1e-9 or with_charged < -SLACK:
                 others = []
             if others:
                 over.append((excess, others))

@@ -165,18 +165,18 @@ class Scheduler:
         if job is turn or (share_of(job), job.client) == (share_of(turn), turn.client):
             return False
         wants = wanted_holding(job, self._promise(job), self.running, self.limits, turn)
-        return wants < holding((), self.limits, self._promise(turn)) and self._lead(job, turn) >= -SLACK
+        return wants < holding((), self.limits, self._promise(turn)) and self._lead(job, turn)[0] >= -SLACK
 
-    def _lead(self, job: Job, other: Job) -> float:
-        """How much more service the client of ``other`` received than that of ``job``, or their households."""
-        return self._received(other, job) - self._received(job, other)
+    def _lead(self, job: Job, other: Job) -> tuple[float, float]:
+        """How much more service the client of ``other`` received than that of ``job``, or their households: by the
+        counters, and less what they were charged ahead. (What begins to wait starts from counters.)"""
+        (counter, received), (own_counter, own_received) = self._received(other, job), self._received(job, other)
+        return counter - own_counter, received - own_received
 
-    def _received(self, job: Job, beside: Job) -> float:
-        """By the counter, less what was charged ahead."""
+    def _received(self, job: Job, beside: Job) -> tuple[float, float]:
         own = [one for one in self.running if group_of(one, beside) == group_of(job, beside)]
-        ahead = sum(one.remaining_prefill for one in own)
         counter = self.waiting.counter(job.client, job.household, level_of(job, beside))
-        return counter - weighted(job.client, ahead)
+        return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
 
     def to_preempt(self, now: float) -> Sequence[Job]:
         """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``. Changes the

@@ -134,6 +134,18 @@ def test_sixty_keys_of_one_household_have_one_share_together() -> None:
     assert sum(job.key in engine.done for job in household) >= 6, "both are served alike"
 
 
+def test_prompts_that_were_charged_and_not_computed_yet_keep_nobody_waiting() -> None:
+    """A client that begins to wait starts from the counter of those that run, who paid for their prompts ahead."""
+    engine = Engine()
+    for number in range(60):
+        engine.submit(b"%d" % number, 180, 16, "203.0.113.0/24")
+    engine.step()
+    assert sum(job.remaining_prefill for job in engine.sched.running) > 800
+    job = engine.add(OTHER, 70, 24)
+    engine.step()
+    assert job in engine.sched.running
+
+
 def test_nodes_of_one_machine_are_fair_among_each_other() -> None:
     engine = Engine()
     for number in range(40):
