@@ -398,7 +398,8 @@ class StepLoop:
         num_decoding = sum(1 for job in jobs if not job.remaining_prefill)
         batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
         is_shared = time.monotonic() < self._shared_until_s
-        budget = prefill_budget(self._reports.prefill.rate, num_decoding, batch_tokens, can_abort, is_shared)
+        rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
+        budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
         rows = plan_rows(jobs, budget, batch_tokens)
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows

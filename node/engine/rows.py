@@ -50,9 +50,10 @@ class GiveWay:
 
     What a client (or household) *wants* is the service of all that it has in the engine, waiting or running, with
     answers as long as they may become. It is *greedy* beside one that wants ``FACTOR`` times less, and ``LEAST`` less.
-    Beside such ones the greedy get ``PART`` of the time: steps without them earn it, what a step takes longer with them
-    spends it. Where a row more costs next to nothing, as on a GPU, none sits out; and a client alone has all the time.
-    It is shortest remaining processing time first, by clients, with a rest for the long.
+    Beside such ones the greedy get ``PART`` of the time: steps without them earn it, what a step takes longer with
+    them spends it, and the first of these is earned ahead. Where a row more costs next to nothing, as on a GPU, none
+    sits out; and a client alone has all the time. It is shortest remaining processing time first, by clients, with a
+    rest for the long.
 
     Without it one row beside another had 0.46 of its pace alone, beside seven 0.18 (135M model, one thread).
     """
@@ -60,6 +61,9 @@ class GiveWay:
     def __init__(self) -> None:
         self._greedy: frozenset[Job] = frozenset()
         self._earned_s = 0.0
+        """At most 0: time is not saved up."""
+        self._spent_s = 0.0
+        """By a step with greedy ones, of late."""
         self._alone_s: dict[int, float] = {}
         """Decoding jobs -> seconds of a step with so many rows and no others, of late."""
 
@@ -67,9 +71,10 @@ class GiveWay:
         """Those of ``jobs``, all of which could have a row now, that sit out this step. wanted: by their clients. Call
         ``computed`` after the step."""
         most = FACTOR * min((wanted[job] for job in jobs), default=0.0) + LEAST
-        self._greedy = frozenset(job for job in jobs if wanted[job] > most)
-        if not self._greedy:
-            self._earned_s = min(self._earned_s, 0.0)
+        greedy = frozenset(job for job in jobs if wanted[job] > most)
+        if greedy and not self._greedy:  # An answer of a second should not begin with a step that takes half as long.
+            self._earned_s = min(self._earned_s, -self._spent_s)
+        self._greedy = greedy
         return self._greedy if self._earned_s < 0 else ()
 
     def computed(self, rows: Sequence[Row], seconds: float) -> None:
@@ -87,6 +92,8 @@ class GiveWay:
             spent_s = seconds * (num_tokens - num_others) / num_tokens
         else:
             spent_s = max(seconds - alone_s, 0.0)
+        if num_others < num_tokens:
+            self._spent_s = (3 * self._spent_s + spent_s) / 4
         earned_s = self._earned_s + PART / (1 - PART) * (seconds - spent_s) - spent_s
         self._earned_s = min(max(earned_s, -MOST_OWED_S), 0.0)
 

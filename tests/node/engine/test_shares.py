@@ -138,9 +138,9 @@ def test_prompts_that_were_charged_and_not_computed_yet_keep_nobody_waiting() ->
     """A client that begins to wait starts from the counter of those that run, who paid for their prompts ahead."""
     engine = Engine()
     for number in range(60):
-        engine.submit(b"%d" % number, 180, 16, "203.0.113.0/24")
+        engine.submit(b"%d" % number, 400, 16, "203.0.113.0/24")
     engine.step()
-    assert sum(job.remaining_prefill for job in engine.sched.running) > 800
+    assert sum(job.remaining_prefill for job in engine.sched.running) > 2_000
     job = engine.add(OTHER, 70, 24)
     engine.step()
     assert job in engine.sched.running
