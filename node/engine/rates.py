@@ -18,11 +18,11 @@ def prefill_budget(
     """Prefill tokens of the next step, so that a step stays short on any machine.
 
     A step is what a decoding request waits for its next token, and a new one for its turn: aim at 0.25 s while
-    something decodes, or several prompts are computed; else at 0.5 s where requests come together (``is_shared``), and at 2 s where they come one by
-    one. At 160 tokens/s (one core, 135M parameters) that is 64 rows, 64 and 320. Shorter steps make a cold prompt of
-    1,500 tokens take a tenth longer, and who comes behind it wait for 0.4 s instead of 2 to 3 (one thread, 280
-    tokens/s). Where a running step cannot be ended (``can_abort`` False: on a GPU) it is also what a cancel waits for:
-    0.25 s always.
+    something decodes, or several prompts are computed; else at 0.5 s where requests come together (``is_shared``), and
+    at 2 s where they come one by one. At 160 tokens/s (one core, 135M parameters) that is 64 rows, 64 and 320. Shorter
+    steps make a cold prompt of 1,500 tokens take a tenth longer, and who comes behind it wait for 0.4 s instead of 2 to
+    3 (one thread, 280 tokens/s). Where a running step cannot be ended (``can_abort`` False: on a GPU) it is also what a
+    cancel waits for: 0.25 s always.
     """
     fewest = (num_decoding // ROWS_STEP + 1) * ROWS_STEP
     seconds = 0.25 if num_decoding or num_prefilling > 1 or not can_abort else 0.5 if is_shared else 2.0

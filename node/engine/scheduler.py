@@ -55,6 +55,8 @@ from proto.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, weighted
 from proto.radix import RadixTree, common_prefix
 from proto.sharing import PUBLIC, Owner, Sharing, match
 
+COMPARE_S, MAX_COMPARED = 0.1, 4
+"""How often it is looked whether what runs must stop, and for how many of a household: it takes 60 us each."""
 GROWTH_TOKENS = 128
 """Cells that a promise grows by: some seconds of an answer."""
 MIN_SHARED_TOKENS = 32
@@ -90,6 +92,8 @@ class Scheduler:
         self.give_way = GiveWay()
         self._turn: Job | None = None
         """A waiting job that lacked cells when it was its turn."""
+        self._is_changed, self._compared_s = True, 0.0
+        """Whether what waits or runs did since it was compared, and when that was."""
 
     # --- arrival --------------------------------------------------------------------------------------------------
 
@@ -120,6 +124,7 @@ class Scheduler:
         )
         job.declared_open = declared_open
         job.num_to_prefill = len(prompt)
+        self._is_changed = True
         wait_s = self.waiting.join(job, now, self.accounts.first_start_s(self.running))
         if wait_s:
             num_own, num_waiting = self.waiting.num_of(client, household), len(self.waiting)
@@ -179,18 +184,18 @@ class Scheduler:
         return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
 
     def to_preempt(self, now: float) -> Sequence[Job]:
-        """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``. Changes the
-        turn only."""
-        if not self.waiting or not self.running:
+        """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``."""
+        is_due = self._is_changed or not 0 <= now - self._compared_s < COMPARE_S
+        if not self.waiting or not self.running or not is_due:
             return ()
+        self._is_changed, self._compared_s = False, now
         self.accounts.look(self.running, now)
-        free = self.cells.num_unpromised()
-        tried = set[tuple[object, bytes]]()
+        free, tried = self.cells.num_unpromised(), defaultdict[Key, set[bytes]](set)
         for job in self.waiting:
-            client = share_of(job), job.client
-            if job.is_choosing or client in tried or self._still_waits(job):
+            clients = tried[share_of(job)]
+            if job.client in clients or len(clients) >= MAX_COMPARED or job.is_choosing or self._still_waits(job):
                 continue
-            tried.add(client)
+            clients.add(job.client)
             stop = victims(job, self._promise(job), free, self.running, self.limits, partial(self._lead, job), now)
             if stop:
                 self._turn = job
@@ -271,6 +276,7 @@ class Scheduler:
         job.num_starts, job.started_s = job.num_starts + 1, now
         if job.num_starts == 1:
             job.admitted_s, job.cached_tokens = now, length
+        self._is_changed = True
         self.running.append(job)
         return Admission(job, source, length, evicted)
 
@@ -421,6 +427,7 @@ class Scheduler:
 
     def _leave(self, job: Job, now: float) -> list[int]:
         assert job.seq_id is not None
+        self._is_changed = True
         self.running.remove(job)
         cleared: list[int] = []
         if self.limits.reuse and job.num_computed:
