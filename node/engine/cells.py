@@ -44,6 +44,11 @@ class Cells:
         reserved = sum(job.own_cells for job in self._running)
         return self._limits.num_cells - reserved - self._tree.pinned_tokens()
 
+    def freed_by(self, job: Job, others: Sequence[Job]) -> int:
+        """Cells that may be promised when a running job stops and ``others`` run on."""
+        is_last = job.pinned is not None and all(other.pinned != job.pinned for other in others)
+        return job.own_cells + (len(self._tree.tokens_of(job.pinned)) if is_last and job.pinned is not None else 0)
+
     def can_free(self, num_cells: int) -> bool:
         """Whether evicting every unpinned leaf leaves ``num_cells`` cells and a sequence id."""
         has_id = bool(self.free_ids) or self._tree.least_valuable() is not None

@@ -47,14 +47,16 @@ def victims(
     job: Job,
     num_cells: int,
     num_free: int,
+    freed: Callable[[Job, Sequence[Job]], int],
     running: Sequence[Job],
     limits: Limits,
     lead: Callable[[Job], tuple[float, float]],
     now: float,
 ) -> list[Job]:
     """Which of the ``running`` have to stop so that ``job``, which waits, can start with ``num_cells`` cells; none when
-    it may not start by that. num_free: cells not promised. lead: how much more service the client of another job
-    received than that of ``job``, with what it was charged ahead and without."""
+    it may not start by that. num_free: cells not promised. freed(job, others): those that come free when it stops and
+    ``others`` run on. lead: how much more service the client of another job received than that of ``job``, with what it
+    was charged ahead and without."""
     left, gone = list(running), list[Job]()
     while len(left) >= limits.slots or num_free < num_cells:
         groups = defaultdict[tuple[Key, bytes], list[Job]](list)
@@ -77,7 +79,7 @@ def victims(
         victim = largest(max(over, key=lambda pair: pair[0])[1], limits, len(left) < limits.slots)
         left.remove(victim)
         gone.append(victim)
-        num_free += victim.own_cells
+        num_free += freed(victim, left)
     return gone
 
 

@@ -122,8 +122,7 @@ class Scheduler:
         job = Job(
             key, tuple(prompt), most, now, list(prompt), due_s=due_s, client=client, household=household, owner=owner
         )
-        job.declared_open = declared_open
-        job.num_to_prefill = len(prompt)
+        job.declared_open, job.num_to_prefill = declared_open, len(prompt)
         self._is_changed = True
         wait_s = self.waiting.join(job, now, self.accounts.first_start_s(self.running))
         if wait_s:
@@ -190,13 +189,14 @@ class Scheduler:
             return ()
         self._is_changed, self._compared_s = False, now
         self.accounts.look(self.running, now)
-        free, tried = self.cells.num_unpromised(), defaultdict[Key, set[bytes]](set)
+        free, freed, tried = self.cells.num_unpromised(), self.cells.freed_by, defaultdict[Key, set[bytes]](set)
         for job in self.waiting:
             clients = tried[share_of(job)]
             if job.client in clients or len(clients) >= MAX_COMPARED or job.is_choosing or self._still_waits(job):
                 continue
             clients.add(job.client)
-            stop = victims(job, self._promise(job), free, self.running, self.limits, partial(self._lead, job), now)
+            lead, num_cells = partial(self._lead, job), self._promise(job)
+            stop = victims(job, num_cells, free, freed, self.running, self.limits, lead, now)
             if stop:
                 self._turn = job
                 return stop
@@ -483,8 +483,7 @@ class Scheduler:
 
     def expired(self, now: float) -> list[Job]:
         """Running and waiting jobs whose time is over: ``finish`` or ``withdraw`` each. Changes nothing."""
-        jobs = [*self.running, *self.waiting]
-        return [job for job in jobs if job.due_s is not None and job.due_s <= now]
+        return [job for job in [*self.running, *self.waiting] if job.due_s is not None and job.due_s <= now]
 
     # --- load -----------------------------------------------------------------------------------------------------
 
