@@ -17,7 +17,7 @@ from tests.e2e.conftest import DEADLINE_S
 pytestmark = pytest.mark.e2e
 
 WORDS = "Tell me about the sea, the ships and the sailors. " * 20
-BODY = json.dumps({"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2_000, "stream": True}).encode()
+BODY = json.dumps({"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2_000, "stream": True, "cache_salt": "public"}).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
@@ -76,7 +76,7 @@ async def test_nothing_is_left_of_clients_that_break_off(swarm: LocalSwarm) -> N
         infos = [await first.wait_ready(), await second.wait_ready()]
         port = int(infos[0].api_url.rpartition(":")[2])
         async with httpx.AsyncClient(base_url=infos[1].api_url, trust_env=False, timeout=DEADLINE_S) as http:
-            warm = {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2}
+            warm = {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2, "cache_salt": "public"}
             assert (await http.post("/v1/chat/completions", json=warm)).status_code == 200
         await first.wait_event(lambda e: e.get("event") == "ready")
         for enough in STAGES.values():

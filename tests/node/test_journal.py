@@ -15,6 +15,7 @@ from node.engine.fake import FakeEngine, FakeSettings
 from node.network.identity import Identity
 from node.network.network import NetworkSettings
 from node.telemetry import journal as journal_module
+from node.telemetry import requests as requests_module
 from node.telemetry.journal import (
     JOURNAL_FILE,
     MAX_QUEUED,
@@ -252,18 +253,19 @@ def test_requests_of_peers_push_no_others_out_of_the_journal(tmp_path: Path, mon
     assert numbers[:20] == list(range(20)) and numbers[-1] == 999 and (tmp_path / OLD_FILE).exists()
 
 
-def test_what_peers_ask_is_written_at_a_bounded_rate(tmp_path: Path) -> None:
-    now, noted = 0.0, []
+def test_what_peers_ask_is_written_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, noted, logs = 0.0, [], structlog.testing.LogCapture()
+    # (not capture_logs: a logger that was used after log.configure() has been called keeps its processors)
+    monkeypatch.setattr(requests_module, "log", structlog.wrap_logger(None, processors=[logs]))
     log = RequestLog(clock=lambda: now, on_change=lambda row, steps: noted.append(row))
-    with structlog.testing.capture_logs() as logs:
-        for number in range(5_000):
-            log.entered(request_id(number), "m", number.to_bytes(38, "big"))
-            log.failed(request_id(number), "too_long", "")
-            now += 0.001
-        log.entered(request_id(5_000), "m", b"")
-        log.failed(request_id(5_000), "too_long", "")
+    for number in range(5_000):
+        log.entered(request_id(number), "m", number.to_bytes(38, "big"))
+        log.failed(request_id(number), "too_long", "")
+        now += 0.001
+    log.entered(request_id(5_000), "m", b"")
+    log.failed(request_id(5_000), "too_long", "")
     assert len(noted) <= 2 * (PEER_BURST + 5 * PEER_RATE + 2) and noted[-1].client == ""
-    assert len([line for line in logs if line["event"] == "request_failed"]) == len(noted) / 2
+    assert len([line for line in logs.entries if line["event"] == "request_failed"]) == len(noted) / 2
     assert log.totals.entered == {"too_long": 5_001}, "all are counted"
 
 

@@ -42,6 +42,7 @@ def test_lines_of_one_event_are_bounded_and_what_was_dropped_is_told() -> None:
 def test_a_peers_words_steer_no_terminal_also_in_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    usual = structlog.get_config()
     try:
         configure()
         log = structlog.get_logger()
@@ -50,7 +51,7 @@ def test_a_peers_words_steer_no_terminal_also_in_a_traceback(monkeypatch: pytest
         except ValueError as exc:
             log.exception("attempt_broke", said="\x1b]0;evil\x07", said_by=["\x1b]0;evil\x07"], error=exc)
     finally:
-        structlog.reset_defaults()
+        structlog.configure(**usual)
     shown = terminal.getvalue()
     assert "a peer says" in shown and "Traceback" in shown
     assert not any(char in shown for char in "\x07\x9b\r\u202e") and "\x1b]" not in shown

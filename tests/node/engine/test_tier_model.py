@@ -99,7 +99,7 @@ async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
     settings = EngineSettings(
         resolve_model("smollm2"), cells=512, slots=2, sequences=9, check=True, ram_tier_mib=64, cache_dir=tmp_path / "c"
     )
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         async with open_engine(settings) as running:
             prompt = await chat(running, STORY * 8 + "Who counted?")
             done(await answer(running, request(prompt, 4)))
