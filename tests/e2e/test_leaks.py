@@ -17,7 +17,9 @@ from tests.e2e.conftest import DEADLINE_S
 pytestmark = pytest.mark.e2e
 
 WORDS = "Tell me about the sea, the ships and the sailors. " * 20
-BODY = json.dumps({"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2_000, "stream": True, "cache_salt": "public"}).encode()
+BODY = json.dumps(
+    {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 2_000, "stream": True, "cache_salt": "public"}
+).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
