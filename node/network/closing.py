@@ -4,8 +4,10 @@ import structlog
 import trio
 from libp2p.abc import INetConn, INetStream
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.stream.net_stream import NetStream
 
 from node.network.deadlines import shielded
+from node.network.yamux import YamuxStream
 
 log = structlog.get_logger()
 
@@ -28,3 +30,15 @@ async def reset_stream(stream: INetStream) -> None:
             await stream.reset()
         except BROKEN as exc:
             log.debug("reset failed", error=repr(exc))
+
+
+async def close_stream(stream: INetStream) -> None:
+    """Ends this node's side after what was written; what the peer still says is dropped. Never raises."""
+    try:
+        with trio.fail_after(CLOSE_DEADLINE_S):
+            await stream.close()
+    except (*BROKEN, trio.TooSlowError):
+        await reset_stream(stream)
+    muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
+    if isinstance(muxed, YamuxStream):
+        muxed.discard()  # (a peer that never ends its side must not have us keep what nobody reads)

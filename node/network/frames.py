@@ -1,21 +1,25 @@
-"""Messages of libp2p's own protocols: each after its length as a varint, read within bounds of size and time."""
+"""Messages of libp2p's own protocols: protobufs, each after its length as a varint, read within bounds of size and
+time."""
 
 import math
+from typing import TypeVar
 
 import trio
+from google.protobuf.message import DecodeError, Message
 from libp2p.abc import INetStream
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.utils.varint import encode_uvarint
 
-from node.network.closing import BROKEN, CLOSE_DEADLINE_S, reset_stream
+from node.network.closing import BROKEN, close_stream
 from node.network.network import NetworkError
-from node.network.yamux import YamuxStream
 from proto.errors import RemoteError
 
 FRAME_DEADLINE_S = 10.0
 """For one frame, once a byte of it is there, and for writing one."""
 _MAX_LENGTH_BYTES = 4
 _CHUNK_BYTES = 16 * 1_024
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 class Frames:
@@ -52,14 +56,8 @@ class Frames:
             raise NetworkError(f"the peer does not take an answer: {type(exc).__name__}") from exc
 
     async def close(self) -> None:
-        """Ends this direction after what was written; what the peer still says is dropped. Never raises."""
-        try:
-            with trio.fail_after(CLOSE_DEADLINE_S):
-                await self._stream.close()
-        except (*BROKEN, trio.TooSlowError):
-            await reset_stream(self._stream)
-        if isinstance(self._bytes, YamuxStream):
-            self._bytes.discard()
+        """See ``close_stream``."""
+        await close_stream(self._stream)
 
     async def _fill(self) -> bool:
         """Whether the stream had more."""
@@ -96,3 +94,16 @@ def length_of(data: bytes) -> tuple[int, int] | None:
     if len(data) >= _MAX_LENGTH_BYTES:
         raise RemoteError("claims a frame of more than 256 MiB")
     return None
+
+
+def parsed(message: MessageT, data: bytes, limit: int) -> MessageT:
+    """The empty ``message``, filled with what a stranger's bytes say. Raises RemoteError for what is over ``limit``
+    bytes or no such message."""
+    name = type(message).__name__
+    if len(data) > limit:
+        raise RemoteError(f"{name} of {len(data)} bytes, over {limit}")
+    try:
+        message.ParseFromString(data)
+    except DecodeError as exc:
+        raise RemoteError(f"no {name}: {exc}") from exc
+    return message

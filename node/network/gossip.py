@@ -27,7 +27,6 @@ from node.network.supervise import supervised
 from proto.cells import Cell
 from proto.codec import MAX_GOSSIP_BYTES, decode, encode
 from proto.errors import LimitExceeded, RemoteError
-from proto.households import household_of
 from proto.limits import Limits
 from proto.messages import Gossip as GossipMessage
 from proto.pace import Pace, Rate
@@ -141,7 +140,7 @@ class Gossip:
 
     async def _wait_turn(self, peer: bytes, cost: float) -> None:
         """Until ``peer`` and its household have waited for what they asked for. One stream waits, no other."""
-        household = household_of(self._table.remote_address(peer))
+        household = self._table.household(peer)
         delay_s = self._pace.delay_s(peer, household, cost, trio.current_time(), math.inf)
         if delay_s:
             self.num_over_rate += 1

@@ -8,11 +8,10 @@ left out is no offence: nodes of other versions may send it.
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from google.protobuf.message import DecodeError
 from libp2p.pubsub.pb import rpc_pb2
 
+from node.network.frames import parsed
 from node.peer_id import is_ed25519
-from proto.errors import RemoteError
 
 TOPIC_PREFIX = "mycelia/1/"
 MAX_TOPIC_BYTES = 128
@@ -42,13 +41,7 @@ class Filtered:
 def filtered(data: bytes, joined: Collection[str]) -> Filtered:
     """The parts of the RPC ``data`` that are in bounds and about the topics ``joined``; subscriptions are about others
     too, which this node may join later. Raises RemoteError."""
-    if len(data) > MAX_RPC_BYTES:
-        raise RemoteError(f"an RPC of {len(data)} bytes, over {MAX_RPC_BYTES}")
-    rpc = rpc_pb2.RPC()
-    try:
-        rpc.ParseFromString(data)
-    except DecodeError as exc:
-        raise RemoteError("no RPC of gossipsub's") from exc
+    rpc = parsed(rpc_pb2.RPC(), data, MAX_RPC_BYTES)
     named = len(rpc.subscriptions) + len(rpc.control.ihave) + len(rpc.control.graft) + len(rpc.control.prune)
     return Filtered(
         [message for message in rpc.publish[:MAX_MESSAGES] if _is_message(message, joined)],

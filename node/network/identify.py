@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from google.protobuf.message import DecodeError
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
@@ -23,16 +22,16 @@ from multiaddr import Multiaddr
 
 from node.network import addresses
 from node.network.closing import reset_stream
+from node.network.frames import parsed
+from node.network.outbound import ADDRESS_TTL_S
 from node.network.peers import PeerTable
 from node.peer_id import peer_text
-from proto.errors import RemoteError
 
 log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 16_384
 DEADLINE_S = 10.0
 MAX_ADDRESSES, MAX_PROTOCOLS, MAX_PROTOCOL_CHARS = 16, 64, 128
-ADDRESS_TTL_S = 7_200
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,13 @@ class Identified:
 def identified(data: bytes, remote_address: str) -> Identified:
     """What a message says, a stranger's bytes. remote_address: of the connection that it came on. Raises
     RemoteError."""
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise RemoteError(f"identifies itself in {len(data)} bytes")
-    message = Identify()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as exc:
-        raise RemoteError(f"identifies itself in what is no message: {exc}") from exc
-    told = [parsed for raw in message.listen_addrs[: addresses.MAX_TOLD] if (parsed := _parsed(raw)) is not None]
+    message = parsed(Identify(), data, MAX_MESSAGE_BYTES)
+    told = [address for raw in message.listen_addrs[: addresses.MAX_TOLD] if (address := _address(raw)) is not None]
     named = [name for name in message.protocols[:MAX_PROTOCOLS] if len(name) <= MAX_PROTOCOL_CHARS]
     return Identified(tuple(named), tuple(addresses.told_addresses(told, remote_address, MAX_ADDRESSES)))
 
 
-def _parsed(raw: bytes) -> Multiaddr | None:
+def _address(raw: bytes) -> Multiaddr | None:
     try:
         return Multiaddr(raw)
     except addresses.UNREADABLE:

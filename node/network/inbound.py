@@ -28,6 +28,7 @@ from multiaddr import Multiaddr
 
 from node.network import addresses
 from node.network.network import NetworkSettings
+from node.network.peers import remote_address
 from node.network.swarm_key import keyed
 from node.network.yamux import YamuxConnection
 from node.peer_id import peer_text
@@ -131,7 +132,7 @@ class Inbound:
 
     async def _upgraded(self, raw: RawConnection) -> IMuxedConn | None:
         """None: there is no place for its handshake, or it took too long. Raises whatever the peer makes of it."""
-        household, now = household_of(_address_of(raw)), trio.current_time()
+        household, now = household_of(remote_address(raw)), trio.current_time()
         if self._pace.delay_s(b"", household, 1.0, now, patience_s=0.0) is None:
             return None
         with trio.CancelScope(deadline=now + HANDSHAKE_S) as scope:
@@ -152,7 +153,7 @@ class Inbound:
         """Every connection comes by here, whoever made it, once it is known who the peer is. Raises SwarmException."""
         assert isinstance(muxed_conn, YamuxConnection)
         peer = muxed_conn.peer_id.to_bytes()
-        household, is_wanted = household_of(_address_of(muxed_conn)), peer in self.wanted
+        household, is_wanted = household_of(remote_address(muxed_conn)), peer in self.wanted
         given_up = self._connections.admit(
             muxed_conn,
             peer,
@@ -186,9 +187,3 @@ class Inbound:
     def _is_remembered(self, peer: bytes) -> bool:
         end = f"/p2p/{peer_text(peer)}"
         return any(address.endswith(end) for address in self._remembered())
-
-
-def _address_of(connection: RawConnection | IMuxedConn) -> str:
-    """Multiaddr of the other end, or the empty string."""
-    told = connection.get_transport_addresses()
-    return str(told[0]) if told else ""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 
-from google.protobuf.message import DecodeError
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from multiaddr import Multiaddr
 
 from node.network import addresses
+from node.network.frames import parsed
 from node.network.outbound import MAX_DIAL_ADDRESSES
 from node.peer_id import is_ed25519
 from proto.errors import RemoteError
@@ -65,7 +65,7 @@ class Answer:
 
 def parse_request(data: bytes) -> Request:
     """What a peer asks. Raises RemoteError."""
-    message = _parse(data, MAX_REQUEST_BYTES)
+    message = parsed(Message(), data, MAX_REQUEST_BYTES)
     try:
         kind = Kind(message.type)
     except ValueError as exc:
@@ -78,7 +78,7 @@ def parse_request(data: bytes) -> Request:
 
 def parse_answer(data: bytes, kind: Kind) -> Answer:
     """What a peer answered to a request of ``kind``. Raises RemoteError."""
-    message = _parse(data, MAX_ANSWER_BYTES)
+    message = parsed(Message(), data, MAX_ANSWER_BYTES)
     if int(message.type) != kind:
         raise RemoteError(f"answers {message.type} to {kind}")
     providers, closer = (_contacts(peers, MAX_ADDRESSES) for peers in (message.providerPeers, message.closerPeers))
@@ -98,17 +98,6 @@ def dialable(told: Iterable[bytes], teller: str) -> list[Multiaddr]:
     """Those of a peer's addresses that may be dialled on the word of ``teller``, the multiaddr of the connection with
     the peer that told them."""
     return addresses.told_addresses(map(Multiaddr, told), teller, MAX_DIAL_ADDRESSES)
-
-
-def _parse(data: bytes, limit: int) -> Message:
-    if len(data) > limit:
-        raise RemoteError(f"a message of {len(data)} bytes, over {limit}")
-    message = Message()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as exc:
-        raise RemoteError("no message of Kademlia's") from exc
-    return message
 
 
 def _contacts(peers: Iterable[Message.Peer], max_addresses: int) -> tuple[Contact, ...]:

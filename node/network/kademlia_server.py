@@ -36,7 +36,6 @@ from node.network.outbound import MAX_DIAL_ADDRESSES
 from node.peer_id import peer_text
 from proto.admission import Admission
 from proto.errors import RemoteError
-from proto.households import household_of
 from proto.pace import Pace, Rate
 from proto.peer_buckets import PeerBuckets
 from proto.provider_records import Contact, ProviderRecords
@@ -93,7 +92,7 @@ class KademliaServer:
     async def serve(self, stream: INetStream) -> None:
         """One stream of a peer, until it ends, says nothing for PATIENCE_S or breaks a bound."""
         peer = stream.muxed_conn.peer_id.to_bytes()
-        household = household_of(self._host.table.remote_address(peer))
+        household = self._host.table.household(peer)
         scope, is_done = trio.CancelScope(), False
         given_up = self._streams.admit(scope, peer, household, trio.current_time())
         for other in given_up or ():
@@ -160,7 +159,7 @@ class KademliaServer:
         """That ``peer`` provides ``key``, as it says over its own connection."""
         records = self._records_of(key)
         if records is not None and addresses:
-            household = household_of(self._host.table.remote_address(peer))
+            household = self._host.table.household(peer)
             told = Contact(peer, tuple(addresses))
             records.add(key, told, household, self._host.table.__contains__, self._clock())
 
@@ -174,7 +173,7 @@ class KademliaServer:
     def note(self, peer: bytes) -> None:
         """``peer`` is connected and, so far as is known, serves others too."""
         if peer in self._host.table and self._may_serve(peer):
-            household = household_of(self._host.table.remote_address(peer))
+            household = self._host.table.household(peer)
             self._buckets.add(peer, household, self._host.table.__contains__)
 
     def _may_serve(self, peer: bytes) -> bool:

@@ -18,7 +18,6 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStoreError
 from libp2p.utils.dns_utils import resolve_multiaddr_with_retry
 from multiaddr import Multiaddr
 from multiaddr.resolvers import DNSResolver
@@ -34,8 +33,6 @@ from proto.limits import Limits, TokenBucket
 
 DIAL_DEADLINE_S = 5.0
 ADDRESS_TTL_S = 7_200
-UNASKED_DEADLINE_S = 10.0
-"""For a peer that Kademlia wants to reach, at all of its addresses."""
 MAX_DIAL_ADDRESSES = 4
 MAX_PARALLEL_DIALS = 8
 """On this node's own account, and as many more on the word of others."""
@@ -78,9 +75,9 @@ class Outbound:
         self._told_addresses: Limits[str] = Limits(ADDRESS_RATE, ADDRESS_BURST)
         self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
         """(relay, peer) -> what stands for a socket to the peer. Raises NetworkError."""
-        # Any stream that anybody wants to open dials, also to a peer that was disconnected this moment: its loss
+        # Dials for any stream that libp2p wants to open, also to a peer that was disconnected this moment: its loss
         # would go unnoticed, since the new connection is there before the end of the old one is told.
-        swarm.dial_peer = self._dial_unasked  # type: ignore[method-assign]
+        swarm.dial_peer = self._not_dialled  # type: ignore[method-assign]
 
     async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
         """Connects, unless connected. One dial a peer at a time. Raises NetworkError that says what was tried.
@@ -182,19 +179,11 @@ class Outbound:
             for address in connection.get_transport_addresses()
         )
 
-    async def _dial_unasked(self, peer_id: ID) -> list[INetConn]:
-        """For Kademlia, which has to reach peers that nobody else asked for. Raises SwarmException."""
-        peer = peer_id.to_bytes()
+    async def _not_dialled(self, peer_id: ID) -> list[INetConn]:
+        """In the place of libp2p's dial. Raises SwarmException."""
         if connections := self._swarm.get_connections(peer_id):
             return connections
-        if self._table.is_leaving(peer):
-            raise SwarmException("the peer has just been disconnected")
-        try:
-            with trio.fail_after(UNASKED_DEADLINE_S):
-                await self.dial(peer, self._host.get_peerstore().addrs(peer_id), Origin.TOLD)
-        except (NetworkError, PeerStoreError, trio.TooSlowError) as exc:
-            raise SwarmException(f"cannot reach {peer_id}: {exc!r}") from exc
-        return self._swarm.get_connections(peer_id)
+        raise SwarmException(f"not connected with {peer_id}")
 
     @asynccontextmanager
     async def _only_dial(self, peer: bytes, is_told: bool) -> AsyncIterator[None]:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import trio
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
+from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
+
+from proto.households import household_of
 
 RESTART_S = 5.0
 """Above the time in which two peers that dial each other at once both get through."""
@@ -33,7 +36,7 @@ def peer_of(connection: INetConn) -> bytes:
     return connection.muxed_conn.peer_id.to_bytes()
 
 
-def remote_address(connection: INetConn) -> str:
+def remote_address(connection: INetConn | IMuxedConn | RawConnection) -> str:
     """Multiaddr of the other end, or the empty string."""
     addresses = connection.get_transport_addresses()
     return str(addresses[0]) if addresses else ""
@@ -74,6 +77,10 @@ class PeerTable(INotifee):
     def remote_address(self, peer: bytes) -> str:
         """Multiaddr of the other end of a connection with it; empty: none."""
         return next((remote_address(connection) for connection in self.connections(peer)), "")
+
+    def household(self, peer: bytes) -> str:
+        """The household of the other end of a connection with it; empty: there is none."""
+        return household_of(self.remote_address(peer))
 
     def round_trip_s(self, peer: bytes) -> float | None:
         entry = self._peers.get(peer)

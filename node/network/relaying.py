@@ -36,7 +36,7 @@ from node.network.host import Host
 from node.network.network import NetworkError
 from node.network.peers import PeerTable
 from node.peer_id import peer_text
-from proto.households import Places, household_of
+from proto.households import Places
 from proto.pace import Pace, Rate
 
 log = structlog.get_logger()
@@ -164,7 +164,7 @@ class Relaying:
         await stream.close()
 
     def _reserve(self, peer: bytes) -> HopMessage:
-        now, household = trio.current_time(), self._household(peer)
+        now, household = trio.current_time(), self._table.household(peer)
         for one, (until, _) in list(self._reserved.items()):
             if until <= now:
                 self._free_reservation(one)
@@ -186,12 +186,9 @@ class Relaying:
             _, household = self._reserved.pop(peer)
             self._reservations.free(peer, household)
 
-    def _household(self, peer: bytes) -> str:
-        return household_of(self._table.remote_address(peer))
-
     async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
         until, to_household = self._reserved.get(target, (0.0, ""))
-        from_household = self._household(source)
+        from_household = self._table.household(source)
         refusal = None
         if until <= trio.current_time() or target not in self._table or target == source:
             refusal = Status.NO_RESERVATION

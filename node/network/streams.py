@@ -15,11 +15,10 @@ from libp2p.abc import IMuxedStream, INetStream
 from libp2p.network.stream.net_stream import NetStream
 
 from node.network import negotiation
-from node.network.closing import BROKEN, CLOSE_DEADLINE_S, reset_stream
+from node.network.closing import BROKEN, close_stream, reset_stream
 from node.network.events import EventQueue
 from node.network.host import Host
 from node.network.network import NetworkError, Received, StreamHandler
-from node.network.yamux import YamuxStream
 from node.peer_id import peer_text
 from proto.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from proto.errors import RemoteError
@@ -137,13 +136,7 @@ class Libp2pStream:
         if self._over:
             return
         self._end()
-        try:
-            with trio.fail_after(CLOSE_DEADLINE_S):
-                await self._stream.close()
-        except (*BROKEN, trio.TooSlowError):
-            await reset_stream(self._stream)
-        if isinstance(self._bytes, YamuxStream):
-            self._bytes.discard()  # (a peer that never ends its side must not have us keep what nobody reads)
+        await close_stream(self._stream)
 
     async def reset(self) -> None:
         if not self._over:

@@ -26,6 +26,7 @@ from node.network.kademlia_server import KademliaServer
 from node.network.outbound import MAX_DIAL_ADDRESSES
 from node.peer_id import ED25519_PREFIX, peer_text
 from proto.errors import RemoteError
+from proto.households import household_of
 from proto.peer_buckets import PeerBuckets
 from proto.provider_records import Contact
 from tests.fuzz.mutate import splice, spoil_bytes
@@ -70,6 +71,9 @@ class _Table(set[bytes]):
 
     def remote_address(self, peer: bytes) -> str:
         return f"/ip4/8.8.{peer[-1]}.8/tcp/1"
+
+    def household(self, peer: bytes) -> str:
+        return household_of(self.remote_address(peer))
 
     def peers(self) -> list[bytes]:
         return list(self)

@@ -14,6 +14,7 @@ from libp2p.utils.varint import encode_varint_prefixed
 from node.network.closing import BROKEN
 from node.network.network import NetworkError
 from node.network.relaying import HOP_PROTOCOL, STOP_PROTOCOL, Relaying
+from proto.households import household_of
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _PEER, _OTHER = (bytes.fromhex("002408011220") + bytes([number]) * 32 for number in (1, 2))
@@ -104,5 +105,5 @@ class _Table:
     def __contains__(self, peer: object) -> bool:
         return peer in (_PEER, _OTHER)
 
-    def remote_address(self, peer: bytes) -> str:
-        return "/ip4/8.8.8.8/tcp/1"
+    def household(self, peer: bytes) -> str:
+        return household_of("/ip4/8.8.8.8/tcp/1")
