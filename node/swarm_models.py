@@ -22,7 +22,7 @@ from node.views import ModelRow
 from proto.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
 from proto.errors import RemoteError
 from proto.events import Malformed
-from proto.households import LOCAL, Places, household_of
+from proto.households import Places, household_of, of_client
 from proto.messages import Models, ModelsQuery
 from proto.overlay import Overlay, PeerView
 
@@ -186,7 +186,7 @@ class SwarmModels:
 
     async def _look_in_turn(self, model: str, client: bytes, peer: bytes) -> None:
         places = self._places_of_peers if peer else self._places_of_clients
-        share = household_of(self._network.remote_address(peer)) if peer else LOCAL + client.hex()
+        share = household_of(self._network.remote_address(peer)) if peer else of_client(client)
         if not places.take(peer or client, share, is_known=not (peer or client)):
             return
         over = self._finding[model] = trio.Event()

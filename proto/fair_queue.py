@@ -80,6 +80,11 @@ _OTHERS = "others"
 _Households = FairOrder[FairOrder[deque[T]]]
 
 
+def share_of(item: Waiting) -> Key:
+    """The share of an engine that ``item`` takes from: its household's, its client's if it has none, or the owner's."""
+    return (item.household or item.client) if item.client else OWNER
+
+
 def weighted(client: bytes, service: float) -> float:
     """What ``service`` counts for a client."""
     return service if client else service / OWNER_WEIGHT
@@ -176,7 +181,7 @@ class FairQueue(Generic[T]):
         num_own = self.num_of(item.client, item.household)
         if not item.client:
             return self._shares.join(OWNER, num_own, num_own, 1.0, now, guess_s)
-        share = item.household or item.client
+        share = share_of(item)
         others = self._order.line(_OTHERS)
         keys = others.line(share) if others is not None else None
         num_taken, num_household = len(others or ()), len(keys or ())

@@ -43,6 +43,11 @@ def household_of(address: str) -> str:
     return VIA + name if "/p2p-circuit" in address else name
 
 
+def of_client(client: bytes) -> str:
+    """What a client of this node's own API, known by its key, counts as beside others: as much as a machine."""
+    return LOCAL + client.hex()
+
+
 def is_local(household: str) -> bool:
     """Whether it is in a private network of this node's own, or on its machine."""
     return household.startswith(LOCAL)

@@ -88,11 +88,9 @@ class Membership:
         return abs(wire_version - self._config.wire_version) <= 1
 
     def household(self, client: bytes) -> str:
-        """Which one a client belongs to, as far as that bounds or opens anything: of a connected peer its network's,
-        where every peer counts for itself if it is a local one; any other is one by itself."""
-        member = self._members.get(client)
-        name = household_of(member.address) if member else ""
-        return name if name and not is_local(name) else f"{name} {client.hex()}"
+        """Which one a client belongs to, as far as that bounds or opens anything, see ``Source.name``. Never empty: this
+        node's own are one, too."""
+        return self.source(client).name or "own"
 
     def wire_version(self, peer: bytes) -> int:
         """What ``peer`` and this node speak with each other; this node's own with a peer that has not said it."""

@@ -183,11 +183,13 @@ class Sharing:
         self._touch(chain[:count])
         return count * STRIDE
 
-    def note(self, owner: Owner, tokens: Sequence[int], declared: int = 0) -> None:
+    def note(self, owner: Owner, tokens: Sequence[int], declared: int = 0) -> Sequence[int]:
         """``owner`` has computed ``tokens``, or reused what it may. declared: as many of the first hold no secrets.
-        Mutates."""
+        Returns their ``chain``. Mutates."""
+        chain = self.chain(tokens)
         if owner.tag == PUBLIC.tag or owner.household or declared >= STRIDE:
-            self.note_blocks(owner, self.chain(tokens), pack_tokens(tokens), BLOCK_BYTES, declared // STRIDE)
+            self.note_blocks(owner, chain, pack_tokens(tokens), BLOCK_BYTES, declared // STRIDE)
+        return chain
 
     def note_blocks(
         self, owner: Owner, chain: Sequence[int], content: bytes, block_bytes: int, declared: int = 0

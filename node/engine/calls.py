@@ -22,7 +22,8 @@ from node.engine import ipc
 from node.engine.prompts import TooLongError
 from node.errors import BusyError
 from proto.errors import LimitExceeded, LocalError
-from proto.fair_queue import FairQueue
+from proto.fair_order import Key
+from proto.fair_queue import FairQueue, share_of
 from proto.shares import has_room
 
 MAX_WAITING = 256
@@ -77,17 +78,17 @@ class Lane:
         self._waiting: FairQueue[Call] = FairQueue(MAX_WAITING)
         self._sent: dict[int, Call] = {}
         """By key, in the order in which they were sent."""
-        self._bytes: Counter[bytes | str] = Counter()
-        """Of what waits, by household or client."""
+        self._bytes: Counter[Key] = Counter()
+        """Of what waits, by share."""
 
     def join(self, call: Call, now: float) -> float:
         """0.0: ``call`` waits. Else it is refused, and may come again after so many seconds. Mutates."""
-        size, whose = len(call.frame), call.household or call.client
-        if self._bytes and not has_room(self._bytes[whose] + size, self._bytes.total() + size, MAX_WAITING_BYTES):
+        size, share = len(call.frame), share_of(call)
+        if self._bytes and not has_room(self._bytes[share] + size, self._bytes.total() + size, MAX_WAITING_BYTES):
             return RETRY_S
         wait_s = self._waiting.join(call, now, GUESS_S)
         if not wait_s:
-            self._bytes[whose] += size
+            self._bytes[share] += size
         return wait_s
 
     def next_to_send(self, now: float) -> Call | None:
@@ -127,13 +128,13 @@ class Lane:
         for call in reversed(sent[num_ended:]):
             if not call.is_left:
                 self._waiting.put_back(call, call.service)
-                self._bytes[call.household or call.client] += len(call.frame)
+                self._bytes[share_of(call)] += len(call.frame)
 
     def _count_out(self, call: Call) -> None:
-        whose = call.household or call.client
-        self._bytes[whose] -= len(call.frame)
-        if not self._bytes[whose]:
-            del self._bytes[whose]
+        share = share_of(call)
+        self._bytes[share] -= len(call.frame)
+        if not self._bytes[share]:
+            del self._bytes[share]
 
 
 class _Shared:

@@ -27,7 +27,7 @@ from node.engine.accounts import COMPILE_SERVICE
 from node.engine.grammar import TOO_COSTLY, Grammar, GrammarError
 from proto.blocks import unpack_tokens
 from proto.fair_order import Key
-from proto.fair_queue import FairQueue
+from proto.fair_queue import FairQueue, share_of
 from proto.limits import Limits
 from proto.messages import Sampling
 
@@ -118,7 +118,7 @@ class GrammarDesk:
         live = self._live[event.key]
         live.is_ready = True
         if live.message.client:
-            self._budgets.spend(_share(live.message), max(event.cpu_s, COMPILE_LEAST_S), now)
+            self._budgets.spend(share_of(live.message), max(event.cpu_s, COMPILE_LEAST_S), now)
         self.look(now)
         return None if live.is_dropped else live.message
 
@@ -134,7 +134,7 @@ class GrammarDesk:
         live.spare_s -= event.cpu_s
         error = event.error or (TOO_COSTLY if live.spare_s < 0 else "")
         if error and live.message.client:
-            self._budgets.spend(_share(live.message), ANSWER_BURST_S, now)
+            self._budgets.spend(share_of(live.message), ANSWER_BURST_S, now)
         return error
 
     def accept(self, key: int, token: int) -> None:
@@ -198,9 +198,9 @@ class GrammarDesk:
             return False
         if not message.client:
             return True
-        share = _share(message)
-        num_own = sum(_share(live.message) == share for live in self._live.values())
-        is_first = all(_share(other) != share for other in compiling)
+        share = share_of(message)
+        num_own = sum(share_of(live.message) == share for live in self._live.values())
+        is_first = all(share_of(other) != share for other in compiling)
         return is_first and num_own < max(self._limit // 2, 1) and self._budgets.has(share, now)
 
     def _work(self, key: int, live: _Live) -> None:
@@ -217,7 +217,3 @@ class GrammarDesk:
             self._announce(GrammarAnswered(key, passed, error, grammar.cpu_s - used_s))
         grammar.close()
         self._announce(GrammarEnded(key))
-
-
-def _share(message: ipc.Submit) -> Key:
-    return message.household or message.client

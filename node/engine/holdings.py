@@ -16,18 +16,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from node.engine.job import Job, Limits
-from proto.fair_order import OWNER, Key
-from proto.fair_queue import OWNER_WEIGHT, SLACK
+from proto.fair_order import Key
+from proto.fair_queue import OWNER_WEIGHT, SLACK, share_of
 
 SLICE = 4_096.0
 """An answer of 2,048 tokens: 40 s on one core. Clients that always have something waiting are seldom so far apart."""
 SLICE_S = 1.0
 """What started runs that long at least before it stops for that reason."""
-
-
-def share_of(job: Job) -> Key:
-    """The share of the engine that a job takes from."""
-    return job.household or job.client if job.client else OWNER
 
 
 def holding(jobs: Iterable[Job], limits: Limits, more_cells: int = 0) -> float:

@@ -47,11 +47,11 @@ from functools import partial
 from node.engine.accounts import REFUSAL_SERVICE, Accounts
 from node.engine.cells import Cells, Evicted
 from node.engine.changes import ChangeLog
-from node.engine.holdings import group_of, holding, largest_of_all, level_of, share_of, victims, wanted_holding
+from node.engine.holdings import group_of, holding, largest_of_all, level_of, victims, wanted_holding
 from node.engine.job import Job, Limits, Refusal
 from node.engine.rows import GiveWay, Row, plan_rows
 from proto.fair_order import Key
-from proto.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, weighted
+from proto.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, share_of, weighted
 from proto.radix import RadixTree, common_prefix
 from proto.sharing import PUBLIC, Owner, Sharing, match
 
@@ -401,11 +401,10 @@ class Scheduler:
         if job.noted_tokens == job.num_computed:
             return
         job.noted_tokens = job.num_computed
-        computed = job.tokens[: job.num_computed]
-        self.sharing.note(job.owner, computed, job.declared_open)
+        chain = self.sharing.note(job.owner, job.tokens[: job.num_computed], job.declared_open)
         assert job.seq_id is not None
         if job.owner != PUBLIC and job.seq_id not in self.tree and job.shared_tokens <= job.num_open:
-            job.num_open = max(job.num_open, self.sharing.num_open(self.sharing.chain(computed)))
+            job.num_open = max(job.num_open, self.sharing.num_open(chain))
 
     def _may_pin(self, job: Job) -> bool:
         """False when a longer idle leaf has all that the job computed, and pinning it would break the promise."""

@@ -23,7 +23,7 @@ from node.serve.bodies import json_response
 from node.serve.disconnect import cancelled_at_disconnect
 from node.serve.keys import client_of
 from node.views import FailedView
-from proto.households import LOCAL, Places
+from proto.households import Places, of_client
 
 MAX_STREAMS = 16
 """Of events, at once: pages that are looked at. A key has three quarters of them at most."""
@@ -84,7 +84,7 @@ class _EventStream:
         self._client = client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        share = f"{LOCAL}{self._client.hex()}"
+        share = of_client(self._client)
         if not self._streams.take(self._client, share, is_known=not self._client):
             message = f"too many programs follow already: {MAX_STREAMS} may, and fewer with the same key"
             await json_response(FailedView("overloaded", message, True), 503)(scope, receive, send)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import trio
 from starlette.types import Scope
 
-from proto.households import LOCAL, Places, household_of
+from proto.households import Places, household_of, of_client
 
 PLACE = "mycelia.place"
 """Where a request's scope has the place of its connection."""
@@ -82,7 +82,7 @@ class HttpPlace:
         if self.counted_for is None:
             return False
         self._places.uncount(self)
-        if self._places.count(self, f"{LOCAL}client {client.hex()}", is_known=not client):
+        if self._places.count(self, of_client(client), is_known=not client):
             return True
         self._places.count(self, self.household, is_known=True)
         return False
