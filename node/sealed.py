@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 SEAL_BYTES = 16
 MAX_FILE_BYTES = 2**24
-"""Twice the largest that is written: 65,536 version floors."""
+"""Eight times the largest that is written: 16,384 version floors."""
 MAX_ASIDE = 8
 """Damaged files that are kept of each; then the last one is replaced."""
 

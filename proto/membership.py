@@ -88,8 +88,7 @@ class Membership:
         return abs(wire_version - self._config.wire_version) <= 1
 
     def household(self, client: bytes) -> str:
-        """Which one a client belongs to, as far as that bounds or opens anything, see ``Source.name``. Never empty: this
-        node's own are one, too."""
+        """The household that a client counts to, see ``Source.name``. Never empty: this node's own clients are one."""
         return self.source(client).name or "own"
 
     def wire_version(self, peer: bytes) -> int:

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from node.app import Node
-from node.bench.inventors import make_owners_up
+from node.bench.attacks.inventors import make_owners_up
 from node.engine.fake import FakeEngine
 from node.network.identity import new_identity
 from node.network.libp2p_network import open_network

@@ -224,9 +224,8 @@ async def _probed(address: str, known: str, tokens_of: Callable[[str], Awaitable
 
 
 async def _liar(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """Of all answers in the second minute after a node has joined that claims everything, those that it gave:
-    simulated, beside ten honest ones that have
-    answered for two minutes."""
+    """The share of answers that a liar gives in the second minute after it has joined ten honest nodes, which have
+    answered for two minutes: simulated."""
     rows: list[Row] = []
     for conduct in LIARS:
         shares: list[float] = []

@@ -13,11 +13,13 @@ import structlog
 import trio
 
 from node.bench.attacks.asking import answer_of, ask_for, random_words
+from node.bench.attacks.inventors import made_up
 from node.network.identity import Identity, new_identity
+from node.network.kademlia_messages import KAD_PROTOCOL
 from node.network.libp2p_network import Libp2pNetwork, open_network
 from node.network.network import Disconnected, NetworkError, NetworkSettings
 from node.network.streams import CONTROL_PROTOCOL
-from proto.digest import pack_entries, root_of, signed_payload
+from proto.digest import SNAPSHOT, pack_entries, root_of, signed_payload
 from proto.errors import LocalError, MyceliaError
 from proto.messages import Head, Repair, Sampling
 
@@ -33,7 +35,6 @@ NUM_SIBYLS, NUM_REFUSED, NUM_SLOW = 60, 24, 4
 NUM_TOPICS, TOPICS_AN_RPC = 100_000, 500
 NUM_RECORDS, ADDRESSES_A_RECORD = 9, 340_000
 NUM_DIGESTS, ENTRIES_A_DIGEST = 64, 16_384
-KAD_PROTOCOL = "/mycelia/kad/1.0.0"
 SLOW_GRAMMAR = f"root ::= [{''.join(map(chr, range(0x400, 0x400 + 400)))}]+"
 
 
@@ -141,7 +142,7 @@ async def digests(plan: Plan, nursery: trio.Nursery) -> None:
         for _ in range(NUM_DIGESTS):
             entries = {secrets.randbits(64): 1 for _ in range(ENTRIES_A_DIGEST)}
             with suppress(NetworkError):
-                await network.send(victim, _repair(plan, new_identity(), entries, mode=2))
+                await network.send(victim, _snapshot(plan, new_identity(), entries))
 
 
 async def repairs(plan: Plan, nursery: trio.Nursery) -> None:
@@ -151,7 +152,7 @@ async def repairs(plan: Plan, nursery: trio.Nursery) -> None:
         async with stranger(plan, address) as (network, victim):
             in_place()
             while True:
-                await network.send(victim, _repair(plan, new_identity(), {1: 1}, mode=0))
+                await network.send(victim, made_up(new_identity(), plan.namespace))
                 await trio.sleep(1 / 40)
 
     for address in plan.addresses:
@@ -247,7 +248,7 @@ async def _asking(plan: Plan, sampling: Sampling, num_words: int, in_place: Call
             await trio.sleep(AGAIN_S)
 
 
-def _repair(plan: Plan, owner: Identity, entries: dict[int, int], mode: int) -> Repair:
+def _snapshot(plan: Plan, owner: Identity, entries: dict[int, int]) -> Repair:
     now_ms = round(1000 * time.time())
     unsigned = Head(
         owner=owner.peer_id,
@@ -260,8 +261,7 @@ def _repair(plan: Plan, owner: Identity, entries: dict[int, int], mode: int) -> 
         signature=bytes(64),
     )
     head = msgspec.structs.replace(unsigned, signature=owner.sign(signed_payload(unsigned)))
-    told = pack_entries(entries) if mode == 2 else b""
-    return Repair(head=head, mode=mode, from_seq=0, upserts=told, removes=b"")
+    return Repair(head=head, mode=SNAPSHOT, from_seq=0, upserts=pack_entries(entries), removes=b"")
 
 
 async def main(plan: Plan) -> None:

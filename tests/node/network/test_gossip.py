@@ -4,6 +4,7 @@ import secrets
 
 import pytest
 import trio
+from hostile_messages import prune_with_peers, wrongly_signed
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
@@ -15,14 +16,7 @@ from network_helpers import NAMESPACE, PATIENCE_S, announce, eventually, light_c
 from test_libp2p_network import connect, opened, publish_until_told
 
 from node.network import gossip, gossip_filter, gossip_router
-from node.network.attackers import (
-    GOSSIP_PROTOCOL,
-    many_addresses,
-    prune_with_peers,
-    prunes,
-    say,
-    wrongly_signed,
-)
+from node.network.attackers import GOSSIP_PROTOCOL, many_addresses, prunes, say
 from node.network.gossip_filter import MAX_RPC_BYTES, filtered
 from node.network.gossip_router import BoundedPubsub, Router
 from node.network.identity import new_identity

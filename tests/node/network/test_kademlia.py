@@ -6,14 +6,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from hostile_messages import ask, get_providers, idle_streams
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from network_helpers import PATIENCE_S, eventually, light_client, node
 from test_libp2p_network import connect
 
-from node.network import attackers, kademlia, kademlia_server
-from node.network.attackers import KAD_PROTOCOL, add_provider, get_providers, many_addresses
+from node.network import kademlia, kademlia_server
+from node.network.attackers import KAD_PROTOCOL, add_provider, many_addresses, say
 from node.network.closing import BROKEN
 from node.network.frames import Frames, length_of
 from node.network.identity import new_identity
@@ -70,7 +71,7 @@ def dht_of(network: Libp2pNetwork) -> Kademlia:
 async def answered(network: Libp2pNetwork, victim: bytes, data: bytes) -> Message:
     with trio.fail_after(PATIENCE_S):
         answer = Message()
-        answer.ParseFromString(await attackers.ask(network, victim, data))
+        answer.ParseFromString(await ask(network, victim, data))
         return answer
 
 
@@ -78,14 +79,14 @@ async def answered(network: Libp2pNetwork, victim: bytes, data: bytes) -> Messag
 @pytest.mark.parametrize("count", [12, 100])
 async def test_idle_streams_of_one_peer_keep_no_other_from_an_answer(count: int, first: bytes) -> None:
     async with open_network(node()) as one, strangers(one, 2) as (evil, honest):
-        await attackers.idle_streams(evil, one.peer_id, count, KAD_PROTOCOL, first)
+        await idle_streams(evil, one.peer_id, count, KAD_PROTOCOL, first)
         assert (await answered(honest, one.peer_id, get_providers(KEY))).type == Message.GET_PROVIDERS
 
 
 async def test_idle_streams_of_many_peers_of_one_address_keep_no_other_from_an_answer() -> None:
     async with open_network(node()) as one, strangers(one, 20) as (honest, *evil):
         for peer in evil:
-            await attackers.idle_streams(peer, one.peer_id, kademlia_server.MAX_STREAMS_PER_PEER, KAD_PROTOCOL)
+            await idle_streams(peer, one.peer_id, kademlia_server.MAX_STREAMS_PER_PEER, KAD_PROTOCOL)
         for _ in range(3):
             await answered(honest, one.peer_id, get_providers(KEY))
         assert len(dht_of(one).server._streams) <= kademlia_server.MAX_STREAMS
@@ -94,7 +95,7 @@ async def test_idle_streams_of_many_peers_of_one_address_keep_no_other_from_an_a
 async def test_a_stream_that_says_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kademlia_server, "PATIENCE_S", 0.1)
     async with open_network(node()) as one, strangers(one, 1) as (evil,):
-        stream = await attackers.say(evil, one.peer_id, KAD_PROTOCOL, [get_providers(KEY)])
+        stream = await say(evil, one.peer_id, KAD_PROTOCOL, [get_providers(KEY)])
         frames = Frames(stream, MAX_ANSWER_BYTES)
         with trio.fail_after(PATIENCE_S):
             assert await frames.read()
@@ -105,7 +106,7 @@ async def test_a_provider_of_very_many_addresses_is_not_kept() -> None:
     async with open_network(node()) as one, strangers(one, 2) as (evil, honest):
         huge = add_provider(KEY, evil.peer_id, many_addresses(100_000))
         with trio.fail_after(PATIENCE_S), pytest.raises(BROKEN):
-            await attackers.ask(evil, one.peer_id, huge)
+            await ask(evil, one.peer_id, huge)
         await answered(evil, one.peer_id, add_provider(KEY, evil.peer_id, many_addresses(1_500)))
         answer = await answered(honest, one.peer_id, get_providers(KEY))
         assert [len(provider.addrs) for provider in answer.providerPeers] == [4]
@@ -159,7 +160,7 @@ async def test_requests_over_the_rate_are_refused_to_the_one_who_asks(monkeypatc
 
         async def ask_on() -> None:
             while True:
-                await attackers.ask(evil, one.peer_id, get_providers(KEY))
+                await ask(evil, one.peer_id, get_providers(KEY))
 
         with trio.fail_after(PATIENCE_S), pytest.raises(BROKEN):
             await ask_on()
