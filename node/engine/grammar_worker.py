@@ -10,6 +10,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import resource
 import select
 import signal
@@ -46,6 +47,10 @@ NICENESS = 10
 MEMORY_BYTES = 512 * 1024 * 1024
 MEMORY_PART = 16
 """Of what is free, at most this part: all slots together half of it."""
+
+
+_REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{[^}]*\}|[\]}]", re.DOTALL)
+"""What a bracket of a pattern can stand in, or a bracket alone."""
 
 
 class GrammarSampler:
@@ -115,7 +120,12 @@ class _Budget:
 
 
 class _Converter(SchemaConverter):
-    """The converter of llama-cpp-python, with literals that are also right with quotes, backslashes and line ends."""
+    """The converter of llama-cpp-python, with literals that are also right with quotes, backslashes and line ends.
+    It never ended at a ``]`` or ``}`` of a pattern that closes nothing: that is a literal here."""
+
+    def _visit_pattern(self, pattern: str, name: str) -> Any:
+        literal = _REGEX_PART.sub(lambda part: "\\" + part[0] if part[0] in ("]", "}") else part[0], pattern)
+        return super()._visit_pattern(literal, name)  # type: ignore[no-untyped-call]
 
     def _format_literal(self, literal: str) -> str:
         """literal: a JSON value."""
