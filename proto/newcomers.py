@@ -3,7 +3,7 @@
 Keys are free, and everything that a node tells of itself is a claim. One that claims to be idle, fast and to hold every
 prefix would be the best choice for every prompt, and where it answers at once whatever comes to its mind, no measure of
 time tells it from a fast machine. What such a node cannot have at once is a past. So a node whose good answers to this
-one began less than ``PROBATION_S`` ago is a *newcomer* beside those that began earlier, and gets no more than a tenth
+one began less than ``PROBATION_S`` ago is a *newcomer* beside those that began earlier, and gets no more than a twelfth
 of the prompts, or an equal part where few others have a place for them; all keys of a household together, and all
 newcomers together no more than half. What they claim to hold counts half, but what this node sent there itself.
 
@@ -21,9 +21,9 @@ from collections.abc import Callable
 from proto.load_table import LoadTable
 
 PROBATION_S = 600.0
-LONGER_S = 60.0
+LONGER_S = 30.0
 """By which the past of others is longer beside which a node is new: those that start together are found one by one."""
-LEAST_SHARE, ALL_SHARE = 0.1, 0.5
+LEAST_SHARE, ALL_SHARE = 0.08, 0.5
 """Of the prompts: that one household of newcomers gets, and all of them."""
 WINDOW = 32
 FEW_OTHERS = 3

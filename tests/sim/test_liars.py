@@ -28,7 +28,7 @@ def asked(conduct: Conduct, after_s: float, seed: int = SEED) -> tuple[SwarmRun,
 
 @pytest.mark.parametrize("conduct", list(Conduct))
 def test_a_new_liar_gets_a_tenth_of_the_prompts_at_most(conduct: Conduct) -> None:
-    _, share = asked(conduct, 120.0)
+    _, share = asked(conduct, 60.0)
     assert share <= 0.1, f"seed {SEED}"
 
 
