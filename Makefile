@@ -82,7 +82,7 @@ screenshot: $(ready) $(programs)  ## take the picture of the dashboard in docs/ 
 	@PYTHONPATH=. .venv/bin/python scripts/screenshot.py $(ARGS)
 
 evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours); ARGS="--quick" for a taste
-	@.venv/bin/python -m node.bench.evaluation $(ARGS)
+	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation

@@ -21,11 +21,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from node.rundir import RunInfo
-from node.show import short, tokens_per_s
-from node.swarm import COMMAND, LocalNode, open_local_swarm
-from node.views import AnsweredView, FrameView, TextView
-from proto.radix import common_prefix
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, open_local_swarm
+from mycelia.node.storage.rundir import RunInfo
+from mycelia.node.terminal.tables import short, tokens_per_s
+from mycelia.node.views import AnsweredView, FrameView, TextView
+from mycelia.proto.cache.radix import common_prefix
 
 NUM_NODES = 3
 MAX_TOKENS = 24

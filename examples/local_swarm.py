@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import trio
 
-from node.show import short
-from node.swarm import LocalNode, open_local_swarm
+from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
+from mycelia.node.terminal.tables import short
 
 NOTES = "".join(
     f"Day {day}: {8 + day} hours of sun, {2 * day % 7} litres of water, the plant is {10 + 3 * day} cm tall.\n"

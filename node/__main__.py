@@ -1,5 +1,5 @@
-"""``python -m node`` is the command ``mycelia``."""
+"""``python -m mycelia.node`` is the command ``mycelia``."""
 
-from node.cli import main
+from mycelia.node.cli import main
 
 main()

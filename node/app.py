@@ -6,64 +6,44 @@ so that nothing is told of work that nobody can do any more. One nursery holds e
 
 import os
 import random
-import signal
-import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
 import trio
-from blake3 import blake3
 
-import proto
-from node.drain import Drain
-from node.driver import OverlayDriver
-from node.engine.engine import FIRST_EDGE_ID, Engine
-from node.engine.models import FAKE_MODEL, model_name, resolve_model
-from node.engine.process import open_engine
-from node.engine.settings import EngineSettings, sequences_for
-from node.entry import ASK, GENERATE, Entry, serve_ask_stream
-from node.keeping import Keeper, Kept, load_kept, restored
-from node.network.addresses import parse_listen
-from node.network.identity import Identity, load_or_create_identity, verify
-from node.network.libp2p_network import open_network
-from node.network.network import MessageStream, Network, NetworkSettings
-from node.network.supervise import supervised
-from node.peer_id import peer_text
-from node.reach import keep_reachable
-from node.relay import FindEntries, Relay
-from node.rundir import RunInfo, locked, next_epoch, write_run_info
-from node.salts import Salts
-from node.serve.api import Embedded
-from node.serve.gateway import Access, serve_gateway
-from node.serve.server import bind_api, url_of
-from node.serving import serve_generate_stream
-from node.settings import NodeSettings, prepare_data_dir
-from node.swarm_models import MODELS, SwarmModels
-from node.telemetry.inspection import INSPECT, Inspection
-from node.telemetry.journal import open_request_log
-from node.telemetry.metrics import exposition
-from node.telemetry.requests import RequestLog
-from node.version import VERSION
-from node.views import LinksRow, ModelRow, NodeState, PeerRow, RequestRow, TraceView, TrafficView, TreeRowView
-from proto.budget import Plane, Traffic
-from proto.config import OverlayConfig
-from proto.effects import RequestEffect
-from proto.errors import LocalError
-from proto.events import CacheChanged, Leaving, ModelServed, VitalsChanged
-from proto.messages import Ask, ChatMessage, EntryFrame
-from proto.overlay import Overlay, PeerView
-from proto.radix import RadixTree
-from proto.routing import Policy
-from proto.sharing import PUBLIC, owner_of, plain, tags_of
-from sim.policies import make_policy
+from mycelia.node.drain import Drain
+from mycelia.node.driver import OverlayDriver
+from mycelia.node.engine.engine import FIRST_EDGE_ID, Engine
+from mycelia.node.network.identity import Identity, verify
+from mycelia.node.network.network import MessageStream, Network
+from mycelia.node.peer_id import peer_text
+from mycelia.node.queries.inspection import INSPECT, Inspection
+from mycelia.node.queries.models import MODELS, SwarmModels
+from mycelia.node.queries.reach import keep_reachable
+from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
+from mycelia.node.requests.relay import FindEntries, Relay
+from mycelia.node.requests.salts import Salts
+from mycelia.node.requests.serving import serve_generate_stream
+from mycelia.node.serve.api import Embedded
+from mycelia.node.storage.keeping import Keeper, Kept, restored
+from mycelia.node.telemetry.metrics import exposition
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.node.version import VERSION
+from mycelia.node.views import LinksRow, ModelRow, NodeState, PeerRow, RequestRow, TraceView, TrafficView, TreeRowView
+from mycelia.proto.cache.radix import RadixTree
+from mycelia.proto.cache.sharing import PUBLIC, owner_of, plain, tags_of
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.digests.budget import Plane, Traffic
+from mycelia.proto.effects import RequestEffect
+from mycelia.proto.events import CacheChanged, Leaving, ModelServed, VitalsChanged
+from mycelia.proto.overlay import Overlay, PeerView
+from mycelia.proto.routing.choose import Policy
+from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
 
 log = structlog.get_logger()
 
@@ -194,7 +174,7 @@ class Node:
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
     async def keep_reachable(self) -> None:
-        """See ``node/reach.py``. Until cancelled."""
+        """See ``node/queries/reach.py``. Until cancelled."""
         await keep_reachable(self._network, self._connected, lambda: self._driver.joined)
 
     def _connected(self) -> list[bytes]:
@@ -332,144 +312,3 @@ def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
         deltas_postponed=traffic.num_postponed,
         repairs_dropped=traffic.num_dropped,
     )
-
-
-def check_import_names() -> None:
-    """Other packages also install a module called ``proto``. Raises LocalError when theirs shadows ours."""
-    if getattr(proto, "WIRE_VERSION", None) is None:
-        raise LocalError(
-            f"another package's 'proto' ({proto.__file__}) hides this program's;"
-            " install mycelia in a virtual environment of its own"
-        )
-
-
-async def run_node(settings: NodeSettings) -> None:
-    """A node from start to clean end; returns after SIGINT or SIGTERM, once what it was answering is finished.
-
-    Raises LocalError for whatever the user can mend.
-    """
-    check_import_names()
-    model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
-    data_dir = prepare_data_dir(settings.data_dir)
-    for address in settings.listen:
-        parse_listen(address)
-    with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
-        identity = load_or_create_identity(data_dir)
-        epoch = next_epoch(data_dir, time.time())
-        kept = load_kept(data_dir, time.time())
-        engine_settings = _engine_settings(settings, model_path)
-        network_settings = NetworkSettings(
-            identity=identity,
-            listen=settings.listen,
-            bootstrap=settings.bootstrap,
-            swarm_key=settings.swarm_key,
-            remembered=kept.known.full_addresses,
-            announce=settings.announce,
-            relay=settings.relay,
-            debug=settings.debug,
-        )
-        drain = Drain()
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
-            if settings.exit_with_parent:
-                nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
-            log.info("loading_model", model=str(model_path))
-            async with (
-                open_request_log(data_dir if settings.journal else None) as requests,
-                open_engine(engine_settings) as engine,
-                open_network(network_settings) as network,
-            ):
-                # (only the oracle looks, and no node follows it)
-                policy = make_policy(settings.policy, random.Random(os.urandom(16)), lambda one, chain: one)  # noqa: S311
-                node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
-                await _run_until_cancelled(node, network, listener, settings, drain)
-    log.info("left")
-
-
-def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
-    """The engine's own defaults for whatever the user left open. Raises LocalError for sizes that cannot be meant."""
-    given: dict[str, Any] = {
-        "threads": settings.threads,
-        "cells": settings.cells,
-        "slots": settings.slots,
-        "sequences": None if settings.slots is None else sequences_for(settings.slots),
-        "gpu_layers": settings.gpu_layers,
-        "tensor_split": settings.tensor_split,
-        "main_gpu": settings.main_gpu,
-        "ram_tier_mib": settings.ram_tier_mib,
-        "cache_dir": settings.cache_dir,
-        "disk_tier_gib": settings.disk_tier_gib,
-        "check_idle": settings.debug,
-        "exact": settings.exact,
-        "salt": _salt(settings.swarm_key),
-        "fake": settings.model == FAKE_MODEL,
-    }
-    defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
-
-
-def _salt(swarm_key: bytes) -> bytes:
-    """Of the namespaces of a private swarm: its digests say nothing to whoever lacks the key."""
-    return blake3(swarm_key, derive_key_context="mycelia 2026 swarm salt v1").digest() if swarm_key else b""
-
-
-async def _run_until_cancelled(
-    node: Node, network: Network, listener: socket.socket, settings: NodeSettings, drain: Drain
-) -> None:
-    api_url = url_of(listener)
-    access = Access(settings.api_keys, settings.cors_origins)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(node.run)
-        if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
-            nursery.start_soon(node.keep_reachable)
-        nursery.start_soon(supervised, node.keeper(settings.data_dir).run)
-        await nursery.start(serve_gateway, node, listener, access, drain)
-        write_run_info(
-            settings.data_dir,
-            RunInfo(os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), "")),
-        )
-        state = node.state()
-        log.info(
-            "ready",
-            peer=state.peer,
-            model=state.model,
-            listen=state.addresses,
-            api=api_url,
-            reuse=state.reuse,
-            data_dir=str(settings.data_dir),
-        )
-        if not settings.bootstrap:
-            log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
-
-
-async def _leave_on_signal(
-    drain: Drain, drain_s: float, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """The first SIGINT or SIGTERM finishes what is being answered, the second leaves cleanly without, the next one does
-    not wait for that either."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as receiver:
-        task_status.started()
-        signals = aiter(receiver)
-        log.info("leaving", signal=signal.Signals(await anext(signals)).name)
-        async with trio.open_nursery() as nursery:
-
-            async def cut_short() -> None:
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(cut_short)
-            await drain.leave(drain_s)
-            nursery.cancel_scope.cancel()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only now: leaving the block above put Python's own handler back)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    scope.cancel()
-
-
-async def _cancel_with_parent(scope: trio.CancelScope) -> None:
-    """Whoever started this node holds the other end of its standard input."""
-    if sys.stdin is not None:  # (else it was closed from the start, and descriptor 0 is now anything)
-        async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
-            while await stdin.receive_some():
-                pass
-    log.info("leaving", signal="end of standard input")
-    scope.cancel()

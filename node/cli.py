@@ -10,23 +10,23 @@ from pathlib import Path
 
 import click
 
-from node.bench.command import bench
-from node.bench.simulate_command import simulate
-from node.commands.ask import ask
-from node.commands.chat import chat
-from node.commands.configure import completion, config
-from node.commands.leave import leave
-from node.commands.node import node
-from node.commands.observe import identity, models, peers, stats, status, trace, tree, up
-from node.commands.swarm import swarm
-from node.doctor import doctor
-from node.errors import first_error, one_line
-from proto.errors import MyceliaError
+from mycelia.node.commands.ask import ask
+from mycelia.node.commands.chat import chat
+from mycelia.node.commands.configure import completion, config
+from mycelia.node.commands.doctor import doctor
+from mycelia.node.commands.leave import leave
+from mycelia.node.commands.node import node
+from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
+from mycelia.node.commands.swarm import swarm
+from mycelia.node.errors import first_error, one_line
+from mycelia.node.plugins import Program
+from mycelia.proto.wire.errors import MyceliaError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @click.group(
+    cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
@@ -53,14 +53,14 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
     """A peer-to-peer swarm that answers LLM prompts where part of them is already computed."""
     if isolated or context.invoked_subcommand in ("config", "completion"):
         return  # (what is wrong in a file must not keep it from being looked at or replaced)
-    from node.config import Schema
+    from mycelia.node.commands.config_file import Schema
 
     schema = Schema(cli)
     settings = schema.read(config, os.environ)
     context.default_map = schema.default_map(settings)
 
 
-for command in (node, ask, chat, swarm, peers, models, tree, identity, bench, simulate):
+for command in (node, ask, chat, swarm, peers, models, tree, identity):
     cli.add_command(command)
 for command in (doctor, status, stats, trace, up, leave, config, completion):
     cli.add_command(command)
@@ -86,7 +86,7 @@ def main() -> None:
 
 def _end(exc: BaseException) -> None:
     """Exit as ``exc`` asks for; what nothing expected keeps its traceback. Call while handling it."""
-    from node.settings import UsageError
+    from mycelia.node.settings import UsageError
 
     cause = first_error(exc)
     match cause:

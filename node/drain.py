@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import structlog
 import trio
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = structlog.get_logger()
 
@@ -47,18 +46,3 @@ class Drain:
                 await self._changed.wait()
         if self._num_working:
             log.info("handed_over", requests=self._num_working)
-
-
-class DrainMiddleware:
-    """Every POST is work until its last byte is written; pages that only look are not."""
-
-    def __init__(self, app: ASGIApp, drain: Drain) -> None:
-        self._app = app
-        self._drain = drain
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            with self._drain.working():
-                await self._app(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)

@@ -8,11 +8,11 @@ from typing import assert_never
 import structlog
 import trio
 
-from node.clock import SteadyClock
-from node.network.network import Network, NetworkError
-from node.peer_id import id_text, peer_text
-from node.telemetry.requests import RequestLog
-from proto.effects import (
+from mycelia.node.clock import SteadyClock
+from mycelia.node.network.network import Network, NetworkError
+from mycelia.node.peer_id import id_text, peer_text
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.effects import (
     Abandon,
     Begin,
     CancelTimer,
@@ -33,9 +33,9 @@ from proto.effects import (
     Send,
     SetTimer,
 )
-from proto.errors import MyceliaError
-from proto.events import Event, ProvidersFound, Timer, TimerFired
-from proto.overlay import Overlay
+from mycelia.proto.events import Event, ProvidersFound, Timer, TimerFired
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.wire.errors import MyceliaError
 
 log = structlog.get_logger()
 

@@ -1,6 +1,6 @@
 """Errors as they are told: the one that matters of a nursery's group, and in one line."""
 
-from proto.errors import LocalError, MyceliaError
+from mycelia.proto.wire.errors import LocalError, MyceliaError
 
 
 class BusyError(LocalError):

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from proto.limits import TokenBucket
+from mycelia.proto.admission.limits import TokenBucket
 
 LINE_RATE, LINE_BURST = 5.0, 600.0
 """Lines a second of one event. A terminal or a disk takes far more; 5 a second are 100 MB a day."""

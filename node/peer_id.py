@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import base58
 
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 ED25519_PREFIX = bytes.fromhex("002408011220")
 """The identity multihash (00 24) of the protobuf (08 01 12 20) of a 32-byte Ed25519 key."""

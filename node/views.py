@@ -5,9 +5,19 @@ These are the shapes of ``mycelia ... --json`` and of the local API; the wire's 
 
 import msgspec
 
-from node.peer_id import peer_text
-from proto.blocks import unpack_tokens
-from proto.messages import STILL_THERE, Answered, Begun, EntryFrame, Failed, Logprob, Route, Text, TokenLogprobs
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.wire.blocks import unpack_tokens
+from mycelia.proto.wire.messages import (
+    STILL_THERE,
+    Answered,
+    Begun,
+    EntryFrame,
+    Failed,
+    Logprob,
+    Route,
+    Text,
+    TokenLogprobs,
+)
 
 MAX_TIMEOUT_S = 86_400.0
 """Of one answer. A day: more is a slip of the pen."""
@@ -318,7 +328,7 @@ class NodeState(msgspec.Struct, frozen=True):
     model: str
     namespace: str
     cell_bits: int
-    """Depth of the node's cell: 0 while all nodes of the model are one, see ``proto/cells.py``."""
+    """Depth of the node's cell: 0 while all nodes of the model are one, see ``proto/cells/cells.py``."""
     context_tokens: int
     reuse: str
     active_requests: int
@@ -336,6 +346,6 @@ class NodeState(msgspec.Struct, frozen=True):
     peers: list[PeerRow]
     traffic: TrafficView
     refused: dict[str, int]
-    """What of peers was not used: reason (see ``proto/refusals.py``) -> how often since the start."""
+    """What of peers was not used: reason (see ``proto/wire/refusals.py``) -> how often since the start."""
     circuits: int = 0
     """Connections of others that this node passes on as their relay."""

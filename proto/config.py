@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from proto import WIRE_VERSION
+from mycelia.proto import WIRE_VERSION
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class RequestConfig:
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    """The cost of ``routing.py`` and what is observed for it."""
+    """The cost of ``routing/choose.py`` and what is observed for it."""
 
     load_exponent: float = 0.7
     """Of the load factor while the load is fresh."""
@@ -233,7 +233,7 @@ class RoutingConfig:
 
 @dataclass(frozen=True)
 class VitalsConfig:
-    """Who tells whom how loaded it is, see ``vitals_plane.py``."""
+    """Who tells whom how loaded it is, see ``planes/vitals.py``."""
 
     vitals_interval_s: float = 1.0
     """Load travels at most this often: routing on load 1 s old is near routing on fresh load, 30 s old is far."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from proto.cells import ROOT, Cell
-from proto.events import Timer
-from proto.messages import Control, Generate, Gossip, TokenLogprobs, Usage
-from proto.routing import Decision
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.events import Timer
+from mycelia.proto.routing.choose import Decision
+from mycelia.proto.wire.messages import Control, Generate, Gossip, TokenLogprobs, Usage
 
 
 @dataclass(frozen=True)

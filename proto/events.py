@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proto.cells import ROOT, Cell
-from proto.floors import Floor
-from proto.messages import Control, Gossip, Sampling, ServingFrame, Vitals
-from proto.observed import Observation
-from proto.refusals import Refusal
-from proto.sharing import Salt
-from proto.spelling import Vocabulary
-from proto.trust import Offender
+from mycelia.proto.admission.trust import Offender
+from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.cache.sharing import Salt
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.digests.floors import Floor
+from mycelia.proto.routing.observed import Observation
+from mycelia.proto.wire.messages import Control, Gossip, Sampling, ServingFrame, Vitals
+from mycelia.proto.wire.refusals import Refusal
 
 
 @dataclass(frozen=True)

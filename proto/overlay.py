@@ -14,16 +14,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import assert_never
 
-from proto.blocks import STRIDE, block_hashes, token_array
-from proto.budget import Traffic
-from proto.cells import Cell
-from proto.config import OverlayConfig
-from proto.digest import OwnDigest, Sign, Verify
-from proto.digest_plane import DigestPlane
-from proto.effects import Abandon, Disconnect, Effect, Emit
-from proto.errors import RemoteError
-from proto.estimates import Equivocation, Estimates, State
-from proto.events import (
+from mycelia.proto.admission.limits import Limits
+from mycelia.proto.admission.trust import Offender, Trust
+from mycelia.proto.cells.cells import Cell
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.digests.budget import Traffic
+from mycelia.proto.digests.digest import OwnDigest, Sign, Verify
+from mycelia.proto.digests.estimates import Equivocation, Estimates, State
+from mycelia.proto.digests.floors import Floor
+from mycelia.proto.effects import Abandon, Disconnect, Effect, Emit
+from mycelia.proto.events import (
     CacheChanged,
     Connected,
     Disconnected,
@@ -45,11 +45,17 @@ from proto.events import (
     TrustRestored,
     VitalsChanged,
 )
-from proto.floors import Floor
-from proto.ladder_plane import LadderPlane
-from proto.limits import Limits
-from proto.membership import Membership
-from proto.messages import (
+from mycelia.proto.planes.digests import DigestPlane
+from mycelia.proto.planes.ladder import LadderPlane
+from mycelia.proto.planes.membership import Membership
+from mycelia.proto.planes.request import LEAVING, LEAVING_MESSAGE
+from mycelia.proto.planes.requests import RequestPlane
+from mycelia.proto.planes.vitals import VitalsPlane
+from mycelia.proto.routing.choose import Policy, wait_here_s
+from mycelia.proto.routing.observed import Observation
+from mycelia.proto.wire.blocks import STRIDE, block_hashes, token_array
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import (
     Announce,
     Bounced,
     Control,
@@ -66,13 +72,7 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.observed import Observation
-from proto.refusals import Refusal
-from proto.request import LEAVING, LEAVING_MESSAGE
-from proto.request_plane import RequestPlane
-from proto.routing import Policy, wait_here_s
-from proto.trust import Offender, Trust
-from proto.vitals_plane import VitalsPlane
+from mycelia.proto.wire.refusals import Refusal
 
 _HELLOS_PER_S, _HELLOS_BURST = 1.0, 64.0
 """Of one peer that are looked at. A node says hello once for each model that its engine gets ready, and when it is said

@@ -9,7 +9,7 @@ import httpx
 import trio
 from selenium.webdriver import Chrome
 
-from node.swarm import open_local_swarm
+from mycelia.node.local_swarm.processes import open_local_swarm
 from tests.e2e.browser import open_browser
 
 LOOKS = {"dashboard": (1280, 1150, "light"), "dashboard-dark": (1280, 1150, "dark"), "phone": (390, 2400, "light")}

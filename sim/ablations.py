@@ -30,9 +30,9 @@ from statistics import median_low
 
 import numpy as np
 
-from proto.candidates import Candidate, Candidates
-from proto.config import OverlayConfig, RoutingConfig
-from proto.routing import Decision, Policy, choose
+from mycelia.proto.config import OverlayConfig, RoutingConfig
+from mycelia.proto.routing.candidates import Candidate, Candidates
+from mycelia.proto.routing.choose import Decision, Policy, choose
 
 PREFIX = "mycelia-no-"
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from proto.blocks import STRIDE, block_hashes
-from sim.engine import EngineSpec
-from sim.sessions import Prompt, Session
-from sim.world import NAMESPACE
+from mycelia.proto.wire.blocks import STRIDE, block_hashes
+from mycelia.sim.engine import EngineSpec
+from mycelia.sim.sessions import Prompt, Session
+from mycelia.sim.world import NAMESPACE
 
 SAMPLE = 1_000
 """Prompts that fill the one cache, and as many that count."""

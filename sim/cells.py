@@ -1,8 +1,8 @@
 """A swarm that finds itself, splits into cells and merges again, through the nodes' own rules.
 
-Discovery is simulated as ``node/network/discovery.py`` does it: a node dials providers of its cell's key until it is
-connected to CELL_PEERS of them, and of the model's key until it has DEGREE connections; after a start or a move it
-looks often, then once a minute. A lookup finds up to K random nodes that provide the key, in LOOKUP_S.
+Discovery is simulated as ``node/network/libp2p/discovery.py`` does it: a node dials providers of its cell's key until
+it is connected to CELL_PEERS of them, and of the model's key until it has DEGREE connections; after a start or a move
+it looks often, then once a minute. A lookup finds up to K random nodes that provide the key, in LOOKUP_S.
 """
 
 import random
@@ -13,16 +13,16 @@ from functools import partial
 
 import numpy as np
 
-from proto.cells import ROOT, Cell, address_of
-from proto.config import OverlayConfig
-from proto.effects import Emit
-from proto.events import CacheChanged
-from sim.links import Links, Matrix
-from sim.metadata import DEGREE, LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
-from sim.world import NAMESPACE, SimNode, World
+from mycelia.proto.cells.cells import ROOT, Cell, address_of
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.effects import Emit
+from mycelia.proto.events import CacheChanged
+from mycelia.sim.links import Links, Matrix
+from mycelia.sim.metadata import DEGREE, LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
+from mycelia.sim.world import NAMESPACE, SimNode, World
 
 CELL_PEERS = DEGREE * 3 // 4
-"""As in node/network/discovery.py."""
+"""As in node/network/libp2p/discovery.py."""
 K = 20
 """Provider records that one lookup finds."""
 LOOKUP_S = 0.5

@@ -16,16 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from proto.config import OverlayConfig
-from proto.errors import LocalError
-from proto.request import LEAVING
-from sim.engine import draw_spec
-from sim.faults import FaultPlan, Faults, reachable
-from sim.links import Links, mesh_of, modelled_rtt, random_graph
-from sim.metadata import DEGREE, MESH_DEGREE
-from sim.serving import Record, Serving
-from sim.sessions import GENERATORS, Prompt, Session
-from sim.world import SimNode, World
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.planes.request import LEAVING
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.engine import draw_spec
+from mycelia.sim.faults import FaultPlan, Faults, reachable
+from mycelia.sim.links import Links, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.metadata import DEGREE, MESH_DEGREE
+from mycelia.sim.serving import Record, Serving
+from mycelia.sim.sessions import GENERATORS, Prompt, Session
+from mycelia.sim.world import SimNode, World
 
 START_S, SETTLE_S = 5.0, 15.0
 DEADLINE_S = 600.0

@@ -7,7 +7,7 @@
 
 from pathlib import Path
 
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 TRACES = {"conversation": "mooncake_conversation_trace.jsonl.gz", "hotspot": "hotspot_mix_trace.jsonl.gz"}
 """Workload -> file."""

@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from proto.blocks import HASH_BYTES, STRIDE
-from proto.fair_queue import FairQueue
-from proto.messages import Vitals
-from proto.meters import HoldMeter, TokenRateMeter
-from proto.radix import RadixTree
-from proto.sharing import PUBLIC, Owner, Sharing, match, paint
-from sim.host import Host, Work
+from mycelia.proto.admission.fair_queue import FairQueue
+from mycelia.proto.cache.meters import HoldMeter, TokenRateMeter
+from mycelia.proto.cache.radix import RadixTree
+from mycelia.proto.cache.sharing import PUBLIC, Owner, Sharing, match, paint
+from mycelia.proto.wire.blocks import HASH_BYTES, STRIDE
+from mycelia.proto.wire.messages import Vitals
+from mycelia.sim.host import Host, Work
 
 RATE_WINDOW_TOKENS = 2_048
 """Over which a shared engine measures its rate, as real ones do."""

@@ -1,6 +1,6 @@
 """Which leaf should leave a full prefix cache? Replays request traces through the real prefix tree.
 
-    python -m sim.eviction --trace FILE... [--mix] [--size 0.05 0.2] [--policy lru value]
+    python -m mycelia.sim.eviction --trace FILE... [--mix] [--size 0.05 0.2] [--policy lru value]
 
 A trace is a file of JSON lines, gzipped or not, of one of these kinds:
 
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proto.radix import RadixTree
+from mycelia.proto.cache.radix import RadixTree
 
 TWICE_AT_TOKENS = 16_000
 """Where attention costs as much as the rest: about 4,000 for a model of 135M parameters, 30,000 for one of 8B."""

@@ -22,10 +22,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from proto.events import FloorsRestored, Leaving, TrustRestored
-from sim.links import Partition, Trouble
-from sim.serving import Serving
-from sim.world import World
+from mycelia.proto.events import FloorsRestored, Leaving, TrustRestored
+from mycelia.sim.links import Partition, Trouble
+from mycelia.sim.serving import Serving
+from mycelia.sim.world import World
 
 KILL, LEAVE, FREEZE, ENGINE, DELAY, LOSS = "kill", "leave", "freeze", "engine", "delay", "loss"
 PARTITION, SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP = "partition", "slow-disk", "full-disk", "clock", "storm", "flap"

@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from sim.links import Homes
-from sim.world import peer_id
+from mycelia.sim.links import Homes
+from mycelia.sim.world import peer_id
 
 K = 20
 ALPHA, BETA = 10, 3
 """Of py-libp2p 0.8.1."""
 COLD_RTTS, WARM_RTTS = 6, 2
 DIAL_DEADLINE_S = 5.0
-"""As in node/network/outbound.py."""
+"""As in node/network/libp2p/outbound.py."""
 REPLICAS = 8
-"""Nodes that keep the record of a prefix, as in node/network/kademlia.py."""
+"""Nodes that keep the record of a prefix, as in node/network/libp2p/kademlia/kademlia.py."""
 NUM_CONNECTED = 32
 """Nodes that one is connected with at any time."""
 
@@ -78,7 +78,7 @@ class Kademlia:
         return self._lookup(source, key, frozenset(), in_rounds=True)
 
     def find_providers(self, source: int, key: bytes, holders: Collection[int]) -> Found:
-        """A lookup of providers as ``node/network/kademlia.py`` makes it for prefixes: over when the first of
+        """A lookup of providers as a node makes it for prefixes: over when the first of
         ``holders``, who keep the records, has answered, or when the BETA nearest of all have and are no holders."""
         return self._lookup(source, key, holders, in_rounds=False)
 

@@ -14,10 +14,10 @@ from enum import StrEnum
 
 import msgspec
 
-from proto.config import RoutingConfig
-from proto.events import CacheChanged
-from proto.messages import Vitals
-from sim.world import NAMESPACE
+from mycelia.proto.config import RoutingConfig
+from mycelia.proto.events import CacheChanged
+from mycelia.proto.wire.messages import Vitals
+from mycelia.sim.world import NAMESPACE
 
 CLAIMED_VITALS = Vitals(
     queued_tokens=0,

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 Matrix = npt.NDArray[np.float64]
 

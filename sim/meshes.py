@@ -9,8 +9,8 @@ import random
 import numpy as np
 import numpy.typing as npt
 
-from proto.cells import Cell
-from sim.links import Links
+from mycelia.proto.cells.cells import Cell
+from mycelia.sim.links import Links
 
 _HEARTBEAT_S = 1.0
 

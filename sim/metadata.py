@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from proto.blocks import STRIDE
-from proto.config import CellConfig, DigestConfig, OverlayConfig
-from proto.effects import Emit, Publish, Send
-from proto.events import CacheChanged
-from proto.messages import Repair, RepairRequest
-from sim.links import Links, Partition, measured_rtt, mesh_of, modelled_rtt, random_graph
-from sim.workload import Mmlu, PrefixCache, blocks_of
-from sim.world import NAMESPACE, PLANES, SimNode, World
+from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
+from mycelia.proto.effects import Emit, Publish, Send
+from mycelia.proto.events import CacheChanged
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.messages import Repair, RepairRequest
+from mycelia.sim.links import Links, Partition, measured_rtt, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.workload import Mmlu, PrefixCache, blocks_of
+from mycelia.sim.world import NAMESPACE, PLANES, SimNode, World
 
 DEGREE, MESH_DEGREE = 32, 4
 """Connections and gossip mesh of a node, as in node/network."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proto.blocks import STRIDE
-from proto.errors import LocalError
-from sim.serving import Record
-from sim.sessions import hit_bound
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.serving import Record
+from mycelia.sim.sessions import hit_bound
 
 QUANTILES = tuple((place + 0.5) / 50 for place in range(50))
 """Of ``Outcome.ttft_quantiles_s``."""

@@ -13,10 +13,10 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sim.outcome import percentile
-from sim.serving import Record
-from sim.sessions import Prompt, Session
-from sim.simulate import Scenario, Step, SwarmRun
+from mycelia.sim.outcome import percentile
+from mycelia.sim.serving import Record
+from mycelia.sim.sessions import Prompt, Session
+from mycelia.sim.simulate import Scenario, Step, SwarmRun
 
 PATIENCE_S = 30.0
 KNOCKERS_PATIENCE_S = 90.0

@@ -30,12 +30,12 @@ from functools import partial
 import numpy as np
 from blake3 import blake3
 
-from proto.blocks import STRIDE
-from proto.candidates import Candidate, Candidates
-from proto.config import RoutingConfig
-from proto.errors import LocalError
-from proto.routing import Decision, Policy, Terms, choose
-from sim.ablations import ABLATIONS, Told, make_ablation
+from mycelia.proto.config import RoutingConfig
+from mycelia.proto.routing.candidates import Candidate, Candidates
+from mycelia.proto.routing.choose import Decision, Policy, Terms, choose
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.ablations import ABLATIONS, Told, make_ablation
 
 CHWBL_LOAD = 1.25
 """Of the mean."""

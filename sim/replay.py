@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from proto.config import OverlayConfig
-from sim.engine import EngineSpec
-from sim.host import Host
-from sim.links import Links, constant_rtt
-from sim.policies import make_policy
-from sim.serving import Record, Serving
-from sim.sessions import Prompt
-from sim.views import look
-from sim.world import World
+from mycelia.proto.config import OverlayConfig
+from mycelia.sim.engine import EngineSpec
+from mycelia.sim.host import Host
+from mycelia.sim.links import Links, constant_rtt
+from mycelia.sim.policies import make_policy
+from mycelia.sim.serving import Record, Serving
+from mycelia.sim.sessions import Prompt
+from mycelia.sim.views import look
+from mycelia.sim.world import World
 
 START_S, SETTLE_S = 1.0, 15.0
 """As in ``simulate.py``."""

@@ -17,14 +17,14 @@ from itertools import accumulate, chain
 
 import numpy as np
 
-from proto.blocks import STRIDE
-from proto.cells import ROOT, Cell, address_of
-from proto.config import CellConfig, LadderConfig
-from proto.ladder import Lookups, Publisher, ladder_key, rungs_of
-from proto.messages import MAX_CELL_BITS
-from sim.kademlia import Found, Kademlia
-from sim.metadata import DEGREE
-from sim.world import NAMESPACE, peer_id
+from mycelia.proto.cells.cells import ROOT, Cell, address_of
+from mycelia.proto.cells.ladder import Lookups, Publisher, ladder_key, rungs_of
+from mycelia.proto.config import CellConfig, LadderConfig
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.messages import MAX_CELL_BITS
+from mycelia.sim.kademlia import Found, Kademlia
+from mycelia.sim.metadata import DEGREE
+from mycelia.sim.world import NAMESPACE, peer_id
 
 REQUESTS_PER_S = 0.05
 """At each node."""

@@ -9,7 +9,7 @@ sent again after a round trip and ``RESEND_S``, as TCP does. Bandwidth is not mo
 ``frame_s``: where nothing fails, nothing that is measured lies between the first and the last. When a node stops, those
 that it has decoded by then have arrived.
 
-An entry gives up a node that is silent for longer than its overlay says, as ``node/entry.py`` does.
+An entry gives up a node that is silent for longer than its overlay says, as ``node/requests/entry.py`` does.
 """
 
 import math
@@ -17,9 +17,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from proto.blocks import STRIDE, block_hashes, pack_tokens
-from proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
-from proto.events import (
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.cache.sharing import Salt, owner_of
+from mycelia.proto.effects import Abandon, Deliver, Dispatch, Fail, Finish, RequestEffect
+from mycelia.proto.events import (
     CacheChanged,
     FrameReceived,
     RequestCancelled,
@@ -27,14 +28,13 @@ from proto.events import (
     StreamLost,
     VitalsChanged,
 )
-from proto.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
-from proto.overload import OVERLOADED
-from proto.sharing import Salt, owner_of
-from sim.engine import Engine, EngineSpec, Job, Listener, Used
-from sim.host import Host
-from sim.liars import CLAIMED_VITALS, SILENT_VITALS, Claims, Conduct
-from sim.sessions import Prompt
-from sim.world import NAMESPACE, SimNode, World
+from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
+from mycelia.proto.wire.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
+from mycelia.sim.engine import Engine, EngineSpec, Job, Listener, Used
+from mycelia.sim.host import Host
+from mycelia.sim.liars import CLAIMED_VITALS, SILENT_VITALS, Claims, Conduct
+from mycelia.sim.sessions import Prompt
+from mycelia.sim.world import NAMESPACE, SimNode, World
 
 NO_ENGINE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
 """Of a node whose engine is starting again."""

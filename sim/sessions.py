@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from proto.sharing import EVERYBODY, Salt
-from sim.workload import Mmlu
+from mycelia.proto.cache.sharing import EVERYBODY, Salt
+from mycelia.sim.workload import Mmlu
 
 MAX_ANSWER_TOKENS = 64
 SYSTEM_PROMPTS, SYSTEM_TOKENS = 8, (100, 800)

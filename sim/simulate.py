@@ -18,22 +18,22 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from proto.config import CellConfig, DigestConfig, OverlayConfig
-from proto.errors import LocalError
-from proto.routing import Policy
-from sim.ablations import ablated
-from sim.capacity import Work, capacity, mean_work
-from sim.engine import draw_spec
-from sim.liars import Conduct
-from sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
-from sim.metadata import DEGREE, MESH_DEGREE
-from sim.outcome import Outcome, Window, outcome_of
-from sim.policies import make_policy
-from sim.serving import Record, Serving
-from sim.sessions import GENERATORS, Session
-from sim.traces import TraceRow, read_mooncake, sessions_of, trace_rate
-from sim.views import look, told
-from sim.world import GOSSIP, LAZY, REPAIR, World
+from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
+from mycelia.proto.routing.choose import Policy
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.ablations import ablated
+from mycelia.sim.capacity import Work, capacity, mean_work
+from mycelia.sim.engine import draw_spec
+from mycelia.sim.liars import Conduct
+from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.metadata import DEGREE, MESH_DEGREE
+from mycelia.sim.outcome import Outcome, Window, outcome_of
+from mycelia.sim.policies import make_policy
+from mycelia.sim.serving import Record, Serving
+from mycelia.sim.sessions import GENERATORS, Session
+from mycelia.sim.traces import TraceRow, read_mooncake, sessions_of, trace_rate
+from mycelia.sim.views import look, told
+from mycelia.sim.world import GOSSIP, LAZY, REPAIR, World
 
 START_S, SETTLE_S = 5.0, 15.0
 """Nodes begin to serve within the one, and know each other after the other."""

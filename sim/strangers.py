@@ -19,14 +19,14 @@ from functools import partial
 
 import msgspec
 
-from proto import WIRE_VERSION
-from proto.blocks import STRIDE
-from proto.config import CellConfig, DigestConfig, OverlayConfig
-from proto.digest import SAME, OwnDigest, snapshot
-from proto.effects import Dispatch, Emit, Publish, RequestEffect, Send
-from proto.events import Connected, FrameReceived, Malformed, Received, RequestSubmitted
-from proto.limits import TokenBucket
-from proto.messages import (
+from mycelia.proto import WIRE_VERSION
+from mycelia.proto.admission.limits import TokenBucket
+from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
+from mycelia.proto.digests.digest import SAME, OwnDigest, snapshot
+from mycelia.proto.effects import Dispatch, Emit, Publish, RequestEffect, Send
+from mycelia.proto.events import Connected, FrameReceived, Malformed, Received, RequestSubmitted
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.messages import (
     MAX_VECTOR,
     Announce,
     Control,
@@ -41,10 +41,10 @@ from proto.messages import (
     Usage,
     Version,
 )
-from proto.refusals import Refusal
-from sim.links import Links, mesh_of, modelled_rtt, random_graph
-from sim.metadata import Churn, Step, is_converged
-from sim.world import CONTEXT_TOKENS, IDLE, NAMESPACE, SimNode, World, address_of, peer_id, sign_as
+from mycelia.proto.wire.refusals import Refusal
+from mycelia.sim.links import Links, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.metadata import Churn, Step, is_converged
+from mycelia.sim.world import CONTEXT_TOKENS, IDLE, NAMESPACE, SimNode, World, address_of, peer_id, sign_as
 
 CONTROL_RATE, CONTROL_BURST, MAX_STREAMS = 50.0, 200.0, 64
 """What nodes of the first versions took of one peer."""

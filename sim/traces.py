@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from proto.errors import LocalError
-from sim.sessions import Prompt, Session
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.sessions import Prompt, Session
 
 TRACE_BLOCK = 512
 MAX_INPUT_TOKENS = 1 << 24

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from proto.blocks import STRIDE
-from proto.candidates import Candidate
-from proto.sharing import EVERYBODY, Salt, owner_of
-from sim.serving import Serving
-from sim.world import NAMESPACE
+from mycelia.proto.cache.sharing import EVERYBODY, Salt, owner_of
+from mycelia.proto.routing.candidates import Candidate
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.sim.serving import Serving
+from mycelia.sim.world import NAMESPACE
 
 
 def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> Candidate:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 
-from proto.blocks import STRIDE
+from mycelia.proto.wire.blocks import STRIDE
 
 # Tokens of the 5-shot prefix of each of MMLU's 57 subjects (Hendrycks et al., arXiv 2009.03300) in the usual prompt
 # form, tokenizer o200k. Sorted; mean 504.

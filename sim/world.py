@@ -21,11 +21,10 @@ from typing import assert_never
 import numpy as np
 from blake3 import blake3
 
-from proto.cells import ROOT, Cell
-from proto.codec import LENGTH_PREFIX, encode
-from proto.config import OverlayConfig
-from proto.digest import epoch_after
-from proto.effects import (
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.digests.digest import epoch_after
+from mycelia.proto.effects import (
     Abandon,
     Begin,
     CancelTimer,
@@ -46,7 +45,7 @@ from proto.effects import (
     Send,
     SetTimer,
 )
-from proto.events import (
+from mycelia.proto.events import (
     Connected,
     Disconnected,
     Event,
@@ -57,11 +56,12 @@ from proto.events import (
     Timer,
     TimerFired,
 )
-from proto.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
-from proto.overlay import Overlay
-from proto.routing import Policy
-from sim.links import Links
-from sim.meshes import Meshes
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.routing.choose import Policy
+from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
+from mycelia.proto.wire.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
+from mycelia.sim.links import Links
+from mycelia.sim.meshes import Meshes
 
 NAMESPACE = blake3(b"the simulated model").digest(length=16)
 EPOCH_START = 1_800_000_000.0
@@ -74,7 +74,7 @@ GOSSIP_ENVELOPE_BYTES = 204
 STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
 """Around a control message: its length, yamux's header, Noise's length and tag."""
 MESSAGE_ID_BYTES = 14
-"""Of one message in IHAVE: node/network/gossip.py's id of 12 bytes, its tag and length."""
+"""Of one message in IHAVE: node/network/libp2p/gossip/gossip.py's id of 12 bytes, its tag and length."""
 ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
 """gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
 MAX_SENDS_PER_PEER = 32

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from node.commands.options import (
+from mycelia.node.commands.options import (
     bootstrap_option,
     check_model,
     check_unicode,
@@ -15,11 +15,11 @@ from node.commands.options import (
     json_option,
     swarm_key_option,
 )
-from node.commands.running import console, run
+from mycelia.node.commands.running import console, run
 
 if TYPE_CHECKING:
-    from node.client import LightClient
-    from proto.messages import Ask
+    from mycelia.node.client.light import LightClient
+    from mycelia.proto.wire.messages import Ask
 
 _LEAST_AGAIN_S = 0.2
 """Between two tries of ``--wait``: no node's word makes this program knock more often."""
@@ -98,11 +98,12 @@ def ask(
     """
     import secrets
 
-    from node.settings import default_data_dir, read_bootstrap, read_swarm_key
-    from node.views import MAX_TIMEOUT_S
-    from proto.codec import check_sampling
-    from proto.errors import LocalError
-    from proto.messages import MAX_SALT_CHARS, Ask, ChatMessage, Sampling
+    from mycelia.node.commands.checks import read_bootstrap, read_swarm_key
+    from mycelia.node.storage.data_dir import default_data_dir
+    from mycelia.node.views import MAX_TIMEOUT_S
+    from mycelia.proto.wire.codec import check_sampling
+    from mycelia.proto.wire.errors import LocalError
+    from mycelia.proto.wire.messages import MAX_SALT_CHARS, Ask, ChatMessage, Sampling
 
     if grammar is not None and json_schema is not None:
         raise click.UsageError("give --grammar or --json-schema, not both")
@@ -147,7 +148,7 @@ def ask(
 
 
 def _read_prompt(prompt: str) -> str:
-    from proto.messages import MAX_CHAT_BYTES
+    from mycelia.proto.wire.messages import MAX_CHAT_BYTES
 
     if prompt == "-":
         data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_CHAT_BYTES + 1)
@@ -164,7 +165,7 @@ def _read_prompt(prompt: str) -> str:
 
 def _read_rules(file: TextIO | None) -> str:
     """A grammar or schema file. Longer than any that is allowed is enough to refuse it."""
-    from proto.messages import MAX_GRAMMAR_CHARS
+    from mycelia.proto.wire.messages import MAX_GRAMMAR_CHARS
 
     try:
         return file.read(MAX_GRAMMAR_CHARS + 1) if file is not None else ""
@@ -186,7 +187,7 @@ async def _ask(
     """wait: ask again for as long as all nodes are busy or none can be reached, and ``timeout_s`` is not over."""
     import trio
 
-    from node.client import UNREACHED_AGAIN_S, LightClient, NoEntryError
+    from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError
 
     client = LightClient(swarm_key=swarm_key)
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
@@ -222,10 +223,10 @@ async def _ask_once(
     """None: it was answered. Else, if ``wait``, the seconds after which to ask again. Raises LocalError."""
     import msgspec
 
-    from node.client import ask_swarm
-    from node.show import failure_text, printable, show_answered, show_route
-    from node.views import AnsweredView, FailedView, RouteView, TextView
-    from proto.errors import LocalError
+    from mycelia.node.client.ask import ask_swarm
+    from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_route
+    from mycelia.node.views import AnsweredView, FailedView, RouteView, TextView
+    from mycelia.proto.wire.errors import LocalError
 
     errors = console(stderr=True)
     is_terminal = sys.stdout is not None and sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""``mycelia chat``: the command and its input. The conversation itself is in node/chat.py."""
+"""``mycelia chat``: the command and its input. The conversation itself is in node/terminal/conversation.py."""
 
 import sys
 from contextlib import suppress
@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.commands.options import bootstrap_option, check_model, check_unicode, data_dir_option, swarm_key_option
-from node.commands.running import console, run
+from mycelia.node.commands.options import (
+    bootstrap_option,
+    check_model,
+    check_unicode,
+    data_dir_option,
+    swarm_key_option,
+)
+from mycelia.node.commands.running import console, run
 
 if TYPE_CHECKING:
-    from node.chat import Chat
+    from mycelia.node.terminal.conversation import Chat
 
 _MAX_LINE_CHARS = 524_288
 
@@ -46,10 +52,12 @@ def chat(
 
     Ctrl-C breaks an answer off, and between answers ends the chat, as Ctrl-D does. /help tells what else there is.
     """
-    from node.chat import Chat
-    from node.client import LightClient, ask_swarm
-    from node.settings import default_data_dir, read_bootstrap, read_swarm_key
-    from proto.messages import Sampling
+    from mycelia.node.client.ask import ask_swarm
+    from mycelia.node.client.light import LightClient
+    from mycelia.node.commands.checks import read_bootstrap, read_swarm_key
+    from mycelia.node.storage.data_dir import default_data_dir
+    from mycelia.node.terminal.conversation import Chat
+    from mycelia.proto.wire.messages import Sampling
 
     check_unicode("--system", system)
     check_unicode("--model", model)

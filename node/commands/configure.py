@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from node.commands.running import console
-from node.config import Schema, Setting, default_file, nothing_set
+from mycelia.node.commands.config_file import Schema, Setting, default_file, nothing_set
+from mycelia.node.commands.running import console
+from mycelia.node.plugins import COMMANDS, Program
 
 
 @click.group(
@@ -112,7 +113,8 @@ def completion(context: click.Context, shell: str) -> None:
 
 def _root(context: click.Context) -> click.Group:
     root = context.find_root().command
-    assert isinstance(root, click.Group)
+    assert isinstance(root, Program)
+    root.load(*COMMANDS)
     return root
 
 

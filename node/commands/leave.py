@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from node.commands.options import data_dir_option
-from node.commands.running import run, running
+from mycelia.node.commands.options import data_dir_option
+from mycelia.node.commands.running import run, running
 
 _LOOK_S, _TELL_S = 0.2, 5.0
 
@@ -30,9 +30,9 @@ def leave(data_dir: Path | None, no_wait: bool) -> None:
     async def tell_and_wait() -> None:
         import trio
 
-        from node.rundir import is_held
-        from node.settings import default_data_dir
-        from proto.errors import LocalError
+        from mycelia.node.storage.data_dir import default_data_dir
+        from mycelia.node.storage.rundir import is_held
+        from mycelia.proto.wire.errors import LocalError
 
         info, where = running(data_dir), data_dir or default_data_dir()
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from node.commands.options import bootstrap_option, data_dir_option, swarm_key_option
+from mycelia.node.commands.options import bootstrap_option, data_dir_option, swarm_key_option
 
 
 @click.command(
@@ -148,22 +148,19 @@ def node(
 
     import trio
 
-    from node import log
-    from node.settings import (
-        DEFAULT_API_HOST,
-        DEFAULT_API_PORT,
-        DEFAULT_LISTEN,
-        NodeSettings,
+    from mycelia.node import log
+    from mycelia.node.commands.checks import (
         check_announce,
         check_cors,
         check_listen,
         check_policy,
-        default_data_dir,
         read_api_keys,
         read_bootstrap,
         read_swarm_key,
         read_tensor_split,
     )
+    from mycelia.node.settings import DEFAULT_API_HOST, DEFAULT_API_PORT, DEFAULT_LISTEN, NodeSettings
+    from mycelia.node.storage.data_dir import default_data_dir
 
     if tensor_split and main_gpu is not None:
         raise click.UsageError("give --tensor-split (shares of several GPUs) or --main-gpu (one alone), not both")
@@ -198,6 +195,6 @@ def node(
         debug=debug,
     )
     log.configure(logging.DEBUG if debug else logging.INFO)
-    from node.app import run_node
+    from mycelia.node.run import run_node
 
     trio.run(run_node, settings)

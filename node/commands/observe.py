@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.commands.node import node
-from node.commands.options import data_dir_option, json_option
-from node.commands.running import print_view, run, running
+from mycelia.node.commands.node import node
+from mycelia.node.commands.options import data_dir_option, json_option
+from mycelia.node.commands.running import print_view, run, running
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -27,8 +27,8 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     """The node running here: its model, load, cache, peers and traffic, now."""
 
     async def show() -> None:
-        from node.client import fetch_state
-        from node.show_state import show_status
+        from mycelia.node.client.local import fetch_state
+        from mycelia.node.terminal.state import show_status
 
         print_view(await fetch_state(running(data_dir)), as_json, show_status)
 
@@ -47,8 +47,8 @@ def stats(data_dir: Path | None, as_json: bool) -> None:
     """What the node running here did since its start: requests, hit ratio, times to first token."""
 
     async def show() -> None:
-        from node.client import fetch_state
-        from node.show_state import show_stats
+        from mycelia.node.client.local import fetch_state
+        from mycelia.node.terminal.state import show_stats
 
         print_view((await fetch_state(running(data_dir))).stats, as_json, show_stats)
 
@@ -71,8 +71,8 @@ def trace(request_id: str, data_dir: Path | None, as_json: bool) -> None:
         raise click.UsageError("a request's id has 32 hexadecimal digits; its first 6 or more are enough")
 
     async def show() -> None:
-        from node.client import fetch_requests, fetch_trace
-        from node.show_state import show_requests, show_trace
+        from mycelia.node.client.local import fetch_requests, fetch_trace
+        from mycelia.node.terminal.state import show_requests, show_trace
 
         info = running(data_dir)
         if not request_id:
@@ -95,8 +95,8 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
     """The nodes that the node running here is connected to."""
 
     async def show() -> None:
-        from node.client import fetch_state
-        from node.show import show_peers
+        from mycelia.node.client.local import fetch_state
+        from mycelia.node.terminal.tables import show_peers
 
         print_view((await fetch_state(running(data_dir))).peers, as_json, show_peers)
 
@@ -116,8 +116,8 @@ def models(data_dir: Path | None, as_json: bool) -> None:
     with so many of them it is connected. Any of them can be asked for."""
 
     async def show() -> None:
-        from node.client import fetch_models
-        from node.show import show_models
+        from mycelia.node.client.local import fetch_models
+        from mycelia.node.terminal.tables import show_models
 
         print_view(await fetch_models(running(data_dir)), as_json, show_models)
 
@@ -136,8 +136,8 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
     """The radix tree of the node running here: what it holds computed."""
 
     async def show() -> None:
-        from node.client import fetch_tree
-        from node.show import show_tree
+        from mycelia.node.client.local import fetch_tree
+        from mycelia.node.terminal.tables import show_tree
 
         print_view(await fetch_tree(running(data_dir)), as_json, show_tree)
 
@@ -159,11 +159,11 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
     async def show() -> None:
         import msgspec
 
-        from node.client import fetch_state
-        from node.network.identity import load_or_create_identity
-        from node.peer_id import peer_text
-        from node.rundir import find_running
-        from node.settings import default_data_dir, prepare_data_dir
+        from mycelia.node.client.local import fetch_state
+        from mycelia.node.network.identity import load_or_create_identity
+        from mycelia.node.peer_id import peer_text
+        from mycelia.node.storage.data_dir import default_data_dir, prepare_data_dir
+        from mycelia.node.storage.rundir import find_running
 
         where = prepare_data_dir(data_dir or default_data_dir())
         peer = peer_text(load_or_create_identity(where).peer_id)
@@ -202,7 +202,7 @@ def up(context: click.Context, options: tuple[str, ...]) -> None:
     """
     import sys
 
-    from node.up import watch_node
+    from mycelia.node.terminal.panel import watch_node
 
     root = context.find_root()
     isolated, file = root.params["isolated"], root.params["config"]

@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from node.rundir import RunInfo
+    from mycelia.node.storage.rundir import RunInfo
 
 _T = TypeVar("_T")
 
@@ -21,7 +21,7 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 
     import trio
 
-    from node import log
+    from mycelia.node import log
 
     log.configure(logging.WARNING)
 
@@ -47,8 +47,8 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def running(data_dir: Path | None) -> "RunInfo":
-    from node.client import running_node
-    from node.settings import default_data_dir
+    from mycelia.node.client.local import running_node
+    from mycelia.node.storage.data_dir import default_data_dir
 
     return running_node(data_dir or default_data_dir())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from node.commands.running import console, run
+from mycelia.node.commands.running import console, run
 
 
 @click.command(
@@ -21,6 +21,6 @@ Examples:
 @click.option("--dir", "root", type=click.Path(path_type=Path, file_okay=False), help="Keep nodes and logs here.")
 def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None) -> None:
     """A swarm of N nodes on this machine until Ctrl-C: 4 unless told otherwise. Their logs are collected."""
-    from node.swarm_command import run_swarm
+    from mycelia.node.terminal.swarm import run_swarm
 
     run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.engine import ipc
-from node.engine.prompts import TooLongError
-from node.errors import BusyError
-from proto.errors import LimitExceeded, LocalError
-from proto.fair_order import Key
-from proto.fair_queue import FairQueue, share_of
-from proto.shares import has_room
+from mycelia.node.engine import ipc
+from mycelia.node.engine.prompts import TooLongError
+from mycelia.node.errors import BusyError
+from mycelia.proto.admission.fair_order import Key
+from mycelia.proto.admission.fair_queue import FairQueue, share_of
+from mycelia.proto.admission.shares import has_room
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
 MAX_WAITING = 256
 """Questions of each lane. What waits longer than proto.fair_queue.MAX_WAIT_S is refused before."""

@@ -7,7 +7,7 @@ the second tier.
 
 from collections.abc import Sequence
 
-from node.engine.engine import CacheChange
+from mycelia.node.engine.engine import CacheChange
 
 
 class ChangeLog:

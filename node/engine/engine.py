@@ -1,5 +1,5 @@
-"""What the rest of a node knows of an engine. ``open_engine`` (process.py) gives the real one, ``FakeEngine`` (fake.py)
-is the one for tests.
+"""What the rest of a node knows of an engine. ``open_engine`` (process.py) gives the real one,
+``FakeEngine`` (fake/engine.py) is the one for tests.
 
 An engine holds one model, answers token prompts, reuses the longest cached prefix of each, and tells what its cache
 gained and lost. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from proto.messages import (
+from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.cache.sharing import Owner
+from mycelia.proto.wire.messages import (
     MAX_LOGPROBS_PER_FRAME,
     MAX_TEXT_BYTES_PER_FRAME,
     ChatMessage,
@@ -22,8 +24,6 @@ from proto.messages import (
     Usage,
     Vitals,
 )
-from proto.sharing import Owner
-from proto.spelling import Vocabulary
 
 DEADLINE, TOO_LATE = "deadline", "the answer was not finished in the time it was given"
 """Code and message of a request whose deadline passed."""

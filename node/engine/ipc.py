@@ -13,10 +13,10 @@ from typing import BinaryIO
 import msgspec
 from msgspec import Struct
 
-from proto.blocks import pack_tokens, unpack_tokens
-from proto.errors import LimitExceeded, LocalError
-from proto.messages import ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
-from proto.sharing import Owner, paint, unpaint
+from mycelia.proto.cache.sharing import Owner, paint, unpaint
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
+from mycelia.proto.wire.messages import ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A conversation of several megabytes, or the tokens of a full cache."""

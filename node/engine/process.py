@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -25,11 +24,11 @@ import structlog
 import trio
 from numpy.typing import NDArray
 
-import node
-from node.engine import ipc
-from node.engine.calls import Calls, Question
-from node.engine.changes import ChangeLog
-from node.engine.engine import (
+from mycelia.node.engine import ipc
+from mycelia.node.engine.calls import Calls, Question
+from mycelia.node.engine.changes import ChangeLog
+from mycelia.node.engine.child.tier.tier import GIB
+from mycelia.node.engine.engine import (
     CacheChange,
     EngineAccepted,
     EngineDone,
@@ -39,19 +38,18 @@ from node.engine.engine import (
     EngineTokens,
     ModelInfo,
 )
-from node.engine.models import check_gguf
-from node.engine.outbox import Outbox
-from node.engine.prompts import PromptLimit
-from node.engine.settings import EngineSettings
-from node.engine.stream import AnswerStream
-from node.engine.tier import GIB
-from node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
-from node.sockets import receive_some
-from proto.blocks import pack_tokens, token_array, unpack_tokens
-from proto.codec import check_sampling
-from proto.errors import LimitExceeded, LocalError, RemoteError
-from proto.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
-from proto.spelling import Vocabulary
+from mycelia.node.engine.models import check_gguf
+from mycelia.node.engine.outbox import Outbox
+from mycelia.node.engine.prompts import PromptLimit
+from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.engine.stream import AnswerStream
+from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
+from mycelia.node.sockets import receive_some
+from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
+from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
 
 log = structlog.get_logger()
 
@@ -65,8 +63,8 @@ SAVE_GRACE_S = 10.0
 LOAD_DEADLINE_S = 1_800.0
 """For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
 MAX_READ_BYTES = 65_536
-WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.worker")
-FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "node.engine.fake_worker")
+WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.child.worker")
+FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.fake.worker")
 
 _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
@@ -469,9 +467,6 @@ def child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment.setdefault("GGML_NO_BACKTRACE", "1")
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
-    # The child must import the code that runs here, from wherever the node was started.
-    root = str(Path(node.__path__[0]).parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return environment
 
 

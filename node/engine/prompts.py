@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 PIECE_CHARS = 8_192
 _LAST_CHARS = 1_024

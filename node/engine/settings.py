@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.engine.sizing import Offload
-from node.engine.tier import MIB, available_kib, default_ram_mib
-from proto.errors import LocalError
+from mycelia.node.engine.child.tier.tier import MIB
+from mycelia.node.engine.sizing import Offload, available_kib, default_ram_mib
+from mycelia.proto.wire.errors import LocalError
 
 MAX_CELLS = 4_194_304
 """About 90 GB for the smallest models. Far beyond it llama.cpp does not fail but works for minutes."""
@@ -54,7 +54,7 @@ class EngineSettings:
     exact: bool = False
     """Logits that are the same bits with and without reuse, at a price: see ``exact.py``."""
     fake: bool = False
-    """No model, only letters: see ``fake_worker.py``."""
+    """No model, only letters: see ``engine/fake/worker.py``."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
     check_idle: bool = False

@@ -12,7 +12,7 @@ whoever opens the cache tries a smaller one when this one is refused.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 DEFAULT_CELLS = 8192
 """Without a GPU: attention walks all cells up to the last one in use, and more of them slow a processor down."""
@@ -247,3 +247,28 @@ def _memories(
             ("in the host's memory", placement.host_layers, host - weights - model.batch_bytes - SPARE_BYTES)
         )
     return memories
+
+
+MAX_RAM_MIB = 4096
+"""Most that is taken without being asked: 190,000 tokens of a 135M model, 32,000 of an 8B one."""
+
+
+RAM_SHARE = 4
+"""Of the free memory, one part in this many: three nodes on one machine still leave some."""
+
+
+def default_ram_mib(meminfo: str) -> int:
+    """The memory tier's size in MiB when the user names none. meminfo: text of Linux's /proc/meminfo.
+
+    0, no tier, when the text does not say how much is available: guessing high would drive the machine into swap.
+    """
+    return min((available_kib(meminfo) or 0) // 1024 // RAM_SHARE, MAX_RAM_MIB)
+
+
+def available_kib(meminfo: str) -> int | None:
+    """What programs could still take, in KiB; None when the text does not say."""
+    for line in meminfo.splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdigit():
+            return int(value.split()[0])
+    return None

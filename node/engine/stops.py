@@ -15,7 +15,7 @@ Invariant: ``_sent <= _num_decided() <= len(text)``; text before ``_sent`` is ne
 from collections import deque
 from collections.abc import Sequence
 
-from proto.spelling import character_length
+from mycelia.proto.answers.spelling import character_length
 
 _LONGEST_CHARACTER = 4
 

@@ -4,7 +4,7 @@ from collections import deque
 
 import trio
 
-from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens, append_tokens
+from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens, append_tokens
 
 
 class AnswerStream:

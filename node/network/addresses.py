@@ -9,8 +9,8 @@ from itertools import islice
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from node.peer_id import peer_from_text, peer_text
-from proto.errors import LocalError
+from mycelia.node.peer_id import peer_from_text, peer_text
+from mycelia.proto.wire.errors import LocalError
 
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
 _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
@@ -195,3 +195,14 @@ def _check_bindable(text: str, address: Multiaddr, family: str) -> None:
             errno.EACCES: "this port needs more rights; choose one above 1023 with --listen",
         }.get(exc.errno or 0, exc.strerror or str(exc))
         raise LocalError(f"cannot listen on {text}: {why}") from exc
+
+
+def is_circuit(address: str) -> bool:
+    """Whether a multiaddr leads through a relay."""
+    return "/p2p-circuit" in address
+
+
+def port_of(address: str) -> int:
+    """The TCP port of a multiaddr, likewise; 0: it has none."""
+    _, _, _, kind, port, *_ = [*address.split("/"), "", "", "", "", ""]
+    return int(port) if kind == "tcp" and port.isascii() and port.isdecimal() and len(port) <= 5 else 0

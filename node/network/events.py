@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from node.network.network import Connected, Disconnected, NetworkEvent, Received
+from mycelia.node.network.network import Connected, Disconnected, NetworkEvent, Received
 
 MAX_EVENTS = 1_024
 

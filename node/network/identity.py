@@ -15,8 +15,8 @@ from pathlib import Path
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from node.peer_id import ED25519_PREFIX, KEY_BYTES, is_ed25519
-from proto.errors import LocalError
+from mycelia.node.peer_id import ED25519_PREFIX, KEY_BYTES, is_ed25519
+from mycelia.proto.wire.errors import LocalError
 
 IDENTITY_FILE = "identity.key"
 _HEADER = "mycelia-identity-1"

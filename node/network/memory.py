@@ -18,9 +18,9 @@ from typing import Self
 import structlog
 import trio
 
-from node.network import addresses
-from node.network.events import EventQueue
-from node.network.network import (
+from mycelia.node.network import addresses
+from mycelia.node.network.events import EventQueue
+from mycelia.node.network.network import (
     Connected,
     Disconnected,
     Gossiped,
@@ -33,11 +33,11 @@ from node.network.network import (
     RoundTripMeasured,
     StreamHandler,
 )
-from node.peer_id import peer_text
-from proto.cells import ROOT, Cell
-from proto.codec import MAX_GOSSIP_BYTES, decode, encode
-from proto.errors import LimitExceeded, RemoteError
-from proto.messages import Control, Gossip, Message
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.wire.codec import MAX_GOSSIP_BYTES, decode, encode
+from mycelia.proto.wire.errors import LimitExceeded, RemoteError
+from mycelia.proto.wire.messages import Control, Gossip, Message
 
 log = structlog.get_logger()
 

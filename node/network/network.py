@@ -1,4 +1,4 @@
-"""What the rest of a node knows of the network. ``libp2p_network.py`` is the real one, ``memory.py`` the fake.
+"""What the rest of a node knows of the network. ``libp2p/network.py`` is the real one, ``memory.py`` the fake.
 
 Everything that arrives has passed ``proto.codec``; what did not decode arrives as ``Malformed``.
 """
@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.network.identity import Identity
-from proto.cells import ROOT, Cell
-from proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
-from proto.messages import Control, Gossip, Message
+from mycelia.node.network.identity import Identity
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
+from mycelia.proto.wire.messages import Control, Gossip, Message
 
 __all__ = [
     "Connected",
@@ -150,7 +150,7 @@ class Network(Protocol):
         ...
 
     async def provide(self, key: bytes) -> None:
-        """Tell the DHT that this node holds the prefix of ``key``, see ``proto/ladder.py``. Raises NetworkError."""
+        """Tell the DHT that this node holds the prefix of ``key``, see ``cells/ladder.py``. Raises NetworkError."""
         ...
 
     async def find_providers(self, key: bytes) -> list[bytes]:

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView
-from proto.messages import Ask, ChatMessage, EntryFrame
+from mycelia.node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView
+from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from node.drain import Drain, DrainMiddleware
-from node.serve.api import Api
-from node.serve.bodies import json_response
-from node.serve.keys import KeyGate, LocalGate
-from node.serve.local_api import local_routes, refusal
-from node.serve.observe_api import observe_routes
-from node.serve.openai_api import PREFIX, openai_refusal, openai_routes
-from node.serve.page import PAGE, page_routes
-from node.serve.server import serve_http
-from node.views import FailedView
+from mycelia.node.drain import Drain
+from mycelia.node.serve.api import Api
+from mycelia.node.serve.http.bodies import json_response
+from mycelia.node.serve.http.drain import DrainMiddleware
+from mycelia.node.serve.http.keys import KeyGate, LocalGate
+from mycelia.node.serve.http.server import serve_http
+from mycelia.node.serve.local.local import local_routes, refusal
+from mycelia.node.serve.local.observe import observe_routes
+from mycelia.node.serve.local.page import PAGE, page_routes
+from mycelia.node.serve.openai.api import PREFIX, openai_refusal, openai_routes
+from mycelia.node.views import FailedView
 
 log = structlog.get_logger()
 

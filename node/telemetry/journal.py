@@ -22,12 +22,12 @@ import structlog
 import trio
 from blake3 import blake3
 
-from node.rundir import write_atomically
-from node.sealed import set_aside
-from node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog, surplus
-from node.views import RequestRow
-from proto.errors import LocalError
-from proto.messages import TraceStep
+from mycelia.node.storage.rundir import write_atomically
+from mycelia.node.storage.sealed import set_aside
+from mycelia.node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog, surplus
+from mycelia.node.views import RequestRow
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import TraceStep
 
 log = structlog.get_logger()
 

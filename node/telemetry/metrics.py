@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from node.telemetry.requests import RequestLog
-from node.views import NodeState
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.node.views import NodeState
 
 
 def exposition(state: NodeState, requests: RequestLog) -> bytes:

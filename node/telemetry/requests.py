@@ -19,12 +19,12 @@ import structlog
 import trio
 from prometheus_client import Histogram
 
-from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
-from node.peer_id import id_text
-from node.views import RequestRow, StatsView
-from proto.effects import Begin, Dispatch
-from proto.limits import TokenBucket
-from proto.messages import (
+from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
+from mycelia.node.peer_id import id_text
+from mycelia.node.views import RequestRow, StatsView
+from mycelia.proto.admission.limits import TokenBucket
+from mycelia.proto.effects import Begin, Dispatch
+from mycelia.proto.wire.messages import (
     MAX_TRACE_STEPS,
     Answered,
     Begun,

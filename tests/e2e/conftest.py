@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import trio
 
-from node.client import fetch_state
-from node.swarm import COMMAND, LocalNode, LocalSwarm, open_local_swarm
-from node.views import AnsweredView, FrameView, PeerRow, RouteView, TextView
+from mycelia.node.client.local import fetch_state
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm
+from mycelia.node.views import AnsweredView, FrameView, PeerRow, RouteView, TextView
 
 DEADLINE_S = 120.0
 """For anything a test waits for: generous, because the machine may be busy."""

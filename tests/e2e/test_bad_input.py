@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.engine.llama import find_gpus
-from node.engine.models import resolve_model
-from node.engine.sizing import Offload
-from node.swarm import COMMAND, LocalSwarm
+from mycelia.node.engine.child.llama.llama import find_gpus
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.sizing import Offload
+from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
 from tests.e2e.conftest import run_mycelia
 
 pytestmark = pytest.mark.e2e

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 import trio
 
-from node.bench.attacks.command import AttacksBench, bench_attacks
-from node.bench.attacks.honest import attacked, client_answer, open_victims
-from node.bench.attacks.strangers import ATTACKS, Plan, main
-from node.engine.models import FAKE_MODEL
-from proto.errors import LocalError
+from mycelia.bench.attacks.command import AttacksBench, bench_attacks
+from mycelia.bench.attacks.honest import attacked, client_answer, open_victims
+from mycelia.bench.attacks.strangers import ATTACKS, Plan, main
+from mycelia.node.engine.models import FAKE_MODEL
+from mycelia.proto.wire.errors import LocalError
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e

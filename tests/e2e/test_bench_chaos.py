@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import trio
 
-from node.bench.chaos import ChaosBench, bench_chaos
-from node.bench.liveness import LivenessBench, bench_liveness
-from node.bench.soak import SoakBench, bench_soak
-from node.bench.trouble import (
+from mycelia.bench.chaos.chaos import ChaosBench, bench_chaos
+from mycelia.bench.chaos.liveness import LivenessBench, bench_liveness
+from mycelia.bench.chaos.soak import SoakBench, bench_soak
+from mycelia.bench.chaos.trouble import (
     CLOCK,
     DELAY,
     ENGINE,
@@ -22,7 +22,7 @@ from node.bench.trouble import (
     can_move_clocks,
     can_slow_disks,
 )
-from node.swarm import COMMAND, LocalSwarm
+from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 
 pytestmark = pytest.mark.e2e

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from node.bench.swarm import SwarmBench, bench_swarm
+from mycelia.bench.swarm.swarm import SwarmBench, bench_swarm
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e

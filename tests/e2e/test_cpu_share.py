@@ -5,8 +5,8 @@ from math import isfinite
 import pytest
 import trio
 
-from node.bench.cpu_share import ROWS, SWARM_2RPS, Setting, measure_cpu
-from node.bench.load import Load
+from mycelia.bench.scale.cpu_share import ROWS, SWARM_2RPS, Setting, measure_cpu
+from mycelia.bench.scale.load import Load
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e

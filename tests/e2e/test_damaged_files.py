@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.client import fetch_requests
-from node.swarm import LocalSwarm
-from proto.errors import LocalError
+from mycelia.node.client.local import fetch_requests
+from mycelia.node.local_swarm.processes import LocalSwarm
+from mycelia.proto.wire.errors import LocalError
 from tests.damage import contents
 from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
 
@@ -70,7 +70,7 @@ async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
         assert (await node.wait_ready()).peer == peer
         node.kill()
         await node.process.wait()
-        left = {path.name: path.read_bytes() for path in node.data_dir.iterdir() if path.name != "node.log"}
+        left = {path.name: path.read_bytes() for path in node.data_dir.iterdir() if path.name != "mycelia.node.log"}
         assert left.keys() == {"identity.key", "epoch", "lock", "node.json", JOURNAL, *SEALED}
         for name in left:
             for other, data in left.items():

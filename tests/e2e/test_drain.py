@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import trio
 
-from node.swarm import COMMAND, LocalNode, LocalSwarm
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 
 pytestmark = pytest.mark.e2e

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 import trio
 
-from node.swarm import LocalSwarm
-from node.views import ModelRow
+from mycelia.node.local_swarm.processes import LocalSwarm
+from mycelia.node.views import ModelRow
 from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, peers_of, run_mycelia
 
 pytestmark = pytest.mark.e2e

@@ -8,10 +8,10 @@ import httpx
 import pytest
 import trio
 
-from node.client import fetch_requests, fetch_state
-from node.rundir import RunInfo
-from node.swarm import LocalSwarm
-from node.views import NodeState
+from mycelia.node.client.local import fetch_requests, fetch_state
+from mycelia.node.local_swarm.processes import LocalSwarm
+from mycelia.node.storage.rundir import RunInfo
+from mycelia.node.views import NodeState
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e

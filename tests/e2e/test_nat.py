@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.swarm import COMMAND, LocalNode, LocalSwarm
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, parse_answer
 
 PEERS = ("203.0.113.1", "203.0.113.2")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.client import fetch_state, running_node
-from node.swarm import COMMAND, LocalNode, LocalSwarm
+from mycelia.node.client.local import fetch_state, running_node
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, run_mycelia
 
 pytestmark = pytest.mark.e2e
@@ -41,7 +41,17 @@ async def test_a_node_heeds_its_file_the_environment_and_flags(tmp_path: Path) -
     environment = os.environ | {"MYCELIA_NODE_SLOTS": "3", "MYCELIA_NODE_CELLS": "2048"}
     with trio.fail_after(DEADLINE_S):
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "node", "--config", str(file), "node", "--cells", "512", "--exit-with-parent"],
+            [
+                sys.executable,
+                "-m",
+                "mycelia.node",
+                "--config",
+                str(file),
+                "node",
+                "--cells",
+                "512",
+                "--exit-with-parent",
+            ],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
@@ -62,7 +72,7 @@ async def test_a_node_heeds_its_file_the_environment_and_flags(tmp_path: Path) -
 
 async def run_mycelia_with(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """As a user would, with whatever is configured."""
-    command = [sys.executable, "-m", "node", *arguments]
+    command = [sys.executable, "-m", "mycelia.node", *arguments]
     return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
 
 

@@ -10,7 +10,7 @@ import trio
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from node.swarm import LocalSwarm
+from mycelia.node.local_swarm.processes import LocalSwarm
 from tests.e2e.browser import CHROMIUM, DRIVER, open_browser
 from tests.e2e.conftest import DEADLINE_S
 

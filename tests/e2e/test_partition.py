@@ -5,11 +5,11 @@ from itertools import permutations
 import pytest
 import trio
 
-from node.bench.real_swarm import SwarmSettings, open_behind_proxies, part
-from node.client import fetch_state
-from node.swarm import LocalNode, LocalSwarm
-from node.views import PeerRow
-from proto.blocks import STRIDE
+from mycelia.node.client.local import fetch_state
+from mycelia.node.local_swarm.distance import SwarmSettings, open_behind_proxies, part
+from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm
+from mycelia.node.views import PeerRow
+from mycelia.proto.wire.blocks import STRIDE
 from tests.e2e.conftest import DEADLINE_S, ask
 
 pytestmark = pytest.mark.e2e

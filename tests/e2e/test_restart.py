@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.client import fetch_requests
-from node.swarm import LocalNode, LocalSwarm
+from mycelia.node.client.local import fetch_requests
+from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer, run_mycelia
 from tests.e2e.test_drain import MAX_TOKENS, ONE_THREAD, PROMPT, output, started
 from tests.e2e.test_options import LONG

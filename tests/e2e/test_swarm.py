@@ -8,11 +8,11 @@ import msgspec
 import pytest
 import trio
 
-from node.checkup import Report
-from node.client import fetch_tree
-from node.rundir import find_running
-from node.swarm import COMMAND, LocalNode, LocalSwarm
-from proto.blocks import STRIDE
+from mycelia.node.client.local import fetch_tree
+from mycelia.node.doctor.machine import Report
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm
+from mycelia.node.storage.rundir import find_running
+from mycelia.proto.wire.blocks import STRIDE
 from tests.e2e.conftest import (
     DEADLINE_S,
     Answer,
@@ -157,7 +157,7 @@ async def test_a_swarm_with_one_command_ends_with_it(tmp_path: Path, delay: str)
         for info in infos:
             assert info is not None
             await wait_gone(info.pid)
-    assert (tmp_path / "all" / "node-2" / "node.log").read_text()
+    assert (tmp_path / "all" / "node-2" / "mycelia.node.log").read_text()
 
 
 async def test_the_doctor_asks_peers_how_they_see_this_machine(swarm: LocalSwarm) -> None:

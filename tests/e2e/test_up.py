@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.rundir import find_running
-from node.swarm import COMMAND
+from mycelia.node.local_swarm.processes import COMMAND
+from mycelia.node.storage.rundir import find_running
 from tests.e2e.conftest import DEADLINE_S, run_mycelia, wait_gone
 
 pytestmark = pytest.mark.e2e

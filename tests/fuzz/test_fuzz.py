@@ -11,9 +11,9 @@ import pytest
 
 import tests.fuzz.run as fuzz
 import tests.fuzz.targets.codec as codec_target
-from proto.codec import decode
-from proto.errors import RemoteError
-from proto.messages import Message
+from mycelia.proto.wire.codec import decode
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Message
 from tests.fuzz.mutate import spoil_value
 from tests.fuzz.run import Report, Target, found_targets, make_input, run, shares
 from tests.fuzz.targets.codec import CORPUS, VALUES, Codec

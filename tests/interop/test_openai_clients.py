@@ -13,7 +13,7 @@ import psutil
 import pytest
 import trio
 
-from node.swarm import LocalNode, LocalSwarm, open_local_swarm
+from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm, open_local_swarm
 from tests.e2e.conftest import DEADLINE_S, becomes_idle
 
 pytestmark = pytest.mark.e2e

@@ -7,13 +7,13 @@ from itertools import combinations
 
 import trio
 
-from node.app import Node
-from node.engine.fake import FakeEngine, FakeSettings
-from node.network.identity import Identity
-from node.network.memory import MemoryNetwork, MemorySwarm
-from node.network.network import NetworkSettings
-from proto.config import OverlayConfig
-from proto.messages import Ask, ChatMessage, EntryFrame, Sampling, Text
+from mycelia.node.app import Node
+from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.network.identity import Identity
+from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
+from mycelia.node.network.network import NetworkSettings
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame, Sampling, Text
 
 LONG = "the quick brown fox jumps over the lazy dog and " * 8
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import structlog
 
-from node.log import LINE_BURST, LINE_RATE, LineLimit, configure
+from mycelia.node.log import LINE_BURST, LINE_RATE, LineLimit, configure
 
 
 class Terminal(io.StringIO):

@@ -4,17 +4,18 @@ import msgspec
 import pytest
 import trio
 
-from node.engine.fake import FakeEngine
-from node.entry import ASK, GENERATE, Entry
-from node.errors import BusyError
-from node.network.identity import new_identity
-from node.network.network import MessageStream, NetworkSettings
-from node.salts import Salts
-from node.telemetry.requests import RequestLog
-from node.views import TextView, frame_view
-from proto.blocks import STRIDE, pack_tokens
-from proto.config import CellConfig, OverlayConfig
-from proto.messages import (
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.errors import BusyError
+from mycelia.node.network.identity import new_identity
+from mycelia.node.network.network import MessageStream, NetworkSettings
+from mycelia.node.requests.entry import ASK, GENERATE, Entry
+from mycelia.node.requests.salts import Salts
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.node.views import TextView, frame_view
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.config import CellConfig, OverlayConfig
+from mycelia.proto.wire.blocks import STRIDE, pack_tokens
+from mycelia.proto.wire.messages import (
     Accepted,
     Answered,
     Ask,
@@ -27,7 +28,6 @@ from proto.messages import (
     Text,
     Tokens,
 )
-from proto.overload import OVERLOADED
 from tests.node.members import LONG, an_ask, frames_of, open_members, text_of
 
 
@@ -298,7 +298,7 @@ async def test_a_request_of_another_namespace_is_refused(autojump_clock: trio.te
 
 
 async def test_a_stream_that_opens_with_the_wrong_message_is_reset(autojump_clock: trio.testing.MockClock) -> None:
-    from node.network.network import NetworkError
+    from mycelia.node.network.network import NetworkError
 
     async with open_members(2) as (_, (one, two)):
         stream = await one.network.open(two.peer, GENERATE)

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from node.sockets import receive_some, send_at_once, send_rest
+from mycelia.node.sockets import receive_some, send_at_once, send_rest
 
 PATIENCE_S = 10.0
 

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.driver import OverlayDriver
-from node.engine.engine import EngineRequest
-from node.entry import ASK, GENERATE
-from node.network.events import EventQueue
-from node.network.identity import new_identity
-from node.network.memory import MemoryStream
-from node.network.network import MessageStream, NetworkSettings
-from node.rundir import RunInfo, find_running, is_held, locked, write_run_info
-from node.telemetry.requests import RequestLog
-from proto.blocks import pack_tokens
-from proto.cells import ROOT, Cell
-from proto.effects import Disconnect, Effect, Publish, Send, SetTimer
-from proto.errors import LimitExceeded, LocalError
-from proto.events import Connected, Event, Timer, TimerFired
-from proto.messages import Accepted, Answered, Ask, Generate, Message, Text, Tokens, Vitals, VitalsUpdate
+from mycelia.node.driver import OverlayDriver
+from mycelia.node.engine.engine import EngineRequest
+from mycelia.node.network.events import EventQueue
+from mycelia.node.network.identity import new_identity
+from mycelia.node.network.memory import MemoryStream
+from mycelia.node.network.network import MessageStream, NetworkSettings
+from mycelia.node.requests.entry import ASK, GENERATE
+from mycelia.node.storage.rundir import RunInfo, find_running, is_held, locked, write_run_info
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.effects import Disconnect, Effect, Publish, Send, SetTimer
+from mycelia.proto.events import Connected, Event, Timer, TimerFired
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
+from mycelia.proto.wire.messages import Accepted, Answered, Ask, Generate, Message, Text, Tokens, Vitals, VitalsUpdate
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members, text_of
 
 PEER = b"\x01" * 38

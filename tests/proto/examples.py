@@ -1,6 +1,6 @@
 """One valid message of every kind, every field with a value of its own."""
 
-from proto.messages import (
+from mycelia.proto.wire.messages import (
     Accepted,
     Announce,
     Answered,

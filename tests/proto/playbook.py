@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from proto.cells import ROOT, Cell
-from proto.config import OverlayConfig
-from proto.effects import (
+from mycelia.proto.cells.cells import ROOT, Cell
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.effects import (
     CancelTimer,
     Effect,
     JoinCell,
@@ -17,9 +17,9 @@ from proto.effects import (
     Send,
     SetTimer,
 )
-from proto.events import CacheChanged, Connected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
-from proto.messages import Vitals
-from proto.overlay import Overlay
+from mycelia.proto.events import CacheChanged, Connected, Event, Gossiped, ModelServed, Received, Timer, TimerFired
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.wire.messages import Vitals
 
 NAMESPACE = b"n" * 16
 EPOCH_START = 1_800_000_000.0

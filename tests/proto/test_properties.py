@@ -23,19 +23,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proto.blocks import STRIDE, block_hashes, pack_tokens, unpack_tokens
-from proto.codec import decode, encode
-from proto.config import DigestConfig
-from proto.digest import LOG, SNAPSHOT, OwnDigest, pack_entries, snapshot
-from proto.effects import Deliver, Dispatch, Fail, Finish
-from proto.errors import RemoteError
-from proto.estimate import Source
-from proto.estimates import Estimates, Outcome
-from proto.events import FrameReceived, Received, RequestSubmitted, StreamLost
-from proto.messages import Accepted, Announce, Delta, Final, Repair, RepairRequest, Sampling, Tokens, Usage
+from mycelia.proto.config import DigestConfig
+from mycelia.proto.digests.digest import LOG, SNAPSHOT, OwnDigest, pack_entries, snapshot
+from mycelia.proto.digests.estimate import Source
+from mycelia.proto.digests.estimates import Estimates, Outcome
+from mycelia.proto.effects import Deliver, Dispatch, Fail, Finish
+from mycelia.proto.events import FrameReceived, Received, RequestSubmitted, StreamLost
+from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens, unpack_tokens
+from mycelia.proto.wire.codec import decode, encode
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Accepted, Announce, Delta, Final, Repair, RepairRequest, Sampling, Tokens, Usage
 from tests.profiles import examples
 from tests.proto.playbook import EPOCH_START, IDLE, NAMESPACE, World, peer_id, sign_as, verify
-from tests.proto.test_hostile import signed
+from tests.proto.wire.test_hostile import signed
 
 OWNER, READER = peer_id(0), peer_id(1)
 CONFIG = DigestConfig()

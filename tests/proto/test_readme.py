@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import proto
-from proto.codec import MAX_GOSSIP_BYTES, MAX_MESSAGE_BYTES
-from proto.config import (
+from mycelia import proto
+from mycelia.proto.config import (
     CellConfig,
     DigestConfig,
     LadderConfig,
@@ -18,9 +17,10 @@ from proto.config import (
     TrustConfig,
     VitalsConfig,
 )
-from proto.messages import MAX_LOGPROBS_PER_FRAME, MAX_TOKENS_PER_REQUEST, MAX_VECTOR, Kind
-from proto.refusals import Refusal
-from tests.proto.test_cddl import rule_name
+from mycelia.proto.wire.codec import MAX_GOSSIP_BYTES, MAX_MESSAGE_BYTES
+from mycelia.proto.wire.messages import MAX_LOGPROBS_PER_FRAME, MAX_TOKENS_PER_REQUEST, MAX_VECTOR, Kind
+from mycelia.proto.wire.refusals import Refusal
+from tests.proto.wire.test_cddl import rule_name
 
 TEXT = (Path(proto.__file__).parent / "README.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", TEXT, re.MULTILINE))

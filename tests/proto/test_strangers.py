@@ -7,15 +7,16 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from proto.blocks import STRIDE
-from proto.config import DigestConfig, OverlayConfig
-from proto.digest import LOG, SAME, OwnDigest, pack_entries, snapshot
-from proto.effects import Disconnect, Effect, Emit, Send
-from proto.estimates import State
-from proto.events import Connected, Disconnected, Event, Gossiped, Received
-from proto.limits import TokenBucket
-from proto.membership import QUESTIONS_BURST, QUESTIONS_PER_S
-from proto.messages import (
+from mycelia.proto.admission.limits import TokenBucket
+from mycelia.proto.config import DigestConfig, OverlayConfig
+from mycelia.proto.digests.digest import LOG, SAME, OwnDigest, pack_entries, snapshot
+from mycelia.proto.digests.estimates import State
+from mycelia.proto.effects import Disconnect, Effect, Emit, Send
+from mycelia.proto.events import Connected, Disconnected, Event, Gossiped, Received
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.planes.membership import QUESTIONS_BURST, QUESTIONS_PER_S
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.messages import (
     MAX_NAMESPACES,
     MAX_VECTOR,
     Announce,
@@ -28,10 +29,9 @@ from proto.messages import (
     Subscribe,
     Version,
 )
-from proto.overlay import Overlay
-from proto.refusals import Refusal
+from mycelia.proto.wire.refusals import Refusal
 from tests.proto.playbook import EPOCH_START, IDLE, NAMESPACE, World, peer_id, sign_as
-from tests.proto.test_hostile import signed
+from tests.proto.wire.test_hostile import signed
 
 HONEST = ME, PEER, RELAY, OTHER = [peer_id(number) for number in range(4)]
 STRANGERS = [b"stranger%d" % number for number in range(5)]
@@ -42,7 +42,7 @@ HELLO = Hello(
     served=(Served(namespace=NAMESPACE, model="model", context_tokens=2048, vitals=IDLE),),
 )
 CONTROL_RATE, CONTROL_BURST = 50.0, 200.0
-"""As in node/network/streams.py."""
+"""As in node/network/libp2p/streams.py."""
 
 
 class Listening(World):

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from sim.capacity import Work, capacity, mean_work
-from sim.engine import EngineSpec
-from sim.sessions import GENERATORS, Prompt, Session
+from mycelia.sim.capacity import Work, capacity, mean_work
+from mycelia.sim.engine import EngineSpec
+from mycelia.sim.sessions import GENERATORS, Prompt, Session
 
 
 def test_an_engine_answers_what_its_scarcer_resource_allows() -> None:

@@ -6,14 +6,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from proto.cells import Cell, address_of
-from proto.config import CellConfig, LadderConfig, OverlayConfig
-from sim.cells import CellSwarm, grow_and_shrink, steady_change
-from sim.kademlia import K, Kademlia
-from sim.links import Homes, Links, constant_rtt, modelled_rtt
-from sim.meshes import Meshes
-from sim.reuse import ALL, LADDER, OWN_CELL, Reusing, cells_of, sizes
-from sim.world import NAMESPACE, peer_id
+from mycelia.proto.cells.cells import Cell, address_of
+from mycelia.proto.config import CellConfig, LadderConfig, OverlayConfig
+from mycelia.sim.cells import CellSwarm, grow_and_shrink, steady_change
+from mycelia.sim.kademlia import K, Kademlia
+from mycelia.sim.links import Homes, Links, constant_rtt, modelled_rtt
+from mycelia.sim.meshes import Meshes
+from mycelia.sim.reuse import ALL, LADDER, OWN_CELL, Reusing, cells_of, sizes
+from mycelia.sim.world import NAMESPACE, peer_id
 
 TINY = OverlayConfig(cells=CellConfig(max_cell_nodes=16, min_cell_nodes=5, min_cell_peers=2))
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from proto.errors import LocalError
-from proto.request import Request
-from sim.chaos import ChaosOutcome, ChaosScenario, chaos
-from sim.faults import CLOCK, FAULTS, FULL_DISK, KILL, LEAVE, FaultPlan
+from mycelia.proto.planes.request import Request
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.chaos import ChaosOutcome, ChaosScenario, chaos
+from mycelia.sim.faults import CLOCK, FAULTS, FULL_DISK, KILL, LEAVE, FaultPlan
 
 
 def run(

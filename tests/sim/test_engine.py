@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from proto.blocks import STRIDE
-from proto.sharing import PUBLIC, Owner
-from sim.engine import Engine, EngineSpec, Job, Listener, Used, draw_spec
+from mycelia.proto.cache.sharing import PUBLIC, Owner
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.sim.engine import Engine, EngineSpec, Job, Listener, Used, draw_spec
 
 SPEC = EngineSpec(prefill_rate=1_000.0, decode_rate=10.0, slots=2, cache_blocks=40)
 

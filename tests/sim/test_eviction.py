@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.eviction import Request, main, mixed, read, replay, working_set
+from mycelia.sim.eviction import Request, main, mixed, read, replay, working_set
 
 BLOCKS = [{"timestamp": 1_000 * i, "input_length": 1_000, "hash_ids": [0, i + 1]} for i in range(4)]
 TURNS = [{"user": "hello", "assistant": "hi"}, {"user": "more", "assistant": "no"}]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.host import Host
+from mycelia.sim.host import Host
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sim.liars import Conduct
-from sim.outcome import percentile
-from sim.simulate import Scenario, SwarmRun
+from mycelia.sim.liars import Conduct
+from mycelia.sim.outcome import percentile
+from mycelia.sim.simulate import Scenario, SwarmRun
 
 LIAR, SEED = 10, 1
 SWARM = Scenario(

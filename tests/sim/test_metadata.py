@@ -1,10 +1,10 @@
 """The metadata plane in small swarms: the bars of ``mycelia bench gossip``, at sizes that take seconds."""
 
-from proto.cells import ROOT
-from proto.config import CellConfig, DigestConfig
-from sim import metadata
-from sim.metadata import Setting
-from sim.world import NAMESPACE
+from mycelia.proto.cells.cells import ROOT
+from mycelia.proto.config import CellConfig, DigestConfig
+from mycelia.sim import metadata
+from mycelia.sim.metadata import Setting
+from mycelia.sim.world import NAMESPACE
 
 CONFIG = DigestConfig()
 STORES_PER_S = 1 / 60

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from proto.errors import LocalError
-from proto.routing import Candidate, Policy
-from sim.policies import NAMES, make_policy
+from mycelia.proto.routing.choose import Candidate, Policy
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.policies import NAMES, make_policy
 
 
 def candidate(name: str, matched: int = 0, load: int = 0, **more: float) -> Candidate:

@@ -5,9 +5,9 @@ from itertools import islice
 
 import pytest
 
-from sim.engine import EngineSpec
-from sim.replay import Request, Swarm, replay
-from sim.sessions import Prompt, arrivals
+from mycelia.sim.engine import EngineSpec
+from mycelia.sim.replay import Request, Swarm, replay
+from mycelia.sim.sessions import Prompt, arrivals
 
 SPEC = EngineSpec(prefill_rate=100.0, decode_rate=50.0, slots=8, cache_blocks=96, grain=1)
 RTT_S = 0.08

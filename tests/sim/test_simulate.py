@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from proto.errors import LocalError
-from sim.outcome import Outcome, percentile
-from sim.policies import NAMES
-from sim.simulate import Scenario, simulate
-from sim.traces import TraceRow
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.outcome import Outcome, percentile
+from mycelia.sim.policies import NAMES
+from mycelia.sim.simulate import Scenario, simulate
+from mycelia.sim.traces import TraceRow
 
 SMALL = Scenario(num_peers=6, rate=2.0, warm_s=10.0, measured_s=30.0, rtt_s=0.05)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sim.strangers import Attack, Harm, Siege
+from mycelia.sim.strangers import Attack, Harm, Siege
 
 ATTACK = Attack(num_nodes=3, degree=2)
 SECONDS = 20.0

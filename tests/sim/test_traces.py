@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from proto.blocks import STRIDE, block_hashes
-from proto.errors import LocalError
-from sim.sessions import GENERATORS, hit_bound
-from sim.traces import read_mooncake, sessions_of
-from sim.world import NAMESPACE
+from mycelia.proto.wire.blocks import STRIDE, block_hashes
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.sessions import GENERATORS, hit_bound
+from mycelia.sim.traces import read_mooncake, sessions_of
+from mycelia.sim.world import NAMESPACE
 
 GOOD = {"timestamp": 0, "input_length": 1_000, "output_length": 5, "hash_ids": [0, 1]}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proto.codec import encode
-from proto.effects import Publish, Send
-from proto.errors import LocalError
-from proto.messages import Reconcile, Version
-from sim.links import Links, Partition, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
-from sim.metadata import Churn, Setting, is_converged, make_swarm
-from sim.world import (
+from mycelia.proto.effects import Publish, Send
+from mycelia.proto.wire.codec import encode
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Reconcile, Version
+from mycelia.sim.links import Links, Partition, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.metadata import Churn, Setting, is_converged, make_swarm
+from mycelia.sim.world import (
     GOSSIP,
     GOSSIP_ENVELOPE_BYTES,
     NAMESPACE,

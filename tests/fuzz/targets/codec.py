@@ -9,9 +9,21 @@ import random
 
 import cbor2
 
-from proto.codec import MAX_MESSAGE_BYTES, decode, encode
-from proto.errors import RemoteError
-from proto.messages import Announce, Ask, ChatMessage, Delta, Generate, Hello, Message, Reconcile, Repair, Text, Version
+from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, decode, encode
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import (
+    Announce,
+    Ask,
+    ChatMessage,
+    Delta,
+    Generate,
+    Hello,
+    Message,
+    Reconcile,
+    Repair,
+    Text,
+    Version,
+)
 from tests.fuzz.mutate import bomb, splice, spoil_bytes, spoil_value
 from tests.proto.examples import EXAMPLES, HEAD, LOGPROBS, PEER, SAMPLING, SPACE
 

@@ -4,13 +4,13 @@ import random
 
 import trio
 
-from node.engine.fake import NUM_VOCAB, FakeEngine, FakeSettings
-from node.entry import Entry
-from node.salts import Salts
-from node.telemetry.requests import RequestLog
-from proto.blocks import pack_tokens
-from proto.events import Event, RequestSubmitted
-from proto.messages import Ask, ChatMessage, Failed, Sampling
+from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine, FakeSettings
+from mycelia.node.requests.entry import Entry
+from mycelia.node.requests.salts import Salts
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.events import Event, RequestSubmitted
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import Ask, ChatMessage, Failed, Sampling
 
 _ENGINE = FakeEngine(FakeSettings(cells=2_000))
 _NAMESPACES = (b"", b"", _ENGINE.info.namespace, bytes(16))

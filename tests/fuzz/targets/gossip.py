@@ -12,8 +12,8 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
-from node.network.gossip import is_signed
-from node.network.gossip_filter import (
+from mycelia.node.network.identity import Identity
+from mycelia.node.network.libp2p.gossip.filter import (
     MAX_BACK_OFF_S,
     MAX_IDS,
     MAX_MESSAGES,
@@ -22,10 +22,10 @@ from node.network.gossip_filter import (
     Filtered,
     filtered,
 )
-from node.network.gossip_router import Router
-from node.network.identity import Identity
-from proto.codec import MAX_GOSSIP_BYTES, decode
-from proto.errors import RemoteError
+from mycelia.node.network.libp2p.gossip.gossip import is_signed
+from mycelia.node.network.libp2p.gossip.router import Router
+from mycelia.proto.wire.codec import MAX_GOSSIP_BYTES, decode
+from mycelia.proto.wire.errors import RemoteError
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _JOINED = frozenset({TOPIC_PREFIX + "6e", TOPIC_PREFIX + "6f"})

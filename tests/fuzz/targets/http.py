@@ -14,14 +14,14 @@ import h11
 import trio
 from starlette.types import ASGIApp
 
-from node.serve.api import Embedded
-from node.serve.gateway import Access, make_app
-from node.serve.http1 import MAX_HEAD_BYTES, HttpConnection
-from node.serve.places import HttpPlaces
-from node.views import ModelRow, NodeState, TreeRowView
-from proto.messages import Answered, Ask, ChatMessage, EntryFrame, Text, Usage
+from mycelia.node.serve.api import Embedded
+from mycelia.node.serve.gateway import Access, make_app
+from mycelia.node.serve.http.http1 import MAX_HEAD_BYTES, HttpConnection
+from mycelia.node.serve.http.places import HttpPlaces
+from mycelia.node.views import ModelRow, NodeState, TreeRowView
+from mycelia.proto.wire.messages import Answered, Ask, ChatMessage, EntryFrame, Text, Usage
 from tests.fuzz.mutate import splice, spoil_bytes
-from tests.node.unobserved import Unobserved
+from tests.node.serve.unobserved import Unobserved
 
 KEY = "a key of sixteen or more"
 _USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)

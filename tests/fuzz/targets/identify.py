@@ -5,9 +5,15 @@ import random
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
-from node.network import addresses
-from node.network.identify import MAX_ADDRESSES, MAX_MESSAGE_BYTES, MAX_PROTOCOL_CHARS, MAX_PROTOCOLS, identified
-from proto.errors import RemoteError
+from mycelia.node.network import addresses
+from mycelia.node.network.libp2p.identify import (
+    MAX_ADDRESSES,
+    MAX_MESSAGE_BYTES,
+    MAX_PROTOCOL_CHARS,
+    MAX_PROTOCOLS,
+    identified,
+)
+from mycelia.proto.wire.errors import RemoteError
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _RELAY = "12D3KooWAfZBCCDd6BbP7yJHgFv6FAzLRyDjVYDd9K7PhFBgnQ3L"

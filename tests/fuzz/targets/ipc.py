@@ -7,11 +7,11 @@ there as it was. What comes back, if it is anything, is messages or a LocalError
 import random
 from io import BytesIO
 
-from node.engine import ipc
-from proto.blocks import pack_tokens
-from proto.codec import check_sampling
-from proto.errors import LimitExceeded, LocalError
-from proto.messages import Sampling
+from mycelia.node.engine import ipc
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
+from mycelia.proto.wire.messages import Sampling
 from tests.fuzz.mutate import splice, spoil_bytes
 from tests.proto.examples import LOGPROBS, USAGE, VITALS
 

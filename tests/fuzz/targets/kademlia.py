@@ -10,9 +10,9 @@ from typing import cast
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from multiaddr import Multiaddr
 
-from node.network.frames import length_of
-from node.network.host import Host
-from node.network.kademlia_messages import (
+from mycelia.node.network.libp2p.frames import length_of
+from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.libp2p.kademlia.messages import (
     MAX_ANSWER_BYTES,
     MAX_CONTACTS,
     Kind,
@@ -22,13 +22,13 @@ from node.network.kademlia_messages import (
     parse_answer,
     parse_request,
 )
-from node.network.kademlia_server import KademliaServer
-from node.network.outbound import MAX_DIAL_ADDRESSES
-from node.peer_id import ED25519_PREFIX, peer_text
-from proto.errors import RemoteError
-from proto.households import household_of
-from proto.peer_buckets import PeerBuckets
-from proto.provider_records import Contact
+from mycelia.node.network.libp2p.kademlia.server import KademliaServer
+from mycelia.node.network.libp2p.outbound import MAX_DIAL_ADDRESSES
+from mycelia.node.peer_id import ED25519_PREFIX, peer_text
+from mycelia.proto.admission.households import household_of
+from mycelia.proto.kademlia.peer_buckets import PeerBuckets
+from mycelia.proto.kademlia.provider_records import Contact
+from mycelia.proto.wire.errors import RemoteError
 from tests.fuzz.mutate import splice, spoil_bytes
 
 INVARIANTS_EVERY = 512

@@ -12,8 +12,9 @@ from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.utils import encode_delim
 
-from node.network import libp2p_fixes, negotiation
-from node.network.closing import BROKEN
+from mycelia.node.network.libp2p import fixes as libp2p_fixes
+from mycelia.node.network.libp2p import negotiation
+from mycelia.node.network.libp2p.closing import BROKEN
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _SERVED = ("/mycelia/ask/1", "/ipfs/id/1.0.0", "/meshsub/1.1.0")

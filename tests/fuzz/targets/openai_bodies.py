@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from node.serve.bodies import HttpError
-from node.serve.embeddings import wanted_texts
-from node.serve.openai_requests import wanted_chat, wanted_completion
-from node.serve.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
-from proto.codec import decode, encode
+from mycelia.node.serve.http.bodies import HttpError
+from mycelia.node.serve.openai.embeddings import wanted_texts
+from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
+from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest
+from mycelia.proto.wire.codec import decode, encode
 
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 _CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}

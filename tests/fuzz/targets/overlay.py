@@ -4,15 +4,25 @@ holds what is wrong only against who sent or signed it, and asks no peer for mor
 import random
 from collections import Counter
 
-from proto.cells import Cell
-from proto.codec import decode, encode
-from proto.config import CellConfig, DigestConfig, OverlayConfig
-from proto.digest import root_of
-from proto.effects import Effect, Emit, Publish, Send
-from proto.entry_set import EntrySet, keys_of, pack_keys
-from proto.events import CacheChanged, Connected, Disconnected, Event, Gossiped, ModelServed, Received, TimerFired
-from proto.membership import QUESTIONS_BURST, QUESTIONS_PER_S
-from proto.messages import (
+from mycelia.proto.cells.cells import Cell
+from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
+from mycelia.proto.digests.digest import root_of
+from mycelia.proto.digests.entry_set import EntrySet, keys_of, pack_keys
+from mycelia.proto.effects import Effect, Emit, Publish, Send
+from mycelia.proto.events import (
+    CacheChanged,
+    Connected,
+    Disconnected,
+    Event,
+    Gossiped,
+    ModelServed,
+    Received,
+    TimerFired,
+)
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.planes.membership import QUESTIONS_BURST, QUESTIONS_PER_S
+from mycelia.proto.wire.codec import decode, encode
+from mycelia.proto.wire.messages import (
     MAX_SMALL,
     Announce,
     Delta,
@@ -28,9 +38,8 @@ from proto.messages import (
     Vitals,
     VitalsUpdate,
 )
-from proto.overlay import Overlay
 from tests.proto.playbook import EPOCH_START, IDLE, NAMESPACE, sign_as, verify
-from tests.proto.test_hostile import signed
+from tests.proto.wire.test_hostile import signed
 
 ME = b"fuzzed node"
 PEERS = [b"peer%d" % number for number in range(6)]

@@ -11,10 +11,10 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Reservation, Status, StopMessage
 from libp2p.utils.varint import encode_varint_prefixed
 
-from node.network.closing import BROKEN
-from node.network.network import NetworkError
-from node.network.relaying import HOP_PROTOCOL, STOP_PROTOCOL, Relaying
-from proto.households import household_of
+from mycelia.node.network.libp2p.closing import BROKEN
+from mycelia.node.network.libp2p.relaying import HOP_PROTOCOL, STOP_PROTOCOL, Relaying
+from mycelia.node.network.network import NetworkError
+from mycelia.proto.admission.households import household_of
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _PEER, _OTHER = (bytes.fromhex("002408011220") + bytes([number]) * 32 for number in (1, 2))

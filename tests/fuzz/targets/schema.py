@@ -3,8 +3,8 @@ under limits; here those of a check.)"""
 
 import random
 
-from node.engine.grammar import GrammarError
-from node.engine.grammar_worker import schema_to_gbnf
+from mycelia.node.engine.child.grammar.grammar import GrammarError
+from mycelia.node.engine.child.grammar.grammar_worker import schema_to_gbnf
 from tests.fuzz.odd_json import odd_json
 
 _PERSON = {

@@ -3,8 +3,8 @@ string, and everything else is the peer's offence."""
 
 import random
 
-from proto.errors import RemoteError
-from proto.spelling import Spelling, Vocabulary
+from mycelia.proto.answers.spelling import Spelling, Vocabulary
+from mycelia.proto.wire.errors import RemoteError
 
 _PIECES = [b"", *(bytes([byte]) for byte in range(256)), *(bit.encode() for bit in ("ab", "\n\n", "é€", "a😀b", "aab"))]
 _VOCABULARY = Vocabulary.of(_PIECES)

@@ -3,11 +3,11 @@ it, and the books agree after every end."""
 
 import random
 
-from node.engine import ipc
-from node.engine.loop import TextRead
-from proto.blocks import pack_tokens
-from proto.messages import Sampling
-from tests.node.engine.test_loop import VOCAB, Rig
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.loop import TextRead
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import Sampling
+from tests.node.engine.child.test_loop import VOCAB, Rig
 
 _CELLS = 200
 _STOPS = ("a", "ab", "\x00", "é😀", "x" * 64)

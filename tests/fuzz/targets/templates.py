@@ -2,10 +2,10 @@
 
 import random
 
-from node.engine.chat import ChatTemplate
-from node.engine.prompts import PromptLimit
-from proto.errors import LocalError
-from proto.messages import ChatMessage
+from mycelia.node.engine.child.chat import ChatTemplate
+from mycelia.node.engine.prompts import PromptLimit
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import ChatMessage
 from tests.fuzz.odd_json import odd_json
 from tests.fuzz.templates import TEMPLATES
 

@@ -2,11 +2,11 @@
 
 import random
 
-from node.engine.chat import ChatTemplate
-from node.engine.llama import Llama
-from node.engine.models import resolve_model
-from node.engine.prompts import PromptLimit, TooLongError
-from proto.messages import ChatMessage
+from mycelia.node.engine.child.chat import ChatTemplate
+from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.prompts import PromptLimit, TooLongError
+from mycelia.proto.wire.messages import ChatMessage
 
 _CRUMBS = (
     "a", "the ", " ", "\n", "\t", "\x00", "\x7f", "\u200b", "\u0301", "\ufeff", "\ud800", "\U0010ffff", "😀", "日本",

@@ -2,7 +2,7 @@
 
 import random
 
-from node.serve.tool_calls import ToolCallReader
+from mycelia.node.serve.openai.tool_calls import ToolCallReader
 
 _NAMES = ("weather", "time")
 _MARKS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<tool_", "{", "}", "[", "]", ",", " ", "\n")

@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from node.engine import ipc
-from node.engine.calls import MAX_WAITING_BYTES, SHORT_WINDOW, Calls
-from node.errors import BusyError
-from proto.errors import LocalError
+from mycelia.node.engine import ipc
+from mycelia.node.engine.calls import MAX_WAITING_BYTES, SHORT_WINDOW, Calls
+from mycelia.node.errors import BusyError
+from mycelia.proto.wire.errors import LocalError
 
 LONG = "x" * (ipc.LONG_CHARS + 1)
 

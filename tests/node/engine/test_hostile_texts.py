@@ -6,9 +6,9 @@ import string
 import pytest
 import trio
 
-from node.errors import BusyError
-from proto.errors import LocalError
-from proto.messages import MAX_CHAT_BYTES, ChatMessage
+from mycelia.node.errors import BusyError
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import MAX_CHAT_BYTES, ChatMessage
 from tests.node.engine.test_process import answer, chat, done, engine, request
 
 STRANGER, HONEST = b"s" * 32, b"h" * 32

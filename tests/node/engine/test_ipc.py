@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine import ipc
-from proto.errors import LimitExceeded, LocalError
-from proto.messages import Logprob, Sampling, TokenLogprobs, Usage, Vitals
+from mycelia.node.engine import ipc
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
+from mycelia.proto.wire.messages import Logprob, Sampling, TokenLogprobs, Usage, Vitals
 
 USAGE = Usage(prompt_tokens=1, cached_tokens=2, completion_tokens=3, queue_ms=4, prefill_ms=5, decode_ms=6)
 LIKELY = Logprob(token=1, text=b"\xc3", logprob=-0.5)

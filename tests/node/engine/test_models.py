@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from node.engine import models
-from node.engine.models import PackagedModel, model_name, resolve_model
-from proto.errors import LocalError
+from mycelia.node.engine import models
+from mycelia.node.engine.models import PackagedModel, model_name, resolve_model
+from mycelia.proto.wire.errors import LocalError
 
 
 def test_the_packaged_model_is_found() -> None:

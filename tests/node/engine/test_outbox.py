@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.engine.outbox import Outbox
+from mycelia.node.engine.outbox import Outbox
 
 _PIPE_BYTES = 65_536
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine import ipc
-from node.engine.job import Job, Limits
-from node.engine.scheduler import Scheduler
-from proto.blocks import STRIDE
-from proto.sharing import PUBLIC, Owner
-from tests.node.engine.test_loop import VOCAB, Rig
-from tests.node.engine.test_scheduler import SmallBlocks, admit_all, compute, run_to_end
-from tests.node.engine.test_tier_store import Tiers, opened
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.job import Job, Limits
+from mycelia.node.engine.child.scheduler import Scheduler
+from mycelia.proto.cache.sharing import PUBLIC, Owner
+from mycelia.proto.wire.blocks import STRIDE
+from tests.node.engine.child.test_loop import VOCAB, Rig
+from tests.node.engine.child.test_scheduler import SmallBlocks, admit_all, compute, run_to_end
+from tests.node.engine.child.tier.test_tier_store import Tiers, opened
 
 VICTIM = Owner(b"v" * 16, "victim's")
 OTHER = Owner(b"o" * 16, "other's")

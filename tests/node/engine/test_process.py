@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.engine import ipc, process
-from node.engine.engine import (
+from mycelia.node.engine import ipc, process
+from mycelia.node.engine.engine import (
     FIRST_EDGE_ID,
     EngineAccepted,
     EngineDone,
@@ -22,14 +22,14 @@ from node.engine.engine import (
     EngineRequest,
     EngineTokens,
 )
-from node.engine.models import resolve_model
-from node.engine.process import ProcessEngine, open_engine
-from node.engine.prompts import TooLongError
-from node.engine.settings import EngineSettings
-from proto.errors import LocalError
-from proto.messages import ChatMessage, Sampling
-from proto.radix import RadixTree
-from proto.sharing import plain
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.process import ProcessEngine, open_engine
+from mycelia.node.engine.prompts import TooLongError
+from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.radix import RadixTree
+from mycelia.proto.cache.sharing import plain
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import ChatMessage, Sampling
 
 LIMIT_S = 180
 """On a whole test: beside other work a minute was too little."""
@@ -272,12 +272,12 @@ async def test_a_request_ends_at_its_deadline_and_what_it_computed_is_kept() -> 
 async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
     script = """
         import sys, trio
-        from node.engine.engine import EngineRequest
-        from node.engine.models import resolve_model
-        from node.engine.process import open_engine
-        from node.engine.settings import EngineSettings
-        from node.log import configure
-        from proto.messages import Sampling
+        from mycelia.node.engine.engine import EngineRequest
+        from mycelia.node.engine.models import resolve_model
+        from mycelia.node.engine.process import open_engine
+        from mycelia.node.engine.settings import EngineSettings
+        from mycelia.node.log import configure
+        from mycelia.proto.wire.messages import Sampling
 
         configure()  # The log goes to stderr: stdout is read below.
 

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineRequest, EngineTokens
-from node.engine.models import resolve_model
-from node.engine.process import EngineSettings, ProcessEngine, open_engine
-from proto.messages import ChatMessage, Sampling, TokenLogprobs
+from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineRequest, EngineTokens
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.process import EngineSettings, ProcessEngine, open_engine
+from mycelia.proto.wire.messages import ChatMessage, Sampling, TokenLogprobs
 
 PERSON = {
     "type": "object",

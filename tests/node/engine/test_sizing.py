@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from node.engine import llama as llama_file
-from node.engine.devices import read_shape
-from node.engine.llama import L, Llama, find_gpus, list_backends, list_devices, model_params
-from node.engine.models import resolve_model
-from node.engine.settings import EngineSettings
-from node.engine.sizing import (
+from mycelia.node.engine.child.llama import llama as llama_file
+from mycelia.node.engine.child.llama.devices import read_shape
+from mycelia.node.engine.child.llama.llama import L, Llama, find_gpus, list_backends, list_devices, model_params
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.engine.sizing import (
     DEFAULT_CELLS,
     MAX_GPU_CELLS,
     CellBudget,
@@ -21,7 +21,7 @@ from node.engine.sizing import (
     place_layers,
     usable_gpus,
 )
-from proto.errors import LocalError
+from mycelia.proto.wire.errors import LocalError
 
 GIB, MIB = 2**30, 2**20
 CPU = Device("CPU", "a processor", "cpu", 16 * GIB, 16 * GIB)

@@ -2,11 +2,11 @@
 
 import trio
 
-from node.engine.engine import EngineAccepted, EngineDone, EngineRequest, EngineTokens
-from node.engine.models import resolve_model
-from node.engine.process import ProcessEngine, open_engine
-from node.engine.settings import EngineSettings
-from proto.messages import ChatMessage, Sampling
+from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineRequest, EngineTokens
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.process import ProcessEngine, open_engine
+from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.wire.messages import ChatMessage, Sampling
 
 STRANGER, HOUSEHOLD = b"stranger", "203.0.113.0/24"
 WORDS = Sampling(

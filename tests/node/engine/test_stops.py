@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine.stops import TextGate
+from mycelia.node.engine.stops import TextGate
 
 _LETTERS = st.sampled_from(["a", "b", "ab", "é", "€", "😀"])
 _TEXTS = st.lists(_LETTERS, max_size=12).map("".join)

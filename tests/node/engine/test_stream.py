@@ -1,10 +1,10 @@
 """Items of one answer: joined while nobody reads, but never so that text and tokens come apart or a frame bursts."""
 
-from node.engine.engine import EngineDone, EngineItem, EngineTokens
-from node.engine.stream import AnswerStream
-from proto.blocks import pack_tokens
-from proto.codec import decode, encode
-from proto.messages import MAX_LOGPROBS, Logprob, TokenLogprobs, Tokens, Usage
+from mycelia.node.engine.engine import EngineDone, EngineItem, EngineTokens
+from mycelia.node.engine.stream import AnswerStream
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.codec import decode, encode
+from mycelia.proto.wire.messages import MAX_LOGPROBS, Logprob, TokenLogprobs, Tokens, Usage
 
 USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=0, queue_ms=0, prefill_ms=0, decode_ms=0)
 

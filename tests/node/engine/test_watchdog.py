@@ -6,7 +6,7 @@ import signal
 import pytest
 import trio
 
-from node.engine.watchdog import DECODE_S, SILENCE_S, Pulse, Watchdog
+from mycelia.node.engine.watchdog import DECODE_S, SILENCE_S, Pulse, Watchdog
 from tests.node.engine.test_process import answer, chat, done, engine, request
 
 

@@ -7,9 +7,9 @@ import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
-from node.network.identity import IDENTITY_FILE, load_or_create_identity, new_identity, verify
-from node.peer_id import peer_from_text, peer_text
-from proto.errors import LocalError
+from mycelia.node.network.identity import IDENTITY_FILE, load_or_create_identity, new_identity, verify
+from mycelia.node.peer_id import peer_from_text, peer_text
+from mycelia.proto.wire.errors import LocalError
 
 
 def test_is_created_once_and_private(tmp_path: Path) -> None:

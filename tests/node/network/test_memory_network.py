@@ -4,15 +4,32 @@ import random
 
 import pytest
 import trio
-from network_helpers import NAMESPACE, announce, final, following, hello, light_client, node, tokens
 
-from node.network.identity import Identity, new_identity
-from node.network.memory import WINDOW_BYTES, MemoryNetwork, MemorySwarm
-from node.network.network import Connected, Disconnected, Gossiped, Malformed, MessageStream, NetworkError, Received
-from node.peer_id import peer_text
-from proto.cells import ROOT, cell_of
-from proto.codec import encode
-from proto.errors import RemoteError
+from mycelia.node.network.identity import Identity, new_identity
+from mycelia.node.network.memory import WINDOW_BYTES, MemoryNetwork, MemorySwarm
+from mycelia.node.network.network import (
+    Connected,
+    Disconnected,
+    Gossiped,
+    Malformed,
+    MessageStream,
+    NetworkError,
+    Received,
+)
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.cells.cells import ROOT, cell_of
+from mycelia.proto.wire.codec import encode
+from mycelia.proto.wire.errors import RemoteError
+from tests.node.network.libp2p.network_helpers import (
+    NAMESPACE,
+    announce,
+    final,
+    following,
+    hello,
+    light_client,
+    node,
+    tokens,
+)
 
 ECHO = "/mycelia/test-echo/1"
 

@@ -5,15 +5,15 @@ import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
-from network_helpers import NAMESPACE, announce, hello
 
-from node.network import addresses
-from node.network.events import EventQueue
-from node.network.identity import Identity
-from node.network.network import Connected, Disconnected, Gossiped, NetworkEvent, Received
-from node.peer_id import peer_text
-from proto.errors import LocalError
-from proto.limits import TokenBucket
+from mycelia.node.network import addresses
+from mycelia.node.network.events import EventQueue
+from mycelia.node.network.identity import Identity
+from mycelia.node.network.network import Connected, Disconnected, Gossiped, NetworkEvent, Received
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.limits import TokenBucket
+from mycelia.proto.wire.errors import LocalError
+from tests.node.network.libp2p.network_helpers import NAMESPACE, announce, hello
 
 PEER = Identity(bytes(32)).peer_id
 RELAY = f"/ip4/1.2.3.4/tcp/4001/p2p/{peer_text(PEER)}"

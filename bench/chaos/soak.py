@@ -1,0 +1,375 @@
+"""``mycelia bench soak``: real nodes under mixed load while others around them are killed, and what piles up in them.
+
+Half of the nodes are spared and watched; the others are killed and started again, one every ``every_s``. Clients hold
+conversations over HTTP, ask for embeddings, break off in the middle of answers, send nonsense, and ask as
+``mycelia ask`` does on a machine without a node. First a warm-up, in which caches fill; then the clients pause until
+nothing goes on, and what the nodes have then is what they have at idle; the same again at the end.
+
+Engines run with ``--debug``, in which whenever one falls idle it compares its books with llama.cpp's: every cell and
+every sequence must belong to a cached prefix. An engine that finds otherwise dies of it, and is counted.
+"""
+
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import httpx
+import msgspec
+import psutil
+import trio
+
+from mycelia.bench.chaos.chaos import ask_once
+from mycelia.bench.chaos.trouble import KILL, Nodes, Trouble, open_nodes
+from mycelia.bench.report.plots import Series, lines, svg_file
+from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
+from mycelia.node.client.local import fetch_state
+from mycelia.node.local_swarm.processes import LocalNode
+from mycelia.node.requests.salts import PUBLIC_SALT
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Ask, ChatMessage, Sampling
+
+SAMPLE_S = 5.0
+QUIET_DEADLINE_S = 120.0
+WARM_SHARE, LONGEST_WARM_S = 0.25, 600.0
+TIMEOUT_S = 120.0
+CELLS, RAM_TIER_MIB = 4_096, 64
+"""Of each node: both shall be full after the warm-up, as memory counts once it is touched."""
+_MIB = 1 << 20
+
+_TOPICS = ("the tide", "bread", "a long winter", "radio waves", "an orchard", "sand", "old maps", "the colour blue")
+_PREFACE = "You are one of several speakers who talk about everyday things in plain words and short sentences. " * 4
+_NONSENSE: tuple[bytes, ...] = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nno json!!",
+    b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 50 + b"\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00",
+)
+
+
+@dataclass(frozen=True)
+class SoakBench:
+    """What is done."""
+
+    length_s: float = 1_800.0
+    num_nodes: int = 4
+    every_s: float = 30.0
+    """Between kills."""
+    model: str = "smollm2"
+    threads: int = 1
+    max_tokens: int = 32
+    think_s: float = 1.0
+    """Mean pause of a client."""
+    quiet_s: float = 10.0
+    """At idle, nothing gets less any more for so long."""
+    seed: int = 1
+
+    @property
+    def warm_s(self) -> float:
+        return min(WARM_SHARE * self.length_s, LONGEST_WARM_S)
+
+    @property
+    def num_watched(self) -> int:
+        return (self.num_nodes + 1) // 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Of one node at one time."""
+
+    at_s: float
+    node_rss: int
+    engine_rss: int
+    """Bytes."""
+    num_files: int
+    num_tasks: int
+    num_exchanges: int
+
+
+@dataclass
+class Soak:
+    """What was measured. Times since the nodes were up."""
+
+    warm_s: float = 0.0
+    """When the load began again after the warm-up."""
+    samples: dict[int, list[Sample]] = field(default_factory=dict)
+    """Of each watched node, under load and not."""
+    idle: dict[int, Sample] = field(default_factory=dict)
+    after: dict[int, Sample] = field(default_factory=dict)
+    num_answered: int = 0
+    num_failed: int = 0
+    failures: set[str] = field(default_factory=set)
+    num_broken_off: int = 0
+    num_kills: int = 0
+    num_engines_lost: int = 0
+    """Of watched nodes."""
+
+
+async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
+    """Measure. Raises LocalError when the nodes do not come up, or a watched one dies."""
+    soak = Soak()
+    progress = Progress(round(bench.length_s / SAMPLE_S) + 3)
+    caches = ["--cells", str(CELLS), "--ram-tier", str(RAM_TIER_MIB)]
+    options = ["--model", bench.model, "--threads", str(bench.threads), *caches, "--debug"]
+    try:
+        with TemporaryDirectory(prefix="mycelia-soak-", ignore_cleanup_errors=True) as root:
+            progress.step("nodes start")
+            async with open_nodes(bench.num_nodes, options, Path(root)) as nodes:
+                await _soak(bench, nodes, soak, progress)
+                watched = nodes.nodes[: bench.num_watched]
+                soak.num_engines_lost = sum(node.counts["engine_lost"] for node in watched)
+        for failure in sorted(soak.failures):
+            progress.show(f"failed: {failure}")
+    finally:
+        progress.close()
+    return report_of("soak", _rows(soak)), soak
+
+
+async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) -> None:
+    began = trio.current_time()
+    kills = random.Random(f"kills {bench.seed}")  # noqa: S311
+    trouble = Trouble(nodes, (KILL,), bench.every_s, kills, spared=range(bench.num_watched))
+    soak.samples = {number: [] for number in range(bench.num_watched)}
+
+    async def sample() -> None:
+        while True:
+            for number, samples in soak.samples.items():
+                samples.append(await _sample(nodes.nodes[number], began))
+            progress.step(f"{soak.num_answered} answered, {trouble.num_faults} kills; {_told(soak)}")
+            await trio.sleep(SAMPLE_S)
+
+    async def load(seconds: float) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trouble.run)
+            async with trio.open_nursery() as clients:
+                clients.start_soon(sample)
+                for number, kind in enumerate(_KINDS):
+                    rng = random.Random(f"client {bench.seed} {number} {seconds}")  # noqa: S311
+                    clients.start_soon(_client, kind, bench, nodes, soak, rng)
+                await trio.sleep(seconds)
+                clients.cancel_scope.cancel()
+            trouble.stop()
+
+    await load(bench.warm_s)
+    progress.step("the clients pause")
+    soak.idle = await _quiet(bench, nodes, began)
+    soak.warm_s = trio.current_time() - began
+    await load(bench.length_s - bench.warm_s)
+    progress.step("the clients are gone")
+    soak.after = await _quiet(bench, nodes, began)
+    soak.num_kills = trouble.num_faults
+
+
+def _told(soak: Soak) -> str:
+    last = [samples[-1] for samples in soak.samples.values()]
+    nodes = ", ".join(f"{one.node_rss // _MIB}+{one.engine_rss // _MIB}" for one in last)
+    return f"node+engine {nodes} MiB"
+
+
+async def _sample(node: LocalNode, began: float) -> Sample:
+    """Raises LocalError when the node is gone."""
+    state = await fetch_state(await node.wait_ready())
+    try:
+        process = psutil.Process(node.process.pid)
+        engines = [child.memory_info().rss for child in process.children()]
+        return Sample(
+            trio.current_time() - began,
+            process.memory_info().rss,
+            sum(engines),
+            process.num_fds(),
+            state.tasks,
+            state.exchanges,
+        )
+    except psutil.Error as exc:
+        raise LocalError(f"{node.name}, which nobody killed, is gone: {exc}") from exc
+
+
+async def _quiet(bench: SoakBench, nodes: Nodes, began: float) -> dict[int, Sample]:
+    """What each watched node has once all nodes are connected and nothing gets less any more: of each quantity the
+    least that was seen."""
+    least: dict[int, Sample] = {}
+    give_up_at = trio.current_time() + QUIET_DEADLINE_S
+    changed_at = trio.current_time()
+    while trio.current_time() < min(give_up_at, changed_at + bench.quiet_s):
+        for number in range(bench.num_watched):
+            now = await _sample(nodes.nodes[number], began)
+            before = least.get(number, now)
+            least[number] = Sample(
+                now.at_s,
+                now.node_rss,
+                now.engine_rss,
+                min(now.num_files, before.num_files),
+                min(now.num_tasks, before.num_tasks),
+                min(now.num_exchanges, before.num_exchanges),
+            )
+            is_less = replace(least[number], at_s=0, node_rss=0, engine_rss=0) != replace(
+                before, at_s=0, node_rss=0, engine_rss=0
+            )
+            state = await fetch_state(await nodes.nodes[number].wait_ready())
+            if is_less or len(state.peers) < bench.num_nodes - 1:
+                changed_at = trio.current_time()
+        await trio.sleep(1.0)
+    return least
+
+
+# --- clients --------------------------------------------------------------------------------------------------------
+
+Kind = Callable[[SoakBench, Nodes, Soak, random.Random], Awaitable[None]]
+
+
+async def _client(kind: Kind, bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    """One after the other, until cancelled. A node that is being killed is no failure of what is asked there."""
+    while True:
+        with suppress(httpx.HTTPError, OSError, trio.BrokenResourceError, LocalError):
+            await kind(bench, nodes, soak, rng)
+        await trio.sleep(rng.expovariate(1 / bench.think_s) if bench.think_s else 0.0)
+
+
+async def _url(nodes: Nodes, rng: random.Random) -> str:
+    """Of any node that is up."""
+    return (await rng.choice(nodes.nodes).wait_ready()).api_url
+
+
+def _http(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
+
+
+async def _connect(nodes: Nodes, rng: random.Random) -> trio.SocketStream:
+    url = httpx.URL(await _url(nodes, rng))
+    return await trio.open_tcp_stream(url.host, url.port or 80)
+
+
+def _note(soak: Soak, response: httpx.Response) -> bool:
+    """Whether it is an answer."""
+    if response.status_code == httpx.codes.OK:
+        soak.num_answered += 1
+        return True
+    soak.num_failed += 1
+    soak.failures.add(f"{response.status_code}: {response.text[:200]}")
+    return False
+
+
+def _body(bench: SoakBench, messages: list[dict[str, str]], **more: object) -> dict[str, object]:
+    return {"messages": messages, "max_tokens": bench.max_tokens, "temperature": 0, "cache_salt": PUBLIC_SALT, **more}
+
+
+def _first_message(rng: random.Random) -> dict[str, str]:
+    return {"role": "user", "content": f"{_PREFACE}Tell me about {rng.choice(_TOPICS)}, number {rng.randrange(50)}."}
+
+
+async def _converse(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    """Some turns at one node."""
+    async with _http(await _url(nodes, rng)) as http:
+        messages = [_first_message(rng)]
+        for _ in range(rng.randint(1, 5)):
+            response = await http.post("/v1/chat/completions", json=_body(bench, messages))
+            if not _note(soak, response):
+                return
+            answer = response.json()["choices"][0]["message"]["content"] or ""
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}]
+
+
+async def _break_off(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    """A stream that is read for a while, or to its end."""
+    body = msgspec.json.encode(_body(bench, [_first_message(rng)], stream=True))
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    enough, seen = rng.randrange(bench.max_tokens), 0
+    async with await _connect(nodes, rng) as stream:
+        await stream.send_all(head.encode() + body)
+        async for piece in stream:
+            if not seen and not piece.startswith(b"HTTP/1.1 200"):
+                soak.num_failed += 1
+                soak.failures.add(piece[:200].decode(errors="replace"))
+                return
+            seen += max(piece.count(b"data: "), 1)
+            if b"data: [DONE]" in piece:
+                soak.num_answered += 1
+                return
+            if seen > enough:
+                soak.num_broken_off += 1
+                return
+
+
+async def _embed(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    async with _http(await _url(nodes, rng)) as http:
+        _note(soak, await http.post("/v1/embeddings", json={"input": [rng.choice(_TOPICS), rng.choice(_TOPICS)]}))
+
+
+async def _send_nonsense(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    with trio.move_on_after(TIMEOUT_S):
+        async with await _connect(nodes, rng) as stream:
+            await stream.send_all(rng.choice(_NONSENSE))
+            await stream.receive_some()
+
+
+async def _ask_light(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    ask = Ask(
+        request_id=bytes(16),
+        model="",
+        messages=(ChatMessage(role="user", content=_first_message(rng)["content"]),),
+        sampling=Sampling(max_tokens=bench.max_tokens, temperature=0.0),
+        cache_salt=PUBLIC_SALT,
+    )
+    stream = await ask_once(ask, nodes.addresses)
+    soak.num_answered += not stream.failure
+    if stream.failure:
+        soak.num_failed += 1
+        soak.failures.add(stream.failure)
+
+
+_KINDS: tuple[Kind, ...] = (_converse, _converse, _break_off, _embed, _send_nonsense, _ask_light)
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+def growth(soak: Soak, rss: Callable[[Sample], int]) -> float:
+    """Of the watched node that grew most: median of the last tenth of the samples under load / that of the first tenth
+    after the warm-up, - 1. Raises ValueError where there were none."""
+    found = []
+    for samples in soak.samples.values():
+        sizes = [rss(sample) for sample in samples if sample.at_s >= soak.warm_s]
+        tenth = max(len(sizes) // 10, 1)
+        found.append(median(sizes[-tenth:]) / max(median(sizes[:tenth]), 1) - 1)
+    return max(found)
+
+
+def _rows(soak: Soak) -> list[Row]:
+    """Raises ValueError without a sample."""
+
+    def leaked(what: Callable[[Sample], int]) -> int:
+        return max(what(soak.after[number]) - what(soak.idle[number]) for number in soak.idle)
+
+    rows: list[tuple[str, str, float]] = [
+        ("node_rss_growth", "%", 100 * growth(soak, lambda sample: sample.node_rss)),
+        ("engine_rss_growth", "%", 100 * growth(soak, lambda sample: sample.engine_rss)),
+        ("node_rss_mib", "MiB at the end", max(one.node_rss for one in soak.after.values()) / _MIB),
+        ("engine_rss_mib", "MiB at the end", max(one.engine_rss for one in soak.after.values()) / _MIB),
+        ("leaked_tasks", "tasks", leaked(lambda sample: sample.num_tasks)),
+        ("leaked_files", "file descriptors", leaked(lambda sample: sample.num_files)),
+        ("leaked_streams", "streams", leaked(lambda sample: sample.num_exchanges)),
+        ("engines_lost", "engines, also by a leaked cell or sequence", soak.num_engines_lost),
+        ("answered", "requests", soak.num_answered),
+        ("failed", "requests", soak.num_failed),
+        ("broken_off", "requests", soak.num_broken_off),
+        ("kills", "nodes", soak.num_kills),
+    ]
+    return [row_of(name, unit, [value]) for name, unit, value in rows]
+
+
+def plot_of(soak: Soak) -> str:
+    """Memory over time, as an SVG file."""
+    series: list[Series] = []
+    for number, samples in soak.samples.items():
+        for name, sizes in (
+            ("engine", [sample.engine_rss for sample in samples]),
+            ("node", [sample.node_rss for sample in samples]),
+        ):
+            points = [(sample.at_s / 60, size / _MIB) for sample, size in zip(samples, sizes, strict=True)]
+            series.append(Series(f"{name} {number + 1}", len(series), points))
+    return svg_file(lines(series, "minutes", "MiB"))

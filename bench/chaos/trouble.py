@@ -1,0 +1,316 @@
+"""Real nodes on fixed ports of this machine, and what happens to them.
+
+- ``kill``: SIGKILL, and a new start.
+- ``freeze``: SIGSTOP for longer than peers wait for a sign of life.
+- ``engine``: SIGKILL of the engine process.
+- ``storm``: all nodes but one are killed at once, and start again at once.
+- ``flap``: a node is killed again whenever it has just come back, some times over.
+- ``full-disk``: for a while every write of a node and of its engine to a file fails, by a limit of the size of files.
+- ``slow-disk``: for a while whatever opens, syncs, moves or removes a file takes a node and its engine a quarter of a
+  second more: by strace, which must be installed, and must be allowed to trace.
+- ``clock``: a node's clock jumps by an hour, to and fro, while it runs: by libfaketime, which must be installed.
+- ``delay``, ``loss``: for a while what others send to a node takes longer, or is lost at first and sent again.
+- ``partition``: for a while nothing passes between one part of the nodes and the other.
+
+For the last three each node is behind a proxy (``delay_proxy.py``).
+"""
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
+
+import psutil
+import trio
+
+from mycelia.node.local_swarm.delay_proxy import DelayProxy, Quality, open_delay_proxy
+from mycelia.node.local_swarm.distance import part
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm
+from mycelia.proto.wire.errors import LocalError
+
+KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
+SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
+FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
+FROZEN_S = 12.0
+FULL_S = 12.0
+SLOW_S, SLOWED_S = 0.25, 12.0
+"""By how much a disk is slow, and for how long."""
+FLAPS = 3
+JUMPS_S = (-3_600, 3_600)
+JUMPED_S = 6.0
+"""Between a jump and the one back."""
+ADDED_S, LOST, BAD_S = 0.5, 0.3, 12.0
+"""By what delay, and which share, lines are bad, and for how long."""
+PARTED_S = 15.0
+"""Longer than nodes wait for a sign of life of each other."""
+START_DEADLINE_S = 120.0
+_FAKETIME = "libfaketimeMT.so.1"
+_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+_CLOCK_FILE = "clock"
+_FILE_CALLS = ",".join(  # (not every machine knows all of them)
+    f"?{name}"
+    for name in (
+        *("openat", "pread64", "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "renameat", "renameat2"),
+        *("unlink", "unlinkat", "mkdir", "mkdirat", "statfs"),
+    )
+)
+_ATTACHED_S = 0.5
+"""Longer than strace takes to say that it may not trace."""
+
+
+class Nodes:
+    """Node processes by number, each restarted where it was found before. Made by ``open_nodes``."""
+
+    def __init__(
+        self,
+        swarm: LocalSwarm,
+        options: Sequence[str],
+        ports: Sequence[int],
+        clocks: Sequence[Path],
+        proxies: Sequence[DelayProxy],
+    ) -> None:
+        """clocks: a file for each node that moves its clock; none: clocks are true. proxies: in front of each node;
+        none: they listen where they say."""
+        self._swarm = swarm
+        self._options = options
+        self._ports = ports
+        self._clocks = clocks
+        self.proxies = proxies
+        for proxy, port in zip(proxies, ports, strict=bool(proxies)):
+            proxy.forward_to(port)
+        self.nodes: list[LocalNode] = []
+        self.addresses: list[str] = []
+        """Full multiaddrs."""
+
+    async def start(self, number: int, bootstrap: Sequence[str]) -> LocalNode:
+        """For the first time, or again. Returns at once."""
+        listen = f"/ip4/127.0.0.1/tcp/{self._ports[number]}"
+        command = (*_with_clock(self._clocks[number]), *COMMAND) if self._clocks else COMMAND
+        options = [*self._options, "--listen", listen]
+        if self.proxies:
+            options += ["--announce", f"/ip4/127.0.0.1/tcp/{self.proxies[number].port}"]
+        return await self._swarm.start(f"node-{number + 1}", bootstrap, options, command)
+
+    async def restart(self, number: int) -> None:
+        """SIGKILL, and start again. Returns when it serves."""
+        node = self.nodes[number]
+        node.kill()
+        await node.process.wait()
+        others = [address for place, address in enumerate(self.addresses) if place != number]
+        node = self.nodes[number] = await self.start(number, others)
+        await node.wait_ready()
+
+    def move_clock(self, number: int, seconds: int) -> None:
+        """How far it is off from now on."""
+        self._clocks[number].write_text(f"{seconds:+d}")
+
+
+@asynccontextmanager
+async def open_nodes(
+    count: int, options: Sequence[str], root: Path, faults: Collection[str] = ()
+) -> AsyncIterator[Nodes]:
+    """``count`` nodes that know each other; leaving ends them. options: of ``mycelia node``, for all. faults: that are
+    to be done to them. Raises LocalError when they do not come up in time, or a fault needs what is not installed."""
+    await trio.Path(root).mkdir(exist_ok=True)
+    clocks = [root / f"{_CLOCK_FILE}-{number}" for number in range(count)] if CLOCK in faults else []
+    if clocks and not can_move_clocks():
+        raise LocalError("moving a node's clock needs libfaketime: sudo apt-get install faketime")
+    if SLOW_DISK in faults and not can_slow_disks():
+        raise LocalError(
+            "slowing a node's disk needs strace, and the right to trace: sudo apt-get install strace, and run this as"
+            " root or after: sudo sysctl kernel.yama.ptrace_scope=0"
+        )
+    num_proxies = count if {DELAY, LOSS, PARTITION} & set(faults) else 0
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(open_delay_proxy(0.0)) for _ in range(num_proxies)]
+        swarm = await stack.enter_async_context(open_local_swarm(root))
+        made = Nodes(swarm, options, _free_ports(count), clocks, proxies)
+        for number in range(len(clocks)):
+            made.move_clock(number, 0)
+        try:
+            with trio.fail_after(START_DEADLINE_S):
+                for number in range(count):
+                    made.nodes.append(await made.start(number, made.addresses[:1]))
+                    if not made.addresses:
+                        made.addresses.append(await made.nodes[0].address())
+                for node in made.nodes:
+                    await node.wait_ready()
+                    await node.wait_peers(count - 1)
+                made.addresses = [await node.address() for node in made.nodes]
+        except trio.TooSlowError as exc:
+            raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
+        yield made
+
+
+def can_move_clocks() -> bool:
+    """Whether ``clock`` is possible here."""
+    return _faketime() is not None
+
+
+@cache
+def can_slow_disks() -> bool:
+    """Whether ``slow-disk`` is possible here. Blocks for half a second to find out."""
+    if shutil.which("strace") is None:
+        return False
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        try:
+            tracer = ["strace", "--output=/dev/null", f"--attach={stranger.pid}"]
+            subprocess.run(tracer, stderr=subprocess.DEVNULL, timeout=_ATTACHED_S, check=False)
+        except subprocess.TimeoutExpired:
+            return True
+        finally:
+            stranger.kill()
+    return False
+
+
+@cache
+def _faketime() -> Path | None:
+    places = [found for folder in _LIBRARIES for found in Path(folder).glob(f"**/faketime/{_FAKETIME}")]
+    return min(places, default=None)
+
+
+def _with_clock(file: Path) -> tuple[str, ...]:
+    """Before a command: its clock follows that file. Monotonic time goes on as ever."""
+    return (
+        "env",
+        f"LD_PRELOAD={_faketime()}",
+        f"FAKETIME_TIMESTAMP_FILE={file}",
+        "FAKETIME_NO_CACHE=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    """That nobody listens on now: a node that is started again must be found where it was."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Trouble:
+    """Does one thing after the other to nodes that are up. At least one is left alone at any time."""
+
+    def __init__(
+        self, nodes: Nodes, faults: Sequence[str], every_s: float, rng: random.Random, spared: Sequence[int] = ()
+    ) -> None:
+        """spared: numbers of nodes to which nothing is ever done."""
+        self._nodes = nodes
+        self._faults = faults
+        self._every_s = every_s
+        self._rng = rng
+        self._up = set(range(len(nodes.nodes))) - set(spared)
+        self._least_up = 0 if spared else 1
+        self._stopped = trio.Event()
+        self.num_faults = 0
+
+    def stop(self) -> None:
+        """Do nothing more: ``run`` returns when all nodes serve again."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Until ``stop`` or cancelled. May be run again."""
+        self._stopped = trio.Event()
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.move_on_after(self._every_s):
+                    await self._stopped.wait()
+                if self._stopped.is_set():
+                    break
+                fault = self._rng.choice(self._faults)
+                order = self._rng.sample(sorted(self._up), len(self._up))
+                num_struck = len(self._up) - self._least_up
+                for number in order[: num_struck if fault == STORM else min(num_struck, 1)]:
+                    self._up.remove(number)
+                    nursery.start_soon(self._strike, fault, number)
+
+    async def _strike(self, fault: str, number: int) -> None:
+        """Returns when the node serves again."""
+        self.num_faults += 1
+        strikes: dict[str, Callable[[int], Awaitable[None]]] = {
+            KILL: self._nodes.restart,
+            STORM: self._nodes.restart,
+            FREEZE: self._freeze,
+            ENGINE: self._kill_engine,
+            FLAP: self._flap,
+            FULL_DISK: self._fill_disk,
+            SLOW_DISK: self._slow_disk,
+            CLOCK: self._move_clock,
+            DELAY: partial(self._spoil_line, Quality(ADDED_S)),
+            LOSS: partial(self._spoil_line, Quality(0.0, LOST, self._rng)),
+            PARTITION: self._part,
+        }
+        await strikes[fault](number)
+        self._up.add(number)
+
+    async def _freeze(self, number: int) -> None:
+        process = self._nodes.nodes[number].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await trio.sleep(FROZEN_S)
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    async def _kill_engine(self, number: int) -> None:
+        node = self._nodes.nodes[number]
+        for child in psutil.Process(node.process.pid).children():
+            child.kill()
+        await node.wait_event(lambda event: event.get("event") == "engine_lost")
+
+    async def _flap(self, number: int) -> None:
+        for _ in range(FLAPS):
+            await self._nodes.restart(number)
+
+    async def _fill_disk(self, number: int) -> None:
+        node = psutil.Process(self._nodes.nodes[number].process.pid)
+        limits = {process: process.rlimit(psutil.RLIMIT_FSIZE) for process in (node, *node.children())}
+        for process, (_, most) in limits.items():
+            process.rlimit(psutil.RLIMIT_FSIZE, (0, most))
+        await trio.sleep(FULL_S)
+        for process, limit in limits.items():
+            with suppress(psutil.NoSuchProcess):
+                process.rlimit(psutil.RLIMIT_FSIZE, limit)
+
+    async def _slow_disk(self, number: int) -> None:
+        node = psutil.Process(self._nodes.nodes[number].process.pid)
+        pids = [f"--attach={process.pid}" for process in (node, *node.children())]
+        inject = f"--inject={_FILE_CALLS}:delay_enter={round(SLOW_S * 1e6)}"
+        command = ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null", inject, *pids]
+        strace = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            with trio.move_on_after(SLOWED_S):
+                await strace.wait()
+                raise LocalError(f"strace ended with exit code {strace.returncode}: the disk was not slow")
+        finally:
+            strace.terminate()  # (it lets go of them)
+            with trio.CancelScope(shield=True):
+                await strace.wait()
+
+    async def _move_clock(self, number: int) -> None:
+        self._nodes.move_clock(number, self._rng.choice(JUMPS_S))
+        await trio.sleep(JUMPED_S)
+        self._nodes.move_clock(number, 0)
+
+    async def _spoil_line(self, quality: Quality, number: int) -> None:
+        self._nodes.proxies[number].spoil(quality)
+        await trio.sleep(BAD_S)
+        self._nodes.proxies[number].mend()
+
+    async def _part(self, number: int) -> None:
+        """The node and half of the others from the rest."""
+        count = len(self._nodes.nodes)
+        others = self._rng.sample([one for one in range(count) if one != number], count // 2 - 1)
+        part(self._nodes.nodes, self._nodes.proxies, [int(one == number or one in others) for one in range(count)])
+        await trio.sleep(PARTED_S)
+        for proxy in self._nodes.proxies:
+            proxy.heal()

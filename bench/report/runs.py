@@ -1,0 +1,97 @@
+"""Many runs of the simulator at once, one process a core. What comes out does not depend on how many.
+
+Workers are spawned, not forked: nothing of this process is shared. They end with it, also when it is killed, and leave
+Ctrl-C to it.
+"""
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.connection import wait
+
+from mycelia.sim.outcome import Outcome
+from mycelia.sim.simulate import Scenario, simulate
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the simulator."""
+
+    scenario: Scenario
+    policy: str
+    seed: int
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Outcome]]:
+    """(place in ``runs``, its outcome) of each, in the order in which they end. ``jobs`` processes; 1: this one alone.
+    Raises what ``simulate`` raises, and then, as when the caller stops early, ends what still runs."""
+    if min(jobs, len(runs)) <= 1:
+        for place, run in enumerate(runs):
+            yield place, _perform(run)
+        return
+    others = set(active_children())
+    executor = ProcessPoolExecutor(min(jobs, len(runs)), mp_context=get_context("spawn"), initializer=_end_with_parent)
+    try:
+        with _sigint_ignored():  # (which the workers inherit)
+            places = {executor.submit(_perform, run): place for place, run in enumerate(runs)}
+        for future in as_completed(places):
+            yield places[future], future.result()
+        executor.shutdown()
+    finally:
+        workers = set(active_children()) - others
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+
+
+def _perform(run: Run) -> Outcome:
+    with no_garbage_collection():
+        outcome = simulate(run.scenario, run.policy, run.seed, lambda what: None)
+        gc.collect()
+    return outcome
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A simulation keeps millions of objects and makes no cycles: looking for some doubles its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,44 @@
+"""The index of NVIDIA's Dynamo beside ours: its router's ``RadixTree``, as the package ai-dynamo-runtime ships it."""
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.errors import LocalError
+
+_PACKAGE = "ai-dynamo-runtime"
+
+
+class Dynamo:
+    """Who holds which blocks, and the longest match of every worker."""
+
+    def __init__(self, module: Any) -> None:
+        self._hashes = module.compute_block_hash_for_seq
+        self._tree = module.RadixTree()
+        self._events = 0
+
+    def store(self, worker: int, tokens: Sequence[int]) -> None:
+        """``worker`` holds the whole blocks of ``tokens``."""
+        # Dynamo names a block by its own hash to find it and by the engine's hash of the whole prefix to remove it.
+        blocks, name = [], 0
+        for block in self._hashes(list(tokens), STRIDE):
+            name = hash((name, block)) % 2**64
+            blocks.append({"block_hash": name, "tokens_hash": block})
+        self._events += 1
+        event = {"event_id": self._events, "data": {"stored": {"parent_hash": None, "blocks": blocks}}}
+        self._tree.apply_event(worker, json.dumps(event).encode())
+
+    def match(self, tokens: list[int]) -> dict[tuple[int, int], int]:
+        """Hash ``tokens`` and return (worker, rank) -> number of leading blocks."""
+        scores: dict[tuple[int, int], int] = self._tree.find_matches(self._hashes(tokens, STRIDE)).scores
+        return scores
+
+
+def open_dynamo() -> Dynamo:
+    """An empty index. Raises LocalError that says how to install it."""
+    if find_spec("dynamo") is None:
+        raise LocalError(f"--against dynamo needs the package {_PACKAGE}: pip install {_PACKAGE}")
+    return Dynamo(import_module("dynamo._core"))

@@ -1,0 +1,177 @@
+"""How fast this machine's engines are, as the simulator wants to know it: measured while no swarm runs, with engines
+as its nodes have them and with its own prompts.
+
+Prefill is fitted as start + tokens x (1 / rate + depth x tokens before them), over cold and warm prompts of one engine
+alone, by least squares of the relative errors. What several engines take from each other is measured with 1, 2, ... of
+them at once.
+"""
+
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from statistics import harmonic_mean, median
+
+import numpy as np
+import trio
+
+from mycelia.bench.engine.engine import OurEngine
+from mycelia.bench.report.report import Progress
+from mycelia.node.engine.process import ProcessEngine, open_engine
+from mycelia.node.engine.settings import EngineSettings, usable_cores
+from mycelia.proto.cache.radix import common_prefix
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import ChatMessage
+from mycelia.sim.engine import EngineSpec
+
+NUM_COLD, NUM_WARM = 6, 6
+DECODED_TOKENS, NUM_SHUFFLED = 32, 50
+AT_ONCE_RUNS = 2
+ENGINES_A_CORE = 2
+"""Measured at once, at most: more of them only divide what the cores do."""
+_WARM_SHARE = 0.5
+"""A prompt is warm if this much of it should be cached."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured."""
+
+    spec: EngineSpec
+    """Of an engine alone."""
+    speeds: tuple[float, ...]
+    """Of each engine while 1, 2, ... compute, relative to one alone."""
+    prompts: list[list[int]]
+    """The tokens of the prompts, as engines see them."""
+
+    def cold_rate(self) -> float:
+        """Prompts a second that all engines together answer when nothing is cached."""
+        seconds = [self.spec.prefill_s(0, len(prompt)) for prompt in self.prompts]
+        return len(self.speeds) * self.speeds[-1] * len(seconds) / sum(seconds)
+
+    def halfway_to(self, later: "Machine") -> "Machine":
+        """What takes each prefill and each token of an answer the mean of the seconds that it takes both."""
+        ours, theirs = self.spec, later.spec
+        spec = replace(
+            ours,
+            prefill_rate=harmonic_mean([ours.prefill_rate, theirs.prefill_rate]),
+            decode_rate=harmonic_mean([ours.decode_rate, theirs.decode_rate]),
+            start_s=(ours.start_s + theirs.start_s) / 2,
+            depth_s=(ours.depth_s + theirs.depth_s) / 2,
+        )
+        speeds = tuple(harmonic_mean(both) for both in zip(self.speeds, later.speeds, strict=True))
+        return replace(self, spec=spec, speeds=speeds)
+
+
+async def calibrate(
+    settings: EngineSettings, num_engines: int, texts: Sequence[str], max_tokens: int, seed: int, progress: Progress
+) -> Machine:
+    """Start engines, measure, end them. Raises LocalError when one fails, or the cache is too small for a prompt."""
+    async with AsyncExitStack() as stack:
+        num_engines = num_measured(num_engines)
+        progress.step(f"starting {num_engines} engines")
+        engines = [await stack.enter_async_context(open_engine(settings)) for _ in range(num_engines)]
+        prompts = [await _tokens(engines[0], text) for text in texts]
+        _check_room(engines[0], prompts, max_tokens)
+        targets = [OurEngine(engine) for engine in engines]
+        progress.step("one engine alone")
+        rng = random.Random(seed)  # noqa: S311  no secret
+        spec = await _measure_alone(targets[0], prompts, engines[0].cache_tokens, rng)
+        typical = sorted(prompts, key=len)[len(prompts) // 2]
+        walls_s = []
+        for count in range(1, num_engines + 1):
+            progress.step(f"{count} engines at once")
+            runs = [await _at_once(targets[:count], typical, rng) for _ in range(AT_ONCE_RUNS)]
+            walls_s.append(median(runs))
+        return Machine(spec, speeds_of(walls_s, usable_cores() / settings.num_threads), prompts)
+
+
+def num_measured(num_engines: int) -> int:
+    """How many of ``num_engines`` are started."""
+    return min(num_engines, ENGINES_A_CORE * usable_cores())
+
+
+def num_steps(num_engines: int) -> int:
+    """That progress is told of."""
+    return 2 + num_measured(num_engines)
+
+
+def speeds_of(walls_s: Sequence[float], num_at_full_speed: float) -> tuple[float, ...]:
+    """Of each engine while 1, 2, ... compute, from how long equal prompts took then. What other programs did meanwhile
+    makes some of them too good to be true: more engines are never faster, nor all together than the cores there are."""
+    speeds: list[float] = []
+    for count, wall_s in enumerate(walls_s, start=1):
+        speeds.append(min(walls_s[0] / wall_s, max(num_at_full_speed, 1.0) / count, speeds[-1] if speeds else 1.0))
+    return tuple(speeds)
+
+
+async def _tokens(engine: ProcessEngine, text: str) -> list[int]:
+    return list(await engine.tokenize_chat([ChatMessage(role="user", content=text)]))
+
+
+def _check_room(engine: ProcessEngine, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    if longest + max_tokens > engine.info.context_tokens:
+        raise LocalError(
+            f"a prompt has {longest} tokens, a node holds {engine.info.context_tokens} with the answer: more --cells"
+        )
+
+
+async def _measure_alone(
+    target: OurEngine, prompts: Sequence[Sequence[int]], cache_tokens: int, rng: random.Random
+) -> EngineSpec:
+    """Some prompts cold, and some that find most of themselves cached after those."""
+    asked: list[Sequence[int]] = []
+    measured: list[tuple[int, int, float]] = []
+    missing = {False: NUM_COLD, True: NUM_WARM}
+    for prompt in prompts:
+        is_warm = any(common_prefix(prompt, other) > _WARM_SHARE * len(prompt) for other in asked)
+        if missing[is_warm]:
+            missing[is_warm] -= 1
+            asked.append(prompt)
+            timing = await target.complete(prompt, 1)
+            measured.append((timing.cached_tokens, len(prompt), timing.ttft_s))
+    start_s, token_s, depth_s = fit_prefill(measured)
+    # (to a question of MMLU the answer may be one token)
+    decoded = await target.complete(rng.sample(prompts[0], min(len(prompts[0]), NUM_SHUFFLED)), 1 + DECODED_TOKENS)
+    num_decoded = decoded.completion_tokens - 1
+    decode_s = (decoded.total_s - decoded.ttft_s) / num_decoded if num_decoded > 0 else token_s
+    return EngineSpec(
+        prefill_rate=1 / token_s,
+        decode_rate=1 / decode_s,
+        slots=EngineSettings.slots,
+        cache_blocks=cache_tokens // STRIDE,
+        grain=1,
+        start_s=start_s,
+        depth_s=depth_s,
+    )
+
+
+def fit_prefill(measured: Sequence[tuple[int, int, float]]) -> tuple[float, float, float]:
+    """(cached, prompt, seconds) -> (start, seconds a token, seconds a token and token before it), none below 0."""
+    seconds = np.array([ttft_s for _, _, ttft_s in measured])
+    every_term = np.array([(1.0, n - cached, (n - cached) * (cached + n) / 2) for cached, n, _ in measured])
+    fits = []
+    for terms in ([0, 1, 2], [0, 1], [1, 2], [1]):  # (the tokens themselves are always in)
+        matrix = every_term[:, terms] / seconds[:, None]
+        found, *_ = np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)
+        if (found > 0).all():
+            error = float(np.square(matrix @ found - 1).sum())
+            fits.append((error, dict(zip(terms, found.tolist(), strict=True))))
+    _, best = min(fits, key=lambda fit: fit[0])
+    return best.get(0, 0.0), best[1], best.get(2, 0.0)
+
+
+async def _at_once(targets: Sequence[OurEngine], prompt: Sequence[int], rng: random.Random) -> float:
+    """Mean seconds until the first token of prompts like ``prompt`` of which nothing is cached, one at each."""
+    waits_s: list[float] = []
+
+    async def one(target: OurEngine) -> None:
+        timing = await target.complete(rng.sample(prompt, len(prompt)), 1)
+        waits_s.append(timing.ttft_s)
+
+    async with trio.open_nursery() as nursery:
+        for target in targets:
+            nursery.start_soon(one, target)
+    return sum(waits_s) / len(waits_s)

@@ -1,0 +1,136 @@
+"""How a command reaches the swarm: through the node that runs here, else as a light client through bootstrap peers."""
+
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import msgspec
+import trio
+
+from mycelia.node.client.light import LightClient, ask_as_light_client, tell
+from mycelia.node.client.local import HTTP_ERRORS, START_HINT, STARTING, key_header, no_answer
+from mycelia.node.errors import first_error
+from mycelia.node.peer_id import peer_from_text
+from mycelia.node.requests.rejoin import SILENCE_DEADLINE_S, AnswerSoFar
+from mycelia.node.storage.rundir import RunInfo, find_running, is_held
+from mycelia.node.views import (
+    AnsweredView,
+    FailedView,
+    FrameView,
+    RouteView,
+    TextView,
+)
+from mycelia.proto.planes.request import LEAVING
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Ask
+
+
+@asynccontextmanager
+async def ask_swarm(
+    ask: Ask,
+    data_dir: Path,
+    bootstrap: Sequence[str],
+    timeout_s: float | None = None,
+    client: LightClient | None = None,
+) -> AsyncIterator[AsyncIterator[FrameView]]:
+    """The frames of one answer. Leaving early cancels the request at the node that serves it. Where the entry node is
+    lost, the answer goes on through another one: each text comes exactly once.
+
+    timeout_s: what the answer may take once a node is reached; then it is cancelled and fails with code ``deadline``.
+    client: of an earlier try, for the next one of the same prompt; None: nobody that any node knows. Mutated.
+    Reading raises LocalError when no node can be reached.
+    """
+    send, receive = trio.open_memory_channel[FrameView](0)
+    due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
+
+    async def follow() -> None:
+        await _follow(ask, data_dir, bootstrap, due_at, send, client or LightClient())
+        send.close()  # (only now: an error must find the reader waiting, and cancels it)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            yield receive
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+async def _follow(
+    ask: Ask,
+    data_dir: Path,
+    bootstrap: Sequence[str],
+    due_at: float,
+    send: trio.MemorySendChannel[FrameView],
+    client: LightClient,
+) -> None:
+    so_far = AnswerSoFar(ask)
+    info = find_running(data_dir)
+    if info is not None:
+        try:
+            await _ask_local(so_far, info, due_at, send)
+        except _EntryLostError as exc:
+            from mycelia.node.storage.known_peers import entries_known  # (imports multiaddr)
+
+            # The lost node might have sent the prompt to any of those that it remembered, even if it served it itself.
+            entries = [*bootstrap, *entries_known(data_dir, so_far.namespace, time.time())]
+            if not entries:
+                raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
+            so_far.num_rejoins += 1
+            await ask_as_light_client(so_far, entries, due_at, send, client, peer_from_text(info.peer))
+    elif bootstrap:  # (also while the node here is starting)
+        await ask_as_light_client(so_far, bootstrap, due_at, send, client)
+    elif is_held(data_dir):
+        raise LocalError(STARTING.format(data_dir))
+    else:
+        raise LocalError(
+            f"no node is running here and no bootstrap peer is known; {START_HINT},"
+            " or give the address of one with --bootstrap"
+        )
+
+
+class _EntryLostError(Exception):
+    """The node here went away before the answer was finished."""
+
+
+async def _ask_local(
+    so_far: AnswerSoFar, info: RunInfo, due_at: float, send: trio.MemorySendChannel[FrameView]
+) -> None:
+    ask = so_far.rest()
+    body = {
+        "model": ask.model,
+        "request_id": ask.request_id.hex() if any(ask.request_id) else None,
+        "timeout_s": None if math.isinf(due_at) else max(due_at - trio.current_time(), 0.001),
+        "cache_salt": ask.cache_salt,
+        "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
+        **msgspec.structs.asdict(ask.sampling),
+    }
+    timeout = httpx.Timeout(10, read=SILENCE_DEADLINE_S)
+    has_begun = is_over = False
+    try:
+        async with (
+            httpx.AsyncClient(
+                base_url=info.api_url, headers=key_header(info), timeout=timeout, trust_env=False
+            ) as http,
+            http.stream("POST", "/api/ask", json=body) as response,
+        ):
+            has_begun = True
+            async for line in response.aiter_lines():
+                frame = msgspec.json.decode(line, type=FrameView)
+                if isinstance(frame, TextView):
+                    so_far.add(pack_tokens(frame.tokens))
+                elif isinstance(frame, RouteView):
+                    so_far.routed(bytes.fromhex(frame.namespace))
+                if isinstance(frame, FailedView) and frame.code == LEAVING:
+                    raise _EntryLostError(f"the node at {info.api_url} is leaving")
+                is_over = isinstance(frame, AnsweredView | FailedView)
+                await tell(send, frame)
+    except HTTP_ERRORS as exc:
+        if not (has_begun and isinstance(exc, httpx.TransportError)):
+            raise no_answer(info, exc) from exc
+    if not is_over:
+        raise _EntryLostError(f"the node at {info.api_url} went away before the answer was finished")

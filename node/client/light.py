@@ -1,0 +1,124 @@
+"""A light client: it joins no swarm, and asks through a peer that it knows."""
+
+import math
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import trio
+
+from mycelia.node.client.local import START_HINT
+from mycelia.node.network.identity import Identity, new_identity
+from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
+from mycelia.node.peer_id import peer_text
+from mycelia.node.requests.entry import ASK
+from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
+from mycelia.node.views import (
+    STILL_THERE_VIEW,
+    FrameView,
+    frame_view,
+)
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Ask
+
+CONNECT_DEADLINE_S = 15.0
+
+
+UNREACHED_AGAIN_S = 2.0
+"""After which to try again whether a node can be reached, for whoever waits."""
+
+
+class NoEntryError(LocalError):
+    """No node could be reached, and nothing of the answer has come: one that is starting may be there soon."""
+
+
+@dataclass
+class LightClient:
+    """Whoever asks without a node of its own. An entry node that refused a prompt keeps a place for this client, so one
+    that asks again has to be the same, and to enter there."""
+
+    identity: Identity = field(default_factory=new_identity)
+    swarm_key: bytes = b""
+    """See ``NodeSettings``."""
+    entry: bytes | None = None
+    """The node at which it entered last."""
+
+
+async def tell(send: trio.MemorySendChannel[FrameView], frame: FrameView) -> None:
+    if frame != STILL_THERE_VIEW:
+        await send.send(frame)
+
+
+async def ask_as_light_client(
+    so_far: AnswerSoFar,
+    bootstrap: Sequence[str],
+    due_at: float,
+    send: trio.MemorySendChannel[FrameView],
+    client: LightClient,
+    lost: bytes | None = None,
+) -> None:
+    """lost: the entry node that began the answer."""
+    from mycelia.node.network.libp2p.network import (
+        open_network,  # (imports libp2p, which a running node makes unnecessary)
+    )
+
+    settings = NetworkSettings(identity=client.identity, overlay=False, swarm_key=client.swarm_key)
+    async with open_network(settings) as network:
+
+        async def enter(ask: Ask, lost: bytes | None) -> MessageStream:
+            if lost is None:
+                first = _of_peer(bootstrap, client.entry)
+            else:
+                first = [address for address in bootstrap if address not in _of_peer(bootstrap, lost)]
+            try:
+                stream = await _open_entry(network, first or bootstrap)
+            except NetworkError:
+                if not first or len(first) == len(bootstrap):
+                    raise
+                stream = await _open_entry(network, bootstrap)
+            client.entry = stream.peer
+            try:
+                await stream.send(ask)
+            except NetworkError:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+                raise
+            return stream
+
+        try:
+            async with aclosing(rejoining(so_far, enter, due_at, lost)) as frames:
+                async for frame in frames:
+                    await tell(send, frame_view(frame))
+        except NetworkError as exc:
+            has_begun = bool(so_far.rest().answered)
+            kind = LocalError if has_begun else NoEntryError
+            raise kind(f"{exc}; {START_HINT}, or give another --bootstrap") from exc
+
+
+def _of_peer(addresses: Sequence[str], peer: bytes | None) -> list[str]:
+    return [address for address in addresses if peer is not None and address.endswith(peer_text(peer))]
+
+
+async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:
+    """An entry stream at whichever bootstrap peer answers first. Raises NetworkError when none does."""
+    opened, failures = trio.open_memory_channel[MessageStream](math.inf), list[str]()
+    send, receive = opened
+
+    async def try_one(address: str) -> None:
+        try:
+            peer = await network.connect(address)
+            send.send_nowait(await network.open(peer, ASK))
+        except NetworkError as exc:
+            failures.append(f"{address}: {exc}")
+        if len(failures) == len(bootstrap):
+            send.close()
+
+    with trio.move_on_after(CONNECT_DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            for address in bootstrap:
+                nursery.start_soon(try_one, address)
+            async for stream in receive:
+                nursery.cancel_scope.cancel()
+                return stream
+    detail = "; ".join(failures[:3]) or f"no answer within {CONNECT_DEADLINE_S:.0f} s"
+    raise NetworkError(f"no node could be reached ({detail})")

@@ -1,0 +1,90 @@
+"""The node that runs on this machine, asked over its local API."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from mycelia.node.storage.rundir import RunInfo, find_running, is_held
+from mycelia.node.views import (
+    FailedView,
+    ModelRow,
+    NodeState,
+    RequestRow,
+    TraceView,
+    TreeRowView,
+)
+from mycelia.proto.wire.errors import LocalError, RemoteError
+
+START_HINT = "start one with 'mycelia node'"
+
+STARTING = "the node with the data directory {} is starting or leaving; try again in a moment"
+
+HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, RemoteError)
+
+_T = TypeVar("_T")
+
+
+def running_node(data_dir: Path) -> RunInfo:
+    """The node of ``data_dir``. Raises LocalError when none runs."""
+    info = find_running(data_dir)
+    if info is None:
+        raise LocalError(
+            STARTING.format(data_dir)
+            if is_held(data_dir)
+            else f"no node is running with the data directory {data_dir}; {START_HINT}, or give --data-dir"
+        )
+    return info
+
+
+async def fetch_state(info: RunInfo) -> NodeState:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, "/api/state", NodeState)
+
+
+async def fetch_tree(info: RunInfo) -> list[TreeRowView]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, "/api/tree", list[TreeRowView])
+
+
+async def fetch_models(info: RunInfo) -> list[ModelRow]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, "/api/models", list[ModelRow])
+
+
+async def fetch_requests(info: RunInfo) -> list[RequestRow]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, "/api/requests", list[RequestRow])
+
+
+async def fetch_trace(info: RunInfo, prefix: str) -> TraceView:
+    """Raises LocalError, also for a request that the node does not know."""
+    return await _get(info, f"/api/trace/{prefix}", TraceView)
+
+
+def key_header(info: RunInfo) -> dict[str, str]:
+    return {"authorization": f"Bearer {info.api_key}"} if info.api_key else {}
+
+
+async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
+    try:
+        async with httpx.AsyncClient(
+            base_url=info.api_url, headers=key_header(info), timeout=10, trust_env=False
+        ) as http:
+            response = await http.get(path)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LocalError(msgspec.json.decode(response.content, type=FailedView).message)
+        response.raise_for_status()
+        return msgspec.json.decode(response.content, type=kind)
+    except HTTP_ERRORS as exc:
+        raise no_answer(info, exc) from exc
+
+
+def no_answer(info: RunInfo, exc: Exception) -> LocalError:
+    reason = (
+        "it speaks another language"
+        if isinstance(exc, msgspec.DecodeError | RemoteError)
+        else str(exc) or type(exc).__name__
+    )
+    return LocalError(f"the node at {info.api_url} (process {info.pid}) does not answer: {reason}; restart it")

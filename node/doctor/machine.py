@@ -1,0 +1,233 @@
+"""What a node would find on this machine, and what is in its way. Starts one short process; writes nothing, but a
+packaged model that comes in parts is put together.
+
+Reads the file system, /proc and, through ``engine/probe.py``, llama.cpp. Whatever goes wrong is a problem of the
+report, never an exception.
+"""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from mycelia.node.doctor.network import Line
+from mycelia.node.engine.child.tier.tier import GIB, MIB
+from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
+from mycelia.node.engine.probe.probe import Library, Model, Problem, Question, probe
+from mycelia.node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
+from mycelia.node.engine.sizing import Device
+from mycelia.node.errors import one_line
+from mycelia.node.version import VERSION
+from mycelia.proto.wire.errors import LocalError
+
+LEAST_DISK_BYTES = 16 * MIB
+"""For a node's identity and state, with room to spare."""
+PACKAGED_MODEL = "smollm2"
+NVIDIA_DEVICE = Path("/dev/nvidia0")
+"""There when NVIDIA's driver runs and has a GPU."""
+
+
+class LlamaCpp(Struct, frozen=True):
+    """llama.cpp as it is installed."""
+
+    version: str
+    bindings_version: str
+    """Of llama-cpp-python."""
+    built_for: list[str]
+    """Such as CUDA and CPU, whether or not there is such a device."""
+    can_offload: bool
+
+
+class ModelReport(Struct, frozen=True):
+    """What a node would do with the model, unless its command line says otherwise."""
+
+    name: str
+    path: str
+    description: str
+    weight_bytes: int
+    reuse: str
+    """prefix or none."""
+    reuse_reason: str
+    layers: int
+    """The output counts as one, as in ``--gpu-layers``."""
+    gpu_layers: int
+    offload: str
+    """Which layers on which GPUs, for people; empty: none."""
+    cells: int
+    cells_bytes: int
+    context_tokens: int
+
+
+class Report(Struct, frozen=True):
+    """The shape of ``mycelia doctor --json``. Strings are single lines; None stands for what is not known."""
+
+    ok: bool
+    problems: list[str]
+    """Why no node could run; each says what to do."""
+    hints: list[str]
+    """What works, but could work better."""
+    mycelia: str
+    python: str
+    llama_cpp: LlamaCpp | None
+    devices: list[Device]
+    cores: int
+    memory_free_bytes: int | None
+    data_dir: str
+    disk_free_bytes: int | None
+    packaged_model: str | None
+    model: ModelReport | None
+    outlook: list[Line] = []
+    """Ports, bootstrap peers, clock and reachability; none: they were not looked at."""
+    faults: list[Line] = []
+    """Those of ``problems`` that are of this machine, each with what it is of: llama.cpp, data or model."""
+
+
+def with_outlook(report: Report, outlook: list[Line]) -> Report:
+    """``report`` with what was seen of the network; what is wrong there is a problem too."""
+    wrong = [one_line(f"{line.what}: {line.says}; {line.fix}") for line in outlook if not line.ok]
+    problems = [*report.problems, *wrong]
+    return msgspec.structs.replace(report, outlook=outlook, problems=problems, ok=not problems)
+
+
+def examine(model: str, data_dir: Path) -> Report:
+    """Look at everything; blocks for about a second. model: a registered name or a path."""
+    path, model_problem = (None, "") if model == FAKE_MODEL else _find(model)
+    settings, memory = EngineSettings(path or Path(model)), available_memory_bytes()
+    host_bytes = None if memory is None else memory - settings.ram_tier_bytes
+    findings = probe(Question(settings.slots, settings.cells or 0, host_bytes), path)
+    library = next((finding for finding in findings if isinstance(finding, Library)), None)
+    found = next((finding for finding in findings if isinstance(finding, Model)), None)
+    disk_bytes, disk_problem = _disk(data_dir)
+    blamed = "llama.cpp" if library is None else "model"
+    told = [
+        ("model", model_problem),
+        *((blamed, finding.message) for finding in findings if isinstance(finding, Problem)),
+        ("data", disk_problem),
+    ]
+    faults = [Line(what, False, one_line(problem)) for what, problem in told if problem]
+    packaged, _ = _find(PACKAGED_MODEL)
+    return Report(
+        ok=not faults,
+        problems=[fault.says for fault in faults],
+        hints=_hints(library, found),
+        mycelia=VERSION,
+        python=platform.python_version(),
+        llama_cpp=_llama_cpp(library) if library else None,
+        devices=_devices(library, memory) if library else [],
+        cores=usable_cores(),
+        memory_free_bytes=memory,
+        data_dir=one_line(str(data_dir)),
+        disk_free_bytes=disk_bytes,
+        packaged_model=one_line(str(packaged)) if packaged else None,
+        model=_model(one_line(model_name(model)), one_line(str(path)), found) if found else None,
+        faults=faults,
+    )
+
+
+def _find(model: str) -> tuple[Path | None, str]:
+    """The model's file, or why there is none."""
+    try:
+        return resolve_model(model), ""
+    except LocalError as exc:
+        return None, str(exc)
+
+
+def _disk(data_dir: Path) -> tuple[int | None, str]:
+    """Free bytes where the data directory is or would be made, and what is wrong with it."""
+    place = data_dir.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as exc:
+        return None, f"cannot look at the data directory {data_dir}: {exc.strerror}; choose another with --data-dir"
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return free, f"cannot write to the data directory {data_dir}; choose another with --data-dir"
+    if free < LEAST_DISK_BYTES:
+        return free, f"the disk of the data directory {data_dir} is full: free some, or choose another with --data-dir"
+    return free, ""
+
+
+def _llama_cpp(library: Library) -> LlamaCpp:
+    return LlamaCpp(library.llama_cpp, library.bindings, library.built_for, library.can_offload)
+
+
+def _devices(library: Library, memory: int | None) -> list[Device]:
+    devices = []
+    for device in library.devices:
+        # ggml says of a processor that all its memory is free.
+        free = memory if device.kind == "cpu" and memory is not None else device.free_bytes
+        text = one_line(device.description)
+        devices.append(Device(one_line(device.name), text, device.kind, device.total_bytes, free))
+    return devices
+
+
+def _hints(library: Library | None, model: Model | None) -> list[str]:
+    hints = []
+    if library and not any(device.kind in ("gpu", "igpu") for device in library.devices):
+        if "CUDA" in library.built_for:
+            hints.append("llama.cpp is built for CUDA but sees no GPU: look at the driver with 'nvidia-smi'")
+        elif NVIDIA_DEVICE.exists():
+            hints.append("there is an NVIDIA GPU, and llama.cpp is not built for it: 'make node CUDA=1' does that")
+    if model and model.cells_note:
+        hints.append(model.cells_note)
+    return hints
+
+
+def _model(name: str, path: str, found: Model) -> ModelReport:
+    kept = "its KV cache can be shared, which a node tries out when it starts"
+    lost = "it keeps one state a sequence, so every prompt is computed anew"
+    return ModelReport(
+        name=name,
+        path=path,
+        description=one_line(found.description),
+        weight_bytes=found.weight_bytes,
+        reuse="prefix" if found.may_reuse else "none",
+        reuse_reason=kept if found.may_reuse else lost,
+        layers=found.layers,
+        gpu_layers=found.gpu_layers,
+        offload=one_line(found.offload),
+        cells=found.cells,
+        cells_bytes=found.cells_bytes,
+        context_tokens=min(found.cells, found.trained_tokens) if found.trained_tokens else found.cells,
+    )
+
+
+def lines(report: Report) -> list[str]:
+    """The report for people."""
+    llama, model = report.llama_cpp, report.model
+    rows = [("mycelia", f"{report.mycelia}, Python {report.python}")]
+    if llama is not None:
+        versions = f"{llama.version or 'of unknown version'} (llama-cpp-python {llama.bindings_version})"
+        offloads = "yes" if llama.can_offload else "no"
+        rows.append(("llama.cpp", f"{versions}, built for {', '.join(llama.built_for)}; offloads to a GPU: {offloads}"))
+    for device in report.devices:
+        sizes = f"{_size(device.free_bytes)} of {_size(device.total_bytes)} free" if device.total_bytes else "no sizes"
+        rows.append(("device", f"{device.name} ({device.kind}): {device.description}, {sizes}"))
+    rows.append(("processor", f"{report.cores} usable cores"))
+    rows.append(("memory", f"{_size(report.memory_free_bytes)} free"))
+    rows.append(("data", f"{report.data_dir}, {_size(report.disk_free_bytes)} free"))
+    rows.append(("packaged", f"{PACKAGED_MODEL}: {report.packaged_model or 'not installed'}"))
+    if model is not None:
+        cells = f"{model.cells} cells take {_size(model.cells_bytes)}; context of {model.context_tokens} tokens"
+        rows.append(("model", f"{model.name}: {model.description}, {_size(model.weight_bytes)}"))
+        rows.append(("  layers", model.offload or f"all {model.layers} on the processor"))
+        rows.append(("  reuse", f"{model.reuse}: {model.reuse_reason}"))
+        rows.append(("  KV cache", cells))
+    wrong = {fault.what for fault in report.faults}
+    told = [("ok", name, text) for name, text in rows if name not in wrong]
+    told += [
+        ("ok" if line.ok else "!!", line.what, "; ".join(filter(None, (line.says, line.fix))))
+        for line in (*report.faults, *report.outlook)
+    ]
+    told += [("--", "hint", hint) for hint in report.hints]
+    return [f"{mark:<3} {name:<11} {one_line(text)}" for mark, name, text in told]
+
+
+def _size(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return "unknown"
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"

@@ -1,0 +1,246 @@
+"""How a node would be placed in the network: its ports, its bootstrap peers, and how they see it. A part of
+``mycelia doctor``; joins as a light client for some seconds and changes nothing.
+"""
+
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from statistics import median
+
+import trio
+from msgspec import Struct
+
+from mycelia.node.client.local import fetch_state
+from mycelia.node.errors import one_line
+from mycelia.node.network.addresses import host_of, is_circuit, port_of
+from mycelia.node.network.identity import new_identity
+from mycelia.node.network.network import Network, NetworkError, NetworkSettings
+from mycelia.node.queries.inspection import INSPECT
+from mycelia.node.queries.reach import ANSWER_DEADLINE_S, own_hosts, seen_from_outside
+from mycelia.node.settings import DEFAULT_LISTEN
+from mycelia.node.storage.rundir import find_running
+from mycelia.proto.wire.errors import LocalError, RemoteError
+from mycelia.proto.wire.messages import Reach, ReachQuery
+
+CONNECT_DEADLINE_S = 6.0
+MAX_SKEW_S = 30.0
+MAX_ASKED = 8
+USUAL_PORT = int(DEFAULT_LISTEN.rpartition("/")[2])
+"""Tried from outside where a node would take any free one."""
+
+
+class Line(Struct, frozen=True):
+    """One finding."""
+
+    what: str
+    ok: bool
+    says: str
+    fix: str = ""
+    """A command, or what to do; empty where nothing is wrong."""
+
+
+async def look_out(
+    data_dir: Path, bootstrap: Sequence[str], listen: Sequence[str], api_port: int, swarm_key: bytes = b""
+) -> list[Line]:
+    """Takes some seconds when bootstrap peers do not answer. Raises nothing. listen, api_port: what a node here would
+    listen on, where none runs."""
+    running = find_running(data_dir)
+    port, addresses, lines = port_of(listen[0]) or USUAL_PORT, list[str](), list[Line]()
+    if running is not None:
+        try:
+            addresses = (await fetch_state(running)).addresses
+            port = next((port_of(address) for address in addresses if not is_circuit(address)), port)
+            lines.append(Line("node", True, f"runs here as process {running.pid} and listens on port {port}"))
+        except LocalError as exc:
+            lines.append(Line("node", False, str(exc), f"kill {running.pid}, and start it again: mycelia node"))
+    else:
+        other = "mycelia node --listen /ip4/0.0.0.0/tcp/7127"
+        lines += [_port("peer port", host_of(address), port_of(address), other) for address in listen]
+        lines += [_port("API port", "127.0.0.1", api_port, "mycelia node --api-port 0")]
+    if not bootstrap:
+        return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
+    async with _listening(port, running is None):
+        seen = await _ask(bootstrap[:MAX_ASKED], port, swarm_key, lines)
+    return [*lines, *conclusions(seen, port, None if running is None else addresses)]
+
+
+def _port(what: str, host: str, port: int, fix: str) -> Line:
+    if not port:
+        return Line(what, True, "any free one")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as exc:
+            return Line(what, False, f"{port} cannot be used: {exc.strerror}", fix)
+    return Line(what, True, f"{port} is free")
+
+
+@asynccontextmanager
+async def _listening(port: int, is_free: bool) -> AsyncIterator[None]:
+    """Where no node runs, somebody must listen for peers to find the port open."""
+    if not is_free:
+        yield
+        return
+    try:
+        listeners = await trio.open_tcp_listeners(port)
+    except OSError:
+        yield  # (told already)
+        return
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(_accept, listener)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _accept(listener: trio.SocketListener) -> None:
+    async with listener:
+        while True:
+            await (await listener.accept()).aclose()
+
+
+class Seen(Struct):
+    """What a bootstrap peer told."""
+
+    reach: Reach
+    skew_s: float
+    """Its clock less ours, as far as half of the round trip allows to say."""
+    host: str = ""
+    """Its IP address."""
+
+
+async def _ask(bootstrap: Sequence[str], port: int, swarm_key: bytes, lines: list[Line]) -> list[Seen]:
+    """Adds a line for each bootstrap peer. All connections go out from one port: what peers see of it tells what a
+    router makes of it."""
+    from mycelia.node.network.libp2p.network import open_network
+
+    seen: list[Seen] = []
+    with _reusable_port() as dial_port:
+        settings = NetworkSettings(identity=new_identity(), overlay=False, dial_port=dial_port, swarm_key=swarm_key)
+        async with open_network(settings) as network, trio.open_nursery() as nursery:
+            for address in dict.fromkeys(bootstrap):
+                nursery.start_soon(_ask_one, network, address, port, lines, seen)
+    return seen
+
+
+@contextmanager
+def _reusable_port() -> Iterator[int]:
+    """Kept from others meanwhile; 0 where the system cannot do that."""
+    with socket.socket() as reserved:
+        try:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("0.0.0.0", 0))  # noqa: S104  nobody listens
+            port = int(reserved.getsockname()[1])
+        except (AttributeError, OSError):
+            port = 0
+        yield port
+
+
+async def _ask_one(network: Network, address: str, port: int, lines: list[Line], seen: list[Seen]) -> None:
+    name = one_line(address)[:120]
+    try:
+        with trio.fail_after(CONNECT_DEADLINE_S):
+            began = trio.current_time()
+            peer = await network.connect(address)
+        connected_ms = 1000 * (trio.current_time() - began)
+    except (NetworkError, trio.TooSlowError) as exc:
+        why = one_line(str(exc))[:200] if isinstance(exc, NetworkError) else f"silent for {CONNECT_DEADLINE_S:.0f} s"
+        lines.append(Line("bootstrap", False, f"{name}: {why}", "give another one: --bootstrap MULTIADDR"))
+        return
+    try:
+        with trio.fail_after(ANSWER_DEADLINE_S):
+            stream = await network.open(peer, INSPECT)
+            asked = time.time()
+            await stream.send(ReachQuery(port=port))
+            answer = await stream.receive()
+            await stream.aclose()
+        if isinstance(answer, Reach):
+            skew_s = answer.time_ms / 1000 - (asked + time.time()) / 2
+            seen.append(Seen(answer, skew_s, host_of(network.remote_address(peer))))
+    except (NetworkError, RemoteError, trio.TooSlowError):
+        pass  # (an older node: it can be joined through, and tells nothing)
+    lines.append(Line("bootstrap", True, f"{name}: connected in {connected_ms:.0f} ms"))
+
+
+def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = None) -> list[Line]:
+    """What follows from how peers see this machine, where somebody listens on ``port``. told: the addresses that the
+    node running here tells of itself; None: there is none."""
+    if not seen:
+        return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
+    own = own_hosts()
+    outside, outcome = seen_from_outside((one.reach for one in seen), own)
+    announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
+    relays = [address.split("/p2p/")[1].partition("/")[0] for address in told or () if is_circuit(address)]
+    fix = ""
+    if outcome == "open":
+        reachable = _reachable(outside, port, announce, outside in own, told)
+    elif outcome == "untried":
+        reachable = Line("reachable", True, "unknown: the peers were asked too often; try again in a minute")
+    else:
+        fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
+        says = f"peers cannot connect to port {port} of {outside}"
+        if relays:
+            reachable = Line("reachable", True, f"{says}, but through the relay; for direct connections {fix}")
+            fix = ""
+        else:
+            reachable = Line("reachable", False, says, fix)
+    return [_clock(seen), _translation(seen, own, fix), _relay(relays, told is not None, bool(fix)), reachable]
+
+
+def _clock(seen: Sequence[Seen]) -> Line:
+    skew_s = median(one.skew_s for one in seen)
+    if abs(skew_s) > MAX_SKEW_S:
+        direction = "behind" if skew_s > 0 else "ahead of"
+        return Line("clock", False, f"{abs(skew_s):.0f} s {direction} peers'", _CLOCK_FIX)
+    return Line("clock", True, f"within {MAX_SKEW_S:.0f} s of {len(seen)} peers'")
+
+
+def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
+    """How a router between here and the peers translates addresses (NAT). All connections went out from one port: a
+    router that maps it to the same one for every peer lets others in there, one that does not never does. Peers at one
+    address tell nothing, since some routers distinguish only addresses. fix: empty unless nobody can connect."""
+    views = {one.host: (host, port_of(one.reach.address)) for one in seen if (host := host_of(one.reach.address))}
+    translated = {peer: view for peer, view in views.items() if view[0] not in own}
+    if not views:
+        return Line("NAT", True, "unknown: no peer told an address")
+    if not translated:
+        (address, _), *_ = views.values()
+        return Line("NAT", True, f"none: this machine has the address {address}")
+    outside = sorted({f"{host} port {port}" for host, port in translated.values()})
+    if len(translated) == 1:
+        (address, _), *_ = translated.values()
+        more = "two bootstrap peers at different addresses would tell of which kind"
+        return Line("NAT", True, f"address translation to {address}; {more}")
+    if len(outside) == 1:
+        return Line("NAT", True, f"cone: {len(translated)} peers see {outside[0]}, so others can be let in")
+    says = f"symmetric: different peers see {', '.join(outside[:3])}, so only a forwarded port lets others in"
+    return Line("NAT", not fix, says, fix)
+
+
+def _relay(relays: Sequence[str], is_running: bool, is_needed: bool) -> Line:
+    """relays: at which the node here has a place."""
+    if relays:
+        return Line("relay", True, f"in use: peers reach this node through {' and '.join(relays)}")
+    if not is_needed:
+        return Line("relay", True, "none is in use")
+    why = "a node here would be reached through a peer that relays, if there is one"
+    if is_running:
+        why = "no connected peer gives the node a place, or it runs with --no-relay"
+    return Line("relay", True, f"none is in use: {why}")
+
+
+def _reachable(outside: str, port: int, announce: str, is_own: bool, told: Sequence[str] | None) -> Line:
+    """Peers can connect; whether they know where."""
+    says = f"peers can connect to port {port} of {outside}"
+    if is_own or any(host_of(address) == outside and not is_circuit(address) for address in told or ()):
+        return Line("reachable", True, says)
+    if told is None:
+        return Line("reachable", True, f"{says}; tell them so: {announce}")
+    return Line("reachable", False, f"{says}, but the node tells them other addresses", f"start it so: {announce}")
+
+
+_CLOCK_FIX = "timedatectl set-ntp true"

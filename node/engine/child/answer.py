@@ -1,0 +1,88 @@
+"""A running request's half that needs the model: how its tokens are chosen, and which of them may go out yet."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mycelia.node.engine.child.grammar.grammar import GrammarError
+from mycelia.node.engine.child.llama.llama import Choosing, Llama
+from mycelia.node.engine.engine import EngineTokens, append_tokens
+from mycelia.node.engine.stops import TextGate
+from mycelia.proto.wire.messages import Sampling, TokenLogprobs
+
+
+class Answer:
+    """The tokens of one answer from this node, from the first choice to the last item."""
+
+    def __init__(self, llama: Llama, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
+        """prompt: with its last ``resumed`` tokens, which another node gave as a part of this answer."""
+        self._llama = llama
+        self._num_logprobs = sampling.logprobs
+        self._sampler = llama.sampler(sampling, prompt, resumed)
+        self._choosing: Choosing | None = None
+        self._logits: NDArray[np.float32] | None = None
+        self._gate = TextGate([stop.encode() for stop in sampling.stop])
+        if sampling.stop and resumed:
+            self._gate.skip(b"".join(llama.piece(token) for token in prompt[len(prompt) - resumed :]))
+        self._waiting: deque[tuple[int, tuple[TokenLogprobs, ...]]] = deque()
+        self._logprobs: tuple[TokenLogprobs, ...] = ()
+        self.due_s = -math.inf
+        """When, by ``time.monotonic``, what there is should go out; kept by whoever calls ``take``."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """A stop string is complete, here or before in the resumed tokens."""
+        return self._gate.is_stopped
+
+    def choose(self, output: int) -> int:
+        """The next token, from the row with this output index. ``add`` it unless it ends the answer. Not with a
+        grammar."""
+        token = self._sampler.sample(output)
+        if self._num_logprobs:
+            self._note_logprobs(self._llama.logits(output), token)
+        return token
+
+    def begin(self, output: int) -> NDArray[np.int64]:
+        """The same with a grammar: which of these tokens may come next? ``go_on`` with the reply."""
+        if self._num_logprobs:
+            self._logits = self._llama.logits(output).copy()
+        self._choosing = self._sampler.choosing(output)
+        return next(self._choosing)
+
+    def go_on(self, passed: NDArray[np.bool_]) -> NDArray[np.int64] | int:
+        """The next token, or another such question. Raises GrammarError when none may come."""
+        assert self._choosing is not None
+        try:
+            return self._choosing.send(passed)
+        except StopIteration as exc:
+            token: int | None = exc.value
+        self._choosing = None
+        if token is None:
+            raise GrammarError("the grammar allows no token here")
+        if self._num_logprobs:
+            assert self._logits is not None
+            self._note_logprobs(self._logits, token)
+        return token
+
+    def _note_logprobs(self, logits: NDArray[np.float32], token: int) -> None:
+        self._logprobs = (self._llama.logprobs(logits, token, self._num_logprobs),)
+
+    def add(self, token: int) -> None:
+        """``token``, which was chosen last, belongs to the answer."""
+        self._waiting.append((token, self._logprobs))
+        self._gate.feed(self._llama.piece(token))
+
+    def take(self, is_last: bool = False) -> list[EngineTokens]:
+        """What may go out now. ``is_last``: the answer is over, so everything, cut at its end."""
+        items: list[EngineTokens] = []
+        for text in self._gate.end() if is_last else self._gate.take():
+            token, logprobs = self._waiting.popleft()
+            append_tokens(items, EngineTokens([token], text, logprobs))
+        return items
+
+    def close(self) -> None:
+        """Free the sampler."""
+        self._sampler.close()

@@ -1,0 +1,219 @@
+"""The grammars of all requests, each with a thread that waits for its process: the engine's steps never do.
+
+A request waits for its grammar to be compiled, then for each of its tokens until the grammar has said which may come
+next; other requests go on meanwhile. Bounded are
+
+- the requests that wait to be compiled, and their order: the fair queue's, see ``proto.fair_queue``;
+- the processes, ``limit`` in all, of which a household that is not the owner's has at most half, and ``MAX_COMPILING``
+  that compile at once, one of a household;
+- a household's CPU time for compiling, and for answers that ended by the next bound: ``COMPILE_BURST_S``, then
+  ``COMPILE_PART`` of the time, where each grammar counts for ``COMPILE_LEAST_S`` at least;
+- an answer's CPU time: ``ANSWER_BURST_S``, then ``TOKEN_S`` a token.
+
+What a process used is returned with each reply, so that it can be charged to the client.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.accounts import COMPILE_SERVICE
+from mycelia.node.engine.child.grammar.grammar import TOO_COSTLY, Grammar, GrammarError
+from mycelia.proto.admission.fair_order import Key
+from mycelia.proto.admission.fair_queue import FairQueue, share_of
+from mycelia.proto.admission.limits import Limits
+from mycelia.proto.wire.blocks import unpack_tokens
+from mycelia.proto.wire.messages import Sampling
+
+MAX_COMPILING = 2
+COMPILE_BURST_S, COMPILE_PART, COMPILE_LEAST_S = 4.0, 0.1, 0.1
+"""About 30 grammars at once and one a second; an ordinary one takes 0.01 s."""
+ANSWER_BURST_S = 1.0
+TOKEN_S, CANDIDATE_S = 0.01, 2e-7
+"""CPU time of a token on average, and more for each token of the vocabulary that it asks about: together 20 ms for the
+49,152 tokens of SmolLM2, for which ordinary grammars take 10 to 20."""
+
+
+class GrammarReady(Struct, frozen=True):
+    """In the engine's inbox: the grammar of this request is compiled, or cannot be (``error``)."""
+
+    key: int
+    error: str
+    cpu_s: float
+    """That the process used so far."""
+
+
+class GrammarAnswered(Struct, frozen=True):
+    """In the engine's inbox: which of the tokens asked about may come next, or why the request must end (``error``)."""
+
+    key: int
+    passed: NDArray[np.bool_]
+    error: str
+    cpu_s: float
+    """That the process used for it."""
+
+
+class GrammarEnded(Struct, frozen=True):
+    """In the engine's inbox: the process of a request that was dropped is gone."""
+
+    key: int
+
+
+Event = GrammarReady | GrammarAnswered | GrammarEnded
+OpenGrammar = Callable[[Sampling, Sequence[int]], Grammar]
+
+
+@dataclass(eq=False)
+class _Live:
+    """A grammar with its process and thread."""
+
+    message: ipc.Submit
+    grammar: Grammar
+    questions: queue.SimpleQueue[NDArray[np.int64] | None] = field(default_factory=queue.SimpleQueue)
+    """None: end."""
+    is_ready: bool = False
+    is_dropped: bool = False
+    spare_s: float = ANSWER_BURST_S
+    """CPU time that the answer may still use."""
+
+
+class GrammarDesk:
+    """All grammars: waiting, compiling, compiled, and ending. For the engine's main thread."""
+
+    def __init__(
+        self, open_grammar: OpenGrammar, limit: int, num_places: int, announce: Callable[[Event], None]
+    ) -> None:
+        """announce: called from other threads."""
+        self._open = open_grammar
+        self._limit = limit
+        self._announce = announce
+        self._waiting = FairQueue[ipc.Submit](num_places)
+        self._live: dict[int, _Live] = {}
+        """Key -> those that have a process, dropped ones too."""
+        self._budgets = Limits[Key](COMPILE_PART, COMPILE_BURST_S)
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._live)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests whose grammar is not ready."""
+        return len(self._waiting) + sum(not live.is_ready and not live.is_dropped for live in self._live.values())
+
+    def add(self, message: ipc.Submit, now: float) -> float:
+        """0.0: it waits, or is being compiled. Else it is refused, and its client may come again after so many seconds.
+        Mutates."""
+        wait_s = self._waiting.join(message, now)
+        self.look(now)
+        return wait_s
+
+    def ready(self, event: GrammarReady, now: float) -> ipc.Submit | None:
+        """Take note of an event. The request, None if it was dropped meanwhile."""
+        live = self._live[event.key]
+        live.is_ready = True
+        if live.message.client:
+            self._budgets.spend(share_of(live.message), max(event.cpu_s, COMPILE_LEAST_S), now)
+        self.look(now)
+        return None if live.is_dropped else live.message
+
+    def ask(self, key: int, tokens: NDArray[np.int64]) -> None:
+        """Which of ``tokens`` may come next? ``GrammarAnswered`` comes into the inbox. Not before the last one came."""
+        live = self._live[key]
+        live.spare_s += CANDIDATE_S * len(tokens)
+        live.questions.put(tokens)
+
+    def answered(self, event: GrammarAnswered, now: float) -> str:
+        """Take note of an event. Why its request must end; empty if it need not."""
+        live = self._live[event.key]
+        live.spare_s -= event.cpu_s
+        error = event.error or (TOO_COSTLY if live.spare_s < 0 else "")
+        if error and live.message.client:
+            self._budgets.spend(share_of(live.message), ANSWER_BURST_S, now)
+        return error
+
+    def accept(self, key: int, token: int) -> None:
+        """``token`` was chosen."""
+        live = self._live[key]
+        live.spare_s += TOKEN_S
+        live.grammar.accept(token)
+
+    def is_dropped(self, key: int) -> bool:
+        """Whether events of this request are of no account."""
+        return self._live[key].is_dropped
+
+    def request(self, key: int) -> ipc.Submit:
+        """The request of an event."""
+        return self._live[key].message
+
+    def drop(self, key: int) -> bool:
+        """Forget the grammar of a request, if it has one that is compiled or not. False: it has none. Mutates."""
+        live = self._live.get(key)
+        if live is not None and not live.is_dropped:
+            live.is_dropped = True
+            live.grammar.kill()
+            live.questions.put(None)
+            return True
+        for message in self._waiting:
+            if message.key == key:
+                self._waiting.withdraw(message)
+                return True
+        return False
+
+    def drop_waiting(self, key: int) -> bool:
+        """The same only of a request that waits for its grammar."""
+        live = self._live.get(key)
+        return (live is None or not live.is_ready) and self.drop(key)
+
+    def ended(self, event: GrammarEnded, now: float) -> None:
+        """Take note of an event. Mutates."""
+        del self._live[event.key]
+        self.look(now)
+
+    def expired(self, now: float) -> list[int]:
+        """Keys of those that still wait for their grammar and whose time is over. Changes nothing."""
+        compiling = [live.message for live in self._live.values() if not (live.is_ready or live.is_dropped)]
+        waiting = [*self._waiting, *compiling]
+        return [message.key for message in waiting if message.due_s is not None and message.due_s <= now]
+
+    def look(self, now: float) -> None:
+        """Start what may be compiled now. Call now and then: a household may spend more without an event. Mutates."""
+        while (message := next(filter(lambda one: self._may_start(one, now), self._waiting), None)) is not None:
+            self._waiting.start(message, int(COMPILE_SERVICE), now)
+            prompt = unpack_tokens(message.prompt)
+            resumed = prompt[len(prompt) - message.resumed_tokens :]
+            live = self._live[message.key] = _Live(message, self._open(message.sampling, resumed))
+            threading.Thread(target=self._work, args=(message.key, live), daemon=True).start()
+        if self._waiting:
+            self._waiting.blocked(now)
+
+    def _may_start(self, message: ipc.Submit, now: float) -> bool:
+        compiling = [live.message for live in self._live.values() if not live.is_ready]
+        if len(self._live) >= self._limit or len(compiling) >= MAX_COMPILING:
+            return False
+        if not message.client:
+            return True
+        share = share_of(message)
+        num_own = sum(share_of(live.message) == share for live in self._live.values())
+        is_first = all(share_of(other) != share for other in compiling)
+        return is_first and num_own < max(self._limit // 2, 1) and self._budgets.has(share, now)
+
+    def _work(self, key: int, live: _Live) -> None:
+        """The thread of one grammar."""
+        grammar = live.grammar
+        error = grammar.wait()
+        self._announce(GrammarReady(key, error, grammar.cpu_s))
+        while (tokens := live.questions.get()) is not None:
+            used_s, error, passed = grammar.cpu_s, "", np.zeros(len(tokens), np.bool_)
+            try:
+                passed = grammar.allowed(tokens)
+            except GrammarError as exc:
+                error = str(exc)
+            self._announce(GrammarAnswered(key, passed, error, grammar.cpu_s - used_s))
+        grammar.close()
+        self._announce(GrammarEnded(key))

@@ -1,0 +1,113 @@
+"""What llama.cpp computes on, and what of a model decides how much memory it takes.
+
+``llama.py`` hands in what is asked: this file imports nothing of llama.cpp. ggml's own functions, the device registry,
+are not declared by llama-cpp-python.
+"""
+
+import ctypes
+from typing import Any
+
+from mycelia.node.engine.sizing import MICRO_BATCH_TOKENS, Device, ModelShape
+
+_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
+"""ggml's enum ggml_backend_dev_type, in its order."""
+MAX_LISTED = 64
+KV_BYTES = 2
+"""Of one number in the KV cache, which holds 16-bit floats."""
+
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_backend_dev_count": (ctypes.c_size_t, []),
+    "ggml_backend_dev_get": (ctypes.c_void_p, [ctypes.c_size_t]),
+    "ggml_backend_dev_name": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "ggml_backend_dev_description": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "ggml_backend_dev_type": (ctypes.c_int, [ctypes.c_void_p]),
+    "ggml_backend_dev_memory": (None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]),
+    "ggml_backend_reg_count": (ctypes.c_size_t, []),
+    "ggml_backend_reg_get": (ctypes.c_void_p, [ctypes.c_size_t]),
+    "ggml_backend_reg_name": (ctypes.c_char_p, [ctypes.c_void_p]),
+}
+
+
+class Ggml:
+    """The device registry behind a loaded libllama, which finds ggml's functions as its dependency."""
+
+    def __init__(self, library: Any) -> None:
+        """library: the ctypes library. Raises AttributeError when it lacks one of the functions."""
+        self._calls: dict[str, Any] = {}
+        for name, (result, arguments) in _FUNCTIONS.items():
+            # A function object of our own: the library's cached one may be declared otherwise by someone else.
+            self._calls[name] = ctypes.CFUNCTYPE(result, *arguments)((name, library))
+
+    def backends(self) -> list[str]:
+        """What this build can compute with, such as CUDA and CPU, whether or not there is such a device."""
+        count = min(self._call("reg_count"), MAX_LISTED)
+        return [_text(self._call("reg_name", self._call("reg_get", index))) for index in range(count)]
+
+    def devices(self) -> list[Device]:
+        """All of them, in the order in which llama.cpp numbers them, with the memory that is free now.
+
+        Of a processor ggml says that all its memory is free.
+        """
+        found = []
+        for index in range(min(self._call("dev_count"), MAX_LISTED)):
+            device = self._call("dev_get", index)
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            self._call("dev_memory", device, ctypes.addressof(free), ctypes.addressof(total))
+            kind = self._call("dev_type", device)
+            found.append(
+                Device(
+                    name=_text(self._call("dev_name", device)),
+                    description=_text(self._call("dev_description", device)),
+                    kind=_KINDS[kind] if 0 <= kind < len(_KINDS) else "unknown",
+                    total_bytes=total.value,
+                    free_bytes=free.value,
+                )
+            )
+        return found
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return self._calls[f"ggml_backend_{name}"](*arguments)
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace").strip()
+
+
+def library_version(library: Any) -> str:
+    """Version that a loaded libllama says it is; empty when it does not."""
+    try:
+        return _text(ctypes.CFUNCTYPE(ctypes.c_char_p)(("llama_version", library))())
+    except AttributeError:
+        return ""
+
+
+def read_shape(bindings: Any, model: Any) -> ModelShape:
+    """What of a loaded model its sizes follow from. bindings: llama_cpp's low-level module."""
+    heads, width = int(bindings.llama_model_n_head(model)), int(bindings.llama_model_n_embd(model))
+    # Of the first layer, which in a hybrid may have none: then as if every head had cells of its own.
+    kv_heads = int(bindings.llama_model_n_head_kv(model)) or heads
+    kind = read_metadata(bindings, model, "general.architecture")
+    key = _number(bindings, model, f"{kind}.attention.key_length", width // max(heads, 1))
+    value = _number(bindings, model, f"{kind}.attention.value_length", width // max(heads, 1))
+    if read_metadata(bindings, model, f"{kind}.attention.key_length_mla"):
+        value = 0  # Latent attention computes the values from the keys and keeps none.
+    num_vocab = int(bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(model)))
+    return ModelShape(
+        num_layers=int(bindings.llama_model_n_layer(model)),
+        trained_tokens=max(int(bindings.llama_model_n_ctx_train(model)), 0),
+        weight_bytes=int(bindings.llama_model_size(model)),
+        layer_cell_bytes=kv_heads * (key + value) * KV_BYTES,
+        batch_bytes=MICRO_BATCH_TOKENS * num_vocab * 4,
+    )
+
+
+def read_metadata(bindings: Any, model: Any, name: str) -> str:
+    """A short text or number of the model file's header, as text; empty when it is missing or a list."""
+    text = ctypes.create_string_buffer(256)
+    length = bindings.llama_model_meta_val_str(model, name.encode(), text, len(text))
+    return text.value.decode("utf-8", "replace") if length > 0 else ""
+
+
+def _number(bindings: Any, model: Any, name: str, default: int) -> int:
+    text = read_metadata(bindings, model, name)
+    return int(text) if text.isascii() and text.isdigit() else default

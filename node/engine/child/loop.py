@@ -1,0 +1,501 @@
+"""The engine's step loop: take messages, admit, decode one batch, sample, report.
+
+``Scheduler`` decides, ``Llama`` computes; this file carries decisions out and keeps the two in agreement. Everything
+here runs in the engine process's main thread, the owner of the llama.cpp context.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple, assert_never
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.accounts import COMPILE_SERVICE
+from mycelia.node.engine.child.answer import Answer
+from mycelia.node.engine.child.embed_desk import EmbedDesk
+from mycelia.node.engine.child.grammar.grammar import NO_PROCESS, GrammarError
+from mycelia.node.engine.child.grammar.grammar_desk import (
+    GrammarAnswered,
+    GrammarDesk,
+    GrammarEnded,
+    GrammarReady,
+    OpenGrammar,
+)
+from mycelia.node.engine.child.job import Job, Limits, Refusal
+from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
+from mycelia.node.engine.child.rates import prefill_budget
+from mycelia.node.engine.child.reports import Reports
+from mycelia.node.engine.child.rows import Row, plan_rows
+from mycelia.node.engine.child.scheduler import Scheduler
+from mycelia.node.engine.child.sequences import Sequences
+from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.node.engine.engine import DEADLINE, TOO_LATE
+from mycelia.proto.cache.sharing import Sharing
+from mycelia.proto.wire.blocks import unpack_tokens
+
+SHARED_S = 60.0
+"""For so long after a request came while another one ran, steps are short."""
+STALL_S = 0.1
+"""The longest wait for a message while requests run of which none can have a row; deadlines are looked at then."""
+CLOSE_DEADLINE_S = 8.0
+"""For writing the cache to disk at the end: 4 GB to an SSD. The parent waits a little longer."""
+
+
+class Close:
+    """Message of the reader: the parent is done."""
+
+
+class Wake:
+    """Message of the second tier's writer: also an idle loop should look at what it did."""
+
+
+class TextRead(NamedTuple):
+    """Message of the threads that read texts: so much CPU time it took for that client."""
+
+    client: bytes
+    household: str
+    cpu_s: float
+
+
+Message = ipc.Submit | ipc.Embed | ipc.Cancel | GrammarReady | GrammarAnswered | GrammarEnded | TextRead | Close | Wake
+
+
+class StepLoop:
+    """All requests of one model."""
+
+    def __init__(
+        self,
+        llama: Llama,
+        limits: Limits,
+        replies: ipc.Replies,
+        check: bool,
+        open_grammar: OpenGrammar,
+        embeds: EmbedDesk,
+        tiers: TierStore | None = None,
+        check_idle: bool = False,
+    ) -> None:
+        """check, check_idle: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.closed = threading.Event()
+        """Set once ``Close`` was handled; ``run`` returns then."""
+        self.prefilling: frozenset[int] = frozenset()
+        """Keys of the requests whose prompts the running decode computes; the reader looks before it aborts."""
+        self._llama = llama
+        self._scheduler = Scheduler(limits, Sharing(os.urandom(16)))
+        self._replies = replies
+        self._check, self._check_idle = check, check_idle
+        self._grammars = GrammarDesk(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
+        self._choosing: dict[int, Job] = {}
+        """Jobs whose grammars were asked for the next token."""
+        self._embeds = embeds
+        self._answers: dict[int, Answer] = {}
+        """Of jobs that run, or were stopped."""
+        self._options: dict[int, ipc.Submit] = {}
+        self._sequences = Sequences(llama, self._scheduler, tiers)
+        self._reports = Reports(replies, self._scheduler, self._answers)
+        self._is_stalled = False
+        """The last step had nothing to compute, though there is work."""
+        self._ended_any = False
+        self._busy_since: float | None = None
+        self._shared_until_s = time.monotonic() + SHARED_S
+        """Until then it is taken for likely that a request comes while another one runs, as one did: also at the start,
+        when those come at once that could go nowhere else."""
+        self._is_decoding = False
+        self._tiers = tiers
+        if tiers is not None:
+            tiers.follow(self._scheduler.changes, lambda: self.inbox.put(Wake()))
+            tiers.announce_all()
+            self._scheduler.reach = self._sequences.reach
+            for tokens in tiers.open_prefixes():
+                self._scheduler.sharing.open(tokens)
+
+    def pulse(self) -> tuple[bool, float]:
+        """(in a decode call, seconds since the last progress; 0 while idle). For any thread."""
+        since = self._busy_since
+        return self._is_decoding, 0.0 if since is None else time.monotonic() - since
+
+    def run(self) -> None:
+        """Serve until ``Close``."""
+        while not self.closed.is_set():
+            self.step()
+
+    @property
+    def saves_at_end(self) -> bool:
+        """Whether ``Close`` is worth sending."""
+        return self._tiers is not None and self._tiers.has_disk
+
+    def step(self) -> None:
+        """One round: messages, admission, one decode call, reports. Blocks while there is nothing to do."""
+        # Cleared before the messages are taken: a cancel that comes later raises it again and stops the decode below.
+        self._llama.abort.clear()
+        self._take_messages()
+        if self.closed.is_set():
+            return
+        self._expire()
+        self._grammars.look(time.monotonic())
+        self._admit()
+        rows = self._plan()
+        if self.prefilling:
+            self._reports.fresh_of_all()  # Computing a prompt may take seconds.
+        if rows:
+            self._compute(rows)
+        if self._embeds:
+            self._embed()
+        self._is_stalled = not rows and not self._embeds
+        if self._tiers is not None:
+            self._tiers.poll()
+        self._reports.step_ended(self._embeds.queued_tokens, self._grammars.num_waiting)
+        if self._ended_any and (self._check or (self._check_idle and not self.has_work)):
+            self._ended_any = False
+            self.check_invariants()
+
+    @property
+    def has_work(self) -> bool:
+        """False when ``step`` would block until a message comes."""
+        return bool(self._scheduler.running or self._scheduler.waiting or self._embeds or not self.inbox.empty())
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _take_messages(self) -> None:
+        patience_s = STALL_S if self._is_stalled or self._grammars else None
+        if self.has_work and not self._is_stalled:
+            patience_s = 0.0
+        while (message := self._next_message(patience_s)) is not None:
+            patience_s = 0.0
+            self._busy_since = time.monotonic()
+            self._handle(message)
+            if self.closed.is_set():
+                return
+        self._busy_since = time.monotonic()
+
+    def _next_message(self, patience_s: float | None) -> Message | None:
+        """None: there is none within ``patience_s``, or at once if that is 0; None waits for one."""
+        if patience_s != 0.0:
+            self._busy_since = None
+        with suppress(queue.Empty):
+            return self.inbox.get(patience_s != 0.0, patience_s)
+        return None
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case ipc.Submit():
+                if self._scheduler.running:
+                    self._shared_until_s = time.monotonic() + SHARED_S
+                self._take(message)
+            case ipc.Embed():
+                self._reports.are_due = True
+                if (refusal := self._embeds.add(message)) is not None:
+                    self._replies.put(refusal)
+            case ipc.Cancel():
+                self._cancel(message.key)
+            case GrammarReady():
+                self._grammar_ready(message)
+            case GrammarAnswered():
+                self._grammar_answered(message)
+            case GrammarEnded():
+                self._grammars.ended(message, time.monotonic())
+            case TextRead():
+                self._scheduler.accounts.charge_seconds(*message)
+            case Close():
+                self._sequences.close(CLOSE_DEADLINE_S)
+                self.closed.set()
+            case Wake():
+                pass
+            case _:
+                assert_never(message)
+
+    def _take(self, message: ipc.Submit) -> None:
+        if not message.sampling.grammar:
+            self._submit(message)
+            return
+        self._reports.are_due = True
+        wait_s = self._grammars.add(message, time.monotonic())
+        if wait_s:
+            waiting = f"{self._grammars.num_waiting} requests with grammars are waiting already"
+            self._replies.put(ipc.Refused(message.key, "overloaded", waiting, True, wait_s))
+
+    def _grammar_ready(self, event: GrammarReady) -> None:
+        accounts, request = self._scheduler.accounts, self._grammars.request(event.key)
+        accounts.charge(request.client, request.household, COMPILE_SERVICE)
+        accounts.charge_seconds(request.client, request.household, event.cpu_s)
+        message = self._grammars.ready(event, time.monotonic())
+        if message is None:
+            return  # Cancelled meanwhile.
+        if event.error:
+            self._grammars.drop(event.key)
+            is_ours = event.error == NO_PROCESS
+            code = "overloaded" if is_ours else "bad_request"
+            self._replies.put(ipc.Refused(event.key, code, event.error, is_ours))
+            self._reports.are_due = True
+        else:
+            self._submit(message)
+
+    def _grammar_answered(self, event: GrammarAnswered) -> None:
+        request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
+        self._scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
+        job = self._choosing.get(event.key)
+        if job is None:
+            return  # It ended meanwhile.
+        try:
+            if error:
+                raise GrammarError(error)
+            choice = self._answers[job.key].go_on(event.passed)
+        except GrammarError as exc:
+            self._give_up(job, "bad_request", str(exc), False)
+            return
+        if not isinstance(choice, int):
+            self._grammars.ask(job.key, choice)
+            return
+        del self._choosing[job.key]
+        job.is_choosing = False
+        if not self._llama.ends_generation(choice):
+            self._grammars.accept(job.key, choice)
+        self._generated(job, choice)
+
+    def _submit(self, message: ipc.Submit) -> None:
+        prompt = unpack_tokens(message.prompt)
+        now, max_tokens = time.monotonic(), message.sampling.max_tokens
+        outcome = self._scheduler.submit(
+            message.key,
+            prompt,
+            max_tokens,
+            now,
+            message.due_s,
+            message.client,
+            message.household,
+            message.owner,
+            message.open_tokens,
+        )
+        if isinstance(outcome, Refusal):
+            self._grammars.drop(message.key)
+            refused = ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable, outcome.retry_after_s)
+            self._replies.put(refused)
+        else:
+            self._options[message.key] = message
+        self._reports.are_due = True
+
+    def _cancel(self, key: int) -> None:
+        if self._grammars.drop_waiting(key) or self._embeds.cancel(key):
+            self._reports.are_due = True
+            return  # (whoever cancels reads no more: there is nobody to tell)
+        for job in [*self._scheduler.running, *self._scheduler.waiting]:
+            if job.key == key:
+                self._finish(job, "cancelled")
+                return
+
+    def _expire(self) -> None:
+        """End the requests whose time is over. What they had computed stays cached: they may be asked again."""
+        now = time.monotonic()
+        for key in self._grammars.expired(now):
+            self._grammars.drop_waiting(key)
+            self._replies.put(ipc.Refused(key, DEADLINE, TOO_LATE, False))
+            self._reports.are_due = True
+        for job in self._scheduler.expired(now):
+            if job.seq_id is not None or job in self._scheduler.waiting:  # Else it was abandoned with one before it.
+                self._give_up(job, DEADLINE, TOO_LATE, False)
+
+    def _admit(self) -> None:
+        """Start what can start, and stop what has to for that."""
+        while True:
+            while (admission := self._scheduler.admit(time.monotonic())) is not None:
+                if not self._sequences.occupy(admission, self._reports.prefill.rate):
+                    self._sequences.clear(self._scheduler.forget_match(admission.job))
+                elif not self._started(admission.job, admission.length):
+                    return
+            stopping = self._scheduler.to_preempt(time.monotonic())
+            if not stopping:
+                return
+            for job in stopping:
+                if not self._preempt(job):
+                    return
+
+    def _started(self, job: Job, length: int) -> bool:
+        """length: of its prefix in the tree. False: everything was abandoned."""
+        options = self._options[job.key]
+        if job.key not in self._answers:
+            self._answers[job.key] = Answer(self._llama, options.sampling, job.prompt, options.resumed_tokens)
+            self._replies.put(ipc.Started(job.key, job.cached_tokens))
+        self._reports.are_due = True
+        if job.num_computed > length and not self._publish(job):
+            return False  # Published at once, so that those that come next share the cells instead of restoring again.
+        if self._answers[job.key].is_stopped:  # The node that was lost had sent all but the end.
+            self._finish(job, "stop")
+        return True
+
+    def _preempt(self, job: Job) -> bool:
+        """A running job gives way and waits. False: everything was abandoned."""
+        if not self._share(job):
+            return False
+        self._sequences.clear(self._scheduler.preempt(job, time.monotonic()))
+        self._reports.fresh(job)
+        self._reports.are_due = True
+        return True
+
+    def _share(self, job: Job) -> bool:
+        """Give up the job's duplicates of cells that the tree has. False: everything was abandoned."""
+        if self._sequences.share(job):
+            return True
+        self._abandon("the cache lost a sequence")
+        return False
+
+    def _leave(self, job: Job) -> bool:
+        """Take a job out of the scheduler, and cache what it computed. False: everything was abandoned."""
+        if job.seq_id is None:
+            self._scheduler.withdraw(job)
+        elif not self._share(job):
+            return False
+        else:
+            self._sequences.clear(self._scheduler.finish(job, time.monotonic()))
+        return True
+
+    def _finish(self, job: Job, reason: str) -> None:
+        """End a job, cache what it computed, tell the parent."""
+        now = time.monotonic()
+        if not self._leave(job):
+            return
+        if reason != "cancelled" and job.key in self._answers:
+            # Not when it was cancelled: a client that goes on elsewhere must not have got what was not decided.
+            self._reports.fresh(job, is_last=True)
+        self._reports.cache()
+        self._reports.ended(job, reason, now)
+        self._forget(job)
+
+    def _give_up(self, job: Job, code: str, message: str, retryable: bool) -> None:
+        """End a job without an answer, but cache what it computed."""
+        if self._leave(job):
+            self._fail(job, code, message, retryable)
+
+    def _fail(self, job: Job, code: str, message: str, retryable: bool) -> None:
+        """Tell the parent that a job that already left the scheduler was not answered, after the tokens there are."""
+        if job.key in self._answers:
+            self._reports.fresh(job)
+        self._forget(job)
+        self._replies.put(ipc.Refused(job.key, code, message, retryable))
+
+    def _abandon(self, why: str) -> None:
+        """Start over with an empty cache: what the cells hold is not known any more."""
+        for job in self._scheduler.abandon():
+            self._fail(job, "internal", why, True)
+        self._llama.clear_all()
+        if self._tiers is not None:
+            self._tiers.announce_all()  # Blobs are not cells: they are as good as before.
+        self._reports.cache()
+
+    def _forget(self, job: Job) -> None:
+        answer = self._answers.pop(job.key, None)
+        if answer is not None:
+            answer.close()
+        self._choosing.pop(job.key, None)
+        self._grammars.drop(job.key)
+        self._options.pop(job.key, None)
+        self._reports.are_due = self._ended_any = True
+
+    # --- one decode call ------------------------------------------------------------------------------------------
+
+    def _plan(self) -> list[Row]:
+        while (job := self._scheduler.outgrown()) is not None:
+            if not self._preempt(job):
+                break
+        self._sequences.let_go(self._scheduler.room_for_step())
+        jobs = self._scheduler.able()
+        num_decoding = sum(1 for job in jobs if not job.remaining_prefill)
+        batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
+        is_shared = time.monotonic() < self._shared_until_s
+        rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
+        budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
+        rows = plan_rows(jobs, budget, batch_tokens)
+        self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
+        return rows
+
+    def _compute(self, rows: Sequence[Row]) -> None:
+        batch = []
+        for row in rows:
+            assert row.job.seq_id is not None
+            batch.append(BatchRow(row.job.seq_id, row.start, row.tokens, row.wants_token))
+        self._busy_since = began = time.monotonic()
+        self._is_decoding = True
+        result, outputs = self._llama.decode(batch)
+        self._is_decoding = False
+        self._busy_since = ended = time.monotonic()
+        seconds = ended - began
+        if result == NO_ROOM:
+            self._make_room()
+        elif result == ABORTED:
+            if not self._sequences.resync(rows):
+                self._abandon("the cache lost a sequence")
+        elif result != OK:
+            self._abandon(f"llama.cpp could not decode ({result})")
+        else:
+            self._reports.measure(rows, seconds)
+            self._scheduler.give_way.computed(rows, seconds)
+            self._accept(rows, outputs)
+
+    def _embed(self) -> None:
+        """As much of it as one step of answers may wait for."""
+        self._busy_since, self._is_decoding = time.monotonic(), True
+        reply = self._embeds.step()
+        self._busy_since, self._is_decoding = time.monotonic(), False
+        if reply is not None:
+            self._replies.put(reply)
+            self._reports.are_due = True
+
+    def _accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
+        """Take the result of a decode call: positions, then tokens, then what others may share."""
+        chosen: list[tuple[Job, int]] = []
+        for row, output in zip(rows, outputs, strict=True):
+            job = row.job
+            job.num_computed += row.count
+            if not row.wants_token:
+                continue
+            answer = self._answers[job.key]
+            if self._options[job.key].sampling.grammar:
+                job.is_choosing = True
+                self._choosing[job.key] = job
+                self._grammars.ask(job.key, answer.begin(output))
+            else:
+                chosen.append((job, answer.choose(output)))
+        for job, token in chosen:
+            if job.seq_id is not None:  # Else it was abandoned a moment ago.
+                self._generated(job, token)
+        for job in self._scheduler.publishable():
+            if not self._publish(job):
+                return
+
+    def _publish(self, job: Job) -> bool:
+        """Let others share what the job has computed or restored. False: everything was abandoned."""
+        if not self._share(job):
+            return False
+        self._sequences.clear(self._scheduler.publish(job, time.monotonic()))
+        return True
+
+    def _generated(self, job: Job, token: int) -> None:
+        if job.first_token_s is None:
+            job.first_token_s = time.monotonic()
+        if self._llama.ends_generation(token):
+            self._finish(job, "stop")
+            return
+        job.tokens.append(token)
+        answer = self._answers[job.key]
+        answer.add(token)
+        if answer.is_stopped:
+            self._finish(job, "stop")
+        elif job.num_generated >= job.max_tokens:
+            self._finish(job, "length")
+
+    def _make_room(self) -> None:
+        """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
+        leaf = self._scheduler.cells.evict_one()
+        if leaf is not None:
+            self._sequences.let_go([leaf])
+            return
+        self._give_up(self._scheduler.running[-1], "overloaded", "the KV cache is full", True)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the books do not fit each other or the cells. Call between steps."""
+        self._sequences.check_invariants()
+        jobs = [*self._scheduler.running, *(job for job in self._scheduler.waiting if job.num_starts)]
+        assert self._answers.keys() == {job.key for job in jobs}, "answers without jobs"
+        assert self._choosing.keys() == {job.key for job in jobs if job.is_choosing}, "choices without jobs"

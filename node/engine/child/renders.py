@@ -1,0 +1,118 @@
+"""Where the engine process reads what strangers wrote: conversations and texts become tokens, tokens become text.
+
+Threads of their own, so that neither the step loop nor the answer to a ping waits for a text: one for the short ones
+and one for the long ones (``ipc.is_long``), each in the order in which they came. The parent counts on that: of what it
+asked and was not answered when this process dies, the first of each thread is what may have killed it.
+
+Whatever goes wrong with a text is the answer to its question, and never the end of the process. What took long is
+charged to its client, whatever came of it, as all that the engine does (``accounts.py``).
+"""
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.chat import ChatTemplate
+from mycelia.node.engine.prompts import TooLongError
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
+
+NICENESS = 10
+SWITCH_S = 0.0005
+"""After how long the interpreter takes turns. The step loop needs it several times a step, for moments."""
+CHARGED_S = 0.002
+"""Of CPU time. What takes less is not worth waking the step loop."""
+_MAX_ERROR_CHARS = 200
+
+Question = ipc.Render | ipc.Parse | ipc.Spell
+Charge = Callable[[bytes, str, float], None]
+"""(client, household, seconds of CPU time)"""
+
+
+class Renders:
+    """Answers questions about texts, from its own threads."""
+
+    def __init__(
+        self, template: ChatTemplate, piece: Callable[[int], bytes], replies: ipc.Replies, charge: Charge
+    ) -> None:
+        """piece: the bytes of a token; raises ValueError for one that is not in the vocabulary. charge: called from
+        the threads."""
+        self._template = template
+        self._piece = piece
+        self._replies = replies
+        self._charge = charge
+        self._short, self._long = _Thread(self._reply, gives_way=False), _Thread(self._reply, gives_way=True)
+
+    def put(self, question: Question) -> None:
+        """Have it answered. Does not wait."""
+        (self._long if ipc.is_long(question) else self._short).questions.put(question)
+
+    def busy_s(self) -> float:
+        """Seconds that the text has taken so far that has been read for the longest time; 0: none is."""
+        return max(self._short.busy_s(), self._long.busy_s())
+
+    def _reply(self, question: Question) -> None:
+        began_s = time.thread_time()
+        self._answer_it(question)
+        cpu_s = time.thread_time() - began_s
+        if cpu_s >= CHARGED_S and not isinstance(question, ipc.Spell):
+            self._charge(question.client, question.household, cpu_s)
+
+    def _answer_it(self, question: Question) -> None:
+        try:
+            self._replies.send(self._answer(question))
+        except Exception as exc:  # noqa: BLE001  it is this question's alone
+            is_ours = not isinstance(exc, LocalError | LimitExceeded | ValueError)
+            if is_ours:
+                traceback.print_exc()
+            error = f"the engine could not read this: {exc!r}"[:_MAX_ERROR_CHARS] if is_ours else str(exc)
+            if isinstance(question, ipc.Spell):
+                self._replies.send(ipc.Spelled(question.key, [], error))
+            else:
+                self._replies.send(ipc.Rendered(question.key, b"", error, isinstance(exc, TooLongError)))
+
+    def _answer(self, question: Question) -> ipc.Rendered | ipc.Spelled:
+        match question:
+            case ipc.Render():
+                tokens = self._template.tokens(question.turns(), question.tools)
+                return ipc.Rendered(question.key, pack_tokens(tokens), "")
+            case ipc.Parse():
+                return ipc.Rendered(question.key, pack_tokens(self._template.text_tokens(question.text)), "")
+            case ipc.Spell():
+                pieces = [map(self._piece, unpack_tokens(tokens)) for tokens in question.sequences]
+                texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in pieces]
+                return ipc.Spelled(question.key, texts, "")
+
+
+class _Thread:
+    def __init__(self, reply: Callable[[Question], None], gives_way: bool) -> None:
+        """gives_way: it takes what others of this machine leave, or a tenth: answers are computed meanwhile."""
+        self.questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
+        self._reply = reply
+        self._gives_way = gives_way
+        self._since: float | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def busy_s(self) -> float:
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _run(self) -> None:
+        if self._gives_way and sys.platform == "linux":  # (elsewhere threads have no priority of their own)
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        try:
+            while True:
+                question = self.questions.get()
+                self._since = time.monotonic()
+                self._reply(question)
+                self._since = None
+        except BaseException:  # noqa: BLE001  nobody would be answered any more
+            traceback.print_exc()
+            os._exit(1)

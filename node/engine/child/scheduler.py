@@ -1,0 +1,499 @@
+"""Who runs next, and where its tokens live: every decision of the engine that needs no llama.cpp.
+
+Theory. The KV cache is one pool of ``num_cells`` cells. A cell belongs to the prefix tree (shared by any number of
+sequences) or to one running request. A request shares ``shared(r)`` tokens with the tree, holds ``held(r)`` cells
+beyond them, and was promised ``own(r) = promised(r) - shared(r)``. Two invariants:
+
+    promise:  pinned tokens of the tree + sum of own(r)  <=  num_cells
+    fact:     all tokens of the tree    + sum of held(r) <=  num_cells
+
+What is promised at admission is all that a request may need where that is a slot's part of the pool or less; else it is
+its prompt and a little more, and grows with the answer (``growing``). So a running request never finds the pool full:
+what is in its way can be evicted; or the promise cannot grow, and the largest holder stops (``preempt``). It also stops
+when one waits whose client holds less: see ``holdings.py``. What stops keeps what it computed in the tree, waits as the
+first of its client, and goes on where it was. A client alone may use everything.
+
+The fact is kept by evicting at admission for the prompt, which is certain to come, and step by step for the answer,
+which is usually much shorter than it may be (``room_for_step``). When a request's tokens enter the tree, its share
+grows by what the tree then holds for it. That is true of the real cells because the worker, before it inserts a
+request's tokens, swaps the request's duplicates of cells that the tree has for the tree's (``shareable``).
+
+Cells in use make every step slower, also those of idle leaves: attention walks all cells below the highest one in use.
+On one core, 6,800 idle cells of a 135M model made a prefill 1.4 times and a step of 8 rows 1.45 times as long, while a
+restore from host memory costs 7 ms per 1,000 tokens. So with ``demote_idle`` idle leaves leave at the next admission.
+
+A running request pins the leaf whose cells it shares, so that the tree keeps counting them. A leaf's id may be the id
+of a running request (its prompt is published as soon as it is computed, so that others can share it at once): such a
+leaf is pinned by that request.
+
+What waits starts in the order of ``proto.fair_queue``, which is fair among clients. A job whose turn it is and that
+lacks cells keeps its turn, whoever else comes or is served meanwhile, so that smaller ones do not starve it; but for
+those of clients that received less service and hold less than it wants to.
+
+A request that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix
+instead of computing it again, at most once.
+
+What a request may reuse at all, and where its own tokens stand in the tree, is said by ``proto.sharing``: the tree
+knows sequences by their paths, not by their tokens.
+
+Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mycelia.node.engine.changes import ChangeLog
+from mycelia.node.engine.child.accounts import REFUSAL_SERVICE, Accounts
+from mycelia.node.engine.child.cells import Cells, Evicted
+from mycelia.node.engine.child.holdings import group_of, holding, largest_of_all, level_of, victims, wanted_holding
+from mycelia.node.engine.child.job import Job, Limits, Refusal
+from mycelia.node.engine.child.rows import GiveWay, Row, plan_rows
+from mycelia.proto.admission.fair_order import Key
+from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, share_of, weighted
+from mycelia.proto.cache.radix import RadixTree, common_prefix
+from mycelia.proto.cache.sharing import PUBLIC, Owner, Sharing, match
+
+COMPARE_S, MAX_COMPARED = 0.1, 4
+"""How often it is looked whether what runs must stop, and for how many of a household: it takes 60 us each."""
+GROWTH_TOKENS = 128
+"""Cells that a promise grows by: some seconds of an answer."""
+MIN_SHARED_TOKENS = 32
+"""Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A job starts. The worker saves what it wants of ``evicted``, copies, then clears: ``source`` may be evicted."""
+
+    job: Job
+    source: int | None
+    length: int
+    evicted: Sequence[Evicted]
+
+
+class Scheduler:
+    """Queue, running set, sequence ids and the prefix tree."""
+
+    def __init__(self, limits: Limits, sharing: Sharing | None = None) -> None:
+        """sharing: with a secret of this engine's; None: for tests."""
+        self.limits = limits
+        self.tree = RadixTree()
+        self.sharing = sharing or Sharing(b"")
+        self.changes = ChangeLog()
+        self.running: list[Job] = []
+        """In order of admission."""
+        self.cells = Cells(limits, self.tree, self.changes, self.running)
+        self.waiting: FairQueue[Job] = FairQueue(limits.max_waiting)
+        self.reach: Callable[[Job, int], int] = lambda job, length: length
+        """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
+        self.accounts = Accounts(self.waiting, limits.num_cells)
+        self.give_way = GiveWay()
+        self._turn: Job | None = None
+        """A waiting job that lacked cells when it was its turn."""
+        self._is_changed, self._compared_s = True, 0.0
+        """Whether what waits or runs did since it was compared, and when that was."""
+
+    # --- arrival --------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        key: int,
+        prompt: Sequence[int],
+        max_tokens: int,
+        now: float,
+        due_s: float | None = None,
+        client: bytes = b"",
+        household: str = "",
+        owner: Owner = Owner(),  # noqa: B008  immutable
+        declared_open: int = 0,
+    ) -> Job | Refusal:
+        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``.
+        client, household: whose share of the queue it takes; owner: whose prefixes it may reuse. declared_open: how
+        many of its leading tokens everybody may. What is wrong with a request costs its client, too."""
+        limits = self.limits
+        self.accounts.look(self.running, now)
+        refusal = limits.refusal(prompt, max_tokens)
+        if refusal is not None:
+            self.accounts.charge(client, household, REFUSAL_SERVICE)
+            return refusal
+        most = min(max_tokens, limits.context_tokens - len(prompt))
+        job = Job(
+            key, tuple(prompt), most, now, list(prompt), due_s=due_s, client=client, household=household, owner=owner
+        )
+        job.declared_open, job.num_to_prefill = declared_open, len(prompt)
+        self._is_changed = True
+        wait_s = self.waiting.join(job, now, self.accounts.first_start_s(self.running))
+        if wait_s:
+            num_own, num_waiting = self.waiting.num_of(client, household), len(self.waiting)
+            text = f"{num_waiting} requests are waiting already, {num_own} of them of this client"
+            return Refusal("overloaded", text, True, wait_s)
+        if limits.reuse:
+            job.chain = self.sharing.chain(job.prompt[:-1])
+            job.expected_cached = self.reach(job, self._match(job)[0])
+        return job
+
+    # --- admission ------------------------------------------------------------------------------------------------
+
+    def admit(self, now: float) -> Admission | None:
+        """Start the first waiting job that can run now; call again until it returns None, then ask ``to_preempt``."""
+        self.accounts.look(self.running, now)
+        if not self.waiting:
+            return None
+        admission = self._admit_next(now) if len(self.running) < self.limits.slots else None
+        if admission is None:
+            self.waiting.blocked(now)
+        else:
+            self.accounts.start(admission.job)
+        return admission
+
+    def _admit_next(self, now: float) -> Admission | None:
+        turn = None
+        for job in [self._turn, *self.waiting] if self._turn else self.waiting:
+            if job.is_choosing or self._still_waits(job) or (turn is not None and not self._may_pass(job, turn)):
+                continue
+            length, source = self._match(job)
+            if turn is None and self._should_wait(job, length):
+                continue
+            admission = self._start(job, source, length, now)
+            if admission is not None:
+                self._turn = turn if turn is not job else None
+                return admission
+            turn = turn or job
+        self._turn = turn
+        return None
+
+    def _may_pass(self, job: Job, turn: Job) -> bool:
+        """Whether ``job`` may start before ``turn``, whose turn it is and which lacks cells."""
+        if job is turn or (share_of(job), job.client) == (share_of(turn), turn.client):
+            return False
+        wants = wanted_holding(job, self._promise(job), self.running, self.limits, turn)
+        return wants < holding((), self.limits, self._promise(turn)) and self._lead(job, turn)[0] >= -SLACK
+
+    def _lead(self, job: Job, other: Job) -> tuple[float, float]:
+        """How much more service the client of ``other`` received than that of ``job``, or their households: by the
+        counters, and less what they were charged ahead. (What begins to wait starts from counters.)"""
+        (counter, received), (own_counter, own_received) = self._received(other, job), self._received(job, other)
+        return counter - own_counter, received - own_received
+
+    def _received(self, job: Job, beside: Job) -> tuple[float, float]:
+        own = [one for one in self.running if group_of(one, beside) == group_of(job, beside)]
+        counter = self.waiting.counter(job.client, job.household, level_of(job, beside))
+        return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
+
+    def to_preempt(self, now: float) -> Sequence[Job]:
+        """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``."""
+        is_due = self._is_changed or not 0 <= now - self._compared_s < COMPARE_S
+        if not self.waiting or not self.running or not is_due:
+            return ()
+        self._is_changed, self._compared_s = False, now
+        self.accounts.look(self.running, now)
+        free, freed, tried = self.cells.num_unpromised(), self.cells.freed_by, defaultdict[Key, set[bytes]](set)
+        for job in self.waiting:
+            clients = tried[share_of(job)]
+            if job.client in clients or len(clients) >= MAX_COMPARED or job.is_choosing or self._still_waits(job):
+                continue
+            clients.add(job.client)
+            lead, num_cells = partial(self._lead, job), self._promise(job)
+            stop = victims(job, num_cells, free, freed, self.running, self.limits, lead, now)
+            if stop:
+                self._turn = job
+                return stop
+        return ()
+
+    def preempt(self, job: Job, now: float) -> list[int]:
+        """A running job waits again, as the first of its client, and goes on later. Returns the sequences to clear."""
+        self._settle(job, now)
+        job.expected_cached = job.num_computed if self.limits.reuse else 0
+        self.accounts.stop(job, is_next=False)
+        cleared = self._leave(job, now)
+        job.num_computed = 0
+        return cleared
+
+    def _promise(self, job: Job) -> int:
+        """Cells that a job is promised when it starts."""
+        limits = self.limits
+        return min(job.limit_tokens, max(limits.num_cells // limits.slots, len(job.tokens) + GROWTH_TOKENS))
+
+    def _match(self, job: Job) -> tuple[int, int | None]:
+        """The longest prefix that a job which does not run may reuse; the last token is always computed, for its
+        logits. Decides about the job's place in the tree: ``num_open``."""
+        if not (self.limits.reuse and job.may_share):
+            job.num_open = 0
+            return 0, None
+        # A job that was stopped has its tokens where they were.
+        places = {self.open_tokens(job), job.num_open} if job.num_starts else {self.open_tokens(job)}
+        found = [match(self.tree, job.owner, job.tokens[:-1], place) for place in sorted(places)]
+        length, leaf, job.num_open = max(found, key=lambda one: one[0])
+        return length, leaf
+
+    def open_tokens(self, job: Job) -> int:
+        """Leading tokens of a job's prompt that any job may reuse where they are cached."""
+        return self.sharing.num_open(job.chain)
+
+    def _still_waits(self, job: Job) -> bool:
+        if job.awaits is None or job.awaits not in self.running:
+            return False
+        return job.awaits.shared_tokens < job.awaited_tokens and self._match(job)[0] < job.awaited_tokens
+
+    def _should_wait(self, job: Job, length: int) -> bool:
+        """True when another job computes a clearly longer prefix of this one than the tree and second tier have."""
+        job.awaits = None
+        if job.waited or not (self.limits.reuse and job.may_share):
+            return False
+        for other in self.running:
+            overlap = common_prefix(job.prompt[:-1], other.prompt)
+            if other.owner.tag != job.owner.tag:
+                overlap = min(overlap, other.num_open, self.open_tokens(job))
+            if overlap - length < MIN_SHARED_TOKENS or other.shared_tokens >= overlap:
+                continue
+            length = self.reach(job, length)
+            if overlap - length >= MIN_SHARED_TOKENS:
+                job.awaits, job.awaited_tokens, job.waited = other, overlap, True
+                job.expected_cached = overlap
+                return True
+        return False
+
+    def _start(self, job: Job, source: int | None, length: int, now: float) -> Admission | None:
+        """Reserve an id and cells for ``job``, evicting as needed. None when the running jobs leave too little."""
+        pinned, promised = source, self._promise(job)
+        if pinned is not None:
+            self.tree.pin(pinned)
+        if not self.cells.can_free(promised - length):
+            # The leaf it shares may be what fills the cache. Then take over its prefix and let the leaf go.
+            if pinned is not None:
+                self.tree.unpin(pinned)
+                pinned = None
+            if not self.cells.can_free(promised):
+                return None
+        job.shared_tokens = length if pinned is not None else 0
+        job.num_computed, job.num_to_prefill, job.promised = length, len(job.tokens), promised
+        evicted = self.cells.evict_all() if self.limits.demote_idle else []
+        evicted += self.cells.make_room(job.held_cells)
+        job.seq_id = self.cells.free_ids.pop()
+        job.pinned = pinned
+        job.num_starts, job.started_s = job.num_starts + 1, now
+        if job.num_starts == 1:
+            job.admitted_s, job.cached_tokens = now, length
+        self._is_changed = True
+        self.running.append(job)
+        return Admission(job, source, length, evicted)
+
+    def restored(self, job: Job, length: int) -> None:
+        """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
+        assert job.num_computed <= length < job.num_to_prefill
+        self.accounts.charge(job.client, job.household, job.num_computed - length)
+        if job.num_starts == 1:
+            job.cached_tokens = length
+        job.num_computed = length
+
+    def forget_match(self, job: Job) -> list[int]:
+        """The prefix could not be copied after all: the job is its client's next again, to compute all of it."""
+        assert job.seq_id is not None
+        self.accounts.stop(job, is_next=True)
+        self._turn = job
+        self._pin(job, None, 0)
+        self.running.remove(job)
+        job.num_starts -= 1
+        job.cached_tokens, job.num_computed = job.cached_tokens if job.num_starts else 0, 0
+        job.expected_cached, job.may_share = 0, False
+        cleared, job.seq_id = job.seq_id, None
+        self.cells.free_ids.append(cleared)
+        return [cleared]
+
+    def abandon(self) -> list[Job]:
+        """Forget the whole cache and every running job, which is returned: nothing in the cells can be trusted."""
+        self.accounts.charge_running(self.running)
+        abandoned = list(self.running)
+        self.running.clear()
+        for job in abandoned:
+            job.seq_id = job.pinned = None
+        self.tree.clear()
+        self.changes.reset()
+        self.cells.reset()
+        return abandoned
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def outgrown(self) -> Job | None:
+        """A running job that must stop before the next step, because the answers need more cells than there are:
+        ``preempt`` it and ask again. None: each has the cells for its next token."""
+        for job in self.running:
+            lacking = len(job.tokens) - job.promised
+            if lacking > 0:
+                room = self.cells.num_unpromised()
+                if room < lacking:
+                    return largest_of_all(self.running, self.limits)
+                job.promised = min(job.promised + min(room, GROWTH_TOKENS), job.limit_tokens)
+        return None
+
+    def room_for_step(self) -> list[Evicted]:
+        """Evict what is in the way of the next step's generated tokens; returns what to save and clear before it. Call
+        when ``outgrown`` has nothing."""
+        evicted: list[Evicted] = []
+        while self.cells.num_free() < sum(1 for job in self.running if not job.remaining_prefill):
+            leaf = self.cells.evict_one()
+            assert leaf is not None, "promised"
+            evicted.append(leaf)
+        return evicted
+
+    def able(self) -> list[Job]:
+        """The running jobs that have a row in the next decode call, in order of admission."""
+        jobs = [job for job in self.running if not job.is_choosing]
+        wanted = defaultdict[Key, float](float)
+        for job in [*self.running, *self.waiting]:
+            wanted[share_of(job)] += len(job.prompt) + ANSWER_WEIGHT * job.max_tokens
+        out = self.give_way.sitting_out(jobs, {job: wanted[share_of(job)] for job in jobs})
+        return [job for job in jobs if job not in out]
+
+    def plan(self, prefill_tokens: int) -> list[Row]:
+        """The rows of the next decode call; see ``rows.py``."""
+        return plan_rows(self.able(), prefill_tokens, self.limits.batch_tokens)
+
+    def publishable(self) -> list[Job]:
+        """Jobs whose computed prompt tokens should enter the tree now: all are there, or another job waits for them."""
+        if not self.limits.reuse:
+            return []
+        awaited: dict[Job, int] = {}
+        for job in self.waiting:
+            if job.awaits is not None:
+                awaited[job.awaits] = min(job.awaited_tokens, awaited.get(job.awaits, job.awaited_tokens))
+        ready = []
+        for job in self.running:
+            needed = min(len(job.prompt), awaited.get(job, len(job.prompt)))
+            if job.shared_tokens < needed <= job.num_computed and self._may_pin(job):
+                ready.append(job)
+        return ready
+
+    def shareable(self, job: Job) -> tuple[int, int] | None:
+        """(leaf, length) when the tree holds more of the job's computed tokens than the job shares. What it computed
+        may open now, which decides about its place in the tree.
+
+        The worker replaces the job's cells [0, length) by the leaf's before ``publish`` or ``finish``.
+        """
+        if not self.limits.reuse:
+            return None
+        self._note(job)
+        length, source = self.tree.match(job.path(job.num_computed))
+        if source is None or source == job.seq_id or length <= job.shared_tokens:
+            return None
+        return source, length
+
+    def publish(self, job: Job, now: float) -> list[int]:
+        """Insert the job's computed prompt tokens into the tree; returns the sequences to clear.
+
+        Does nothing when ``_may_pin`` says no, which is not so for jobs of ``publishable``.
+        """
+        self._note(job)
+        count = min(job.num_computed, len(job.prompt))
+        if not self._may_pin(job):
+            return []
+        cleared = self._insert(job, count, now)
+        _, leaf = self.tree.match(job.path(count))
+        assert leaf is not None
+        self._pin(job, leaf, count)
+        return cleared
+
+    def _note(self, job: Job) -> None:
+        """What a running job has computed counts from now on as had by its owner; so some of it may open. As long as
+        the job holds nothing of its own in the tree, its place there is where all that is open is everybody's."""
+        if job.noted_tokens == job.num_computed:
+            return
+        job.noted_tokens = job.num_computed
+        chain = self.sharing.note(job.owner, job.tokens[: job.num_computed], job.declared_open)
+        assert job.seq_id is not None
+        if job.owner != PUBLIC and job.seq_id not in self.tree and job.shared_tokens <= job.num_open:
+            job.num_open = max(job.num_open, self.sharing.num_open(chain))
+
+    def _may_pin(self, job: Job) -> bool:
+        """False when a longer idle leaf has all that the job computed, and pinning it would break the promise."""
+        count = min(job.num_computed, len(job.prompt))
+        covered, leaf = self.tree.match(job.path(count))
+        if covered < count or leaf is None or self.tree.pins(leaf):
+            return True
+        tail = len(self.tree.tokens_of(leaf)) - covered
+        return tail <= self.cells.num_unpromised()
+
+    def finish(self, job: Job, now: float) -> list[int]:
+        """End a running job and cache what it computed. Returns the sequences to clear."""
+        self._settle(job, now)
+        return self._leave(job, now)
+
+    def _settle(self, job: Job, now: float) -> None:
+        self.accounts.now = max(self.accounts.now, now)
+        self.accounts.charge_running([job])
+
+    def _leave(self, job: Job, now: float) -> list[int]:
+        assert job.seq_id is not None
+        self._is_changed = True
+        self.running.remove(job)
+        cleared: list[int] = []
+        if self.limits.reuse and job.num_computed:
+            self._note(job)
+            cleared = self._insert(job, job.num_computed, now)
+        self._pin(job, None, 0)
+        if job.seq_id not in self.tree:
+            cleared.append(job.seq_id)
+            self.cells.free_ids.append(job.seq_id)
+        job.seq_id = None
+        return cleared
+
+    def _insert(self, job: Job, count: int, now: float) -> list[int]:
+        """Insert its first ``count`` tokens under the job's id; frees and returns ids that became redundant and belong
+        to no running job."""
+        assert job.seq_id is not None
+        path = job.path(count)
+        length, leaf = self.tree.match(path)
+        if length == count and leaf is not None:
+            if job.counted_tokens < length:
+                self.tree.use(path, now, job.counted_tokens)
+            job.counted_tokens = length
+            return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
+        was_there = job.seq_id in self.tree
+        redundant = self.tree.insert(path, job.seq_id, now, job.counted_tokens)
+        job.counted_tokens = count
+        for seq_id in [job.seq_id] if was_there else redundant:
+            self.changes.evict(seq_id)
+        self.changes.store(job.seq_id, path)
+        in_use = {other.seq_id for other in self.running}
+        cleared = [seq_id for seq_id in redundant if seq_id not in in_use]
+        self.cells.free_ids.extend(cleared)
+        for other in self.running:
+            if other.pinned in redundant:
+                other.pinned = job.seq_id  # The tree moved the pin along.
+        if job.pinned in redundant:
+            job.pinned = job.seq_id
+        return cleared
+
+    def _pin(self, job: Job, leaf: int | None, length: int) -> None:
+        """Move the job's pin to ``leaf``, whose first ``length`` tokens it shares."""
+        if leaf is not None:
+            self.tree.pin(leaf)
+        if job.pinned is not None:
+            self.tree.unpin(job.pinned)
+        job.pinned, job.shared_tokens = leaf, length
+
+    def withdraw(self, job: Job) -> None:
+        """Take a job out of the queue."""
+        self.waiting.withdraw(job)
+        if self._turn is job:
+            self._turn = None
+
+    def expired(self, now: float) -> list[Job]:
+        """Running and waiting jobs whose time is over: ``finish`` or ``withdraw`` each. Changes nothing."""
+        return [job for job in [*self.running, *self.waiting] if job.due_s is not None and job.due_s <= now]
+
+    # --- load -----------------------------------------------------------------------------------------------------
+
+    def queued_tokens(self) -> int:
+        """Prompt tokens taken but not computed yet, less what waiting jobs will probably find in the tree."""
+        waiting = sum(max(len(job.tokens) - job.expected_cached, 1) for job in self.waiting)
+        return sum(job.remaining_prefill for job in self.running) + waiting
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the accounting of cells, ids or pins is wrong."""
+        self.tree.check_invariants()
+        self.waiting.check_invariants()
+        assert self._turn is None or self._turn in self.waiting
+        self.cells.check_invariants()

@@ -1,0 +1,115 @@
+"""llama.cpp's sequences, kept in agreement with the scheduler's picture of them; the second tier's in and out."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from mycelia.node.engine.child.cells import Evicted
+from mycelia.node.engine.child.job import Job
+from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.child.rows import Row
+from mycelia.node.engine.child.scheduler import Admission, Scheduler
+from mycelia.node.engine.child.tier.tier import Whose
+from mycelia.node.engine.child.tier.tier_store import TierStore
+
+
+class Sequences:
+    """Carries out on the cells what the scheduler decided. For the owner of the llama.cpp context."""
+
+    def __init__(self, llama: Llama, scheduler: Scheduler, tiers: TierStore | None) -> None:
+        self._llama = llama
+        self._scheduler = scheduler
+        self._tiers = tiers
+
+    def occupy(self, admission: Admission, prefill_rate: float) -> bool:
+        """Give the job's sequence exactly the cells of the prefix it reuses. False: the sequence is broken."""
+        job, target, source = admission.job, admission.job.seq_id, admission.source
+        assert target is not None
+        if self._tiers is not None and admission.evicted:
+            self._tiers.protect(job.tokens, self._whose(job))
+            self._keep(admission.evicted)
+        # Copy before clearing: the source itself may go. The job may even have got the source's id, or that of another
+        # evicted leaf, whose cells copy_prefix clears.
+        if source is None:
+            self._llama.clear(target)
+            occupied = True
+        elif source == target:
+            occupied = self._llama.truncate(target, admission.length)
+        else:
+            occupied = self._llama.copy_prefix(source, target, admission.length)
+        self.clear(leaf.seq_id for leaf in admission.evicted if leaf.seq_id != target)
+        return occupied and self._restore(job, target, prefill_rate)
+
+    def _restore(self, job: Job, seq_id: int, prefill_rate: float) -> bool:
+        """Extend a job's prefix from the second tier. False: the sequence is broken."""
+        if self._tiers is None or not job.may_share:
+            return True
+        # The last token is always computed, for its logits.
+        tokens, whose = job.tokens[:-1], self._whose(job)
+        length = self._tiers.restore(self._llama, seq_id, tokens, job.num_computed, prefill_rate, whose)
+        if length is not None:
+            self._scheduler.restored(job, length)
+        return length is not None
+
+    def reach(self, job: Job, length: int) -> int:
+        """See ``Scheduler.reach``. Not without a second tier."""
+        assert self._tiers is not None
+        return self._tiers.reach(job.tokens[:-1], length, self._whose(job))
+
+    def _whose(self, job: Job) -> Whose:
+        return Whose(job.owner.tag, self._scheduler.open_tokens(job))
+
+    def _keep(self, leaves: Iterable[Evicted]) -> None:
+        """Save evicted leaves to the second tier; before any of their cells is cleared."""
+        if self._tiers is not None:
+            for leaf in leaves:
+                self._tiers.keep(self._llama, leaf)
+
+    def let_go(self, leaves: Sequence[Evicted]) -> None:
+        """Save evicted leaves, then free their cells."""
+        self._keep(leaves)
+        self.clear(leaf.seq_id for leaf in leaves)
+
+    def clear(self, seq_ids: Iterable[int]) -> None:
+        for seq_id in seq_ids:
+            self._llama.clear(seq_id)
+
+    def share(self, job: Job) -> bool:
+        """Give up the job's duplicates of cells that the tree has. False: the sequence is broken."""
+        shareable = self._scheduler.shareable(job)
+        if shareable is None:
+            return True
+        source, length = shareable
+        assert job.seq_id is not None
+        return self._llama.replace_prefix(source, job.seq_id, length)
+
+    def resync(self, rows: Sequence[Row]) -> bool:
+        """After an abort: keep the whole micro-batches that were finished, but redo the rows whose logits are lost.
+        False: a sequence is broken."""
+        for row in rows:
+            job = row.job
+            assert job.seq_id is not None
+            end = row.start + row.count
+            kept = min(self._llama.end(job.seq_id), end - 1 if row.wants_token else end)
+            job.num_computed = max(row.start, kept)
+            if not self._llama.truncate(job.seq_id, job.num_computed):
+                return False
+        return True
+
+    def close(self, deadline_s: float) -> None:
+        """Write the cache to disk; it takes at most about ``deadline_s``."""
+        if self._tiers is not None:
+            tree = self._scheduler.tree
+            leaves = [(seq_id, tree.tokens_of(seq_id)) for seq_id in tree.most_recent()]
+            self._tiers.close(self._llama, leaves, time.monotonic() + deadline_s)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the scheduler's picture and llama.cpp's cells differ. Call between steps."""
+        scheduler = self._scheduler
+        scheduler.check_invariants()
+        if self._tiers is not None:
+            self._tiers.check_invariants()
+        expected = {seq_id: len(scheduler.tree.tokens_of(seq_id)) for seq_id in scheduler.tree.seq_ids()}
+        expected |= {job.seq_id: job.num_computed for job in scheduler.running if job.seq_id is not None}
+        for seq_id in range(scheduler.limits.num_sequences):
+            length = self._llama.end(seq_id)
+            assert length == expected.get(seq_id, 0), f"sequence {seq_id}: {length} cells, expected {expected}"

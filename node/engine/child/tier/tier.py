@@ -1,0 +1,391 @@
+"""The second tier of the prefix cache: edges that left the KV cache, in host memory and on disk. Books only.
+
+Theory. When the scheduler evicts a leaf, the cells that only this leaf held are serialised, one blob for a run of at
+most ``RUN_TOKENS``: an *edge* here. It is kept under the *whole* token sequence from the root: the cells of a token
+depend on every token before it, so the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token.
+A prompt is restored by a chain of pieces, each of which begins where the cells so far end or before it and reaches
+further:
+
+    prompt     |---------------------------------------------------->
+    KV cache   |=========|                               covered
+    edge 1          start|===============|end
+    edge 2                       start|======================|end
+    pieces               |------1------|------- 2 -----------|
+
+A digest of ``tokens[:start]`` only finds candidates; it never decides. An edge whose beginning is nowhere any more is
+kept (the prefix may be computed again) but gets no younger, so it goes first.
+
+An edge has an owner or is open (``proto.sharing``): the owner's prompts are restored from the one, and from the other
+as much of any prompt as is open. A sequence is saved as open edges up to where its own tokens begin, and as its owner's
+from there on.
+
+Each edge is in memory (``blob``), on disk (``on_disk``), or both; ``writing`` while a writer copies it to disk. Budgets
+count blobs and keys. What goes first is the edge of least value: tokens it saves per byte, times the chance that it is
+used again (``proto.value``, as for the leaves of the KV cache). Restoring it counts as a use; that its sequence is used
+by way of the KV cache only makes it recent.
+
+Invariants (``check_invariants``):
+  - an edge has 0 <= start < end, its key holds ``end`` tokens, and it is in memory or on disk;
+  - every edge is found under its start and the digest of its key's first ``start`` tokens, and ids are unique;
+  - memory holds no more than its budget, not counting edges that are being written, which the writer's queue bounds;
+  - files and files to come hold no more than the disk's budget.
+
+No clock, no IO, no thread; ``now`` is the caller's, in seconds.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from mycelia.proto.cache.sharing import paint
+from mycelia.proto.cache.value import Reuse
+from mycelia.proto.wire.blocks import unpack_tokens
+from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
+
+MIB, GIB = 2**20, 2**30
+
+MAX_EDGES = 8_192
+"""Two million tokens in full runs. Bounds the time of a lookup (3 ms) and of a choice of what goes (6 ms)."""
+
+RUN_TOKENS = 256
+"""Longest edge; edges end at its multiples. llama.cpp reads whole blobs only: of a prompt that shares half of a long
+one, half the cells would be read, and need room for a moment, in vain."""
+
+TOKEN_BYTES = 4
+_DIGEST_BYTES = 16
+
+
+class Whose(NamedTuple):
+    """Who may use cells, see ``proto.sharing``."""
+
+    tag: bytes | None
+    """The owner's; None: they are open."""
+    num_open: int
+    """Leading tokens that are open, of the prompt that asks or of the sequence that an edge belongs to."""
+
+
+OPEN = Whose(None, MAX_TOKENS_PER_REQUEST)
+
+
+@dataclass(eq=False)
+class Edge:
+    """Cells ``start..end`` of the sequence ``packed``. Only ``Tier`` changes it."""
+
+    edge_id: int
+    packed: bytes
+    """The tokens from the root to ``end``, as ``proto.blocks.pack_tokens`` writes them."""
+    start: int
+    blob_bytes: int
+    content_hash: bytes
+    """BLAKE3 of the blob, 32 bytes."""
+    reuse: Reuse
+    whose: Whose = OPEN
+    blob: memoryview | None = None
+    on_disk: bool = False
+    writing: bool = False
+    gone: bool = False
+    """It left all tiers; whoever still holds the object must not use it."""
+
+    @property
+    def end(self) -> int:
+        return len(self.packed) // TOKEN_BYTES
+
+    @property
+    def path(self) -> Sequence[int]:
+        """Its key's place in a tree, see ``proto.sharing``."""
+        tokens = unpack_tokens(self.packed)
+        return tokens if self.whose.tag is None else paint(tokens, self.whose.num_open, self.whose.tag)
+
+    @property
+    def num_bytes(self) -> int:
+        """What it costs where it lies: blob and key."""
+        return self.blob_bytes + len(self.packed)
+
+    def value(self, now: float) -> float:
+        """What a byte of it is worth: tokens saved times the chance of reuse."""
+        return (self.end - self.start) / self.num_bytes * self.reuse.chance(now)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Restore cells ``start..end`` from ``edge``, which may hold more on both sides."""
+
+    edge: Edge
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """What the caller must do: forget ``gone`` edges, remove the files of ``unlink``. An edge may be in both."""
+
+    gone: list[Edge] = field(default_factory=list)
+    unlink: list[Edge] = field(default_factory=list)
+
+
+class Tier:
+    """Which edges there are, and which go. Budgets in bytes; 0 turns that tier off."""
+
+    def __init__(self, ram_bytes: int, disk_bytes: int) -> None:
+        self.ram_bytes, self.disk_bytes = ram_bytes, disk_bytes
+        self.ram_used = self.writing_used = self.disk_used = 0
+        """Bytes: blobs in memory, the part of them being written, and files with those to come."""
+        self._edges: dict[int, Edge] = {}
+        self._starts: list[int] = []
+        """Sorted and distinct: the only lengths at which a prompt's prefix is hashed."""
+        self._found: dict[int, dict[bytes, list[Edge]]] = {}
+        """start -> digest of the key's first ``start`` tokens -> edges."""
+        self._free_ids: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._edges)
+
+    def __iter__(self) -> Iterator[Edge]:
+        """All edges, the oldest first."""
+        return iter(self._edges.values())
+
+    # --- lookup: changes nothing ----------------------------------------------------------------------------------
+
+    def plan(self, packed: bytes, covered: int, whose: Whose = OPEN) -> list[Piece]:
+        """The pieces that extend cells ``0..covered`` of ``packed``, a prompt of ``whose``, as far as possible; as few
+        as possible.
+
+        They follow each other without gaps, from ``covered`` on. Empty when no edge reaches further.
+        """
+        pieces: list[Piece] = []
+        reached, hashed, hasher = covered, 0, blake3()
+        best: Edge | None = None
+        best_end = covered
+        for start in self._starts:
+            if start > reached and best is not None and best_end > reached:
+                pieces.append(Piece(best, reached, best_end))
+                reached = best_end
+            if start > reached or start * TOKEN_BYTES >= len(packed):
+                break
+            hasher.update(packed[hashed * TOKEN_BYTES : start * TOKEN_BYTES])
+            hashed = start
+            for edge in self._found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
+                if edge.whose.tag not in (None, whose.tag):
+                    continue
+                end = common_tokens(edge.packed, packed)
+                if edge.whose.tag is None:
+                    end = min(end, whose.num_open)
+                if end > best_end:  # Which is at least `start`: so the whole key up to there is equal.
+                    best, best_end = edge, end
+        if best is not None and best_end > reached:
+            pieces.append(Piece(best, reached, best_end))
+        return pieces
+
+    def reach(self, packed: bytes, covered: int, whose: Whose = OPEN) -> int:
+        """How many leading tokens of ``packed`` the KV cache and the tiers hold together for ``whose``."""
+        pieces = self.plan(packed, covered, whose)
+        return pieces[-1].end if pieces else covered
+
+    # --- changes --------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        packed: bytes,
+        start: int,
+        blob: memoryview,
+        content_hash: bytes,
+        reuse: Reuse,
+        whose: Whose = OPEN,
+    ) -> Edge:
+        """Take a blob into memory. reuse: when and how often it was used so far; copied.
+
+        ``trim`` afterwards: it may be what goes. Raises ValueError for no tokens.
+        """
+        edge = self._insert(packed, start, len(blob), content_hash, reuse.copy(), whose)
+        edge.blob = blob
+        self.ram_used += edge.num_bytes
+        return edge
+
+    def add_file(
+        self,
+        packed: bytes,
+        start: int,
+        blob_bytes: int,
+        content_hash: bytes,
+        now: float,
+        whose: Whose = OPEN,
+    ) -> Edge:
+        """Take an edge that lies on disk already. ``trim`` afterwards. Raises ValueError for no tokens."""
+        edge = self._insert(packed, start, blob_bytes, content_hash, Reuse(now), whose)
+        edge.on_disk = True
+        self.disk_used += edge.num_bytes
+        return edge
+
+    def touch(self, edges: Iterable[Edge], now: float) -> None:
+        """Note that the sequences of edges are in use."""
+        for edge in edges:
+            edge.reuse.touch(now)
+
+    def count(self, edge: Edge, now: float) -> None:
+        """Count a use: the edge was restored."""
+        edge.reuse.count(now)
+
+    def promote(self, edge: Edge, blob: memoryview) -> None:
+        """A blob that was read from disk stays in memory too. ``trim`` afterwards."""
+        if edge.blob is None and not edge.gone:
+            edge.blob = blob
+            self.ram_used += edge.num_bytes
+
+    def begin_write(self, edge: Edge) -> bool:
+        """Reserve disk for an edge in memory. False when it is there, on its way, or too much for the budget now.
+
+        ``trim`` afterwards, and ``end_write`` once it is written or not.
+        """
+        if edge.blob is None or edge.on_disk or edge.writing:
+            return False
+        if self.writing_used + edge.num_bytes > self.disk_bytes:
+            return False
+        edge.writing = True
+        self.writing_used += edge.num_bytes
+        self.disk_used += edge.num_bytes
+        return True
+
+    def end_write(self, edge: Edge, written: bool) -> None:
+        """The writer is done with an edge. ``trim`` afterwards. A ``gone`` edge's file is the caller's to remove."""
+        if edge.gone:
+            return
+        assert edge.writing
+        edge.writing = False
+        self.writing_used -= edge.num_bytes
+        edge.on_disk = written
+        if not written:
+            self.disk_used -= edge.num_bytes
+
+    def remove(self, edge: Edge) -> Trimmed:
+        """Take an edge out of all tiers: its blob is bad, or another covers it."""
+        if edge.gone:
+            return Trimmed()
+        unlink = [edge] if edge.on_disk else []
+        if edge.on_disk or edge.writing:
+            self.disk_used -= edge.num_bytes
+        edge.on_disk = False
+        self._drop_blob(edge)
+        self._forget(edge)
+        return Trimmed([edge], unlink)
+
+    def trim(self, now: float) -> Trimmed:
+        """Drop the least valuable edges until the budgets hold."""
+        gone: list[Edge] = []
+        unlink: list[Edge] = []
+        while len(self._edges) > MAX_EDGES:
+            edge = self._least(now, lambda edge: not edge.writing)
+            if edge is None:
+                break
+            removed = self.remove(edge)
+            gone += removed.gone
+            unlink += removed.unlink
+        while self.disk_used > self.disk_bytes:
+            edge = self._least(now, lambda edge: edge.on_disk)
+            assert edge is not None, "the disk is used by nobody"
+            edge.on_disk = False
+            self.disk_used -= edge.num_bytes
+            unlink.append(edge)
+            if edge.blob is None:
+                self._forget(edge)
+                gone.append(edge)
+        while self.ram_used - self.writing_used > self.ram_bytes:
+            edge = self._least(now, lambda edge: edge.blob is not None and not edge.writing)
+            assert edge is not None, "memory is used by nobody"
+            self._drop_blob(edge)
+            if not edge.on_disk:
+                self._forget(edge)
+                gone.append(edge)
+        return Trimmed(gone, unlink)
+
+    # --- internals ------------------------------------------------------------------------------------------------
+
+    def _least(self, now: float, may_go: Callable[[Edge], bool]) -> Edge | None:
+        return min(filter(may_go, self._edges.values()), key=lambda edge: edge.value(now), default=None)
+
+    def _insert(
+        self,
+        packed: bytes,
+        start: int,
+        blob_bytes: int,
+        content_hash: bytes,
+        reuse: Reuse,
+        whose: Whose,
+    ) -> Edge:
+        if not 0 <= start * TOKEN_BYTES < len(packed):
+            raise ValueError("an edge needs at least one token")
+        edge_id = self._free_ids.pop() if self._free_ids else len(self._edges)
+        edge = Edge(edge_id, packed, start, blob_bytes, content_hash, reuse, whose)
+        self._edges[edge_id] = edge
+        if start not in self._found:
+            insort(self._starts, start)
+        self._found.setdefault(start, {}).setdefault(_key(edge), []).append(edge)
+        return edge
+
+    def _forget(self, edge: Edge) -> None:
+        edge.gone = True
+        del self._edges[edge.edge_id]
+        self._free_ids.append(edge.edge_id)
+        digests = self._found[edge.start]
+        edges = digests[_key(edge)]
+        edges.remove(edge)
+        if not edges:
+            del digests[_key(edge)]
+        if not digests:
+            del self._found[edge.start]
+            del self._starts[bisect_left(self._starts, edge.start)]
+
+    def _drop_blob(self, edge: Edge) -> None:
+        if edge.blob is not None:
+            edge.blob = None
+            self.ram_used -= edge.num_bytes
+            if edge.writing:
+                edge.writing = False
+                self.writing_used -= edge.num_bytes
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the module's invariants do not hold."""
+        found = [edge for digests in self._found.values() for edges in digests.values() for edge in edges]
+        assert len(found) == len(self._edges), "an edge is lost or found twice"
+        assert self._starts == sorted(self._found), "starts differ from the index"
+        for edge_id, edge in self._edges.items():
+            assert edge.edge_id == edge_id and not edge.gone, "a wrong id"
+            assert edge.whose.tag is None or edge.whose.num_open <= edge.start, "an owner's edge is open in part"
+            assert 0 <= edge.start < edge.end and len(edge.packed) % TOKEN_BYTES == 0, "an edge without tokens"
+            assert edge in self._found[edge.start][_key(edge)], "an edge cannot be found"
+            assert edge.blob is not None or edge.on_disk, "an edge is nowhere"
+            assert not edge.writing or (edge.blob is not None and not edge.on_disk), "a write of nothing"
+        held = [edge for edge in self._edges.values() if edge.blob is not None]
+        assert self.ram_used == sum(edge.num_bytes for edge in held), "memory is miscounted"
+        assert self.writing_used == sum(edge.num_bytes for edge in held if edge.writing), "writes are miscounted"
+        disk = sum(edge.num_bytes for edge in self._edges.values() if edge.on_disk or edge.writing)
+        assert self.disk_used == disk, "the disk is miscounted"
+        assert self.ram_used - self.writing_used <= self.ram_bytes, "memory over its budget"
+        assert self.disk_used <= self.disk_bytes, "the disk over its budget"
+        assert len(self._edges) + len(self._free_ids) == len({*self._edges, *self._free_ids}), "an id is used twice"
+
+
+def runs(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cuts ``start..end`` into the edges it is saved as."""
+    while start < end:
+        stop = min(end, (start // RUN_TOKENS + 1) * RUN_TOKENS)
+        yield start, stop
+        start = stop
+
+
+def common_tokens(first: bytes, second: bytes) -> int:
+    """Length in tokens of the longest common prefix of two packed sequences; slices are compared at C speed."""
+    low, high = 0, min(len(first), len(second)) // TOKEN_BYTES
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low * TOKEN_BYTES : middle * TOKEN_BYTES] == second[low * TOKEN_BYTES : middle * TOKEN_BYTES]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _key(edge: Edge) -> bytes:
+    return blake3(edge.packed[: edge.start * TOKEN_BYTES]).digest(length=_DIGEST_BYTES)

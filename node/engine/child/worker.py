@@ -1,0 +1,197 @@
+"""The engine process: ``python -m mycelia.node.engine.child.worker``, started by ``process.py``, never by hand.
+
+Four threads. The main one owns the llama.cpp context and runs the step loop. The reader takes messages from stdin and
+hands them on, so that a ping is answered at once; and when stdin ends, which it does however the parent dies, it ends
+the process at once, also in the middle of a decode. With a disk tier it first gives the main thread a few seconds to
+write the cache. Two more read texts (``renders.py``), because the vocabulary is immutable: tokenizing never waits for a
+prefill.
+
+Stdin's end is the only sign of the parent's death that is used: Linux's PR_SET_PDEATHSIG fires when the *thread* that
+started the child ends, and that is a short-lived worker thread of trio's.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import BinaryIO
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.chat import ChatTemplate
+from mycelia.node.engine.child.embed_desk import EmbedDesk
+from mycelia.node.engine.child.embedder import Embedder
+from mycelia.node.engine.child.grammar.grammar import GrammarServer
+from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.llama.exact import ExactLlama
+from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
+from mycelia.node.engine.child.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
+from mycelia.node.engine.child.renders import SWITCH_S, Renders
+from mycelia.node.engine.child.tier.tier import Tier
+from mycelia.node.engine.child.tier.tier_files import EdgeFiles
+from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.node.engine.prompts import PromptLimit
+from mycelia.node.engine.settings import available_memory_bytes
+from mycelia.node.engine.sizing import CellBudget, Offload
+from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.wire.blocks import namespace_key
+from mycelia.proto.wire.errors import LocalError
+
+BATCH_TOKENS = 2048
+KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
+"""Whatever besides the model file changes the KV cells; part of the namespace. So an exact node reads no files of one
+that is not, and takes over no answer that such a one began."""
+
+
+def _read_messages(stream: BinaryIO, service: "Service") -> None:
+    """The reader thread. Whatever ends it ends the process: without it a dead parent would go unnoticed."""
+    try:
+        while (message := ipc.read_message(stream)) is not None:
+            service.handle(message)
+    except BaseException:  # noqa: BLE001 - reported on stderr, which the parent logs
+        traceback.print_exc()
+        os._exit(1)
+    service.close()
+    os._exit(0)
+
+
+class Service:
+    """What the reader thread dispatches to. Empty until the model is loaded; the parent waits for that."""
+
+    def __init__(self, replies: ipc.Replies) -> None:
+        self._replies = replies
+        self.loop: StepLoop | None = None
+        self.llama: Llama | None = None
+        self.renders: Renders | None = None
+
+    def handle(self, message: ipc.ToChild) -> None:
+        """Called by the reader thread."""
+        assert self.loop is not None and self.llama is not None and self.renders is not None
+        if isinstance(message, ipc.Render | ipc.Parse | ipc.Spell):
+            self.renders.put(message)
+        elif isinstance(message, ipc.Ping):
+            self._replies.send(ipc.Pong(*self.loop.pulse(), self.renders.busy_s()))
+        elif isinstance(message, ipc.Submit | ipc.Embed):
+            self.loop.inbox.put(message)
+        elif isinstance(message, ipc.Cancel):
+            self.loop.inbox.put(message)
+            if message.key in self.loop.prefilling and self.llama.reuse and self.llama.can_abort:
+                self.llama.abort.raise_it()
+
+    def close(self) -> None:
+        """Called by the reader thread: let the cache be written, if it is to be, within a bounded time."""
+        if self.loop is not None and self.llama is not None and self.loop.saves_at_end:
+            self.loop.inbox.put(Close())
+            if self.llama.can_abort:
+                self.llama.abort.raise_it()
+            # A little more than the loop takes for itself: the step that runs now has to end first.
+            self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
+
+
+def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
+    """Everything slow before serving; fills ``service``. Raises LocalError."""
+    path = Path(message.model_path)
+    memory = available_memory_bytes()
+    budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
+    sizes = {
+        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
+        "num_threads": message.threads,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    llama: Llama
+    if message.exact:
+        llama = ExactLlama(path, num_cells=message.cells or budget, **sizes)
+    else:
+        offload = Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
+        llama = Llama(path, num_cells=message.cells or budget, offload=offload, **sizes)
+    begin, end = llama.special_texts()
+    limit = PromptLimit(llama.context_tokens, llama.longest_piece())
+    template = ChatTemplate(
+        llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token, limit=limit
+    )
+    kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
+    namespace = namespace_key(file_digest(path), kv_settings, message.salt)
+    tiers = _open_tiers(message, llama, namespace)
+    tier_tokens = message.ram_tier_bytes // llama.cell_bytes if tiers is not None else 0
+    # Host memory must take all that can be idle at once. On a GPU the way there and back is not worth it.
+    demote_idle = not llama.offloaded and tier_tokens >= llama.num_cells
+    limits = Limits(
+        num_cells=llama.num_cells,
+        context_tokens=llama.context_tokens,
+        num_vocab=llama.num_vocab,
+        num_sequences=llama.spare,
+        slots=message.slots,
+        max_waiting=message.max_waiting,
+        batch_tokens=BATCH_TOKENS,
+        reuse=llama.reuse,
+        demote_idle=demote_idle,
+    )
+    embeds = EmbedDesk(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
+    loop = StepLoop(llama, limits, replies, message.check, GrammarServer(path).open, embeds, tiers, message.check_idle)
+    renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
+    service.llama, service.renders, service.loop = llama, renders, loop
+    reuse = "prefix" if llama.reuse else "none"
+    piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
+    return loop, ipc.Loaded(
+        namespace,
+        llama.context_tokens,
+        llama.num_vocab,
+        reuse,
+        cells=llama.num_cells,
+        cells_note=llama.cells_note,
+        offload=llama.placement.describe(),
+        cache_tokens=tier_tokens + (0 if demote_idle else llama.num_cells),
+        piece_ends=piece_ends,
+        pieces=pieces,
+        token_bytes=limit.token_bytes,
+    )
+
+
+def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore | None:
+    """The second tier, None when it is turned off or cells of this model cannot be saved. Raises LocalError."""
+    disk_bytes = message.disk_tier_bytes if message.cache_dir else 0
+    if not llama.can_save or not (message.ram_tier_bytes or disk_bytes):
+        return None
+    files = None
+    if disk_bytes:
+        cells_key = namespace_key(namespace, bindings_version())
+        try:
+            files = EdgeFiles(Path(message.cache_dir), cells_key)
+        except OSError as exc:
+            raise LocalError(f"cannot use the cache directory {message.cache_dir}: {exc.strerror or exc}") from exc
+    tiers = TierStore(Tier(message.ram_tier_bytes, disk_bytes), files)
+    tiers.load(time.time())
+    return tiers
+
+
+def main() -> None:
+    """Serve the parent until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
+    replies = ipc.Replies(os.dup(1))
+    os.dup2(2, 1)  # A stray print must not land in the protocol.
+    stream = sys.stdin.buffer
+    wanted = ipc.read_message(stream)
+    if not isinstance(wanted, ipc.Load):
+        sys.exit("this is a part of mycelia and not to be started by hand")
+    sys.setswitchinterval(SWITCH_S)
+    service = Service(replies)
+    threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()
+    try:
+        loop, loaded = load(wanted, replies, service)
+    except LocalError as exc:
+        replies.send(ipc.LoadFailed(str(exc)))
+        os._exit(1)
+    replies.send(loaded)
+    try:
+        loop.run()
+    except BaseException:  # noqa: BLE001 - reported on stderr, which the parent logs
+        # Not sys.exit: the interpreter's shutdown would wait for the reader's lock on stdin.
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,401 @@
+"""An engine without a model, for tests: deterministic tokens, a real prefix tree, and time that passes as configured.
+
+Every token is a function of all tokens before it, so an answer that is resumed on another FakeEngine goes on exactly as
+it would have here. Time passes through trio's clock: with ``trio.testing.MockClock(autojump_threshold=0)`` a second of
+prefill takes no time.
+"""
+
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from mycelia.node.engine.changes import ChangeLog
+from mycelia.node.engine.engine import (
+    DEADLINE,
+    TOO_LATE,
+    CacheChange,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+    ModelInfo,
+    append_tokens,
+)
+from mycelia.node.engine.stops import TextGate
+from mycelia.proto.admission.fair_queue import FairQueue
+from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.cache.meters import HoldMeter
+from mycelia.proto.cache.radix import RadixTree
+from mycelia.proto.cache.sharing import PUBLIC, Sharing, match, paint
+from mycelia.proto.wire.blocks import namespace_key, pack_tokens
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
+
+NUM_VOCAB = 258
+TURN_TOKEN, END_TOKEN = 256, 257
+"""Tokens below 256 are bytes; these two frame a turn."""
+_LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
+_STOP_ONE_IN = 64
+
+
+@dataclass(frozen=True)
+class FakeSettings:
+    """How large and how fast. Rates in tokens/s; 0 for no time at all."""
+
+    model_name: str = "fake"
+    cells: int = 65_536
+    slots: int = 8
+    max_waiting: int = 64
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
+    """Of one request; requests do not slow each other."""
+    coalesce_s: float = 0.0
+    """See ``COALESCE_S``; 0: every token is an item of its own."""
+    salt: bytes = b""
+
+
+@dataclass(eq=False)
+class _Work:
+    """One request that waits or runs."""
+
+    request: EngineRequest
+    queued_tokens: int
+    """Of its prompt, not computed yet; ``cached_tokens`` were not to be."""
+    cached_tokens: int = 0
+    num_open: int = 0
+    """Of its path."""
+    started: trio.Event = field(default_factory=trio.Event)
+    generated: list[int] = field(default_factory=list)
+
+    @property
+    def client(self) -> bytes:
+        return self.request.client
+
+    @property
+    def household(self) -> str:
+        return self.request.household
+
+
+class FakeEngine:
+    """An ``Engine`` whose whole state is in this object. Needs no nursery: requests run in their callers' tasks."""
+
+    def __init__(self, settings: FakeSettings | None = None) -> None:
+        self.settings = settings or FakeSettings()
+        self._tree = RadixTree()
+        self._sharing = Sharing(b"fake")
+        self._next_id = 0
+        self._changes = ChangeLog()
+        self._changed = trio.Event()
+        self._waiting: FairQueue[_Work] = FairQueue(self.settings.max_waiting)
+        self._running: set[_Work] = set()
+        self._hold = HoldMeter()
+        self._vitals_told: Vitals | None = None
+        self._load_changed = trio.Event()
+        self._epoch = 0
+        self._fail_after: list[int] = []
+        self.requests: deque[EngineRequest] = deque(maxlen=1_000)
+        """The last requests that came, for tests to look at."""
+        self.num_cancelled = 0
+
+    # --- for tests ------------------------------------------------------------------------------------------------
+
+    def fail_next(self, after_tokens: int) -> None:
+        """The next request ends with engine_lost once it has sent this many tokens."""
+        self._fail_after.append(after_tokens)
+
+    def crash(self) -> None:
+        """What a dying child does: requests in flight end with engine_lost, the cache is empty."""
+        self._epoch += 1
+        self._tree.clear()
+        self._changes.reset()
+        self._changed.set()
+
+    # --- the Engine interface -------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        settings = self.settings
+        namespace = namespace_key(settings.model_name.encode(), "fake", settings.salt)
+        cells = settings.cells
+        return ModelInfo(settings.model_name, namespace, cells, NUM_VOCAB, "prefix", cells, token_bytes=1)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return _VOCABULARY
+
+    def vitals(self) -> Vitals:
+        return Vitals(
+            queued_tokens=sum(work.queued_tokens for work in (*self._running, *self._waiting)),
+            active_requests=len(self._running),
+            waiting_requests=len(self._waiting),
+            slots=self.settings.slots,
+            prefill_rate=round(self.settings.prefill_rate),
+            decode_rate=round(self.settings.decode_rate),
+            hold_ms=self._hold.mean_ms,
+        )
+
+    async def vitals_changes(self) -> Vitals:
+        await trio.lowlevel.checkpoint()
+        while self.vitals() == self._vitals_told:
+            self._load_changed = trio.Event()
+            await self._load_changed.wait()
+        self._vitals_told = self.vitals()
+        return self._vitals_told
+
+    async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return ["".join(chr(token) if token < TURN_TOKEN else "|" for token in tokens) for tokens in sequences]
+
+    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> list[int]:
+        await trio.lowlevel.checkpoint()
+        return list(text.encode())
+
+    async def tokenize_chat(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+    ) -> list[int]:
+        await trio.lowlevel.checkpoint()
+        if not messages:
+            raise LocalError("a conversation needs at least one message")
+        tokens: list[int] = []
+        for message in messages:
+            tokens += [TURN_TOKEN, *message.role.encode(), ord("\n"), *message.content.encode(), END_TOKEN]
+        head = [TURN_TOKEN, *b"tools\n", *tools.encode(), END_TOKEN] if tools else []
+        return [*head, *tokens, TURN_TOKEN, *b"assistant\n"]
+
+    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
+        await trio.lowlevel.checkpoint()
+        if not texts or not all(texts):
+            raise LocalError("there is no text to embed")
+        return [_counts(tokens) for tokens in texts]
+
+    @asynccontextmanager
+    async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
+        self.requests.append(request)
+        async with aclosing(self._items(request)) as items:
+            yield items
+
+    async def cache_changes(self) -> CacheChange:
+        await trio.lowlevel.checkpoint()
+        while not self._changes:
+            self._changed = trio.Event()
+            await self._changed.wait()
+        return self._changes.take()
+
+    # --- one request ----------------------------------------------------------------------------------------------
+
+    async def _items(self, request: EngineRequest) -> AsyncGenerator[EngineItem, None]:
+        failure = self._refusal(request)
+        if failure is not None:
+            await trio.lowlevel.checkpoint()
+            yield failure
+            return
+        arrived, done = trio.current_time(), False
+        work = _Work(request, len(request.prompt))
+        wait_s = self._waiting.join(work, arrived, self._first_start_s())
+        if wait_s:
+            await trio.lowlevel.checkpoint()
+            yield EngineFailed("overloaded", "too many requests are waiting", True, wait_s)
+            return
+        fail_after = self._fail_after.pop(0) if self._fail_after else None
+        try:
+            with self._place(work):
+                await work.started.wait()
+                async with aclosing(self._run(work, arrived, fail_after)) as items:
+                    async for item in items:
+                        done = isinstance(item, EngineDone | EngineFailed)
+                        yield item
+        finally:
+            if not done:
+                self.num_cancelled += 1
+                self._store(work)
+
+    @contextmanager
+    def _place(self, work: _Work) -> Iterator[None]:
+        """``work`` waits and then runs, until the block ends."""
+        self._start_next()
+        try:
+            yield
+        finally:
+            if work in self._running:
+                self._running.remove(work)
+            else:
+                self._waiting.withdraw(work)
+            self._start_next()
+
+    def _first_start_s(self) -> float:
+        """Seconds between starts, before any was seen with others waiting: what is left of a running request, shared
+        by their number."""
+        prefill_rate, decode_rate = self.settings.prefill_rate or math.inf, self.settings.decode_rate or math.inf
+        left_s = [
+            work.queued_tokens / prefill_rate + (work.request.sampling.max_tokens - len(work.generated)) / decode_rate
+            for work in self._running
+        ]
+        return sum(left_s) / max(len(left_s), 1) ** 2
+
+    def _start_next(self) -> None:
+        while self._waiting and len(self._running) < self.settings.slots:
+            work = next(iter(self._waiting))
+            request = work.request
+            prompt = request.prompt[:-1]
+            num_open = self._sharing.num_open(self._sharing.chain(prompt))
+            work.cached_tokens, _, work.num_open = match(self._tree, request.owner, prompt, num_open)
+            self._waiting.start(work, len(request.prompt) - work.cached_tokens, trio.current_time())
+            self._running.add(work)
+            work.started.set()
+        if self._waiting:
+            self._waiting.blocked(trio.current_time())
+        self._load_changed.set()
+
+    def _refusal(self, request: EngineRequest) -> EngineFailed | None:
+        prompt, cells = request.prompt, self.settings.cells
+        try:
+            check_sampling(request.sampling)
+        except LocalError as exc:
+            return EngineFailed("bad_request", str(exc), False)
+        if request.sampling.grammar:
+            return EngineFailed("bad_request", "the fake engine reads no grammars", False)
+        if not prompt:
+            return EngineFailed("bad_request", "the prompt has no tokens", False)
+        if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
+            return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
+        if len(prompt) >= cells:
+            return EngineFailed("too_long", f"the prompt has {len(prompt)} tokens, the context {cells}", False)
+        return None
+
+    async def _run(self, work: _Work, arrived: float, fail_after: int | None) -> AsyncGenerator[EngineItem, None]:
+        """What happens once a slot is free."""
+        request, cached = work.request, work.cached_tokens
+        epoch, lost = self._epoch, EngineFailed("engine_lost", "the engine process died", True)
+        late = EngineFailed(DEADLINE, TOO_LATE, False)
+        due = math.inf if request.deadline_s is None else arrived + request.deadline_s
+        admitted = trio.current_time()
+        yield EngineAccepted(cached)
+        await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate, due)
+        work.queued_tokens = 0
+        self._load_changed.set()
+        first = trio.current_time()
+        max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
+        reason, gate = "length", TextGate([stop.encode() for stop in request.sampling.stop])
+        prompt, num_sent, due_item = request.prompt, 0, -math.inf
+
+        def fresh(texts: Sequence[bytes]) -> list[EngineTokens]:
+            nonlocal num_sent, due_item
+            items: list[EngineTokens] = []
+            for text in texts:
+                append_tokens(items, _item(work.generated[num_sent], text, request.sampling))
+                due_item = trio.current_time() + self.settings.coalesce_s
+                num_sent += 1
+            return items
+
+        gate.skip(b"".join(map(_piece, prompt[len(prompt) - request.resumed_tokens :])))
+        for position in range(max_tokens):
+            if gate.is_stopped:
+                reason = "stop"
+                break
+            if self._epoch != epoch or position == fail_after:
+                yield lost
+                return
+            if trio.current_time() >= due:
+                for item in fresh(gate.take()):
+                    yield item
+                yield late
+                return
+            token = _next_token([*request.prompt, *work.generated], request.sampling)
+            if token == END_TOKEN:
+                reason = "stop"
+                break
+            await _pass_time(1, self.settings.decode_rate, due)
+            work.generated.append(token)
+            self._waiting.charge_answer(work.client, 1, work.household)
+            gate.feed(_piece(token))
+            if trio.current_time() >= due_item:
+                for item in fresh(gate.take()):
+                    yield item
+        if self._epoch != epoch or fail_after is not None:
+            yield lost
+            return
+        for item in fresh(gate.end()):
+            yield item
+        if gate.is_stopped:
+            reason = "stop"
+        self._store(work)
+        now = trio.current_time()
+        self._hold.add(now - admitted)
+        usage = Usage(
+            prompt_tokens=len(request.prompt),
+            cached_tokens=cached,
+            completion_tokens=len(work.generated),
+            queue_ms=round(1000 * (admitted - arrived)),
+            prefill_ms=round(1000 * (first - admitted)),
+            decode_ms=round(1000 * (now - first)),
+        )
+        yield EngineDone(reason, usage)
+
+    def _store(self, work: _Work) -> None:
+        """Cache a finished sequence, evicting the least valuable leaves beyond ``cells``."""
+        owner, tokens = work.request.owner, [*work.request.prompt, *work.generated]
+        self._sharing.note(owner, tokens, work.request.open_tokens)
+        if owner != PUBLIC and work.cached_tokens <= work.num_open:
+            work.num_open = self._sharing.num_open(self._sharing.chain(tokens))
+        path = paint(tokens, work.num_open, owner.tag)
+        seq_id, self._next_id = self._next_id, self._next_id + 1
+        redundant = self._tree.insert(path, seq_id, trio.current_time())
+        if seq_id in redundant:
+            return
+        for gone in redundant:
+            self._changes.evict(gone)
+        self._changes.store(seq_id, path)
+        while self._tree.num_tokens > self.settings.cells:
+            victim = self._tree.least_valuable()
+            assert victim is not None
+            self._tree.remove(victim)
+            self._changes.evict(victim)
+        self._changed.set()
+
+
+def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:
+    """How often each of eight kinds of token occurs, as a vector of length 1."""
+    counts = np.bincount(np.asarray(tokens) % 8, minlength=8).astype(np.float32)
+    vector: NDArray[np.float32] = counts / np.linalg.norm(counts)
+    return vector
+
+
+def _piece(token: int) -> bytes:
+    return bytes([token]) if token < TURN_TOKEN else b""
+
+
+_VOCABULARY = Vocabulary.of([_piece(token) for token in range(NUM_VOCAB)])
+
+
+def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
+    """With logprobs that only say that the next letters would have been less likely."""
+    if not sampling.logprobs:
+        return EngineTokens([token], text)
+    others = [(token + i) % TURN_TOKEN for i in range(sampling.logprobs)]
+    top = [Logprob(token=other, text=_piece(other), logprob=-float(i)) for i, other in enumerate(others)]
+    return EngineTokens([token], text, (TokenLogprobs(chosen=top[0], top=tuple(top)),))
+
+
+async def _pass_time(num_tokens: int, rate: float, due: float) -> None:
+    """The time that tokens take, at most until ``due``."""
+    needed = num_tokens / rate if rate else 0.0
+    await trio.sleep(max(0.0, min(needed, due - trio.current_time())))
+
+
+def _next_token(tokens: Sequence[int], sampling: Sampling) -> int:
+    """The token after ``tokens``: a hash of them all, and of the seed where the temperature lets it matter."""
+    seed = sampling.seed.to_bytes(4, "little") if sampling.temperature > 0 else b""
+    digest = blake3(pack_tokens(tokens) + seed).digest(length=4)
+    if int.from_bytes(digest[:2], "little") % _STOP_ONE_IN == 0:
+        return END_TOKEN
+    return _LETTERS[digest[2] % len(_LETTERS)]

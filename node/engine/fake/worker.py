@@ -1,0 +1,200 @@
+"""The engine process of ``mycelia node --model fake``: letters without a model, as slow as a small GPU, at no cost.
+
+Speaks with ``process.py`` as ``worker.py`` does, so that everything around the engine is the real thing: for trying
+whole swarms on one machine, and for measuring what a node costs besides its engine. Without a model there is nothing
+to abort and no step loop: a ``Pong`` says that this process is alive.
+"""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+from typing import assert_never
+
+import trio
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.engine import (
+    COALESCE_S,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+)
+from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.proto.wire.errors import LimitExceeded, LocalError
+
+PREFILL_RATE, DECODE_RATE = 5_000.0, 50.0
+"""Tokens/s of one request: a model of some 8 B parameters on a consumer's GPU. No measurement depends on them but
+through the pace of the frames, of which each carries five tokens."""
+
+
+class FakeService:
+    """What the parent asks for, done on one ``FakeEngine``."""
+
+    def __init__(self, engine: FakeEngine, replies: ipc.Replies, nursery: trio.Nursery) -> None:
+        self._engine = engine
+        self._replies = replies
+        self._nursery = nursery
+        self._requests: dict[int, trio.CancelScope] = {}
+        self._said = trio.Event()
+
+    def _say(self, message: ipc.FromChild) -> None:
+        self._replies.put(message)
+        self._said.set()
+
+    async def write(self) -> None:
+        """Until cancelled. What is said in one moment shares a write, as what one step of the real loop brings does."""
+        while True:
+            await self._said.wait()
+            for _ in range(2):  # rounds in which other tasks notice what has just happened
+                await trio.lowlevel.checkpoint()
+            self._said = trio.Event()
+            self._replies.flush()
+
+    def handle(self, message: ipc.ToChild) -> None:
+        match message:
+            case ipc.Submit():
+                scope = self._requests[message.key] = trio.CancelScope()
+                self._nursery.start_soon(self._answer, message, scope)
+            case ipc.Cancel():
+                if message.key in self._requests:
+                    self._requests[message.key].cancel()
+            case ipc.Render() | ipc.Parse():
+                self._nursery.start_soon(self._render, message)
+            case ipc.Spell():
+                self._nursery.start_soon(self._spell, message)
+            case ipc.Embed():
+                self._nursery.start_soon(self._embed, message)
+            case ipc.Ping():
+                self._say(ipc.Pong(is_decoding=False, busy_s=0.0))
+            case ipc.Load():
+                raise LocalError("a second Load")
+            case _:
+                assert_never(message)
+
+    async def _answer(self, message: ipc.Submit, scope: trio.CancelScope) -> None:
+        request = EngineRequest(
+            request_id=b"",
+            prompt=unpack_tokens(message.prompt),
+            sampling=message.sampling,
+            resumed_tokens=message.resumed_tokens,
+            deadline_s=None if message.due_s is None else max(0.0, message.due_s - time.monotonic()),
+            client=message.client,
+            owner=message.owner,
+            open_tokens=message.open_tokens,
+        )
+        try:
+            with scope:
+                async with self._engine.generate(request) as items:
+                    async for item in items:
+                        self._say(_reply(message.key, item))
+        finally:
+            del self._requests[message.key]
+
+    async def _render(self, message: ipc.Render | ipc.Parse) -> None:
+        try:
+            if isinstance(message, ipc.Parse):
+                tokens = await self._engine.tokenize_text(message.text)
+            else:
+                tokens = await self._engine.tokenize_chat(message.turns(), message.tools)
+            self._say(ipc.Rendered(message.key, pack_tokens(tokens), ""))
+        except (LocalError, LimitExceeded) as exc:
+            self._say(ipc.Rendered(message.key, b"", str(exc)))
+
+    async def _spell(self, message: ipc.Spell) -> None:
+        try:
+            texts = await self._engine.detokenize([unpack_tokens(tokens) for tokens in message.sequences])
+            self._say(ipc.Spelled(message.key, texts, ""))
+        except (ValueError, LimitExceeded) as exc:
+            self._say(ipc.Spelled(message.key, [], str(exc)))
+
+    async def _embed(self, message: ipc.Embed) -> None:
+        try:
+            vectors = await self._engine.embed([unpack_tokens(tokens) for tokens in message.texts], message.client)
+            self._say(ipc.Embedded(message.key, [vector.tobytes() for vector in vectors], ""))
+        except LocalError as exc:
+            self._say(ipc.Embedded(message.key, [], str(exc)))
+
+    async def follow_cache(self) -> None:
+        """Until cancelled."""
+        while True:
+            change = await self._engine.cache_changes()
+            stored = [ipc.StoredLeaf.of(leaf, path) for leaf, path in change.stored]
+            self._say(ipc.CacheDelta(list(change.evicted), stored, change.reset))
+
+    async def follow_vitals(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._say(ipc.LoadChanged(await self._engine.vitals_changes()))
+
+
+def _reply(key: int, item: EngineItem) -> ipc.FromChild:
+    match item:
+        case EngineAccepted():
+            return ipc.Started(key, item.cached_tokens)
+        case EngineTokens():
+            return ipc.Generated(key, pack_tokens(item.tokens), item.text, item.logprobs)
+        case EngineDone():
+            return ipc.Ended(key, item.reason, item.usage)
+        case EngineFailed():
+            return ipc.Refused(key, item.code, item.message, item.retryable, item.retry_after_s)
+        case _:
+            assert_never(item)
+
+
+async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
+    defaults = FakeSettings()
+    settings = FakeSettings(
+        cells=wanted.cells or defaults.cells,
+        slots=wanted.slots,
+        max_waiting=wanted.max_waiting,
+        prefill_rate=PREFILL_RATE,
+        decode_rate=DECODE_RATE,
+        coalesce_s=COALESCE_S,
+        salt=wanted.salt,
+    )
+    engine = FakeEngine(settings)
+    info = engine.info
+    piece_ends, pieces = engine.vocabulary.packed()
+    async with trio.open_nursery() as nursery:
+        service = FakeService(engine, replies, nursery)
+        nursery.start_soon(service.write)
+        nursery.start_soon(service.follow_cache)
+        nursery.start_soon(service.follow_vitals)
+        replies.send(
+            ipc.Loaded(
+                info.namespace,
+                info.context_tokens,
+                info.num_vocab,
+                info.reuse,
+                cells=info.context_tokens,
+                cache_tokens=info.context_tokens,
+                piece_ends=piece_ends,
+                pieces=pieces,
+                token_bytes=info.token_bytes,
+            )
+        )
+        read = partial(ipc.read_message, sys.stdin.buffer)
+        while (message := await trio.to_thread.run_sync(read)) is not None:
+            service.handle(message)
+        os._exit(0)  # The parent is gone, or done.
+
+
+def main() -> None:
+    """Serve the parent until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
+    replies = ipc.Replies(os.dup(1))
+    os.dup2(2, 1)  # A stray print must not land in the protocol.
+    wanted = ipc.read_message(sys.stdin.buffer)
+    if not isinstance(wanted, ipc.Load):
+        sys.exit("this is a part of mycelia and not to be started by hand")
+    trio.run(_serve, wanted, replies)
+
+
+if __name__ == "__main__":
+    main()

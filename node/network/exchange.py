@@ -1,0 +1,41 @@
+"""What is common to all exchanges over a stream that a peer opened."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from mycelia.node.errors import first_error
+from mycelia.node.network.network import MessageStream, NetworkError
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Message
+
+OPENING_DEADLINE_S = 10.0
+
+
+async def receive_opening(stream: MessageStream) -> Message:
+    """The first message of an inbound exchange. Raises NetworkError also when it does not come in time."""
+    with trio.move_on_after(OPENING_DEADLINE_S):
+        return await stream.receive()
+    raise NetworkError(f"said nothing for {OPENING_DEADLINE_S:.0f} s")
+
+
+@asynccontextmanager
+async def cancelled_at_end(stream: MessageStream) -> AsyncIterator[None]:
+    """The block is cancelled when the other side ends the exchange. What the block raises comes out as it is.
+
+    The other side says nothing after its opening message, so whatever ends the wait for it ends the exchange.
+    """
+
+    async def watch(scope: trio.CancelScope) -> None:
+        with suppress(NetworkError, RemoteError):
+            await stream.receive()
+        scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            yield
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise first_error(group) from group

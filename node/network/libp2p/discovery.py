@@ -1,0 +1,281 @@
+"""Finding peers, for ever: the bootstrap addresses, the nodes remembered from earlier, and through Kademlia the nodes
+of the namespaces served here.
+
+Where a namespace is split, a node looks for its own cell first, under the cell's own key, and still provides the key of
+the namespace, under which newcomers and clients find the model.
+
+Nothing is given up: what is down is tried again with growing, jittered pauses. A provider record is only a hint
+(records outlive their nodes by up to two days), so every one is dialled and proven by the handshake.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
+
+from mycelia.node.network import addresses
+from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.libp2p.kademlia.kademlia import Kademlia
+from mycelia.node.network.libp2p.outbound import Origin
+from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.network import NetworkError
+from mycelia.node.network.supervise import supervised
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.cells.cells import ROOT, Cell, address_of
+
+log = structlog.get_logger()
+
+BOOTSTRAP_FIRST_PAUSE_S = 1.0
+BOOTSTRAP_LONGEST_PAUSE_S = 60.0
+FEW_PEERS = 8
+"""Nodes remembered from earlier are dialled while fewer are connected: Kademlia finds the others."""
+REMEMBERED_DIALS = 4
+"""At once: half of what the host does, so that they hold up nobody else."""
+STABLE_S = 10.0
+"""A connection that held this long was no accident: the pauses begin anew."""
+LOOKUP_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""After the first peer connected; then LOOKUP_INTERVAL_S. A swarm that starts together finds itself in seconds."""
+LOOKUP_INTERVAL_S = 60.0
+PROVIDE_EVERY_LOOKUPS = 5
+"""In the steady state. Records last a day, but the nodes that keep them come and go."""
+LOOKUP_DEADLINE_S = 30.0
+PEER_FIRST_PAUSE_S = 5.0
+PEER_LONGEST_PAUSE_S = 600.0
+MAX_BACKOFFS = 1_024
+MAX_HINTS = 1_024
+"""Addresses of peers that lookups of prefixes and models found."""
+OUTSIDERS_SHARE = 4
+"""One in so many of the peers that a node in a cell wants to have may be of other cells."""
+
+
+@dataclass
+class _Backoff:
+    pause_s: float
+    until: float
+
+
+def provider_key(namespace: bytes, cell: Cell = ROOT) -> str:
+    """The Kademlia key under which the nodes of a namespace, or of a cell of it, are found."""
+    return f"/mycelia/model/{namespace.hex()}{cell.suffix()}"
+
+
+def prefix_key(key: bytes) -> str:
+    """The Kademlia key of a rung of the prefix ladder."""
+    return f"/mycelia/prefix/{key.hex()}"
+
+
+class Discovery:
+    """Runs beside the host. ``rng`` only spreads the pauses."""
+
+    def __init__(self, host: Host, rng: random.Random) -> None:
+        self._host = host
+        self._table: PeerTable = host.table
+        self._rng = rng
+        self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
+        self._dht = Kademlia(host, rng) if host.settings.overlay else None
+        self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
+        self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
+        self._restarted = trio.Event()
+        """Set and replaced when records are to be told anew, see ``start_over``."""
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with trio.open_nursery() as nursery:
+            for peer, address in self._bootstrap:
+                if peer != self._host.settings.identity.peer_id:
+                    nursery.start_soon(supervised, self._keep_bootstrap, peer, address)
+            nursery.start_soon(supervised, self._keep_remembered)
+            nursery.start_soon(supervised, self._host.keep_peerstore)
+            if self._dht is not None:
+                nursery.start_soon(supervised, self._dht.run)
+
+    def start_over(self) -> None:
+        """A bootstrap peer came (again), or somebody at all, who may know none of our records; or our addresses are
+        others now."""
+        self._restarted.set()
+        self._restarted = trio.Event()
+
+    async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
+        """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
+        num_lookups = 0
+        key = provider_key(namespace, cell).encode()
+        while self._dht is not None:
+            while not len(self._table):
+                await self._table.changed.wait()
+            settled = num_lookups >= len(LOOKUP_PAUSES_S)
+            restarted = self._restarted
+            try:
+                with trio.fail_after(LOOKUP_DEADLINE_S):
+                    if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
+                        await self._dht.provide(key)
+                    providers = await self._dht.find_providers(key)
+                    await self._dial_providers(providers, namespace, cell)
+            except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
+                log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))
+            pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]
+            num_lookups += 1
+            if num_lookups == len(LOOKUP_PAUSES_S):
+                log.info("discovery_settled", peers=len(self._table))
+            with trio.move_on_after(self._jittered(pause_s)):
+                await restarted.wait()
+                num_lookups = 0
+
+    async def provide_prefix(self, key: bytes) -> None:
+        """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
+        if self._dht is None:
+            raise NetworkError("a light client provides nothing")
+        with _in_time(f"cannot provide {key.hex()}"):
+            num_told = await self._dht.provide_prefix(prefix_key(key).encode())
+        if not num_told:
+            raise NetworkError(f"nobody to keep {key.hex()}")
+
+    async def find_prefix(self, key: bytes) -> list[bytes]:
+        """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
+        return await self._find(prefix_key(key))
+
+    async def find_nodes(self, namespace: bytes) -> list[bytes]:
+        """Peers that serve the model of ``namespace``, likewise. Raises NetworkError."""
+        return await self._find(provider_key(namespace))
+
+    async def _find(self, key: str) -> list[bytes]:
+        if self._dht is None:
+            raise NetworkError("a light client looks up nothing")
+        with _in_time(f"cannot look up {key}"):
+            found = await self._dht.find_first_providers(key.encode())
+        me = self._host.settings.identity.peer_id
+        providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
+        for peer, candidates in providers.items():
+            self._hints[peer] = candidates
+            self._hints.move_to_end(peer)
+            if len(self._hints) > MAX_HINTS:
+                self._hints.popitem(last=False)
+        return list(providers)
+
+    async def dial_hint(self, peer: bytes) -> None:
+        """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup told of ``peer``."""
+        if peer not in self._hints:
+            raise NetworkError(f"nothing is known of {peer_text(peer)}")
+        if self._is_due(peer):
+            await self._try(peer, self._hints[peer])
+
+    def _room(self, namespace: bytes, cell: Cell) -> int:
+        """How many more nodes of ``cell`` to connect with."""
+        target = self._host.settings.target_peers
+        if cell == ROOT:
+            return target - len(self._table)
+        wanted = target - target // OUTSIDERS_SHARE
+        return wanted - sum(cell.holds(address_of(namespace, peer)) for peer in self._table.peers())
+
+    async def _keep_bootstrap(self, peer: bytes, address: Multiaddr) -> None:
+        pause_s = BOOTSTRAP_FIRST_PAUSE_S
+        while True:
+            try:
+                await self._host.outbound.dial(peer, [address])
+            except NetworkError as exc:
+                log.info("bootstrap peer is not reachable", peer=peer_text(peer), reason=str(exc), retry_s=pause_s)
+            else:
+                connected_at = trio.current_time()
+                self._introduce(peer)
+                self.start_over()
+                await self._table.wait_gone(peer)
+                if trio.current_time() - connected_at > STABLE_S:
+                    pause_s = BOOTSTRAP_FIRST_PAUSE_S
+            await trio.sleep(self._jittered(pause_s))
+            pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S)
+
+    async def _keep_remembered(self) -> None:
+        """While few peers are connected: dials nodes of earlier, one round after the other."""
+        pause_s = BOOTSTRAP_FIRST_PAUSE_S
+        while True:
+            while len(self._table) >= FEW_PEERS:
+                await self._table.lost.wait()
+            was_alone = not len(self._table)
+            await self._dial_remembered(BOOTSTRAP_LONGEST_PAUSE_S if was_alone else PEER_LONGEST_PAUSE_S)
+            if was_alone and len(self._table):
+                self.start_over()
+            with trio.move_on_after(self._jittered(pause_s)) as pause:
+                await self._table.lost.wait()
+            pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S) if pause.cancelled_caught else BOOTSTRAP_FIRST_PAUSE_S
+
+    async def _dial_remembered(self, longest_pause_s: float) -> None:
+        """One round: those whose turn it is, until enough are connected."""
+        wanted: dict[bytes, list[Multiaddr]] = {}
+        for text in self._host.settings.remembered():
+            peer, address = addresses.parse_peer(text)
+            wanted.setdefault(peer, []).append(address)
+        waiting = iter(wanted.items())
+
+        async def dial_some() -> None:
+            for peer, candidates in waiting:
+                if len(self._table) >= FEW_PEERS:
+                    return
+                if self._is_due(peer):
+                    await self._try(peer, candidates, longest_pause_s, Origin.REMEMBERED)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(REMEMBERED_DIALS):
+                nursery.start_soon(dial_some)
+
+    def _introduce(self, peer: bytes) -> None:
+        """Into the table of Kademlia."""
+        if self._dht is not None:
+            self._dht.introduce(peer)
+
+    async def _dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
+        self._rng.shuffle(providers)  # not everybody shall connect to the same few
+        async with trio.open_nursery() as nursery:
+            room = self._room(namespace, cell)
+            for provider in providers:
+                peer = provider.peer_id.to_bytes()
+                if not cell.holds(address_of(namespace, peer)):
+                    continue  # (whoever gave us this record made it up)
+                if self._is_due(peer) and room > 0:
+                    room -= 1
+                    nursery.start_soon(self._try, peer, provider.addrs)
+
+    def _is_due(self, peer: bytes) -> bool:
+        """Whether to dial it: it is not connected, and was not tried a moment ago."""
+        if self._table.connected_s(peer) > STABLE_S:
+            self._backoffs.pop(peer, None)
+        backoff = self._backoffs.get(peer)
+        is_wanted = peer not in self._table and peer != self._host.settings.identity.peer_id
+        return is_wanted and (backoff is None or backoff.until <= trio.current_time())
+
+    async def _try(
+        self,
+        peer: bytes,
+        candidates: list[Multiaddr],
+        longest_pause_s: float = PEER_LONGEST_PAUSE_S,
+        origin: Origin = Origin.TOLD,
+    ) -> None:
+        """Backs off also when it succeeds, until the peer was seen to stay: it may be banned here, or ban us."""
+        before = self._backoffs.pop(peer, None)
+        pause_s = min(2 * before.pause_s, longest_pause_s) if before else PEER_FIRST_PAUSE_S
+        self._backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
+        if len(self._backoffs) > MAX_BACKOFFS:
+            self._backoffs.popitem(last=False)
+        try:
+            await self._host.outbound.dial(peer, candidates, origin)
+        except NetworkError as exc:
+            log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
+        else:
+            self._introduce(peer)
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(0.75, 1.25)
+
+
+@contextmanager
+def _in_time(complaint: str) -> Iterator[None]:
+    """Raises NetworkError for whatever a walk of the DHT meets, and when it takes too long."""
+    try:
+        with trio.fail_after(LOOKUP_DEADLINE_S):
+            yield
+    except Exception as exc:
+        raise NetworkError(f"{complaint}: {exc!r}") from exc

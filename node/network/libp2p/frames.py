@@ -1,0 +1,109 @@
+"""Messages of libp2p's own protocols: protobufs, each after its length as a varint, read within bounds of size and
+time."""
+
+import math
+from typing import TypeVar
+
+import trio
+from google.protobuf.message import DecodeError, Message
+from libp2p.abc import INetStream
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.utils.varint import encode_uvarint
+
+from mycelia.node.network.libp2p.closing import BROKEN, close_stream
+from mycelia.node.network.network import NetworkError
+from mycelia.proto.wire.errors import RemoteError
+
+FRAME_DEADLINE_S = 10.0
+"""For one frame, once a byte of it is there, and for writing one."""
+_MAX_LENGTH_BYTES = 4
+_CHUNK_BYTES = 16 * 1_024
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class Frames:
+    """Frames of at most ``limit`` bytes on one stream. One task may read while another writes."""
+
+    def __init__(self, stream: INetStream, limit: int) -> None:
+        self._stream = stream
+        # (without libp2p's own layer, as in streams.py)
+        self._bytes = stream.muxed_stream if isinstance(stream, NetStream) else stream
+        self._limit = limit
+        self._buffer = bytearray()
+
+    async def read(self, patience_s: float = math.inf) -> bytes | None:
+        """The next frame; None: the stream ended before it. patience_s: how long to wait for its first byte. Raises
+        NetworkError when it does not come in time or the stream breaks, RemoteError for what is no frame."""
+        with trio.move_on_after(patience_s) as waiting:
+            if not self._buffer and not await self._fill():
+                return None
+        if waiting.cancelled_caught:
+            raise NetworkError("the peer says nothing")
+        with trio.move_on_after(FRAME_DEADLINE_S):
+            while (found := self._take()) is None:
+                if not await self._fill():
+                    raise NetworkError("the stream ended in a frame")
+            return found
+        raise NetworkError("the peer stopped in a frame")
+
+    async def write(self, data: bytes) -> None:
+        """Raises NetworkError when the peer does not take it in time or the stream breaks."""
+        try:
+            with trio.fail_after(FRAME_DEADLINE_S):
+                await self._bytes.write(encode_uvarint(len(data)) + data)
+        except (*BROKEN, trio.TooSlowError) as exc:
+            raise NetworkError(f"the peer does not take an answer: {type(exc).__name__}") from exc
+
+    async def close(self) -> None:
+        """See ``close_stream``."""
+        await close_stream(self._stream)
+
+    async def _fill(self) -> bool:
+        """Whether the stream had more."""
+        try:
+            data = await self._bytes.read(_CHUNK_BYTES)
+        except BROKEN:
+            return False  # (the end, a reset and a lost connection read alike)
+        self._buffer += data
+        return bool(data)
+
+    def _take(self) -> bytes | None:
+        """The first frame of the buffer; None: it is not all there."""
+        found = length_of(bytes(self._buffer[:_MAX_LENGTH_BYTES]))
+        if found is None:
+            return None
+        begin, length = found
+        if length > self._limit:
+            raise RemoteError(f"claims a frame of {length} bytes, over {self._limit}")
+        if len(self._buffer) < begin + length:
+            return None
+        frame = bytes(self._buffer[begin : begin + length])
+        del self._buffer[: begin + length]
+        return frame
+
+
+def length_of(data: bytes) -> tuple[int, int] | None:
+    """Where the frame begins whose length ``data`` begins with, and how long it is; None: the length is not all there.
+    Raises RemoteError when it is too long itself."""
+    length = 0
+    for place, byte in enumerate(data[:_MAX_LENGTH_BYTES]):
+        length |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return place + 1, length
+    if len(data) >= _MAX_LENGTH_BYTES:
+        raise RemoteError("claims a frame of more than 256 MiB")
+    return None
+
+
+def parsed(message: MessageT, data: bytes, limit: int) -> MessageT:
+    """The empty ``message``, filled with what a stranger's bytes say. Raises RemoteError for what is over ``limit``
+    bytes or no such message."""
+    name = type(message).__name__
+    if len(data) > limit:
+        raise RemoteError(f"{name} of {len(data)} bytes, over {limit}")
+    try:
+        message.ParseFromString(data)
+    except DecodeError as exc:
+        raise RemoteError(f"no {name}: {exc}") from exc
+    return message

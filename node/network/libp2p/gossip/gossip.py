@@ -1,0 +1,203 @@
+"""Gossip: one topic a namespace or, where it is split, a cell.
+
+Small signed state only, since a message costs each node 3-4 ms of CPU.
+"""
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+import trio
+from blake3 import blake3
+from libp2p.abc import ISubscriptionAPI
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.validators import signature_validator
+
+from mycelia.node.network.events import EventQueue
+from mycelia.node.network.libp2p.gossip.filter import KIB, TOPIC_PREFIX, filtered
+from mycelia.node.network.libp2p.gossip.router import BoundedPubsub, Router
+from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.libp2p.services import run_service
+from mycelia.node.network.libp2p.streams import Charge
+from mycelia.node.network.network import Gossiped, NetworkError
+from mycelia.node.network.supervise import supervised
+from mycelia.proto.admission.limits import Limits
+from mycelia.proto.admission.pace import Pace, Rate
+from mycelia.proto.cells.cells import Cell
+from mycelia.proto.wire.codec import MAX_GOSSIP_BYTES, decode, encode
+from mycelia.proto.wire.errors import LimitExceeded, RemoteError
+from mycelia.proto.wire.messages import Gossip as GossipMessage
+from mycelia.proto.wire.refusals import Refusal
+
+log = structlog.get_logger()
+
+PUBLISH_INTERVAL_S = 0.01
+"""libp2p's queues hold about 16 messages and lose the rest of a burst in silence."""
+MAX_QUEUED = 64
+PUBLISH_DEADLINE_S = 5.0
+WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK = (
+    Rate(200.0, 2_000.0),
+    Rate(400.0, 4_000.0),
+    Rate(1_000.0, 10_000.0),
+)
+"""Tokens a second, see ``Filtered.cost``: what is over waits. A message that is new takes MESSAGE_COST more, so a peer
+forwards 30 a second: above what a whole topic should carry."""
+MESSAGE_COST = 6.0
+WRONG_RATE, WRONG_BURST = 8 / 60, 8.0
+"""Messages with wrong signatures that a peer may forward: one of another version may check them in another way."""
+AUTHOR_RATE, AUTHOR_BURST = 2.0, 60.0
+"""Messages a second of one author that are taken from one forwarder. What is over is not relayed either, so a flood
+ends at the flooder's neighbours and takes nobody's turn further on; and whoever repeats an author's
+old messages uses up only its own share of them."""
+
+
+def topic_of(namespace: bytes, cell: Cell) -> str:
+    return TOPIC_PREFIX + namespace.hex() + cell.suffix()
+
+
+class Gossip:
+    """Publishes paced, and turns what arrives into events inside the validator, before any queue of libp2p's."""
+
+    def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
+        self._me = host.settings.identity.peer_id
+        self._table = host.table
+        self._router = Router(_message_id)
+        self._pubsub = BoundedPubsub(host.raw, self._router, _message_id, self._admit, self._check)
+        self._events = events
+        self._charge = charge
+        self._topics: dict[str, tuple[bytes, Cell]] = {}
+        self._pace = Pace(WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK)
+        self._wrong: Limits[bytes] = Limits(WRONG_RATE, WRONG_BURST)
+        self._authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
+        """Of (forwarder, author)."""
+        self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](MAX_QUEUED)
+        self.num_malformed = 0
+        self.num_over_rate = 0
+
+    @asynccontextmanager
+    async def services(self) -> AsyncIterator[None]:
+        """Has to be entered before the host runs: its handlers are registered already and wait for these."""
+        async with run_service(self._pubsub), run_service(self._router):
+            yield
+
+    async def join(self, namespace: bytes, cell: Cell, nursery: trio.Nursery) -> None:
+        """Nothing happens if it was joined before."""
+        topic = topic_of(namespace, cell)
+        if topic in self._topics:
+            return
+        self._topics[topic] = (namespace, cell)
+        nursery.start_soon(supervised, self._drain, await self._pubsub.subscribe(topic))
+
+    async def leave(self, namespace: bytes, cell: Cell) -> None:
+        """Nothing happens if it was not joined."""
+        topic = topic_of(namespace, cell)
+        if self._topics.pop(topic, None) is not None:
+            await self._pubsub.unsubscribe(topic)
+
+    def publish(self, namespace: bytes, cell: Cell, message: GossipMessage) -> None:
+        """Queues. Raises NetworkError when the topic was not joined or the queue is full, LimitExceeded over
+        MAX_GOSSIP_BYTES."""
+        topic = topic_of(namespace, cell)
+        if topic not in self._topics:
+            raise NetworkError(f"{topic} was not joined")
+        data = encode(message)
+        if len(data) > MAX_GOSSIP_BYTES:
+            raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_GOSSIP_BYTES}")
+        try:
+            self._send.send_nowait((topic, data))
+        except trio.WouldBlock as exc:
+            raise NetworkError(f"{MAX_QUEUED} messages wait to be published already") from exc
+
+    async def run(self) -> None:
+        """Publishes what was queued. Never ends."""
+        async for topic, data in self._receive:
+            try:
+                with trio.fail_after(PUBLISH_DEADLINE_S):
+                    await self._pubsub.publish(topic, data)
+            except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
+                log.debug("publish failed", error=repr(exc))
+            await trio.sleep(PUBLISH_INTERVAL_S)
+
+    def forget(self, peer: bytes) -> None:
+        self._router.forget(ID(peer))
+
+    async def _admit(self, sender: ID, data: bytes) -> rpc_pb2.RPC:
+        """What of an RPC is handled, when its sender's turn has come. Raises RemoteError."""
+        found = filtered(data, self._topics.keys())
+        peer = sender.to_bytes()
+        for iwant in found.control.iwant:
+            known, num_bytes = self._router.known(iwant.messageIDs)
+            iwant.messageIDs[:] = known
+            found.cost += num_bytes / KIB
+        await self._wait_turn(peer, found.cost)
+        rpc = rpc_pb2.RPC(publish=found.messages, subscriptions=found.subscriptions)
+        if found.control.ByteSize():
+            rpc.control.CopyFrom(found.control)
+        return rpc
+
+    async def _wait_turn(self, peer: bytes, cost: float) -> None:
+        """Until ``peer`` and its household have waited for what they asked for. One stream waits, no other."""
+        household = self._table.household(peer)
+        delay_s = self._pace.delay_s(peer, household, cost, trio.current_time(), math.inf)
+        if delay_s:
+            self.num_over_rate += 1
+            await trio.sleep(delay_s)
+
+    async def _check(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
+        """A message that was not seen before: whether its signature and all else is right."""
+        peer = forwarder.to_bytes()
+        if peer == self._me:
+            return True
+        await self._wait_turn(peer, MESSAGE_COST)
+        if not is_signed(raw):
+            self.num_malformed += 1
+            if not self._wrong.take(peer, trio.current_time()):
+                self._charge(peer, "gossip with wrong signatures")
+            return False
+        return self._accept(forwarder, raw)
+
+    def _accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
+        """A new message whose signature is right. Only what is accepted is relayed, so a malformed message is the
+        forwarder's fault too."""
+        peer, now = forwarder.to_bytes(), trio.current_time()
+        if not self._authors.take((peer, raw.from_id), now):
+            self.num_over_rate += 1
+            if peer == raw.from_id:
+                self._charge(peer, "too many gossip messages", Refusal.TOO_MANY)
+            return False
+        joined = self._topics.get(raw.topicIDs[0])
+        if raw.from_id == self._me or joined is None:
+            return False  # our own, come back after a restart; or of a topic that was left this moment
+        try:
+            message = decode(raw.data, MAX_GOSSIP_BYTES)
+            if not isinstance(message, GossipMessage):
+                raise RemoteError(f"{type(message).__name__} does not belong on a gossip topic")
+        except RemoteError as exc:
+            self.num_malformed += 1
+            self._charge(peer, str(exc))
+            return False
+        namespace, cell = joined
+        self._events.offer(Gossiped(raw.from_id, peer, namespace, message, cell))
+        return True
+
+    async def _drain(self, subscription: ISubscriptionAPI) -> None:
+        """The validator has delivered already; this only keeps libp2p's queue of 32 from filling. Ends with the
+        subscription."""
+        with suppress(trio.EndOfChannel):
+            while True:
+                await subscription.get()
+
+
+def _message_id(message: rpc_pb2.Message) -> bytes:
+    """12 bytes instead of author and sequence number, 46: each node receives the ids of each message some 18 times."""
+    return blake3(message.from_id + message.seqno).digest(length=12)
+
+
+def is_signed(message: rpc_pb2.Message) -> bool:
+    try:
+        return bool(signature_validator(message))
+    except Exception:  # noqa: BLE001  libp2p's: a stranger's key decides what it raises
+        return False

@@ -1,0 +1,231 @@
+"""The libp2p host of a node: which parts of libp2p it is made of, what is mended on its objects, listening and closing,
+and the addresses that it tells. What others open is in ``inbound.py``, what this node opens in ``outbound.py``, and
+what is mended in libp2p's modules in ``fixes.py``.
+"""
+
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+import trio
+from libp2p import new_host
+from libp2p.abc import INetStream, IRawConnection
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.rcmgr import Direction
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.utils.address_validation import expand_wildcard_address
+from multiaddr import Multiaddr
+
+from mycelia.node.network import addresses
+from mycelia.node.network.deadlines import shielded
+from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection
+from mycelia.node.network.libp2p.fixes import apply_module_fixes, check_private_names
+from mycelia.node.network.libp2p.identify import take_over_identify
+from mycelia.node.network.libp2p.inbound import Inbound
+from mycelia.node.network.libp2p.inbound_streams import InboundStreams
+from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
+from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.libp2p.services import run_service
+from mycelia.node.network.libp2p.swarm_key import keyed
+from mycelia.node.network.libp2p.yamux import YamuxConnection
+from mycelia.node.network.network import NetworkSettings
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.wire.errors import LocalError
+
+log = structlog.get_logger()
+
+PEERSTORE_INTERVAL_S = 60.0
+
+
+class _Tcp(TCP):
+    """TCP as the settings want it: with the key of a private swarm, and from one local port, so that one can see what a
+    router makes of it."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        self._from = (settings.dial_host, settings.dial_port)
+        self._key = settings.swarm_key
+
+    async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
+        host, port = self._from
+        if (host or port) and source is None:
+            source = (host or ("::" if str(maddr).startswith("/ip6/") else "0.0.0.0"), port)  # noqa: S104  as for any
+        return keyed(await super()._dial_resolved(maddr, source), self._key)
+
+
+class Host:
+    """One libp2p host: TCP, Noise and Yamux only. Peers are bytes here; addresses are Multiaddr."""
+
+    def __init__(self, settings: NetworkSettings, table: PeerTable) -> None:
+        check_private_names()
+        apply_module_fixes(settings.debug)
+        self.settings = settings
+        self.table = table
+        self._listen = [addresses.parse_listen(text) for text in settings.listen]
+        self._announce = [addresses.parse_announce(text) for text in settings.announce]
+        self._expanded: tuple[float, list[Multiaddr]] = (-math.inf, [])
+        self.circuits: Callable[[], list[Multiaddr]] = list
+        """The addresses of this node at its relays."""
+        self._host = self._build()
+        swarm = self._host.get_network()
+        assert isinstance(swarm, Swarm)
+        self._swarm = swarm
+        self._fix(swarm)
+        self.inbound = Inbound(swarm, settings)
+        self.streams = InboundStreams(self._host, swarm, self.inbound)
+        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted)
+        take_over_identify(self._host, table)
+
+    def _build(self) -> BasicHost:
+        key_pair = create_new_key_pair(self.settings.identity.seed)
+        noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+        unreached = 2 * self.settings.max_connections + 64  # (inbound.py counts)
+        host = new_host(
+            key_pair=key_pair,
+            sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
+            muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
+            transports=[_Tcp(self.settings)],
+            addrs_factory=self._advertised,
+            # What one peer claims to have observed is not where others can reach us.
+            disable_identify_address_discovery=True,
+            connection_config=ConnectionConfig(
+                max_connections=unreached,
+                min_connections=0,
+                low_watermark=0,
+                high_watermark=unreached,
+                max_connections_per_peer=2,  # both sides may dial at once
+                dial_timeout=DIAL_DEADLINE_S,
+                enable_health_monitoring=False,  # probes one connection after the other: liveness.py does them all
+            ),
+        )
+        assert isinstance(host, BasicHost)
+        return host
+
+    def _fix(self, swarm: Swarm) -> None:
+        # Its stream semaphore makes new_stream wait for ever, and its slots leak; inbound.py counts instead.
+        swarm.set_resource_manager(None)
+        # Dials whatever it knows up to half of max_connections, whatever the watermarks say, and a peer that we
+        # disconnected at once again.
+        swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        # Takes the relay's id out of addresses at relays, and puts this node's own in its place.
+        self._own_addresses = self._host.get_addrs
+        self._host.get_addrs = self._all_addresses  # type: ignore[method-assign]
+        # Four attempts a dial with growing pauses: discovery has its own.
+        swarm.retry_config = RetryConfig(max_retries=0)
+        # Runs a nursery with a task for each listener at each end of each stream, and nobody listens.
+        swarm.notify_opened_stream = _notify_nobody  # type: ignore[method-assign]
+        swarm.notify_closed_stream = _notify_nobody  # type: ignore[method-assign]
+        swarm.register_notifee(self.table)
+
+    @property
+    def raw(self) -> BasicHost:
+        """libp2p's own object, for its public interface."""
+        return self._host
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listens, and closes every connection on leaving. Raises LocalError when it cannot listen.
+
+        Gossip has to run before this, or the first peers are never told about (its handlers wait for it).
+        """
+        async with run_service(self._swarm):
+            try:
+                if self._listen:
+                    await self._swarm.listen(*self._listen)
+                    for address in self._listen:  # libp2p skips in silence what it cannot bind
+                        if str(address) not in self._swarm.listeners:
+                            raise LocalError(f"cannot listen on {address}; choose another with --listen")
+                    if self._announce:  # (else the addresses that this node tells are these)
+                        bound = [str(address) for address in self._host.get_transport_addrs()]
+                        log.info("listening", listen=bound, announce=[str(address) for address in self._announce])
+                yield
+            finally:
+                # Leaving libp2p's own run() leaves connections open, and close() takes 0.2 s for each in turn.
+                with shielded(CLOSE_DEADLINE_S):
+                    async with trio.open_nursery() as nursery:
+                        for connection in self._swarm.get_connections():
+                            nursery.start_soon(close_connection, connection)
+                with shielded(CLOSE_DEADLINE_S):
+                    await self._host.close()
+
+    def addresses(self) -> list[str]:
+        return [str(address) for address in self._host.get_addrs()] if self._listen or self.circuits() else []
+
+    def _all_addresses(self) -> list[Multiaddr]:
+        """Those at relays come first: of many, peers keep only the first ones."""
+        circuits = [Multiaddr(f"{circuit}/p2p/{self._host.get_id()}") for circuit in self.circuits()]
+        return [*circuits, *self._own_addresses()]
+
+    def addresses_of(self, peer: bytes) -> list[Multiaddr]:
+        """Where a connected peer may be dialled again: the address that it was dialled at, and those that it told."""
+        connections = self.table.connections(peer)
+        candidates = [
+            address
+            for connection in connections
+            if isinstance(connection, SwarmConn) and connection.direction == Direction.OUTBOUND
+            # (the other end of an inbound one listens nowhere)
+            for address in connection.get_transport_addresses()
+        ]
+        try:
+            candidates += self._host.get_peerstore().addrs(ID(peer)) if connections else []
+        except PeerStoreError:
+            log.debug("told no address", peer=peer_text(peer))
+        return addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES)
+
+    def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
+        """0.0.0.0 becomes the machine's addresses, looked up at most once a minute; loopback comes last."""
+        if self._announce:
+            return self._announce
+        expires, expanded = self._expanded
+        if time.monotonic() >= expires or not expanded:
+            expanded = []
+            for address in listening:
+                expanded += expand_wildcard_address(address) if addresses.is_wildcard(address) else [address]
+            expanded = addresses.in_dial_order(expanded, limit=16)
+            self._expanded = (time.monotonic() + 60, expanded)
+        return expanded
+
+    async def disconnect(self, peer: bytes) -> None:
+        async with trio.open_nursery() as nursery:
+            for connection in self.table.connections(peer):
+                nursery.start_soon(close_connection, connection)
+
+    def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
+        self._host.set_stream_handler(TProtocol(protocol), handler)
+
+    def forget(self, peer: bytes) -> None:
+        """What libp2p keeps of a peer goes with its last connection: any number of peers may come and go."""
+        with suppress(PeerStoreError):
+            self._host.get_peerstore().clear_peerdata(ID(peer))
+
+    async def keep_peerstore(self) -> None:
+        """Forgets peers that were told of after they had gone, and keeps the addresses of the connected ones: they
+        would expire after two hours. Never returns."""
+        store = self._host.get_peerstore()
+        while True:
+            await trio.sleep(PEERSTORE_INTERVAL_S)
+            for peer in store.peer_ids():
+                if peer == self._host.get_id():
+                    continue
+                if peer.to_bytes() not in self.table:
+                    self.forget(peer.to_bytes())
+                    continue
+                with suppress(PeerStoreError):  # (it told no address)
+                    store.add_addrs(peer, store.addrs(peer), ADDRESS_TTL_S)
+
+
+async def _notify_nobody(stream: INetStream) -> None:
+    await trio.lowlevel.checkpoint()

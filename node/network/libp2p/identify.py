@@ -1,0 +1,96 @@
+"""What peers say of themselves, as libp2p's identify has it: what is heard of it is here.
+
+libp2p's own takes a megabyte of it, keeps a thousand addresses and every protocol's name, and has the addresses dialled
+whatever they are. Here a message is small, addresses are those that the peer may tell (``addresses.told_addresses``),
+and signed records are not read: nobody is told of them further on.
+"""
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
+
+from mycelia.node.network import addresses
+from mycelia.node.network.libp2p.closing import reset_stream
+from mycelia.node.network.libp2p.frames import parsed
+from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S
+from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.peer_id import peer_text
+
+log = structlog.get_logger()
+
+MAX_MESSAGE_BYTES = 16_384
+DEADLINE_S = 10.0
+MAX_ADDRESSES, MAX_PROTOCOLS, MAX_PROTOCOL_CHARS = 16, 64, 128
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What a peer said of itself, as far as it is used."""
+
+    protocols: tuple[str, ...]
+    addresses: tuple[Multiaddr, ...]
+
+
+def identified(data: bytes, remote_address: str) -> Identified:
+    """What a message says, a stranger's bytes. remote_address: of the connection that it came on. Raises
+    RemoteError."""
+    message = parsed(Identify(), data, MAX_MESSAGE_BYTES)
+    told = [address for raw in message.listen_addrs[: addresses.MAX_TOLD] if (address := _address(raw)) is not None]
+    named = [name for name in message.protocols[:MAX_PROTOCOLS] if len(name) <= MAX_PROTOCOL_CHARS]
+    return Identified(tuple(named), tuple(addresses.told_addresses(told, remote_address, MAX_ADDRESSES)))
+
+
+def _address(raw: bytes) -> Multiaddr | None:
+    try:
+        return Multiaddr(raw)
+    except addresses.UNREADABLE:
+        return None
+
+
+def take_over_identify(host: BasicHost, table: PeerTable) -> None:
+    """Takes the place of libp2p's own on ``host``: of its question to each new peer, and of what peers tell later."""
+
+    async def learn(stream: INetStream) -> None:
+        peer_id = stream.muxed_conn.peer_id
+        with trio.fail_after(DEADLINE_S):
+            data = await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES)
+        said = identified(data, table.remote_address(peer_id.to_bytes()))
+        if peer_id.to_bytes() not in table:
+            return
+        store = host.get_peerstore()
+        try:
+            store.clear_addrs(peer_id)
+            store.clear_protocol_data(peer_id)
+        except PeerStoreError:
+            log.debug("first_identified", peer=peer_text(peer_id.to_bytes()))
+        store.add_addrs(peer_id, list(said.addresses), ADDRESS_TTL_S)
+        store.add_protocols(peer_id, list(said.protocols))
+
+    async def ask(peer_id: ID, *, reason: str) -> None:
+        try:
+            with trio.fail_after(DEADLINE_S):
+                stream = await host.new_stream(peer_id, [TProtocol(IDENTIFY)])
+            try:
+                await learn(stream)
+            finally:
+                await reset_stream(stream)
+        except Exception as exc:  # noqa: BLE001  supervisor: libp2p runs it in a system task, which must not fail
+            log.debug("identify_failed", peer=peer_text(peer_id.to_bytes()), reason=reason, error=repr(exc))
+
+    async def hear(stream: INetStream) -> None:
+        await learn(stream)
+        await stream.close()
+
+    host._identify_peer = ask  # type: ignore[method-assign]
+    host.set_stream_handler(ID_PUSH, hear)

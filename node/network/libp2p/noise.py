@@ -1,0 +1,86 @@
+"""A finished Noise session, read and written many packets at a time.
+
+libp2p's own reader takes each packet with two system calls, each through six layers. The keys, the nonces and the
+socket are the session's own: after ``NoisePackets`` was made, nobody else may use them.
+"""
+
+import trio
+from cryptography.exceptions import InvalidTag
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, SIZE_NOISE_MESSAGE_LEN, NoiseTransportReadWriter
+from libp2p.security.secure_session import SecureSession
+
+from mycelia.node.sockets import receive_some, send_at_once, send_rest
+
+MAX_RECEIVE_BYTES = 65_536
+"""Taken from the socket at once."""
+
+
+class NoisePackets:
+    """Plaintext in and out. One task may send while another receives."""
+
+    def __init__(self, session: SecureSession) -> None:
+        channel = session.conn
+        assert isinstance(channel, NoiseTransportReadWriter)
+        protocol = channel.noise_state.noise_protocol
+        self._encrypt = protocol.cipher_state_encrypt.encrypt_with_ad
+        self._decrypt = protocol.cipher_state_decrypt.decrypt_with_ad
+        self._raw = channel.read_writer.read_write_closer
+        stream = getattr(getattr(self._raw, "stream", None), "stream", None)
+        # Straight to the socket: the layers between take two locks, four calls and three scheduling rounds each time.
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        self._sealed = bytearray()
+        self._opened = bytes(session.buf.getbuffer()[session.low_watermark : session.high_watermark])
+        """What the session had decrypted beyond the negotiation of the muxer."""
+        self.num_opened = 0
+        """Packets of the peer so far."""
+
+    async def receive(self) -> bytes:
+        """Everything that has arrived; empty at the end. Raises libp2p's or trio's errors of a broken connection."""
+        opened, self._opened = self._opened, b""
+        while not opened:
+            if self._socket is not None:
+                sealed = await receive_some(self._socket, MAX_RECEIVE_BYTES)
+            else:
+                sealed = await self._raw.read(MAX_RECEIVE_BYTES)
+            if not sealed:
+                return b""
+            self._sealed += sealed
+            opened = self._open_whole()
+        return opened
+
+    def _open_whole(self) -> bytes:
+        """The plaintext of every packet that is complete."""
+        packets, sealed, start = [], self._sealed, 0
+        while len(sealed) - start >= SIZE_NOISE_MESSAGE_LEN:
+            body = start + SIZE_NOISE_MESSAGE_LEN
+            end = body + int.from_bytes(sealed[start:body], "big")
+            if len(sealed) < end:
+                break
+            try:
+                packets.append(self._decrypt(None, bytes(sealed[body:end])))
+            except InvalidTag as exc:
+                raise ConnectionClosedError("a packet was forged or damaged") from exc
+            start = end
+        del sealed[:start]
+        self.num_opened += len(packets)
+        return b"".join(packets)
+
+    def send_at_once(self, data: bytes) -> bytes:
+        """Encrypts ``data``. Returns the encrypted bytes that the socket has no room for now, which have to go through
+        ``send_rest`` before anything else is sent. Raises as above."""
+        packets = bytearray()
+        for start in range(0, len(data), MAX_PLAINTEXT_LENGTH):
+            packet = self._encrypt(None, data[start : start + MAX_PLAINTEXT_LENGTH])
+            packets += len(packet).to_bytes(SIZE_NOISE_MESSAGE_LEN, "big") + packet
+        return bytes(packets) if self._socket is None else send_at_once(self._socket, packets)
+
+    async def send_rest(self, packets: bytes) -> None:
+        """Returns when the socket has taken all. A cancelled call leaves the session unusable. Raises as above."""
+        if self._socket is None:
+            await self._raw.write(packets)
+        else:
+            await send_rest(self._socket, packets)
+
+    async def aclose(self) -> None:
+        await self._raw.close()

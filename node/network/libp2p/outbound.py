@@ -1,0 +1,251 @@
+"""Connections and streams that this node opens: dialling addresses, directly or through a relay, one dial a peer at a
+time, and streams on what is connected."""
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from enum import Enum, auto
+
+import trio
+from libp2p.abc import INetConn, INetStream
+from libp2p.connection_types import ConnectionType
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.utils.dns_utils import resolve_multiaddr_with_retry
+from multiaddr import Multiaddr
+from multiaddr.resolvers import DNSResolver
+
+from mycelia.node.network import addresses
+from mycelia.node.network.deadlines import shielded
+from mycelia.node.network.libp2p import negotiation
+from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
+from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.libp2p.swarm_key import keyed
+from mycelia.node.network.network import NetworkError, NetworkSettings
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.limits import Limits, TokenBucket
+
+DIAL_DEADLINE_S = 5.0
+ADDRESS_TTL_S = 7_200
+MAX_DIAL_ADDRESSES = 4
+MAX_PARALLEL_DIALS = 8
+"""On this node's own account, and as many more on the word of others."""
+TOLD_RATE, TOLD_BURST = 4.0, 128.0
+"""Addresses a second that are dialled on the word of others: a lookup in a swarm that just began dials some dozens."""
+ADDRESS_RATE, ADDRESS_BURST = 1 / 30, 3.0
+"""Likewise for each address, of whatever peer it is said to be: nobody is dialled again and again for strangers."""
+
+
+class Origin(Enum):
+    """On whose account a peer is dialled."""
+
+    OWN = auto()
+    """This node was told so by those that run it: nothing holds it up, and there is a place for the connection."""
+    REMEMBERED = auto()
+    TOLD = auto()
+    """On the word of peers: within their limits, and not where names lead into this node's own network."""
+
+
+class Outbound:
+    """One host's. Takes the place of the dial of libp2p's swarm at once, when it is made."""
+
+    def __init__(
+        self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings, wanted: set[bytes]
+    ) -> None:
+        """wanted: peers for which there is a place in any case; those dialled on own account are put there."""
+        self._host = host
+        self._swarm = swarm
+        self._table = table
+        self._me = settings.identity.peer_id
+        self._swarm_key = settings.swarm_key
+        self._wanted = wanted
+        self._dials: dict[tuple[bytes, bool], trio.Event] = {}
+        """(peer, whether on the word of others)."""
+        self._num_making: Counter[bytes] = Counter()
+        """Relay -> circuits that are being made through it."""
+        self._own_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self._told_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
+        self._told = TokenBucket(TOLD_RATE, TOLD_BURST, 0.0)
+        self._told_addresses: Limits[str] = Limits(ADDRESS_RATE, ADDRESS_BURST)
+        self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
+        """(relay, peer) -> what stands for a socket to the peer. Raises NetworkError."""
+        # Dials for any stream that libp2p wants to open, also to a peer that was disconnected this moment: its loss
+        # would go unnoticed, since the new connection is there before the end of the old one is told.
+        swarm.dial_peer = self._not_dialled  # type: ignore[method-assign]
+
+    async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
+        """Connects, unless connected. One dial a peer at a time. Raises NetworkError that says what was tried.
+
+        libp2p's own dial tries a single TCP address of those it knows, so the addresses are tried here in turn.
+        """
+        tried = []
+        is_told = origin is Origin.TOLD
+        async with self._only_dial(peer, is_told), self._told_limiter if is_told else self._own_limiter:
+            with self._as_wanted(peer, origin):
+                for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
+                    if peer in self._table:
+                        return
+                    try:
+                        with trio.fail_after(DIAL_DEADLINE_S):
+                            await self._dial_from(peer, address, origin)
+                    except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
+                        tried.append(f"{address}: {_root_cause(exc)}")
+                    else:
+                        self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
+                        return
+            if peer in self._table:
+                return
+        raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
+
+    async def _dial_from(self, peer: bytes, address: Multiaddr, origin: Origin) -> None:
+        """Raises whatever comes of it."""
+        if origin is not Origin.OWN and addresses.is_name(address):
+            # (whoever has the name has it lead wherever it likes)
+            meant = [one for one in await _resolved(address) if addresses.is_tellable(one)]
+            if not meant:
+                raise NetworkError("the name does not lead to an address that others may tell")
+            address = meant[0]
+        await self._dial_address(peer, address, origin is Origin.TOLD)
+
+    @contextmanager
+    def _as_wanted(self, peer: bytes, origin: Origin) -> Iterator[None]:
+        if origin is not Origin.OWN or peer in self._wanted:
+            yield
+            return
+        self._wanted.add(peer)
+        try:
+            yield
+        finally:
+            self._wanted.discard(peer)
+
+    async def _dial_address(self, peer: bytes, address: Multiaddr, is_told: bool) -> None:
+        """Raises whatever comes of it."""
+        circuit = addresses.relay_of(address)
+        if circuit is None:
+            await self._dial_socket(peer, address, is_told)
+            return
+        relay, relay_address = circuit
+        if relay in (peer, self._me):
+            raise NetworkError(f"{address} leads nowhere")
+        async with self._through(relay, relay_address, is_told):
+            pipe = await self.open_circuit(relay, peer)
+            try:
+                raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
+                await self._swarm.upgrade_outbound_raw_conn(keyed(raw, self._swarm_key), ID(peer))
+            except BaseException:
+                await pipe.close()
+                raise
+
+    async def _dial_socket(self, peer: bytes, address: Multiaddr, is_told: bool) -> INetConn:
+        """Raises whatever comes of it."""
+        now = trio.current_time()
+        if is_told and not (self._told_addresses.take(str(address), now) and self._told.take(now)):
+            raise NetworkError("was dialled often enough on the word of others")
+        return await self._swarm.dial_addr(address, ID(peer))
+
+    @asynccontextmanager
+    async def _through(self, relay: bytes, address: Multiaddr, is_told: bool) -> AsyncIterator[None]:
+        """Around the making of a circuit: connects with the relay. If nothing comes of the circuit, that connection
+        ends: whoever tells of addresses could make this node connect to anybody for good."""
+        connection: INetConn | None = None
+        if relay not in self._table:
+            async with self._only_dial(relay, is_told=True):
+                if relay not in self._table:
+                    connection = await self._dial_socket(relay, address, is_told)
+        self._num_making[relay] += 1
+        try:
+            yield
+        except BaseException:
+            if connection is not None and self._num_making[relay] == 1 and not self._is_passed(relay):
+                with shielded(CLOSE_DEADLINE_S):
+                    await close_connection(connection)
+            raise
+        finally:
+            self._num_making -= Counter([relay])  # (which forgets who has none)
+
+    def _is_passed(self, relay: bytes) -> bool:
+        """Whether any connection leads through it."""
+        return any(
+            f"/p2p/{peer_text(relay)}/p2p-circuit" in str(address)
+            for peer in self._table.peers()
+            for connection in self._table.connections(peer)
+            if _is_relayed(connection)
+            for address in connection.get_transport_addresses()
+        )
+
+    async def _not_dialled(self, peer_id: ID) -> list[INetConn]:
+        """In the place of libp2p's dial. Raises SwarmException."""
+        if connections := self._swarm.get_connections(peer_id):
+            return connections
+        raise SwarmException(f"not connected with {peer_id}")
+
+    @asynccontextmanager
+    async def _only_dial(self, peer: bytes, is_told: bool) -> AsyncIterator[None]:
+        """One dial a peer at a time. One on this node's own account does not wait for what others told: addresses at
+        which nobody answers could hold it up."""
+        keys = [(peer, False), (peer, True)] if is_told else [(peer, False)]
+        while under_way := [self._dials[key] for key in keys if key in self._dials]:
+            await under_way[0].wait()
+        done = self._dials[peer, is_told] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._dials[peer, is_told]
+            done.set()
+
+    async def open(self, peer: bytes, protocol: str, direct: bool = False, waits: bool = True) -> INetStream:
+        """A stream to a connected peer. direct: not through a relay. waits: for its word that it speaks ``protocol``;
+        else nothing has been said about that yet, and the caller begins with ``negotiation.proposal``. Raises
+        NetworkError."""
+        for connection in self._table.connections(peer):
+            if not connection.is_closed and not (direct and _is_relayed(connection)):
+                break
+        else:
+            raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
+        try:
+            with trio.fail_after(negotiation.OPEN_DEADLINE_S):
+                stream = await connection.new_stream()
+                try:
+                    if waits:
+                        await negotiation.select(stream, protocol)
+                except BaseException:
+                    await reset_stream(stream)
+                    raise
+        except (BaseLibp2pError, trio.TooSlowError, OSError, negotiation.NotSupportedError) as exc:
+            raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {_root_cause(exc)}") from exc
+        stream.set_protocol(TProtocol(protocol))
+        return stream
+
+
+def _is_relayed(connection: INetConn) -> bool:
+    return connection.get_connection_type() == ConnectionType.RELAYED
+
+
+async def _resolved(name: Multiaddr) -> list[Multiaddr]:
+    """The addresses that a name stands for. Raises whatever comes of it."""
+    found = await resolve_multiaddr_with_retry(
+        name, resolver=DNSResolver(), max_retries=1, timeout_seconds=DIAL_DEADLINE_S
+    )
+    return addresses.in_dial_order(found or (), MAX_DIAL_ADDRESSES)
+
+
+async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:
+    raise NetworkError("this node uses no relays")
+
+
+def _root_cause(exc: BaseException) -> str:
+    """The last error of a chain, in words."""
+    while (deeper := exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__) is not None:
+        exc = deeper
+    if isinstance(exc, trio.TooSlowError):
+        return "no answer in time"
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno)
+    return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__

@@ -1,0 +1,154 @@
+"""Who is connected. libp2p tells of connections; the rest of the node wants to know of peers.
+
+Invariant: a peer is in the table exactly while at least one connection with it is up, and ``on_up`` and ``on_down``
+alternate for every peer, beginning with ``on_up``.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
+from libp2p.network.connection.raw_connection import RawConnection
+from multiaddr import Multiaddr
+
+from mycelia.proto.admission.households import household_of
+
+RESTART_S = 5.0
+"""Above the time in which two peers that dial each other at once both get through."""
+REST_S = 5.0
+MAX_LOST = 1_024
+
+
+@dataclass
+class _Peer:
+    since: float
+    """When the first of its connections came, in trio's time."""
+    connections: dict[INetConn, trio.Event] = field(default_factory=dict)
+    """Each with the event that tells of its end."""
+    gone: trio.Event = field(default_factory=trio.Event)
+    round_trip_s: float | None = None
+
+
+def peer_of(connection: INetConn) -> bytes:
+    return connection.muxed_conn.peer_id.to_bytes()
+
+
+def remote_address(connection: INetConn | IMuxedConn | RawConnection) -> str:
+    """Multiaddr of the other end, or the empty string."""
+    addresses = connection.get_transport_addresses()
+    return str(addresses[0]) if addresses else ""
+
+
+class PeerTable(INotifee):
+    """libp2p's notifee. Its callbacks never wait, so they can hold up nobody."""
+
+    def __init__(self, on_up: Callable[[bytes, str], None], on_down: Callable[[bytes], None]) -> None:
+        self._peers: dict[bytes, _Peer] = {}
+        self._on_up = on_up
+        self._on_down = on_down
+        self.on_connection: Callable[[INetConn], None] = lambda connection: None
+        """Called for every new connection, also when it is not the peer's first."""
+        self.on_round_trip: Callable[[bytes, float], None] = lambda peer, seconds: None
+        self.on_restart: Callable[[bytes], None] = lambda peer: None
+        """Called when a peer connects that has been connected for RESTART_S: a peer dials only when it knows of no
+        connection, so it has lost what was said on the old one, which is dead or soon will be."""
+        self._lost: OrderedDict[bytes, float] = OrderedDict()
+        self.changed = trio.Event()
+        """Set when a peer comes; replaced by a fresh one each time."""
+        self.lost = trio.Event()
+        """Likewise when one goes."""
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __contains__(self, peer: object) -> bool:
+        return peer in self._peers
+
+    def peers(self) -> list[bytes]:
+        return sorted(self._peers)
+
+    def connections(self, peer: bytes) -> Iterable[INetConn]:
+        entry = self._peers.get(peer)
+        return list(entry.connections) if entry else []
+
+    def remote_address(self, peer: bytes) -> str:
+        """Multiaddr of the other end of a connection with it; empty: none."""
+        return next((remote_address(connection) for connection in self.connections(peer)), "")
+
+    def household(self, peer: bytes) -> str:
+        """The household of the other end of a connection with it; empty: there is none."""
+        return household_of(self.remote_address(peer))
+
+    def round_trip_s(self, peer: bytes) -> float | None:
+        entry = self._peers.get(peer)
+        return entry.round_trip_s if entry else None
+
+    def record_round_trip(self, peer: bytes, seconds: float) -> None:
+        entry = self._peers.get(peer)
+        if entry is not None:
+            entry.round_trip_s = seconds
+            self.on_round_trip(peer, seconds)
+
+    def connected_s(self, peer: bytes) -> float:
+        """For how long ``peer`` has been in the table; negative when it is not there."""
+        entry = self._peers.get(peer)
+        return trio.current_time() - entry.since if entry else -1.0
+
+    def is_leaving(self, peer: bytes) -> bool:
+        """Whether ``peer`` is in the table, or left it less than REST_S ago."""
+        return peer in self._peers or trio.current_time() - self._lost.get(peer, -math.inf) < REST_S
+
+    async def wait_gone(self, peer: bytes) -> None:
+        """Returns when no connection with ``peer`` is up; at once if none is."""
+        entry = self._peers.get(peer)
+        if entry is not None:
+            await entry.gone.wait()
+
+    async def wait_closed(self, connection: INetConn) -> None:
+        """Returns when this connection is no longer in the table."""
+        entry = self._peers.get(peer_of(connection))
+        if entry is not None and connection in entry.connections:
+            await entry.connections[connection].wait()
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        if conn.is_closed:
+            return
+        peer = peer_of(conn)
+        entry = self._peers.get(peer)
+        if entry is None:
+            entry = self._peers[peer] = _Peer(trio.current_time())
+            self._on_up(peer, remote_address(conn))
+            self.changed.set()
+            self.changed = trio.Event()
+        entry.connections[conn] = trio.Event()
+        self.on_connection(conn)
+        if trio.current_time() - entry.since > RESTART_S:
+            self.on_restart(peer)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        peer = peer_of(conn)
+        entry = self._peers.get(peer)
+        if entry is None or conn not in entry.connections:
+            return  # one that failed while it was being set up
+        entry.connections.pop(conn).set()
+        if not entry.connections:
+            del self._peers[peer]
+            self._lost[peer] = trio.current_time()
+            self._lost.move_to_end(peer)
+            if len(self._lost) > MAX_LOST:
+                self._lost.popitem(last=False)
+            entry.gone.set()
+            self.lost.set()
+            self.lost = trio.Event()
+            self._on_down(peer)
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...

@@ -1,0 +1,417 @@
+"""Circuits: connections of nodes that nobody can dial, through a peer that both can.
+
+The wire is libp2p's circuit relay v2, https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md. A node behind a
+router *reserves* a place at a peer, its relay, and tells others that address. Who dials it opens a stream to the relay,
+which opens one to the node and from then on copies bytes both ways. Over them the two make a connection as over a
+socket, with Noise and Yamux: the relay sees neither who says what nor can it pretend to be one of them.
+
+What a relay gives is bounded: MAX_RESERVATIONS nodes, MAX_CIRCUITS circuits, each for MAX_CIRCUIT_S and
+MAX_CIRCUIT_BYTES and while it is not silent, all of them together at RELAYED_BYTES_PER_S, of which each direction of a
+circuit has its turn for COPY_BYTES. Reservations and circuits are given by household, circuits by that of their targets
+too. A circuit that ends so is a lost connection, and is dialled anew. Only direct connections reserve and are connected
+through: there are no circuits in circuits. A place is worth no more than the connection that it was given on.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+import trio
+from google.protobuf.message import DecodeError
+from libp2p.abc import INetConn, INetStream
+from libp2p.connection_types import ConnectionType
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Limit, PeerId, Reservation, Status, StopMessage
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
+
+from mycelia.node.network import addresses
+from mycelia.node.network.libp2p.closing import BROKEN, reset_stream
+from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.network import NetworkError
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.households import Places
+from mycelia.proto.admission.pace import Pace, Rate
+
+log = structlog.get_logger()
+
+HOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/hop"
+STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
+MAX_MESSAGE_BYTES = 4_096
+STEP_DEADLINE_S = 5.0
+"""For each message of the agreement."""
+ANSWER_DEADLINE_S = 3 * STEP_DEADLINE_S
+"""For that of a relay, which has to ask the node first."""
+
+MAX_RESERVATIONS = 32
+RESERVATION_S = 3_600.0
+MAX_CIRCUITS = 32
+"""When all are busy both ways, each direction moves half of a stream's window in 4 s: who sends waits 5 s for that."""
+MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 8, 16
+"""That one peer opens, and that lead to one: a node takes 64 streams of its relay."""
+CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
+"""Circuits a second to one node, and that one household asks for: each costs that node a handshake."""
+MAX_CIRCUIT_S = 7_200.0
+MAX_CIRCUIT_BYTES = 512 * 2**20
+"""Both ways together. A token takes some 200 bytes on its way, a long prompt half a megabyte."""
+IDLE_S = 60.0
+"""Of a silent circuit. Over a connection that lives somebody pings at least every 30 s."""
+RELAYED_BYTES_PER_S, RELAYED_BURST_S = 2.0 * 2**20, 4.0
+COPY_BYTES = 32 * 1_024
+
+NUM_RELAYS = 2
+"""Where a node has a place at once, so that it can be reached when one of them goes."""
+RENEW_S = RESERVATION_S / 4
+RETRY_S = 10.0
+REFUSED_S = 600.0
+
+_ERRORS = (*BROKEN, DecodeError)
+
+
+class Pipe(ReadWriteCloser):
+    """A stream as a connection's socket."""
+
+    def __init__(self, stream: INetStream) -> None:
+        assert isinstance(stream, NetStream)
+        # (named so that nobody takes it for a socket's: see NoisePackets)
+        self._net_stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Empty at the end. Raises ConnectionClosedError."""
+        try:
+            return await self._net_stream.muxed_stream.read(n)
+        except MuxedStreamEOF:
+            return b""
+        except _ERRORS as exc:
+            raise ConnectionClosedError(f"the circuit broke: {exc!r}") from exc
+
+    async def write(self, data: bytes) -> None:
+        """Raises ConnectionClosedError."""
+        try:
+            await self._net_stream.muxed_stream.write(data)
+        except _ERRORS as exc:
+            raise ConnectionClosedError(f"the circuit broke: {exc!r}") from exc
+
+    async def close(self) -> None:
+        await reset_stream(self._net_stream)
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None  # (that would be the relay's)
+
+
+class Relaying:
+    """One node's part in it."""
+
+    def __init__(self, host: Host, table: PeerTable, offers: bool, rng: random.Random) -> None:
+        """offers: whether it relays for others. rng: draws this node's relays."""
+        self._rng = rng
+        self._host = host
+        self._table = table
+        self._reserved: dict[bytes, tuple[float, str]] = {}
+        """Peers that reserved here -> (until when, in trio's time; household)."""
+        self._reservations = Places(MAX_RESERVATIONS, 1)
+        self._from = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_PEER)
+        """Circuits by who opened them."""
+        self._to = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_TARGET)
+        """By where they lead."""
+        self._ends: Counter[bytes] = Counter()
+        """Peers at either end of circuits."""
+        self._pace = Pace(CONNECTS, CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK)
+        self._paced_at = 0.0
+        """When what was copied so far would have been, at RELAYED_BYTES_PER_S."""
+        self._is_wanted = False
+        self._changed = trio.Event()
+        """Set and replaced when places are to be looked after at once."""
+        self._relays: dict[bytes, tuple[Multiaddr, float]] = {}
+        """Peers where this node has a place -> (their address, when it was given)."""
+        self._refused: dict[bytes, float] = {}
+        """Peers that are not asked again before."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when this node's own addresses have changed."""
+        host.inbound.busy.append(self._ends.keys)
+        host.circuits = self.circuits
+        host.outbound.open_circuit = self.open_circuit
+        host.serve(STOP_PROTOCOL, self._serve_stop)
+        if offers:
+            host.serve(HOP_PROTOCOL, self._serve_hop)
+
+    @property
+    def num_circuits(self) -> int:
+        """That this node carries for others."""
+        return self._from.num_taken
+
+    # --- as the relay ----------------------------------------------------------------------------------------------
+
+    async def _serve_hop(self, stream: INetStream) -> None:
+        peer = stream.muxed_conn.peer_id.to_bytes()
+        request = HopMessage()
+        await _hear(stream, request)
+        if stream.muxed_conn.get_connection_type() != ConnectionType.DIRECT:
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=Status.PERMISSION_DENIED))
+        elif request.type == HopMessage.RESERVE:
+            await _say(stream, self._reserve(peer))
+        elif request.type == HopMessage.CONNECT:
+            await self._connect(stream, peer, request.peer.id)
+            return
+        else:
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=Status.UNEXPECTED_MESSAGE))
+        await stream.close()
+
+    def _reserve(self, peer: bytes) -> HopMessage:
+        now, household = trio.current_time(), self._table.household(peer)
+        for one, (until, _) in list(self._reserved.items()):
+            if until <= now:
+                self._free_reservation(one)
+        if peer in self._reserved:
+            household = self._reserved[peer][1]
+        elif peer not in self._table or not self._reservations.take(peer, household):
+            return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
+        self._reserved[peer] = now + RESERVATION_S, household
+        log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self._reserved))
+        return HopMessage(
+            type=HopMessage.STATUS,
+            status=Status.OK,
+            reservation=Reservation(expire=int(time.time() + RESERVATION_S)),
+            limit=_limit(),
+        )
+
+    def _free_reservation(self, peer: bytes) -> None:
+        if peer in self._reserved:
+            _, household = self._reserved.pop(peer)
+            self._reservations.free(peer, household)
+
+    async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
+        until, to_household = self._reserved.get(target, (0.0, ""))
+        from_household = self._table.household(source)
+        refusal = None
+        if until <= trio.current_time() or target not in self._table or target == source:
+            refusal = Status.NO_RESERVATION
+        elif not self._is_given(source, from_household, target, to_household):
+            refusal = Status.RESOURCE_LIMIT_EXCEEDED
+        if refusal is not None:
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=refusal))
+            await stream.close()
+            return
+        self._ends.update((source, target))
+        onward: INetStream | None = None
+        try:
+            onward = await self._opened_to(target, source)
+            status = Status.CONNECTION_FAILED if onward is None else Status.OK
+            await _say(stream, HopMessage(type=HopMessage.STATUS, status=status, limit=_limit()))
+            if onward is None:
+                await stream.close()
+            else:
+                await self._copy(Pipe(stream), Pipe(onward))
+        finally:
+            self._from.free(source, from_household)
+            self._to.free(target, to_household)
+            self._ends.subtract((source, target))
+            for peer in (source, target):
+                if not self._ends[peer]:
+                    del self._ends[peer]
+            if onward is not None:
+                await Pipe(onward).close()
+
+    def _is_given(self, source: bytes, from_household: str, target: bytes, to_household: str) -> bool:
+        """Whether there is a place for one more circuit. Takes it if so."""
+        now = trio.current_time()
+        if self._pace.delay_s(target, from_household, 1.0, now, patience_s=0.0) is None:
+            return False
+        if not self._from.take(source, from_household):
+            return False
+        if not self._to.take(target, to_household):
+            self._from.free(source, from_household)
+            return False
+        return True
+
+    async def _opened_to(self, target: bytes, source: bytes) -> INetStream | None:
+        """A stream on which ``target`` agreed to be connected with ``source``."""
+        try:
+            with trio.fail_after(STEP_DEADLINE_S):
+                stream = await self._host.outbound.open(target, STOP_PROTOCOL, direct=True)
+        except (NetworkError, trio.TooSlowError) as exc:
+            log.debug("relay_target_lost", peer=peer_text(target), reason=str(exc))
+            return None
+        answer = StopMessage()
+        try:
+            await _say(stream, StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=source), limit=_limit()))
+            await _hear(stream, answer)
+        except (*_ERRORS, trio.TooSlowError) as exc:
+            log.debug("relay_target_silent", peer=peer_text(target), reason=repr(exc))
+        except BaseException:
+            await Pipe(stream).close()
+            raise
+        if answer.type == StopMessage.STATUS and answer.status == Status.OK:
+            return stream
+        await Pipe(stream).close()
+        return None
+
+    async def _copy(self, one: Pipe, other: Pipe) -> None:
+        """Until either ends, both are silent, or the bounds are reached; closes both."""
+        left = MAX_CIRCUIT_BYTES
+
+        async def copy(source: Pipe, sink: Pipe, scope: trio.CancelScope) -> None:
+            nonlocal left
+            try:
+                while left > 0 and (data := await source.read(COPY_BYTES)):
+                    scope.deadline = trio.current_time() + IDLE_S
+                    left -= len(data)
+                    begun_at = max(self._paced_at, trio.current_time() - RELAYED_BURST_S)
+                    self._paced_at = begun_at + len(data) / RELAYED_BYTES_PER_S
+                    await trio.sleep_until(self._paced_at)
+                    await sink.write(data)
+            except ConnectionClosedError as exc:
+                log.debug("circuit_broke", reason=str(exc))
+            scope.cancel()
+
+        try:
+            with trio.move_on_after(MAX_CIRCUIT_S):
+                async with trio.open_nursery() as nursery:
+                    nursery.cancel_scope.deadline = trio.current_time() + IDLE_S
+                    nursery.start_soon(copy, one, other, nursery.cancel_scope)
+                    nursery.start_soon(copy, other, one, nursery.cancel_scope)
+        finally:
+            await one.close()
+            await other.close()
+
+    # --- as the node behind a router -------------------------------------------------------------------------------
+
+    def want(self, is_wanted: bool) -> None:
+        """Whether this node shall have places at relays."""
+        if is_wanted != self._is_wanted:
+            self._is_wanted = is_wanted
+            self._look_again()
+
+    def forget(self, peer: bytes) -> None:
+        """It is no longer connected: its place here is gone. If it was a relay, so is this node's there, and another is
+        sought at once."""
+        self._free_reservation(peer)
+        if self._relays.pop(peer, None) is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def circuits(self) -> list[Multiaddr]:
+        """The addresses at which this node is reached through its relays."""
+        return [addresses.circuit(address, relay) for relay, (address, _) in self._relays.items()]
+
+    async def keep_reserved(self) -> None:
+        """Never returns."""
+        told: set[bytes] = set()
+        while True:
+            changed = self._changed
+            if self._is_wanted:
+                await self._seek_places(trio.current_time())
+            else:
+                self._relays.clear()
+            if set(self._relays) != told:
+                told = set(self._relays)
+                log.info("relays_changed", relays=[peer_text(relay) for relay in self._relays])
+                self.on_change()
+            with trio.move_on_after(RETRY_S if self._is_wanted else float("inf")):
+                await changed.wait()
+
+    async def _seek_places(self, now: float) -> None:
+        for relay, (address, given_at) in list(self._relays.items()):
+            if relay in self._relays and now - given_at > RENEW_S and not await self._place_given(relay, address):
+                self._relays.pop(relay, None)
+        for relay, address in self._candidates(now):
+            if len(self._relays) >= NUM_RELAYS:
+                break
+            await self._place_given(relay, address)
+
+    def _candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
+        """Peers that this node dialled, so others can as well; those in the open first, drawn among equals: not all
+        nodes shall come to the same few."""
+        self._refused = {peer: until for peer, until in self._refused.items() if until > now}
+        found = []
+        for peer in self._table.peers():
+            for connection in self._table.connections(peer):
+                told = connection.get_transport_addresses()
+                if peer not in self._relays and peer not in self._refused and told and _is_dialled(connection):
+                    found.append((peer, Multiaddr(str(told[0]).partition("/p2p/")[0])))
+                    break
+        self._rng.shuffle(found)
+        return sorted(found, key=lambda one: not addresses.is_global(one[1]))
+
+    async def _place_given(self, relay: bytes, address: Multiaddr) -> bool:
+        """Asks for a place, or for its renewal."""
+        answer = HopMessage()
+        try:
+            with trio.fail_after(STEP_DEADLINE_S):
+                stream = await self._host.outbound.open(relay, HOP_PROTOCOL, direct=True)
+                try:
+                    await _say(stream, HopMessage(type=HopMessage.RESERVE))
+                    await _hear(stream, answer)
+                finally:
+                    await Pipe(stream).close()
+        except (NetworkError, *_ERRORS, trio.TooSlowError) as exc:
+            log.debug("relay_refused", peer=peer_text(relay), reason=repr(exc))
+        if relay not in self._table:
+            return False  # (which is no refusal: it may be there again in a moment)
+        if answer.type == HopMessage.STATUS and answer.status == Status.OK:
+            self._relays[relay] = (address, trio.current_time())
+            return True
+        self._refused[relay] = trio.current_time() + REFUSED_S
+        return False
+
+    async def _serve_stop(self, stream: INetStream) -> None:
+        """Somebody comes through one of this node's relays."""
+        relay = stream.muxed_conn.peer_id.to_bytes()
+        request = StopMessage()
+        await _hear(stream, request)
+        is_direct = stream.muxed_conn.get_connection_type() == ConnectionType.DIRECT
+        if relay not in self._relays or not is_direct or request.type != StopMessage.CONNECT:
+            await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
+            await stream.close()
+            return
+        await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
+        address = addresses.circuit(self._relays[relay][0], relay)
+        await self._host.inbound.serve_circuit(Pipe(stream), address)
+
+    # --- as who dials one ------------------------------------------------------------------------------------------
+
+    async def open_circuit(self, relay: bytes, target: bytes) -> Pipe:
+        """Through a connected relay. Raises NetworkError."""
+        stream = await self._host.outbound.open(relay, HOP_PROTOCOL, direct=True)
+        answer = HopMessage()
+        try:
+            await _say(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=target)))
+            await _hear(stream, answer, ANSWER_DEADLINE_S)
+        except BaseException as exc:
+            await Pipe(stream).close()
+            if isinstance(exc, _ERRORS):
+                raise NetworkError(f"the relay {peer_text(relay)} does not answer: {exc!r}") from exc
+            raise
+        if answer.type == HopMessage.STATUS and answer.status == Status.OK:
+            return Pipe(stream)
+        await Pipe(stream).close()
+        raise NetworkError(f"the relay {peer_text(relay)} refuses: status {answer.status}")
+
+
+def _is_dialled(connection: INetConn) -> bool:
+    muxer = connection.muxed_conn
+    return muxer.is_initiator and muxer.get_connection_type() == ConnectionType.DIRECT
+
+
+def _limit() -> Limit:
+    return Limit(duration=int(MAX_CIRCUIT_S), data=MAX_CIRCUIT_BYTES)
+
+
+async def _say(stream: INetStream, message: HopMessage | StopMessage) -> None:
+    with trio.fail_after(STEP_DEADLINE_S):
+        await stream.write(encode_varint_prefixed(message.SerializeToString()))
+
+
+async def _hear(stream: INetStream, message: HopMessage | StopMessage, deadline_s: float | None = None) -> None:
+    """The next message. Raises TooSlowError, and what the stream and the parser raise."""
+    with trio.fail_after(STEP_DEADLINE_S if deadline_s is None else deadline_s):
+        message.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))

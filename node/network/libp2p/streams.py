@@ -1,0 +1,312 @@
+"""Messages over libp2p streams: length-prefixed frames, a deadline on every step, quotas on what comes in.
+
+The end of a stream, a reset and a lost connection all read alike, so the exchange itself must say when it is over:
+every exchange has a final frame, and a stream that ends before it is a failure.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+import trio
+from libp2p.abc import IMuxedStream, INetStream
+from libp2p.network.stream.net_stream import NetStream
+
+from mycelia.node.network.events import EventQueue
+from mycelia.node.network.libp2p import negotiation
+from mycelia.node.network.libp2p.closing import BROKEN, close_stream, reset_stream
+from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.network import NetworkError, Received, StreamHandler
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
+from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Control, Hello, Message
+from mycelia.proto.wire.refusals import Refusal
+
+log = structlog.get_logger()
+
+CONTROL_PROTOCOL = "/mycelia/control/1"
+WRITE_DEADLINE_S = 5.0
+"""For each WRITE_STEP_BYTES: a slow link may take long for a large message, but must keep moving."""
+WRITE_STEP_BYTES = 32 * 1_024
+READ_DEADLINE_S = 10.0
+"""For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
+READ_AHEAD_BYTES = 4_096
+"""Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
+CONTROL_OF_A_PEER, CONTROL_OF_A_HOUSEHOLD, CONTROL_OF_A_PRIVATE_NETWORK = (
+    Rate(100.0, 400.0),
+    Rate(150.0, 1_200.0),
+    Rate(2_000.0, 8_000.0),
+)
+"""What control messages may cost a second, in tokens of 0.3 ms: one for a message and one for each of its kilobytes.
+One that reconciles 1,024 digests takes 9 ms and 29 tokens."""
+EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_HOUSEHOLD, EXCHANGES_OF_A_PRIVATE_NETWORK = (
+    Rate(400.0, 2_048.0),
+    Rate(400.0, 4_096.0),
+    Rate(4_000.0, 16_384.0),
+)
+"""Likewise for what peers ask: a prompt of 512 kB takes 513 tokens."""
+EXCHANGE_PATIENCE_S = 5.0
+"""What would have to wait for longer is reset."""
+OWN_CONTROL = Rate(40.0, 100.0)
+"""Control messages a second to one peer: earlier versions ban who sends more than 50, whatever made it send them."""
+MAX_OPENED_PER_PEER = 40
+"""Exchanges that this node has open with one peer. A peer takes 64 streams of any kind: the rest is for control
+messages, gossip, lookups and circuits."""
+OPENING_PATIENCE_S = 2.0
+"""For one of them to end."""
+
+
+class Charge(Protocol):
+    """Called with a peer and what it did wrong."""
+
+    def __call__(self, peer: bytes, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None: ...
+
+
+class Libp2pStream:
+    """A MessageStream over one libp2p stream. One task may send while another receives."""
+
+    def __init__(
+        self,
+        stream: INetStream,
+        peer: bytes,
+        charge: Charge,
+        proposal: bytes = b"",
+        pace: Callable[[int], Awaitable[None]] | None = None,
+        on_end: "Callable[[Libp2pStream], None]" = lambda stream: None,
+    ) -> None:
+        """proposal: to be said before everything else, and answered alike. pace: called with the length of a message
+        before it is read; it waits for as long as that has to, or raises NetworkError."""
+        self._pace = pace
+        self._on_end = on_end
+        self._stream = stream
+        # Without libp2p's own layer, which takes a lock, and so a scheduling round, to look at its state each time.
+        self._bytes: INetStream | IMuxedStream = stream.muxed_stream if isinstance(stream, NetStream) else stream
+        self._peer = peer
+        self._charge = charge
+        self._buffer = bytearray()
+        self._over = False
+        self._to_say = self._to_hear = proposal
+
+    @property
+    def peer(self) -> bytes:
+        return self._peer
+
+    async def send(self, message: Message) -> None:
+        data = encode(message)
+        frame = memoryview(self._to_say + LENGTH_PREFIX.pack(len(data)) + data)
+        self._to_say = b""
+        sent = False
+        try:
+            for start in range(0, len(frame), WRITE_STEP_BYTES):
+                with trio.move_on_after(WRITE_DEADLINE_S) as step:
+                    await self._bytes.write(bytes(frame[start : start + WRITE_STEP_BYTES]))
+                if step.cancelled_caught:
+                    raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
+            sent = True
+        except BROKEN as exc:
+            raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
+        finally:
+            if not sent:
+                await self.reset()  # part of a frame may be out: nothing that follows could be understood
+
+    async def receive(self) -> Message:
+        if self._to_hear:
+            await self._hear()
+        await self._fill(LENGTH_PREFIX.size, wait=True)
+        (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
+        if length > MAX_MESSAGE_BYTES:
+            await self._refuse(f"claims a message of {length} bytes, over {MAX_MESSAGE_BYTES}", Refusal.OVERSIZED)
+        end = LENGTH_PREFIX.size + length
+        if self._pace is not None:
+            await self._pace(length)
+        await self._fill(end, wait=False)
+        data = bytes(self._buffer[LENGTH_PREFIX.size : end])
+        del self._buffer[:end]  # only now: whoever cancels in between can call again
+        try:
+            return decode(data)
+        except RemoteError as exc:
+            await self._refuse(str(exc))
+            raise AssertionError("unreachable") from exc
+
+    async def aclose(self) -> None:
+        if self._over:
+            return
+        self._end()
+        await close_stream(self._stream)
+
+    async def reset(self) -> None:
+        if not self._over:
+            self._end()
+            await reset_stream(self._stream)
+
+    def _end(self) -> None:
+        self._over = True
+        self._on_end(self)
+
+    async def _hear(self) -> None:
+        """The answer to the proposal. Raises NetworkError, also when it is none or late."""
+        while len(self._buffer) < len(self._to_hear) and self._to_hear.startswith(self._buffer):
+            await self._fill(len(self._buffer) + 1, wait=False)
+        if not self._buffer.startswith(self._to_hear):
+            await self.reset()
+            raise NetworkError(f"{peer_text(self._peer)} does not speak the protocol")
+        del self._buffer[: len(self._to_hear)]
+        self._to_hear = b""
+
+    async def _refuse(self, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
+        """Raises RemoteError, after the peer was charged and the stream reset."""
+        self._charge(self._peer, reason, refusal)
+        await self.reset()
+        raise RemoteError(f"{peer_text(self._peer)}: {reason}", refusal)
+
+    async def _fill(self, num_bytes: int, wait: bool) -> None:
+        """Until the buffer holds ``num_bytes``. Memory grows with what arrives, never with what is claimed."""
+        while len(self._buffer) < num_bytes:
+            patient = wait and not self._buffer
+            wanted = max(num_bytes - len(self._buffer), READ_AHEAD_BYTES)
+            try:
+                if patient:
+                    data = await self._bytes.read(wanted)
+                else:
+                    with trio.fail_after(READ_DEADLINE_S):
+                        data = await self._bytes.read(wanted)
+            except trio.TooSlowError as exc:
+                raise NetworkError(f"{peer_text(self._peer)} stopped in the middle of a message") from exc
+            except BROKEN as exc:
+                raise NetworkError(f"{peer_text(self._peer)} ended the exchange: {type(exc).__name__}") from exc
+            if not data:
+                raise NetworkError(f"{peer_text(self._peer)} ended the exchange")
+            self._buffer += data
+
+
+class _Outbox:
+    """The one outbound control stream of a peer."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        self.stream: Libp2pStream | None = None
+
+
+class Streams:
+    """Opens and serves exchanges, and carries control messages on one long-lived stream in each direction."""
+
+    def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
+        self._host = host
+        self._events = events
+        self._charge = charge
+        self._outboxes: dict[bytes, _Outbox] = {}
+        self._control_pace = Pace(CONTROL_OF_A_PEER, CONTROL_OF_A_HOUSEHOLD, CONTROL_OF_A_PRIVATE_NETWORK)
+        self._exchange_pace = Pace(EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_HOUSEHOLD, EXCHANGES_OF_A_PRIVATE_NETWORK)
+        self._own_pace = Pace(OWN_CONTROL, UNBOUNDED, UNBOUNDED)
+        self.exchanges: set[Libp2pStream] = set()
+        """Those that are open, of either side. Only look."""
+        self._num_opened: Counter[bytes] = Counter()
+        """Of them, those that this node opened, by peer."""
+        self._ended = trio.Event()
+        """Set and replaced when one of these is over."""
+        host.inbound.busy.append(lambda: {stream.peer for stream in self.exchanges})
+        host.streams.one_each.add(CONTROL_PROTOCOL)
+        host.serve(CONTROL_PROTOCOL, self._serve_control)
+
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> Libp2pStream:
+        with trio.move_on_after(OPENING_PATIENCE_S):
+            while self._num_opened[peer] >= MAX_OPENED_PER_PEER:
+                await self._ended.wait()
+        if self._num_opened[peer] >= MAX_OPENED_PER_PEER:
+            raise NetworkError(f"{MAX_OPENED_PER_PEER} exchanges with {peer_text(peer)} are open already")
+        self._num_opened[peer] += 1
+        try:
+            raw = await self._host.outbound.open(peer, protocol, waits=waits)
+        except BaseException:
+            self._count_ended(peer)
+            raise
+        proposal = b"" if waits else negotiation.proposal(protocol)
+
+        def on_end(stream: Libp2pStream) -> None:
+            self.exchanges.discard(stream)
+            self._count_ended(peer)
+
+        stream = Libp2pStream(raw, peer, self._charge, proposal, on_end=on_end)
+        self.exchanges.add(stream)
+        return stream
+
+    def _count_ended(self, peer: bytes) -> None:
+        self._num_opened -= Counter([peer])  # (which forgets who has none)
+        self._ended.set()
+        self._ended = trio.Event()
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        async def serve_stream(raw: INetStream) -> None:
+            stream = self._wrap(raw, self._exchange_pace, EXCHANGE_PATIENCE_S)
+            self.exchanges.add(stream)
+            try:
+                await handler(stream)
+                await stream.aclose()
+            except (NetworkError, RemoteError) as exc:
+                log.debug("exchange broke off", protocol=protocol, peer=peer_text(stream.peer), reason=str(exc))
+            except Exception:
+                log.exception("stream handler failed", protocol=protocol, peer=peer_text(stream.peer))
+            finally:
+                await stream.reset()  # does nothing after aclose; otherwise the peer would wait for ever
+
+        self._host.serve(protocol, serve_stream)
+
+    async def send(self, peer: bytes, message: Control) -> None:
+        """A stream that broke since the last message is reopened once."""
+        if peer not in self._host.table:
+            raise NetworkError(f"not connected to {peer_text(peer)}")
+        outbox = self._outboxes.setdefault(peer, _Outbox())
+        async with outbox.lock:
+            await trio.sleep(self._own_pace.delay_s(peer, "", 1.0, trio.current_time(), math.inf) or 0.0)
+            for last_attempt in (outbox.stream is None, True):
+                try:
+                    if outbox.stream is None:
+                        raw = await self._host.outbound.open(peer, CONTROL_PROTOCOL)
+                        outbox.stream = Libp2pStream(raw, peer, self._charge)
+                    await outbox.stream.send(message)
+                    return
+                except NetworkError:
+                    outbox.stream = None
+                    if last_attempt:
+                        raise
+                except BaseException:
+                    outbox.stream = None  # cancelled in the middle of a frame: send() has reset the stream
+                    raise
+
+    def forget(self, peer: bytes) -> None:
+        """The last connection with ``peer`` is gone, and its streams with it."""
+        self._outboxes.pop(peer, None)
+
+    def _wrap(self, raw: INetStream, pace: Pace, patience_s: float) -> Libp2pStream:
+        peer, household = raw.muxed_conn.peer_id.to_bytes(), self._host.inbound.household(raw.muxed_conn)
+
+        async def wait(length: int) -> None:
+            tokens = 1 + length / 1_024
+            delay_s = pace.delay_s(peer, household, tokens, trio.current_time(), patience_s)
+            if delay_s is None:
+                raise NetworkError(f"{peer_text(peer)} asks too much at once")
+            if delay_s:
+                await trio.sleep(delay_s)
+
+        return Libp2pStream(raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard)
+
+    async def _serve_control(self, raw: INetStream) -> None:
+        """What is over the rate is not read: the peer waits, and nothing that it said is lost."""
+        stream = self._wrap(raw, self._control_pace, math.inf)
+        try:
+            while True:
+                message = await stream.receive()
+                if not isinstance(message, Control):
+                    self._charge(stream.peer, f"{type(message).__name__} does not belong on a control stream")
+                    return
+                if isinstance(message, Hello):
+                    self._host.inbound.said_hello(stream.peer)
+                await self._events.put_wait(Received(stream.peer, message))
+        except (NetworkError, RemoteError):
+            return  # the peer closed its side, or was charged by receive()
+        finally:
+            await stream.reset()

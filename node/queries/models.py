@@ -1,0 +1,242 @@
+"""The models of the swarm at one node: who serves them, what peers are told and tell, and how one is found.
+
+What is heard is never decided by: a model that no connected node serves is looked up in the DHT, its nodes are dialled,
+and they serve it when their own Hello says so. Where none can be dialled, as behind a router, the prompt enters at a
+peer that is connected with one.
+"""
+
+import math
+import random
+from collections import Counter, OrderedDict
+from contextlib import suppress
+
+import structlog
+import trio
+
+from mycelia.node.driver import OverlayDriver
+from mycelia.node.engine.engine import Engine
+from mycelia.node.network.exchange import receive_opening
+from mycelia.node.network.network import MessageStream, Network, NetworkError
+from mycelia.node.queries.questions import ask_all
+from mycelia.node.views import ModelRow
+from mycelia.proto.admission.households import Places, household_of, of_client
+from mycelia.proto.events import Malformed
+from mycelia.proto.overlay import Overlay, PeerView
+from mycelia.proto.planes.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Models, ModelsQuery
+
+log = structlog.get_logger()
+
+MODELS = "/mycelia/models/1"
+"""A protocol of its own: to an older node the question would be an offence."""
+MAX_ROWS = 256
+"""Models that are told of: peers name theirs as they like."""
+MAX_ENTRIES = 3
+"""Nodes that a prompt for another model is offered to."""
+ASK_EVERY_S = 60.0
+"""Peers pass on what they heard, so all of a swarm is known some minutes after it began."""
+NUM_ASKED_STEADILY, NUM_ASKED_NOW = 3, 8
+FRESH_S = 3.0
+"""Nobody is asked again sooner, however many look or ask for models that nobody serves."""
+TELL_EVERY_S = 1.0
+"""For so long peers get the same answer, unless a node joins: they may ask as often as they like."""
+ANSWER_DEADLINE_S = 2.0
+LOOKUP_DEADLINE_S = 3.0
+HELLO_DEADLINE_S = 2.0
+FIND_DEADLINE_S = 8.0
+"""Of all of these together, for a model that was never asked for before."""
+MAX_FINDING = 4
+"""Models looked for at once for this node's own clients, and as many for peers: a liar tells of more models than can
+be looked for. A client or household has three places of them at most, and with a public address one."""
+MISSED_S, MAX_MISSED = 60.0, 128
+"""For how long nodes that could not be dialled are not looked up again."""
+MAX_MET = 16
+"""Connections kept because of other models; over which nothing is asked go first."""
+MAX_NAMESPACES = 2
+"""Of one name that are looked up."""
+
+
+class SwarmModels:
+    """One node's side of it, asking and answering."""
+
+    def __init__(self, network: Network, overlay: Overlay, driver: OverlayDriver, engine: Engine) -> None:
+        self._network = network
+        self._overlay = overlay
+        self._driver = driver
+        self._engine = engine
+        self._directory = Directory()
+        self._asking = trio.Lock()
+        self._asked_at = -math.inf
+        self._told = Models(models=())
+        self._told_at = -math.inf
+        self._told_before = driver.joined
+        self._finding: dict[str, trio.Event] = {}
+        """Model that is being looked for -> when that is over."""
+        self._places_of_clients = Places(MAX_FINDING, per_key=MAX_FINDING)
+        self._places_of_peers = Places(MAX_FINDING, per_key=MAX_FINDING)
+        self._missed: OrderedDict[bytes, float] = OrderedDict()
+        """Namespace -> when none of its nodes could be reached."""
+        self._met: OrderedDict[bytes, None] = OrderedDict()
+        """Peers that were dialled for another model, the one whose model was asked for last at the end."""
+
+    async def keep_asking(self) -> None:
+        """Until cancelled."""
+        while True:
+            joined = self._driver.joined
+            if not self._peers():
+                await joined.wait()
+            await self._ask(NUM_ASKED_STEADILY)
+            await trio.sleep(ASK_EVERY_S * random.uniform(0.75, 1.25))  # noqa: S311  jitter, no secret
+
+    async def serve_stream(self, stream: MessageStream) -> None:
+        """One question of a peer, answered."""
+        question = await receive_opening(stream)
+        if not isinstance(question, ModelsQuery):
+            raise RemoteError(f"a {type(question).__name__} where a ModelsQuery belongs")
+        now = self._driver.now()
+        if now - self._told_at >= TELL_EVERY_S or self._told_before is not self._driver.joined:
+            self._told, self._told_at = Models(models=self._directory.told(self._seen(), now)), now
+            self._told_before = self._driver.joined
+        await stream.send(self._told)
+
+    async def rows(self) -> list[ModelRow]:
+        """See ``Api.models``. Asks peers if that was not done just now, for ANSWER_DEADLINE_S at most."""
+        await self._ask_now()
+        own = self._engine.info.name
+        num_connected = Counter({own: 1})
+        for view in self._peers():
+            num_connected.update({served.model for served in view.served})
+        num_nodes, context_tokens = Counter[str](), Counter[str]()
+        for known in self._directory.known(self._seen(), self._driver.now()):
+            num_nodes[known.model] += known.num_nodes
+            # (what strangers say of a context does not change what its nodes say themselves)
+            if known.num_seen or not num_connected[known.model]:
+                context_tokens[known.model] = max(context_tokens[known.model], known.context_tokens)
+        connected = sorted(
+            filter(num_connected.get, num_nodes), key=lambda name: (name != own, -num_connected[name], name)
+        )
+        told = [name for name in num_nodes if not num_connected[name]]
+        order = shared_room(connected, told, MAX_ROWS)
+        rows = [ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name]) for name in order]
+        return [rows[0], *sorted(rows[1:], key=lambda row: row.model)]
+
+    def servers(self, model: str) -> list[bytes]:
+        """Connected nodes that serve it, the least loaded first."""
+        loads = {
+            view.peer: (served.vitals.active_requests + served.vitals.waiting_requests) / max(served.vitals.slots, 1)
+            for view in self._peers()
+            for served in view.served
+            if served.model == model
+        }
+        return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
+
+    async def find(self, model: str, client: bytes = b"", peer: bytes = b"") -> list[bytes]:
+        """Connected peers at which a prompt for it can enter, the best first: nodes that serve it, which are looked for
+        and dialled if need be, or else peers that are connected with one. Takes FIND_DEADLINE_S at most. client, peer:
+        who asks, the one or the other; who has several models looked for already gets what is known."""
+        if not self.servers(model):
+            with trio.move_on_after(FIND_DEADLINE_S):
+                while not self.servers(model) and (over := self._finding.get(model)) is not None:
+                    await over.wait()  # (who looked may have left in the middle of it)
+                if not self.servers(model):
+                    await self._look_in_turn(model, client, peer)
+        servers = self.servers(model)
+        for peer in servers:
+            if peer in self._met:
+                self._met.move_to_end(peer)
+        if servers:
+            return servers
+        connected = {view.peer for view in self._peers()}
+        informants = self._directory.informants(model, self._driver.now() - 2 * FIND_DEADLINE_S)
+        return [peer for peer in informants if peer in connected][:MAX_ENTRIES]
+
+    def _peers(self) -> list[PeerView]:
+        return self._overlay.peers(self._driver.now())
+
+    def _seen(self) -> dict[ModelKey, SeenModel]:
+        info = self._engine.info
+        context_tokens = {(info.namespace, info.name): info.context_tokens}
+        neighbours = {owner.peer for owner in self._overlay.estimates.live(info.namespace)}
+        nodes = {(info.namespace, info.name): {mark_of(peer) for peer in (self._network.peer_id, *neighbours)}}
+        for view in self._peers():
+            for served in view.served:
+                key = (served.namespace, served.model)
+                context_tokens[key] = max(served.context_tokens, context_tokens.get(key, 0))
+                nodes.setdefault(key, set()).add(mark_of(view.peer))
+        return {key: SeenModel(context_tokens[key], frozenset(marks)) for key, marks in nodes.items()}
+
+    async def _ask_now(self) -> None:
+        """Hears what some peers know, unless somebody wanted that less than FRESH_S ago."""
+        async with self._asking:
+            if trio.current_time() - self._asked_at >= FRESH_S:
+                await self._ask(NUM_ASKED_NOW)
+                self._asked_at = trio.current_time()
+
+    async def _ask(self, num_peers: int) -> None:
+        peers = [view.peer for view in self._peers()]
+        chosen = random.sample(peers, min(num_peers, len(peers)))
+        answers = await ask_all(self._network, MODELS, ModelsQuery(), chosen, ANSWER_DEADLINE_S)
+        for peer, answer in answers.items():
+            if isinstance(answer, Models):
+                try:
+                    self._directory.hear(peer, answer.models, self._driver.now())
+                except RemoteError as exc:
+                    self._driver.handle(Malformed(peer, str(exc)))
+
+    async def _look_in_turn(self, model: str, client: bytes, peer: bytes) -> None:
+        places = self._places_of_peers if peer else self._places_of_clients
+        share = household_of(self._network.remote_address(peer)) if peer else of_client(client)
+        if not places.take(peer or client, share, is_known=not (peer or client)):
+            return
+        over = self._finding[model] = trio.Event()
+        try:
+            await self._look_for(model)
+        finally:
+            over.set()
+            del self._finding[model]
+            places.free(peer or client, share)
+
+    async def _look_for(self, model: str) -> None:
+        """Connects with nodes that serve it, if any can be found and dialled."""
+        if self.servers(model):
+            return
+        await self._ask_now()
+        for namespace in self._directory.namespaces(model, self._driver.now())[:MAX_NAMESPACES]:
+            missed_at = self._missed.get(namespace, -math.inf)
+            if not self.servers(model) and trio.current_time() - missed_at > MISSED_S:
+                await self._meet(namespace, model)
+                if not self.servers(model):
+                    self._missed[namespace] = trio.current_time()
+                    self._missed.move_to_end(namespace)
+                    if len(self._missed) > MAX_MISSED:
+                        self._missed.popitem(last=False)
+
+    async def _meet(self, namespace: bytes, model: str) -> None:
+        """Dials some of those that the DHT tells of, and waits for what they say they serve."""
+        before = {view.peer for view in self._peers()}
+        providers: list[bytes] = []
+        with trio.move_on_after(LOOKUP_DEADLINE_S), suppress(NetworkError):
+            providers = [peer for peer in await self._network.find_nodes(namespace) if peer not in before]
+        chosen = random.sample(providers, min(MAX_ENTRIES, len(providers)))
+        with trio.move_on_after(LOOKUP_DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                for peer in chosen:
+                    nursery.start_soon(self._dial, peer)
+        reached = [peer for peer in chosen if self._network.remote_address(peer)]
+        with trio.move_on_after(HELLO_DEADLINE_S if reached else 0):
+            while not self.servers(model):
+                await self._driver.joined.wait()
+        log.debug("model_looked_up", model=model, providers=len(providers), reached=len(reached))
+        for peer in reached:
+            self._met[peer] = None
+            self._met.move_to_end(peer)
+        while len(self._met) > MAX_MET:
+            idle = (peer for peer in self._met if peer not in reached and not self._network.num_exchanges(peer))
+            surplus = next(idle, next(iter(self._met)))
+            del self._met[surplus]
+            await self._network.disconnect(surplus)
+
+    async def _dial(self, peer: bytes) -> None:
+        with suppress(NetworkError):
+            await self._network.dial(peer)

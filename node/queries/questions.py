@@ -1,0 +1,42 @@
+"""Exchanges of one question and its answer, as ``mycelia/inspect`` and ``mycelia/models`` are."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+import trio
+
+from mycelia.node.network.network import Network, NetworkError
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Message
+
+ANSWER_DEADLINE_S = 3.0
+
+
+async def ask_all(
+    network: Network, protocol: str, question: Message, peers: Iterable[bytes], deadline_s: float = ANSWER_DEADLINE_S
+) -> dict[bytes, Message]:
+    """The answers of those that gave one in time."""
+    answers: dict[bytes, Message] = {}
+
+    async def ask(peer: bytes) -> None:
+        # (an older node does not know the question, and one may just have left)
+        with trio.move_on_after(deadline_s), suppress(NetworkError, RemoteError):
+            answers[peer] = await _ask(network, protocol, question, peer)
+
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            nursery.start_soon(ask, peer)
+    return answers
+
+
+async def _ask(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
+    stream = await network.open(peer, protocol, waits=False)
+    is_over = False
+    try:
+        await stream.send(question)
+        answer = await stream.receive()
+        is_over = True
+        return answer
+    finally:
+        with trio.CancelScope(shield=True):
+            await (stream.aclose() if is_over else stream.reset())

@@ -1,0 +1,457 @@
+"""Requests that enter at this node: from words to tokens, through the overlay, and back to words.
+
+``Entry.ask`` serves the command line, the local API and light clients alike. The overlay decides where a request goes
+and when it moves; here are the streams to the serving nodes and the frames to the client.
+"""
+
+import codecs
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import msgspec
+import structlog
+import trio
+
+from mycelia.node.engine.engine import DEADLINE, TOO_LATE, Engine
+from mycelia.node.engine.prompts import TooLongError
+from mycelia.node.errors import BusyError, first_error
+from mycelia.node.network.exchange import cancelled_at_end, receive_opening
+from mycelia.node.network.network import MessageStream, Network, NetworkError
+from mycelia.node.requests.salts import Salts
+from mycelia.node.requests.serving import SendFrame, serve_request
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.admission.households import household_of
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.admission.shares import MAX_RETRY_S
+from mycelia.proto.cache.radix import common_prefix
+from mycelia.proto.cache.sharing import owner_of
+from mycelia.proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
+from mycelia.proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
+from mycelia.proto.routing.choose import Decision
+from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LocalError, MyceliaError, RemoteError
+from mycelia.proto.wire.messages import (
+    MAX_CANDIDATES,
+    MAX_SMALL,
+    MAX_TEXT_TOKENS,
+    STILL_THERE,
+    Accepted,
+    Answered,
+    Ask,
+    Begun,
+    Bounced,
+    CandidateTerms,
+    EntryFrame,
+    Failed,
+    Final,
+    Route,
+    Sampling,
+    ServingFrame,
+    Text,
+    TokenLogprobs,
+    Tokens,
+)
+
+log = structlog.get_logger()
+
+GENERATE = "/mycelia/generate/1"
+ASK = "/mycelia/ask/1"
+
+KEEP_ALIVE_S = 15.0
+"""Between two looks at who was told nothing meanwhile, and is told then that his answer is worked on: a long prompt
+takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
+
+SilenceS = Callable[[bytes, int], float]
+"""``Overlay.silence_s``."""
+
+
+@dataclass
+class _Running:
+    """A request in flight, seen from the client's side."""
+
+    frames: trio.MemorySendChannel[EntryFrame]
+    """Unbounded, but holds at most a frame a token, and ``max_tokens`` is bounded."""
+    started_at: float
+    deadline_s: float | None
+    """From ``started_at``; None: no limit."""
+    client: bytes
+    """See ``Entry.ask``."""
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+    untold: list[int] = field(default_factory=list)
+    held: str = ""
+    """Tokens that the client was not told of, and their text as far as it is whole. A frame that ends inside a
+    character, which is rare, waits for the next one: what the client has is then the text of the tokens that it has,
+    and it can go on elsewhere with neither a gap nor a repetition."""
+    first_token_at: float | None = None
+    was_told: bool = True
+    """Anything, since the last look; or it has only come since then."""
+    attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
+    expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of the task that waits for the deadline."""
+
+    def tell(self, frame: EntryFrame) -> None:
+        self.was_told = True
+        self.frames.send_nowait(frame)
+
+    def left_s(self) -> float | None:
+        """Seconds until the deadline; None: no limit."""
+        return None if self.deadline_s is None else self.started_at + self.deadline_s - trio.current_time()
+
+
+class Entry:
+    """The entry desk of a node. ``run`` must be running while ``ask`` is used."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        network: Network,
+        handle: Callable[[Event], None],
+        silence_s: SilenceS,
+        requests: RequestLog,
+        salts: Salts,
+        household: Callable[[bytes], str],
+    ) -> None:
+        """household: ``Overlay.household``."""
+        self._engine = engine
+        self._salts = salts
+        self._household = household
+        self._requests = requests
+        self._network = network
+        self._handle = handle
+        self._silence_s = silence_s
+        self._running: dict[bytes, _Running] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Holds the tasks of all attempts. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                await trio.sleep(KEEP_ALIVE_S)
+                for running in self._running.values():
+                    if not running.was_told and not running.frames.statistics().current_buffer_used:
+                        running.tell(STILL_THERE)
+                    running.was_told = False
+
+    @asynccontextmanager
+    async def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request.
+
+        deadline_s: seconds from now after which the request is cancelled, wherever it is served, and fails with code
+        ``deadline``. client: whose share of this node it takes; empty for whoever asks on this machine: the local API
+        has no keys that could tell one from another.
+        """
+        send, receive = trio.open_memory_channel[EntryFrame](math.inf)
+        request_id = self._requests.new_id(ask.request_id)
+        self._requests.entered(request_id, ask.model or self._engine.info.name, client)
+        running = self._running[request_id] = _Running(send, trio.current_time(), deadline_s, client)
+        if deadline_s is not None:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._expire, request_id, running)
+        try:
+            # (a prompt may have to wait before it is read; at the deadline nothing more is done for it)
+            with trio.move_on_after(math.inf if deadline_s is None else max(0.0, deadline_s)):
+                await self._submit(request_id, ask, client)
+            yield receive
+        finally:
+            running.expiry.cancel()
+            if request_id in self._running:
+                self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
+                del self._running[request_id]
+                self._requests.cancelled(request_id)
+
+    async def _expire(self, request_id: bytes, running: _Running) -> None:
+        """Cancel a request at its deadline. A task of its own: its client may not be reading."""
+        with running.expiry:
+            await trio.sleep(max(0.0, running.left_s() or 0.0))
+            if request_id in self._running:
+                self._handle(RequestCancelled(request_id))
+                self._end(request_id, Failed(code=DEADLINE, message=TOO_LATE, retryable=False))
+
+    async def _submit(self, request_id: bytes, ask: Ask, client: bytes) -> None:
+        """Hand a request to the overlay, or end it with what is wrong with it."""
+        try:
+            prompt, sampling = await self._prepare(ask, client)
+            open_tokens = await self._open_tokens(ask, prompt, client)
+        except _RefusedError as exc:
+            if request_id in self._running:
+                self._end(request_id, exc.failed)
+        else:
+            if request_id in self._running:
+                namespace = self._engine.info.namespace
+                self._requests.tokenized(request_id, len(prompt))
+                answered = unpack_tokens(ask.answered)
+                salt = self._salts.of(ask.cache_salt, client)
+                self._handle(
+                    RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt, open_tokens)
+                )
+
+    async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
+        info = self._engine.info
+        if ask.model and ask.model != info.name:
+            raise _RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
+        if ask.namespace and ask.namespace != info.namespace:
+            raise _RefusedError("unknown_model", "this node's model is not the one that began the answer")
+        if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
+            raise _RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
+        if not (ask.tokens or ask.text.strip() or any(message.content.strip() for message in ask.messages)):
+            raise _RefusedError("bad_request", "the prompt is empty")
+        try:
+            check_sampling(ask.sampling)
+            prompt = await self._tokens_of(ask, client)
+            num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
+        except BusyError as exc:
+            raise _RefusedError(OVERLOADED, str(exc), exc.retry_s) from exc
+        except TooLongError as exc:
+            raise _RefusedError("too_long", str(exc)) from exc
+        except LocalError as exc:
+            raise _RefusedError("bad_request", str(exc)) from exc
+        room = info.context_tokens - len(prompt)
+        if room < 1:
+            raise _RefusedError(
+                "too_long",
+                f"the prompt has {len(prompt)} tokens with its template, the model's context is {info.context_tokens};"
+                " shorten the prompt or serve a model with a longer context",
+            )
+        if num_answered > min(ask.sampling.max_tokens, room):
+            raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than were asked for")
+        return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
+
+    async def _open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
+        """Tokens of the prompt that are those of the messages which hold no secrets. Raises _RefusedError."""
+        if not ask.shared_messages or not ask.messages:
+            return 0
+        if ask.shared_messages >= len(ask.messages):
+            return len(prompt)
+        shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], shared_messages=0)
+        try:
+            return common_prefix(prompt, await self._tokens_of(shared, client))
+        except LocalError as exc:
+            raise _RefusedError("bad_request", f"the shared messages by themselves: {exc}") from exc
+
+    async def _tokens_of(self, ask: Ask, client: bytes) -> Sequence[int]:
+        """Raises LocalError, also as BusyError or TooLongError."""
+        if ask.tokens:
+            return self._known_tokens(ask.tokens)
+        if ask.text:
+            return await self._engine.tokenize_text(ask.text, client, self._network_of(client))
+        return await self._engine.tokenize_chat(ask.messages, ask.tools, client, self._network_of(client))
+
+    def _network_of(self, client: bytes) -> str:
+        """Where a client asks from: those of one network have one share of the engine."""
+        return household_of(self._network.remote_address(client)) if client else ""
+
+    def _known_tokens(self, packed: bytes) -> Sequence[int]:
+        """At least one. Raises LocalError."""
+        try:
+            tokens = token_array(packed)
+        except RemoteError as exc:
+            raise LocalError(str(exc)) from exc
+        if max(tokens) >= self._engine.info.num_vocab:
+            raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
+        return tokens
+
+    # --- the overlay's effects -------------------------------------------------------------------------------------
+
+    def perform(self, effect: RequestEffect) -> None:
+        """Do what the overlay wants done for a request."""
+        running = self._running.get(effect.request_id)
+        if running is None:  # the client left while this was under way
+            return
+        match effect:
+            case Dispatch():
+                assert self._nursery is not None
+                # (made here and not in the task: the client may leave before the task runs for the first time)
+                scope = running.attempts[effect.attempt] = trio.CancelScope()
+                self._nursery.start_soon(self._attempt, effect, running, scope)
+            case Begin():
+                self._requests.begun(effect)
+                running.tell(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
+            case Deliver():
+                if effect.tokens and running.first_token_at is None:
+                    running.first_token_at = trio.current_time()
+                    self._requests.first_token(effect.request_id)
+                running.untold.extend(effect.tokens)
+                self._send_text(running, effect.text, effect.logprobs)
+            case Finish():
+                self._send_text(running, b"", (), is_last=True)
+                ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
+                answered = _answered(effect, ttft_s)
+                self._requests.answered(effect.request_id, answered)
+                self._end(effect.request_id, answered)
+            case Fail():
+                failed = Failed(
+                    code=effect.code,
+                    message=effect.message,
+                    retryable=effect.retryable,
+                    retry_after_ms=effect.retry_after_ms,
+                )
+                self._end(effect.request_id, failed)
+            case Abandon():
+                if effect.attempt in running.attempts:
+                    running.attempts[effect.attempt].cancel()
+            case _:
+                assert_never(effect)
+
+    def _send_text(
+        self, running: _Running, data: bytes, logprobs: tuple[TokenLogprobs, ...], is_last: bool = False
+    ) -> None:
+        text, was_held = running.decoder.decode(data, is_last), running.held
+        if was_held:
+            running.tell(Text(text=was_held))
+            running.held = ""
+        is_whole = is_last or was_held or not running.decoder.getstate()[0]
+        if not is_whole:
+            running.held, text = text, ""
+        told = running.untold[:MAX_TEXT_TOKENS] if is_whole else []
+        if text or logprobs or told:
+            del running.untold[: len(told)]
+            running.tell(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))
+
+    def _end(self, request_id: bytes, frame: EntryFrame) -> None:
+        running = self._running.pop(request_id)
+        if isinstance(frame, Failed):
+            self._requests.failed(request_id, frame.code, frame.message)
+        running.tell(frame)
+        running.frames.close()
+
+    # --- attempts --------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, effect: Dispatch, running: _Running, scope: trio.CancelScope) -> None:
+        """One attempt at one node; everything that happens becomes an event of this attempt.
+
+        A supervisor's edge: whatever goes wrong ends the attempt, never the node.
+        """
+        request_id, attempt = effect.request_id, effect.attempt
+
+        async def on_frame(frame: ServingFrame) -> None:
+            self._handle(FrameReceived(request_id, attempt, frame))
+
+        def tell_route() -> None:
+            if request_id in self._running and not scope.cancel_called:  # (it may have ended before this task ran)
+                self._requests.routed(effect)
+                running.tell(_route(effect.decision, self._engine.info.namespace))
+
+        try:
+            with scope:
+                if effect.peer == self._network.peer_id:
+                    generate, client = effect.generate, running.client
+                    owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._household(client))
+                    # (people are told while the engine works)
+                    await serve_request(
+                        self._engine,
+                        generate,
+                        on_frame,
+                        client,
+                        self._network_of(client),
+                        owner,
+                        self._requests,
+                        running.left_s(),
+                        on_submitted=tell_route,
+                    )
+                else:
+                    tell_route()
+                    await self._attempt_at_peer(effect, on_frame)
+        except Exception as exc:
+            reason = _reason(exc)
+            if reason is None:
+                log.exception("attempt_broke", request=request_id.hex(), attempt=attempt)
+            self._handle(StreamLost(request_id, attempt, reason or "an error inside this node"))
+        finally:
+            running.attempts.pop(attempt, None)
+
+    async def _attempt_at_peer(self, effect: Dispatch, on_frame: SendFrame) -> None:
+        stream = await self._network.open(effect.peer, GENERATE, waits=False)  # (whoever serves a model speaks it)
+        is_over = False
+        try:
+            await stream.send(effect.generate)
+            while not is_over:
+                patience_s = self._silence_s(effect.request_id, effect.attempt)
+                with trio.move_on_after(patience_s) as silence:
+                    frame = await stream.receive()
+                if silence.cancelled_caught:
+                    raise RemoteError(f"silent for {patience_s:.0f} s")
+                if not isinstance(frame, Accepted | Tokens | Final | Failed | Bounced):
+                    raise RemoteError(f"a {type(frame).__name__} in an answer")
+                is_over = isinstance(frame, Final | Failed | Bounced)
+                await on_frame(frame)
+        finally:
+            with trio.CancelScope(shield=True):
+                await (stream.aclose() if is_over else stream.reset())
+
+
+async def serve_ask_stream(
+    ask_of: Callable[[Ask, bytes], AbstractAsyncContextManager[AsyncIterator[EntryFrame]]], stream: MessageStream
+) -> None:
+    """One inbound exchange: an Ask, answered as ``ask_of`` it and its sender says. The other side, a light client or a
+    node of another model, cancels by ending the stream."""
+    ask = await receive_opening(stream)
+    if not isinstance(ask, Ask):
+        raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
+    async with cancelled_at_end(stream), ask_of(ask, stream.peer) as frames:
+        async for frame in frames:
+            await stream.send(frame)
+
+
+class _RefusedError(Exception):
+    """The request is refused before it is routed."""
+
+    def __init__(self, code: str, message: str, retry_s: float | None = None) -> None:
+        """retry_s: after how many seconds it may come again; None: never."""
+        super().__init__(message)
+        retry_ms = math.ceil(1_000 * min(retry_s or 0.0, MAX_RETRY_S))
+        self.failed = Failed(code=code, message=message[:512], retryable=retry_s is not None, retry_after_ms=retry_ms)
+
+
+def _reason(exc: Exception) -> str | None:
+    """Why an attempt failed, when that is nothing out of the ordinary."""
+    cause = first_error(exc)
+    return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
+
+
+def _route(decision: Decision, namespace: bytes) -> Route:
+    return Route(
+        namespace=namespace,
+        chosen=decision.chosen,
+        reason=decision.reason[:256],
+        prompt_tokens=decision.prompt_tokens,
+        candidates=tuple(
+            CandidateTerms(
+                peer=rated.candidate.peer,
+                matched_tokens=rated.candidate.matched_tokens,
+                queued_requests=rated.candidate.num_requests,
+                cost=rated.cost,
+                round_trip_ms=_ms(rated.candidate.round_trip_s),
+                queue_ms=_ms(rated.queue_s),
+                prefill_ms=_ms(rated.prefill_s),
+                load_factor=rated.load_factor,
+                precision=rated.candidate.precision,
+                lateness_ms=_ms(rated.candidate.lateness_s),
+                recompute_ms=_ms(rated.recompute_s),
+            )
+            for rated in decision.best_rated(MAX_CANDIDATES)
+        ),
+    )
+
+
+def _ms(seconds: float) -> int:
+    return min(round(seconds * 1000), MAX_SMALL)
+
+
+def _answered(effect: Finish, ttft_s: float) -> Answered:
+    return Answered(
+        served_by=effect.served_by,
+        reason=effect.reason,
+        usage=effect.usage,
+        ttft_ms=round(ttft_s * 1000),
+        resumed=effect.resumed,
+    )

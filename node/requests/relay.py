@@ -1,0 +1,166 @@
+"""Prompts for models that this node does not serve: they enter at a node that does, and its frames are passed on.
+
+Whoever asks chooses the model, and so the node that is asked in its stead: what goes to one node is bounded, well below
+the streams that it takes of one peer, and so is what goes on in all, by who asked. One that is over is told when to
+come again.
+"""
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import msgspec
+import trio
+
+from mycelia.node.engine.engine import DEADLINE, TOO_LATE
+from mycelia.node.network.network import MessageStream, Network, NetworkError
+from mycelia.node.requests.entry import ASK
+from mycelia.node.requests.rejoin import AnswerSoFar, OpenEntry, rejoining
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.admission.households import Places, household_of
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.wire.messages import Answered, Ask, EntryFrame, Failed
+
+FindEntries = Callable[[], Awaitable[Sequence[bytes]]]
+"""Connected peers at which a prompt can enter, the best first; none: nobody is known to serve the model."""
+
+MAX_RELAYED, MAX_RELAYED_PER_CLIENT = 128, 32
+MAX_RELAYED_PER_SERVER = 32
+"""Half of the streams that a node takes of one peer."""
+RETRY_MS = 2_000
+"""For those for whom there is no place."""
+
+
+class _NobodyServesError(NetworkError):
+    """There is no node to be asked, and not only none that could be reached."""
+
+
+class _BusyError(NetworkError):
+    """There are nodes to be asked, but they are asked as much as they may be."""
+
+
+class Relay:
+    """One node's part in it."""
+
+    def __init__(self, network: Network, requests: RequestLog, own: str) -> None:
+        """own: the model served here, for who asks for one that nobody serves."""
+        self._network = network
+        self._requests = requests
+        self._own = own
+        self._places = Places(MAX_RELAYED, MAX_RELAYED_PER_CLIENT)
+        self._at_server: dict[bytes, Places] = {}
+
+    @asynccontextmanager
+    async def relayed(
+        self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes, is_own: bool
+    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+        """The frames of an answer that enters at the first of what ``find`` tells that takes it, and anew where that
+        one is lost. Leaving early cancels it there. is_own: a client of this node's own API asks, not a peer."""
+        due_at = math.inf if deadline_s is None else trio.current_time() + deadline_s
+        request_id = self._requests.new_id(ask.request_id)
+        self._requests.entered(request_id, ask.model, client)
+        is_over = False
+
+        async def logged(frames: AsyncIterator[EntryFrame]) -> AsyncGenerator[EntryFrame, None]:
+            nonlocal is_over
+            async for frame in frames:
+                is_over = isinstance(frame, Answered | Failed)
+                self._requests.relayed_frame(request_id, frame)
+                yield frame
+
+        so_far = AnswerSoFar(msgspec.structs.replace(ask, request_id=request_id))
+        household = "" if is_own else household_of(self._network.remote_address(client))
+        key = request_id if is_own else client
+        place = _Place(self._at_server, key, household, is_own)
+
+        async def enter(rest: Ask, lost: bytes | None) -> MessageStream:
+            with trio.fail_at(due_at):
+                peers = await find()
+            if not peers and lost is None:
+                told = f"no node that can be found serves {rest.model[:64]!r}, this one serves {self._own!r}"
+                raise _NobodyServesError(told)
+            stream = await self._entered(sorted(peers, key=lambda peer: peer == lost), rest, place)
+            self._requests.relayed(request_id, stream.peer)
+            return stream
+
+        is_admitted = self._places.take(key, household, is_own)
+        try:
+            frames = _frames(so_far, enter, due_at) if is_admitted else _refused("too many prompts are passed on here")
+            async with aclosing(frames), aclosing(logged(frames)) as told:
+                yield told
+        finally:
+            place.leave()
+            if is_admitted:
+                self._places.free(key, household)
+            if not is_over:
+                self._requests.cancelled(request_id)
+
+    async def _entered(self, peers: Sequence[bytes], ask: Ask, place: "_Place") -> MessageStream:
+        """Asked at the first of ``peers`` that takes it. Raises NetworkError."""
+        is_busy = False
+        for peer in peers:
+            if not place.take(peer):
+                is_busy = True
+                continue
+            try:
+                # (every node that serves a model speaks it)
+                stream = await self._network.open(peer, ASK, waits=False)
+            except NetworkError:
+                continue
+            try:
+                await stream.send(ask)
+                return stream
+            except NetworkError:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+        if is_busy:
+            raise _BusyError("the nodes that serve the model have all that this one may pass on to them")
+        raise NetworkError("no node that serves the model could be reached")
+
+
+class _Place:
+    """The place that one prompt holds at one server at a time."""
+
+    def __init__(self, places: dict[bytes, Places], key: bytes, household: str, is_known: bool) -> None:
+        """places: of all prompts, by server."""
+        self._places = places
+        self._key, self._household, self._is_known = key, household, is_known
+        self._server: bytes | None = None
+
+    def take(self, server: bytes) -> bool:
+        """One at ``server`` instead of where it was, if there is any. Mutates."""
+        self.leave()
+        places = self._places.get(server) or Places(MAX_RELAYED_PER_SERVER, MAX_RELAYED_PER_SERVER)
+        if not places.take(self._key, self._household, self._is_known):
+            return False
+        self._places[server] = places
+        self._server = server
+        return True
+
+    def leave(self) -> None:
+        """Does nothing when it holds none. Mutates."""
+        if self._server is not None:
+            places = self._places[self._server]
+            places.free(self._key, self._household)
+            if not places.num_taken:
+                del self._places[self._server]
+            self._server = None
+
+
+async def _refused(reason: str) -> AsyncGenerator[EntryFrame, None]:
+    yield Failed(code=OVERLOADED, message=reason, retryable=True, retry_after_ms=RETRY_MS)
+
+
+async def _frames(so_far: AnswerSoFar, enter: OpenEntry, due_at: float) -> AsyncGenerator[EntryFrame, None]:
+    try:
+        async with aclosing(rejoining(so_far, enter, due_at)) as frames:
+            async for frame in frames:
+                yield frame
+    except _NobodyServesError as exc:
+        yield Failed(code="unknown_model", message=str(exc)[:512], retryable=False)
+    except trio.TooSlowError:
+        yield Failed(code=DEADLINE, message=TOO_LATE, retryable=False)
+    except _BusyError as exc:
+        yield Failed(code=OVERLOADED, message=str(exc)[:512], retryable=True, retry_after_ms=RETRY_MS)
+    except NetworkError as exc:
+        yield Failed(code="no_peer", message=str(exc)[:512], retryable=True)

@@ -1,0 +1,148 @@
+"""Answers one ``Generate`` with the local engine: engine items become serving frames.
+
+Used for requests of peers (over a stream) and for this node's own (no hop), so both see the same frames.
+"""
+
+import math
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from mycelia.node.engine.engine import (
+    Engine,
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    EngineTokens,
+)
+from mycelia.node.network.exchange import cancelled_at_end, receive_opening
+from mycelia.node.network.network import MessageStream
+from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.admission.households import household_of
+from mycelia.proto.admission.shares import MAX_RETRY_S
+from mycelia.proto.cache.sharing import PUBLIC, Owner, owner_of
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.wire.blocks import STRIDE, pack_tokens, unpack_tokens
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Generate, ServingFrame, Tokens
+
+SendFrame = Callable[[ServingFrame], Awaitable[None]]
+
+
+async def serve_request(
+    engine: Engine,
+    request: Generate,
+    send: SendFrame,
+    client: bytes,
+    household: str,
+    owner: Owner,
+    requests: RequestLog,
+    deadline_s: float | None = None,
+    on_submitted: Callable[[], None] = lambda: None,
+) -> None:
+    """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
+
+    client, household, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
+    on_submitted: called when the engine knows of it, before anything is sent.
+    Raises what ``send`` raises.
+    """
+    refusal = _refusal(engine, request)
+    if refusal is not None:
+        await send(refusal)
+        return
+    engine_request = EngineRequest(
+        request_id=request.request_id,
+        prompt=unpack_tokens(request.prompt),
+        sampling=request.sampling,
+        resumed_tokens=request.resumed_tokens,
+        deadline_s=deadline_s,
+        client=client,
+        household=household,
+        owner=owner,
+        open_tokens=request.open_tokens,
+    )
+    position = 0
+    async with engine.generate(engine_request) as items:
+        on_submitted()
+        with requests.serving(request, client) as note:
+            async for item in items:
+                note(item)
+                frame = _frame(item, position, engine)
+                if isinstance(item, EngineTokens):
+                    position += len(item.tokens)
+                await send(frame)
+
+
+def _refusal(engine: Engine, request: Generate) -> Failed | None:
+    if request.namespace != engine.info.namespace:
+        return Failed(code="unknown_model", message="this node does not serve that model", retryable=True)
+    if len(request.prompt) % 4:
+        return Failed(code="bad_request", message="packed tokens are not a multiple of 4 bytes", retryable=False)
+    return None
+
+
+def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
+    match item:
+        case EngineAccepted():
+            return Accepted(cached_tokens=item.cached_tokens, vitals=engine.vitals())
+        case EngineDone():
+            return Final(reason=item.reason, usage=item.usage, vitals=engine.vitals())
+        case EngineFailed():
+            retry_after_ms = math.ceil(1000 * min(item.retry_after_s, MAX_RETRY_S))
+            return Failed(
+                code=item.code, message=item.message[:512], retryable=item.retryable, retry_after_ms=retry_after_ms
+            )
+        case EngineTokens():
+            tokens = pack_tokens(item.tokens)
+            return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)
+
+
+async def serve_generate_stream(
+    engine: Engine,
+    overlay: Overlay,
+    requests: RequestLog,
+    remote_address: Callable[[bytes], str],
+    stream: MessageStream,
+) -> None:
+    """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
+
+    The peer at the other end is the client, whatever client it asks for: names it could invent would be shares it could
+    invent. remote_address: see ``Network``; a household has one share of the engine whether or not it said hello.
+    """
+    request = await receive_opening(stream)
+    if not isinstance(request, Generate):
+        raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
+    owner = owner_of(request.tag, request.scope, stream.peer, overlay.household(stream.peer))
+    refusal = overlay.turned_away(request, owner.tag)
+    if refusal is not None:
+        if isinstance(refusal, Bounced):
+            requests.handed_back(request, stream.peer)
+        await stream.send(refusal)
+        return
+
+    async def send(frame: ServingFrame) -> None:
+        if isinstance(frame, Accepted | Final):
+            frame = msgspec.structs.replace(frame, vitals=overlay.as_told(frame.vitals))
+        await stream.send(frame if owner == PUBLIC else _in_whole_blocks(frame))
+
+    async with cancelled_at_end(stream):
+        household = household_of(remote_address(stream.peer))
+        await serve_request(engine, request, send, stream.peer, household, owner, requests)
+
+
+def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:
+    """What peers are told of a cache: also of what is their own, so that no mistake of this node tells more."""
+    match frame:
+        case Accepted():
+            return msgspec.structs.replace(frame, cached_tokens=_whole(frame.cached_tokens))
+        case Final():
+            usage = msgspec.structs.replace(frame.usage, cached_tokens=_whole(frame.usage.cached_tokens))
+            return msgspec.structs.replace(frame, usage=usage)
+        case _:
+            return frame
+
+
+def _whole(num_tokens: int) -> int:
+    return num_tokens // STRIDE * STRIDE

@@ -1,0 +1,171 @@
+"""The start and the end of a node: what is opened, in which order."""
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+from blake3 import blake3
+
+from mycelia.node.app import Node
+from mycelia.node.drain import Drain
+from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
+from mycelia.node.engine.process import open_engine
+from mycelia.node.engine.settings import EngineSettings, sequences_for
+from mycelia.node.network.addresses import parse_listen
+from mycelia.node.network.identity import load_or_create_identity
+from mycelia.node.network.libp2p.network import open_network
+from mycelia.node.network.network import Network, NetworkSettings
+from mycelia.node.network.supervise import supervised
+from mycelia.node.peer_id import peer_text
+from mycelia.node.plugins import OWN_POLICY, policies
+from mycelia.node.serve.gateway import Access, serve_gateway
+from mycelia.node.serve.http.server import bind_api, url_of
+from mycelia.node.settings import NodeSettings
+from mycelia.node.storage.data_dir import prepare_data_dir
+from mycelia.node.storage.keeping import load_kept
+from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
+from mycelia.node.telemetry.journal import open_request_log
+from mycelia.proto.routing.choose import Policy
+
+log = structlog.get_logger()
+
+
+async def run_node(settings: NodeSettings) -> None:
+    """A node from start to clean end; returns after SIGINT or SIGTERM, once what it was answering is finished.
+
+    Raises LocalError for whatever the user can mend.
+    """
+    model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
+    data_dir = prepare_data_dir(settings.data_dir)
+    for address in settings.listen:
+        parse_listen(address)
+    with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
+        identity = load_or_create_identity(data_dir)
+        epoch = next_epoch(data_dir, time.time())
+        kept = load_kept(data_dir, time.time())
+        engine_settings = _engine_settings(settings, model_path)
+        network_settings = NetworkSettings(
+            identity=identity,
+            listen=settings.listen,
+            bootstrap=settings.bootstrap,
+            swarm_key=settings.swarm_key,
+            remembered=kept.known.full_addresses,
+            announce=settings.announce,
+            relay=settings.relay,
+            debug=settings.debug,
+        )
+        drain = Drain()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
+            if settings.exit_with_parent:
+                nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
+            log.info("loading_model", model=str(model_path))
+            async with (
+                open_request_log(data_dir if settings.journal else None) as requests,
+                open_engine(engine_settings) as engine,
+                open_network(network_settings) as network,
+            ):
+                policy: Policy | None = None
+                if settings.policy != OWN_POLICY:  # (only the oracle looks, and no node follows it)
+                    rng = random.Random(os.urandom(16))  # noqa: S311  no secret
+                    policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
+                node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
+                await _run_until_cancelled(node, network, listener, settings, drain)
+    log.info("left")
+
+
+def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
+    """The engine's own defaults for whatever the user left open. Raises LocalError for sizes that cannot be meant."""
+    given: dict[str, Any] = {
+        "threads": settings.threads,
+        "cells": settings.cells,
+        "slots": settings.slots,
+        "sequences": None if settings.slots is None else sequences_for(settings.slots),
+        "gpu_layers": settings.gpu_layers,
+        "tensor_split": settings.tensor_split,
+        "main_gpu": settings.main_gpu,
+        "ram_tier_mib": settings.ram_tier_mib,
+        "cache_dir": settings.cache_dir,
+        "disk_tier_gib": settings.disk_tier_gib,
+        "check_idle": settings.debug,
+        "exact": settings.exact,
+        "salt": _salt(settings.swarm_key),
+        "fake": settings.model == FAKE_MODEL,
+    }
+    defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+async def _run_until_cancelled(
+    node: Node, network: Network, listener: socket.socket, settings: NodeSettings, drain: Drain
+) -> None:
+    api_url = url_of(listener)
+    access = Access(settings.api_keys, settings.cors_origins)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
+            nursery.start_soon(node.keep_reachable)
+        nursery.start_soon(supervised, node.keeper(settings.data_dir).run)
+        await nursery.start(serve_gateway, node, listener, access, drain)
+        write_run_info(
+            settings.data_dir,
+            RunInfo(os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), "")),
+        )
+        state = node.state()
+        log.info(
+            "ready",
+            peer=state.peer,
+            model=state.model,
+            listen=state.addresses,
+            api=api_url,
+            reuse=state.reuse,
+            data_dir=str(settings.data_dir),
+        )
+        if not settings.bootstrap:
+            log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
+
+
+async def _leave_on_signal(
+    drain: Drain, drain_s: float, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The first SIGINT or SIGTERM finishes what is being answered, the second leaves cleanly without, the next one does
+    not wait for that either."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as receiver:
+        task_status.started()
+        signals = aiter(receiver)
+        log.info("leaving", signal=signal.Signals(await anext(signals)).name)
+        async with trio.open_nursery() as nursery:
+
+            async def cut_short() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cut_short)
+            await drain.leave(drain_s)
+            nursery.cancel_scope.cancel()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only now: leaving the block above put Python's own handler back)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    scope.cancel()
+
+
+async def _cancel_with_parent(scope: trio.CancelScope) -> None:
+    """Whoever started this node holds the other end of its standard input."""
+    if sys.stdin is not None:  # (else it was closed from the start, and descriptor 0 is now anything)
+        async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+            while await stdin.receive_some():
+                pass
+    log.info("leaving", signal="end of standard input")
+    scope.cancel()
+
+
+def _salt(swarm_key: bytes) -> bytes:
+    """Of the namespaces of a private swarm: its digests say nothing to whoever lacks the key."""
+    return blake3(swarm_key, derive_key_context="mycelia 2026 swarm salt v1").digest() if swarm_key else b""

@@ -1,0 +1,66 @@
+"""What clients send in bodies, read within bounds, and what all refusals have in common."""
+
+import math
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+import trio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
+
+MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
+"""JSON spells a control character with six bytes: whatever prompt the command line takes fits."""
+BODY_DEADLINE_S = 30.0
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+Refusal = Callable[[str, int, str], Response]
+"""(path, status, message) -> the response that says so."""
+
+
+@dataclass
+class HttpError(Exception):
+    """A request that is refused before anything was done for it."""
+
+    status: int
+    message: str
+    code: str | None = None
+    """For programs, where the status says too little."""
+    param: str | None = None
+    """The field at fault, where one is."""
+
+
+async def read_json(request: Request, kind: type[_Body]) -> _Body:
+    """The body as ``kind``. Raises HttpError."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HttpError(415, "the body must be application/json")
+    body = bytearray()
+    with trio.move_on_after(BODY_DEADLINE_S) as deadline:
+        try:
+            async with aclosing(request.stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        raise HttpError(413, f"the body is over {MAX_BODY_BYTES} bytes")
+        except ClientDisconnect:
+            raise HttpError(400, "the body broke off") from None
+    if deadline.cancelled_caught:
+        raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise HttpError(400, f"the body is not valid: {exc}") from None
+
+
+def retry_after(failed: Failed) -> tuple[bytes, bytes]:
+    """The header, which knows no parts of seconds."""
+    return b"retry-after", str(max(math.ceil(failed.retry_after_ms / 1000), 1)).encode()
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """``value`` as JSON."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

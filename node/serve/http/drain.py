@@ -1,0 +1,23 @@
+"""Leaving without breaking anything off: what is being answered is finished, and nothing new is taken."""
+
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mycelia.node.drain import Drain
+
+log = structlog.get_logger()
+
+
+class DrainMiddleware:
+    """Every POST is work until its last byte is written; pages that only look are not."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            with self._drain.working():
+                await self._app(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)

@@ -1,0 +1,124 @@
+"""Who may use a node's HTTP: with keys, whoever knows one; without, whoever is on this machine.
+
+The check is an ASGI application of its own in front of everything, and cheap: guesses at a key must not cost more than
+what they ask for.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Collection, Mapping
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mycelia.node.serve.http.bodies import Refusal
+from mycelia.node.serve.http.places import admit
+
+MIN_KEY_CHARS = 16
+_CLIENT = "mycelia.client"
+_SCHEME = b"bearer "
+
+
+class KeyGate:
+    """Lets requests through that carry one of ``keys`` as OpenAI's clients send it."""
+
+    def __init__(self, app: ASGIApp, keys: Collection[str], refusal: Refusal, open_paths: Collection[str] = ()) -> None:
+        """refusal: makes the response to everybody else. open_paths: need no key, because they tell nothing."""
+        self._app = app
+        self._open_paths = frozenset(open_paths)
+        self._digests = [_digest(key.encode()) for key in keys]
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            digest = self._known(scope)
+            if digest is None:
+                message = "this needs a key: send it as 'Authorization: Bearer KEY'"
+                response = self._refusal(scope["path"], 401, message)
+                response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+            scope[_CLIENT] = digest[:16]
+            if not admit(scope, scope[_CLIENT]):
+                response = self._refusal(scope["path"], 503, "too many requests with this key are being answered")
+                response.headers["retry-after"] = "1"
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _known(self, scope: Scope) -> bytes | None:
+        """The digest of the key that came along, None: there is none or it is wrong."""
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if given[: len(_SCHEME)].lower() != _SCHEME:
+            return None
+        digest = _digest(given[len(_SCHEME) :].strip())
+        matches = [known for known in self._digests if hmac.compare_digest(digest, known)]
+        return matches[0] if matches else None
+
+
+class LocalGate:
+    """Lets through what a program or a page of this machine asks for. A web page of elsewhere can send requests here
+    without reading the answers, or make its own name lead here; browsers say so in the headers."""
+
+    def __init__(
+        self, app: ASGIApp, refusal: Refusal, origins: Collection[str] = (), open_paths: Collection[str] = ()
+    ) -> None:
+        """refusal: makes the response to everybody else. origins: of pages that may ask, ``*``: all. open_paths: what
+        pages may lead to, because it tells nothing."""
+        self._app = app
+        self._refusal = refusal
+        self._origins = frozenset(origins)
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
+            if not _is_this_machine(headers.get(b"host", "")):
+                message = (
+                    "without keys this node answers only under a name of its own machine, as 127.0.0.1 or localhost;"
+                    " to serve others, start it with --api-key-file"
+                )
+                await self._refusal(scope["path"], 400, message)(scope, receive, send)
+                return
+            if scope["path"] not in self._open_paths:
+                if not self._is_own_page(headers):
+                    message = "this node does not answer pages of other origins: start it with --cors ORIGIN"
+                    await self._refusal(scope["path"], 403, message)(scope, receive, send)
+                    return
+                admit(scope, b"")
+        await self._app(scope, receive, send)
+
+    def _is_own_page(self, headers: Mapping[bytes, str]) -> bool:
+        """Whether no page, one of this node, or one that is allowed asks. Of a request that a page makes without CORS
+        (an image, a link) only Sec-Fetch-Site tells; another port of this machine is another origin."""
+        origin = headers.get(b"origin")
+        if origin is not None and (origin in self._origins or "*" in self._origins):
+            return True
+        if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+            return False
+        return origin is None or origin.partition("://")[2].lower() == headers[b"host"].lower()
+
+
+def client_of(scope: Scope) -> bytes:
+    """Whose share of this node a request takes: its key's. Empty where nobody needs one."""
+    return bytes(scope.get(_CLIENT, b""))
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?", re.IGNORECASE)
+
+
+def _is_this_machine(host: str) -> bool:
+    """host: a name or an address, with or without a port."""
+    parts = _HOST.fullmatch(host)
+    name = (parts[1] or parts[2]).lower() if parts else ""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.blake2b(key, digest_size=32).digest()

@@ -1,0 +1,110 @@
+"""The places for HTTP connections: who gets one, and whose connection ends when there is none left.
+
+A connection *waits* until a gate has let its request in, and again after the answer. Everything that needs no key is
+done while waiting: half a head, an idle connection, a refusal that its client does not read. Waiting places are shared
+among the households that the connections come from, and a new connection always gets one: its household gives up its
+own longest waiting connection when it has taken its share, else the household with the most does when all places are
+taken.
+
+A connection whose request was let in is never ended here. Those are shared among clients (keys), since behind a proxy
+all come from one address; without keys there is one client, this machine, and nothing to share.
+"""
+
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+
+import trio
+from starlette.types import Scope
+
+from mycelia.proto.admission.households import Places, household_of, of_client
+
+PLACE = "mycelia.place"
+"""Where a request's scope has the place of its connection."""
+
+
+class HttpPlaces:
+    """One caller at a time: no method waits. Invariant: at most ``num_places`` connections hold a place."""
+
+    def __init__(self, num_places: int) -> None:
+        self._places = Places(num_places, per_key=num_places)
+        self._waiting: dict[str, OrderedDict[HttpPlace, None]] = {}
+        """Household -> its waiting connections, the longest waiting first."""
+
+    def enter(self, household: str, end: Callable[[], None]) -> "HttpPlace | None":
+        """A place for a new connection, of which ``end`` is called when it must go; call ``leave`` at its end. None:
+        all connections are being answered. May end another connection."""
+        if not self._places.has_room(household):
+            fullest = max(self._waiting.values(), key=len, default=None)
+            crowd = self._waiting.get(household, fullest)
+            if not crowd:
+                return None
+            longest = next(iter(crowd))
+            longest.leave()
+            longest.end()
+        place = HttpPlace(self, household, end)
+        self.count(place, household, is_known=True)  # (there is room now)
+        return place
+
+    def count(self, place: "HttpPlace", name: str, is_known: bool = False) -> bool:
+        """Whether ``place``, which is not counted, now counts for ``name``, a household or client. Mutates."""
+        if not self._places.take(b"", name, is_known):
+            return False
+        place.counted_for = name
+        if name == place.household:
+            self._waiting.setdefault(name, OrderedDict())[place] = None
+        return True
+
+    def uncount(self, place: "HttpPlace") -> None:
+        """``place`` counts for nobody. Mutates."""
+        name, place.counted_for = place.counted_for, None
+        if name is None:
+            return
+        self._places.free(b"", name)
+        if name == place.household:
+            del self._waiting[name][place]
+            if not self._waiting[name]:
+                del self._waiting[name]
+
+
+class HttpPlace:
+    """The place of one connection."""
+
+    def __init__(self, places: HttpPlaces, household: str, end: Callable[[], None]) -> None:
+        self._places = places
+        self.household = household
+        self.end = end
+        self.counted_for: str | None = None
+        """Whose share it takes; None: it was given up."""
+
+    def admit(self, client: bytes) -> bool:
+        """Its request was let in, and is ``client``'s. False: that client has its share already. Mutates."""
+        if self.counted_for is None:
+            return False
+        self._places.uncount(self)
+        if self._places.count(self, of_client(client), is_known=not client):
+            return True
+        self._places.count(self, self.household, is_known=True)
+        return False
+
+    def rest(self) -> None:
+        """Its request is answered, and it waits again. Mutates."""
+        if self.counted_for not in (None, self.household):
+            self._places.uncount(self)
+            self._places.count(self, self.household, is_known=True)
+
+    def leave(self) -> None:
+        """The connection is over. Mutates."""
+        self._places.uncount(self)
+
+
+def admit(scope: Scope, client: bytes) -> bool:
+    """Whether the request may be answered now; see ``HttpPlace.admit``. Call once a gate has let it in."""
+    place: HttpPlace | None = scope.get(PLACE)
+    return place is None or place.admit(client)
+
+
+def household_of_socket(connected: trio.socket.SocketType) -> str:
+    """Where the other end is. Raises OSError when it is gone."""
+    kind = "ip6" if connected.family == socket.AF_INET6 else "ip4"
+    return household_of(f"/{kind}/{connected.getpeername()[0]}")

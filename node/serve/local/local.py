@@ -1,0 +1,222 @@
+"""The local API of a node, for the command line and for programs on the same machine.
+
+    POST /api/ask      a conversation in, the frames of its answer out, one JSON object a line as they come; or status
+                       429 with Retry-After while all nodes are busy
+    POST /api/tokenize the prompt tokens of a conversation
+    GET  /api/state    the node and its peers
+    GET  /api/models   the models of the swarm
+    GET  /api/tree     the local radix tree
+
+A body must say that it is JSON, which a browser does not send across origins without asking first.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, cast
+
+import msgspec
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from mycelia.node.serve.api import Api
+from mycelia.node.serve.http.bodies import HttpError, json_response, read_json, retry_after
+from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
+from mycelia.node.serve.http.keys import client_of
+from mycelia.node.views import MAX_TIMEOUT_S, FailedView, frame_view
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import (
+    MAX_CHAT_BYTES,
+    MAX_CHAT_MESSAGES,
+    MAX_SALT_CHARS,
+    Ask,
+    Begun,
+    ChatMessage,
+    EntryFrame,
+    Failed,
+    Sampling,
+)
+from mycelia.proto.wire.messages import Route as RouteFrame
+
+HOLD_S = 0.5
+"""How long the status line of an answer waits for the first text: a node refuses within two round trips, and only
+before the status line can a refusal be a status. Later everything streams at once, so that a long prefill shows where
+the prompt went and a client knows that the node has taken it; a refusal that comes still later, of what was held at the
+entry, is the last line of the stream."""
+DEFAULT_MAX_TOKENS = 256
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Turn(msgspec.Struct, forbid_unknown_fields=True):
+    role: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    content: Annotated[str, msgspec.Meta(max_length=MAX_CHAT_BYTES)]
+
+
+class _Conversation(msgspec.Struct, forbid_unknown_fields=True):
+    messages: Annotated[list[_Turn], msgspec.Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)]
+
+
+class _AskBody(_Conversation, forbid_unknown_fields=True):
+    model: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    request_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")] | None = None
+    """The client's own name for it, random, to ask for its trace; otherwise the header x-request-id tells one."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    """The answer is cancelled when it takes longer, and fails with code ``deadline``."""
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+    grammar: str = ""
+    grammar_kind: str = "gbnf"
+    cache_salt: Annotated[str, msgspec.Meta(max_length=MAX_SALT_CHARS)] = ""
+    """See ``Ask.cache_salt``."""
+
+    def sampling(self) -> Sampling:
+        """Raises LocalError that names the field out of bounds."""
+        sampling = Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
+        check_sampling(sampling)
+        return sampling
+
+
+def local_routes(api: Api) -> list[Route]:
+    """The paths below /api."""
+
+    async def ask(request: Request) -> Response:
+        body = await read_json(request, _AskBody)
+        # (Starlette takes any ASGI application for a response)
+        return cast(Response, _Answer(api, _to_ask(body), body.timeout_s, client_of(request.scope)))
+
+    async def tokenize(request: Request) -> Response:
+        return json_response(await api.tokenize(_turns(await read_json(request, _Conversation))))
+
+    async def state(_: Request) -> Response:
+        return json_response(api.state())
+
+    async def models(_: Request) -> Response:
+        return json_response(await api.models())
+
+    async def tree(request: Request) -> Response:
+        try:
+            return json_response(await api.tree(client_of(request.scope)))
+        except LocalError as exc:
+            return json_response(FailedView("overloaded", str(exc), True), 503)
+
+    return [
+        Route("/api/ask", _refusing(ask), methods=["POST"]),
+        Route("/api/tokenize", _refusing(tokenize), methods=["POST"]),
+        Route("/api/state", state),
+        Route("/api/models", models),
+        Route("/api/tree", tree),
+    ]
+
+
+def refusal(status: int, message: str) -> Response:
+    """In the shape of this API's failures."""
+    return json_response(FailedView("bad_request", message, False), status)
+
+
+def _refusing(handler: _Handler) -> _Handler:
+    """What ``handler`` raises of what the client got wrong, as a response."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HttpError as exc:
+            return refusal(exc.status, exc.message)
+        except LocalError as exc:
+            return refusal(400, str(exc))
+
+    return handle
+
+
+class _Answer:
+    """The frames of an answer as JSON lines. A client that goes away cancels the request."""
+
+    def __init__(self, api: Api, ask: Ask, timeout_s: float | None, client: bytes) -> None:
+        self._api = api
+        self._ask = ask
+        self._timeout_s = timeout_s
+        self._client = client
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        response = _LateResponse(send, self._ask.request_id)
+        async with cancelled_at_disconnect(receive) as nursery:
+            nursery.start_soon(response.begin_in_time)
+            async with self._api.ask(self._ask, self._timeout_s, self._client) as frames:
+                async for frame in frames:
+                    await response.add(frame)
+        await response.end()
+
+
+class _LateResponse:
+    """Holds an answer's first routes back for HOLD_S at most, so that a refusal can be its status. See ``HOLD_S``."""
+
+    def __init__(self, send: Send, request_id: bytes) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._held: list[bytes] = []
+        self._has_begun = False
+        self._sending = trio.Lock()
+
+    async def begin_in_time(self) -> None:
+        await trio.sleep(HOLD_S)
+        async with self._sending:
+            await self._begin()
+
+    async def add(self, frame: EntryFrame) -> None:
+        async with self._sending:
+            if isinstance(frame, Failed) and frame.code == OVERLOADED and not self._has_begun:
+                self._held.clear()  # (nothing came of the routes)
+                await self._begin(429, [retry_after(frame)])
+            self._held.append(msgspec.json.encode(frame_view(frame)) + b"\n")
+            if not isinstance(frame, RouteFrame | Begun):
+                await self._begin()
+            if self._has_begun:
+                await self._flush()
+
+    async def end(self) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            all_headers = [
+                (b"content-type", b"application/x-ndjson"),
+                (b"x-request-id", self._request_id.hex().encode()),
+                *headers,
+            ]
+            await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+            await self._flush()
+
+    async def _flush(self) -> None:
+        for line in self._held:
+            await self._send({"type": "http.response.body", "body": line, "more_body": True})
+        self._held.clear()
+
+
+def _turns(body: _Conversation) -> tuple[ChatMessage, ...]:
+    return tuple(ChatMessage(role=turn.role, content=turn.content) for turn in body.messages)
+
+
+def _to_ask(body: _AskBody) -> Ask:
+    return Ask(
+        request_id=bytes.fromhex(body.request_id) if body.request_id else secrets.token_bytes(16),
+        model=body.model,
+        messages=_turns(body),
+        sampling=body.sampling(),
+        cache_salt=body.cache_salt,
+    )

@@ -1,0 +1,56 @@
+"""The page at /: one document with everything in it, which loads nothing from anywhere else.
+
+Its style and its script stand in files of their own, and are put into the document here. The browser is told by their
+hashes that nothing else may run, whatever a stranger's words might do to the page.
+"""
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+PAGE = "/"
+
+
+def page_routes() -> list[Route]:
+    """The page."""
+
+    async def page(_: Request) -> Response:
+        document, policy = _document()
+        headers = {
+            "content-security-policy": policy,
+            "cache-control": "no-cache",
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
+        }
+        return Response(document, media_type="text/html; charset=utf-8", headers=headers)
+
+    return [Route(PAGE, page)]
+
+
+@cache
+def _document() -> tuple[str, str]:
+    """The page and its content security policy."""
+    folder = files("mycelia.node.serve") / "dashboard"
+    page, style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.html", "style.css", "app.js"))
+    document = page.replace("/*style*/", style).replace("/*script*/", script)
+    policy = {
+        "default-src": "'none'",
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "style-src": _hash(style),
+        "script-src": _hash(script),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return document, "; ".join(f"{name} {value}" for name, value in policy.items())
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,436 @@
+"""From the frames of answers to OpenAI's responses, whole or as a stream of server-sent events."""
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+from starlette.types import Receive, Scope, Send
+
+from mycelia.node.peer_id import peer_text
+from mycelia.node.serve.api import Api
+from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
+from mycelia.node.serve.openai.errors import error_body, status_of
+from mycelia.node.serve.openai.requests import Wanted
+from mycelia.node.serve.openai.tool_calls import ToolCallReader
+from mycelia.node.serve.openai.types import (
+    CallDelta,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChunkChoice,
+    Completion,
+    Delta,
+    Message,
+    PromptDetails,
+    TextChoice,
+    TextLogprobs,
+    TokenLogprob,
+    ToolCall,
+    TopLogprob,
+    Usage,
+)
+from mycelia.proto.admission.appointments import MAX_HELD_S
+from mycelia.proto.wire.messages import (
+    STILL_THERE,
+    Answered,
+    Ask,
+    Begun,
+    EntryFrame,
+    Failed,
+    Logprob,
+    Route,
+    Text,
+    TokenLogprobs,
+)
+
+HOLD_S = 5.0
+"""How long the status line of a stream waits for the first text. The headers that say who serves can only tell what is
+known by then, and a refusal can only be a status before it. While the request is held at the entry and is sent nowhere,
+which may end with a refusal, the status line waits on, for up to ``MAX_HELD_S``."""
+KEEP_ALIVE_S = 10.0
+"""Between comments in a stream whose first text is still to come: proxies and clients take silence for death."""
+_MAX_HEADER_CHARS = 256
+_COMMENT = b": waiting for the next token\n\n"
+
+
+@dataclass
+class Choice:
+    """One answer, as far as it has come."""
+
+    index: int
+    reader: ToolCallReader
+    text: list[str] = field(default_factory=list)
+    """What is said, whole responses only."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_chars: int = 0
+    route: Route | None = None
+    begun: Begun | None = None
+    first_s: float | None = None
+    """When its first text came."""
+    end: Answered | None = None
+
+    @property
+    def finish_reason(self) -> str:
+        assert self.end is not None
+        return "tool_calls" if self.reader.calls else "length" if self.end.reason == "length" else "stop"
+
+
+class Shape(ABC):
+    """How one of the two kinds of responses is written."""
+
+    def __init__(self, wanted: Wanted, model: str) -> None:
+        self._wanted = wanted
+        self.id = f"{self.prefix}-{wanted.asks[0].request_id.hex()}"
+        self.model = wanted.model or model
+        self.created = int(time.time())
+
+    prefix: str
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct: ...
+
+    def opening(self, choice: Choice) -> msgspec.Struct | None:
+        """Before a choice's first piece."""
+        return None
+
+    @abstractmethod
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> msgspec.Struct: ...
+
+    @abstractmethod
+    def ending(self, choice: Choice) -> msgspec.Struct:
+        """After its last."""
+
+    @abstractmethod
+    def usage(self, usage: Usage) -> msgspec.Struct: ...
+
+
+class ChatShape(Shape):
+    prefix = "chatcmpl"
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> ChatCompletion:
+        return ChatCompletion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
+
+    def _whole(self, choice: Choice) -> ChatChoice:
+        text, calls = "".join(choice.text), choice.reader.calls
+        message = Message(content=text if text or not calls else None)
+        if calls:
+            message.tool_calls = [ToolCall(_call_id(), call) for call in calls]
+        logprobs = self._logprobs(choice.logprobs) if self._wanted.with_logprobs else None
+        return ChatChoice(choice.index, message, logprobs, choice.finish_reason)
+
+    def opening(self, choice: Choice) -> ChatChunk:
+        return self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))])
+
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> ChatChunk:
+        told = self._logprobs(logprobs) if self._wanted.with_logprobs else None
+        return self._chunk([ChunkChoice(choice.index, Delta(content=text), told)])
+
+    def ending(self, choice: Choice) -> ChatChunk:
+        delta = Delta()
+        if choice.reader.calls:
+            calls = enumerate(choice.reader.calls)
+            delta.tool_calls = [CallDelta(place, _call_id(), call) for place, call in calls]
+        return self._chunk([ChunkChoice(choice.index, delta, None, choice.finish_reason)])
+
+    def usage(self, usage: Usage) -> ChatChunk:
+        chunk = self._chunk([])
+        chunk.usage = usage
+        return chunk
+
+    def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
+        chunk = ChatChunk(self.id, self.created, self.model, choices)
+        if self._wanted.includes_usage:
+            chunk.usage = None
+        return chunk
+
+    def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+        return ChatLogprobs([_token_logprob(entry, self._wanted.num_top) for entry in entries])
+
+
+class TextShape(Shape):
+    prefix = "cmpl"
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Completion:
+        told = [
+            TextChoice(choice.index, "".join(choice.text), self._logprobs(choice.logprobs, 0), choice.finish_reason)
+            for choice in choices
+        ]
+        return Completion(self.id, self.created, self.model, told, usage)
+
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> Completion:
+        return self._chunk([TextChoice(choice.index, text, self._logprobs(logprobs, choice.num_chars))])
+
+    def ending(self, choice: Choice) -> Completion:
+        return self._chunk([TextChoice(choice.index, "", None, choice.finish_reason)])
+
+    def usage(self, usage: Usage) -> Completion:
+        return Completion(self.id, self.created, self.model, [], usage)
+
+    def _chunk(self, choices: list[TextChoice]) -> Completion:
+        chunk = Completion(self.id, self.created, self.model, choices)
+        if self._wanted.includes_usage:
+            chunk.usage = None
+        return chunk
+
+    def _logprobs(self, entries: Sequence[TokenLogprobs], offset: int) -> TextLogprobs | None:
+        if not self._wanted.with_logprobs:
+            return None
+        told = TextLogprobs([], [], [], [])
+        for entry in entries:
+            text = _spelled(entry.chosen)
+            told.tokens.append(text)
+            told.token_logprobs.append(entry.chosen.logprob)
+            told.top_logprobs.append({_spelled(top): top.logprob for top in entry.top[: self._wanted.num_top]})
+            told.text_offset.append(offset)
+            offset += len(text)
+        return told
+
+
+class OpenAiAnswer:
+    """An ASGI application that asks and answers. A client that goes away cancels all that it asked for."""
+
+    def __init__(self, api: Api, wanted: Wanted, shape: Shape, client: bytes) -> None:
+        self._api = api
+        self._wanted = wanted
+        self._shape = shape
+        self._client = client
+        self._choices = [Choice(index, ToolCallReader(wanted.functions)) for index in range(len(wanted.asks))]
+        self._began_s = trio.current_time()
+        self._failed: Failed | None = None
+        self._all_routed = trio.Event()
+        """Every choice was sent to a node."""
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        out: _Whole | _Stream = _Stream(self, send) if self._wanted.is_stream else _Whole(self, send)
+        is_over = False
+        async with cancelled_at_disconnect(receive) as nursery:
+            nursery.start_soon(out.keep_alive)
+            await self._follow_all(out)
+            is_over = True
+        if is_over:  # (else nobody is there any more)
+            await out.end(self._failed)
+
+    async def _follow_all(self, out: "_Whole | _Stream") -> None:
+        """Until each choice has ended or one has failed."""
+        if len(self._choices) == 1:  # (most have one, which needs no other task)
+            await self._follow(self._choices[0], self._wanted.asks[0], out)
+            return
+        async with trio.open_nursery() as asking:
+
+            async def follow(choice: Choice, ask: Ask) -> None:
+                if not await self._follow(choice, ask, out):
+                    asking.cancel_scope.cancel()
+
+            for choice, ask in zip(self._choices, self._wanted.asks, strict=True):
+                asking.start_soon(follow, choice, ask)
+
+    async def _follow(self, choice: Choice, ask: Ask, out: "_Whole | _Stream") -> bool:
+        """False: it failed."""
+        async with self._api.ask(ask, self._wanted.timeout_s, self._client) as frames:
+            async for frame in frames:
+                if isinstance(frame, Failed):
+                    self._failed = self._failed or frame
+                    return False
+                await self._on_frame(choice, frame, out)
+        return True
+
+    async def _on_frame(self, choice: Choice, frame: EntryFrame, out: "_Whole | _Stream") -> None:
+        match frame:
+            case Route():
+                choice.route = frame
+                if all(one.route is not None for one in self._choices):
+                    self._all_routed.set()
+            case Begun():
+                choice.begun = frame
+            case Text() if frame != STILL_THERE:
+                choice.first_s = choice.first_s or trio.current_time()
+                if said := choice.reader.feed(frame.text):
+                    await out.piece(choice, said, frame.logprobs)
+                elif frame.logprobs:
+                    await out.piece(choice, "", frame.logprobs)
+            case Text():
+                await out.still_there()
+            case Answered():
+                choice.end = frame
+                if said := choice.reader.end():
+                    await out.piece(choice, said, ())
+                await out.ending(choice)
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape
+
+    @property
+    def all_routed(self) -> trio.Event:
+        return self._all_routed
+
+    @property
+    def includes_usage(self) -> bool:
+        return self._wanted.includes_usage
+
+    def whole(self) -> msgspec.Struct:
+        return self._shape.whole(self._choices, self.usage())
+
+    def usage(self) -> Usage:
+        """Of all choices that have ended. Choices of one prompt compute it once, so it counts once."""
+        ends = [choice.end for choice in self._choices]
+        prompts = [end.usage for end in ends[:: self._wanted.choices_a_prompt] if end is not None]
+        prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
+        cached_tokens = sum(usage.cached_tokens for usage in prompts)
+        completion_tokens = sum(end.usage.completion_tokens for end in ends if end is not None)
+        resumed = sum(end.resumed for end in ends if end is not None)
+        details = PromptDetails(cached_tokens)
+        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details, resumed)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What is known by now of the first choice."""
+        choice = self._choices[0]
+        told: dict[str, str] = {}
+        if choice.begun is not None:
+            told["served-by"] = peer_text(choice.begun.served_by)
+            told["cached-tokens"] = str(choice.begun.cached_tokens)
+        if choice.end is not None:
+            told["ttft-ms"] = str(choice.end.ttft_ms)
+        elif choice.first_s is not None:
+            told["ttft-ms"] = str(round((choice.first_s - self._began_s) * 1000))
+        if choice.route is not None:
+            told["route"] = choice.route.reason
+        told_bytes = [(b"x-mycelia-" + name.encode(), header_value(text)) for name, text in told.items()]
+        return [(b"x-request-id", self._wanted.asks[0].request_id.hex().encode()), *told_bytes]
+
+
+class _Whole:
+    """One JSON object, when everything is there."""
+
+    def __init__(self, answer: OpenAiAnswer, send: Send) -> None:
+        self._answer = answer
+        self._send = send
+
+    async def keep_alive(self) -> None:
+        """Nothing can be sent before the status."""
+
+    async def still_there(self) -> None:
+        """Likewise."""
+
+    async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
+        choice.text.append(text)
+        choice.logprobs += logprobs
+
+    async def ending(self, choice: Choice) -> None:
+        pass
+
+    async def end(self, failed: Failed | None) -> None:
+        if failed is None:
+            status, headers, body = 200, self._answer.headers(), msgspec.json.encode(self._answer.whole())
+        else:
+            status, headers = status_of(failed)
+            headers = [*self._answer.headers(), *headers]
+            body = msgspec.json.encode(error_body(failed))
+        await _begin(self._send, status, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Stream:
+    """Events, as pieces come."""
+
+    def __init__(self, answer: OpenAiAnswer, send: Send) -> None:
+        self._answer = answer
+        self._send = send
+        self._has_begun = False
+        self._has_text = trio.Event()
+        self._sending = trio.Lock()
+        self._opened: set[int] = set()
+
+    async def keep_alive(self) -> None:
+        """Until there is text."""
+        with trio.move_on_after(HOLD_S):
+            await self._has_text.wait()
+        with trio.move_on_after(MAX_HELD_S):
+            await self._answer.all_routed.wait()
+        while not self._has_text.is_set():
+            await self._write(_COMMENT)
+            with trio.move_on_after(KEEP_ALIVE_S):
+                await self._has_text.wait()
+
+    async def still_there(self) -> None:
+        """An answer that began may have moved, and be computed anew."""
+        if self._has_text.is_set():
+            await self._write(_COMMENT)
+
+    async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
+        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, text, logprobs)))
+        choice.num_chars += len(text)
+
+    async def ending(self, choice: Choice) -> None:
+        await self._write(self._opening(choice) + _event(self._answer.shape.ending(choice)))
+
+    async def end(self, failed: Failed | None) -> None:
+        if failed is not None and not self._has_begun:
+            await _Whole(self._answer, self._send).end(failed)
+            return
+        if failed is not None:
+            await self._write(_event(error_body(failed)))
+        else:
+            usage = _event(self._answer.shape.usage(self._answer.usage())) if self._answer.includes_usage else b""
+            await self._write(usage + b"data: [DONE]\n\n")
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _opening(self, choice: Choice) -> bytes:
+        """Before what is the first of a choice."""
+        self._has_text.set()
+        if choice.index in self._opened:
+            return b""
+        self._opened.add(choice.index)
+        opening = self._answer.shape.opening(choice)
+        return b"" if opening is None else _event(opening)
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            self._sending.acquire_nowait()  # (waiting for a lock that is free costs a round of the scheduler)
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            if not self._has_begun:
+                self._has_begun = True
+                headers = [*self._answer.headers(), (b"cache-control", b"no-cache")]
+                await _begin(self._send, 200, b"text/event-stream; charset=utf-8", headers)
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            self._sending.release()
+
+
+def _event(value: msgspec.Struct) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    all_headers = [(b"content-type", content_type), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
+
+
+def header_value(text: str) -> bytes:
+    """``text``, which may be a peer's words, as the value of a header: printable ASCII, and not too long."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_HEADER_CHARS]).strip().encode()
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _token_logprob(entry: TokenLogprobs, num_top: int) -> TokenLogprob:
+    chosen = _top_logprob(entry.chosen)
+    tops = [_top_logprob(top) for top in entry.top[:num_top]]
+    return TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, tops)
+
+
+def _top_logprob(entry: Logprob) -> TopLogprob:
+    return TopLogprob(_spelled(entry), entry.logprob, list(entry.text))
+
+
+def _spelled(entry: Logprob) -> str:
+    return entry.text.decode("utf-8", "replace")

@@ -1,0 +1,93 @@
+"""OpenAI's HTTP API, so that existing tools can talk to a swarm.
+
+    POST /v1/chat/completions    conversations, with tools and structured output
+    POST /v1/completions         texts, with no chat template around them
+    GET  /v1/models              every model of the swarm, with the number of its nodes
+    GET  /v1/models/NAME
+    POST /v1/embeddings          vectors for texts, by this node's own model
+    GET  /openapi.json           what of this there is, for programs
+
+A prompt for a model that this node does not serve enters at one that can be found; embeddings are never sent on.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mycelia.node.serve.api import Api
+from mycelia.node.serve.http.bodies import HttpError, json_response, read_json
+from mycelia.node.serve.http.keys import client_of
+from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer, TextShape
+from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_texts
+from mycelia.node.serve.openai.errors import errors
+from mycelia.node.serve.openai.openapi import openapi
+from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
+from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
+
+PREFIX = "/v1/"
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+def openai_routes(api: Api) -> list[Route]:
+    """The paths below /v1."""
+
+    async def chat(request: Request) -> Response:
+        wanted = wanted_chat(await read_json(request, ChatRequest))
+        # (Starlette takes any ASGI application for a response)
+        return cast(Response, OpenAiAnswer(api, wanted, ChatShape(wanted, api.model), client_of(request.scope)))
+
+    async def complete(request: Request) -> Response:
+        wanted = wanted_completion(await read_json(request, CompletionRequest))
+        return cast(Response, OpenAiAnswer(api, wanted, TextShape(wanted, api.model), client_of(request.scope)))
+
+    async def models(_: Request) -> Response:
+        return json_response(Models(await _models(api)))
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        found = next((model for model in await _models(api) if model.id == name), None)
+        if found is None:
+            raise HttpError(404, f"no node that can be found serves {name[:128]!r}", "model_not_found", "model")
+        return json_response(found)
+
+    async def embed(request: Request) -> Response:
+        body = await read_json(request, EmbeddingRequest)
+        texts, is_base64 = wanted_texts(body, api.model), body.encoding_format == "base64"
+        return cast(Response, EmbeddingAnswer(api, texts, is_base64, client_of(request.scope)))
+
+    async def document(_: Request) -> Response:
+        return json_response(openapi())
+
+    return [
+        Route("/v1/chat/completions", _refusing(chat), methods=["POST"]),
+        Route("/v1/completions", _refusing(complete), methods=["POST"]),
+        Route("/v1/models", _refusing(models)),
+        Route("/v1/models/{name:path}", _refusing(model)),
+        Route("/v1/embeddings", _refusing(embed), methods=["POST"]),
+        Route("/openapi.json", document),
+    ]
+
+
+def openai_refusal(status: int, message: str, code: str | None = None, param: str | None = None) -> Response:
+    """In the shape of this API's errors."""
+    return json_response(errors(status, message, code, param), status)
+
+
+async def _models(api: Api) -> list[Model]:
+    return [Model(row.model, row.nodes, row.context_tokens, row.connected) for row in await api.models()]
+
+
+def _refusing(handler: _Handler) -> _Handler:
+    """What ``handler`` raises of what the client got wrong, as a response."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HttpError as exc:
+            return openai_refusal(exc.status, exc.message, exc.code, exc.param)
+
+    return handle

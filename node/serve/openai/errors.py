@@ -1,0 +1,42 @@
+"""Failures in OpenAI's shape, with the status codes that its clients act on: they retry 408, 409, 429 and 5xx."""
+
+from mycelia.node.serve.http.bodies import retry_after
+from mycelia.node.serve.openai.types import Error, Errors
+from mycelia.proto.wire.messages import Failed
+
+_STATUS = {
+    "bad_request": 400,
+    "too_long": 400,
+    "unknown_model": 404,
+    "overloaded": 429,
+    "deadline": 504,
+    "timeout": 504,
+    "no_peer": 503,
+    "leaving": 503,
+    "engine_lost": 503,
+}
+"""Of failures of a request; 500 for any other."""
+_CODES = {
+    "too_long": "context_length_exceeded",
+    "unknown_model": "model_not_found",
+    "overloaded": "rate_limit_exceeded",
+}
+"""Names that OpenAI has for the same."""
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+def status_of(failed: Failed) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """And the headers that belong to it."""
+    status = _STATUS.get(failed.code, 500)
+    return status, [retry_after(failed)] if status in (429, 503) else []
+
+
+def error_body(failed: Failed) -> Errors:
+    status = _STATUS.get(failed.code, 500)
+    return errors(status, failed.message, _CODES.get(failed.code, failed.code))
+
+
+def errors(status: int, message: str, code: str | None = None, param: str | None = None) -> Errors:
+    """The body of a refusal."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return Errors(Error(message, kind, code, param))

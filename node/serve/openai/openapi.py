@@ -1,0 +1,84 @@
+"""The gateway's description of itself, OpenAPI 3.1, made from the very types that requests are checked against."""
+
+from typing import Any
+
+import msgspec
+
+from mycelia.node.serve.openai.types import (
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    EmbeddingList,
+    EmbeddingRequest,
+    Errors,
+    Model,
+    Models,
+)
+from mycelia.node.version import VERSION
+
+_REFS = "#/components/schemas/{name}"
+_JSON, _EVENTS = "application/json", "text/event-stream"
+_REFUSALS = {
+    "400": "What cannot be served, and why.",
+    "401": "No key, or a wrong one.",
+    "404": "No such model.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large.",
+    "415": "The body is no JSON.",
+    "429": "All nodes are busy; Retry-After says when to come back.",
+    "500": "An error inside the node.",
+    "503": "No node could answer.",
+    "504": "Not finished in the time that was given.",
+}
+
+
+def openapi() -> dict[str, Any]:
+    """The document."""
+    bodies = (ChatRequest, CompletionRequest, EmbeddingRequest)
+    replies = (ChatCompletion, Completion, EmbeddingList, Models, Model, Errors)
+    _, components = msgspec.json.schema_components((*bodies, *replies), ref_template=_REFS)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Mycelia",
+            "version": VERSION,
+            "description": "OpenAI's API in front of a swarm. Unknown fields of requests are ignored.",
+        },
+        "paths": {
+            "/v1/chat/completions": {"post": _operation("chat", "Answer a conversation.", ChatCompletion, ChatRequest)},
+            "/v1/completions": {"post": _operation("complete", "Go on with a text.", Completion, CompletionRequest)},
+            "/v1/embeddings": {
+                "post": _operation("embed", "Vectors for texts.", EmbeddingList, EmbeddingRequest, is_streamed=False)
+            },
+            "/v1/models": {"get": _operation("models", "Every model of the swarm.", Models)},
+            "/v1/models/{name}": {"get": _operation("model", "One of them.", Model) | {"parameters": [_NAME]}},
+        },
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _operation(
+    name: str, summary: str, reply: type, body: type | None = None, is_streamed: bool = True
+) -> dict[str, Any]:
+    content: dict[str, Any] = {_JSON: {"schema": _ref(reply)}}
+    if body is not None and is_streamed:
+        content[_EVENTS] = {"schema": {"type": "string"}}
+    refusal = {_JSON: {"schema": _ref(Errors)}}
+    responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
+    responses |= {status: {"description": text, "content": refusal} for status, text in _REFUSALS.items()}
+    operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref(body)}}}
+    return operation
+
+
+def _ref(kind: type) -> dict[str, str]:
+    return {"$ref": _REFS.format(name=kind.__name__)}

@@ -1,0 +1,262 @@
+"""From what an OpenAI client wrote to what a node is asked. Everything raises HttpError for what cannot be served."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from mycelia.node.serve.http.bodies import HttpError
+from mycelia.node.serve.openai.types import (
+    DEFAULT_MAX_TOKENS,
+    MAX_PROMPTS,
+    AnyRequest,
+    ChatRequest,
+    CompletionRequest,
+    ContentPart,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    Turn,
+)
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Ask, ChatMessage, Sampling
+
+_SEEDS = 2**32 - 1
+"""llama.cpp's last seed means a random one."""
+_DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One HTTP request, understood."""
+
+    asks: list[Ask]
+    """One a choice."""
+    model: str
+    """As the client named it."""
+    timeout_s: float | None
+    is_stream: bool
+    includes_usage: bool
+    """In the stream."""
+    with_logprobs: bool
+    num_top: int
+    """Alternatives a token that the client wants to see."""
+    functions: frozenset[str] = frozenset()
+    """Names of those that the model may call."""
+    choices_a_prompt: int = 1
+
+
+def wanted_chat(body: ChatRequest) -> Wanted:
+    """Of POST /v1/chat/completions."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise HttpError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+    tools = body.tools or []
+    names = frozenset(tool.function.name for tool in tools)
+    grammar = _response_schema(body)
+    told = tools
+    match body.tool_choice:
+        case "none":
+            told, names = [], frozenset[str]()
+        case "required" | ToolChoice() as choice:
+            if grammar is not None:
+                raise HttpError(400, "a required call and a response_format exclude each other", param="tool_choice")
+            grammar = _call_schema(tools, None if choice == "required" else choice.function.name)
+        case _:
+            pass
+    sampling = _sampling(body, body.max_completion_tokens, body.logprobs and max(body.top_logprobs or 0, 1), grammar)
+    messages = tuple(_message(turn) for turn in body.messages)
+    told_json = _json([_told_tool(tool) for tool in told]) if told else ""
+    asks = [
+        Ask(
+            request_id=secrets.token_bytes(16),
+            model=body.model,
+            messages=messages,
+            sampling=one,
+            tools=told_json,
+            cache_salt=body.cache_salt or "",
+            shared_messages=body.shared_messages or 0,
+        )
+        for one in _choices(sampling, body.n or 1)
+    ]
+    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, names)
+
+
+def wanted_completion(body: CompletionRequest) -> Wanted:
+    """Of POST /v1/completions."""
+    n = body.n or 1
+    if body.echo or body.suffix or body.best_of not in (None, n):
+        raise HttpError(400, "echo, suffix and best_of are not served")
+    sampling = _sampling(body, None, body.logprobs is not None and max(body.logprobs, 1), None)
+    asks = [
+        Ask(
+            request_id=secrets.token_bytes(16),
+            model=body.model,
+            messages=(),
+            sampling=one,
+            text=text,
+            tokens=tokens,
+            cache_salt=body.cache_salt or "",
+        )
+        for text, tokens in read_prompts(body.prompt, MAX_PROMPTS, "prompt")
+        for one in _choices(sampling, n)
+    ]
+    return _wanted(body, asks, body.logprobs is not None, body.logprobs or 0, frozenset())
+
+
+def _wanted(body: AnyRequest, asks: list[Ask], with_logprobs: bool, num_top: int, functions: frozenset[str]) -> Wanted:
+    is_stream = bool(body.stream)
+    if body.stream_options is not None and not is_stream:
+        raise HttpError(400, "stream_options needs stream to be true", param="stream_options")
+    includes_usage = bool(body.stream_options and body.stream_options.include_usage)
+    n = body.n or 1
+    return Wanted(
+        asks,
+        body.model,
+        body.timeout_s,
+        is_stream,
+        includes_usage,
+        with_logprobs,
+        num_top,
+        functions,
+        choices_a_prompt=n,
+    )
+
+
+def read_prompts(prompt: str | list[Any], most: int, param: str) -> list[tuple[str, bytes]]:
+    """(text, packed tokens), one of them empty, of at most ``most`` prompts in the body's field ``param``. Raises
+    HttpError."""
+    is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+    items = [prompt] if is_one else prompt
+    if len(items) > most:
+        raise HttpError(400, f"{len(items)} texts are too many: at most {most}", param=param)
+    if not all(items):
+        raise HttpError(400, f"a text of {param} is empty", param=param)
+    try:
+        return [(item, b"") if isinstance(item, str) else ("", pack_tokens(item)) for item in items]
+    except (OverflowError, TypeError) as exc:
+        raise HttpError(400, "token ids must be whole numbers from 0 to 4294967295", param=param) from exc
+
+
+def _choices(sampling: Sampling, n: int) -> list[Sampling]:
+    """The same, drawn apart."""
+    return [msgspec.structs.replace(sampling, seed=(sampling.seed + place) % _SEEDS) for place in range(n)]
+
+
+def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | None, schema: object) -> Sampling:
+    if body.logit_bias:
+        raise HttpError(400, "logit_bias is not served", param="logit_bias")
+    stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
+    sampling = Sampling(
+        max_tokens=max_tokens or body.max_tokens or DEFAULT_MAX_TOKENS,
+        temperature=_or(body.temperature, 1.0),
+        seed=secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS,
+        top_k=_or(body.top_k, _DEFAULTS.top_k),
+        top_p=_or(body.top_p, 1.0),
+        min_p=_or(body.min_p, _DEFAULTS.min_p),
+        repeat_penalty=_or(body.repeat_penalty, _DEFAULTS.repeat_penalty),
+        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        presence_penalty=_or(body.presence_penalty, 0.0),
+        stop=tuple(stop),
+        logprobs=int(logprobs or 0),
+        grammar="" if schema is None else _json(schema),
+        grammar_kind="gbnf" if schema is None else "json_schema",
+    )
+    try:
+        check_sampling(sampling)
+    except LocalError as exc:
+        raise HttpError(400, str(exc)) from exc
+    return sampling
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _response_schema(body: ChatRequest) -> object:
+    """What the answer must fit, None: anything."""
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.json_schema is None:
+        raise HttpError(400, "response_format of type json_schema needs a json_schema", param="response_format")
+    return wanted.json_schema.schema
+
+
+def _call_schema(tools: Sequence[Tool], name: str | None) -> object:
+    """Of one call of any function, or of the one named."""
+    wanted = [tool.function for tool in tools if name is None or tool.function.name == name]
+    if not wanted:
+        what = (
+            "tool_choice needs tools" if name is None else f"tool_choice names {name!r}, which is not among the tools"
+        )
+        raise HttpError(400, what, param="tool_choice")
+    schemas = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": function.name}, "arguments": function.parameters or {"type": "object"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for function in wanted
+    ]
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _told_tool(tool: Tool) -> dict[str, Any]:
+    function = tool.function
+    told: dict[str, Any] = {"name": function.name}
+    if function.description:
+        told["description"] = function.description
+    told["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": told}
+
+
+def _message(turn: Turn) -> ChatMessage:
+    role = "system" if turn.role == "developer" else turn.role
+    extras: dict[str, Any] = {}
+    if turn.tool_calls:
+        extras["tool_calls"] = [_told_call(call) for call in turn.tool_calls]
+    if turn.tool_call_id:
+        extras["tool_call_id"] = turn.tool_call_id
+    if turn.name and turn.role == "tool":
+        extras["name"] = turn.name
+    return ChatMessage(role=role, content=_content(turn), extras=_json(extras) if extras else "")
+
+
+def _content(turn: Turn) -> str:
+    if turn.content is None:
+        if turn.role != "assistant":
+            raise HttpError(400, f"a message of role {turn.role} needs a content", param="messages")
+        return ""
+    if isinstance(turn.content, str):
+        return turn.content
+    return "\n".join(_text(part) for part in turn.content)
+
+
+def _text(part: ContentPart) -> str:
+    if part.type not in ("text", "refusal"):
+        raise HttpError(400, f"a content of type {part.type!r} is not served: the models read text", param="messages")
+    return part.text
+
+
+def _told_call(call: ToolCall) -> dict[str, Any]:
+    """As templates expect it: arguments as an object."""
+    try:
+        arguments: Any = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        arguments = call.function.arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise HttpError(400, "a schema or tool is nested too deeply") from None

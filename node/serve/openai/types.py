@@ -1,0 +1,321 @@
+"""OpenAI's HTTP shapes, as far as they are served: what clients send, checked, and what they get.
+
+Fields that say nothing about the answer (``user``, ``store``, ``metadata`` and whatever comes next) are let through
+unread, as clients send them without being asked. What would change the answer and is not served is refused.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from mycelia.node.views import MAX_TIMEOUT_S
+from mycelia.proto.wire.messages import (
+    MAX_CHAT_BYTES,
+    MAX_CHAT_MESSAGES,
+    MAX_LOGPROBS,
+    MAX_SALT_CHARS,
+    MAX_STOPS,
+    MAX_TOKENS_PER_REQUEST,
+)
+
+DEFAULT_MAX_TOKENS = 1_024
+"""Of an answer, where the client says nothing: cells are promised for as many as there may be."""
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_TOOLS = 128
+
+Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+MaxTokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)]
+Stop = Annotated[str, Meta(min_length=1)]
+JsonObject = dict[str, Any]
+
+
+# --- what clients send ----------------------------------------------------------------------------------------------
+
+
+class ContentPart(msgspec.Struct):
+    type: str
+    text: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = ""
+
+
+class CalledFunction(msgspec.Struct):
+    name: Name
+    arguments: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
+    """JSON."""
+
+
+class ToolCall(msgspec.Struct):
+    id: Annotated[str, Meta(max_length=128)]
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class Turn(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
+        | Annotated[list[ContentPart], Meta(max_length=MAX_CHAT_MESSAGES)]
+        | None
+    ) = None
+    name: Annotated[str, Meta(max_length=64)] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class Function(msgspec.Struct):
+    name: Name
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class FunctionName(msgspec.Struct):
+    name: Name
+
+
+class ToolChoice(msgspec.Struct):
+    """That this function is to be called."""
+
+    function: FunctionName
+    type: Literal["function"] = "function"
+
+
+class SchemaFormat(msgspec.Struct):
+    name: Name
+    schema: JsonObject
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class AnyRequest(msgspec.Struct, kw_only=True):
+    """What chats and completions have in common. Penalties and so on are OpenAI's; the last five are not, for those who
+    want them."""
+
+    model: Annotated[str, Meta(max_length=128)] = ""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    seed: int | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
+    logit_bias: dict[str, float] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    """The answer is cancelled when it takes longer."""
+    cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
+    """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody does."""
+
+
+class ChatRequest(AnyRequest, kw_only=True):
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)]
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] | None = None
+    """How many of the messages, from the first one, hold no secrets; not OpenAI's."""
+    response_format: ResponseFormat | None = None
+
+
+class CompletionRequest(AnyRequest, kw_only=True):
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    """A text, the tokens of one, or a list of either."""
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class EmbeddingRequest(msgspec.Struct):
+    input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    """A text, the tokens of one, or a list of either."""
+    model: Annotated[str, Meta(max_length=128)] = ""
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+# --- what they get --------------------------------------------------------------------------------------------------
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    """Of all choices together; their prompt counts once, as it is computed once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    resumed: int = msgspec.field(name="x-mycelia-resumed", default=0)
+    """How often an answer went on at another node after its first token. Left out when none did."""
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Message(msgspec.Struct):
+    content: str | None
+    role: str = "assistant"
+    refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: Message
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatCompletion(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: str = "chat.completion"
+    system_fingerprint: None = None
+
+
+class CallDelta(msgspec.Struct):
+    index: int
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
+class Delta(msgspec.Struct, omit_defaults=True):
+    role: str = ""
+    content: str | UnsetType = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    object: str = "chat.completion.chunk"
+    system_fingerprint: None = None
+
+
+class TextLogprobs(msgspec.Struct):
+    """In columns, one entry a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class Completion(msgspec.Struct):
+    """Also each chunk of one that is streamed."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | UnsetType | None = UNSET
+    object: str = "text_completion"
+    system_fingerprint: None = None
+
+
+class Model(msgspec.Struct):
+    id: str
+    nodes: int
+    """That serve it: at least so many, as far as peers tell the truth."""
+    context_tokens: int
+    """Of a prompt with its answer; 0 where no node told."""
+    connected: int = 0
+    """Of these nodes: the one that was asked, and those that it is connected with; 0: it only heard of the model."""
+    created: int = 0
+    object: str = "model"
+    owned_by: str = "mycelia"
+
+
+class Models(msgspec.Struct):
+    data: list[Model]
+    object: str = "list"
+
+
+class Embedding(msgspec.Struct):
+    index: int
+    embedding: list[float] | str
+    """Or, in base64, as little-endian numbers of 32 bits."""
+    object: str = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: str = "list"
+
+
+class Error(msgspec.Struct):
+    message: str
+    type: str
+    code: str | None
+    param: str | None = None
+
+
+class Errors(msgspec.Struct):
+    """The body of every refusal."""
+
+    error: Error

@@ -1,0 +1,26 @@
+"""The folder in which a node keeps its files."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from mycelia.proto.wire.errors import LocalError
+
+
+def default_data_dir() -> Path:
+    """Where this user's node lives unless told otherwise."""
+    return Path(platformdirs.user_data_dir("mycelia", appauthor=False))
+
+
+def prepare_data_dir(path: Path) -> Path:
+    """Make the directory if needed. Raises LocalError when it cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise LocalError(
+            f"cannot make the data directory {path}: {exc.strerror}; choose another with --data-dir"
+        ) from exc
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise LocalError(f"cannot write to the data directory {path}; choose another with --data-dir")
+    return path

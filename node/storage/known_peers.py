@@ -1,0 +1,117 @@
+"""The nodes that this one was connected to for a while, so that a restarted node finds its swarm again.
+
+Addresses are hints: whoever is dialled proves by the handshake that it is the peer that was meant. A node is worth as
+much as its longest connection lasted, and half of that after each day in which it was not seen: a crowd of newcomers
+does not push out those that have been there for long, and those that are gone for good make room.
+
+Invariant: at most ``MAX_KNOWN`` peers, each with 1 to ``MAX_ADDRESSES`` addresses that can be dialled.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mycelia.node.network.addresses import parse
+from mycelia.node.peer_id import is_ed25519, peer_text
+from mycelia.node.storage.sealed import SealedFile
+from mycelia.proto.wire.errors import LocalError
+
+MAX_KNOWN = 64
+MAX_ADDRESSES = 4
+MAX_ADDRESS_CHARS = 128
+MAX_NAMESPACES = 16
+STABLE_S = 10.0
+"""A connection that held this long was no accident."""
+HALF_LIFE_S = 86_400.0
+MAX_CONNECTED_S = 365 * 86_400.0
+MAX_ENTRIES = 8
+"""That a command asks."""
+
+
+@dataclass(frozen=True)
+class KnownPeer:
+    """A node, as it was when it was last seen."""
+
+    peer: bytes
+    addresses: tuple[str, ...]
+    """Multiaddrs without its id; first the one that was dialled, then those that it told."""
+    namespaces: tuple[bytes, ...]
+    """Of the models that it served."""
+    connected_s: float
+    """How long the longest connection with it lasted, halved for each day without one."""
+    seen_at: float
+    """Unix time in seconds."""
+
+    def full_addresses(self) -> list[str]:
+        """With its id."""
+        return [f"{address}/p2p/{peer_text(self.peer)}" for address in self.addresses]
+
+
+PEERS_FILE = SealedFile("peers.msgpack", list[KnownPeer], "the node joins through its bootstrap peers alone")
+
+
+class KnownPeers:
+    """See the module's text. Times are Unix seconds."""
+
+    def __init__(self, known: Sequence[KnownPeer] = (), now: float = 0.0) -> None:
+        """known: what ``rows`` returned before a restart. What cannot be meant is left out, and times to come are
+        ``now``: the clock was wrong then, or is now."""
+        self._known: dict[bytes, KnownPeer] = {}
+        for one in known:
+            if is_ed25519(one.peer) and math.isfinite(one.connected_s) and math.isfinite(one.seen_at):
+                connected_s = min(max(one.connected_s, 0.0), MAX_CONNECTED_S)
+                self._put(replace(one, connected_s=connected_s, seen_at=min(one.seen_at, now)), now)
+
+    def note(
+        self, peer: bytes, addresses: Sequence[str], namespaces: Collection[bytes], connected_s: float, now: float
+    ) -> None:
+        """``peer`` is connected, for ``connected_s`` by now. Too short ones, and nodes that nobody can dial, are not
+        remembered. Mutates."""
+        if connected_s < STABLE_S:
+            return
+        before = self._known.get(peer)
+        longest_s = max(connected_s, self._worth(before, now) if before else 0.0)
+        self._put(KnownPeer(peer, tuple(addresses), tuple(namespaces), longest_s, now), now)
+
+    def forget(self, peer: bytes) -> None:
+        """It misbehaved. Mutates."""
+        self._known.pop(peer, None)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def full_addresses(self) -> list[str]:
+        """Of all of them, with their ids, those of the most trusted first."""
+        now = max((one.seen_at for one in self._known.values()), default=0.0)
+        return [address for one in self.rows(now) for address in one.full_addresses()]
+
+    def rows(self, now: float) -> list[KnownPeer]:
+        """All of them, the most trusted first."""
+        return sorted(self._known.values(), key=lambda one: (-self._worth(one, now), one.peer))
+
+    def _put(self, one: KnownPeer, now: float) -> None:
+        addresses = tuple(filter(_can_be_dialled, one.addresses))[:MAX_ADDRESSES]
+        if not addresses:
+            return
+        self._known[one.peer] = replace(one, addresses=addresses, namespaces=one.namespaces[:MAX_NAMESPACES])
+        if len(self._known) > MAX_KNOWN:
+            del self._known[self.rows(now)[-1].peer]
+
+    def _worth(self, one: KnownPeer, now: float) -> float:
+        return one.connected_s * math.exp2(-max(now - one.seen_at, 0.0) / HALF_LIFE_S)
+
+
+def entries_known(data_dir: Path, namespace: bytes, now: float) -> list[str]:
+    """Full multiaddrs at which to ask for an answer of ``namespace`` (empty: of any) when the node of ``data_dir`` is
+    lost: of the nodes that it knew best, at most MAX_ENTRIES of them. Changes nothing."""
+    rows = KnownPeers(PEERS_FILE.peek(data_dir) or [], now).rows(now)
+    fit = [one for one in rows if not namespace or namespace in one.namespaces]
+    return [address for one in fit[:MAX_ENTRIES] for address in one.full_addresses()]
+
+
+def _can_be_dialled(address: str) -> bool:
+    try:
+        return len(address) <= MAX_ADDRESS_CHARS and "/p2p/" not in address and parse(address) is not None
+    except LocalError:
+        return False

@@ -1,0 +1,163 @@
+"""``mycelia chat``: a conversation on the terminal. Every turn sends all that was said before, which the swarm has
+computed: it goes where the conversation is, and only what is new costs time.
+"""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_route
+from mycelia.node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import MAX_CHAT_MESSAGES, Ask, ChatMessage, Sampling
+
+HELP = {
+    "/help": "what can be said besides words",
+    "/explain": "which nodes the last prompt could have gone to, and why it went where it went",
+    "/history": "all that was said",
+    "/undo": "take the last prompt and its answer back",
+    "/clear": "begin anew",
+    "/model NAME": "ask this model from now on; without a name say which one it is",
+    "/save FILE": "write the conversation to a new file, as JSON",
+    "/quit": "end, as does Ctrl-D",
+}
+
+AskSwarm = Callable[[Ask], AbstractAsyncContextManager[AsyncIterator[FrameView]]]
+
+
+@dataclass
+class Chat:
+    """One conversation. Lines go in through ``take``; answers go to stdout and everything else to ``console``."""
+
+    ask: AskSwarm
+    console: Console
+    sampling: Sampling
+    model: str = ""
+    system: str = ""
+    turns: list[ChatMessage] = field(default_factory=list)
+    routes: list[RouteView] = field(default_factory=list)
+    """Of the last prompt: more than one if it moved."""
+
+    async def take(self, line: str) -> bool:
+        """A line that somebody wrote; False when it ends the conversation."""
+        text = line.strip()
+        if not text:
+            return True
+        if not text.startswith("/"):
+            await self._answer(line.rstrip("\n"))
+            return True
+        name, _, argument = text.partition(" ")
+        if name == "/quit":
+            return False
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": self._help,
+            "/explain": self._explain,
+            "/history": self._history,
+            "/undo": self._undo,
+            "/clear": self._clear,
+            "/model": self._model,
+            "/save": self._save,
+        }
+        command = commands.get(name)
+        if command is None:
+            self._say(f"there is no {name}; /help tells what there is")
+        else:
+            command(argument.strip())
+        return True
+
+    async def _answer(self, prompt: str) -> None:
+        """What goes wrong is told, and the prompt forgotten; an answer that is broken off stays as far as it came."""
+        before = [ChatMessage(role="system", content=self.system)] if self.system else []
+        user = ChatMessage(role="user", content=prompt)
+        if len(before) + len(self.turns) >= MAX_CHAT_MESSAGES:
+            self._say(f"a conversation has at most {MAX_CHAT_MESSAGES} messages; /clear begins anew")
+            return
+        request = Ask(
+            request_id=secrets.token_bytes(16),
+            model=self.model,
+            messages=(*before, *self.turns, user),
+            sampling=self.sampling,
+        )
+        said: list[str] = []
+        self.routes.clear()
+        try:
+            async with self.ask(request) as frames:
+                async for frame in frames:
+                    self._on_frame(frame, said)
+        except LocalError as exc:
+            if said:
+                click.echo()
+            self._say(str(exc))
+        finally:  # (also when it is cancelled)
+            if said:
+                self.turns += [user, ChatMessage(role="assistant", content="".join(said))]
+
+    def _on_frame(self, frame: FrameView, said: list[str]) -> None:
+        match frame:
+            case TextView():
+                said.append(frame.text)
+                click.echo(printable(frame.text), nl=False)
+            case RouteView():
+                self.routes.append(frame)
+            case AnsweredView():
+                click.echo()
+                if self.console.is_terminal:
+                    show_answered(self.console, frame)
+            case FailedView(code="too_long"):
+                raise LocalError(f"{frame.message}, or /clear")
+            case FailedView():
+                raise LocalError(failure_text(frame))
+            case _:
+                pass
+
+    def _help(self, _: str) -> None:
+        for command, meaning in HELP.items():
+            self._say(f"{command:14} {meaning}")
+
+    def _explain(self, _: str) -> None:
+        if not self.routes:
+            self._say("nothing was asked yet")
+        for route in self.routes:
+            show_route(self.console, route)
+
+    def _history(self, _: str) -> None:
+        for turn in self.turns:
+            self._say(f"{turn.role}: {turn.content}")
+
+    def _undo(self, _: str) -> None:
+        del self.turns[-2:]
+        self._say(f"prompts left: {len(self.turns) // 2}")
+
+    def _clear(self, _: str) -> None:
+        self.turns.clear()
+        self._say("a new conversation")
+
+    def _model(self, name: str) -> None:
+        if name:
+            self.model = name
+        self._say(f"asking {self.model or 'whatever the entry node serves'}")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            self._say("/save needs the name of a file")
+            return
+        path = Path(name).expanduser()
+        turns = [ChatMessage(role="system", content=self.system)] if self.system else []
+        told = [{"role": turn.role, "content": turn.content} for turn in (*turns, *self.turns)]
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                json.dump({"model": self.model, "messages": told}, file, ensure_ascii=False, indent=2)
+                file.write("\n")
+        except (OSError, ValueError) as exc:
+            self._say(f"cannot write {name}: {getattr(exc, 'strerror', None) or exc}")
+        else:
+            self._say(f"{len(self.turns)} messages written to {path}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(printable(text), style="dim", soft_wrap=True)

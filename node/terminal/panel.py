@@ -1,0 +1,113 @@
+"""A node as a child process, and a panel of what it does on the terminal."""
+
+import json
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from mycelia.node.client.local import fetch_requests, fetch_state, fetch_tree
+from mycelia.node.local_swarm.processes import end
+from mycelia.node.storage.rundir import RunInfo, find_running
+from mycelia.node.terminal.state import panel
+from mycelia.node.views import TreeRowView
+from mycelia.proto.wire.errors import LocalError
+
+REFRESH_S, TREE_REFRESH_S = 1.0, 4.0
+_LOG_LINES = 6
+
+
+class _Child:
+    """The node's process and the last lines of its log."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self.info: RunInfo | None = None
+        """Once it serves."""
+        self.tree: list[TreeRowView] = []
+        self._tree_due_s = 0.0
+
+    async def follow(self) -> None:
+        """Until its log ends, as it does with the process."""
+        assert self.process.stderr is not None
+        rest = b""
+        async for chunk in self.process.stderr:
+            *lines, rest = (rest + bytes(chunk)).split(b"\n")
+            for line in lines:
+                self._note(line.decode(errors="replace"))
+
+    async def refresh_tree(self, info: RunInfo) -> None:
+        """Now and then: the engine spells out its texts, and a busy one keeps the last."""
+        if trio.current_time() >= self._tree_due_s:
+            self._tree_due_s = trio.current_time() + TREE_REFRESH_S
+            with suppress(LocalError):
+                self.tree = await fetch_tree(info)
+
+    def _note(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self.lines.append(line)
+            return
+        if event.get("event") == "ready":
+            self.info = find_running(Path(event["data_dir"]))  # (it holds a key, if the node needs one)
+        if event.get("event", "").startswith("request_"):
+            return  # (the panel has a table of them)
+        fields = [f"{name}={value}" for name, value in event.items() if name not in ("event", "level", "timestamp")]
+        self.lines.append(" ".join([str(event.get("timestamp", ""))[11:19], str(event.get("event")), *fields]))
+
+
+async def watch_node(command: Sequence[str]) -> None:
+    """Until cancelled, which stops the node. command: the arguments of ``mycelia`` that run it.
+
+    Raises LocalError when the node ends by itself.
+    """
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-P", "-m", "mycelia.node", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # (Ctrl-C is for this program, which then stops the node)
+    )
+    child = _Child(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_draw, child)
+            await child.follow()
+            code = await process.wait()
+            nursery.cancel_scope.cancel()
+        raise LocalError(_last_words(child, code))
+    finally:
+        await end(process)
+
+
+async def _draw(child: _Child) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(await _view(child, console.width), refresh=True)
+            await trio.sleep(REFRESH_S)
+
+
+async def _view(child: _Child, width: int) -> RenderableType:
+    if child.info is None:
+        return Text("\n".join(["starting ...", *child.lines]))
+    try:
+        state, rows = await fetch_state(child.info), await fetch_requests(child.info)
+    except LocalError as exc:
+        return Text(str(exc))
+    await child.refresh_tree(child.info)
+    return panel(state, rows, child.tree, list(child.lines), child.info.api_url, width)
+
+
+def _last_words(child: _Child, code: int) -> str:
+    said = child.lines[-1].removeprefix("mycelia: ") if child.lines else "it said nothing"
+    return f"the node ended with exit code {code}: {said}"

@@ -1,0 +1,191 @@
+"""What people are shown of a node's state: for ``status``, ``stats``, ``trace`` and the panel of ``up``."""
+
+import time
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mycelia.node.terminal.tables import WIDE, printable, short
+from mycelia.node.views import NodeState, RequestRow, StatsView, TraceView, TreeRowView
+
+SHORT_REQUEST = 8
+_MAX_ROWS = 40
+
+
+def show_status(console: Console, state: NodeState) -> None:
+    console.print(status_table(state))
+
+
+def status_table(state: NodeState) -> Table:
+    """A line a fact."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    load = f"{state.active_requests} of {state.slots} slots, {state.waiting_requests} waiting"
+    full = f" ({state.cached_tokens / state.cells:.0%} of {state.cells})" if state.cells else ""
+    models = sorted({model for peer in state.peers for model in peer.models} - {state.model})
+    rates = state.traffic.received_bytes_per_s
+    table.add_row("node", f"{state.peer}, version {state.version}, up {duration(state.uptime_s)}")
+    table.add_row("listens", "\n".join(state.addresses) or "nowhere")
+    table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, reuse {state.reuse}")
+    if models:
+        table.add_row("others'", printable(", ".join(models)))
+    table.add_row("load", load)
+    table.add_row("cache", f"{state.cached_tokens} tokens{full}")
+    table.add_row(
+        "peers", f"{len(state.peers)}" + (f" in a cell of depth {state.cell_bits}" if state.cell_bits else "")
+    )
+    table.add_row("requests", f"{hits(state.stats)}; {ttft(state.stats)}")
+    table.add_row("receives", ", ".join(f"{size(rate)}/s {plane}" for plane, rate in rates.items()))
+    if state.refused:
+        table.add_row("refused", ", ".join(f"{reason} {count}" for reason, count in state.refused.items()))
+    return table
+
+
+def show_stats(console: Console, stats: StatsView) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("entered here", _counts(stats.entered))
+    table.add_row("served here", _counts(stats.served))
+    table.add_row("hits", hits(stats))
+    table.add_row("latency", ttft(stats))
+    table.add_row("generated", f"{stats.generated_tokens} tokens")
+    table.add_row("digests", _share(stats.found_tokens, stats.promised_tokens, "of the tokens that they promised"))
+    table.add_row("moves", f"{stats.moves} further attempts")
+    table.add_row("evictions", f"{stats.evictions} prefixes left the KV cache")
+    console.print(table)
+
+
+def show_requests(console: Console, rows: Sequence[RequestRow]) -> None:
+    if not rows:
+        console.print("no request has entered here; ask one with 'mycelia ask'")
+        return
+    console.print(requests_table(rows[-_MAX_ROWS:], console.width))
+
+
+def requests_table(rows: Sequence[RequestRow], width: int) -> Table:
+    """The newest last. width: columns of the terminal."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # (else the reasons would take the others' room)
+    for name, least in (("request", SHORT_REQUEST), ("at", 8), ("status", 13), ("served by", 9)):
+        table.add_column(name, min_width=least, no_wrap=True)
+    for name, least in (("prompt", 6), ("cached", 6), ("TTFT ms", 7), ("tokens", 6)):
+        table.add_column(name, min_width=least, justify="right", no_wrap=True)
+    is_wide = width >= WIDE
+    if is_wide:
+        table.add_column("why there", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.id[:SHORT_REQUEST],
+            time.strftime("%H:%M:%S", time.localtime(row.started_at)),
+            row.status if row.status != "failed" else printable(row.code),
+            short(row.served_by) if row.served_by else "",
+            str(row.prompt_tokens),
+            str(row.cached_tokens),
+            "" if row.ttft_ms is None else str(row.ttft_ms),
+            str(row.completion_tokens),
+            *([printable(row.reason)] if is_wide else []),
+        )
+    return table
+
+
+def show_trace(console: Console, trace: TraceView) -> None:
+    """A line a step."""
+    table = Table(title=f"request {trace.id}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("ms", justify="right", no_wrap=True)
+    for name in ("node", "step"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("")
+    for row in trace.steps:
+        peer = f"{short(row.peer)} " if row.peer and row.peer != row.node else ""
+        table.add_row(f"{row.at_ms:.0f}", short(row.node), printable(row.name), peer + printable(row.detail))
+    console.print(table)
+    for node in trace.silent:
+        console.print(f"{short(node)} did not tell")
+
+
+def panel(
+    state: NodeState,
+    rows: Sequence[RequestRow],
+    tree: Sequence[TreeRowView],
+    log_lines: Sequence[str],
+    api_url: str,
+    width: int,
+) -> RenderableType:
+    """What ``mycelia up`` shows, newest at the bottom. width: columns of the terminal."""
+    peers = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("peer", "models", "digest"):
+        peers.add_column(name, no_wrap=True)
+    for name in ("blocks", "requests", "tokens/s", "RTT ms"):
+        peers.add_column(name, justify="right", no_wrap=True)
+    for peer in state.peers[:_MAX_PEERS]:
+        peers.add_row(
+            short(peer.peer),
+            printable(", ".join(peer.models))[:40],
+            peer.digest,
+            str(peer.digest_blocks),
+            str(peer.active_requests + peer.waiting_requests),
+            str(peer.prefill_rate or "-"),
+            "-" if peer.round_trip_ms is None else f"{peer.round_trip_ms:.1f}",
+        )
+    left_out = len(state.peers) - _MAX_PEERS
+    return Group(
+        Text(f"mycelia {state.version} · HTTP {api_url} · Ctrl-C leaves", style="bold"),
+        status_table(state),
+        *([peers] if state.peers else [Text("no peers yet", style="dim")]),
+        *([Text(f"... and {left_out} more", style="dim")] if left_out > 0 else []),
+        *([requests_table(rows[-_MAX_REQUESTS:], width)] if rows else []),
+        *(Text(line, overflow="ellipsis", no_wrap=True) for line in _largest(tree)),
+        *(Text(printable(line), style="dim", overflow="ellipsis", no_wrap=True) for line in log_lines),
+    )
+
+
+_MAX_PEERS, _MAX_REQUESTS, _MAX_BRANCHES = 8, 6, 3
+
+
+def _largest(tree: Sequence[TreeRowView]) -> list[str]:
+    """The branches at the root of the radix tree that hold the most, and how much: what prompts here share."""
+    branches: list[tuple[int, int, str]] = []
+    for row in tree:
+        if row.level == 0:
+            branches.append((0, 0, row.text))
+        tokens, leaves, text = branches[-1]
+        branches[-1] = (tokens + row.tokens, leaves + row.is_leaf, text)
+    most = sorted(branches, reverse=True)[:_MAX_BRANCHES]
+    return [f"{tokens:>7} tokens in {leaves} cached sequences  {text!r}" for tokens, leaves, text in most]
+
+
+def hits(stats: StatsView) -> str:
+    """Of the prompts that entered here."""
+    return _share(stats.entered_cached_tokens, stats.entered_prompt_tokens, "of prompt tokens were cached")
+
+
+def ttft(stats: StatsView) -> str:
+    if stats.ttft_ms_p50 is None:
+        return "no first token yet"
+    return f"first token after {stats.ttft_ms_p50} ms (median), {stats.ttft_ms_p99} ms (p99)"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days} d {hours % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {int(seconds % 60)} s"
+
+
+def size(num_bytes: float) -> str:
+    """Of bytes."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def _share(part: int, whole: int, of: str) -> str:
+    return f"{part / whole:.1%} {of}" if whole else "nothing yet"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {printable(name)}" for name, count in sorted(counts.items())) or "nothing yet"

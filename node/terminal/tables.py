@@ -1,0 +1,152 @@
+"""What commands print for people. Programs get ``--json`` instead."""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from mycelia.node.views import AnsweredView, FailedView, ModelRow, PeerRow, RouteView, TreeRowView
+from mycelia.proto.admission.overload import OVERLOADED
+
+SHORT_ID = 8
+"""Ed25519 peer ids share their beginning; their last characters tell them apart."""
+WIDE = 120
+"""Columns of a terminal on which addresses and reasons have room."""
+
+
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal: the words come from other people's nodes."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+
+
+def short(peer: str) -> str:
+    """The end of a peer id, enough to recognise it in a swarm."""
+    return f"…{peer[-SHORT_ID:]}"
+
+
+def show_route(console: Console, route: RouteView) -> None:
+    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (2 round trips +
+    queue + prefill) x load + late + again, in seconds; prefill is of what is not matched, as far as matches
+    there came true, and "again" is what it costs others that it is computed again."""
+    title = f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("node", no_wrap=True)
+    # (two lines: eleven columns are to fit a terminal of 80)
+    for name in (
+        "matched\ntokens",
+        "came\ntrue",
+        "RTT\nms",
+        "queue\nms",
+        "prefill\nms",
+        "late\nms",
+        "\nreqs",
+        "\nload",
+        "again\nms",
+        "\ncost",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for candidate in route.candidates:
+        is_chosen = candidate.peer == route.chosen
+        table.add_row(
+            f"{'→' if is_chosen else ' '} {short(candidate.peer)}",
+            str(candidate.matched_tokens),
+            f"{candidate.precision:.0%}",
+            str(candidate.round_trip_ms),
+            str(candidate.queue_ms),
+            str(candidate.prefill_ms),
+            str(candidate.lateness_ms),
+            str(candidate.queued_requests),
+            f"{candidate.load_factor:.2f}",
+            str(candidate.recompute_ms),
+            f"{candidate.cost:.3f}",
+            style="bold" if is_chosen else None,
+        )
+    console.print(table)
+
+
+def show_answered(console: Console, answered: AnsweredView, request_id: str = "") -> None:
+    """One line under an answer, and how to see the request's way if its id is given."""
+    parts = [
+        f"served by {short(answered.served_by)}",
+        f"{answered.cached_tokens} of {answered.prompt_tokens} prompt tokens cached",
+        f"first token after {answered.ttft_ms / 1000:.2f} s",
+        f"{tokens_per_s(answered):.1f} tokens/s",
+    ]
+    if answered.resumed:
+        parts.append(f"resumed {answered.resumed} x")
+    if answered.finish_reason == "length":
+        parts.append("cut at --max-tokens")
+    console.print(Text(" · ".join(parts), style="dim"))
+    if request_id:
+        console.print(Text(f"its way: mycelia trace {request_id[:8]}", style="dim"))
+
+
+def failure_text(failed: FailedView) -> str:
+    """Why there is no answer, and what to do, in one line."""
+    if failed.code == OVERLOADED and failed.retry_after_s:
+        return f"all nodes are busy; try again in about {math.ceil(failed.retry_after_s)} s, or let --wait do so"
+    return f"{failed.message}; ask again" if failed.retryable else failed.message
+
+
+def tokens_per_s(answered: AnsweredView) -> float:
+    """Decode rate at the serving node; the first token belongs to the prefill."""
+    return max(answered.completion_tokens - 1, 0) / max(answered.decode_ms / 1000, 1e-3)
+
+
+def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
+    if not peers:
+        console.print("no peers")
+        return
+    table = Table()
+    for name in ("node", "models", "digest"):
+        table.add_column(name, overflow="fold")
+    # (two lines: with a short model's name it fits a terminal of 80)
+    for name in ("blocks", "reqs", "prefill\ntok/s", "RTT\nms", "connected\ns"):
+        table.add_column(name, justify="right")
+    is_wide = console.width >= WIDE
+    if is_wide:
+        table.add_column("address", overflow="fold")
+    for row in peers:
+        table.add_row(
+            short(row.peer),
+            printable(", ".join(row.models)),
+            row.digest,
+            str(row.digest_blocks),
+            str(row.active_requests + row.waiting_requests),
+            str(row.prefill_rate or "-"),
+            "-" if row.round_trip_ms is None else f"{row.round_trip_ms:.1f}",
+            f"{row.connected_s:.0f}",
+            *([row.address] if is_wide else []),
+        )
+    console.print(table)
+
+
+def show_models(console: Console, models: Sequence[ModelRow]) -> None:
+    table = Table()
+    table.add_column("model", overflow="fold")
+    for name in ("nodes", "connected", "context tokens"):
+        table.add_column(name, justify="right")
+    for row in models:
+        table.add_row(printable(row.model), str(row.nodes), str(row.connected), str(row.context_tokens))
+    console.print(table)
+
+
+def show_tree(console: Console, rows: Sequence[TreeRowView]) -> None:
+    """The radix tree; each line is an edge: its tokens, the tokens from the root, the beginning of its text."""
+    total = sum(row.tokens for row in rows)
+    root = Tree(f"{total} tokens in {sum(row.is_leaf for row in rows)} cached sequences")
+    branches = [root]
+    for row in rows:
+        del branches[row.level + 1 :]
+        label = Text.assemble(
+            (f"{row.tokens} tokens", "bold"),
+            (f" (to {row.depth_tokens})" if row.level else "", "dim"),
+            f"  {row.text!r}",
+        )
+        branches.append(branches[-1].add(label))
+    console.print(root)

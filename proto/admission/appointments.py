@@ -1,0 +1,251 @@
+"""Who comes again to an entry node that refused it because all nodes are busy: when, and who then waits there.
+
+Were all told when the next node takes one request, all would come then, and all but one in vain. So
+
+    wait = (1 + SPACING x (those held + those expected before)) x seconds between two places
+
+where a place is what a node begins with of what entered here. That word is kept from both sides, as in ``shares.py``:
+who comes when told is let in, and held at the entry while no node has a place; who comes earlier hears the same again,
+unless a node is idle. Of appointments that were made as many are expected as came of the last ones of that length, for
+who is told a long time goes elsewhere. A prompt that comes again is known by its client and its tokens: people of one
+machine or one key are not told apart. The choices of one prompt are refused in one moment, and those that others ran
+beside it end then: so many may come at the same time.
+
+*Clients.* Each has a line of its own, and places go from line to line: of what others have held and appointed only as
+many count before a request as there are of its own client, and one more each. So who asks a hundred things at once
+waits for the hundred and others do not; what it was told before they came is then too short by the places that they
+take, and it is held, or told another time, meanwhile. Appointments and places among the held are shared by the rule of
+``shares.py``.
+
+What comes for the first time passes while there are no appointments, and else as far as those leave places over. Waits
+at the nodes stay within ``max_waiting_per_slot``, above which nothing is sent there, and those at the entry are short,
+as fewer are told to come than there are places.
+
+Invariants: at most ``MAX_APPOINTMENTS`` are remembered and ``MAX_HELD`` are held.
+"""
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from itertools import zip_longest
+from typing import NamedTuple
+
+from mycelia.proto.admission.shares import MAX_RETRY_S, Pace, has_room
+
+MAX_APPOINTMENTS = 4_096
+"""At an entry. Who is told more than that finds nothing kept."""
+MAX_HELD = 64
+MAX_HELD_S = 30.0
+"""Requests that came when told and wait at the entry, and how long. More are told another time."""
+LEAST_AGAIN_S = 1.0
+"""HTTP knows no shorter times."""
+_SPACING = 1.2
+"""Simulated at three times what a swarm can answer: at 1 more than come find places now and then, and then wait for up
+to 20 s as nobody told them otherwise; at 1.3 nothing is better, and what comes for the first time passes oftener."""
+_LAPSE_S, _LAPSE_SHARE = 2.0, 0.25
+"""How long an appointment is kept for who is late: so long, or this share of the time until it."""
+_SAME_S = 0.1
+"""A moment: nobody comes again so soon but who knocks. Simulated with users that knock each 0.2 s or more, at 0.5 times
+that were told at a load of 1.5 are true for 0.87 instead of 0.97."""
+_NUM_LENGTHS = 10
+_KEPT_WEIGHT = 1 / 32
+"""Of the last appointment that was kept or not, in the share of those that are."""
+_MAX_AHEAD = 16.0
+"""Places that may be taken ahead of their time."""
+
+
+class Held:
+    """Requests that wait at the entry for a place, a line for each client. To look through: the first of every line,
+    then the second of every line, and so on."""
+
+    def __init__(self) -> None:
+        self._lines: OrderedDict[bytes, OrderedDict[bytes, None]] = OrderedDict()
+        """Client -> its requests; whose turn it is comes first."""
+        self._client_of: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._client_of)
+
+    def __contains__(self, request_id: bytes) -> bool:
+        return request_id in self._client_of
+
+    def __iter__(self) -> Iterator[bytes]:
+        for ids in zip_longest(*self._lines.values()):
+            yield from (request_id for request_id in ids if request_id is not None)
+
+    @property
+    def clients(self) -> set[bytes]:
+        return set(self._lines)
+
+    def num_of(self, client: bytes) -> int:
+        return len(self._lines.get(client, ()))
+
+    def add(self, request_id: bytes, client: bytes, is_next: bool) -> None:
+        """To the end of its client's line; is_next: to be the first of all, for it had its turn in vain. Mutates."""
+        self._client_of[request_id] = client
+        line = self._lines.setdefault(client, OrderedDict())
+        line[request_id] = None
+        if is_next:
+            line.move_to_end(request_id, last=False)
+            self._lines.move_to_end(client, last=False)
+
+    def discard(self, request_id: bytes) -> bool:
+        """It waits here no more, if it did, which is returned; then it is the next client's turn. Mutates."""
+        client = self._client_of.pop(request_id, None)
+        if client is None:
+            return False
+        del self._lines[client][request_id]
+        self._lines.move_to_end(client)
+        if not self._lines[client]:
+            del self._lines[client]
+        return True
+
+
+class _Appointment(NamedTuple):
+    client: bytes
+    at: float
+    """From then on it is let in, until:"""
+    lapses_at: float
+    length: int
+    """See ``_length``."""
+    made_at: float
+    num: int
+    """Of the same prompt."""
+
+
+class Appointments:
+    """When those may come again that an entry node refused, and who came then. Prompts are known by a key."""
+
+    def __init__(self) -> None:
+        self.held = Held()
+        """Who came when told and waits."""
+        self._pace = Pace()
+        self._made: dict[bytes, _Appointment] = {}
+        self._lapses: list[tuple[float, bytes]] = []
+        """A heap: when each lapses, also of those that were kept, up to 2 x MAX_APPOINTMENTS in all."""
+        self._num_made = [0] * _NUM_LENGTHS
+        """Of ``_made``, by length."""
+        self._num_of = Counter[bytes]()
+        """Of ``_made``, by client."""
+        self._kept = [1.0] * _NUM_LENGTHS
+        """Share of the last ones that came, by length."""
+        self._next_at = 0.0
+        """When the next prompt may be let in that was not told to come."""
+
+    def __len__(self) -> int:
+        return sum(self._num_made)
+
+    def wait_s(self, key: bytes, now: float) -> float | None:
+        """Until its appointment, 0.0 if that is now; None if it has none. Mutates: forgets what has lapsed."""
+        had_any = bool(self._made)
+        while self._lapses and self._lapses[0][0] < now:
+            lapses_at, lapsed = heappop(self._lapses)
+            if lapsed in self._made and self._made[lapsed].lapses_at == lapses_at:
+                self._end(lapsed, is_kept=False)
+        if had_any and not self._made and not self.held:
+            self._pace.nobody_waits()  # (nor did anybody since)
+        found = self._made.get(key)
+        return None if found is None else max(found.at - now, 0.0)
+
+    def make(self, key: bytes, client: bytes, guess_s: float, now: float) -> float:
+        """``key`` of ``client`` is refused: the seconds after which it shall come again. Mutates.
+
+        guess_s: between two places, before any was observed.
+        """
+        if key in self._made:  # (it came, and found no room)
+            self._end(key, is_kept=True)
+        self._pace.waits(now)
+        wait_s = (1 + _SPACING * self._num_before(client)) * self._pace.seconds(now, guess_s)
+        wait_s = min(max(wait_s, LEAST_AGAIN_S), MAX_RETRY_S)
+        if has_room(self._num_of[client], len(self), MAX_APPOINTMENTS):
+            lapses_at = now + wait_s + max(_LAPSE_S, _LAPSE_SHARE * wait_s)
+            self._made[key] = _Appointment(client, now + wait_s, lapses_at, _length(wait_s), now, num=1)
+            self._count(self._made[key], 1)
+            heappush(self._lapses, (lapses_at, key))
+            if len(self._lapses) > 2 * MAX_APPOINTMENTS:
+                self._lapses = sorted((made.lapses_at, key) for key, made in self._made.items())
+        return wait_s
+
+    def another(self, key: bytes, now: float) -> None:
+        """One more of ``key`` was refused or given up. If that was in the moment in which its appointment was made, it
+        may come then as well. Mutates."""
+        made = self._made.get(key)
+        if made is None or now >= made.made_at + _SAME_S:
+            return
+        if has_room(self._num_of[made.client], len(self), MAX_APPOINTMENTS):
+            self._made[key] = made._replace(num=made.num + 1)
+            self._count(made, 1)
+
+    def nobody_else(self) -> None:
+        """No other request is in flight: for as long as that was so, nothing but appointments waited. Mutates."""
+        if not self._made:
+            self._pace.nobody_waits()
+
+    def has_room(self, client: bytes) -> bool:
+        """Whether one more of its requests may be held."""
+        return has_room(self.held.num_of(client), len(self.held), MAX_HELD)
+
+    def come(self, key: bytes, now: float) -> None:
+        """One of ``key`` came when told, and is let in. Mutates."""
+        made = self._made[key]
+        if made.num == 1:
+            self._end(key, is_kept=True)
+        else:
+            self._made[key] = made._replace(num=made.num - 1)
+            self._count(made, -1)
+        self._let_in(now)
+
+    def may_pass(self, now: float) -> bool:
+        """Whether a prompt that was not told to come may be let in: fewer come than there are places. Mutates: it is
+        then."""
+        if self._made and now < self._next_at:
+            return False
+        self._let_in(now)
+        return True
+
+    def placed(self, now: float) -> None:
+        """A node began with a request that entered here. Mutates."""
+        self._pace.freed(now, somebody_waits=bool(self.held) or bool(self._made))
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the books do not fit each other."""
+        num_made = sum(made.num for made in self._made.values())
+        assert sum(self._num_made) == sum(self._num_of.values()) == num_made <= MAX_APPOINTMENTS
+        assert all(num > 0 for num in self._num_of.values())
+        assert len(self.held) <= MAX_HELD
+        assert sum(self.held.num_of(client) for client in self.held.clients) == len(self.held) == len(list(self.held))
+
+    def _num_before(self, client: bytes) -> float:
+        """Requests that get a place before the next one of ``client``."""
+        expected, least_kept = 0.0, 1.0
+        for num_made, kept in zip(self._num_made, self._kept, strict=True):
+            least_kept = min(least_kept, kept)  # (who does not come after a short time does not after a long one)
+            expected += num_made * least_kept
+        share = expected / max(len(self), 1)
+        own = self._num_of.get(client, 0) * share + self.held.num_of(client)
+        before = own
+        for other in self._num_of.keys() | self.held.clients:
+            if other != client:
+                before += min(self._num_of.get(other, 0) * share + self.held.num_of(other), own + 1)
+        return before
+
+    def _let_in(self, now: float) -> None:
+        place_s = self._pace.seconds(now, 0.0)
+        self._next_at = min(max(self._next_at, now) + place_s, now + _MAX_AHEAD * place_s)
+
+    def _end(self, key: bytes, is_kept: bool) -> None:
+        made = self._made.pop(key)
+        self._kept[made.length] += (is_kept - self._kept[made.length]) * _KEPT_WEIGHT
+        self._count(made, -made.num)
+
+    def _count(self, made: _Appointment, num: int) -> None:
+        self._num_made[made.length] += num
+        self._num_of[made.client] += num
+        if not self._num_of[made.client]:
+            del self._num_of[made.client]
+
+
+def _length(wait_s: float) -> int:
+    """In powers of two, from 4 s on; ``wait_s`` above 0."""
+    return min(max(math.ceil(math.log2(wait_s)) - 2, 0), _NUM_LENGTHS - 1)

@@ -1,0 +1,162 @@
+"""Bytes: what the digest plane may send, and how fast each plane receives.
+
+Sending is paid from one bucket. A message goes out when the bucket is not empty and may leave a debt, so that the
+largest one needs no bucket of its own size: in any window of t seconds at most ``burst + rate * t`` bytes and one
+message more are sent. What cannot be sent now is a delta, which waits and then tells the newest state, or a repair or
+question, which is dropped, because whoever needs it asks again.
+
+Receiving cannot be refused without losing what was paid for already, so it is made rarer at its source: when more comes
+in than a node should receive, every node that measures it stretches the interval between its own deltas.
+"""
+
+import math
+from collections import Counter
+from enum import StrEnum
+
+from mycelia.proto.wire.messages import (
+    Announce,
+    Control,
+    Delta,
+    Gossip,
+    Hello,
+    Reconcile,
+    Repair,
+    RepairRequest,
+    ServingFrame,
+    Subscribe,
+    Tokens,
+    VitalsUpdate,
+)
+
+METER_TAU_S = 30.0
+"""Memory of a rate: three batch intervals, so that one burst is no trend."""
+
+_GOSSIP_OVERHEAD_BYTES = 224
+"""What libp2p adds to each copy of a gossip message, beyond ``size_of``: its signed envelope, and the message's share
+of lazy announcements."""
+
+
+class Plane(StrEnum):
+    DIGESTS = "digests"
+    VITALS = "vitals"
+    REQUESTS = "requests"
+
+
+class SendBudget:
+    """Bytes per second with a burst. Invariant: see above, if nothing is spent while ``ready_at`` is in the future."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._updated_at = now
+
+    def ready_at(self, now: float) -> float:
+        """When the next message may go out; ``now`` if it may already."""
+        self._refill(now)
+        return now + max(0.0, -self._left) / self._rate
+
+    def left(self, now: float) -> float:
+        """Bytes that lie there; negative: a debt."""
+        self._refill(now)
+        return self._left
+
+    def spend(self, num_bytes: int, now: float) -> None:
+        """A message of ``num_bytes`` goes out. Mutates."""
+        self._refill(now)
+        self._left -= num_bytes
+
+    def _refill(self, now: float) -> None:
+        self._left = min(self._burst, self._left + max(0.0, now - self._updated_at) * self._rate)
+        self._updated_at = max(now, self._updated_at)
+
+
+class RateMeter:
+    """Mean rate of what is added, the past weighing less with time (exponentially, ``METER_TAU_S``)."""
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._at = 0.0
+
+    def add(self, amount: float, now: float) -> None:
+        self._weight = self._decayed(now) + amount
+        self._at = max(now, self._at)
+
+    def per_s(self, now: float) -> float:
+        """Does not mutate."""
+        return self._decayed(now) / METER_TAU_S
+
+    def _decayed(self, now: float) -> float:
+        return self._weight * math.exp(-max(0.0, now - self._at) / METER_TAU_S)
+
+
+class Traffic:
+    """What a node sent and received, plane by plane. Sent bytes are counted for the digests alone: they have a
+    budget."""
+
+    def __init__(self, gossip_copies: float) -> None:
+        """gossip_copies: times that the transport receives each gossip message."""
+        self._gossip_copies = gossip_copies
+        self.received: Counter[Plane] = Counter()
+        """Bytes since the start. Of gossip the first copy: the transport drops the others before anybody sees them."""
+        self.received_kinds: Counter[str] = Counter()
+        """The same by the kind of the message: the name of its class."""
+        self.sent_kinds: Counter[str] = Counter()
+        """Bytes of digests; a gossip message counts once, whatever the transport makes of it."""
+        self.num_postponed = 0
+        """Deltas that waited for the budget."""
+        self.num_dropped = 0
+        """Repairs and questions that the budget did not allow."""
+        self._meters = {plane: RateMeter() for plane in Plane}
+        self._copies = RateMeter()
+        """What gossip costs beyond the messages as seen here."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of digests, all kinds together."""
+        return self.sent_kinds.total()
+
+    def note_received(self, message: Control | Gossip | ServingFrame, now: float) -> None:
+        plane, num_bytes = plane_of(message), size_of(message)
+        self.received[plane] += num_bytes
+        self.received_kinds[type(message).__name__] += num_bytes
+        self._meters[plane].add(num_bytes, now)
+        if isinstance(message, Delta | Announce):
+            on_the_line = self._gossip_copies * (num_bytes + _GOSSIP_OVERHEAD_BYTES)
+            self._copies.add(on_the_line - num_bytes, now)
+
+    def received_per_s(self, plane: Plane, now: float) -> float:
+        """Bytes a second, lately."""
+        return self._meters[plane].per_s(now)
+
+    def digests_per_s(self, now: float) -> float:
+        """Bytes of digests a second, lately, as they come over the line: gossip with all its copies and envelopes."""
+        return self._meters[Plane.DIGESTS].per_s(now) + self._copies.per_s(now)
+
+
+def plane_of(message: Control | Gossip | ServingFrame) -> Plane:
+    match message:
+        case RepairRequest() | Repair() | Reconcile() | Delta() | Announce():
+            return Plane.DIGESTS
+        case Hello() | VitalsUpdate() | Subscribe():
+            return Plane.VITALS
+        case _:
+            return Plane.REQUESTS
+
+
+def size_of(message: Control | Gossip | ServingFrame) -> int:
+    """About the encoded length of ``message``, in bytes: never less for digests, and no encoding to find out."""
+    match message:
+        case Delta() | Repair():
+            return 256 + len(message.upserts) + len(message.removes)
+        case Reconcile():
+            return 16 + sum(44 + len(version.owner) for version in message.versions)
+        case RepairRequest():
+            return 160
+        case Hello():
+            return 16 + len(message.agent) + sum(96 + len(served.model) for served in message.served)
+        case Tokens():
+            alternatives = sum(1 + len(entry.top) for entry in message.logprobs)
+            return 32 + len(message.tokens) + len(message.text) + 24 * alternatives
+        case _:
+            return 256

@@ -1,0 +1,201 @@
+"""Block hash -> which peers hold it, and the longest match of every peer at once.
+
+Theory: a peer's advertised set is prefix-closed, so along a prompt's block hashes the set of peers that hold block i
+only shrinks with i, and whoever holds the last block before a change, and not the one after, matches up to there. Equal
+sets have one number, so the walk reads the numbers of all blocks at once and then only looks where they change.
+
+A peer whose set is not prefix-closed (it lies, or its digest was cut to a budget) gets some match between the true
+one and its deepest block. Routing hints may be wrong; answers are not, the engine compares tokens.
+
+Invariants: a block is kept if and only if at least one peer holds it, a set if and only if it is that of a block; every
+bit of every set belongs to a current peer.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mycelia.proto.digests.block_table import BlockTable, Keys
+
+Hashes = Collection[int] | Keys
+_FEW = 16
+"""Up to so many ones of a mask are faster found one by one."""
+
+
+class Index:
+    """Residencies of one namespace."""
+
+    def __init__(self) -> None:
+        self._table = BlockTable()
+        """Block -> number of the set of its holders."""
+        self._sets: list[int] = [0]
+        """Number -> the set, a bit a peer. Number 0 is the empty one, and -1 stands at free numbers."""
+        self._sizes: list[int] = [0]
+        """Number -> blocks with that set."""
+        self._number_of: dict[int, int] = {0: 0}
+        self._free_numbers: list[int] = []
+        self._bit_of: dict[bytes, int] = {}
+        self._peer_at: list[bytes] = []
+        """Empty at free bits."""
+        self._free_bits: list[int] = []
+
+    def __len__(self) -> int:
+        """Number of distinct blocks held by anybody."""
+        return len(self._table)
+
+    def add(self, peer: bytes, hashes: Hashes) -> None:
+        """``peer`` holds ``hashes`` too. Adding twice changes nothing."""
+        bit = self._bit_of.get(peer)
+        if bit is None:
+            bit = self._free_bits.pop() if self._free_bits else len(self._peer_at)
+            if bit == len(self._peer_at):
+                self._peer_at.append(peer)
+            self._peer_at[bit] = peer
+            self._bit_of[peer] = bit
+        self._change(_distinct(hashes), 1 << bit, 0)
+
+    def discard(self, peer: bytes, hashes: Hashes) -> None:
+        """``peer`` no longer holds ``hashes``."""
+        bit = self._bit_of.get(peer)
+        if bit is not None:
+            self._change(_distinct(hashes), 0, 1 << bit)
+
+    def forget(self, peer: bytes, hashes: Hashes) -> None:
+        """Remove ``peer`` for good; ``hashes`` must be everything it holds."""
+        self.discard(peer, hashes)
+        bit = self._bit_of.pop(peer, None)
+        if bit is not None:
+            self._peer_at[bit] = b""
+            self._free_bits.append(bit)
+
+    def matches(self, chain: Collection[int]) -> "Matches":
+        """Which peers hold how much of the beginning of ``chain``. Fastest for the ``array("Q")`` that
+        ``proto.blocks.block_hashes`` returns. Use what is returned before the next change of this index."""
+        numbers = self._table.get_leading(_keys(chain))
+        if not len(numbers):
+            return Matches((), self._bit_of, self._peer_at)
+        (changes,) = (numbers[1:] != numbers[:-1]).nonzero()
+        lasts = [*changes.tolist(), len(numbers) - 1]
+        sets = self._sets
+        levels = [(last + 1, sets[number]) for last, number in zip(lasts, numbers[lasts].tolist(), strict=True)]
+        return Matches(levels, self._bit_of, self._peer_at)
+
+    def _change(self, keys: Keys, added: int, removed: int) -> None:
+        """Put the bits ``added`` into the sets of ``keys`` and take ``removed`` out of them."""
+        before = self._table.get(keys)
+        numbers, counts = np.unique(before, return_counts=True)
+        moves = list(zip(numbers.tolist(), counts.tolist(), strict=True))
+        targets = []
+        for number, count in moves:
+            target = self._number((self._sets[number] | added) & ~removed)
+            self._sizes[target] += count
+            targets.append(target)
+        for number, count in moves:
+            self._sizes[number] -= count
+            if number and not self._sizes[number]:
+                del self._number_of[self._sets[number]]
+                self._sets[number] = -1
+                self._free_numbers.append(number)
+        after = np.array(targets, np.uint32)[np.searchsorted(numbers, before)]
+        is_gone = after == 0
+        if is_gone.any():
+            self._table.remove(keys[is_gone])
+        is_changed = (after != before) & ~is_gone
+        self._table.put(keys[is_changed], after[is_changed])
+
+    def _number(self, holders: int) -> int:
+        """The number of this set."""
+        number = self._number_of.get(holders)
+        if number is None:
+            if self._free_numbers:
+                number = self._free_numbers.pop()
+                self._sets[number] = holders
+            else:
+                number = len(self._sets)
+                self._sets.append(holders)
+                self._sizes.append(0)
+            self._number_of[holders] = number
+        return number
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant of the module's docstring is broken."""
+        self._table.check_invariants()
+        current = sum(1 << bit for bit in self._bit_of.values())
+        sizes = [0] * len(self._sets)
+        for number in self._table.items()[1].tolist():
+            sizes[number] += 1
+        assert sizes[1:] == self._sizes[1:]
+        for number, holders in enumerate(self._sets):
+            if number and holders >= 0:
+                assert sizes[number] and self._number_of[holders] == number
+                assert holders & ~current == 0, "a block is held by a forgotten peer"
+        assert len(self._number_of) + len(self._free_numbers) == len(self._sets)
+        assert len(self._bit_of) + len(self._free_bits) == len(self._peer_at)
+
+
+class Matches(Mapping[bytes, int]):
+    """Peer -> number of leading blocks that it holds, for every peer that holds any: the result of ``Index.matches``.
+
+    A popular prompt is held by everybody and a router looks at a few, so peers are not written out until asked for.
+    """
+
+    def __init__(
+        self, levels: Sequence[tuple[int, int]], bit_of: Mapping[bytes, int], peer_at: Sequence[bytes]
+    ) -> None:
+        """levels: (number of blocks, who holds so many), ascending; each one's peers are among those of the one before,
+        but for peers whose sets are not prefix-closed."""
+        self._levels = levels
+        self._bit_of = bit_of
+        self._peer_at = peer_at
+
+    def __getitem__(self, peer: bytes) -> int:
+        bit = self._bit_of[peer]
+        place = bisect_left(self._levels, 1, key=lambda level: ~(level[1] >> bit) & 1)
+        if not place:
+            raise KeyError(peer)
+        return self._levels[place - 1][0]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return self._levels[0][1].bit_count() if self._levels else 0
+
+    def to_dict(self) -> dict[bytes, int]:
+        """All peers at once."""
+        result: dict[bytes, int] = {}
+        peer_at, seen = self._peer_at, 0
+        for num_blocks, holders in reversed(self._levels):
+            fresh = holders & ~seen
+            seen |= fresh
+            if fresh.bit_count() > _FEW:
+                result |= dict.fromkeys([peer_at[bit] for bit in _bits(fresh)], num_blocks)
+                continue
+            while fresh:
+                bit = fresh.bit_length() - 1
+                fresh ^= 1 << bit
+                result[peer_at[bit]] = num_blocks
+        return result
+
+
+def _bits(mask: int) -> list[int]:
+    """The places of its ones."""
+    data = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), np.uint8)
+    ones: list[int] = np.unpackbits(data, bitorder="little").nonzero()[0].tolist()
+    return ones
+
+
+def _keys(hashes: Hashes) -> Keys:
+    if isinstance(hashes, np.ndarray):
+        return hashes
+    if isinstance(hashes, array) and hashes.typecode == "Q":
+        return np.frombuffer(hashes, np.uint64)
+    return np.fromiter(hashes, np.uint64, len(hashes))
+
+
+def _distinct(hashes: Hashes) -> Keys:
+    """Ascending, as they come from the wire."""
+    keys = _keys(hashes)
+    return keys if (keys[1:] > keys[:-1]).all() else np.unique(keys)

@@ -1,0 +1,166 @@
+"""Who makes this node keep how much of other nodes' digests, and what makes way when the room is spent.
+
+Owners cost nothing to invent, so what counts is who told of them. Every estimate is kept on the *account* of one peer:
+the owner's own while it is connected, else of who told of it first. A peer's account holds at most three sixteenths of
+all entries, one if it never said hello. What a household tells of others is no more than that either; its own connected
+nodes' may be three quarters where it is an address of a private network, which may have a whole swarm.
+
+When all room is spent, suspect owners make way, then those that are not connected for those that are, and then those
+of households that hold a quarter more than the newcomer's would. So whoever fills the room only pushes out its own, and
+there is always some for a connected owner of another household.
+
+Invariant: the books here are the sums over the estimates.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+
+from mycelia.proto.admission.households import is_local
+from mycelia.proto.config import DigestConfig
+from mycelia.proto.digests.estimate import Estimate, Key, Source
+
+NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 3 / 16, 1 / 16, 3 / 4
+"""Of all entries: for one peer and what its household tells of others, the same without a hello, and for the nodes of
+one address of a private network. At the default the first are 15 MB."""
+_MUCH = 1.25
+"""Times as much as the newcomer's: households that are about equal do not displace each other in turns."""
+
+
+@dataclass
+class _Need:
+    """What has to go."""
+
+    num_owners: int
+    num_entries: int
+    gone: list[Key] = field(default_factory=list)
+
+    def is_met(self) -> bool:
+        return self.num_owners <= 0 and self.num_entries <= 0
+
+    def take(self, key: Key, estimate: Estimate) -> None:
+        self.num_owners -= 1
+        self.num_entries -= len(estimate.entries)
+        self.gone.append(key)
+
+
+class Room:
+    """The books of all accounts. It decides; ``Estimates`` does."""
+
+    def __init__(self, config: DigestConfig, estimates: Mapping[Key, Estimate], connected: Set[bytes]) -> None:
+        """estimates, connected: looked at, never changed."""
+        self._config = config
+        self._estimates = estimates
+        self._connected = connected
+        self.num_entries = 0
+        """Kept of all owners together."""
+        self._entries_of: Counter[bytes | str] = Counter()
+        """Of peers and of households."""
+        self._owners_of: Counter[str] = Counter()
+        self._told_of: Counter[str] = Counter()
+        """Household -> entries of other owners than the account's."""
+        self._suspects: dict[Key, None] = {}
+        """The longest suspect first."""
+
+    def add(self, owner: bytes, account: Source, num_owners: int, num_entries: int) -> None:
+        """So much more of ``owner``, or less if negative, is kept on ``account``. Mutates."""
+        if account.peer != owner:
+            self._told_of[account.household] += num_entries
+            if not self._told_of[account.household]:
+                del self._told_of[account.household]
+        self.num_entries += num_entries
+        for name in (account.peer, account.household):
+            self._entries_of[name] += num_entries
+            if not self._entries_of[name]:
+                del self._entries_of[name]
+        self._owners_of[account.household] += num_owners
+        if not self._owners_of[account.household]:
+            del self._owners_of[account.household]
+
+    def fits(self, owner: bytes, account: Source, num_entries: int) -> bool:
+        """Whether ``account`` may hold so many more of ``owner``. Does not mutate."""
+        share = NODE_SHARE if account.is_node else STRANGER_SHARE
+        of_household = LOCAL_SHARE if is_local(account.household) else share
+        most = self._config.max_entries
+        return (
+            self._entries_of[account.peer] + num_entries <= share * most
+            and self._entries_of[account.household] + num_entries <= of_household * most
+            and (account.peer == owner or self._told_of[account.household] + num_entries <= share * most)
+        )
+
+    def surplus(self, account: Source) -> list[Key]:
+        """What of ``account`` is over its bound, the longest quiet first. Does not mutate."""
+        mine = sorted((one.heard_at, key) for key, one in self._estimates.items() if one.account.peer == account.peer)
+        gone, num_gone = [], 0
+        for _, key in mine:
+            if self.fits(key[0], account, -num_gone):
+                break
+            num_gone += len(self._estimates[key].entries)
+            gone.append(key)
+        return gone
+
+    def note_suspect(self, key: Key, is_suspect: bool) -> None:
+        """Whether the owner of ``key`` is suspect now. Mutates."""
+        if is_suspect:
+            self._suspects.setdefault(key)
+        else:
+            self._suspects.pop(key, None)
+
+    def victims(self, key: Key, account: Source, num_entries: int) -> list[Key] | None:
+        """What has to be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None: it cannot. Does
+        not mutate. Cheap for those that hold the most, since they come the most often."""
+        need = _Need(
+            len(self._estimates) + (key not in self._estimates) - self._config.max_owners,
+            self.num_entries + num_entries - self._config.max_entries if num_entries > 0 else 0,
+        )
+        if need.is_met():
+            return []
+        is_connected = key[0] in self._connected
+        for other in self._suspects:
+            if other != key and (is_connected or other[0] not in self._connected):
+                need.take(other, self._estimates[other])
+                if need.is_met():
+                    return need.gone
+        mine = account.household
+
+        def is_larger(name: str) -> bool:
+            has_more_owners = self._owners_of[name] > _MUCH * self._owners_of[mine] + 1
+            has_more_entries = self._entries_of[name] > _MUCH * self._entries_of[mine] + num_entries
+            return (
+                name != mine
+                and (need.num_owners <= 0 or has_more_owners)
+                and (need.num_entries <= 0 or has_more_entries)
+            )
+
+        larger = {name for name in self._owners_of if is_larger(name)}
+        if not larger and not is_connected:
+            return None
+        ranked = sorted(
+            (other[0] in self._connected, -self._entries_of[one.account.household], one.heard_at, other)
+            for other, one in self._estimates.items()
+            if other != key and not one.suspect and (is_connected or other[0] not in self._connected)
+            if one.account.household in larger or (is_connected and other[0] not in self._connected)
+        )
+        for *_, other in ranked:
+            need.take(other, self._estimates[other])
+            if need.is_met():
+                return need.gone
+        return None
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the invariant of the module's docstring or a bound is broken."""
+        estimates = self._estimates.values()
+        assert self.num_entries == sum(len(one.entries) for one in estimates) <= self._config.max_entries
+        assert len(estimates) <= self._config.max_owners
+        by_peer, by_household = Counter[bytes](), Counter[str]()
+        for one in estimates:
+            by_peer[one.account.peer] += len(one.entries)
+            by_household[one.account.household] += len(one.entries)
+        assert {name: num for name, num in self._entries_of.items() if isinstance(name, bytes)} == +by_peer
+        assert {name: num for name, num in self._entries_of.items() if isinstance(name, str)} == +by_household
+        assert self._suspects.keys() == {key for key, one in self._estimates.items() if one.suspect}
+        told = Counter[str]()
+        for (owner, _), one in self._estimates.items():
+            told[one.account.household] += len(one.entries) if one.account.peer != owner else 0
+        assert self._told_of == +told
+        assert self._owners_of == Counter(one.account.household for one in estimates)

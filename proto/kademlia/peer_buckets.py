@@ -1,0 +1,117 @@
+"""The peers that a node knows in the Kademlia table: 20 of each distance, and few of one household.
+
+A peer enters while it is connected: what others tell of it is not enough. It stays when its connection ends, until it
+does not answer or a connected one needs its place. libp2p's table asks the oldest peer of a full bucket for a sign of
+life, by a dial if need be, while all others that come wait: strangers could make that long.
+"""
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mycelia.proto.admission.households import VIA, is_local
+
+BUCKET_SIZE = 20
+"""Kademlia's k."""
+PER_HOUSEHOLD_AND_BUCKET = 2
+PER_HOUSEHOLD = 10
+PER_RELAY_AND_BUCKET, PER_RELAY = 5, 40
+"""Likewise of one household behind relays: few relays serve many homes."""
+
+
+@dataclass
+class Entry:
+    """A peer of the table. The caller keeps its addresses, and when they were looked up."""
+
+    point: int
+    household: str
+    addresses: tuple[bytes, ...] = ()
+    looked_up_at: float = -math.inf
+
+
+def point_of(key: bytes) -> int:
+    """Where a key, or a peer of that id, lies: libp2p compares hashes."""
+    return int.from_bytes(hashlib.sha256(key).digest(), "big")
+
+
+class PeerBuckets:
+    """Peers by the length of the prefix that their point shares with ``me``'s. Invariants: see ``check_invariants``."""
+
+    def __init__(self, me: bytes) -> None:
+        self._me = me
+        self._point = point_of(me)
+        self._buckets: dict[int, OrderedDict[bytes, Entry]] = {}
+        """Distance (its bits) -> peers, the one that was heard of longest ago first."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))
+
+    def __contains__(self, peer: object) -> bool:
+        return isinstance(peer, bytes) and peer in self._buckets.get(self._distance_of(peer), {})
+
+    def entry(self, peer: bytes) -> Entry | None:
+        return self._buckets.get(self._distance_of(peer), OrderedDict()).get(peer)
+
+    def add(self, peer: bytes, household: str, is_connected: Callable[[bytes], bool]) -> bool:
+        """Whether the connected ``peer`` is in the table now. household: where it was seen. Mutates."""
+        if peer == self._me:
+            return False
+        distance = self._distance_of(peer)
+        bucket = self._buckets.get(distance, OrderedDict())
+        if peer in bucket and bucket[peer].household == household:
+            bucket.move_to_end(peer)
+            return True
+        others = {other: entry for other, entry in bucket.items() if other != peer}
+        if not self._has_room(household, others, peer):
+            return False
+        if len(others) >= BUCKET_SIZE:
+            gone = next((other for other in bucket if not is_connected(other)), None)
+            if gone is None:
+                return False
+            del bucket[gone]
+        bucket.pop(peer, None)
+        bucket[peer] = Entry(point_of(peer), household)
+        self._buckets[distance] = bucket
+        return True
+
+    def _has_room(self, household: str, bucket: dict[bytes, Entry], but: bytes) -> bool:
+        if is_local(household):
+            return True
+        near, far = PER_HOUSEHOLD_AND_BUCKET, PER_HOUSEHOLD
+        if household.startswith(VIA):
+            near, far = PER_RELAY_AND_BUCKET, PER_RELAY
+        num_near = sum(entry.household == household for entry in bucket.values())
+        everywhere = ((peer, entry) for one in self._buckets.values() for peer, entry in one.items())
+        return num_near < near and sum(e.household == household for peer, e in everywhere if peer != but) < far
+
+    def remove(self, peer: bytes) -> None:
+        """It did not answer. Nothing happens if it is not in the table. Mutates."""
+        distance = self._distance_of(peer)
+        bucket = self._buckets.get(distance, OrderedDict())
+        bucket.pop(peer, None)
+        if not bucket:
+            self._buckets.pop(distance, None)
+
+    def nearest(self, key: bytes, limit: int) -> list[bytes]:
+        """The peers of the table that are nearest to ``key``, in order."""
+        target = point_of(key)
+        entries = [(entry.point ^ target, peer) for bucket in self._buckets.values() for peer, entry in bucket.items()]
+        return [peer for _, peer in sorted(entries)[:limit]]
+
+    def peers(self) -> list[bytes]:
+        return [peer for bucket in self._buckets.values() for peer in bucket]
+
+    def _distance_of(self, peer: bytes) -> int:
+        return (point_of(peer) ^ self._point).bit_length()
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when a bound is exceeded or a peer lies in the wrong bucket."""
+        for distance, bucket in self._buckets.items():
+            assert 0 < len(bucket) <= BUCKET_SIZE
+            assert all(self._distance_of(peer) == distance for peer in bucket)
+        entries = [entry for bucket in self._buckets.values() for entry in bucket.values()]
+        for household in {entry.household for entry in entries if not is_local(entry.household)}:
+            limit = PER_RELAY if household.startswith(VIA) else PER_HOUSEHOLD
+            assert sum(entry.household == household for entry in entries) <= limit

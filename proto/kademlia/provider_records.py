@@ -1,0 +1,158 @@
+"""Provider records that a node keeps for others in the Kademlia table: who told that it provides which key.
+
+Anybody may tell any number of records, under any number of peer ids, so what is kept is bounded by household (see
+``households``), and nobody's records push out those of another household:
+
+- Of one key at most MAX_PROVIDERS, and of one household at most PER_HOUSEHOLD of them (a private network: most).
+  Half of the places belong to the providers that are known the longest and still there; the other half goes round at
+  random, so that newcomers are found too, and not everybody connects with the same few.
+- In all at most ``max_records``, each household within its share of what is free. A peer or a household that is over
+  its own bound loses its own quietest record.
+
+Invariants: see ``check_invariants``.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mycelia.proto.admission.households import VIA, Places, is_local
+
+MAX_PROVIDERS = 20
+"""Kademlia's k."""
+PER_HOUSEHOLD = 2
+PER_RELAY = 4
+"""Of one household behind relays: few relays serve many homes."""
+PER_LOCAL = 15
+"""Of one address of a private network: a swarm on one machine."""
+MAX_RECORDS_PER_PEER = 128
+"""A node of a split swarm provides up to 64 prefixes at a time."""
+EXPIRY_S = 48 * 3_600.0
+"""As in libp2p. Providers say it again every few minutes or half hours."""
+FRESH_S = 1_800.0
+"""For so long a provider that is not connected counts as still there."""
+
+
+@dataclass
+class _Record:
+    household: str
+    addresses: tuple[bytes, ...]
+    first_at: float
+    last_at: float
+
+
+@dataclass(frozen=True)
+class Contact:
+    """A peer and binary multiaddrs of it, as somebody told them."""
+
+    peer: bytes
+    addresses: tuple[bytes, ...]
+
+
+class ProviderRecords:
+    """Records of one kind of keys. ``rng`` draws what is evicted."""
+
+    def __init__(self, max_records: int, rng: random.Random) -> None:
+        self._rng = rng
+        self._keys: dict[bytes, dict[bytes, _Record]] = {}
+        """Key -> peer -> record."""
+        self._told_by: dict[str, OrderedDict[bytes, OrderedDict[bytes, None]]] = {}
+        """Household -> peer -> keys, the quietest first in both."""
+        self._places = Places(max_records, MAX_RECORDS_PER_PEER)
+
+    def __len__(self) -> int:
+        return self._places.num_taken
+
+    @property
+    def num_keys(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: bytes, told: Contact, household: str, is_there: Callable[[bytes], bool], now: float) -> bool:
+        """Keeps that ``told.peer`` provides ``key``, or that it does so still; False if there is no place for it.
+        household: where the peer was seen, not what it says. is_there: whether a peer is connected. Mutates."""
+        record = self._keys.get(key, {}).get(told.peer)
+        first_at = record.first_at if record else now
+        if record is not None:
+            self._remove(key, told.peer)
+        if record is None or record.household != household:
+            if not self._makes_room_at_key(key, told.peer, household, is_there, now):
+                return False
+        if not self._takes_place(told.peer, household):
+            return False
+        self._keys.setdefault(key, {})[told.peer] = _Record(household, told.addresses, first_at, now)
+        peers = self._told_by.setdefault(household, OrderedDict())
+        peers.setdefault(told.peer, OrderedDict())[key] = None
+        peers.move_to_end(told.peer)
+        return True
+
+    def providers(self, key: bytes, now: float) -> list[Contact]:
+        """Those that are not expired. Mutates: the others go."""
+        for peer in [peer for peer, record in self._keys.get(key, {}).items() if now - record.last_at > EXPIRY_S]:
+            self._remove(key, peer)
+        return [Contact(peer, record.addresses) for peer, record in self._keys.get(key, {}).items()]
+
+    def _takes_place(self, peer: bytes, household: str) -> bool:
+        if self._places.take(peer, household):
+            return True
+        peers = self._told_by.get(household)
+        if not peers:
+            return False
+        # (its own, if it has too many; else those of its household that was quiet the longest)
+        victim = peer if peer in peers and len(peers[peer]) >= MAX_RECORDS_PER_PEER else next(iter(peers))
+        self._remove(next(iter(peers[victim])), victim)
+        return self._places.take(peer, household)
+
+    def _makes_room_at_key(
+        self, key: bytes, peer: bytes, household: str, is_there: Callable[[bytes], bool], now: float
+    ) -> bool:
+        records = self._keys.get(key, {})
+        same = [other for other, record in records.items() if record.household == household]
+        if len(same) >= max_per_household(household):
+            candidates = [*self._unsettled(same, records, is_there, now), peer]
+        elif len(records) >= MAX_PROVIDERS:
+            candidates = self._unsettled(records, records, is_there, now)
+        else:
+            return True
+        victim = self._rng.choice(candidates)
+        if victim != peer:
+            self._remove(key, victim)
+        return victim != peer
+
+    def _unsettled(
+        self, peers: Iterable[bytes], records: dict[bytes, _Record], is_there: Callable[[bytes], bool], now: float
+    ) -> list[bytes]:
+        """All but the half that are there and known the longest."""
+        by_age = sorted(peers, key=lambda peer: records[peer].first_at)
+        settled = [peer for peer in by_age if is_there(peer) or now - records[peer].last_at < FRESH_S]
+        return [peer for peer in by_age if peer not in settled[: len(by_age) // 2]]
+
+    def _remove(self, key: bytes, peer: bytes) -> None:
+        record = self._keys[key].pop(peer)
+        if not self._keys[key]:
+            del self._keys[key]
+        peers = self._told_by[record.household]
+        del peers[peer][key]
+        if not peers[peer]:
+            del peers[peer]
+        if not peers:
+            del self._told_by[record.household]
+        self._places.free(peer, record.household)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when a bound is exceeded or the books do not fit each other."""
+        self._places.check_invariants()
+        kept = {(key, peer) for key, records in self._keys.items() for peer in records}
+        told = {(key, peer) for peers in self._told_by.values() for peer, keys in peers.items() for key in keys}
+        assert kept == told and len(kept) == len(self)
+        for records in self._keys.values():
+            assert 0 < len(records) <= MAX_PROVIDERS
+            households = [record.household for record in records.values()]
+            assert all(households.count(one) <= max_per_household(one) for one in households)
+
+
+def max_per_household(household: str) -> int:
+    """Providers of one key that may be of it."""
+    if is_local(household):
+        return PER_LOCAL
+    return PER_RELAY if household.startswith(VIA) else PER_HOUSEHOLD

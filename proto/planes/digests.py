@@ -1,0 +1,344 @@
+"""Digests out, digests in, repair and reconciliation: when to say what to whom.
+
+The rules of the sets themselves are in ``digest.py`` (the owner's side) and ``estimates.py`` (the reader's). Here are
+only time, peers and limits. Everything lost is found again by one of three: the next heartbeat shows the gap, a repair
+fetches it, and pairwise reconciliation finds what neither saw.
+
+Gossip brings each node every message several times. So only heads and small changes travel there; a larger change is
+announced, and each node fetches it once, from the neighbour that the announcement came from. That neighbour may be
+fetching it too: then it answers as soon as it has it, and the change flows down the tree of first announcements.
+
+Gossip and reconciliation stay within this node's cell (``cells.py``). Connected nodes of other cells are asked for
+their own digests now and then: requests go to them too.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from mycelia.proto.admission.limits import Limits
+from mycelia.proto.cache.sharing import unpaint
+from mycelia.proto.cells.cells import CellPosition, address_of, cell_of
+from mycelia.proto.config import CellConfig, DigestConfig
+from mycelia.proto.digests.budget import Traffic
+from mycelia.proto.digests.digest import OwnDigest, Sign, Verify
+from mycelia.proto.digests.estimates import Estimates, Key, Outcome
+from mycelia.proto.effects import Effect, Emit, JoinCell, LeaveCell, Publish, SetTimer
+from mycelia.proto.events import CacheChanged, Gossiped, ModelServed, Timer
+from mycelia.proto.planes.membership import Membership
+from mycelia.proto.planes.repairs import Repairs
+from mycelia.proto.planes.sender import Sender
+from mycelia.proto.wire.blocks import STRIDE, block_hashes
+from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.messages import MAX_VECTOR, Announce, Reconcile, Repair, RepairRequest, Version
+from mycelia.proto.wire.refusals import Refusal
+
+_SWEEP_S = 5.0
+_MANY = 3
+"""Households that would have to tell of invented owners before a cell splits for them."""
+_HASTY_PER_S, _HASTY_BURST = 1 / 20, 4.0
+"""Reconciliations of one peer that come too soon after its last one. A node starts one each 24 s or later, with a
+random peer, and no delay on the way makes five of them come within a minute."""
+_MAX_OUTSIDERS = 16
+"""Connected nodes of other cells whose digests are kept up with, besides those that were sought out."""
+
+
+class DigestPlane:
+    """This node's digests and its estimates of everybody else's."""
+
+    def __init__(
+        self,
+        me: bytes,
+        config: DigestConfig,
+        cell_config: CellConfig,
+        rng: random.Random,
+        sign: Sign,
+        verify: Verify,
+        members: Membership,
+        refusals: Counter[Refusal],
+        traffic: Traffic,
+    ) -> None:
+        self._me = me
+        self._refusals = refusals
+        self._traffic = traffic
+        self._sender = Sender(config, members, traffic)
+        self._stretch = 1.0
+        """Of the interval between deltas, for what is received."""
+        self._config = config
+        self._cell_config = cell_config
+        self._rng = rng
+        self._sign = sign
+        self._members = members
+        self._own: dict[bytes, OwnDigest] = {}
+        self._positions: dict[bytes, CellPosition] = {}
+        self._delta_at: dict[bytes, float] = {}
+        self._paced_until: dict[bytes, float] = {}
+        """When the deltas sent so far are paid for, at one per interval."""
+        self._due: dict[bytes, float] = {}
+        self._reconciled: Limits[bytes] = Limits(1 / config.min_reconcile_gap_s, 1.0)
+        self._hasty: Limits[bytes] = Limits(_HASTY_PER_S, _HASTY_BURST)
+        self._gossiped: Limits[tuple[bytes, Key]] = Limits(config.heads_per_s, config.heads_burst)
+        """Of (forwarder, (owner, namespace)): nobody can use up what an owner may say by repeating it."""
+        self._sought: set[bytes] = set()
+        """Nodes of other cells that a lookup led to."""
+        self.estimates = Estimates(me, verify, config, refusals, members.source)
+        self._repairs = Repairs(
+            me, config, rng, self._own, self.estimates, members, self._sender, refusals, self._is_near
+        )
+
+    def held_blocks(self, namespace: bytes, chain: Sequence[int], tag: bytes) -> int:
+        """Leading blocks of ``chain`` in this node's own cache that the owner ``tag`` may reuse."""
+        return self._own[namespace].holds(chain, tag)
+
+    def own(self, namespace: bytes) -> OwnDigest | None:
+        return self._own.get(namespace)
+
+    def position(self, namespace: bytes) -> CellPosition | None:
+        """Which cells this node is in; None in a namespace it does not serve."""
+        return self._positions.get(namespace)
+
+    def follow(self, peer: bytes) -> None:
+        """Keep up with ``peer``'s digest once it is connected, whatever its cell."""
+        self._sought.add(peer)
+
+    def unfollow(self, peer: bytes) -> None:
+        self._sought.discard(peer)
+
+    # --- this node's cache -----------------------------------------------------------------------------------------
+
+    def on_served(self, event: ModelServed, now: float) -> list[Effect]:
+        if event.namespace in self._own:
+            return []
+        is_first = not self._own
+        self._own[event.namespace] = OwnDigest(self._me, event.namespace, event.epoch, self._sign, self._config)
+        position = CellPosition(event.namespace, self._me, self._cell_config, self._rng, now)
+        self._positions[event.namespace] = position
+        self.estimates.follow(event.namespace, position.covers)
+        # Not at once: the engine is about to say what it kept over a restart, and the first head shall show it.
+        effects = self._set_due(event.namespace, now + self._config.delta_delay_s)
+        if is_first:
+            effects.append(SetTimer(Timer("reconcile"), now + self._jittered(self._config.reconcile_s)))
+            effects.append(SetTimer(Timer("sweep"), now + _SWEEP_S))
+        return effects
+
+    def on_cache_changed(self, event: CacheChanged, now: float) -> list[Effect]:
+        own = self._own[event.namespace]
+        if event.reset:
+            own.reset()
+        for leaf in event.evicted:
+            own.evict(leaf)
+        for leaf, path in event.stored:
+            tokens, num_open, tag = unpaint(path)
+            own.store(leaf, block_hashes(event.namespace, tokens), num_open // STRIDE, tag)
+        at = self._next_delta(event.namespace, now)
+        if at >= self._due[event.namespace] or not own.is_behind():
+            return []
+        return self._set_due(event.namespace, at)
+
+    def _next_delta(self, namespace: bytes, now: float) -> float:
+        """When the next delta may go out: on average one per interval, a few of them early (GCRA)."""
+        if self._own[namespace].head is None:
+            return self._due[namespace]
+        ahead = (self._config.delta_burst - 1) * self._config.delta_interval_s
+        budget = self._paced_until.get(namespace, 0.0) - ahead
+        spaced = self._delta_at.get(namespace, 0.0) + self._config.delta_min_gap_s
+        return max(now + self._config.delta_delay_s, budget, spaced)
+
+    def _publish(self, namespace: bytes, now: float) -> list[Effect]:
+        ready_at = self._sender.ready_at(now)
+        if ready_at > now:
+            self._traffic.num_postponed += 1
+            return self._set_due(namespace, ready_at)
+        if self._own[namespace].is_behind():
+            paced_from = max(self._paced_until.get(namespace, 0.0), now)
+            self._paced_until[namespace] = paced_from + self._jittered(self._stretched_interval(now))
+            self._delta_at[namespace] = now
+        position = self._positions[namespace]
+        message = self._own[namespace].advance(now, position.bits)
+        publishes = [Publish(namespace, message, cell) for cell in position.cells()]
+        self._sender.spend(message, now, len(publishes))
+        heartbeat = now + self._jittered(self._config.heartbeat_s)
+        return [*publishes, *self._set_due(namespace, heartbeat)]
+
+    def _stretched_interval(self, now: float) -> float:
+        """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
+        and back. (By the whole excess it would swing: all nodes see the same and answer alike.)"""
+        excess = self._traffic.digests_per_s(now) / self._config.receive_bytes_per_s
+        self._stretch = min(max(self._stretch * excess**0.5, 1.0), self._config.max_stretch)
+        return self._config.delta_interval_s * self._stretch
+
+    def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
+        if self._due.get(namespace) == at:
+            return []
+        self._due[namespace] = at
+        return [SetTimer(Timer("digest", namespace=namespace), at)]
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def on_timer(self, timer: Timer, now: float) -> list[Effect]:
+        match timer.kind:
+            case "digest":
+                return self._publish(timer.namespace, now)
+            case "repair":
+                return self._repairs.on_due((timer.subject, timer.namespace), now)
+            case "reconcile":
+                again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
+                return [*self._reconcile(now), *self._ask_outsiders(now), again]
+            case "sweep":
+                gone = self.estimates.sweep(now)
+                effects: list[Effect] = [Emit("estimate_forgotten", {"peer": owner}) for owner, _ in gone]
+                for namespace in self._own:
+                    effects += self._move(namespace, now)
+                return [*effects, SetTimer(timer, now + _SWEEP_S)]
+            case _:
+                raise AssertionError(f"unknown timer {timer.kind}")
+
+    def _move(self, namespace: bytes, now: float) -> list[Effect]:
+        """Go to another cell, if the count of the own one says so."""
+        position = self._positions[namespace]
+        move = position.tick(self.estimates.live(namespace, self._cell_config.max_cell_nodes // _MANY), now)
+        effects: list[Effect] = [JoinCell(namespace, cell) for cell in move.joined]
+        effects += [LeaveCell(namespace, cell) for cell in move.left]
+        if move.left:
+            self.estimates.forget_unwanted(namespace, now)
+        if not move.joined:
+            return effects
+        # Its nodes shall hear of this one soon, and the others see that it goes.
+        effects += self._set_due(namespace, min(self._due[namespace], self._next_delta(namespace, now)))
+        return [*effects, Emit("cell_changed", {"namespace": namespace, "bits": position.bits})]
+
+    def _is_near(self, peer: bytes, namespace: bytes) -> bool:
+        """Whether ``peer`` is of this node's cell."""
+        position = self._positions.get(namespace)
+        return position is not None and position.holds(peer)
+
+    def _reconcile(self, now: float) -> list[Effect]:
+        """Tell one random peer of the same cell every version held of that cell."""
+        partners = sorted(
+            {m.peer for space in self._own for m in self._members.nodes(space) if self._is_near(m.peer, space)}
+        )
+        if not partners:
+            return []
+        versions = self._versions()
+        if len(versions) > MAX_VECTOR:
+            versions = self._rng.sample(versions, MAX_VECTOR)
+        return self._sender.ask(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
+
+    def _outsiders(self, namespace: bytes) -> list[bytes]:
+        """Connected nodes of other cells, of whose digests no gossip tells here: those that were sought out, and a few
+        that have been there the longest."""
+        position = self._positions[namespace]
+        others = [member for member in self._members.nodes(namespace) if not position.covers(member.peer)]
+        others.sort(key=lambda member: member.connected_at)
+        chosen = [member.peer for member in others if member.peer in self._sought]
+        return chosen + [member.peer for member in others if member.peer not in self._sought][:_MAX_OUTSIDERS]
+
+    def _ask_outsiders(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for namespace in self._own:
+            for peer in self._outsiders(namespace):
+                effects += self._repairs.ask(peer, (peer, namespace), now)
+        return effects
+
+    def _versions(self) -> list[Version]:
+        own = [
+            Version(owner=self._me, namespace=namespace, epoch=digest.head.epoch, seq=digest.head.seq)
+            for namespace, digest in sorted(self._own.items())
+            if digest.head is not None
+        ]
+        return own + [v for v in self.estimates.versions() if self._is_near(v.owner, v.namespace)]
+
+    # --- peers -----------------------------------------------------------------------------------------------------
+
+    def on_peer_ready(self, peer: bytes, now: float) -> list[Effect]:
+        """The peer said what it serves: ask for what this node does not have of it."""
+        self.estimates.reinstate(peer, now)
+        spaces = [
+            space
+            for space in self._members.served_by(peer)
+            if self.estimates.follows(space) and (self._positions[space].covers(peer) or peer in self._outsiders(space))
+        ]
+        return [effect for space in spaces for effect in self._repairs.ask(peer, (peer, space), now)]
+
+    def on_peer_lost(self, peer: bytes) -> list[Effect]:
+        self.estimates.suspect(peer)
+        self._repairs.on_peer_lost(peer)
+        return []
+
+    def on_gossip(self, event: Gossiped, now: float) -> list[Effect]:
+        head = event.message.head
+        if head.owner != event.author:
+            raise RemoteError("gossip about somebody else's digest", Refusal.WRONG_OWNER)
+        if head.namespace != event.namespace:
+            raise RemoteError("gossip about another namespace's digest", Refusal.WRONG_NAMESPACE)
+        if not event.cell.holds(address_of(head.namespace, head.owner)):
+            raise RemoteError("gossip in a cell of others", Refusal.WRONG_CELL)
+        key = (head.owner, head.namespace)
+        is_of_use = self.estimates.unused(head, now) is None
+        if is_of_use and not self._gossiped.take((event.forwarder, key), now):
+            if event.forwarder == event.author:
+                raise RemoteError("too many heads", Refusal.TOO_MANY)
+            self._refusals[Refusal.TOO_MANY] += 1
+            return []
+        outcome = self.estimates.on_gossip(event.message, now, event.forwarder)
+        return self._repairs.note(outcome, *key, now, at_once=isinstance(event.message, Announce))
+
+    def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
+        head = message.head
+        self._repairs.on_brought(peer, now)
+        outcome = self.estimates.on_repair(message, now, peer)
+        if outcome is Outcome.DOUBT:
+            return self._repairs.ask(peer, (head.owner, head.namespace), now)
+        return self._repairs.note(outcome, head.owner, head.namespace, now)
+
+    def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
+        return self._repairs.on_request(peer, request, now)
+
+    def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
+        """Push what is newer here, ask for what is newer there."""
+        if not self._reconciled.take(peer, now):
+            if not self._hasty.take(peer, now):
+                raise RemoteError("too many reconciliations", Refusal.TOO_MANY)
+            self._refusals[Refusal.TOO_SOON] += 1
+            return [Emit("reconcile_refused", {"peer": peer})]
+        theirs = {(v.owner, v.namespace): (v.epoch, v.seq) for v in message.versions}
+        ours = {(v.owner, v.namespace): (v.epoch, v.seq) for v in self._versions()}
+        is_whole = len(message.versions) < MAX_VECTOR
+        newer_here = [
+            key
+            for key, version in ours.items()
+            if (key in theirs or (is_whole and self._would_keep(peer, key))) and version > theirs.get(key, (0, 0))
+        ]
+        newer_there = [
+            key
+            for key, version in theirs.items()
+            if key[0] != self._me and self.estimates.wants(*key) and version > ours.get(key, (0, 0))
+        ]
+        self._rng.shuffle(newer_here)
+        self._rng.shuffle(newer_there)
+        effects: list[Effect] = []
+        for key in newer_here[: self._config.repairs_per_reconcile]:
+            epoch, seq = theirs.get(key, (0, 0))
+            request = RepairRequest(owner=key[0], namespace=key[1], epoch=epoch, seq=seq, count=0, root=bytes(16))
+            effects += self._repairs.on_request(peer, request, now)
+        for key in newer_there[: self._config.requests_per_reconcile]:
+            effects += self._repairs.ask(peer, key, now)
+        return effects
+
+    def _would_keep(self, reader: bytes, key: Key) -> bool:
+        """Whether ``reader`` is likely to be of the same cell as the owner, as its own head says."""
+        depth = self.estimates.depth(reader, key[1])
+        bits = depth if depth is not None else self._positions[key[1]].bits
+        return cell_of(key[1], reader, bits).holds(address_of(key[1], key[0]))
+
+    def _jittered(self, interval_s: float) -> float:
+        return interval_s * self._rng.uniform(1 - self._config.jitter, 1 + self._config.jitter)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant of the parts is broken."""
+        self.estimates.check_invariants()
+        for own in self._own.values():
+            own.check_invariants()
+        for position in self._positions.values():
+            position.check_invariants()
+        self._repairs.check_invariants()

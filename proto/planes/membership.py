@@ -1,0 +1,367 @@
+"""Who is connected, what they serve and how loaded they are.
+
+A connection becomes a *node* by its Hello. Connections that never say hello (light clients, relays, other software)
+are left alone and never routed to.
+
+When there are ``max_peers``, silent ones make way as long as they are more than half, the longest connected first; then
+the newest of a household that has at least two more than the newcomer's. So nobody keeps all others out with many keys.
+
+Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected,
+or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mycelia.proto.admission.households import household_of, is_local
+from mycelia.proto.admission.limits import Limits
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.digests.estimate import Source
+from mycelia.proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
+from mycelia.proto.events import Connected, ModelServed, Timer
+from mycelia.proto.routing.load_table import LoadTable
+from mycelia.proto.routing.observed import Observed
+from mycelia.proto.wire.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
+
+QUESTIONS_PER_S, QUESTIONS_BURST = 10.0, 64.0
+"""To one peer, of all kinds together: hellos, subscriptions, repair requests, reconciliations. With as many answers to
+the peer's own questions, and this node's load each second, that stays below the 50 messages a second, and 200 at once,
+that a peer takes (``node/network/libp2p/streams.py``)."""
+
+
+@dataclass
+class Member:
+    """A connected peer."""
+
+    peer: bytes
+    address: str
+    connected_at: float
+    household: str = ""
+    """Of the address; its own where that tells none."""
+    is_node: bool = False
+    wire_version: int = 0
+    """Of its hello; 0: none yet."""
+    is_confirmed: bool = False
+    """Whether Connected told of it, and not only a Hello that overtook that."""
+    agent: str = ""
+    served: dict[bytes, Served] = field(default_factory=dict)
+    told_at: dict[bytes, float] = field(default_factory=dict)
+    """Namespace -> when its load there was last heard of."""
+    holds_until: dict[bytes, float] = field(default_factory=dict)
+    """Namespace -> until when silence means that its load is still that."""
+    round_trip_s: float | None = None
+    hello_sent_at: float = 0.0
+    num_repeats: int = 0
+    makes_way: bool = False
+    """It is being disconnected for another one, and counts no more."""
+
+
+class Membership:
+    """The connected peers and this node's own announcement to them."""
+
+    def __init__(self, me: bytes, config: OverlayConfig) -> None:
+        self._me = me
+        self._config = config
+        self.observed = Observed(config.routing, self._observe)
+        self._members: dict[bytes, Member] = {}
+        self._own: dict[bytes, Served] = {}
+        self._own_told_at: dict[bytes, float] = {}
+        self.is_leaving = False
+        """Whether this node takes no new requests."""
+        self.questions: Limits[bytes] = Limits(QUESTIONS_PER_S, QUESTIONS_BURST)
+        """What this node may ask each peer. Take from it for every question."""
+        self._tables: dict[bytes, LoadTable] = {}
+        """Of namespaces that were asked for: those that this node routes in."""
+
+    def nodes(self, namespace: bytes | None = None) -> list[Member]:
+        """Connected nodes (that serve ``namespace``), sorted by peer id so that effects come in one order."""
+        return sorted(
+            (m for m in self._members.values() if m.is_node and (namespace is None or namespace in m.served)),
+            key=lambda m: m.peer,
+        )
+
+    def understands(self, wire_version: int) -> bool:
+        """Whether a node of that version and this one have one in common: everybody speaks the version before its own
+        too."""
+        return abs(wire_version - self._config.wire_version) <= 1
+
+    def household(self, client: bytes) -> str:
+        """The household that a client counts to, see ``Source.name``. Never empty: this node's own clients are one."""
+        return self.source(client).name or "own"
+
+    def wire_version(self, peer: bytes) -> int:
+        """What ``peer`` and this node speak with each other; this node's own with a peer that has not said it."""
+        member = self._members.get(peer)
+        own = self._config.wire_version
+        return min(own, member.wire_version) if member and member.is_node else own
+
+    def is_connected(self, peer: bytes) -> bool:
+        return peer in self._members
+
+    def is_node(self, peer: bytes) -> bool:
+        """Whether ``peer`` is connected and said hello."""
+        member = self._members.get(peer)
+        return member is not None and member.is_node
+
+    def connected_at(self, peer: bytes) -> float:
+        """The time at which ``peer`` connected; infinity if it is not connected."""
+        member = self._members.get(peer)
+        return member.connected_at if member else math.inf
+
+    def source(self, peer: bytes) -> Source:
+        """What counts when ``peer`` makes this node keep or send something; of an unknown one its id alone."""
+        member = self._members.get(peer)
+        return Source(peer, member.household if member else peer.hex(), member is not None and member.is_node)
+
+    def is_unconfirmed(self, peer: bytes) -> bool:
+        """Whether ``peer`` said hello on a connection that nobody told of."""
+        member = self._members.get(peer)
+        return member is not None and not member.is_confirmed
+
+    def served_by(self, peer: bytes) -> list[bytes]:
+        """The namespaces that ``peer`` serves, sorted."""
+        member = self._members.get(peer)
+        return sorted(member.served) if member else []
+
+    def own(self) -> tuple[Served, ...]:
+        """What this node serves, with its current vitals."""
+        return tuple(self._own.values())
+
+    def own_vitals(self, namespace: bytes) -> Vitals | None:
+        served = self._own.get(namespace)
+        return served.vitals if served else None
+
+    def round_trip_s(self, peer: bytes) -> float:
+        """To ``peer``, as measured; what is usual until then."""
+        member = self._members.get(peer)
+        measured = member.round_trip_s if member else None
+        return self._config.routing.default_round_trip_s if measured is None else measured
+
+    def is_idle(self, peer: bytes, namespace: bytes) -> bool:
+        """Whether ``peer`` said last that nobody waits there and a slot is free."""
+        member = self._members.get(peer)
+        served = member.served.get(namespace) if member else None
+        return served is not None and not served.vitals.waiting_requests and _has_slot(served.vitals)
+
+    def context_tokens(self, peer: bytes, namespace: bytes) -> int:
+        """Of ``peer``, as it said; 0 for one that does not serve ``namespace``."""
+        member = self._members.get(peer)
+        served = member.served.get(namespace) if member else None
+        return served.context_tokens if served else 0
+
+    def fitting(self, namespace: bytes, num_tokens: int) -> list[bytes]:
+        """Nodes whose context holds a prompt of so many tokens, and this one."""
+        fit = [member.peer for member in self.nodes(namespace) if member.served[namespace].context_tokens > num_tokens]
+        return [self._me, *fit]
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    def on_connected(self, event: Connected, now: float) -> list[Effect]:
+        if event.peer == self._me:
+            return [Disconnect(event.peer, "this node itself", now)]
+        effects: list[Effect] = []
+        if event.peer not in self._members and self._is_full():
+            other = self._makes_way_for(Source(event.peer, _household(event), False).name)
+            if other is None:
+                return [Disconnect(event.peer, "too many peers", now)]
+            other.makes_way = True
+            effects = [Disconnect(other.peer, "room for a peer of another network", now)]
+        member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
+        member.address, member.household = event.address, _household(event)
+        member.is_confirmed = True
+        timer = Timer("hello", event.peer)
+        waiting = CancelTimer(timer) if member.is_node else SetTimer(timer, now + self._config.hello_timeout_s)
+        return [*effects, self._say_hello(member, now), waiting]
+
+    def on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
+        member = self._members.pop(peer, None)
+        if member is None:
+            return []
+        for namespace in member.served:
+            self._remove(peer, namespace)
+        effects: list[Effect] = []
+        if not (member.is_node and member.is_confirmed):
+            effects.append(CancelTimer(Timer("hello", peer)))
+        if member.is_node:
+            effects.append(Emit("node_left", {"peer": peer, "after_s": round(now - member.connected_at, 1)}))
+        return effects
+
+    def on_hello(self, peer: bytes, hello: Hello, now: float) -> list[Effect]:
+        timer = Timer("hello", peer)
+        if peer == self._me:
+            return [Disconnect(peer, "this node itself", now)]
+        if not self.understands(hello.wire_version):
+            reason = self._no_common_version(hello.wire_version)
+            return [
+                CancelTimer(timer),
+                Emit("wire_version_refused", {"peer": peer, "reason": reason}),
+                Disconnect(peer, reason, now),
+            ]
+        member = self._members.get(peer)
+        if member is None:  # its first stream can overtake the news of the connection
+            if self._is_full():
+                return [Disconnect(peer, "too many peers", now)]
+            member = self._members[peer] = Member(peer, "", now, peer.hex())
+        is_new = not member.is_node
+        member.is_node = True
+        member.agent, member.wire_version = hello.agent, hello.wire_version
+        for namespace in member.served:
+            self._remove(peer, namespace)
+        member.served = {served.namespace: served for served in hello.served}
+        member.told_at = dict.fromkeys(member.served, now)
+        member.holds_until.clear()
+        for namespace in member.served:
+            self._put(member, namespace)
+        timeout = now + self._config.hello_timeout_s
+        effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
+        if not is_new and now - member.hello_sent_at >= self._config.hello_timeout_s / 2:
+            effects.append(self._say_hello(member, now))  # it says hello again: perhaps it never got ours
+        if is_new:
+            models = sorted(served.model for served in hello.served)
+            effects.append(Emit("node_joined", {"peer": peer, "models": models, "address": member.address}))
+        return effects
+
+    def on_hello_timeout(self, peer: bytes, now: float) -> list[Effect]:
+        """Say it again, in case one of the two hellos was lost. After some repeats the connection counts as a
+        client's."""
+        member = self._members.get(peer)
+        if member is None or member.num_repeats >= self._config.hello_repeats:
+            return [Emit("no_hello", {"peer": peer})]
+        member.num_repeats += 1
+        again = SetTimer(Timer("hello", peer), now + self._config.hello_timeout_s)
+        return [self._say_hello(member, now), again]
+
+    def on_served(self, event: ModelServed, now: float) -> list[Effect]:
+        self._own[event.namespace] = Served(
+            namespace=event.namespace,
+            model=event.model,
+            context_tokens=event.context_tokens,
+            vitals=event.vitals,
+        )
+        self._own_told_at[event.namespace] = now
+        self._put_own(event.namespace)
+        return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
+
+    def as_told(self, vitals: Vitals) -> Vitals:
+        """The engine's load as others are to see it: who leaves is as full as can be."""
+        return msgspec.structs.replace(vitals, waiting_requests=MAX_SMALL) if self.is_leaving else vitals
+
+    def on_own_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> bool:
+        """The engine told its load. Whether that is news."""
+        vitals = self.as_told(vitals)
+        served = self._own.get(namespace)
+        if served is None:
+            return False
+        self._own[namespace] = _with_vitals(served, vitals)
+        self._own_told_at[namespace] = now
+        self._put_own(namespace)
+        return served.vitals != vitals
+
+    def on_round_trip(self, peer: bytes, seconds: float) -> None:
+        """Measured by the network."""
+        member = self._members.get(peer)
+        if member is not None:
+            member.round_trip_s = seconds
+            for namespace in member.served:
+                self._put(member, namespace)
+
+    def on_vitals_update(self, peer: bytes, update: VitalsUpdate, now: float, until: float) -> None:
+        """Its load. until: if ``peer`` tells nothing else by then, it is still that. Of a namespace that the peer never
+        said it serves: ignored."""
+        member = self._members.get(peer)
+        served = member.served.get(update.namespace) if member else None
+        if member is not None and served is not None:
+            member.served[update.namespace] = _with_vitals(served, update.vitals)
+            member.told_at[update.namespace] = now
+            member.holds_until[update.namespace] = max(until, member.holds_until.get(update.namespace, 0.0))
+            self._put(member, update.namespace)
+
+    def loads(self, namespace: bytes) -> LoadTable:
+        """Of every node of ``namespace``, this one included; kept from the first call on."""
+        table = self._tables.get(namespace)
+        if table is None:
+            table = self._tables[namespace] = LoadTable(
+                self._me, self._config.routing, self.observed, self._counted_as, self.connected_at
+            )
+            for member in self.nodes(namespace):
+                self._put(member, namespace)
+            self._put_own(namespace)
+        return table
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant is broken."""
+        for namespace, table in self._tables.items():
+            table.check_invariants()
+            nodes = {member.peer for member in self.nodes(namespace)}
+            assert set(table.peers) == (nodes | {self._me} if namespace in self._own else nodes)
+
+    def _is_full(self) -> bool:
+        return sum(not member.makes_way for member in self._members.values()) >= self._config.max_peers
+
+    def _makes_way_for(self, newcomer: str) -> Member | None:
+        """Whom a peer of the household ``newcomer`` displaces; None: nobody."""
+        staying = [member for member in self._members.values() if not member.makes_way]
+        silent = [member for member in staying if not member.is_node]
+        if len(silent) > self._config.max_peers / 2:
+            return min(silent, key=lambda member: member.connected_at)
+        num_of = Counter(self.source(member.peer).name for member in staying)
+        largest, num = num_of.most_common(1)[0]
+        if num < num_of[newcomer] + 2:
+            return None
+        theirs = [member for member in staying if self.source(member.peer).name == largest]
+        return max(theirs, key=lambda member: (not member.is_node, member.connected_at))
+
+    def _put(self, member: Member, namespace: bytes) -> None:
+        table = self._tables.get(namespace)
+        if table is not None:
+            told_at, until = member.told_at[namespace], member.holds_until.get(namespace, 0.0)
+            table.put(member.peer, member.served[namespace], told_at, until, member.round_trip_s)
+
+    def _put_own(self, namespace: bytes) -> None:
+        table, served = self._tables.get(namespace), self._own.get(namespace)
+        if table is not None and served is not None:
+            table.put(self._me, served, self._own_told_at[namespace], 0.0, 0.0)
+
+    def _remove(self, peer: bytes, namespace: bytes) -> None:
+        table = self._tables.get(namespace)
+        if table is not None:
+            table.remove(peer)
+
+    def _counted_as(self, peer: bytes) -> bytes:
+        """What ``peer`` counts as where all keys of a household count together: in a private network itself."""
+        member = self._members.get(peer)
+        if member is None or is_local(member.household) or member.household == peer.hex():
+            return peer
+        return member.household.encode()
+
+    def _observe(self, peer: bytes) -> None:
+        for table in self._tables.values():
+            table.observe(peer)
+
+    def _say_hello(self, member: Member, now: float) -> Effect:
+        member.hello_sent_at = now
+        self.questions.take(member.peer, now)
+        return Send(
+            member.peer,
+            Hello(wire_version=self._config.wire_version, agent=self._config.agent, served=self.own()),
+        )
+
+    def _no_common_version(self, theirs: int) -> str:
+        ours = self._config.wire_version
+        who = "it" if theirs < ours else "this node"
+        return f"speaks wire version {theirs}, this node speaks {ours}: {who} is too old for the other, update it"
+
+
+def _household(event: Connected) -> str:
+    return household_of(event.address) or event.peer.hex()
+
+
+def _has_slot(vitals: Vitals) -> bool:
+    return vitals.active_requests < vitals.slots
+
+
+def _with_vitals(served: Served, vitals: Vitals) -> Served:
+    return Served(namespace=served.namespace, model=served.model, context_tokens=served.context_tokens, vitals=vitals)

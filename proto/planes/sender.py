@@ -1,0 +1,87 @@
+"""What the digest plane may send to one peer: bytes shared among households, and questions paced for each peer.
+
+Heads of this node come first: everything else leaves a part of the bucket to them. Answers are paid by who asks. Their
+bytes are the *level* of the asker's household, which decays in the time that fills the bucket, and an answer goes out
+only while that is below a share of what is left in the bucket (the dynamic threshold of ``households.py``). So k that
+ask without end get a k-th of the rate each, and leave a k-th of the bucket to those who ask now and then. Half of
+it is kept for peers that said hello.
+
+Questions are paced for each peer, whatever they are about (``Membership.questions``): what others make this node ask
+never comes near the rate at which an honest peer stops listening.
+"""
+
+import math
+from collections import OrderedDict
+
+from mycelia.proto.admission.households import PUBLIC_SHARE
+from mycelia.proto.config import DigestConfig
+from mycelia.proto.digests.budget import SendBudget, Traffic, size_of
+from mycelia.proto.digests.estimate import Source
+from mycelia.proto.effects import Effect, Send
+from mycelia.proto.planes.membership import Membership
+from mycelia.proto.wire.messages import Control, Gossip, Reconcile, Repair, RepairRequest
+
+NODE_SHARE = 1.0
+"""Of what is left: one node's household alone gets half."""
+_KEPT_FOR_HEADS, _KEPT_FOR_NODES = 1 / 16, 1 / 2
+"""Of the bucket."""
+_MAX_LEVELS = 1_024
+
+
+class Sender:
+    """The budget of one node's digest plane."""
+
+    def __init__(self, config: DigestConfig, members: Membership, traffic: Traffic) -> None:
+        self._config = config
+        self._members = members
+        self._traffic = traffic
+        self._budget = SendBudget(config.send_bytes_per_s, config.send_burst_bytes, 0.0)
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Household, or peer of a private network -> bytes of answers that count against it, and when they were so
+        many."""
+
+    def ready_at(self, now: float) -> float:
+        """When this node's next head may go out; ``now`` if it may already."""
+        return self._budget.ready_at(now)
+
+    def spend(self, message: Control | Gossip, now: float, times: int = 1) -> None:
+        """``message`` goes out. Mutates."""
+        num_bytes = times * size_of(message)
+        self._budget.spend(num_bytes, now)
+        self._traffic.sent_kinds[type(message).__name__] += num_bytes
+
+    def ask(self, peer: bytes, message: RepairRequest | Reconcile, now: float) -> list[Effect]:
+        """Sends a question, unless this node asked ``peer`` too much of late: whatever it is for is asked again, or
+        comes with the next round."""
+        has_room = self._left(now) > _KEPT_FOR_HEADS * self._config.send_burst_bytes
+        if not has_room or not self._members.questions.take(peer, now):
+            return self._drop()
+        self.spend(message, now)
+        return [Send(peer, message)]
+
+    def answer(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
+        """Sends an answer if the asker's share allows; what is dropped is asked for again."""
+        source = self._members.source(peer)
+        kept = _KEPT_FOR_HEADS if source.is_node else _KEPT_FOR_NODES
+        share = NODE_SHARE if source.is_node else PUBLIC_SHARE
+        level = self._level(source, now)
+        if level >= share * (self._left(now) - kept * self._config.send_burst_bytes):
+            return self._drop()
+        self._levels[source.name] = (level + size_of(message), now)
+        self._levels.move_to_end(source.name)
+        if len(self._levels) > _MAX_LEVELS:
+            self._levels.popitem(last=False)
+        self.spend(message, now)
+        return [Send(peer, message)]
+
+    def _level(self, source: Source, now: float) -> float:
+        level, at = self._levels.get(source.name, (0.0, now))
+        fills_in_s = self._config.send_burst_bytes / self._config.send_bytes_per_s
+        return level * math.exp(min(at - now, 0.0) / fills_in_s)
+
+    def _left(self, now: float) -> float:
+        return self._budget.left(now)
+
+    def _drop(self) -> list[Effect]:
+        self._traffic.num_dropped += 1
+        return []

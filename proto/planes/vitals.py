@@ -1,0 +1,182 @@
+"""Load that travels: to whom this node tells its own, and whose load it wants to hear of.
+
+A node tells its load when it changed, at most each ``vitals_interval_s``, to everybody who subscribed and to some
+others by chance, at most ``vitals_fanout`` of them together unless there are more subscribers. Whoever routes
+subscribes to the nodes that its decisions were between of late: those that stood among the cheapest. A subscription is
+a lease, asked for again while it is used; it is confirmed by the load that comes at once. Replies of all kinds bring
+the load too.
+
+Silence of a node whose subscription holds means that its load is the same, so it does not grow old meanwhile
+(``Member.holds_until``).
+
+Invariants: at most ``max_subscribers`` leases are given a namespace and ``subscriptions`` are held; both end by
+themselves. Leases are given only of namespaces that this node serves, to nodes that are connected.
+"""
+
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Sequence
+
+from mycelia.proto.config import VitalsConfig
+from mycelia.proto.effects import Effect, Send, SetTimer
+from mycelia.proto.events import Timer
+from mycelia.proto.planes.membership import Membership
+from mycelia.proto.routing.choose import Decision
+from mycelia.proto.wire.messages import Subscribe, Vitals, VitalsUpdate
+
+
+class VitalsPlane:
+    """Both sides of the subscriptions."""
+
+    def __init__(self, me: bytes, config: VitalsConfig, rng: random.Random, members: Membership) -> None:
+        self._me = me
+        self._config = config
+        self._rng = rng
+        self._members = members
+        self._sent_at: dict[bytes, float] = {}
+        self._pending: set[bytes] = set()
+        self._told: dict[bytes, Vitals] = {}
+        """Namespace -> what every subscriber was told."""
+        self._leases: dict[bytes, dict[bytes, float]] = {}
+        """Namespace -> subscriber -> until when."""
+        self._wanted: dict[bytes, OrderedDict[bytes, float]] = {}
+        """Namespace -> node subscribed to -> when a decision was last between it and others, the latest last."""
+
+    # --- this node's own load --------------------------------------------------------------------------------------
+
+    def on_own(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
+        """The engine told its load."""
+        if not self._members.on_own_vitals(namespace, vitals, now) or namespace in self._pending:
+            return []
+        self._pending.add(namespace)
+        due = max(now, self._sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
+        return [SetTimer(Timer("vitals", namespace=namespace), due)]
+
+    def on_leaving(self, now: float) -> list[Effect]:
+        """Tell everybody at once that this node takes no new requests."""
+        effects: list[Effect] = []
+        for served in self._members.own():
+            self._members.on_own_vitals(served.namespace, served.vitals, now)
+            peers = [member.peer for member in self._members.nodes(served.namespace)]
+            effects += self._tell(served.namespace, peers, now)
+        return effects
+
+    def on_due(self, namespace: bytes, now: float) -> list[Effect]:
+        """A load that is again what everybody believes it is needs no message."""
+        self._pending.discard(namespace)
+        vitals = self._members.own_vitals(namespace)
+        if vitals is None or vitals == self._told.get(namespace):
+            return []
+        subscribers = self._subscribers(namespace, now)
+        others = [member.peer for member in self._members.nodes(namespace) if member.peer not in subscribers]
+        # Whoever did not subscribe must not believe for ever what it was told at the busiest moment.
+        fanout = self._config.vitals_fanout
+        room = max(fanout - len(subscribers), fanout // 4)
+        is_part = len(others) > room
+        if is_part:
+            others = self._rng.sample(others, room)
+        effects = self._tell(namespace, sorted([*subscribers, *others]), now)
+        if is_part and not subscribers:
+            # Some believe otherwise, and may be told in the next round though nothing has changed then.
+            del self._told[namespace]
+        return effects
+
+    def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
+        """``peer`` asks to be told. Of too many, one of the household with the most loses its lease, by chance: nobody
+        keeps all others out."""
+        vitals = self._members.own_vitals(message.namespace)
+        if vitals is None or not self._members.is_node(peer):
+            return []
+        leases = self._leases.setdefault(message.namespace, {})
+        for other in [other for other, until in leases.items() if until <= now]:
+            del leases[other]
+        if peer not in leases and len(leases) >= self._config.max_subscribers:
+            del leases[self._rng.choice(self._crowd(leases, peer))]
+        if vitals != self._told.get(message.namespace):
+            self._told.pop(message.namespace, None)  # (this one believes otherwise than the others)
+        leases[peer] = now + min(message.seconds, self._config.lease_s)
+        return [Send(peer, VitalsUpdate(namespace=message.namespace, vitals=vitals))]
+
+    # --- that of others --------------------------------------------------------------------------------------------
+
+    def on_decision(self, namespace: bytes, decision: Decision, now: float) -> list[Effect]:
+        """Subscribe to the nodes that this decision was between."""
+        if not self._config.subscriptions:
+            return []
+        wanted = self._wanted.setdefault(namespace, OrderedDict())
+        is_first = not wanted
+        effects: list[Effect] = []
+        for place in reversed(decision.order(self._config.rivals)):
+            peer = decision.candidates.peers[place]
+            if peer == self._me:
+                continue
+            if peer not in wanted:
+                if len(wanted) >= self._config.subscriptions:
+                    oldest, used_at = next(iter(wanted.items()))
+                    if now - used_at < self._config.settled_s:
+                        continue
+                    del wanted[oldest]
+                effects += self._ask(peer, namespace, now)
+            wanted[peer] = now
+            wanted.move_to_end(peer)
+        if is_first and wanted:
+            effects.append(SetTimer(self._timer(namespace), now + self._config.lease_s / 2))
+        return effects
+
+    def on_renewal_due(self, namespace: bytes, now: float) -> list[Effect]:
+        """Ask again for the leases that are used; let go of the others."""
+        wanted = self._wanted.get(namespace)
+        if wanted is None:
+            return []
+        for peer in [peer for peer, used_at in wanted.items() if now - used_at > self._config.lease_s]:
+            del wanted[peer]
+        if not wanted:
+            del self._wanted[namespace]
+            return []
+        effects = [effect for peer in sorted(wanted) for effect in self._ask(peer, namespace, now)]
+        return [*effects, SetTimer(self._timer(namespace), now + self._config.lease_s / 2)]
+
+    def on_update(self, peer: bytes, update: VitalsUpdate, now: float, is_reply: bool = False) -> None:
+        """The load of ``peer``, by itself or with a reply, which says nothing about a subscription."""
+        until = now
+        if peer in self._wanted.get(update.namespace, ()) and not is_reply:
+            until = now + self._config.lease_s
+        self._members.on_vitals_update(peer, update, now, until)
+
+    def on_peer_lost(self, peer: bytes) -> None:
+        """Its subscriptions and those to it are over."""
+        for of_namespace in (*self._leases.values(), *self._wanted.values()):
+            of_namespace.pop(peer, None)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when an invariant is broken."""
+        for leases in self._leases.values():
+            assert len(leases) <= self._config.max_subscribers
+            assert all(self._members.is_node(peer) for peer in leases)
+        for wanted in self._wanted.values():
+            assert len(wanted) <= self._config.subscriptions
+            assert list(wanted.values()) == sorted(wanted.values())
+
+    def _tell(self, namespace: bytes, peers: Sequence[bytes], now: float) -> list[Effect]:
+        vitals = self._members.own_vitals(namespace)
+        assert vitals is not None
+        self._sent_at[namespace], self._told[namespace] = now, vitals
+        return [Send(peer, VitalsUpdate(namespace=namespace, vitals=vitals)) for peer in peers]
+
+    def _crowd(self, leases: Collection[bytes], newcomer: bytes) -> list[bytes]:
+        """Those of ``leases`` whose households have the most, once the newcomer is one of them."""
+        name_of = {peer: self._members.source(peer).name for peer in (*leases, newcomer)}
+        num_of = Counter(name_of.values())
+        most = max(num_of[name_of[peer]] for peer in leases)
+        return [peer for peer in leases if num_of[name_of[peer]] == most]
+
+    def _subscribers(self, namespace: bytes, now: float) -> list[bytes]:
+        return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
+
+    def _ask(self, peer: bytes, namespace: bytes, now: float) -> list[Effect]:
+        if not self._members.questions.take(peer, now):
+            return []
+        return [Send(peer, Subscribe(namespace=namespace, seconds=round(self._config.lease_s)))]
+
+    def _timer(self, namespace: bytes) -> Timer:
+        return Timer("subscriptions", namespace=namespace)

@@ -1,0 +1,296 @@
+"""Which node shall answer a prompt: where its first token is expected soonest, weighed by what that costs others.
+
+    u_p    = max(T - rho_p * m_p, 1)                                tokens to compute
+    wait_p = 2 RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
+    cost_p = wait_p * L_p ** a(age_p) + d_p + w * u_p / R           what is minimised, with some luck
+
+T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there. Q_p
+tokens are to be computed there before this prompt, at R_p tokens a second (R: the median of all). n_p requests must end
+before it gets one of s_p slots, each of which is held for H_p seconds. L_p = (requests there + 1) / slots_p', where
+slots_p' = slots_p / the median of all, from 1/2 to 2. d_p: by how many seconds first tokens from p came later than
+expected of late, or are late now.
+
+The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
+hence L, as in LMetric (arXiv 2603.15202), but less of it, since the wait knows of queues and slots already. A prompt
+that is computed twice takes time and cells that others would have used, wherever that is: hence w, which grows with how
+busy all are. A server with n requests in it is busy for n / (1 + n) of the time, if they come by chance, and what a
+little more work at it costs all of them is the derivative of that, turned over: (1 + n) ** 2, less the 1 that is the
+work itself. It also keeps affinity where load is old news, for ``a`` falls with the
+age of what is known of it. And where load is news of a second ago, all entry nodes see the same idle node and send it
+more than it can take (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence luck, where the
+swarm is busy. What each term is worth is measured in docs/evaluation.md.
+
+A peer's word enters only bounded: a node that claims too much cache or too little load is found out by its own answers,
+through rho and d; of the rate that it claims no more is believed than was seen of it, or four times what is usual; and
+before it has a past it gets a bounded share of the prompts (``newcomers.py``).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mycelia.proto.config import RoutingConfig
+from mycelia.proto.routing.candidates import Candidate, Candidates, Column
+from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Vitals
+
+_MAX_SLOTS_RATIO = 2.0
+"""Of a candidate's slots and the median's, both ways: all that a claim of more wins."""
+_MAX_RATE_RATIO = 16.0
+"""Of what passes for the usual rate and this node's own, both ways: a laptop and a good GPU."""
+_MAX_UNSEEN = 4.0
+"""Of the usual rate: as much as is believed of a node that was not seen to be faster."""
+_MAX_CROWD = 2.0
+_MAX_LOAD = 1e6
+"""Claims of more are as good; keeps costs within what the wire can tell."""
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What the costs of candidates are made of, in columns; times in seconds."""
+
+    cost: Column
+    queue_s: Column
+    prefill_s: Column
+    wait_s: Column
+    """Expected time to the first token, by what is told."""
+    late_s: Column
+    """And by what came true of that."""
+    load_factor: Column
+    recompute_s: Column
+    """What it costs others that tokens are computed again."""
+    crowd: float = 0.0
+    """How busy they are: requests a slot, the mean of all, of each 2 at most."""
+
+    @classmethod
+    def of_costs(cls, cost: Column) -> "Terms":
+        """For rules that know no terms."""
+        zeros = np.zeros_like(cost)
+        return cls(cost, zeros, zeros, zeros, zeros, np.ones_like(cost), zeros)
+
+
+@dataclass(frozen=True)
+class RatedCandidate:
+    """A candidate with the terms of its cost."""
+
+    candidate: Candidate
+    cost: float
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    wait_s: float = 0.0
+    late_s: float = 0.0
+    load_factor: float = 1.0
+    recompute_s: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """The choice and every term it was made of."""
+
+    candidates: Candidates
+    terms: Terms
+    place: int
+    """Of the chosen one among the candidates."""
+    prompt_tokens: int
+    given_reason: str = ""
+    """Of rules other than this module's."""
+    is_kept: bool = False
+    """It is not the cheapest, but where the conversation is."""
+
+    @property
+    def chosen(self) -> bytes:
+        """Its peer id."""
+        return self.candidates.peers[self.place]
+
+    @property
+    def matched_tokens(self) -> int:
+        """The match that the chosen node was chosen on."""
+        return int(self.candidates.matched_tokens[self.place])
+
+    @property
+    def expected_s(self) -> float:
+        """Until the first token, by what is told."""
+        return float(self.terms.wait_s[self.place])
+
+    @property
+    def prefill_s(self) -> float:
+        """That the prompt takes there, by what is told."""
+        return float(self.terms.prefill_s[self.place])
+
+    @property
+    def late_s(self) -> float:
+        """Until the first token, by what came true of that."""
+        return float(self.terms.late_s[self.place])
+
+    def order(self, most: int) -> list[int]:
+        """Places of the chosen one and then of the ``most`` - 1 cheapest others, by their cost."""
+        cost = self.terms.cost
+        some = np.argpartition(cost, most)[: most + 1] if most + 1 < len(cost) else np.arange(len(cost))
+        ranked = sorted(some.tolist(), key=self._rank)
+        return [self.place, *(place for place in ranked if place != self.place)][:most]
+
+    @cached_property
+    def rated(self) -> tuple[RatedCandidate, ...]:
+        """All candidates, the chosen one first, the others by their cost."""
+        return self.best_rated(len(self.candidates))
+
+    def best_rated(self, most: int) -> tuple[RatedCandidate, ...]:
+        """The first ``most`` of ``rated``; nothing is made of the others."""
+        terms = self.terms
+        return tuple(
+            RatedCandidate(
+                candidate=self.candidates[place],
+                cost=terms.cost[place].item(),
+                queue_s=terms.queue_s[place].item(),
+                prefill_s=terms.prefill_s[place].item(),
+                wait_s=terms.wait_s[place].item(),
+                late_s=terms.late_s[place].item(),
+                load_factor=terms.load_factor[place].item(),
+                recompute_s=terms.recompute_s[place].item(),
+            )
+            for place in self.order(most)
+        )
+
+    @property
+    def is_by_cost(self) -> bool:
+        """By this module's rule."""
+        return not self.given_reason
+
+    @cached_property
+    def reason(self) -> str:
+        """In words, for people."""
+        if self.given_reason:
+            return self.given_reason
+        if len(self.candidates) == 1:
+            return "the only node"
+        held = f"{self.matched_tokens} of {self.prompt_tokens} tokens cached"
+        expected = f"first token expected in {self.expected_s:.2f} s, {held}"
+        if self.is_kept:
+            return f"stays where the conversation is: {expected}"
+        longest = int(self.candidates.matched_tokens.max())
+        if longest > self.matched_tokens:
+            return f"{expected}; who holds {longest} is slower, farther or busier"
+        return expected
+
+    def _rank(self, place: int) -> tuple[float, bool, bytes]:
+        return (self.terms.cost[place].item(), place != self.candidates.local, self.candidates.peers[place])
+
+
+Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
+"""(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
+
+
+def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, luck: Column | None = None) -> Decision:
+    """The best of ``candidates`` for a prompt of ``prompt_tokens``. A conversation, most of which was sent to one of
+    them before, stays there while that is nearly as good. Raises LocalError when there is no candidate.
+
+    luck: of each candidate, from 0 to 1, drawn anew for each prompt; None: equal.
+    """
+    if not len(candidates):
+        raise LocalError("no node serves this model")
+    terms = rate(candidates, prompt_tokens, config)
+    cost = terms.cost
+    if luck is not None:
+        cost = cost * (1.0 + config.spread * min(terms.crowd / config.spread_load, 1.0) * luck)
+    best = cheapest(candidates, cost)
+    sent = candidates.sent_tokens
+    most_sent = np.maximum.reduce(sent)
+    if 2 * most_sent >= prompt_tokens:
+        enough = np.minimum.reduce(terms.cost) * config.keep_factor + config.keep_s
+        there = np.where((sent == most_sent) & (terms.cost <= enough), terms.cost, np.inf)
+        kept = cheapest(candidates, there)
+        if math.isfinite(there[kept]):
+            return Decision(candidates, terms, kept, prompt_tokens, is_kept=kept != best)
+    return Decision(candidates, terms, best, prompt_tokens)
+
+
+def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
+    """How long the chosen node may let the first token wait before the next best would have been the better choice,
+    without the way there; None when there is no other.
+
+    A request that is handed back has lost half a round trip, as one that is answered: that cancels out.
+    """
+    if len(decision.candidates) < 2:
+        return None
+    other = decision.order(2)[1]
+    late_s = decision.terms.late_s
+    return float(max(late_s[other] * config.bounce_factor, late_s[decision.place])) + config.bounce_s
+
+
+def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> float:
+    """Until the first token of a prompt that has arrived at the node that this is the load of. 0 if its speed is not
+    known."""
+    if not vitals.prefill_rate:
+        return 0.0
+    rate_ = min(max(float(vitals.prefill_rate), config.min_prefill_rate), config.max_prefill_rate)
+    num_requests, slots = vitals.active_requests + vitals.waiting_requests, max(vitals.slots, 1)
+    queue_s = _queue_s(vitals.queued_tokens / rate_, num_requests, slots, vitals.hold_ms / 1000, config)
+    return float(queue_s) + max(uncached_tokens, 1) / rate_
+
+
+def cheapest(candidates: Candidates, cost: Column) -> int:
+    """The place of the least cost; of equals this node itself, then the lowest peer id."""
+    ties: list[int] = (cost == np.minimum.reduce(cost)).nonzero()[0].tolist()
+    if candidates.local in ties:
+        return candidates.local
+    return ties[0] if len(ties) == 1 else min(ties, key=lambda place: candidates.peers[place])
+
+
+def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:
+    """What each of at least one candidate costs."""
+    # (numpy's functions in Python, such as np.clip, cost more here than what they do)
+    known = candidates.prefill_rate > 0
+    clamped = np.minimum(np.maximum(candidates.prefill_rate, config.min_prefill_rate), config.max_prefill_rate)
+    told = clamped[known]
+    usual_rate = _ordered(told, len(told) // 2) if len(told) else config.default_prefill_rate
+    if candidates.local >= 0 and known[candidates.local]:  # (the one that is surely true)
+        own_rate = float(clamped[candidates.local])
+        usual_rate = min(max(usual_rate, own_rate / _MAX_RATE_RATIO), own_rate * _MAX_RATE_RATIO)
+    believed = np.minimum(clamped, np.maximum(candidates.seen_rate, usual_rate * _MAX_UNSEEN))
+    rate_ = np.where(known, believed, usual_rate)
+    slots = np.maximum(candidates.slots, 1.0)
+    usual_slots = _ordered(slots, (len(slots) - 1) // 2)
+    slots_ratio = np.minimum(np.maximum(slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)
+    # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
+    matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
+    uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
+    prefill_s = uncached / rate_
+    queue_s = _queue_s(candidates.queued_tokens / rate_, candidates.num_requests, slots, candidates.hold_s, config)
+    wait_s = candidates.round_trip_s + queue_s + prefill_s  # (the prompt goes out with what opens its stream)
+    exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
+    load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
+    load_factor = np.power(load, exponent)
+    # Tokens that would explain its lateness count as computed: what is claimed to be cached is not gained twice.
+    computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
+    crowd = float(np.add.reduce(np.minimum(candidates.num_requests / slots, _MAX_CROWD))) / len(slots)
+    crowding = (1.0 + crowd) ** 2 - 1.0
+    recompute_s = (config.recompute_weight + config.crowd_weight * crowding) * computed / usual_rate
+    late_s = wait_s + candidates.lateness_s
+    cost = wait_s * load_factor + candidates.lateness_s + recompute_s
+    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, crowd)
+
+
+def _queue_s(
+    prefills_s: Column | float,
+    num_requests: Column | float,
+    slots: Column | float,
+    hold_s: Column | float,
+    config: RoutingConfig,
+) -> Column:
+    """Until a prompt's own prefill begins. Who chooses a node and the node that may hand the prompt back must agree on
+    this, or what waits for a slot is handed back by nobody."""
+    # Whoever waits for a slot waits for the prefills before him meanwhile.
+    num_before = np.maximum(num_requests - slots + 1.0, 0.0)
+    queue_s: Column = np.maximum(prefills_s, num_before * np.minimum(hold_s, config.max_hold_s) / slots)
+    return queue_s
+
+
+def _ordered(values: Column, place: int) -> float:
+    """What would be at ``place`` if ``values`` were sorted."""
+    ordered = values.copy()
+    ordered.partition(place)
+    return float(ordered[place])

@@ -1,0 +1,222 @@
+"""What this node itself saw of the nodes it sent requests to: how true the beliefs were on which they were chosen.
+
+*Precision* is the share of the tokens believed to be cached that were found cached; digests grow old, and liars
+exaggerate. *Lateness* is how many seconds later than expected first tokens came; a machine may be busy with other
+things, and liars claim to be fast and idle. (A factor would do them no harm: they claim to answer at once.) Both are
+moving averages that fade back to nothing, so that whoever is not asked any more is given another chance.
+
+The serving node itself tells how many tokens were cached. It can say more than there were, but not make the first token
+come as soon: that lie makes it late instead.
+
+*Pace* is the time between two tokens of an answer, and *speed* the fastest prefill that was seen. They do not fade: a
+machine stays what it is. Nor does the *past* of a node: the time since it connected first. Bad answers cost it, and a
+new one begins with the next good answer. (It does not begin with the first answer: of nodes that came together some are
+asked much later than others.)
+
+Invariant: at most ``max_observed`` peers are remembered, the ones observed last.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from mycelia.proto.config import RoutingConfig
+
+
+@dataclass
+class _Record:
+    imprecision: float = 0.0
+    lateness_s: float = 0.0
+    num_late: int = 0
+    """Observations of lateness: the first few count more, so that a node meets each liar only once or twice."""
+    at: float = 0.0
+    token_s: float = 0.0
+    """0: not measured."""
+    prefill_rate: float = 0.0
+    """Likewise."""
+    num_good: int = 1
+    """Good answers, and one more to begin with, less those that bad ones cost. At 0 nothing is left of the past."""
+    since: float = 0.0
+    """When its past began; 0: when it connected."""
+
+
+_LATEST = 64
+"""Nodes of which the usual pace is taken."""
+_MAX_NUM_LATE = 1_000
+"""By far enough for a weight that no longer changes."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is remembered of a peer."""
+
+    peer: bytes
+    imprecision: float
+    lateness_s: float
+    num_late: int
+    at: float
+    """Unix time in seconds at which that was so; it fades from then on."""
+    token_s: float = 0.0
+    prefill_rate: float = 0.0
+    num_good: int = 1
+    since: float = 0.0
+
+
+_MAX_NUM_GOOD = 64
+"""So that a few bad ones in a row cost all of it."""
+PAST_KEPT_S = 7 * 86_400.0
+"""After the last answer."""
+_SLOWER_WEIGHT = 0.02
+"""Of a rate below the fastest: most prompts show less than a machine can."""
+FORGOTTEN_HALF_LIVES = 16
+"""After so many nothing is left: 600 s late are 10 ms then."""
+
+
+class Observed:
+    """Precision and lateness of every node that answered lately."""
+
+    def __init__(self, config: RoutingConfig, on_news: Callable[[bytes], None] = lambda peer: None) -> None:
+        """on_news: called with each peer of which something was observed."""
+        self._config = config
+        self._on_news = on_news
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+        self.usual_token_s = config.default_token_s
+        """The median of the nodes observed last. Only read it."""
+
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
+        """It was expected after ``expected_s`` by what was told, and came after ``observed_s``. Mutates."""
+        record = self._faded(peer, now)
+        late_s = min(max(observed_s - expected_s, 0.0), self._config.max_lateness_s)
+        record.num_late += 1
+        weight = max(self._config.observation_weight, 1 / record.num_late)
+        record.lateness_s += weight * (late_s - record.lateness_s)
+        self._on_news(peer)
+
+    def on_late(self, peer: bytes, late_s: float, now: float) -> None:
+        """Tokens came so late, or were lost: counts as a first token that is as late, and as a bad answer. Mutates."""
+        self._bad(peer, False, now)
+        self.on_first_token(peer, 0.0, late_s, now)
+
+    def on_lie(self, peer: bytes, now: float) -> None:
+        """What it sent cannot be true: nothing is left of its past. Mutates."""
+        self._bad(peer, True, now)
+        self._on_news(peer)
+
+    def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
+        """``believed_tokens`` of a prompt, at least one, were expected in its cache, and ``cached_tokens`` were.
+        Mutates."""
+        record = self._faded(peer, now)
+        missing = 1.0 - min(cached_tokens / believed_tokens, 1.0)
+        record.imprecision += self._config.observation_weight * (missing - record.imprecision)
+        self._on_news(peer)
+
+    def on_pace(self, peer: bytes, token_s: float, now: float) -> None:
+        """Tokens of an answer of ``peer`` came ``token_s`` apart. Mutates."""
+        record = self._faded(peer, now)
+        weight = self._config.observation_weight if record.token_s else 1.0
+        record.token_s += weight * (min(token_s, self._config.max_lateness_s) - record.token_s)
+        self._note_usual()
+        self._on_news(peer)
+
+    def on_prefilled(self, peer: bytes, rate: float, now: float) -> None:
+        """A prompt of ``peer`` was computed at ``rate`` tokens/s or faster, as it seems from here. Mutates."""
+        record = self._faded(peer, now)
+        weight = 1.0 if rate > record.prefill_rate else _SLOWER_WEIGHT
+        record.prefill_rate += weight * (min(rate, self._config.max_prefill_rate) - record.prefill_rate)
+        self._on_news(peer)
+
+    def on_answered(self, peer: bytes, connected_at: float, now: float) -> None:
+        """With nothing wrong, as far as can be seen. Mutates."""
+        record = self._faded(peer, now)
+        record.since = (record.since or connected_at) if record.num_good else now
+        record.num_good = min(record.num_good + 1, _MAX_NUM_GOOD)
+        self._on_news(peer)
+
+    def expected_token_s(self, peer: bytes) -> float:
+        """Of an answer of ``peer``: the usual, or as slow as it was itself, within bounds. Does not mutate."""
+        usual_s, record = self.usual_token_s, self._records.get(peer)
+        own_s = record.token_s if record else 0.0
+        return min(max(own_s, usual_s), usual_s * self._config.max_slowness)
+
+    def record(self, peer: bytes, connected_at: float) -> tuple[float, float, float, float, float]:
+        """(1 - precision, lateness in seconds, when that was so, speed, when its past began). The first two fade from
+        then on, to half in ``observation_half_life_s``. Zeros when nothing is known, infinity for no past. Does not
+        mutate."""
+        record = self._records.get(peer)
+        if record is None:
+            return 0.0, 0.0, 0.0, 0.0, connected_at
+        since = (record.since or connected_at) if record.num_good else math.inf
+        return record.imprecision, record.lateness_s, record.at, record.prefill_rate, since
+
+    def lateness_s(self, peer: bytes, now: float) -> float:
+        """0 when nothing is known. Does not mutate."""
+        record = self._records.get(peer)
+        return record.lateness_s * self._fading(record, now) if record else 0.0
+
+    def precision(self, peer: bytes, now: float) -> float:
+        """From 0 to 1, 1 when nothing is known. Does not mutate."""
+        record = self._records.get(peer)
+        return 1.0 - record.imprecision * self._fading(record, now) if record else 1.0
+
+    def observations(self, now: float) -> list[Observation]:
+        """What to ``restore`` after a restart: of everybody of whom something is left, whoever was observed last at the
+        end. Does not mutate."""
+        return [
+            Observation(peer, **vars(record))
+            for peer, record in self._records.items()
+            if self._is_left(record.at, record.num_good, now)
+        ]
+
+    def restore(self, observations: Sequence[Observation], now: float) -> None:
+        """Remember what was observed before a restart; what is out of all bounds is brought into them, and times to
+        come are ``now``. Mutates."""
+        for one in observations:
+            numbers = (one.imprecision, one.lateness_s, one.at, one.token_s, one.prefill_rate, one.since)
+            if not all(map(math.isfinite, numbers)) or not self._is_left(one.at, one.num_good, now):
+                continue
+            record = self._faded(one.peer, now)
+            record.imprecision = min(max(one.imprecision, 0.0), 1.0)
+            record.lateness_s = min(max(one.lateness_s, 0.0), self._config.max_lateness_s)
+            record.num_late = min(max(one.num_late, 0), _MAX_NUM_LATE)
+            record.at = min(one.at, now)
+            record.token_s = min(max(one.token_s, 0.0), self._config.max_lateness_s)
+            record.prefill_rate = min(max(one.prefill_rate, 0.0), self._config.max_prefill_rate)
+            record.num_good = min(max(one.num_good, 0), _MAX_NUM_GOOD)
+            record.since = min(one.since, now)
+            self._on_news(one.peer)
+        self._note_usual()
+
+    def _note_usual(self) -> None:
+        latest = islice(reversed(self._records.values()), _LATEST)
+        measured = sorted(record.token_s for record in latest if record.token_s)
+        self.usual_token_s = measured[len(measured) // 2] if measured else self._config.default_token_s
+
+    def _bad(self, peer: bytes, is_lie: bool, now: float) -> None:
+        record = self._faded(peer, now)
+        record.num_good = 0 if is_lie else record.num_good // 2
+
+    def _is_left(self, at: float, num_good: int, now: float) -> bool:
+        keep_s = FORGOTTEN_HALF_LIVES * self._config.observation_half_life_s
+        return now - at < (max(keep_s, PAST_KEPT_S) if num_good > 1 else keep_s)
+
+    def _fading(self, record: _Record, now: float) -> float:
+        return float(0.5 ** (max(now - record.at, 0.0) / self._config.observation_half_life_s))
+
+    def _faded(self, peer: bytes, now: float) -> _Record:
+        record = self._records.setdefault(peer, _Record(at=now))
+        fading = self._fading(record, now)
+        record.imprecision *= fading
+        record.lateness_s *= fading
+        record.at = max(now, record.at)
+        self._records.move_to_end(peer)
+        if len(self._records) > self._config.max_observed:
+            self._records.popitem(last=False)
+        return record

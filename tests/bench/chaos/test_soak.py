@@ -1,0 +1,44 @@
+"""What the soak makes of its samples; what it measures is not for tests."""
+
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from mycelia.bench.chaos.soak import Sample, Soak, _rows, growth, plot_of
+
+
+def sample(at_s: float, node_rss: int, num_tasks: int = 10, num_files: int = 20) -> Sample:
+    return Sample(at_s, node_rss, 2 * node_rss, num_files, num_tasks, 0)
+
+
+def soak(sizes: list[int]) -> Soak:
+    made = Soak(warm_s=100.0)
+    # (what was before the end of the warm-up does not count)
+    made.samples = {0: [sample(50.0, 1), *(sample(100.0 + at, size) for at, size in enumerate(sizes))]}
+    made.idle, made.after = {0: sample(99.0, sizes[0])}, {0: sample(200.0, sizes[-1])}
+    return made
+
+
+def test_growth_is_that_from_the_first_tenth_to_the_last() -> None:
+    assert growth(soak([100] * 20 + [150] * 20), lambda one: one.node_rss) == pytest.approx(0.5)
+    assert growth(soak([100] * 39 + [900]), lambda one: one.node_rss) == pytest.approx(0.0), "one outlier"
+
+
+def test_growth_is_that_of_the_worst_node() -> None:
+    two = soak([100] * 10)
+    two.samples[1] = soak([100] * 5 + [120] * 5).samples[0]
+    assert growth(two, lambda one: one.engine_rss) == pytest.approx(0.2)
+
+
+def test_what_is_more_than_at_idle_has_leaked() -> None:
+    made = soak([100] * 10)
+    made.after = {0: sample(200.0, 100, num_tasks=13, num_files=19)}
+    rows = {row.name: row.value for row in _rows(made)}
+    assert rows["leaked_tasks"] == 3 and rows["leaked_files"] == -1 and rows["leaked_streams"] == 0
+
+
+def test_the_plot_is_a_file_that_stands_alone() -> None:
+    root = ET.fromstring(plot_of(soak([1 << 20, 3 << 20])))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg" and len(root.findall(f"{svg}polyline")) == 2
+    assert {"engine 1", "node 1", "minutes; MiB"} <= {text.text for text in root.findall(f"{svg}text")}

@@ -1,0 +1,138 @@
+"""A command on a machine without a node: its tries are one client's, at the entry node that told it to come again."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from mycelia.bench.chaos.chaos import ask_once
+from mycelia.node.client.ask import ask_swarm
+from mycelia.node.client.light import LightClient, NoEntryError
+from mycelia.node.commands.ask import _ask
+from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
+from mycelia.node.network.network import NetworkSettings
+from mycelia.node.peer_id import peer_text
+from mycelia.node.views import AnsweredView, TextView
+from mycelia.proto.wire.messages import Failed
+from tests.node.members import LONG, Member, an_ask, open_members
+
+NUM_RIVALS = 12
+"""At each node: more than have room there, and wait."""
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> "Opened":
+    opened = Opened()
+    monkeypatch.setattr("mycelia.node.network.libp2p.network.open_network", opened.open_network)
+    return opened
+
+
+class Opened:
+    """In the place of libp2p: a network of ``swarm``, and whose they were."""
+
+    def __init__(self) -> None:
+        self.swarm: MemorySwarm | None = None
+        self.peers: list[bytes] = []
+
+    def open_network(self, settings: NetworkSettings) -> AbstractAsyncContextManager[MemoryNetwork]:
+        assert self.swarm is not None
+        self.peers.append(settings.identity.peer_id)
+        return self.swarm.open_network(settings)
+
+
+def addresses(members: Sequence[Member]) -> tuple[str, ...]:
+    return tuple(f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(member.peer)}" for member in members)
+
+
+async def keep_busy(member: Member, name: str) -> None:
+    """Another client, that asks one prompt after the other and comes again when it is told to."""
+    number = 0
+    while True:
+        async with member.node.ask(an_ask(f"{name} {number}", max_tokens=50), None, name.encode()) as frames:
+            end = [frame async for frame in frames][-1]
+        if isinstance(end, Failed):
+            await trio.sleep(max(end.retry_after_ms / 1000, 0.2))
+        else:
+            number += 1
+
+
+async def test_asking_finds_a_place_when_it_comes_again_as_told(
+    autojump_clock: trio.testing.MockClock, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        open_members(2, slots=1, max_waiting=4, decode_rate=10.0) as (opened.swarm, members),
+        trio.open_nursery() as rivals,
+    ):
+        for member in members:
+            for number in range(NUM_RIVALS):
+                rivals.start_soon(keep_busy, member, f"rival {number} of {peer_text(member.peer)}")
+        await trio.sleep(60)  # (of virtual time)
+        with trio.fail_after(600):
+            ask, where = an_ask("at last", max_tokens=8), addresses(members)
+            await _ask(ask, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
+        rivals.cancel_scope.cancel()
+    assert len(opened.peers) == 2 and len(set(opened.peers)) == 1, "refused once, then held until a node had a place"
+    assert capsys.readouterr().out.strip()
+
+
+async def test_a_client_enters_where_it_did_before_if_it_can(
+    autojump_clock: trio.testing.MockClock, opened: Opened, tmp_path: Path
+) -> None:
+    async with open_members(2) as (opened.swarm, members):
+        client = LightClient(entry=members[1].peer)
+
+        async def entered() -> bytes | None:
+            async with ask_swarm(an_ask("hello"), tmp_path, addresses(members), 60.0, client) as frames:
+                assert isinstance([frame async for frame in frames][-1], AnsweredView)
+            return client.entry
+
+        assert await entered() == await entered() == members[1].peer
+        opened.swarm.cut(members[1].peer)
+        assert await entered() == members[0].peer
+        opened.swarm.heal(members[1].peer)
+        assert await entered() == members[0].peer
+    assert len(set(opened.peers)) == 1
+
+
+async def test_who_waits_tries_again_while_no_node_can_be_reached(
+    autojump_clock: trio.testing.MockClock, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_members(1) as (opened.swarm, members):
+        opened.swarm.cut(members[0].peer)
+        ask, where = an_ask("hello", max_tokens=4), addresses(members)
+        with pytest.raises(NoEntryError, match="no node could be reached"):
+            await _ask(ask, tmp_path, where, b"", None, wait=False, explain=False, as_json=False)
+        with pytest.raises(NoEntryError):
+            await _ask(ask, tmp_path, where, b"", 30.0, wait=True, explain=False, as_json=False)
+        num_tries = len(opened.peers)
+        assert 4 < num_tries < 20
+
+        async def heal() -> None:
+            await trio.sleep(60)  # (of virtual time)
+            assert opened.swarm is not None
+            opened.swarm.heal(members[0].peer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heal)
+            await _ask(ask, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
+        told = capsys.readouterr()
+        assert told.out.strip() and told.err.count("trying again") == 2, "once a command"
+        opened.swarm.cut(members[0].peer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heal)
+            stream = await ask_once(an_ask("hello"), addresses(members))
+    assert not stream.failure and stream.num_retries > 4
+
+
+async def test_of_a_node_that_takes_long_only_words_are_told(
+    opened: Opened, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_members(1, prefill_rate=1.0) as (swarm, members):
+        opened.swarm = swarm
+        async with ask_swarm(an_ask(LONG, 3), tmp_path, addresses(members)) as frames:
+            told = [frame async for frame in frames]
+    assert isinstance(told[-1], AnsweredView) and told[-1].ttft_ms > 300_000
+    assert "" not in [frame.text for frame in told if isinstance(frame, TextView)]

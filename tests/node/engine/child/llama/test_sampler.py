@@ -1,0 +1,121 @@
+"""llama.cpp's sampler chain as the engine builds it, on made-up logits: no model is needed for that."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mycelia.node.engine.child.llama import llama
+from mycelia.node.engine.child.llama.llama import Llama, Sampler
+from mycelia.proto.wire.messages import MIN_LOGPROB, Sampling
+
+VOCAB = 1000
+
+
+class Dice(Llama):
+    """Logits by output index, the same every time."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.num_vocab = VOCAB
+        self.scale = scale
+
+    def logits(self, output: int) -> NDArray[np.float32]:
+        return np.random.default_rng(output).normal(0, self.scale, VOCAB).astype(np.float32)
+
+    def piece(self, token: int) -> bytes:
+        return b"%d" % token
+
+
+def everything(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.ones(len(tokens), np.bool_)
+
+
+def choose(sampler: Sampler, output: int, allowed: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> int | None:
+    choosing = sampler.choosing(output)
+    asked = next(choosing)
+    while True:
+        try:
+            asked = choosing.send(allowed(asked))
+        except StopIteration as exc:
+            token: int | None = exc.value
+            return token
+
+
+def draw(sampler: Sampler, outputs: range) -> list[int | None]:
+    return [choose(sampler, output, everything) for output in outputs]
+
+
+OPTIONS = [
+    Sampling(max_tokens=9),
+    Sampling(max_tokens=9, temperature=0.8, seed=5),
+    Sampling(max_tokens=9, temperature=0.8, seed=5, top_k=0, top_p=1.0, min_p=0.0),
+    Sampling(max_tokens=9, temperature=0.8, seed=5, top_k=1),
+    Sampling(max_tokens=9, temperature=2.0, seed=2**32 - 1, top_p=0.5),
+    Sampling(max_tokens=9, repeat_penalty=9.0, repeat_last_n=8),
+    Sampling(max_tokens=9, temperature=1.0, frequency_penalty=2.0, presence_penalty=-2.0, repeat_last_n=5),
+]
+
+
+@pytest.mark.parametrize("sampling", OPTIONS, ids=range(len(OPTIONS)))
+def test_a_resumed_answer_goes_on_with_the_same_choices(sampling: Sampling) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    whole = draw(Sampler(Dice(), sampling, prompt, 0), range(12))
+    for done in range(12):
+        resumed = Sampler(Dice(), sampling, [*prompt, *map(int, filter(None, whole[:done]))], done)
+        assert draw(resumed, range(done, 12)) == whole[done:]
+
+
+@pytest.mark.parametrize("sampling", OPTIONS, ids=range(len(OPTIONS)))
+def test_asking_a_grammar_about_few_tokens_first_changes_nothing(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allowed(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(tokens % divisor == 0)
+
+    for divisor in (1, 2, 50, 500):
+        sampler = Sampler(Dice(), sampling, [1], 0)
+        few = [choose(sampler, output, allowed) for output in range(8)]
+        with monkeypatch.context() as patch:
+            patch.setattr(llama, "FEW_CANDIDATES", VOCAB)
+            sampler = Sampler(Dice(), sampling, [1], 0)
+            assert [choose(sampler, output, allowed) for output in range(8)] == few
+        assert all(token is not None and token % divisor == 0 for token in few)
+    assert choose(Sampler(Dice(), sampling, [1], 0), 0, lambda tokens: np.zeros(len(tokens), np.bool_)) is None
+
+
+def test_penalties_are_llama_cpps_and_apply_to_greedy_choices_too() -> None:
+    dice = Dice(scale=3.0)
+    logits = dice.logits(0)
+    order = np.argsort(-logits)
+    prompt = [int(order[0])] * 3 + [int(order[1])]
+
+    def greedy(**options: float) -> int | None:
+        return choose(Sampler(dice, Sampling(max_tokens=1, **options), prompt, 0), 0, everything)  # type: ignore[arg-type]
+
+    assert greedy() == order[0] == greedy(repeat_penalty=9.0, repeat_last_n=0)
+    assert greedy(repeat_penalty=10.0) == order[2]
+    assert greedy(repeat_penalty=10.0, repeat_last_n=1) == order[0], "looks back one token only"
+    expected = logits.copy()
+    expected[order[0]] -= 3 * 1.5 + 1.0
+    expected[order[1]] -= 1.5 + 1.0
+    assert greedy(frequency_penalty=1.5, presence_penalty=1.0) == np.argmax(expected)
+
+
+def test_logprobs_are_the_log_softmax_of_the_raw_logits() -> None:
+    dice = Dice()
+    logits = dice.logits(7).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum())
+    entry = dice.logprobs(dice.logits(7), 5, 20)
+    assert entry.chosen.token == 5 and entry.chosen.text == b"5"
+    assert entry.chosen.logprob == pytest.approx(expected[5], abs=1e-5)
+    assert [other.token for other in entry.top] == list(np.argsort(-expected)[:20])
+    assert [other.logprob for other in entry.top] == pytest.approx(list(np.sort(expected)[::-1][:20]), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_logprobs_of_absurd_logits_stay_in_bounds() -> None:
+    for odd in (np.nan, -np.inf, -3e38):
+        logits = np.zeros(VOCAB, np.float32)
+        logits[5] = odd
+        assert Dice().logprobs(logits, 5, 2).chosen.logprob == MIN_LOGPROB

@@ -1,0 +1,213 @@
+"""The step loop among clients: answers that stop for others and go on, and grammars that are waited for."""
+
+import threading
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.grammar.grammar import TOO_COSTLY
+from mycelia.node.engine.child.grammar.grammar_desk import (
+    ANSWER_BURST_S,
+    CANDIDATE_S,
+    COMPILE_BURST_S,
+    MAX_COMPILING,
+    TOKEN_S,
+    GrammarDesk,
+    GrammarEnded,
+    GrammarReady,
+)
+from mycelia.node.engine.child.llama.llama import Sampler
+from mycelia.node.engine.child.loop import StepLoop
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import Sampling
+from tests.node.engine.child.test_loop import NO_EMBEDDINGS, FakeGrammar, Inbox, ListLlama, ListSampler, Rig
+
+STRANGER, OTHER = b"stranger", b"other"
+
+
+class SlowGrammar(FakeGrammar):
+    """Says what may come next only when it is let, and then how much time that took."""
+
+    let: ClassVar[threading.Semaphore] = threading.Semaphore(0)
+    token_s: ClassVar[float] = 0.0
+
+    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        while not self.killed.is_set() and not self.let.acquire(timeout=0.01):
+            pass
+        self.cpu_s += self.token_s
+        return super().allowed(tokens)
+
+
+class SeenSampler(ListSampler):
+    """Chooses by how often it chose: what an answer that lost its sampler's state would not repeat."""
+
+    def __init__(self, llama: ListLlama) -> None:
+        super().__init__(llama)
+        self._num_chosen = 0
+
+    def sample(self, output: int) -> int:
+        self._num_chosen += 1
+        return 1 + self._num_chosen % 40
+
+
+class SeenLlama(ListLlama):
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
+        return SeenSampler(self)
+
+
+class Clients(Rig):
+    """A rig with clients."""
+
+    def __init__(self, llama: ListLlama | None = None) -> None:
+        super().__init__(cells=400)
+        limits = self.loop._scheduler.limits
+        self.llama, self.replies = llama or ListLlama(), Inbox()
+        self.loop = StepLoop(self.llama, limits, self.replies, True, SlowGrammar, NO_EMBEDDINGS)
+
+    def ask(
+        self,
+        key: int,
+        client: bytes,
+        max_tokens: int = 3,
+        grammar: str = "",
+        prompt: Sequence[int] = (),
+        house: str = "",
+    ) -> None:
+        sampling = Sampling(max_tokens=max_tokens, grammar=grammar)
+        packed = pack_tokens(prompt or [key])
+        self.loop.inbox.put(ipc.Submit(key, packed, sampling, 0, None, client))
+
+    def step_until_told(self, key: int, num_tokens: int) -> None:
+        for _ in range(1_000):
+            if len(self.tokens(key)) >= num_tokens:
+                return
+            self.loop.step()
+        raise AssertionError(f"{key} has {self.tokens(key)}")
+
+
+def test_an_answer_that_stops_for_another_client_loses_and_repeats_nothing() -> None:
+    rig = Clients(SeenLlama())
+    for key in range(4):
+        rig.ask(key, STRANGER, 40, prompt=[key + 1] * 20)
+    for _ in range(6):
+        rig.loop.step()
+    rig.ask(9, OTHER, 10)
+    assert isinstance(rig.run(9), ipc.Ended)
+    assert any(job.num_starts == 1 for job in rig.loop._scheduler.waiting), "one gave way"
+    for key in range(4):
+        ended = rig.run(key)
+        assert isinstance(ended, ipc.Ended) and ended.reason == "length" and ended.usage.completion_tokens == 40
+        assert rig.tokens(key) == [1 + number % 40 for number in range(1, 41)]
+        assert sum(isinstance(m, ipc.Started) and m.key == key for m in rig.replies.messages) == 1
+
+
+def test_what_was_stopped_can_be_cancelled() -> None:
+    rig = Clients()
+    for key in range(5):
+        rig.ask(key, STRANGER, 40, prompt=[key + 1] * 20)
+    for _ in range(6):
+        rig.loop.step()
+    rig.ask(9, OTHER, 100)
+    rig.step_until_told(9, 1)
+    (stopped,) = [job for job in rig.loop._scheduler.waiting if job.num_starts]
+    rig.loop.inbox.put(ipc.Cancel(stopped.key))
+    ended = rig.run(stopped.key)
+    assert isinstance(ended, ipc.Ended) and ended.reason == "cancelled" and ended.usage.completion_tokens > 0
+    assert isinstance(rig.run(9), ipc.Ended)
+
+
+def test_others_are_answered_while_a_grammar_thinks() -> None:
+    SlowGrammar.token_s = 0.0
+    rig = Clients()
+    rig.ask(1, STRANGER, 9, grammar="2 3 4 5 6 7 8 9 10")
+    while 1 not in rig.loop._choosing:
+        rig.loop.step()
+    rig.ask(2, OTHER, 30)
+    assert isinstance(rig.run(2), ipc.Ended) and len(rig.tokens(2)) == 30
+    assert rig.tokens(1) == []
+    for _ in range(9):
+        SlowGrammar.let.release()
+    assert isinstance(rig.run(1), ipc.Ended) and rig.tokens(1) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_request_whose_grammar_thinks_can_be_cancelled() -> None:
+    rig = Clients()
+    rig.ask(1, STRANGER, 9, grammar="2 3")
+    while 1 not in rig.loop._choosing:
+        rig.loop.step()
+    rig.loop.inbox.put(ipc.Cancel(1))
+    ended = rig.run(1)
+    assert isinstance(ended, ipc.Ended) and ended.reason == "cancelled"
+    rig.ask(2, STRANGER, 3)
+    assert isinstance(rig.run(2), ipc.Ended) and not rig.loop._choosing
+
+
+def test_a_grammar_that_costs_too_much_a_token_ends_its_request() -> None:
+    """Measured: a class of 400 characters takes 0.1 s a token of 49,152 candidates."""
+    SlowGrammar.token_s = 0.1
+    rig = Clients()
+    for _ in range(100):
+        SlowGrammar.let.release()
+    counter = rig.loop._scheduler.waiting.counter
+    rig.ask(1, STRANGER, 40, grammar=" ".join(map(str, range(49))))
+    refused = rig.run(1)
+    assert isinstance(refused, ipc.Refused) and (refused.code, refused.message) == ("bad_request", TOO_COSTLY)
+    most = ANSWER_BURST_S / (SlowGrammar.token_s - TOKEN_S - CANDIDATE_S)
+    assert most - 2 <= len(rig.tokens(1)) <= most + 2
+    assert counter(STRANGER) > 100, "and it counts as service"
+    while SlowGrammar.let.acquire(blocking=False):
+        pass
+
+
+class Compiling:
+    """A desk whose grammars end when they are told to."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = []
+        self.opened: list[FakeGrammar] = []
+        self.desk = GrammarDesk(self.open, 8, 64, self.events.append)
+        self.keys = iter(range(10_000))
+
+    def open(self, sampling: Sampling, tokens: Sequence[int]) -> FakeGrammar:
+        self.opened.append(FakeGrammar(sampling, tokens))
+        return self.opened[-1]
+
+    def add(self, client: bytes, household: str = "") -> int:
+        key = next(self.keys)
+        message = ipc.Submit(key, b"", Sampling(max_tokens=1, grammar="endless"), 0, None, client, household)
+        self.desk.add(message, 0.0)
+        return key
+
+    def compiled(self, key: int, cpu_s: float, now: float) -> None:
+        """As if its process had said so; it goes then."""
+        self.desk.ready(GrammarReady(key, "nonsense", cpu_s), now)
+        self.desk.drop(key)
+        self.desk.ended(GrammarEnded(key), now)
+
+
+def test_few_grammars_are_compiled_at_once_and_one_of_a_household() -> None:
+    rig = Compiling()
+    keys = [rig.add(b"%d" % number, "203.0.113.0/24") for number in range(24)]
+    assert len(rig.opened) == 1
+    other = rig.add(OTHER)
+    assert len(rig.opened) == MAX_COMPILING == 2, "that of another household does not wait for them"
+    rig.compiled(other, 0.1, 1.0)
+    assert len(rig.opened) == 2
+    rig.compiled(keys[0], 0.1, 2.0)
+    assert len(rig.opened) == 3
+
+
+def test_a_household_that_spent_its_time_for_compiling_waits_for_more() -> None:
+    rig = Compiling()
+    keys = [rig.add(STRANGER) for _ in range(4)]
+    rig.compiled(keys[0], COMPILE_BURST_S, 0.0)
+    assert len(rig.opened) == 1
+    rig.add(OTHER)
+    assert len(rig.opened) == 2
+    rig.desk.look(5.0)
+    assert len(rig.opened) == 2
+    rig.desk.look(15.0)
+    assert len(rig.opened) == 3

@@ -1,0 +1,145 @@
+"""Whom a node dials on the word of others, how often, and that none of it holds up what it dials for itself."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from mycelia.node.network import addresses
+from mycelia.node.network.identity import new_identity
+from mycelia.node.network.libp2p import identify, outbound
+from mycelia.node.network.libp2p.identify import identified
+from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
+from mycelia.node.network.libp2p.outbound import MAX_PARALLEL_DIALS, Origin
+from mycelia.node.network.network import NetworkError
+from mycelia.node.peer_id import peer_text
+from mycelia.proto.wire.errors import RemoteError
+from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, light_client, node
+
+
+class Trap:
+    """A socket that takes connections and says nothing."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self.num_connections = 0
+        port = listener.socket.getsockname()[1]
+        self.address = Multiaddr(f"/ip4/127.0.0.1/tcp/{port}")
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        self.num_connections += 1
+        async for _ in stream:
+            pass
+
+
+@asynccontextmanager
+async def trapped() -> AsyncIterator[Trap]:
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
+        trap = Trap(listener)
+        nursery.start_soon(trio.serve_listeners, trap.serve, [listener])
+        yield trap
+        nursery.cancel_scope.cancel()
+
+
+async def told(network: Libp2pNetwork, peer: bytes, address: Multiaddr) -> None:
+    """``network`` dials on the word of others, in vain."""
+    with pytest.raises(NetworkError):
+        await network._host.outbound.dial(peer, [address], Origin.TOLD)
+
+
+async def test_dials_on_the_word_of_others_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers at the addresses that strangers tell, of any peer and of the one that is wanted."""
+    monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 1_000.0)
+    async with (
+        open_network(node()) as wanted,
+        open_network(light_client()) as one,
+        trapped() as trap,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(2 * MAX_PARALLEL_DIALS):
+            peer = new_identity().peer_id if number else wanted.peer_id
+            address = Multiaddr(f"{trap.address}".replace("127.0.0.1", f"127.0.0.{number + 1}"))
+            nursery.start_soon(told, one, peer, address)
+        await eventually(lambda: trap.num_connections == MAX_PARALLEL_DIALS)
+        with trio.fail_after(PATIENCE_S):
+            await one.connect(wanted.addresses()[0])
+        assert one.peers() == [wanted.peer_id]
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_address_is_not_dialled_again_and_again_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever peers it is said to be of."""
+    monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.1)
+    async with open_network(light_client()) as one, trapped() as trap, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(told, one, new_identity().peer_id, trap.address)
+        relays = [addresses.circuit(trap.address, new_identity().peer_id) for _ in range(20)]
+        for relay in relays:
+            nursery.start_soon(told, one, new_identity().peer_id, relay)
+    assert trap.num_connections == outbound.ADDRESS_BURST
+
+
+async def test_addresses_are_dialled_at_a_rate_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.1)
+    monkeypatch.setattr(outbound, "TOLD_BURST", 5.0)
+    monkeypatch.setattr(outbound, "TOLD_RATE", 0.001)
+    monkeypatch.setattr(outbound, "ADDRESS_BURST", 1_000.0)
+    async with open_network(light_client()) as one, trapped() as trap, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(told, one, new_identity().peer_id, trap.address)
+    assert trap.num_connections == 5
+
+
+async def test_a_name_that_leads_into_this_nodes_own_network_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_network(light_client()) as one, trapped() as trap:
+
+        async def resolved(name: Multiaddr) -> list[Multiaddr]:
+            return [trap.address]
+
+        monkeypatch.setattr(outbound, "_resolved", resolved)
+        name = Multiaddr("/dns4/internal.example/tcp/1")
+        for origin in (Origin.TOLD, Origin.REMEMBERED):
+            with pytest.raises(NetworkError, match="does not lead to an address"):
+                await one._host.outbound.dial(new_identity().peer_id, [name], origin)
+    assert not trap.num_connections
+
+
+async def test_what_a_peer_outside_says_of_itself_leads_nobody_to_private_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_network(node()) as one, open_network(node()) as liar:
+        monkeypatch.setattr(one._table, "remote_address", lambda peer: "/ip4/8.8.8.8/tcp/1")
+        with trio.fail_after(PATIENCE_S):
+            await liar.connect(one.addresses()[0])
+            store, peer = one._host.raw.get_peerstore(), ID(liar.peer_id)
+            await eventually(lambda: store.has_peer(peer) and store.get_protocols(peer))
+            assert one.addresses_of(liar.peer_id) == []
+
+
+def message(**fields: object) -> bytes:
+    return Identify(**fields).SerializeToString()  # type: ignore[arg-type]
+
+
+def test_of_what_a_peer_says_of_itself_little_is_kept() -> None:
+    many = [Multiaddr(f"/ip4/8.8.{number // 250}.{number % 250}/tcp/1").to_bytes() for number in range(500)]
+    said = identified(message(listen_addrs=many, protocols=[f"/p/{number}" for number in range(500)]), "")
+    assert len(said.addresses) == identify.MAX_ADDRESSES and len(said.protocols) == identify.MAX_PROTOCOLS
+    odd = [b"\x36\x03x/y\x06\x00\x01", b"", b"\xff" * 40, Multiaddr("/ip4/8.8.8.8/tcp/1").to_bytes()]
+    said = identified(message(listen_addrs=odd, protocols=["x" * 4_000, "/y"]), "")
+    assert [str(address) for address in said.addresses] == ["/ip4/8.8.8.8/tcp/1"] and said.protocols == ("/y",)
+    for data in (b"\xff", bytes(identify.MAX_MESSAGE_BYTES + 1)):
+        with pytest.raises(RemoteError):
+            identified(data, "")
+
+
+async def test_a_connection_over_ipv6_has_an_address() -> None:
+    async with open_network(node(listen=("/ip6/::1/tcp/0",))) as one, open_network(light_client()) as client:
+        with trio.fail_after(PATIENCE_S):
+            await client.connect(one.addresses()[0])
+            await eventually(lambda: one.remote_address(client.peer_id))
+        assert one.remote_address(client.peer_id).startswith("/ip6/::1/tcp/")
+        assert client.remote_address(one.peer_id) == one.addresses()[0].removesuffix(f"/p2p/{peer_text(one.peer_id)}")

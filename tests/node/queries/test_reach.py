@@ -1,0 +1,87 @@
+"""Whether peers can dial a node: what it makes of their words, and when it wants a relay."""
+
+import pytest
+import trio
+
+from mycelia.node.network.addresses import host_of, port_of
+from mycelia.node.network.network import MessageStream
+from mycelia.node.queries.inspection import INSPECT
+from mycelia.node.queries.reach import CHECK_EVERY_S, RETRY_S, keep_reachable, seen_from_outside
+from mycelia.proto.wire.messages import Reach
+from tests.node.members import Member, open_members
+
+OUTSIDE, ELSEWHERE, INSIDE = (f"/ip4/{host}/tcp/40000" for host in ("203.0.113.7", "198.51.100.9", "192.168.1.5"))
+
+
+def reach(address: str, outcome: str) -> Reach:
+    return Reach(address=address, time_ms=0, outcome=outcome)
+
+
+@pytest.mark.parametrize(
+    ("told", "result"),
+    [
+        ([], ("", "untried")),
+        ([reach("", "untried")], ("", "untried")),
+        ([reach(OUTSIDE, "closed"), reach(OUTSIDE, "open")], ("203.0.113.7", "open")),
+        ([reach(OUTSIDE, "closed"), reach(OUTSIDE, "open"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
+        ([reach(OUTSIDE, "open"), reach(OUTSIDE, "closed"), reach(OUTSIDE, "open")], ("203.0.113.7", "open")),
+        ([reach(ELSEWHERE, "open"), reach(OUTSIDE, "closed"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
+        ([reach(ELSEWHERE, "untried"), reach(OUTSIDE, "untried"), reach(OUTSIDE, "open")], ("203.0.113.7", "open")),
+        ([reach(INSIDE, "open"), reach(INSIDE, "open"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
+        ([reach(OUTSIDE, "closed"), reach(OUTSIDE, "untried")], ("203.0.113.7", "closed")),
+        ([reach(INSIDE, "open"), reach(OUTSIDE, "closed")], ("203.0.113.7", "closed")),
+        ([reach(INSIDE, "open")], ("192.168.1.5", "open")),
+    ],
+)
+def test_what_follows_from_peers_words(told: list[Reach], result: tuple[str, str]) -> None:
+    assert seen_from_outside(told, {"192.168.1.5"}) == result
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "/ip4", "/ip4/1.2.3", "nonsense\x1b[2J", "/ip4/x/tcp/²", "/ip4/x/tcp/123456"]
+)
+def test_a_strangers_address_may_be_anything(text: str) -> None:
+    assert host_of(text) == "" and port_of(text) == 0
+
+
+class Listening:
+    """A member's network that says it listens somewhere."""
+
+    def __init__(self, member: Member) -> None:
+        self._network = member.network
+        self.wants: list[bool] = []
+        self.open = member.network.open
+
+    def addresses(self) -> list[str]:
+        return ["/ip4/203.0.113.1/tcp/1/p2p/x/p2p-circuit/p2p/y", "/ip4/192.168.1.5/tcp/7117/p2p/y"]
+
+    def want_relays(self, is_wanted: bool) -> None:
+        self.wants.append(is_wanted)
+
+
+async def test_a_node_that_cannot_be_dialled_wants_a_relay_until_it_can(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outcomes = ["untried", "closed", "untried", "open"]
+
+    async def tell(stream: MessageStream) -> None:
+        await stream.receive()
+        await stream.send(reach(OUTSIDE, outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]))
+
+    async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
+        two.network.serve(INSPECT, tell)
+        network = Listening(one)
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event)
+        await trio.sleep(1)
+        assert network.wants == [] and outcomes[0] == "closed"
+        await trio.sleep(1.25 * RETRY_S)
+        assert network.wants == [True]
+        await trio.sleep(1.25 * (CHECK_EVERY_S + RETRY_S))
+        assert network.wants == [True, False]
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_listens_nowhere_asks_nobody(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        with trio.fail_after(1):
+            await one.node.keep_reachable()

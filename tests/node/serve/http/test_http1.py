@@ -1,0 +1,531 @@
+"""HTTP/1.1 connections over real sockets, with small applications behind them."""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mycelia.node.serve.http import http1, server
+from mycelia.node.serve.http.places import HttpPlace, HttpPlaces, admit
+from mycelia.node.serve.http.server import MAX_CONNECTIONS, bind_api, serve_http
+
+DEADLINE_S = 30.0
+
+
+async def body_of(receive: Receive) -> bytes:
+    body, is_more = b"", True
+    while is_more:
+        message = await receive()
+        assert message["type"] == "http.request"
+        body, is_more = body + message["body"], message["more_body"]
+    return body
+
+
+async def reply(send: Send, body: bytes, status: int = 200, **headers: str) -> None:
+    given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": given})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Says what it was asked."""
+    said = await body_of(receive)
+    told = f"{scope['method']} {scope['path']} {scope['query_string'].decode()} ".encode() + said
+    await reply(send, told, content_length=str(len(told)))
+
+
+async def deaf(_: Scope, __: Receive, send: Send) -> None:
+    """Refuses without looking at the body."""
+    await reply(send, b"no", 403, content_length="2")
+
+
+class Endless:
+    """Streams until the client goes away."""
+
+    def __init__(self) -> None:
+        self.gone = trio.Event()
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.body", "body": b"to nobody"})
+        self.gone.set()
+
+
+class Talker:
+    """Says the same over and over, until the client goes away."""
+
+    def __init__(self, piece: bytes, pause_s: float) -> None:
+        self._piece = piece
+        self._pause_s = pause_s
+        self.gone = trio.Event()
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._talk, send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+        self.gone.set()
+
+    async def _talk(self, send: Send) -> None:
+        while True:
+            await send({"type": "http.response.body", "body": self._piece, "more_body": True})
+            await trio.sleep(self._pause_s)
+
+
+@asynccontextmanager
+async def connected(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
+    """A client's end of a connection to ``app``."""
+    listener = bind_api("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, app, listener)
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                yield stream
+            nursery.cancel_scope.cancel()
+
+
+def request(method: str, target: str, body: bytes = b"", **headers: str) -> bytes:
+    given = {"Host": "x", "Content-Length": str(len(body))} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+async def until(stream: trio.SocketStream, end: bytes, seen: bytes = b"") -> bytes:
+    while not seen.endswith(end):
+        data = await stream.receive_some()
+        assert data, f"ended after {seen!r}"
+        seen += data
+    return seen
+
+
+async def rest_of(stream: trio.SocketStream) -> bytes:
+    return b"".join([bytes(data) async for data in stream])
+
+
+async def test_one_connection_answers_one_request_after_another() -> None:
+    async with connected(echo) as stream:
+        for number in range(3):
+            await stream.send_all(request("POST", f"/a%20b?n={number}", b"body"))
+            seen = await until(stream, f"POST /a b n={number} body".encode())
+            assert seen.startswith(b"HTTP/1.1 200 \r\n") and b"\r\ndate: " in seen.lower()
+
+
+async def test_requests_that_do_not_wait_for_answers_are_answered_in_order() -> None:
+    requests = [request("POST", f"/{number}", b"x" * 9_000) for number in range(20)]
+    async with connected(echo) as stream:
+        await stream.send_all(b"".join(requests) + request("GET", "/20", Connection="close"))
+        seen = await rest_of(stream)
+    places = [seen.index(b" /%d " % number) for number in range(21)]
+    assert places == sorted(places) and seen.count(b"x" * 9_000) == 20
+
+
+@pytest.mark.parametrize("data", [request("GET", "/", Connection="close"), b"GET / HTTP/1.0\r\n\r\n"])
+async def test_the_connection_ends_where_the_client_wants_it(data: bytes) -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(data)
+        assert (await rest_of(stream)).endswith(b"GET /  ")
+
+
+async def test_an_old_client_knows_no_chunks() -> None:
+    async def stream_some(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"one ", b"", b"two"):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with connected(stream_some) as stream:
+        await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await rest_of(stream)).endswith(b"\r\n\r\none two")
+    async with connected(stream_some) as stream:
+        await stream.send_all(request("GET", "/"))
+        assert (await until(stream, b"0\r\n\r\n")).endswith(b"\r\n\r\n4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n")
+
+
+async def test_head_has_the_headers_and_no_body() -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(request("HEAD", "/") + request("GET", "/", Connection="close"))
+        first, second = (await rest_of(stream)).split(b"HTTP/1.1 200")[1:]
+        assert b"content-length: 8" in first.lower() and first.endswith(b"\r\n\r\n") and second.endswith(b"GET /  ")
+
+
+async def test_a_client_that_waits_before_its_body_is_told_to_go_on() -> None:
+    data = request("POST", "/", b"body", Expect="100-continue")
+    async with connected(echo) as stream:
+        await stream.send_all(data[:-4])
+        assert (await until(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        await stream.send_all(data[-4:])
+        await until(stream, b"POST /  body")
+    async with connected(deaf) as stream:
+        await stream.send_all(data[:-4])
+        assert (await rest_of(stream)).startswith(b"HTTP/1.1 403 ")
+
+
+async def test_a_refused_body_that_is_there_does_not_cost_the_connection() -> None:
+    async with connected(deaf) as stream:
+        for _ in range(3):
+            await stream.send_all(request("POST", "/", b"ignored"))
+            assert b" 403 " in await until(stream, b"no")
+
+
+async def test_a_refused_body_that_is_still_coming_does() -> None:
+    async with connected(deaf) as stream:
+        data = request("POST", "/", b"x" * 1_000_000)
+        await stream.send_all(data[:500_000])
+        seen = await until(stream, b"no")
+        await stream.send_all(data[500_000:])  # (was it closed on unread bytes, the answer would be lost)
+        assert b" 403 " in seen + await rest_of(stream)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"505"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nlong: " + b"x" * 200_000, b"431"),
+        (b"GET /" + b"x" * 200_000, b"431"),
+        (request("POST", "/", b"0\r\n\r\n", Transfer_Encoding="chunked"), b"400"),
+    ],
+    ids=["tls", "http2", "no host", "length", "header", "target", "two lengths"],
+)
+async def test_what_is_no_request_is_refused(data: bytes, status: bytes) -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(data)
+        seen = await rest_of(stream)
+    assert seen.startswith(b"HTTP/1.1 " + status) and seen.partition(b"\r\n\r\n")[2].strip()
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"ffffffffffffffffffffffff\r\n"])
+async def test_a_body_that_is_none_reads_as_a_client_that_went_away(body: bytes) -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        await reply(send, b"broken off", 400)
+
+    async with connected(app) as stream:
+        await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        assert b" 400 " in await rest_of(stream)
+
+
+async def test_a_bug_costs_one_connection() -> None:
+    async def early(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def late(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        raise ZeroDivisionError
+
+    async with connected(early) as stream:
+        await stream.send_all(request("GET", "/"))
+        assert (await rest_of(stream)).startswith(b"HTTP/1.1 500 ")
+    async with connected(late) as stream:
+        await stream.send_all(request("GET", "/"))
+        seen = await rest_of(stream)
+        assert b"some" in seen and not seen.endswith(b"0\r\n\r\n")
+
+
+async def test_an_application_learns_that_its_client_is_gone() -> None:
+    app = Endless()
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/"))
+        await until(stream, b"begun\r\n")
+        await stream.aclose()
+        await app.gone.wait()
+
+
+async def test_what_comes_during_an_answer_is_bounded_and_does_not_disturb_it() -> None:
+    may_end = trio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                assert (await receive())["type"] != "http.request"
+
+            nursery.start_soon(wait)
+            await may_end.wait()
+            nursery.cancel_scope.cancel()
+        await reply(send, b"answered", content_length="8")
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/") + b"GET /next HTTP/1.1\r\nHost: x\r\nlong: ")
+        num_taken = await pour(stream)
+        may_end.set()
+        seen = await rest_of(stream)
+    # (what the kernel's buffers hold, and little more)
+    assert 100_000 < num_taken < 16_000_000
+    assert seen.count(b"HTTP/1.1 ") == 2 and b"answered" in seen and b"HTTP/1.1 431 " in seen
+
+
+async def pour(stream: trio.SocketStream) -> int:
+    """Send until it is not taken any more; how many bytes were."""
+    num_sent = 0
+    while True:
+        try:
+            num_sent += stream.socket._sock.send(b"x" * 65_536)  # type: ignore[attr-defined]
+        except BlockingIOError:
+            with trio.move_on_after(0.2):
+                await trio.lowlevel.wait_writable(stream.socket)
+                continue
+            return num_sent
+
+
+async def test_many_small_requests_ahead_do_not_pile_up() -> None:
+    small = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    ahead: list[int] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        with trio.move_on_after(0.001):
+            while (await receive())["type"] == "http.request":
+                pass
+        connection = receive.__self__  # type: ignore[attr-defined]
+        ahead.append(len(connection._http.trailing_data[0]))
+        await reply(send, b"", content_length="0")
+
+    async with connected(app) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, small * 40_000)
+        while len(ahead) < 100:
+            await stream.receive_some()
+        nursery.cancel_scope.cancel()
+    assert max(ahead) <= http1.MAX_HEAD_BYTES + 2 * 16_384
+
+
+async def test_one_connection_with_many_requests_lets_others_have_their_turn() -> None:
+    order: list[str] = []
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        order.append(scope["path"])
+        await reply(send, b"", content_length="0")
+
+    async with connected(app) as stream:
+        address = stream.socket.getpeername()
+        async with await trio.open_tcp_stream(*address[:2]) as other:
+            await other.send_all(request("GET", "/other"))
+            await until(other, b"\r\n\r\n")
+            order.clear()
+            await stream.send_all(b"GET /many HTTP/1.1\r\nHost: x\r\n\r\n" * 300)
+            await other.send_all(request("GET", "/other"))
+            await until(other, b"\r\n\r\n")
+    assert order.index("/other") < 299
+
+
+async def test_a_piece_whose_sender_is_cancelled_still_goes_out_whole() -> None:
+    """As when one of several choices fails while the text of another one waits for room."""
+    piece, cut = b"x" * 16_000_000, trio.Event()
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(0.05) as impatience:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        assert impatience.cancelled_caught
+        cut.set()
+        await send({"type": "http.response.body", "body": b"end"})
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/", Connection="close"))
+        await cut.wait()
+        seen = await rest_of(stream)
+    assert seen.count(b"x") == len(piece) and seen.endswith(b"\r\n3\r\nend\r\n0\r\n\r\n")
+
+
+async def test_a_client_that_floods_and_goes_away_frees_what_waits_for_it() -> None:
+    app = Talker(b"still here", 0.01)
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/"))
+        await stream.receive_some()
+        await pour(stream)
+        await stream.aclose()
+        await app.gone.wait()
+
+
+async def test_an_answer_that_leaves_a_body_unread_says_that_it_ends_the_connection() -> None:
+    async with connected(deaf) as stream:
+        await stream.send_all(request("POST", "/", b"x" * 100_000)[:50_000])
+        assert b"\r\nconnection: close\r\n" in (await until(stream, b"no")).lower()
+
+
+async def test_a_bug_behind_head_has_no_body() -> None:
+    async def app(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with connected(app) as stream:
+        await stream.send_all(request("HEAD", "/"))
+        seen = await rest_of(stream)
+    assert seen.startswith(b"HTTP/1.1 500 ") and seen.endswith(b"\r\n\r\n")
+
+
+async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "WRITE_DEADLINE_S", 0.05)
+    app = Talker(b"x" * 1_000_000, 0.0)
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/"))
+        await app.gone.wait()
+
+
+async def test_a_client_that_asks_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEAD_DEADLINE_S", 0.05)
+    monkeypatch.setattr(http1, "LINGER_S", 0.05)
+    for begun in (b"", b"GET / HTTP/1.1\r\nHost"):
+        async with connected(echo) as stream:
+            await stream.send_all(begun)
+            assert await rest_of(stream) == b""
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+async def dial(stream: trio.SocketStream, source: str = "127.0.0.1") -> trio.SocketStream:
+    """One more connection to where ``stream`` leads."""
+    return await trio.open_tcp_stream("127.0.0.1", stream.socket.getpeername()[1], local_address=source)
+
+
+async def ended(streams: Sequence[trio.SocketStream], count: int) -> None:
+    """Wait until ``count`` of them were ended by the server."""
+    send, receive = trio.open_memory_channel[None](len(streams))
+
+    async def wait(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+        send.send_nowait(None)
+
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(wait, stream)
+        for _ in range(count):
+            await receive.receive()
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def closing(streams: Sequence[trio.SocketStream]) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+
+
+HALF_HEAD = b"GET / HTTP/1.1\r\nHost: x"
+
+
+@pytest.mark.parametrize("begun", [b"", HALF_HEAD, request("GET", "/")], ids=["silent", "half a head", "idle"])
+async def test_connections_that_wait_keep_nobody_out(begun: bytes) -> None:
+    async with connected(echo) as stream:
+        others = [await dial(stream) for _ in range(MAX_CONNECTIONS + 20)]
+        async with closing(others):
+            for other in others:
+                with suppress(trio.BrokenResourceError):
+                    await other.send_all(begun)
+            if not begun.endswith(b"\r\n\r\n"):
+                await ended([stream, *others], 20)
+            for source in ("127.0.0.2", "127.0.0.1"):
+                async with await dial(stream, source) as honest:
+                    await honest.send_all(request("GET", "/"))
+                    await until(honest, b"GET /  ")
+
+
+class Admitting:
+    """Lets every request in as that of the client in its path, says whether it could, and answers when told to."""
+
+    def __init__(self) -> None:
+        self.may_end = trio.Event()
+        self.num_waiting = 0
+        self.all_wait = trio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        if not admit(scope, scope["path"].encode()):
+            await reply(send, b"no", 503, content_length="2")
+            return
+        self.num_waiting += 1
+        if self.num_waiting == 6:
+            self.all_wait.set()
+        await self.may_end.wait()
+        await reply(send, b"yes", content_length="3")
+
+
+async def test_requests_that_are_answered_are_not_ended_and_one_client_cannot_take_all_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
+    app = Admitting()
+    async with connected(app) as stream:
+        admitted = [stream, *[await dial(stream) for _ in range(5)]]
+        for one in admitted:
+            await one.send_all(request("GET", "/key"))
+        await app.all_wait.wait()
+        waiting = [await dial(stream) for _ in range(4)]
+        async with closing([*admitted, *waiting]):
+            await ended(waiting, 2)
+            async with await dial(stream) as same, await dial(stream) as other:
+                await same.send_all(request("GET", "/key"))
+                await until(same, b"no")
+                await other.send_all(request("GET", "/another"))
+                app.may_end.set()
+                await until(other, b"yes")
+            for one in admitted:
+                await until(one, b"yes")
+
+
+def test_places_are_never_more_than_there_are_and_newcomers_get_one_while_anybody_waits() -> None:
+    rng = random.Random(5)
+    for num_places in (1, 2, 7, 30):
+        places = HttpPlaces(num_places)
+        held: set[HttpPlace] = set()
+        admitted: set[HttpPlace] = set()
+        num_ended = 0
+
+        def end() -> None:
+            nonlocal num_ended
+            num_ended += 1
+
+        for _ in range(2_000):
+            kind = rng.randrange(4)
+            num_ended = 0
+            if kind == 0:
+                household = rng.choice(("", "local 127.0.0.1", "192.0.2.0/24", "198.51.100.0/24"))
+                place = places.enter(household, end)
+                assert (place is None) == (len(admitted) == num_places)
+                if place is not None:
+                    held.add(place)
+            elif held:
+                place = rng.choice(sorted(held, key=id))
+                if kind == 1:
+                    if place not in admitted and place.admit(rng.choice((b"", b"one", b"two"))):
+                        admitted.add(place)
+                elif kind == 2:
+                    place.rest()
+                    admitted.discard(place)
+                else:
+                    place.leave()
+                    admitted.discard(place)
+                    held.remove(place)
+            gone = {place for place in held if place.counted_for is None}
+            assert len(gone) == num_ended <= 1 and not gone & admitted
+            assert not any(place.admit(b"") for place in gone)
+            held -= gone
+            assert len(held) <= num_places
+
+
+async def test_a_body_in_many_pieces_that_nobody_wants_is_not_read_to_its_end() -> None:
+    async with connected(deaf) as stream:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await stream.send_all(head + b"1\r\nx\r\n" * 2_000 + b"0\r\n\r\n" + request("GET", "/"))
+        seen = await rest_of(stream)
+    assert seen.count(b" 403 ") == 1 and b"\r\nconnection: close\r\n" in seen.lower()
