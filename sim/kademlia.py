@@ -17,12 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from mycelia.proto.kademlia.lookup import Lookup
 from mycelia.sim.links import Homes
 from mycelia.sim.world import peer_id
 
 K = 20
-ALPHA, BETA = 10, 3
-"""Of py-libp2p 0.8.1."""
+ALPHA = 10
+"""Requests of a round, in py-libp2p 0.8.1."""
+ENOUGH = 3
+"""As in node/network/libp2p/kademlia/kademlia.py."""
 COLD_RTTS, WARM_RTTS = 6, 2
 DIAL_DEADLINE_S = 5.0
 """As in node/network/libp2p/outbound.py."""
@@ -75,46 +78,47 @@ class Kademlia:
     def find_nearest(self, source: int, key: bytes) -> Found:
         """A lookup of the nodes nearest to ``key``, in rounds as py-libp2p makes them: ALPHA at once, the next ones
         when all have answered or timed out, until the K nearest have."""
-        return self._lookup(source, key, frozenset(), in_rounds=True)
+        target = _point(key)
+        asking = _Asking(self, source, target)
+        left = [(self._ids[node] ^ target, node) for node in self.nearest_known(source, target)]
+        heard = {node for _, node in left}
+        heapq.heapify(left)
+        answered: list[int] = []
+        while left and (len(answered) < K or left[0][0] < answered[K - 1]):
+            for _, node in [heapq.heappop(left) for _ in range(min(ALPHA, len(left)))]:
+                asking.ask(node)
+            while asking.under_way:
+                node, closer = asking.wait()
+                if closer is not None:
+                    insort(answered, self._ids[node] ^ target)
+                for other in set(closer or ()) - heard - {source}:
+                    heard.add(other)
+                    heapq.heappush(left, (self._ids[other] ^ target, other))
+        return asking.found(is_found=False)
 
     def find_providers(self, source: int, key: bytes, holders: Collection[int]) -> Found:
-        """A lookup of providers as a node makes it for prefixes: over when the first of
-        ``holders``, who keep the records, has answered, or when the BETA nearest of all have and are no holders."""
-        return self._lookup(source, key, holders, in_rounds=False)
-
-    def _lookup(self, source: int, key: bytes, holders: Collection[int], in_rounds: bool) -> Found:
-        target, ids, warm = _point(key), self._ids, self._connections(source)
-        heard = set(self._nearest_known(source, target))
-        left = [(ids[node] ^ target, node) for node in heard]
-        heapq.heapify(left)
-        under_way: list[tuple[float, int]] = []
-        answered: list[int] = []
-        """Distances of the nodes that answered, ascending."""
-        now, received, sent, num_asked, is_found = 0.0, 0, 0, 0, False
-        while not is_found:
-            wanted = left and (in_rounds or len(answered) < BETA or left[0][0] < answered[BETA - 1])
-            if in_rounds and wanted and len(answered) >= K and left[0][0] > answered[K - 1]:
-                wanted = False
-            while wanted and left and len(under_way) < ALPHA:
-                _, node = heapq.heappop(left)
-                num_asked += 1
-                sent += REQUEST_BYTES + (0 if node in warm else HANDSHAKE_BYTES)
-                heapq.heappush(under_way, (now + self._request_s(source, node, node in warm), node))
-            if not under_way or not (wanted or in_rounds):
-                break
-            for _ in range(len(under_way) if in_rounds else 1):
-                now, node = heapq.heappop(under_way)
-                if self.is_dead[node]:
-                    continue
-                insort(answered, ids[node] ^ target)
-                closer = self._nearest_known(node, target)
-                received += PEER_BYTES * len(closer) + (0 if node in warm else HANDSHAKE_BYTES)
-                is_found = is_found or node in holders
-                for other in closer:
-                    if other not in heard and other != source:
-                        heard.add(other)
-                        heapq.heappush(left, (ids[other] ^ target, other))
-        return Found(now, received, sent, num_asked, is_found)
+        """A lookup of providers as a node makes it for prefixes (``proto/kademlia/lookup.py``): over when the first of
+        ``holders``, who keep the records, has answered, or when the ENOUGH nearest of all have and are no holders."""
+        target = _point(key)
+        asking, lookup = _Asking(self, source, target), Lookup[int](target, ENOUGH)
+        for node in self.nearest_known(source, target):
+            lookup.hear(node, self._ids[node])
+        is_found = False
+        while not lookup.is_over:
+            for node in lookup.next_peers():
+                asking.ask(node)
+            node, closer = asking.wait()
+            if closer is None:
+                lookup.failed(node)
+                continue
+            for other in closer:
+                if other != source:
+                    lookup.hear(other, self._ids[other])
+            lookup.answered(node)
+            if node in holders:
+                is_found = True
+                lookup.stop()
+        return asking.found(is_found)
 
     def provide_bytes(self, found: Found) -> int:
         """Sent and received by a provider whose lookup ``found`` where to put its record; at worst, if it is connected
@@ -125,7 +129,14 @@ class Kademlia:
         """From a dial until the digest of ``other`` is there: a connection, hello, question and repair."""
         return self._rtt(one, other) * (COLD_RTTS - 1 + 0.5 + WARM_RTTS)
 
-    def _request_s(self, source: int, node: int, is_warm: bool) -> float:
+    def is_connected(self, source: int, node: int) -> bool:
+        return node in self._connections(source)
+
+    def nearest_known(self, node: int, target: int) -> list[int]:
+        """What ``node`` answers when it is asked for the nodes nearest to ``target``."""
+        return heapq.nsmallest(K, self._table(node), key=lambda other: self._ids[other] ^ target)
+
+    def request_s(self, source: int, node: int, is_warm: bool) -> float:
         if self.is_dead[node]:
             return DIAL_DEADLINE_S
         return self._rtt(source, node) * (WARM_RTTS if is_warm else COLD_RTTS)
@@ -139,9 +150,6 @@ class Kademlia:
             live = [node for node in self._table(source) if not self.is_dead[node]]
             self._connected[source] = set(self._rng.sample(live, min(NUM_CONNECTED, len(live))))
         return self._connected[source]
-
-    def _nearest_known(self, node: int, target: int) -> list[int]:
-        return heapq.nsmallest(K, self._table(node), key=lambda other: self._ids[other] ^ target)
 
     def _table(self, node: int) -> list[int]:
         """Up to K random nodes of each bucket: those that share exactly so many first bits with it."""
@@ -162,3 +170,31 @@ class Kademlia:
     def _range(self, start: int, end: int) -> tuple[int, int]:
         bounds: npt.NDArray[np.intp] = np.searchsorted(self._sorted, np.array([start, end - 1], dtype=np.uint64))
         return int(bounds[0]), int(np.searchsorted(self._sorted, np.uint64(end - 1), side="right"))
+
+
+class _Asking:
+    """Requests of one lookup on their way, and what they cost."""
+
+    def __init__(self, dht: Kademlia, source: int, target: int) -> None:
+        self._dht, self._source, self._target = dht, source, target
+        self.under_way: list[tuple[float, int]] = []
+        self._now, self._received, self._sent, self._num_asked = 0.0, 0, 0, 0
+
+    def ask(self, node: int) -> None:
+        is_warm = self._dht.is_connected(self._source, node)
+        self._num_asked += 1
+        self._sent += REQUEST_BYTES + (0 if is_warm else HANDSHAKE_BYTES)
+        heapq.heappush(self.under_way, (self._now + self._dht.request_s(self._source, node, is_warm), node))
+
+    def wait(self) -> tuple[int, list[int] | None]:
+        """The next request that ends: whom it asked and what that node told, None if it is gone."""
+        self._now, node = heapq.heappop(self.under_way)
+        if self._dht.is_dead[node]:
+            return node, None
+        closer = self._dht.nearest_known(node, self._target)
+        is_warm = self._dht.is_connected(self._source, node)
+        self._received += PEER_BYTES * len(closer) + (0 if is_warm else HANDSHAKE_BYTES)
+        return node, closer
+
+    def found(self, is_found: bool) -> Found:
+        return Found(self._now, self._received, self._sent, self._num_asked, is_found)

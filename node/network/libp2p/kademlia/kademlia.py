@@ -34,13 +34,14 @@ from mycelia.node.network.libp2p.kademlia.server import KademliaServer
 from mycelia.node.network.libp2p.outbound import DIAL_DEADLINE_S, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
+from mycelia.proto.kademlia.lookup import WIDTH, Lookup
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE, PeerBuckets, point_of
 from mycelia.proto.wire.errors import RemoteError
 
 log = structlog.get_logger()
 
-WALK_WIDTH, WALK_ENOUGH, WALK_MAX_ASKED = 10, 3, 100
-"""Kademlia's alpha and beta, and a bound on what liars can make a lookup ask."""
+WALK_ENOUGH = 3
+"""Kademlia's beta."""
 MAX_DIALS_PER_TELLER = 8
 """Peers that a lookup dials on the word of one peer."""
 MAX_FOUND = 64
@@ -57,7 +58,6 @@ REFRESH_DEADLINE_S = 60.0
 class _Told:
     """A peer that a lookup heard of."""
 
-    point: int
     addresses: Sequence[bytes]
     teller: bytes
     """Who told of it; empty: this node's own table."""
@@ -69,22 +69,16 @@ class _Walk:
 
     kind: Kind
     key: bytes
+    lookup: Lookup[bytes]
     told: dict[bytes, _Told] = field(default_factory=dict)
-    asked: set[bytes] = field(default_factory=set)
-    answered: set[bytes] = field(default_factory=set)
     found: dict[bytes, list[Multiaddr]] = field(default_factory=dict)
     """Provider -> where it may be dialled."""
     dialled_for: Counter[bytes] = field(default_factory=Counter)
     """Teller -> peers that were dialled on its word."""
 
     def hear(self, peer: bytes, addresses: Sequence[bytes], teller: bytes = b"") -> None:
-        if peer not in self.told:
-            self.told[peer] = _Told(point_of(peer), addresses, teller)
-
-    def nearest(self) -> list[bytes]:
-        """The peers that were heard of, nearest first."""
-        target = point_of(self.key)
-        return sorted(self.told, key=lambda peer: self.told[peer].point ^ target)
+        if self.lookup.hear(peer, point_of(peer)):
+            self.told[peer] = _Told(addresses, teller)
 
 
 class Kademlia:
@@ -124,7 +118,6 @@ class Kademlia:
     async def _provide(self, key: bytes, enough: int, replicas: int) -> int:
         request = self.server.provide(key)
         walk = await self._walk(Kind.GET_PROVIDERS, key, enough)
-        nearest = [peer for peer in walk.nearest() if peer in walk.answered]
         took: list[bytes] = []
 
         async def tell(peer: bytes) -> None:
@@ -133,7 +126,7 @@ class Kademlia:
                     took.append(peer)
 
         async with trio.open_nursery() as nursery:
-            for peer in nearest[:replicas]:
+            for peer in walk.lookup.nearest_answered()[:replicas]:
                 nursery.start_soon(tell, peer)
         return len(took)
 
@@ -152,57 +145,52 @@ class Kademlia:
         return _providers(await self._walk(Kind.GET_PROVIDERS, key, WALK_ENOUGH, stops_at_providers=True))
 
     async def _walk(self, kind: Kind, key: bytes, enough: int, stops_at_providers: bool = False) -> _Walk:
-        """Asks ever nearer peers about ``key``, WALK_WIDTH at once, until ``enough`` have answered that are nearer than
-        all that were not asked."""
-        walk = _Walk(kind, key)
+        """A lookup of ``key``, as ``proto/kademlia/lookup.py`` has it; over at the first provider if
+        ``stops_at_providers``."""
+        lookup = Lookup[bytes](point_of(key), enough)
+        walk = _Walk(kind, key, lookup)
         for peer in self.buckets.nearest(key, BUCKET_SIZE):
             walk.hear(peer, self.server.contact(peer).addresses)
-        if len(walk.told) < WALK_WIDTH:
+        if len(walk.told) < WIDTH:
             for peer in self._table.peers():
                 walk.hear(peer, ())
-        num_under_way = 0
         changed = trio.Event()
 
         async def ask(peer: bytes) -> None:
-            nonlocal num_under_way
-            await self._ask(walk, peer)
-            num_under_way -= 1
+            if await self._ask(walk, peer):
+                lookup.answered(peer)
+            else:
+                lookup.failed(peer)
+            if stops_at_providers and walk.found:
+                lookup.stop()
             changed.set()
 
         async with trio.open_nursery() as nursery:
-            while not (stops_at_providers and walk.found) and len(walk.asked) < WALK_MAX_ASKED:
-                ranked = walk.nearest()
-                answered = [place for place, peer in enumerate(ranked) if peer in walk.answered][:enough]
-                reach = answered[-1] if len(answered) == enough else len(ranked)
-                waiting = [peer for peer in ranked[:reach] if peer not in walk.asked]
-                if not waiting and (len(answered) == enough or not num_under_way):
-                    break
-                for peer in waiting[: WALK_WIDTH - num_under_way]:
-                    walk.asked.add(peer)
-                    num_under_way += 1
+            while not lookup.is_over:
+                for peer in lookup.next_peers():
                     nursery.start_soon(ask, peer)
                 await changed.wait()
                 changed = trio.Event()
             nursery.cancel_scope.cancel()
         return walk
 
-    async def _ask(self, walk: _Walk, peer: bytes) -> None:
-        """Asks one peer, and notes in ``walk`` what it tells."""
+    async def _ask(self, walk: _Walk, peer: bytes) -> bool:
+        """Asks one peer, and notes in ``walk`` what it tells; whether it answered."""
         with trio.move_on_after(DIAL_DEADLINE_S):
             if peer not in self._table and not await self._reach(walk, peer):
-                return
+                return False
             answer = await self._exchange(peer, Request(walk.kind, walk.key))
             if answer is None:
-                return
-            walk.answered.add(peer)
+                return False
             self.introduce(peer)
             for contact in answer.closer:
                 if contact.peer != self._me:
                     walk.hear(contact.peer, contact.addresses, peer)
             await self._note_providers(walk, peer, answer)
-            return
+            return True
         if peer not in self._table:
             self.buckets.remove(peer)
+        return False
 
     async def _note_providers(self, walk: _Walk, teller: bytes, answer: Answer) -> None:
         address = self._table.remote_address(teller)
