@@ -1,6 +1,5 @@
 """A light client: it joins no swarm, and asks through a peer that it knows."""
 
-import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -77,12 +76,7 @@ async def ask_as_light_client(
                     raise
                 stream = await _open_entry(network, bootstrap)
             client.entry = stream.peer
-            try:
-                await stream.send(ask)
-            except NetworkError:
-                with trio.CancelScope(shield=True):
-                    await stream.reset()
-                raise
+            await stream.send(ask)
             return stream
 
         try:
@@ -101,24 +95,24 @@ def _of_peer(addresses: Sequence[str], peer: bytes | None) -> list[str]:
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:
     """An entry stream at whichever bootstrap peer answers first. Raises NetworkError when none does."""
-    opened, failures = trio.open_memory_channel[MessageStream](math.inf), list[str]()
-    send, receive = opened
+    opened, failures = list[MessageStream](), list[str]()
 
-    async def try_one(address: str) -> None:
+    async def try_one(address: str, others: trio.CancelScope) -> None:
         try:
             peer = await network.connect(address)
-            send.send_nowait(await network.open(peer, ASK))
+            opened.append(await network.open(peer, ASK))
         except NetworkError as exc:
             failures.append(f"{address}: {exc}")
-        if len(failures) == len(bootstrap):
-            send.close()
+        else:
+            others.cancel()
 
     with trio.move_on_after(CONNECT_DEADLINE_S):
         async with trio.open_nursery() as nursery:
             for address in bootstrap:
-                nursery.start_soon(try_one, address)
-            async for stream in receive:
-                nursery.cancel_scope.cancel()
-                return stream
+                nursery.start_soon(try_one, address, nursery.cancel_scope)
+    for late in opened[1:]:
+        await late.reset()
+    if opened:
+        return opened[0]
     detail = "; ".join(failures[:3]) or f"no answer within {CONNECT_DEADLINE_S:.0f} s"
     raise NetworkError(f"no node could be reached ({detail})")

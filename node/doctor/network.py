@@ -18,6 +18,7 @@ from mycelia.node.network.addresses import host_of, is_circuit, port_of
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.network import Network, NetworkError, NetworkSettings
 from mycelia.node.queries.inspection import INSPECT
+from mycelia.node.queries.questions import answer_of
 from mycelia.node.queries.reach import ANSWER_DEADLINE_S, own_hosts, seen_from_outside
 from mycelia.node.settings import DEFAULT_LISTEN
 from mycelia.node.storage.rundir import find_running
@@ -153,11 +154,8 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
         return
     try:
         with trio.fail_after(ANSWER_DEADLINE_S):
-            stream = await network.open(peer, INSPECT)
             asked = time.time()
-            await stream.send(ReachQuery(port=port))
-            answer = await stream.receive()
-            await stream.aclose()
+            answer = await answer_of(network, INSPECT, ReachQuery(port=port), peer)
         if isinstance(answer, Reach):
             skew_s = answer.time_ms / 1000 - (asked + time.time()) / 2
             seen.append(Seen(answer, skew_s, host_of(network.remote_address(peer))))

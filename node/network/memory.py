@@ -373,7 +373,13 @@ class MemoryStream:
         return self._peer
 
     async def send(self, message: Message) -> None:
-        await self.send_raw(encode(message))
+        is_sent = False
+        try:
+            await self.send_raw(encode(message))
+            is_sent = True
+        finally:
+            if not is_sent:
+                await self.reset()
 
     async def send_raw(self, data: bytes) -> None:
         """A frame of any bytes, so that a test can play a node that sends garbage."""
@@ -383,7 +389,6 @@ class MemoryStream:
         if self._closed or self._ended:
             raise NetworkError(f"{peer_text(self._peer)} is gone")
         if self.other._num_unread_bytes > WINDOW_BYTES:
-            await self.reset()
             raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
         self.other._num_unread_bytes += len(data)
         self._swarm.after_latency(lambda: self.other._take(data), self)
@@ -441,7 +446,7 @@ async def _serve(stream: MemoryStream, handler: StreamHandler) -> None:
     as_protocol: MessageStream = stream
     try:
         await handler(as_protocol)
-    except (NetworkError, RemoteError) as exc:
+    except (NetworkError, RemoteError, LimitExceeded) as exc:
         log.debug("exchange broke off", peer=peer_text(stream.peer), reason=str(exc))
     except Exception:
         log.exception("stream handler failed", peer=peer_text(stream.peer))

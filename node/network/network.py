@@ -74,7 +74,8 @@ class MessageStream(Protocol):
     def peer(self) -> bytes: ...
 
     async def send(self, message: Message) -> None:
-        """Raises NetworkError when the peer is gone or does not read within the write deadline."""
+        """Raises NetworkError when the peer is gone or does not read within the write deadline, LimitExceeded for a
+        message over MAX_MESSAGE_BYTES. Whatever it raises, also when it is cancelled, the stream is reset."""
         ...
 
     async def receive(self) -> Message:
@@ -166,7 +167,8 @@ class Network(Protocol):
         ...
 
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
-        """A new exchange with a connected peer. Raises NetworkError.
+        """A new exchange with a connected peer, which counts until the caller closes or resets it, or a ``send``
+        fails. Raises NetworkError.
 
         waits: for the peer's word that it speaks ``protocol``, a round trip; else the first ``receive`` tells of it."""
         ...

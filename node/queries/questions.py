@@ -21,7 +21,7 @@ async def ask_all(
     async def ask(peer: bytes) -> None:
         # (an older node does not know the question, and one may just have left)
         with trio.move_on_after(deadline_s), suppress(NetworkError, RemoteError):
-            answers[peer] = await _ask(network, protocol, question, peer)
+            answers[peer] = await answer_of(network, protocol, question, peer)
 
     async with trio.open_nursery() as nursery:
         for peer in peers:
@@ -29,7 +29,8 @@ async def ask_all(
     return answers
 
 
-async def _ask(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
+async def answer_of(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
+    """What one peer answers. Raises NetworkError and RemoteError."""
     stream = await network.open(peer, protocol, waits=False)
     is_over = False
     try:

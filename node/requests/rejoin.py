@@ -16,6 +16,7 @@ import trio
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
 from mycelia.node.network.network import MessageStream, NetworkError
 from mycelia.proto.planes.request import LEAVING
+from mycelia.proto.wire.codec import fits
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Answered, Ask, Begun, EntryFrame, Failed, Route, Text
 
@@ -89,7 +90,12 @@ async def rejoining(
     entry node that was lost before. Raises NetworkError when there is no other one."""
     num_fruitless = 0
     while True:
-        stream = await _opened(so_far.rest(), open_entry, lost, due_at)
+        rest = so_far.rest()
+        if not fits(rest):
+            told = f"the prompt and the {so_far.num_tokens} tokens of its answer so far do not fit into one message"
+            yield Failed(code="too_long", message=told, retryable=False)
+            return
+        stream = await _opened(rest, open_entry, lost, due_at)
         before = so_far.num_tokens
         try:
             async with aclosing(entry_frames(stream, due_at)) as frames:

@@ -7,7 +7,7 @@ come again.
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import msgspec
 import trio
@@ -102,17 +102,11 @@ class Relay:
             if not place.take(peer):
                 is_busy = True
                 continue
-            try:
+            with suppress(NetworkError):
                 # (every node that serves a model speaks it)
                 stream = await self._network.open(peer, ASK, waits=False)
-            except NetworkError:
-                continue
-            try:
                 await stream.send(ask)
                 return stream
-            except NetworkError:
-                with trio.CancelScope(shield=True):
-                    await stream.reset()
         if is_busy:
             raise _BusyError("the nodes that serve the model have all that this one may pass on to them")
         raise NetworkError("no node that serves the model could be reached")

@@ -130,6 +130,15 @@ def encode(message: Message) -> bytes:
     return data
 
 
+def fits(message: Message) -> bool:
+    """Whether ``encode`` takes it. As much work as that."""
+    try:
+        encode(message)
+    except LimitExceeded:
+        return False
+    return True
+
+
 def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
     """The message that ``data`` encodes. Raises RemoteError for anything else."""
     if len(data) > limit:

@@ -211,7 +211,9 @@ class Outbound:
             raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
         try:
             with trio.fail_after(negotiation.OPEN_DEADLINE_S):
-                stream = await connection.new_stream()
+                # (a stream lost in the middle would be open for ever; nothing here waits for the peer)
+                with trio.CancelScope(shield=True):
+                    stream = await connection.new_stream()
                 try:
                     if waits:
                         await negotiation.select(stream, protocol)

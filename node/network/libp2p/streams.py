@@ -22,7 +22,7 @@ from mycelia.node.network.network import NetworkError, Received, StreamHandler
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
-from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.errors import LimitExceeded, RemoteError
 from mycelia.proto.wire.messages import Control, Hello, Message
 from mycelia.proto.wire.refusals import Refusal
 
@@ -96,22 +96,27 @@ class Libp2pStream:
         return self._peer
 
     async def send(self, message: Message) -> None:
-        data = encode(message)
-        frame = memoryview(self._to_say + LENGTH_PREFIX.pack(len(data)) + data)
-        self._to_say = b""
         sent = False
         try:
-            for start in range(0, len(frame), WRITE_STEP_BYTES):
-                with trio.move_on_after(WRITE_DEADLINE_S) as step:
-                    await self._bytes.write(bytes(frame[start : start + WRITE_STEP_BYTES]))
-                if step.cancelled_caught:
-                    raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
+            data = encode(message)
+            await self._write(self._to_say + LENGTH_PREFIX.pack(len(data)) + data)
+            self._to_say = b""
             sent = True
-        except BROKEN as exc:
-            raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
         finally:
             if not sent:
                 await self.reset()  # part of a frame may be out: nothing that follows could be understood
+
+    async def _write(self, frame: bytes) -> None:
+        """Raises NetworkError."""
+        view = memoryview(frame)
+        try:
+            for start in range(0, len(view), WRITE_STEP_BYTES):
+                with trio.move_on_after(WRITE_DEADLINE_S) as step:
+                    await self._bytes.write(bytes(view[start : start + WRITE_STEP_BYTES]))
+                if step.cancelled_caught:
+                    raise NetworkError(f"{peer_text(self._peer)} does not read what it is sent")
+        except BROKEN as exc:
+            raise NetworkError(f"{peer_text(self._peer)} is gone: {type(exc).__name__}") from exc
 
     async def receive(self) -> Message:
         if self._to_hear:
@@ -246,7 +251,7 @@ class Streams:
             try:
                 await handler(stream)
                 await stream.aclose()
-            except (NetworkError, RemoteError) as exc:
+            except (NetworkError, RemoteError, LimitExceeded) as exc:
                 log.debug("exchange broke off", protocol=protocol, peer=peer_text(stream.peer), reason=str(exc))
             except Exception:
                 log.exception("stream handler failed", protocol=protocol, peer=peer_text(stream.peer))

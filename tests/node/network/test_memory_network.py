@@ -18,8 +18,8 @@ from mycelia.node.network.network import (
 )
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.cells.cells import ROOT, cell_of
-from mycelia.proto.wire.codec import encode
-from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, encode
+from mycelia.proto.wire.errors import LimitExceeded, RemoteError
 from tests.node.network.libp2p.network_helpers import (
     NAMESPACE,
     announce,
@@ -157,6 +157,18 @@ async def test_a_reader_that_does_not_read_stops_the_writer(autojump_clock: trio
             await stream.send(tokens(0))
         with pytest.raises(NetworkError, match="does not read"):
             await stream.send(tokens(0))
+
+
+async def test_a_message_over_the_limit_ends_the_exchange(autojump_clock: trio.testing.MockClock) -> None:
+    async with (
+        swarm() as world,
+        world.open_network(node(), {ECHO: echo}) as one,
+        world.open_network(node(bootstrap=bootstrap_to(one))) as two,
+    ):
+        stream = await two.open(one.peer_id, ECHO)
+        with pytest.raises(LimitExceeded):
+            await stream.send(hello("x" * MAX_MESSAGE_BYTES))
+        assert not two.num_exchanges()
 
 
 async def run_lossy(seed: int) -> list[int]:

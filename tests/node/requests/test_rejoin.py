@@ -19,8 +19,19 @@ from mycelia.node.requests.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, Answ
 from mycelia.node.requests.salts import Salts
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, fits
 from mycelia.proto.wire.errors import RemoteError
-from mycelia.proto.wire.messages import MAX_TEXT_TOKENS, STILL_THERE, Answered, Ask, EntryFrame, Failed, Route, Text
+from mycelia.proto.wire.messages import (
+    MAX_TEXT_TOKENS,
+    STILL_THERE,
+    Answered,
+    Ask,
+    ChatMessage,
+    EntryFrame,
+    Failed,
+    Route,
+    Text,
+)
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members, text_of
 from tests.proto.examples import LOGPROBS
 
@@ -111,6 +122,37 @@ async def until_the_end(ask: Ask, open_entry: OpenEntry, on_frame: Callable[[], 
                 frames.append(frame)
                 on_frame()
     return frames
+
+
+async def test_a_prompt_with_no_room_for_what_was_answered_is_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The tokens that the client has are part of what it asks elsewhere."""
+    content = "x" * (MAX_MESSAGE_BYTES // 2)
+    messages = tuple(ChatMessage(role="user", content=content[: len(content) - cut]) for cut in (0, 170))
+    ask = msgspec.structs.replace(an_ask(LONG, ANSWER_TOKENS), messages=messages)
+    assert fits(ask)
+    entered: list[Ask] = []
+
+    class LostAfterSome:
+        peer = new_identity().peer_id
+
+        async def receive(self) -> EntryFrame:
+            if len(entered) == 2:
+                raise NetworkError("gone")
+            entered.append(ask)
+            return Text(text="some", tokens=pack_tokens(range(ANSWER_TOKENS)))
+
+        async def reset(self) -> None:
+            return
+
+    async def enter(rest: Ask, lost: bytes | None) -> MessageStream:
+        entered.append(rest)
+        return LostAfterSome()  # type: ignore[return-value]
+
+    frames = await until_the_end(ask, enter, lambda: None)
+    assert isinstance(frames[-1], Failed) and frames[-1].code == "too_long" and not frames[-1].retryable
+    assert len(entered) == 2, "nobody else is asked"
 
 
 async def test_nobody_is_left(autojump_clock: trio.testing.MockClock) -> None:

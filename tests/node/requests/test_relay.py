@@ -5,20 +5,23 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from mycelia.node.network.identity import new_identity
+from mycelia.node.network.libp2p.streams import MAX_OPENED_PER_PEER
 from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
 from mycelia.node.network.network import Malformed, MessageStream, NetworkSettings
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.relay import MAX_RELAYED_PER_SERVER, RETRY_MS
-from mycelia.proto.wire.messages import Answered, EntryFrame, Failed
+from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, encode
+from mycelia.proto.wire.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Sampling
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 
 
-async def ask(network: MemoryNetwork, entry: bytes, model: str) -> EntryFrame:
+async def ask(network: MemoryNetwork, entry: bytes, what: Ask) -> EntryFrame:
     """The last frame of an answer."""
     stream = await network.open(entry, ASK)
-    await stream.send(an_ask(LONG, model=model))
+    await stream.send(what)
     frame = await stream.receive()
     while not isinstance(frame, Answered | Failed):
         frame = await stream.receive()
@@ -62,7 +65,7 @@ async def test_a_node_asks_another_no_more_than_that_one_takes(
         last: list[EntryFrame] = []
 
         async def flood(network: MemoryNetwork) -> None:
-            last.append(await ask(network, one.peer, "large"))
+            last.append(await ask(network, one.peer, an_ask(LONG, model="large")))
 
         for network in await strangers(stack, swarm, one, 3):
             for _ in range(40):
@@ -89,7 +92,39 @@ async def test_places_are_free_again(autojump_clock: trio.testing.MockClock) -> 
         outcomes: Counter[str] = Counter()
         for _ in range(3):
             for _ in range(40):
-                outcomes[type(await ask(client, one.peer, "large")).__name__] += 1
-            outcomes[type(await ask(client, one.peer, "nobody's")).__name__] += 1
+                outcomes[type(await ask(client, one.peer, an_ask(LONG, model="large"))).__name__] += 1
+            outcomes[type(await ask(client, one.peer, an_ask(LONG, model="nobody's"))).__name__] += 1
         assert outcomes == {"Answered": 120, "Failed": 3}
         assert not [event for event in two.network.events_queue._events if isinstance(event, Malformed)]
+
+
+def largest_ask(model: str) -> Ask:
+    """The longest message that a stream takes, before anything is added to it."""
+
+    def of(length: int) -> Ask:
+        turns = ("a" * (MAX_MESSAGE_BYTES // 2), "b" * length)
+        messages = tuple(ChatMessage(role="user", content=content) for content in turns)
+        return Ask(request_id=bytes(range(16)), model=model, messages=messages, sampling=Sampling(max_tokens=1))
+
+    short = of(MAX_MESSAGE_BYTES // 2 - 256)
+    longest = of(MAX_MESSAGE_BYTES // 2 - 256 + MAX_MESSAGE_BYTES - len(encode(short)))
+    assert len(encode(longest)) == MAX_MESSAGE_BYTES
+    return longest
+
+
+async def test_prompts_that_grow_over_a_message_cut_nobody_off(autojump_clock: trio.testing.MockClock) -> None:
+    """What is passed on has a salt added to it. Each exchange that was lost so would count for as long as the two nodes
+    are connected."""
+    async with (
+        open_members(2, models=("small", "large"), links=((0, 1),)) as (swarm, (one, two)),
+        AsyncExitStack() as stack,
+    ):
+        (client,) = await strangers(stack, swarm, one, 1)
+        with capture_logs() as logs:
+            for _ in range(MAX_OPENED_PER_PEER + 2):
+                frame = await ask(client, one.peer, largest_ask("large"))
+                assert isinstance(frame, Failed) and frame.code == "too_long" and not frame.retryable
+        assert not one.network.num_exchanges(two.peer)
+        assert not [line for line in logs if line["log_level"] in ("error", "critical")]
+        frames = await frames_of(one, an_ask(LONG, model="large"))
+        assert isinstance(frames[-1], Answered) and frames[-1].served_by == two.peer

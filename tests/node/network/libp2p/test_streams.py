@@ -13,7 +13,7 @@ from mycelia.node.network.libp2p import streams
 from mycelia.node.network.libp2p.streams import Libp2pStream
 from mycelia.node.network.network import NetworkError
 from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, encode
-from mycelia.proto.wire.errors import RemoteError
+from mycelia.proto.wire.errors import LimitExceeded, RemoteError
 from mycelia.proto.wire.refusals import Refusal
 from tests.node.network.libp2p.network_helpers import hello, tokens
 
@@ -178,6 +178,13 @@ async def test_a_cancelled_send_resets_the_stream(autojump_clock: trio.testing.M
     with trio.move_on_after(1):
         await case.stream.send(hello())
     assert case.fake.was_reset
+
+
+async def test_a_message_over_the_limit_resets_the_stream() -> None:
+    case = Case(FakeStream())
+    with pytest.raises(LimitExceeded):
+        await case.stream.send(hello("x" * MAX_MESSAGE_BYTES))
+    assert case.fake.was_reset and not case.fake.written
 
 
 async def test_memory_follows_what_arrives_not_what_is_claimed() -> None:
