@@ -127,7 +127,8 @@ class Keeper:
     def _known_at(self, now: float) -> list[KnownPeer]:
         for view in self._overlay.peers(now):
             namespaces = [served.namespace for served in view.served]
-            self._known.note(view.peer, self._network.addresses_of(view.peer), namespaces, view.connected_s, now)
+            told, remote = self._network.addresses_of(view.peer), self._network.remote_address(view.peer)
+            self._known.note(view.peer, told, namespaces, view.connected_s, now, remote)
         return self._known.rows(now)
 
     def _save(self, file: SealedFile[Any], value: object) -> None:

@@ -4,7 +4,11 @@ Addresses are hints: whoever is dialled proves by the handshake that it is the p
 much as its longest connection lasted, and half of that after each day in which it was not seen: a crowd of newcomers
 does not push out those that have been there for long, and those that are gone for good make room.
 
-Invariant: at most ``MAX_KNOWN`` peers, each with 1 to ``MAX_ADDRESSES`` addresses that can be dialled.
+Keys are free: of one household (``admission/households.py``) few peers are remembered, those of the longest
+connections. Of one private address that may be most of them, since whole swarms live on one machine.
+
+Invariant: at most ``MAX_KNOWN`` peers, of which ``MAX_OF_A_HOUSEHOLD`` of one public household and
+``MAX_OF_A_LOCAL_ADDRESS`` of one private address, each with 1 to ``MAX_ADDRESSES`` addresses that can be dialled.
 """
 
 import math
@@ -15,9 +19,12 @@ from pathlib import Path
 from mycelia.node.network.addresses import parse
 from mycelia.node.peer_id import is_ed25519, peer_text
 from mycelia.node.storage.sealed import SealedFile
+from mycelia.proto.admission.households import household_of, is_local
 from mycelia.proto.wire.errors import LocalError
 
 MAX_KNOWN = 64
+MAX_OF_A_HOUSEHOLD = 4
+MAX_OF_A_LOCAL_ADDRESS = 48
 MAX_ADDRESSES = 4
 MAX_ADDRESS_CHARS = 128
 MAX_NAMESPACES = 16
@@ -42,6 +49,9 @@ class KnownPeer:
     """How long the longest connection with it lasted, halved for each day without one."""
     seen_at: float
     """Unix time in seconds."""
+    household: str = ""
+    """Of the connection with it, which the peer cannot choose as it can its addresses. Empty, in files of earlier
+    versions: that of its first address."""
 
     def full_addresses(self) -> list[str]:
         """With its id."""
@@ -64,15 +74,22 @@ class KnownPeers:
                 self._put(replace(one, connected_s=connected_s, seen_at=min(one.seen_at, now)), now)
 
     def note(
-        self, peer: bytes, addresses: Sequence[str], namespaces: Collection[bytes], connected_s: float, now: float
+        self,
+        peer: bytes,
+        addresses: Sequence[str],
+        namespaces: Collection[bytes],
+        connected_s: float,
+        now: float,
+        remote_address: str = "",
     ) -> None:
-        """``peer`` is connected, for ``connected_s`` by now. Too short ones, and nodes that nobody can dial, are not
-        remembered. Mutates."""
+        """``peer`` is connected, for ``connected_s`` by now, with the multiaddr ``remote_address`` at its other end.
+        Too short ones, and nodes that nobody can dial, are not remembered. Mutates."""
         if connected_s < STABLE_S:
             return
         before = self._known.get(peer)
         longest_s = max(connected_s, self._worth(before, now) if before else 0.0)
-        self._put(KnownPeer(peer, tuple(addresses), tuple(namespaces), longest_s, now), now)
+        household = household_of(remote_address)
+        self._put(KnownPeer(peer, tuple(addresses), tuple(namespaces), longest_s, now, household), now)
 
     def forget(self, peer: bytes) -> None:
         """It misbehaved. Mutates."""
@@ -94,8 +111,13 @@ class KnownPeers:
         addresses = tuple(filter(_can_be_dialled, one.addresses))[:MAX_ADDRESSES]
         if not addresses:
             return
-        self._known[one.peer] = replace(one, addresses=addresses, namespaces=one.namespaces[:MAX_NAMESPACES])
-        if len(self._known) > MAX_KNOWN:
+        household = one.household or household_of(addresses[0])
+        namespaces = one.namespaces[:MAX_NAMESPACES]
+        self._known[one.peer] = replace(one, addresses=addresses, namespaces=namespaces, household=household)
+        of_household = [other for other in self.rows(now) if other.household == household]
+        if len(of_household) > (MAX_OF_A_LOCAL_ADDRESS if is_local(household) else MAX_OF_A_HOUSEHOLD):
+            del self._known[of_household[-1].peer]
+        elif len(self._known) > MAX_KNOWN:
             del self._known[self.rows(now)[-1].peer]
 
     def _worth(self, one: KnownPeer, now: float) -> float:

@@ -10,6 +10,8 @@ from mycelia.node.storage.known_peers import (
     MAX_ADDRESSES,
     MAX_ENTRIES,
     MAX_KNOWN,
+    MAX_OF_A_HOUSEHOLD,
+    MAX_OF_A_LOCAL_ADDRESS,
     PEERS_FILE,
     STABLE_S,
     KnownPeer,
@@ -66,6 +68,35 @@ def test_a_crowd_of_newcomers_pushes_nobody_out_who_was_there_for_long() -> None
         met(known, number, connected_s=60.0)
     rows = known.rows(NOW)
     assert len(rows) == MAX_KNOWN and {one.peer for one in rows[:8]} == {peer(number) for number in range(8)}
+
+
+def test_the_keys_of_one_network_push_out_nobody_of_another() -> None:
+    """Each with addresses of networks of its own, which it may tell as it likes."""
+    known = KnownPeers()
+    for number in range(8):
+        known.note(peer(number), [address(number)], [NAMESPACE], 60.0, NOW, f"/ip4/1.1.{number}.1/tcp/7117")
+    for number in range(100, 100 + 2 * MAX_KNOWN):
+        told, remote = f"/ip4/8.{number}.8.8/tcp/7117", f"/ip4/9.9.9.{number % 250}/tcp/{number}"
+        known.note(peer(number), [told], [], 3_600.0 + number, NOW, remote)
+    known = KnownPeers(known.rows(NOW), NOW)
+    rows = known.rows(NOW)
+    assert {one.peer for one in rows if one.household != "9.9.9.0/24"} == {peer(number) for number in range(8)}
+    last = 100 + 2 * MAX_KNOWN
+    kept = [peer(number) for number in range(last - 1, last - 1 - MAX_OF_A_HOUSEHOLD, -1)]
+    assert [one.peer for one in rows[:MAX_OF_A_HOUSEHOLD]] == kept, "those of the longest connections"
+    assert len(rows) == 8 + MAX_OF_A_HOUSEHOLD
+
+
+def test_a_swarm_on_one_machine_is_remembered() -> None:
+    known = KnownPeers()
+    for number in range(2 * MAX_KNOWN):
+        known.note(peer(number), [address(number)], [], 60.0, NOW, f"/ip4/127.0.0.1/tcp/{20_000 + number}")
+    assert len(known) == MAX_OF_A_LOCAL_ADDRESS
+
+
+def test_peers_of_earlier_files_are_of_the_network_of_their_first_address() -> None:
+    found = KnownPeers([replace(a_known(n), addresses=(f"/ip4/9.9.9.{n}/tcp/7117",)) for n in range(1, 60)], NOW)
+    assert len(found) == MAX_OF_A_HOUSEHOLD
 
 
 def test_who_is_gone_for_good_makes_room() -> None:
