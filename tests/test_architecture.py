@@ -43,20 +43,3 @@ def test_the_files_that_are_named_exist() -> None:
     named = set(re.findall(r"`((?:proto|node|sim|bench|tests|docs)/[\w./]+)`", TEXT))
     assert len(named) > 30
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
-PAGES = (ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "decisions").glob("*.md")))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_pages_for_developers_name_exists(page: Path) -> None:
-    text = page.read_text("utf-8")
-    named = re.findall(r"`((?:proto|node|sim|bench|tests|docs|scripts|examples)/[\w./]+)`", text)
-    linked = [page.parent / link for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)]
-    assert [str(file) for file in (*map(ROOT.joinpath, named), *linked) if not file.exists()] == []
-
-
-def test_every_decision_is_in_the_index() -> None:
-    folder = ROOT / "docs" / "decisions"
-    listed = set(re.findall(r"^\| \[[^\]]+\]\(([\w-]+\.md)\)", (folder / "README.md").read_text("utf-8"), re.MULTILINE))
-    assert listed == {page.name for page in folder.glob("*.md")} - {"README.md"}

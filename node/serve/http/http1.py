@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection: h11 between a socket and an ASGI application, in a single task.
 
-Servers that know more (HTTP/2, web sockets, workers) have several tasks and queues a connection, and each costs rounds
-of the scheduler: behind Hypercorn a short answer took 35 of them and a millisecond more. Here the application reads and
-writes the socket itself, in whichever of its tasks it calls ``receive`` and ``send``. See ``docs/performance.md``.
+Servers that know more (HTTP/2, web sockets, workers) run several tasks and queues for each connection, and offer no
+rule for which connection has to go when all places are taken. Here the application reads and writes the socket itself,
+in the task that calls ``receive`` and ``send``: the first event comes 0.3 to 0.5 ms sooner than behind Hypercorn, and
+``places.py`` can rank connections. Why: ``docs/decisions/http-loop.md``.
 """
 
 import time
@@ -47,11 +48,11 @@ class HttpConnection:
         self._place = place
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._head = b""
-        """Of the response: sent together with the first of its body."""
+        """The head of the response, sent together with the first of its body."""
         self._has_body = True
         self._unsent = b""
-        """What h11 counts as sent and the socket had no room for. Whoever waited for that may have been cancelled: it
-        goes before everything else."""
+        """What h11 counts as sent and the socket had no room for. The task that waited for that may have been cancelled:
+        it goes before everything else."""
         self._gone = trio.Event()
         """Nothing more can be sent, or nothing more will come."""
 
@@ -235,7 +236,7 @@ class HttpConnection:
             self._socket.close()  # (whoever waits for something to read learns of it)
 
     async def _linger(self) -> None:
-        """Until the client has ended the connection too."""
+        """Waits until the client has ended the connection too."""
         with trio.move_on_after(LINGER_S), suppress(OSError, trio.ClosedResourceError):
             self._socket.shutdown(trio.socket.SHUT_WR)
             while await receive_some(self._socket, 65_536):
