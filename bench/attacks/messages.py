@@ -18,7 +18,7 @@ GOSSIP_PROTOCOL = str(PROTOCOL_ID_V11)
 
 async def say(network: Libp2pNetwork, victim: bytes, protocol: str, messages: Iterable[bytes]) -> INetStream:
     """Opens a stream and sends all of ``messages``, each after its length."""
-    stream = await network._host.outbound.open(victim, protocol)
+    stream = await network.host.outbound.open(victim, protocol)
     for data in messages:
         await stream.write(encode_uvarint(len(data)) + data)
     return stream

@@ -78,8 +78,8 @@ class Discovery:
         self._table: PeerTable = host.table
         self._rng = rng
         self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
-        self._dht = Kademlia(host, rng) if host.settings.overlay else None
-        self._backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
+        self.dht = Kademlia(host, rng) if host.settings.overlay else None
+        self.backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
         """Set and replaced when records are to be told anew, see ``start_over``."""
@@ -92,8 +92,8 @@ class Discovery:
                     nursery.start_soon(supervised, self._keep_bootstrap, peer, address)
             nursery.start_soon(supervised, self._keep_remembered)
             nursery.start_soon(supervised, self._host.keep_peerstore)
-            if self._dht is not None:
-                nursery.start_soon(supervised, self._dht.run)
+            if self.dht is not None:
+                nursery.start_soon(supervised, self.dht.run)
 
     def start_over(self) -> None:
         """A bootstrap peer came (again), or somebody at all, who may know none of our records; or our addresses are
@@ -105,7 +105,7 @@ class Discovery:
         """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
         num_lookups = 0
         key = provider_key(namespace, cell).encode()
-        while self._dht is not None:
+        while self.dht is not None:
             while not len(self._table):
                 await self._table.changed.wait()
             settled = num_lookups >= len(LOOKUP_PAUSES_S)
@@ -113,9 +113,9 @@ class Discovery:
             try:
                 with trio.fail_after(LOOKUP_DEADLINE_S):
                     if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
-                        await self._dht.provide(key)
-                    providers = await self._dht.find_providers(key)
-                    await self._dial_providers(providers, namespace, cell)
+                        await self.dht.provide(key)
+                    providers = await self.dht.find_providers(key)
+                    await self.dial_providers(providers, namespace, cell)
             except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
                 log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))
             pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]
@@ -128,10 +128,10 @@ class Discovery:
 
     async def provide_prefix(self, key: bytes) -> None:
         """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
-        if self._dht is None:
+        if self.dht is None:
             raise NetworkError("a light client provides nothing")
         with _in_time(f"cannot provide {key.hex()}"):
-            num_told = await self._dht.provide_prefix(prefix_key(key).encode())
+            num_told = await self.dht.provide_prefix(prefix_key(key).encode())
         if not num_told:
             raise NetworkError(f"nobody to keep {key.hex()}")
 
@@ -144,10 +144,10 @@ class Discovery:
         return await self._find(provider_key(namespace))
 
     async def _find(self, key: str) -> list[bytes]:
-        if self._dht is None:
+        if self.dht is None:
             raise NetworkError("a light client looks up nothing")
         with _in_time(f"cannot look up {key}"):
-            found = await self._dht.find_first_providers(key.encode())
+            found = await self.dht.find_first_providers(key.encode())
         me = self._host.settings.identity.peer_id
         providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
         for peer, candidates in providers.items():
@@ -162,9 +162,9 @@ class Discovery:
         if peer not in self._hints:
             raise NetworkError(f"nothing is known of {peer_text(peer)}")
         if self._is_due(peer):
-            await self._try(peer, self._hints[peer])
+            await self.try_peer(peer, self._hints[peer])
 
-    def _room(self, namespace: bytes, cell: Cell) -> int:
+    def room(self, namespace: bytes, cell: Cell) -> int:
         """How many more nodes of ``cell`` to connect with."""
         target = self._host.settings.target_peers
         if cell == ROOT:
@@ -216,7 +216,7 @@ class Discovery:
                 if len(self._table) >= FEW_PEERS:
                     return
                 if self._is_due(peer):
-                    await self._try(peer, candidates, longest_pause_s, Origin.REMEMBERED)
+                    await self.try_peer(peer, candidates, longest_pause_s, Origin.REMEMBERED)
 
         async with trio.open_nursery() as nursery:
             for _ in range(REMEMBERED_DIALS):
@@ -224,30 +224,30 @@ class Discovery:
 
     def _introduce(self, peer: bytes) -> None:
         """Into the table of Kademlia."""
-        if self._dht is not None:
-            self._dht.introduce(peer)
+        if self.dht is not None:
+            self.dht.introduce(peer)
 
-    async def _dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
+    async def dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
         self._rng.shuffle(providers)  # not everybody shall connect to the same few
         async with trio.open_nursery() as nursery:
-            room = self._room(namespace, cell)
+            room = self.room(namespace, cell)
             for provider in providers:
                 peer = provider.peer_id.to_bytes()
                 if not cell.holds(address_of(namespace, peer)):
                     continue  # (whoever gave us this record made it up)
                 if self._is_due(peer) and room > 0:
                     room -= 1
-                    nursery.start_soon(self._try, peer, provider.addrs)
+                    nursery.start_soon(self.try_peer, peer, provider.addrs)
 
     def _is_due(self, peer: bytes) -> bool:
         """Whether to dial it: it is not connected, and was not tried a moment ago."""
         if self._table.connected_s(peer) > STABLE_S:
-            self._backoffs.pop(peer, None)
-        backoff = self._backoffs.get(peer)
+            self.backoffs.pop(peer, None)
+        backoff = self.backoffs.get(peer)
         is_wanted = peer not in self._table and peer != self._host.settings.identity.peer_id
         return is_wanted and (backoff is None or backoff.until <= trio.current_time())
 
-    async def _try(
+    async def try_peer(
         self,
         peer: bytes,
         candidates: list[Multiaddr],
@@ -255,11 +255,11 @@ class Discovery:
         origin: Origin = Origin.TOLD,
     ) -> None:
         """Backs off also when it succeeds, until the peer was seen to stay: it may be banned here, or ban us."""
-        before = self._backoffs.pop(peer, None)
+        before = self.backoffs.pop(peer, None)
         pause_s = min(2 * before.pause_s, longest_pause_s) if before else PEER_FIRST_PAUSE_S
-        self._backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
-        if len(self._backoffs) > MAX_BACKOFFS:
-            self._backoffs.popitem(last=False)
+        self.backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
+        if len(self.backoffs) > MAX_BACKOFFS:
+            self.backoffs.popitem(last=False)
         try:
             await self._host.outbound.dial(peer, candidates, origin)
         except NetworkError as exc:

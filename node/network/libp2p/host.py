@@ -82,7 +82,7 @@ class Host:
         self._host = self._build()
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm)
-        self._swarm = swarm
+        self.swarm = swarm
         self._fix(swarm)
         self.inbound = Inbound(swarm, settings)
         self.streams = InboundStreams(self._host, swarm, self.inbound)
@@ -141,12 +141,12 @@ class Host:
 
         Gossip has to run before this, or the first peers are never told about (its handlers wait for it).
         """
-        async with run_service(self._swarm):
+        async with run_service(self.swarm):
             try:
                 if self._listen:
-                    await self._swarm.listen(*self._listen)
+                    await self.swarm.listen(*self._listen)
                     for address in self._listen:  # libp2p skips in silence what it cannot bind
-                        if str(address) not in self._swarm.listeners:
+                        if str(address) not in self.swarm.listeners:
                             raise LocalError(f"cannot listen on {address}; choose another with --listen")
                     if self._announce:  # (else the addresses that this node tells are these)
                         bound = [str(address) for address in self._host.get_transport_addrs()]
@@ -156,7 +156,7 @@ class Host:
                 # Leaving libp2p's own run() leaves connections open, and close() takes 0.2 s for each in turn.
                 with shielded(CLOSE_DEADLINE_S):
                     async with trio.open_nursery() as nursery:
-                        for connection in self._swarm.get_connections():
+                        for connection in self.swarm.get_connections():
                             nursery.start_soon(close_connection, connection)
                 with shielded(CLOSE_DEADLINE_S):
                     await self._host.close()

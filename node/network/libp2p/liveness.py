@@ -40,11 +40,11 @@ async def watch(connection: INetConn, table: PeerTable) -> None:
         if not await _is_there(muxer, peer, table):
             log.info("peer is silent", peer=peer_text(peer))
             break
-        await _wait_quiet(muxer)
+        await wait_quiet(muxer)
     await close_connection(connection)
 
 
-async def _wait_quiet(muxer: YamuxConnection) -> None:
+async def wait_quiet(muxer: YamuxConnection) -> None:
     """Until the peer has said nothing for a while, or its round trip is to be measured again."""
     measured_at = trio.current_time()
     patience_s = PING_INTERVAL_S * random.uniform(1 - PING_SPREAD, 1)  # noqa: S311  jitter

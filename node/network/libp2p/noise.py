@@ -25,8 +25,8 @@ class NoisePackets:
         protocol = channel.noise_state.noise_protocol
         self._encrypt = protocol.cipher_state_encrypt.encrypt_with_ad
         self._decrypt = protocol.cipher_state_decrypt.decrypt_with_ad
-        self._raw = channel.read_writer.read_write_closer
-        stream = getattr(getattr(self._raw, "stream", None), "stream", None)
+        self.raw = channel.read_writer.read_write_closer
+        stream = getattr(getattr(self.raw, "stream", None), "stream", None)
         # Straight to the socket: the layers between take two locks, four calls and three scheduling rounds each time.
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._sealed = bytearray()
@@ -42,7 +42,7 @@ class NoisePackets:
             if self._socket is not None:
                 sealed = await receive_some(self._socket, MAX_RECEIVE_BYTES)
             else:
-                sealed = await self._raw.read(MAX_RECEIVE_BYTES)
+                sealed = await self.raw.read(MAX_RECEIVE_BYTES)
             if not sealed:
                 return b""
             self._sealed += sealed
@@ -78,9 +78,9 @@ class NoisePackets:
     async def send_rest(self, packets: bytes) -> None:
         """Returns when the socket has taken all. A cancelled call leaves the session unusable. Raises as above."""
         if self._socket is None:
-            await self._raw.write(packets)
+            await self.raw.write(packets)
         else:
             await send_rest(self._socket, packets)
 
     async def aclose(self) -> None:
-        await self._raw.close()
+        await self.raw.close()

@@ -45,16 +45,23 @@ def remote_address(connection: INetConn | IMuxedConn | RawConnection) -> str:
 class PeerTable(INotifee):
     """libp2p's notifee. Its callbacks never wait, so they can hold up nobody."""
 
-    def __init__(self, on_up: Callable[[bytes, str], None], on_down: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        on_up: Callable[[bytes, str], None],
+        on_down: Callable[[bytes], None],
+        on_connection: Callable[[INetConn], None],
+        on_round_trip: Callable[[bytes, float], None],
+        on_restart: Callable[[bytes], None],
+    ) -> None:
+        """on_connection: called for every new connection, also when it is not the peer's first. on_restart: called
+        when a peer connects that has been connected for RESTART_S: a peer dials only when it knows of no connection, so
+        it has lost what was said on the old one, which is dead or soon will be."""
         self._peers: dict[bytes, _Peer] = {}
         self._on_up = on_up
         self._on_down = on_down
-        self.on_connection: Callable[[INetConn], None] = lambda connection: None
-        """Called for every new connection, also when it is not the peer's first."""
-        self.on_round_trip: Callable[[bytes, float], None] = lambda peer, seconds: None
-        self.on_restart: Callable[[bytes], None] = lambda peer: None
-        """Called when a peer connects that has been connected for RESTART_S: a peer dials only when it knows of no
-        connection, so it has lost what was said on the old one, which is dead or soon will be."""
+        self._on_connection = on_connection
+        self._on_round_trip = on_round_trip
+        self._on_restart = on_restart
         self._lost: OrderedDict[bytes, float] = OrderedDict()
         self.changed = trio.Event()
         """Set when a peer comes; replaced by a fresh one each time."""
@@ -90,7 +97,7 @@ class PeerTable(INotifee):
         entry = self._peers.get(peer)
         if entry is not None:
             entry.round_trip_s = seconds
-            self.on_round_trip(peer, seconds)
+            self._on_round_trip(peer, seconds)
 
     def connected_s(self, peer: bytes) -> float:
         """For how long ``peer`` has been in the table; negative when it is not there."""
@@ -124,9 +131,9 @@ class PeerTable(INotifee):
             self.changed.set()
             self.changed = trio.Event()
         entry.connections[conn] = trio.Event()
-        self.on_connection(conn)
+        self._on_connection(conn)
         if trio.current_time() - entry.since > RESTART_S:
-            self.on_restart(peer)
+            self._on_restart(peer)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
         peer = peer_of(conn)

@@ -108,12 +108,15 @@ class Pipe(ReadWriteCloser):
 class Relaying:
     """One node's part in it."""
 
-    def __init__(self, host: Host, table: PeerTable, offers: bool, rng: random.Random) -> None:
-        """offers: whether it relays for others. rng: draws this node's relays."""
+    def __init__(
+        self, host: Host, table: PeerTable, offers: bool, rng: random.Random, on_change: Callable[[], None]
+    ) -> None:
+        """offers: whether it relays for others. rng: draws this node's relays. on_change: called when this node's own
+        addresses have changed."""
         self._rng = rng
         self._host = host
         self._table = table
-        self._reserved: dict[bytes, tuple[float, str]] = {}
+        self.reserved: dict[bytes, tuple[float, str]] = {}
         """Peers that reserved here -> (until when, in trio's time; household)."""
         self._reservations = Places(MAX_RESERVATIONS, 1)
         self._from = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_PEER)
@@ -128,12 +131,11 @@ class Relaying:
         self._is_wanted = False
         self._changed = trio.Event()
         """Set and replaced when places are to be looked after at once."""
-        self._relays: dict[bytes, tuple[Multiaddr, float]] = {}
+        self.relays: dict[bytes, tuple[Multiaddr, float]] = {}
         """Peers where this node has a place -> (their address, when it was given)."""
         self._refused: dict[bytes, float] = {}
         """Peers that are not asked again before."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when this node's own addresses have changed."""
+        self._on_change = on_change
         host.inbound.busy.append(self._ends.keys)
         host.circuits = self.circuits
         host.outbound.open_circuit = self.open_circuit
@@ -165,15 +167,15 @@ class Relaying:
 
     def _reserve(self, peer: bytes) -> HopMessage:
         now, household = trio.current_time(), self._table.household(peer)
-        for one, (until, _) in list(self._reserved.items()):
+        for one, (until, _) in list(self.reserved.items()):
             if until <= now:
                 self._free_reservation(one)
-        if peer in self._reserved:
-            household = self._reserved[peer][1]
+        if peer in self.reserved:
+            household = self.reserved[peer][1]
         elif peer not in self._table or not self._reservations.take(peer, household):
             return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
-        self._reserved[peer] = now + RESERVATION_S, household
-        log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self._reserved))
+        self.reserved[peer] = now + RESERVATION_S, household
+        log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self.reserved))
         return HopMessage(
             type=HopMessage.STATUS,
             status=Status.OK,
@@ -182,12 +184,12 @@ class Relaying:
         )
 
     def _free_reservation(self, peer: bytes) -> None:
-        if peer in self._reserved:
-            _, household = self._reserved.pop(peer)
+        if peer in self.reserved:
+            _, household = self.reserved.pop(peer)
             self._reservations.free(peer, household)
 
     async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
-        until, to_household = self._reserved.get(target, (0.0, ""))
+        until, to_household = self.reserved.get(target, (0.0, ""))
         from_household = self._table.household(source)
         refusal = None
         if until <= trio.current_time() or target not in self._table or target == source:
@@ -201,7 +203,7 @@ class Relaying:
         self._ends.update((source, target))
         onward: INetStream | None = None
         try:
-            onward = await self._opened_to(target, source)
+            onward = await self.opened_to(target, source)
             status = Status.CONNECTION_FAILED if onward is None else Status.OK
             await _say(stream, HopMessage(type=HopMessage.STATUS, status=status, limit=_limit()))
             if onward is None:
@@ -230,7 +232,7 @@ class Relaying:
             return False
         return True
 
-    async def _opened_to(self, target: bytes, source: bytes) -> INetStream | None:
+    async def opened_to(self, target: bytes, source: bytes) -> INetStream | None:
         """A stream on which ``target`` agreed to be connected with ``source``."""
         try:
             with trio.fail_after(STEP_DEADLINE_S):
@@ -292,7 +294,7 @@ class Relaying:
         """It is no longer connected: its place here is gone. If it was a relay, so is this node's there, and another is
         sought at once."""
         self._free_reservation(peer)
-        if self._relays.pop(peer, None) is not None:
+        if self.relays.pop(peer, None) is not None:
             self._look_again()
 
     def _look_again(self) -> None:
@@ -301,7 +303,7 @@ class Relaying:
 
     def circuits(self) -> list[Multiaddr]:
         """The addresses at which this node is reached through its relays."""
-        return [addresses.circuit(address, relay) for relay, (address, _) in self._relays.items()]
+        return [addresses.circuit(address, relay) for relay, (address, _) in self.relays.items()]
 
     async def keep_reserved(self) -> None:
         """Never returns."""
@@ -311,24 +313,24 @@ class Relaying:
             if self._is_wanted:
                 await self._seek_places(trio.current_time())
             else:
-                self._relays.clear()
-            if set(self._relays) != told:
-                told = set(self._relays)
-                log.info("relays_changed", relays=[peer_text(relay) for relay in self._relays])
-                self.on_change()
+                self.relays.clear()
+            if set(self.relays) != told:
+                told = set(self.relays)
+                log.info("relays_changed", relays=[peer_text(relay) for relay in self.relays])
+                self._on_change()
             with trio.move_on_after(RETRY_S if self._is_wanted else float("inf")):
                 await changed.wait()
 
     async def _seek_places(self, now: float) -> None:
-        for relay, (address, given_at) in list(self._relays.items()):
-            if relay in self._relays and now - given_at > RENEW_S and not await self._place_given(relay, address):
-                self._relays.pop(relay, None)
-        for relay, address in self._candidates(now):
-            if len(self._relays) >= NUM_RELAYS:
+        for relay, (address, given_at) in list(self.relays.items()):
+            if relay in self.relays and now - given_at > RENEW_S and not await self._place_given(relay, address):
+                self.relays.pop(relay, None)
+        for relay, address in self.candidates(now):
+            if len(self.relays) >= NUM_RELAYS:
                 break
             await self._place_given(relay, address)
 
-    def _candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
+    def candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
         """Peers that this node dialled, so others can as well; those in the open first, drawn among equals: not all
         nodes shall come to the same few."""
         self._refused = {peer: until for peer, until in self._refused.items() if until > now}
@@ -336,7 +338,7 @@ class Relaying:
         for peer in self._table.peers():
             for connection in self._table.connections(peer):
                 told = connection.get_transport_addresses()
-                if peer not in self._relays and peer not in self._refused and told and _is_dialled(connection):
+                if peer not in self.relays and peer not in self._refused and told and _is_dialled(connection):
                     found.append((peer, Multiaddr(str(told[0]).partition("/p2p/")[0])))
                     break
         self._rng.shuffle(found)
@@ -358,7 +360,7 @@ class Relaying:
         if relay not in self._table:
             return False  # (which is no refusal: it may be there again in a moment)
         if answer.type == HopMessage.STATUS and answer.status == Status.OK:
-            self._relays[relay] = (address, trio.current_time())
+            self.relays[relay] = (address, trio.current_time())
             return True
         self._refused[relay] = trio.current_time() + REFUSED_S
         return False
@@ -369,12 +371,12 @@ class Relaying:
         request = StopMessage()
         await _hear(stream, request)
         is_direct = stream.muxed_conn.get_connection_type() == ConnectionType.DIRECT
-        if relay not in self._relays or not is_direct or request.type != StopMessage.CONNECT:
+        if relay not in self.relays or not is_direct or request.type != StopMessage.CONNECT:
             await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
             await stream.close()
             return
         await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
-        address = addresses.circuit(self._relays[relay][0], relay)
+        address = addresses.circuit(self.relays[relay][0], relay)
         await self._host.inbound.serve_circuit(Pipe(stream), address)
 
     # --- as who dials one ------------------------------------------------------------------------------------------

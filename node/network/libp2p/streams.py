@@ -95,6 +95,11 @@ class Libp2pStream:
     def peer(self) -> bytes:
         return self._peer
 
+    @property
+    def num_buffered(self) -> int:
+        """Bytes that came and are no whole message yet."""
+        return len(self._buffer)
+
     async def send(self, message: Message) -> None:
         sent = False
         try:
@@ -215,7 +220,7 @@ class Streams:
         """Set and replaced when one of these is over."""
         host.inbound.busy.append(lambda: {stream.peer for stream in self.exchanges})
         host.streams.one_each.add(CONTROL_PROTOCOL)
-        host.serve(CONTROL_PROTOCOL, self._serve_control)
+        host.serve(CONTROL_PROTOCOL, self.serve_control)
 
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> Libp2pStream:
         with trio.move_on_after(OPENING_PATIENCE_S):
@@ -299,7 +304,7 @@ class Streams:
 
         return Libp2pStream(raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard)
 
-    async def _serve_control(self, raw: INetStream) -> None:
+    async def serve_control(self, raw: INetStream) -> None:
         """What is over the rate is not read: the peer waits, and nothing that it said is lost."""
         stream = self._wrap(raw, self._control_pace, math.inf)
         try:

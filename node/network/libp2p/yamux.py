@@ -59,9 +59,9 @@ OPENING_WORK, PACED_WORK = 60, 512
 FLUSH_DEADLINE_S = 0.25
 """For what is still to be said when a connection is closed."""
 
-_HEADER = struct.Struct("!BBHII")
-_DATA, _WINDOW, _PING, _GO_AWAY = range(4)
-_SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
+HEADER = struct.Struct("!BBHII")
+DATA, WINDOW, PING, _GO_AWAY = range(4)
+SYN, ACK, _FIN, RST = 1, 2, 4, 8
 _NORMAL, _PROTOCOL_ERROR = 0, 1
 _ERRORS = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -105,9 +105,14 @@ class YamuxStream(IMuxedStream):
         self._num_unannounced += len(data)
         if self._num_unannounced >= WINDOW_BYTES // 2 and not self.is_read_over:
             self._receive_window += self._num_unannounced
-            self._queue(_WINDOW, 0, self._num_unannounced)
+            self._queue(WINDOW, 0, self._num_unannounced)
             self._num_unannounced = 0
         return data
+
+    @property
+    def num_unread(self) -> int:
+        """Bytes that came and were not read."""
+        return len(self._buffer)
 
     async def peek(self) -> bytes:
         """What the next ``read`` will return, without taking it; empty at the end."""
@@ -128,7 +133,7 @@ class YamuxStream(IMuxedStream):
                 chunk = data[sent : sent + min(self._send_window, MAX_FRAME_BYTES)]
                 self._send_window -= len(chunk)
                 sent += len(chunk)
-                self._queue(_DATA, 0, len(chunk), chunk)
+                self._queue(DATA, 0, len(chunk), chunk)
                 await self._connection.room()
             else:
                 await self._wait_window()
@@ -145,7 +150,7 @@ class YamuxStream(IMuxedStream):
         await trio.lowlevel.checkpoint()
         if not self.is_write_over:
             self.is_write_over = True
-            self._queue(_WINDOW, _FIN, 0)
+            self._queue(WINDOW, _FIN, 0)
             self._forget_if_over()
 
     def discard(self) -> None:
@@ -156,9 +161,9 @@ class YamuxStream(IMuxedStream):
     async def reset(self) -> None:
         """Ends both directions and drops what was not read. Never raises."""
         await trio.lowlevel.checkpoint()
-        if self._connection._streams.get(self.stream_id) is self and self._flag_due != _SYN:
+        if self._connection._streams.get(self.stream_id) is self and self._flag_due != SYN:
             self._connection.count_reply()  # (a peer that opens what is refused has us answer)
-            self._queue(_WINDOW, _RST, 0)
+            self._queue(WINDOW, RST, 0)
         self._buffer.clear()
         self.end()
 
@@ -189,7 +194,7 @@ class YamuxStream(IMuxedStream):
         self._wake()
 
     def on_flags(self, flags: int) -> None:
-        if flags & _RST:
+        if flags & RST:
             self.end()
         elif flags & _FIN:
             self.is_read_over = True
@@ -212,8 +217,8 @@ class YamuxStream(IMuxedStream):
         self._changed = trio.Event()
 
     def _queue(self, kind: int, flags: int, length: int, data: bytes = b"") -> None:
-        if flags and self._flag_due == _ACK:  # (libp2p's own reads ACK and nothing beside it)
-            self._connection.queue(_WINDOW, _ACK, self.stream_id, 0)
+        if flags and self._flag_due == ACK:  # (libp2p's own reads ACK and nothing beside it)
+            self._connection.queue(WINDOW, ACK, self.stream_id, 0)
             self._flag_due = 0
         self._connection.queue(kind, flags | self._flag_due, self.stream_id, length, data)
         self._flag_due = 0
@@ -254,6 +259,11 @@ class YamuxConnection(IMuxedConn):
         self._work = 0
 
     # --- the interface ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of which a direction is not over."""
+        return len(self._streams)
 
     @property
     def is_initiator(self) -> bool:
@@ -299,7 +309,7 @@ class YamuxConnection(IMuxedConn):
             raise MuxedStreamError("the connection is closed")
         if sum(stream_id % 2 == self._next_id % 2 for stream_id in self._streams) >= MAX_STREAMS:
             raise MuxedStreamError(f"{MAX_STREAMS} streams with this peer are open")
-        stream = self._streams[self._next_id] = YamuxStream(self, self._next_id, _SYN)
+        stream = self._streams[self._next_id] = YamuxStream(self, self._next_id, SYN)
         self._next_id += 2
         return stream
 
@@ -318,7 +328,7 @@ class YamuxConnection(IMuxedConn):
         answered = self._pings[nonce] = trio.Event()
         began = time.perf_counter()
         try:
-            self.queue(_PING, _SYN, 0, nonce)
+            self.queue(PING, SYN, 0, nonce)
             await answered.wait()
         finally:
             self._pings.pop(nonce, None)
@@ -340,7 +350,7 @@ class YamuxConnection(IMuxedConn):
     def queue(self, kind: int, flags: int, stream_id: int, length: int, data: bytes = b"") -> None:
         """A frame goes out as soon as the socket takes it; nothing does after the end."""
         if not self._ended.is_set():
-            self._outgoing += _HEADER.pack(0, kind, flags, stream_id, length)
+            self._outgoing += HEADER.pack(0, kind, flags, stream_id, length)
             self._outgoing += data
             self._has_outgoing.set()
 
@@ -430,16 +440,16 @@ class YamuxConnection(IMuxedConn):
                 self._body = None
                 if stream is not None:
                     stream.on_flags(flags)
-            if len(buffer) - start < _HEADER.size:
+            if len(buffer) - start < HEADER.size:
                 break
-            version, kind, flags, stream_id, length = _HEADER.unpack_from(buffer, start)
-            start += _HEADER.size
+            version, kind, flags, stream_id, length = HEADER.unpack_from(buffer, start)
+            start += HEADER.size
             self._work += 1
             if version != 0:
                 raise _ProtocolError(f"version {version}")
-            if kind in (_DATA, _WINDOW):
+            if kind in (DATA, WINDOW):
                 self._on_stream_frame(kind, flags, stream_id, length)
-            elif kind == _PING:
+            elif kind == PING:
                 self._on_ping(flags, length)
             elif kind == _GO_AWAY:
                 raise MuxedConnUnavailable("the peer said good-bye")
@@ -449,9 +459,9 @@ class YamuxConnection(IMuxedConn):
 
     def _on_stream_frame(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         stream = self._streams.get(stream_id)
-        if flags & _SYN:
-            stream = self._on_opened(stream_id)
-        if kind == _DATA:
+        if flags & SYN:
+            stream = self.on_opened(stream_id)
+        if kind == DATA:
             if length > WINDOW_BYTES:
                 raise _ProtocolError(f"a frame of {length} bytes")
             if stream is not None:
@@ -461,23 +471,23 @@ class YamuxConnection(IMuxedConn):
             stream.on_room(length)
             stream.on_flags(flags)
 
-    def _on_opened(self, stream_id: int) -> YamuxStream | None:
+    def on_opened(self, stream_id: int) -> YamuxStream | None:
         """A stream that the peer opens, None when it may not have one more."""
         if stream_id % 2 == self._next_id % 2 or stream_id in self._streams or not stream_id:
             raise _ProtocolError(f"opens stream {stream_id}")
         self._work += OPENING_WORK
-        stream = YamuxStream(self, stream_id, _ACK)
+        stream = YamuxStream(self, stream_id, ACK)
         if len(self._streams) < 2 * MAX_STREAMS:
             with suppress(trio.WouldBlock):
                 self._accept.send_nowait(stream)
                 self._streams[stream_id] = stream
                 return stream
-        self._reply(_WINDOW, _RST, stream_id, 0)
+        self._reply(WINDOW, RST, stream_id, 0)
         return None
 
     def _on_ping(self, flags: int, nonce: int) -> None:
-        if flags & _SYN:
-            self._reply(_PING, _ACK, 0, nonce)
+        if flags & SYN:
+            self._reply(PING, ACK, 0, nonce)
         elif nonce in self._pings:
             self._pings[nonce].set()
 

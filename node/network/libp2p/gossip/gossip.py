@@ -64,14 +64,14 @@ class Gossip:
     def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
         self._me = host.settings.identity.peer_id
         self._table = host.table
-        self._router = Router(_message_id)
-        self._pubsub = BoundedPubsub(host.raw, self._router, _message_id, self._admit, self._check)
+        self.router = Router(message_id)
+        self.pubsub = BoundedPubsub(host.raw, self.router, message_id, self._admit, self._check)
         self._events = events
-        self._charge = charge
-        self._topics: dict[str, tuple[bytes, Cell]] = {}
+        self.charge = charge
+        self.topics: dict[str, tuple[bytes, Cell]] = {}
         self._pace = Pace(WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK)
         self._wrong: Limits[bytes] = Limits(WRONG_RATE, WRONG_BURST)
-        self._authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
+        self.authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
         """Of (forwarder, author)."""
         self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](MAX_QUEUED)
         self.num_malformed = 0
@@ -80,28 +80,28 @@ class Gossip:
     @asynccontextmanager
     async def services(self) -> AsyncIterator[None]:
         """Has to be entered before the host runs: its handlers are registered already and wait for these."""
-        async with run_service(self._pubsub), run_service(self._router):
+        async with run_service(self.pubsub), run_service(self.router):
             yield
 
     async def join(self, namespace: bytes, cell: Cell, nursery: trio.Nursery) -> None:
         """Nothing happens if it was joined before."""
         topic = topic_of(namespace, cell)
-        if topic in self._topics:
+        if topic in self.topics:
             return
-        self._topics[topic] = (namespace, cell)
-        nursery.start_soon(supervised, self._drain, await self._pubsub.subscribe(topic))
+        self.topics[topic] = (namespace, cell)
+        nursery.start_soon(supervised, self._drain, await self.pubsub.subscribe(topic))
 
     async def leave(self, namespace: bytes, cell: Cell) -> None:
         """Nothing happens if it was not joined."""
         topic = topic_of(namespace, cell)
-        if self._topics.pop(topic, None) is not None:
-            await self._pubsub.unsubscribe(topic)
+        if self.topics.pop(topic, None) is not None:
+            await self.pubsub.unsubscribe(topic)
 
     def publish(self, namespace: bytes, cell: Cell, message: GossipMessage) -> None:
         """Queues. Raises NetworkError when the topic was not joined or the queue is full, LimitExceeded over
         MAX_GOSSIP_BYTES."""
         topic = topic_of(namespace, cell)
-        if topic not in self._topics:
+        if topic not in self.topics:
             raise NetworkError(f"{topic} was not joined")
         data = encode(message)
         if len(data) > MAX_GOSSIP_BYTES:
@@ -116,20 +116,20 @@ class Gossip:
         async for topic, data in self._receive:
             try:
                 with trio.fail_after(PUBLISH_DEADLINE_S):
-                    await self._pubsub.publish(topic, data)
+                    await self.pubsub.publish(topic, data)
             except (BaseLibp2pError, OSError, trio.TooSlowError) as exc:
                 log.debug("publish failed", error=repr(exc))
             await trio.sleep(PUBLISH_INTERVAL_S)
 
     def forget(self, peer: bytes) -> None:
-        self._router.forget(ID(peer))
+        self.router.forget(ID(peer))
 
     async def _admit(self, sender: ID, data: bytes) -> rpc_pb2.RPC:
         """What of an RPC is handled, when its sender's turn has come. Raises RemoteError."""
-        found = filtered(data, self._topics.keys())
+        found = filtered(data, self.topics.keys())
         peer = sender.to_bytes()
         for iwant in found.control.iwant:
-            known, num_bytes = self._router.known(iwant.messageIDs)
+            known, num_bytes = self.router.known(iwant.messageIDs)
             iwant.messageIDs[:] = known
             found.cost += num_bytes / KIB
         await self._wait_turn(peer, found.cost)
@@ -155,20 +155,20 @@ class Gossip:
         if not is_signed(raw):
             self.num_malformed += 1
             if not self._wrong.take(peer, trio.current_time()):
-                self._charge(peer, "gossip with wrong signatures")
+                self.charge(peer, "gossip with wrong signatures")
             return False
-        return self._accept(forwarder, raw)
+        return self.accept(forwarder, raw)
 
-    def _accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
+    def accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
         """A new message whose signature is right. Only what is accepted is relayed, so a malformed message is the
         forwarder's fault too."""
         peer, now = forwarder.to_bytes(), trio.current_time()
-        if not self._authors.take((peer, raw.from_id), now):
+        if not self.authors.take((peer, raw.from_id), now):
             self.num_over_rate += 1
             if peer == raw.from_id:
-                self._charge(peer, "too many gossip messages", Refusal.TOO_MANY)
+                self.charge(peer, "too many gossip messages", Refusal.TOO_MANY)
             return False
-        joined = self._topics.get(raw.topicIDs[0])
+        joined = self.topics.get(raw.topicIDs[0])
         if raw.from_id == self._me or joined is None:
             return False  # our own, come back after a restart; or of a topic that was left this moment
         try:
@@ -177,7 +177,7 @@ class Gossip:
                 raise RemoteError(f"{type(message).__name__} does not belong on a gossip topic")
         except RemoteError as exc:
             self.num_malformed += 1
-            self._charge(peer, str(exc))
+            self.charge(peer, str(exc))
             return False
         namespace, cell = joined
         self._events.offer(Gossiped(raw.from_id, peer, namespace, message, cell))
@@ -191,7 +191,7 @@ class Gossip:
                 await subscription.get()
 
 
-def _message_id(message: rpc_pb2.Message) -> bytes:
+def message_id(message: rpc_pb2.Message) -> bytes:
     """12 bytes instead of author and sequence number, 46: each node receives the ids of each message some 18 times."""
     return blake3(message.from_id + message.seqno).digest(length=12)
 

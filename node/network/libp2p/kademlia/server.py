@@ -84,7 +84,7 @@ class KademliaServer:
         self._me = host.settings.identity.peer_id
         self._own: OrderedDict[bytes, float] = OrderedDict()
         """Keys that this node provides, and when it said so."""
-        self._streams: Admission[trio.CancelScope] = Admission(MAX_STREAMS, MAX_STREAMS_PER_PEER)
+        self.streams: Admission[trio.CancelScope] = Admission(MAX_STREAMS, MAX_STREAMS_PER_PEER)
         self._pace = Pace(REQUESTS_OF_A_PEER, REQUESTS_OF_A_HOUSEHOLD, REQUESTS_OF_A_PRIVATE_NETWORK)
         self.num_refused = 0
         """Streams that were reset."""
@@ -94,7 +94,7 @@ class KademliaServer:
         peer = stream.muxed_conn.peer_id.to_bytes()
         household = self._host.table.household(peer)
         scope, is_done = trio.CancelScope(), False
-        given_up = self._streams.admit(scope, peer, household, trio.current_time())
+        given_up = self.streams.admit(scope, peer, household, trio.current_time())
         for other in given_up or ():
             other.cancel()
         try:
@@ -106,7 +106,7 @@ class KademliaServer:
         except (NetworkError, RemoteError) as exc:
             log.debug("kademlia stream failed", peer=peer_text(peer), reason=str(exc))
         finally:
-            self._streams.release(scope)
+            self.streams.release(scope)
             if not is_done:
                 self.num_refused += 1
                 await reset_stream(stream)
@@ -114,7 +114,7 @@ class KademliaServer:
     async def _serve(self, frames: Frames, peer: bytes, household: str) -> None:
         while (data := await frames.read(PATIENCE_S)) is not None:
             now = trio.current_time()
-            self._streams.use(peer, now)
+            self.streams.use(peer, now)
             delay_s = self._pace.delay_s(peer, household, 1.0, now, PATIENCE_S)
             if delay_s is None:
                 raise NetworkError("asks too much")

@@ -28,7 +28,7 @@ async def idle_streams(
     opened: list[INetStream] = []
     for _ in range(count):
         with trio.move_on_after(1), suppress(NetworkError):
-            stream = await network._host.outbound.open(victim, protocol)
+            stream = await network.host.outbound.open(victim, protocol)
             opened.append(stream)
             if first:
                 await stream.write(first)

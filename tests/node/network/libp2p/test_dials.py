@@ -48,7 +48,7 @@ async def trapped() -> AsyncIterator[Trap]:
 async def told(network: Libp2pNetwork, peer: bytes, address: Multiaddr) -> None:
     """``network`` dials on the word of others, in vain."""
     with pytest.raises(NetworkError):
-        await network._host.outbound.dial(peer, [address], Origin.TOLD)
+        await network.host.outbound.dial(peer, [address], Origin.TOLD)
 
 
 async def test_dials_on_the_word_of_others_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ async def test_a_name_that_leads_into_this_nodes_own_network_is_not_dialled(monk
         name = Multiaddr("/dns4/internal.example/tcp/1")
         for origin in (Origin.TOLD, Origin.REMEMBERED):
             with pytest.raises(NetworkError, match="does not lead to an address"):
-                await one._host.outbound.dial(new_identity().peer_id, [name], origin)
+                await one.host.outbound.dial(new_identity().peer_id, [name], origin)
     assert not trap.num_connections
 
 
@@ -112,10 +112,10 @@ async def test_what_a_peer_outside_says_of_itself_leads_nobody_to_private_addres
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with open_network(node()) as one, open_network(node()) as liar:
-        monkeypatch.setattr(one._table, "remote_address", lambda peer: "/ip4/8.8.8.8/tcp/1")
+        monkeypatch.setattr(one.table, "remote_address", lambda peer: "/ip4/8.8.8.8/tcp/1")
         with trio.fail_after(PATIENCE_S):
             await liar.connect(one.addresses()[0])
-            store, peer = one._host.raw.get_peerstore(), ID(liar.peer_id)
+            store, peer = one.host.raw.get_peerstore(), ID(liar.peer_id)
             await eventually(lambda: store.has_peer(peer) and store.get_protocols(peer))
             assert one.addresses_of(liar.peer_id) == []
 

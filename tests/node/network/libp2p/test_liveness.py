@@ -28,7 +28,7 @@ class Talker:
 async def quiet_after(silent_s: float) -> float:
     """Seconds until ``watch`` would ping a peer that is silent from then on."""
     began = trio.current_time()
-    await liveness._wait_quiet(Talker(began + silent_s))  # type: ignore[arg-type]
+    await liveness.wait_quiet(Talker(began + silent_s))  # type: ignore[arg-type]
     return trio.current_time() - began
 
 

@@ -134,7 +134,7 @@ async def test_an_announced_address_is_all_that_others_are_told() -> None:
         announced = f"/ip4/127.0.0.1/tcp/{proxy.port}"
         async with opened(node(announce=(announced,))) as (one, _):
             assert one.addresses() == [f"{announced}/p2p/{peer_text(one.peer_id)}"]
-            (bound,) = one._host.raw.get_transport_addrs()
+            (bound,) = one.host.raw.get_transport_addrs()
             proxy.forward_to(int(str(bound.value_for_protocol("tcp"))))
             async with opened(node(bootstrap=tuple(one.addresses()))) as (two, log_two):
                 await log_two.has(Connected, lambda event: event.peer == one.peer_id)
@@ -252,13 +252,13 @@ async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything
     """libp2p takes any bytes for one, and stores them."""
     poison = Multiaddr(b"\x36\x03x/y\x06\x00\x01")
     async with opened(node()) as (one, _), opened(node()) as (liar, _), opened(node()) as (honest, _):
-        liar._host.raw.get_addrs = lambda: [poison]  # type: ignore[method-assign]
+        liar.host.raw.get_addrs = lambda: [poison]  # type: ignore[method-assign]
         await connect(liar, one)
-        store, peer = one._host.raw.get_peerstore(), ID(liar.peer_id)
+        store, peer = one.host.raw.get_peerstore(), ID(liar.peer_id)
         await eventually(lambda: store.has_peer(peer) and store.get_protocols(peer))
         assert all(poison not in store.addrs(known) for known in store.peers_with_addrs())
         assert one.addresses_of(liar.peer_id) == []
-        dht, key = one._discovery._dht, discovery.provider_key(NAMESPACE).encode()
+        dht, key = one.discovery.dht, discovery.provider_key(NAMESPACE).encode()
         assert dht is not None
         told = Contact(honest.peer_id, (poison.to_bytes(), Multiaddr(honest.addresses()[0]).to_bytes()))
         await connect(honest, one)
@@ -267,7 +267,7 @@ async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything
         (provider,) = await dht.find_providers(key)
         await honest.disconnect(one.peer_id)
         await eventually(lambda: honest.peer_id not in one.peers())
-        await one._host.outbound.dial(honest.peer_id, provider.addrs)
+        await one.host.outbound.dial(honest.peer_id, provider.addrs)
         assert honest.peer_id in one.peers()
 
 
@@ -425,7 +425,7 @@ async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_pe
             await dead.join(NAMESPACE)
             await log_dead.has(Connected)
             key = discovery.provider_key(NAMESPACE).encode()
-            dht = one._discovery._dht
+            dht = one.discovery.dht
             await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 2)
         async with opened(node(bootstrap=known)) as (two, log_two), opened(node(bootstrap=known)) as (three, _):
             await two.join(NAMESPACE)
@@ -455,7 +455,7 @@ async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeyp
                 nursery.cancel_scope.cancel()
             # Still found under the model's own key.
             key = discovery.provider_key(NAMESPACE).encode()
-            dht = one._discovery._dht
+            dht = one.discovery.dht
             await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 3)
             await two.leave_cell(NAMESPACE, cell)
             await two.leave_cell(NAMESPACE, cell)
@@ -473,15 +473,15 @@ async def test_in_a_cell_a_node_looks_for_its_own_kind_also_when_it_has_peers_en
     async with opened(node(target_peers=2)) as (one, _), opened(node()) as (two, _), opened(node()) as (three, _):
         await connect(one, two)
         await connect(one, three)
-        seeker = one._discovery
-        assert seeker._room(NAMESPACE, ROOT) == 0
+        seeker = one.discovery
+        assert seeker.room(NAMESPACE, ROOT) == 0
         mine = cell_of(NAMESPACE, one.peer_id, 1)
         near = [mine == cell_of(NAMESPACE, network.peer_id, 1) for network in (two, three)]
-        assert seeker._room(NAMESPACE, mine) == 2 - sum(near)
+        assert seeker.room(NAMESPACE, mine) == 2 - sum(near)
         async with opened(node()) as (four, _):
             other = Cell(1, cell_of(NAMESPACE, four.peer_id, 1).prefix ^ 1)
             record = PeerInfo(ID(four.peer_id), [Multiaddr(four.addresses()[0].partition("/p2p/")[0])])
-            await seeker._dial_providers([record], NAMESPACE, other)
+            await seeker.dial_providers([record], NAMESPACE, other)
             assert four.peer_id not in one.peers(), "a record of a node that cannot be of that cell"
 
 
@@ -506,7 +506,7 @@ async def test_the_nodes_of_a_model_are_found_by_one_that_does_not_serve_it() ->
         await connect(two, one)
         with trio.fail_after(PATIENCE_S):
             await two.join(NAMESPACE)
-            dht, key = one._discovery._dht, discovery.provider_key(NAMESPACE).encode()
+            dht, key = one.discovery.dht, discovery.provider_key(NAMESPACE).encode()
             await eventually(lambda: dht is not None and dht.server.providers(key))
             assert await one.find_nodes(NAMESPACE) == [two.peer_id]
             await two.disconnect(one.peer_id)
@@ -543,10 +543,10 @@ async def test_garbage_on_a_control_stream_costs_the_peer_and_not_the_node() -> 
         await connect(evil, one)
         for garbage in (LENGTH_PREFIX.pack(2**31), LENGTH_PREFIX.pack(3) + b"abc", LENGTH_PREFIX.pack(0)):
             num_before = len(log_one.of(Malformed))
-            stream = await evil._host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
+            stream = await evil.host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
             await stream.write(garbage)
             await log_one.until(lambda log, num=num_before: len(log.of(Malformed)) > num)  # type: ignore[misc]
-        stream = await evil._host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
+        stream = await evil.host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
         data = encode(final())
         await stream.write(LENGTH_PREFIX.pack(len(data)) + data)
         await log_one.has(Malformed, lambda event: "does not belong" in event.reason)
@@ -565,10 +565,10 @@ async def test_malformed_gossip_costs_the_forwarder_and_is_not_relayed() -> None
             await log_one.has(Gossiped)
             nursery.cancel_scope.cancel()
         topic = "mycelia/1/" + NAMESPACE.hex()
-        await eventually(lambda: two._gossip._router.mesh[topic])  # type: ignore[union-attr]
+        await eventually(lambda: two.gossip.router.mesh[topic])  # type: ignore[union-attr]
         for garbage in (b"garbage", b"", encode(hello()), b"\x00" * 50_000):
             num_before = len(log_one.of(Malformed))
-            await two._gossip._pubsub.publish(topic, garbage)  # type: ignore[union-attr]
+            await two.gossip.pubsub.publish(topic, garbage)  # type: ignore[union-attr]
             await log_one.until(lambda log, num=num_before: len(log.of(Malformed)) > num)  # type: ignore[misc]
         assert {event.peer for event in log_one.of(Malformed)} == {two.peer_id}
         num_heard = len(log_one.of(Gossiped))
@@ -586,13 +586,13 @@ async def test_too_many_streams_are_refused_and_forgotten() -> None:
             held = []
             with suppress(NetworkError):
                 while True:
-                    raw = await evil._host.outbound.open(one.peer_id, ECHO)
+                    raw = await evil.host.outbound.open(one.peer_id, ECHO)
                     await raw.write(b"\0")
                     held.append(raw)
             assert len(held) <= inbound_streams.MAX_STREAMS_PER_PEER
             for raw in held:
                 await raw.reset()
-        await eventually(lambda: len(one._host.streams) < 10)
+        await eventually(lambda: len(one.host.streams) < 10)
         assert await exchange(evil, one.peer_id) == 100
         assert not log_one.of(Malformed)
 
@@ -614,7 +614,7 @@ async def test_slots_of_past_connections_are_free_again() -> None:
                 await connect(client, one)
                 assert await exchange(client, one.peer_id) == 100
             await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
-            await eventually(lambda: not one._host.inbound.num_connections)
+            await eventually(lambda: not one.host.inbound.num_connections)
 
 
 async def test_a_cancelled_send_leaves_the_connection_whole() -> None:
@@ -644,7 +644,7 @@ async def test_a_claim_of_a_huge_negotiation_ends_the_connection() -> None:
                         async for _ in connection:
                             pass
             await connect(evil, one)
-            stream = await evil._host._swarm.get_connections()[0].new_stream()
+            stream = await evil.host.swarm.get_connections()[0].new_stream()
             await stream.write(varint.encode(1 << 30))
             assert await stream.read(100) == b"\x13/multistream/1.0.0\n"
             with pytest.raises(StreamError):
@@ -659,7 +659,7 @@ async def test_what_is_read_in_small_pieces_is_not_announced_piece_by_piece(monk
         connection: yamux.YamuxConnection, kind: int, flags: int, stream: int, length: int, data: bytes = b""
     ) -> None:
         nonlocal num_updates
-        num_updates += kind == yamux._WINDOW
+        num_updates += kind == yamux.WINDOW
         queue(connection, kind, flags, stream, length, data)
 
     monkeypatch.setattr(yamux.YamuxConnection, "queue", counted)
@@ -713,7 +713,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
             await two.join(NAMESPACE)
             await log_two.has(Connected)
             await two.publish(NAMESPACE, announce(two.peer_id))
-            monkeypatch.setattr(two._host._swarm, "dial_addr", failing("dial"))
+            monkeypatch.setattr(two.host.swarm, "dial_addr", failing("dial"))
             with pytest.raises(NetworkError, match="cannot reach"):
                 await two.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(new_identity().peer_id)}")
             with trio.fail_after(PATIENCE_S):
@@ -728,51 +728,51 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
 async def test_a_provider_that_never_stays_is_dialled_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as one that is banned here, and found again at every lookup."""
     async with opened(node()) as (one, log_one), opened(node()) as (two, _):
-        seeker, peer = one._discovery, two.peer_id
+        seeker, peer = one.discovery, two.peer_id
         providers = [PeerInfo(ID(peer), [Multiaddr(two.addresses()[0].partition("/p2p/")[0])])]
         with trio.fail_after(PATIENCE_S):
             for times in (1, 2, 3):
-                await seeker._try(peer, providers[0].addrs)
-                assert seeker._backoffs[peer].pause_s == discovery.PEER_FIRST_PAUSE_S * 2 ** (times - 1)
+                await seeker.try_peer(peer, providers[0].addrs)
+                assert seeker.backoffs[peer].pause_s == discovery.PEER_FIRST_PAUSE_S * 2 ** (times - 1)
                 await one.disconnect(peer)
                 await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
-            await seeker._dial_providers(providers, NAMESPACE, ROOT)
+            await seeker.dial_providers(providers, NAMESPACE, ROOT)
             assert not one.peers()
             # One that stays is forgiven.
             await connect(one, two)
             monkeypatch.setattr(discovery, "STABLE_S", 0)
-            await seeker._dial_providers(providers, NAMESPACE, ROOT)
-        assert not seeker._backoffs
+            await seeker.dial_providers(providers, NAMESPACE, ROOT)
+        assert not seeker.backoffs
 
 
 async def test_a_peer_that_is_gone_leaves_no_quota_behind() -> None:
     async with opened(node()) as (one, _), opened(light_client()) as (evil, _):
         await connect(evil, one)
-        stream = await evil._host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
+        stream = await evil.host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
         await evil.disconnect(one.peer_id)
         await eventually(lambda: not evil.peers())
         # Its streams may be served a moment after its connection is gone.
-        await evil._streams._serve_control(stream)
+        await evil.streams.serve_control(stream)
         message = rpc_pb2.Message(from_id=new_identity().peer_id, data=b"", topicIDs=["x"])
-        assert one._gossip is not None
-        assert not one._gossip._accept(ID(new_identity().peer_id), message)
-        assert not one._gossip._router.graft_flood_tracking
+        assert one.gossip is not None
+        assert not one.gossip.accept(ID(new_identity().peer_id), message)
+        assert not one.gossip.router.graft_flood_tracking
 
 
 async def test_a_flood_of_gossip_ends_at_the_flooders_neighbours() -> None:
     flooder, relay, bystander = (ID(new_identity().peer_id) for _ in range(3))
     async with opened(node()) as (one, _):
-        service = one._gossip
+        service = one.gossip
         assert service is not None
         charged: list[bytes] = []
-        service._charge = lambda peer, reason, refusal=Refusal.MALFORMED: charged.append(peer)
+        service.charge = lambda peer, reason, refusal=Refusal.MALFORMED: charged.append(peer)
         topic = f"{gossip.TOPIC_PREFIX}{NAMESPACE.hex()}"
-        service._topics[topic] = (NAMESPACE, ROOT)
+        service.topics[topic] = (NAMESPACE, ROOT)
         data = encode(announce(flooder.to_bytes()))
 
         def accepted(forwarder: ID, author: ID, count: int) -> int:
             raw = rpc_pb2.Message(from_id=author.to_bytes(), data=data, topicIDs=[topic])
-            return sum(service._accept(forwarder, raw) for _ in range(count))
+            return sum(service.accept(forwarder, raw) for _ in range(count))
 
         assert accepted(relay, flooder, 1_000) <= gossip.AUTHOR_BURST + 5
         assert not charged, "the relay may not know yet"

@@ -40,7 +40,7 @@ async def placed(hidden: Libp2pNetwork, relay: Libp2pNetwork) -> str:
 
 async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
     """The status that a relay answers with."""
-    stream = await network._host.outbound.open(relay, HOP_PROTOCOL)
+    stream = await network.host.outbound.open(relay, HOP_PROTOCOL)
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
     answer = HopMessage()
     answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 4_096))
@@ -49,7 +49,7 @@ async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
 
 async def stop(network: Libp2pNetwork, target: bytes) -> int:
     """What a node answers who is told that somebody comes through ``network``."""
-    stream = await network._host.outbound.open(target, STOP_PROTOCOL)
+    stream = await network.host.outbound.open(target, STOP_PROTOCOL)
     request = StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=new_identity().peer_id))
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
     answer = StopMessage()
@@ -119,7 +119,7 @@ async def test_a_place_is_worth_no_more_than_the_connection_that_it_was_given_on
             await relay.disconnect(hidden.peer_id)
             await eventually(lambda: not hidden.remote_address(relay.peer_id))
             await hidden.connect(relay.addresses()[0])
-            await eventually(lambda: hidden.peer_id in relay._relaying._reserved)
+            await eventually(lambda: hidden.peer_id in relay.relaying.reserved)
             await eventually(hidden.addresses)
 
 
@@ -132,7 +132,7 @@ async def test_not_all_nodes_have_their_places_at_the_same_relays() -> None:
     ):
         for relay in (one, two, three):
             await hidden.connect(relay.addresses()[0])
-        orders = {tuple(peer for peer, _ in hidden._relaying._candidates(0.0)) for _ in range(50)}
+        orders = {tuple(peer for peer, _ in hidden.relaying.candidates(0.0)) for _ in range(50)}
         assert all(sorted(order) == sorted(network.peer_id for network in (one, two, three)) for order in orders)
         assert len(orders) > 1
 
@@ -145,7 +145,7 @@ async def test_one_household_does_not_take_all_places(monkeypatch: pytest.Monkey
         hosts = dict(
             zip((client.peer_id for client in clients), ("8.8.8.8", "8.8.8.9", "8.8.8.1", "9.9.9.9"), strict=True)
         )
-        monkeypatch.setattr(relay._table, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
+        monkeypatch.setattr(relay.table, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
         with trio.fail_after(PATIENCE_S):
             for client in clients:
                 await client.connect(relay.addresses()[0])
@@ -169,7 +169,7 @@ async def test_one_household_does_not_take_all_circuits(monkeypatch: pytest.Monk
         hosts = dict.fromkeys((network.peer_id for network in (*targets, *clients)), "8.8.8.8")
         hosts[clients[-1].peer_id] = "9.9.9.9"
         hosts[targets[-1].peer_id] = "7.7.7.7"
-        monkeypatch.setattr(relay._table, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
+        monkeypatch.setattr(relay.table, "remote_address", lambda peer: f"/ip4/{hosts[peer]}/tcp/1")
         with trio.fail_after(PATIENCE_S):
             own, other = [await placed(target, relay) for target in targets]
             for client in clients[:2]:
@@ -216,14 +216,14 @@ async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
             with pytest.raises(NetworkError, match="refuses"):
                 await client.connect(nobody)
             await eventually(lambda: not client.peers())
-            open_circuit = client._host.outbound.open_circuit
+            open_circuit = client.host.outbound.open_circuit
 
             async def late(relay: bytes, target: bytes) -> ReadWriteCloser:
                 while target != hidden.peer_id and hidden.peer_id not in client.peers():
-                    await client._table.changed.wait()
+                    await client.table.changed.wait()
                 return await open_circuit(relay, target)
 
-            client._host.outbound.open_circuit = late
+            client.host.outbound.open_circuit = late
             async with trio.open_nursery() as nursery:
 
                 async def in_vain() -> None:
@@ -249,9 +249,9 @@ async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             async def say_nothing(pipe: relaying.Pipe, address: Multiaddr) -> None:
                 await trio.sleep_forever()
 
-            monkeypatch.setattr(hidden._host.inbound, "serve_circuit", say_nothing)
+            monkeypatch.setattr(hidden.host.inbound, "serve_circuit", say_nothing)
             await client.connect(relay.addresses()[0])
-            await client._relaying.open_circuit(relay.peer_id, hidden.peer_id)
+            await client.relaying.open_circuit(relay.peer_id, hidden.peer_id)
             assert relay.num_circuits() == 1
             await eventually(lambda: not relay.num_circuits())
 
@@ -298,11 +298,11 @@ async def test_what_a_relay_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
                 await hop(client, unwilling.peer_id, reserve)
             # Nobody but its relays may bring a node connections, and there are no circuits in circuits.
             assert await stop(client, hidden.peer_id) == Status.PERMISSION_DENIED
-            hidden._relaying._relays[client.peer_id] = (Multiaddr("/ip4/127.0.0.1/tcp/1"), trio.current_time())
+            hidden.relaying.relays[client.peer_id] = (Multiaddr("/ip4/127.0.0.1/tcp/1"), trio.current_time())
             assert await stop(client, hidden.peer_id) == Status.PERMISSION_DENIED
             assert await hop(client, hidden.peer_id, reserve) == Status.PERMISSION_DENIED
             with pytest.raises(NetworkError, match="not connected directly"):
-                await client._relaying.open_circuit(hidden.peer_id, new_identity().peer_id)
+                await client.relaying.open_circuit(hidden.peer_id, new_identity().peer_id)
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_CIRCUIT_BYTES", 200_000), ("MAX_CIRCUIT_S", 0.5)])
@@ -334,7 +334,7 @@ async def test_garbage_and_silence_cost_a_relay_nothing(monkeypatch: pytest.Monk
         await evil.connect(relay.addresses()[0])
         with trio.fail_after(PATIENCE_S):
             for garbage in (b"", b"\xff" * 20, b"\xff\xff\x7f", b"\x03abc"):
-                stream = await evil._host.outbound.open(relay.peer_id, HOP_PROTOCOL)
+                stream = await evil.host.outbound.open(relay.peer_id, HOP_PROTOCOL)
                 await stream.write(garbage)
                 with pytest.raises((BaseLibp2pError, IOException)):  # (reset, at the deadline at the latest)
                     await read_varint_prefixed_bytes_limited(stream, 4_096)
@@ -352,12 +352,12 @@ async def test_who_lies_behind_a_relay_is_not_taken_for_another() -> None:
         with trio.fail_after(PATIENCE_S):
             address = await placed(hidden, relay)
             await placed(liar, relay)
-            opened_to = relay._relaying._opened_to
+            opened_to = relay.relaying.opened_to
 
             async def wrong(target: bytes, source: bytes) -> object:
                 return await opened_to(liar.peer_id, source)
 
-            relay._relaying._opened_to = wrong  # type: ignore[method-assign, assignment]
+            relay.relaying.opened_to = wrong  # type: ignore[method-assign, assignment]
             with pytest.raises(NetworkError):
                 await client.connect(address)
             await eventually(lambda: not relay.num_circuits())

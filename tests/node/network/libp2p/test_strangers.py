@@ -107,7 +107,7 @@ async def test_there_is_room_for_peers_that_this_node_wants() -> None:
                     with suppress(BaseLibp2pError, OSError, trio.BrokenResourceError):
                         await silent.connect(one, f"127.0.0.{last}")
             await log.until(lambda log: sum(event.peer == wanted.peer_id for event in log.of(Connected)) == 2)
-            assert one._host.inbound.num_connections <= 8
+            assert one.host.inbound.num_connections <= 8
 
 
 @pytest.mark.parametrize("num_sockets", [128, 200])
@@ -115,8 +115,8 @@ async def test_sockets_without_a_handshake_keep_nobody_out(num_sockets: int) -> 
     async with open_network(node(), {ECHO: echo}) as one, AsyncExitStack() as stack:
         for _ in range(num_sockets):
             await stack.enter_async_context(await socket_to(one))
-        await eventually(lambda: one._host.inbound.num_handshakes)
-        assert one._host.inbound.num_handshakes <= inbound.MAX_HANDSHAKES
+        await eventually(lambda: one.host.inbound.num_handshakes)
+        assert one.host.inbound.num_handshakes <= inbound.MAX_HANDSHAKES
         await welcomed(one)
 
 
@@ -313,7 +313,7 @@ async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pyt
     """Streams are opened and ended as fast as bytes can say it, without waiting for anything."""
     monkeypatch.setattr(inbound, "FRAMES_OF_A_PEER", inbound.Rate(1_000.0, 2_000.0))
     num_sent = num_read = 0
-    on_opened = yamux.YamuxConnection._on_opened
+    on_opened = yamux.YamuxConnection.on_opened
 
     def counted(connection: yamux.YamuxConnection, stream_id: int) -> yamux.YamuxStream | None:
         nonlocal num_read
@@ -322,13 +322,13 @@ async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pyt
 
     async with open_network(node(), {ECHO: echo}) as one, following(one) as log, strangers() as silent:
         connection = await silent.connect(one)
-        monkeypatch.setattr(yamux.YamuxConnection, "_on_opened", counted)
+        monkeypatch.setattr(yamux.YamuxConnection, "on_opened", counted)
 
         async def flood() -> None:
             nonlocal num_sent
             for stream_id in range(1, 2**32, 2):
-                connection.queue(yamux._WINDOW, yamux._SYN, stream_id, 0)
-                connection.queue(yamux._WINDOW, yamux._RST, stream_id, 0)
+                connection.queue(yamux.WINDOW, yamux.SYN, stream_id, 0)
+                connection.queue(yamux.WINDOW, yamux.RST, stream_id, 0)
                 num_sent += 1
                 await connection.room()
 

@@ -191,7 +191,7 @@ async def test_memory_follows_what_arrives_not_what_is_claimed() -> None:
     case = Case(FakeStream(LENGTH_PREFIX.pack(MAX_MESSAGE_BYTES) + b"x" * 64, piece=math.inf))  # type: ignore[arg-type]
     with pytest.raises(NetworkError):
         await case.stream.receive()
-    assert len(case.stream._buffer) <= LENGTH_PREFIX.size + 64
+    assert case.stream.num_buffered <= LENGTH_PREFIX.size + 64
 
 
 async def test_close_and_reset_never_raise_and_happen_once() -> None:

@@ -153,7 +153,7 @@ async def test_a_reset_reads_as_the_end(other: Callable[..., AnyMuxer]) -> None:
             await stream.read(1)
         with pytest.raises(MuxedStreamError):
             await stream.write(b"x")
-        await eventually(lambda: not one._streams)
+        await eventually(lambda: not one.num_streams)
 
 
 async def test_what_is_said_at_one_moment_goes_out_at_once() -> None:
@@ -245,17 +245,17 @@ async def test_a_socket_that_takes_no_bytes_ends_the_connection(monkeypatch: pyt
 
 
 def frame(kind: int, flags: int, stream_id: int, length: int, version: int = 0) -> bytes:
-    return yamux._HEADER.pack(version, kind, flags, stream_id, length)
+    return yamux.HEADER.pack(version, kind, flags, stream_id, length)
 
 
 HOSTILE = {
-    "another version": frame(yamux._PING, yamux._SYN, 0, 1, version=1),
+    "another version": frame(yamux.PING, yamux.SYN, 0, 1, version=1),
     "an unknown kind": frame(9, 0, 0, 0),
-    "a stream of ours": frame(yamux._WINDOW, yamux._SYN, 3, 0),
-    "a stream twice": 2 * frame(yamux._WINDOW, yamux._SYN, 2, 0),
-    "the connection as a stream": frame(yamux._WINDOW, yamux._SYN, 0, 0),
-    "a huge frame": frame(yamux._DATA, yamux._SYN, 2, WINDOW_BYTES + 1),
-    "over the window": frame(yamux._DATA, yamux._SYN, 2, WINDOW_BYTES) + bytes(WINDOW_BYTES) + frame(0, 0, 2, 1),
+    "a stream of ours": frame(yamux.WINDOW, yamux.SYN, 3, 0),
+    "a stream twice": 2 * frame(yamux.WINDOW, yamux.SYN, 2, 0),
+    "the connection as a stream": frame(yamux.WINDOW, yamux.SYN, 0, 0),
+    "a huge frame": frame(yamux.DATA, yamux.SYN, 2, WINDOW_BYTES + 1),
+    "over the window": frame(yamux.DATA, yamux.SYN, 2, WINDOW_BYTES) + bytes(WINDOW_BYTES) + frame(0, 0, 2, 1),
 }
 
 
@@ -278,12 +278,12 @@ async def test_breaking_the_protocol_ends_the_connection(what: str) -> None:
         await send(stranger, HOSTILE[what])
         with trio.fail_after(PATIENCE_S):
             await one.wait_closed()
-        assert not one._streams
+        assert not one.num_streams
 
 
 async def test_a_forged_packet_ends_the_connection() -> None:
     async with with_stranger() as (one, stranger):
-        await stranger._raw.write(b"\x00\x20" + bytes(32))
+        await stranger.raw.write(b"\x00\x20" + bytes(32))
         await one.wait_closed()
 
 
@@ -291,12 +291,12 @@ async def test_a_peer_may_have_so_many_streams_and_no_more() -> None:
     async with with_stranger() as (one, stranger):
         count = 2 * yamux.MAX_STREAMS
         for stream_id in range(2, 2 * count + 4, 2):
-            await send(stranger, frame(yamux._WINDOW, yamux._SYN, stream_id, 0))
+            await send(stranger, frame(yamux.WINDOW, yamux.SYN, stream_id, 0))
         refused = b""
-        while len(refused) < yamux._HEADER.size:
+        while len(refused) < yamux.HEADER.size:
             refused += await stranger.receive()
-        assert yamux._HEADER.unpack_from(refused)[2] == yamux._RST
-        assert len(one._streams) <= count and not one.is_closed
+        assert yamux.HEADER.unpack_from(refused)[2] == yamux.RST
+        assert one.num_streams <= count and not one.is_closed
 
 
 async def test_what_nobody_reads_any_more_is_not_kept() -> None:
@@ -310,7 +310,7 @@ async def test_what_nobody_reads_any_more_is_not_kept() -> None:
         await theirs.write(bytes(100_000))
         await two.ping()  # (the answer comes behind the data)
         await one.ping()
-        assert not mine._buffer
+        assert not mine.num_unread
         await one.close()
         with pytest.raises(MuxedConnUnavailable):
             await one.ping()
@@ -318,6 +318,6 @@ async def test_what_nobody_reads_any_more_is_not_kept() -> None:
 
 async def test_frames_for_streams_that_are_over_are_dropped() -> None:
     async with with_stranger() as (one, stranger):
-        await send(stranger, frame(yamux._DATA, 0, 77, 3) + b"abc" + frame(yamux._PING, yamux._SYN, 0, 5))
-        assert await stranger.receive() == frame(yamux._PING, yamux._ACK, 0, 5)
+        await send(stranger, frame(yamux.DATA, 0, 77, 3) + b"abc" + frame(yamux.PING, yamux.SYN, 0, 5))
+        assert await stranger.receive() == frame(yamux.PING, yamux.ACK, 0, 5)
         assert not one.is_closed

@@ -35,8 +35,8 @@ MARK = "mycelia/1/" + 32 * "f"
 
 
 def services(network: Libp2pNetwork) -> tuple[BoundedPubsub, Router]:
-    assert network._gossip is not None
-    return network._gossip._pubsub, network._gossip._router
+    assert network.gossip is not None
+    return network.gossip.pubsub, network.gossip.router
 
 
 def rpc(**parts: object) -> bytes:
@@ -110,7 +110,7 @@ async def test_wrong_signatures_cost_the_forwarder_and_hold_up_nobody() -> None:
         data = wrongly_signed(TOPIC, 100)
         await say(evil, one.peer_id, GOSSIP_PROTOCOL, [data] * 10)
         assert (await log_one.has(Malformed)).peer == evil.peer_id
-        assert one._gossip is not None and one._gossip.num_malformed > gossip.WRONG_BURST
+        assert one.gossip is not None and one.gossip.num_malformed > gossip.WRONG_BURST
         async with trio.open_nursery() as nursery:
             nursery.start_soon(publish_until_told, two)
             assert (await log_one.has(Gossiped)).message.head.owner == two.peer_id
@@ -125,8 +125,8 @@ async def test_a_message_that_is_refused_by_one_way_may_come_by_another() -> Non
             await network.join(NAMESPACE)
         await connect(three, one)
         pubsub, _ = services(one)
-        assert one._gossip is not None
-        while one._gossip._authors.take((three.peer_id, two.peer_id), trio.current_time()):
+        assert one.gossip is not None
+        while one.gossip.authors.take((three.peer_id, two.peer_id), trio.current_time()):
             pass
         sent: list[rpc_pb2.Message] = []
 
@@ -140,7 +140,7 @@ async def test_a_message_that_is_refused_by_one_way_may_come_by_another() -> Non
         await pubsub.push_msg(ID(two.peer_id), sent[0])
         assert (await log_one.has(Gossiped)).message.head.owner == two.peer_id
         await pubsub.push_msg(ID(two.peer_id), sent[0])
-        assert one._gossip.num_over_rate == 1
+        assert one.gossip.num_over_rate == 1
 
 
 async def test_signed_records_of_addresses_are_not_read() -> None:
@@ -148,14 +148,14 @@ async def test_signed_records_of_addresses_are_not_read() -> None:
     async with opened(node()) as (one, log_one), opened(light_client()) as (evil, _):
         await connect(evil, one)
         await log_one.has(Connected)
-        pair, other = evil._host.raw.get_private_key(), create_new_key_pair(secrets.token_bytes(32))
+        pair, other = evil.host.raw.get_private_key(), create_new_key_pair(secrets.token_bytes(32))
         me, somebody = ID(evil.peer_id), ID.from_pubkey(other.public_key)
         huge = seal_record(PeerRecord(me, [Multiaddr(one) for one in many_addresses(8_000)], 1), pair)
         foreign = seal_record(PeerRecord(somebody, [Multiaddr("/ip4/8.8.8.8/tcp/1")], 1), other.private_key)
         told = [rpc(senderRecord=record.marshal_envelope()) for record in (huge, foreign)]
         await say(evil, one.peer_id, GOSSIP_PROTOCOL, [*told, mark()])
         await eventually(lambda: is_read(one, evil.peer_id))
-        store = one._host.raw.get_peerstore()
+        store = one.host.raw.get_peerstore()
         assert not store.has_peer(somebody) and one.addresses_of(evil.peer_id) == []
 
 
@@ -165,7 +165,7 @@ async def test_a_peer_that_sends_too_much_waits(monkeypatch: pytest.MonkeyPatch)
         await one.join(NAMESPACE)
         await connect(evil, one)
         await say(evil, one.peer_id, GOSSIP_PROTOCOL, [rpc()] * 20 + [mark()])
-        await eventually(lambda: one._gossip.num_over_rate)  # type: ignore[union-attr]
+        await eventually(lambda: one.gossip.num_over_rate)  # type: ignore[union-attr]
         assert not is_read(one, evil.peer_id)
         assert not log_one.of(Malformed), "it costs the peer time alone"
 
@@ -177,7 +177,7 @@ async def test_messages_asked_for_are_sent_once_and_within_bounds() -> None:
         for number in range(20):
             message = rpc_pb2.Message(from_id=one.peer_id, seqno=number.to_bytes(8, "big"), data=bytes(20_000))
             router.mcache.put(message)
-            ids.append(gossip._message_id(message))
+            ids.append(gossip.message_id(message))
         known, num_bytes = router.known([*ids, b"unknown"])
         assert known == ids[: len(known)] and 1 < len(known) < 20
         assert num_bytes <= gossip_router.MAX_REPLY_BYTES < MAX_RPC_BYTES

@@ -64,7 +64,7 @@ async def strangers(victim: Libp2pNetwork, count: int) -> AsyncIterator[list[Lib
 
 
 def dht_of(network: Libp2pNetwork) -> Kademlia:
-    dht = network._discovery._dht
+    dht = network.discovery.dht
     assert dht is not None
     return dht
 
@@ -90,7 +90,7 @@ async def test_idle_streams_of_many_peers_of_one_address_keep_no_other_from_an_a
             await idle_streams(peer, one.peer_id, kademlia_server.MAX_STREAMS_PER_PEER, KAD_PROTOCOL)
         for _ in range(3):
             await answered(honest, one.peer_id, get_providers(KEY))
-        assert len(dht_of(one).server._streams) <= kademlia_server.MAX_STREAMS
+        assert len(dht_of(one).server.streams) <= kademlia_server.MAX_STREAMS
 
 
 async def test_a_stream_that_says_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ async def test_an_answer_is_small_whatever_was_told() -> None:
         answer = await answered(peers[0], one.peer_id, get_providers(KEY))
         assert len(answer.providerPeers) == PER_LOCAL
         assert answer.ByteSize() < 16 * 1_024
-        peer = peers[0]._host.raw.get_peerstore()
+        peer = peers[0].host.raw.get_peerstore()
         assert len(peer.peer_ids()) <= 2, "what others told is not kept"
 
 
@@ -197,18 +197,18 @@ async def test_a_lookup_dials_few_peers_on_the_word_of_one(monkeypatch: pytest.M
             lambda request, peer: encode_answer(Answer(request.kind, request.key, made_up, made_up)),
         )
         await connect(one, liar)
-        dial = one._host.outbound.dial
+        dial = one.host.outbound.dial
 
         async def counted(peer: bytes, candidates: list[Multiaddr], origin: Origin) -> None:
             dialled.append(peer)
             await dial(peer, candidates, origin)
 
-        monkeypatch.setattr(one._host.outbound, "dial", counted)
+        monkeypatch.setattr(one.host.outbound, "dial", counted)
         found = await dht_of(one).find_providers(KEY)
         assert len(found) == 20, "hints that cost a dial each, when somebody wants them"
         assert 0 < len(dialled) <= kademlia.MAX_DIALS_PER_TELLER
         dialled.clear()
-        monkeypatch.setattr(one._table, "remote_address", lambda peer: "/ip4/8.8.8.8/tcp/1")
+        monkeypatch.setattr(one.table, "remote_address", lambda peer: "/ip4/8.8.8.8/tcp/1")
         assert await dht_of(one).find_providers(KEY) == []
 
 
@@ -239,7 +239,7 @@ async def test_what_strangers_told_of_themselves_goes_with_them() -> None:
             await eventually(lambda: one.addresses_of(two.peer_id))
         await eventually(lambda: two.peer_id not in one.peers())
         assert one.addresses_of(two.peer_id) == []
-        await eventually(lambda: not one._host.raw.get_peerstore().has_peer(ID(two.peer_id)))
+        await eventually(lambda: not one.host.raw.get_peerstore().has_peer(ID(two.peer_id)))
 
 
 # --- messages and frames -------------------------------------------------------------------------------------------
