@@ -51,8 +51,8 @@ class HttpConnection:
         """The head of the response, sent together with the first of its body."""
         self._has_body = True
         self._unsent = b""
-        """What h11 counts as sent and the socket had no room for. The task that waited for that may have been cancelled:
-        it goes before everything else."""
+        """What h11 counts as sent and the socket had no room for. The task that waited for that may have been
+        cancelled: it goes before everything else."""
         self._gone = trio.Event()
         """Nothing more can be sent, or nothing more will come."""
 
