@@ -3,13 +3,14 @@
 import errno
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from mycelia.node.peer_id import peer_from_text, peer_text
+from mycelia.proto.admission.address_ranges import is_public, may_tell, unwrapped
 from mycelia.proto.wire.errors import LocalError
 
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
@@ -21,8 +22,6 @@ MAX_TOLD = 64
 """Addresses of one peer that are looked at."""
 UNREADABLE = (MultiaddrError, ValueError, TypeError, OverflowError)
 """What the library raises about a stranger's bytes, when they are made an address or only when that is looked at."""
-_TRANSLATED = ip_network("64:ff9b::/96")
-"""The IPv4 addresses as a network that speaks IPv6 alone sees them (RFC 6052)."""
 
 
 def parse(text: str) -> Multiaddr:
@@ -99,29 +98,13 @@ def told_addresses(told: Iterable[Multiaddr], teller: str, limit: int) -> list[M
 def is_tellable(address: Multiaddr, teller: str = "") -> bool:
     """Whether an address that can be dialled may be dialled on the word of ``teller``, likewise. Names may."""
     _, kind, host, *_ = str(address).split("/")
-    return kind.startswith("dns") or _is_tellable_ip(host, "" if _CIRCUIT in teller else host_of(teller))
+    by = "" if _CIRCUIT in teller else host_of(teller)
+    return kind.startswith("dns") or may_tell(_ip(by) if by else None, _ip(host))
 
 
 def is_name(address: Multiaddr) -> bool:
     """Whether it has to be resolved first, the relay's of a circuit included."""
     return str(address).startswith("/dns")
-
-
-def _is_tellable_ip(host: str, teller: str) -> bool:
-    ip = ip_address(host.partition("%")[0])
-    if isinstance(ip, IPv6Address) and (inner := _ipv4_in(ip)) is not None:
-        ip = inner
-    if ip.is_multicast or ip.is_unspecified or ip.is_link_local or (ip.version == 4 and ip.is_reserved):
-        return False
-    if ip.is_global and not (isinstance(ip, IPv6Address) and ip.is_site_local):
-        return True
-    by = ip_address(teller) if teller else None
-    return by is not None and not by.is_global and (by.is_loopback or not ip.is_loopback)
-
-
-def _ipv4_in(ip: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that ``ip`` leads to."""
-    return ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _TRANSLATED else None)
 
 
 def host_of(address: str) -> str:
@@ -136,7 +119,12 @@ def host_of(address: str) -> str:
 def is_global(address: Multiaddr) -> bool:
     """Whether it may mean the same machine everywhere; of names that is assumed."""
     _, kind, host, *_ = str(address).split("/")
-    return kind.startswith("dns") or ip_address(host).is_global
+    return kind.startswith("dns") or is_public(_ip(host))
+
+
+def _ip(host: str) -> IPv4Address | IPv6Address:
+    """The address that a host's text leads to, without its zone."""
+    return unwrapped(ip_address(host.partition("%")[0]))
 
 
 def is_loopback(address: Multiaddr) -> bool:

@@ -1,9 +1,9 @@
 """Who counts as one: keys are free, addresses are not.
 
-A *household* is the network that an address belongs to: of public addresses the IPv4 /24 or the IPv6 /48, which one
-customer of a provider can own and hardly more than one pays for; of private and loopback ones the single address (IPv6:
-the /64), since whole swarms live in one such network; of a peer that comes through a relay, that relay's, apart from
-those that come directly.
+A *household* is the network that an address belongs to, of an IPv6 address that leads to an IPv4 address the latter's:
+of public addresses the IPv4 /24 or the IPv6 /48, which one customer of a provider can own and hardly more than one pays
+for; of private and loopback ones the single address (IPv6: the /64), since whole swarms live in one such network; of a
+peer that comes through a relay, that relay's, apart from those that come directly.
 
 ``Places`` gives places of one kind to households by the dynamic threshold of Choudhury and Hahne (IEEE/ACM Transactions
 on Networking 6(2), 1998): a household may take one more while it holds less than its share of what is *free*.
@@ -16,6 +16,8 @@ anybody's limit being configured.
 
 from collections import Counter
 from ipaddress import IPv6Address, ip_address, ip_network
+
+from mycelia.proto.admission.address_ranges import is_public, unwrapped
 
 PUBLIC_SHARE = 0.25
 """One household alone gets a fifth of all places, one of twelve greedy ones a sixteenth."""
@@ -30,13 +32,11 @@ def household_of(address: str) -> str:
     networks begin with LOCAL, those behind a relay with VIA."""
     _, _, host, *_ = [*address.split("/"), "", "", ""]
     try:
-        ip = ip_address(host)
+        ip = unwrapped(ip_address(host))
     except ValueError:
         return ""
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
-        ip = ip.ipv4_mapped
     is_six = isinstance(ip, IPv6Address)
-    if ip.is_global:
+    if is_public(ip):
         name = str(ip_network((int(ip), 48) if is_six else (f"{ip}/24"), strict=False))
     else:
         name = LOCAL + (str(ip_network((int(ip), 64), strict=False)) if is_six else str(ip))
