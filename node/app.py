@@ -72,25 +72,25 @@ class Node:
         self._network = network
         self._epoch = epoch
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
-        self._overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
+        self.overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._kept = kept or Kept()
         for event in restored(self._kept):
-            self._overlay.handle(event, time.time())
+            self.overlay.handle(event, time.time())
         self.requests = requests or RequestLog(trio.current_time)
         """Of requests that this node had to do with. Only read it."""
         self._inspection = Inspection(network, self.requests, self._connected)
-        self._driver = OverlayDriver(self._overlay, network, self._perform_request, self.requests)
+        self._driver = OverlayDriver(self.overlay, network, self._perform_request, self.requests)
         self._salts = Salts(identity.sign)
-        self._entry = Entry(
+        self.entry = Entry(
             engine,
             network,
             self._driver.handle,
-            self._overlay.silence_s,
+            self.overlay.silence_s,
             self.requests,
             self._salts,
-            self._overlay.household,
+            self.overlay.household,
         )
-        self._models = SwarmModels(network, self._overlay, self._driver, engine)
+        self.swarm_models = SwarmModels(network, self.overlay, self._driver, engine)
         self._relay = Relay(network, self.requests, engine.info.name)
         self._tree = RadixTree()
         self._started_at = self._driver.now()
@@ -100,7 +100,7 @@ class Node:
         """Until cancelled. From ``started()`` on, requests are answered."""
         info = self._engine.info
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._entry.run)
+            await nursery.start(self.entry.run)
             await nursery.start(self._driver.run)
             await self._network.join(info.namespace)
             self._driver.handle(
@@ -116,13 +116,13 @@ class Node:
             nursery.start_soon(self._follow_cache)
             nursery.start_soon(self._follow_vitals)
             serve = partial(
-                serve_generate_stream, self._engine, self._overlay, self.requests, self._network.remote_address
+                serve_generate_stream, self._engine, self.overlay, self.requests, self._network.remote_address
             )
             self._network.serve(GENERATE, partial(self._work, serve))
             self._network.serve(INSPECT, self._inspection.serve_stream)
             self._network.serve(ASK, partial(self._work, partial(serve_ask_stream, self._ask_of_peer)))
-            self._network.serve(MODELS, self._models.serve_stream)
-            nursery.start_soon(self._models.keep_asking)
+            self._network.serve(MODELS, self.swarm_models.serve_stream)
+            nursery.start_soon(self.swarm_models.keep_asking)
             self._drain.begin = partial(self._driver.handle, Leaving())
             task_status.started()
 
@@ -139,7 +139,7 @@ class Node:
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found."""
-        find = partial(self._models.find, ask.model, client)
+        find = partial(self.swarm_models.find, ask.model, client)
         return self._ask(find, ask, deadline_s, client, is_own=True)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
@@ -147,22 +147,22 @@ class Node:
         itself, and no prompt shall go in circles."""
 
         async def servers() -> list[bytes]:
-            return [server for server in self._models.servers(ask.model) if server != peer]
+            return [server for server in self.swarm_models.servers(ask.model) if server != peer]
 
-        find = servers if peer in self._connected() else partial(self._models.find, ask.model, peer=peer)
+        find = servers if peer in self._connected() else partial(self.swarm_models.find, ask.model, peer=peer)
         return self._ask(find, ask, None, peer, is_own=False)
 
     def _ask(
         self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes, is_own: bool
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         if ask.model in ("", self.model):
-            return self._entry.ask(ask, deadline_s, client)
+            return self.entry.ask(ask, deadline_s, client)
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``."""
-        return await self._models.rows()
+        return await self.swarm_models.rows()
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
@@ -178,7 +178,7 @@ class Node:
         await keep_reachable(self._network, self._connected, lambda: self._driver.joined)
 
     def _connected(self) -> list[bytes]:
-        return [view.peer for view in self._overlay.peers(self._driver.now())]
+        return [view.peer for view in self.overlay.peers(self._driver.now())]
 
     def recent_requests(self) -> list[RequestRow]:
         """See ``RequestLog.rows``."""
@@ -203,7 +203,7 @@ class Node:
 
     def keeper(self, data_dir: Path) -> Keeper:
         """Writes what is to be remembered over restarts. To be run while the node runs."""
-        keeper = Keeper(data_dir, self._overlay, self._network, self._kept.known, self._driver.now)
+        keeper = Keeper(data_dir, self.overlay, self._network, self._kept.known, self._driver.now)
         self._driver.on_emit = keeper.note
         return keeper
 
@@ -216,7 +216,7 @@ class Node:
             addresses=self._network.addresses(),
             model=info.name,
             namespace=info.namespace.hex(),
-            cell_bits=cell.bits if (cell := self._overlay.cell(info.namespace)) else 0,
+            cell_bits=cell.bits if (cell := self.overlay.cell(info.namespace)) else 0,
             context_tokens=info.context_tokens,
             reuse=info.reuse,
             active_requests=vitals.active_requests,
@@ -229,9 +229,9 @@ class Node:
             cells=info.num_cells,
             uptime_s=round(self._driver.now() - self._started_at, 1),
             stats=self.requests.stats(),
-            peers=[self._peer_row(view) for view in self._overlay.peers(self._driver.now())],
-            traffic=_traffic_view(self._overlay.traffic, self._driver.now()),
-            refused={str(refusal): count for refusal, count in sorted(self._overlay.refusals.items())},
+            peers=[self._peer_row(view) for view in self.overlay.peers(self._driver.now())],
+            traffic=_traffic_view(self.overlay.traffic, self._driver.now()),
+            refused={str(refusal): count for refusal, count in sorted(self.overlay.refusals.items())},
         )
 
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
@@ -276,7 +276,7 @@ class Node:
         )
 
     def _perform_request(self, effect: RequestEffect) -> None:
-        self._entry.perform(effect)
+        self.entry.perform(effect)
 
     async def _follow_cache(self) -> None:
         """Every change of the engine's prefix cache reaches the digest and the tree that is drawn."""

@@ -79,6 +79,11 @@ class OverlayDriver:
             nursery.start_soon(self._read_network)
             task_status.started()
 
+    @property
+    def num_sending(self) -> int:
+        """Messages under way to peers."""
+        return self._sending.total()
+
     def handle(self, event: Event) -> None:
         """Hand one event to the overlay and perform what it asks for."""
         for effect in self._overlay.handle(event, self.now()):

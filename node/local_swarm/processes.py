@@ -86,7 +86,7 @@ class LocalNode:
 
         await self.wait_event(is_enough)
 
-    def _note(self, line: bytes) -> None:
+    def note(self, line: bytes) -> None:
         try:
             event = json.loads(line)
         except ValueError:
@@ -200,7 +200,7 @@ class LocalSwarm:
                 file.flush()
                 *lines, rest = (rest + bytes(chunk)).split(b"\n")
                 for line in lines:
-                    node._note(line)
+                    node.note(line)
         await node.process.wait()
         node._is_drained = True
         node._wake()

@@ -25,6 +25,11 @@ class EventQueue:
     def __len__(self) -> int:
         return len(self._events)
 
+    @property
+    def waiting(self) -> tuple[NetworkEvent, ...]:
+        """What was not read yet, in order."""
+        return tuple(self._events)
+
     def put(self, event: Connected | Disconnected) -> None:
         """Always enters: one that was lost would leave the reader wrong about a peer for ever."""
         self._append(event)

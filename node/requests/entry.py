@@ -128,6 +128,11 @@ class Entry:
         self._running: dict[bytes, _Running] = {}
         self._nursery: trio.Nursery | None = None
 
+    @property
+    def num_running(self) -> int:
+        """Requests that have a client here."""
+        return len(self._running)
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Holds the tasks of all attempts. Until cancelled."""
         async with trio.open_nursery() as nursery:

@@ -113,7 +113,7 @@ class Journal:
         if not records:
             return
         try:
-            self._append(b"".join(map(_line, records)))
+            self._append(b"".join(map(line_of, records)))
         except OSError as exc:
             reason = exc.strerror or str(exc)
             if reason != self._failure:  # (once, and not for each request)
@@ -141,7 +141,7 @@ class Journal:
     def _compact(self) -> None:
         """Raises OSError."""
         kept = _newest((*_read(self._old_path), *_read(self._path)))
-        lines = [_line(record) for record in kept]
+        lines = [line_of(record) for record in kept]
         while sum(map(len, lines)) > MAX_FILE_BYTES:
             place = surplus([record.row.client for record in kept])
             del kept[place], lines[place]
@@ -209,14 +209,14 @@ def _rewrite(path: Path, whole: Iterable[bytes], num_lost: int) -> None:
     log.warning("journal_damaged", file=str(path), num_lost=num_lost, reason=reason or "it was changed or cut")
 
 
-def _line(record: Record) -> bytes:
+def line_of(record: Record) -> bytes:
     body = msgspec.json.encode(_without_words_of_others(record))
-    return b"\n" + _seal(body) + b" " + body + b"\n"
+    return b"\n" + seal_of(body) + b" " + body + b"\n"
 
 
 def _body(line: bytes) -> bytes | None:
     seal, _, body = line.partition(b" ")
-    return body if body and seal == _seal(body) else None
+    return body if body and seal == seal_of(body) else None
 
 
 def _record(line: bytes) -> Record | None:
@@ -229,7 +229,7 @@ def _record(line: bytes) -> Record | None:
     return record
 
 
-def _seal(body: bytes) -> bytes:
+def seal_of(body: bytes) -> bytes:
     return blake3(body).hexdigest(length=_SEAL_BYTES).encode()
 
 

@@ -117,7 +117,7 @@ class RequestLog:
         enters here, and again when it has ended."""
         self._clock = clock
         self._wall = wall
-        self._on_change = on_change
+        self.on_change = on_change
         self._entered: OrderedDict[bytes, _Record] = OrderedDict()
         self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
@@ -208,12 +208,12 @@ class RequestLog:
         self._keep(request_id, record)
         self._add(record, request_id, "entered", model, b"")
         if record.is_told:
-            self._on_change(row, record.steps)
+            self.on_change(row, record.steps)
         self._wake()
 
     def tokenized(self, request_id: bytes, num_tokens: int) -> None:
         self._step(request_id, "tokenized", f"{num_tokens} tokens")
-        self._update(request_id, prompt_tokens=num_tokens)
+        self.update(request_id, prompt_tokens=num_tokens)
 
     def relayed(self, request_id: bytes, peer: bytes) -> None:
         """It went on to another node as its entry."""
@@ -223,14 +223,14 @@ class RequestLog:
         """What that node says."""
         match frame:
             case Route():
-                self._update(
+                self.update(
                     request_id,
                     served_by=id_text(frame.chosen),
                     reason=frame.reason,
                     prompt_tokens=frame.prompt_tokens,
                 )
             case Begun():
-                self._update(request_id, served_by=id_text(frame.served_by), cached_tokens=frame.cached_tokens)
+                self.update(request_id, served_by=id_text(frame.served_by), cached_tokens=frame.cached_tokens)
             case Answered():
                 self.answered(request_id, frame)
             case Failed():
@@ -243,18 +243,18 @@ class RequestLog:
         record = self._step(effect.request_id, "routed", decision.reason, effect.peer)
         record.matched_tokens[effect.peer] = decision.matched_tokens
         self.totals.moves += effect.attempt > 1
-        self._update(effect.request_id, served_by=id_text(effect.peer), reason=decision.reason)
+        self.update(effect.request_id, served_by=id_text(effect.peer), reason=decision.reason)
 
     def begun(self, effect: Begin) -> None:
         record = self._step(effect.request_id, "begun", f"{effect.cached_tokens} cached", effect.served_by)
         promised = record.matched_tokens.get(effect.served_by, 0)
         self.totals.promised_tokens += promised
         self.totals.found_tokens += min(promised, effect.cached_tokens)
-        self._update(effect.request_id, served_by=id_text(effect.served_by), cached_tokens=effect.cached_tokens)
+        self.update(effect.request_id, served_by=id_text(effect.served_by), cached_tokens=effect.cached_tokens)
 
     def first_token(self, request_id: bytes) -> None:
         record = self._step(request_id, "first_token")
-        self._update(request_id, ttft_ms=self._ms(record))
+        self.update(request_id, ttft_ms=self._ms(record))
 
     def emitted(self, request_id: bytes, name: str, peer: bytes, detail: str) -> None:
         """What the protocol says about it."""
@@ -298,7 +298,7 @@ class RequestLog:
         """Around the serving of a request; to be called with every item of its answer."""
         request_id = request.request_id
         promised = f"promised {request.promised_tokens} of {len(request.prompt) // 4} tokens"
-        self._served_step(request_id, "serving", promised, client)
+        self.served_step(request_id, "serving", promised, client)
         outcome = "cancelled"
         has_token = False
 
@@ -306,10 +306,10 @@ class RequestLog:
             nonlocal outcome, has_token
             match item:
                 case EngineAccepted():
-                    self._served_step(request_id, "prefilling", f"{item.cached_tokens} cached")
+                    self.served_step(request_id, "prefilling", f"{item.cached_tokens} cached")
                 case EngineTokens() if not has_token:
                     has_token = True
-                    self._served_step(request_id, "decoding")
+                    self.served_step(request_id, "decoding")
                 case EngineDone():
                     outcome = "cancelled" if item.reason == "cancelled" else "answered"
                     self._used(item.usage)
@@ -321,11 +321,11 @@ class RequestLog:
         try:
             yield note
         finally:
-            self._served_step(request_id, "served", outcome)
+            self.served_step(request_id, "served", outcome)
             self.totals.served[outcome] += 1
 
     def handed_back(self, request: Generate, peer: bytes) -> None:
-        self._served_step(request.request_id, "handed_back", "it would wait too long here", peer)
+        self.served_step(request.request_id, "handed_back", "it would wait too long here", peer)
         self.totals.served["handed_back"] += 1
 
     def _used(self, usage: Usage) -> None:
@@ -345,7 +345,7 @@ class RequestLog:
         self._add(record, request_id, name, detail, peer)
         return record
 
-    def _served_step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> None:
+    def served_step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> None:
         record = self._served.get(request_id)
         if record is None:
             record = self._served[request_id] = _Record(self._clock())
@@ -369,7 +369,7 @@ class RequestLog:
     def _ms(self, record: _Record) -> int:
         return min(round(1000 * (self._clock() - record.started_at)), _MAX_AT_MS)
 
-    def _update(self, request_id: bytes, **changes: object) -> None:
+    def update(self, request_id: bytes, **changes: object) -> None:
         record = self._entered.get(request_id)
         if record is not None and record.row is not None:
             record.row = msgspec.structs.replace(record.row, **changes)
@@ -380,9 +380,9 @@ class RequestLog:
         record = self._entered.get(request_id)
         if record is None or record.row is None:
             return
-        self._update(request_id, status=status, total_ms=self._ms(record), **changes)
+        self.update(request_id, status=status, total_ms=self._ms(record), **changes)
         if record.is_told:
-            self._on_change(record.row, self.steps(request_id))
+            self.on_change(record.row, self.steps(request_id))
             fields = {name: value for name in _LOGGED if (value := getattr(record.row, name)) not in ("", None)}
             log.info(f"request_{status}", request=record.row.id, **fields)
 

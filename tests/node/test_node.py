@@ -203,8 +203,8 @@ async def test_a_deadline_ends_the_request_where_it_is_served(
         assert len(text_of(frames)) >= 10
         await trio.sleep(1)
         assert members[holder].node.state().active_requests == 0
-        assert not members[0].node._entry._running
-        members[0].node._overlay.check_invariants()
+        assert not members[0].node.entry.num_running
+        members[0].node.overlay.check_invariants()
 
 
 async def test_a_deadline_that_is_kept_or_passes_at_once(autojump_clock: trio.testing.MockClock) -> None:

@@ -87,7 +87,7 @@ async def test_effects_that_fail_end_nothing(error: Exception, autojump_clock: t
         network.queue.put(Connected(PEER, ""))
         await overlay.seen.wait()
         await trio.testing.wait_all_tasks_blocked()
-        assert not driver._sending, "nothing is under way any more"
+        assert not driver.num_sending, "nothing is under way any more"
 
 
 async def test_an_event_that_cannot_be_handled_ends_nothing(autojump_clock: trio.testing.MockClock) -> None:
@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_at_once_starts_no_attempt(autojump_clock: tr
         await trio.testing.wait_all_tasks_blocked()
         assert one.engine.num_cancelled == len(requests)
         assert one.node.state().active_requests == 0
-        assert not one.node._entry._running
+        assert not one.node.entry.num_running
 
 
 async def test_an_error_inside_an_attempt_costs_the_attempt(
@@ -192,7 +192,7 @@ async def test_clients_that_stall_leave_no_traceback(
             await silent.reset()
             assert one.node.state().active_requests == 0
         assert "Traceback" not in capsys.readouterr().out
-        assert not one.node._entry._running
+        assert not one.node.entry.num_running
 
 
 def opening(protocol: str, member: Member, max_tokens: int) -> Ask | Generate:

@@ -61,7 +61,7 @@ async def test_a_model_that_nobody_serves_is_unknown_soon_and_costs_peers_nothin
     async def counted(stream: MessageStream) -> None:
         nonlocal num_asked
         num_asked += 1
-        await two.node._models.serve_stream(stream)
+        await two.node.swarm_models.serve_stream(stream)
 
     async with open_members(3, models=THREE, links=LINE) as (_, (one, two, _)):
         two.network.serve(MODELS, counted)

@@ -98,7 +98,7 @@ async def test_peers_are_told_of_what_is_open_alone(autojump_clock: trio.testing
 
         async def told() -> int:
             await trio.sleep(15)  # (of virtual time: until every digest is out)
-            matches = two.node._overlay.estimates.matches(one.engine.info.namespace, chain)
+            matches = two.node.overlay.estimates.matches(one.engine.info.namespace, chain)
             return matches.get(one.peer, 0)
 
         await frames_of(one, an_ask(LONG, cache_salt=""))

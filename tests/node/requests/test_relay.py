@@ -95,7 +95,7 @@ async def test_places_are_free_again(autojump_clock: trio.testing.MockClock) -> 
                 outcomes[type(await ask(client, one.peer, an_ask(LONG, model="large"))).__name__] += 1
             outcomes[type(await ask(client, one.peer, an_ask(LONG, model="nobody's"))).__name__] += 1
         assert outcomes == {"Answered": 120, "Failed": 3}
-        assert not [event for event in two.network.events_queue._events if isinstance(event, Malformed)]
+        assert not [event for event in two.network.events_queue.waiting if isinstance(event, Malformed)]
 
 
 def largest_ask(model: str) -> Ask:

@@ -106,7 +106,7 @@ def test_a_request_that_is_served_here_again_keeps_its_steps_in_bounds(tmp_path:
     written(tmp_path, [0], [0])
     log = RequestLog(wall=lambda: WALL_S + 1e12)
     log.restore((record.row, record.steps) for record in read_journal(tmp_path))
-    log._served_step(request_id(0), "serving")
+    log.served_step(request_id(0), "serving")
     steps = log.steps(request_id(0))
     assert [step.name for step in steps] == ["entered", "answered", "serving"]
     assert all(0 <= step.at_ms < 2**31 for step in steps)
@@ -173,10 +173,10 @@ def test_a_record_of_another_version_is_not_shown_and_not_thrown_away(tmp_path: 
     path = tmp_path / JOURNAL_FILE
     for body in (b'{"row":{"id":"new"},"steps":[],"more":1}', b"[]", b'{"row":null}'):
         with path.open("ab") as file:
-            file.write(b"\n" + journal_module._seal(body) + b" " + body + b"\n")
+            file.write(b"\n" + journal_module.seal_of(body) + b" " + body + b"\n")
     row = msgspec.structs.replace(read_journal(tmp_path)[0].row, id="no hexadecimal")
     with path.open("ab") as file:
-        file.write(journal_module._line(journal_module.Record(row, ())))
+        file.write(journal_module.line_of(journal_module.Record(row, ())))
     before = path.read_bytes()
     assert read(tmp_path) == {1: "interrupted"} and path.read_bytes() == before
 
@@ -287,7 +287,7 @@ def test_a_file_of_any_size_is_read_in_bounds(tmp_path: Path) -> None:
     with (tmp_path / JOURNAL_FILE).open("wb") as file:
         file.truncate(1_000 * journal_module.MAX_FILE_BYTES)  # (sparse)
     written(tmp_path, [])
-    line = journal_module._line(journal_module.Record(RequestRow(request_id(7).hex(), WALL_S, "m", ""), ()))
+    line = journal_module.line_of(journal_module.Record(RequestRow(request_id(7).hex(), WALL_S, "m", ""), ()))
     with (tmp_path / JOURNAL_FILE).open("ab") as file:
         file.write(line)
     assert read(tmp_path) == {7: "interrupted"} and (tmp_path / JOURNAL_FILE).stat().st_size == len(line)
@@ -346,7 +346,7 @@ async def test_no_word_of_prompts_answers_and_others_is_written(
     journal = Journal(tmp_path)
     log = RequestLog(on_change=journal.note)
     async with open_members(1) as (_, (one,)):
-        one.node.requests._on_change = journal.note
+        one.node.requests.on_change = journal.note
         answer = await frames_of(one, an_ask("zebra " + LONG))
         assert isinstance(answer[-1], Answered)
     for number, name in enumerate(("attempt_failed", "something_new")):
@@ -355,7 +355,7 @@ async def test_no_word_of_prompts_answers_and_others_is_written(
         log.failed(request_id(number), "zebra", "zebra")
     log.entered(request_id(9), "m", b"")
     log.relayed(request_id(9), b"p" * 38)
-    log._update(request_id(9), reason="zebra")
+    log.update(request_id(9), reason="zebra")
     log.failed(request_id(9), "overloaded", "zebra")
     journal.flush()
     data = (tmp_path / JOURNAL_FILE).read_bytes()
