@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ import psutil
 import trio
 
 from mycelia.bench.engine.engine import OurEngine
+from mycelia.bench.plans import GatewayBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.engine.fake.worker import DECODE_RATE
 from mycelia.node.engine.models import FAKE_MODEL
@@ -37,18 +37,6 @@ _KEY = "a key for the benchmark alone"
 _WRONG_KEY = "another one of that length!!!"
 _STREAM_TOKENS = 300
 _STORM_S, _STORM_CONNECTIONS = 5.0, 20
-
-
-@dataclass(frozen=True)
-class GatewayBench:
-    """How much is measured."""
-
-    runs: int = 5
-    requests: int = 30
-    """Of each kind, a run."""
-    streams: int = 64
-    storm_rate: float = 500.0
-    """Requests/s with wrong keys."""
 
 
 async def bench_gateway(bench: GatewayBench) -> Report:

@@ -18,7 +18,8 @@ from mycelia.proto.config import OverlayConfig
 from mycelia.proto.effects import Emit
 from mycelia.proto.events import CacheChanged
 from mycelia.sim.links import Links, Matrix
-from mycelia.sim.metadata import DEGREE, LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
+from mycelia.sim.metadata import LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
+from mycelia.sim.scenario import DEGREE
 from mycelia.sim.world import NAMESPACE, SimNode, World
 
 CELL_PEERS = DEGREE * 3 // 4

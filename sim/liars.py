@@ -10,7 +10,6 @@ treats those is its own affair.
 
 from collections import deque
 from collections.abc import Sequence
-from enum import StrEnum
 
 import msgspec
 
@@ -31,36 +30,6 @@ SILENT_VITALS = msgspec.structs.replace(CLAIMED_VITALS, prefill_rate=0, decode_r
 """Told with what it says that it has begun: a node that knows no rates may be silent for longest."""
 CLAIMED_LEAVES = 1_024
 """The newest of the swarm: more than a digest has room for, and only those are told."""
-
-
-TRICKLE_S = 25.0
-
-
-class Conduct(StrEnum):
-    """What a liar does with the prompts that it draws."""
-
-    COMPUTES = "computes"
-    """It answers them, on a machine like others: the first token comes later than claimed."""
-    GARBAGE = "garbage"
-    """It answers at once, without a model."""
-    MUTE = "mute"
-    """It says that it has begun, and nothing more."""
-    STALLS = "stalls"
-    """Two tokens at once, and nothing more."""
-    TRICKLES = "trickles"
-    """A token at once, and one more each ``TRICKLE_S``."""
-
-    def plan(self, num_tokens: int) -> list[tuple[float, int]]:
-        """(seconds, tokens sent by then) of an answer of ``num_tokens`` that it does not compute."""
-        match self:
-            case Conduct.GARBAGE:
-                return [(0.0, num_tokens)]
-            case Conduct.STALLS:
-                return [(0.0, min(2, num_tokens))]
-            case Conduct.TRICKLES:
-                return [(number * TRICKLE_S, number + 1) for number in range(num_tokens)]
-            case _:
-                return []
 
 
 class Claims:

@@ -23,11 +23,12 @@ from mycelia.proto.events import CacheChanged
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import Repair, RepairRequest
 from mycelia.sim.links import Links, Partition, measured_rtt, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.scenario import DEGREE
 from mycelia.sim.workload import Mmlu, PrefixCache, blocks_of
 from mycelia.sim.world import NAMESPACE, PLANES, SimNode, World
 
-DEGREE, MESH_DEGREE = 32, 4
-"""Connections and gossip mesh of a node, as in node/network."""
+MESH_DEGREE = 4
+"""Neighbours of a node in the gossip mesh, as in node/network."""
 LIVENESS_S = 8.0
 """Until a node closes the connection with a peer that went silent; measured 5-9 s."""
 REDIAL_S = 60.0

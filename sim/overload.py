@@ -14,9 +14,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mycelia.sim.outcome import percentile
+from mycelia.sim.scenario import Scenario
 from mycelia.sim.serving import Record
 from mycelia.sim.sessions import Prompt, Session
-from mycelia.sim.simulate import Scenario, Step, SwarmRun
+from mycelia.sim.simulate import Step, SwarmRun
 
 PATIENCE_S = 30.0
 KNOCKERS_PATIENCE_S = 90.0

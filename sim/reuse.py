@@ -23,7 +23,7 @@ from mycelia.proto.config import CellConfig, LadderConfig
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import MAX_CELL_BITS
 from mycelia.sim.kademlia import Found, Kademlia
-from mycelia.sim.metadata import DEGREE
+from mycelia.sim.scenario import DEGREE
 from mycelia.sim.world import NAMESPACE, peer_id
 
 REQUESTS_PER_S = 0.05

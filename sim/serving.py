@@ -32,7 +32,8 @@ from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
 from mycelia.proto.wire.messages import Accepted, Failed, Final, Generate, Sampling, ServingFrame, Tokens, Usage, Vitals
 from mycelia.sim.engine import Engine, EngineSpec, Job, Listener, Used
 from mycelia.sim.host import Host
-from mycelia.sim.liars import CLAIMED_VITALS, SILENT_VITALS, Claims, Conduct
+from mycelia.sim.liars import CLAIMED_VITALS, SILENT_VITALS, Claims
+from mycelia.sim.scenario import Conduct
 from mycelia.sim.sessions import Prompt
 from mycelia.sim.world import NAMESPACE, SimNode, World
 

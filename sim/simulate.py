@@ -16,7 +16,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
 from mycelia.proto.routing.choose import Policy
@@ -24,87 +23,26 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.ablations import ablated
 from mycelia.sim.capacity import Work, capacity, mean_work
 from mycelia.sim.engine import draw_spec
-from mycelia.sim.liars import Conduct
 from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
-from mycelia.sim.metadata import DEGREE, MESH_DEGREE
+from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.outcome import Outcome, Window, outcome_of
 from mycelia.sim.policies import make_policy
+from mycelia.sim.scenario import TRACE, Scenario
 from mycelia.sim.serving import Record, Serving
 from mycelia.sim.sessions import GENERATORS, Session
-from mycelia.sim.traces import TraceRow, read_mooncake, sessions_of, trace_rate
+from mycelia.sim.traces import TraceRow, sessions_of, trace_rate
 from mycelia.sim.views import look, told
 from mycelia.sim.world import GOSSIP, LAZY, REPAIR, World
 
 START_S, SETTLE_S = 5.0, 15.0
 """Nodes begin to serve within the one, and know each other after the other."""
-MAX_ENTRIES = 50
 DOWN_S = 60.0
 """Mean time until a node that left is back, with an empty cache."""
 SESSION_SHAPE = 0.608
 """Of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
 
-TRACE = "mooncake"
-"""The workload that replays ``Scenario.trace``."""
-
 Step = Callable[[str], None]
 """Told what begins, for a progress line."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A swarm, what is asked of it and how long."""
-
-    workload: str = "mmlu"
-    """A name in ``sessions.GENERATORS``, or ``mooncake``."""
-    trace: tuple[TraceRow, ...] = ()
-    zipf: float = 1.0
-    rate: float | None = 8.0
-    """Prompts a second in all; None: as the trace has them. Not used with ``load``."""
-    load: float | None = None
-    """Prompts a second / what the seed's machines can answer of them, see ``capacity.py``."""
-    num_peers: int = 30
-    num_entries: int | None = None
-    """Nodes where requests enter; None: all that do not lie, at most MAX_ENTRIES."""
-    connections: int = DEGREE
-    """That a node dials for; those that dial it come on top."""
-    rtt_s: float | None = None
-    """Between all nodes; None: ``rtt_file``, or the modelled internet without one."""
-    rtt_file: Path | None = None
-    loss: float = 0.0
-    digest_age_s: float | None = None
-    """Between two digests of a node; None: as nodes do."""
-    load_age_s: float | None = None
-    """Between two reports of a node's load; None: as nodes do."""
-    churn_s: float | None = None
-    """Median session of the nodes where no requests enter; None: nobody leaves."""
-    liars: float = 0.0
-    """Share of nodes that claim everything, see ``liars.py``; never those where requests enter."""
-    conduct: Conduct = Conduct.COMPUTES
-    """What they do with prompts."""
-    liars_after_s: float = 0.0
-    """They join so long after the first prompts."""
-    warm_s: float = 60.0
-    """Before that, at half the rate unless a trace says when prompts come."""
-    measured_s: float = 240.0
-    tail_s: float = 0.0
-    """After that, prompts go on to come for so long."""
-    objective_s: float = 2.0
-    """Time to first token that is good enough."""
-    drain_s: float = 600.0
-    """For the last answers. What is not there by then counts with the time it has waited."""
-
-    @property
-    def num_liars(self) -> int:
-        return round(self.liars * self.num_peers)
-
-    @property
-    def entries(self) -> int:
-        return min(self.num_peers - self.num_liars, self.num_entries or MAX_ENTRIES)
-
-
-def load_trace(path: Path) -> tuple[TraceRow, ...]:
-    """Raises LocalError with the line's number and what is wrong with it."""
-    return tuple(read_mooncake(path))
 
 
 def simulate(scenario: Scenario, policy: str, seed: int, step: Step) -> Outcome:

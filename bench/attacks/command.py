@@ -1,7 +1,6 @@
 """What ``mycelia bench attacks`` measures, group by group."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import mean
 
@@ -11,6 +10,7 @@ import trio
 from mycelia.bench.attacks import honest
 from mycelia.bench.attacks.asking import answer_of, ask_for
 from mycelia.bench.attacks.honest import Victims, attacked, open_victims
+from mycelia.bench.plans import AttacksBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.network.identity import new_identity
@@ -18,14 +18,13 @@ from mycelia.node.network.libp2p.network import open_network
 from mycelia.node.network.network import NetworkSettings
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
-from mycelia.sim.liars import Conduct
 from mycelia.sim.policies import OWN
-from mycelia.sim.simulate import Scenario, simulate
+from mycelia.sim.scenario import Conduct, Scenario
+from mycelia.sim.simulate import simulate
 
 NEWCOMER = ("sockets", "connections", "streams", "kad_streams")
 ENGINE = ("cells", "sibyls", "slow_grammars", "refused_grammars")
 FLOODS = ("prunes", "provider_records", "digests")
-GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 SETTLE_S = 2.0
 """After an attack, before what comes next."""
 FLOOD_S = 20.0
@@ -33,17 +32,6 @@ NUM_GETS = 10
 LIARS, LIAR_S = (Conduct.COMPUTES, Conduct.GARBAGE, Conduct.STALLS), 60.0
 SECRET = "4929173456089015"  # noqa: S105  (the example that is to be guessed)
 KEY = "a key of the benchmark alone"
-
-
-@dataclass(frozen=True)
-class AttacksBench:
-    """What is done."""
-
-    runs: int = 3
-    minutes: float = 2.0
-    """Of the attack that is to make honest nodes ban each other."""
-    groups: tuple[str, ...] = GROUPS
-    model: str = "smollm2"
 
 
 async def bench_attacks(bench: AttacksBench) -> Report:

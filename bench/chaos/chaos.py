@@ -9,7 +9,7 @@ a tie, which is looked at: where the two likeliest tokens are as good as equal i
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import msgspec
 import trio
 
-from mycelia.bench.chaos.trouble import KILL, Trouble, open_nodes
+from mycelia.bench.chaos.trouble import Trouble, open_nodes
+from mycelia.bench.plans import FAULTS, ChaosBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.client.ask import ask_swarm
 from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError
@@ -39,30 +40,6 @@ _PREFACE = (
     " things, names one person, one animal and one kind of weather, and never explains its own ending. Keep to plain"
     " words and short sentences, as if the listener were falling asleep. Here is what the listener asked for: "
 )
-
-
-@dataclass(frozen=True)
-class ChaosBench:
-    """What is done."""
-
-    num_nodes: int = 4
-    num_streams: int = 100
-    num_prompts: int = 25
-    """Different ones; the streams repeat them."""
-    max_tokens: int = 64
-    at_once: int = 4
-    every_s: float = 5.0
-    """Between faults."""
-    faults: tuple[str, ...] = (KILL,)
-    model: str = "smollm2"
-    threads: int = 1
-    exact: bool = True
-    seed: int = 1
-
-    @property
-    def options(self) -> list[str]:
-        """Of ``mycelia node``."""
-        return ["--model", self.model, "--threads", str(self.threads), *(["--exact"] if self.exact else [])]
 
 
 @dataclass
@@ -107,6 +84,8 @@ def compare(expected: Sequence[int], got: Sequence[int]) -> Difference:
 
 async def bench_chaos(bench: ChaosBench) -> Report:
     """Measure. Raises LocalError when a swarm does not come up, or without a fault."""
+    faults = FAULTS if "all" in bench.faults else bench.faults
+    bench = replace(bench, faults=faults, num_prompts=min(bench.num_prompts, bench.num_streams))
     asks = [_ask_of(bench, number) for number in range(bench.num_prompts)]
     progress = Progress(bench.num_prompts + bench.num_streams)
     began = trio.current_time()

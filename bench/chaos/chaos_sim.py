@@ -4,18 +4,21 @@ import gc
 import itertools
 
 from mycelia.bench.chaos.chaos import compare
+from mycelia.bench.plans import ChaosSimBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.chaos import ChaosOutcome, ChaosScenario, chaos
-from mycelia.sim.faults import FAULTS
+from mycelia.sim.faults import FAULTS, FaultPlan
 from mycelia.sim.outcome import percentile
 
 _COLLECTED_STEPS = 10
 
 
-def bench_chaos_sim(scenario: ChaosScenario, seed: int) -> Report:
+def bench_chaos_sim(bench: ChaosSimBench) -> Report:
     """One run. Raises LocalError when nothing was asked."""
+    plan = FaultPlan(bench.faults or FAULTS, bench.session_s, bench.partition_every_s, bench.partition_s)
+    scenario = ChaosScenario(bench.num_peers, bench.loss, bench.length_s, bench.rate, bench.workload, plan)
     progress = Progress(scenario.num_steps)
     steps = itertools.count(1)
 
@@ -26,7 +29,7 @@ def bench_chaos_sim(scenario: ChaosScenario, seed: int) -> Report:
 
     try:
         with no_garbage_collection():
-            outcome = chaos(scenario, seed, step)
+            outcome = chaos(scenario, bench.seed, step)
         for reason, count in outcome.failures.items():
             progress.show(f"{count} lost: {reason}")
     finally:

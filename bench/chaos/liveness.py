@@ -7,7 +7,6 @@ that is listed there may be chosen. Each time is that of the slowest of the othe
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +15,8 @@ import msgspec
 import psutil
 import trio
 
-from mycelia.bench.chaos.trouble import PARTITION, Nodes, open_nodes
+from mycelia.bench.chaos.trouble import Nodes, open_nodes
+from mycelia.bench.plans import PARTITION, LivenessBench
 from mycelia.bench.report.report import Progress, Report, report_of, row_of
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.local_swarm.distance import part
@@ -28,15 +28,6 @@ GIVE_UP_S = 90.0
 
 Sees = Callable[[PeerRow | None], bool]
 """Whether what a node lists of the struck one (None: nothing) is what is waited for."""
-
-
-@dataclass(frozen=True)
-class LivenessBench:
-    """What is done."""
-
-    num_nodes: int = 4
-    runs: int = 5
-    """Of everything."""
 
 
 _UNITS = {

@@ -23,7 +23,8 @@ import psutil
 import trio
 
 from mycelia.bench.chaos.chaos import ask_once
-from mycelia.bench.chaos.trouble import KILL, Nodes, Trouble, open_nodes
+from mycelia.bench.chaos.trouble import Nodes, Trouble, open_nodes
+from mycelia.bench.plans import KILL, SoakBench
 from mycelia.bench.report.plots import Series, lines, svg_file
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.client.local import fetch_state
@@ -34,7 +35,6 @@ from mycelia.proto.wire.messages import Ask, ChatMessage, Sampling
 
 SAMPLE_S = 5.0
 QUIET_DEADLINE_S = 120.0
-WARM_SHARE, LONGEST_WARM_S = 0.25, 600.0
 TIMEOUT_S = 120.0
 CELLS, RAM_TIER_MIB = 4_096, 64
 """Of each node: both shall be full after the warm-up, as memory counts once it is touched."""
@@ -47,32 +47,6 @@ _NONSENSE: tuple[bytes, ...] = (
     b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 50 + b"\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00",
 )
-
-
-@dataclass(frozen=True)
-class SoakBench:
-    """What is done."""
-
-    length_s: float = 1_800.0
-    num_nodes: int = 4
-    every_s: float = 30.0
-    """Between kills."""
-    model: str = "smollm2"
-    threads: int = 1
-    max_tokens: int = 32
-    think_s: float = 1.0
-    """Mean pause of a client."""
-    quiet_s: float = 10.0
-    """At idle, nothing gets less any more for so long."""
-    seed: int = 1
-
-    @property
-    def warm_s(self) -> float:
-        return min(WARM_SHARE * self.length_s, LONGEST_WARM_S)
-
-    @property
-    def num_watched(self) -> int:
-        return (self.num_nodes + 1) // 2
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,24 @@ from pathlib import Path
 import psutil
 import trio
 
+from mycelia.bench.plans import (
+    CLOCK,
+    DELAY,
+    ENGINE,
+    FLAP,
+    FREEZE,
+    FULL_DISK,
+    KILL,
+    LOSS,
+    PARTITION,
+    SLOW_DISK,
+    STORM,
+)
 from mycelia.node.local_swarm.delay_proxy import DelayProxy, Quality, open_delay_proxy
 from mycelia.node.local_swarm.distance import part
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from mycelia.proto.wire.errors import LocalError
 
-KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
-SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
-FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
 FROZEN_S = 12.0
 FULL_S = 12.0
 SLOW_S, SLOWED_S = 0.25, 12.0

@@ -17,8 +17,10 @@ import trio
 from mycelia.bench.engine.internals import measure_shares
 from mycelia.bench.engine.llama_server import check_installed, open_llama_server
 from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN, Settings, Target, Timing
+from mycelia.bench.plans import EngineBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineRequest, EngineTokens
+from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
@@ -140,8 +142,10 @@ WORKLOADS = (
 )
 
 
-async def bench_engine(model: Path, settings: Settings, runs: int, against: str | None, seed: int) -> Report:
-    """Measure. ``against``: ``llama-server`` or None. Raises LocalError when something could not be measured."""
+async def bench_engine(bench: EngineBench) -> Report:
+    """Measure. Raises LocalError when something could not be measured."""
+    model, settings = resolve_model(bench.model), Settings(bench.threads, bench.cells, bench.slots)
+    runs, against, seed = bench.runs, bench.against, bench.seed
     if against:
         check_installed()
     progress = Progress(1 + runs * len(WORKLOADS) + 2)

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import trio
 
 from mycelia.bench.engine.target import Settings, Timing
+from mycelia.bench.report.extra import check_extra
 from mycelia.proto.wire.errors import LocalError
 
 _START_DEADLINE_S = 120.0
@@ -54,8 +54,7 @@ class LlamaServer:
 
 def check_installed() -> None:
     """Raises LocalError that says how to install it."""
-    if find_spec(_PACKAGE) is None:
-        raise LocalError(f"--against llama-server needs the package {_PACKAGE}: pip install {_PACKAGE}")
+    check_extra(_PACKAGE, "--against llama-server")
 
 
 @asynccontextmanager

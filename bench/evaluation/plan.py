@@ -12,7 +12,8 @@ from mycelia.bench.report.runs import Run
 from mycelia.sim.ablations import ABLATIONS
 from mycelia.sim.data import TRACES, internet_of, trace_of
 from mycelia.sim.policies import NAMES, ORACLE, OWN
-from mycelia.sim.simulate import TRACE, Scenario, load_trace
+from mycelia.sim.scenario import TRACE, Scenario
+from mycelia.sim.traces import read_mooncake
 
 SWEEP, SIZES, IMBALANCE, FRESHNESS = "sweep", "sizes", "imbalance", "freshness"
 NO_SHARING, LIARS, CHURN, TALKS, ABLATION = "no sharing", "liars", "churn", "conversations", "ablations"
@@ -121,7 +122,7 @@ def plan(size: Size, data: Path | None, only: Collection[str] = SECTIONS) -> lis
     cells = [*_sweep(size, base), *_sizes(size, base), *_robustness(size, base)]
     if data is not None:
         for name in TRACES:
-            trace = load_trace(trace_of(data, name))
+            trace = tuple(read_mooncake(trace_of(data, name)))
             scenario = _timed(replace(base, workload=TRACE, trace=trace, drain_s=_SLOW_DRAIN_S), size.trace_s)
             cells.append(Cell(TALKS, (("workload", name),), scenario, size.policies, workload=name))
     return [cell for cell in cells if cell.section in only]

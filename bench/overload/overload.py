@@ -4,17 +4,16 @@ What the users do is told in ``sim/overload.py``; with real nodes, in ``real.py`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
+from mycelia.bench.plans import CAPACITY, OverloadBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.overload import OverloadOutcome, overload
 from mycelia.sim.policies import OWN
-from mycelia.sim.simulate import Scenario
+from mycelia.sim.scenario import Scenario
 
-CAPACITY = 1.0
-"""The load that others are compared with."""
 _UNITS = {
     "offered": "prompts/s that come for the first time",
     "tries": "prompts/s, again or not",
@@ -40,21 +39,10 @@ _SHARES_OF = {"told_true": "num_told", "kept": "num_on_time"}
 _COMPARED = ("ttft_p50_s", "ttft_p99_s", "total_p99_s")
 
 
-@dataclass(frozen=True)
-class OverloadBench:
-    """What is measured, of simulated nodes."""
-
-    loads: tuple[float, ...] = (0.5, 0.8, CAPACITY, 1.5, 2.0, 3.0)
-    num_peers: int = 8
-    seconds: float = 60.0
-    seeds: tuple[int, ...] = (1, 2, 3)
-    kinds: tuple[str, ...] = ("retry", "leave")
-    """What users do that are refused: come again when told, or not."""
-
-
 def bench_overload(bench: OverloadBench) -> Report:
     """Every load on every seed. Raises LocalError when nothing was answered."""
-    progress = Progress(len(bench.loads) * len(bench.seeds) * len(bench.kinds))
+    bench = bench.filled()
+    progress = Progress(len(bench.loads) * bench.seeds * len(bench.kinds))
     rows: list[Row] = []
     try:
         for kind in bench.kinds:
@@ -62,13 +50,13 @@ def bench_overload(bench: OverloadBench) -> Report:
             for load in bench.loads:
                 scenario = Scenario(
                     load=load,
-                    num_peers=bench.num_peers,
+                    num_peers=bench.num_nodes,
                     warm_s=40.0,
                     measured_s=bench.seconds,
                     tail_s=90.0 if load > CAPACITY else 0.0,
                     drain_s=120.0,
                 )
-                for seed in bench.seeds:
+                for seed in range(1, bench.seeds + 1):
                     progress.step(f"{kind}, load {load:g}, seed {seed}")
                     with no_garbage_collection():
                         outcome = overload(scenario, kind == "retry", OWN, seed, lambda what: None)

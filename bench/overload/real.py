@@ -16,7 +16,8 @@ import httpx
 import trio
 
 from mycelia.bench.chaos.trouble import open_nodes
-from mycelia.bench.overload.overload import CAPACITY, rows_of
+from mycelia.bench.overload.overload import rows_of
+from mycelia.bench.plans import CAPACITY, OverloadBench
 from mycelia.bench.report.report import Progress, Report, report_of
 from mycelia.node.client.local import fetch_state
 from mycelia.node.engine.fake.worker import DECODE_RATE, PREFILL_RATE
@@ -35,21 +36,10 @@ PATIENCE_S, KNOCKERS_PATIENCE_S = 20.0, 60.0
 _STOP_CHANCE = 1 / 64
 
 
-@dataclass(frozen=True)
-class RealOverload:
-    """What is measured."""
-
-    loads: tuple[float, ...] = (CAPACITY, 3.0)
-    num_nodes: int = 4
-    seconds: float = 45.0
-    kinds: tuple[str, ...] = ("retry", "leave")
-    seed: int = 1
-
-    @property
-    def capacity(self) -> float:
-        """Requests/s that all engines can answer."""
-        num_tokens = sum((1 - _STOP_CHANCE) ** place for place in range(1, MAX_TOKENS + 1))
-        return self.num_nodes * SLOTS / (PROMPT_BYTES / PREFILL_RATE + num_tokens / DECODE_RATE)
+def capacity(bench: OverloadBench) -> float:
+    """Requests/s that all engines together can answer."""
+    num_tokens = sum((1 - _STOP_CHANCE) ** place for place in range(1, MAX_TOKENS + 1))
+    return bench.num_nodes * SLOTS / (PROMPT_BYTES / PREFILL_RATE + num_tokens / DECODE_RATE)
 
 
 @dataclass
@@ -83,15 +73,16 @@ class _User:
         return not is_late and waited_s >= refused.told_s / TRUE_FACTOR
 
 
-async def bench_real_overload(bench: RealOverload) -> Report:
+async def bench_real_overload(bench: OverloadBench) -> Report:
     """Fresh nodes for each load. Raises LocalError when they do not come up or answer nothing."""
+    bench = bench.filled()
     progress = Progress(len(bench.loads) * len(bench.kinds))
     rows = []
     try:
         for kind in bench.kinds:
             found: dict[float, list[OverloadOutcome]] = {}
             for load in bench.loads:
-                progress.step(f"{kind}, load {load:g}: {load * bench.capacity:.1f} requests/s")
+                progress.step(f"{kind}, load {load:g}: {load * capacity(bench):.1f} requests/s")
                 found[load] = [await _one_run(bench, load, kind == "retry")]
             rows += rows_of(f"real_{kind}_", found)
     finally:
@@ -99,7 +90,7 @@ async def bench_real_overload(bench: RealOverload) -> Report:
     return report_of("overload", rows)
 
 
-async def _one_run(bench: RealOverload, load: float, retries: bool) -> OverloadOutcome:
+async def _one_run(bench: OverloadBench, load: float, retries: bool) -> OverloadOutcome:
     options = ["--model", "fake", "--slots", str(SLOTS)]
     with TemporaryDirectory(prefix="mycelia-overload-", ignore_cleanup_errors=True) as root:
         async with open_nodes(bench.num_nodes, options, Path(root)) as nodes:
@@ -110,12 +101,12 @@ async def _one_run(bench: RealOverload, load: float, retries: bool) -> OverloadO
 
 
 class _Run:
-    def __init__(self, bench: RealOverload, load: float, retries: bool, infos: Sequence[RunInfo]) -> None:
+    def __init__(self, bench: OverloadBench, load: float, retries: bool, infos: Sequence[RunInfo]) -> None:
         self._bench = bench
-        self._rate = load * bench.capacity
+        self._rate = load * capacity(bench)
         self._retries = retries
         self._infos = infos
-        self._rng = random.Random(f"overload {bench.seed}")  # noqa: S311
+        self._rng = random.Random("overload 1")  # noqa: S311
         self._users: list[_User] = []
         self._in_flight = Counter[int]()
         self._most_in_flight = self._most_waiting = 0
@@ -123,7 +114,7 @@ class _Run:
 
     async def run(self) -> None:
         """Until it is known of each knocker of the measured time when it was let in."""
-        tail_s = KNOCKERS_PATIENCE_S if self._rate > self._bench.capacity * CAPACITY else 0.0
+        tail_s = KNOCKERS_PATIENCE_S if self._rate > capacity(self._bench) * CAPACITY else 0.0
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
         http = httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, trust_env=False)
         async with http, trio.open_nursery() as looking:

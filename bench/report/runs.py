@@ -16,7 +16,8 @@ from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 
 from mycelia.sim.outcome import Outcome
-from mycelia.sim.simulate import Scenario, simulate
+from mycelia.sim.scenario import Scenario
+from mycelia.sim.simulate import simulate
 
 
 @dataclass(frozen=True)

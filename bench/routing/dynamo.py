@@ -3,13 +3,10 @@
 import json
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
+from mycelia.bench.report.extra import check_extra
 from mycelia.proto.wire.blocks import STRIDE
-from mycelia.proto.wire.errors import LocalError
-
-_PACKAGE = "ai-dynamo-runtime"
 
 
 class Dynamo:
@@ -39,6 +36,5 @@ class Dynamo:
 
 def open_dynamo() -> Dynamo:
     """An empty index. Raises LocalError that says how to install it."""
-    if find_spec("dynamo") is None:
-        raise LocalError(f"--against dynamo needs the package {_PACKAGE}: pip install {_PACKAGE}")
+    check_extra("dynamo", "--against dynamo")
     return Dynamo(import_module("dynamo._core"))

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median, quantiles
 
+from mycelia.bench.plans import IndexBench
 from mycelia.bench.report.report import Progress, Report, report_of, row_of
 from mycelia.bench.routing.dynamo import Dynamo, open_dynamo
 from mycelia.proto.digests.digest import pack_hashes, unpack_hashes
@@ -105,15 +106,14 @@ def _make_prompts(count: int, families: int, rng: random.Random) -> tuple[list["
     return prompts, [len(beginning) // STRIDE for beginning in chosen]
 
 
-def bench_index(
-    peers: int, residencies: int, zipf: float, families: int, runs: int, against: str | None, seed: int
-) -> Report:
-    """Measure. ``against``: ``dynamo`` or None. Raises LocalError when something could not be measured."""
-    dynamo = open_dynamo() if against else None
+def bench_index(bench: IndexBench) -> Report:
+    """Measure. Raises LocalError when something could not be measured."""
+    dynamo = open_dynamo() if bench.against else None
+    runs, zipf, families = bench.runs, bench.zipf, bench.families
     progress = Progress(3 + runs)
-    rng = random.Random(seed)  # noqa: S311  no secret
+    rng = random.Random(bench.seed)  # noqa: S311  no secret
     progress.step("making the population")
-    population = make_population(peers, residencies, zipf, families, rng)
+    population = make_population(bench.peers, bench.residencies, zipf, families, rng)
     index = Index()
     for number, held in enumerate(population.held):
         for prompt, depth in held.items():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from statistics import median, quantiles
 
+from mycelia.bench.plans import RoutingBench
 from mycelia.bench.report.report import Progress, Report, report_of, row_of
 from mycelia.proto.effects import Dispatch
 from mycelia.proto.events import CacheChanged, FrameReceived, RequestCancelled, RequestSubmitted
@@ -23,14 +24,15 @@ _REQUESTS = 300
 _SETTLE_S = 30.0
 
 
-def bench_routing(nodes: int, tokens: int, runs: int, seed: int) -> Report:
-    """Measure: ``nodes``, this one included, and prompts of ``tokens``."""
+def bench_routing(bench: RoutingBench) -> Report:
+    """Measure."""
+    nodes, tokens, runs = bench.num_nodes, bench.tokens, bench.runs
     progress = Progress(1 + runs)
-    rng = random.Random(seed)  # noqa: S311  no secret
+    rng = random.Random(bench.seed)  # noqa: S311  no secret
     progress.step(f"{nodes} nodes tell what they hold")
     whole = tokens // STRIDE
     prefixes = [_tokens(rng, int(whole * _PREFIX_SHARE) * STRIDE) for _ in range(_PREFIXES)]
-    world = _full_cell(nodes, prefixes, rng, seed)
+    world = _full_cell(nodes, prefixes, rng, bench.seed)
     took_us: list[list[float]] = []
     for run in range(runs):
         progress.step(f"run {run + 1} of {runs}")

@@ -6,10 +6,11 @@ counted bytes, so they are the same on every machine. The rows about processor t
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from mycelia.bench.plans import GossipBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.bench.scale import cpu_share
@@ -93,9 +94,9 @@ class _Bench:
         return self._setting(min(self._num_nodes, CELL_NODES), loss)
 
 
-def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequence[str] = ()) -> Report:
-    """Simulate. ``only``: names of rows; all without one. Raises LocalError when something could not be measured."""
-    bench = _Bench(num_nodes, rtt_file, seed)
+def bench_gossip(plan: GossipBench) -> Report:
+    """Simulate. Raises LocalError when something could not be measured."""
+    bench, only = _Bench(plan.num_nodes, plan.rtt_file, plan.seed), plan.only
     measures: dict[str, Callable[[Step], list[Row]]] = {
         "same_repair_bytes": bench.same_repair_bytes,
         "floor_ratio": bench.floor_ratio,
@@ -115,7 +116,7 @@ def bench_gossip(num_nodes: int, rtt_file: Path | None, seed: int, only: Sequenc
     rows = []
     if of_processes:
         step = partial(_step, progress, "cpu_share")
-        rows += run(partial(cpu_share.measure_cpu, of_processes, setting, Load(seed=seed), step))
+        rows += run(partial(cpu_share.measure_cpu, of_processes, setting, Load(seed=plan.seed), step))
     with no_garbage_collection():
         for name in chosen:
             measured = measures[name](partial(_step, progress, name))

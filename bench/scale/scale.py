@@ -9,6 +9,7 @@ import resource
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from mycelia.bench.plans import ScaleBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.proto.config import LadderConfig, OverlayConfig
@@ -134,9 +135,9 @@ class _Bench:
         return self._dht
 
 
-def bench_scale(num_nodes: int, seed: int, only: Sequence[str] = ()) -> Report:
-    """Simulate. ``only``: names of groups of rows; all without one. Raises LocalError for an unknown one."""
-    bench = _Bench(num_nodes, seed)
+def bench_scale(plan: ScaleBench) -> Report:
+    """Simulate. Raises LocalError for an unknown group of rows."""
+    bench, only = _Bench(plan.num_nodes, plan.seed), plan.only
     groups: dict[str, Callable[[Step], list[Row]]] = {
         "cells": bench.cells,
         "digests": bench.digests,

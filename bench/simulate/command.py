@@ -3,229 +3,122 @@
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
-from mycelia.bench.options import FiniteRange as _Finite
+from mycelia.bench.options import as_json, epilog, options_of
+from mycelia.bench.report.extra import check_extra
+from mycelia.sim.scenario import TRACE, Scenario
+from mycelia.sim.setting import setting
 
 if TYPE_CHECKING:
     from mycelia.sim.traces import TraceRow
 
 DEFAULT_RATE = 8.0
-_DEFAULT_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class SimulationPlan:
+    """What is run and shown, beside the scenario."""
+
+    data: Path | None = setting(
+        None,
+        "Folder with measured data: request traces, and the round trips that --rtt internet then has.",
+        metavar="DIR",
+        path="folder",
+    )
+    rate: float | None = setting(
+        None, f"Prompts per second in the whole swarm.  [default: {DEFAULT_RATE:g}; of a trace, its own]", above=0
+    )
+    rtt: str = setting(
+        "internet",
+        "Round trip between any two nodes; or that of a modelled internet; or JSON with a square matrix `rtt_ms`,"
+        " gzipped or not.",
+        metavar="MS|internet|FILE",
+    )
+    policies: tuple[str, ...] = setting(
+        ("mycelia",),
+        "Rule that chooses the serving node: mycelia, longest_prefix, lmetric, gorgo, sglang, chwbl, least_load,"
+        " round_robin, random, oracle; ablations: mycelia with and without each term of its cost. Repeatable.",
+        "--policy",
+        metavar="NAME|all|ablations",
+    )
+    seeds: int = setting(3, "Runs of each policy, each with another seed.", least=1, most=1_000)
+    jobs: int | None = setting(None, "Runs at once.  [default: the number of cores]", least=1, most=256)
+    report: Path | None = setting(
+        None,
+        "Also write a page with plots, one HTML file that needs nothing else; needs mycelia[bench].",
+        metavar="FILE",
+        path="output",
+    )
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  mycelia simulate
-  mycelia simulate --policy all --seeds 5
-  mycelia simulate --policy all --load 0.7 --zipf 1.5 --report swarm.html
-  mycelia simulate --policy mycelia --policy lmetric --rtt 200 --rate 10
-  mycelia simulate --policy ablations --workload multi-turn --load 0.7
-  mycelia simulate --policy all --load 0.5 --liars 0.3 --digest-age 30
-  mycelia simulate --workload mooncake:conversation_trace.jsonl.gz --rate 1
-  mycelia simulate --data traces/ --workload hotspot --load 0.7 --policy all
-  mycelia simulate --workload multi-turn --churn 20 --load-age 5 --digest-age 30
-  mycelia simulate --peers 1000 --entries 50 --rate 100 --seconds 600 --seeds 1 --json > rows.json"""
+    epilog=epilog(
+        "simulate",
+        "simulate --policy all --seeds 5",
+        "simulate --policy all --load 0.7 --zipf 1.5 --report swarm.html",
+        "simulate --policy mycelia --policy lmetric --rtt 200 --rate 10",
+        "simulate --policy ablations --workload multi-turn --load 0.7",
+        "simulate --policy all --load 0.5 --liars 0.3 --digest-age 30",
+        "simulate --workload mooncake:conversation_trace.jsonl.gz --rate 1",
+        "simulate --data traces/ --workload hotspot --load 0.7 --policy all",
+        "simulate --workload multi-turn --churn 20 --load-age 5 --digest-age 30",
+        "simulate --peers 1000 --entries 50 --rate 100 --seconds 600 --seeds 1 --json > rows.json",
+    )
 )
-@click.option(
-    "--workload",
-    default="mmlu",
-    show_default=True,
-    metavar="NAME",
-    help="mmlu, multi-turn, no-sharing, or mooncake:FILE, a trace in Mooncake's form; with --data also conversation and"
-    " hotspot.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    metavar="DIR",
-    help="Where measured data lies: request traces, and the round trips that --rtt internet then has.",
-)
-@click.option("--zipf", type=_Finite(0, 3), default=1.0, show_default=True, help="Skew of what is shared.")
-@click.option(
-    "--rate",
-    type=_Finite(0, min_open=True),
-    help=f"Prompts a second in all.  [default: {DEFAULT_RATE:g}; of a trace, its own]",
-)
-@click.option(
-    "--load",
-    type=_Finite(0, min_open=True),
-    metavar="SHARE",
-    help="Prompts a second / what the machines could answer with perfect caches and balance; instead of --rate.",
-)
-@click.option("--peers", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Simulated nodes.")
-@click.option("--entries", type=click.IntRange(1), help="Nodes where prompts enter.  [default: all honest, at most 50]")
-@click.option(
-    "--connections",
-    type=click.IntRange(1, 10_000),
-    default=32,
-    show_default=True,
-    help="That a node dials for; prompts go to nodes it is connected with.",
-)
-@click.option(
-    "--rtt",
-    default="internet",
-    show_default=True,
-    metavar="MS|internet|FILE",
-    help="Between all nodes; or that of a modelled internet; or JSON with a square matrix `rtt_ms`, gzipped or not.",
-)
-@click.option("--loss", type=_Finite(0, 0.9), default=0.0, show_default=True, help="Of messages, on each hop.")
-@click.option(
-    "--digest-age",
-    type=_Finite(0),
-    metavar="SECONDS",
-    help="Between a node's digests.  [default: as nodes do]",
-)
-@click.option(
-    "--load-age",
-    type=_Finite(0),
-    metavar="SECONDS",
-    help="Between a node's reports of its load.  [default: as nodes do]",
-)
-@click.option(
-    "--churn",
-    type=_Finite(0, min_open=True),
-    metavar="MINUTES",
-    help="Median session of nodes where no prompts enter; volunteers' is about 120.  [default: nobody leaves]",
-)
-@click.option(
-    "--liars",
-    type=_Finite(0, 1, max_open=True),
-    default=0.0,
-    metavar="SHARE",
-    help="Of the nodes: they claim to hold everything and to be idle and fast; no prompts enter there.",
-)
-@click.option(
-    "--policy",
-    "policies",
-    multiple=True,
-    default=("mycelia",),
-    show_default=True,
-    metavar="NAME|all|ablations",
-    help="Who answers: mycelia, longest_prefix, lmetric, gorgo, sglang, chwbl, least_load, round_robin, random, oracle;"
-    " ablations: mycelia with and without each term of its cost. Repeatable.",
-)
-@click.option("--seeds", type=click.IntRange(1, 1_000), default=_DEFAULT_SEEDS, show_default=True, help="Runs of each.")
-@click.option("--seconds", type=_Finite(1), default=240.0, show_default=True, help="Virtual, measured.")
-@click.option("--warmup", type=_Finite(0), default=60.0, show_default=True, help="Virtual seconds before that.")
-@click.option(
-    "--drain",
-    type=_Finite(0),
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Virtual, for the last answers; what has no first token by then counts with the time it has waited.",
-)
-@click.option(
-    "--objective",
-    type=_Finite(0, min_open=True),
-    default=2.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Goodput counts the answers whose first token came this soon.",
-)
-@click.option("--jobs", type=click.IntRange(1, 256), help="Runs at once.  [default: the number of cores]")
-@click.option(
-    "--report",
-    "report_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write a page with plots, one HTML file that needs nothing else.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def simulate(
-    workload: str,
-    data: Path | None,
-    zipf: float,
-    rate: float | None,
-    load: float | None,
-    peers: int,
-    entries: int | None,
-    connections: int,
-    rtt: str,
-    loss: float,
-    digest_age: float | None,
-    load_age: float | None,
-    churn: float | None,
-    liars: float,
-    policies: tuple[str, ...],
-    seeds: int,
-    seconds: float,
-    warmup: float,
-    drain: float,
-    objective: float,
-    jobs: int | None,
-    report_path: Path | None,
-    as_json: bool,
-) -> None:
-    """Simulate a swarm that answers prompts, under one or several rules of who answers.
+@options_of(Scenario)
+@options_of(SimulationPlan)
+@as_json
+def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
+    """Simulate a swarm that answers prompts, under one or several rules that choose the serving node.
 
     Nodes run the protocol itself, in virtual time; their machines are drawn from each seed: prefill 300 to 3,000
     tokens/s, decode 10 to 60, 1 to 8 slots, caches of 38,400 to 153,600 tokens. Equal seeds, equal numbers. A row is
     the mean over the seeds; --json also has the least and the largest.
     """
-    from mycelia.bench.report.runs import num_cores
-    from mycelia.bench.simulate.page import page_of
-    from mycelia.bench.simulate.simulate import run_policies, show_simulation
-    from mycelia.sim.data import internet_of
-    from mycelia.sim.simulate import TRACE, Scenario
-
-    if rate is not None and load is not None:
+    if plan.rate is not None and scenario.load is not None:
         raise click.UsageError("--rate and --load say the same thing twice")
-    chosen = _read_policies(policies)
-    kind, trace = _read_workload(workload, data)
-    rtt_s, rtt_file = _read_rtt(rtt)
-    if rtt == "internet" and data is not None:
-        rtt_file = internet_of(data)
-    scenario = Scenario(
-        workload=kind,
-        trace=trace,
-        zipf=zipf,
-        rate=rate if rate or load or trace else DEFAULT_RATE,
-        load=load,
-        num_peers=peers,
-        num_entries=entries,
-        connections=connections,
-        rtt_s=rtt_s,
-        rtt_file=rtt_file,
-        loss=loss,
-        digest_age_s=digest_age,
-        load_age_s=load_age,
-        churn_s=churn * 60 if churn else None,
-        liars=liars,
-        warm_s=warmup,
-        measured_s=seconds,
-        drain_s=drain,
-        objective_s=objective,
-    )
-    if entries is not None and entries > peers - scenario.num_liars:
+    policies = _read_policies(plan.policies)
+    workload, liars = scenario.workload, scenario.liars
+    kind, trace = _read_workload(workload, plan.data)
+    rtt_s, rtt_file = _read_rtt(plan.rtt, plan.data)
+    rate = plan.rate if plan.rate or scenario.load or trace else DEFAULT_RATE
+    scenario = replace(scenario, workload=kind, trace=trace, rate=rate, rtt_s=rtt_s, rtt_file=rtt_file)
+    if scenario.num_entries is not None and scenario.num_entries > scenario.num_peers - scenario.num_liars:
         honest = " that are no liars" if liars else ""
-        raise click.UsageError(f"--entries {entries} of --peers {peers}{honest}")
+        raise click.UsageError(f"--entries {scenario.num_entries} of --peers {scenario.num_peers}{honest}")
     shown = {
         "workload": workload,
-        "zipf": zipf if kind != TRACE else None,
-        "rate": scenario.rate,
-        "load": load,
-        "peers": peers,
+        "zipf": scenario.zipf if kind != TRACE else None,
+        "rate": rate,
+        "load": scenario.load,
+        "peers": scenario.num_peers,
         "entries": scenario.entries,
-        "connections": connections,
-        "rtt": "internet, measured" if rtt == "internet" and rtt_file else rtt,
-        "loss": loss or None,
-        "digest_age_s": digest_age,
-        "load_age_s": load_age,
-        "churn_minutes": churn,
+        "connections": scenario.connections,
+        "rtt": "internet, measured" if plan.rtt == "internet" and rtt_file else plan.rtt,
+        "loss": scenario.loss or None,
+        "digest_age_s": scenario.digest_age_s,
+        "load_age_s": scenario.load_age_s,
+        "churn_minutes": scenario.churn_s / 60 if scenario.churn_s else None,
         "liars": liars or None,
-        "warmup_s": warmup,
-        "seconds": seconds,
-        "objective_s": objective,
+        "warmup_s": scenario.warm_s,
+        "seconds": scenario.measured_s,
+        "objective_s": scenario.objective_s,
     }
-    with _report_file(report_path) as file:
-        report = run_policies(scenario, chosen, range(1, seeds + 1), shown, jobs or num_cores())
+    from mycelia.bench.report.runs import num_cores
+    from mycelia.bench.simulate.simulate import run_policies, show_simulation
+
+    if plan.report is not None:
+        check_extra("matplotlib", "--report")
+    with _report_file(plan.report) as file:
+        report = run_policies(scenario, policies, range(1, plan.seeds + 1), shown, plan.jobs or num_cores())
         if file is not None:
+            from mycelia.bench.simulate.page import page_of
+
             file.write(page_of(report, shlex.join(["mycelia", *sys.argv[1:]])))
     show_simulation(report, as_json)
 
@@ -245,33 +138,35 @@ def _read_workload(workload: str, data: Path | None) -> tuple[str, "tuple[TraceR
     """(kind, the rows of its trace)."""
     from mycelia.sim.data import TRACES, trace_of
     from mycelia.sim.sessions import GENERATORS
-    from mycelia.sim.simulate import TRACE, load_trace
+    from mycelia.sim.traces import read_mooncake
 
     kind, _, path = workload.partition(":")
     if workload in TRACES:
         if data is None:
             raise click.UsageError(f"--workload {workload} is a measured trace: it needs --data DIR")
-        return TRACE, load_trace(trace_of(data, workload))
+        return TRACE, tuple(read_mooncake(trace_of(data, workload)))
     if kind == TRACE and not path:
         raise click.UsageError("--workload mooncake needs a file: mooncake:FILE")
     if kind == TRACE:
-        return TRACE, load_trace(Path(path))
+        return TRACE, tuple(read_mooncake(Path(path)))
     if workload not in GENERATORS:
         raise click.UsageError(f"no workload {workload}; there are {', '.join((*GENERATORS, *TRACES))}, mooncake:FILE")
     return workload, ()
 
 
 def _report_file(path: Path | None) -> "AbstractContextManager[IO[str] | None]":
-    """Made now: that it cannot be written shall show before an hour of simulation."""
+    """The file is made at once, so that an error shows before an hour of simulation."""
     from mycelia.bench.report.atomic import replaced
 
     return nullcontext() if path is None else replaced(path)
 
 
-def _read_rtt(text: str) -> tuple[float | None, Path | None]:
+def _read_rtt(text: str, data: Path | None) -> tuple[float | None, Path | None]:
     """(seconds, None) or (None, file); neither for the modelled internet."""
+    from mycelia.sim.data import internet_of
+
     if text == "internet":
-        return None, None
+        return None, None if data is None else internet_of(data)
     try:
         milliseconds = float(text)
     except ValueError:

@@ -17,7 +17,7 @@ from mycelia.bench.report.runs import Run, outcomes
 from mycelia.node.version import VERSION
 from mycelia.sim.outcome import Outcome
 from mycelia.sim.policies import OWN
-from mycelia.sim.simulate import Scenario
+from mycelia.sim.scenario import Scenario
 
 _LEAST_WIDTH = 112
 _DIGITS = 4

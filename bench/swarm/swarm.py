@@ -19,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mycelia.bench.plans import RANDOM, SwarmBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.bench.swarm.calibrate import Machine, calibrate, num_steps
 from mycelia.bench.swarm.mmlu import draw_prompts, load_subjects, made_up_subjects
@@ -28,11 +29,9 @@ from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.local_swarm.distance import SwarmSettings
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.outcome import percentile
-from mycelia.sim.policies import OWN
 from mycelia.sim.replay import Request, Swarm, replay
 from mycelia.sim.sessions import Prompt, arrivals, hit_bound
 
-RANDOM = "random"
 STEPS_A_RUN = 10
 """That progress tells of while requests are answered."""
 MAX_OTHERS_CORES = 0.25
@@ -40,33 +39,6 @@ MAX_OTHERS_CORES = 0.25
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _ANSWER = 1 << 30
 """Where the tokens begin that stand for answers: no model has them."""
-
-
-@dataclass(frozen=True)
-class SwarmBench:
-    """What is measured."""
-
-    num_nodes: int = 4
-    rtt_s: float = 0.08
-    zipf: float = 1.0
-    load: float = 0.8
-    """Of what the nodes could answer with nothing cached."""
-    rate: float | None = None
-    """Requests a second in all; None: by ``load``."""
-    num_requests: int = 120
-    max_tokens: int = 4
-    """Of an answer: MMLU's are one letter."""
-    policies: tuple[str, ...] = (OWN, RANDOM)
-    """The first one is the one whose rows have no prefix."""
-    runs: int = 1
-    seed: int = 1
-    data: Path | None = None
-    """Folder with the real texts."""
-    model: str = "smollm2"
-    threads: int = 1
-    cells: int = 8_192
-    ram_tier_mib: int = 1_024
-    """Of each node's memory, for prefixes that nobody uses at the moment."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mycelia.bench.engine import internals
 from mycelia.bench.engine.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
 from mycelia.bench.engine.internals import Bench, measure_shares
 from mycelia.bench.engine.target import Settings
+from mycelia.bench.plans import GossipBench, IndexBench, ScaleBench
 from mycelia.bench.report.report import report_of, row_of, show
 from mycelia.bench.routing.index import bench_index, make_population
 from mycelia.bench.scale.gossip import bench_gossip
@@ -59,25 +60,25 @@ def test_shared_workloads_share_exactly_their_prefix() -> None:
 def test_the_population_holds_what_was_asked_for_and_lookups_find_it() -> None:
     population = make_population(peers=4, residencies=4_000, zipf=1.0, families=3, rng=random.Random(1))
     assert [len(blocks) for blocks in population.digests()] == [1_000] * 4
-    report = bench_index(peers=4, residencies=4_000, zipf=1.0, families=3, runs=1, against=None, seed=1)
+    report = bench_index(IndexBench(peers=4, residencies=4_000, zipf=1.0, families=3, runs=1))
     values = {row.name: row.value for row in report.rows}
     assert values.keys() >= {"lookup_us_p50", "lookup_hash_us_p50", "update_blocks_per_s", "bytes_per_residency"}
     assert all(value > 0 for value in values.values())
 
 
 def test_simulated_rows_are_numbers_and_the_same_every_time() -> None:
-    reports = [bench_gossip(16, None, 1, ["same_repair_bytes", "partition_rounds"]) for _ in range(2)]
+    reports = [bench_gossip(GossipBench(16, only=("same_repair_bytes", "partition_rounds"))) for _ in range(2)]
     assert reports[0] == reports[1]
     assert [row.name for row in reports[0].rows] == ["same_repair_bytes", "partition_rounds"]
     assert all(row.value > 0 for row in reports[0].rows)
     with pytest.raises(LocalError, match="floor_ratio"):
-        bench_gossip(16, None, 1, ["floor"])
+        bench_gossip(GossipBench(16, only=("floor",)))
 
 
 def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mycelia.bench.routing.dynamo.find_spec", lambda name: None)
+    monkeypatch.setattr("mycelia.bench.report.extra.find_spec", lambda name: None)
     with pytest.raises(LocalError, match="pip install"):
-        bench_index(peers=1, residencies=1_000, zipf=1.0, families=3, runs=1, against="dynamo", seed=1)
+        bench_index(IndexBench(peers=1, residencies=1_000, runs=1, against="dynamo"))
 
 
 def test_shares_are_measured_on_the_real_loop_which_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +106,9 @@ async def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_the_bench_of_scale_has_its_rows() -> None:
-    report = bench_scale(40, 1, ["cells", "dht"])
+    report = bench_scale(ScaleBench(40, ("cells", "dht")))
     names = {row.name for row in report.rows}
     assert {"cells", "cell_nodes", "lookup_found_p50", "lookup_nobody_p99", "provide_bytes"} <= names
     assert next(row for row in report.rows if row.name == "cells").value == 1
     with pytest.raises(LocalError, match="no group"):
-        bench_scale(40, 1, ["nothing"])
+        bench_scale(ScaleBench(40, ("nothing",)))

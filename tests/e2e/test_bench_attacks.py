@@ -4,9 +4,10 @@ import msgspec
 import pytest
 import trio
 
-from mycelia.bench.attacks.command import AttacksBench, bench_attacks
+from mycelia.bench.attacks.command import bench_attacks
 from mycelia.bench.attacks.honest import attacked, client_answer, open_victims
 from mycelia.bench.attacks.strangers import ATTACKS, Plan, main
+from mycelia.bench.plans import AttacksBench
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.proto.wire.errors import LocalError
 from tests.e2e.conftest import DEADLINE_S

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import trio
 
-from mycelia.bench.chaos.chaos import ChaosBench, bench_chaos
-from mycelia.bench.chaos.liveness import LivenessBench, bench_liveness
-from mycelia.bench.chaos.soak import SoakBench, bench_soak
-from mycelia.bench.chaos.trouble import (
+from mycelia.bench.chaos.chaos import bench_chaos
+from mycelia.bench.chaos.liveness import bench_liveness
+from mycelia.bench.chaos.soak import bench_soak
+from mycelia.bench.chaos.trouble import can_move_clocks, can_slow_disks
+from mycelia.bench.plans import (
     CLOCK,
     DELAY,
     ENGINE,
@@ -19,9 +20,10 @@ from mycelia.bench.chaos.trouble import (
     PARTITION,
     SLOW_DISK,
     STORM,
-    can_move_clocks,
-    can_slow_disks,
-)
+    ChaosBench,
+    LivenessBench,
+    SoakBench,
+)  # fmt: skip
 from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer
 

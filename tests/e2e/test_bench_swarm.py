@@ -3,7 +3,8 @@
 import pytest
 import trio
 
-from mycelia.bench.swarm.swarm import SwarmBench, bench_swarm
+from mycelia.bench.plans import SwarmBench
+from mycelia.bench.swarm.swarm import bench_swarm
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.e2e
 
 async def test_two_nodes_at_a_distance_are_measured_and_predicted() -> None:
     bench = SwarmBench(
-        num_nodes=2, rtt_s=0.03, num_requests=8, rate=20.0, model="fake", cells=65_536, policies=("random",)
+        num_nodes=2, rtt_ms=30.0, num_requests=8, rate=20.0, model="fake", cells=65_536, policies=("random",)
     )
     with trio.fail_after(2 * DEADLINE_S):
         report, rounds = await bench_swarm(bench)

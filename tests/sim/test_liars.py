@@ -2,9 +2,9 @@
 
 import pytest
 
-from mycelia.sim.liars import Conduct
 from mycelia.sim.outcome import percentile
-from mycelia.sim.simulate import Scenario, SwarmRun
+from mycelia.sim.scenario import Conduct, Scenario
+from mycelia.sim.simulate import SwarmRun
 
 LIAR, SEED = 10, 1
 SWARM = Scenario(

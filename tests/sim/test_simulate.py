@@ -10,7 +10,8 @@ import pytest
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.outcome import Outcome, percentile
 from mycelia.sim.policies import NAMES
-from mycelia.sim.simulate import Scenario, simulate
+from mycelia.sim.scenario import Scenario
+from mycelia.sim.simulate import simulate
 from mycelia.sim.traces import TraceRow
 
 SMALL = Scenario(num_peers=6, rate=2.0, warm_s=10.0, measured_s=30.0, rtt_s=0.05)

@@ -6,10 +6,9 @@ from click.testing import CliRunner
 
 from mycelia.bench.chaos.chaos import Difference, Stream, _rows, compare
 from mycelia.bench.chaos.chaos_sim import bench_chaos_sim
-from mycelia.bench.chaos.trouble import FAULTS
-from mycelia.bench.cli import bench, chaos
+from mycelia.bench.cli import bench
+from mycelia.bench.plans import FAULTS, ChaosSimBench
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.chaos import ChaosScenario
 
 
 @pytest.mark.parametrize(
@@ -53,16 +52,16 @@ def test_failures_and_ties_are_told_apart_from_differences() -> None:
 
 
 def test_the_simulated_bench_counts_what_its_clients_saw() -> None:
-    report = bench_chaos_sim(ChaosScenario(num_peers=4, length_s=60.0, rate=2.0), 1)
+    report = bench_chaos_sim(ChaosSimBench(num_peers=4, length_s=60.0, rate=2.0))
     rows = {row.name: row.value for row in report.rows}
     assert rows["requests"] > 3 and rows["ttft_s_p50"] > 0
     assert [rows[f"{kind}_tokens"] for kind in ("lost", "repeated", "wrong")] == [0, 0, 0] and not rows["lost_requests"]
     with pytest.raises(LocalError, match="nobody asked"):
-        bench_chaos_sim(ChaosScenario(num_peers=2, length_s=0.001, rate=0.001), 1)
+        bench_chaos_sim(ChaosSimBench(num_peers=2, length_s=0.001, rate=0.001))
 
 
 def test_every_fault_can_be_chosen() -> None:
-    (option,) = (param for param in chaos.params if param.name == "faults")
+    (option,) = (param for param in bench.commands["chaos"].params if param.name == "faults")
     assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == (*FAULTS, "all")
 
 

@@ -16,7 +16,7 @@ from mycelia.bench.evaluation.text import Made, page_of
 from mycelia.bench.report.runs import Run
 from mycelia.node.cli import cli
 from mycelia.sim.outcome import Outcome
-from mycelia.sim.simulate import Scenario
+from mycelia.sim.scenario import Scenario
 
 TINY = Scenario(rate=2.0, num_peers=4, rtt_s=0.02, warm_s=2.0, measured_s=10.0)
 MADE = Made("make evaluation", "code", 2, 4, "a model", scale="quick", with_traces=False)

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from mycelia.bench.overload.overload import OverloadBench, bench_overload, rows_of
-from mycelia.bench.overload.real import RealOverload
+from mycelia.bench.overload.overload import bench_overload, rows_of
+from mycelia.bench.overload.real import capacity
+from mycelia.bench.plans import OverloadBench
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.overload import OverloadOutcome, overload
 from mycelia.sim.policies import OWN
-from mycelia.sim.simulate import Scenario
+from mycelia.sim.scenario import Scenario
 
 AT_CAPACITY = OverloadOutcome(
     offered=10.0,
@@ -69,10 +70,10 @@ def test_a_request_without_an_end_is_seen() -> None:
 
 
 def test_a_small_bench_has_rows_of_both_kinds_of_users() -> None:
-    report = bench_overload(OverloadBench(loads=(1.0,), num_peers=3, seconds=5.0, seeds=(1,)))
+    report = bench_overload(OverloadBench(loads=(1.0,), num_nodes=3, seconds=5.0, seeds=1))
     assert {row.name.partition("_")[0] for row in report.rows} == {"retry", "leave"}
 
 
 def test_what_real_nodes_can_answer_is_known_from_their_engines() -> None:
-    assert RealOverload(num_nodes=4).capacity == pytest.approx(2 * RealOverload(num_nodes=2).capacity)
-    assert 5 < RealOverload().capacity < 20
+    assert capacity(OverloadBench(num_nodes=4)) == pytest.approx(2 * capacity(OverloadBench(num_nodes=2)))
+    assert 5 < capacity(OverloadBench(real=True).filled()) < 20

@@ -1,0 +1,338 @@
+"""What each benchmark measures, how often and how long: the options of ``mycelia bench``. Imports nothing heavy, as
+``mycelia bench NAME --help`` does no more than read this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mycelia.node.plugins import OWN_POLICY
+from mycelia.sim.setting import setting
+
+CAPACITY = 1.0
+"""The load with which others are compared."""
+KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
+SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
+FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
+"""What can happen to real nodes: ``chaos/faults.py`` tells of each."""
+ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
+RANDOM = "random"
+
+
+def _model() -> Any:
+    return setting("smollm2", "Model to serve: a registered name, or a GGUF file.", metavar="NAME|PATH")
+
+
+def _threads() -> Any:
+    return setting(1, "Threads of each engine.", least=1, most=1_024)
+
+
+def _runs(default: int, what: str = "Runs of each measurement.", most: int = 1_000) -> Any:
+    return setting(default, what, least=1, most=most)
+
+
+def _seed(what: str) -> Any:
+    return setting(1, f"Seed of {what}.")
+
+
+def _nodes(default: int, least: int, most: int, what: str, shows_default: bool = True) -> Any:
+    return setting(default, what, "--nodes", least=least, most=most, shows_default=shows_default)
+
+
+def _only(what: str, metavar: str = "GROUP", choices: Sequence[str] = ()) -> Any:
+    return setting((), what, "--only", metavar=metavar, choices=choices)
+
+
+@dataclass(frozen=True)
+class EngineBench:
+    """``mycelia bench engine``"""
+
+    model: str = _model()
+    threads: int = setting(1, "Threads of the engine.", least=1, most=1_024)
+    cells: int = setting(8_192, "Number of KV cells.", least=2_048, most=16_777_216)
+    slots: int = setting(8, "Requests that run at once.", least=8, most=64)
+    runs: int = _runs(5)
+    against: str | None = setting(
+        None, "Measure this engine too, run for run, and print ratios.", choices=["llama-server"]
+    )
+    seed: int = _seed("the prompts")
+
+
+@dataclass(frozen=True)
+class IndexBench:
+    """``mycelia bench index``"""
+
+    peers: int = setting(1_000, "Number of nodes that hold blocks.", least=1, most=100_000)
+    residencies: int = setting(1_000_000, "Pairs of a node and a block that it holds.", least=1_000, most=100_000_000)
+    zipf: float = setting(0.8, "Skew of the popularity of prompts: Zipf's exponent.", least=0, most=3)
+    families: int = setting(
+        64,
+        "Number of beginnings that prompts share; 0: prompts share nothing, the worst case.",
+        least=0,
+        most=10_000,
+    )
+    runs: int = _runs(5)
+    against: str | None = setting(
+        None, "Measure this index too, prompt for prompt, and print ratios.", choices=["dynamo"]
+    )
+    seed: int = _seed("prompts and of the nodes that hold them")
+
+
+@dataclass(frozen=True)
+class GatewayBench:
+    """``mycelia bench gateway``"""
+
+    runs: int = _runs(5)
+    requests: int = setting(30, "Requests of each kind per run.", least=1, most=10_000)
+    streams: int = setting(64, "Streams that are open at the same time.", least=1, most=127)
+    storm_rate: float = 500.0
+    """Requests/s with wrong keys."""
+
+
+@dataclass(frozen=True)
+class RoutingBench:
+    """``mycelia bench routing``"""
+
+    num_nodes: int = _nodes(256, 1, 2_000, "Number of candidate nodes, the entry node included.")
+    tokens: int = setting(2_048, "Tokens of each prompt.", least=256, most=100_000)
+    runs: int = _runs(5)
+    seed: int = _seed("prompts and of the nodes that hold them")
+
+
+@dataclass(frozen=True)
+class GossipBench:
+    """``mycelia bench gossip``"""
+
+    num_nodes: int = _nodes(1_000, 8, 10_000, "Number of simulated nodes.")
+    rtt_file: Path | None = setting(
+        None,
+        "JSON with a square matrix `rtt_ms`, gzipped or not; without it, latencies of a modelled internet.",
+        "--rtt",
+        metavar="FILE",
+        path="file",
+    )
+    only: tuple[str, ...] = _only("Measure this row only; may be repeated.", "ROW")
+    seed: int = _seed("everything: equal seeds, equal runs")
+
+
+@dataclass(frozen=True)
+class ScaleBench:
+    """``mycelia bench scale``"""
+
+    num_nodes: int = _nodes(1_000, 40, 100_000, "Number of nodes that serve one model.")
+    only: tuple[str, ...] = _only("Measure only these rows: cells, digests, dht, reuse or growth; may be repeated.")
+    seed: int = _seed("everything: equal seeds, equal runs")
+
+
+@dataclass(frozen=True)
+class SoakBench:
+    """``mycelia bench soak``"""
+
+    length_s: float = setting(
+        1_800.0, "Length of the run in minutes.", "--minutes", least=0.2, most=100_000, scale=60.0
+    )
+    num_nodes: int = _nodes(4, 2, 32, "Number of real nodes; half of them are killed again and again.")
+    every_s: float = setting(30.0, "Time between kills.", "--every", least=1, most=36_000, metavar="SECONDS")
+    model: str = _model()
+    threads: int = _threads()
+    plot: Path | None = setting(
+        None, "Also draw memory over time, as an SVG file; needs mycelia[bench].", metavar="FILE", path="output"
+    )
+    seed: int = _seed("clients and kills")
+    max_tokens: int = 32
+    think_s: float = 1.0
+    """Mean pause of a client."""
+    quiet_s: float = 10.0
+    """A node is idle when nothing has decreased for so long."""
+
+    @property
+    def warm_s(self) -> float:
+        """Length of the warm-up."""
+        return min(0.25 * self.length_s, 600.0)
+
+    @property
+    def num_watched(self) -> int:
+        """Number of nodes that are spared."""
+        return (self.num_nodes + 1) // 2
+
+
+@dataclass(frozen=True)
+class OverloadBench:
+    """``mycelia bench overload``. Call ``filled`` before use."""
+
+    real: bool = setting(False, "Use real nodes with fake engines on this machine instead of simulated nodes.")
+    loads: tuple[float, ...] = setting(
+        (),
+        "Prompts per second / what the nodes can answer. Repeatable; ratios are to a load of 1.  "
+        "[default: 0.5, 0.8, 1, 1.5, 2 and 3; with --real 1 and 3]",
+        "--load",
+        least=0.05,
+        most=20,
+    )
+    num_nodes: int = _nodes(0, 2, 256, "Number of nodes.  [default: 8; with --real 4]", shows_default=False)
+    seconds: float = setting(
+        0.0,
+        "Length of the measured time of each run.  [default: 60; with --real 45]",
+        least=5,
+        most=3_600,
+        shows_default=False,
+    )
+    seeds: int = setting(3, "Runs with different seeds; with --real there is one run.", least=1, most=100)
+    kinds: tuple[str, ...] = ("retry", "leave")
+    """What clients do that are refused: come again when told, or not."""
+
+    def filled(self) -> "OverloadBench":
+        """This plan with numbers for all that is not given."""
+        loads, num_nodes, seconds = (
+            ((CAPACITY, 3.0), 4, 45.0) if self.real else ((0.5, 0.8, CAPACITY, 1.5, 2.0, 3.0), 8, 60.0)
+        )
+        return replace(
+            self,
+            loads=self.loads or loads,
+            num_nodes=self.num_nodes or num_nodes,
+            seconds=self.seconds or seconds,
+        )
+
+
+@dataclass(frozen=True)
+class ChaosSimBench:
+    """``mycelia bench chaos-sim``"""
+
+    num_peers: int = _nodes(200, 2, 1_000, "Number of simulated nodes.")
+    length_s: float = setting(
+        3_600.0, "Length of the run in virtual minutes.", "--minutes", least=0.1, most=10_000, scale=60.0
+    )
+    rate: float = setting(5.0, "Prompts per second in the whole swarm.", least=0.001, most=1_000)
+    workload: str = setting("multi-turn", "What clients ask.", choices=["multi-turn", "mmlu", "no-sharing"])
+    loss: float = setting(0.1, "Share of messages that each hop loses.", least=0, most=0.9)
+    session_s: float = setting(
+        1_200.0,
+        "Median time that a node stays.",
+        "--session",
+        least=0.1,
+        most=100_000,
+        metavar="MINUTES",
+        scale=60.0,
+    )
+    partition_every_s: float = setting(
+        300.0,
+        "Mean time between partitions.",
+        "--partition-every",
+        least=1,
+        most=100_000,
+        metavar="SECONDS",
+    )
+    partition_s: float = setting(
+        30.0, "Length of a partition.", "--partition", least=1, most=100_000, metavar="SECONDS"
+    )
+    faults: tuple[str, ...] = setting(
+        (),
+        "kill, leave, freeze, engine, delay, loss, partition, slow-disk, full-disk, clock, storm, flap. Repeatable."
+        "  [default: all]",
+        "--fault",
+        metavar="KIND",
+    )
+    seed: int = _seed("everything: equal seeds, equal runs")
+
+
+@dataclass(frozen=True)
+class ChaosBench:
+    """``mycelia bench chaos``"""
+
+    num_nodes: int = _nodes(4, 2, 32, "Number of real nodes.")
+    num_streams: int = setting(100, "Number of answers.", "--streams", least=1, most=100_000)
+    at_once: int = setting(4, "Number of clients, each with one answer at a time.", least=1, most=64)
+    num_prompts: int = setting(25, "Number of different prompts.", "--prompts", least=1, most=10_000)
+    max_tokens: int = setting(64, "Most tokens of an answer.", least=2, most=4_096)
+    every_s: float = setting(5.0, "Time between faults.", "--every", least=0.1, most=3_600, metavar="SECONDS")
+    faults: tuple[str, ...] = setting(
+        (KILL,),
+        "SIGKILL and a new start; SIGSTOP for 12 s; SIGKILL of the engine process; all nodes but one killed at once;"
+        " one killed again and again; no file can be written for 12 s; each call that opens, syncs or moves a file"
+        " takes 0.25 s longer (needs Debian's strace); the clock jumps by an hour (needs Debian's faketime); lines"
+        " take 0.5 s longer, lose 0.3 of what is sent, or are cut between two parts. Repeatable.",
+        "--fault",
+        choices=[*FAULTS, "all"],
+    )
+    model: str = _model()
+    threads: int = _threads()
+    exact: bool = setting(True, "Run the nodes in exact mode, or not.", "--exact/--fast")
+    seed: int = _seed("the faults and the order of the prompts")
+
+    @property
+    def options(self) -> list[str]:
+        """Options of ``mycelia node`` that every node gets."""
+        return ["--model", self.model, "--threads", str(self.threads), *(["--exact"] if self.exact else [])]
+
+
+@dataclass(frozen=True)
+class LivenessBench:
+    """``mycelia bench liveness``"""
+
+    num_nodes: int = _nodes(4, 3, 32, "Number of real nodes.")
+    runs: int = _runs(5)
+
+
+@dataclass(frozen=True)
+class AttacksBench:
+    """``mycelia bench attacks``"""
+
+    runs: int = _runs(3, "Runs of each attack.")
+    minutes: float = setting(
+        2.0, "Length of the attacks that try to make honest nodes ban each other.", least=0.1, most=1_000
+    )
+    groups: tuple[str, ...] = setting(
+        ATTACK_GROUPS,
+        "Measure only these groups of rows; may be repeated.  [default: all]",
+        "--only",
+        choices=ATTACK_GROUPS,
+        shows_default=False,
+    )
+    model: str = _model()
+
+
+@dataclass(frozen=True)
+class SwarmBench:
+    """``mycelia bench swarm``"""
+
+    num_nodes: int = _nodes(4, 2, 32, "Number of real nodes.")
+    rtt_ms: float = setting(80.0, "Round trip between any two nodes.", "--rtt", least=0, most=2_000, metavar="MS")
+    zipf: float = setting(1.0, "Skew of the popularity of subjects: Zipf's exponent.", least=0, most=3)
+    num_requests: int = setting(120, "Requests under each policy per run.", "--requests", least=1, most=100_000)
+    load: float = setting(
+        0.8, "Requests per second / what all nodes could answer with nothing cached.", above=0, most=100
+    )
+    rate: float | None = setting(
+        None, "Requests per second in the whole swarm, instead of --load.", above=0, most=1_000
+    )
+    max_tokens: int = setting(4, "Most tokens of an answer; MMLU's answers are one letter.", least=1, most=512)
+    policies: tuple[str, ...] = setting(
+        (OWN_POLICY, RANDOM),
+        "Rule that chooses the serving node, see 'mycelia simulate --help'. Repeatable; rows of the first policy have"
+        " no prefix.",
+        "--policy",
+        metavar="NAME",
+    )
+    model: str = _model()
+    threads: int = _threads()
+    cells: int = setting(8_192, "Number of KV cells of each node.", least=256, most=4_194_304)
+    ram_tier_mib: int = setting(
+        1_024,
+        "Host memory of each node for prefixes that no request uses at the moment. 0: they stay in the KV cells.",
+        "--ram-tier",
+        least=0,
+        most=1_048_576,
+        metavar="MIB",
+    )
+    data: Path | None = setting(
+        None,
+        "Folder with mmlu.jsonl or mmlu.jsonl.gz.  [default: made-up texts of the same lengths]",
+        metavar="DIR",
+        path="folder",
+    )
+    runs: int = _runs(1, "Runs, each with other prompts.", 100)
+    seed: int = _seed("prompts, arrivals and entry nodes")
+
+    @property
+    def rtt_s(self) -> float:
+        return self.rtt_ms / 1_000

@@ -1,0 +1,140 @@
+"""What a run of the simulator is of: the swarm, what is asked of it and for how long."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from mycelia.sim.setting import setting
+from mycelia.sim.traces import TraceRow
+
+DEGREE = 32
+"""Connections that a node dials for, as in node/network."""
+MAX_ENTRIES = 50
+TRACE = "mooncake"
+"""The workload that replays ``Scenario.trace``."""
+TRICKLE_S = 25.0
+
+
+class Conduct(StrEnum):
+    """What a liar does with the prompts that it draws."""
+
+    COMPUTES = "computes"
+    """It answers them, on a machine like others: the first token comes later than claimed."""
+    GARBAGE = "garbage"
+    """It answers at once, without a model."""
+    MUTE = "mute"
+    """It says that it has begun, and nothing more."""
+    STALLS = "stalls"
+    """Two tokens at once, and nothing more."""
+    TRICKLES = "trickles"
+    """A token at once, and one more each ``TRICKLE_S``."""
+
+    def plan(self, num_tokens: int) -> list[tuple[float, int]]:
+        """(seconds, tokens sent by then) of an answer of ``num_tokens`` that it does not compute."""
+        match self:
+            case Conduct.GARBAGE:
+                return [(0.0, num_tokens)]
+            case Conduct.STALLS:
+                return [(0.0, min(2, num_tokens))]
+            case Conduct.TRICKLES:
+                return [(number * TRICKLE_S, number + 1) for number in range(num_tokens)]
+            case _:
+                return []
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A swarm, what is asked of it and how long."""
+
+    workload: str = setting(
+        "mmlu",
+        "What clients ask: mmlu, multi-turn, no-sharing, or mooncake:FILE, a trace in Mooncake's form; with --data also"
+        " conversation and hotspot.",
+        metavar="NAME",
+    )
+    """A name in ``sessions.GENERATORS``, or TRACE."""
+    trace: tuple[TraceRow, ...] = ()
+    zipf: float = setting(1.0, "Skew of the popularity of shared prefixes: Zipf's exponent.", least=0, most=3)
+    rate: float | None = 8.0
+    """Prompts per second in the whole swarm; None: as the trace has them. Not used with ``load``."""
+    load: float | None = setting(
+        None,
+        "Prompts per second / what the machines could answer with perfect caches and balance; instead of --rate.",
+        above=0,
+        metavar="SHARE",
+    )
+    num_peers: int = setting(30, "Number of simulated nodes.", "--peers", least=1, most=10_000)
+    num_entries: int | None = setting(
+        None, "Number of nodes where prompts enter.  [default: all honest, at most 50]", "--entries", least=1
+    )
+    connections: int = setting(
+        DEGREE,
+        "Connections that a node dials for; prompts go to nodes it is connected with.",
+        least=1,
+        most=10_000,
+    )
+    rtt_s: float | None = None
+    """Round trip between any two nodes; None: as ``rtt_file`` says, or the modelled internet without one."""
+    rtt_file: Path | None = None
+    loss: float = setting(0.0, "Share of messages that each hop loses.", least=0, most=0.9)
+    digest_age_s: float | None = setting(
+        None,
+        "Time between a node's digests.  [default: as nodes do]",
+        "--digest-age",
+        least=0,
+        metavar="SECONDS",
+    )
+    load_age_s: float | None = setting(
+        None,
+        "Time between a node's reports of its load.  [default: as nodes do]",
+        "--load-age",
+        least=0,
+        metavar="SECONDS",
+    )
+    churn_s: float | None = setting(
+        None,
+        "Median session of nodes where no prompts enter; volunteers' is about 120.  [default: no node leaves]",
+        "--churn",
+        above=0,
+        metavar="MINUTES",
+        scale=60.0,
+    )
+    liars: float = setting(
+        0.0,
+        "Share of nodes that claim to hold everything and to be idle and fast; no prompts enter there.",
+        least=0,
+        below=1,
+        metavar="SHARE",
+    )
+    conduct: Conduct = Conduct.COMPUTES
+    """What liars do with prompts."""
+    liars_after_s: float = 0.0
+    """Liars join so long after the first prompts."""
+    warm_s: float = setting(60.0, "Virtual seconds before the measured time.", "--warmup", least=0)
+    """Prompts come at half the rate then, unless a trace says when they come."""
+    measured_s: float = setting(240.0, "Virtual seconds that are measured.", "--seconds", least=1)
+    tail_s: float = 0.0
+    """Prompts go on to come for so long after the measured time."""
+    objective_s: float = setting(
+        2.0,
+        "Longest time to first token of an answer that counts for goodput.",
+        "--objective",
+        above=0,
+        metavar="SECONDS",
+    )
+    drain_s: float = setting(
+        600.0,
+        "Virtual time for the last answers; a prompt without a first token by then counts with the time it has waited.",
+        "--drain",
+        least=0,
+        metavar="SECONDS",
+    )
+
+    @property
+    def num_liars(self) -> int:
+        return round(self.liars * self.num_peers)
+
+    @property
+    def entries(self) -> int:
+        """Number of nodes where prompts enter."""
+        return min(self.num_peers - self.num_liars, self.num_entries or MAX_ENTRIES)
