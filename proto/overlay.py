@@ -74,7 +74,7 @@ from mycelia.proto.wire.messages import (
 )
 from mycelia.proto.wire.refusals import Refusal
 
-_HELLOS_PER_S, _HELLOS_BURST = 1.0, 64.0
+HELLOS_PER_S, HELLOS_BURST = 1.0, 64.0
 """Of one peer that are looked at. A node says hello once for each model that its engine gets ready, and when it is said
 hello to again."""
 
@@ -115,7 +115,7 @@ class Overlay:
         """What each plane received and the digests sent. Only read it."""
         self._config = config
         self._trust = Trust(config.trust)
-        self._hellos: Limits[bytes] = Limits(_HELLOS_PER_S, _HELLOS_BURST)
+        self._hellos: Limits[bytes] = Limits(HELLOS_PER_S, HELLOS_BURST)
         self._members = Membership(me, config)
         self._vitals = VitalsPlane(me, config.vitals, rng, self._members)
         self._digests = DigestPlane(

@@ -353,11 +353,25 @@ class Final(Kind, frozen=True, kw_only=True, tag=11):
     vitals: Vitals = field(name="3")
 
 
+ERROR_CODES = (
+    "bad_request",
+    "too_long",
+    "overloaded",
+    "unknown_model",
+    "engine_lost",
+    "no_peer",
+    "deadline",
+    "leaving",
+    "internal",
+)
+"""Of Failed. Who sends which, and whether to retry: ``interoperability.md``."""
+
+
 class Failed(Kind, frozen=True, kw_only=True, tag=12):
     """The last frame of a request that was not answered."""
 
     code: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
-    """bad_request, too_long, overloaded, unknown_model, engine_lost, no_peer, deadline, leaving, internal."""
+    """One of ERROR_CODES. An unknown one is treated by ``retryable`` alone."""
     message: Annotated[str, Meta(max_length=512)] = field(name="2")
     retryable: bool = field(name="3")
     """True when the same request may succeed on another node or later."""

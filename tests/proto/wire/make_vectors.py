@@ -1,4 +1,5 @@
-"""Writes the test vectors: ``python -m tests.proto.wire.make_vectors``. What they mean: ``vectors/README.md``.
+"""Writes the test vectors: ``python -m tests.proto.wire.make_vectors``. What they mean: ``vectors/README.md``. And the
+whole exchange at the end of ``proto/interoperability.md``.
 
 They are the protocol as other implementations see it. When one changes, the wire changed: run this on purpose, read the
 difference, and say in the commit why it had to.
@@ -33,6 +34,7 @@ from mycelia.proto.wire.messages import (
     Tokens,
 )
 from tests.proto.examples import EXAMPLES, VITALS
+from tests.proto.wire.transcript import DOCUMENT, written
 
 FOLDER = Path(__file__).parent / "vectors"
 SEED = bytes(range(32))
@@ -364,6 +366,7 @@ def text_of(contents: Json) -> str:
 def main() -> None:
     for name, contents in generate().items():
         (FOLDER / name).write_text(text_of(contents), "utf-8")
+    DOCUMENT.write_text(written(DOCUMENT.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """llama.cpp's sampler chain as the engine builds it, on made-up logits: no model is needed for that."""
 
+import ctypes
 from collections.abc import Callable
 
 import numpy as np
@@ -119,3 +120,21 @@ def test_logprobs_of_absurd_logits_stay_in_bounds() -> None:
         logits = np.zeros(VOCAB, np.float32)
         logits[5] = odd
         assert Dice().logprobs(logits, 5, 2).chosen.logprob == MIN_LOGPROB
+
+
+def test_draws_are_those_of_the_protocols_document_one_a_choice_even_of_one_candidate() -> None:
+    # (section "Sampling, stops, and going on elsewhere" of proto/interoperability.md: another engine can go on)
+    seed, size = 12_345, 1 << 16
+    generator = np.random.RandomState()
+    generator.seed(seed)
+    outputs = [int(number) for number in generator.randint(0, 2**32, size=12, dtype=np.uint64)]
+    drawn = [(outputs[at] + outputs[at + 1] * 2**32) / 2**64 for at in range(0, 12, 2)]
+    dist = llama.L.llama_sampler_init_dist(seed)
+    try:
+        for number, u in enumerate(drawn):
+            num_candidates = 1 if number in (1, 3) else size
+            candidates = llama.Candidates(np.arange(num_candidates), np.zeros(num_candidates))
+            llama.L.llama_sampler_apply(dist, ctypes.byref(candidates.array))
+            assert candidates.array.selected == (int(u * size) if num_candidates > 1 else 0)
+    finally:
+        llama.L.llama_sampler_free(dist)

@@ -1,0 +1,232 @@
+"""One whole exchange between two nodes, byte by byte: two real overlays, with real keys and a clock of the test's own.
+
+*Entry* has a context too small for the prompt that a client gives it, so *server*, which holds the first block of that
+prompt, answers. The frames of the answer are what an engine would say; all other bytes are what the overlays send.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
+
+from mycelia import proto
+from mycelia.proto.cache.sharing import SALTED, TAG_BYTES, Salt
+from mycelia.proto.config import OverlayConfig
+from mycelia.proto.effects import Dispatch, Effect, Finish, Publish, Send, SetTimer
+from mycelia.proto.events import (
+    CacheChanged,
+    Connected,
+    Event,
+    FrameReceived,
+    Gossiped,
+    ModelServed,
+    Received,
+    RequestSubmitted,
+    RoundTripMeasured,
+    TimerFired,
+)
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.wire.blocks import STRIDE, namespace_key, pack_tokens
+from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
+from mycelia.proto.wire.messages import Accepted, Final, Message, Sampling, Tokens, Usage, Vitals
+from tests.proto.wire.test_cddl import rule_name
+
+START_S = 1_800_000_000.0
+SERVER_SEED, ENTRY_SEED = bytes(range(32)), bytes(range(32, 64))
+NAMESPACE = namespace_key(bytes(32), "f16", b"")
+PROMPT = list(range(1, STRIDE + 3))
+ANSWER, TEXT = [7, 8], b"Hi!"
+REQUEST_ID = bytes(range(16))
+CONTROL, GENERATE, GOSSIP = "/mycelia/control/1", "/mycelia/generate/1", "/meshsub/1.1.0"
+TOPIC = f"mycelia/1/{NAMESPACE.hex()}"
+FIRST_SEQNO = int(START_S * 1e9)
+VITALS = Vitals(
+    queued_tokens=0, active_requests=0, waiting_requests=0, slots=4, prefill_rate=300, decode_rate=60, hold_ms=0
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Bytes that one side sends."""
+
+    sender: str
+    over: str
+    what: str
+    data: bytes
+
+
+@dataclass
+class _Node:
+    name: str
+    key: SigningKey
+    overlay: Overlay = field(init=False)
+    timers: dict[str, TimerFired] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = OverlayConfig(agent=self.name)
+        self.overlay = Overlay(self.peer, config, random.Random(1), self.sign, _verify)
+
+    @property
+    def peer(self) -> bytes:
+        return bytes.fromhex("002408011220") + bytes(self.key.verify_key)
+
+    def sign(self, payload: bytes) -> bytes:
+        return bytes(self.key.sign(payload).signature)
+
+
+def _verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
+    try:
+        VerifyKey(owner[-32:]).verify(payload, signature)
+    except BadSignatureError:
+        return False
+    return True
+
+
+class Exchange:
+    """Runs it, and keeps what was said."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.finished: list[Finish] = []
+        self._now = START_S
+        self._server = _Node("server", SigningKey(SERVER_SEED))
+        self._entry = _Node("entry", SigningKey(ENTRY_SEED))
+        self._dispatch: Dispatch | None = None
+
+    def run(self) -> None:
+        """Raises AssertionError when a side does not take what the other one says."""
+        server, entry = self._server, self._entry
+        epoch = int(self._now * 1000)
+        self._handle(server, ModelServed(NAMESPACE, "m", 2048, VITALS, epoch))
+        self._handle(entry, ModelServed(NAMESPACE, "m", STRIDE, VITALS, epoch))
+        self._handle(server, CacheChanged(NAMESPACE, [(1, PROMPT[:STRIDE])], []))
+        for one in (entry, server):
+            self.steps.append(Step(one.name, CONTROL, "the lines that open its stream", opening(CONTROL)))
+        self._handle(entry, Connected(server.peer, "/ip4/203.0.113.7/tcp/7117"))
+        self._handle(server, Connected(entry.peer, "/ip4/198.51.100.9/tcp/7117"))
+        self._now += 0.5
+        self._handle(server, server.timers["digest"])
+        self._handle(entry, RoundTripMeasured(server.peer, 0.02))
+        salt = Salt(bytes(TAG_BYTES), SALTED)
+        sampling = Sampling(max_tokens=8, temperature=0.7, seed=42, stop=("\n\n",))
+        self._handle(entry, RequestSubmitted(REQUEST_ID, NAMESPACE, PROMPT, sampling, salt=salt))
+        self._answer()
+        for node in (server, entry):
+            node.overlay.check_invariants()
+            assert not node.overlay.refusals
+
+    def _answer(self) -> None:
+        dispatch = self._dispatch
+        assert dispatch is not None and dispatch.peer == self._server.peer
+        assert self._server.overlay.turned_away(dispatch.generate) is None
+        usage = Usage(
+            prompt_tokens=len(PROMPT), cached_tokens=STRIDE, completion_tokens=2, queue_ms=0, prefill_ms=9, decode_ms=33
+        )
+        frames = (
+            Accepted(cached_tokens=STRIDE, vitals=VITALS),
+            Tokens(position=0, tokens=pack_tokens(ANSWER), text=TEXT),
+            Final(reason="stop", usage=usage, vitals=VITALS),
+        )
+        first = opening(GENERATE)
+        self._say(self._entry, GENERATE, "generate, with the lines that open the stream", first, dispatch.generate)
+        for frame in frames:
+            words = type(frame).__name__.lower()
+            what = f"{words}, after the answer to the lines" if first else words
+            self._say(self._server, GENERATE, what, first, frame)
+            self._handle(self._entry, FrameReceived(REQUEST_ID, dispatch.attempt, frame))
+            first = b""
+
+    def _say(self, sender: _Node, over: str, what: str, before: bytes, message: Message) -> None:
+        data = encode(message)
+        self.steps.append(Step(sender.name, over, what, before + LENGTH_PREFIX.pack(len(data)) + data))
+
+    def _handle(self, node: _Node, event: Event) -> None:
+        for effect in node.overlay.handle(event, self._now):
+            self._perform(node, effect)
+
+    def _perform(self, node: _Node, effect: Effect) -> None:
+        other = self._entry if node is self._server else self._server
+        hear: Callable[[Event], None] = lambda event: self._handle(other, event)  # noqa: E731
+        match effect:
+            case Send():
+                self._say(node, CONTROL, _words(effect.message), b"", effect.message)
+                hear(Received(node.peer, effect.message))
+            case Publish():
+                what = f"{_words(effect.message)}, in a gossipsub RPC"
+                self.steps.append(Step(node.name, GOSSIP, what, rpc(encode(effect.message), node.key)))
+                hear(Gossiped(node.peer, node.peer, NAMESPACE, effect.message))
+            case SetTimer():
+                node.timers[effect.timer.kind] = TimerFired(effect.timer)
+            case Dispatch():
+                self._dispatch = effect
+            case Finish():
+                self.finished.append(effect)
+            case _:
+                pass
+
+
+def opening(protocol: str) -> bytes:
+    """What opens a stream, and what accepts it: two lines of multistream-select, each after its length."""
+    lines = ("/multistream/1.0.0\n", f"{protocol}\n")
+    return b"".join(bytes((len(line),)) + line.encode() for line in lines)
+
+
+def rpc(data: bytes, key: SigningKey) -> bytes:
+    """One message as gossipsub sends it, without libp2p: an RPC that publishes it, after its length."""
+    signed = b"".join(
+        (
+            _field(1, bytes.fromhex("002408011220") + bytes(key.verify_key)),
+            _field(2, data),
+            _field(3, FIRST_SEQNO.to_bytes(8, "big")),
+            _field(4, TOPIC.encode()),
+        )
+    )
+    signature = key.sign(b"libp2p-pubsub:" + signed).signature
+    published = _field(2, signed + _field(5, signature))
+    return _varint(len(published)) + published
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """Of a protobuf."""
+    return bytes((number << 3 | 2,)) + _varint(len(value)) + value
+
+
+def _varint(number: int) -> bytes:
+    low = number & 0x7F
+    return bytes((low,)) if number < 0x80 else bytes((low | 0x80,)) + _varint(number >> 7)
+
+
+def _words(message: Message) -> str:
+    return rule_name(type(message))
+
+
+def whole_exchange() -> list[Step]:
+    """The steps, in order."""
+    run = Exchange()
+    run.run()
+    (finish,) = run.finished
+    assert finish.reason == "stop" and finish.usage.completion_tokens == len(ANSWER)
+    return run.steps
+
+
+DOCUMENT = Path(proto.__file__).parent / "interoperability.md"
+_BEGIN, _END = "```text\n", "```\n"
+
+
+def written(document: str) -> str:
+    """``proto/interoperability.md`` with the exchange as it is now, in the place of the one that it has."""
+    before, rest = document.split(_BEGIN)
+    return f"{before}{_BEGIN}{as_text(whole_exchange())}\n{_END}{rest.split(_END, 1)[1]}"
+
+
+def as_text(steps: list[Step]) -> str:
+    """As the document shows it."""
+    lines = []
+    for number, step in enumerate(steps, 1):
+        lines.append(f"{number}. {step.sender}, {step.over}: {step.what} ({len(step.data)} bytes)")
+        digits = step.data.hex()
+        lines += [f"   {digits[at : at + 100]}" for at in range(0, len(digits), 100)]
+    return "\n".join(lines)
