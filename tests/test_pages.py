@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "proto" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "proto").glob("*.md")])
 FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples"
 BY_FILE_UNDER_TESTS = "security.md"
 """The page that says so: it names tests by their file under ``tests/``."""

@@ -364,7 +364,7 @@ ERROR_CODES = (
     "leaving",
     "internal",
 )
-"""Of Failed. Who sends which, and whether to retry: ``interoperability.md``."""
+"""Codes of Failed. Who sends which, and whether to retry: ``interoperability.md``."""
 
 
 class Failed(Kind, frozen=True, kw_only=True, tag=12):

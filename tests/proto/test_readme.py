@@ -59,7 +59,7 @@ VALUES: dict[str, tuple[float, ...]] = {
         provider_records.PER_LOCAL,
     ),
 }
-"""Of the rows that tell constants of ``proto``."""
+"""The rows that tell constants of ``proto``."""
 
 
 def test_the_two_documents_and_their_parts_are_there() -> None:

@@ -190,7 +190,7 @@ def rpc(data: bytes, key: SigningKey) -> bytes:
 
 
 def _field(number: int, value: bytes) -> bytes:
-    """Of a protobuf."""
+    """A field of a protobuf."""
     return bytes((number << 3 | 2,)) + _varint(len(value)) + value
 
 

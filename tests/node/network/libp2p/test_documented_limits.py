@@ -32,6 +32,7 @@ from mycelia.node.network.libp2p.kademlia import kademlia, messages, server
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.requests import entry, rejoin, relay
 from mycelia.proto.admission.pace import Rate
+from mycelia.proto.kademlia.lookup import MAX_ASKED, WIDTH
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE
 from mycelia.proto.kademlia.provider_records import MAX_RECORDS_PER_PEER, Contact
 from mycelia.proto.wire.codec import decode
@@ -77,10 +78,10 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Relay: each step of the agreement, s": (relaying.STEP_DEADLINE_S,),
     "Control messages to one peer: a second, at once": both(streams.OWN_CONTROL),
     "A peer dialled again counts as restarted after, s": (peers.RESTART_S,),
-    "Kademlia: k, alpha, beta": (BUCKET_SIZE, kademlia.WALK_WIDTH, kademlia.WALK_ENOUGH),
+    "Kademlia: k, alpha, beta": (BUCKET_SIZE, WIDTH, kademlia.WALK_ENOUGH),
     "Kademlia: answers for providers of a model": (kademlia.PROVIDERS_ENOUGH,),
     "Kademlia: peers that are told of a model, of a prefix": (kademlia.MODEL_REPLICAS, kademlia.PREFIX_REPLICAS),
-    "Kademlia: peers asked in one lookup": (kademlia.WALK_MAX_ASKED,),
+    "Kademlia: peers asked in one lookup": (MAX_ASKED,),
     "Kademlia: peers dialled on the word of one": (kademlia.MAX_DIALS_PER_TELLER,),
     "Kademlia: request, answer, key, bytes": (
         messages.MAX_REQUEST_BYTES,
@@ -159,7 +160,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Deadline: dial of one address, s": (outbound.DIAL_DEADLINE_S,),
     "Deadline: publishing and closing, s": (gossip.PUBLISH_DEADLINE_S, closing.CLOSE_DEADLINE_S),
 }
-"""Of the rows that tell constants of ``node``."""
+"""The rows that tell constants of ``node``."""
 
 IN_A_PRIVATE_NETWORK = {
     "Relay: new circuits a second to one node; at once": relaying.CONNECTS_IN_A_PRIVATE_NETWORK,
@@ -183,7 +184,7 @@ OTHERS = {
     ),
     "Deadline: dial of one address, s": (outbound.MAX_DIAL_ADDRESSES, addresses.MAX_RELAYS),
 }
-"""In the notes beside them."""
+"""Numbers in the notes beside them."""
 
 
 @pytest.mark.parametrize("what", VALUES)
