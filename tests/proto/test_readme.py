@@ -23,7 +23,7 @@ from mycelia.proto.config import (
 from mycelia.proto.kademlia import peer_buckets, provider_records
 from mycelia.proto.planes import membership
 from mycelia.proto.wire import codec, messages
-from mycelia.proto.wire.messages import Kind, Reconcile, Version
+from mycelia.proto.wire.messages import Kind, Reconcile, RepairRequest, Version, VitalsUpdate
 from mycelia.proto.wire.refusals import Refusal
 from mycelia.proto.wire.versions import ADDED_IN_2, LEFT_OUT
 from tests.proto.documents import FOLDER, INTEROPERABILITY, POLICY, largest, numbers_in, rows, settings, values
@@ -120,6 +120,16 @@ def test_every_refusal_is_told() -> None:
 @pytest.mark.parametrize("what", VALUES)
 def test_a_constant_is_told(what: str) -> None:
     assert values()[what][0] == list(VALUES[what])
+
+
+def test_the_traffic_that_is_told_follows_from_sizes_and_rates() -> None:
+    digests = DigestConfig()
+    told = {row[0]: numbers_in(row[1])[0] for row in rows(INTEROPERABILITY, "| Traffic | Bytes |")}
+    assert told["`vitals-update`, a namespace"] == largest(VitalsUpdate) / VitalsConfig().vitals_interval_s
+    assert told["`subscribe`, `repair-request`"] == membership.QUESTIONS_PER_S * largest(RepairRequest)
+    shortest_s = digests.reconcile_s * (1 - digests.jitter)
+    assert told["`reconcile`"] == pytest.approx(largest(Reconcile) / shortest_s, abs=1)
+    assert {digests.send_bytes_per_s, digests.receive_bytes_per_s} <= set(told.values())
 
 
 def test_kademlias_k_is_that_of_its_table() -> None:

@@ -1,8 +1,11 @@
 """The whole exchange that ``proto/interoperability.md`` ends with."""
 
+import hashlib
 import re
 
 import pytest
+from blake3 import blake3
+from nacl.signing import SigningKey
 
 from mycelia.proto.wire.codec import LENGTH_PREFIX, decode
 from mycelia.proto.wire.messages import (
@@ -61,3 +64,33 @@ def _message(framed: bytes) -> Message:
     (length,) = LENGTH_PREFIX.unpack_from(framed)
     assert len(framed) == LENGTH_PREFIX.size + length
     return decode(framed[LENGTH_PREFIX.size :])
+
+
+def test_what_is_derived_in_it_is_as_the_document_says() -> None:
+    """With hash functions alone, as its section 2 describes them."""
+
+    def derived(context: str, data: bytes, length: int) -> bytes:
+        return blake3(data, derive_key_context=f"mycelia 2026 {context} v1").digest(length=length)
+
+    said = {step.what.split(",")[0]: step.data for step in STEPS}
+    parts = (bytes(32), b"f16", b"")
+    namespace = derived("namespace", b"".join(len(part).to_bytes(4, "big") + part for part in parts), 16)
+    assert namespace in said["hello"] and f"mycelia/1/{namespace.hex()}".encode() in said["delta"]
+    tokens = b"".join(token.to_bytes(4, "little") for token in range(1, 67))
+    assert tokens in said["generate"]
+    key = derived("block hash", namespace, 32)
+    entry = hashlib.sha256(key + tokens[: 4 * 64]).digest()[:8] + b"\0"
+    root = derived("digest root", entry, 16)
+    assert entry in said["delta"] and root in said["delta"]
+    server = bytes.fromhex("002408011220") + bytes(SigningKey(bytes(range(32))).verify_key)
+    epoch, issued_at = 1_800_000_000_000, 1_800_000_000_500
+    head = b"".join(
+        (
+            b"mycelia head v1\0",
+            bytes((len(server),)) + server + namespace,
+            epoch.to_bytes(8, "big") + (1).to_bytes(8, "big") + (1).to_bytes(4, "big") + issued_at.to_bytes(8, "big"),
+            root + b"\0",
+        )
+    )
+    assert SigningKey(bytes(range(32))).sign(head).signature in said["delta"]
+    assert derived("prefix tag", blake3(bytes(16)).digest() + server, 16) in said["generate"]

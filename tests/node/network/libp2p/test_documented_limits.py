@@ -38,7 +38,7 @@ from mycelia.proto.kademlia.provider_records import MAX_RECORDS_PER_PEER, Contac
 from mycelia.proto.wire.codec import decode
 from mycelia.proto.wire.messages import Delta
 from tests.proto import test_readme
-from tests.proto.documents import FOLDER, INTEROPERABILITY, rows, values
+from tests.proto.documents import FOLDER, INTEROPERABILITY, numbers_in, rows, values
 from tests.proto.wire.transcript import GOSSIP, NAMESPACE, TOPIC, whole_exchange
 
 ROUTER = router.Router(lambda message: b"")
@@ -200,6 +200,13 @@ def test_the_rate_of_a_private_network_is_told_beside_it(what: str) -> None:
 @pytest.mark.parametrize("what", OTHERS)
 def test_what_else_is_told_beside_it(what: str) -> None:
     assert set(OTHERS[what]) <= set(values()[what][1])
+
+
+def test_the_traffic_of_the_network_follows_from_its_rates() -> None:
+    told = {row[0]: numbers_in(row[1])[0] for row in rows(INTEROPERABILITY, "| Traffic | Bytes |")}
+    assert told["control, all kinds"] == 1_024 * streams.CONTROL_OF_A_PEER.per_s
+    assert told["exchanges"] == 1_024 * streams.EXCHANGES_OF_A_PEER.per_s
+    assert told["all circuits of a relay together"] == relaying.RELAYED_BYTES_PER_S
 
 
 def test_every_row_with_a_value_is_compared_with_the_code() -> None:
