@@ -11,7 +11,6 @@ of something else.
 Questions that are alike, of one client at one time, are asked once: each choice of an answer asks for its prompt.
 """
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ import trio
 from mycelia.node.engine import ipc
 from mycelia.node.engine.prompts import TooLongError
 from mycelia.node.errors import BusyError
-from mycelia.proto.admission.fair_order import Key
+from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.admission.fair_queue import FairQueue, share_of
-from mycelia.proto.admission.shares import has_room
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
 MAX_WAITING = 256
@@ -78,17 +76,17 @@ class Lane:
         self._waiting: FairQueue[Call] = FairQueue(MAX_WAITING)
         self._sent: dict[int, Call] = {}
         """By key, in the order in which they were sent."""
-        self._bytes: Counter[Key] = Counter()
-        """Of what waits, by share."""
+        self._bytes = ByteShares(MAX_WAITING_BYTES)
+        """Of what waits."""
 
     def join(self, call: Call, now: float) -> float:
         """0.0: ``call`` waits. Else it is refused, and may come again after so many seconds. Mutates."""
         size, share = len(call.frame), share_of(call)
-        if self._bytes and not has_room(self._bytes[share] + size, self._bytes.total() + size, MAX_WAITING_BYTES):
+        if not self._bytes.take(share, size):
             return RETRY_S
         wait_s = self._waiting.join(call, now, GUESS_S)
-        if not wait_s:
-            self._bytes[share] += size
+        if wait_s:
+            self._bytes.free(share, size)
         return wait_s
 
     def next_to_send(self, now: float) -> Call | None:
@@ -128,13 +126,10 @@ class Lane:
         for call in reversed(sent[num_ended:]):
             if not call.is_left:
                 self._waiting.put_back(call, call.service)
-                self._bytes[share_of(call)] += len(call.frame)
+                self._bytes.force(share_of(call), len(call.frame))
 
     def _count_out(self, call: Call) -> None:
-        share = share_of(call)
-        self._bytes[share] -= len(call.frame)
-        if not self._bytes[share]:
-            del self._bytes[share]
+        self._bytes.free(share_of(call), len(call.frame))
 
 
 class _Shared:

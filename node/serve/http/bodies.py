@@ -11,11 +11,13 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from mycelia.node.serve.http.places import hold
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
 
 MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
 """JSON spells a control character with six bytes: whatever prompt the command line takes fits."""
 BODY_DEADLINE_S = 30.0
+BUSY_RETRY_S = 1
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 Refusal = Callable[[str, int, str], Response]
@@ -33,9 +35,14 @@ class HttpError(Exception):
     param: str | None = None
     """The field at fault, where one is."""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What belongs to the status: a client that finds too much going on may come again."""
+        return {"retry-after": str(BUSY_RETRY_S)} if self.status == 503 else {}
+
 
 async def read_json(request: Request, kind: type[_Body]) -> _Body:
-    """The body as ``kind``. Raises HttpError."""
+    """The body as ``kind``; what it takes is held until the request is done. Raises HttpError."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, "the body must be application/json")
     body = bytearray()
@@ -43,6 +50,8 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
         try:
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
+                    if not hold(request.scope, len(chunk)):
+                        raise HttpError(503, "the bodies of too many requests are held at once")
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise HttpError(413, f"the body is over {MAX_BODY_BYTES} bytes")

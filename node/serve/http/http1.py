@@ -1,9 +1,13 @@
 """One HTTP/1.1 connection: h11 between a socket and an ASGI application, in a single task.
 
-Servers that know more (HTTP/2, web sockets, workers) run several tasks and queues for each connection, and offer no
-rule for which connection has to go when all places are taken. Here the application reads and writes the socket itself,
-in the task that calls ``receive`` and ``send``: the first event comes 0.3 to 0.5 ms sooner than behind Hypercorn, and
-``places.py`` can rank connections. Why: ``docs/decisions/http-loop.md``.
+It is our own for its bounds: a node's HTTP faces strangers, and what they can take of its memory and its event loop is
+decided here, below the application, where no server for trio lets us decide it. A newcomer ends the longest waiting
+connection (``places.py``); parsing is done in turns and a few kilobytes at a time (``turns.py``); the pieces of a body,
+the lines of a head and what is read ahead of an answer are bounded; a client that reads nothing is dropped. Speed is no
+reason: the first event of an answer comes 0.3 to 0.5 ms sooner than behind Hypercorn. See
+``docs/decisions/http-loop.md``.
+
+The application reads and writes the socket itself, in the task that calls ``receive`` and ``send``.
 """
 
 import time
@@ -17,6 +21,7 @@ import structlog
 import trio
 from starlette.types import ASGIApp, Message, Scope
 
+from mycelia.node.serve.http.bodies import HttpError
 from mycelia.node.serve.http.places import PLACE, HttpPlace
 from mycelia.node.sockets import receive_some, send_at_once
 
@@ -31,11 +36,16 @@ LINGER_S = 2.0
 the client would lose the very answer that refused them."""
 MAX_HEAD_BYTES = 65_536
 """As much may wait behind a request that is being answered. Both give or take one read."""
-
+MAX_HEAD_LINES = 128
+"""Of a head or a trailer, give or take what h11 is fed at once: 16,000 empty ones take 25 ms to parse."""
+MAX_PIECES = 4_096
+"""Chunks of a body: each costs h11 as much time as a kilobyte of text costs JSON."""
 MAX_REST_PIECES = 64
-"""Pieces that are taken of a body that nobody asked for: one of ten thousand chunks would stop everything else."""
+"""Pieces that are taken of a body that nobody asked for, and of any body in one turn: half a millisecond."""
 
 _READ_BYTES = 16_384
+_FEED_BYTES = 4_096
+"""What h11 is fed at once: 2 ms of the shortest lines."""
 _GONE: Message = {"type": "http.disconnect"}
 
 
@@ -47,6 +57,14 @@ class HttpConnection:
         self._socket = stream.socket
         self._place = place
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._ahead = bytearray()
+        """What has come and h11 was not fed."""
+        self._body = bytearray()
+        """What was parsed of a body and the application has not received."""
+        self._num_pieces = 0
+        """Of this body."""
+        self._has_length = False
+        """The body is as long as its head says, so that a feed is one piece."""
         self._head = b""
         """The head of the response, sent together with the first of its body."""
         self._has_body = True
@@ -67,8 +85,6 @@ class HttpConnection:
                 if self._is_gone or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                     break
                 self._http.start_next_cycle()
-                if self._http.trailing_data[0]:  # (the next request need not be waited for: others have their turn)
-                    await trio.lowlevel.checkpoint()
             await self._linger()
         finally:
             self._socket.close()
@@ -81,10 +97,14 @@ class HttpConnection:
 
     async def _next_request(self) -> h11.Request | None:
         """None: the client is gone, sends nothing or what is no request; then it was told."""
-        self._has_body = True
+        self._has_body, self._has_length, self._num_pieces = True, False, 0
         with trio.move_on_after(HEAD_DEADLINE_S):
             try:
-                event = await self._next_event()
+                if self.num_ahead:  # (it need not be waited for: others have their turn)
+                    await trio.lowlevel.checkpoint()
+                    await self._place.turn()
+                while (event := self._http.next_event()) is h11.NEED_DATA:
+                    await self._feed()
             except h11.RemoteProtocolError as exc:
                 await self._refuse(exc.error_status_hint, str(exc))
                 return None
@@ -97,24 +117,37 @@ class HttpConnection:
             if {b"content-length", b"transfer-encoding"} <= names:
                 await self._refuse(400, "the body has two lengths")  # (a proxy in front might believe the other one)
                 return None
+            self._has_length = b"content-length" in names
             return event
         return None
 
-    async def _next_event(self) -> h11.Event:
-        """Raises RemoteProtocolError. The end of the connection is an event too."""
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            if self._http.they_are_waiting_for_100_continue:
-                await self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
-            self._http.receive_data(await self._read())
-        assert isinstance(event, h11.Event), "it pauses only behind a request"
-        return event
+    async def _feed(self) -> None:
+        """Give h11, which needs data, a little of what has come, or of what comes next; at the end of the connection,
+        the end. Being cancelled loses nothing. Raises RemoteProtocolError."""
+        if not self._ahead:
+            self._ahead += await self._read()
+        if not self._has_length:
+            await self._place.turn()
+        self._feed_ahead()
+
+    def _feed_ahead(self) -> None:
+        """Raises RemoteProtocolError."""
+        if self._http.trailing_data[0].count(b"\n") > MAX_HEAD_LINES:
+            raise h11.RemoteProtocolError(f"more than {MAX_HEAD_LINES} lines", error_status_hint=431)
+        self._http.receive_data(bytes(self._ahead[:_FEED_BYTES]))
+        del self._ahead[:_FEED_BYTES]
 
     def _take_rest(self) -> None:
         """What of a body nobody asked for has come already: the next request is behind it."""
         with suppress(h11.RemoteProtocolError):
             for _ in range(MAX_REST_PIECES):
-                if self._http.their_state is not h11.SEND_BODY or not isinstance(self._http.next_event(), h11.Data):
+                if self._http.their_state is not h11.SEND_BODY:
                     return
+                event = self._http.next_event()
+                if event is h11.NEED_DATA:
+                    if not self._ahead:
+                        return
+                    self._feed_ahead()
 
     async def _refuse(self, status: int, message: str) -> None:
         """Instead of an answer, if none has begun; the last thing that is said."""
@@ -170,23 +203,45 @@ class HttpConnection:
             await self._wait_gone()
             return _GONE
         try:
-            event = await self._next_event()
+            is_over = await self._read_body()
         except h11.RemoteProtocolError:
             return _GONE
-        if isinstance(event, h11.Data):
-            return {"type": "http.request", "body": bytes(event.data), "more_body": True}
-        assert isinstance(event, h11.EndOfMessage)
-        return {"type": "http.request", "body": b"", "more_body": False}
+        body, self._body = bytes(self._body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": not is_over}
+
+    async def _read_body(self) -> bool:
+        """Wait for a piece of the body, and take all that came with it. Whether that was the last. Being cancelled
+        loses nothing. Raises RemoteProtocolError, and HttpError for a body in too many pieces."""
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                if self._body and not self._ahead:
+                    return False
+                if self._http.they_are_waiting_for_100_continue:
+                    await self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                await self._feed()
+            elif isinstance(event, h11.Data):
+                self._body += event.data
+                self._num_pieces += event.chunk_start
+                if self._num_pieces > MAX_PIECES:
+                    raise HttpError(400, f"the body comes in more than {MAX_PIECES} chunks")
+                if event.chunk_start and self._num_pieces % MAX_REST_PIECES == 0:
+                    await self._place.turn()
+            else:
+                assert isinstance(event, h11.EndOfMessage), "it pauses only behind a request"
+                return True
+
+    @property
+    def num_ahead(self) -> int:
+        """Bytes that came behind what is being answered, or are still to be parsed."""
+        return len(self._ahead) + len(self._http.trailing_data[0])
 
     async def _wait_gone(self) -> None:
-        num_ahead = len(self._http.trailing_data[0])
         while not self._is_gone:
-            if num_ahead > MAX_HEAD_BYTES:  # (it sends on and on: what is written to it will tell when it is gone)
+            if self.num_ahead > MAX_HEAD_BYTES:  # (it sends on and on: what is written to it will tell when it is gone)
                 await self._gone.wait()
                 return
-            data = await self._read()
-            num_ahead += len(data)
-            self._http.receive_data(data)
+            self._ahead += await self._read()
 
     async def _send(self, message: Message) -> None:
         """Nothing is sent to a client that is gone, nor after the end of the answer."""
@@ -194,10 +249,12 @@ class HttpConnection:
             return
         if message["type"] == "http.response.start":
             headers = [(b"date", _date()), *message.get("headers", ())]
+            is_last = not self._place.is_admitted  # (refusing one more must cost the client more than a line)
             if message["status"] >= 400:
                 self._take_rest()
-                if self._http.their_state is h11.SEND_BODY:  # (nobody will read the rest of it)
-                    headers.append((b"connection", b"close"))
+                is_last = is_last or self._http.their_state is h11.SEND_BODY  # (nobody will read the rest of it)
+            if is_last:
+                headers.append((b"connection", b"close"))
             self._head = self._http.send(h11.Response(status_code=message["status"], headers=headers)) or b""
             return
         data, self._head = self._head, b""

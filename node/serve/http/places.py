@@ -8,6 +8,9 @@ taken.
 
 A connection whose request was let in is never ended here. Those are shared among clients (keys), since behind a proxy
 all come from one address; without keys there is one client, this machine, and nothing to share.
+
+With its place, a connection has a share of two more things: the bytes of bodies that are held until their requests are
+done, and the turns at parsing what came (``turns.py``). Each is its household's, or its client's once it was let in.
 """
 
 import socket
@@ -17,8 +20,13 @@ from collections.abc import Callable
 import trio
 from starlette.types import Scope
 
+from mycelia.node.serve.http.turns import Turns
+from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.admission.households import Places, household_of, of_client
 
+MAX_HELD_BODY_BYTES = 32 << 20
+"""Of all bodies: ten of the longest, of which one client alone may hold five. A request holds two to four times as much
+while its text is decoded."""
 PLACE = "mycelia.place"
 """Where a request's scope has the place of its connection."""
 
@@ -27,6 +35,8 @@ class HttpPlaces:
     """One caller at a time: no method waits. Invariant: at most ``num_places`` connections hold a place."""
 
     def __init__(self, num_places: int) -> None:
+        self.turns = Turns()
+        self.bodies = ByteShares(MAX_HELD_BODY_BYTES)
         self._places = Places(num_places, per_key=num_places)
         self._waiting: dict[str, OrderedDict[HttpPlace, None]] = {}
         """Household -> its waiting connections, the longest waiting first."""
@@ -76,6 +86,26 @@ class HttpPlace:
         self.end = end
         self.counted_for: str | None = None
         """Whose share it takes; None: it was given up."""
+        self._num_held = 0
+        self._held_for = ""
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether a gate has let in the request that is being answered."""
+        return self.counted_for not in (None, self.household)
+
+    async def turn(self) -> None:
+        """See ``Turns.take``."""
+        await self._places.turns.take(self._share)
+
+    def hold(self, num_bytes: int) -> bool:
+        """So many more bytes of its request's body are to be held until it rests or leaves. False: its share of them
+        is taken. Mutates."""
+        self._held_for = self._held_for or self._share
+        if not self._places.bodies.take(self._held_for, num_bytes):
+            return False
+        self._num_held += num_bytes
+        return True
 
     def admit(self, client: bytes) -> bool:
         """Its request was let in, and is ``client``'s. False: that client has its share already. Mutates."""
@@ -89,19 +119,36 @@ class HttpPlace:
 
     def rest(self) -> None:
         """Its request is answered, and it waits again. Mutates."""
-        if self.counted_for not in (None, self.household):
+        self._let_go()
+        if self.is_admitted:
             self._places.uncount(self)
             self._places.count(self, self.household, is_known=True)
 
     def leave(self) -> None:
         """The connection is over. Mutates."""
+        self._let_go()
         self._places.uncount(self)
+
+    @property
+    def _share(self) -> str:
+        return self.household if self.counted_for is None else self.counted_for
+
+    def _let_go(self) -> None:
+        if self._num_held:
+            self._places.bodies.free(self._held_for, self._num_held)
+        self._num_held, self._held_for = 0, ""
 
 
 def admit(scope: Scope, client: bytes) -> bool:
     """Whether the request may be answered now; see ``HttpPlace.admit``. Call once a gate has let it in."""
     place: HttpPlace | None = scope.get(PLACE)
     return place is None or place.admit(client)
+
+
+def hold(scope: Scope, num_bytes: int) -> bool:
+    """Whether so many more bytes of the request's body may be held; see ``HttpPlace.hold``."""
+    place: HttpPlace | None = scope.get(PLACE)
+    return place is None or place.hold(num_bytes)
 
 
 def household_of_socket(connected: trio.socket.SocketType) -> str:

@@ -135,7 +135,9 @@ def _refusing(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except HttpError as exc:
-            return refusal(exc.status, exc.message)
+            response = refusal(exc.status, exc.message)
+            response.headers.update(exc.headers)
+            return response
         except LocalError as exc:
             return refusal(400, str(exc))
 

@@ -88,6 +88,8 @@ def _refusing(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except HttpError as exc:
-            return openai_refusal(exc.status, exc.message, exc.code, exc.param)
+            response = openai_refusal(exc.status, exc.message, exc.code, exc.param)
+            response.headers.update(exc.headers)
+            return response
 
     return handle

@@ -1,33 +1,11 @@
 """HTTP/1.1 connections over real sockets, with small applications behind them."""
 
-import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-
 import pytest
 import trio
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from mycelia.node.serve.http import http1, server
-from mycelia.node.serve.http.places import HttpPlace, HttpPlaces, admit
-from mycelia.node.serve.http.server import MAX_CONNECTIONS, bind_api, serve_http
-
-DEADLINE_S = 30.0
-
-
-async def body_of(receive: Receive) -> bytes:
-    body, is_more = b"", True
-    while is_more:
-        message = await receive()
-        assert message["type"] == "http.request"
-        body, is_more = body + message["body"], message["more_body"]
-    return body
-
-
-async def reply(send: Send, body: bytes, status: int = 200, **headers: str) -> None:
-    given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": given})
-    await send({"type": "http.response.body", "body": body})
+from mycelia.node.serve.http import http1
+from tests.node.serve.http.serving import body_of, connected, reply, request, rest_of, until
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,39 +58,6 @@ class Talker:
         while True:
             await send({"type": "http.response.body", "body": self._piece, "more_body": True})
             await trio.sleep(self._pause_s)
-
-
-@asynccontextmanager
-async def connected(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
-    """A client's end of a connection to ``app``."""
-    listener = bind_api("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_http, app, listener)
-            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                yield stream
-            nursery.cancel_scope.cancel()
-
-
-def request(method: str, target: str, body: bytes = b"", **headers: str) -> bytes:
-    given = {"Host": "x", "Content-Length": str(len(body))} | {
-        name.replace("_", "-"): value for name, value in headers.items()
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-    return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body
-
-
-async def until(stream: trio.SocketStream, end: bytes, seen: bytes = b"") -> bytes:
-    while not seen.endswith(end):
-        data = await stream.receive_some()
-        assert data, f"ended after {seen!r}"
-        seen += data
-    return seen
-
-
-async def rest_of(stream: trio.SocketStream) -> bytes:
-    return b"".join([bytes(data) async for data in stream])
 
 
 async def test_one_connection_answers_one_request_after_another() -> None:
@@ -294,7 +239,7 @@ async def test_many_small_requests_ahead_do_not_pile_up() -> None:
             while (await receive())["type"] == "http.request":
                 pass
         connection = receive.__self__  # type: ignore[attr-defined]
-        ahead.append(len(connection._http.trailing_data[0]))
+        ahead.append(connection.num_ahead)
         await reply(send, b"", content_length="0")
 
     async with connected(app) as stream, trio.open_nursery() as nursery:
@@ -385,142 +330,6 @@ async def test_a_client_that_asks_nothing_is_dropped(monkeypatch: pytest.MonkeyP
         async with connected(echo) as stream:
             await stream.send_all(begun)
             assert await rest_of(stream) == b""
-
-
-# --- places ---------------------------------------------------------------------------------------------------------
-
-
-async def dial(stream: trio.SocketStream, source: str = "127.0.0.1") -> trio.SocketStream:
-    """One more connection to where ``stream`` leads."""
-    return await trio.open_tcp_stream("127.0.0.1", stream.socket.getpeername()[1], local_address=source)
-
-
-async def ended(streams: Sequence[trio.SocketStream], count: int) -> None:
-    """Wait until ``count`` of them were ended by the server."""
-    send, receive = trio.open_memory_channel[None](len(streams))
-
-    async def wait(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError):
-            await stream.receive_some()
-        send.send_nowait(None)
-
-    async with trio.open_nursery() as nursery:
-        for stream in streams:
-            nursery.start_soon(wait, stream)
-        for _ in range(count):
-            await receive.receive()
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def closing(streams: Sequence[trio.SocketStream]) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        for stream in streams:
-            await trio.aclose_forcefully(stream)
-
-
-HALF_HEAD = b"GET / HTTP/1.1\r\nHost: x"
-
-
-@pytest.mark.parametrize("begun", [b"", HALF_HEAD, request("GET", "/")], ids=["silent", "half a head", "idle"])
-async def test_connections_that_wait_keep_nobody_out(begun: bytes) -> None:
-    async with connected(echo) as stream:
-        others = [await dial(stream) for _ in range(MAX_CONNECTIONS + 20)]
-        async with closing(others):
-            for other in others:
-                with suppress(trio.BrokenResourceError):
-                    await other.send_all(begun)
-            if not begun.endswith(b"\r\n\r\n"):
-                await ended([stream, *others], 20)
-            for source in ("127.0.0.2", "127.0.0.1"):
-                async with await dial(stream, source) as honest:
-                    await honest.send_all(request("GET", "/"))
-                    await until(honest, b"GET /  ")
-
-
-class Admitting:
-    """Lets every request in as that of the client in its path, says whether it could, and answers when told to."""
-
-    def __init__(self) -> None:
-        self.may_end = trio.Event()
-        self.num_waiting = 0
-        self.all_wait = trio.Event()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await body_of(receive)
-        if not admit(scope, scope["path"].encode()):
-            await reply(send, b"no", 503, content_length="2")
-            return
-        self.num_waiting += 1
-        if self.num_waiting == 6:
-            self.all_wait.set()
-        await self.may_end.wait()
-        await reply(send, b"yes", content_length="3")
-
-
-async def test_requests_that_are_answered_are_not_ended_and_one_client_cannot_take_all_places(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
-    app = Admitting()
-    async with connected(app) as stream:
-        admitted = [stream, *[await dial(stream) for _ in range(5)]]
-        for one in admitted:
-            await one.send_all(request("GET", "/key"))
-        await app.all_wait.wait()
-        waiting = [await dial(stream) for _ in range(4)]
-        async with closing([*admitted, *waiting]):
-            await ended(waiting, 2)
-            async with await dial(stream) as same, await dial(stream) as other:
-                await same.send_all(request("GET", "/key"))
-                await until(same, b"no")
-                await other.send_all(request("GET", "/another"))
-                app.may_end.set()
-                await until(other, b"yes")
-            for one in admitted:
-                await until(one, b"yes")
-
-
-def test_places_are_never_more_than_there_are_and_newcomers_get_one_while_anybody_waits() -> None:
-    rng = random.Random(5)
-    for num_places in (1, 2, 7, 30):
-        places = HttpPlaces(num_places)
-        held: set[HttpPlace] = set()
-        admitted: set[HttpPlace] = set()
-        num_ended = 0
-
-        def end() -> None:
-            nonlocal num_ended
-            num_ended += 1
-
-        for _ in range(2_000):
-            kind = rng.randrange(4)
-            num_ended = 0
-            if kind == 0:
-                household = rng.choice(("", "local 127.0.0.1", "192.0.2.0/24", "198.51.100.0/24"))
-                place = places.enter(household, end)
-                assert (place is None) == (len(admitted) == num_places)
-                if place is not None:
-                    held.add(place)
-            elif held:
-                place = rng.choice(sorted(held, key=id))
-                if kind == 1:
-                    if place not in admitted and place.admit(rng.choice((b"", b"one", b"two"))):
-                        admitted.add(place)
-                elif kind == 2:
-                    place.rest()
-                    admitted.discard(place)
-                else:
-                    place.leave()
-                    admitted.discard(place)
-                    held.remove(place)
-            gone = {place for place in held if place.counted_for is None}
-            assert len(gone) == num_ended <= 1 and not gone & admitted
-            assert not any(place.admit(b"") for place in gone)
-            held -= gone
-            assert len(held) <= num_places
 
 
 async def test_a_body_in_many_pieces_that_nobody_wants_is_not_read_to_its_end() -> None:
