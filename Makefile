@@ -19,7 +19,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test nightly check fuzz soak lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test coverage nightly check fuzz soak lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -49,6 +49,13 @@ $(programs): scripts/test-programs | $(ready)
 
 test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+coverage: $(ready) $(gemma) $(programs)  ## run the tests, say which lines none of them ran, and fail below the floors
+	@rm -rf .coverage && mkdir .coverage
+	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@.venv/bin/python -m coverage combine --quiet
+	@echo "proto:" && .venv/bin/python -m coverage report --include='proto/*' --fail-under=97
+	@echo "proto, sim and node:" && .venv/bin/python -m coverage report
 
 check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit-config.yaml runs the same
 	.venv/bin/ruff check
@@ -90,5 +97,5 @@ evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours)
 	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
