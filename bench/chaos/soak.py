@@ -25,7 +25,6 @@ import trio
 from mycelia.bench.chaos.chaos import ask_once
 from mycelia.bench.chaos.trouble import Nodes, Trouble, open_nodes
 from mycelia.bench.plans import KILL, SoakBench
-from mycelia.bench.report.plots import Series, lines, svg_file
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.processes import LocalNode
@@ -337,13 +336,15 @@ def _rows(soak: Soak) -> list[Row]:
 
 
 def plot_of(soak: Soak) -> str:
-    """Memory over time, as an SVG file."""
-    series: list[Series] = []
+    """Memory over time, as an SVG file. Needs the extra ``bench``."""
+    from mycelia.bench.report.plots import Curve, lines
+
+    series: list[Curve] = []
     for number, samples in soak.samples.items():
         for name, sizes in (
             ("engine", [sample.engine_rss for sample in samples]),
             ("node", [sample.node_rss for sample in samples]),
         ):
             points = [(sample.at_s / 60, size / _MIB) for sample, size in zip(samples, sizes, strict=True)]
-            series.append(Series(f"{name} {number + 1}", len(series), points))
-    return svg_file(lines(series, "minutes", "MiB"))
+            series.append(Curve(f"{name} {number + 1}", len(series), points))
+    return lines(series, "minutes", "MiB")

@@ -14,6 +14,7 @@ from mycelia.bench.evaluation.cache import Cache, code_version, outcomes_kept
 from mycelia.bench.evaluation.plan import FULL, QUICK, SECTIONS, SHORT, Cell, plan
 from mycelia.bench.evaluation.text import Made, page_of
 from mycelia.bench.report.atomic import replaced
+from mycelia.bench.report.extra import check_extra
 from mycelia.bench.report.report import Progress
 from mycelia.bench.report.runs import Run, num_cores
 from mycelia.proto.wire.errors import LocalError
@@ -52,6 +53,7 @@ def evaluate(
     keep: Path,
 ) -> None:
     """Simulate every experiment of docs/evaluation.md and write it. Cut off, it goes on where it was."""
+    check_extra("scipy", "the evaluation")
     size = {None: FULL, "short": SHORT, "quick": QUICK}[scale]
     cells = plan(size, data, only or SECTIONS)
     cache = Cache(keep)

@@ -11,6 +11,7 @@ import click
 
 from mycelia.bench.options import as_json, epilog, options_of
 from mycelia.bench.report.extra import check_extra
+from mycelia.node.plugins import OWN_POLICY
 from mycelia.sim.scenario import TRACE, Scenario
 from mycelia.sim.setting import setting
 
@@ -40,7 +41,7 @@ class SimulationPlan:
         metavar="MS|internet|FILE",
     )
     policies: tuple[str, ...] = setting(
-        ("mycelia",),
+        (OWN_POLICY,),
         "Rule that chooses the serving node: mycelia, longest_prefix, lmetric, gorgo, sglang, chwbl, least_load,"
         " round_robin, random, oracle; ablations: mycelia with and without each term of its cost. Repeatable.",
         "--policy",
@@ -112,10 +113,14 @@ def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
     from mycelia.bench.report.runs import num_cores
     from mycelia.bench.simulate.simulate import run_policies, show_simulation
 
+    # (the table has no intervals)
+    compares = OWN_POLICY in policies and len(policies) > 1 and (as_json or plan.report is not None)
+    if compares:
+        check_extra("scipy", "a comparison of policies")
     if plan.report is not None:
         check_extra("matplotlib", "--report")
     with _report_file(plan.report) as file:
-        report = run_policies(scenario, policies, range(1, plan.seeds + 1), shown, plan.jobs or num_cores())
+        report = run_policies(scenario, policies, range(1, plan.seeds + 1), shown, plan.jobs or num_cores(), compares)
         if file is not None:
             from mycelia.bench.simulate.page import page_of
 

@@ -1,19 +1,46 @@
 """``mycelia simulate --report``: one HTML file that needs no other, with plots of every quantity."""
 
+from collections.abc import Iterator
 from importlib.resources import files
+from operator import attrgetter
 
 from jinja2 import Environment, StrictUndefined
 
-from mycelia.bench.report.intervals import Measured
-from mycelia.bench.report.plots import Bar, Curve, bars, curves
-from mycelia.bench.simulate.simulate import PolicyRow, SimulationReport
+from mycelia.bench.report.plots import NUM_STYLES, Bar, Curve, bars, curves
+from mycelia.bench.simulate.simulate import SimulationReport
 from mycelia.sim.outcome import QUANTILES
 from mycelia.sim.policies import ORACLE, OWN
 
-_NUM_STYLES = 12
-"""Colours in simulation.html."""
 _LEAST_TTFT_S = 1e-3
-"""Shorter ones are drawn as this: the axis is logarithmic."""
+"""Shorter times are drawn as this one: the axis is logarithmic."""
+_PLOTS: tuple[tuple[str, str, str, str, dict[str, object]], ...] = (
+    ("Slowest first tokens", "p99, seconds, logarithmic. Less is better.", "ttft_s.p99", "{:.2f} s", {"is_log": True}),
+    ("Median first token", "p50, seconds, logarithmic. Less is better.", "ttft_s.p50", "{:.2f} s", {"is_log": True}),
+    (
+        "Found in caches",
+        "Share of prompt tokens; the tick is the bound: one cache without limits.",
+        "hit_ratio",
+        "{:.3f}",
+        {"origin": None},
+    ),
+    (
+        "Load imbalance",
+        "Utilisation of the busiest node / mean of all nodes; 1 is even.",
+        "load_imbalance",
+        "{:.2f}",
+        {"origin": 1.0},
+    ),
+    (
+        "Staleness",
+        "Share of cached tokens that the chosen node was expected to hold and did not hold.",
+        "stale_share",
+        "{:.4f}",
+        {},
+    ),
+    ("Digest traffic", "Bytes/s that a node receives.", "digest_bytes_per_s", "{:,.0f}", {}),
+    ("Goodput", "Answers/s whose first token came within {objective_s} s. More is better.", "goodput", "{:.2f}", {}),
+)
+"""Title, caption, quantity of a row, format of its value, and options of ``bars``."""
 
 
 def page_of(report: SimulationReport, command: str) -> str:
@@ -23,25 +50,21 @@ def page_of(report: SimulationReport, command: str) -> str:
         files("mycelia.bench.simulate").joinpath("simulation.html").read_text(encoding="utf-8")
     )
     styles = _styles(report)
+    distribution = [
+        Curve(
+            row.policy,
+            styles[row.policy],
+            [(max(x, _LEAST_TTFT_S), y) for x, y in zip(row.ttft_quantiles_s, QUANTILES, strict=True)],
+        )
+        for row in report.rows
+    ]
     return template.render(
         report=report,
         command=command,
         summary=summary_of(report),
         scenario={name: value for name, value in report.scenario.items() if value is not None},
-        styles=styles,
-        distribution=curves(
-            [
-                Curve(
-                    row.policy,
-                    styles[row.policy],
-                    [(max(x, _LEAST_TTFT_S), y) for x, y in zip(row.ttft_quantiles_s, QUANTILES, strict=True)],
-                )
-                for row in report.rows
-            ],
-            "seconds to the first token",
-            "share of prompts",
-        ),
-        plots=_plots(report, styles),
+        distribution=curves(distribution, "seconds to the first token", "share of prompts"),
+        plots=list(_plots(report, styles)),
     )
 
 
@@ -54,10 +77,10 @@ def summary_of(report: SimulationReport) -> list[str]:
         default=None,
     )
     own = by_name.get(OWN)
-    said = []
+    sentences = []
     if own is not None:
         share = own.hit_ratio.value / own.hit_bound.value if own.hit_bound.value else 1.0
-        said.append(
+        sentences.append(
             f"{OWN}: half of the first tokens within {own.ttft_s.p50.value:.2f} s, 99 % within"
             f" {own.ttft_s.p99.value:.2f} s; {own.hit_ratio.value:.1%} of prompt tokens were cached,"
             f" {share:.1%} of what one cache without limits would hold."
@@ -66,46 +89,26 @@ def summary_of(report: SimulationReport) -> list[str]:
     if compared is not None and best is not None:
         ratio = compared.ttft_p99
         verdict = "less" if ratio.is_better else "more" if ratio.is_worse else "no clear difference"
-        said.append(
+        sentences.append(
             f"Best of the others by p99: {best.policy}, {best.ttft_s.p99.value:.2f} s. {OWN} / {best.policy}, seed by"
             f" seed: {ratio.value:.2f} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}): {verdict}."
         )
-    return said
+    return sentences
 
 
 def _styles(report: SimulationReport) -> dict[str, int]:
-    """The protocol's own rule is 0 and the oracle 1, whatever else there is."""
+    """Policy -> number of its colour: the protocol's own policy has 0 and the oracle 1 in every report."""
     others = [row.policy for row in report.rows if row.policy not in (OWN, ORACLE)]
-    return {OWN: 0, ORACLE: 1} | {policy: 2 + place % (_NUM_STYLES - 2) for place, policy in enumerate(others)}
+    return {OWN: 0, ORACLE: 1} | {policy: 2 + place % (NUM_STYLES - 2) for place, policy in enumerate(others)}
 
 
-def _plots(report: SimulationReport, styles: dict[str, int]) -> list[dict[str, object]]:
-    rows = report.rows
-
-    def bar(row: PolicyRow, value: Measured, text: str, mark: float | None = None) -> Bar:
-        return Bar(row.policy, styles[row.policy], value.value, value.min, value.max, mark, text)
-
-    hits = [bar(row, row.hit_ratio, f"{row.hit_ratio.value:.3f}", row.hit_bound.value) for row in rows]
-    tails = [bar(row, row.ttft_s.p99, f"{row.ttft_s.p99.value:.2f} s") for row in rows]
-    medians = [bar(row, row.ttft_s.p50, f"{row.ttft_s.p50.value:.2f} s") for row in rows]
-    loads = [bar(row, row.load_imbalance, f"{row.load_imbalance.value:.2f}") for row in rows]
-    stale = [bar(row, row.stale_share, f"{row.stale_share.value:.4f}") for row in rows]
-    traffic = [bar(row, row.digest_bytes_per_s, f"{row.digest_bytes_per_s.value:,.0f}") for row in rows]
-    goodput = [bar(row, row.goodput, f"{row.goodput.value:.2f}") for row in rows]
-    return [
-        _figure("Slowest first tokens", "p99, seconds, logarithmic. Less is better.", bars(tails, "p99", is_log=True)),
-        _figure("Median first token", "p50, seconds, logarithmic. Less is better.", bars(medians, "p50", is_log=True)),
-        _figure("Found in caches", "Share of prompt tokens; the tick is the bound: one cache without limits.",
-                bars(hits, "hit ratio", origin=None)),
-        _figure("Load imbalance", "Share of its capacity that the busiest node used / mean; 1 is even.",
-                bars(loads, "load imbalance", origin=1.0)),
-        _figure("Staleness", "Of the cached tokens that a node was chosen for, those it did not hold.",
-                bars(stale, "stale share")),
-        _figure("Digest traffic", "Bytes/s received by a node.", bars(traffic, "bytes per second")),
-        _figure("Goodput", f"Answers/s whose first token came within {report.scenario.get('objective_s')} s. More is"
-                " better.", bars(goodput, "goodput")),
-    ]  # fmt: skip
-
-
-def _figure(title: str, says: str, svg: str) -> dict[str, object]:
-    return {"title": title, "says": says, "svg": svg}
+def _plots(report: SimulationReport, styles: dict[str, int]) -> Iterator[dict[str, str]]:
+    for title, caption, quantity, form, options in _PLOTS:
+        rows = []
+        for row in report.rows:
+            value = attrgetter(quantity)(row)
+            mark = row.hit_bound.value if quantity == "hit_ratio" else None
+            rows.append(
+                Bar(row.policy, styles[row.policy], value.value, value.min, value.max, mark, form.format(value.value))
+            )
+        yield {"title": title, "caption": caption.format_map(report.scenario), "svg": bars(rows, title, **options)}  # type: ignore[arg-type]

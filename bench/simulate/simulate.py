@@ -78,14 +78,19 @@ class SimulationReport:
     seeds: list[int]
     rows: list[PolicyRow]
     paired: list[Paired]
-    """With each other policy; empty without the protocol's own."""
+    """With each other policy; empty without the protocol's own, and where it is not asked for."""
 
 
 def run_policies(
-    scenario: Scenario, policies: Sequence[str], seeds: Sequence[int], shown: dict[str, Any], jobs: int
+    scenario: Scenario,
+    policies: Sequence[str],
+    seeds: Sequence[int],
+    shown: dict[str, Any],
+    jobs: int,
+    compares: bool,
 ) -> SimulationReport:
-    """Every policy on every seed, ``jobs`` runs at once. ``shown``: the scenario as the report tells it. Raises
-    LocalError as ``simulate``."""
+    """Every policy on every seed, ``jobs`` runs at once. ``shown``: the scenario as the report names it. ``compares``:
+    with ``paired``, which needs the extra ``bench``. Raises LocalError as ``simulate``."""
     runs = [Run(scenario, policy, seed) for policy in policies for seed in seeds]
     progress = Progress(len(runs))
     progress.show(f"{len(runs)} runs, {min(jobs, len(runs))} at once")
@@ -98,7 +103,7 @@ def run_policies(
         progress.close()
     by_policy = {policy: [found[Run(scenario, policy, seed)] for seed in seeds] for policy in policies}
     rows = [row_of_policy(policy, by_policy[policy]) for policy in policies]
-    return SimulationReport(VERSION, shown, list(seeds), rows, _paired(by_policy))
+    return SimulationReport(VERSION, shown, list(seeds), rows, _paired(by_policy) if compares else [])
 
 
 def row_of_policy(policy: str, of_seeds: Sequence[Outcome]) -> PolicyRow:

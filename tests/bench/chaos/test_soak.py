@@ -39,6 +39,5 @@ def test_what_is_more_than_at_idle_has_leaked() -> None:
 
 def test_the_plot_is_a_file_that_stands_alone() -> None:
     root = ET.fromstring(plot_of(soak([1 << 20, 3 << 20])))
-    svg = "{http://www.w3.org/2000/svg}"
-    assert root.tag == f"{svg}svg" and len(root.findall(f"{svg}polyline")) == 2
-    assert {"engine 1", "node 1", "minutes; MiB"} <= {text.text for text in root.findall(f"{svg}text")}
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert {"engine 1", "node 1", "minutes", "MiB"} <= set(root.itertext())

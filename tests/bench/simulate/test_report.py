@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from mycelia.bench.report.intervals import measured, paired_ratio
-from mycelia.bench.report.plots import log_ticks, ticks
+from mycelia.bench.report.plots import Bar, bars, curves
 from mycelia.node.cli import cli
+from mycelia.proto.wire.errors import LocalError
 from tests.bench.simulate.test_simulate import SMALL, run
 
 LINE = '{{"timestamp": {}, "input_length": 600, "output_length": 3, "hash_ids": [0, {}]}}\n'
@@ -47,7 +48,7 @@ def test_a_page_has_every_policy_in_every_plot_and_fetches_nothing(tmp_path: Pat
     rows = json.loads(run(*SMALL, "--policy", "all", "--json", "--report", str(path)))["rows"]
     text = path.read_text(encoding="utf-8")
     page = _Page(text)
-    assert page.fetched == [] and page.open == [] and "url(" not in text and "@import" not in text
+    assert page.fetched == [] and page.open == [] and "url(" not in text.replace("url(#", "") and "@import" not in text
     plots = [svg for svg in page.svgs if 'viewBox="0 0 460' in svg]
     assert len(plots) == 8
     for svg in plots:
@@ -117,8 +118,27 @@ def test_seeds_are_compared_one_by_one() -> None:
             paired_ratio(*wrong)
 
 
-def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0.0, 1.05) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(0.61, 0.79) == pytest.approx([0.65, 0.7, 0.75])
-    assert log_ticks(0.15, 12.0) == pytest.approx([0.2, 0.5, 1, 2, 5, 10])
-    assert log_ticks(0.01, 20_000) == pytest.approx([0.01, 0.1, 1, 10, 100, 1_000, 10_000])
+def test_colours_of_a_plot_are_those_of_its_page_and_names_are_escaped() -> None:
+    one = Bar("<a>", 11, 1.0, 0.5, 2.0, mark=0.0)
+    svg = bars([one, one], "<title>", is_log=True)
+    assert "var(--s11)" in svg and "var(--ink)" in svg and "#ab" not in svg
+    assert "&lt;a&gt;" in svg and "&lt;title&gt;" in svg and ET.fromstring(svg) is not None
+    with pytest.raises(ValueError, match="without a row"):
+        bars([], "title")
+    with pytest.raises(ValueError, match="without a point"):
+        curves([], "x", "y")
+
+
+def test_what_is_missing_is_told_with_its_fix_before_anything_is_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mycelia.bench.report.extra.find_spec", lambda name: None)
+    compared = (*SMALL, "--policy", "mycelia", "--policy", "lmetric")
+    for arguments, package in (
+        ((*SMALL, "--report", str(tmp_path / "page.html")), "matplotlib"),
+        ((*compared, "--json"), "scipy"),
+    ):
+        ran = CliRunner().invoke(cli, arguments)
+        assert isinstance(ran.exception, LocalError) and f"needs the package {package}" in str(ran.exception)
+        assert "pip install 'mycelia[bench]'" in str(ran.exception) and "[0/" not in ran.output
+    assert list(tmp_path.iterdir()) == [] and "lmetric" in run(*compared), "the table needs nothing more"
