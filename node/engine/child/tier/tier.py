@@ -87,7 +87,7 @@ class Edge:
     on_disk: bool = False
     writing: bool = False
     gone: bool = False
-    """It left all tiers; whoever still holds the object must not use it."""
+    """It left all tiers; code that still holds the object must not use it."""
 
     @property
     def end(self) -> int:
