@@ -93,7 +93,7 @@ def next_epoch(data_dir: Path, now: float) -> int:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The file has its old content or all of ``data``, whatever happens, and is its owner's alone: some hold keys.
-    For whoever holds the directory's lock: what a killed one left half written is replaced. Raises LocalError."""
+    The caller holds the directory's lock: what a killed node left half written is replaced. Raises LocalError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb", opener=_private) as file:

@@ -70,7 +70,7 @@ class Trust:
         return self._decayed(record, now) if record else 0.0
 
     def offenders(self, now: float) -> list[Offender]:
-        """What to ``restore`` after a restart; whoever is forgiven is left out. Does not mutate."""
+        """What to ``restore`` after a restart, without peers that are forgiven. Does not mutate."""
         return [
             Offender(peer, record.offences, record.updated_at, record.banned_until)
             for peer, record in self._records.items()

@@ -1,8 +1,8 @@
 """Which protocol a stream speaks, agreed on in one round trip: https://github.com/multiformats/multistream-select.
 
 libp2p's own negotiation sends each line by itself, waits for each answer and reads its length byte by byte. Here both
-lines go out at once, and one that came at once is answered at once. What arrives otherwise is left to libp2p's. Whoever
-knows what the peer speaks need not even wait for that answer: the lines go out together with the first message.
+lines go out at once, and one that came at once is answered at once. What arrives otherwise is left to libp2p's. A
+caller that knows what the peer speaks need not even wait for that answer: the lines go out with the first message.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
