@@ -184,6 +184,8 @@ class Peer:
         """What the node says on its control stream."""
         self.num_pings = 0
         self._socket, self._sending, self._receiving = socket, sending, receiving
+        self._turn = trio.Lock()
+        """Packets go out in the order of their nonces."""
         self._plain = b""
         self._streams: dict[int, Stream] = {}
         self._next = 1
@@ -228,7 +230,8 @@ class Peer:
 
     async def _frame(self, kind: int, flags: int, number: int, data: bytes, length: int | None = None) -> None:
         header = struct.pack("!BBHII", 0, kind, flags, number, len(data) if length is None else length)
-        await self._socket.send_packet(self._sending.seal(header + data))
+        async with self._turn:
+            await self._socket.send_packet(self._sending.seal(header + data))
 
     async def _exactly(self, num_bytes: int) -> bytes:
         while len(self._plain) < num_bytes:

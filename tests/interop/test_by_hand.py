@@ -35,7 +35,7 @@ SAMPLING: Message = {
 async def test_it_greets_a_node_and_is_answered() -> None:
     identity = new_identity()
     settings = NetworkSettings(identity=identity, listen=("/ip4/127.0.0.1/tcp/0",))
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with open_network(settings) as network, trio.open_nursery() as nursery:
             await nursery.start(Node(identity, FakeEngine(), network, 1).run)
             port = int(network.addresses()[0].split("/")[4])
