@@ -34,7 +34,16 @@ class Measured:
     @property
     def name(self) -> str:
         """Its section and what sets it apart there."""
-        return ", ".join([self.cell.section, *(f"{name} {value}" for name, value in self.cell.labels)])
+        return ", ".join(filter(None, [self.cell.section, self.title]))
+
+    @property
+    def title(self) -> str:
+        """What sets it apart in its section."""
+        return ", ".join(f"{name} {value}" for name, value in self.cell.labels)
+
+    @property
+    def has_failures(self) -> bool:
+        return any(one.num_failed for of_seeds in self.result.values() for one in of_seeds)
 
     def mean(self, quantity: str, policy: str = OWN) -> float:
         """Over the seeds; ``quantity``: a field of Outcome."""
@@ -81,8 +90,8 @@ def bars(everything: Sequence[Measured]) -> list[Bar]:
 
 
 def losses(everything: Sequence[Measured]) -> list[tuple[Measured, str, str, Ratio]]:
-    """(where, quantity, who is better, mycelia / that one) wherever the best baseline's TTFT is less on average, the
-    worst first."""
+    """(where, quantity, who is better, mycelia / that one) wherever the best baseline's TTFT is less on average: the
+    differences beyond noise first, the largest ones first."""
     found = []
     for one in everything:
         if one.cell.section in (FRESHNESS,) or OWN not in one.result:
@@ -91,7 +100,7 @@ def losses(everything: Sequence[Measured]) -> list[tuple[Measured, str, str, Rat
             best = one.best_baseline(quantity)
             if best is not None and (ratio := one.ratio(quantity, best)).value > 1:
                 found.append((one, quantity, best, ratio))
-    return sorted(found, key=lambda loss: -loss[3].value)
+    return sorted(found, key=lambda loss: (not loss[3].is_worse, -loss[3].value))
 
 
 def _tails(everything: Sequence[Measured]) -> list[Bar]:
@@ -113,7 +122,7 @@ def _tails(everything: Sequence[Measured]) -> list[Bar]:
             "p99 TTFT against the best baseline of each cell of the sweep, the oracle aside",
             "never worse by more than noise, better in most",
             f"worse by more than noise in {worse} of {total} (on every seed in {on_all}); better in {better}, of these"
-            f" by more than noise in {clearly}; largest ratio {_told(most)} ({where.name}, {who})",
+            f" by more than noise in {clearly}; largest ratio {most} ({where.name}, {who})",
             worse == 0 and better * 2 > total,
         )
     ]
@@ -135,7 +144,7 @@ def _medians(everything: Sequence[Measured]) -> list[Bar]:
                 Bar(
                     f"p50 TTFT against the longest prefix, {told}",
                     "<= 0.8x",
-                    f"in {good} of {len(ratios)} cells; largest {_told(most)} ({where.name})",
+                    f"in {good} of {len(ratios)} cells; largest {most} ({where.name})",
                     good == len(ratios),
                 )
             )
@@ -192,7 +201,7 @@ def _no_sharing(everything: Sequence[Measured]) -> list[Bar]:
     made = []
     for one in _in(everything, NO_SHARING):
         ratio = one.ratio("ttft_p99_s", "least_load")
-        made.append(Bar("nothing shared: p99 TTFT against least load", "<= 1.02x", _told(ratio), ratio.value <= 1.02))
+        made.append(Bar("nothing shared: p99 TTFT against least load", "<= 1.02x", str(ratio), ratio.value <= 1.02))
     return made
 
 
@@ -204,7 +213,7 @@ def _liars(everything: Sequence[Measured]) -> list[Bar]:
         honest = cells.get((load, ("liars", "0%")))
         if one.cell.scenario.liars and honest is not None:
             ratio = ratio_of("ttft_p50_s", one.result[OWN], honest.result[OWN])
-            said = f"{_told(ratio)}; liars answered {one.mean('liar_share'):.0%}"
+            said = f"{ratio}; liars answered {one.mean('liar_share'):.0%}"
             who = f"{LIAR_SHARE:.0%} of nodes claim everything, load {load[1]}:"
             made.append(Bar(f"{who} p50 TTFT after 60 s against all honest", "<= 1.10x", said, ratio.value <= 1.1))
     return made
@@ -218,14 +227,10 @@ def _churn(everything: Sequence[Measured]) -> list[Bar]:
     made = []
     for told, one in cells.items():
         ratio = ratio_of("hit_ratio", one.result[OWN], still.result[OWN])
-        made.append(Bar(f"sessions of {told} (median): hit ratio against none leaving", ">= 0.9x", _told(ratio),
+        made.append(Bar(f"sessions of {told} (median): hit ratio against none leaving", ">= 0.9x", str(ratio),
                         ratio.value >= 0.9))  # fmt: skip
     return made
 
 
 def _in(everything: Iterable[Measured], section: str) -> list[Measured]:
     return [one for one in everything if one.cell.section == section]
-
-
-def _told(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"

@@ -37,6 +37,10 @@ class Ratio:
     max: float
     """The least and the largest ratio of a seed."""
 
+    def __str__(self) -> str:
+        high = f"{self.high:.2f}" if self.high < 1_000 else "any"
+        return f"{self.value:.2f} ({self.low:.2f}-{high})"
+
     @property
     def is_worse(self) -> bool:
         """The first policy has more than the second, by more than chance. Less is better."""
