@@ -65,7 +65,7 @@ def take_over_identify(host: BasicHost, table: PeerTable) -> None:
         peer_id = stream.muxed_conn.peer_id
         with trio.fail_after(DEADLINE_S):
             data = await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES)
-        said = identified(data, table.remote_address(peer_id.to_bytes()))
+        said = identified(data, table.teller_address(peer_id.to_bytes()))
         if peer_id.to_bytes() not in table:
             return
         store = host.get_peerstore()

@@ -76,7 +76,14 @@ class Libp2pNetwork:
 
         self._settings = settings
         self._events = EventQueue()
-        self.table = PeerTable(self._peer_up, self._peer_down, self._watch, self._round_trip, self._start_over)
+        self.table = PeerTable(
+            self._peer_up,
+            self._peer_down,
+            self._watch,
+            self._round_trip,
+            self._start_over,
+            any(addresses.is_global(addresses.parse_announce(text)) for text in settings.announce),
+        )
         self.host = Host(settings, self.table)
         self.streams = Streams(self.host, self._events, self._charge)
         self.gossip: GossipService | None = None

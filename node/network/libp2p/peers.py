@@ -14,7 +14,7 @@ from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
-from mycelia.proto.admission.households import household_of
+from mycelia.proto.admission.households import household_of, is_local
 
 RESTART_S = 5.0
 """Above the time in which two peers that dial each other at once both get through."""
@@ -52,16 +52,19 @@ class PeerTable(INotifee):
         on_connection: Callable[[INetConn], None],
         on_round_trip: Callable[[bytes, float], None],
         on_restart: Callable[[bytes], None],
+        is_announced: bool = False,
     ) -> None:
         """on_connection: called for every new connection, also when it is not the peer's first. on_restart: called
         when a peer connects that has been connected for RESTART_S: a peer dials only when it knows of no connection, so
-        it has lost what was said on the old one, which is dead or soon will be."""
+        it has lost what was said on the old one, which is dead or soon will be. is_announced: whether this node
+        announces a public address."""
         self._peers: dict[bytes, _Peer] = {}
         self._on_up = on_up
         self._on_down = on_down
         self._on_connection = on_connection
         self._on_round_trip = on_round_trip
         self._on_restart = on_restart
+        self._is_announced = is_announced
         self._lost: OrderedDict[bytes, float] = OrderedDict()
         self.changed = trio.Event()
         """Set when a peer comes; replaced by a fresh one each time."""
@@ -84,6 +87,17 @@ class PeerTable(INotifee):
     def remote_address(self, peer: bytes) -> str:
         """Multiaddr of the other end of a connection with it; empty: none."""
         return next((remote_address(connection) for connection in self.connections(peer)), "")
+
+    def teller_address(self, peer: bytes) -> str:
+        """The multiaddr on whose word ``peer`` tells addresses (``addresses.told_addresses``); empty: unknown.
+
+        Behind a port proxy all strangers come from one private address. So a node that strangers can reach, since it
+        announces a public address, believes that a peer is in its own network only if it dialled the peer there."""
+        address = self.remote_address(peer)
+        if not self._is_announced or not is_local(household_of(address)):
+            return address
+        made = (one for one in self.connections(peer) if one.muxed_conn.is_initiator)
+        return next(map(remote_address, made), "")
 
     def household(self, peer: bytes) -> str:
         """The household of the other end of a connection with it; empty: there is none."""

@@ -34,6 +34,7 @@ from mycelia.node.network.libp2p.kademlia.server import KademliaServer
 from mycelia.node.network.libp2p.outbound import DIAL_DEADLINE_S, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.households import is_local
 from mycelia.proto.kademlia.lookup import WIDTH, Lookup
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE, PeerBuckets, point_of
 from mycelia.proto.wire.errors import RemoteError
@@ -43,7 +44,8 @@ log = structlog.get_logger()
 WALK_ENOUGH = 3
 """Kademlia's beta."""
 MAX_DIALS_PER_TELLER = 8
-"""Peers that a lookup dials on the word of one peer."""
+"""Peers that a lookup dials on its way on the word of one public household, or one peer of a private network, and as
+many providers that it tells of."""
 MAX_FOUND = 64
 """Providers that one lookup keeps."""
 PREFIX_REPLICAS, MODEL_REPLICAS = 8, BUCKET_SIZE
@@ -61,6 +63,17 @@ class _Told:
     addresses: Sequence[bytes]
     teller: bytes
     """Who told of it; empty: this node's own table."""
+    account: bytes
+    """On which the dial is counted, see ``Kademlia._account``."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A provider that a lookup heard of."""
+
+    addresses: list[Multiaddr]
+    account: bytes = b""
+    """Likewise; empty: it told this node itself."""
 
 
 @dataclass
@@ -71,23 +84,25 @@ class _Walk:
     key: bytes
     lookup: Lookup[bytes]
     told: dict[bytes, _Told] = field(default_factory=dict)
-    found: dict[bytes, list[Multiaddr]] = field(default_factory=dict)
-    """Provider -> where it may be dialled."""
+    found: dict[bytes, _Found] = field(default_factory=dict)
+    """By provider."""
     dialled_for: Counter[bytes] = field(default_factory=Counter)
-    """Teller -> peers that were dialled on its word."""
+    """Account -> peers that were dialled on it."""
 
-    def hear(self, peer: bytes, addresses: Sequence[bytes], teller: bytes = b"") -> None:
+    def hear(self, peer: bytes, addresses: Sequence[bytes], teller: bytes = b"", account: bytes = b"") -> None:
         if self.lookup.hear(peer, point_of(peer)):
-            self.told[peer] = _Told(addresses, teller)
+            self.told[peer] = _Told(addresses, teller, account)
 
 
 class Kademlia:
-    """One node's part in the table. ``rng`` draws which providers it keeps for others when there are too many."""
+    """One node's part in the table. ``rng`` draws which providers it keeps for others, and which of one teller it may
+    dial, when there are too many."""
 
     def __init__(self, host: Host, rng: random.Random) -> None:
         self._host = host
         self._table = host.table
         self._me = host.settings.identity.peer_id
+        self._rng = rng
         self.buckets = PeerBuckets(self._me)
         self.server = KademliaServer(host, self.buckets, rng)
         if host.settings.listen:  # (others would ask in vain for what nobody can dial)
@@ -134,15 +149,32 @@ class Kademlia:
         """Providers of ``key``, also those that this node keeps itself, as PROVIDERS_ENOUGH of the nearest tell."""
         walk = await self._walk(Kind.GET_PROVIDERS, key, PROVIDERS_ENOUGH)
         for provider in self.server.providers(key):
-            walk.found.setdefault(provider.peer, [Multiaddr(address) for address in provider.addresses])
-        return _providers(walk)
+            walk.found.setdefault(provider.peer, _Found([Multiaddr(address) for address in provider.addresses]))
+        return self._providers(walk)
 
     async def find_first_providers(self, key: bytes) -> list[PeerInfo]:
         """Providers of ``key`` as the first peer tells that knows any; none when the peers nearest to it know none.
 
         With a tenth of the peers gone that takes 2 s, simulated, and libp2p's way 17 s.
         """
-        return _providers(await self._walk(Kind.GET_PROVIDERS, key, WALK_ENOUGH, stops_at_providers=True))
+        return self._providers(await self._walk(Kind.GET_PROVIDERS, key, WALK_ENOUGH, stops_at_providers=True))
+
+    def _providers(self, walk: _Walk) -> list[PeerInfo]:
+        """Those that a lookup found and that are connected or may be dialled: of one account not more than may be
+        dialled on it, drawn by lot, so that the next lookup has others."""
+        providers, num_on = [], Counter[bytes]()
+        for peer, found in self._rng.sample(sorted(walk.found.items(), key=lambda one: one[0]), len(walk.found)):
+            is_counted = found.account and peer not in self._table
+            if found.addresses and not (is_counted and num_on[found.account] >= MAX_DIALS_PER_TELLER):
+                num_on[found.account] += bool(is_counted)
+                providers.append(PeerInfo(ID(peer), found.addresses))
+        return providers
+
+    def _account(self, teller: bytes) -> bytes:
+        """On what is counted that peers are dialled on the word of ``teller``: keys are free, addresses are not, but
+        whole swarms live at one private address."""
+        household = self._table.household(teller)
+        return teller if not household or is_local(household) else household.encode()
 
     async def _walk(self, kind: Kind, key: bytes, enough: int, stops_at_providers: bool = False) -> _Walk:
         """A lookup of ``key``, as ``proto/kademlia/lookup.py`` has it; over at the first provider if
@@ -185,7 +217,7 @@ class Kademlia:
             self.introduce(peer)
             for contact in answer.closer:
                 if contact.peer != self._me:
-                    walk.hear(contact.peer, contact.addresses, peer)
+                    walk.hear(contact.peer, contact.addresses, peer, self._account(peer))
             await self._note_providers(walk, peer, answer)
             return True
         if peer not in self._table:
@@ -193,22 +225,22 @@ class Kademlia:
         return False
 
     async def _note_providers(self, walk: _Walk, teller: bytes, answer: Answer) -> None:
-        address = self._table.remote_address(teller)
+        address, account = self._table.teller_address(teller), self._account(teller)
         for contact in answer.providers:
             if contact.peer not in walk.found and contact.peer != self._me and len(walk.found) < MAX_FOUND:
-                walk.found[contact.peer] = dialable(contact.addresses, address)
+                walk.found[contact.peer] = _Found(dialable(contact.addresses, address), account)
                 await trio.lowlevel.checkpoint()  # (what strangers send as addresses may take milliseconds)
 
     async def _reach(self, walk: _Walk, peer: bytes) -> bool:
         """Connects with a peer that somebody told of, unless that one told of too many, or the peer was disconnected
         this moment: its loss would go unnoticed."""
         told = walk.told[peer]
-        if self._table.is_leaving(peer) or walk.dialled_for[told.teller] >= MAX_DIALS_PER_TELLER:
+        if self._table.is_leaving(peer) or walk.dialled_for[told.account] >= MAX_DIALS_PER_TELLER:
             return False
         candidates = [Multiaddr(address) for address in told.addresses]
         if told.teller:
-            walk.dialled_for[told.teller] += 1
-            candidates = dialable(told.addresses, self._table.remote_address(told.teller))
+            walk.dialled_for[told.account] += 1
+            candidates = dialable(told.addresses, self._table.teller_address(told.teller))
         try:
             await self._host.outbound.dial(peer, candidates, Origin.TOLD)
         except NetworkError as exc:
@@ -237,7 +269,3 @@ class Kademlia:
         finally:
             with trio.CancelScope(shield=True):
                 await frames.close()
-
-
-def _providers(walk: _Walk) -> list[PeerInfo]:
-    return [PeerInfo(ID(peer), where) for peer, where in walk.found.items() if where]

@@ -131,7 +131,7 @@ class KademliaServer:
             case Kind.ADD_PROVIDER:
                 for told in request.providers:
                     if told.peer == peer:
-                        teller = self._host.table.remote_address(peer)
+                        teller = self._host.table.teller_address(peer)
                         self.keep(request.key, peer, [one.to_bytes() for one in dialable(told.addresses, teller)])
                 return encode_answer(Answer(request.kind, request.key))
             case _:
@@ -191,7 +191,7 @@ class KademliaServer:
             return Contact(peer, ())
         if peer in self._host.table and (not entry.addresses or now > entry.looked_up_at + ADDRESSES_S):
             told = self._host.addresses_of(peer)
-            usable = told_addresses(told, self._host.table.remote_address(peer), MAX_DIAL_ADDRESSES)
+            usable = told_addresses(told, self._host.table.teller_address(peer), MAX_DIAL_ADDRESSES)
             entry.addresses = tuple(address.to_bytes() for address in usable)
             entry.looked_up_at = now
         return Contact(peer, entry.addresses)

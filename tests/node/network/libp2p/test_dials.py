@@ -120,6 +120,27 @@ async def test_what_a_peer_outside_says_of_itself_leads_nobody_to_private_addres
             assert one.addresses_of(liar.peer_id) == []
 
 
+async def test_at_an_announced_node_who_comes_from_a_private_address_may_be_a_stranger() -> None:
+    """Behind a port proxy all of them do."""
+    async with (
+        open_network(node(announce=("/ip4/8.8.8.8/tcp/7117",))) as one,
+        open_network(node()) as two,
+        open_network(node()) as three,
+    ):
+        bound = str(one.host.raw.get_transport_addrs()[0]).partition("/p2p/")[0]
+        await two.connect(f"{bound}/p2p/{peer_text(one.peer_id)}")
+        await one.connect(three.addresses()[0])
+        store = one.host.raw.get_peerstore()
+        for peer in (ID(two.peer_id), ID(three.peer_id)):
+            await eventually(lambda peer=peer: store.has_peer(peer) and store.get_protocols(peer))  # type: ignore[misc]
+        assert one.addresses_of(two.peer_id) == []
+        assert one.table.teller_address(three.peer_id) == one.remote_address(three.peer_id), (
+            "this node dialled it there"
+        )
+        assert two.table.teller_address(one.peer_id) == two.remote_address(one.peer_id)
+        assert three.addresses_of(one.peer_id) == ["/ip4/8.8.8.8/tcp/7117"]
+
+
 def message(**fields: object) -> bytes:
     return Identify(**fields).SerializeToString()  # type: ignore[arg-type]
 

@@ -205,11 +205,35 @@ async def test_a_lookup_dials_few_peers_on_the_word_of_one(monkeypatch: pytest.M
 
         monkeypatch.setattr(one.host.outbound, "dial", counted)
         found = await dht_of(one).find_providers(KEY)
-        assert len(found) == 20, "hints that cost a dial each, when somebody wants them"
+        assert len(found) == kademlia.MAX_DIALS_PER_TELLER, "of hints that cost a dial each"
         assert 0 < len(dialled) <= kademlia.MAX_DIALS_PER_TELLER
         dialled.clear()
         monkeypatch.setattr(one.table, "remote_address", lambda peer: "/ip4/8.8.8.8/tcp/1")
         assert await dht_of(one).find_providers(KEY) == []
+
+
+async def test_the_keys_of_one_network_are_one_teller(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled: list[bytes] = []
+
+    async def in_vain(peer: bytes, candidates: list[Multiaddr], origin: Origin) -> None:
+        dialled.append(peer)
+        raise NetworkError("nobody is there")
+
+    async with open_network(node()) as first, open_network(node()) as second, open_network(node()) as one:
+        for number, liar in enumerate((first, second)):
+            where = [Multiaddr(f"/ip4/9.9.{number}.{last}/tcp/1").to_bytes() for last in range(20)]
+            made_up = tuple(Contact(new_identity().peer_id, (address,)) for address in where)
+            monkeypatch.setattr(
+                dht_of(liar).server,
+                "answer",
+                lambda request, peer, told=made_up: encode_answer(Answer(request.kind, request.key, told, told)),
+            )
+            await connect(one, liar)
+        monkeypatch.setattr(one.host.outbound, "dial", in_vain)
+        seen_at = {first.peer_id: "/ip4/8.8.8.8/tcp/1", second.peer_id: "/ip4/8.8.8.9/tcp/1"}
+        monkeypatch.setattr(one.table, "remote_address", lambda peer: seen_at.get(peer, ""))
+        found = await dht_of(one).find_providers(KEY)
+        assert len(found) == len(dialled) == kademlia.MAX_DIALS_PER_TELLER
 
 
 async def test_tables_are_refreshed_and_peers_that_are_gone_leave_them(monkeypatch: pytest.MonkeyPatch) -> None:
