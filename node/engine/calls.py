@@ -243,7 +243,7 @@ def _checked(answer: Answer | None) -> Answer:
     if answer is None:
         raise LocalError("the engine process died while it read this text")
     if isinstance(answer, ipc.Embedded) and answer.is_busy:
-        raise BusyError(answer.error)
+        raise BusyError(answer.error, answer.retry_after_s)
     if isinstance(answer, ipc.Rendered) and answer.is_too_long:
         raise TooLongError(answer.error)
     if answer.error:

@@ -201,9 +201,11 @@ class Engine(Protocol):
         """The prompt that ``text`` is by itself, likewise; control tokens that it spells count."""
         ...
 
-    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
-        """A vector of length 1 for each text, given as tokens. client: see ``EngineRequest``. Being cancelled cancels.
-        Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
+    async def embed(
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", household: str = ""
+    ) -> list[NDArray[np.float32]]:
+        """A vector of length 1 for each text, given as tokens. client, household: see ``EngineRequest``. Being
+        cancelled cancels. Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
         ...
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:

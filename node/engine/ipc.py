@@ -117,6 +117,7 @@ class Embed(_Frame, frozen=True):
     key: int
     texts: list[bytes]
     client: bytes = b""
+    household: str = ""
     """See ``EngineRequest``."""
 
 
@@ -196,12 +197,14 @@ class Spelled(_Frame, frozen=True):
 
 
 class Embedded(_Frame, frozen=True):
-    """``error`` empty: ``vectors`` has one entry a text, numbers of 32 bits. is_busy: it may be asked again."""
+    """``error`` empty: ``vectors`` has one entry a text, numbers of 32 bits. is_busy: it may be asked again, after
+    ``retry_after_s``."""
 
     key: int
     vectors: list[bytes]
     error: str
     is_busy: bool = False
+    retry_after_s: float = 0.0
 
 
 class StoredLeaf(_Frame, frozen=True):

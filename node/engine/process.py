@@ -145,10 +145,12 @@ class ProcessEngine:
         assert isinstance(answer, ipc.Spelled)
         return answer.texts
 
-    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
+    async def embed(
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", household: str = ""
+    ) -> list[NDArray[np.float32]]:
         """See ``Engine.embed``. As ``tokenize_chat``."""
         packed = _packed(texts)
-        answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client), client)
+        answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client, household), client, household)
         assert isinstance(answer, ipc.Embedded)
         return [np.frombuffer(vector, np.float32) for vector in answer.vectors]
 

@@ -100,6 +100,14 @@ class FairOrder(Generic[LineT]):
         self._waiting[key] = share
         return share.line
 
+    def lifted(self, key: Key) -> LineT:
+        """The line of a share that begins to wait elsewhere: its counter becomes what it would be if the share waited
+        here. Mutates."""
+        floor = self._floor()
+        share = self._known(key)
+        share.counter = max(share.counter, floor)
+        return share.line
+
     def returned(self, key: Key, is_next: bool) -> LineT:
         """As ``entered``, of what had started: the counter stays. is_next: its turn is before all others. Mutates."""
         share = self._known(key)

@@ -116,7 +116,7 @@ class FairQueue(Generic[T]):
         something. guess_s: see ``Shares.join``. Mutates."""
         wait_s = self._refused_s(item, now, guess_s)
         if not wait_s:
-            side, share, key = _path(item.client, item.household)
+            side, share, key = path_of(item.client, item.household)
             self._order.entered(side).entered(share).entered(key).append(item)
             self._num_waiting += 1
         return wait_s
@@ -133,11 +133,24 @@ class FairQueue(Generic[T]):
         self.charge(item.client, prompt_tokens, item.household)
         self._shares.pace.freed(now, len(self) > 0)
 
+    def enter_beside(self, client: bytes, household: str = "") -> None:
+        """Something of ``client``, of which nothing did, waits in another queue for the same engine: nothing was saved
+        up for it here either. Mutates."""
+        side, share, key = path_of(client, household)
+        self._order.lifted(side).lifted(share).lifted(key)
+
+    def serve_beside(self, client: bytes, service: float, household: str = "") -> None:
+        """Something that waits in another queue received service: whoever begins to wait here, and finds nobody, starts
+        from that counter. Mutates."""
+        for order, key in self._levels(client, household):
+            order.starts(key)
+        self.charge(client, service, household)
+
     def put_back(self, item: T, prompt_tokens: int, is_next: bool = True) -> None:
         """What was started has to start again, as the first of its client. ``prompt_tokens``: of those that it was
         charged for, as many as were not computed. is_next: before all others, too. Mutates."""
         self.charge(item.client, -prompt_tokens, item.household)
-        side, share, key = _path(item.client, item.household)
+        side, share, key = path_of(item.client, item.household)
         self._order.returned(side, is_next).returned(share, is_next).returned(key, is_next).appendleft(item)
         self._num_waiting += 1
 
@@ -196,13 +209,13 @@ class FairQueue(Generic[T]):
 
     def _levels(self, client: bytes, household: str) -> "list[tuple[FairOrder[Any], Key]]":
         """The orders that a client has a part in, and its key in each."""
-        side, share, key = _path(client, household)
+        side, share, key = path_of(client, household)
         households = self._order.known(side)
         return [(self._order, side), (households, share), (households.known(share), key)]
 
     def _line(self, client: bytes, household: str) -> Sequence[T]:
         line: Any = self._order
-        for key in _path(client, household):
+        for key in path_of(client, household):
             line = line.line(key)
             if line is None:
                 return ()
@@ -219,7 +232,7 @@ class FairQueue(Generic[T]):
         self._num_waiting -= 1
 
 
-def _path(client: bytes, household: str) -> tuple[Key, Key, Key]:
+def path_of(client: bytes, household: str) -> tuple[Key, Key, Key]:
     return (_OTHERS, household or client, client) if client else (OWNER, OWNER, OWNER)
 
 

@@ -4,8 +4,9 @@
 |---|---|
 | a token of a prompt, computed | 1 |
 | a token of an answer | ``ANSWER_WEIGHT`` |
+| a token of a text, embedded | 1, or what the engine prefills meanwhile if that is more |
 | the whole KV cache, held for a second | ``CELLS_SHARE`` of what the engine prefills in a second |
-| a second of CPU time of a grammar, or of reading a text | what the engine prefills in a second |
+| a second of CPU time of a grammar, of reading a text, or of choosing a token | what the engine prefills in a second |
 | a grammar, to be compiled | ``COMPILE_SERVICE`` |
 | a request refused for what is in it | ``REFUSAL_SERVICE`` |
 
@@ -48,9 +49,17 @@ class Accounts:
         """``client`` received service; below 0: it did not after all. Mutates."""
         self._waiting.charge(client, service, household)
 
+    def tokens_per_s(self) -> float:
+        """What the engine prefills in a second."""
+        return self._prefill_rate or UNKNOWN_RATE
+
+    def embedded(self, client: bytes, household: str, num_tokens: int, seconds: float) -> None:
+        """A step computed ``num_tokens`` of a text of ``client``. Mutates."""
+        self._waiting.serve_beside(client, max(num_tokens, seconds * self.tokens_per_s()), household)
+
     def charge_seconds(self, client: bytes, household: str, seconds: float) -> None:
         """``seconds`` of a processor were spent for ``client`` outside the model. Mutates."""
-        self.charge(client, household, seconds * (self._prefill_rate or UNKNOWN_RATE))
+        self.charge(client, household, seconds * self.tokens_per_s())
 
     def start(self, job: Job) -> None:
         """``job`` leaves the queue. Mutates."""

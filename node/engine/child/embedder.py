@@ -35,6 +35,7 @@ class Embedder:
         self._num_threads = num_threads
         self._context: Any = None
         self._context_tokens = 0
+        self.step_tokens = STEP_TOKENS
         self.max_tokens = min(MAX_EMBEDDED_TOKENS, llama.context_tokens)
         self._width = int(L.llama_model_n_embd_out(llama.model))
         self._pooling = _pooling_of(llama)

@@ -13,14 +13,14 @@ from contextlib import suppress
 from typing import NamedTuple, assert_never
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child.accounts import COMPILE_SERVICE
+from mycelia.node.engine.child.accounts import COMPILE_SERVICE, REFUSAL_SERVICE
 from mycelia.node.engine.child.answer import Answer
-from mycelia.node.engine.child.embed_desk import EmbedDesk
+from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import NO_PROCESS, GrammarError
-from mycelia.node.engine.child.grammar.grammar_desk import (
+from mycelia.node.engine.child.grammar.grammar_pool import (
     GrammarAnswered,
-    GrammarDesk,
     GrammarEnded,
+    GrammarPool,
     GrammarReady,
     OpenGrammar,
 )
@@ -73,7 +73,7 @@ class StepLoop:
         replies: ipc.Replies,
         check: bool,
         open_grammar: OpenGrammar,
-        embeds: EmbedDesk,
+        embeddings: EmbeddingQueue,
         tiers: TierStore | None = None,
         check_idle: bool = False,
     ) -> None:
@@ -84,18 +84,18 @@ class StepLoop:
         self.prefilling: frozenset[int] = frozenset()
         """Keys of the requests whose prompts the running decode computes; the reader looks before it aborts."""
         self._llama = llama
-        self._scheduler = Scheduler(limits, Sharing(os.urandom(16)))
+        self.scheduler = Scheduler(limits, Sharing(os.urandom(16)))
         self._replies = replies
         self._check, self._check_idle = check, check_idle
-        self._grammars = GrammarDesk(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
+        self._grammars = GrammarPool(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
         self._choosing: dict[int, Job] = {}
         """Jobs whose grammars were asked for the next token."""
-        self._embeds = embeds
+        self._embeddings = embeddings
         self._answers: dict[int, Answer] = {}
         """Of jobs that run, or were stopped."""
         self._options: dict[int, ipc.Submit] = {}
-        self._sequences = Sequences(llama, self._scheduler, tiers)
-        self._reports = Reports(replies, self._scheduler, self._answers)
+        self._sequences = Sequences(llama, self.scheduler, tiers)
+        self._reports = Reports(replies, self.scheduler, self._answers)
         self._is_stalled = False
         """The last step had nothing to compute, though there is work."""
         self._ended_any = False
@@ -106,11 +106,11 @@ class StepLoop:
         self._is_decoding = False
         self._tiers = tiers
         if tiers is not None:
-            tiers.follow(self._scheduler.changes, lambda: self.inbox.put(Wake()))
+            tiers.follow(self.scheduler.changes, lambda: self.inbox.put(Wake()))
             tiers.announce_all()
-            self._scheduler.reach = self._sequences.reach
+            self.scheduler.reach = self._sequences.reach
             for tokens in tiers.open_prefixes():
-                self._scheduler.sharing.open(tokens)
+                self.scheduler.sharing.open(tokens)
 
     def pulse(self) -> tuple[bool, float]:
         """(in a decode call, seconds since the last progress; 0 while idle). For any thread."""
@@ -142,12 +142,10 @@ class StepLoop:
             self._reports.fresh_of_all()  # Computing a prompt may take seconds.
         if rows:
             self._compute(rows)
-        if self._embeds:
-            self._embed()
-        self._is_stalled = not rows and not self._embeds
+        self._is_stalled = not self._embed() and not rows
         if self._tiers is not None:
             self._tiers.poll()
-        self._reports.step_ended(self._embeds.queued_tokens, self._grammars.num_waiting)
+        self._reports.step_ended(self._embeddings.queued_tokens, self._grammars.num_waiting)
         if self._ended_any and (self._check or (self._check_idle and not self.has_work)):
             self._ended_any = False
             self.check_invariants()
@@ -155,7 +153,7 @@ class StepLoop:
     @property
     def has_work(self) -> bool:
         """False when ``step`` would block until a message comes."""
-        return bool(self._scheduler.running or self._scheduler.waiting or self._embeds or not self.inbox.empty())
+        return bool(self.scheduler.running or self.scheduler.waiting or self._embeddings or not self.inbox.empty())
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -182,13 +180,11 @@ class StepLoop:
     def _handle(self, message: Message) -> None:
         match message:
             case ipc.Submit():
-                if self._scheduler.running:
+                if self.scheduler.running:
                     self._shared_until_s = time.monotonic() + SHARED_S
                 self._take(message)
             case ipc.Embed():
-                self._reports.are_due = True
-                if (refusal := self._embeds.add(message)) is not None:
-                    self._replies.put(refusal)
+                self._take_texts(message)
             case ipc.Cancel():
                 self._cancel(message.key)
             case GrammarReady():
@@ -198,7 +194,7 @@ class StepLoop:
             case GrammarEnded():
                 self._grammars.ended(message, time.monotonic())
             case TextRead():
-                self._scheduler.accounts.charge_seconds(*message)
+                self.scheduler.accounts.charge_seconds(*message)
             case Close():
                 self._sequences.close(CLOSE_DEADLINE_S)
                 self.closed.set()
@@ -217,8 +213,22 @@ class StepLoop:
             waiting = f"{self._grammars.num_waiting} requests with grammars are waiting already"
             self._replies.put(ipc.Refused(message.key, "overloaded", waiting, True, wait_s))
 
+    def _take_texts(self, message: ipc.Embed) -> None:
+        accounts, is_first = (
+            self.scheduler.accounts,
+            not self._embeddings.has_any_of(message.client, message.household),
+        )
+        refusal = self._embeddings.add(message, time.monotonic(), accounts.tokens_per_s())
+        if refusal is not None:
+            self._replies.put(refusal)
+            if not refusal.is_busy:
+                accounts.charge(message.client, message.household, REFUSAL_SERVICE)
+        elif is_first:
+            self.scheduler.waiting.enter_beside(message.client, message.household)
+        self._reports.are_due = True
+
     def _grammar_ready(self, event: GrammarReady) -> None:
-        accounts, request = self._scheduler.accounts, self._grammars.request(event.key)
+        accounts, request = self.scheduler.accounts, self._grammars.request(event.key)
         accounts.charge(request.client, request.household, COMPILE_SERVICE)
         accounts.charge_seconds(request.client, request.household, event.cpu_s)
         message = self._grammars.ready(event, time.monotonic())
@@ -235,7 +245,7 @@ class StepLoop:
 
     def _grammar_answered(self, event: GrammarAnswered) -> None:
         request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
-        self._scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
+        self.scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
         job = self._choosing.get(event.key)
         if job is None:
             return  # It ended meanwhile.
@@ -258,7 +268,7 @@ class StepLoop:
     def _submit(self, message: ipc.Submit) -> None:
         prompt = unpack_tokens(message.prompt)
         now, max_tokens = time.monotonic(), message.sampling.max_tokens
-        outcome = self._scheduler.submit(
+        outcome = self.scheduler.submit(
             message.key,
             prompt,
             max_tokens,
@@ -278,10 +288,10 @@ class StepLoop:
         self._reports.are_due = True
 
     def _cancel(self, key: int) -> None:
-        if self._grammars.drop_waiting(key) or self._embeds.cancel(key):
+        if self._grammars.drop_waiting(key) or self._embeddings.cancel(key):
             self._reports.are_due = True
             return  # (whoever cancels reads no more: there is nobody to tell)
-        for job in [*self._scheduler.running, *self._scheduler.waiting]:
+        for job in [*self.scheduler.running, *self.scheduler.waiting]:
             if job.key == key:
                 self._finish(job, "cancelled")
                 return
@@ -293,19 +303,19 @@ class StepLoop:
             self._grammars.drop_waiting(key)
             self._replies.put(ipc.Refused(key, DEADLINE, TOO_LATE, False))
             self._reports.are_due = True
-        for job in self._scheduler.expired(now):
-            if job.seq_id is not None or job in self._scheduler.waiting:  # Else it was abandoned with one before it.
+        for job in self.scheduler.expired(now):
+            if job.seq_id is not None or job in self.scheduler.waiting:  # Else it was abandoned with one before it.
                 self._give_up(job, DEADLINE, TOO_LATE, False)
 
     def _admit(self) -> None:
         """Start what can start, and stop what has to for that."""
         while True:
-            while (admission := self._scheduler.admit(time.monotonic())) is not None:
+            while (admission := self.scheduler.admit(time.monotonic())) is not None:
                 if not self._sequences.occupy(admission, self._reports.prefill.rate):
-                    self._sequences.clear(self._scheduler.forget_match(admission.job))
+                    self._sequences.clear(self.scheduler.forget_match(admission.job))
                 elif not self._started(admission.job, admission.length):
                     return
-            stopping = self._scheduler.to_preempt(time.monotonic())
+            stopping = self.scheduler.to_preempt(time.monotonic())
             if not stopping:
                 return
             for job in stopping:
@@ -329,7 +339,7 @@ class StepLoop:
         """A running job gives way and waits. False: everything was abandoned."""
         if not self._share(job):
             return False
-        self._sequences.clear(self._scheduler.preempt(job, time.monotonic()))
+        self._sequences.clear(self.scheduler.preempt(job, time.monotonic()))
         self._reports.fresh(job)
         self._reports.are_due = True
         return True
@@ -344,11 +354,11 @@ class StepLoop:
     def _leave(self, job: Job) -> bool:
         """Take a job out of the scheduler, and cache what it computed. False: everything was abandoned."""
         if job.seq_id is None:
-            self._scheduler.withdraw(job)
+            self.scheduler.withdraw(job)
         elif not self._share(job):
             return False
         else:
-            self._sequences.clear(self._scheduler.finish(job, time.monotonic()))
+            self._sequences.clear(self.scheduler.finish(job, time.monotonic()))
         return True
 
     def _finish(self, job: Job, reason: str) -> None:
@@ -377,7 +387,7 @@ class StepLoop:
 
     def _abandon(self, why: str) -> None:
         """Start over with an empty cache: what the cells hold is not known any more."""
-        for job in self._scheduler.abandon():
+        for job in self.scheduler.abandon():
             self._fail(job, "internal", why, True)
         self._llama.clear_all()
         if self._tiers is not None:
@@ -396,13 +406,13 @@ class StepLoop:
     # --- one decode call ------------------------------------------------------------------------------------------
 
     def _plan(self) -> list[Row]:
-        while (job := self._scheduler.outgrown()) is not None:
+        while (job := self.scheduler.outgrown()) is not None:
             if not self._preempt(job):
                 break
-        self._sequences.let_go(self._scheduler.room_for_step())
-        jobs = self._scheduler.able()
+        self._sequences.let_go(self.scheduler.room_for_step())
+        jobs = self.scheduler.able()
         num_decoding = sum(1 for job in jobs if not job.remaining_prefill)
-        batch_tokens, can_abort = self._scheduler.limits.batch_tokens, self._llama.can_abort
+        batch_tokens, can_abort = self.scheduler.limits.batch_tokens, self._llama.can_abort
         is_shared = time.monotonic() < self._shared_until_s
         rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
         budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
@@ -430,17 +440,25 @@ class StepLoop:
             self._abandon(f"llama.cpp could not decode ({result})")
         else:
             self._reports.measure(rows, seconds)
-            self._scheduler.give_way.computed(rows, seconds)
+            self.scheduler.give_way.computed(rows, seconds)
             self._accept(rows, outputs)
 
-    def _embed(self) -> None:
-        """As much of it as one step of answers may wait for."""
-        self._busy_since, self._is_decoding = time.monotonic(), True
-        reply = self._embeds.step()
-        self._busy_since, self._is_decoding = time.monotonic(), False
-        if reply is not None:
-            self._replies.put(reply)
+    def _embed(self) -> bool:
+        """A piece of a text, if those whose answers wait for it meanwhile received as much. False: nothing was done."""
+        request = self.scheduler.precedence.first_behind(self._embeddings, self._embeddings.step_tokens)
+        if request is None:
+            return False
+        self._busy_since = began = time.monotonic()
+        self._is_decoding = True
+        step = self._embeddings.step(request, began)
+        self._is_decoding = False
+        self._busy_since = ended = time.monotonic()
+        request = step.request
+        self.scheduler.accounts.embedded(request.client, request.household, step.num_tokens, ended - began)
+        if step.reply is not None:
+            self._replies.put(step.reply)
             self._reports.are_due = True
+        return True
 
     def _accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
         """Take the result of a decode call: positions, then tokens, then what others may share."""
@@ -460,7 +478,7 @@ class StepLoop:
         for job, token in chosen:
             if job.seq_id is not None:  # Else it was abandoned a moment ago.
                 self._generated(job, token)
-        for job in self._scheduler.publishable():
+        for job in self.scheduler.publishable():
             if not self._publish(job):
                 return
 
@@ -468,7 +486,7 @@ class StepLoop:
         """Let others share what the job has computed or restored. False: everything was abandoned."""
         if not self._share(job):
             return False
-        self._sequences.clear(self._scheduler.publish(job, time.monotonic()))
+        self._sequences.clear(self.scheduler.publish(job, time.monotonic()))
         return True
 
     def _generated(self, job: Job, token: int) -> None:
@@ -487,15 +505,15 @@ class StepLoop:
 
     def _make_room(self) -> None:
         """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
-        leaf = self._scheduler.cells.evict_one()
+        leaf = self.scheduler.cells.evict_one()
         if leaf is not None:
             self._sequences.let_go([leaf])
             return
-        self._give_up(self._scheduler.running[-1], "overloaded", "the KV cache is full", True)
+        self._give_up(self.scheduler.running[-1], "overloaded", "the KV cache is full", True)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books do not fit each other or the cells. Call between steps."""
         self._sequences.check_invariants()
-        jobs = [*self._scheduler.running, *(job for job in self._scheduler.waiting if job.num_starts)]
+        jobs = [*self.scheduler.running, *(job for job in self.scheduler.waiting if job.num_starts)]
         assert self._answers.keys() == {job.key for job in jobs}, "answers without jobs"
         assert self._choosing.keys() == {job.key for job in jobs if job.is_choosing}, "choices without jobs"

@@ -47,11 +47,12 @@ from functools import partial
 from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child.accounts import REFUSAL_SERVICE, Accounts
 from mycelia.node.engine.child.cells import Cells, Evicted
-from mycelia.node.engine.child.holdings import group_of, holding, largest_of_all, level_of, victims, wanted_holding
+from mycelia.node.engine.child.holdings import holding, largest_of_all, victims, wanted_holding
 from mycelia.node.engine.child.job import Job, Limits, Refusal
+from mycelia.node.engine.child.precedence import Precedence
 from mycelia.node.engine.child.rows import GiveWay, Row, plan_rows
 from mycelia.proto.admission.fair_order import Key
-from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, share_of, weighted
+from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, share_of
 from mycelia.proto.cache.radix import RadixTree, common_prefix
 from mycelia.proto.cache.sharing import PUBLIC, Owner, Sharing, match
 
@@ -89,6 +90,7 @@ class Scheduler:
         self.reach: Callable[[Job, int], int] = lambda job, length: length
         """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
         self.accounts = Accounts(self.waiting, limits.num_cells)
+        self.precedence = Precedence(self.waiting, self.running)
         self.give_way = GiveWay()
         self._turn: Job | None = None
         """A waiting job that lacked cells when it was its turn."""
@@ -169,18 +171,7 @@ class Scheduler:
         if job is turn or (share_of(job), job.client) == (share_of(turn), turn.client):
             return False
         wants = wanted_holding(job, self._promise(job), self.running, self.limits, turn)
-        return wants < holding((), self.limits, self._promise(turn)) and self._lead(job, turn)[0] >= -SLACK
-
-    def _lead(self, job: Job, other: Job) -> tuple[float, float]:
-        """How much more service the client of ``other`` received than that of ``job``, or their households: by the
-        counters, and less what they were charged ahead. (What begins to wait starts from counters.)"""
-        (counter, received), (own_counter, own_received) = self._received(other, job), self._received(job, other)
-        return counter - own_counter, received - own_received
-
-    def _received(self, job: Job, beside: Job) -> tuple[float, float]:
-        own = [one for one in self.running if group_of(one, beside) == group_of(job, beside)]
-        counter = self.waiting.counter(job.client, job.household, level_of(job, beside))
-        return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
+        return wants < holding((), self.limits, self._promise(turn)) and self.precedence.lead(job, turn)[0] >= -SLACK
 
     def to_preempt(self, now: float) -> Sequence[Job]:
         """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``."""
@@ -195,7 +186,7 @@ class Scheduler:
             if job.client in clients or len(clients) >= MAX_COMPARED or job.is_choosing or self._still_waits(job):
                 continue
             clients.add(job.client)
-            lead, num_cells = partial(self._lead, job), self._promise(job)
+            lead, num_cells = partial(self.precedence.lead, job), self._promise(job)
             stop = victims(job, num_cells, free, freed, self.running, self.limits, lead, now)
             if stop:
                 self._turn = job

@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.chat import ChatTemplate
-from mycelia.node.engine.child.embed_desk import EmbedDesk
 from mycelia.node.engine.child.embedder import Embedder
+from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import GrammarServer
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.exact import ExactLlama
@@ -128,8 +128,10 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         reuse=llama.reuse,
         demote_idle=demote_idle,
     )
-    embeds = EmbedDesk(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
-    loop = StepLoop(llama, limits, replies, message.check, GrammarServer(path).open, embeds, tiers, message.check_idle)
+    embeddings = EmbeddingQueue(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
+    loop = StepLoop(
+        llama, limits, replies, message.check, GrammarServer(path).open, embeddings, tiers, message.check_idle
+    )
     renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "prefix" if llama.reuse else "none"

@@ -172,7 +172,9 @@ class FakeEngine:
         head = [TURN_TOKEN, *b"tools\n", *tools.encode(), END_TOKEN] if tools else []
         return [*head, *tokens, TURN_TOKEN, *b"assistant\n"]
 
-    async def embed(self, texts: Sequence[Sequence[int]], client: bytes = b"") -> list[NDArray[np.float32]]:
+    async def embed(
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", household: str = ""
+    ) -> list[NDArray[np.float32]]:
         await trio.lowlevel.checkpoint()
         if not texts or not all(texts):
             raise LocalError("there is no text to embed")

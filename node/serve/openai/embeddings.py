@@ -1,6 +1,7 @@
 """POST /v1/embeddings: a vector for each text, by the model that this node serves."""
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.openai.errors import error_body, status_of
 from mycelia.node.serve.openai.requests import read_prompts
 from mycelia.node.serve.openai.types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Failed
@@ -20,6 +22,7 @@ from mycelia.proto.wire.messages import Failed
 MAX_TEXTS = 256
 """Of one request."""
 RETRY_MS = 1_000
+"""Where no better time is known."""
 
 
 def wanted_texts(body: EmbeddingRequest, model: str) -> list[str | Sequence[int]]:
@@ -52,7 +55,8 @@ class EmbeddingAnswer:
         try:
             made = await self._api.embed(self._texts, self._client)
         except BusyError as exc:
-            failed = Failed(code="overloaded", message=str(exc), retryable=True, retry_after_ms=RETRY_MS)
+            retry_ms = math.ceil(1_000 * min(exc.retry_s, MAX_RETRY_S)) or RETRY_MS
+            failed = Failed(code="overloaded", message=str(exc), retryable=True, retry_after_ms=retry_ms)
             response = json_response(error_body(failed), status_of(failed)[0])
             response.headers.update({name.decode(): value.decode() for name, value in (retry_after(failed),)})
             return response

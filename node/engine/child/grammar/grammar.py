@@ -5,7 +5,7 @@ llama.cpp's stack, and no bound on the text tells such grammars from honest ones
 ``grammar_worker.py`` under limits of CPU time and memory, with the vocabulary alone; when it dies the request is
 refused and nothing else happens. The engine asks it which of the tokens at hand may come next.
 
-Compiling and asking take a while, so they are waited for on a thread: see ``grammar_desk.py``.
+Compiling and asking take a while, so they are waited for on a thread: see ``grammar_pool.py``.
 """
 
 import socket

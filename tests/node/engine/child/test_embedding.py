@@ -6,8 +6,9 @@ import trio
 from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child.embed_desk import EmbedDesk
+from mycelia.node.engine.child import embedding_queue
 from mycelia.node.engine.child.embedder import STEP_TOKENS, Embedder
+from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.llama.llama import BatchRow, L, Llama
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
@@ -17,12 +18,14 @@ from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.test_process import answer, request
 
 VOCAB = 50
+STRANGER, OTHER = b"stranger", b"other"
 
 
 class CountingEmbedder:
     """Two tokens a step; the vector is the text's length."""
 
     max_tokens = 8
+    step_tokens = 2
 
     def __init__(self) -> None:
         self.left: list[int] = []
@@ -44,60 +47,103 @@ class CountingEmbedder:
         self.is_open = False
 
 
-def embed(key: int, *texts: list[int], client: bytes = b"") -> ipc.Embed:
-    return ipc.Embed(key, [pack_tokens(text) for text in texts], client)
+def embed(key: int, *texts: list[int], client: bytes = b"", household: str = "") -> ipc.Embed:
+    return ipc.Embed(key, [pack_tokens(text) for text in texts], client, household)
 
 
-def until_reply(desk: EmbedDesk) -> tuple[ipc.Embedded, int]:
-    """And after how many steps."""
-    for num_steps in range(1, 100):
-        if (reply := desk.step()) is not None:
-            return reply, num_steps
-    raise AssertionError("no reply")
+class Queue(EmbeddingQueue):
+    """A queue at an engine that does nothing else."""
+
+    def __init__(self, embedder: CountingEmbedder, num_places: int) -> None:
+        super().__init__(embedder, num_places, VOCAB)
+
+    def take(self, message: ipc.Embed, now: float = 0.0) -> ipc.Embedded | None:
+        return self.add(message, now, 100.0)
+
+    def until_reply(self) -> tuple[ipc.Embedded, int]:
+        """The next reply, and after how many steps."""
+        for num_steps in range(1, 1_000):
+            if (reply := self.step(next(iter(self)), 0.0).reply) is not None:
+                return reply, num_steps
+        raise AssertionError("no reply")
 
 
-def test_the_desk_works_in_steps_and_in_order() -> None:
+def test_texts_are_embedded_in_steps_and_in_order() -> None:
     embedder = CountingEmbedder()
-    desk = EmbedDesk(embedder, 4, VOCAB)
-    assert desk.add(embed(1, [1, 2, 3], [4])) is None and desk.add(embed(2, [5])) is None
-    assert len(desk) == 2 and desk.queued_tokens == 5
-    reply, num_steps = until_reply(desk)
+    queue = Queue(embedder, 4)
+    assert queue.take(embed(1, [1, 2, 3], [4])) is None and queue.take(embed(2, [5])) is None
+    assert len(queue) == 2 and queue.queued_tokens == 5
+    reply, num_steps = queue.until_reply()
     assert (reply.key, num_steps) == (1, 3) and [np.frombuffer(v, np.float32)[0] for v in reply.vectors] == [3, 1]
-    assert desk.queued_tokens == 1 and embedder.is_open
-    assert until_reply(desk)[0].key == 2
-    assert not desk and not embedder.is_open, "no memory is kept while nothing waits"
+    assert queue.queued_tokens == 1 and embedder.is_open
+    assert queue.until_reply()[0].key == 2
+    assert not queue and not embedder.is_open, "no memory is kept while nothing waits"
 
 
-def test_what_the_desk_refuses() -> None:
-    desk = EmbedDesk(CountingEmbedder(), 4, VOCAB)
+def test_what_is_refused() -> None:
+    queue = Queue(CountingEmbedder(), 4)
     for texts, error in (([], "no text"), ([[]], "no text"), ([[1], [1] * 9], "text 1 has 9"), ([[VOCAB]], "below 50")):
-        refusal = desk.add(embed(1, *texts))
+        refusal = queue.take(embed(1, *texts))
         assert refusal is not None and error in refusal.error and not refusal.is_busy
-    assert [desk.add(embed(key, [1])) is None for key in range(3)] == [True, True, False], "half for who comes first"
-    assert desk.add(embed(3, [1], client=b"other")) is None
-    refusal = desk.add(embed(4, [1]))
-    assert refusal is not None and refusal.is_busy and len(desk) == 3
+    taken = [queue.take(embed(key, [1], client=STRANGER)) is None for key in range(3)]
+    assert taken == [True, True, False], "half for who comes first"
+    assert queue.take(embed(3, [1], client=OTHER)) is None
+    refusal = queue.take(embed(4, [1], client=STRANGER))
+    assert refusal is not None and refusal.is_busy and refusal.retry_after_s > 0 and len(queue) == 3
+
+
+def test_a_refused_client_is_told_by_the_pace_of_finished_requests() -> None:
+    queue = Queue(CountingEmbedder(), 2)
+    queue.take(embed(1, [1], client=STRANGER))
+    queue.step(next(iter(queue)), 5.0)
+    queue.take(embed(2, [1], client=STRANGER), 5.0)
+    queue.take(embed(3, [1], client=OTHER), 5.0)
+    refusal = queue.take(embed(4, [1], client=STRANGER), 5.0)
+    assert refusal is not None and refusal.is_busy and 5.0 <= refusal.retry_after_s <= 20.0
+
+
+def test_the_tokens_that_a_client_has_waiting_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_queue, "MAX_WAITING_TOKENS", 32)
+    queue = Queue(CountingEmbedder(), 64)
+    assert queue.take(embed(1, *[[1] * 8] * 2, client=STRANGER)) is None
+    refusal = queue.take(embed(2, *[[1] * 8] * 2, client=STRANGER))
+    assert refusal is not None and refusal.is_busy and refusal.retry_after_s > 0
+    assert queue.take(embed(3, [1] * 7, client=OTHER)) is None
+
+
+def test_a_client_with_few_texts_waits_for_one_text_of_another_and_the_owner_too() -> None:
+    for client in (OTHER, b""):
+        queue = Queue(CountingEmbedder(), 8)
+        queue.take(embed(1, *[[1] * 8] * 256, client=STRANGER))
+        for _ in range(4 * 128 + 1):
+            queue.step(next(iter(queue)), 0.0)
+        queue.take(embed(2, [2] * 2, client=client))
+        reply, num_steps = queue.until_reply()
+        assert (reply.key, num_steps) == (2, 4), "the rest of that text, and its own"
 
 
 def test_cancelling_in_every_state() -> None:
     embedder = CountingEmbedder()
-    desk = EmbedDesk(embedder, 8, VOCAB)
+    queue = Queue(embedder, 8)
     for key in range(3):
-        desk.add(embed(key, [key + 1] * 4))
-    assert desk.step() is None
-    assert desk.cancel(0) and desk.cancel(2) and not desk.cancel(2) and not desk.cancel(9)
-    assert until_reply(desk)[0].key == 1 and embedder.texts == [[1] * 4, [2] * 4]
+        queue.take(embed(key, [key + 1] * 4))
+    assert queue.step(next(iter(queue)), 0.0).reply is None
+    assert queue.cancel(0) and queue.cancel(2) and not queue.cancel(2) and not queue.cancel(9)
+    assert queue.until_reply()[0].key == 1 and embedder.texts == [[1] * 4, [2] * 4]
+    queue.take(embed(3, [4] * 4))
+    queue.step(next(iter(queue)), 0.0)
+    assert queue.cancel(3) and not embedder.is_open
 
 
 def test_a_failure_is_told_and_the_next_one_served() -> None:
     embedder = CountingEmbedder()
-    desk = EmbedDesk(embedder, 4, VOCAB)
-    desk.add(embed(1, [1], [2]))
-    desk.add(embed(2, [3]))
+    queue = Queue(embedder, 4)
+    queue.take(embed(1, [1], [2]))
+    queue.take(embed(2, [3]))
     embedder.fails = True
-    assert until_reply(desk)[0].error == "no memory"
+    assert queue.until_reply()[0].error == "no memory"
     embedder.fails = False
-    assert until_reply(desk)[0] == ipc.Embedded(2, [np.float32(1).tobytes()], "")
+    assert queue.until_reply()[0] == ipc.Embedded(2, [np.float32(1).tobytes()], "")
 
 
 def whole(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
@@ -134,7 +180,7 @@ def test_vectors_are_llama_cpps_own_mean() -> None:
 
 
 async def leave_when_queued(engine: ProcessEngine, scope: trio.CancelScope) -> None:
-    while engine.vitals().queued_tokens < 8_000:
+    while engine.vitals().queued_tokens < 4_000:
         await engine.vitals_changes()
     scope.cancel()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child import loop
-from mycelia.node.engine.child.embed_desk import EmbedDesk
+from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import Grammar
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, RESTORED, BatchRow, Choosing, Llama, Sampler
@@ -43,7 +43,7 @@ class ListSampler(Sampler):
 
 
 class NoEmbedder:
-    max_tokens = 0
+    max_tokens = step_tokens = 0
 
     def begin(self, tokens: list[int]) -> None: ...
 
@@ -52,7 +52,7 @@ class NoEmbedder:
     def close(self) -> None: ...
 
 
-NO_EMBEDDINGS = EmbedDesk(NoEmbedder(), 1, VOCAB)
+NO_EMBEDDINGS = EmbeddingQueue(NoEmbedder(), 1, VOCAB)
 
 
 class NoFlag:
@@ -526,5 +526,5 @@ def test_reading_a_text_is_charged_as_prefilling_is() -> None:
     rig.loop.inbox.put(TextRead(b"c" * 32, "", 2.0))
     rig.submit(1, [1, 2, 3])
     rig.run(1)
-    waiting = rig.loop._scheduler.waiting
+    waiting = rig.loop.scheduler.waiting
     assert waiting.counter(b"c" * 32) > waiting.counter(b"d" * 32) + 100

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.grammar.grammar import TOO_COSTLY
-from mycelia.node.engine.child.grammar.grammar_desk import (
+from mycelia.node.engine.child.grammar.grammar_pool import (
     ANSWER_BURST_S,
     CANDIDATE_S,
     COMPILE_BURST_S,
     MAX_COMPILING,
     TOKEN_S,
-    GrammarDesk,
     GrammarEnded,
+    GrammarPool,
     GrammarReady,
 )
 from mycelia.node.engine.child.llama.llama import Sampler
@@ -63,7 +63,7 @@ class Clients(Rig):
 
     def __init__(self, llama: ListLlama | None = None) -> None:
         super().__init__(cells=400)
-        limits = self.loop._scheduler.limits
+        limits = self.loop.scheduler.limits
         self.llama, self.replies = llama or ListLlama(), Inbox()
         self.loop = StepLoop(self.llama, limits, self.replies, True, SlowGrammar, NO_EMBEDDINGS)
 
@@ -96,7 +96,7 @@ def test_an_answer_that_stops_for_another_client_loses_and_repeats_nothing() -> 
         rig.loop.step()
     rig.ask(9, OTHER, 10)
     assert isinstance(rig.run(9), ipc.Ended)
-    assert any(job.num_starts == 1 for job in rig.loop._scheduler.waiting), "one gave way"
+    assert any(job.num_starts == 1 for job in rig.loop.scheduler.waiting), "one gave way"
     for key in range(4):
         ended = rig.run(key)
         assert isinstance(ended, ipc.Ended) and ended.reason == "length" and ended.usage.completion_tokens == 40
@@ -112,7 +112,7 @@ def test_what_was_stopped_can_be_cancelled() -> None:
         rig.loop.step()
     rig.ask(9, OTHER, 100)
     rig.step_until_told(9, 1)
-    (stopped,) = [job for job in rig.loop._scheduler.waiting if job.num_starts]
+    (stopped,) = [job for job in rig.loop.scheduler.waiting if job.num_starts]
     rig.loop.inbox.put(ipc.Cancel(stopped.key))
     ended = rig.run(stopped.key)
     assert isinstance(ended, ipc.Ended) and ended.reason == "cancelled" and ended.usage.completion_tokens > 0
@@ -151,7 +151,7 @@ def test_a_grammar_that_costs_too_much_a_token_ends_its_request() -> None:
     rig = Clients()
     for _ in range(100):
         SlowGrammar.let.release()
-    counter = rig.loop._scheduler.waiting.counter
+    counter = rig.loop.scheduler.waiting.counter
     rig.ask(1, STRANGER, 40, grammar=" ".join(map(str, range(49))))
     refused = rig.run(1)
     assert isinstance(refused, ipc.Refused) and (refused.code, refused.message) == ("bad_request", TOO_COSTLY)
@@ -163,12 +163,12 @@ def test_a_grammar_that_costs_too_much_a_token_ends_its_request() -> None:
 
 
 class Compiling:
-    """A desk whose grammars end when they are told to."""
+    """A pool whose grammars end when they are told to."""
 
     def __init__(self) -> None:
         self.events: list[object] = []
         self.opened: list[FakeGrammar] = []
-        self.desk = GrammarDesk(self.open, 8, 64, self.events.append)
+        self.pool = GrammarPool(self.open, 8, 64, self.events.append)
         self.keys = iter(range(10_000))
 
     def open(self, sampling: Sampling, tokens: Sequence[int]) -> FakeGrammar:
@@ -178,14 +178,14 @@ class Compiling:
     def add(self, client: bytes, household: str = "") -> int:
         key = next(self.keys)
         message = ipc.Submit(key, b"", Sampling(max_tokens=1, grammar="endless"), 0, None, client, household)
-        self.desk.add(message, 0.0)
+        self.pool.add(message, 0.0)
         return key
 
     def compiled(self, key: int, cpu_s: float, now: float) -> None:
         """As if its process had said so; it goes then."""
-        self.desk.ready(GrammarReady(key, "nonsense", cpu_s), now)
-        self.desk.drop(key)
-        self.desk.ended(GrammarEnded(key), now)
+        self.pool.ready(GrammarReady(key, "nonsense", cpu_s), now)
+        self.pool.drop(key)
+        self.pool.ended(GrammarEnded(key), now)
 
 
 def test_few_grammars_are_compiled_at_once_and_one_of_a_household() -> None:
@@ -207,7 +207,7 @@ def test_a_household_that_spent_its_time_for_compiling_waits_for_more() -> None:
     assert len(rig.opened) == 1
     rig.add(OTHER)
     assert len(rig.opened) == 2
-    rig.desk.look(5.0)
+    rig.pool.look(5.0)
     assert len(rig.opened) == 2
-    rig.desk.look(15.0)
+    rig.pool.look(15.0)
     assert len(rig.opened) == 3

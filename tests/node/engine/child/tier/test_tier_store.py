@@ -339,12 +339,12 @@ def test_whatever_is_asked_the_cells_are_the_prompts(requests: list[tuple[list[i
             tiers.rig.submit(key, prompt, max_tokens)
             if wait:
                 tiers.rig.run(key)
-            for job in tiers.rig.loop._scheduler.running:
+            for job in tiers.rig.loop.scheduler.running:
                 assert job.seq_id is not None
                 assert llama.cells.get(job.seq_id, []) == job.tokens[: job.num_computed]
         for key in range(len(requests)):
             assert isinstance(tiers.rig.run(key), ipc.Ended)
-        tree, held = tiers.rig.loop._scheduler.tree, told(tiers)
+        tree, held = tiers.rig.loop.scheduler.tree, told(tiers)
         assert {seq_id: tuple(llama.cells[seq_id]) for seq_id in tree.seq_ids()} == {
             seq_id: tuple(plain(tree.tokens_of(seq_id))) for seq_id in tree.seq_ids()
         }

@@ -83,7 +83,7 @@ class _Live:
     """CPU time that the answer may still use."""
 
 
-class GrammarDesk:
+class GrammarPool:
     """All grammars: waiting, compiling, compiled, and ending. For the engine's main thread."""
 
     def __init__(

@@ -1,0 +1,181 @@
+"""Texts that wait to be embedded: whose is next, how much may wait, and the work in steps.
+
+One text is computed at a time, a piece a step. Between texts the next one is the first of the queue's order, which is
+``proto.fair_queue``'s: the owner first, fair among households and among their clients. A request keeps its place until
+its last text is done, so the pace of places is that of finished requests, and what a refused client is told follows
+from it. Whether a step may be taken beside the answers is decided by ``Accounts``.
+
+A text under way is finished before another begins, for it has the only context. So it gets its steps also on behalf of
+the requests behind it: none of them waits for longer than one text because another client is ahead of its share.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mycelia.node.engine import ipc
+from mycelia.proto.admission.fair_queue import FairQueue, share_of
+from mycelia.proto.admission.shares import has_room
+from mycelia.proto.wire.blocks import token_array, unpack_tokens
+from mycelia.proto.wire.errors import LocalError
+
+MAX_WAITING_TOKENS = 2**23
+"""Tokens of all texts that wait: 32 MiB, four times the largest request."""
+TOKEN_BYTES = 4
+
+
+class Embeds(Protocol):
+    """See ``Embedder``."""
+
+    max_tokens: int
+    step_tokens: int
+
+    def begin(self, tokens: list[int]) -> None: ...
+
+    def step(self) -> NDArray[np.float32] | None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class EmbeddingRequest:
+    """A request that waits, or of which a text is under way."""
+
+    message: ipc.Embed
+    texts: deque[bytes]
+    """Texts not begun yet, packed."""
+    num_left: int
+    """Tokens not computed yet, of the text under way too."""
+    vectors: list[bytes] = field(default_factory=list)
+
+    @property
+    def client(self) -> bytes:
+        return self.message.client
+
+    @property
+    def household(self) -> str:
+        return self.message.household
+
+
+class EmbeddingStep(NamedTuple):
+    """A piece of work that was done: whose it was, its tokens, and the reply if it was the request's last."""
+
+    request: EmbeddingRequest
+    num_tokens: int
+    reply: ipc.Embedded | None
+
+
+class EmbeddingQueue:
+    """Requests for embeddings. For the engine's main thread."""
+
+    def __init__(self, embedder: Embeds, num_places: int, num_vocab: int) -> None:
+        self._embedder = embedder
+        self._num_vocab = num_vocab
+        self._waiting = FairQueue[EmbeddingRequest](num_places, slack=0.0)  # (a text is slack enough)
+        self._current: EmbeddingRequest | None = None
+        """The request whose text is under way."""
+        self._current_left = 0
+        """Tokens of that text that are not computed yet."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[EmbeddingRequest]:
+        """In the order in which their texts should begin."""
+        return iter(self._waiting)
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(request.num_left for request in self._waiting)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step, at most."""
+        return self._embedder.step_tokens
+
+    def has_any_of(self, client: bytes, household: str) -> bool:
+        """Whether a request of this client waits."""
+        return self._waiting.num_of(client, household) > 0
+
+    def add(self, message: ipc.Embed, now: float, tokens_per_s: float) -> ipc.Embedded | None:
+        """Take a request; the refusal if it cannot be served. tokens_per_s: for what is not measured yet. Mutates."""
+        error = self._error(message)
+        if error:
+            return ipc.Embedded(message.key, [], error)
+        size = sum(map(len, message.texts)) // TOKEN_BYTES
+        request = EmbeddingRequest(message, deque(message.texts), size)
+        queued, own = self.queued_tokens, self._tokens_of(request)
+        if queued and not has_room(own + size, queued + size, MAX_WAITING_TOKENS):
+            wait_s = max(own, size) / tokens_per_s
+        else:
+            wait_s = self._waiting.join(request, now, (queued + size) / tokens_per_s / (len(self) + 1))
+        if wait_s:
+            waiting = f"{len(self)} requests for embeddings with {queued} tokens are waiting already"
+            return ipc.Embedded(message.key, [], waiting, True, wait_s)
+        self._waiting.blocked(now)
+        return None
+
+    def cancel(self, key: int) -> bool:
+        """Whether there was such a request."""
+        for request in self._waiting:
+            if request.message.key == key:
+                if request is self._current:
+                    self._current = None
+                self._waiting.withdraw(request)
+                self._rest()
+                return True
+        return False
+
+    def step(self, request: EmbeddingRequest, now: float) -> EmbeddingStep:
+        """A bounded piece of the text under way; if there is none, of the next one of ``request``, which waits here.
+        Mutates."""
+        try:
+            if self._current is None:
+                text = list(unpack_tokens(request.texts.popleft()))
+                self._embedder.begin(text)
+                self._current, self._current_left = request, len(text)
+            request = self._current
+            vector = self._embedder.step()
+        except LocalError as exc:
+            return EmbeddingStep(request, 0, self._end(request, [], str(exc), now))
+        num_tokens = min(self._embedder.step_tokens, self._current_left)
+        self._current_left -= num_tokens
+        request.num_left -= num_tokens
+        self._waiting.charge(request.client, num_tokens, request.household)
+        if vector is None:
+            return EmbeddingStep(request, num_tokens, None)
+        request.vectors.append(vector.tobytes())
+        self._current = None
+        reply = None if request.texts else self._end(request, request.vectors, "", now)
+        return EmbeddingStep(request, num_tokens, reply)
+
+    def _end(self, request: EmbeddingRequest, vectors: list[bytes], error: str, now: float) -> ipc.Embedded:
+        self._current = None
+        self._waiting.start(request, 0, now)
+        self._rest()
+        return ipc.Embedded(request.message.key, vectors, error)
+
+    def _rest(self) -> None:
+        if not self._waiting:
+            self._embedder.close()
+
+    def _error(self, message: ipc.Embed) -> str:
+        """Why such a request cannot be served; empty if it can."""
+        if not message.texts or not all(message.texts):
+            return "there is no text to embed"
+        most = self._embedder.max_tokens
+        for place, text in enumerate(message.texts):
+            length = len(text) // TOKEN_BYTES
+            if length > most:
+                return f"text {place} has {length} tokens, at most {most} are embedded"
+            if max(token_array(text)) >= self._num_vocab:
+                return f"token ids of this model are below {self._num_vocab}"
+        return ""
+
+    def _tokens_of(self, request: EmbeddingRequest) -> int:
+        """Tokens that the share of ``request`` has waiting."""
+        return sum(other.num_left for other in self._waiting if share_of(other) == share_of(request))

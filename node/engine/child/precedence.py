@@ -1,0 +1,68 @@
+"""Which of two clients received less service, compared at the level at which they part; see ``proto.fair_queue``.
+
+Counters contain what was charged ahead: the prompt of a job that started, computed or not. What a client *received* is
+its counter less the prompt tokens of its running jobs that are not computed yet.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from mycelia.node.engine.child.holdings import group_of, level_of
+from mycelia.node.engine.child.job import Job
+from mycelia.proto.admission.fair_order import OWNER, Key
+from mycelia.proto.admission.fair_queue import SLACK, FairQueue, Waiting, path_of, weighted
+
+WaitingT = TypeVar("WaitingT", bound=Waiting)
+NUM_LEVELS = 3
+
+
+class Precedence:
+    """Compares the clients of what runs and waits at an engine. Nothing here mutates."""
+
+    def __init__(self, waiting: FairQueue[Job], running: Sequence[Job]) -> None:
+        """Both are the scheduler's own."""
+        self._waiting = waiting
+        self._running = running
+
+    def lead(self, job: Job, other: Job) -> tuple[float, float]:
+        """How much more service the client of ``other`` received than that of ``job``, or their households: by the
+        counters, and less what they were charged ahead. (What begins to wait starts from counters.)"""
+        (counter, received), (own_counter, own_received) = self._received(other, job), self._received(job, other)
+        return counter - own_counter, received - own_received
+
+    def _received(self, job: Job, beside: Job) -> tuple[float, float]:
+        own = [one for one in self._running if group_of(one, beside) == group_of(job, beside)]
+        counter = self._waiting.counter(job.client, job.household, level_of(job, beside))
+        return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
+
+    def first_behind(self, items: Iterable[WaitingT], service: float) -> WaitingT | None:
+        """The first of ``items``, which wait elsewhere, that may receive ``service`` beside the jobs: after it its
+        client is not ahead of any other that has a job here. The owner may be, by ``SLACK``, and is never behind others
+        by less. The first of all while no job runs; None: each has to wait."""
+        if not self._running:
+            return next(iter(items), None)
+        ahead = defaultdict[tuple[Key, ...], float](float)
+        for job in self._running:
+            path = path_of(job.client, job.household)
+            for level in range(NUM_LEVELS):
+                ahead[path[: level + 1]] += weighted(job.client, job.remaining_prefill)
+        clients = {(job.client, job.household) for job in [*self._running, *self._waiting]}
+        received = defaultdict[tuple[Key, ...], dict[Key, float]](dict)
+        for client, household in clients:
+            path = path_of(client, household)
+            for level in range(NUM_LEVELS):
+                counter = self._waiting.counter(client, household, level)
+                received[path[:level]][path[level]] = counter - ahead[path[: level + 1]]
+
+        def is_behind(item: WaitingT) -> bool:
+            path = path_of(item.client, item.household)
+            for level in range(NUM_LEVELS):
+                after = self._waiting.counter(item.client, item.household, level) - ahead[path[: level + 1]]
+                after += weighted(item.client, service) - (SLACK if path[level] == OWNER else 0.0)
+                for other, counter in received[path[:level]].items():
+                    if other != path[level] and after > counter - (SLACK if other == OWNER else 0.0):
+                        return False
+            return True
+
+        return next(filter(is_behind, items), None)
