@@ -8,8 +8,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, assert_never
 
 from mycelia.node.engine import ipc
@@ -252,7 +252,8 @@ class StepLoop:
         try:
             if error:
                 raise GrammarError(error)
-            choice = self._answers[job.key].go_on(event.passed)
+            with self._charged(job):
+                choice = self._answers[job.key].go_on(event.passed)
         except GrammarError as exc:
             self._give_up(job, "bad_request", str(exc), False)
             return
@@ -326,7 +327,8 @@ class StepLoop:
         """length: of its prefix in the tree. False: everything was abandoned."""
         options = self._options[job.key]
         if job.key not in self._answers:
-            self._answers[job.key] = Answer(self._llama, options.sampling, job.prompt, options.resumed_tokens)
+            with self._charged(job):
+                self._answers[job.key] = Answer(self._llama, options.sampling, job.prompt, options.resumed_tokens)
             self._replies.put(ipc.Started(job.key, job.cached_tokens))
         self._reports.are_due = True
         if job.num_computed > length and not self._publish(job):
@@ -440,8 +442,8 @@ class StepLoop:
             self._abandon(f"llama.cpp could not decode ({result})")
         else:
             self._reports.measure(rows, seconds)
-            self.scheduler.give_way.computed(rows, seconds)
             self._accept(rows, outputs)
+            self.scheduler.give_way.computed(rows, time.monotonic() - began)  # (with the choice of tokens)
 
     def _embed(self) -> bool:
         """A piece of a text, if those whose answers wait for it meanwhile received as much. False: nothing was done."""
@@ -472,15 +474,28 @@ class StepLoop:
             if self._options[job.key].sampling.grammar:
                 job.is_choosing = True
                 self._choosing[job.key] = job
-                self._grammars.ask(job.key, answer.begin(output))
+                with self._charged(job):
+                    question = answer.begin(output)
+                self._grammars.ask(job.key, question)
             else:
-                chosen.append((job, answer.choose(output)))
+                with self._charged(job):
+                    chosen.append((job, answer.choose(output)))
         for job, token in chosen:
             if job.seq_id is not None:  # Else it was abandoned a moment ago.
                 self._generated(job, token)
         for job in self.scheduler.publishable():
             if not self._publish(job):
                 return
+
+    @contextmanager
+    def _charged(self, job: Job) -> Iterator[None]:
+        """The CPU time of the block is charged to the job's client: by some options a token takes fifty times as long
+        to choose as by the usual ones (4.5 ms where the vocabulary has 49,152 tokens)."""
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.scheduler.accounts.charge_seconds(job.client, job.household, time.thread_time() - began)
 
     def _publish(self, job: Job) -> bool:
         """Let others share what the job has computed or restored. False: everything was abandoned."""

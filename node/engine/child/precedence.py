@@ -58,8 +58,9 @@ class Precedence:
         def is_behind(item: WaitingT) -> bool:
             path = path_of(item.client, item.household)
             for level in range(NUM_LEVELS):
-                after = self._waiting.counter(item.client, item.household, level) - ahead[path[: level + 1]]
-                after += weighted(item.client, service) - (SLACK if path[level] == OWNER else 0.0)
+                # Its own prompts that are not computed yet count: a client does not get texts instead of them.
+                after = self._waiting.counter(item.client, item.household, level) + weighted(item.client, service)
+                after -= SLACK if path[level] == OWNER else 0.0
                 for other, counter in received[path[:level]].items():
                     if other != path[level] and after > counter - (SLACK if other == OWNER else 0.0):
                         return False

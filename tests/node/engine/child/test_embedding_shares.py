@@ -193,6 +193,15 @@ def test_a_text_under_way_does_not_hold_up_another_client_that_is_behind(rig: Ri
     assert not any(isinstance(m, ipc.Ended) and m.key == 2 for m in rig.replies.messages)
 
 
+def test_prompts_of_its_own_that_are_not_computed_yet_gain_a_client_no_texts(rig: Rig) -> None:
+    for key in (1, 2):
+        rig.ask(key, STRANGER, 2_000, 1)
+    rig.steps(2)
+    rig.embed(3, STRANGER, *[TEXT] * 8)
+    rig.ask(4, OTHER)
+    assert rig.until(ipc.Ended, 4) <= 1 + (60 + 2 * 40) // STEP_TOKENS
+
+
 @pytest.mark.parametrize("texts", [[], [[VOCAB]]])
 def test_what_is_wrong_with_texts_costs_their_client_too(rig: Rig, texts: list[list[int]]) -> None:
     counter = rig.loop.scheduler.waiting.counter

@@ -1,0 +1,105 @@
+"""Options by which a token takes long to choose: whoever sets them pays, and others keep most of their pace."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child import loop
+from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.loop import StepLoop
+from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import Sampling
+from tests.node.engine.child.test_embedding_shares import RATE, Clock, EndlessLlama
+from tests.node.engine.child.test_loop import NO_EMBEDDINGS, VOCAB, FakeGrammar, Inbox, ListSampler, Sampler
+
+STRANGER, OTHER = b"stranger", b"other"
+CHOICE_S = 0.005
+HEAVY = Sampling(max_tokens=900, temperature=100.0, top_k=0, top_p=0.9999)
+LIGHT = Sampling(max_tokens=200)
+
+
+class TimedSampler(ListSampler):
+    """Takes ``CHOICE_S`` where no top-k cuts the vocabulary."""
+
+    def __init__(self, llama: "TimedLlama", is_heavy: bool) -> None:
+        super().__init__(llama)
+        self._clock, self._is_heavy = llama.clock, is_heavy
+
+    def sample(self, output: int) -> int:
+        if self._is_heavy:
+            self._clock.now += CHOICE_S
+        return 1
+
+
+class TimedLlama(EndlessLlama):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.clock = clock
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
+        self.clock.now += resumed * CHOICE_S
+        return TimedSampler(self, not sampling.top_k)
+
+
+class Rig:
+    """The real loop with a model made of lists."""
+
+    def __init__(self, clock: Clock) -> None:
+        limits = Limits(num_cells=8_000, context_tokens=8_000, num_vocab=VOCAB, num_sequences=32, slots=8)
+        self.clock, self.replies = clock, Inbox()
+        self.loop = StepLoop(TimedLlama(clock), limits, self.replies, True, FakeGrammar, NO_EMBEDDINGS)
+
+    def ask(self, key: int, client: bytes, sampling: Sampling, resumed: int = 0) -> None:
+        self.loop.inbox.put(ipc.Submit(key, pack_tokens([key + 1] * 20), sampling, resumed, None, client))
+
+    def steps(self, number: int) -> None:
+        for _ in range(number):
+            self.loop.step()
+
+    def until_ended(self, key: int) -> float:
+        """Seconds until then."""
+        began = self.clock.now
+        for _ in range(2_000):
+            if any(isinstance(message, ipc.Ended) and message.key == key for message in self.replies.messages):
+                return self.clock.now - began
+            self.loop.step()
+        raise AssertionError(f"{key} does not end")
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    clock = Clock()
+    monkeypatch.setattr(loop.time, "monotonic", clock)
+    monkeypatch.setattr(loop.time, "thread_time", clock)
+    return Rig(clock)
+
+
+def test_choosing_a_token_is_charged_by_its_time(rig: Rig) -> None:
+    rig.ask(1, STRANGER, HEAVY)
+    rig.steps(1)
+    counter = rig.loop.scheduler.waiting.counter
+    before, now = counter(STRANGER), rig.clock.now
+    rig.steps(100)
+    charged = counter(STRANGER) - before
+    assert rig.clock.now - now > 100 * CHOICE_S
+    assert charged == pytest.approx(100 * (ANSWER_WEIGHT + CHOICE_S * RATE), rel=0.1)
+
+
+def test_a_draw_for_each_resumed_token_is_charged(rig: Rig) -> None:
+    rig.ask(1, STRANGER, LIGHT, resumed=10)
+    rig.ask(2, OTHER, LIGHT)
+    rig.steps(1)
+    counter = rig.loop.scheduler.waiting.counter
+    assert counter(STRANGER) - counter(OTHER) > 10 * CHOICE_S * RATE * 0.9
+
+
+def test_an_answer_beside_seven_that_choose_slowly_keeps_most_of_its_pace(rig: Rig) -> None:
+    rig.ask(0, OTHER, LIGHT)
+    alone_s = rig.until_ended(0)
+    for key in range(1, 8):
+        rig.ask(key, STRANGER, HEAVY)
+    rig.steps(30)
+    rig.ask(8, OTHER, LIGHT)
+    assert rig.until_ended(8) <= alone_s / 0.7
