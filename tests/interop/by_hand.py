@@ -37,6 +37,26 @@ def framed(message: Message) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
+def varint(number: int) -> bytes:
+    low = number & 0x7F
+    return bytes((low,)) if number < 0x80 else bytes((low | 0x80,)) + varint(number >> 7)
+
+
+def field(number: int, value: bytes | int) -> bytes:
+    """A field of a protobuf."""
+    if isinstance(value, int):
+        return bytes((number << 3,)) + varint(value)
+    return bytes((number << 3 | 2,)) + varint(len(value)) + value
+
+
+def rpc(topic: str, seqno: int, data: bytes, key: SigningKey) -> bytes:
+    """A gossipsub RPC that publishes one message, after its length."""
+    author = PEER_PREFIX + bytes(key.verify_key)
+    message = field(1, author) + field(2, data) + field(3, seqno.to_bytes(8, "big")) + field(4, topic.encode())
+    published = field(2, message + field(5, key.sign(b"libp2p-pubsub:" + message).signature))
+    return varint(len(published)) + published
+
+
 def _hash(data: bytes) -> bytes:
     return sha256(data).digest()
 
@@ -152,10 +172,12 @@ def _peer_of(payload: bytes, static: bytes) -> bytes:
 
 
 class Stream:
-    """A Yamux stream whose protocol was asked for, with a message together with the lines."""
+    """A Yamux stream whose protocol was asked for, with what is said first together with the lines."""
 
     def __init__(self) -> None:
         self.to_hear = b""
+        self.has_messages = True
+        """Else what comes is only kept: ``data``."""
         self.data = b""
         self.messages, self._received = trio.open_memory_channel[Message](100)
 
@@ -168,7 +190,7 @@ class Stream:
             return
         assert self.data.startswith(self.to_hear), "the other side does not speak the protocol"
         self.data, self.to_hear = self.data[len(self.to_hear) :], b""
-        while len(self.data) >= 4 and len(self.data) >= 4 + int.from_bytes(self.data[:4], "big"):
+        while self.has_messages and len(self.data) >= 4 and len(self.data) >= 4 + int.from_bytes(self.data[:4], "big"):
             end = 4 + int.from_bytes(self.data[:4], "big")
             await self.messages.send(cbor2.loads(self.data[4:end]))
             self.data = self.data[end:]
@@ -190,12 +212,15 @@ class Peer:
         self._streams: dict[int, Stream] = {}
         self._next = 1
 
-    async def open(self, protocol: str, message: Message) -> Stream:
+    async def open(self, protocol: str, message: Message | bytes) -> Stream:
+        """message: as bytes for protocols that are not ours."""
         stream, number = Stream(), self._next
+        stream.has_messages = not isinstance(message, bytes)
+        data = message if isinstance(message, bytes) else framed(message)
         stream.to_hear = lines(MULTISTREAM, protocol)
         self._next += 2
         self._streams[number] = stream
-        await self._frame(DATA, SYN, number, stream.to_hear + framed(message))
+        await self._frame(DATA, SYN, number, stream.to_hear + data)
         return stream
 
     async def run(self) -> None:

@@ -32,6 +32,7 @@ from mycelia.proto.overlay import Overlay
 from mycelia.proto.wire.blocks import STRIDE, namespace_key, pack_tokens
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
 from mycelia.proto.wire.messages import Accepted, Final, Message, Sampling, Tokens, Usage, Vitals
+from tests.interop.by_hand import rpc
 from tests.proto.wire.test_cddl import rule_name
 
 START_S = 1_800_000_000.0
@@ -156,7 +157,9 @@ class Exchange:
                 hear(Received(node.peer, effect.message))
             case Publish():
                 what = f"{_words(effect.message)}, in a gossipsub RPC"
-                self.steps.append(Step(node.name, GOSSIP, what, rpc(encode(effect.message), node.key)))
+                self.steps.append(
+                    Step(node.name, GOSSIP, what, rpc(TOPIC, FIRST_SEQNO, encode(effect.message), node.key))
+                )
                 hear(Gossiped(node.peer, node.peer, NAMESPACE, effect.message))
             case SetTimer():
                 node.timers[effect.timer.kind] = TimerFired(effect.timer)
@@ -172,31 +175,6 @@ def opening(protocol: str) -> bytes:
     """What opens a stream, and what accepts it: two lines of multistream-select, each after its length."""
     lines = ("/multistream/1.0.0\n", f"{protocol}\n")
     return b"".join(bytes((len(line),)) + line.encode() for line in lines)
-
-
-def rpc(data: bytes, key: SigningKey) -> bytes:
-    """One message as gossipsub sends it, without libp2p: an RPC that publishes it, after its length."""
-    signed = b"".join(
-        (
-            _field(1, bytes.fromhex("002408011220") + bytes(key.verify_key)),
-            _field(2, data),
-            _field(3, FIRST_SEQNO.to_bytes(8, "big")),
-            _field(4, TOPIC.encode()),
-        )
-    )
-    signature = key.sign(b"libp2p-pubsub:" + signed).signature
-    published = _field(2, signed + _field(5, signature))
-    return _varint(len(published)) + published
-
-
-def _field(number: int, value: bytes) -> bytes:
-    """A field of a protobuf."""
-    return bytes((number << 3 | 2,)) + _varint(len(value)) + value
-
-
-def _varint(number: int) -> bytes:
-    low = number & 0x7F
-    return bytes((low,)) if number < 0x80 else bytes((low | 0x80,)) + _varint(number >> 7)
 
 
 def _words(message: Message) -> str:
