@@ -106,7 +106,7 @@ async def _added(
 
 
 async def _wait_warm(node: LocalNode, prompt: str, peer: str) -> None:
-    """Until ``node`` knows that ``peer`` has the prompt and sends it there; it must not have it itself by then."""
+    """Wait until ``node`` knows that ``peer`` has the prompt and sends it there, without having it itself."""
     try:
         with trio.fail_after(_WARM_DEADLINE_S):
             while True:
@@ -119,7 +119,7 @@ async def _wait_warm(node: LocalNode, prompt: str, peer: str) -> None:
 
 
 async def _answer(node: LocalNode, prompt: str) -> str:
-    """Who answered it."""
+    """The peer id of the node that answered ``prompt``."""
     info = await node.wait_ready()
     async with httpx.AsyncClient(base_url=info.api_url, trust_env=False, timeout=60, headers=_headers(_KEY)) as http:
         response = await http.post("/v1/chat/completions", json=_body(prompt, 1))
@@ -292,7 +292,7 @@ async def _pieces(stream: trio.SocketStream) -> AsyncGenerator[bytes, None]:
 
 
 async def _status(stream: trio.SocketStream) -> int:
-    """Of a whole reply, which is read to its end. Raises LocalError for none."""
+    """The status of a reply, which is read to its end. Raises LocalError when there is none."""
     reply = b""
     async with aclosing(_pieces(stream)) as pieces:
         async for piece in pieces:

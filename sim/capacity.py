@@ -31,9 +31,9 @@ class Work:
 
 
 def mean_work(sessions: Iterable[Session]) -> Work:
-    """Of the second ``SAMPLE`` prompts, or of the second half where there are fewer than twice as many. Sessions count
-    one after the other: to a cache without limits their order in time makes no difference. Raises ValueError without a
-    prompt."""
+    """Mean work of the second ``SAMPLE`` prompts, or of the second half where there are fewer than twice as many.
+    Sessions count one after the other: to a cache without limits their order in time makes no difference. Raises
+    ValueError without a prompt."""
     prompts = list(islice(_prompts(sessions), 2 * SAMPLE))
     if not prompts:
         raise ValueError("no prompts")

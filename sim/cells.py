@@ -78,8 +78,8 @@ class CellSwarm:
         return Counter(self._cell(number) for number in self._up)
 
     def known_shares(self) -> list[float]:
-        """Of every node that settled in its cell: the share of the others that settled there which it knows and does
-        not doubt."""
+        """One number for every node that settled in its cell: the share of the others that settled there which it knows
+        and does not doubt."""
         world = self.world
         cells = {n: self._cell(n) for n in self._up if world.now - self._since[n] >= SETTLED_S}
         sizes = Counter(cells.values())
@@ -133,7 +133,7 @@ class Growth:
     """What ``grow_and_shrink`` saw. Seconds of virtual time."""
 
     sizes: list[int] = field(default_factory=list)
-    """Of all cells, sorted, after it has grown and settled."""
+    """Sizes of all cells, sorted, after the swarm has grown and settled."""
     settled_s: float = 0.0
     """From the last node's start until no node moved any more."""
     known_min: float = 1.0
@@ -142,7 +142,7 @@ class Growth:
     """The same of all but one in a hundred, at the worst moment."""
     moves_per_node: float = 0.0
     merged_sizes: list[int] = field(default_factory=list)
-    """Of all cells after it has shrunk."""
+    """Sizes of all cells after the swarm has shrunk."""
     merged_s: float = 0.0
     known_after: float = 1.0
     """Mean share of its cell that a node knows in the end."""
@@ -217,7 +217,7 @@ class CellTraffic:
     received_per_s: float
     """Bytes a node, all planes."""
     entries: float
-    """Of all digests that a node keeps, its own not counted."""
+    """Entries of all digests that a node keeps, its own not counted."""
     owners: float
 
 

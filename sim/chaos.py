@@ -2,8 +2,8 @@
 
 A client is what ``mycelia ask --wait`` is where no node runs: it knows many nodes and enters at one of them. When that
 one is gone or leaving, or silent for longer than a connection lives, it goes on at another with the tokens that it has.
-Who is told before the first token to come again does so, at the same node, until ``DEADLINE_S``; any other failure is
-the last word. What the answer must be is known beforehand.
+A client that is told before the first token to come again does so, at the same node, until ``DEADLINE_S``; any other
+failure is final. What the answer must be is known beforehand.
 
 A client is on that side of a partition where it entered. No two tokens of an answer are equal, so that a token which
 is lost, repeated or in another's place is seen.
@@ -36,7 +36,7 @@ FRAME_S = 0.5
 """Between two frames of tokens: real nodes send one each tenth of a second, at five times the events."""
 
 STEP_S = 60.0
-"""Of a progress line."""
+"""Virtual time of one step of a progress line."""
 _MAX_CHECKED = 10
 """Nodes whose invariants are looked at in each step; of all in the end. Of all in each it takes most of the time."""
 _ANSWER_TOKENS = 1 << 31
@@ -51,7 +51,7 @@ class ChaosScenario:
 
     num_peers: int = 200
     loss: float = 0.1
-    """Of messages, on each hop."""
+    """Share of messages that each hop loses."""
     length_s: float = 3_600.0
     rate: float = 5.0
     """Prompts a second in all."""
@@ -60,7 +60,7 @@ class ChaosScenario:
 
     @property
     def num_steps(self) -> int:
-        """Of a progress line."""
+        """Steps of a progress line."""
         return 2 + math.ceil(self.length_s / STEP_S)
 
 
@@ -231,7 +231,7 @@ class _Client:
         self._on_over = on_over
         self._entry = 0
         self._life: SimNode | None = None
-        """Of the entry: it may have restarted since."""
+        """The life of the entry node in which this was asked: it may have restarted since."""
         self._record: Record | None = None
 
     def enter(self, at: int, lost: int | None = None) -> None:

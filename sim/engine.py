@@ -52,17 +52,17 @@ class EngineSpec:
     grain: int = STRIDE
     """Tokens in which the cache counts: 1, or STRIDE, with which the tree is 64 times smaller."""
     start_s: float = 0.0
-    """That a prefill takes besides its tokens."""
+    """Fixed time of a prefill, beside its tokens."""
     depth_s: float = 0.0
-    """That a token takes longer for each one before it, whose cells it attends to."""
+    """Added time of a token for each token before it, whose cells it attends to."""
 
     @property
     def context_tokens(self) -> int:
-        """Of prompt and answer, at most."""
+        """Most tokens of prompt and answer."""
         return self.cache_blocks * STRIDE
 
     def prefill_s(self, cached: int, num_prompt: int) -> float:
-        """Until the first token of a prompt, of which ``cached`` tokens are there."""
+        """Seconds to the first token of a prompt of which ``cached`` tokens are there."""
         uncached = num_prompt - cached
         mean_depth = (cached + num_prompt) / 2
         return uncached / self.prefill_rate + self.start_s + uncached * self.depth_s * mean_depth
@@ -81,7 +81,7 @@ def draw_spec(rng: random.Random) -> EngineSpec:
 
 @dataclass(frozen=True)
 class Used:
-    """Of an engine's capacity, so far. Either share of some time is at most that time's length."""
+    """Engine capacity that was used so far. Either share of some time is at most that time's length."""
 
     prefill_s: float = 0.0
     """Seconds in which it prefilled."""
@@ -96,7 +96,7 @@ class Used:
 
     @property
     def busy_s(self) -> float:
-        """Of what was used more: no engine does more work than its scarcer resource allows."""
+        """Use of the resource that was used more: no engine does more work than its scarcer resource allows."""
         return max(self.prefill_s, self.slots_s)
 
 
@@ -126,13 +126,13 @@ class Job:
     owner: Owner = PUBLIC
     """Whose prefixes it may reuse."""
     declared_open: int = 0
-    """Of its first tokens, as many as hold no secrets."""
+    """Number of its first tokens that hold no secrets."""
     num_open: int = 0
-    """Of its path, in the cache's units."""
+    """Length of the open part of its path, in the cache's units."""
     charged_tokens: int = 0
-    """Of its answer, to its client."""
+    """Tokens of its answer that are charged to its client."""
     leaf: int | None = None
-    """That keeps its cells."""
+    """The leaf of the cache that keeps its cells."""
     is_over: bool = False
     work: Work | None = None
     """On a shared machine: what is computed now."""
@@ -238,7 +238,7 @@ class Engine:
         return self._match(job)[0]
 
     def _match(self, job: Job) -> tuple[int, int]:
-        """And how many units of its path are open there."""
+        """(tokens in the cache, units of its path that are open there)."""
         grain = self.spec.grain
         num_open = self._sharing.num_open(job.prompt_chain) // grain
         units, _, num_open = match(self._tree, job.owner, job.units(job.num_prompt, grain), num_open)

@@ -32,13 +32,13 @@ PARTITION, SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP = "partition", "slow-disk", 
 FAULTS = (KILL, LEAVE, FREEZE, ENGINE, DELAY, LOSS, PARTITION, SLOW_DISK, FULL_DISK, CLOCK, STORM, FLAP)
 
 SESSION_SHAPE = 0.608
-"""Of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
+"""Shape of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
 DOWN_S = 60.0
 """Mean time until a node that left is back, with an empty cache."""
 LIVENESS_S = (5.0, 9.0)
-"""Until a node closes the connection with a peer that went silent: measured."""
+"""Time until a node closes the connection with a peer that went silent: measured."""
 _REDIAL_S, _REDIAL_CHANCE = 2.0, 0.4
-"""That often nodes dial whom they miss, and so often it succeeds: a partition has healed 15 s after its end."""
+"""Time between dials of a missing peer, and how often one succeeds: a partition has healed 15 s after its end."""
 _MEAN_S = {LEAVE: 60.0, FREEZE: 30.0, ENGINE: 30.0, DELAY: 60.0, LOSS: 60.0, SLOW_DISK: 30.0, STORM: 600.0, FLAP: 120.0}
 """Between two faults of a kind, in a swarm of ``_SWARM`` nodes; in a smaller one they come more rarely."""
 _SWARM = 200
@@ -48,9 +48,9 @@ _STORM_SHARE, _STORM_S, _STORM_DOWN_S = 0.25, 5.0, (5.0, 30.0)
 _FLAPS, _FLAP_S = 8, 5.0
 _WRONG_CLOCKS_S = (-86_400.0, -3_000.0, -600.0, 600.0, 3_000.0, 86_400.0)
 DRAIN_S, _DRAIN_STEP_S = 30.0, 0.5
-"""That a node which leaves goes on working at most, as ``mycelia leave`` has it; between two looks at it."""
+"""Longest time that a leaving node goes on working, as in ``mycelia leave``; time between two looks at it."""
 _RESTART_CHANCE = 0.1
-"""Of a wrong clock, and of a full disk, at each start."""
+"""Chance of a wrong clock, and of a full disk, at each start."""
 
 
 def session_s(median_s: float, rng: random.Random, is_running: bool = False) -> float:
@@ -93,7 +93,7 @@ class Faults:
         self._rng = rng
         self._on_entry_lost = on_entry_lost
         self._kept: dict[int, tuple[FloorsRestored, TrustRestored]] = {}
-        """Of nodes that are down: what is on their disks."""
+        """What is on the disks of nodes that are down."""
         self._num_freezes = Counter[int]()
         self._is_over = False
         self.counts = Counter[str]()
@@ -121,7 +121,7 @@ class Faults:
                 self._again(kind, strikes[kind])
 
     def end(self) -> None:
-        """No new faults; those that began go on to their end, and whoever is down comes back."""
+        """No new faults; those that began go on to their end, and nodes that are down come back."""
         self._is_over = True
 
     # --- when ------------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ class Faults:
 
 
 def reachable(world: World, from_node: int, among: Collection[int]) -> list[int]:
-    """Of ``among``, the nodes that are up, not frozen, and on the same side as ``from_node``; sorted."""
+    """The nodes of ``among`` that are up, not frozen, and on the same side as ``from_node``; sorted."""
     return [
         number
         for number in sorted(among)

@@ -37,7 +37,7 @@ class Host:
         self._num_changes = 0
 
     def speed(self) -> float:
-        """Of each engine that computes now, or of one that begins while none does."""
+        """Speed of each engine that computes now, or of one that begins while none does."""
         count = max(len({work.owner for work in self._works}), 1)
         last = len(self._speeds)
         return self._speeds[count - 1] if count <= last else self._speeds[-1] * last / count

@@ -4,10 +4,10 @@ Latencies come from an RTT matrix or, without one, from a model of the internet:
 latitudes and RTT = 38.3 ms + 0.01634 ms/km, a least-squares fit to pings between 242 cities, plus a last mile of 5 to
 20 ms. Every message draws a log-normal jitter. Chance is seeded.
 
-Gossip is a flood over a mesh, as in gossipsub: whoever hears a message first from one neighbour passes it to its other
-ones, so a node hears it about D - 1 times. Each hop has the link's latency and loses the message with the link's loss,
-which real gossipsub, on TCP, would not. Not modelled: the lazy pull by IHAVE/IWANT, which would bring most of what is
-lost within two seconds (its bytes are counted, see ``world.py``), and mesh repair after a partition.
+Gossip is a flood over a mesh, as in gossipsub: a node that hears a message for the first time passes it to its other
+neighbours, so a node hears it about D - 1 times. Each hop has the link's latency and loses the message with the link's
+loss, which real gossipsub, on TCP, would not. Not modelled: the lazy pull by IHAVE/IWANT, which would bring most of
+what is lost within two seconds (its bytes are counted, see ``world.py``), and mesh repair after a partition.
 """
 
 import gzip
@@ -84,15 +84,15 @@ class Partition:
     start_s: float
     end_s: float
     side: Sequence[bool]
-    """Of each node."""
+    """On which side each node is."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Of one node's line, in both directions."""
+    """What is wrong with one node's line, in both directions."""
 
     added_s: float = 0.0
-    """That every message takes longer."""
+    """Added delay of every message."""
     loss: float = 0.0
     """Chance that a message is lost there, besides that of every hop."""
 
@@ -190,8 +190,8 @@ class Links:
 
 
 def random_graph(num_nodes: int, degree: int, rng: random.Random) -> list[tuple[int, int]]:
-    """Connections as nodes make them: one after the other, each dials random others until it has ``degree``; whoever
-    is dialled accepts. Each edge once, sorted. Connected, as a ring through all is dialled first."""
+    """Connections as nodes make them: one after the other, each dials random others until it has ``degree``; the
+    dialled node accepts. Each edge once, sorted. Connected, as a ring through all is dialled first."""
     near: list[set[int]] = [set() for _ in range(num_nodes)]
 
     def link(one: int, other: int) -> None:

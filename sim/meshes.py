@@ -16,7 +16,7 @@ _HEARTBEAT_S = 1.0
 
 
 class Meshes:
-    """Of all cells. ``near``: node -> the nodes it is connected with, kept by the caller."""
+    """The gossip meshes of all cells. ``near``: node -> the nodes it is connected with, kept by the caller."""
 
     def __init__(self, links: Links, near: list[set[int]], degree: int, rng: random.Random) -> None:
         self._links = links

@@ -30,12 +30,12 @@ from mycelia.sim.world import NAMESPACE, PLANES, SimNode, World
 MESH_DEGREE = 4
 """Neighbours of a node in the gossip mesh, as in node/network."""
 LIVENESS_S = 8.0
-"""Until a node closes the connection with a peer that went silent; measured 5-9 s."""
+"""Time until a node closes the connection with a peer that went silent; measured 5-9 s."""
 REDIAL_S = 60.0
 """Within this time of a partition's end, the connections it broke are back."""
 _START_S, _SETTLED_S = 20.0, 60.0
 PACE_S = 90.0
-"""Until pace and measured rate fit each other."""
+"""Time until pace and measured rate fit each other."""
 LEAF_BLOCKS = 4
 
 Step = Callable[[str], None]
@@ -101,7 +101,7 @@ class Churn:
     until: float
     leaf_blocks: int = LEAF_BLOCKS
     leaves: int = 4
-    """That a node holds."""
+    """Leaves that a node holds."""
     on_store: Callable[[SimNode], None] | None = None
     _next_leaf: int = 0
     _held: dict[int, deque[int]] = field(default_factory=dict)
@@ -145,7 +145,8 @@ class _Owner:
     stored_at: list[float] = field(default_factory=list)
     """Stores that no head shows yet."""
     seqs: list[int] = field(default_factory=list)
-    """Of the heads that showed a store first, ascending; beside each, when the stores were and who sees them."""
+    """Sequence numbers of the heads that showed a store first, ascending; beside each, when the stores were and who
+    sees them."""
     stores: list[list[float]] = field(default_factory=list)
     seen_by: list[int] = field(default_factory=list)
 
@@ -205,7 +206,7 @@ class Visible:
     """What ``store_visible`` measured."""
 
     seconds: list[float]
-    """Of every store, sorted; what never became visible has the time until the end of the run."""
+    """Time until each store was visible, sorted; one that never was has the time until the end of the run."""
     num_missed: int
     """Stores that never became visible."""
     receive_rate: float

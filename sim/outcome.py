@@ -9,7 +9,7 @@ from mycelia.sim.serving import Record
 from mycelia.sim.sessions import hit_bound
 
 QUANTILES = tuple((place + 0.5) / 50 for place in range(50))
-"""Of ``Outcome.ttft_quantiles_s``."""
+"""The shares of ``Outcome.ttft_quantiles_s``."""
 _DIGITS = 4
 
 
@@ -24,7 +24,7 @@ class Window:
     rate: float
     """Prompts a second that were to enter."""
     utilisation: tuple[float, ...]
-    """Of each node: the share of time in which it prefilled, or that of its slots in use, whichever is more."""
+    """The share of time in which each node prefilled, or the share of its slots in use, whichever is more."""
     num_digest_bytes: float
     """Received by a node where requests enter."""
     liars: frozenset[int] = frozenset()
@@ -47,7 +47,7 @@ class Outcome:
     rate: float
     """Prompts a second in all, as asked for."""
     hit_ratio: float
-    """Prompt tokens of answered requests found in the cache of who served them / all of them."""
+    """Prompt tokens of answered requests found in the cache of the serving node / all of them."""
     hit_bound: float
     """The same with one cache without limits."""
     ttft_p50_s: float
@@ -58,15 +58,15 @@ class Outcome:
     utilisation: float
     """Share of its capacity that a node used, mean of all: see ``Window``."""
     load_imbalance: float
-    """That of the busiest node / mean of all."""
+    """Utilisation of the busiest node / mean of all nodes."""
     stale_share: float
-    """Of the cached tokens that a node was chosen on, those that it did not hold."""
+    """Share of the cached tokens that a node was chosen for and did not hold."""
     digest_bytes_per_s: float
     """Received by a node where requests enter: gossip and repair."""
     goodput: float
     """Requests a second whose first token came within the objective and that were answered."""
     liar_share: float
-    """Of the answered requests, those that liars served."""
+    """Share of the answered requests that liars served."""
 
 
 def outcome_of(records: Sequence[Record], window: Window, now: float) -> Outcome:
@@ -103,5 +103,5 @@ def outcome_of(records: Sequence[Record], window: Window, now: float) -> Outcome
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted ``values``, the nearest rank; NaN would not be JSON, so 0 for none."""
+    """The nearest rank in sorted ``values``; 0 without values, for NaN would not be JSON."""
     return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0

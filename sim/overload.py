@@ -1,6 +1,6 @@
 """More prompts than a swarm can answer: what it answers, whom it refuses, and whether what it tells them is true.
 
-Every user asks one prompt, through a node that cannot tell its users apart. Who is refused goes away, or comes again
+Every user asks one prompt, through a node that cannot tell its users apart. A refused user goes away, or comes again
 when told, as ``mycelia ask --wait`` does, until ``PATIENCE_S`` are over. One in ``KNOCKERS`` knocks instead: it comes
 ten times as soon as told, and so sees when it would first be let in. What is told is true if that is neither sooner
 than after half of it nor later than after twice as long.
@@ -30,7 +30,7 @@ TRUE_FACTOR = 2.0
 
 @dataclass
 class User:
-    """Who asks one prompt."""
+    """A client with one prompt."""
 
     entry: int
     prompt: Prompt
@@ -50,7 +50,7 @@ class User:
 
     @property
     def is_told_true(self) -> bool | None:
-        """Of one that knocks; None: it is not known when it would have been let in."""
+        """Whether a knocker was told the truth; None: it is not known when it would have been let in."""
         waited_s = self.last.submitted_s - self.refused_s
         is_late = waited_s > TRUE_FACTOR * self.told_s
         if not (self.knocks and self.told_s) or (is_refusal(self.last) and not is_late):
@@ -69,7 +69,7 @@ class OverloadOutcome:
     answered: float
     answered_tokens: float
     refused_share: float
-    """Of the tries."""
+    """Share of the tries that were refused."""
     unfinished: int
     """Tries that had neither an answer nor a refusal when the run ended."""
     failed: int
@@ -81,7 +81,7 @@ class OverloadOutcome:
     told_true: float
     """Share of those."""
     told_p50_s: float
-    """Of all refusals."""
+    """Median Retry-After of all refusals."""
     num_on_time: int
     """Tries that came when told."""
     kept: float

@@ -38,9 +38,9 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.ablations import ABLATIONS, Told, make_ablation
 
 CHWBL_LOAD = 1.25
-"""Of the mean."""
+"""Most load of a node / the mean."""
 CHWBL_BLOCKS = 2
-"""That are hashed: a first block may be common to all prompts of a service."""
+"""Blocks that are hashed: a first block may be common to all prompts of a service."""
 _REPLICAS = 64
 """Places of each peer on the ring."""
 SGLANG_ABS, SGLANG_REL, SGLANG_MATCH = 32, 1.0001, 0.5
@@ -51,7 +51,8 @@ Cost = Callable[[Candidate], float]
 
 
 def decide(candidates: Sequence[Candidate], prompt_tokens: int, cost: Cost, reason: str) -> Decision:
-    """Whoever costs least, of equals the lowest peer id. Raises LocalError when there is no candidate."""
+    """The candidate that costs least, among equals the one with the lowest peer id. Raises LocalError when there is no
+    candidate."""
     if not candidates:
         raise LocalError("no node serves this model")
     costs = [cost(one) for one in candidates]

@@ -26,7 +26,7 @@ DRAIN_S = 3_600.0
 
 @dataclass(frozen=True)
 class Request:
-    """Of one client."""
+    """One prompt of a client."""
 
     at_s: float
     """Since the first one could have come."""
@@ -41,7 +41,7 @@ class Swarm:
     specs: Sequence[EngineSpec]
     rtt_s: float
     speeds: Sequence[float] | None = None
-    """Of engines that share a machine, see ``Host``; None: each has its own."""
+    """Speeds of engines that share a machine, see ``Host``; None: each has its own."""
 
 
 def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) -> list[Record]:

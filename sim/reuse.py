@@ -2,7 +2,7 @@
 
 Every node takes requests at random (Poisson): a document, drawn by Zipf's law, and a tail of its own. A request goes to
 a node that holds the document, if one is known: of the own cell, connected outside it, or found through the ladder
-within the time that a request waits. Else to a random node of the cell. Whoever serves holds the document then, and
+within the time that a request waits. Else to a random node of the cell. The serving node holds the document then, and
 drops the ones used longest ago. Digests are taken as fresh and queues as empty. The ladder is the node's own
 (``proto.ladder``), over records in a Kademlia whose lookups take what ``kademlia.py`` says, a sample of them simulated,
 the others drawn from that sample.
@@ -32,7 +32,7 @@ TAIL_TOKENS = 512
 CACHE_TOKENS = 65_536
 DOCUMENTS_PER_NODE, ZIPF = 4, 0.8
 MEDIAN_TOKENS, SIGMA = 3_000, 0.8
-"""Of the documents' log-normal lengths, cut to 512 to 16,384 tokens."""
+"""The documents' log-normal lengths, cut to 512 to 16,384 tokens."""
 WARM_S, COUNTED_S = 600.0, 300.0
 OUTSIDERS = DEGREE // 4
 _SAMPLED_LOOKUPS = 400
@@ -265,6 +265,6 @@ class Reusing:
 
 
 def sizes(num_nodes: int, cells: CellConfig) -> list[int]:
-    """Of all cells of so many nodes, sorted."""
+    """Sizes of all cells of a swarm of ``num_nodes``, sorted."""
     addresses = [address_of(NAMESPACE, peer_id(number)) for number in range(num_nodes)]
     return sorted(Counter(cells_of(addresses, cells.max_cell_nodes)).values())

@@ -38,7 +38,7 @@ from mycelia.sim.sessions import Prompt
 from mycelia.sim.world import NAMESPACE, SimNode, World
 
 NO_ENGINE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
-"""Of a node whose engine is starting again."""
+"""Load report of a node whose engine is starting again."""
 RESEND_S = 0.2
 """TCP's usual least timeout."""
 
@@ -58,20 +58,20 @@ class Record:
     done_s: float = 0.0
     failure: str = ""
     code: str = ""
-    """Of the failure."""
+    """Code of the failure."""
     served_by: int = -1
     cached_tokens: int = 0
-    """Of the prompt, in the cache of who served it."""
+    """Tokens of the prompt in the cache of the serving node."""
     found_tokens: int = 0
     """The same, of the attempt whose prefill began last."""
     promised_tokens: int = 0
-    """That it was chosen on."""
+    """Cached tokens that the serving node was chosen for."""
     num_attempts: int = 0
     asked: set[int] = field(default_factory=set)
     """Nodes that it was sent to."""
     resumed: int = 0
     retry_after_s: float = 0.0
-    """Of a failure that may pass."""
+    """Retry-After of a failure that may pass."""
     is_retryable: bool = False
     on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None
     on_over: Callable[["Record"], None] | None = None
@@ -110,7 +110,7 @@ class Serving:
     liars: Sequence[int] = ()
     """Nodes that claim everything, see ``liars.py``."""
     conduct: Conduct = Conduct.COMPUTES
-    """Of the liars."""
+    """What liars do with prompts."""
     host: Host | None = None
     """The machine that all engines share; None: each has its own."""
     frame_s: float = 1.0
@@ -120,15 +120,15 @@ class Serving:
     silent_until: dict[int, float] = field(default_factory=dict)
     """Nodes whose engines are heard only later: they are frozen, or their disk is slow."""
     salts: dict[tuple[int, ...], Salt] = field(default_factory=dict)
-    """Of prompts in flight, by their block hashes."""
+    """Salts of prompts in flight, by their block hashes."""
     _used: list[Used] = field(default_factory=list)
-    """Of engines that are gone."""
+    """Capacity that engines used which are gone."""
     _claims: dict[int, Claims] = field(default_factory=dict)
-    """Of the liars that are up."""
+    """Claims of the liars that are up."""
     _records: dict[bytes, Record] = field(default_factory=dict)
     """In flight."""
     _tokens: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
-    """Of those: the prompt, then what will be the answer."""
+    """Tokens of each request in flight: the prompt, then what will be the answer."""
     _attempts: dict[tuple[bytes, int], _Attempt] = field(default_factory=dict)
     """The running attempt of each request is its last one."""
     _coming: list[dict[tuple[bytes, int], _Attempt]] = field(default_factory=list)
@@ -496,7 +496,7 @@ class Serving:
                 self._heard(attempt)
 
     def _hand_over_decoded(self, attempt: _Attempt) -> None:
-        """Of an answer that breaks off: what real nodes have told by now in frames of a tenth of a second."""
+        """Deliver of a broken-off answer what real nodes have sent by now, in frames of a tenth of a second."""
         job = attempt.job
         if not job.first_token_s or self.world.now < attempt.arrives_s:
             return

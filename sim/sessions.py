@@ -41,7 +41,7 @@ class Prompt:
     salt: Salt = Salt(scope=EVERYBODY)  # noqa: RUF009  immutable
     """Whose prefixes it may reuse: without one, everybody's, as few-shot prompts should."""
     open_tokens: int = 0
-    """Of its first tokens, as many as hold no secrets."""
+    """Number of its first tokens that hold no secrets."""
 
 
 @dataclass(frozen=True)

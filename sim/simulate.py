@@ -39,7 +39,7 @@ START_S, SETTLE_S = 5.0, 15.0
 DOWN_S = 60.0
 """Mean time until a node that left is back, with an empty cache."""
 SESSION_SHAPE = 0.608
-"""Of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
+"""Shape of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
 
 Step = Callable[[str], None]
 """Told what begins, for a progress line."""
@@ -224,7 +224,7 @@ class SwarmRun:
     # --- measures --------------------------------------------------------------------------------------------------
 
     def _digest_bytes(self) -> float:
-        """Of an entry, so far."""
+        """Bytes of digests that an entry node received so far."""
         entries = self.scenario.entries
         gossip, lazy, repair = (float(self.world.received[plane][:entries].mean()) for plane in (GOSSIP, LAZY, REPAIR))
         if entries < self.scenario.num_peers:

@@ -54,13 +54,13 @@ GOSSIP_PER_S = 6.0
 """Owners that a stranger invents by gossip: of five of them about what a node passes on of one neighbour."""
 ASKS_PER_S = 4.0
 HOLD_S = 2.0
-"""That an answer takes."""
+"""Time that an answer takes."""
 _START_S, _CHANGES_PER_S = 20.0, 1 / 30
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Who attacks whom."""
+    """Which nodes attack which."""
 
     num_nodes: int = 12
     num_strangers: int = 5
@@ -90,7 +90,7 @@ class Harm:
     num_asked: int = 0
     num_answered: int = 0
     most_entries: int = 0
-    """Of invented owners, that one node kept."""
+    """Most entries of invented owners that one node kept."""
 
 
 class Siege:
@@ -188,7 +188,7 @@ class Siege:
             self.world.handle(node, Received(stranger, message))
 
     def _made_up(self, num_blocks: int = 1) -> Repair:
-        """Of an owner that nobody ever met: without bytes, or if it has more than one block whole."""
+        """A repair of an owner that no node ever met: without bytes, or whole if it has more than one block."""
         self._num_invented += 1
         owner = peer_id(10**6 + self._num_invented)
         own = self._owner(owner, num_blocks, self._num_invented << 20)

@@ -74,7 +74,7 @@ GOSSIP_ENVELOPE_BYTES = 204
 STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
 """Around a control message: its length, yamux's header, Noise's length and tag."""
 MESSAGE_ID_BYTES = 14
-"""Of one message in IHAVE: node/network/libp2p/gossip/gossip.py's id of 12 bytes, its tag and length."""
+"""Size of one message in IHAVE: node/network/libp2p/gossip/gossip.py's id of 12 bytes, its tag and length."""
 ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
 """gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
 MAX_SENDS_PER_PEER = 32
@@ -174,7 +174,7 @@ class World:
         self._num_scheduled = 0
         self._arrived_at: dict[tuple[int, int], float] = {}
         self._epochs = [0] * num_nodes
-        """Of each node's digest in its last life."""
+        """Epoch of each node's digest in its last life."""
         self._sized: tuple[Message, int] | None = None
         self._trace = blake3()
 
@@ -428,7 +428,7 @@ class World:
         self.sent[GOSSIP] += size * sent
         self.received[GOSSIP] += size * received
         reached = np.isfinite(heard)
-        # Whoever has the message tells LAZY_PEERS of it in each heartbeat: spread evenly over all, in expectation.
+        # A node that has the message announces it to LAZY_PEERS in each heartbeat: spread evenly, in expectation.
         share = reached.sum() / (hears.sum() if self.meshes is not None else len(hears))
         lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * share)
         self.sent[LAZY] += lazy * reached

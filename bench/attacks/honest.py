@@ -1,4 +1,4 @@
-"""The nodes that are attacked, and those from 127.0.0.1 who want something of them."""
+"""The nodes that are attacked, and the honest peers and clients on 127.0.0.1 that use them."""
 
 import subprocess
 import sys
@@ -45,13 +45,13 @@ class Victims:
         return (await self.nodes[number].wait_ready()).api_url
 
     async def plan(self, kind: str, model: str = "", everyone: bool = False) -> Plan:
-        """Of an attack against the first one, or ``everyone``."""
+        """The plan of an attack against the first node, or against ``everyone``."""
         addresses = self.addresses if everyone else self.addresses[:1]
         port = int((await self.api_url()).rpartition(":")[2])
         return Plan(kind, addresses, self.namespaces[-1], port, model)
 
     def resident_mib(self) -> float:
-        """Of the first one, without its engine."""
+        """Memory of the first node, without its engine."""
         return float(psutil.Process(self.nodes[0].process.pid).memory_info().rss) / MIB
 
 

@@ -45,10 +45,10 @@ class Plan(msgspec.Struct, frozen=True):
     addresses: list[str]
     """Full multiaddrs of the attacked nodes; of most attacks there is one."""
     namespace: bytes = b""
-    """Of the model that they serve."""
+    """Namespace of the model that the victims serve."""
     api_port: int = 0
     model: str = ""
-    """That others than the first node serve."""
+    """Name of the model that the other victims serve."""
 
 
 Attack = Callable[[Plan, trio.Nursery], Awaitable[None]]

@@ -52,7 +52,7 @@ class Stream:
     """Longest time between two texts."""
     resumed: int = 0
     computed_s: float = 0.0
-    """That the last node took before its first token: for a place, and for what it did not have cached."""
+    """Time that the last node took before its first token: waiting for a slot, and computing what it had not cached."""
     failure: str = ""
     num_retries: int = 0
     """Asked again, after a refusal before the first token."""

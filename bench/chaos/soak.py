@@ -36,7 +36,7 @@ SAMPLE_S = 5.0
 QUIET_DEADLINE_S = 120.0
 TIMEOUT_S = 120.0
 CELLS, RAM_TIER_MIB = 4_096, 64
-"""Of each node: both shall be full after the warm-up, as memory counts once it is touched."""
+"""Sizes of each node's caches: both are full after the warm-up, as memory counts once it is touched."""
 _MIB = 1 << 20
 
 _TOPICS = ("the tide", "bread", "a long winter", "radio waves", "an orchard", "sand", "old maps", "the colour blue")
@@ -50,7 +50,7 @@ _NONSENSE: tuple[bytes, ...] = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Of one node at one time."""
+    """What one node holds at one time."""
 
     at_s: float
     node_rss: int
@@ -68,7 +68,7 @@ class Soak:
     warm_s: float = 0.0
     """When the load began again after the warm-up."""
     samples: dict[int, list[Sample]] = field(default_factory=dict)
-    """Of each watched node, under load and not."""
+    """Samples of each watched node, under load and not."""
     idle: dict[int, Sample] = field(default_factory=dict)
     after: dict[int, Sample] = field(default_factory=dict)
     num_answered: int = 0
@@ -77,7 +77,7 @@ class Soak:
     num_broken_off: int = 0
     num_kills: int = 0
     num_engines_lost: int = 0
-    """Of watched nodes."""
+    """Engines that watched nodes lost."""
 
 
 async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
@@ -201,7 +201,7 @@ async def _client(kind: Kind, bench: SoakBench, nodes: Nodes, soak: Soak, rng: r
 
 
 async def _url(nodes: Nodes, rng: random.Random) -> str:
-    """Of any node that is up."""
+    """The address of the API of any node that is up."""
     return (await rng.choice(nodes.nodes).wait_ready()).api_url
 
 
@@ -302,8 +302,8 @@ _KINDS: tuple[Kind, ...] = (_converse, _converse, _break_off, _embed, _send_nons
 
 
 def growth(soak: Soak, rss: Callable[[Sample], int]) -> float:
-    """Of the watched node that grew most: median of the last tenth of the samples under load / that of the first tenth
-    after the warm-up, - 1. Raises ValueError where there were none."""
+    """Growth of the watched node that grew most: median of the last tenth of the samples under load / that of the
+    first tenth after the warm-up, - 1. Raises ValueError where there were none."""
     found = []
     for samples in soak.samples.values():
         sizes = [rss(sample) for sample in samples if sample.at_s >= soak.warm_s]

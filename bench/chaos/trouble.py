@@ -197,7 +197,7 @@ def _with_clock(file: Path) -> tuple[str, ...]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """That nobody listens on now: a node that is started again must be found where it was."""
+    """Ports that no process listens on now. They stay, for a node that is started again must be found where it was."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -229,7 +229,7 @@ class Trouble:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Until ``stop`` or cancelled. May be run again."""
+        """Strike nodes until ``stop`` is called or this is cancelled. May be run again."""
         self._stopped = trio.Event()
         async with trio.open_nursery() as nursery:
             while True:

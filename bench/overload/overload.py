@@ -35,7 +35,7 @@ _UNITS = {
     "total_p99_s": "s, of accepted",
 }
 _SHARES_OF = {"told_true": "num_told", "kept": "num_on_time"}
-"""Of nobody nothing is true."""
+"""Rows of shares, each left out when there is nothing that it is a share of."""
 _COMPARED = ("ttft_p50_s", "ttft_p99_s", "total_p99_s")
 
 
@@ -68,7 +68,8 @@ def bench_overload(bench: OverloadBench) -> Report:
 
 
 def rows_of(prefix: str, found: dict[float, list[OverloadOutcome]]) -> list[Row]:
-    """Of one kind of users: outcomes by load, seed by seed. Raises LocalError when nothing was answered."""
+    """The rows of one kind of client. ``found``: outcomes by load, seed by seed. Raises LocalError when nothing was
+    answered."""
     runs = range(len(next(iter(found.values()))))
     peaks = [max(outcomes[run].answered for outcomes in found.values()) for run in runs]
     token_peaks = [max(outcomes[run].answered_tokens for outcomes in found.values()) for run in runs]

@@ -29,7 +29,7 @@ from mycelia.sim.overload import KNOCK_SHARE, KNOCKERS, LEAST_AGAIN_S, TRUE_FACT
 from mycelia.sim.sessions import arrivals
 
 SLOTS, MAX_TOKENS, PROMPT_BYTES = 2, 44, 400
-"""Of each node, of an answer, of a prompt."""
+"""Slots of each node, most tokens of an answer, length of a prompt."""
 RAMP_S, POLL_S, TIMEOUT_S = 15.0, 0.5, 120.0
 """Before anything counts; between two looks at the queues."""
 PATIENCE_S, KNOCKERS_PATIENCE_S = 20.0, 60.0
@@ -113,7 +113,7 @@ class _Run:
         self._from_s = self._until_s = 0.0
 
     async def run(self) -> None:
-        """Until it is known of each knocker of the measured time when it was let in."""
+        """Ask until each knocker of the measured time was let in or has given up."""
         tail_s = KNOCKERS_PATIENCE_S if self._rate > capacity(self._bench) * CAPACITY else 0.0
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
         http = httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, trust_env=False)

@@ -10,7 +10,7 @@ from mycelia.proto.wire.blocks import STRIDE
 
 
 class Dynamo:
-    """Who holds which blocks, and the longest match of every worker."""
+    """An index of which worker holds which blocks, and the longest match of every worker."""
 
     def __init__(self, module: Any) -> None:
         self._hashes = module.compute_block_hash_for_seq

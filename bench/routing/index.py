@@ -42,7 +42,7 @@ _NAMESPACE = bytes(16)
 
 @dataclass(frozen=True)
 class Population:
-    """Who holds what."""
+    """Which peer holds which prompts."""
 
     prompts: Sequence["array[int]"]
     """Tokens."""

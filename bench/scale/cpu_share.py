@@ -30,7 +30,7 @@ ROWS = (REST, EACH_2RPS)
 """What ``--only`` takes. Each brings further rows that begin with its name."""
 CELLS = 32_768
 MAX_LATE_S = 1.0
-"""That a window may end after its time: more, and the whole machine stood still for a while."""
+"""Most by which a window may end late: if it is more, the whole machine stood still for a while."""
 MAX_WINDOWS = 3
 """Tried for each one that is wanted."""
 START_DEADLINE_S, SETTLE_DEADLINE_S, ANSWER_DEADLINE_S = 180.0, 240.0, 30.0
@@ -49,7 +49,7 @@ class Setting:
     """As long as a round of anti-entropy, and the mean is over nodes that are not in step."""
     load_window_s: float = 20.0
     ramp_s: float = 15.0
-    """Of load before the first window: caches fill, the pace of digests settles."""
+    """Length of load before the first window: caches fill, the pace of digests settles."""
     settles: bool = True
     """Wait until every node has made its early, frequent lookups. False only to test this file."""
 

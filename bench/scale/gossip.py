@@ -32,7 +32,7 @@ _CACHE_BLOCKS = 256
 _TRAFFIC_S = 60.0
 _RESTART_NODES, _RESTART_LEAVES = 40, 128
 _NUM_STEPS = 3
-"""That a scenario names."""
+"""Steps that a scenario reports."""
 
 
 class _Bench:

@@ -39,9 +39,9 @@ class Machine:
     """What was measured."""
 
     spec: EngineSpec
-    """Of an engine alone."""
+    """The speed of one engine alone."""
     speeds: tuple[float, ...]
-    """Of each engine while 1, 2, ... compute, relative to one alone."""
+    """Speed of each engine while 1, 2, ... compute, relative to one alone."""
     prompts: list[list[int]]
     """The tokens of the prompts, as engines see them."""
 
@@ -93,13 +93,14 @@ def num_measured(num_engines: int) -> int:
 
 
 def num_steps(num_engines: int) -> int:
-    """That progress is told of."""
+    """Steps that a calibration reports."""
     return 2 + num_measured(num_engines)
 
 
 def speeds_of(walls_s: Sequence[float], num_at_full_speed: float) -> tuple[float, ...]:
-    """Of each engine while 1, 2, ... compute, from how long equal prompts took then. What other programs did meanwhile
-    makes some of them too good to be true: more engines are never faster, nor all together than the cores there are."""
+    """Speed of each engine while 1, 2, ... compute, from how long equal prompts took then. What other programs did
+    meanwhile makes some of them too good to be true: more engines are never faster, nor all together than the cores
+    there are."""
     speeds: list[float] = []
     for count, wall_s in enumerate(walls_s, start=1):
         speeds.append(min(walls_s[0] / wall_s, max(num_at_full_speed, 1.0) / count, speeds[-1] if speeds else 1.0))

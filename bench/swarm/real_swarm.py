@@ -105,7 +105,8 @@ async def open_real_swarm(settings: SwarmSettings) -> AsyncIterator[RealSwarm]:
 
 
 async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float]:
-    """Of every node to every other. Raises LocalError when one is shorter than ``rtt_s``: it crosses no proxy."""
+    """Round trips of every node to every other. Raises LocalError when one is shorter than ``rtt_s``: it crosses no
+    proxy."""
     infos = [await node.wait_ready() for node in nodes]
     try:
         with trio.fail_after(MEASURE_DEADLINE_S):

@@ -33,9 +33,9 @@ from mycelia.sim.replay import Request, Swarm, replay
 from mycelia.sim.sessions import Prompt, arrivals, hit_bound
 
 STEPS_A_RUN = 10
-"""That progress tells of while requests are answered."""
+"""Steps of the progress line while requests are answered."""
 MAX_OTHERS_CORES = 0.25
-"""That other programs may use before the table says that nothing can be said."""
+"""Most that other programs may use before the table warns that the prediction means nothing."""
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _ANSWER = 1 << 30
 """Where the tokens begin that stand for answers: no model has them."""
@@ -43,12 +43,12 @@ _ANSWER = 1 << 30
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one swarm, real or simulated, under one policy."""
+    """What one swarm did, real or simulated, under one policy."""
 
     hit_ratio: float
     """Prompt tokens that were cached where they were answered / all of them, of answered requests."""
     waits_s: list[float]
-    """Until the first token, sorted."""
+    """Times to the first token, sorted."""
     num_failed: int
 
     def ttft_s(self, name: str) -> float:
