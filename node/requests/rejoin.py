@@ -92,7 +92,8 @@ async def rejoining(
     while True:
         rest = so_far.rest()
         if not fits(rest):
-            told = f"the prompt and the {so_far.num_tokens} tokens of its answer so far do not fit into one message"
+            tokens = f", with the {so_far.num_tokens} tokens of its answer so far," if so_far.num_tokens else ""
+            told = f"the prompt{tokens} does not fit into one message to another node; shorten it"
             yield Failed(code="too_long", message=told, retryable=False)
             return
         stream = await _opened(rest, open_entry, lost, due_at)
