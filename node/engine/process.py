@@ -405,7 +405,9 @@ class ProcessEngine:
     def _deliver(self, key: int, item: EngineItem) -> None:
         stream = self._streams.get(key)
         if stream is not None:  # Else its reader has left; the child learns by the cancel.
-            stream.put(item)
+            if not stream.put(item):
+                del self._streams[key]
+                self._send(ipc.Cancel(key))
 
     def _add_change(self, change: CacheChange) -> None:
         self._changes.add(change)

@@ -6,9 +6,14 @@ import trio
 
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens, append_tokens
 
+MAX_WAITING_LOGPROBS = 1_024
+"""Tokens that wait with their alternatives: 2 kB each. Tokens alone take so little that ``max_tokens`` bounds them."""
+_TOO_SLOW = EngineFailed("engine_lost", "the answer was read more slowly than it was written", True)
+
 
 class AnswerStream:
-    """Holds at most one accepted, the tokens in as few items as fit frames, and one last item, however slow its reader.
+    """Holds at most one accepted, the tokens in as few items as fit frames, and one last item, however slow its reader:
+    an answer of which too many tokens with alternatives wait is ended.
 
     ``put`` never waits. Iterating ends after the last item.
     """
@@ -22,15 +27,19 @@ class AnswerStream:
         self.ended = False
         """The last item arrived, whether or not it was read."""
 
-    def put(self, item: EngineItem) -> None:
+    def put(self, item: EngineItem) -> bool:
+        """False: nothing more of this answer is wanted, its reader is too slow. It ends behind what waits."""
         match item:
             case EngineAccepted():
                 self._accepted = item
-            case EngineTokens():
+            case EngineTokens() if not self.ended:
                 append_tokens(self._tokens, item)
-            case _ if not self.ended:
+                if item.logprobs and sum(len(waiting.logprobs) for waiting in self._tokens) > MAX_WAITING_LOGPROBS:
+                    self._last, self.ended = _TOO_SLOW, True
+            case EngineDone() | EngineFailed() if not self.ended:
                 self._last, self.ended = item, True
         self._wakeup.set()
+        return self._last is not _TOO_SLOW
 
     def __aiter__(self) -> "AnswerStream":
         return self

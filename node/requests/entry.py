@@ -20,9 +20,11 @@ from mycelia.node.engine.prompts import TooLongError
 from mycelia.node.errors import BusyError, first_error
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
+from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import SendFrame, serve_request
 from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.admission.households import household_of
 from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.admission.shares import MAX_RETRY_S
@@ -65,6 +67,8 @@ KEEP_ALIVE_S = 15.0
 """Between two looks at who was told nothing meanwhile, and is told then that his answer is worked on: a long prompt
 takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
 
+TOO_SLOW = "the answer was read more slowly than it was written, and too much of it waited"
+
 SilenceS = Callable[[bytes, int], float]
 """``Overlay.silence_s``."""
 
@@ -73,8 +77,7 @@ SilenceS = Callable[[bytes, int], float]
 class _Running:
     """A request in flight, seen from the client's side."""
 
-    frames: trio.MemorySendChannel[EntryFrame]
-    """Unbounded, but holds at most a frame a token, and ``max_tokens`` is bounded."""
+    frames: AnswerFrames
     started_at: float
     deadline_s: float | None
     """From ``started_at``; None: no limit."""
@@ -95,9 +98,13 @@ class _Running:
     expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of the task that waits for the deadline."""
 
+    is_read_too_slowly: bool = False
+    """More waits than may: the answer is about to be ended."""
+
     def tell(self, frame: EntryFrame) -> None:
         self.was_told = True
-        self.frames.send_nowait(frame)
+        if not self.frames.put(frame):
+            self.is_read_too_slowly = True
 
     def left_s(self) -> float | None:
         """Seconds until the deadline; None: no limit."""
@@ -126,6 +133,7 @@ class Entry:
         self._handle = handle
         self._silence_s = silence_s
         self._running: dict[bytes, _Running] = {}
+        self._waiting = ByteShares(MAX_WAITING_BYTES)
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -141,7 +149,7 @@ class Entry:
             while True:
                 await trio.sleep(KEEP_ALIVE_S)
                 for running in self._running.values():
-                    if not running.was_told and not running.frames.statistics().current_buffer_used:
+                    if not running.was_told and not running.frames:
                         running.tell(STILL_THERE)
                     running.was_told = False
 
@@ -155,10 +163,10 @@ class Entry:
         ``deadline``. client: whose share of this node it takes; empty for whoever asks on this machine: the local API
         has no keys that could tell one from another.
         """
-        send, receive = trio.open_memory_channel[EntryFrame](math.inf)
         request_id = self._requests.new_id(ask.request_id)
         self._requests.entered(request_id, ask.model or self._engine.info.name, client)
-        running = self._running[request_id] = _Running(send, trio.current_time(), deadline_s, client)
+        frames = AnswerFrames(self._waiting, self._household(client))
+        running = self._running[request_id] = _Running(frames, trio.current_time(), deadline_s, client)
         if deadline_s is not None:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
@@ -166,8 +174,9 @@ class Entry:
             # (a prompt may have to wait before it is read; at the deadline nothing more is done for it)
             with trio.move_on_after(math.inf if deadline_s is None else max(0.0, deadline_s)):
                 await self._submit(request_id, ask, client)
-            yield receive
+            yield frames
         finally:
+            frames.leave()
             running.expiry.cancel()
             if request_id in self._running:
                 self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
@@ -178,9 +187,16 @@ class Entry:
         """Cancel a request at its deadline. A task of its own: its client may not be reading."""
         with running.expiry:
             await trio.sleep(max(0.0, running.left_s() or 0.0))
-            if request_id in self._running:
-                self._handle(RequestCancelled(request_id))
-                self._end(request_id, Failed(code=DEADLINE, message=TOO_LATE, retryable=False))
+            self._give_up(request_id, TOO_LATE)
+
+    async def _give_up_on_reader(self, request_id: bytes) -> None:
+        """A task of its own: other effects of the same event may follow. What they add still waits."""
+        self._give_up(request_id, TOO_SLOW)
+
+    def _give_up(self, request_id: bytes, why: str) -> None:
+        if request_id in self._running:
+            self._handle(RequestCancelled(request_id))
+            self._end(request_id, Failed(code=DEADLINE, message=why, retryable=False))
 
     async def _submit(self, request_id: bytes, ask: Ask, client: bytes) -> None:
         """Hand a request to the overlay, or end it with what is wrong with it."""
@@ -287,6 +303,9 @@ class Entry:
                     self._requests.first_token(effect.request_id)
                 running.untold.extend(effect.tokens)
                 self._send_text(running, effect.text, effect.logprobs)
+                if running.is_read_too_slowly:
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._give_up_on_reader, effect.request_id)
             case Finish():
                 self._send_text(running, b"", (), is_last=True)
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at

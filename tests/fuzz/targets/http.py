@@ -67,9 +67,9 @@ def _request(method: bytes, path: bytes, body: bytes = b"", *headers: bytes) -> 
     return b"%s %s HTTP/1.1\r\n%s\r\n\r\n%s" % (method, path, b"\r\n".join(given), body)
 
 
-def _chunked(body: bytes, size: int) -> bytes:
+def _chunked(body: bytes, size: int, trailer: bytes = b"") -> bytes:
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
-    data = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    data = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n" + trailer + b"\r\n"
     head = _request(b"POST", b"/api/ask", b"", b"Content-Type: application/json", b"Transfer-Encoding: chunked")
     return head + data
 
@@ -92,6 +92,7 @@ _CORPUS = [
     _request(b"POST", b"/v1/completions", b'{"prompt":"hello"}'),
     _request(b"POST", b"/v1/embeddings", b'{"input":["a"]}'),
     _chunked(_BODY, 7),
+    _chunked(_BODY, 1, b"Checksum: abc\r\nContent-Length: 5\r\n"),
     b"GET / HTTP/1.0\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 ]
@@ -147,8 +148,11 @@ class Http:
         elif way < 72:
             data = data[: data.index(b"\r\n") + 2] + b"a:\r\n" * rng.choice((50, 20_000))
         elif way < 74:
-            data = _chunked(b"x" * 3_000, 1)
+            size, trailer = rng.choice((1, 1, 16)), b"a:\r\n" * rng.choice((0, 100, 3_000))
+            data = _chunked(b" " * rng.choice((3_000, 5_000)) + _BODY, size, trailer) + data
         elif way < 76:
+            data = data * rng.choice((10, 40))
+        elif way < 78:
             data = rng.randbytes(rng.randrange(1, 300))
         return rng.randrange(len(self._apps)), data, rng.choice((1 << 20, 1 << 20, 1_000, 17))
 

@@ -1,7 +1,7 @@
 """Items of one answer: joined while nobody reads, but never so that text and tokens come apart or a frame bursts."""
 
-from mycelia.node.engine.engine import EngineDone, EngineItem, EngineTokens
-from mycelia.node.engine.stream import AnswerStream
+from mycelia.node.engine.engine import EngineDone, EngineFailed, EngineItem, EngineTokens
+from mycelia.node.engine.stream import MAX_WAITING_LOGPROBS, AnswerStream
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.codec import decode, encode
 from mycelia.proto.wire.messages import MAX_LOGPROBS, Logprob, TokenLogprobs, Tokens, Usage
@@ -33,3 +33,25 @@ async def test_the_largest_items_fit_the_wire() -> None:
     for item in await read([largest] * 100):
         frame = Tokens(position=0, tokens=pack_tokens(item.tokens), text=item.text, logprobs=item.logprobs)
         assert decode(encode(frame)) == frame
+
+
+async def test_an_answer_that_is_read_too_slowly_ends_behind_what_waits() -> None:
+    entry = Logprob(token=1, text=b"x", logprob=-0.1)
+    item = EngineTokens([1], b"x", (TokenLogprobs(chosen=entry, top=(entry,) * MAX_LOGPROBS),))
+    stream = AnswerStream()
+    num_put = 1
+    while stream.put(item):
+        num_put += 1
+    assert not stream.put(item)
+    read = [item async for item in stream]
+    assert isinstance(read[-1], EngineFailed) and read[-1].retryable
+    assert sum(len(item.tokens) for item in read if isinstance(item, EngineTokens)) == num_put
+    assert num_put == MAX_WAITING_LOGPROBS + 1
+
+
+async def test_an_answer_that_is_read_in_time_may_be_of_any_length() -> None:
+    entry = Logprob(token=1, text=b"x", logprob=-0.1)
+    item = EngineTokens([1], b"x", (TokenLogprobs(chosen=entry, top=(entry,) * MAX_LOGPROBS),))
+    stream = AnswerStream()
+    for _ in range(3 * MAX_WAITING_LOGPROBS):
+        assert stream.put(item) and await anext(stream) == item

@@ -14,10 +14,12 @@ import trio.testing
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.memory import MemorySwarm
 from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
+from mycelia.node.requests.answer_frames import AnswerFrames
 from mycelia.node.requests.entry import ASK, KEEP_ALIVE_S, Entry, _Running
 from mycelia.node.requests.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, AnswerSoFar, OpenEntry, rejoining
 from mycelia.node.requests.salts import Salts
 from mycelia.node.telemetry.requests import RequestLog
+from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, fits
 from mycelia.proto.wire.errors import RemoteError
@@ -314,21 +316,20 @@ async def test_who_has_only_just_come_is_told_nothing(
     entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     await trio.sleep(0.9 * KEEP_ALIVE_S)
-    send, receive = trio.open_memory_channel[EntryFrame](math.inf)
-    entry._running[bytes(16)] = _Running(send, 0.0, None, b"")
+    waiting = AnswerFrames(ByteShares(1_000_000), "")
+    entry._running[bytes(16)] = _Running(waiting, 0.0, None, b"")
     await trio.sleep(KEEP_ALIVE_S)
-    with pytest.raises(trio.WouldBlock):
-        receive.receive_nowait()
+    assert not waiting
     await trio.sleep(KEEP_ALIVE_S)
-    assert receive.receive_nowait() == STILL_THERE
+    assert await anext(waiting) == STILL_THERE
     await trio.sleep(3 * KEEP_ALIVE_S)
-    assert receive.statistics().current_buffer_used == 1, "as long as nobody reads, no more"
+    assert len(waiting) == 1, "as long as nobody reads, no more"
 
 
 async def test_text_and_tokens_never_come_apart() -> None:
     """Frames that end inside a character, as a batch that is full may."""
-    send, receive = trio.open_memory_channel[EntryFrame](math.inf)
-    running = _Running(send, 0.0, None, b"")
+    waiting = AnswerFrames(ByteShares(1_000_000), "")
+    running = _Running(waiting, 0.0, None, b"")
     entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     euro = "€".encode()
     for tokens, data in (([1], b"a" + euro[:1]), ([2], euro[1:] + b"b"), ([3], euro[:2]), ([4], b""), ([5], euro[2:])):
@@ -337,8 +338,8 @@ async def test_text_and_tokens_never_come_apart() -> None:
     running.untold.extend([6] * (MAX_TEXT_TOKENS + 1))
     entry._send_text(running, b"c", ())
     entry._send_text(running, b"", (), is_last=True)
-    send.close()
-    frames = [frame async for frame in receive]
+    waiting.close()
+    frames = [frame async for frame in waiting]
     assert text_of(frames) == "a€b€c" and told_tokens(frames)[:5] == [1, 2, 3, 4, 5]
     assert [(f.text, unpack_tokens(f.tokens)) for f in frames if isinstance(f, Text)][:2] == [("a", []), ("€b", [1, 2])]
     assert len(told_tokens(frames)) == 5 + MAX_TEXT_TOKENS + 1
