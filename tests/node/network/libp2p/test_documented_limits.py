@@ -82,7 +82,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Kademlia: answers for providers of a model": (kademlia.PROVIDERS_ENOUGH,),
     "Kademlia: peers that are told of a model, of a prefix": (kademlia.MODEL_REPLICAS, kademlia.PREFIX_REPLICAS),
     "Kademlia: peers asked in one lookup": (MAX_ASKED,),
-    "Kademlia: peers dialled on the word of one": (kademlia.MAX_DIALS_PER_TELLER,),
+    "Kademlia: peers dialled on the word of one household": (kademlia.MAX_DIALS_PER_TELLER,),
     "Kademlia: request, answer, key, bytes": (
         messages.MAX_REQUEST_BYTES,
         messages.MAX_ANSWER_BYTES,
