@@ -10,6 +10,7 @@ from multiaddr import Multiaddr
 
 from mycelia.node.commands import checks
 from mycelia.node.engine.child.worker import EXACT_KV_SETTINGS, KV_SETTINGS
+from mycelia.node.engine.stream import MAX_WAITING_LOGPROBS
 from mycelia.node.network import addresses, exchange
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import (
@@ -30,7 +31,7 @@ from mycelia.node.network.libp2p.gossip import filter as gossip_filter
 from mycelia.node.network.libp2p.gossip import gossip, router
 from mycelia.node.network.libp2p.kademlia import kademlia, messages, server
 from mycelia.node.network.network import NetworkSettings
-from mycelia.node.requests import entry, rejoin, relay
+from mycelia.node.requests import answer_frames, entry, rejoin, relay
 from mycelia.proto.admission.pace import Rate
 from mycelia.proto.kademlia.lookup import MAX_ASKED, WIDTH
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE
@@ -145,6 +146,11 @@ VALUES: dict[str, tuple[float, ...]] = {
     ),
     "Places: first message of a new stream, s": (inbound_streams.FIRST_MESSAGE_S,),
     "Places: first message of an exchange, s": (exchange.OPENING_DEADLINE_S,),
+    "Places: bytes of one answer that wait at the entry node; of all": (
+        answer_frames.MAX_ANSWER_BYTES,
+        answer_frames.MAX_WAITING_BYTES,
+    ),
+    "Places: tokens with log-probabilities that wait at the server, of one answer": (MAX_WAITING_LOGPROBS,),
     "Rate: handshakes of a household a second, at once": both(inbound.HANDSHAKES_A_HOUSEHOLD),
     "Rate: frames and packets of a peer a second, at once": both(inbound.FRAMES_OF_A_PEER),
     "Rate: the same for frames, a household": both(inbound.FRAMES_OF_A_HOUSEHOLD),
