@@ -24,7 +24,9 @@ import trio
 from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN, Settings
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.cells import Evicted
-from mycelia.node.engine.child.llama.llama import OK, BatchRow, L
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.bindings import L
+from mycelia.node.engine.child.llama.llama import OK
 from mycelia.node.engine.child.tier.tier import GIB, Tier
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.child.worker import Service, load

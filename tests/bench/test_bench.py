@@ -17,7 +17,7 @@ from mycelia.bench.routing.index import bench_index, make_population
 from mycelia.bench.scale.gossip import bench_gossip
 from mycelia.bench.scale.scale import bench_scale
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child.llama.llama import L
+from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine
 from mycelia.node.engine.models import resolve_model
 from mycelia.proto.wire.errors import LocalError

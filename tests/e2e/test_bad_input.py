@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mycelia.node.engine.child.llama.llama import find_gpus
+from mycelia.node.engine.child.llama.models import find_gpus
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.sizing import Offload
 from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.node.engine.child.grammar.grammar import GrammarError
-from mycelia.node.engine.child.llama.llama import Choosing, Llama
+from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.child.llama.sampler import Choosing, logprobs
 from mycelia.node.engine.engine import EngineTokens, append_tokens
 from mycelia.node.engine.stops import TextGate
 from mycelia.proto.wire.messages import Sampling, TokenLogprobs
@@ -68,7 +69,7 @@ class Answer:
         return token
 
     def _note_logprobs(self, logits: NDArray[np.float32], token: int) -> None:
-        self._logprobs = (self._llama.logprobs(logits, token, self._num_logprobs),)
+        self._logprobs = (logprobs(logits, token, self._num_logprobs, self._llama.piece),)
 
     def add(self, token: int) -> None:
         """``token``, which was chosen last, belongs to the answer."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.devices import read_metadata
-from mycelia.node.engine.child.llama.llama import L, Llama
+from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.proto.wire.errors import LocalError
 
 STEP_TOKENS = 64

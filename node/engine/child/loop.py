@@ -25,7 +25,8 @@ from mycelia.node.engine.child.grammar.grammar_pool import (
     OpenGrammar,
 )
 from mycelia.node.engine.child.job import Job, Limits, Refusal
-from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, BatchRow, Llama
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, Llama
 from mycelia.node.engine.child.rates import prefill_budget
 from mycelia.node.engine.child.reports import Reports
 from mycelia.node.engine.child.rows import Row, plan_rows

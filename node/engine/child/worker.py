@@ -25,8 +25,10 @@ from mycelia.node.engine.child.embedder import Embedder
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import GrammarServer
 from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama
-from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama, bindings_version, file_digest
+from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
+from mycelia.node.engine.child.llama.models import file_digest
 from mycelia.node.engine.child.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
 from mycelia.node.engine.child.renders import SWITCH_S, Renders
 from mycelia.node.engine.child.tier.tier import Tier

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from mycelia.node.engine.child.llama.bindings import L, Log, bindings_version
 from mycelia.node.engine.child.llama.devices import library_version, read_shape
-from mycelia.node.engine.child.llama.llama import (
-    L,
-    Log,
-    bindings_version,
+from mycelia.node.engine.child.llama.models import (
     find_gpus,
     keeps_states,
     list_backends,

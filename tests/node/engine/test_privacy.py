@@ -138,7 +138,7 @@ def test_what_is_kept_for_others_does_not_outlive_its_own_use() -> None:
         rig.submit(key, prompt, 1, owner=owner)
         found = rig.run(key)
         assert isinstance(found, ipc.Ended) and found.usage.cached_tokens == 0
-    assert any(job.key == 0 for job in rig.loop._scheduler.running), "it was there all the time"
+    assert any(job.key == 0 for job in rig.loop.scheduler.running), "it was there all the time"
 
 
 def test_the_same_owner_finds_every_token_also_after_a_restart(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from mycelia.node.engine.child.llama import llama as llama_file
+from mycelia.node.engine.child.llama import models
+from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.devices import read_shape
-from mycelia.node.engine.child.llama.llama import L, Llama, find_gpus, list_backends, list_devices, model_params
+from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.child.llama.models import find_gpus, list_backends, list_devices, model_params
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.engine.sizing import (
@@ -215,7 +217,7 @@ def test_the_shape_of_a_model_is_as_the_library_sees_it() -> None:
 def test_a_model_on_a_gpu_that_only_we_believe_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build without GPUs ignores the parameters and computes; everything on our side behaves as on a GPU."""
     gpu = replace(SMALL_GPU, free_bytes=400 * MIB)
-    monkeypatch.setattr(llama_file, "list_devices", lambda: [gpu, CPU])
+    monkeypatch.setattr(models, "list_devices", lambda: [gpu, CPU])
     llama = small_llama(CellBudget(8, 0), Offload(split=(1.0,)))
     assert llama.placement.describe() == "all 31 layers on CUDA0 (small)"
     assert not llama.can_abort

@@ -35,7 +35,7 @@ from mycelia.node.engine.child.grammar.grammar import (
     read_message,
     write_message,
 )
-from mycelia.node.engine.child.llama.llama import Candidates, L, Log, SchemaConverter
+from mycelia.node.engine.child.llama.bindings import Candidates, L, Log, SchemaConverter
 from mycelia.node.engine.settings import available_memory_bytes
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.errors import LocalError

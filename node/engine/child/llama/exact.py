@@ -28,8 +28,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.devices import read_metadata
-from mycelia.node.engine.child.llama.llama import RESTORED, L, Llama, keeps_states
+from mycelia.node.engine.child.llama.llama import RESTORED, Llama
+from mycelia.node.engine.child.llama.models import keeps_states
 from mycelia.node.engine.sizing import CellBudget, Offload
 from mycelia.proto.wire.errors import LocalError
 
@@ -77,12 +79,12 @@ class ExactLlama(Llama):
 
     def _decode(self, length: int) -> int:
         padded = length + -length % ROWS
-        self._tokens[length:padded] = 0
-        self._positions[length:padded] = np.arange(padded - length)
-        self._sequences[length:padded] = self.spare
-        self._outputs[length:padded] = 0
+        self._batch.tokens[length:padded] = 0
+        self._batch.positions[length:padded] = np.arange(padded - length)
+        self._batch.sequences[length:padded] = self.spare
+        self._batch.outputs[length:padded] = 0
         for start in range(0, padded, MICRO_BATCH_ROWS):
-            outputs = self._outputs[start : min(start + MICRO_BATCH_ROWS, padded)]
+            outputs = self._batch.outputs[start : min(start + MICRO_BATCH_ROWS, padded)]
             outputs[np.flatnonzero(outputs == 0)[: -int(outputs.sum()) % ROWS]] = 1
         self._close_holes()
         result = super()._decode(padded)

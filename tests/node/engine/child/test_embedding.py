@@ -9,7 +9,9 @@ from mycelia.node.engine import ipc
 from mycelia.node.engine.child import embedding_queue
 from mycelia.node.engine.child.embedder import STEP_TOKENS, Embedder
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
-from mycelia.node.engine.child.llama.llama import BatchRow, L, Llama
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.bindings import L
+from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings

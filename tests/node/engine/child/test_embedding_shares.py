@@ -11,7 +11,7 @@ from mycelia.node.engine.child import loop
 from mycelia.node.engine.child.accounts import REFUSAL_SERVICE
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.job import Limits
-from mycelia.node.engine.child.llama.llama import BatchRow
+from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling

@@ -19,7 +19,7 @@ from mycelia.node.engine.child.grammar.grammar_pool import (
     GrammarPool,
     GrammarReady,
 )
-from mycelia.node.engine.child.llama.llama import Sampler
+from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling

@@ -19,8 +19,11 @@ import trio
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.grammar.grammar import Grammar
 from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.exact import ExactLlama
-from mycelia.node.engine.child.llama.llama import OK, RESTORED, BatchRow, L, Llama, Sampler
+from mycelia.node.engine.child.llama.llama import OK, RESTORED, Llama
+from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.node.engine.child.tier.tier import MIB, Tier
 from mycelia.node.engine.child.tier.tier_store import TierStore

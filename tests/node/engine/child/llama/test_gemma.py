@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import trio
 
-from mycelia.node.engine.child.llama.llama import OK, RESTORED, BatchRow, L, Llama
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.bindings import L
+from mycelia.node.engine.child.llama.llama import OK, RESTORED, Llama
 from mycelia.node.engine.child.tier.tier import runs
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from mycelia.node.engine.child.llama.llama import OK, BatchRow, Llama, find_gpus
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.llama import OK, Llama
+from mycelia.node.engine.child.llama.models import find_gpus
 from mycelia.node.engine.engine import EngineDone, EngineRequest, EngineTokens
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mycelia.node.engine.child.llama import llama
-from mycelia.node.engine.child.llama.llama import Llama, Sampler
+from mycelia.node.engine.child.llama import sampler as sampler_module
+from mycelia.node.engine.child.llama.bindings import Candidates, L
+from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.child.llama.sampler import Sampler, logprobs
 from mycelia.proto.wire.messages import MIN_LOGPROB, Sampling
 
 VOCAB = 1000
@@ -78,7 +80,7 @@ def test_asking_a_grammar_about_few_tokens_first_changes_nothing(
         sampler = Sampler(Dice(), sampling, [1], 0)
         few = [choose(sampler, output, allowed) for output in range(8)]
         with monkeypatch.context() as patch:
-            patch.setattr(llama, "FEW_CANDIDATES", VOCAB)
+            patch.setattr(sampler_module, "FEW_CANDIDATES", VOCAB)
             sampler = Sampler(Dice(), sampling, [1], 0)
             assert [choose(sampler, output, allowed) for output in range(8)] == few
         assert all(token is not None and token % divisor == 0 for token in few)
@@ -107,7 +109,7 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits() -> None:
     dice = Dice()
     logits = dice.logits(7).astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum())
-    entry = dice.logprobs(dice.logits(7), 5, 20)
+    entry = logprobs(dice.logits(7), 5, 20, dice.piece)
     assert entry.chosen.token == 5 and entry.chosen.text == b"5"
     assert entry.chosen.logprob == pytest.approx(expected[5], abs=1e-5)
     assert [other.token for other in entry.top] == list(np.argsort(-expected)[:20])
@@ -119,7 +121,7 @@ def test_logprobs_of_absurd_logits_stay_in_bounds() -> None:
     for odd in (np.nan, -np.inf, -3e38):
         logits = np.zeros(VOCAB, np.float32)
         logits[5] = odd
-        assert Dice().logprobs(logits, 5, 2).chosen.logprob == MIN_LOGPROB
+        assert logprobs(logits, 5, 2, Dice().piece).chosen.logprob == MIN_LOGPROB
 
 
 def test_draws_are_those_of_the_protocols_document_one_a_choice_even_of_one_candidate() -> None:
@@ -129,12 +131,12 @@ def test_draws_are_those_of_the_protocols_document_one_a_choice_even_of_one_cand
     generator.seed(seed)
     outputs = [int(number) for number in generator.randint(0, 2**32, size=12, dtype=np.uint64)]
     drawn = [(outputs[at] + outputs[at + 1] * 2**32) / 2**64 for at in range(0, 12, 2)]
-    dist = llama.L.llama_sampler_init_dist(seed)
+    dist = L.llama_sampler_init_dist(seed)
     try:
         for number, u in enumerate(drawn):
             num_candidates = 1 if number in (1, 3) else size
-            candidates = llama.Candidates(np.arange(num_candidates), np.zeros(num_candidates))
-            llama.L.llama_sampler_apply(dist, ctypes.byref(candidates.array))
+            candidates = Candidates(np.arange(num_candidates), np.zeros(num_candidates))
+            L.llama_sampler_apply(dist, ctypes.byref(candidates.array))
             assert candidates.array.selected == (int(u * size) if num_candidates > 1 else 0)
     finally:
-        llama.L.llama_sampler_free(dist)
+        L.llama_sampler_free(dist)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import trio
 
-from mycelia.node.engine.child.llama.llama import OK, REFUSED, RESTORED, BatchRow, L, Llama
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.bindings import L
+from mycelia.node.engine.child.llama.llama import OK, REFUSED, RESTORED, Llama
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings

@@ -1,0 +1,88 @@
+"""llama.cpp's low-level API, and what every user of it needs: its log, a way to stop it, its arrays of candidates.
+
+Only this folder imports llama.cpp. (``grammar_worker.py``, a process without a context, takes the few calls it needs
+from here.)
+"""
+
+import ctypes
+from collections import deque
+from typing import Any
+
+import llama_cpp
+import llama_cpp.llama_cpp as _bindings
+import numpy as np
+from llama_cpp.llama_grammar import SchemaConverter as SchemaConverter
+from numpy.typing import NDArray
+
+# The bindings are declared by decorators that type checkers cannot see through.
+L: Any = _bindings
+
+_LOG_LEVEL_ERROR = 4
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+def bindings_version() -> str:
+    """Version of llama.cpp's bindings: another one may serialise cells differently."""
+    return str(llama_cpp.__version__)
+
+
+class Log:
+    """Keeps llama.cpp's last error lines and prints nothing."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=4)
+        self._callback = L.llama_log_callback(self._write)  # Kept: llama.cpp holds a bare pointer.
+        L.llama_log_set(self._callback, None)
+
+    def _write(self, level: int, text: bytes, _data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level == _LOG_LEVEL_ERROR and line:
+            self.errors.append(line)
+
+    def reason(self, fallback: str) -> str:
+        """The first error since the last call, which names the cause; later ones only repeat that loading failed."""
+        line = self.errors[0] if self.errors else fallback
+        self.errors.clear()
+        for prefix in (
+            "gguf_init_from_reader: ",
+            "gguf_init_from_file: ",
+            "llama_model_load: ",
+            "error loading model: ",
+        ):
+            line = line.removeprefix(prefix)
+        return line
+
+
+class AbortFlag:
+    """Stops a running decode from another thread.
+
+    llama.cpp calls back before every graph node. A Python callback would need the GIL there, thousands of times a step,
+    and a busy thread would then stall the computation. libc's ``strlen`` has the right shape: called with the flag's
+    address it returns 0 for an empty string (go on) and 1 for "\\1" (abort).
+    """
+
+    def __init__(self) -> None:
+        self._flag = ctypes.create_string_buffer(2)
+        self.callback = ctypes.cast(ctypes.CDLL(None).strlen, L.ggml_abort_callback)
+        self.address = ctypes.cast(self._flag, ctypes.c_void_p)
+
+    def raise_it(self) -> None:
+        self._flag[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._flag[0] = b"\x00"
+
+
+class Candidates:
+    """Tokens with their logits, as llama.cpp's samplers take them."""
+
+    def __init__(self, tokens: NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]) -> None:
+        self.data = np.zeros(len(tokens), _CANDIDATE)
+        self.data["id"], self.data["logit"] = tokens, logits
+        pointer = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(L.llama_token_data))
+        self.array = L.llama_token_data_array(pointer, len(tokens), -1, False)
+
+
+def address_of(data: "np.ndarray[Any, np.dtype[np.uint8]]") -> Any:
+    """A pointer to the bytes of ``data``, which must outlive it."""
+    return ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

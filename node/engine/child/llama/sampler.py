@@ -1,0 +1,127 @@
+"""Choosing the tokens of one answer. The owner thread only."""
+
+import ctypes
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mycelia.node.engine.child.llama.bindings import Candidates, L
+from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
+
+MIN_TEMPERATURE = 0.001
+"""Below it sampling is greedy: dividing by less overflows to NaN."""
+
+MAX_SEED = 2**32 - 2
+"""One more asks llama.cpp for a random seed: the answer could be neither repeated nor resumed."""
+
+FEW_CANDIDATES = 256
+"""Tokens that a grammar is asked about first. Chosen so that the usual top-k of 40 is nearly always among them."""
+
+Choosing = Generator[NDArray[np.int64], NDArray[np.bool_], int | None]
+"""Gives tokens, wants to be sent which of them may come next, and returns the one that does."""
+
+
+class Outputs(Protocol):
+    """What was computed, see ``Llama``."""
+
+    num_vocab: int
+
+    def logits(self, output: int) -> NDArray[np.float32]: ...
+
+    def sample(self, chain: Any, output: int) -> int: ...
+
+
+class Sampler:
+    """llama.cpp's own chain for one answer: penalties, then greedy at temperature 0, else top-k, top-p, min-p,
+    temperature and a seeded draw.
+
+    Each choice takes one random number, whatever was chosen. So an answer that is resumed elsewhere goes on in the
+    same stream of them.
+    """
+
+    def __init__(self, llama: Outputs, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
+        self._llama = llama
+        self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
+        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        self._penalizes = penalties != (1.0, 0.0, 0.0) and sampling.repeat_last_n > 0
+        if self._penalizes:
+            self._add(L.llama_sampler_init_penalties(llama.num_vocab, sampling.repeat_last_n, *penalties))
+        self._candidates_needed = 1
+        """How many allowed tokens, from the likeliest on, the chain looks at; 0: at all of them."""
+        if not sampling.temperature >= MIN_TEMPERATURE:  # Also for NaN.
+            self._add(L.llama_sampler_init_greedy())
+        else:
+            self._candidates_needed = sampling.top_k
+            # Cutting to few candidates first also makes a draw several times cheaper.
+            self._add(L.llama_sampler_init_top_k(sampling.top_k))
+            self._add(L.llama_sampler_init_top_p(sampling.top_p, 1))
+            self._add(L.llama_sampler_init_min_p(sampling.min_p, 1))
+            self._add(L.llama_sampler_init_temp(sampling.temperature))
+            dist, coin = L.llama_sampler_init_dist(min(sampling.seed, MAX_SEED)), Candidates(np.arange(2), np.zeros(2))
+            for _ in range(resumed):
+                L.llama_sampler_apply(dist, ctypes.byref(coin.array))
+            self._add(dist)
+        if self._penalizes:
+            for token in prompt[-sampling.repeat_last_n :]:
+                L.llama_sampler_accept(self._chain, token)
+
+    def _add(self, sampler: Any) -> None:
+        L.llama_sampler_chain_add(self._chain, sampler)
+
+    def sample(self, output: int) -> int:
+        """Choose the token after the row whose output index ``decode`` gave. Raises ValueError for no output."""
+        return self._llama.sample(self._chain, output)
+
+    def choosing(self, output: int) -> Choosing:
+        """The same among the tokens that a grammar lets pass, step by step; None when it lets none.
+
+        Asking for few tokens is much cheaper than for the vocabulary, and as good where enough of the likeliest pass:
+        the chain looks no further. Penalties change which are the likeliest, so with them all are asked for.
+        """
+        logits = self._llama.logits(output).copy()  # (there may be other decode calls before the grammar answers)
+        if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
+            few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])
+            few = few[(yield few)]
+            if len(few) >= self._candidates_needed:
+                return self._choose_and_accept(few, logits)
+        every = np.arange(len(logits))
+        passed = every[(yield every)]
+        return self._choose_and_accept(passed, logits) if len(passed) else None
+
+    def _choose_and_accept(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+        token = self._choose(tokens, logits[tokens])
+        L.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _choose(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+        candidates = Candidates(tokens, logits)
+        L.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
+        return int(candidates.data["id"][candidates.array.selected])
+
+    def close(self) -> None:
+        """Free it. It must not be used afterwards."""
+        if self._chain:
+            L.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def logprobs(row: NDArray[np.float32], token: int, count: int, piece: Callable[[int], bytes]) -> TokenLogprobs:
+    """How probable ``token`` was by a row of ``logits``, and the ``count`` likeliest tokens. piece: the
+    bytes of a token."""
+    logits = row.astype(np.float64)
+    logits -= logits.max()
+    logits -= np.log(np.exp(logits).sum())
+    likeliest = np.argpartition(logits, -count)[-count:]
+    # Equal ones by id, so that the order does not depend on the partition.
+    likeliest = likeliest[np.lexsort((likeliest, -logits[likeliest]))]
+    top = tuple(_logprob(int(other), logits, piece) for other in likeliest)
+    return TokenLogprobs(chosen=_logprob(token, logits, piece), top=top)
+
+
+def _logprob(token: int, logprobs: NDArray[np.float64], piece: Callable[[int], bytes]) -> Logprob:
+    # Rounded to 32 bits, which the wire then needs; NaN, which a broken model may give, becomes the bound.
+    value = float(np.float32(logprobs[token]))
+    value = min(value, 0.0) if value >= MIN_LOGPROB else MIN_LOGPROB
+    return Logprob(token=token, text=piece(token)[:MAX_TEXT_BYTES_PER_TOKEN], logprob=value)

@@ -1,0 +1,68 @@
+"""The vocabulary of a loaded model, and the texts in its file. Immutable: any thread may use it at any time."""
+
+import ctypes
+from typing import Any
+
+from mycelia.node.engine.child.llama.bindings import L
+from mycelia.proto.wire.errors import LocalError
+
+
+class ModelVocabulary:
+    """Texts to tokens and back."""
+
+    def __init__(self, model: Any) -> None:
+        """model: llama.cpp's handle, which must outlive this."""
+        self.model = model
+        """llama.cpp's handle."""
+        self._vocab = L.llama_model_get_vocab(model)
+        self.num_vocab = int(L.llama_vocab_n_tokens(self._vocab))
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Tokens of ``text`` without any added ones. ``special``: spelled-out control tokens become control tokens."""
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * size)()
+            count = int(L.llama_tokenize(self._vocab, data, len(data), buffer, size, False, special))
+            if count >= 0:
+                return buffer[:count]
+            if count == -(2**31):
+                raise LocalError("the text is too long to tokenize")
+            size = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, empty for control tokens. Raises ValueError for a bad id, which would abort()."""
+        if not 0 <= token < self.num_vocab:
+            raise ValueError(f"token {token} is not in the vocabulary")
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = int(L.llama_token_to_piece(self._vocab, token, buffer, size, 0, False))
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def longest_piece(self) -> int:
+        """Bytes of the longest token, control tokens as they are spelled."""
+        vocab, piece = self._vocab, L.llama_token_to_piece
+        return max(1, *(-int(piece(vocab, token, None, 0, 0, True)) for token in range(self.num_vocab)))
+
+    def ends_generation(self, token: int) -> bool:
+        return bool(L.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def chat_template(self) -> str | None:
+        """Text of the model's own Jinja template."""
+        text = L.llama_model_chat_template(self.model, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @property
+    def bos_token(self) -> int | None:
+        """The token that every prompt of this model begins with, if it has one."""
+        return int(L.llama_vocab_bos(self._vocab)) if L.llama_vocab_get_add_bos(self._vocab) else None
+
+    def special_texts(self) -> tuple[str, str]:
+        """Spelling of the begin and end tokens, which templates may ask for."""
+        begin, end = L.llama_vocab_bos(self._vocab), L.llama_vocab_eos(self._vocab)
+        texts = [L.llama_vocab_get_text(self._vocab, token) if token >= 0 else b"" for token in (begin, end)]
+        return texts[0].decode("utf-8", "replace"), texts[1].decode("utf-8", "replace")
