@@ -5,6 +5,7 @@ The bytes come over a socket pair to the whole gateway, with a node behind it th
 """
 
 import random
+import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -116,6 +117,8 @@ _LINES = (
     b"x" * 5_000 + b": y",
 )
 
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 [1-5][0-9]{2} \r\n")
+
 Item = tuple[int, bytes, int]
 """The application, the bytes, and how many of them come at once."""
 
@@ -203,6 +206,6 @@ def _statuses(answer: bytes) -> list[int]:
         response = client.next_event()
         assert isinstance(response, h11.Response | h11.InformationalResponse), response
         statuses.append(response.status_code)
-        at = answer.find(b"HTTP/1.1 ")
-        answer = answer[at:] if at >= 0 else b""
+        found = _STATUS_LINE.search(answer)  # (a refusal may quote a request line)
+        answer = answer[found.start() :] if found else b""
     return statuses
