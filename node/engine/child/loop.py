@@ -1,22 +1,22 @@
 """The engine's step loop: take messages, admit, decode one batch, sample, report.
 
-``Scheduler`` decides, ``Llama`` computes; this file carries decisions out and keeps the two in agreement. Everything
-here runs in the engine process's main thread, the owner of the llama.cpp context.
+``Scheduler`` decides, ``Llama`` computes, ``Jobs`` keeps the two in agreement and ``Choices`` takes what a decode call
+gave. Everything runs in the engine process's main thread, the owner of the llama.cpp context.
 """
 
 import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, assert_never
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.accounts import COMPILE_SERVICE, REFUSAL_SERVICE
-from mycelia.node.engine.child.answer import Answer
+from mycelia.node.engine.child.choices import Choices
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
-from mycelia.node.engine.child.grammar.grammar import NO_PROCESS, GrammarError
+from mycelia.node.engine.child.grammar.grammar import NO_PROCESS
 from mycelia.node.engine.child.grammar.grammar_pool import (
     GrammarAnswered,
     GrammarEnded,
@@ -24,18 +24,16 @@ from mycelia.node.engine.child.grammar.grammar_pool import (
     GrammarReady,
     OpenGrammar,
 )
-from mycelia.node.engine.child.job import Job, Limits, Refusal
+from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.jobs import Jobs
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, Llama
 from mycelia.node.engine.child.rates import prefill_budget
-from mycelia.node.engine.child.reports import Reports
 from mycelia.node.engine.child.rows import Row, plan_rows
 from mycelia.node.engine.child.scheduler import Scheduler
-from mycelia.node.engine.child.sequences import Sequences
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
 from mycelia.proto.cache.sharing import Sharing
-from mycelia.proto.wire.blocks import unpack_tokens
 
 SHARED_S = 60.0
 """For so long after a request came while another one ran, steps are short."""
@@ -89,17 +87,12 @@ class StepLoop:
         self._replies = replies
         self._check, self._check_idle = check, check_idle
         self._grammars = GrammarPool(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
-        self._choosing: dict[int, Job] = {}
-        """Jobs whose grammars were asked for the next token."""
         self._embeddings = embeddings
-        self._answers: dict[int, Answer] = {}
-        """Of jobs that run, or were stopped."""
-        self._options: dict[int, ipc.Submit] = {}
-        self._sequences = Sequences(llama, self.scheduler, tiers)
-        self._reports = Reports(replies, self.scheduler, self._answers)
+        self.jobs = Jobs(llama, self.scheduler, replies, self._grammars, tiers)
+        self._choices = Choices(llama, self.scheduler, self.jobs, self._grammars)
+        self._reports = self.jobs.reports
         self._is_stalled = False
         """The last step had nothing to compute, though there is work."""
-        self._ended_any = False
         self._busy_since: float | None = None
         self._shared_until_s = time.monotonic() + SHARED_S
         """Until then it is taken for likely that a request comes while another one runs, as one did: also at the start,
@@ -109,7 +102,7 @@ class StepLoop:
         if tiers is not None:
             tiers.follow(self.scheduler.changes, lambda: self.inbox.put(Wake()))
             tiers.announce_all()
-            self.scheduler.reach = self._sequences.reach
+            self.scheduler.reach = self.jobs.sequences.reach
             for tokens in tiers.open_prefixes():
                 self.scheduler.sharing.open(tokens)
 
@@ -137,7 +130,7 @@ class StepLoop:
             return
         self._expire()
         self._grammars.look(time.monotonic())
-        self._admit()
+        self.jobs.admit()
         rows = self._plan()
         if self.prefilling:
             self._reports.fresh_of_all()  # Computing a prompt may take seconds.
@@ -147,9 +140,9 @@ class StepLoop:
         if self._tiers is not None:
             self._tiers.poll()
         self._reports.step_ended(self._embeddings.queued_tokens, self._grammars.num_waiting)
-        if self._ended_any and (self._check or (self._check_idle and not self.has_work)):
-            self._ended_any = False
-            self.check_invariants()
+        if self.jobs.ended_any and (self._check or (self._check_idle and not self.has_work)):
+            self.jobs.ended_any = False
+            self.jobs.check_invariants()
 
     @property
     def has_work(self) -> bool:
@@ -191,13 +184,13 @@ class StepLoop:
             case GrammarReady():
                 self._grammar_ready(message)
             case GrammarAnswered():
-                self._grammar_answered(message)
+                self._choices.grammar_answered(message)
             case GrammarEnded():
                 self._grammars.ended(message, time.monotonic())
             case TextRead():
                 self.scheduler.accounts.charge_seconds(*message)
             case Close():
-                self._sequences.close(CLOSE_DEADLINE_S)
+                self.jobs.sequences.close(CLOSE_DEADLINE_S)
                 self.closed.set()
             case Wake():
                 pass
@@ -206,7 +199,7 @@ class StepLoop:
 
     def _take(self, message: ipc.Submit) -> None:
         if not message.sampling.grammar:
-            self._submit(message)
+            self.jobs.submit(message)
             return
         self._reports.are_due = True
         wait_s = self._grammars.add(message, time.monotonic())
@@ -242,52 +235,7 @@ class StepLoop:
             self._replies.put(ipc.Refused(event.key, code, event.error, is_ours))
             self._reports.are_due = True
         else:
-            self._submit(message)
-
-    def _grammar_answered(self, event: GrammarAnswered) -> None:
-        request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
-        self.scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
-        job = self._choosing.get(event.key)
-        if job is None:
-            return  # It ended meanwhile.
-        try:
-            if error:
-                raise GrammarError(error)
-            with self._charged(job):
-                choice = self._answers[job.key].go_on(event.passed)
-        except GrammarError as exc:
-            self._give_up(job, "bad_request", str(exc), False)
-            return
-        if not isinstance(choice, int):
-            self._grammars.ask(job.key, choice)
-            return
-        del self._choosing[job.key]
-        job.is_choosing = False
-        if not self._llama.ends_generation(choice):
-            self._grammars.accept(job.key, choice)
-        self._generated(job, choice)
-
-    def _submit(self, message: ipc.Submit) -> None:
-        prompt = unpack_tokens(message.prompt)
-        now, max_tokens = time.monotonic(), message.sampling.max_tokens
-        outcome = self.scheduler.submit(
-            message.key,
-            prompt,
-            max_tokens,
-            now,
-            message.due_s,
-            message.client,
-            message.household,
-            message.owner,
-            message.open_tokens,
-        )
-        if isinstance(outcome, Refusal):
-            self._grammars.drop(message.key)
-            refused = ipc.Refused(message.key, outcome.code, outcome.message, outcome.retryable, outcome.retry_after_s)
-            self._replies.put(refused)
-        else:
-            self._options[message.key] = message
-        self._reports.are_due = True
+            self.jobs.submit(message)
 
     def _cancel(self, key: int) -> None:
         if self._grammars.drop_waiting(key) or self._embeddings.cancel(key):
@@ -295,7 +243,7 @@ class StepLoop:
             return  # (whoever cancels reads no more: there is nobody to tell)
         for job in [*self.scheduler.running, *self.scheduler.waiting]:
             if job.key == key:
-                self._finish(job, "cancelled")
+                self.jobs.finish(job, "cancelled")
                 return
 
     def _expire(self) -> None:
@@ -307,112 +255,15 @@ class StepLoop:
             self._reports.are_due = True
         for job in self.scheduler.expired(now):
             if job.seq_id is not None or job in self.scheduler.waiting:  # Else it was abandoned with one before it.
-                self._give_up(job, DEADLINE, TOO_LATE, False)
-
-    def _admit(self) -> None:
-        """Start what can start, and stop what has to for that."""
-        while True:
-            while (admission := self.scheduler.admit(time.monotonic())) is not None:
-                if not self._sequences.occupy(admission, self._reports.prefill.rate):
-                    self._sequences.clear(self.scheduler.forget_match(admission.job))
-                elif not self._started(admission.job, admission.length):
-                    return
-            stopping = self.scheduler.to_preempt(time.monotonic())
-            if not stopping:
-                return
-            for job in stopping:
-                if not self._preempt(job):
-                    return
-
-    def _started(self, job: Job, length: int) -> bool:
-        """length: of its prefix in the tree. False: everything was abandoned."""
-        options = self._options[job.key]
-        if job.key not in self._answers:
-            with self._charged(job):
-                self._answers[job.key] = Answer(self._llama, options.sampling, job.prompt, options.resumed_tokens)
-            self._replies.put(ipc.Started(job.key, job.cached_tokens))
-        self._reports.are_due = True
-        if job.num_computed > length and not self._publish(job):
-            return False  # Published at once, so that those that come next share the cells instead of restoring again.
-        if self._answers[job.key].is_stopped:  # The node that was lost had sent all but the end.
-            self._finish(job, "stop")
-        return True
-
-    def _preempt(self, job: Job) -> bool:
-        """A running job gives way and waits. False: everything was abandoned."""
-        if not self._share(job):
-            return False
-        self._sequences.clear(self.scheduler.preempt(job, time.monotonic()))
-        self._reports.fresh(job)
-        self._reports.are_due = True
-        return True
-
-    def _share(self, job: Job) -> bool:
-        """Give up the job's duplicates of cells that the tree has. False: everything was abandoned."""
-        if self._sequences.share(job):
-            return True
-        self._abandon("the cache lost a sequence")
-        return False
-
-    def _leave(self, job: Job) -> bool:
-        """Take a job out of the scheduler, and cache what it computed. False: everything was abandoned."""
-        if job.seq_id is None:
-            self.scheduler.withdraw(job)
-        elif not self._share(job):
-            return False
-        else:
-            self._sequences.clear(self.scheduler.finish(job, time.monotonic()))
-        return True
-
-    def _finish(self, job: Job, reason: str) -> None:
-        """End a job, cache what it computed, tell the parent."""
-        now = time.monotonic()
-        if not self._leave(job):
-            return
-        if reason != "cancelled" and job.key in self._answers:
-            # Not when it was cancelled: a client that goes on elsewhere must not have got what was not decided.
-            self._reports.fresh(job, is_last=True)
-        self._reports.cache()
-        self._reports.ended(job, reason, now)
-        self._forget(job)
-
-    def _give_up(self, job: Job, code: str, message: str, retryable: bool) -> None:
-        """End a job without an answer, but cache what it computed."""
-        if self._leave(job):
-            self._fail(job, code, message, retryable)
-
-    def _fail(self, job: Job, code: str, message: str, retryable: bool) -> None:
-        """Tell the parent that a job that already left the scheduler was not answered, after the tokens there are."""
-        if job.key in self._answers:
-            self._reports.fresh(job)
-        self._forget(job)
-        self._replies.put(ipc.Refused(job.key, code, message, retryable))
-
-    def _abandon(self, why: str) -> None:
-        """Start over with an empty cache: what the cells hold is not known any more."""
-        for job in self.scheduler.abandon():
-            self._fail(job, "internal", why, True)
-        self._llama.clear_all()
-        if self._tiers is not None:
-            self._tiers.announce_all()  # Blobs are not cells: they are as good as before.
-        self._reports.cache()
-
-    def _forget(self, job: Job) -> None:
-        answer = self._answers.pop(job.key, None)
-        if answer is not None:
-            answer.close()
-        self._choosing.pop(job.key, None)
-        self._grammars.drop(job.key)
-        self._options.pop(job.key, None)
-        self._reports.are_due = self._ended_any = True
+                self.jobs.give_up(job, DEADLINE, TOO_LATE, False)
 
     # --- one decode call ------------------------------------------------------------------------------------------
 
     def _plan(self) -> list[Row]:
         while (job := self.scheduler.outgrown()) is not None:
-            if not self._preempt(job):
+            if not self.jobs.preempt(job):
                 break
-        self._sequences.let_go(self.scheduler.room_for_step())
+        self.jobs.sequences.let_go(self.scheduler.room_for_step())
         jobs = self.scheduler.able()
         num_decoding = sum(1 for job in jobs if not job.remaining_prefill)
         batch_tokens, can_abort = self.scheduler.limits.batch_tokens, self._llama.can_abort
@@ -435,15 +286,15 @@ class StepLoop:
         self._busy_since = ended = time.monotonic()
         seconds = ended - began
         if result == NO_ROOM:
-            self._make_room()
+            self.jobs.make_room()
         elif result == ABORTED:
-            if not self._sequences.resync(rows):
-                self._abandon("the cache lost a sequence")
+            if not self.jobs.sequences.resync(rows):
+                self.jobs.abandon("the cache lost a sequence")
         elif result != OK:
-            self._abandon(f"llama.cpp could not decode ({result})")
+            self.jobs.abandon(f"llama.cpp could not decode ({result})")
         else:
             self._reports.measure(rows, seconds)
-            self._accept(rows, outputs)
+            self._choices.accept(rows, outputs)
             self.scheduler.give_way.computed(rows, time.monotonic() - began)  # (with the choice of tokens)
 
     def _embed(self) -> bool:
@@ -462,74 +313,3 @@ class StepLoop:
             self._replies.put(step.reply)
             self._reports.are_due = True
         return True
-
-    def _accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
-        """Take the result of a decode call: positions, then tokens, then what others may share."""
-        chosen: list[tuple[Job, int]] = []
-        for row, output in zip(rows, outputs, strict=True):
-            job = row.job
-            job.num_computed += row.count
-            if not row.wants_token:
-                continue
-            answer = self._answers[job.key]
-            if self._options[job.key].sampling.grammar:
-                job.is_choosing = True
-                self._choosing[job.key] = job
-                with self._charged(job):
-                    question = answer.begin(output)
-                self._grammars.ask(job.key, question)
-            else:
-                with self._charged(job):
-                    chosen.append((job, answer.choose(output)))
-        for job, token in chosen:
-            if job.seq_id is not None:  # Else it was abandoned a moment ago.
-                self._generated(job, token)
-        for job in self.scheduler.publishable():
-            if not self._publish(job):
-                return
-
-    @contextmanager
-    def _charged(self, job: Job) -> Iterator[None]:
-        """The CPU time of the block is charged to the job's client: by some options a token takes fifty times as long
-        to choose as by the usual ones (4.5 ms where the vocabulary has 49,152 tokens)."""
-        began = time.thread_time()
-        try:
-            yield
-        finally:
-            self.scheduler.accounts.charge_seconds(job.client, job.household, time.thread_time() - began)
-
-    def _publish(self, job: Job) -> bool:
-        """Let others share what the job has computed or restored. False: everything was abandoned."""
-        if not self._share(job):
-            return False
-        self._sequences.clear(self.scheduler.publish(job, time.monotonic()))
-        return True
-
-    def _generated(self, job: Job, token: int) -> None:
-        if job.first_token_s is None:
-            job.first_token_s = time.monotonic()
-        if self._llama.ends_generation(token):
-            self._finish(job, "stop")
-            return
-        job.tokens.append(token)
-        answer = self._answers[job.key]
-        answer.add(token)
-        if answer.is_stopped:
-            self._finish(job, "stop")
-        elif job.num_generated >= job.max_tokens:
-            self._finish(job, "length")
-
-    def _make_room(self) -> None:
-        """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
-        leaf = self.scheduler.cells.evict_one()
-        if leaf is not None:
-            self._sequences.let_go([leaf])
-            return
-        self._give_up(self.scheduler.running[-1], "overloaded", "the KV cache is full", True)
-
-    def check_invariants(self) -> None:
-        """Raise AssertionError when the books do not fit each other or the cells. Call between steps."""
-        self._sequences.check_invariants()
-        jobs = [*self.scheduler.running, *(job for job in self.scheduler.waiting if job.num_starts)]
-        assert self._answers.keys() == {job.key for job in jobs}, "answers without jobs"
-        assert self._choosing.keys() == {job.key for job in jobs if job.is_choosing}, "choices without jobs"

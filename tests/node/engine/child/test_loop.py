@@ -255,7 +255,7 @@ def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num
     rig = Rig(cells=4000)
     rig.llama.can_abort = can_abort
     rig.loop._shared_until_s = 0.0
-    rig.loop._reports.prefill.add(4000, 1.0)
+    rig.loop.jobs.reports.prefill.add(4000, 1.0)
     rig.submit(1, [1] * 3000)
     rig.loop.step()
     assert [sum(len(row.tokens) for row in call) for call in rig.llama.calls] == [num_tokens]
@@ -268,8 +268,8 @@ def test_steps_are_shorter_for_a_while_after_requests_came_together(monkeypatch:
 
     def first_step(key: int) -> int:
         """Tokens of a long prompt that it takes."""
-        rig.loop._reports.prefill = TokenRateMeter(100)
-        rig.loop._reports.prefill.add(1_000, 1.0)
+        rig.loop.jobs.reports.prefill = TokenRateMeter(100)
+        rig.loop.jobs.reports.prefill.add(1_000, 1.0)
         rig.llama.calls.clear()
         rig.submit(key, [key % 2 + 1] * 3_000, 1)
         rig.run(key)
@@ -392,7 +392,7 @@ def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.Mo
     rig.submit(8, [1, 2, 3, 4, 5, 9], due_s=102.0)
     ended = rig.run(8)
     assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 5
-    assert not rig.loop._options
+    assert not rig.loop.jobs.options
 
 
 def test_a_broken_sequence_found_at_the_deadline_costs_everybody_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_others_are_answered_while_a_grammar_thinks() -> None:
     SlowGrammar.token_s = 0.0
     rig = Clients()
     rig.ask(1, STRANGER, 9, grammar="2 3 4 5 6 7 8 9 10")
-    while 1 not in rig.loop._choosing:
+    while 1 not in rig.loop.jobs.choosing:
         rig.loop.step()
     rig.ask(2, OTHER, 30)
     assert isinstance(rig.run(2), ipc.Ended) and len(rig.tokens(2)) == 30
@@ -136,13 +136,13 @@ def test_others_are_answered_while_a_grammar_thinks() -> None:
 def test_a_request_whose_grammar_thinks_can_be_cancelled() -> None:
     rig = Clients()
     rig.ask(1, STRANGER, 9, grammar="2 3")
-    while 1 not in rig.loop._choosing:
+    while 1 not in rig.loop.jobs.choosing:
         rig.loop.step()
     rig.loop.inbox.put(ipc.Cancel(1))
     ended = rig.run(1)
     assert isinstance(ended, ipc.Ended) and ended.reason == "cancelled"
     rig.ask(2, STRANGER, 3)
-    assert isinstance(rig.run(2), ipc.Ended) and not rig.loop._choosing
+    assert isinstance(rig.run(2), ipc.Ended) and not rig.loop.jobs.choosing
 
 
 def test_a_grammar_that_costs_too_much_a_token_ends_its_request() -> None:

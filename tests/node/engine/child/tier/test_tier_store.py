@@ -166,10 +166,10 @@ def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tm
         # The end goes: what is left is told instead.
         (last,) = [edge for edge in tiers.store.tier if edge.packed == pack_tokens(longer)]
         tiers.store._discard(last)
-        tiers.rig.loop._reports.cache()
+        tiers.rig.loop.jobs.reports.cache()
         assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer[:64]]
     with opened(tmp_path) as again:
-        again.rig.loop._reports.cache()
+        again.rig.loop.jobs.reports.cache()
         assert {tokens for tokens in told(again) if tokens[0] == 0} == {longer[:64]}
 
 

@@ -1,0 +1,84 @@
+"""The tokens that follow from a decode call: chosen at once, or once a grammar has said which may come next."""
+
+import time
+from collections.abc import Sequence
+
+from mycelia.node.engine.child.grammar.grammar import GrammarError
+from mycelia.node.engine.child.grammar.grammar_pool import GrammarAnswered, GrammarPool
+from mycelia.node.engine.child.job import Job
+from mycelia.node.engine.child.jobs import Jobs
+from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.child.rows import Row
+from mycelia.node.engine.child.scheduler import Scheduler
+
+
+class Choices:
+    """Chooses the next token of every job that has a row. For the owner of the llama.cpp context."""
+
+    def __init__(self, llama: Llama, scheduler: Scheduler, jobs: Jobs, grammars: GrammarPool) -> None:
+        self._llama = llama
+        self._scheduler = scheduler
+        self._jobs = jobs
+        self._grammars = grammars
+
+    def accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
+        """Take the result of a decode call: positions, then tokens, then what others may share."""
+        chosen: list[tuple[Job, int]] = []
+        for row, output in zip(rows, outputs, strict=True):
+            job = row.job
+            job.num_computed += row.count
+            if not row.wants_token:
+                continue
+            answer = self._jobs.answers[job.key]
+            if self._jobs.options[job.key].sampling.grammar:
+                job.is_choosing = True
+                self._jobs.choosing[job.key] = job
+                with self._jobs.charged(job):
+                    question = answer.begin(output)
+                self._grammars.ask(job.key, question)
+            else:
+                with self._jobs.charged(job):
+                    chosen.append((job, answer.choose(output)))
+        for job, token in chosen:
+            if job.seq_id is not None:  # Else it was abandoned a moment ago.
+                self._generated(job, token)
+        for job in self._scheduler.publishable():
+            if not self._jobs.publish(job):
+                return
+
+    def grammar_answered(self, event: GrammarAnswered) -> None:
+        request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
+        self._scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
+        job = self._jobs.choosing.get(event.key)
+        if job is None:
+            return  # It ended meanwhile.
+        try:
+            if error:
+                raise GrammarError(error)
+            with self._jobs.charged(job):
+                choice = self._jobs.answers[job.key].go_on(event.passed)
+        except GrammarError as exc:
+            self._jobs.give_up(job, "bad_request", str(exc), False)
+            return
+        if not isinstance(choice, int):
+            self._grammars.ask(job.key, choice)
+            return
+        del self._jobs.choosing[job.key]
+        job.is_choosing = False
+        if not self._llama.ends_generation(choice):
+            self._grammars.accept(job.key, choice)
+        self._generated(job, choice)
+
+    def _generated(self, job: Job, token: int) -> None:
+        if job.first_token_s is None:
+            job.first_token_s = time.monotonic()
+        if self._llama.ends_generation(token):
+            self._jobs.finish(job, "stop")
+            return
+        job.tokens.append(token)
+        answer = self._jobs.answers[job.key]
+        answer.add(token)
+        if answer.is_stopped:
+            self._jobs.finish(job, "stop")
+        elif job.num_generated >= job.max_tokens:
+            self._jobs.finish(job, "length")
