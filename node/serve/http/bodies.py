@@ -16,6 +16,9 @@ from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
 
 MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
 """JSON spells a control character with six bytes: whatever prompt the command line takes fits."""
+MAX_CONTAINERS = 131_072
+"""Brackets and braces that open in a body, also in texts: a million empty arrays would be decoded for 0.5 s and take
+65 MB. A chat of the largest size that is all program text has fewer."""
 BODY_DEADLINE_S = 30.0
 BUSY_RETRY_S = 1
 
@@ -59,6 +62,8 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
             raise HttpError(400, "the body broke off") from None
     if deadline.cancelled_caught:
         raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+        raise HttpError(413, f"the body has over {MAX_CONTAINERS} brackets and braces")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

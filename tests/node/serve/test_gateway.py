@@ -112,6 +112,7 @@ async def exchange(port: int, data: bytes) -> tuple[int, bytes]:
         (request("POST", "/api/ask", b'{"messages":[]}'), 400, "length >= 1"),
         (request("POST", "/api/ask", conversation(), Content_Type="text/plain"), 415, "application/json"),
         (request("POST", "/api/ask", b" " * 4_000_000), 413, "over"),
+        (request("POST", "/api/ask", b'{"messages": [' + b"[]," * 140_000 + b"[]]}"), 413, "brackets"),
         (request("GET", "/api/state", Host="evil.example"), 400, "--api-key-file"),
         (request("GET", "/api/state"), 500, "its log says more"),
         (request("GET", "/api/tree"), 503, "the engine died"),
