@@ -61,6 +61,7 @@ check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/mypy examples scripts
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/codespell
 	.venv/bin/python scripts/english.py

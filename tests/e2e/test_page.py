@@ -28,7 +28,8 @@ async def browser_at(url: str, folder: Path) -> AsyncIterator[Chrome]:
     with open_browser(folder) as browser:
         await trio.to_thread.run_sync(browser.get, url)
         yield browser
-        assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
+        entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+        assert [entry for entry in entries if "favicon" not in entry["message"]] == []
 
 
 def text(browser: Chrome, selector: str) -> str:

@@ -134,7 +134,8 @@ def run(
                     for number, item in made:
                         if (number in traced) == is_traced:
                             begins(number)
-                            _check_one(target, number, item, report, allowance(item) if is_traced else None)
+                            allowed = allowance(item) if is_traced and allowance else None
+                            _check_one(target, number, item, report, allowed)
                 finally:
                     tracemalloc.stop()
             report.elapsed_s = time.monotonic() - start

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONG = "Answer in one word. " + "The ship left the harbour at dawn and the crew sang until the coast was gone. " * 15
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -92,7 +92,7 @@ def use_sdk(url: str) -> None:
         called = client.chat.completions.create(
             model="smollm2",
             messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-            tools=[WEATHER],  # type: ignore[list-item]
+            tools=[WEATHER],
             tool_choice="required",
             max_tokens=60,
             temperature=0,
@@ -107,7 +107,7 @@ def use_sdk(url: str) -> None:
         then = client.chat.completions.create(
             model="smollm2",
             messages=turns,
-            tools=[WEATHER],  # type: ignore[list-item]
+            tools=[WEATHER],
             max_tokens=8,
         )
         assert then.choices[0].finish_reason in {"stop", "length", "tool_calls"}

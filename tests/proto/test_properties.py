@@ -272,11 +272,12 @@ def answer(world: World, rng: random.Random, loss: float) -> list[int]:
     """The tokens that a client of node 0 gets, when every node gives the one true answer and some attempts break."""
     request_id = rng.randbytes(16)
     ask = RequestSubmitted(request_id, NAMESPACE, PROMPT, Sampling(max_tokens=len(ANSWER)))
-    effects, got = world.handle(peer_id(0), ask), []
+    effects, got = world.handle(peer_id(0), ask), list[int]()
     for _ in range(40):
-        (dispatch,) = [e for e in effects if isinstance(e, Dispatch)] or [None]
-        if dispatch is None:
+        dispatches = [e for e in effects if isinstance(e, Dispatch)]
+        if not dispatches:
             break
+        (dispatch,) = dispatches
         generate = dispatch.generate
         assert unpack_tokens(generate.prompt) == PROMPT + got
         rest = ANSWER[generate.resumed_tokens :]

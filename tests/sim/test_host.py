@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -82,8 +83,12 @@ def test_no_work_is_lost_or_won(pieces: list[tuple[int, float, float]]) -> None:
     """On a machine of one core the last piece is done when all were, plus the pauses."""
     clock = Clock()
     host = Host([1.0, 1 / 2, 1 / 3, 1 / 4], clock.at)
+
+    def begin(number: int, seconds: float) -> None:
+        host.begin(number, seconds, clock.note(str(number)), clock.now)
+
     for number, (_, seconds, at) in enumerate(pieces):
-        clock.at(at, lambda n=number, s=seconds: host.begin(n, s, clock.note(str(n)), clock.now))  # type: ignore[misc]
+        clock.at(at, partial(begin, number, seconds))
     # (as many owners as pieces: beyond four the speeds go on as 1 / n)
     busy_until = 0.0
     for _, seconds, at in sorted(pieces, key=lambda piece: piece[2]):

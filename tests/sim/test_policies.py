@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from mycelia.proto.routing.choose import Candidate, Policy
+from mycelia.proto.routing.candidates import Candidate
+from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.policies import NAMES, make_policy
 

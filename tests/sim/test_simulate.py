@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_nodes_that_leave_cost_no_answer() -> None:
 
 def test_lost_messages_cost_time_and_no_answer() -> None:
     # (no prompt finds anything cached, so that nothing else differs)
-    nothing_shared = {"workload": "no-sharing", "rtt_s": 0.2}
+    nothing_shared: dict[str, Any] = {"workload": "no-sharing", "rtt_s": 0.2}
     lossy, clean = run("random", loss=0.3, **nothing_shared), run("random", **nothing_shared)
     assert lossy.num_failed == 0 and lossy.ttft_p50_s > clean.ttft_p50_s
 
@@ -94,7 +95,7 @@ def test_nobody_is_used_more_than_fully() -> None:
 
 
 def test_liars_draw_prompts_until_they_are_late() -> None:
-    swarm = {"num_peers": 8, "load": 0.5, "liars": 0.25, "warm_s": 30.0, "measured_s": 20.0}
+    swarm: dict[str, Any] = {"num_peers": 8, "load": 0.5, "liars": 0.25, "warm_s": 30.0, "measured_s": 20.0}
     assert 0.15 < run("random", **swarm).liar_share < 0.35
     believed, doubted = run("mycelia-no-lateness", **swarm), run(**swarm)
     assert doubted.liar_share < min(0.35, believed.liar_share), "two of eight draw no more than their share"
@@ -104,7 +105,14 @@ def test_liars_draw_prompts_until_they_are_late() -> None:
 
 
 def test_a_hot_prefix_is_copied_where_its_holders_are_busy() -> None:
-    one_subject = {"zipf": 20.0, "load": 0.6, "num_peers": 8, "rtt_s": 0.02, "warm_s": 20.0, "measured_s": 20.0}
+    one_subject: dict[str, Any] = {
+        "zipf": 20.0,
+        "load": 0.6,
+        "num_peers": 8,
+        "rtt_s": 0.02,
+        "warm_s": 20.0,
+        "measured_s": 20.0,
+    }
     own, affine = run(**one_subject), run("longest_prefix", **one_subject)
     assert own.load_imbalance < affine.load_imbalance and own.ttft_p99_s < 0.2 * affine.ttft_p99_s
     assert own.goodput > 3 * affine.goodput
@@ -112,7 +120,7 @@ def test_a_hot_prefix_is_copied_where_its_holders_are_busy() -> None:
 
 
 def test_without_bounces_or_subscriptions_other_nodes_answer() -> None:
-    busy = {"load": 0.6, "rtt_s": None, "measured_s": 15.0}
+    busy: dict[str, Any] = {"load": 0.6, "rtt_s": None, "measured_s": 15.0}
     own = run(**busy)
     assert own == run(**busy)
     assert all(run(f"mycelia-no-{what}", **busy) != own for what in ("bounce", "subscriptions"))

@@ -1,6 +1,7 @@
 """``make evaluation``: it goes on where it was cut off, says what was met and missed, and its commands are real."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mycelia.bench.evaluation.cache import Cache, key_of
 from mycelia.bench.evaluation.make import evaluate, measure, told_command
 from mycelia.bench.evaluation.plan import FULL, IMBALANCE, QUICK, SWEEP, Cell, Size, command_of, plan
 from mycelia.bench.evaluation.text import Made, page_of
-from mycelia.bench.report.runs import Run
+from mycelia.bench.report.runs import Run, outcomes
 from mycelia.node.cli import cli
 from mycelia.sim.outcome import Outcome
 from mycelia.sim.scenario import Scenario
@@ -38,10 +39,13 @@ def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monke
     lost = next((tmp_path / "kept").iterdir())
     lost.write_text("{cut off")
     performed: list[Run] = []
-    perform = evaluation_cache.outcomes
-    monkeypatch.setattr(
-        evaluation_cache, "outcomes", lambda runs, jobs: (performed.extend(runs), perform(runs, jobs))[1]
-    )
+    perform = outcomes
+
+    def noted(runs: list[Run], jobs: int) -> Iterator[object]:
+        performed.extend(runs)
+        return iter(perform(runs, jobs))
+
+    monkeypatch.setattr(evaluation_cache, "outcomes", noted)
     again = measure(cells, 2, 1, cache)
     assert len(performed) == 1 and f"{key_of(performed[0])}.json" == lost.name
     assert [one.result for one in again] == [one.result for one in first]

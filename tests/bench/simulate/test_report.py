@@ -110,7 +110,7 @@ def test_seeds_are_compared_one_by_one() -> None:
     assert ratio.value == ratio.low == ratio.high == 0.5 and ratio.is_better and not ratio.is_worse
     # t = 4.303 for two degrees of freedom: logarithms 0, 1, 2 have mean 1 and deviation 1.
     noisy = paired_ratio([1.0, 2.71828183, 7.3890561], [1.0, 1.0, 1.0])
-    assert (noisy.min, noisy.max) == (1.0, pytest.approx(7.389, abs=1e-3))
+    assert (noisy.min, noisy.max) == pytest.approx((1.0, 7.389), abs=1e-3)
     assert noisy.low == pytest.approx(0.2268, abs=1e-3) and not noisy.is_worse
     assert paired_ratio([2.0], [1.0]).low == 2.0
     for wrong in (([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0])):

@@ -146,7 +146,7 @@ def test_rows_and_table(capsys: pytest.CaptureFixture[str]) -> None:
         compare("random", run(1.0, 90), requests, SWARM, 1),
     ]
     rounds = [Round(0.75, pairs)]
-    measured = rows_of(rounds, [Machine(SPEC, SWARM.speeds or (), prompts())] * 3, 0.5)
+    measured = rows_of(rounds, [Machine(SPEC, tuple(SWARM.speeds or ()), prompts())] * 3, 0.5)
     value = {row.name: row.value for row in measured}
     assert value["hit_ratio"] == 0.75 and value["cached_over_bound"] == 1.0 and value["random_hit_ratio"] == 0.375
     assert value["ttft_p50_s"] == 0.4 and value["ttft_p50_vs_random"] == 0.4

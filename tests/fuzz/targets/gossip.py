@@ -118,7 +118,8 @@ def _check_bounds(found: Filtered, num_bytes: int) -> None:
     assert all(one.topicid.startswith(TOPIC_PREFIX) for one in found.subscriptions)
     assert all(list(one.topicIDs) in [[topic] for topic in _JOINED] for one in found.messages)
     control = found.control
-    ids = [one for part in (*control.ihave, *control.iwant) for one in part.messageIDs]
+    ids = [one for have in control.ihave for one in have.messageIDs]
+    ids += [one for want in control.iwant for one in want.messageIDs]
     assert len(ids) <= 2 * MAX_IDS
     assert {one.topicID for part in (control.ihave, control.graft, control.prune) for one in part} <= _JOINED
     assert all(not one.peers and one.backoff <= MAX_BACK_OFF_S for one in control.prune)

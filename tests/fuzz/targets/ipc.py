@@ -6,6 +6,7 @@ there as it was. What comes back, if it is anything, is messages or a LocalError
 
 import random
 from io import BytesIO
+from typing import Any
 
 from mycelia.node.engine import ipc
 from mycelia.proto.wire.blocks import pack_tokens
@@ -83,7 +84,8 @@ def _question(way: str, fields: tuple[object, ...]) -> ipc.ToChild:
             return ipc.Spell(1, [text.encode("utf-8", "surrogatepass") for text in texts])
         case "embed":
             return ipc.Embed(1, [text.encode("utf-8", "surrogatepass") for text in texts], b"c" * 32)
-    real, numbers, stops, grammar, prompt = fields
+    parts: tuple[Any, ...] = fields
+    real, numbers, stops, grammar, prompt = parts
     sampling = Sampling(
         **dict(
             zip(

@@ -72,6 +72,9 @@ class _Table(set[bytes]):
     def remote_address(self, peer: bytes) -> str:
         return f"/ip4/8.8.{peer[-1]}.8/tcp/1"
 
+    def teller_address(self, peer: bytes) -> str:
+        return self.remote_address(peer)
+
     def household(self, peer: bytes) -> str:
         return household_of(self.remote_address(peer))
 

@@ -8,7 +8,7 @@ from mycelia.proto.cells.cells import Cell
 from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
 from mycelia.proto.digests.digest import root_of
 from mycelia.proto.digests.entry_set import EntrySet, keys_of, pack_keys
-from mycelia.proto.effects import Effect, Emit, Publish, Send
+from mycelia.proto.effects import Effect, Emit, Publish, Send, SetTimer
 from mycelia.proto.events import (
     CacheChanged,
     Connected,
@@ -17,6 +17,7 @@ from mycelia.proto.events import (
     Gossiped,
     ModelServed,
     Received,
+    Timer,
     TimerFired,
 )
 from mycelia.proto.overlay import Overlay
@@ -72,7 +73,7 @@ class OverlaySteps:
     def check(self, item: list[Step]) -> bool:
         rng = random.Random(1)
         overlay = Overlay(ME, CONFIG, rng, sign_as(ME), verify)
-        now, timers, asked = EPOCH_START, {}, Counter[bytes]()
+        now, timers, asked = EPOCH_START, dict[Timer, float](), Counter[bytes]()
         overlay.handle(ModelServed(NAMESPACE, "model", 2_048, IDLE, EPOCH), now)
         for kind, number, other, data, seconds in item:
             now += seconds
@@ -90,14 +91,14 @@ class OverlaySteps:
         return not overlay.refusals
 
 
-def _perform(effects: list[Effect], timers: dict[object, float], asked: Counter[bytes]) -> None:
+def _perform(effects: list[Effect], timers: dict[Timer, float], asked: Counter[bytes]) -> None:
     for effect in effects:
         if isinstance(effect, Send | Publish):
             assert decode(encode(effect.message)) == effect.message
         if isinstance(effect, Send) and isinstance(effect.message, Hello | Subscribe | RepairRequest | Reconcile):
             asked[effect.peer] += 1
-        if type(effect).__name__ == "SetTimer":
-            timers[effect.timer] = effect.at  # type: ignore[union-attr]
+        if isinstance(effect, SetTimer):
+            timers[effect.timer] = effect.at
 
 
 def _check_blame(event: Event, effects: list[Effect]) -> None:

@@ -68,7 +68,7 @@ class RelayMessages:
             serve=self._handlers.__setitem__,
         )
         table = _Table()
-        self._relaying = Relaying(host, table, True, random.Random(1))  # type: ignore[arg-type]
+        self._relaying = Relaying(host, table, True, random.Random(1), lambda: None)  # type: ignore[arg-type]
 
     def make(self, rng: random.Random) -> tuple[bytes, str]:
         data = rng.choice(_CORPUS)

@@ -10,7 +10,8 @@ import trio
 
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineRequest, EngineTokens
 from mycelia.node.engine.models import resolve_model
-from mycelia.node.engine.process import EngineSettings, ProcessEngine, open_engine
+from mycelia.node.engine.process import ProcessEngine, open_engine
+from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.messages import ChatMessage, Sampling, TokenLogprobs
 
 PERSON = {

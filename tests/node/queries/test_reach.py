@@ -71,7 +71,7 @@ async def test_a_node_that_cannot_be_dialled_wants_a_relay_until_it_can(
     async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
         two.network.serve(INSPECT, tell)
         network = Listening(one)
-        nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event)
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event)  # type: ignore[arg-type]
         await trio.sleep(1)
         assert network.wants == [] and outcomes[0] == "closed"
         await trio.sleep(1.25 * RETRY_S)

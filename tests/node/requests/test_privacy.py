@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import pytest
@@ -77,7 +78,7 @@ async def test_nothing_of_a_prompt_is_recovered_token_by_token(
         async with open_members(2, prefill_rate=PREFILL_RATE) as (_, (victim, stranger)):
             if was_asked:
                 await frames_of(victim, an_ask(SECRET, cache_salt=""))
-            chance, answers = random.Random(5), []
+            chance, answers = random.Random(5), list[tuple[int, float]]()
             for place in range(SECRET.index("4929"), SECRET.index(",")):
                 for digit in [*chance.sample("0123456789", 3), SECRET[place]]:
                     guess = [*await prompt_of(victim, SECRET[:place] + digit), 0]
@@ -149,8 +150,12 @@ async def test_a_salt_is_shared_by_who_knows_it_at_any_entry(autojump_clock: tri
         assert all(request.owner.household == "" for request in requests)
 
 
+def keyed(key: bytes, data: bytes) -> bytes:
+    return blake3(data + key).digest()
+
+
 def test_owners_are_told_apart_and_none_can_be_claimed() -> None:
-    salts, others = (Salts(lambda data, key=key: blake3(data + key).digest()) for key in (b"1", b"2"))
+    salts, others = (Salts(partial(keyed, key)) for key in (b"1", b"2"))
     assert salts.of("public", b"any").scope == EVERYBODY and not salts.of("public", b"any").key
     assert salts.of("ours", b"a") == others.of("ours", b"b") and salts.of("ours", b"").scope == SALTED
     keys = {salts.of(salt, client).key for salt in ("", "ours", "theirs") for client in (b"", b"a")}

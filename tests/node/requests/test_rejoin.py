@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -64,7 +65,8 @@ class LightClient:
 async def a_client(
     count: int, models: Sequence[str] = (), **engine_options: float
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member], LightClient]]:
-    async with open_members(count, models=models, **{"decode_rate": 10.0, **engine_options}) as (swarm, members):
+    options: dict[str, Any] = {"decode_rate": 10.0, **engine_options}
+    async with open_members(count, models=models, **options) as (swarm, members):
         settings = NetworkSettings(identity=new_identity(), overlay=False)
         async with swarm.open_network(settings) as network:
             for member in members:

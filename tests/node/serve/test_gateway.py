@@ -141,7 +141,7 @@ FOREIGN = [
 async def test_pages_of_other_origins_are_refused_also_when_they_only_read(path: str) -> None:
     async with served() as (_, port):
         for headers in FOREIGN:
-            status, body = await exchange(port, request("GET", path, **headers))
+            status, body = await exchange(port, request("GET", path, b"", **headers))
             assert status == 403 and b"--cors" in body, headers
 
 
@@ -150,7 +150,7 @@ async def test_own_pages_programs_and_allowed_origins_are_answered() -> None:
         own = {"Origin": f"http://localhost:{port}", "Host": f"localhost:{port}", "Sec_Fetch_Site": "same-origin"}
         allowed = {"Origin": EVIL, "Sec_Fetch_Site": "cross-site"}
         for headers in ({}, own, {"Sec_Fetch_Site": "none"}, {"Sec_Fetch_Site": "same-origin"}, allowed):
-            assert (await exchange(port, request("GET", "/api/requests", **headers)))[0] == 200, headers
+            assert (await exchange(port, request("GET", "/api/requests", b"", **headers)))[0] == 200, headers
         assert (await exchange(port, request("GET", "/api/requests", Origin=f"{EVIL}.example")))[0] == 403
         followed_link = request("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")
         assert (await exchange(port, followed_link))[0] == 200

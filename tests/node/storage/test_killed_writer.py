@@ -69,7 +69,7 @@ def test_a_writer_that_is_killed_leaves_whole_files(tmp_path: Path, seed: int) -
             written = [first, *map(int, writer.stdout.read().split()[:-1])]  # (the last number may be torn)
         last = max(last, written[-1])
         with structlog.testing.capture_logs() as logs:
-            floors, trust, peers = (file.load(tmp_path) for file in (FLOORS_FILE, TRUST_FILE, PEERS_FILE))
+            floors, trust, peers = FLOORS_FILE.load(tmp_path), TRUST_FILE.load(tmp_path), PEERS_FILE.load(tmp_path)
             requests = read_journal(tmp_path)
         assert not logs and floors and trust and peers
         for number in (floors[0].seq, trust.offenders[0].at, peers[0].connected_s):

@@ -318,7 +318,7 @@ class QueueMachine(RuleBasedStateMachine):
         if num_taken == 12:
             assert wait_s > 0
 
-    @precondition(lambda self: len(self.queue))
+    @precondition(lambda self: len(self.queue) > 0)
     @rule(after=st.floats(0, 5))
     def start(self, after: float) -> None:
         self.queue.blocked(self.now)
@@ -329,18 +329,18 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.start(item, item.tokens, self.now)
         self.running.append(item)
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: bool(self.running))
     @rule(data=st.data(), num_tokens=st.integers(0, 100))
     def decode(self, data: st.DataObject, num_tokens: int) -> None:
         self.queue.charge_answer(data.draw(st.sampled_from(self.running)).client, num_tokens)
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: bool(self.running))
     @rule(data=st.data())
     def put_back(self, data: st.DataObject) -> None:
         item = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         self.queue.put_back(item, item.tokens)
 
-    @precondition(lambda self: len(self.queue))
+    @precondition(lambda self: len(self.queue) > 0)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         self.queue.withdraw(data.draw(st.sampled_from(list(self.queue))))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,7 +17,13 @@ CONFIG, ROUTING = TrustConfig(), RoutingConfig()
 NOW = 1_800_000_000.0
 YEAR_S = 365 * 86_400.0
 PEER, OTHER = peer_id(1), peer_id(2)
+Record = TypeVar("Record", Offender, Observation)
 ODD = (math.nan, math.inf, -math.inf, 1e300, -1e300, -1.0, 0.0, NOW + YEAR_S, NOW - YEAR_S)
+
+
+def odd_one(record: Record, field: str, odd: float) -> Record:
+    changes: dict[str, Any] = {field: odd}
+    return replace(record, **changes)
 
 
 def restarted(trust: Trust, now: float, at: float) -> Trust:
@@ -57,7 +64,7 @@ def test_a_clock_that_went_back_bans_nobody_for_longer_than_an_offence_does() ->
 @pytest.mark.parametrize("field", ["offences", "at", "banned_until"])
 def test_no_number_bans_for_ever(field: str, odd: float) -> None:
     trust = Trust(CONFIG)
-    trust.restore([replace(Offender(PEER, 5.0, NOW, 0.0), **{field: odd})], NOW)
+    trust.restore([odd_one(Offender(PEER, 5.0, NOW, 0.0), field, odd)], NOW)
     over = NOW + CONFIG.quarantine_s + 1
     assert not trust.is_banned(PEER, over)
     assert 0.0 <= trust.offences(PEER, NOW) <= 2 * CONFIG.offences_to_quarantine
@@ -97,7 +104,7 @@ def test_what_was_observed_fades_on_over_a_restart() -> None:
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("field", ["imprecision", "lateness_s", "at"])
 def test_no_number_makes_a_peer_late_for_ever(field: str, odd: float) -> None:
-    observed = observed_of(replace(Observation(PEER, 0.5, 2.0, 3, NOW), **{field: odd}))
+    observed = observed_of(odd_one(Observation(PEER, 0.5, 2.0, 3, NOW), field, odd))
     assert 0.0 <= observed.precision(PEER, NOW) <= 1.0
     assert 0.0 <= observed.lateness_s(PEER, NOW) <= ROUTING.max_lateness_s
     assert observed.lateness_s(PEER, NOW + FORGOTTEN_HALF_LIVES * ROUTING.observation_half_life_s) < 0.01

@@ -91,7 +91,7 @@ OWNERS = st.sampled_from([ONE, TWO, SALTED, PUBLIC])
 def test_an_owner_sees_its_own_tokens_and_whole_open_ones_alone(kept: list[tuple[Owner, list[int], int]]) -> None:
     """In one tree for all, as if everyone had its own: what a match finds is explained by what the same owner left at
     the same number of open tokens, or by the open tokens of others."""
-    tree, left = RadixTree(), []
+    tree, left = RadixTree(), list[tuple[Owner, list[int], int]]()
     for number, (owner, tokens, cut) in enumerate(kept):
         seen = tree.match(paint(tokens, cut, owner.tag))[0]
         mine = [common_prefix(tokens, other) for who, other, at in left if who == owner and at == cut]

@@ -1,5 +1,7 @@
 """The table of block hashes against a dictionary."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,7 +30,7 @@ def keys_of(values: list[int]) -> Keys:
 
 @given(_steps, st.lists(_keys, max_size=40))
 @settings(max_examples=150, deadline=None)
-def test_it_holds_what_a_dictionary_would(steps: list, probes: list[int]) -> None:
+def test_it_holds_what_a_dictionary_would(steps: list[tuple[str, Any]], probes: list[int]) -> None:
     table, model = BlockTable(), dict[int, int]()
     for action, argument in steps:
         if action == "put":
@@ -51,11 +53,14 @@ def test_it_holds_what_a_dictionary_would(steps: list, probes: list[int]) -> Non
 
 
 def test_keys_invented_for_one_bucket_cost_no_more_than_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, sizes = BlockTable(), []
+    table, sizes = BlockTable(), list[int]()
     resize = BlockTable._resize
-    monkeypatch.setattr(
-        BlockTable, "_resize", lambda self, num_keys: (sizes.append(num_keys), resize(self, num_keys))[1]
-    )
+
+    def noted(self: BlockTable, num_keys: int) -> None:
+        sizes.append(num_keys)
+        resize(self, num_keys)
+
+    monkeypatch.setattr(BlockTable, "_resize", noted)
     for owner in range(4):
         crowd = np.arange(1, 16_385, dtype=np.uint64) + np.uint64(owner * 16_384)
         table.put(crowd, np.ones(len(crowd), np.uint32))

@@ -36,7 +36,7 @@ def tokens_of(number: int, num_blocks: int) -> list[int]:
 
 
 def chain_of(number: int, num_blocks: int = 3) -> list[int]:
-    return block_hashes(NAMESPACE, tokens_of(number, num_blocks))
+    return list(block_hashes(NAMESPACE, tokens_of(number, num_blocks)))
 
 
 class Pair:

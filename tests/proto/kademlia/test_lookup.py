@@ -72,6 +72,6 @@ def test_liars_who_always_know_somebody_nearer_are_asked_a_bounded_number_of_tim
 def test_it_is_over_once_it_is_stopped_and_each_peer_is_heard_of_once() -> None:
     lookup = Lookup[int](0, ENOUGH)
     assert lookup.hear(5, 5) and not lookup.hear(5, 0)
-    assert lookup.next_peers() == [5] and not lookup.next_peers() and not lookup.is_over
+    assert [lookup.next_peers() for _ in range(2)] == [[5], []] and not lookup.is_over
     lookup.stop()
-    assert lookup.is_over and not lookup.next_peers()
+    assert (lookup.is_over, lookup.next_peers()) == (True, [])

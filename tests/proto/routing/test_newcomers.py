@@ -200,7 +200,7 @@ def test_an_answer_in_time_stays_where_it_is() -> None:
 def test_each_move_doubles_what_is_borne() -> None:
     world = begun(6)
     world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
-    waits, attempt, since = [], 1, world.now
+    waits, attempt, since = list[float](), 1, world.now
     while len(waits) < 4:
         world.advance(0.25)
         moved = world.nodes[ME].take(Dispatch)

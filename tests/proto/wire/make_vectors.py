@@ -71,7 +71,7 @@ def digest(epoch: int = START_MS) -> OwnDigest:
 
 
 def hashes(tokens: list[int]) -> list[int]:
-    return block_hashes(NAMESPACE, tokens)
+    return list(block_hashes(NAMESPACE, tokens))
 
 
 # --- valid messages ------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def block_hash_cases() -> Json:
         [2**32 - 1] * STRIDE,
     ]
     return [
-        {"namespace": NAMESPACE.hex(), "tokens": tokens, "hashes": [f"{h:016x}" for h in hashes(tokens)]}
+        {"namespace": NAMESPACE.hex(), "tokens": [*tokens], "hashes": [f"{h:016x}" for h in hashes(tokens)]}
         for tokens in lists
     ]
 
@@ -170,7 +170,7 @@ def exchange() -> Json:
     own = digest()
 
     def step(what: str, message: Delta | Announce | Repair, now_ms: int, outcome: str = "applied") -> None:
-        entries = [f"{key:016x}" for key in sorted(own.entries)]
+        entries: list[Json] = [f"{key:016x}" for key in sorted(own.entries)]
         steps.append(
             {
                 "what": what,

@@ -20,7 +20,7 @@ SOURCE = (Path(wire.__file__).parent / "wire.cddl").read_text("utf-8")
 
 def rule_name(kind: type) -> str:
     """RepairRequest is repair-request."""
-    special = {Text: "text-frame", CandidateTerms: "candidate"}  # (CDDL has a type called text)
+    special: dict[type, str] = {Text: "text-frame", CandidateTerms: "candidate"}  # (CDDL has a type called text)
     return special.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
 
 

@@ -348,5 +348,5 @@ def test_the_end_of_a_long_message_is_its_end() -> None:
 
 def test_messages_are_immutable() -> None:
     with pytest.raises(AttributeError):
-        EXAMPLES[0].agent = "other"  # type: ignore[union-attr]
+        EXAMPLES[0].agent = "other"  # type: ignore[misc, union-attr]
     assert msgspec.structs.replace(EXAMPLES[8], cached_tokens=6) == Accepted(cached_tokens=6, vitals=VITALS)

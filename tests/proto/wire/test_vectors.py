@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from typing import Any
 
 import cbor2
 import pycddl
@@ -25,7 +26,10 @@ from tests.proto.wire.test_cddl import schema_of
 READER = b"reader"
 
 
-def load(name: str) -> dict:
+Vector = dict[str, Any]
+
+
+def load(name: str) -> Any:  # a list of vectors, or a table of such lists
     return json.loads((FOLDER / name).read_text("utf-8"))
 
 
@@ -70,7 +74,7 @@ def test_every_kind_has_a_message() -> None:
 
 
 @pytest.mark.parametrize("vector", MESSAGES, ids=lambda vector: vector["kind"])
-def test_a_message_is_its_value_and_its_bytes(vector: dict) -> None:
+def test_a_message_is_its_value_and_its_bytes(vector: Vector) -> None:
     data = bytes.fromhex(vector["hex"])
     value = from_plain(vector["value"])
     assert cbor2.dumps(value, canonical=True) == data
@@ -81,7 +85,7 @@ def test_a_message_is_its_value_and_its_bytes(vector: dict) -> None:
 
 
 @pytest.mark.parametrize("vector", INVALID["messages"], ids=lambda vector: vector["reason"])
-def test_what_is_no_message_is_refused(vector: dict) -> None:
+def test_what_is_no_message_is_refused(vector: Vector) -> None:
     with pytest.raises(RemoteError):
         decode(bytes.fromhex(vector["hex"]))
 
@@ -107,7 +111,7 @@ SCHEMA_ALLOWS = {
 
 
 @pytest.mark.parametrize("vector", INVALID["messages"], ids=lambda vector: vector["reason"])
-def test_the_schema_refuses_it_too_where_a_schema_can(vector: dict) -> None:
+def test_the_schema_refuses_it_too_where_a_schema_can(vector: Vector) -> None:
     data = bytes.fromhex(vector["hex"])
     accepting = []
     for valid in MESSAGES:
@@ -183,7 +187,7 @@ def test_a_reader_follows_the_exchange() -> None:
 
 
 @pytest.mark.parametrize("case", INVALID["digests"]["cases"], ids=lambda case: case["refusal"])
-def test_a_reader_refuses_what_it_should(case: dict) -> None:
+def test_a_reader_refuses_what_it_should(case: Vector) -> None:
     given = INVALID["digests"]
     estimates, refusals = reader(given["namespace"])
     held = decode(bytes.fromhex(given["held"]))

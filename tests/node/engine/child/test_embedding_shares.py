@@ -1,21 +1,23 @@
 """Embeddings beside answers: they are charged in the same currency, and wait for those that received less."""
 
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child import loop
 from mycelia.node.engine.child.accounts import REFUSAL_SERVICE
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
-from tests.node.engine.child.test_loop import VOCAB, FakeGrammar, Inbox, ListLlama, ListSampler, Sampler
+from tests.node.engine.child.test_loop import VOCAB, FakeGrammar, Inbox, ListLlama, ListSampler
 
 STRANGER, OTHER, OWNER = b"stranger", b"other", b""
 STEP_TOKENS = 64
@@ -100,11 +102,11 @@ class Rig:
         for _ in range(number):
             self.loop.step()
 
-    def until(self, kind: type, key: int) -> int:
+    def until(self, kind: type[Any], key: int) -> int:
         """Steps of texts that were taken until such a message came."""
         before = self.embedder.num_steps
         for _ in range(2_000):
-            if any(isinstance(message, kind) and message.key == key for message in self.replies.messages):  # type: ignore[attr-defined]
+            if any(isinstance(message, kind) and message.key == key for message in self.replies.messages):
                 return self.embedder.num_steps - before
             self.loop.step()
         raise AssertionError(f"no {kind.__name__} for {key}")
@@ -113,7 +115,7 @@ class Rig:
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     clock = Clock()
-    monkeypatch.setattr(loop.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     return Rig(clock)
 
 

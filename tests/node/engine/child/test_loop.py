@@ -1,6 +1,7 @@
 """The step loop against a llama.cpp made of lists: what it does when a decode call does not simply succeed."""
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -263,7 +264,7 @@ def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num
 
 def test_steps_are_shorter_for_a_while_after_requests_came_together(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     rig = Rig(cells=4000)
 
     def first_step(key: int) -> int:
@@ -369,7 +370,7 @@ LATE = ("deadline", False)
 
 def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     rig = Rig()
     rig.submit(1, [1, 2, 3], 100, due_s=101.0)
     for key in (2, 3, 4):
@@ -397,7 +398,7 @@ def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.Mo
 
 def test_a_broken_sequence_found_at_the_deadline_costs_everybody_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     rig = Rig()
     rig.submit(1, [1, 2, 3], 4)
     rig.run(1)
@@ -499,7 +500,7 @@ def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None
 
 def test_tokens_after_the_first_share_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     rig = Rig()
 
     def pieces(key: int) -> list[list[int]]:

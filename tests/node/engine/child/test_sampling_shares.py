@@ -1,18 +1,19 @@
 """Options by which a token takes long to choose: whoever sets them pays, and others keep most of their pace."""
 
+import time
 from collections.abc import Sequence
 
 import pytest
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child import loop
 from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.test_embedding_shares import RATE, Clock, EndlessLlama
-from tests.node.engine.child.test_loop import NO_EMBEDDINGS, VOCAB, FakeGrammar, Inbox, ListSampler, Sampler
+from tests.node.engine.child.test_loop import NO_EMBEDDINGS, VOCAB, FakeGrammar, Inbox, ListSampler
 
 STRANGER, OTHER = b"stranger", b"other"
 CHOICE_S = 0.005
@@ -71,8 +72,8 @@ class Rig:
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     clock = Clock()
-    monkeypatch.setattr(loop.time, "monotonic", clock)
-    monkeypatch.setattr(loop.time, "thread_time", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "thread_time", clock)
     return Rig(clock)
 
 

@@ -186,8 +186,8 @@ def test_idle_leaves_leave_at_the_next_admission_when_they_can_come_back() -> No
     assert len(sched.tree) == 1, "the second request demoted the first's leaf"
     submit(sched, 8, [2] * 8 + [3] * 2)
     submit(sched, 9, [4] * 8)
-    first, second = admit_all(sched)
-    assert first.length == 8 and first.evicted == second.evicted == [], "what a running request shares stays"
+    one, two = admit_all(sched)
+    assert one.length == 8 and one.evicted == two.evicted == [], "what a running request shares stays"
 
 
 def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
@@ -346,8 +346,10 @@ class SmallBlocks(Sharing):
     def num_open(self, chain: Sequence[int]) -> int:
         return super().num_open(chain) // STRIDE * 4
 
-    def note(self, owner: Owner, tokens: Sequence[int]) -> None:
-        self.note_blocks(owner, self.chain(tokens), pack_tokens(tokens), 16)
+    def note(self, owner: Owner, tokens: Sequence[int], declared: int = 0) -> Sequence[int]:
+        chain = self.chain(tokens)
+        self.note_blocks(owner, chain, pack_tokens(tokens), 16, declared)
+        return chain
 
 
 OWNERS = [Owner(bytes([number]) * 16, f"household {number % 3}") for number in range(4)] + [Owner(b"s" * 16), PUBLIC]

@@ -19,7 +19,8 @@ PATIENCE_S = 60
 
 def node(**changes: Any) -> NetworkSettings:
     """Settings of a full node on a free loopback port."""
-    return NetworkSettings(**({"identity": new_identity(), "listen": LOOPBACK} | changes))
+    settings: dict[str, Any] = {"identity": new_identity(), "listen": LOOPBACK}
+    return NetworkSettings(**(settings | changes))
 
 
 def light_client(**changes: Any) -> NetworkSettings:

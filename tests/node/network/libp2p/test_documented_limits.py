@@ -4,6 +4,8 @@ import re
 
 import pytest
 from blake3 import blake3
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
@@ -224,8 +226,8 @@ def test_the_names_of_protocols_and_keys_are_told() -> None:
     for name in (
         YAMUX,
         negotiation.MULTISTREAM[1:-1].decode(),
-        identify.IDENTIFY,
-        identify.ID_PUSH,
+        IDENTIFY,
+        ID_PUSH,
         relaying.HOP_PROTOCOL,
         messages.KAD_PROTOCOL,
         streams.CONTROL_PROTOCOL,

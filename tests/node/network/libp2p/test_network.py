@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import discovery, inbound_streams, liveness, negotiation, peers, streams, yamux
 from mycelia.node.network.libp2p import fixes as libp2p_fixes
 from mycelia.node.network.libp2p.gossip import gossip
+from mycelia.node.network.libp2p.gossip.filter import TOPIC_PREFIX
 from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.kademlia import kademlia
 from mycelia.node.network.libp2p.kademlia.messages import Kind, Request
@@ -237,6 +239,10 @@ async def test_a_peer_that_leaves_is_noticed_and_its_exchanges_break() -> None:
         assert one.peers() == []
 
 
+def knows(network: Libp2pNetwork, peer: Libp2pNetwork, told: list[str]) -> bool:
+    return network.addresses_of(peer.peer_id) == told
+
+
 async def test_a_node_tells_where_its_peers_can_be_dialled_again() -> None:
     """Of whoever dialled it, too: the address that the connection comes from is none."""
     async with opened(node()) as (one, _), opened(node()) as (two, _), opened(light_client()) as (client, _):
@@ -244,7 +250,7 @@ async def test_a_node_tells_where_its_peers_can_be_dialled_again() -> None:
         await connect(client, one)
         for network, peer in ((one, two), (two, one)):
             told = [address.partition("/p2p/")[0] for address in peer.addresses()]
-            await eventually(lambda network=network, peer=peer, told=told: network.addresses_of(peer.peer_id) == told)
+            await eventually(partial(knows, network, peer, told))
         assert one.addresses_of(client.peer_id) == one.addresses_of(new_identity().peer_id) == []
 
 
@@ -271,6 +277,10 @@ async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything
         assert honest.peer_id in one.peers()
 
 
+def has_more(kind: type[Connected | Disconnected], count: int, log: EventLog) -> bool:
+    return len(log.of(kind)) > count
+
+
 async def test_a_node_without_bootstrap_finds_whom_it_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when nobody was there at first, and when all were lost."""
     monkeypatch.setattr(discovery, "BOOTSTRAP_FIRST_PAUSE_S", 0.05)
@@ -283,9 +293,9 @@ async def test_a_node_without_bootstrap_finds_whom_it_remembers(monkeypatch: pyt
     async with opened(node(remembered=lambda: known)) as (one, log):
         for num_before in range(2):
             async with open_network(node(identity=identity, listen=listen)):
-                await log.until(lambda log, num=num_before: len(log.of(Connected)) > num)
+                await log.until(partial(has_more, Connected, num_before))
                 assert one.peers() == [identity.peer_id]
-            await log.until(lambda log, num=num_before: len(log.of(Disconnected)) > num)
+            await log.until(partial(has_more, Disconnected, num_before))
 
 
 async def test_remembered_nodes_are_left_alone_while_enough_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -766,7 +776,7 @@ async def test_a_flood_of_gossip_ends_at_the_flooders_neighbours() -> None:
         assert service is not None
         charged: list[bytes] = []
         service.charge = lambda peer, reason, refusal=Refusal.MALFORMED: charged.append(peer)
-        topic = f"{gossip.TOPIC_PREFIX}{NAMESPACE.hex()}"
+        topic = f"{TOPIC_PREFIX}{NAMESPACE.hex()}"
         service.topics[topic] = (NAMESPACE, ROOT)
         data = encode(announce(flooder.to_bytes()))
 

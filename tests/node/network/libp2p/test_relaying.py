@@ -17,6 +17,7 @@ from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.libp2p.relaying import HOP_PROTOCOL, STOP_PROTOCOL
 from mycelia.node.network.network import MessageStream, NetworkError
 from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.pace import Rate
 from mycelia.proto.wire.messages import Ask, Sampling
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, hello, light_client, node
 
@@ -188,7 +189,7 @@ async def test_one_household_does_not_take_all_circuits(monkeypatch: pytest.Monk
 
 
 async def test_a_flood_of_circuits_to_one_node_ends_at_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "CONNECTS", relaying.Rate(0.01, 3.0))
+    monkeypatch.setattr(relaying, "CONNECTS", Rate(0.01, 3.0))
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,

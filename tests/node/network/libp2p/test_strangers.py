@@ -10,6 +10,7 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import inbound, inbound_streams, streams, yamux
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import Connected, Malformed, MessageStream, NetworkError, Received
+from mycelia.proto.admission.pace import Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
 from mycelia.proto.wire.messages import Reconcile, Version
 from tests.node.network.libp2p.network_helpers import (
@@ -261,7 +262,7 @@ async def test_control_messages_wait_by_what_they_cost_and_nothing_is_lost(monke
 
 
 async def test_an_exchange_that_costs_too_much_at_once_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "EXCHANGES_OF_A_PEER", streams.Rate(1.0, 4.0))
+    monkeypatch.setattr(streams, "EXCHANGES_OF_A_PEER", Rate(1.0, 4.0))
     async with open_network(node(), {ECHO: echo}) as one, following(one) as log, open_network(light_client()) as client:
         await client.connect(one.addresses()[0])
         num_answered = 0
@@ -311,7 +312,7 @@ async def test_a_node_opens_no_more_exchanges_with_a_peer_than_that_one_takes(mo
 
 async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams are opened and ended as fast as bytes can say it, without waiting for anything."""
-    monkeypatch.setattr(inbound, "FRAMES_OF_A_PEER", inbound.Rate(1_000.0, 2_000.0))
+    monkeypatch.setattr(inbound, "FRAMES_OF_A_PEER", Rate(1_000.0, 2_000.0))
     num_sent = num_read = 0
     on_opened = yamux.YamuxConnection.on_opened
 

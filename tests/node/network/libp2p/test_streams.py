@@ -14,6 +14,7 @@ from mycelia.node.network.libp2p.streams import Libp2pStream
 from mycelia.node.network.network import NetworkError
 from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, encode
 from mycelia.proto.wire.errors import LimitExceeded, RemoteError
+from mycelia.proto.wire.messages import Message
 from mycelia.proto.wire.refusals import Refusal
 from tests.node.network.libp2p.network_helpers import hello, tokens
 
@@ -94,7 +95,7 @@ def test_any_bytes_are_messages_or_a_refusal(data: bytes, piece: int) -> None:
 
 
 async def test_messages_arrive_whole_and_in_order() -> None:
-    sent = [hello("one"), tokens(2), hello("three")]
+    sent: list[Message] = [hello("one"), tokens(2), hello("three")]
     case = Case(FakeStream(b"".join(framed(encode(message)) for message in sent)))
     assert [await case.stream.receive() for _ in sent] == sent
     with pytest.raises(NetworkError, match="ended the exchange"):

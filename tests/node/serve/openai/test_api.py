@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -231,7 +231,7 @@ async def test_several_choices_are_drawn_apart_and_compute_their_prompt_once(str
 
 
 async def test_log_probabilities() -> None:
-    frames = [ROUTE, BEGUN, Text(text="é", logprobs=(logprobs("é"), logprobs("x"))), ANSWERED]
+    frames: list[EntryFrame] = [ROUTE, BEGUN, Text(text="é", logprobs=(logprobs("é"), logprobs("x"))), ANSWERED]
     async with served(frames) as (node, http):
         wanted = chat(logprobs=True, top_logprobs=1)
         content = (await http.post("/v1/chat/completions", json=wanted)).json()["choices"][0]["logprobs"]["content"]
@@ -519,7 +519,16 @@ async def test_whoever_waits_long_for_the_first_text_is_told_that_it_is_coming(m
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_that_a_node_is_still_there_is_no_text(stream: bool) -> None:
-    script = [ROUTE, STILL_THERE, BEGUN, STILL_THERE, Text(text="a"), STILL_THERE, Text(text="b"), ANSWERED]
+    script: list[EntryFrame] = [
+        ROUTE,
+        STILL_THERE,
+        BEGUN,
+        STILL_THERE,
+        Text(text="a"),
+        STILL_THERE,
+        Text(text="b"),
+        ANSWERED,
+    ]
     async with served(script) as (_, http):
         response = await http.post("/v1/chat/completions", json=chat(stream=stream))
     if stream:
@@ -536,7 +545,7 @@ class HoldingNode(ScriptedNode):
     async def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
-        async def frames() -> AsyncIterator[EntryFrame]:
+        async def frames() -> AsyncGenerator[EntryFrame]:
             await trio.sleep(MAX_HELD_S)
             yield BUSY
 
@@ -604,7 +613,7 @@ async def test_without_keys_only_local_hosts_and_any_key_are_good() -> None:
         for host in ("localhost", "LOCALHOST:7118", "127.0.0.1:7118", "127.0.0.5:7118", "[::1]:7118", "[::1]"):
             assert (await http.get("/v1/models", headers={"host": host})).status_code == 200, host
         for host in ("node.example", "localhost.evil.example", "192.0.2.7:7118", "", "[::1", "127.0.0.1:80:80", "\xe9"):
-            refused = await http.get("/v1/models", headers={"host": host.encode("latin-1")})
+            refused = await http.get("/v1/models", headers={b"host": host.encode("latin-1")})
             assert refused.status_code == 400 and "--api-key-file" in refused.json()["error"]["message"], host
         assert (await http.get("/v1/models", headers={"authorization": "Bearer none"})).status_code == 200
         await http.post("/v1/chat/completions", json=chat())

@@ -12,7 +12,7 @@ from mycelia.node.serve.openai.types import CalledFunction
 NAMES = ("weather", "time")
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Paris"}}\n</tool_call>'
 WEATHER = ("weather", {"place": "Paris"})
-TIME = ("time", {})
+TIME: tuple[str, dict[str, object]] = ("time", {})
 
 
 def read(pieces: list[str], names: tuple[str, ...] = NAMES) -> tuple[str, list[tuple[str, object]]]:

@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from mycelia.node.engine.child.tier.tier import Edge
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
+from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 from tests.damage import contents, damaged, fill_disk
 
@@ -18,7 +19,7 @@ BLOB = bytes(range(100))
 
 
 def an_edge(first: int, blob: bytes = BLOB) -> Edge:
-    edge = Edge(first, pack_tokens([first, 2, 3, 4, 5, 6]), 1, 6, blake3(blob).digest(), 0.0)
+    edge = Edge(first, pack_tokens([first, 2, 3, 4, 5, 6]), 1, 6, blake3(blob).digest(), Reuse(0.0))
     edge.blob, edge.blob_bytes = memoryview(blob), len(blob)
     return edge
 
@@ -40,7 +41,7 @@ def readable(files: EdgeFiles) -> dict[bytes, bytes]:
     """Tokens -> the blob, of everything in the folder whose hashes are right."""
     found = {}
     for one in files.scan()[0]:
-        edge = Edge(0, one.packed, one.start, len(one.packed) // 4, one.content_hash, 0.0)
+        edge = Edge(0, one.packed, one.start, len(one.packed) // 4, one.content_hash, Reuse(0.0))
         edge.blob_bytes = one.blob_bytes
         blob = files.read(edge)
         if blob is not None and blake3(blob).digest() == one.content_hash:

@@ -20,6 +20,7 @@ from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.child.tier.tier_store import TRY_AGAIN_EVERY, TierStore
 from mycelia.node.engine.engine import FIRST_EDGE_ID
 from mycelia.proto.cache.sharing import Owner, plain
+from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from tests.node.engine.child.test_loop import Rig
 
@@ -255,7 +256,7 @@ def test_no_file_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: byt
     """Any bytes are an edge or none."""
     packed = pack_tokens([1, 2, 3])
     whose = Whose(b"tag", 1)
-    edge = Edge(0, packed, 1, 4, bytes(32), 0.0, whose)
+    edge = Edge(0, packed, 1, 4, bytes(32), Reuse(0.0), whose)
     good = tier_files.header(KEY, edge) + b"blob"
     path = tmp_path_factory.getbasetemp() / tier_files.file_name(packed, 1, b"tag")
     path.write_bytes(good)

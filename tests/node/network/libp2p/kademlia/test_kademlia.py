@@ -123,8 +123,8 @@ async def test_an_answer_is_small_whatever_was_told() -> None:
         answer = await answered(peers[0], one.peer_id, get_providers(KEY))
         assert len(answer.providerPeers) == PER_LOCAL
         assert answer.ByteSize() < 16 * 1_024
-        peer = peers[0].host.raw.get_peerstore()
-        assert len(peer.peer_ids()) <= 2, "what others told is not kept"
+        store = peers[0].host.raw.get_peerstore()
+        assert len(store.peer_ids()) <= 2, "what others told is not kept"
 
 
 async def test_records_of_one_address_leave_those_of_another() -> None:
