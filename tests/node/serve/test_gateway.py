@@ -117,7 +117,7 @@ async def exchange(port: int, data: bytes) -> tuple[int, bytes]:
         (request("GET", "/api/state"), 500, "its log says more"),
         (request("GET", "/api/tree"), 503, "the engine died"),
     ],
-    ids=["path", "method", "json", "utf-8", "empty", "type", "huge", "host", "bug", "engine"],
+    ids=["path", "method", "json", "utf-8", "empty", "type", "huge", "brackets", "host", "bug", "engine"],
 )
 async def test_refusals(data: bytes, status: int, says: str) -> None:
     async with served() as (_, port):
