@@ -23,8 +23,9 @@ from mycelia.sim.engine import draw_spec
 from mycelia.sim.faults import FaultPlan, Faults, reachable
 from mycelia.sim.links import Links, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.metadata import MESH_DEGREE
+from mycelia.sim.record import Record
 from mycelia.sim.scenario import DEGREE
-from mycelia.sim.serving import Record, Serving
+from mycelia.sim.serving import Serving
 from mycelia.sim.sessions import GENERATORS, Prompt, Session
 from mycelia.sim.world import SimNode, World
 

@@ -24,8 +24,9 @@ from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import Repair, RepairRequest
 from mycelia.sim.links import Links, Partition, measured_rtt, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.scenario import DEGREE
+from mycelia.sim.traffic import PLANES
 from mycelia.sim.workload import Mmlu, PrefixCache, blocks_of
-from mycelia.sim.world import NAMESPACE, PLANES, SimNode, World
+from mycelia.sim.world import NAMESPACE, SimNode, World
 
 MESH_DEGREE = 4
 """Neighbours of a node in the gossip mesh, as in node/network."""
@@ -65,6 +66,15 @@ class Swarm:
         self.world.run(self.world.now + seconds)
 
 
+def start_all(world: World, edges: Sequence[tuple[int, int]]) -> None:
+    """Start every node and connect them; they begin to serve at random times."""
+    for number in range(len(world.nodes)):
+        node = world.start(number)
+        world.call(world.now + world.rng.uniform(0.0, _START_S), partial(world.serve, node))
+    for one, other in edges:
+        world.connect(one, other)
+
+
 def make_swarm(setting: Setting, cells: CellConfig = CellConfig()) -> Swarm:  # noqa: B008  frozen
     """Its nodes are started and have heard of each other. Raises LocalError for a file without an RTT matrix."""
     rng = random.Random(setting.seed)
@@ -79,7 +89,7 @@ def make_swarm(setting: Setting, cells: CellConfig = CellConfig()) -> Swarm:  # 
     # One cell, however many nodes: what is measured here is how far digests reach. ``cells.py`` has swarms that split.
     one_cell = replace(cells, max_cell_nodes=max(num_nodes, cells.max_cell_nodes))
     world = World(links, num_nodes, setting.seed, OverlayConfig(digest=setting.config, cells=one_cell))
-    world.start_all(edges, _START_S)
+    start_all(world, edges)
     swarm = Swarm(world, edges, setting)
     swarm.wait(_START_S + _SETTLED_S)
     return swarm

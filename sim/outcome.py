@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.serving import Record
+from mycelia.sim.record import Record
 from mycelia.sim.sessions import hit_bound
 
 QUANTILES = tuple((place + 0.5) / 50 for place in range(50))

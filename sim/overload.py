@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mycelia.sim.outcome import percentile
+from mycelia.sim.record import Record
 from mycelia.sim.scenario import Scenario
-from mycelia.sim.serving import Record
 from mycelia.sim.sessions import Prompt, Session
 from mycelia.sim.simulate import Step, SwarmRun
 

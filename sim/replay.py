@@ -13,7 +13,8 @@ from mycelia.sim.engine import EngineSpec
 from mycelia.sim.host import Host
 from mycelia.sim.links import Links, constant_rtt
 from mycelia.sim.policies import make_policy
-from mycelia.sim.serving import Record, Serving
+from mycelia.sim.record import Record
+from mycelia.sim.serving import Serving
 from mycelia.sim.sessions import Prompt
 from mycelia.sim.views import look
 from mycelia.sim.world import World

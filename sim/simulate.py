@@ -27,12 +27,14 @@ from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.outcome import Outcome, Window, outcome_of
 from mycelia.sim.policies import make_policy
+from mycelia.sim.record import Record
 from mycelia.sim.scenario import TRACE, Scenario
-from mycelia.sim.serving import Record, Serving
+from mycelia.sim.serving import Serving
 from mycelia.sim.sessions import GENERATORS, Session
 from mycelia.sim.traces import TraceRow, sessions_of, trace_rate
+from mycelia.sim.traffic import GOSSIP, LAZY, REPAIR
 from mycelia.sim.views import look, told
-from mycelia.sim.world import GOSSIP, LAZY, REPAIR, World
+from mycelia.sim.world import World
 
 START_S, SETTLE_S = 5.0, 15.0
 """Nodes begin to serve within the one, and know each other after the other."""

@@ -4,16 +4,16 @@ Each node is a real ``proto.overlay.Overlay``, driven as ``node/driver.py`` driv
 engine become events, and effects are performed in order. A heap of (time, number, what) is all there is: no thread,
 no wall clock. Equal seeds give equal runs, to the byte of ``trace``; nothing depends on the order of a set.
 
-Bytes are those of the real codec plus what the transport adds around a message, counted at each node and for each
-plane, sent and received, duplicates included. Signatures are keyed hashes, unforgeable as long as nobody in the
-simulation tries: Ed25519 would cost 44 us to sign and 125 us to verify, which no simulated quantity depends on.
+Bytes are counted at each node and for each plane, sent and received, duplicates included. Signatures are keyed hashes,
+unforgeable as long as no node in the simulation tries: Ed25519 would cost 44 us to sign and 125 us to verify, which no
+simulated quantity depends on.
 """
 
 import heapq
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
@@ -58,10 +58,10 @@ from mycelia.proto.events import (
 )
 from mycelia.proto.overlay import Overlay
 from mycelia.proto.routing.choose import Policy
-from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
-from mycelia.proto.wire.messages import Control, Message, Reconcile, Repair, RepairRequest, Vitals
+from mycelia.proto.wire.messages import Reconcile, Repair, Vitals
 from mycelia.sim.links import Links
 from mycelia.sim.meshes import Meshes
+from mycelia.sim.traffic import Traffic, plane_of
 
 NAMESPACE = blake3(b"the simulated model").digest(length=16)
 EPOCH_START = 1_800_000_000.0
@@ -69,21 +69,9 @@ EPOCH_START = 1_800_000_000.0
 CONTEXT_TOKENS = 131_072
 IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
-GOSSIP_ENVELOPE_BYTES = 204
-"""What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
-STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
-"""Around a control message: its length, yamux's header, Noise's length and tag."""
-MESSAGE_ID_BYTES = 14
-"""Size of one message in IHAVE: node/network/libp2p/gossip/gossip.py's id of 12 bytes, its tag and length."""
-ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
-"""gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
 MAX_SENDS_PER_PEER = 32
 """As in node/driver.py: of what one event makes a node send to one peer, the rest is dropped."""
 _TRACED = struct.Struct(">dIIQ")
-
-GOSSIP, LAZY, REPAIR, CONTROL = "gossip", "lazy", "repair", "control"
-PLANES = (GOSSIP, LAZY, REPAIR, CONTROL)
-"""Gossip pushed through the mesh; its lazy announcements; direct streams: repair and reconciliation; the rest."""
 
 
 def sign_as(owner: bytes) -> Callable[[bytes], bytes]:
@@ -137,12 +125,12 @@ class World:
         readers: Collection[int] | None = None,
     ) -> None:
         """perform_request: where requests' effects go, if there are requests. mesh_degree: each cell has a mesh that
-        follows its subscribers; without it there is one mesh, that of ``links``, and nobody moves. policy_of: by which
-        rule each node routes; None is the protocol's own.
+        follows its subscribers; without it there is one mesh, that of ``links``, and no node moves. policy_of: the
+        rule by which each node routes; None is the protocol's own.
 
-        readers: only these nodes read digests, and only those of nodes that they are connected with, whom they ask for
-        what they lack. The rest of the gossip is heard and counted, and costs no time; who reads nothing relays no
-        repairs and takes no part in reconciliation. None: everybody reads everything."""
+        readers: only these nodes read digests, and only those of nodes that they are connected with, which they ask for
+        what they lack. The rest of the gossip is counted, and costs no time; other nodes relay no repairs and take no
+        part in reconciliation. None: every node reads everything."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -153,16 +141,16 @@ class World:
         self.is_up = np.zeros(num_nodes, dtype=np.bool_)
         self.emitted: Counter[str] = Counter()
         self.num_events = 0
-        self.sent = {plane: np.zeros(num_nodes, dtype=np.int64) for plane in PLANES}
-        self.received = {plane: np.zeros(num_nodes, dtype=np.int64) for plane in PLANES}
-        self.on_publish: Callable[[SimNode, Publish], None] | None = None
-        self.on_emit: Callable[[SimNode, Emit], None] | None = None
-        self.on_send: Callable[[SimNode, Send, int], None] | None = None
-        """With the bytes that it costs."""
-        self.on_cell: Callable[[SimNode, Cell], None] | None = None
-        """A node joined a cell."""
-        self.on_ladder: Callable[[SimNode, Connect | Provide | FindProviders], None] | None = None
-        """Without it records are told to nobody, and nobody answers a lookup."""
+        self._traffic = Traffic(num_nodes)
+        self.sent, self.received = self._traffic.sent, self._traffic.received
+        self.on_publish: Callable[[SimNode, Publish], None] = lambda *_: None
+        self.on_emit: Callable[[SimNode, Emit], None] = lambda *_: None
+        self.on_send: Callable[[SimNode, Send, int], None] = lambda *_: None
+        """Called with the bytes of the message too."""
+        self.on_cell: Callable[[SimNode, Cell], None] = lambda *_: None
+        """Called when a node has joined a cell."""
+        self.on_ladder: Callable[[SimNode, Connect | Provide | FindProviders], None] = lambda *_: None
+        """Without it no node gets records, and no node answers a lookup."""
         self._near: list[set[int]] = [set() for _ in range(num_nodes)]
         self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
@@ -175,7 +163,6 @@ class World:
         self._arrived_at: dict[tuple[int, int], float] = {}
         self._epochs = [0] * num_nodes
         """Epoch of each node's digest in its last life."""
-        self._sized: tuple[Message, int] | None = None
         self._trace = blake3()
 
     # --- for scenarios ---------------------------------------------------------------------------------------------
@@ -201,14 +188,6 @@ class World:
         if self.meshes is not None:
             self.meshes.join(node.number, ROOT)
         self.handle(node, ModelServed(NAMESPACE, "model", context_tokens, vitals, self._epochs[node.number]))
-
-    def start_all(self, edges: Sequence[tuple[int, int]], within_s: float) -> None:
-        """Start every node, connect them, and let them begin to serve at random times within ``within_s``."""
-        for number in range(len(self.nodes)):
-            node = self.start(number)
-            self.call(self.now + self.rng.uniform(0.0, within_s), partial(self.serve, node))
-        for one, other in edges:
-            self.connect(one, other)
 
     def stop(self, number: int, is_noticed: bool = True) -> None:
         """The node is gone without a word; its peers notice at once, or for each of them by ``forget``."""
@@ -303,8 +282,8 @@ class World:
                 continue
             node = self.nodes[number]
             if node is None:
-                continue
-            if node.held is not None:
+                pass
+            elif node.held is not None:
                 assert not callable(what)
                 node.held.append((order, what))
             elif isinstance(what, Timer):
@@ -327,20 +306,12 @@ class World:
         self._trace.update(_TRACED.pack(self.now, node.number, len(effects), self.num_events))
         if not effects:
             return
-        counts = len(effects) > MAX_SENDS_PER_PEER
-        sends: Counter[bytes] = Counter()
-        for effect in effects:
-            if counts and isinstance(effect, Send):
-                sends[effect.peer] += 1
-                if sends[effect.peer] > MAX_SENDS_PER_PEER:
-                    self.emitted["send_dropped"] += 1
-                    continue
+        for effect in effects if len(effects) <= MAX_SENDS_PER_PEER else _limited(effects, self.emitted):
             self._perform(node, effect)
 
     def trace(self) -> str:
         """A hash over everything that happened: equal seeds, equal traces."""
-        counts = b"".join(self.received[plane].tobytes() + self.sent[plane].tobytes() for plane in PLANES)
-        return blake3(self._trace.digest() + counts).hexdigest()
+        return blake3(self._trace.digest() + self._traffic.state()).hexdigest()
 
     def check_invariants(self, most: int | None = None) -> None:
         """Raises AssertionError when a documented invariant of an overlay is broken. most: of so many nodes, others
@@ -355,8 +326,7 @@ class World:
         match effect:
             case Emit():
                 self.emitted[effect.event] += 1
-                if self.on_emit is not None:
-                    self.on_emit(node, effect)
+                self.on_emit(node, effect)
             case Send():
                 self._send(node, effect)
             case SetTimer():
@@ -374,14 +344,11 @@ class World:
                     self.meshes.leave(node.number, effect.cell)
                     return
                 self.meshes.join(node.number, effect.cell)
-                if self.on_cell is not None:
-                    self.on_cell(node, effect.cell)
+                self.on_cell(node, effect.cell)
             case Connect() | Provide() | FindProviders():
-                if self.on_ladder is not None:
-                    self.on_ladder(node, effect)
+                self.on_ladder(node, effect)
             case Disconnect():
-                other = self.number_of[effect.peer]
-                self.call(self.now, lambda: self._close(node.number, other))
+                self.call(self.now, partial(self._close, node.number, self.number_of[effect.peer]))
             case Dispatch() | Begin() | Deliver() | Finish() | Fail() | Abandon():
                 assert self._perform_request is not None, "a request in a world without them"
                 self._perform_request(node, effect)
@@ -398,16 +365,12 @@ class World:
         receiver = self.number_of[effect.peer]
         if receiver not in node.near:
             return
-        if self._sized is None or self._sized[0] is not effect.message:  # (one repair goes to several neighbours)
-            self._sized = (effect.message, STREAM_ENVELOPE_BYTES + size_of(effect.message))
-        plane, size = _plane_of(effect.message), self._sized[1]
-        self.sent[plane][node.number] += size
-        if self.on_send is not None:
-            self.on_send(node, effect, size)
+        size = self._traffic.count_sent(node.number, effect.message)
+        self.on_send(node, effect, size)
         delay = self.links.delay_s(node.number, receiver, self.now)
         if delay is None:
             return
-        self.received[plane][receiver] += size
+        self.received[plane_of(effect.message)][receiver] += size
         if isinstance(effect.message, Reconcile | Repair) and not self._reads(receiver):
             return
         # One stream a pair: what is sent later does not arrive before.
@@ -418,21 +381,14 @@ class World:
 
     def publish(self, node: SimNode, effect: Publish) -> None:
         """Through the mesh, from ``node`` on; its author is the owner of the digest."""
-        if self.on_publish is not None:
-            self.on_publish(node, effect)
-        size = GOSSIP_ENVELOPE_BYTES + len(encode(effect.message))
+        self.on_publish(node, effect)
         hears, topic = self.is_up, None
         if self.meshes is not None:
             hears, topic = self.meshes.prepare(effect.cell, self.now) & self.is_up, effect.cell
         heard, first, sent, received = self.links.flood(node.number, self.now, hears, topic)
-        self.sent[GOSSIP] += size * sent
-        self.received[GOSSIP] += size * received
         reached = np.isfinite(heard)
-        # A node that has the message announces it to LAZY_PEERS in each heartbeat: spread evenly, in expectation.
-        share = reached.sum() / (hears.sum() if self.meshes is not None else len(hears))
-        lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * share)
-        self.sent[LAZY] += lazy * reached
-        self.received[LAZY] += lazy * hears
+        num_hearing = int(hears.sum()) if self.meshes is not None else len(hears)
+        self._traffic.count_gossip(effect.message, sent, received, reached, hears, num_hearing)
         reached[node.number] = False
         if self._is_reader is not None:
             is_near = np.zeros(len(reached), dtype=np.bool_)
@@ -457,26 +413,13 @@ class World:
         return self._num_scheduled
 
 
-def _plane_of(message: Control) -> str:
-    return REPAIR if isinstance(message, Reconcile | Repair | RepairRequest) else CONTROL
-
-
-def size_of(message: Message) -> int:
-    """``len(encode(message))``. A version vector is summed up instead, which is 20 times faster and the same."""
-    if not isinstance(message, Reconcile):
-        return len(encode(message))
-    versions = message.versions
-    # A map of two: kind 5, then the array. Each version is a map of four with one-byte keys.
-    return (
-        4
-        + _head_bytes(len(versions))
-        + sum(
-            5 + _head_bytes(len(v.owner)) + len(v.owner) + 17 + _head_bytes(v.epoch) + _head_bytes(v.seq)
-            for v in versions
-        )
-    )
-
-
-def _head_bytes(value: int) -> int:
-    """CBOR's head for an unsigned integer or a length."""
-    return 1 if value < 24 else 2 if value < 256 else 3 if value < 65_536 else 5 if value < 2**32 else 9
+def _limited(effects: Sequence[Effect], emitted: Counter[str]) -> Iterator[Effect]:
+    """``effects`` without what a node drops."""
+    sends: Counter[bytes] = Counter()
+    for effect in effects:
+        if isinstance(effect, Send):
+            sends[effect.peer] += 1
+            if sends[effect.peer] > MAX_SENDS_PER_PEER:
+                emitted["send_dropped"] += 1
+                continue
+        yield effect

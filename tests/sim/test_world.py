@@ -14,19 +14,9 @@ from mycelia.proto.wire.codec import encode
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Reconcile, Version
 from mycelia.sim.links import Links, Partition, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
-from mycelia.sim.metadata import Churn, Setting, is_converged, make_swarm
-from mycelia.sim.world import (
-    GOSSIP,
-    GOSSIP_ENVELOPE_BYTES,
-    NAMESPACE,
-    PLANES,
-    REPAIR,
-    STREAM_ENVELOPE_BYTES,
-    SimNode,
-    World,
-    peer_id,
-    size_of,
-)
+from mycelia.sim.metadata import Churn, Setting, is_converged, make_swarm, start_all
+from mycelia.sim.traffic import GOSSIP, GOSSIP_ENVELOPE_BYTES, PLANES, REPAIR, STREAM_ENVELOPE_BYTES, size_of
+from mycelia.sim.world import NAMESPACE, SimNode, World, peer_id
 
 
 def run(seed: int, num_nodes: int = 20) -> World:
@@ -67,7 +57,7 @@ def test_bytes_are_the_codecs_and_the_envelopes() -> None:
         gossiped[node.number] += len(encode(effect.message)) + GOSSIP_ENVELOPE_BYTES
 
     world.on_send, world.on_publish = on_send, on_publish
-    world.start_all([(0, 1)], 5.0)
+    start_all(world, [(0, 1)])
     world.run(world.now + 100)
     for node, other in ((0, 1), (1, 0)):
         assert world.sent[GOSSIP][node] == world.received[GOSSIP][other] == gossiped[node] > 0
