@@ -42,7 +42,7 @@ class Choices:
         for job, token in chosen:
             if job.seq_id is not None:  # Else it was abandoned a moment ago.
                 self._generated(job, token)
-        for job in self._scheduler.publishable():
+        for job in self._scheduler.prefixes.publishable():
             if not self._jobs.publish(job):
                 return
 

@@ -149,7 +149,7 @@ class Jobs:
         """Let others share what the job has computed or restored. False: everything was abandoned."""
         if not self._share(job):
             return False
-        self.sequences.clear(self._scheduler.publish(job, time.monotonic()))
+        self.sequences.clear(self._scheduler.prefixes.publish(job, time.monotonic()))
         return True
 
     def make_room(self) -> None:

@@ -102,7 +102,7 @@ class StepLoop:
         if tiers is not None:
             tiers.follow(self.scheduler.changes, lambda: self.inbox.put(Wake()))
             tiers.announce_all()
-            self.scheduler.reach = self.jobs.sequences.reach
+            self.scheduler.prefixes.reach = self.jobs.sequences.reach
             for tokens in tiers.open_prefixes():
                 self.scheduler.sharing.open(tokens)
 

@@ -22,25 +22,17 @@ Cells in use make every step slower, also those of idle leaves: attention walks 
 On one core, 6,800 idle cells of a 135M model made a prefill 1.4 times and a step of 8 rows 1.45 times as long, while a
 restore from host memory costs 7 ms per 1,000 tokens. So with ``demote_idle`` idle leaves leave at the next admission.
 
-A running request pins the leaf whose cells it shares, so that the tree keeps counting them. A leaf's id may be the id
-of a running request (its prompt is published as soon as it is computed, so that others can share it at once): such a
-leaf is pinned by that request.
-
 What waits starts in the order of ``proto.fair_queue``, which is fair among clients. A job whose turn it is and that
 lacks cells keeps its turn, whoever else comes or is served meanwhile, so that smaller ones do not starve it; but for
 those of clients that received less service and hold less than it wants to.
 
-A request that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix
-instead of computing it again, at most once.
-
-What a request may reuse at all, and where its own tokens stand in the tree, is said by ``proto.sharing``: the tree
-knows sequences by their paths, not by their tokens.
+What requests reuse of each other: ``prefixes.py``.
 
 Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,18 +42,17 @@ from mycelia.node.engine.child.cells import Cells, Evicted
 from mycelia.node.engine.child.holdings import holding, largest_of_all, victims, wanted_holding
 from mycelia.node.engine.child.job import Job, Limits, Refusal
 from mycelia.node.engine.child.precedence import Precedence
+from mycelia.node.engine.child.prefixes import Prefixes
 from mycelia.node.engine.child.rows import GiveWay, Row, plan_rows
 from mycelia.proto.admission.fair_order import Key
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, share_of
-from mycelia.proto.cache.radix import RadixTree, common_prefix
-from mycelia.proto.cache.sharing import PUBLIC, Owner, Sharing, match
+from mycelia.proto.cache.radix import RadixTree
+from mycelia.proto.cache.sharing import Owner, Sharing
 
 COMPARE_S, MAX_COMPARED = 0.1, 4
 """How often it is looked whether what runs must stop, and for how many of a household: it takes 60 us each."""
 GROWTH_TOKENS = 128
 """Cells that a promise grows by: some seconds of an answer."""
-MIN_SHARED_TOKENS = 32
-"""Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +78,7 @@ class Scheduler:
         """In order of admission."""
         self.cells = Cells(limits, self.tree, self.changes, self.running)
         self.waiting: FairQueue[Job] = FairQueue(limits.max_waiting)
-        self.reach: Callable[[Job, int], int] = lambda job, length: length
-        """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
+        self.prefixes = Prefixes(limits, self.tree, self.sharing, self.changes, self.cells, self.running, self.waiting)
         self.accounts = Accounts(self.waiting, limits.num_cells)
         self.precedence = Precedence(self.waiting, self.running)
         self.give_way = GiveWay()
@@ -133,7 +123,7 @@ class Scheduler:
             return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
             job.chain = self.sharing.chain(job.prompt[:-1])
-            job.expected_cached = self.reach(job, self._match(job)[0])
+            job.expected_cached = self.prefixes.reach(job, self.prefixes.match(job)[0])
         return job
 
     # --- admission ------------------------------------------------------------------------------------------------
@@ -153,10 +143,14 @@ class Scheduler:
     def _admit_next(self, now: float) -> Admission | None:
         turn = None
         for job in [self._turn, *self.waiting] if self._turn else self.waiting:
-            if job.is_choosing or self._still_waits(job) or (turn is not None and not self._may_pass(job, turn)):
+            if (
+                job.is_choosing
+                or self.prefixes.still_waits(job)
+                or (turn is not None and not self._may_pass(job, turn))
+            ):
                 continue
-            length, source = self._match(job)
-            if turn is None and self._should_wait(job, length):
+            length, source = self.prefixes.match(job)
+            if turn is None and self.prefixes.should_wait(job, length):
                 continue
             admission = self._start(job, source, length, now)
             if admission is not None:
@@ -183,7 +177,12 @@ class Scheduler:
         free, freed, tried = self.cells.num_unpromised(), self.cells.freed_by, defaultdict[Key, set[bytes]](set)
         for job in self.waiting:
             clients = tried[share_of(job)]
-            if job.client in clients or len(clients) >= MAX_COMPARED or job.is_choosing or self._still_waits(job):
+            if (
+                job.client in clients
+                or len(clients) >= MAX_COMPARED
+                or job.is_choosing
+                or self.prefixes.still_waits(job)
+            ):
                 continue
             clients.add(job.client)
             lead, num_cells = partial(self.precedence.lead, job), self._promise(job)
@@ -206,45 +205,6 @@ class Scheduler:
         """Cells that a job is promised when it starts."""
         limits = self.limits
         return min(job.limit_tokens, max(limits.num_cells // limits.slots, len(job.tokens) + GROWTH_TOKENS))
-
-    def _match(self, job: Job) -> tuple[int, int | None]:
-        """The longest prefix that a job which does not run may reuse; the last token is always computed, for its
-        logits. Decides about the job's place in the tree: ``num_open``."""
-        if not (self.limits.reuse and job.may_share):
-            job.num_open = 0
-            return 0, None
-        # A job that was stopped has its tokens where they were.
-        places = {self.open_tokens(job), job.num_open} if job.num_starts else {self.open_tokens(job)}
-        found = [match(self.tree, job.owner, job.tokens[:-1], place) for place in sorted(places)]
-        length, leaf, job.num_open = max(found, key=lambda one: one[0])
-        return length, leaf
-
-    def open_tokens(self, job: Job) -> int:
-        """Leading tokens of a job's prompt that any job may reuse where they are cached."""
-        return self.sharing.num_open(job.chain)
-
-    def _still_waits(self, job: Job) -> bool:
-        if job.awaits is None or job.awaits not in self.running:
-            return False
-        return job.awaits.shared_tokens < job.awaited_tokens and self._match(job)[0] < job.awaited_tokens
-
-    def _should_wait(self, job: Job, length: int) -> bool:
-        """True when another job computes a clearly longer prefix of this one than the tree and second tier have."""
-        job.awaits = None
-        if job.waited or not (self.limits.reuse and job.may_share):
-            return False
-        for other in self.running:
-            overlap = common_prefix(job.prompt[:-1], other.prompt)
-            if other.owner.tag != job.owner.tag:
-                overlap = min(overlap, other.num_open, self.open_tokens(job))
-            if overlap - length < MIN_SHARED_TOKENS or other.shared_tokens >= overlap:
-                continue
-            length = self.reach(job, length)
-            if overlap - length >= MIN_SHARED_TOKENS:
-                job.awaits, job.awaited_tokens, job.waited = other, overlap, True
-                job.expected_cached = overlap
-                return True
-        return False
 
     def _start(self, job: Job, source: int | None, length: int, now: float) -> Admission | None:
         """Reserve an id and cells for ``job``, evicting as needed. None when the running jobs leave too little."""
@@ -284,7 +244,7 @@ class Scheduler:
         assert job.seq_id is not None
         self.accounts.stop(job, is_next=True)
         self._turn = job
-        self._pin(job, None, 0)
+        self.prefixes.pin(job, None, 0)
         self.running.remove(job)
         job.num_starts -= 1
         job.cached_tokens, job.num_computed = job.cached_tokens if job.num_starts else 0, 0
@@ -342,70 +302,6 @@ class Scheduler:
         """The rows of the next decode call; see ``rows.py``."""
         return plan_rows(self.able(), prefill_tokens, self.limits.batch_tokens)
 
-    def publishable(self) -> list[Job]:
-        """Jobs whose computed prompt tokens should enter the tree now: all are there, or another job waits for them."""
-        if not self.limits.reuse:
-            return []
-        awaited: dict[Job, int] = {}
-        for job in self.waiting:
-            if job.awaits is not None:
-                awaited[job.awaits] = min(job.awaited_tokens, awaited.get(job.awaits, job.awaited_tokens))
-        ready = []
-        for job in self.running:
-            needed = min(len(job.prompt), awaited.get(job, len(job.prompt)))
-            if job.shared_tokens < needed <= job.num_computed and self._may_pin(job):
-                ready.append(job)
-        return ready
-
-    def shareable(self, job: Job) -> tuple[int, int] | None:
-        """(leaf, length) when the tree holds more of the job's computed tokens than the job shares. What it computed
-        may open now, which decides about its place in the tree.
-
-        The worker replaces the job's cells [0, length) by the leaf's before ``publish`` or ``finish``.
-        """
-        if not self.limits.reuse:
-            return None
-        self._note(job)
-        length, source = self.tree.match(job.path(job.num_computed))
-        if source is None or source == job.seq_id or length <= job.shared_tokens:
-            return None
-        return source, length
-
-    def publish(self, job: Job, now: float) -> list[int]:
-        """Insert the job's computed prompt tokens into the tree; returns the sequences to clear.
-
-        Does nothing when ``_may_pin`` says no, which is not so for jobs of ``publishable``.
-        """
-        self._note(job)
-        count = min(job.num_computed, len(job.prompt))
-        if not self._may_pin(job):
-            return []
-        cleared = self._insert(job, count, now)
-        _, leaf = self.tree.match(job.path(count))
-        assert leaf is not None
-        self._pin(job, leaf, count)
-        return cleared
-
-    def _note(self, job: Job) -> None:
-        """What a running job has computed counts from now on as had by its owner; so some of it may open. As long as
-        the job holds nothing of its own in the tree, its place there is where all that is open is everybody's."""
-        if job.noted_tokens == job.num_computed:
-            return
-        job.noted_tokens = job.num_computed
-        chain = self.sharing.note(job.owner, job.tokens[: job.num_computed], job.declared_open)
-        assert job.seq_id is not None
-        if job.owner != PUBLIC and job.seq_id not in self.tree and job.shared_tokens <= job.num_open:
-            job.num_open = max(job.num_open, self.sharing.num_open(chain))
-
-    def _may_pin(self, job: Job) -> bool:
-        """False when a longer idle leaf has all that the job computed, and pinning it would break the promise."""
-        count = min(job.num_computed, len(job.prompt))
-        covered, leaf = self.tree.match(job.path(count))
-        if covered < count or leaf is None or self.tree.pins(leaf):
-            return True
-        tail = len(self.tree.tokens_of(leaf)) - covered
-        return tail <= self.cells.num_unpromised()
-
     def finish(self, job: Job, now: float) -> list[int]:
         """End a running job and cache what it computed. Returns the sequences to clear."""
         self._settle(job, now)
@@ -421,49 +317,14 @@ class Scheduler:
         self.running.remove(job)
         cleared: list[int] = []
         if self.limits.reuse and job.num_computed:
-            self._note(job)
-            cleared = self._insert(job, job.num_computed, now)
-        self._pin(job, None, 0)
+            self.prefixes.note(job)
+            cleared = self.prefixes.insert(job, job.num_computed, now)
+        self.prefixes.pin(job, None, 0)
         if job.seq_id not in self.tree:
             cleared.append(job.seq_id)
             self.cells.free_ids.append(job.seq_id)
         job.seq_id = None
         return cleared
-
-    def _insert(self, job: Job, count: int, now: float) -> list[int]:
-        """Insert its first ``count`` tokens under the job's id; frees and returns ids that became redundant and belong
-        to no running job."""
-        assert job.seq_id is not None
-        path = job.path(count)
-        length, leaf = self.tree.match(path)
-        if length == count and leaf is not None:
-            if job.counted_tokens < length:
-                self.tree.use(path, now, job.counted_tokens)
-            job.counted_tokens = length
-            return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
-        was_there = job.seq_id in self.tree
-        redundant = self.tree.insert(path, job.seq_id, now, job.counted_tokens)
-        job.counted_tokens = count
-        for seq_id in [job.seq_id] if was_there else redundant:
-            self.changes.evict(seq_id)
-        self.changes.store(job.seq_id, path)
-        in_use = {other.seq_id for other in self.running}
-        cleared = [seq_id for seq_id in redundant if seq_id not in in_use]
-        self.cells.free_ids.extend(cleared)
-        for other in self.running:
-            if other.pinned in redundant:
-                other.pinned = job.seq_id  # The tree moved the pin along.
-        if job.pinned in redundant:
-            job.pinned = job.seq_id
-        return cleared
-
-    def _pin(self, job: Job, leaf: int | None, length: int) -> None:
-        """Move the job's pin to ``leaf``, whose first ``length`` tokens it shares."""
-        if leaf is not None:
-            self.tree.pin(leaf)
-        if job.pinned is not None:
-            self.tree.unpin(job.pinned)
-        job.pinned, job.shared_tokens = leaf, length
 
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue."""

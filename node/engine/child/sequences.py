@@ -56,7 +56,7 @@ class Sequences:
         return self._tiers.reach(job.tokens[:-1], length, self._whose(job))
 
     def _whose(self, job: Job) -> Whose:
-        return Whose(job.owner.tag, self._scheduler.open_tokens(job))
+        return Whose(job.owner.tag, self._scheduler.prefixes.open_tokens(job))
 
     def _keep(self, leaves: Iterable[Evicted]) -> None:
         """Save evicted leaves to the second tier; before any of their cells is cleared."""
@@ -75,7 +75,7 @@ class Sequences:
 
     def share(self, job: Job) -> bool:
         """Give up the job's duplicates of cells that the tree has. False: the sequence is broken."""
-        shareable = self._scheduler.shareable(job)
+        shareable = self._scheduler.prefixes.shareable(job)
         if shareable is None:
             return True
         source, length = shareable

@@ -39,8 +39,8 @@ def compute(sched: Scheduler, budget: int = 64, token: int = 1, now: float = 1.0
         row.job.num_computed += row.count
         if row.wants_token:
             row.job.tokens.append(token)
-    for job in sched.publishable():
-        sched.publish(job, now)
+    for job in sched.prefixes.publishable():
+        sched.prefixes.publish(job, now)
     for job in [job for job in sched.running if job.num_generated >= job.max_tokens]:
         sched.finish(job, now)
     sched.check_invariants()
@@ -226,7 +226,7 @@ def test_a_job_that_may_not_pin_a_longer_idle_leaf_goes_on_with_its_own_cells() 
     assert admission.length == 19 and job.pinned is None and len(sched.tree) == 1
     for row in sched.plan(64):
         row.job.num_computed += row.count
-    assert sched.publishable() == [] and sched.publish(job, 2.0) == [] and job.pinned is None
+    assert sched.prefixes.publishable() == [] and sched.prefixes.publish(job, 2.0) == [] and job.pinned is None
     sched.check_invariants()
 
 
@@ -383,7 +383,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.cells.pop(seq_id, None)
 
     def share(self, job: Job) -> None:
-        shareable = self.sched.shareable(job)
+        shareable = self.sched.prefixes.shareable(job)
         if shareable is not None and job.seq_id is not None:
             source, length = shareable
             self.cells[job.seq_id] = self.cells[source][:length] + self.cells[job.seq_id][length:]
@@ -491,9 +491,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 row.job.tokens.append(data.draw(st.integers(0, 2)))
                 if row.job.num_generated >= row.job.max_tokens:
                     self.finish(row.job)
-        for job in self.sched.publishable():
+        for job in self.sched.prefixes.publishable():
             self.share(job)
-            self.clear(self.sched.publish(job, self.now))
+            self.clear(self.sched.prefixes.publish(job, self.now))
 
     @precondition(lambda self: self.sched.running)
     @rule(data=st.data())

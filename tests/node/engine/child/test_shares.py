@@ -57,8 +57,8 @@ class Engine:
                 if job.num_generated >= job.max_tokens:
                     self.done[job.key] = job.tokens
                     self.sched.finish(job, self.now)
-        for job in self.sched.publishable():
-            self.sched.publish(job, self.now)
+        for job in self.sched.prefixes.publishable():
+            self.sched.prefixes.publish(job, self.now)
 
     def _admit(self) -> None:
         while True:
