@@ -30,7 +30,7 @@ from mycelia.node.engine.child.llama.llama import OK
 from mycelia.node.engine.child.tier.tier import GIB, Tier
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.child.worker import Service, load
-from mycelia.node.engine.process import ProcessEngine, child_environment
+from mycelia.node.engine.child_process import child_environment, load_message
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
@@ -98,7 +98,7 @@ class Bench:
         """replies: where the loop reports to. seed: of the prompts. Raises LocalError for a model that fails."""
         wanted = EngineSettings(model, threads=settings.threads, cells=settings.cells, slots=settings.slots)
         service = Service(replies)
-        self._loop, _ = load(ProcessEngine(wanted).load_message(), replies, service)
+        self._loop, _ = load(load_message(wanted, wanted.cells), replies, service)
         assert service.llama is not None
         self._llama = service.llama
         self._rng = random.Random(seed)  # noqa: S311  no secret

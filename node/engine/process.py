@@ -9,7 +9,6 @@ item, which ``max_tokens`` bounds.
 """
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from mycelia.node.engine import ipc
 from mycelia.node.engine.calls import Calls, Question
 from mycelia.node.engine.changes import ChangeLog
-from mycelia.node.engine.child.tier.tier import GIB
+from mycelia.node.engine.child_process import child_environment, end_process, idle_vitals, load_message, without_folder
 from mycelia.node.engine.engine import (
     CacheChange,
     EngineAccepted,
@@ -90,7 +89,7 @@ class ProcessEngine:
         self._running = trio.Event()
         self._watchdog = Watchdog()
         self._load_error = ""
-        self._vitals = _idle(slots=0)
+        self._vitals = idle_vitals(slots=0)
         self._vitals_told = self._vitals
         self._vitals_changed = trio.Event()
         self._changes = ChangeLog()
@@ -270,7 +269,7 @@ class ProcessEngine:
                 words_end = trio.Event()
                 nursery.start_soon(self._keep_last_words, child.stderr, words_end)
                 nursery.start_soon(outbox.run)
-                outbox.put(ipc.encode(self.load_message()))
+                outbox.put(ipc.encode(load_message(self._settings, self.num_cells)))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, outbox, on_loaded):
@@ -282,31 +281,9 @@ class ProcessEngine:
         finally:
             self._lose_child()
             with trio.CancelScope(shield=True):
-                await _end(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
+                await end_process(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
             # Who kills it from outside does so whatever it reads.
             self._calls.lost(self._text_is_suspect or child.returncode not in (-signal.SIGKILL, -signal.SIGTERM))
-
-    def load_message(self) -> ipc.Load:
-        """What a child is told first."""
-        settings = self._settings
-        return ipc.Load(
-            model_path=str(settings.model_path),
-            threads=settings.num_threads,
-            cells=self.num_cells or 0,
-            sequences=settings.sequences,
-            slots=settings.slots,
-            max_waiting=settings.max_waiting,
-            salt=settings.salt,
-            check=settings.check,
-            check_idle=settings.check_idle,
-            ram_tier_bytes=settings.ram_tier_bytes,
-            disk_tier_bytes=int(settings.disk_tier_gib * GIB),
-            cache_dir=str(settings.cache_dir.absolute()) if settings.cache_dir is not None else "",
-            gpu_layers=settings.gpu_layers,
-            tensor_split=settings.tensor_split,
-            main_gpu=settings.main_gpu,
-            exact=settings.exact,
-        )
 
     async def _read(self, stdout: trio.lowlevel.FdStream, outbox: Outbox, on_loaded: Callable[[], None]) -> bool:
         """Handle the child's messages until it ends. False: it talks nonsense."""
@@ -368,7 +345,7 @@ class ProcessEngine:
         self.num_cells = self.num_cells or message.cells
         self.cache_tokens = message.cache_tokens
         self._outbox = outbox
-        self._set_vitals(_idle(settings.slots))  # (the child tells of itself only once it works)
+        self._set_vitals(idle_vitals(settings.slots))  # (the child tells of itself only once it works)
         self._running.set()
         self._calls.start(outbox.put)
         threads = settings.num_threads
@@ -419,7 +396,7 @@ class ProcessEngine:
         self._outbox, self.pid = None, None
         self._calls.stop()
         self._running = trio.Event()
-        self._set_vitals(_idle(slots=0))
+        self._set_vitals(idle_vitals(slots=0))
         for stream in self._streams.values():
             stream.put(EngineFailed("engine_lost", "the engine process died", True))
         self._streams.clear()
@@ -445,46 +422,6 @@ def _packed(sequences: Sequence[Sequence[int]]) -> list[bytes]:
         return [pack_tokens(tokens) for tokens in sequences]
     except (OverflowError, TypeError) as exc:
         raise LocalError(_NO_TOKENS) from exc
-
-
-def _idle(slots: int) -> Vitals:
-    """slots: 0 while there is no child."""
-    return Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=slots)
-
-
-def without_folder(words: str) -> str:
-    """A failed assertion of llama.cpp begins with the path of the file, on the machine that compiled it."""
-    place, separator, rest = words.partition(": ")
-    return f"{place.rpartition('/')[2]}{separator}{rest}"
-
-
-def child_environment() -> dict[str, str]:
-    """The parent's environment, plus what keeps llama.cpp from starting a debugger, and glibc from keeping memory.
-
-    Prefixes come to host memory and go again in pieces of megabytes and of all sizes. By default glibc soon takes such
-    pieces from its heap, which they leave full of holes: in 30 minutes of load an engine grew by 6 %. With a threshold
-    that is given it does not move, and what is longer goes back to the system at once.
-
-    OMP_WAIT_POLICY stays as it is: ``passive`` makes a decode step of two threads take twice as long (44 ms instead of
-    23 for four rows), and where others use the cores too it gains nothing that fewer threads would not.
-    """
-    environment = dict(os.environ)
-    environment.setdefault("GGML_NO_BACKTRACE", "1")
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
-    return environment
-
-
-async def _end(child: trio.Process, grace_s: float) -> None:
-    """Close stdin, which ends the child; kill it when that takes too long."""
-    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
-    await child.stdin.aclose()
-    with trio.move_on_after(grace_s):
-        await child.wait()
-    if child.returncode is None:
-        child.kill()
-        await child.wait()
-    await child.stdout.aclose()
-    await child.stderr.aclose()
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from mycelia.node.engine.process import child_environment, without_folder
+from mycelia.node.engine.child_process import child_environment, without_folder
 from mycelia.node.engine.sizing import Device
 
 DEADLINE_S = 120.0

@@ -61,7 +61,7 @@ class Steps:
             rig.loop.step()
         ends = [message for message in rig.replies.messages if isinstance(message, ipc.Ended | ipc.Refused)]
         assert sorted(end.key for end in ends) == keys, "each ends once"
-        rig.loop.check_invariants()
+        rig.loop.jobs.check_invariants()
         return any(isinstance(end, ipc.Ended) for end in ends)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mycelia.node.engine.process import child_environment
+from mycelia.node.engine.child_process import child_environment
 
 PIECES = """
 import ctypes
