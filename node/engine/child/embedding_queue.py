@@ -108,7 +108,7 @@ class EmbeddingQueue:
             return ipc.Embedded(message.key, [], error)
         size = sum(map(len, message.texts)) // TOKEN_BYTES
         request = EmbeddingRequest(message, deque(message.texts), size)
-        queued, own = self.queued_tokens, self._tokens_of(request)
+        queued, own = self.queued_tokens, self.tokens_of(request)
         if queued and not has_room(own + size, queued + size, MAX_WAITING_TOKENS):
             wait_s = max(own, size) / tokens_per_s
         else:
@@ -176,6 +176,6 @@ class EmbeddingQueue:
                 return f"token ids of this model are below {self._num_vocab}"
         return ""
 
-    def _tokens_of(self, request: EmbeddingRequest) -> int:
+    def tokens_of(self, request: EmbeddingRequest) -> int:
         """Tokens that the share of ``request`` has waiting."""
         return sum(other.num_left for other in self._waiting if share_of(other) == share_of(request))

@@ -15,7 +15,7 @@ from typing import NamedTuple, assert_never
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.accounts import COMPILE_SERVICE, REFUSAL_SERVICE
 from mycelia.node.engine.child.choices import Choices
-from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
+from mycelia.node.engine.child.embedding_queue import EmbeddingQueue, EmbeddingRequest
 from mycelia.node.engine.child.grammar.grammar import NO_PROCESS
 from mycelia.node.engine.child.grammar.grammar_pool import (
     GrammarAnswered,
@@ -29,10 +29,11 @@ from mycelia.node.engine.child.jobs import Jobs
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, Llama
 from mycelia.node.engine.child.rates import prefill_budget
-from mycelia.node.engine.child.rows import Row, plan_rows
+from mycelia.node.engine.child.rows import Row, TextPace, plan_rows
 from mycelia.node.engine.child.scheduler import Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
+from mycelia.proto.admission.fair_queue import share_of
 from mycelia.proto.cache.sharing import Sharing
 
 SHARED_S = 60.0
@@ -88,6 +89,7 @@ class StepLoop:
         self._check, self._check_idle = check, check_idle
         self._grammars = GrammarPool(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
         self._embeddings = embeddings
+        self._text_pace = TextPace()
         self.jobs = Jobs(llama, self.scheduler, replies, self._grammars, tiers)
         self._choices = Choices(llama, self.scheduler, self.jobs, self._grammars)
         self._reports = self.jobs.reports
@@ -295,12 +297,18 @@ class StepLoop:
         else:
             self._reports.measure(rows, seconds)
             self._choices.accept(rows, outputs)
+            self._text_pace.computed(seconds)
             self.scheduler.give_way.computed(rows, time.monotonic() - began)  # (with the choice of tokens)
+
+    def _may_embed(self, request: EmbeddingRequest) -> bool:
+        wanted, share = self.scheduler.wanted(), share_of(request)
+        others = [wanted[other] for other in {share_of(job) for job in self.scheduler.running} - {share}]
+        return self._text_pace.may_step(self._embeddings.tokens_of(request), others)
 
     def _embed(self) -> bool:
         """A piece of a text, if those whose answers wait for it meanwhile received as much. False: nothing was done."""
         request = self.scheduler.precedence.first_behind(self._embeddings, self._embeddings.step_tokens)
-        if request is None:
+        if request is None or not self._may_embed(request):
             return False
         self._busy_since = began = time.monotonic()
         self._is_decoding = True
@@ -309,6 +317,7 @@ class StepLoop:
         self._busy_since = ended = time.monotonic()
         request = step.request
         self.scheduler.accounts.embedded(request.client, request.household, step.num_tokens, ended - began)
+        self._text_pace.embedded(ended - began)
         if step.reply is not None:
             self._replies.put(step.reply)
             self._reports.are_due = True

@@ -98,6 +98,26 @@ class GiveWay:
         self._earned_s = min(max(earned_s, -MOST_OWED_S), 0.0)
 
 
+class TextPace:
+    """Texts to embed give way like rows: beside clients that want much less they get ``PART`` of the time."""
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+        """Time that texts took and have not earned since by steps of answers."""
+
+    def may_step(self, wanted: float, others: Collection[float]) -> bool:
+        """wanted: tokens of the texts of a client; others: what the other clients with running jobs want."""
+        return self._owed_s <= 0 or wanted <= FACTOR * min(others, default=wanted) + LEAST
+
+    def embedded(self, seconds: float) -> None:
+        """A step of a text took so long. Mutates."""
+        self._owed_s = min(self._owed_s + seconds, MOST_OWED_S)
+
+    def computed(self, seconds: float) -> None:
+        """A step of answers took so long. Mutates."""
+        self._owed_s = max(self._owed_s - PART / (1 - PART) * seconds, 0.0)
+
+
 FACTOR, LEAST = 4.0, 256.0
 PART = 0.15
 MOST_OWED_S = 2.0

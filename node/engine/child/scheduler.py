@@ -289,12 +289,17 @@ class Scheduler:
             evicted.append(leaf)
         return evicted
 
-    def able(self) -> list[Job]:
-        """The running jobs that have a row in the next decode call, in order of admission."""
-        jobs = [job for job in self.running if not job.is_choosing]
+    def wanted(self) -> dict[Key, float]:
+        """The service of all that each share has here, waiting or running, with answers as long as they may become."""
         wanted = defaultdict[Key, float](float)
         for job in [*self.running, *self.waiting]:
             wanted[share_of(job)] += len(job.prompt) + ANSWER_WEIGHT * job.max_tokens
+        return wanted
+
+    def able(self) -> list[Job]:
+        """The running jobs that have a row in the next decode call, in order of admission."""
+        jobs = [job for job in self.running if not job.is_choosing]
+        wanted = self.wanted()
         out = self.give_way.sitting_out(jobs, {job: wanted[share_of(job)] for job in jobs})
         return [job for job in jobs if job not in out]
 

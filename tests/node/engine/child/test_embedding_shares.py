@@ -132,6 +132,13 @@ def test_an_answer_beside_many_texts_of_another_client_is_delayed_by_its_fair_sh
     assert rig.embedder.num_steps == before + 10
 
 
+def test_texts_of_a_client_that_wants_much_take_little_of_the_time_of_one_that_wants_little(rig: Rig) -> None:
+    rig.embed(1, STRANGER, *[TEXT] * 16)
+    rig.steps(30)
+    rig.ask(2, OTHER, 60, 400)
+    assert rig.until(ipc.Ended, 2) <= 2
+
+
 def test_texts_are_served_beside_answers_that_never_end(rig: Rig) -> None:
     rig.ask(1, OTHER, 60, 7_000)
     rig.steps(20)
