@@ -46,9 +46,9 @@ from mycelia.proto.events import (
     VitalsChanged,
 )
 from mycelia.proto.planes.digests import DigestPlane
+from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE
 from mycelia.proto.planes.ladder import LadderPlane
 from mycelia.proto.planes.membership import Membership
-from mycelia.proto.planes.request import LEAVING, LEAVING_MESSAGE
 from mycelia.proto.planes.requests import RequestPlane
 from mycelia.proto.planes.vitals import VitalsPlane
 from mycelia.proto.routing.choose import Policy, wait_here_s
@@ -116,14 +116,15 @@ class Overlay:
         self._config = config
         self._trust = Trust(config.trust)
         self._hellos: Limits[bytes] = Limits(HELLOS_PER_S, HELLOS_BURST)
-        self._members = Membership(me, config)
-        self._vitals = VitalsPlane(me, config.vitals, rng, self._members)
-        self._digests = DigestPlane(
-            me, config.digest, config.cells, rng, sign, verify, self._members, self.refusals, self.traffic
+        # The planes are there to look at: only ``handle`` changes them.
+        self.members = Membership(me, config)
+        self._vitals = VitalsPlane(me, config.vitals, rng, self.members)
+        self.digests = DigestPlane(
+            me, config.digest, config.cells, rng, sign, verify, self.members, self.refusals, self.traffic
         )
-        self._ladder = LadderPlane(me, config.ladder, rng, self._members, self._digests)
-        self._requests = RequestPlane(me, config, rng, self._members, self._vitals, self._digests, self._ladder, policy)
-        self._ladder.is_busy = lambda peer: self._requests.in_flight(peer) > 0
+        self.ladder = LadderPlane(me, config.ladder, rng, self.members, self.digests)
+        self.requests = RequestPlane(me, config, rng, self.members, self._vitals, self.digests, self.ladder, policy)
+        self.ladder.is_busy = lambda peer: self.requests.num_at(peer) > 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What ``event`` makes this node do. Never raises for anything a peer did."""
@@ -132,7 +133,7 @@ class Overlay:
                 if self._trust.is_banned(event.peer, now):
                     until = self._trust.banned_until(event.peer)
                     return [Disconnect(event.peer, "in quarantine", until)]
-                return self._members.on_connected(event, now)
+                return self.members.on_connected(event, now)
             case Disconnected():
                 return self._on_disconnected(event.peer, now)
             case Received() | Gossiped():
@@ -140,60 +141,60 @@ class Overlay:
             case Malformed():
                 return self._offence(event.peer, event.reason, event.refusal, now)
             case RoundTripMeasured():
-                self._members.on_round_trip(event.peer, event.seconds)
+                self.members.on_round_trip(event.peer, event.seconds)
                 return []
             case TimerFired():
                 return self._on_timer(event.timer, now)
             case ModelServed():
-                self._requests.on_served(event)
+                self.requests.on_served(event)
                 return [
-                    *self._digests.on_served(event, now),
-                    *self._ladder.on_served(event, now),
-                    *self._members.on_served(event, now),
+                    *self.digests.on_served(event, now),
+                    *self.ladder.on_served(event, now),
+                    *self.members.on_served(event, now),
                 ]
             case FloorsRestored():
-                self._digests.estimates.restore(event.floors)
+                self.digests.estimates.restore(event.floors)
                 return []
             case TrustRestored():
                 self._trust.restore(event.offenders, now)
-                self._members.observed.restore(event.observations, now)
+                self.members.observed.restore(event.observations, now)
                 return []
             case CacheChanged():
-                return self._digests.on_cache_changed(event, now)
+                return self.digests.on_cache_changed(event, now)
             case VitalsChanged():
-                self._requests.on_vitals(self.me, event.vitals)
+                self.requests.on_vitals(self.me, event.vitals)
                 return self._vitals.on_own(event.namespace, event.vitals, now)
             case Leaving():
-                self._members.is_leaving = True
+                self.members.is_leaving = True
                 return self._vitals.on_leaving(now)
             case ProvidersFound():
-                return self._requests.on_found(event, now)
+                return self.requests.on_found(event, now)
             case RequestSubmitted():
-                return self._requests.on_submitted(event, now)
+                return self.requests.on_submitted(event, now)
             case FrameReceived():
                 return self._on_frame(event, now)
             case StreamLost():
-                return self._requests.on_stream_lost(event, now)
+                return self.requests.on_stream_lost(event, now)
             case RequestCancelled():
-                return self._requests.on_cancelled(event.request_id, now)
+                return self.requests.on_cancelled(event.request_id, now)
             case _:
                 assert_never(event)
 
     def peers(self, now: float) -> list[PeerView]:
         """The connected nodes, sorted by peer id. Does not mutate."""
         views = []
-        for member in self._members.nodes():
+        for member in self.members.nodes():
             spaces = [served.namespace for served in member.served.values()]
-            states = {space: self._digests.estimates.state(member.peer, space) for space in spaces}
+            states = {space: self.digests.estimates.state(member.peer, space) for space in spaces}
             views.append(
                 PeerView(
                     peer=member.peer,
                     address=member.address,
                     agent=member.agent,
                     served=tuple(member.served.values()),
-                    num_blocks={space: len(self._digests.estimates.entries(member.peer, space)) for space in spaces},
+                    num_blocks={space: len(self.digests.estimates.entries(member.peer, space)) for space in spaces},
                     digest_states={space: state for space, state in states.items() if state is not None},
-                    in_flight=self._requests.in_flight(member.peer),
+                    in_flight=self.requests.num_at(member.peer),
                     connected_s=now - member.connected_at,
                 )
             )
@@ -202,15 +203,15 @@ class Overlay:
     @property
     def estimates(self) -> Estimates:
         """What is believed of everybody's cache. To look at, not to change."""
-        return self._digests.estimates
+        return self.digests.estimates
 
     def own_digest(self, namespace: bytes) -> OwnDigest | None:
         """What this node tells of its own cache; None in a namespace it does not serve. To look at."""
-        return self._digests.own(namespace)
+        return self.digests.own(namespace)
 
     def floors(self) -> list[Floor]:
         """What this node remembers of its peers' versions, to be kept on disk and given back as FloorsRestored."""
-        return self._digests.estimates.floors()
+        return self.digests.estimates.floors()
 
     def offenders(self, now: float) -> list[Offender]:
         """What this node holds against peers, to be kept and given back as TrustRestored. Does not mutate."""
@@ -218,58 +219,58 @@ class Overlay:
 
     def observations(self, now: float) -> list[Observation]:
         """Likewise, how true beliefs of peers were. Does not mutate."""
-        return self._members.observed.observations(now)
+        return self.members.observed.observations(now)
 
     def cell(self, namespace: bytes) -> Cell | None:
         """This node's own cell; None in a namespace it does not serve."""
-        position = self._digests.position(namespace)
+        position = self.digests.position(namespace)
         return position.cell if position else None
 
     def vitals(self, namespace: bytes) -> Vitals | None:
         """This node's own load as last reported by its engine."""
-        return self._members.own_vitals(namespace)
+        return self.members.own_vitals(namespace)
 
     def as_told(self, vitals: Vitals) -> Vitals:
         """This node's load as peers are to see it. Does not mutate."""
-        return self._members.as_told(vitals)
+        return self.members.as_told(vitals)
 
     def household(self, client: bytes) -> str:
         """See ``Membership.household``. Does not mutate."""
-        return self._members.household(client)
+        return self.members.household(client)
 
     def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
         """What to answer instead of serving ``request``, if this node is leaving or the first token would come later
         here than its sender has patience for. tag: of the request's owner. Does not mutate."""
-        if self._members.is_leaving:
+        if self.members.is_leaving:
             return Failed(code=LEAVING, message=LEAVING_MESSAGE, retryable=True)
-        vitals = self._members.own_vitals(request.namespace)
+        vitals = self.members.own_vitals(request.namespace)
         if not request.patience_ms or vitals is None or len(request.prompt) % 4:
             return None
         tokens = token_array(request.prompt)
         chain = block_hashes(request.namespace, tokens)
-        held = self._digests.held_blocks(request.namespace, chain, tag) * STRIDE
+        held = self.digests.held_blocks(request.namespace, chain, tag) * STRIDE
         wait_s = wait_here_s(vitals, len(tokens) - held, self._config.routing)
         return Bounced(cached_tokens=held, vitals=vitals) if wait_s * 1000 > request.patience_ms else None
 
     def silence_s(self, request_id: bytes, attempt: int) -> float:
-        """How long the node that serves this attempt may say nothing, see ``Request.silence_s``. Does not mutate."""
-        return self._requests.silence_s(request_id, attempt)
+        """How long the node that serves this attempt may say nothing, see ``Attempt.silence_s``. Does not mutate."""
+        return self.requests.silence_s(request_id, attempt)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
-        self._members.check_invariants()
+        self.members.check_invariants()
         self._vitals.check_invariants()
-        self._digests.check_invariants()
-        self._ladder.check_invariants()
-        self._requests.check_invariants()
+        self.digests.check_invariants()
+        self.ladder.check_invariants()
+        self.requests.check_invariants()
 
     def _on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
-        self._ladder.on_peer_lost(peer)
+        self.ladder.on_peer_lost(peer)
         self._vitals.on_peer_lost(peer)
         return [
-            *self._members.on_disconnected(peer, now),
-            *self._digests.on_peer_lost(peer),
-            *self._requests.on_peer_lost(peer, now),
+            *self.members.on_disconnected(peer, now),
+            *self.digests.on_peer_lost(peer),
+            *self.requests.on_peer_lost(peer, now),
         ]
 
     def _on_message(self, event: Received | Gossiped, now: float) -> list[Effect]:
@@ -281,7 +282,7 @@ class Overlay:
             return []
         try:
             if isinstance(event, Gossiped):
-                return self._digests.on_gossip(event, now)
+                return self.digests.on_gossip(event, now)
             return self._on_control(event, now)
         except Equivocation as exc:
             # Two signed heads of one version prove the owner's lie, whoever brought them.
@@ -297,70 +298,70 @@ class Overlay:
                 if not self._hellos.take(event.peer, now):
                     self.refusals[Refusal.TOO_SOON] += 1
                     return []
-                effects = self._members.on_hello(event.peer, message, now)
-                if not self._members.understands(message.wire_version):
+                effects = self.members.on_hello(event.peer, message, now)
+                if not self.members.understands(message.wire_version):
                     self.refusals[Refusal.WRONG_VERSION] += 1
-                elif self._members.is_node(event.peer):  # (else there was no room for it)
-                    effects += self._digests.on_peer_ready(event.peer, now)
-                    effects += self._requests.on_digest(event.peer, now)
+                elif self.members.is_node(event.peer):  # (else there was no room for it)
+                    effects += self.digests.on_peer_ready(event.peer, now)
+                    effects += self.requests.on_digest(event.peer, now)
                 return effects
             case VitalsUpdate():
                 self._vitals.on_update(event.peer, message, now)
-                self._requests.on_vitals(event.peer, message.vitals)
+                self.requests.on_vitals(event.peer, message.vitals)
                 return []
             case Subscribe():
                 return self._vitals.on_subscribe(event.peer, message, now)
             case RepairRequest():
-                return self._digests.on_repair_request(event.peer, message, now)
+                return self.digests.on_repair_request(event.peer, message, now)
             case Repair():
-                repaired = self._digests.on_repair(event.peer, message, now)
-                return repaired + self._requests.on_digest(message.head.owner, now)
+                repaired = self.digests.on_repair(event.peer, message, now)
+                return repaired + self.requests.on_digest(message.head.owner, now)
             case Reconcile():
-                return self._digests.on_reconcile(event.peer, message, now)
+                return self.digests.on_reconcile(event.peer, message, now)
             case _:
                 assert_never(message)
 
     def _on_timer(self, timer: Timer, now: float) -> list[Effect]:
         match timer.kind:
             case "hello":
-                if self._members.is_unconfirmed(timer.subject):
+                if self.members.is_unconfirmed(timer.subject):
                     return self._on_disconnected(timer.subject, now)
-                return self._members.on_hello_timeout(timer.subject, now)
+                return self.members.on_hello_timeout(timer.subject, now)
             case "ladder":
-                return self._ladder.on_due(timer.namespace, now)
+                return self.ladder.on_due(timer.namespace, now)
             case "lookup":
-                return self._requests.on_wait_over(timer, now)
+                return self.requests.on_wait_over(timer, now)
             case "rested":
-                return self._requests.on_rested(timer.subject, now)
+                return self.requests.on_rested(timer.subject, now)
             case "place":
-                return self._requests.on_place_due(now)
+                return self.requests.on_place_due(now)
             case "overdue":
-                return self._requests.on_overdue(timer.subject, now)
+                return self.requests.on_overdue(timer.subject, now)
             case "vitals":
                 return self._vitals.on_due(timer.namespace, now)
             case "subscriptions":
                 return self._vitals.on_renewal_due(timer.namespace, now)
             case _:
-                return self._digests.on_timer(timer, now)
+                return self.digests.on_timer(timer, now)
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Effect]:
         self.traffic.note_received(event.frame, now)
         try:
-            return self._requests.on_frame(event, now)
+            return self.requests.on_frame(event, now)
         except RemoteError as exc:
-            peer = self._requests.serving_peer(event.request_id, event.attempt)
+            peer = self.requests.serving_peer(event.request_id, event.attempt)
             offence: list[Effect] = []
             if peer is not None and peer != self.me:
-                self._members.observed.on_lie(peer, now)
+                self.members.observed.on_lie(peer, now)
                 offence = self._offence(peer, str(exc), Refusal.WRONG_FRAME, now)
             lost = StreamLost(event.request_id, event.attempt, str(exc))
-            return [*offence, Abandon(event.request_id, event.attempt), *self._requests.on_stream_lost(lost, now)]
+            return [*offence, Abandon(event.request_id, event.attempt), *self.requests.on_stream_lost(lost, now)]
 
     def _offence(self, peer: bytes, reason: str, refusal: Refusal, now: float, weight: float = 1.0) -> list[Effect]:
         self.refusals[refusal] += 1
         effects: list[Effect] = [Emit("peer_offence", {"peer": peer, "reason": reason, "refusal": str(refusal)})]
         if self._trust.offend(peer, now, weight):
-            self._digests.estimates.forget(peer, now)
+            self.digests.estimates.forget(peer, now)
             effects.append(Emit("peer_quarantined", {"peer": peer, "reason": reason}))
             effects.append(Disconnect(peer, reason, self._trust.banned_until(peer)))
         return effects

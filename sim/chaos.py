@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mycelia.proto.config import OverlayConfig
-from mycelia.proto.planes.request import LEAVING
+from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.engine import draw_spec
 from mycelia.sim.faults import FaultPlan, Faults, reachable

@@ -23,7 +23,7 @@ from mycelia.node.views import (
     RouteView,
     TextView,
 )
-from mycelia.proto.planes.request import LEAVING
+from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask

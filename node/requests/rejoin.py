@@ -15,7 +15,7 @@ import trio
 
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
 from mycelia.node.network.network import MessageStream, NetworkError
-from mycelia.proto.planes.request import LEAVING
+from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.codec import fits
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Answered, Ask, Begun, EntryFrame, Failed, Route, Text

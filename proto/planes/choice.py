@@ -153,13 +153,14 @@ class Choice:
 
     def _left_out(self, request: Request, now: float) -> set[bytes]:
         """To whom it is not sent whatever they cost."""
-        may_kill_engines = request.num_engine_losses >= self._config.max_engine_losses
-        only_here = may_kill_engines or (request.is_doubted and self._me not in request.failed_peers)
+        setbacks = request.setbacks
+        may_kill_engines = setbacks.num_engine_losses >= self._config.max_engine_losses
+        only_here = may_kill_engines or (request.is_doubted and self._me not in setbacks.failed_peers)
         is_own_free = not self.busy.is_busy(self.busy_key(request, self._me), now)
-        if request.tries + 1 >= self._config.max_attempts and self._me not in request.failed_peers and is_own_free:
+        if setbacks.tries + 1 >= self._config.max_attempts and self._me not in setbacks.failed_peers and is_own_free:
             # (refusals are free of charge)
             only_here = only_here or self._members.own_vitals(request.namespace) is not None
-        left_out = request.failed_peers | self.busy.now(now) - {self._me}
+        left_out = setbacks.failed_peers | self.busy.now(now) - {self._me}
         if not is_own_free:
             left_out.add(self._me)
         if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:

@@ -29,25 +29,25 @@ class Overdue:
         """When to look at it next if nothing comes until then; ``now``: move it now; infinity: never."""
         if request.has_begun:
             return self._later(request, now)
-        if now < request.due_at:
-            return request.due_at
+        if now < request.attempt.due_at:
+            return request.attempt.due_at
         elsewhere_s = self._elsewhere_s(request, now)
         if elsewhere_s is None:
-            return now + max(request.expected_s, _LOOK_AGAIN_S)
-        move_at = request.due_at + elsewhere_s
+            return now + max(request.attempt.expected_s, _LOOK_AGAIN_S)
+        move_at = request.attempt.due_at + elsewhere_s
         return now if now >= move_at else max(move_at, now + _LOOK_AGAIN_S)
 
     def _later(self, request: Request, now: float) -> float:
         """Likewise, of one whose prefill has begun."""
-        if not request.is_watched:
+        if not request.attempt.is_watched:
             return math.inf
         patience = 2.0**request.num_late_moves
-        look_at = request.pace.late_at(self._config.late_s * patience)
+        look_at = request.attempt.pace.late_at(self._config.late_s * patience)
         if now >= look_at:
             elsewhere_s = self._elsewhere_s(request, now)
             if elsewhere_s is None:
                 return now + self._config.late_s
-            move_at = request.pace.late_at(max(self._config.late_s, elsewhere_s) * patience)
+            move_at = request.attempt.pace.late_at(max(self._config.late_s, elsewhere_s) * patience)
             if now >= move_at:
                 return now
             look_at = move_at

@@ -311,7 +311,7 @@ def test_who_knocks_gains_no_places() -> None:
         tell_load(world, FULL)
         ask(world, 1, b"knock %d" % number)
         refused(world)
-    assert len(world.nodes[ME].overlay._requests._appointments) == 1
+    assert world.nodes[ME].overlay.requests.admission.num_appointments == 1
 
 
 def held_world(num_tokens: list[int]) -> tuple[World, list[bytes]]:

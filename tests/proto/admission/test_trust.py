@@ -132,7 +132,7 @@ def test_an_overlay_hands_out_what_it_holds_against_peers_and_takes_it_back() ->
     for _ in range(CONFIG.offences_to_quarantine):
         world.handle(me, Malformed(peer, "nonsense"))
     before = world.nodes[me].overlay
-    before._members.observed.on_first_token(OTHER, 0.0, 3.0, world.now)
+    before.members.observed.on_first_token(OTHER, 0.0, 3.0, world.now)
     restored = TrustRestored(before.offenders(world.now), before.observations(world.now))
     assert [one.peer for one in restored.offenders] == [peer]
 

@@ -308,11 +308,11 @@ def sent_by(event: object) -> bytes | None:
 def assert_converged(world: World) -> None:
     """Every node's estimate of every other equals that node's published set, at its version."""
     for owner, node in world.nodes.items():
-        truth = node.overlay._digests._own[NAMESPACE]
+        truth = node.overlay.digests.own(NAMESPACE)
         assert not truth.is_behind()
         for reader, other in world.nodes.items():
             if reader != owner:
-                estimates = other.overlay._digests.estimates
+                estimates = other.overlay.estimates
                 assert estimates.entries(owner, NAMESPACE) == truth.entries
                 assert estimates.state(owner, NAMESPACE) is State.LIVE
 
@@ -324,7 +324,7 @@ def test_a_store_is_visible_everywhere_within_a_second_of_a_quiet_time() -> None
     world.store(OWNER, 1, tokens_of(1, 3))
     world.advance(1)
     for reader in (READER, THIRD):
-        estimates = world.nodes[reader].overlay._digests.estimates
+        estimates = world.nodes[reader].overlay.estimates
         assert estimates.matches(NAMESPACE, chain_of(1)) == {OWNER: 3}
 
 
@@ -332,7 +332,7 @@ def test_steady_change_is_told_once_per_interval_on_average() -> None:
     world = World(2)
     world.deliver_all()
     world.advance(1)
-    head = world.nodes[OWNER].overlay._digests._own[NAMESPACE]
+    head = world.nodes[OWNER].overlay.digests.own(NAMESPACE)
     assert head.head is not None
     start = head.head.seq
     for number in range(100):
@@ -382,10 +382,10 @@ def test_reconciliation_alone_converges_when_gossip_is_dead() -> None:
         world.deliver_all()
         world.advance(1, deliver=False)
     for owner, node in world.nodes.items():
-        truth = node.overlay._digests._own[NAMESPACE]
+        truth = node.overlay.digests.own(NAMESPACE)
         for reader, other in world.nodes.items():
             if reader != owner:
-                entries = other.overlay._digests.estimates.entries(owner, NAMESPACE)
+                entries = other.overlay.estimates.entries(owner, NAMESPACE)
                 assert entries == truth.entries and len(entries) == 3
 
 
@@ -429,7 +429,7 @@ def test_a_lost_connection_suspects_at_once_and_a_return_reinstates() -> None:
     world.deliver_all()
     world.store(OWNER, 1, tokens_of(1, 3))
     world.advance(15)
-    estimates = world.nodes[READER].overlay._digests.estimates
+    estimates = world.nodes[READER].overlay.estimates
     world.handle(READER, Disconnected(OWNER))
     assert estimates.state(OWNER, NAMESPACE) is State.SUSPECT
     assert not world.nodes[READER].overlay.peers(world.now)
@@ -675,14 +675,14 @@ class Convergence(RuleBasedStateMachine):
     @invariant()
     def versions_never_decrease(self) -> None:
         for reader, node in self.world.nodes.items():
-            estimates = node.overlay._digests.estimates
+            estimates = node.overlay.estimates
             for owner, other in self.world.nodes.items():
                 if owner == reader or estimates.state(owner, NAMESPACE) is None:
                     continue
                 version = estimates.version(owner, NAMESPACE)
                 assert version >= self.versions.get((reader, owner), (0, 0))
                 self.versions[reader, owner] = version
-                head = other.overlay._digests._own[NAMESPACE].head
+                head = other.overlay.digests.own(NAMESPACE).head
                 assert head is None or version <= (head.epoch, head.seq)  # (None: restarted a moment ago)
 
     def teardown(self) -> None:

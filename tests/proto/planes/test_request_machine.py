@@ -1,5 +1,6 @@
 """Requests under everything that peers, streams and clients can do, in any order: each token once, nothing leaks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,8 +21,12 @@ from mycelia.proto.events import (
     RequestSubmitted,
     StreamLost,
 )
+from mycelia.proto.planes import attempt as one_try
+from mycelia.proto.planes.failure import Failure
+from mycelia.proto.planes.request import RUNNING, TRANSITIONS, Request, State, Step
 from mycelia.proto.wire.blocks import STRIDE, pack_tokens, unpack_tokens
 from mycelia.proto.wire.codec import decode, encode
+from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Hello, Sampling, Served, Tokens, Usage
 from tests.profiles import examples
 from tests.proto.playbook import IDLE, NAMESPACE, World, peer_id
@@ -33,6 +38,68 @@ FIRST_TOKEN = 1_000
 CONFIG = OverlayConfig(request=RequestConfig(max_in_flight=4, max_attempts=3, begun_rests=6))
 MOST_ATTEMPTS = CONFIG.request.max_attempts * (CONFIG.request.begun_rests + 1)
 """Without a token."""
+
+
+# --- one request: all states and all steps --------------------------------------------------------------------------
+
+STEPS: dict[Step, Callable[[Request], object]] = {
+    Step.LOOK_UP: Request.look_up,
+    Step.HOLD: Request.hold,
+    Step.REST: Request.rest,
+    Step.WAKE: Request.wake,
+    Step.SEND: lambda request: request.begin_attempt(
+        one_try.Attempt(request.num_attempts + 1, PEERS[0], request.num_tokens, sent_at=0.0, patience_s=1.0)
+    ),
+    Step.ACCEPT: lambda request: request.on_accepted(Accepted(cached_tokens=0, vitals=IDLE)),
+    Step.TOKENS: lambda request: request.on_tokens(
+        Tokens(position=request.attempt.position, tokens=pack_tokens([1]), text=b".")
+    ),
+    Step.HAND_BACK: lambda request: request.on_bounced(Bounced(cached_tokens=0, vitals=IDLE), wait_s=2.0),
+    Step.FAIL: lambda request: request.fail_attempt(Failure.LOST, "lost"),
+    Step.END: Request.end,
+}
+WAYS: dict[State, tuple[Step, ...]] = {
+    State.ROUTING: (),
+    State.LOOKING: (Step.LOOK_UP,),
+    State.HELD: (Step.HOLD,),
+    State.RESTING: (Step.REST,),
+    State.SENT: (Step.SEND,),
+    State.COMPUTING: (Step.SEND, Step.ACCEPT),
+    State.STREAMING: (Step.SEND, Step.TOKENS),
+    State.OVER: (Step.END,),
+}
+"""To each state from the first one."""
+
+
+def request_in(state: State) -> Request:
+    request = Request(b"r" * 16, NAMESPACE, [1, 2, 3], Sampling(max_tokens=9))
+    for step in WAYS[state]:
+        STEPS[step](request)
+    assert request.state is state
+    return request
+
+
+@pytest.mark.parametrize("step", Step, ids=lambda step: step.name)
+@pytest.mark.parametrize("state", State, ids=lambda state: state.name)
+def test_every_step_in_every_state_is_that_of_the_table_or_an_error_that_changes_nothing(
+    state: State, step: Step
+) -> None:
+    request, after = request_in(state), TRANSITIONS[state].get(step)
+    if after is not None:
+        STEPS[step](request)
+        assert request.state is after
+    else:
+        before = vars(request_in(state))
+        blame = RemoteError if state in RUNNING and step in (Step.ACCEPT, Step.HAND_BACK) else LocalError
+        with pytest.raises(blame):
+            STEPS[step](request)
+        assert vars(request) == before | {"_attempt": vars(request)["_attempt"]} and request.state is state
+    assert request.is_running == bool(request.peer)
+    if request.is_running or request.is_waiting:
+        request.check_invariants()
+
+
+# --- all requests of an entry node ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -84,7 +151,7 @@ class Requests(RuleBasedStateMachine):
 
     @property
     def resting(self) -> set[bytes]:
-        return set(self.overlay._requests._waiting)
+        return {key for key, request in self.overlay.requests.in_flight.items() if request.is_waiting}
 
     def handle(self, event: Event) -> None:
         for effect in self.world.handle(ME, event):
@@ -258,11 +325,11 @@ class Requests(RuleBasedStateMachine):
     @invariant()
     def one_attempt_runs(self) -> None:
         running = {request_id: client for request_id, client in self.clients.items() if client.is_running}
-        assert self.overlay._requests._requests.keys() == running.keys()
+        assert self.overlay.requests.in_flight.keys() == running.keys()
         for peer in (ME, *PEERS):
             served = [client for request_id, client in running.items() if request_id not in self.resting]
             at_peer = [client for client in served if client.attempts[-1].dispatch.peer == peer]
-            assert self.overlay._requests.in_flight(peer) == len(at_peer)
+            assert self.overlay.requests.num_at(peer) == len(at_peer)
 
     def final(self, attempt: Attempt, reason: str) -> Final:
         usage = Usage(

@@ -18,6 +18,7 @@ from mycelia.proto.events import (
     StreamLost,
     VitalsChanged,
 )
+from mycelia.proto.planes.attempt import Attempt
 from mycelia.proto.planes.request import Request
 from mycelia.proto.routing.candidates import Candidate, Candidates
 from mycelia.proto.routing.choose import choose
@@ -69,6 +70,10 @@ def dispatched(world: World) -> Dispatch:
     effect = the(world.nodes[ME], Dispatch)
     assert isinstance(effect, Dispatch)
     return effect
+
+
+def offences(world: World, peer: bytes) -> float:
+    return sum(one.offences for one in world.nodes[ME].overlay.offenders(world.now) if one.peer == peer)
 
 
 def tokens(position: int, *values: int) -> Tokens:
@@ -152,7 +157,7 @@ def test_a_node_that_exaggerates_is_believed_less_and_one_that_is_slow_is_avoide
 def test_a_miss_goes_to_the_least_loaded() -> None:
     world = quiet_world()
     loaded = Vitals(queued_tokens=9, active_requests=4, waiting_requests=0, slots=4, hold_ms=900)
-    world.nodes[ME].overlay._members.on_own_vitals(NAMESPACE, loaded, world.now)
+    world.handle(ME, VitalsChanged(NAMESPACE, loaded))
     world.handle(ME, Received(HOLDER, VitalsUpdate(namespace=NAMESPACE, vitals=loaded)))
     submit(world)
     assert dispatched(world).peer == OTHER
@@ -290,7 +295,7 @@ def test_frames_out_of_place_cost_the_peer_and_move_the_request(bad: Tokens) -> 
     frame(world, 1, bad)
     assert delivered(world) == []
     assert dispatched(world).peer != HOLDER
-    assert world.nodes[ME].overlay._trust.offences(HOLDER, world.now) == 1
+    assert offences(world, HOLDER) == 1
     assert not world.nodes[ME].take(Disconnect)
 
 
@@ -304,7 +309,7 @@ def test_an_answer_that_ends_before_its_length_goes_on_elsewhere(reason: str) ->
     frame(world, 1, tokens(0, 11, 12))
     frame(world, 1, Final(reason=reason, usage=USAGE, vitals=IDLE))
     assert unpack_tokens(dispatched(world).generate.prompt) == [*PROMPT, 11, 12]
-    assert world.nodes[ME].overlay._trust.offences(HOLDER, world.now) == (reason == "length")
+    assert offences(world, HOLDER) == (reason == "length")
 
 
 def test_an_answer_ends_by_length_where_no_context_holds_more() -> None:
@@ -332,7 +337,7 @@ def test_a_cancelled_request_is_abandoned_and_forgotten() -> None:
     assert isinstance(the(world.nodes[ME], Abandon), Abandon)
     frame(world, 1, tokens(0, 11))
     assert delivered(world) == []
-    assert world.nodes[ME].overlay._requests.in_flight(ME) == 0
+    assert world.nodes[ME].overlay.requests.num_at(ME) == 0
 
 
 def test_too_many_requests_in_flight_are_refused() -> None:
@@ -362,7 +367,7 @@ def test_a_busy_peer_is_left_alone_for_as_long_as_it_said() -> None:
     full = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=4_000)
     frame(world, 1, full)
     assert dispatched(world).peer != HOLDER
-    observed = world.nodes[ME].overlay._members.observed
+    observed = world.nodes[ME].overlay.members.observed
     assert observed.lateness_s(HOLDER, world.now) == 0.0, "to refuse is no fault"
     world.advance(3.9)
     submit(world, request_id=b"early".ljust(16))
@@ -480,6 +485,11 @@ def test_all_sampling_options_go_along_and_only_the_budget_shrinks() -> None:
     assert dispatched(world).generate.sampling == msgspec.structs.replace(wanted, max_tokens=6)
 
 
+def sent(request: Request) -> Request:
+    request.begin_attempt(Attempt(1, HOLDER, request.num_tokens, sent_at=0.0))
+    return request
+
+
 def logprobs(*values: int, top: int = 0) -> tuple[TokenLogprobs, ...]:
     entries = [Logprob(token=value, text=b".", logprob=-1.0) for value in values]
     return tuple(TokenLogprobs(chosen=entry, top=(entry,) * top) for entry in entries)
@@ -492,12 +502,12 @@ def test_logprobs_are_delivered_with_their_tokens_and_only_when_asked_for() -> N
     frame(world, 1, good)
     (effect,) = world.nodes[ME].take(Deliver)
     assert isinstance(effect, Deliver) and effect.logprobs == good.logprobs
-    request = Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8, logprobs=1))
+    request = sent(Request(REQUEST, NAMESPACE, PROMPT, Sampling(max_tokens=8, logprobs=1)))
     for wrong in ((), logprobs(11), logprobs(12, 11), logprobs(11, 12, 13), logprobs(11, 12, top=2)):
         with pytest.raises(RemoteError):
             request.on_tokens(msgspec.structs.replace(good, logprobs=wrong))
     with pytest.raises(RemoteError):
-        Request(REQUEST, NAMESPACE, PROMPT, [], Sampling(max_tokens=8)).on_tokens(good)
+        sent(Request(REQUEST, NAMESPACE, PROMPT, Sampling(max_tokens=8))).on_tokens(good)
 
 
 def test_nodes_that_claim_to_be_idle_and_refuse_keep_no_prompt_from_an_idle_engine_here() -> None:
@@ -515,7 +525,7 @@ def test_nodes_that_claim_to_be_idle_and_refuse_keep_no_prompt_from_an_idle_engi
         world.handle(ME, Received(dispatch.peer, idle))
         dispatch = dispatched(world)
     assert len(tried) < world.config.request.max_attempts
-    observed = world.nodes[ME].overlay._members.observed
+    observed = world.nodes[ME].overlay.members.observed
     assert all(observed.lateness_s(peer, world.now) > 0 for peer in tried)
 
 
@@ -566,7 +576,7 @@ def test_a_request_handed_back_goes_where_it_is_best_with_what_was_told() -> Non
 
 def test_whoever_hands_back_may_still_be_the_best_and_after_two_bounces_serves() -> None:
     world = quiet_world(4)
-    world.nodes[ME].overlay._members.on_own_vitals(NAMESPACE, loaded(10**6), world.now)
+    world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
     submit(world)
     tried, patience = [], []
     for attempt in (1, 2, 3):
@@ -625,7 +635,7 @@ def test_a_node_that_leaves_turns_everybody_away_and_is_avoided() -> None:
     assert isinstance(refusal, Failed) and refusal.code == "leaving" and refusal.retryable
     frame(world, 1, refusal)
     assert dispatched(world).peer != HOLDER
-    assert not world.nodes[ME].overlay._members.observed.lateness_s(HOLDER, world.now), "it is no fault"
+    assert not world.nodes[ME].overlay.members.observed.lateness_s(HOLDER, world.now), "it is no fault"
     submit(world, request_id=b"s" * 16)
     assert dispatched(world).peer != HOLDER
     world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(0)))
@@ -656,7 +666,7 @@ def test_what_does_not_begin_in_time_starts_anew_elsewhere() -> None:
     assert abandon == Abandon(REQUEST, 1)
     second = dispatched(world)
     assert second.peer != HOLDER and second.attempt == 2
-    late_s = world.nodes[ME].overlay._members.observed.lateness_s(HOLDER, world.now)
+    late_s = world.nodes[ME].overlay.members.observed.lateness_s(HOLDER, world.now)
     assert 0.3 < late_s < 1.8, "as late as it was, no more"
     world.handle(ME, FrameReceived(REQUEST, 1, tokens(0, 1)))
     assert not delivered(world), "what the first one says now is of no interest"
@@ -704,10 +714,12 @@ def test_what_is_overdue_moves_when_others_are_free_again() -> None:
     world.handle(ME, VitalsChanged(NAMESPACE, loaded(10**6)))
     submit(world)
     first = dispatched(world).peer
-    plane = world.nodes[ME].overlay._requests
     busy = Failed(code="overloaded", message="busy", retryable=True, retry_after_ms=5_000)
-    for peer in {ME, HOLDER, OTHER} - {first}:
-        plane._choice.busy.refused(plane._choice.busy_key(plane._requests[REQUEST], peer), busy, world.now)
+    second = b"s" * 16
+    submit(world, request_id=second)
+    for attempt in (1, 2, 3):  # (all nodes refuse it)
+        world.handle(ME, FrameReceived(second, attempt, busy))
+    assert {dispatch.peer for dispatch in world.nodes[ME].take(Dispatch)} == {ME, HOLDER, OTHER}
     world.advance(4, deliver=False)
     assert not world.nodes[ME].take(Dispatch)
     world.advance(10, deliver=False)
@@ -742,19 +754,17 @@ def test_silence_is_borne_as_long_as_the_nodes_own_rates_say_and_the_prompt_expl
     stop: tuple[str, ...],
     expected_s: float,
 ) -> None:
-    request = Request(REQUEST, NAMESPACE, range(num_prompt), [], Sampling(max_tokens=8, stop=stop))
-    request.begin_attempt(HOLDER, 0, chosen_on_s, None, 0.0)
+    withheld = Request(REQUEST, NAMESPACE, [], Sampling(max_tokens=8, stop=stop)).max_withheld
+    attempt = Attempt(1, HOLDER, num_prompt, sent_at=0.0, expected_s=chosen_on_s, max_withheld=withheld)
     if told is not None:
         vitals = msgspec.structs.replace(IDLE, **({"slots": 2, "active_requests": 0, "prefill_rate": 0} | told))
-        request.on_accepted(Accepted(cached_tokens=num_prompt - 100, vitals=vitals))
-    request.position = position
-    assert request.silence_s(RequestConfig()) == pytest.approx(expected_s)
-    request.begin_attempt(OTHER, 0, 1.0, None, 0.0)
-    assert request.silence_s(RequestConfig()) == 120.0, "another node has told nothing yet"
+        attempt.on_accepted(Accepted(cached_tokens=num_prompt - 100, vitals=vitals))
+    attempt.position = position
+    assert attempt.silence_s(RequestConfig()) == pytest.approx(expected_s)
 
 
 def lose(world: World, reason: str = "reset") -> None:
-    attempt = world.nodes[ME].overlay._requests._requests[REQUEST].attempt
+    attempt = world.nodes[ME].overlay.requests.in_flight[REQUEST].num_attempts
     world.handle(ME, StreamLost(REQUEST, attempt, reason))
 
 
@@ -807,7 +817,7 @@ def test_an_answer_that_has_begun_waits_two_minutes_at_most() -> None:
     busy = Failed(code="overloaded", message="busy", retryable=True)
     began = world.now
     while not world.nodes[ME].take(Fail):
-        attempt = world.nodes[ME].overlay._requests._requests[REQUEST].attempt
+        attempt = world.nodes[ME].overlay.requests.in_flight[REQUEST].num_attempts
         world.handle(ME, FrameReceived(REQUEST, attempt, busy))
         world.advance(1, deliver=False)
         assert world.now < began + 150
@@ -833,7 +843,7 @@ def test_who_rests_can_be_cancelled() -> None:
     lose(world)
     assert world.handle(ME, RequestCancelled(REQUEST)) == []
     world.advance(60, deliver=False)
-    assert not world.nodes[ME].take(Fail) and not world.nodes[ME].overlay._requests._requests
+    assert not world.nodes[ME].take(Fail) and not world.nodes[ME].overlay.requests.in_flight
 
 
 def test_a_token_clears_what_was_counted_against_nodes_and_request() -> None:
@@ -844,10 +854,14 @@ def test_a_token_clears_what_was_counted_against_nodes_and_request() -> None:
         world.handle(ME, FrameReceived(REQUEST, round_ + 1, tokens(0, 1)))
         world.handle(ME, FrameReceived(REQUEST, round_ + 1, Failed(code="engine_lost", message="x", retryable=True)))
         assert not world.nodes[ME].take(Fail)
-    request = world.nodes[ME].overlay._requests._requests[REQUEST]
-    assert len(request.generated) == 6 and len(request.failed_peers) == 1 and request.num_engine_losses == 0
+    request = world.nodes[ME].overlay.requests.in_flight[REQUEST]
+    assert (
+        len(request.generated) == 6
+        and len(request.setbacks.failed_peers) == 1
+        and request.setbacks.num_engine_losses == 0
+    )
     for _ in range(3):
-        attempt = request.attempt
+        attempt = request.num_attempts
         world.handle(ME, FrameReceived(REQUEST, attempt, Failed(code="engine_lost", message="x", retryable=True)))
     world.advance(60, deliver=False)
     assert world.nodes[ME].take(Fail), "three engines without a token"

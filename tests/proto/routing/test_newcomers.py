@@ -156,7 +156,7 @@ def begun(world_size: int = 3, num_tokens: int = 2) -> World:
     world.store(HOLDER, 1, PROMPT)
     world.advance(2)
     for peer in (ME, HOLDER, peer_id(2)):
-        world.nodes[ME].overlay._members.observed.on_pace(peer, 0.05, world.now)
+        world.nodes[ME].overlay.members.observed.on_pace(peer, 0.05, world.now)
     submit(world, max_tokens=64)
     assert dispatched(world).peer == HOLDER
     frame(world, 1, Accepted(cached_tokens=192, vitals=IDLE))
@@ -173,7 +173,7 @@ def test_an_answer_that_stops_after_two_tokens_goes_on_elsewhere() -> None:
     assert world.nodes[ME].take(Abandon) == [Abandon(REQUEST, 1)]
     second = dispatched(world)
     assert second.peer != HOLDER and second.generate.resumed_tokens == 2
-    assert world.nodes[ME].overlay._members.observed.lateness_s(HOLDER, world.now) > 0.5
+    assert world.nodes[ME].overlay.members.observed.lateness_s(HOLDER, world.now) > 0.5
     assert not world.nodes[ME].overlay.refusals, "to be slow is no offence"
 
 
@@ -194,7 +194,7 @@ def test_an_answer_in_time_stays_where_it_is() -> None:
         frame(world, 1, tokens(position, 11))
     frame(world, 1, Final(reason="length", usage=USAGE, vitals=IDLE))
     assert not world.nodes[ME].take(Abandon)
-    assert world.nodes[ME].overlay._members.observed.lateness_s(HOLDER, world.now) == 0.0
+    assert world.nodes[ME].overlay.members.observed.lateness_s(HOLDER, world.now) == 0.0
 
 
 def test_each_move_doubles_what_is_borne() -> None:

@@ -203,7 +203,7 @@ def test_a_refused_hello_changes_nothing() -> None:
     world.handle(ME, Disconnected(PEER))
     world.in_flight.clear()
     world.handle(ME, Received(PEER, Hello(wire_version=WIRE_VERSION + 2, agent="", served=())))
-    assert world.nodes[ME].overlay._digests.estimates.state(PEER, NAMESPACE) is State.SUSPECT
+    assert world.nodes[ME].overlay.estimates.state(PEER, NAMESPACE) is State.SUSPECT
     assert not world.in_flight
 
 
@@ -229,7 +229,7 @@ def test_a_reader_that_keeps_asking_gets_a_bounded_number_of_repairs() -> None:
     for number in range(4):
         world.store(ME, number, [number] * STRIDE)
         world.advance(15)
-    head = world.nodes[ME].overlay._digests._own[NAMESPACE].head
+    head = world.nodes[ME].overlay.digests.own(NAMESPACE).head
     assert head is not None
     for mode, seq in ((LOG, head.seq - 1), (SNAPSHOT, 0)):
         world.advance(61)

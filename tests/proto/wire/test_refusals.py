@@ -39,7 +39,7 @@ def quiet_world() -> World:
 
 
 def true_head(world: World) -> Head:
-    head = world.nodes[PEER].overlay._digests._own[NAMESPACE].head
+    head = world.nodes[PEER].overlay.digests.own(NAMESPACE).head
     assert head is not None
     return head
 
@@ -143,7 +143,7 @@ CASES = [
 
 def held(overlay: Overlay) -> object:
     """Everything of ``overlay`` that a refused message could have changed."""
-    digests, estimates = overlay._digests, overlay._digests.estimates
+    digests, estimates = overlay._digests, overlay.estimates
     known = {key: (e.head, dict(e.entries), e.wanted, e.suspect) for key, e in estimates._estimates.items()}
     return known, list(estimates._floors), list(digests._repairs._pending), sorted(overlay._members._members)
 
@@ -170,7 +170,7 @@ def test_ten_times_cut_the_sender_off_and_nobody_else(case: Case) -> None:
         cut += [e.peer for e in world.handle(ME, case.event(world)) if isinstance(e, Disconnect)]
     assert cut == [case.pays]
     honest = RELAY if case.pays == PEER else PEER
-    assert world.nodes[ME].overlay._digests.estimates.state(honest, NAMESPACE) is State.LIVE
+    assert world.nodes[ME].overlay.estimates.state(honest, NAMESPACE) is State.LIVE
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.pays], ids=lambda case: case.name)
@@ -217,7 +217,7 @@ class Flood:
 
 
 def count_checked_signatures(world: World) -> list[bytes]:
-    estimates = world.nodes[ME].overlay._digests.estimates
+    estimates = world.nodes[ME].overlay.estimates
     checked: list[bytes] = []
     verify = estimates._verify
 
@@ -252,9 +252,9 @@ def test_a_thousand_heads_a_second_are_cut_off_without_hurting_the_others(direct
     assert limit <= node.overlay.refusals[Refusal.TOO_MANY] <= limit + 1, "(they decay a little meanwhile)"
     assert node.overlay.refusals[Refusal.QUARANTINED] > 4_700
     world.advance(31)
-    estimates = node.overlay._digests.estimates
+    estimates = node.overlay.estimates
     assert estimates.state(RELAY, NAMESPACE) is State.LIVE
-    assert estimates.entries(RELAY, NAMESPACE) == world.nodes[RELAY].overlay._digests._own[NAMESPACE].entries
+    assert estimates.entries(RELAY, NAMESPACE) == world.nodes[RELAY].overlay.digests.own(NAMESPACE).entries
     assert all(block in estimates.entries(RELAY, NAMESPACE) for block in block_hashes(NAMESPACE, [7] * STRIDE))
 
 

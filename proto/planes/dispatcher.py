@@ -1,0 +1,98 @@
+"""Sends a request to one of its candidates: chooses, says what is expected of the attempt, and counts it there."""
+
+import math
+
+import numpy as np
+
+from mycelia.proto.answers.token_pace import TokenPace
+from mycelia.proto.config import RequestConfig, RoutingConfig
+from mycelia.proto.effects import Dispatch, Effect, SetTimer
+from mycelia.proto.events import Timer
+from mycelia.proto.planes.attempt import Attempt
+from mycelia.proto.planes.choice import Choice
+from mycelia.proto.planes.membership import Membership
+from mycelia.proto.planes.request import Request
+from mycelia.proto.planes.vitals import VitalsPlane
+from mycelia.proto.routing.candidates import Candidates
+from mycelia.proto.routing.choose import Decision, Policy, choose, patience_s
+from mycelia.proto.wire.versions import for_version
+
+
+class Dispatcher:
+    """Begins attempts."""
+
+    def __init__(
+        self,
+        me: bytes,
+        config: RequestConfig,
+        routing: RoutingConfig,
+        chance: np.random.Generator,
+        members: Membership,
+        vitals: VitalsPlane,
+        choice: Choice,
+        policy: Policy | None,
+    ) -> None:
+        """policy: instead of this protocol's own choice, for comparisons."""
+        self._me = me
+        self._config = config
+        self._routing = routing
+        self._chance = chance
+        self._members = members
+        self._vitals = vitals
+        self._choice = choice
+        self._policy = policy
+
+    def send(self, request: Request, candidates: Candidates, now: float) -> list[Effect]:
+        """Begins an attempt at one of ``candidates``, of which there is at least one. Mutates ``request``."""
+        decision = self._decide(request, candidates)
+        effects: list[Effect] = []
+        if decision.is_by_cost:
+            effects = self._vitals.on_decision(request.namespace, decision, now)
+        attempt = self._expected(request, decision, now)
+        generate = for_version(request.begin_attempt(attempt), self._members.wire_version(attempt.peer))
+        self._choice.sent(request, decision, now)
+        effects.append(Dispatch(request.request_id, attempt.number, attempt.peer, generate, decision))
+        if attempt.due_at < math.inf:
+            effects.append(SetTimer(Timer("overdue", request.request_id), attempt.due_at))
+        return effects
+
+    def _decide(self, request: Request, candidates: Candidates) -> Decision:
+        if self._policy is not None:
+            return self._policy(candidates.to_list(), request.num_tokens, request.chain)
+        luck = self._chance.random(len(candidates))
+        return choose(candidates, request.num_tokens, self._routing, luck)
+
+    def _expected(self, request: Request, decision: Decision, now: float) -> Attempt:
+        """The next attempt of ``request``, with what is expected of it. Does not mutate."""
+        peer, expected_s = decision.chosen, decision.expected_s
+        is_watched = decision.is_by_cost and peer != self._me
+        patience = patience_s(decision, self._routing) if is_watched else None
+        may_move = request.num_moves < self._routing.max_moves
+        is_last = request.setbacks.tries + 1 >= self._config.max_attempts
+        due_at = math.inf
+        if patience is not None and may_move and not is_last:
+            due_at = now + max(expected_s, self._members.round_trip_s(peer) + patience)
+        token_s = self._members.observed.expected_token_s(peer)
+        return Attempt(
+            number=request.num_attempts + 1,
+            peer=peer,
+            num_tokens=request.num_tokens,
+            sent_at=now,
+            expected_s=expected_s,
+            promised_tokens=decision.matched_tokens,
+            patience_s=patience if request.num_bounces < self._routing.max_bounces else None,
+            due_at=due_at,
+            prefill_s=self._prefill_s(request, decision),
+            max_withheld=request.max_withheld,
+            is_watched=is_watched,
+            pace=TokenPace(token_s, self._routing.pace_factor, request.max_withheld),
+        )
+
+    def _prefill_s(self, request: Request, decision: Decision) -> float:
+        """Expected for the prompt; where the chosen node's rate is not known, the longest that is usual."""
+        rates = decision.candidates.prefill_rate
+        if rates[decision.place]:
+            return decision.prefill_s
+        if rates.any():
+            return self._routing.max_slowness * decision.prefill_s
+        return request.num_tokens / self._config.slowest_prefill_rate
