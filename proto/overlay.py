@@ -118,12 +118,12 @@ class Overlay:
         self._hellos: Limits[bytes] = Limits(HELLOS_PER_S, HELLOS_BURST)
         # The planes are there to look at: only ``handle`` changes them.
         self.members = Membership(me, config)
-        self._vitals = VitalsPlane(me, config.vitals, rng, self.members)
+        self.reports = VitalsPlane(me, config.vitals, rng, self.members)
         self.digests = DigestPlane(
             me, config.digest, config.cells, rng, sign, verify, self.members, self.refusals, self.traffic
         )
         self.ladder = LadderPlane(me, config.ladder, rng, self.members, self.digests)
-        self.requests = RequestPlane(me, config, rng, self.members, self._vitals, self.digests, self.ladder, policy)
+        self.requests = RequestPlane(me, config, rng, self.members, self.reports, self.digests, self.ladder, policy)
         self.ladder.is_busy = lambda peer: self.requests.num_at(peer) > 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -163,10 +163,10 @@ class Overlay:
                 return self.digests.on_cache_changed(event, now)
             case VitalsChanged():
                 self.requests.on_vitals(self.me, event.vitals)
-                return self._vitals.on_own(event.namespace, event.vitals, now)
+                return self.reports.on_own(event.namespace, event.vitals, now)
             case Leaving():
                 self.members.is_leaving = True
-                return self._vitals.on_leaving(now)
+                return self.reports.on_leaving(now)
             case ProvidersFound():
                 return self.requests.on_found(event, now)
             case RequestSubmitted():
@@ -259,14 +259,14 @@ class Overlay:
     def check_invariants(self) -> None:
         """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
         self.members.check_invariants()
-        self._vitals.check_invariants()
+        self.reports.check_invariants()
         self.digests.check_invariants()
         self.ladder.check_invariants()
         self.requests.check_invariants()
 
     def _on_disconnected(self, peer: bytes, now: float) -> list[Effect]:
         self.ladder.on_peer_lost(peer)
-        self._vitals.on_peer_lost(peer)
+        self.reports.on_peer_lost(peer)
         return [
             *self.members.on_disconnected(peer, now),
             *self.digests.on_peer_lost(peer),
@@ -306,11 +306,11 @@ class Overlay:
                     effects += self.requests.on_digest(event.peer, now)
                 return effects
             case VitalsUpdate():
-                self._vitals.on_update(event.peer, message, now)
+                self.reports.on_update(event.peer, message, now)
                 self.requests.on_vitals(event.peer, message.vitals)
                 return []
             case Subscribe():
-                return self._vitals.on_subscribe(event.peer, message, now)
+                return self.reports.on_subscribe(event.peer, message, now)
             case RepairRequest():
                 return self.digests.on_repair_request(event.peer, message, now)
             case Repair():
@@ -338,9 +338,9 @@ class Overlay:
             case "overdue":
                 return self.requests.on_overdue(timer.subject, now)
             case "vitals":
-                return self._vitals.on_due(timer.namespace, now)
+                return self.reports.on_due(timer.namespace, now)
             case "subscriptions":
-                return self._vitals.on_renewal_due(timer.namespace, now)
+                return self.reports.on_renewal_due(timer.namespace, now)
             case _:
                 return self.digests.on_timer(timer, now)
 

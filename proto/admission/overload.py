@@ -34,7 +34,7 @@ class EntryPlaces:
     """Shares of the requests in flight at an entry node, among the households of its clients."""
 
     def __init__(self, num_places: int) -> None:
-        self._shares = Shares(num_places)
+        self.shares = Shares(num_places)
         self._num_joined = 0
         self._num_over = 0
 
@@ -42,16 +42,16 @@ class EntryPlaces:
         """0.0: one more request of ``household`` may enter beside those in flight. Else it may after so many seconds.
         Mutates."""
         num_over = self._num_joined - len(in_flight)
-        for _ in range(min(num_over - self._num_over, self._shares.num_places)):
-            self._shares.pace.freed(now, somebody_waits=True)
+        for _ in range(min(num_over - self._num_over, self.shares.num_places)):
+            self.shares.pace.freed(now, somebody_waits=True)
         self._num_over = num_over
-        if 2 * len(in_flight) < self._shares.num_places:
-            self._shares.pace.nobody_waits()  # (time counts while places are scarce)
+        if 2 * len(in_flight) < self.shares.num_places:
+            self.shares.pace.nobody_waits()  # (time counts while places are scarce)
         else:
-            self._shares.pace.waits(now)
+            self.shares.pace.waits(now)
         num_own = sum(request.household == household for request in in_flight)
         own_part = max(num_own, 1) / (len(in_flight) + 1)
-        wait_s = self._shares.join(household, num_own, len(in_flight), own_part, now)
+        wait_s = self.shares.join(household, num_own, len(in_flight), own_part, now)
         self._num_joined += not wait_s
         return wait_s
 

@@ -32,6 +32,8 @@ class BlockTable:
 
     def __init__(self) -> None:
         self._overflow: dict[int, int] = {}
+        self.num_resizes = 0
+        """How often all keys were placed anew, which costs as much as they are many."""
         self._clear(_LEAST_BUCKETS)
 
     def __len__(self) -> int:
@@ -180,6 +182,7 @@ class BlockTable:
 
     def _resize(self, num_keys: int) -> None:
         """Room for ``num_keys``, at a load between the two."""
+        self.num_resizes += 1
         keys, values = self.items()
         num_buckets = _LEAST_BUCKETS
         while num_keys > _MOST_LOAD * num_buckets * _WIDTH:

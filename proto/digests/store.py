@@ -4,7 +4,7 @@ The rules of how an estimate changes are in ``estimates.py``, with the theory an
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Mapping, Sequence
 
 from mycelia.proto.cells.cells import Owner
 from mycelia.proto.config import DigestConfig
@@ -51,6 +51,10 @@ class EstimateStore:
         """Owner -> leading blocks of ``chain`` it is estimated to hold; nothing in a namespace that is not followed."""
         index = self._indexes.get(namespace)
         return index.matches(chain) if index else {}
+
+    def items(self) -> ItemsView[Key, Estimate]:
+        """Every estimate. To look at, not to change."""
+        return self._estimates.items()
 
     def state(self, owner: bytes, namespace: bytes) -> State | None:
         """None for an unknown owner."""

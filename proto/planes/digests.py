@@ -82,7 +82,7 @@ class DigestPlane:
         self._sought: set[bytes] = set()
         """Nodes of other cells that a lookup led to."""
         self.estimates = Estimates(me, verify, config, refusals, members.source)
-        self._repairs = Repairs(
+        self.repairs = Repairs(
             me, config, rng, self._own, self.estimates, members, self._sender, refusals, self._is_near
         )
 
@@ -180,7 +180,7 @@ class DigestPlane:
             case "digest":
                 return self._publish(timer.namespace, now)
             case "repair":
-                return self._repairs.on_due((timer.subject, timer.namespace), now)
+                return self.repairs.on_due((timer.subject, timer.namespace), now)
             case "reconcile":
                 again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
                 return [*self._reconcile(now), *self._ask_outsiders(now), again]
@@ -237,7 +237,7 @@ class DigestPlane:
         effects: list[Effect] = []
         for namespace in self._own:
             for peer in self._outsiders(namespace):
-                effects += self._repairs.ask(peer, (peer, namespace), now)
+                effects += self.repairs.ask(peer, (peer, namespace), now)
         return effects
 
     def _versions(self) -> list[Version]:
@@ -258,11 +258,11 @@ class DigestPlane:
             for space in self._members.served_by(peer)
             if self.estimates.follows(space) and (self._positions[space].covers(peer) or peer in self._outsiders(space))
         ]
-        return [effect for space in spaces for effect in self._repairs.ask(peer, (peer, space), now)]
+        return [effect for space in spaces for effect in self.repairs.ask(peer, (peer, space), now)]
 
     def on_peer_lost(self, peer: bytes) -> list[Effect]:
         self.estimates.suspect(peer)
-        self._repairs.on_peer_lost(peer)
+        self.repairs.on_peer_lost(peer)
         return []
 
     def on_gossip(self, event: Gossiped, now: float) -> list[Effect]:
@@ -281,18 +281,18 @@ class DigestPlane:
             self._refusals[Refusal.TOO_MANY] += 1
             return []
         outcome = self.estimates.on_gossip(event.message, now, event.forwarder)
-        return self._repairs.note(outcome, *key, now, at_once=isinstance(event.message, Announce))
+        return self.repairs.note(outcome, *key, now, at_once=isinstance(event.message, Announce))
 
     def on_repair(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
         head = message.head
-        self._repairs.on_brought(peer, now)
+        self.repairs.on_brought(peer, now)
         outcome = self.estimates.on_repair(message, now, peer)
         if outcome is Outcome.DOUBT:
-            return self._repairs.ask(peer, (head.owner, head.namespace), now)
-        return self._repairs.note(outcome, head.owner, head.namespace, now)
+            return self.repairs.ask(peer, (head.owner, head.namespace), now)
+        return self.repairs.note(outcome, head.owner, head.namespace, now)
 
     def on_repair_request(self, peer: bytes, request: RepairRequest, now: float) -> list[Effect]:
-        return self._repairs.on_request(peer, request, now)
+        return self.repairs.on_request(peer, request, now)
 
     def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
         """Push what is newer here, ask for what is newer there."""
@@ -320,9 +320,9 @@ class DigestPlane:
         for key in newer_here[: self._config.repairs_per_reconcile]:
             epoch, seq = theirs.get(key, (0, 0))
             request = RepairRequest(owner=key[0], namespace=key[1], epoch=epoch, seq=seq, count=0, root=bytes(16))
-            effects += self._repairs.on_request(peer, request, now)
+            effects += self.repairs.on_request(peer, request, now)
         for key in newer_there[: self._config.requests_per_reconcile]:
-            effects += self._repairs.ask(peer, key, now)
+            effects += self.repairs.ask(peer, key, now)
         return effects
 
     def _would_keep(self, reader: bytes, key: Key) -> bool:
@@ -341,4 +341,4 @@ class DigestPlane:
             own.check_invariants()
         for position in self._positions.values():
             position.check_invariants()
-        self._repairs.check_invariants()
+        self.repairs.check_invariants()

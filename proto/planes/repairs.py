@@ -191,6 +191,11 @@ class Repairs:
             return own.repair(request) if own else None
         return self._estimates.relay(request)
 
+    @property
+    def num_pending(self) -> int:
+        """Repairs under way."""
+        return len(self._pending)
+
     def check_invariants(self) -> None:
         """Raises AssertionError when a bound of the module's docstring is broken."""
         assert len(self._pending) <= MAX_PENDING

@@ -67,7 +67,7 @@ class VitalsPlane:
         vitals = self._members.own_vitals(namespace)
         if vitals is None or vitals == self._told.get(namespace):
             return []
-        subscribers = self._subscribers(namespace, now)
+        subscribers = self.subscribers(namespace, now)
         others = [member.peer for member in self._members.nodes(namespace) if member.peer not in subscribers]
         # Whoever did not subscribe must not believe for ever what it was told at the busiest moment.
         fanout = self._config.vitals_fanout
@@ -148,6 +148,10 @@ class VitalsPlane:
         for of_namespace in (*self._leases.values(), *self._wanted.values()):
             of_namespace.pop(peer, None)
 
+    def subscribers(self, namespace: bytes, now: float) -> list[bytes]:
+        """The peers that asked to be told of each change."""
+        return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
+
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant is broken."""
         for leases in self._leases.values():
@@ -169,9 +173,6 @@ class VitalsPlane:
         num_of = Counter(name_of.values())
         most = max(num_of[name_of[peer]] for peer in leases)
         return [peer for peer in leases if num_of[name_of[peer]] == most]
-
-    def _subscribers(self, namespace: bytes, now: float) -> list[bytes]:
-        return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
 
     def _ask(self, peer: bytes, namespace: bytes, now: float) -> list[Effect]:
         if not self._members.questions.take(peer, now):

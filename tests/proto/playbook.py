@@ -8,6 +8,7 @@ from blake3 import blake3
 
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.config import OverlayConfig
+from mycelia.proto.digests.digest import OwnDigest
 from mycelia.proto.effects import (
     CancelTimer,
     Effect,
@@ -47,8 +48,17 @@ class Node:
     timers: dict[Timer, float] = field(default_factory=dict)
     cells: set[Cell] = field(default_factory=lambda: {ROOT})
     """Whose gossip it hears."""
+    checked: list[bytes] = field(default_factory=list)
+    """The owners whose signatures it checked, in order."""
     effects: list[Effect] = field(default_factory=list)
     """Everything since the last ``take``, in order."""
+
+    @property
+    def own_digest(self) -> OwnDigest:
+        """What it tells of its cache in NAMESPACE."""
+        own = self.overlay.own_digest(NAMESPACE)
+        assert own is not None
+        return own
 
     def take(self, kind: type) -> list[Effect]:
         """Remove and return the effects of one kind."""
@@ -77,7 +87,13 @@ class World:
     def start(self, me: bytes) -> Node:
         """Start (or restart, with an empty memory) a node; it serves NAMESPACE and is connected to everybody."""
         rng = random.Random(self.rng.random())
-        node = Node(Overlay(me, self.config, rng, sign_as(me), verify))
+        checked = list[bytes]()
+
+        def counted(owner: bytes, payload: bytes, signature: bytes) -> bool:
+            checked.append(owner)
+            return verify(owner, payload, signature)
+
+        node = Node(Overlay(me, self.config, rng, sign_as(me), counted), checked=checked)
         self.nodes[me] = node
         served = ModelServed(NAMESPACE, "model", 2048, IDLE, int(self.now * 1000))
         self.handle(me, served)

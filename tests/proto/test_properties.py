@@ -17,6 +17,7 @@ Where each is held to ("there" is test_digests.py):
 import copy
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +68,8 @@ class Reader(RuleBasedStateMachine):
         self.now = EPOCH_START
         self.epoch = 0
         self.own = self.started()
+        self.leaves: dict[int, Sequence[int]] = {}
+        """What the owner's cache holds, the oldest first."""
         self.estimates = fresh_reader()
         self.sent: list[Bytes] = []
         self.history: dict[tuple[int, int], dict[int, int]] = {(0, 0): {}}
@@ -83,10 +86,13 @@ class Reader(RuleBasedStateMachine):
 
     @rule(prompt=st.integers(0, 1), blocks=st.integers(1, 2))
     def store(self, prompt: int, blocks: int) -> None:
-        self.own.store(prompt, CHAINS[prompt][:blocks])
+        self.leaves.pop(prompt, None)
+        self.leaves[prompt] = CHAINS[prompt][:blocks]
+        self.own.store(prompt, self.leaves[prompt])
 
     @rule(prompt=st.integers(0, 1))
     def evict(self, prompt: int) -> None:
+        self.leaves.pop(prompt, None)
         self.own.evict(prompt)
 
     @rule()
@@ -97,10 +103,11 @@ class Reader(RuleBasedStateMachine):
 
     @rule(keeps_cache=st.booleans())
     def restart(self, keeps_cache: bool) -> None:
-        leaves = dict(self.own._leaves)
         self.own = self.started()
-        for leaf, held in leaves.items() if keeps_cache else ():
-            self.own.store(leaf, held.chain)
+        if not keeps_cache:
+            self.leaves.clear()
+        for leaf, chain in self.leaves.items():
+            self.own.store(leaf, chain)
         self.publish()
 
     @rule()
@@ -230,7 +237,7 @@ class Room(RuleBasedStateMachine):
     def lose(self, by: bytes) -> None:
         self.estimates.suspect(by)
         if not SOURCES[by].is_node:
-            assert not any(one.account.peer == by for one in self.estimates._estimates.values())
+            assert not any(one.account.peer == by for _, one in self.estimates.items())
 
     @rule(owner=st.integers(2, 8), is_connected=st.booleans())
     def connect(self, owner: int, is_connected: bool) -> None:
@@ -247,11 +254,13 @@ class Room(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         self.estimates.check_invariants()
-        assert len(self.estimates._estimates) <= self.config.max_owners
-        assert sum(len(e.entries) for e in self.estimates._estimates.values()) <= self.config.max_entries
-        assert len(self.estimates._floors) <= self.config.max_floors
+        held = [estimate for _, estimate in self.estimates.items()]
+        assert len(held) <= self.config.max_owners
+        assert sum(len(estimate.entries) for estimate in held) <= self.config.max_entries
+        num_floors = len(self.estimates.floors()) - sum(estimate.newest is not None for estimate in held)
+        assert num_floors <= self.config.max_floors
         kept = Counter[str | bytes]()
-        for one in self.estimates._estimates.values():
+        for one in held:
             kept[one.account.peer] += len(one.entries)
             kept[one.account.household] += len(one.entries)
         assert kept[b"stranger"] <= 3 and kept[b"child"] <= 3, "a sixteenth"

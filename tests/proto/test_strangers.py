@@ -12,7 +12,6 @@ from mycelia.proto.digests.digest import LOG, SAME, OwnDigest, pack_entries, sna
 from mycelia.proto.digests.estimates import State
 from mycelia.proto.effects import Disconnect, Effect, Emit, Send
 from mycelia.proto.events import Connected, Disconnected, Event, Gossiped, Received
-from mycelia.proto.overlay import Overlay
 from mycelia.proto.planes.membership import QUESTIONS_BURST, QUESTIONS_PER_S
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import (
@@ -125,8 +124,7 @@ def test_gaps_that_one_peer_tells_of_take_no_place_of_others() -> None:
         world.meet(stranger, says_hello=True, address="/ip4/8.8.8.8/tcp/1")
     for number in range(500):
         world.handle(ME, Received(STRANGERS[number % 5], same(invented(number))))
-    repairs = world.nodes[ME].overlay._digests._repairs
-    assert 0 < len(repairs._pending) <= 64, "one household"
+    assert 0 < world.nodes[ME].overlay.digests.repairs.num_pending <= 64, "one household"
     world.store(PEER, 1, [1] * STRIDE * 40)
     world.advance(20.0)
     assert len(world.nodes[ME].overlay.estimates.entries(PEER, NAMESPACE)) == 40
@@ -312,10 +310,6 @@ def test_hellos_without_end_are_looked_at_now_and_then() -> None:
 # --- places --------------------------------------------------------------------------------------------------------
 
 
-def peers_of(overlay: Overlay) -> set[bytes]:
-    return set(overlay._members._members)
-
-
 def crowded(address: str, says_hello: bool) -> tuple[Listening, list[bytes], list[Effect]]:
     """A node whose members are all of ``address``, and what it does when one of another network comes."""
     world = Listening(1, OverlayConfig(max_peers=8))
@@ -329,7 +323,7 @@ def test_keys_of_one_network_keep_nobody_of_another_out() -> None:
     for says_hello in (False, True):
         world, crowd, effects = crowded("/ip4/8.8.8.8/tcp/1", says_hello)
         (gone,) = [effect.peer for effect in effects if isinstance(effect, Disconnect)]
-        assert gone in crowd and PEER in peers_of(world.nodes[ME].overlay)
+        assert gone in crowd and world.nodes[ME].overlay.members.is_connected(PEER)
         world.handle(ME, Disconnected(gone))
         again = world.handle(ME, Connected(crowd[0] + b"again", "/ip4/8.8.8.9/tcp/1"))
         refused = [effect.peer for effect in again if isinstance(effect, Disconnect)]
@@ -358,5 +352,5 @@ def test_subscribers_of_one_network_take_the_leases_of_no_other() -> None:
         stranger = b"subscriber%d" % number
         world.meet(stranger, says_hello=True, address=f"/ip4/8.8.8.{number}/tcp/1")
         world.handle(ME, Received(stranger, lease))
-    leases = world.nodes[ME].overlay._vitals._leases[NAMESPACE]
-    assert {PEER, RELAY} <= leases.keys() and len(leases) == 64
+    subscribers = world.nodes[ME].overlay.reports.subscribers(NAMESPACE, world.now)
+    assert {PEER, RELAY} <= set(subscribers) and len(subscribers) == 64

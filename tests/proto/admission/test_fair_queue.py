@@ -293,7 +293,7 @@ def test_an_entrys_places_are_shared_and_its_pace_is_that_of_requests_that_end()
     del in_flight[:2]  # Two end in 10 s.
     assert places.join(B, in_flight, 10.0) == 0.0
     in_flight.append(Flight(B))
-    assert places._shares.pace.seconds(10.0, 1.0) == pytest.approx(5.0, rel=0.05)
+    assert places.shares.pace.seconds(10.0, 1.0) == pytest.approx(5.0, rel=0.05)
 
 
 class QueueMachine(RuleBasedStateMachine):

@@ -11,8 +11,7 @@ from mycelia.proto.cells.cells import ROOT, Cell, CellPosition, Move, Owner, add
 from mycelia.proto.config import CellConfig, OverlayConfig
 from mycelia.proto.digests.digest import snapshot
 from mycelia.proto.effects import Send
-from mycelia.proto.events import Disconnected, Received
-from mycelia.proto.planes.digests import DigestPlane
+from mycelia.proto.events import Disconnected, Received, Timer, TimerFired
 from mycelia.proto.wire.messages import MAX_CELL_BITS, Reconcile, Version
 from mycelia.proto.wire.refusals import Refusal
 from tests.profiles import examples
@@ -293,8 +292,9 @@ def test_a_swarm_splits_into_cells_and_all_still_know_their_own(split_world: Wor
 def test_reconciliation_stays_within_the_cell(split_world: World) -> None:
     sent = []
     for me, node in split_world.nodes.items():
-        plane: DigestPlane = node.overlay._digests
-        sent += [(me, effect) for effect in plane._reconcile(split_world.now) if isinstance(effect, Send)]
+        effects = node.overlay.handle(TimerFired(Timer("reconcile")), split_world.now)
+        sends = [effect for effect in effects if isinstance(effect, Send)]
+        sent += [(me, effect) for effect in sends if isinstance(effect.message, Reconcile)]
     assert sent
     for me, effect in sent:
         cell = split_world.nodes[me].overlay.cell(NAMESPACE)

@@ -214,7 +214,7 @@ def test_a_lookup_that_is_never_answered_ends() -> None:
     the_lookup(world, me)
     fire_lookup_timer(world, me)
     fire_lookup_timer(world, me)
-    assert len(world.nodes[me].overlay._ladder._lookups) == 0
+    assert not world.nodes[me].overlay.ladder.is_looking(REQUEST)
     assert not [timer for timer in world.nodes[me].timers if timer.kind == "lookup"]
 
 

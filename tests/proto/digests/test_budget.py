@@ -95,7 +95,7 @@ def test_what_a_node_sends_stays_in_its_budget_and_the_newest_state_wins() -> No
     assert traffic.num_postponed > 0
     assert traffic.sent_bytes >= sum(len(encode(message)) for _, message in world.sent)
     world.advance(150)
-    own = world.nodes[ME].overlay.digests.own(NAMESPACE)
+    own = world.nodes[ME].own_digest
     assert not own.is_behind()
     for reader in (peer_id(1), peer_id(2)):
         estimates = world.nodes[reader].overlay.estimates
@@ -104,11 +104,11 @@ def test_what_a_node_sends_stays_in_its_budget_and_the_newest_state_wins() -> No
 
 def interval_of(world: World, seconds: int, noise_bytes: int) -> float:
     """Mean time between node 0's deltas while it changes every second and hears ``noise_bytes`` a second."""
-    own = world.nodes[ME].overlay.digests.own(NAMESPACE)
+    own = world.nodes[ME].own_digest
     assert own.head is not None
     start = own.head.seq
     author = peer_id(1)
-    other = world.nodes[author].overlay.digests.own(NAMESPACE)
+    other = world.nodes[author].own_digest
     assert other.head is not None
     noise = Delta(head=other.head, from_seq=0, upserts=bytes(noise_bytes), removes=b"")
     for number in range(seconds):

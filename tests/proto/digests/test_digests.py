@@ -308,7 +308,7 @@ def sent_by(event: object) -> bytes | None:
 def assert_converged(world: World) -> None:
     """Every node's estimate of every other equals that node's published set, at its version."""
     for owner, node in world.nodes.items():
-        truth = node.overlay.digests.own(NAMESPACE)
+        truth = node.own_digest
         assert not truth.is_behind()
         for reader, other in world.nodes.items():
             if reader != owner:
@@ -332,7 +332,7 @@ def test_steady_change_is_told_once_per_interval_on_average() -> None:
     world = World(2)
     world.deliver_all()
     world.advance(1)
-    head = world.nodes[OWNER].overlay.digests.own(NAMESPACE)
+    head = world.nodes[OWNER].own_digest
     assert head.head is not None
     start = head.head.seq
     for number in range(100):
@@ -382,7 +382,7 @@ def test_reconciliation_alone_converges_when_gossip_is_dead() -> None:
         world.deliver_all()
         world.advance(1, deliver=False)
     for owner, node in world.nodes.items():
-        truth = node.overlay.digests.own(NAMESPACE)
+        truth = node.own_digest
         for reader, other in world.nodes.items():
             if reader != owner:
                 entries = other.overlay.estimates.entries(owner, NAMESPACE)
@@ -682,7 +682,7 @@ class Convergence(RuleBasedStateMachine):
                 version = estimates.version(owner, NAMESPACE)
                 assert version >= self.versions.get((reader, owner), (0, 0))
                 self.versions[reader, owner] = version
-                head = other.overlay.digests.own(NAMESPACE).head
+                head = other.own_digest.head
                 assert head is None or version <= (head.epoch, head.seq)  # (None: restarted a moment ago)
 
     def teardown(self) -> None:

@@ -121,7 +121,7 @@ def test_leases_are_bounded_in_number_and_time_and_given_only_to_nodes() -> None
     assert all(node.plane.on_subscribe(peer, forever, 0.0) for peer in PEERS[:3]), "the third in the place of another"
     node.plane.check_invariants()
     node.plane.on_subscribe(PEERS[2], forever, CONFIG.lease_s + 1)
-    assert list(node.plane._leases[NAMESPACE]) == [PEERS[2]], "the others' leases are over"
+    assert node.plane.subscribers(NAMESPACE, CONFIG.lease_s + 1) == [PEERS[2]], "the others' leases are over"
     node.members.on_disconnected(PEERS[2], 30.0)
     node.plane.on_peer_lost(PEERS[2])
     node.plane.check_invariants()

@@ -229,7 +229,7 @@ def test_a_reader_that_keeps_asking_gets_a_bounded_number_of_repairs() -> None:
     for number in range(4):
         world.store(ME, number, [number] * STRIDE)
         world.advance(15)
-    head = world.nodes[ME].overlay.digests.own(NAMESPACE).head
+    head = world.nodes[ME].own_digest.head
     assert head is not None
     for mode, seq in ((LOG, head.seq - 1), (SNAPSHOT, 0)):
         world.advance(61)

@@ -39,7 +39,7 @@ def quiet_world() -> World:
 
 
 def true_head(world: World) -> Head:
-    head = world.nodes[PEER].overlay.digests.own(NAMESPACE).head
+    head = world.nodes[PEER].own_digest.head
     assert head is not None
     return head
 
@@ -143,9 +143,9 @@ CASES = [
 
 def held(overlay: Overlay) -> object:
     """Everything of ``overlay`` that a refused message could have changed."""
-    digests, estimates = overlay._digests, overlay.estimates
-    known = {key: (e.head, dict(e.entries), e.wanted, e.suspect) for key, e in estimates._estimates.items()}
-    return known, list(estimates._floors), list(digests._repairs._pending), sorted(overlay._members._members)
+    estimates = overlay.estimates
+    known = {key: (e.head, dict(e.entries), e.wanted, e.suspect) for key, e in estimates.items()}
+    return known, estimates.floors(), overlay.digests.repairs.num_pending, overlay.peers(0.0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -216,23 +216,11 @@ class Flood:
         return next_head(self.world, seq=self.seq, entries={self.seq: 0})
 
 
-def count_checked_signatures(world: World) -> list[bytes]:
-    estimates = world.nodes[ME].overlay.estimates
-    checked: list[bytes] = []
-    verify = estimates._verify
-
-    def counted(owner: bytes, payload: bytes, signature: bytes) -> bool:
-        checked.append(owner)
-        return verify(owner, payload, signature)
-
-    estimates._verify = counted
-    return checked
-
-
 @pytest.mark.parametrize("direct", [False, True], ids=["gossip", "repairs"])
 def test_a_thousand_heads_a_second_are_cut_off_without_hurting_the_others(direct: bool) -> None:
     world = quiet_world()
-    node, flood, checked = world.nodes[ME], Flood(world), count_checked_signatures(world)
+    node, flood = world.nodes[ME], Flood(world)
+    node.checked.clear()
     cut_after = None
     for number in range(5_000):  # five seconds
         if number % 2_500 == 0:
@@ -246,7 +234,7 @@ def test_a_thousand_heads_a_second_are_cut_off_without_hurting_the_others(direct
         world.in_flight = [(to, event) for to, event in world.in_flight if to != PEER]
         world.deliver_all()
     assert cut_after is not None and cut_after < 250, "a quarter of a second"
-    assert checked.count(PEER) <= CONFIG.repairs_burst + CONFIG.repairs_per_s, "what is over costs no signature"
+    assert node.checked.count(PEER) <= CONFIG.repairs_burst + CONFIG.repairs_per_s, "what is over costs no signature"
     assert [e.peer for e in node.take(Disconnect) if isinstance(e, Disconnect)] == [PEER]
     limit = OverlayConfig().trust.offences_to_quarantine
     assert limit <= node.overlay.refusals[Refusal.TOO_MANY] <= limit + 1, "(they decay a little meanwhile)"
@@ -254,13 +242,14 @@ def test_a_thousand_heads_a_second_are_cut_off_without_hurting_the_others(direct
     world.advance(31)
     estimates = node.overlay.estimates
     assert estimates.state(RELAY, NAMESPACE) is State.LIVE
-    assert estimates.entries(RELAY, NAMESPACE) == world.nodes[RELAY].overlay.digests.own(NAMESPACE).entries
+    assert estimates.entries(RELAY, NAMESPACE) == world.nodes[RELAY].own_digest.entries
     assert all(block in estimates.entries(RELAY, NAMESPACE) for block in block_hashes(NAMESPACE, [7] * STRIDE))
 
 
 def test_a_flood_through_a_relay_costs_neither_the_relay_nor_what_else_it_brings() -> None:
     world = quiet_world()
-    flood, checked = Flood(world), count_checked_signatures(world)
+    flood, checked = Flood(world), world.nodes[ME].checked
+    checked.clear()
     other = OwnDigest(STRANGER, NAMESPACE, int(world.now * 1000), sign_as(STRANGER), CONFIG)
     for _ in range(1_000):
         effects = world.handle(ME, Gossiped(PEER, RELAY, NAMESPACE, Announce(head=flood.head())))
@@ -301,7 +290,8 @@ def test_repeated_old_heads_use_up_nothing() -> None:
     old = Announce(head=true_head(world))
     for _ in range(1_000):
         world.handle(ME, Gossiped(PEER, RELAY, NAMESPACE, old))
-    checked = count_checked_signatures(world)
+    checked = world.nodes[ME].checked
+    checked.clear()
     world.handle(ME, Gossiped(PEER, RELAY, NAMESPACE, Announce(head=next_head(world))))
     assert checked == [PEER]
 
