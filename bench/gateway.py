@@ -18,6 +18,7 @@ import httpx
 import psutil
 import trio
 
+from mycelia.bench.asking import in_time
 from mycelia.bench.engine.engine import OurEngine
 from mycelia.bench.plans import GatewayBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
@@ -49,14 +50,11 @@ async def bench_gateway(bench: GatewayBench) -> Report:
         keys = root / "keys"
         await trio.Path(keys).write_text(_KEY)
         options = ["--model", FAKE_MODEL, "--slots", str(max(bench.streams, 8)), "--api-key-file", str(keys)]
-        try:
-            with trio.fail_after(_START_DEADLINE_S):
-                near = await swarm.start("near", options=options)
-                far = await swarm.start("far", [await near.address()], options)
-                await near.wait_peers(1)
-                await far.wait_peers(1)
-        except trio.TooSlowError as exc:
-            raise LocalError("the nodes did not come up in time; is the machine busy with something else?") from exc
+        with in_time(_START_DEADLINE_S, "the nodes did not come up in time"):
+            near = await swarm.start("near", options=options)
+            far = await swarm.start("far", [await near.address()], options)
+            await near.wait_peers(1)
+            await far.wait_peers(1)
         engine = await stack.enter_async_context(open_engine(EngineSettings(Path(FAKE_MODEL), fake=True)))
         progress.step("filling caches")
         rows = await _added(bench, engine, near, far, progress)
@@ -107,15 +105,12 @@ async def _added(
 
 async def _wait_warm(node: LocalNode, prompt: str, peer: str) -> None:
     """Wait until ``node`` knows that ``peer`` has the prompt and sends it there, without having it itself."""
-    try:
-        with trio.fail_after(_WARM_DEADLINE_S):
-            while True:
-                await trio.sleep(1)  # (its digest is on its way)
-                if await _answer(node, prompt) == peer:
-                    return
-                prompt = prompt[:-1]
-    except trio.TooSlowError as exc:
-        raise LocalError("the node did not learn in time what the other one has computed") from exc
+    with in_time(_WARM_DEADLINE_S, "the node did not learn in time what the other one has computed"):
+        while True:
+            await trio.sleep(1)  # (its digest is on its way)
+            if await _answer(node, prompt) == peer:
+                return
+            prompt = prompt[:-1]
 
 
 async def _answer(node: LocalNode, prompt: str) -> str:

@@ -11,7 +11,6 @@ enters. Where not all nodes are entries, only entries read digests, and only of 
 repairs of the others' digests would cost them is added in proportion.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.ablations import ablated
 from mycelia.sim.capacity import Work, capacity, mean_work
 from mycelia.sim.engine import draw_spec
+from mycelia.sim.faults import DOWN_S, session_s
 from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.outcome import Outcome, Window, outcome_of
@@ -38,10 +38,6 @@ from mycelia.sim.world import World
 
 START_S, SETTLE_S = 5.0, 15.0
 """Nodes begin to serve within the one, and know each other after the other."""
-DOWN_S = 60.0
-"""Mean time until a node that left is back, with an empty cache."""
-SESSION_SHAPE = 0.608
-"""Shape of the Weibull distribution of volunteers' sessions, fitted to IPFS's DHT servers."""
 
 Step = Callable[[str], None]
 """Told what begins, for a progress line."""
@@ -131,10 +127,7 @@ class SwarmRun:
                 self.world.connect(number, other)
 
     def _leave_later(self, number: int, median_s: float, is_running: bool = False) -> None:
-        scale_s = median_s / math.log(2) ** (1 / SESSION_SHAPE)
-        lasts_s = self.rng.weibullvariate(scale_s, SESSION_SHAPE)
-        if is_running:  # when it began nobody knows: of what remains, some part is over
-            lasts_s *= self.rng.random()
+        lasts_s = session_s(median_s, self.rng, is_running)
         self.world.call(self.world.now + START_S + lasts_s, partial(self._leave, number, median_s))
 
     def _leave(self, number: int, median_s: float) -> None:

@@ -36,7 +36,6 @@ KEY = "a key of the benchmark alone"
 
 async def bench_attacks(bench: AttacksBench) -> Report:
     """Measure. Raises LocalError when nodes do not come up."""
-    progress = Progress(len(bench.groups))
     measure: dict[str, Callable[[AttacksBench, Progress], Awaitable[list[Row]]]] = {
         "newcomer": _newcomer,
         "http": _http,
@@ -47,12 +46,10 @@ async def bench_attacks(bench: AttacksBench) -> Report:
         "liar": _liar,
     }
     rows: list[Row] = []
-    try:
+    with Progress(len(bench.groups)) as progress:
         for group in bench.groups:
             progress.step(group)
             rows += await measure[group](bench, progress)
-    finally:
-        progress.close()
     return report_of("attacks", rows)
 
 

@@ -13,6 +13,7 @@ import msgspec
 import psutil
 import trio
 
+from mycelia.bench.asking import in_time
 from mycelia.bench.attacks.asking import Answer, answer_of, ask_for, random_words
 from mycelia.bench.attacks.strangers import Plan
 from mycelia.node.app import Node
@@ -64,17 +65,14 @@ async def open_victims(models: Sequence[str], options: Sequence[str] = (), key: 
             await trio.Path(root, "keys").write_text(f"{key}\n")
             options = [*options, "--api-key-file", str(Path(root, "keys"))]
         async with open_local_swarm(Path(root)) as swarm:
-            try:
-                with trio.fail_after(START_DEADLINE_S):
-                    nodes: list[LocalNode] = []
-                    for number, model in enumerate(models):
-                        bootstrap = [await nodes[0].address()] if nodes else []
-                        nodes.append(await swarm.start(f"node-{number + 1}", bootstrap, ["--model", model, *options]))
-                    states = [await fetch_state(replace(await node.wait_ready(), api_key=key)) for node in nodes]
-                    for node in nodes:
-                        await node.wait_peers(len(nodes) - 1)
-            except trio.TooSlowError as exc:
-                raise LocalError("the attacked nodes did not come up in time") from exc
+            with in_time(START_DEADLINE_S, "the attacked nodes did not come up in time"):
+                nodes: list[LocalNode] = []
+                for number, model in enumerate(models):
+                    bootstrap = [await nodes[0].address()] if nodes else []
+                    nodes.append(await swarm.start(f"node-{number + 1}", bootstrap, ["--model", model, *options]))
+                states = [await fetch_state(replace(await node.wait_ready(), api_key=key)) for node in nodes]
+                for node in nodes:
+                    await node.wait_peers(len(nodes) - 1)
             addresses = [await node.address() for node in nodes]
             yield Victims(nodes, addresses, [bytes.fromhex(state.namespace) for state in states])
 

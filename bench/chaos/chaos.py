@@ -19,7 +19,7 @@ import trio
 
 from mycelia.bench.chaos.trouble import Trouble, open_nodes
 from mycelia.bench.plans import FAULTS, ChaosBench
-from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
+from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_of
 from mycelia.node.client.ask import ask_swarm
 from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError
 from mycelia.node.requests.salts import PUBLIC_SALT
@@ -135,7 +135,7 @@ def _rows(
         ("faults", "faults", num_faults),
         ("wall_s", "s", wall_s),
     ]
-    return [row_of(name, unit, [value]) for name, unit, value in rows]
+    return rows_of(rows)
 
 
 def _ask_of(bench: ChaosBench, number: int) -> Ask:

@@ -5,7 +5,7 @@ import itertools
 
 from mycelia.bench.chaos.chaos import compare
 from mycelia.bench.plans import ChaosSimBench
-from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
+from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.chaos import ChaosOutcome, ChaosScenario, chaos
@@ -19,7 +19,6 @@ def bench_chaos_sim(bench: ChaosSimBench) -> Report:
     """One run. Raises LocalError when nothing was asked."""
     plan = FaultPlan(bench.faults or FAULTS, bench.session_s, bench.partition_every_s, bench.partition_s)
     scenario = ChaosScenario(bench.num_peers, bench.loss, bench.length_s, bench.rate, bench.workload, plan)
-    progress = Progress(scenario.num_steps)
     steps = itertools.count(1)
 
     def step(what: str) -> None:
@@ -27,13 +26,11 @@ def bench_chaos_sim(bench: ChaosSimBench) -> Report:
         if not next(steps) % _COLLECTED_STEPS:
             gc.collect()  # (each node that stopped is some megabytes)
 
-    try:
+    with Progress(scenario.num_steps) as progress:
         with no_garbage_collection():
             outcome = chaos(scenario, bench.seed, step)
         for reason, count in outcome.failures.items():
             progress.show(f"{count} lost: {reason}")
-    finally:
-        progress.close()
     if not outcome.answers:
         raise LocalError("nobody asked anything: more --minutes, or a higher --rate")
     return report_of("chaos-sim", _rows(outcome))
@@ -63,4 +60,4 @@ def _rows(outcome: ChaosOutcome) -> list[Row]:
         ("faults", "faults", outcome.faults.total()),
     ]
     rows += [(f"faults_{kind}", "faults", outcome.faults[kind]) for kind in FAULTS if outcome.faults[kind]]
-    return [row_of(name, unit, [value]) for name, unit, value in rows]
+    return rows_of(rows)

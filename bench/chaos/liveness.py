@@ -44,25 +44,24 @@ _UNITS = {
 
 async def bench_liveness(bench: LivenessBench) -> Report:
     """Measure. Raises LocalError when the nodes do not come up, or something takes GIVE_UP_S."""
-    progress = Progress(1 + 4 * bench.runs)
     times: dict[str, list[float]] = {name: [] for name in _UNITS}
-    try:
-        with TemporaryDirectory(prefix="mycelia-liveness-", ignore_cleanup_errors=True) as root:
-            progress.step("nodes start")
-            async with open_nodes(bench.num_nodes, ["--model", FAKE_MODEL], Path(root), {PARTITION}) as nodes:
-                for number in range(bench.runs):
-                    struck = number % bench.num_nodes
-                    for what, strike in (
-                        ("a node is killed", _kill),
-                        ("one is frozen", _freeze),
-                        ("one is cut off", _cut_off),
-                        ("one loses its engine", _rob),
-                    ):
-                        progress.step(f"run {number + 1}: {what}")
-                        async with _open_watch(nodes, struck) as watch:
-                            await strike(nodes, struck, watch, times)
-    finally:
-        progress.close()
+    with (
+        Progress(1 + 4 * bench.runs) as progress,
+        TemporaryDirectory(prefix="mycelia-liveness-", ignore_cleanup_errors=True) as root,
+    ):
+        progress.step("nodes start")
+        async with open_nodes(bench.num_nodes, ["--model", FAKE_MODEL], Path(root), {PARTITION}) as nodes:
+            for number in range(bench.runs):
+                struck = number % bench.num_nodes
+                for what, strike in (
+                    ("a node is killed", _kill),
+                    ("one is frozen", _freeze),
+                    ("one is cut off", _cut_off),
+                    ("one loses its engine", _rob),
+                ):
+                    progress.step(f"run {number + 1}: {what}")
+                    async with _open_watch(nodes, struck) as watch:
+                        await strike(nodes, struck, watch, times)
     return report_of("liveness", [row_of(name, unit, times[name]) for name, unit in _UNITS.items()])
 
 

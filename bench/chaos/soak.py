@@ -25,7 +25,7 @@ import trio
 from mycelia.bench.chaos.chaos import ask_once
 from mycelia.bench.chaos.trouble import Nodes, Trouble, open_nodes
 from mycelia.bench.plans import KILL, SoakBench
-from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
+from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_of
 from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.processes import LocalNode
 from mycelia.node.requests.salts import PUBLIC_SALT
@@ -83,10 +83,9 @@ class Soak:
 async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
     """Measure. Raises LocalError when the nodes do not come up, or a watched one dies."""
     soak = Soak()
-    progress = Progress(round(bench.length_s / SAMPLE_S) + 3)
     caches = ["--cells", str(CELLS), "--ram-tier", str(RAM_TIER_MIB)]
     options = ["--model", bench.model, "--threads", str(bench.threads), *caches, "--debug"]
-    try:
+    with Progress(round(bench.length_s / SAMPLE_S) + 3) as progress:
         with TemporaryDirectory(prefix="mycelia-soak-", ignore_cleanup_errors=True) as root:
             progress.step("nodes start")
             async with open_nodes(bench.num_nodes, options, Path(root)) as nodes:
@@ -95,8 +94,6 @@ async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
                 soak.num_engines_lost = sum(node.counts["engine_lost"] for node in watched)
         for failure in sorted(soak.failures):
             progress.show(f"failed: {failure}")
-    finally:
-        progress.close()
     return report_of("soak", _rows(soak)), soak
 
 
@@ -332,7 +329,7 @@ def _rows(soak: Soak) -> list[Row]:
         ("broken_off", "requests", soak.num_broken_off),
         ("kills", "nodes", soak.num_kills),
     ]
-    return [row_of(name, unit, [value]) for name, unit, value in rows]
+    return rows_of(rows)
 
 
 def plot_of(soak: Soak) -> str:

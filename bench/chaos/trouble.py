@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 import trio
 
+from mycelia.bench.asking import in_time
 from mycelia.bench.plans import (
     CLOCK,
     DELAY,
@@ -143,18 +144,15 @@ async def open_nodes(
         made = Nodes(swarm, options, _free_ports(count), clocks, proxies)
         for number in range(len(clocks)):
             made.move_clock(number, 0)
-        try:
-            with trio.fail_after(START_DEADLINE_S):
-                for number in range(count):
-                    made.nodes.append(await made.start(number, made.addresses[:1]))
-                    if not made.addresses:
-                        made.addresses.append(await made.nodes[0].address())
-                for node in made.nodes:
-                    await node.wait_ready()
-                    await node.wait_peers(count - 1)
-                made.addresses = [await node.address() for node in made.nodes]
-        except trio.TooSlowError as exc:
-            raise LocalError("the swarm did not come up in time; is the machine busy with something else?") from exc
+        with in_time(START_DEADLINE_S, "the swarm did not come up in time"):
+            for number in range(count):
+                made.nodes.append(await made.start(number, made.addresses[:1]))
+                if not made.addresses:
+                    made.addresses.append(await made.nodes[0].address())
+            for node in made.nodes:
+                await node.wait_ready()
+                await node.wait_peers(count - 1)
+            made.addresses = [await node.address() for node in made.nodes]
         yield made
 
 

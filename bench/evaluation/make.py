@@ -76,19 +76,16 @@ def measure(cells: Sequence[Cell], num_seeds: int, jobs: int, cache: Cache) -> l
     """Everything that ``cells`` ask for, what is kept included. Raises LocalError as ``simulate``."""
     runs = [run for cell in cells for run in cell.runs(num_seeds)]
     distinct = list(dict.fromkeys(runs))
-    progress = Progress(len(distinct))
     found: dict[Run, Outcome] = {}
     work_left = sum(map(_work, distinct))
     began, done = time.monotonic(), 0.0
-    try:
+    with Progress(len(distinct)) as progress:
         for run, outcome, is_new in outcomes_kept(distinct, jobs, cache):
             found[run] = outcome
             work_left -= _work(run)
             done += _work(run) if is_new else 0.0
             left = f", about {work_left * (time.monotonic() - began) / done / 60:.0f} min left" if done else ", kept"
             progress.step(f"{run.policy}, seed {run.seed}{left}")
-    finally:
-        progress.close()
     return [
         Measured(
             cell,

@@ -42,9 +42,8 @@ _COMPARED = ("ttft_p50_s", "ttft_p99_s", "total_p99_s")
 def bench_overload(bench: OverloadBench) -> Report:
     """Every load on every seed. Raises LocalError when nothing was answered."""
     bench = bench.filled()
-    progress = Progress(len(bench.loads) * bench.seeds * len(bench.kinds))
     rows: list[Row] = []
-    try:
+    with Progress(len(bench.loads) * bench.seeds * len(bench.kinds)) as progress:
         for kind in bench.kinds:
             found: dict[float, list[OverloadOutcome]] = {}
             for load in bench.loads:
@@ -62,8 +61,6 @@ def bench_overload(bench: OverloadBench) -> Report:
                         outcome = overload(scenario, kind == "retry", OWN, seed, lambda what: None)
                     found.setdefault(load, []).append(outcome)
             rows += rows_of(f"{kind}_", found)
-    finally:
-        progress.close()
     return report_of("overload", rows)
 
 

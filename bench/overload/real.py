@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import httpx
 import trio
 
+from mycelia.bench.asking import http_client
 from mycelia.bench.chaos.trouble import open_nodes
 from mycelia.bench.overload.overload import rows_of
 from mycelia.bench.plans import CAPACITY, OverloadBench
@@ -76,17 +77,14 @@ class _User:
 async def bench_real_overload(bench: OverloadBench) -> Report:
     """Fresh nodes for each load. Raises LocalError when they do not come up or answer nothing."""
     bench = bench.filled()
-    progress = Progress(len(bench.loads) * len(bench.kinds))
     rows = []
-    try:
+    with Progress(len(bench.loads) * len(bench.kinds)) as progress:
         for kind in bench.kinds:
             found: dict[float, list[OverloadOutcome]] = {}
             for load in bench.loads:
                 progress.step(f"{kind}, load {load:g}: {load * capacity(bench):.1f} requests/s")
                 found[load] = [await _one_run(bench, load, kind == "retry")]
             rows += rows_of(f"real_{kind}_", found)
-    finally:
-        progress.close()
     return report_of("overload", rows)
 
 
@@ -115,9 +113,7 @@ class _Run:
     async def run(self) -> None:
         """Ask until each knocker of the measured time was let in or has given up."""
         tail_s = KNOCKERS_PATIENCE_S if self._rate > capacity(self._bench) * CAPACITY else 0.0
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
-        http = httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, trust_env=False)
-        async with http, trio.open_nursery() as looking:
+        async with http_client(TIMEOUT_S) as http, trio.open_nursery() as looking:
             looking.start_soon(self._look)
             async with trio.open_nursery() as nursery:
                 began = trio.current_time()

@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mycelia.node.version import VERSION
+from mycelia.proto.wire.errors import LocalError
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,19 @@ def row_of(name: str, unit: str, values: Sequence[float]) -> Row:
     )
 
 
+def rows_of(values: Iterable[tuple[str, str, float]]) -> list[Row]:
+    """Rows of one run each: (name, unit, value)."""
+    return [row_of(name, unit, [value]) for name, unit, value in values]
+
+
+def chosen(only: Collection[str], names: Sequence[str], kind: str) -> list[str]:
+    """The ``names`` that ``only`` has, all when it is empty. Raises LocalError for one that there is not."""
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        raise LocalError(f"no {kind} {unknown[0]}; there are {', '.join(names)}")
+    return [name for name in names if name in only or not only]
+
+
 def report_of(bench: str, rows: list[Row]) -> Report:
     return Report(bench, VERSION, machine(), rows)
 
@@ -67,12 +81,19 @@ def machine() -> str:
 
 
 class Progress:
-    """Lines on stderr: one that is overwritten on a terminal, one a step otherwise."""
+    """Lines on stderr: one that is overwritten on a terminal, one a step otherwise. As a context manager it removes its
+    line at the end."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._done = 0
         self._is_terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def step(self, what: str) -> None:
         """The next of ``total`` steps begins, or is done where several run at once."""
@@ -85,6 +106,10 @@ class Progress:
         end = "" if self._is_terminal else "\n"
         start = "\r\033[K" if self._is_terminal else ""
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)  # noqa: T201
+
+    def step_of(self, row: str) -> Callable[[str], None]:
+        """``step`` with the name of what is measured before each step."""
+        return lambda what: self.step(f"{row}: {what}")
 
     def close(self) -> None:
         if self._is_terminal:

@@ -8,8 +8,8 @@ process of its own and stands for a GPU here, so it has rows of its own; the cli
 One window gives one value, the mean over all nodes. The value of a row is the median of its windows.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import psutil
 import trio
 
+from mycelia.bench.asking import in_time
 from mycelia.bench.report.report import Row, row_of
 from mycelia.bench.scale.load import Client, Load
 from mycelia.node.engine.models import FAKE_MODEL
@@ -89,7 +90,7 @@ async def _under_load(
     step(f"{what} begin")
     urls = [(await node.wait_ready()).api_url for node in nodes]
     async with Client(urls, load).running() as client:
-        with _in_time(ANSWER_DEADLINE_S, "no answer came in time"):
+        with in_time(ANSWER_DEADLINE_S, "no answer came in time"):
             await client.first_answer.wait()
         await trio.sleep(setting.ramp_s)
         answered, began = client.num_answered, trio.current_time()
@@ -114,24 +115,14 @@ async def _swarm(setting: Setting, step: Step) -> AsyncIterator[list[LocalNode]]
     with TemporaryDirectory(prefix="mycelia-bench-") as root:
         async with open_local_swarm(Path(root)) as swarm:
             step(f"starting {setting.num_nodes} nodes")
-            with _in_time(START_DEADLINE_S, "the swarm did not come up in time"):
+            with in_time(START_DEADLINE_S, "the swarm did not come up in time"):
                 options = ["--model", FAKE_MODEL, "--cells", str(CELLS)]
                 nodes = await swarm.start_many(setting.num_nodes, options)
             step("waiting until they are at rest")
-            with _in_time(SETTLE_DEADLINE_S, "the swarm did not come to rest"):
+            with in_time(SETTLE_DEADLINE_S, "the swarm did not come to rest"):
                 for node in nodes if setting.settles else []:
                     await node.wait_event(lambda event: event.get("event") == "discovery_settled")
             yield nodes
-
-
-@contextmanager
-def _in_time(deadline_s: float, failure: str) -> Iterator[None]:
-    """Raises LocalError with ``failure`` when the block takes longer."""
-    try:
-        with trio.fail_after(deadline_s):
-            yield
-    except trio.TooSlowError as exc:
-        raise LocalError(f"{failure}; is the machine busy with something else?") from exc
 
 
 class _Meter:

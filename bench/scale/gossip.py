@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mycelia.bench.plans import GossipBench
-from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
+from mycelia.bench.report.report import Progress, Report, Row, chosen, report_of, row_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.bench.scale import cpu_share
 from mycelia.bench.scale.load import Load
@@ -96,7 +96,7 @@ class _Bench:
 
 def bench_gossip(plan: GossipBench) -> Report:
     """Simulate. Raises LocalError when something could not be measured."""
-    bench, only = _Bench(plan.num_nodes, plan.rtt_file, plan.seed), plan.only
+    bench = _Bench(plan.num_nodes, plan.rtt_file, plan.seed)
     measures: dict[str, Callable[[Step], list[Row]]] = {
         "same_repair_bytes": bench.same_repair_bytes,
         "floor_ratio": bench.floor_ratio,
@@ -105,27 +105,20 @@ def bench_gossip(plan: GossipBench) -> Report:
         "store_visible_batches_p99": bench.store_visible_batches_p99,
         "reconcile_rounds": bench.reconcile_rounds,
     }
-    names = (*cpu_share.ROWS, *measures)
-    unknown = sorted(set(only) - set(names))
-    if unknown:
-        raise LocalError(f"no row {unknown[0]}; there are {', '.join(names)}")
-    chosen = [name for name in measures if not only or name in only]
-    of_processes = [name for name in cpu_share.ROWS if not only or name in only]
+    names = chosen(plan.only, [*cpu_share.ROWS, *measures], "row")
+    of_processes = [name for name in names if name in cpu_share.ROWS]
+    simulated = [name for name in names if name in measures]
     setting = cpu_share.Setting()
-    progress = Progress(_NUM_STEPS * len(chosen) + setting.num_steps(of_processes))
+    progress = Progress(_NUM_STEPS * len(simulated) + setting.num_steps(of_processes))
     rows = []
     if of_processes:
-        step = partial(_step, progress, "cpu_share")
+        step = progress.step_of("cpu_share")
         rows += run(partial(cpu_share.measure_cpu, of_processes, setting, Load(seed=plan.seed), step))
     with no_garbage_collection():
-        for name in chosen:
-            measured = measures[name](partial(_step, progress, name))
+        for name in simulated:
+            measured = measures[name](progress.step_of(name))
             progress.show(", ".join(f"{row.name} {row.value:g} {row.unit}" for row in measured))
             rows += measured
             gc.collect()
     progress.close()
     return report_of("gossip", rows)
-
-
-def _step(progress: Progress, row: str, what: str) -> None:
-    progress.step(f"{row}: {what}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 import trio
 
+from mycelia.bench.asking import http_client
 from mycelia.proto.wire.errors import LocalError
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -48,12 +49,7 @@ class Client:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Client"]:
         """Asks while the block runs. Leaving breaks off what is not answered yet."""
-        # (a node closes a connection that was idle for 5 s: one about to end must not be used again)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
-        async with (
-            httpx.AsyncClient(timeout=self._load.timeout_s, limits=limits, trust_env=False) as http,
-            trio.open_nursery() as nursery,
-        ):
+        async with http_client(self._load.timeout_s) as http, trio.open_nursery() as nursery:
             for api_url in self._api_urls:
                 nursery.start_soon(self._arrivals, http, api_url)
             yield self

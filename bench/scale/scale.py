@@ -7,13 +7,11 @@ bytes, so they are the same on every machine; ``rss_per_node`` is not.
 import random
 import resource
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from mycelia.bench.plans import ScaleBench
-from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
+from mycelia.bench.report.report import Progress, Report, Row, chosen, report_of, row_of
 from mycelia.bench.report.runs import no_garbage_collection
 from mycelia.proto.config import LadderConfig, OverlayConfig
-from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.cells import grow_and_shrink, steady_change
 from mycelia.sim.kademlia import Found, Kademlia
 from mycelia.sim.links import Homes, modelled_rtt
@@ -137,7 +135,7 @@ class _Bench:
 
 def bench_scale(plan: ScaleBench) -> Report:
     """Simulate. Raises LocalError for an unknown group of rows."""
-    bench, only = _Bench(plan.num_nodes, plan.seed), plan.only
+    bench = _Bench(plan.num_nodes, plan.seed)
     groups: dict[str, Callable[[Step], list[Row]]] = {
         "cells": bench.cells,
         "digests": bench.digests,
@@ -145,21 +143,14 @@ def bench_scale(plan: ScaleBench) -> Report:
         "reuse": bench.reuse,
         "growth": bench.growth,
     }
-    unknown = sorted(set(only) - groups.keys())
-    if unknown:
-        raise LocalError(f"no group {unknown[0]}; there are {', '.join(groups)}")
-    chosen = [name for name in groups if name in only or not only]
-    progress = Progress(sum(_NUM_STEPS[name] for name in chosen))
+    names = chosen(plan.only, list(groups), "group")
+    progress = Progress(sum(_NUM_STEPS[name] for name in names))
     rows = []
     with no_garbage_collection():
-        for name in chosen:
-            rows += groups[name](partial(_step, progress, name))
+        for name in names:
+            rows += groups[name](progress.step_of(name))
     progress.close()
     return report_of("scale", rows)
-
-
-def _step(progress: Progress, group: str, what: str) -> None:
-    progress.step(f"{group}: {what}")
 
 
 def _times(name: str, found: Sequence[Found]) -> list[Row]:

@@ -92,15 +92,12 @@ def run_policies(
     """Every policy on every seed, ``jobs`` runs at once. ``shown``: the scenario as the report names it. ``compares``:
     with ``paired``, which needs the extra ``bench``. Raises LocalError as ``simulate``."""
     runs = [Run(scenario, policy, seed) for policy in policies for seed in seeds]
-    progress = Progress(len(runs))
-    progress.show(f"{len(runs)} runs, {min(jobs, len(runs))} at once")
     found: dict[Run, Outcome] = {}
-    try:
+    with Progress(len(runs)) as progress:
+        progress.show(f"{len(runs)} runs, {min(jobs, len(runs))} at once")
         for place, outcome in outcomes(runs, jobs):
             found[runs[place]] = outcome
             progress.step(f"{runs[place].policy}, seed {runs[place].seed}")
-    finally:
-        progress.close()
     by_policy = {policy: [found[Run(scenario, policy, seed)] for seed in seeds] for policy in policies}
     rows = [row_of_policy(policy, by_policy[policy]) for policy in policies]
     return SimulationReport(VERSION, shown, list(seeds), rows, _paired(by_policy) if compares else [])

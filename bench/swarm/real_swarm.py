@@ -17,6 +17,7 @@ import msgspec
 import psutil
 import trio
 
+from mycelia.bench.asking import http_client, in_time
 from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.distance import SwarmSettings, open_at_a_distance
 from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
@@ -79,10 +80,8 @@ class RealSwarm:
         infos = [await node.wait_ready() for node in self._nodes]
         numbers = {info.peer: number for number, info in enumerate(infos)}
         outcomes: dict[int, Outcome] = {}
-        # (a node closes a connection that was idle for 5 s: one about to end must not be used again)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
         meter = _Meter([node.process.pid for node in self._nodes])
-        async with httpx.AsyncClient(timeout=ANSWER_DEADLINE_S, limits=limits, trust_env=False) as http:
+        async with http_client(ANSWER_DEADLINE_S) as http:
 
             async def one(place: int, question: Question) -> None:
                 outcomes[place] = await _ask(http, infos[question.entry].api_url, question, numbers)
@@ -108,16 +107,13 @@ async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float
     """Round trips of every node to every other. Raises LocalError when one is shorter than ``rtt_s``: it crosses no
     proxy."""
     infos = [await node.wait_ready() for node in nodes]
-    try:
-        with trio.fail_after(MEASURE_DEADLINE_S):
-            while True:
-                peers = [row for info in infos for row in (await fetch_state(info)).peers]
-                rtts_s = [row.round_trip_ms / 1000 for row in peers if row.round_trip_ms is not None]
-                if len(rtts_s) == len(peers) == len(nodes) * (len(nodes) - 1):
-                    break
-                await trio.sleep(POLL_S)
-    except trio.TooSlowError as exc:
-        raise LocalError("the nodes did not measure the round trips between them in time") from exc
+    with in_time(MEASURE_DEADLINE_S, "the nodes did not measure the round trips between them in time"):
+        while True:
+            peers = [row for info in infos for row in (await fetch_state(info)).peers]
+            rtts_s = [row.round_trip_ms / 1000 for row in peers if row.round_trip_ms is not None]
+            if len(rtts_s) == len(peers) == len(nodes) * (len(nodes) - 1):
+                break
+            await trio.sleep(POLL_S)
     if rtts_s and min(rtts_s) < rtt_s - 0.001:  # (they are told in tenths of a millisecond)
         raise LocalError(f"a connection has a round trip of {min(rtts_s) * 1000:.1f} ms: it goes past the proxies")
     return rtts_s
