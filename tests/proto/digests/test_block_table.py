@@ -1,5 +1,7 @@
 """The table of block hashes against a dictionary."""
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def keys_of(values: list[int]) -> Keys:
 
 @given(_steps, st.lists(_keys, max_size=40))
 @settings(max_examples=150, deadline=None)
-def test_it_holds_what_a_dictionary_would(steps: list, probes: list[int]) -> None:
+def test_it_holds_what_a_dictionary_would(steps: list[tuple[str, Any]], probes: list[int]) -> None:
     table, model = BlockTable(), dict[int, int]()
     for action, argument in steps:
         if action == "put":

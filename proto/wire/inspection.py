@@ -1,0 +1,105 @@
+"""Inspect streams, on which a node is asked about itself, for people; and models streams: what the swarm serves."""
+
+from typing import Annotated
+
+from msgspec import Meta, field
+
+from mycelia.proto.wire.bounds import (
+    MAX_LINKS,
+    MAX_MODEL_NODES,
+    MAX_MODELS,
+    MAX_TRACE_STEPS,
+    Counter,
+    Kind,
+    ModelName,
+    NamespaceKey,
+    PeerId,
+    Record,
+    RequestId,
+    Small,
+)
+
+
+class TraceStep(Record, frozen=True, kw_only=True):
+    """Something that happened to a request."""
+
+    at_ms: Small = field(name="1")
+    """Since the first step at this node."""
+    name: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="2")
+    detail: Annotated[str, Meta(max_length=256)] = field(name="3", default="")
+    peer: Annotated[bytes, Meta(max_length=64)] = field(name="4", default=b"")
+    """The other node that has to do with it; empty: none."""
+
+
+class TraceQuery(Kind, frozen=True, kw_only=True, tag=20):
+    """What happened to a request here? Whoever knows its id may ask: ids are random and go nowhere else. Answered by
+    Trace."""
+
+    request_id: RequestId = field(name="1")
+
+
+class Trace(Kind, frozen=True, kw_only=True, tag=21):
+    """The steps of a request at this node in their order, the first ones if there are too many; none: not known, or not
+    any more."""
+
+    steps: Annotated[tuple[TraceStep, ...], Meta(max_length=MAX_TRACE_STEPS)] = field(name="1")
+
+
+class Link(Record, frozen=True, kw_only=True):
+    """A node that the sender is connected to."""
+
+    peer: PeerId = field(name="1")
+    round_trip_ms: Small = field(name="2")
+    """0: not measured."""
+
+
+class LinksQuery(Kind, frozen=True, kw_only=True, tag=22):
+    """Which nodes are you connected to? Answered by Links."""
+
+
+class Links(Kind, frozen=True, kw_only=True, tag=23):
+    """The nodes that the sender is connected to, the nearest ones if there are too many."""
+
+    links: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)] = field(name="1")
+
+
+class ReachQuery(Kind, frozen=True, kw_only=True, tag=24):
+    """Where do you see me, and can you open a TCP connection to this port there? Answered by Reach."""
+
+    port: Annotated[int, Meta(ge=1, le=65_535)] = field(name="1")
+
+
+class Reach(Kind, frozen=True, kw_only=True, tag=25):
+    """How its peer looks to the sender."""
+
+    address: Annotated[str, Meta(max_length=128)] = field(name="1")
+    """Multiaddr of the other end of the connection, as the sender sees it."""
+    time_ms: Counter = field(name="2")
+    """The sender's clock: ms since 1970."""
+    outcome: Annotated[str, Meta(pattern="^(open|closed|untried)$")] = field(name="3")
+    """Of the connection to the port; untried: the sender was asked too often."""
+
+
+class ModelNodes(Record, frozen=True, kw_only=True):
+    """A model, and who serves it as far as the sender knows, see ``directory.py``."""
+
+    namespace: NamespaceKey = field(name="1")
+    model: ModelName = field(name="2")
+    context_tokens: Small = field(name="3")
+    age_s: Small = field(name="4")
+    """How long ago somebody was connected with one of them; 0: the sender is, or is one."""
+    nodes: Annotated[bytes, Meta(max_length=8 * MAX_MODEL_NODES)] = field(name="5")
+    """The last 8 bytes of each one's peer id, packed as block hashes are."""
+
+
+class ModelsQuery(Kind, frozen=True, kw_only=True, tag=26):
+    """Which models do you know of? Answered by Models."""
+
+
+class Models(Kind, frozen=True, kw_only=True, tag=27):
+    """Those that the sender knows of, the surest ones if there are too many."""
+
+    models: Annotated[tuple[ModelNodes, ...], Meta(max_length=MAX_MODELS)] = field(name="1")
+
+
+Inspect = TraceQuery | Trace | LinksQuery | Links | ReachQuery | Reach

@@ -1,0 +1,182 @@
+"""Request streams: an entry node asks a node to serve a prompt, and gets frames back."""
+
+from typing import Annotated
+
+from msgspec import Meta, field
+
+from mycelia.proto.wire.bounds import (
+    MAX_GRAMMAR_CHARS,
+    MAX_LOGPROBS,
+    MAX_LOGPROBS_PER_FRAME,
+    MAX_STOPS,
+    MAX_TEXT_BYTES_PER_FRAME,
+    MAX_TOKENS_PER_REQUEST,
+    MIN_LOGPROB,
+    FrameTokens,
+    Kind,
+    NamespaceKey,
+    PackedTokens,
+    Penalty,
+    Record,
+    RequestId,
+    Small,
+    StopString,
+    TokenText,
+)
+from mycelia.proto.wire.metadata import Vitals
+
+
+class Sampling(Record, frozen=True, kw_only=True):
+    """How to choose tokens, in this order: grammar, penalties, top-k, top-p, min-p, temperature, draw.
+
+    The defaults are llama.cpp's, and greedy. Building one checks nothing: use ``codec.check_sampling`` on what people
+    wrote.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
+    temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=0.0)
+    """0 is greedy: the likeliest token, with grammar and penalties still applied."""
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=0)
+    top_k: Small = field(name="4", default=40)
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    top_p: Annotated[float, Meta(ge=0, le=1)] = field(name="5", default=0.95)
+    """Keep the likeliest tokens that together have this probability; 1 keeps all."""
+    min_p: Annotated[float, Meta(ge=0, le=1)] = field(name="6", default=0.05)
+    """Keep tokens with at least this share of the likeliest one's probability; 0 keeps all."""
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = field(name="7", default=1.0)
+    """Divides the logits of recent tokens (multiplies negative ones); 1 is off."""
+    frequency_penalty: Penalty = field(name="8", default=0.0)
+    """Taken from a recent token's logit for every time it occurs."""
+    presence_penalty: Penalty = field(name="9", default=0.0)
+    """Taken from a recent token's logit once."""
+    repeat_last_n: Annotated[int, Meta(ge=0, le=MAX_TOKENS_PER_REQUEST)] = field(name="10", default=64)
+    """How many tokens, of prompt and answer, count as recent."""
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=MAX_STOPS)] = field(name="11", default=())
+    """The answer ends before whichever of these is complete first."""
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = field(name="12", default=0)
+    """Alternatives to report a token, with its own probability; 0 reports nothing."""
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = field(name="13", default="")
+    """What the answer must match; empty: anything."""
+    grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema)$")] = field(name="14", default="gbnf")
+    """How to read ``grammar``: llama.cpp's GBNF with a rule ``root``, or a JSON schema."""
+
+
+class Logprob(Record, frozen=True, kw_only=True):
+    """A token and how probable the model found it, before sampling options: log-softmax of the raw logits."""
+
+    token: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="1")
+    text: TokenText = field(name="2")
+    """Its bytes, which need not be whole characters; empty for control tokens."""
+    logprob: Annotated[float, Meta(ge=MIN_LOGPROB, le=0)] = field(name="3")
+
+
+class TokenLogprobs(Record, frozen=True, kw_only=True):
+    """A token of the answer and what could have stood there instead, the likeliest first."""
+
+    chosen: Logprob = field(name="1")
+    top: Annotated[tuple[Logprob, ...], Meta(max_length=MAX_LOGPROBS)] = field(name="2")
+    """May contain ``chosen``."""
+
+
+class Usage(Record, frozen=True, kw_only=True):
+    """What a finished request took, as the engine that served it measured it."""
+
+    prompt_tokens: Small = field(name="1")
+    cached_tokens: Small = field(name="2")
+    """Prompt tokens whose KV cells were reused instead of computed."""
+    completion_tokens: Small = field(name="3")
+    queue_ms: Small = field(name="4")
+    prefill_ms: Small = field(name="5")
+    decode_ms: Small = field(name="6")
+
+
+class Generate(Kind, frozen=True, kw_only=True, tag=8):
+    """Opens a request at the node that shall serve it. Answered by Accepted, Tokens*, then Final or Failed."""
+
+    request_id: RequestId = field(name="1")
+    namespace: NamespaceKey = field(name="2")
+    prompt: PackedTokens = field(name="3")
+    sampling: Sampling = field(name="4")
+    promised_tokens: Small = field(name="5")
+    """The match that the requester chose this node for."""
+    resumed_tokens: Small = field(name="6", default=0)
+    """How many tokens at the end of ``prompt`` were generated for this request before, on a node that was lost."""
+    patience_ms: Small = field(name="7", default=0)
+    """If the first token would take longer than this, counted from here, answer with Bounced instead. 0: never."""
+    tag: Annotated[bytes, Meta(max_length=16)] = field(name="8", default=b"")
+    """Whose cached prefixes it may reuse besides the open ones, see ``sharing.py``: a secret between the requester and
+    the node that serves. Empty: the requester's own."""
+    scope: Annotated[int, Meta(ge=0, le=2)] = field(name="9", default=0)
+    """Who may reuse what it computes. 0: its owner, and others once two households had it. 1: its owner. 2: everybody,
+    as it may reuse what others computed so; the tag is not used."""
+    open_tokens: Small = field(name="10", default=0)
+    """Leading tokens that hold no secrets: the whole blocks of them are everybody's as soon as they are computed."""
+
+
+class Accepted(Kind, frozen=True, kw_only=True, tag=9):
+    """Prefill has begun; what of the prompt was found in the cache. Once, before the first token."""
+
+    cached_tokens: Small = field(name="1")
+    vitals: Vitals = field(name="2")
+
+
+class Tokens(Kind, frozen=True, kw_only=True, tag=10):
+    """Generated tokens ``position``, ``position`` + 1, ..., at least one; ``text`` is their UTF-8, at most
+    MAX_TEXT_BYTES_PER_TOKEN each, which may end inside a character.
+
+    ``text`` is all that these tokens say and nothing of later ones. So a token waits at the serving node while a
+    stop string may have begun in it, and only the answer's last tokens may come without (all of) their text.
+    """
+
+    position: Small = field(name="1")
+    tokens: FrameTokens = field(name="2")
+    text: Annotated[bytes, Meta(max_length=MAX_TEXT_BYTES_PER_FRAME)] = field(name="3")
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_LOGPROBS_PER_FRAME)] = field(
+        name="4", default=()
+    )
+    """One a token if the request asks for them, else none."""
+
+
+class Final(Kind, frozen=True, kw_only=True, tag=11):
+    """The last frame of an answered request."""
+
+    reason: Annotated[str, Meta(pattern="^(stop|length|cancelled)$")] = field(name="1")
+    usage: Usage = field(name="2")
+    vitals: Vitals = field(name="3")
+
+
+ERROR_CODES = (
+    "bad_request",
+    "too_long",
+    "overloaded",
+    "unknown_model",
+    "engine_lost",
+    "no_peer",
+    "deadline",
+    "leaving",
+    "internal",
+)
+"""Codes of Failed. Who sends which, and whether to retry: ``interoperability.md``."""
+
+
+class Failed(Kind, frozen=True, kw_only=True, tag=12):
+    """The last frame of a request that was not answered."""
+
+    code: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
+    """One of ERROR_CODES. An unknown one is treated by ``retryable`` alone."""
+    message: Annotated[str, Meta(max_length=512)] = field(name="2")
+    retryable: bool = field(name="3")
+    """True when the same request may succeed on another node or later."""
+    retry_after_ms: Small = field(name="4", default=0)
+    """Of ``overloaded``: how long to wait before asking this node again; 0: unknown. See ``shares.py``."""
+
+
+class Bounced(Kind, frozen=True, kw_only=True, tag=17):
+    """The last and only frame of a request that its requester should route again, knowing this."""
+
+    cached_tokens: Small = field(name="1")
+    """Of the prompt, in this node's cache."""
+    vitals: Vitals = field(name="2")
+
+
+ServingFrame = Accepted | Tokens | Final | Failed | Bounced
