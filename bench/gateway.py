@@ -37,7 +37,7 @@ _START_DEADLINE_S, _WARM_DEADLINE_S = 120.0, 60.0
 _KEY = "a key for the benchmark alone"
 _WRONG_KEY = "another one of that length!!!"
 _STREAM_TOKENS = 300
-_STORM_S, _STORM_CONNECTIONS = 5.0, 20
+_STORM_S, _STORM_CLIENTS = 5.0, 20
 
 
 async def bench_gateway(bench: GatewayBench) -> Report:
@@ -233,23 +233,24 @@ async def _storm(bench: GatewayBench, node: LocalNode, progress: Progress) -> li
     async def guess() -> None:
         nonlocal refused, other
         data = _request("GET", "/v1/models", _WRONG_KEY)
-        async with _connection(node) as stream:
-            due = trio.current_time()
-            while True:
-                due += _STORM_CONNECTIONS / bench.storm_rate
-                await trio.sleep_until(due)
+        due = trio.current_time()
+        while True:
+            due += _STORM_CLIENTS / bench.storm_rate
+            await trio.sleep_until(due)
+            async with _connection(node) as stream:  # (a node closes a connection whose request it refused)
                 await stream.send_all(data)
-                if await _status(stream) == httpx.codes.UNAUTHORIZED:
-                    refused += 1
-                else:
-                    other += 1
+                status = await _status(stream)
+            if status == httpx.codes.UNAUTHORIZED:
+                refused += 1
+            else:
+                other += 1
 
     for number in range(bench.runs):
         progress.step(f"wrong keys, run {number + 1}")
         async with _connection(node) as stream, trio.open_nursery() as nursery:
             idle_s = median([await _ttft_s(stream, prompt) for _ in range(bench.requests)])
             before, began = refused, trio.current_time()
-            for _ in range(_STORM_CONNECTIONS):
+            for _ in range(_STORM_CLIENTS):
                 nursery.start_soon(guess)
             times = [await _ttft_s(stream, prompt) for _ in range(bench.requests)]
             await trio.sleep_until(began + _STORM_S)
