@@ -17,18 +17,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mycelia.proto.admission.limits import Limits
-from mycelia.proto.cache.sharing import unpaint
 from mycelia.proto.cells.cells import CellPosition, address_of, cell_of
 from mycelia.proto.config import CellConfig, DigestConfig
 from mycelia.proto.digests.budget import Traffic
 from mycelia.proto.digests.digest import OwnDigest, Sign, Verify
 from mycelia.proto.digests.estimates import Estimates, Key, Outcome
-from mycelia.proto.effects import Effect, Emit, JoinCell, LeaveCell, Publish, SetTimer
+from mycelia.proto.effects import Effect, Emit, JoinCell, LeaveCell, SetTimer
 from mycelia.proto.events import CacheChanged, Gossiped, ModelServed, Timer
+from mycelia.proto.planes.announcer import Announcer, jittered
 from mycelia.proto.planes.membership import Membership
 from mycelia.proto.planes.repairs import Repairs
 from mycelia.proto.planes.sender import Sender
-from mycelia.proto.wire.blocks import STRIDE, block_hashes
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import MAX_VECTOR, Announce, Reconcile, Repair, RepairRequest, Version
 from mycelia.proto.wire.refusals import Refusal
@@ -60,10 +59,7 @@ class DigestPlane:
     ) -> None:
         self._me = me
         self._refusals = refusals
-        self._traffic = traffic
         self._sender = Sender(config, members, traffic)
-        self._stretch = 1.0
-        """Of the interval between deltas, for what is received."""
         self._config = config
         self._cell_config = cell_config
         self._rng = rng
@@ -71,10 +67,7 @@ class DigestPlane:
         self._members = members
         self._own: dict[bytes, OwnDigest] = {}
         self._positions: dict[bytes, CellPosition] = {}
-        self._delta_at: dict[bytes, float] = {}
-        self._paced_until: dict[bytes, float] = {}
-        """When the deltas sent so far are paid for, at one per interval."""
-        self._due: dict[bytes, float] = {}
+        self._announcer = Announcer(config, rng, self._own, self._positions, self._sender, traffic)
         self._reconciled: Limits[bytes] = Limits(1 / config.min_reconcile_gap_s, 1.0)
         self._hasty: Limits[bytes] = Limits(_HASTY_PER_S, _HASTY_BURST)
         self._gossiped: Limits[tuple[bytes, Key]] = Limits(config.heads_per_s, config.heads_burst)
@@ -114,75 +107,27 @@ class DigestPlane:
         position = CellPosition(event.namespace, self._me, self._cell_config, self._rng, now)
         self._positions[event.namespace] = position
         self.estimates.follow(event.namespace, position.covers)
-        # Not at once: the engine is about to say what it kept over a restart, and the first head shall show it.
-        effects = self._set_due(event.namespace, now + self._config.delta_delay_s)
+        effects = self._announcer.on_served(event.namespace, now)
         if is_first:
-            effects.append(SetTimer(Timer("reconcile"), now + self._jittered(self._config.reconcile_s)))
+            effects.append(
+                SetTimer(Timer("reconcile"), now + jittered(self._config.reconcile_s, self._config, self._rng))
+            )
             effects.append(SetTimer(Timer("sweep"), now + _SWEEP_S))
         return effects
 
     def on_cache_changed(self, event: CacheChanged, now: float) -> list[Effect]:
-        own = self._own[event.namespace]
-        if event.reset:
-            own.reset()
-        for leaf in event.evicted:
-            own.evict(leaf)
-        for leaf, path in event.stored:
-            tokens, num_open, tag = unpaint(path)
-            own.store(leaf, block_hashes(event.namespace, tokens), num_open // STRIDE, tag)
-        at = self._next_delta(event.namespace, now)
-        if at >= self._due[event.namespace] or not own.is_behind():
-            return []
-        return self._set_due(event.namespace, at)
-
-    def _next_delta(self, namespace: bytes, now: float) -> float:
-        """When the next delta may go out: on average one per interval, a few of them early (GCRA)."""
-        if self._own[namespace].head is None:
-            return self._due[namespace]
-        ahead = (self._config.delta_burst - 1) * self._config.delta_interval_s
-        budget = self._paced_until.get(namespace, 0.0) - ahead
-        spaced = self._delta_at.get(namespace, 0.0) + self._config.delta_min_gap_s
-        return max(now + self._config.delta_delay_s, budget, spaced)
-
-    def _publish(self, namespace: bytes, now: float) -> list[Effect]:
-        ready_at = self._sender.ready_at(now)
-        if ready_at > now:
-            self._traffic.num_postponed += 1
-            return self._set_due(namespace, ready_at)
-        if self._own[namespace].is_behind():
-            paced_from = max(self._paced_until.get(namespace, 0.0), now)
-            self._paced_until[namespace] = paced_from + self._jittered(self._stretched_interval(now))
-            self._delta_at[namespace] = now
-        position = self._positions[namespace]
-        message = self._own[namespace].advance(now, position.bits)
-        publishes = [Publish(namespace, message, cell) for cell in position.cells()]
-        self._sender.spend(message, now, len(publishes))
-        heartbeat = now + self._jittered(self._config.heartbeat_s)
-        return [*publishes, *self._set_due(namespace, heartbeat)]
-
-    def _stretched_interval(self, now: float) -> float:
-        """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
-        and back. (By the whole excess it would swing: all nodes see the same and answer alike.)"""
-        excess = self._traffic.digests_per_s(now) / self._config.receive_bytes_per_s
-        self._stretch = min(max(self._stretch * excess**0.5, 1.0), self._config.max_stretch)
-        return self._config.delta_interval_s * self._stretch
-
-    def _set_due(self, namespace: bytes, at: float) -> list[Effect]:
-        if self._due.get(namespace) == at:
-            return []
-        self._due[namespace] = at
-        return [SetTimer(Timer("digest", namespace=namespace), at)]
+        return self._announcer.on_cache_changed(event, now)
 
     # --- time ------------------------------------------------------------------------------------------------------
 
     def on_timer(self, timer: Timer, now: float) -> list[Effect]:
         match timer.kind:
             case "digest":
-                return self._publish(timer.namespace, now)
+                return self._announcer.publish(timer.namespace, now)
             case "repair":
                 return self.repairs.on_due((timer.subject, timer.namespace), now)
             case "reconcile":
-                again = SetTimer(timer, now + self._jittered(self._config.reconcile_s))
+                again = SetTimer(timer, now + jittered(self._config.reconcile_s, self._config, self._rng))
                 return [*self._reconcile(now), *self._ask_outsiders(now), again]
             case "sweep":
                 gone = self.estimates.sweep(now)
@@ -204,7 +149,7 @@ class DigestPlane:
         if not move.joined:
             return effects
         # Its nodes shall hear of this one soon, and the others see that it goes.
-        effects += self._set_due(namespace, min(self._due[namespace], self._next_delta(namespace, now)))
+        effects += self._announcer.hasten(namespace, now)
         return [*effects, Emit("cell_changed", {"namespace": namespace, "bits": position.bits})]
 
     def _is_near(self, peer: bytes, namespace: bytes) -> bool:
@@ -330,9 +275,6 @@ class DigestPlane:
         depth = self.estimates.depth(reader, key[1])
         bits = depth if depth is not None else self._positions[key[1]].bits
         return cell_of(key[1], reader, bits).holds(address_of(key[1], key[0]))
-
-    def _jittered(self, interval_s: float) -> float:
-        return interval_s * self._rng.uniform(1 - self._config.jitter, 1 + self._config.jitter)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant of the parts is broken."""

@@ -16,6 +16,8 @@ from mycelia.proto.events import (
     RequestSubmitted,
     RoundTripMeasured,
     StreamLost,
+    Timer,
+    TimerFired,
     VitalsChanged,
 )
 from mycelia.proto.planes.attempt import Attempt
@@ -835,6 +837,17 @@ def test_who_rests_is_overdue_nowhere() -> None:
     world.advance(0.9, deliver=False)
     assert not world.nodes[ME].take(Dispatch)
     world.advance(0.2, deliver=False)
+    assert len(world.nodes[ME].take(Dispatch)) == 1
+
+
+def test_the_timer_of_a_lookup_that_is_long_over_ends_no_rest() -> None:
+    world = quiet_world(1)
+    submit(world)
+    lose(world)
+    world.nodes[ME].take(Dispatch)
+    world.handle(ME, TimerFired(Timer("lookup", REQUEST, NAMESPACE)))
+    assert not world.nodes[ME].take(Dispatch)
+    world.advance(60, deliver=False)
     assert len(world.nodes[ME].take(Dispatch)) == 1
 
 
