@@ -12,12 +12,12 @@ stays known to the rest of the node: only choices change.
 - ``no-load``: the time to the first token alone, without the factor for load.
 - ``no-ageing``: old reports of load count as fresh ones do.
 - ``no-precision``: beliefs about caches are taken for true.
-- ``no-lateness``: nobody is found out to be slower than it says.
+- ``no-lateness``: no node is found out to be slower than it reports.
 - ``no-keep``: a conversation moves for the least gain.
 - ``no-dispatches``: what this node itself sent where is not remembered, neither as load nor as cached.
 - ``no-crowd``: what is computed again costs others no more where the swarm is busy.
 - ``no-luck``: always the cheapest.
-- ``no-bounce``: nobody hands a request back.
+- ``no-bounce``: no node hands a request back.
 - ``no-moves``: what does not begin in time stays where it is.
 - ``no-subscriptions``: load is told to nodes by chance, and with replies.
 """

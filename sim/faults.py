@@ -1,6 +1,6 @@
 """What happens to volunteers' machines and lines, all of it drawn from one seed.
 
-- ``kill``: a node's session ends (Weibull, as measured), for half of them with its machine: then nobody is told, and
+- ``kill``: a node's session ends (Weibull, as measured), for half of them with its machine: then no peer is told, and
   its peers notice when it has been silent for a while. It comes back, empty.
 - ``leave``: a node is told to leave: it takes nothing new, finishes what it works on if that does not take too long,
   and goes. It comes back, empty.
@@ -54,7 +54,7 @@ _RESTART_CHANCE = 0.1
 
 
 def session_s(median_s: float, rng: random.Random, is_running: bool = False) -> float:
-    """How long a volunteer's node stays. is_running: when it began nobody knows, and of it some part is over."""
+    """How long a volunteer's node stays. is_running: it began at an unknown time, so some part is over."""
     lasts_s = rng.weibullvariate(median_s / math.log(2) ** (1 / SESSION_SHAPE), SESSION_SHAPE)
     return lasts_s * rng.random() if is_running else lasts_s
 

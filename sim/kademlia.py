@@ -1,4 +1,4 @@
-"""A Kademlia DHT of all nodes: how long a lookup takes, what it costs, whom it ends at.
+"""A Kademlia DHT of all nodes: how long a lookup takes, what it costs, at which nodes it ends.
 
 Node ids are hashes; a node's routing table has up to K random nodes of each bucket, as tables look after a while. A
 request to a node that is not connected pays COLD_RTTS round trips (TCP, the choice of Noise, Noise, the choice of
@@ -187,7 +187,7 @@ class _Asking:
         heapq.heappush(self.under_way, (self._now + self._dht.request_s(self._source, node, is_warm), node))
 
     def wait(self) -> tuple[int, list[int] | None]:
-        """The next request that ends: whom it asked and what that node told, None if it is gone."""
+        """The next request that ends: the asked node, and its reply, None if it is gone."""
         self._now, node = heapq.heappop(self.under_way)
         if self._dht.is_dead[node]:
             return node, None

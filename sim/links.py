@@ -56,8 +56,8 @@ class Homes:
 
 def modelled_rtt(num_nodes: int, rng: random.Random) -> Matrix:
     """RTTs in seconds of ``num_nodes`` homes scattered over the world."""
-    everybody = np.arange(num_nodes)
-    return Homes(num_nodes, rng).rtt(everybody, everybody)
+    numbers = np.arange(num_nodes)
+    return Homes(num_nodes, rng).rtt(numbers, numbers)
 
 
 def measured_rtt(path: Path, num_nodes: int, rng: random.Random) -> Matrix:

@@ -246,7 +246,7 @@ def received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     return total
 
 
-# --- everybody equal -----------------------------------------------------------------------------------------------
+# --- all nodes equal ------------------------------------------------------------------------------------------------
 
 
 def is_converged(world: World) -> bool:

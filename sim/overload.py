@@ -1,4 +1,4 @@
-"""More prompts than a swarm can answer: what it answers, whom it refuses, and whether what it tells them is true.
+"""More prompts than a swarm can answer: what it answers and refuses, and whether its Retry-After is true.
 
 Every user asks one prompt, through a node that cannot tell its users apart. A refused user goes away, or comes again
 when told, as ``mycelia ask --wait`` does, until ``PATIENCE_S`` are over. One in ``KNOCKERS`` knocks instead: it comes

@@ -191,7 +191,7 @@ NAMES = ("random", "round_robin", "least_load", "chwbl", *list(_PLAIN)[1:], OWN,
 
 
 def as_known(candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[Candidate]:
-    """Where nobody can tell what own dispatches added."""
+    """``candidates`` unchanged, where it is unknown what own dispatches added to their load."""
     return candidates
 
 

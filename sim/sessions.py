@@ -8,7 +8,7 @@ trace says. The tokens are numbers of no meaning: equal where prompts share a pr
   answer of 1 to 64 tokens.
 - ``multi-turn``: 8 system prompts of 100 to 800 tokens, drawn by Zipf's law; 1 to 9 turns of 20 to 200 tokens, answers
   of 50 to 400, a pause of 20 s in the median before the next turn (log-normal, sigma 1). The users of
-  an entry node are one client, as they are to a real node without keys, and only the system prompts are everybody's.
+  an entry node are one client, as they are to a real node without keys, and only the system prompts are shared by all.
 - ``no-sharing``: prompts as long as those of ``mmlu``, which share nothing.
 - ``mooncake``: a trace, see ``read_mooncake``.
 """
@@ -39,7 +39,7 @@ class Prompt:
     answer: tuple[int, ...]
     """At least one token."""
     salt: Salt = Salt(scope=EVERYBODY)  # noqa: RUF009  immutable
-    """Whose prefixes it may reuse: without one, everybody's, as few-shot prompts should."""
+    """Which prefixes it may reuse: without a salt all, as few-shot prompts should."""
     open_tokens: int = 0
     """Number of its first tokens that hold no secrets."""
 

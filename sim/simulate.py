@@ -5,7 +5,7 @@ those of the time after that are measured, and answered to the end. The overlays
 know of each other. Equal seeds give equal runs: the machines, homes, prompts and times of arrival of a seed are the
 same for every policy.
 
-Nodes dial until they have ``connections`` and route to whom they are connected with, as real ones do. A swarm that is
+Nodes dial until they have ``connections`` and route to nodes they are connected with, as real ones do. A swarm that is
 too large for one cell is split from the start, with no records in the DHT: a prompt is answered in the cell where it
 enters. Where not all nodes are entries, only entries read digests, and only of nodes that they are connected with; what
 repairs of the others' digests would cost them is added in proportion.
@@ -189,7 +189,7 @@ class SwarmRun:
         self.serving.run_until_over(measured, self.window.until_s + scenario.drain_s)
 
     def _begin_next(self, sessions: Iterator[Session], began: float, clients: random.Random) -> None:
-        """Only the next session is made: nobody knows how many there will be."""
+        """Only the next session is made: their number is unknown."""
         session = next(sessions, None)
         if session is None:
             return

@@ -104,7 +104,7 @@ class Siege:
         links = Links(modelled_rtt(num_peers, rng), attack.seed)
         self._edges = random_graph(attack.num_nodes, attack.degree, rng)
         links.set_mesh(mesh_of(self._edges, num_peers, 4, rng))
-        # (one cell, though strangers that gossip can make it seem large: what is measured is whom it costs)
+        # (one cell, though strangers that gossip can make it seem large: what is measured is which nodes it costs)
         overlay = OverlayConfig(digest=attack.config, cells=CellConfig(max_cell_nodes=2**20))
         self.world = World(links, num_peers, attack.seed, overlay, perform_request=self._perform)
         self._rng = rng

@@ -15,7 +15,7 @@ _WORDS = "moss river lantern copper violet engine harbour seven window thread au
 
 @dataclass
 class Answer:
-    """What a client saw of one."""
+    """One answer as its client saw it."""
 
     ttft_s: float | None = None
     tokens_per_s: float | None = None
@@ -25,7 +25,7 @@ class Answer:
 
 
 def random_words(count: int) -> str:
-    """A text that nobody has cached."""
+    """A text that no node has cached."""
     words = _WORDS.split()
     return " ".join(secrets.choice(words) for _ in range(count))
 

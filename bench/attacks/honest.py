@@ -131,7 +131,7 @@ async def _first_answer(network: Network, address: str) -> Answer:
 
 
 async def client_answer(address: str, num_words: int = 40, max_tokens: int = 24) -> Answer:
-    """What a light client with a fresh key gets for a prompt that nobody has cached."""
+    """What a light client with a fresh key gets for a prompt that no node has cached."""
     answer = Answer(failure="kept out")
     with trio.move_on_after(PATIENCE_S), suppress(NetworkError):
         async with open_network(NetworkSettings(identity=new_identity(), overlay=False)) as network:

@@ -1,4 +1,4 @@
-"""Strangers that tell nodes of owners which nobody ever met: what ``make_owners_up`` does to running nodes.
+"""Strangers that announce digests of invented owners: what ``make_owners_up`` does to running nodes.
 
 Each stranger has a fresh key and sends signed heads of fresh owners, as repairs that bring no bytes. A node that
 believed them would ask for the bytes, and one that asked its neighbours would flood them in the strangers' stead.

@@ -39,7 +39,7 @@ SLOW_GRAMMAR = f"root ::= [{''.join(map(chr, range(0x400, 0x400 + 400)))}]+"
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is done, and to whom."""
+    """One attack and its victims."""
 
     kind: str
     addresses: list[str]
@@ -81,7 +81,7 @@ async def connections(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def streams(plan: Plan, nursery: trio.Nursery) -> None:
-    """Control streams without a message, until nobody has one any more."""
+    """Open control streams without a message, until no victim takes another one."""
     await _held(nursery, NUM_KEYS, partial(_streams, plan, CONTROL_PROTOCOL, STREAMS_A_KEY))
 
 
@@ -114,7 +114,7 @@ async def refused_grammars(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def prunes(plan: Plan, nursery: trio.Nursery) -> None:
-    """Gossip topics that nobody has, each told once."""
+    """Announce gossip topics that no node has, each once."""
     from mycelia.bench.attacks import messages as attackers
 
     async with stranger(plan) as (network, victim):
@@ -146,7 +146,7 @@ async def digests(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def repairs(plan: Plan, nursery: trio.Nursery) -> None:
-    """Digests of owners that do not exist and of which nothing is told: every node asks for them, whom it can."""
+    """Announce digests of owners that do not exist, without their content: every node asks its peers for them."""
 
     async def tell(address: str, in_place: Callable[[], None]) -> None:
         async with stranger(plan, address) as (network, victim):

@@ -32,7 +32,7 @@ def bench_chaos_sim(bench: ChaosSimBench) -> Report:
         for reason, count in outcome.failures.items():
             progress.show(f"{count} lost: {reason}")
     if not outcome.answers:
-        raise LocalError("nobody asked anything: more --minutes, or a higher --rate")
+        raise LocalError("no prompt was asked: use more --minutes, or a higher --rate")
     return report_of("chaos-sim", _rows(outcome))
 
 

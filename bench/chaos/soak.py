@@ -153,7 +153,7 @@ async def _sample(node: LocalNode, began: float) -> Sample:
             state.exchanges,
         )
     except psutil.Error as exc:
-        raise LocalError(f"{node.name}, which nobody killed, is gone: {exc}") from exc
+        raise LocalError(f"{node.name}, which was not killed, is gone: {exc}") from exc
 
 
 async def _quiet(bench: SoakBench, nodes: Nodes, began: float) -> dict[int, Sample]:

@@ -135,9 +135,9 @@ class Bench:
     def tier_restore_share(self) -> float | None:
         """Time to restore the cells of 1,000 tokens from host memory, in units of the time to compute them.
 
-        The prefill is one decode call on cells that nobody else uses, the fastest there is. The restore is the engine's
-        own: finding the blobs, their hashes checked, and the positions read back; the median of several. None for a
-        model whose cells cannot be saved.
+        The prefill is one decode call on cells that no other sequence uses, the fastest there is. The restore is the
+        engine's own: finding the blobs, their hashes checked, and the positions read back; the median of several. None
+        for a model whose cells cannot be saved.
         """
         if not self._llama.can_save:
             return None

@@ -64,7 +64,7 @@ class Measured:
 
 
 def ratio_of(quantity: str, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> Ratio:
-    """Zero counts as very little: nobody waits that short."""
+    """Ratios of a quantity, seed by seed. Zero counts as very little: no wait is that short."""
     return paired_ratio(
         [max(getattr(one, quantity), _LEAST_S) for one in ours],
         [max(getattr(one, quantity), _LEAST_S) for one in theirs],

@@ -11,7 +11,7 @@ wire; the row with ``list`` in its name gives ours the list too. The rows with `
 Dynamo does and a router has no need to; the ratio is of those.
 
 Updates and memory: a digest of 4,096 blocks from each of 100 peers, of the same kind of population; the rows with
-``unrelated`` in their names instead of blocks that are nobody's prefix, the worst that peers could tell.
+``unrelated`` in their names instead of blocks that are no prefix, the worst that peers could announce.
 """
 
 import random

@@ -48,7 +48,7 @@ def bench_routing(bench: RoutingBench) -> Report:
 
 
 def _full_cell(nodes: int, prefixes: Sequence[Sequence[int]], rng: random.Random, seed: int) -> World:
-    """Node 0 is connected with everybody, and knows them."""
+    """Node 0 is connected with all other nodes, and knows them."""
     links = Links(constant_rtt(nodes, 0.05), seed)
     links.set_mesh([(0, number) for number in range(1, nodes)])
     world = World(links, nodes, seed, readers=[0], perform_request=lambda *_: None)

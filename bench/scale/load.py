@@ -25,7 +25,7 @@ class Load:
     """Shared by all prompts of the swarm, chosen by Zipf's law with exponent 1."""
     prefix_tokens: int = 512
     own_tokens: tuple[int, int] = (64, 448)
-    """Least and most that follow the prefix and nobody else asks."""
+    """Least and most tokens that follow the prefix, which no other prompt has."""
     max_tokens: int = 44
     """The fake engine ends an answer after each token with a chance of 1 in 64, so answers have 32 on average."""
     timeout_s: float = 30.0

@@ -21,6 +21,9 @@ from mycelia.sim.scenario import Scenario
 
 _LEAST_WIDTH = 112
 _DIGITS = 4
+_QUANTITIES = [one.name for one in fields(Outcome) if one.name != "ttft_quantiles_s"]
+_RENAMED = {"num_requests": "requests", "num_failed": "failed"}
+"""Names of an outcome's fields that a row has by other names."""
 _LEGEND = """\
 hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
 seconds to the first token; of seeds: the least and the largest p99. load: the share of
@@ -105,24 +108,14 @@ def run_policies(
 
 def row_of_policy(policy: str, of_seeds: Sequence[Outcome]) -> PolicyRow:
     """Raises ValueError without an outcome."""
-    quantities = [field.name for field in fields(Outcome) if field.name != "ttft_quantiles_s"]
-    over_seeds = {name: measured([getattr(one, name) for one in of_seeds]) for name in quantities}
+    over_seeds = {name: measured([getattr(one, name) for one in of_seeds]) for name in _QUANTITIES}
     quantiles = zip(*(one.ttft_quantiles_s for one in of_seeds), strict=True)
+    rest = {_RENAMED.get(name, name): value for name, value in over_seeds.items() if not name.startswith("ttft")}
     return PolicyRow(
         policy=policy,
-        hit_ratio=over_seeds["hit_ratio"],
-        hit_bound=over_seeds["hit_bound"],
         ttft_s=Ttft(over_seeds["ttft_p50_s"], over_seeds["ttft_p90_s"], over_seeds["ttft_p99_s"]),
-        load_imbalance=over_seeds["load_imbalance"],
-        stale_share=over_seeds["stale_share"],
-        digest_bytes_per_s=over_seeds["digest_bytes_per_s"],
-        goodput=over_seeds["goodput"],
-        requests=over_seeds["num_requests"],
-        failed=over_seeds["num_failed"],
-        rate=over_seeds["rate"],
-        utilisation=over_seeds["utilisation"],
-        liar_share=over_seeds["liar_share"],
         ttft_quantiles_s=[round(statistics.fmean(values), _DIGITS) for values in quantiles],
+        **rest,
     )
 
 

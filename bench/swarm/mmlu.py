@@ -1,5 +1,5 @@
 """Prompts in the usual 5-shot form of MMLU (Hendrycks et al., arXiv 2009.03300): a prefix that all questions of a
-subject share, and a question that nobody else asks.
+subject share, and a question that no other prompt has.
 
 From the real texts where there are any: a folder with ``mmlu.jsonl`` or ``mmlu.jsonl.gz``, a question a line, as
 {"split": "dev" or "test", "subject", "question", "choices": four texts, "answer": "A" to "D"}. Else made of common

@@ -1,9 +1,9 @@
 """A swarm of real nodes on this machine, with distance between them, that is asked given prompts at given times.
 
-Each node listens on a port of loopback that it tells nobody; what it announces is a proxy in front of it, which delays
-every byte by half of the round trip in each direction. Nodes know each other from what they announce, so each of their
-connections crosses exactly one proxy. That is not taken on trust: the round trips that the nodes measure themselves are
-read before the first prompt, and must all be as long as they were asked to be.
+Each node listens on a port of loopback that it announces to no other node; what it announces is a proxy in front of it,
+which delays every byte by half of the round trip in each direction. Nodes know each other from what they announce, so
+each of their connections crosses exactly one proxy. That is not taken on trust: the round trips that the nodes measure
+themselves are read before the first prompt, and must all be as long as they were asked to be.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence

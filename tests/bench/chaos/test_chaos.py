@@ -56,7 +56,7 @@ def test_the_simulated_bench_counts_what_its_clients_saw() -> None:
     rows = {row.name: row.value for row in report.rows}
     assert rows["requests"] > 3 and rows["ttft_s_p50"] > 0
     assert [rows[f"{kind}_tokens"] for kind in ("lost", "repeated", "wrong")] == [0, 0, 0] and not rows["lost_requests"]
-    with pytest.raises(LocalError, match="nobody asked"):
+    with pytest.raises(LocalError, match="no prompt was asked"):
         bench_chaos_sim(ChaosSimBench(num_peers=2, length_s=0.001, rate=0.001))
 
 
