@@ -110,9 +110,7 @@ def scale(plan: plans.ScaleBench) -> "Report":
 
 
 @_measures(
-    plans.SoakBench,
-    "--minutes 5 --model fake --plot soak.svg",
-    "--minutes 480 --nodes 8 --every 60 --json > soak.json",
+    plans.SoakBench, "--minutes 5 --model fake --plot soak.svg", "--minutes 480 --nodes 8 --every 60 --json > soak.json"
 )
 def soak(plan: plans.SoakBench) -> "Report":
     """Real nodes under mixed load while others are killed: whether memory, files, tasks or streams pile up."""

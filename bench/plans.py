@@ -66,10 +66,7 @@ class IndexBench:
     residencies: int = setting(1_000_000, "Pairs of a node and a block that it holds.", least=1_000, most=100_000_000)
     zipf: float = setting(0.8, "Skew of the popularity of prompts: Zipf's exponent.", least=0, most=3)
     families: int = setting(
-        64,
-        "Number of beginnings that prompts share; 0: prompts share nothing, the worst case.",
-        least=0,
-        most=10_000,
+        64, "Number of beginnings that prompts share; 0: prompts share nothing, the worst case.", least=0, most=10_000
     )
     runs: int = _runs(5)
     against: str | None = setting(
@@ -187,10 +184,7 @@ class OverloadBench:
             ((CAPACITY, 3.0), 4, 45.0) if self.real else ((0.5, 0.8, CAPACITY, 1.5, 2.0, 3.0), 8, 60.0)
         )
         return replace(
-            self,
-            loads=self.loads or loads,
-            num_nodes=self.num_nodes or num_nodes,
-            seconds=self.seconds or seconds,
+            self, loads=self.loads or loads, num_nodes=self.num_nodes or num_nodes, seconds=self.seconds or seconds
         )
 
 
@@ -206,21 +200,10 @@ class ChaosSimBench:
     workload: str = setting("multi-turn", "What clients ask.", choices=["multi-turn", "mmlu", "no-sharing"])
     loss: float = setting(0.1, "Share of messages that each hop loses.", least=0, most=0.9)
     session_s: float = setting(
-        1_200.0,
-        "Median time that a node stays.",
-        "--session",
-        least=0.1,
-        most=100_000,
-        metavar="MINUTES",
-        scale=60.0,
+        1_200.0, "Median time that a node stays.", "--session", least=0.1, most=100_000, metavar="MINUTES", scale=60.0
     )
     partition_every_s: float = setting(
-        300.0,
-        "Mean time between partitions.",
-        "--partition-every",
-        least=1,
-        most=100_000,
-        metavar="SECONDS",
+        300.0, "Mean time between partitions.", "--partition-every", least=1, most=100_000, metavar="SECONDS"
     )
     partition_s: float = setting(
         30.0, "Length of a partition.", "--partition", least=1, most=100_000, metavar="SECONDS"

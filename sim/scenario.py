@@ -68,21 +68,14 @@ class Scenario:
         None, "Number of nodes where prompts enter.  [default: all honest, at most 50]", "--entries", least=1
     )
     connections: int = setting(
-        DEGREE,
-        "Connections that a node dials for; prompts go to nodes it is connected with.",
-        least=1,
-        most=10_000,
+        DEGREE, "Connections that a node dials for; prompts go to nodes it is connected with.", least=1, most=10_000
     )
     rtt_s: float | None = None
     """Round trip between any two nodes; None: as ``rtt_file`` says, or the modelled internet without one."""
     rtt_file: Path | None = None
     loss: float = setting(0.0, "Share of messages that each hop loses.", least=0, most=0.9)
     digest_age_s: float | None = setting(
-        None,
-        "Time between a node's digests.  [default: as nodes do]",
-        "--digest-age",
-        least=0,
-        metavar="SECONDS",
+        None, "Time between a node's digests.  [default: as nodes do]", "--digest-age", least=0, metavar="SECONDS"
     )
     load_age_s: float | None = setting(
         None,

@@ -30,19 +30,7 @@ import psutil
 import trio
 
 from mycelia.bench.asking import in_time
-from mycelia.bench.plans import (
-    CLOCK,
-    DELAY,
-    ENGINE,
-    FLAP,
-    FREEZE,
-    FULL_DISK,
-    KILL,
-    LOSS,
-    PARTITION,
-    SLOW_DISK,
-    STORM,
-)
+from mycelia.bench.plans import CLOCK, DELAY, ENGINE, FLAP, FREEZE, FULL_DISK, KILL, LOSS, PARTITION, SLOW_DISK, STORM
 from mycelia.node.local_swarm.delay_proxy import DelayProxy, Quality, open_delay_proxy
 from mycelia.node.local_swarm.distance import part
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm

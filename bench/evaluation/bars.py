@@ -4,17 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 
-from mycelia.bench.evaluation.plan import (
-    CHURN,
-    FRESH,
-    FRESHNESS,
-    IMBALANCE,
-    LIAR_SHARE,
-    LIARS,
-    NO_SHARING,
-    SWEEP,
-    Cell,
-)
+from mycelia.bench.evaluation.plan import CHURN, FRESH, FRESHNESS, IMBALANCE, LIAR_SHARE, LIARS, NO_SHARING, SWEEP, Cell
 from mycelia.bench.report.intervals import Ratio, paired_ratio
 from mycelia.sim.outcome import Outcome
 from mycelia.sim.policies import ORACLE, OWN

@@ -85,12 +85,7 @@ class SimulationReport:
 
 
 def run_policies(
-    scenario: Scenario,
-    policies: Sequence[str],
-    seeds: Sequence[int],
-    shown: dict[str, Any],
-    jobs: int,
-    compares: bool,
+    scenario: Scenario, policies: Sequence[str], seeds: Sequence[int], shown: dict[str, Any], jobs: int, compares: bool
 ) -> SimulationReport:
     """Every policy on every seed, ``jobs`` runs at once. ``shown``: the scenario as the report names it. ``compares``:
     with ``paired``, which needs the extra ``bench``. Raises LocalError as ``simulate``."""
