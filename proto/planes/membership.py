@@ -12,7 +12,6 @@ or when no Connected followed a Hello in time: that Hello was the last word of a
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -22,8 +21,8 @@ from mycelia.proto.config import OverlayConfig
 from mycelia.proto.digests.estimate import Source
 from mycelia.proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
 from mycelia.proto.events import Connected, ModelServed, Timer
+from mycelia.proto.planes.load_tables import LoadTables, Member
 from mycelia.proto.routing.load_table import LoadTable
-from mycelia.proto.routing.observed import Observed
 from mycelia.proto.wire.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
 
 QUESTIONS_PER_S, QUESTIONS_BURST = 10.0, 64.0
@@ -32,40 +31,12 @@ the peer's own questions, and this node's load each second, that stays below the
 that a peer takes (``node/network/libp2p/streams.py``)."""
 
 
-@dataclass
-class Member:
-    """A connected peer."""
-
-    peer: bytes
-    address: str
-    connected_at: float
-    household: str = ""
-    """Of the address; its own where that tells none."""
-    is_node: bool = False
-    wire_version: int = 0
-    """Of its hello; 0: none yet."""
-    is_confirmed: bool = False
-    """Whether Connected told of it, and not only a Hello that overtook that."""
-    agent: str = ""
-    served: dict[bytes, Served] = field(default_factory=dict)
-    told_at: dict[bytes, float] = field(default_factory=dict)
-    """Namespace -> when its load there was last heard of."""
-    holds_until: dict[bytes, float] = field(default_factory=dict)
-    """Namespace -> until when silence means that its load is still that."""
-    round_trip_s: float | None = None
-    hello_sent_at: float = 0.0
-    num_repeats: int = 0
-    makes_way: bool = False
-    """It is being disconnected for another one, and counts no more."""
-
-
 class Membership:
     """The connected peers and this node's own announcement to them."""
 
     def __init__(self, me: bytes, config: OverlayConfig) -> None:
         self._me = me
         self._config = config
-        self.observed = Observed(config.routing, self._observe)
         self._members: dict[bytes, Member] = {}
         self._own: dict[bytes, Served] = {}
         self._own_told_at: dict[bytes, float] = {}
@@ -73,8 +44,8 @@ class Membership:
         """Whether this node takes no new requests."""
         self.questions: Limits[bytes] = Limits(QUESTIONS_PER_S, QUESTIONS_BURST)
         """What this node may ask each peer. Take from it for every question."""
-        self._tables: dict[bytes, LoadTable] = {}
-        """Of namespaces that were asked for: those that this node routes in."""
+        self._tables = LoadTables(me, config.routing, self._counted_as, self.connected_at)
+        self.observed = self._tables.observed
 
     def nodes(self, namespace: bytes | None = None) -> list[Member]:
         """Connected nodes (that serve ``namespace``), sorted by peer id so that effects come in one order."""
@@ -181,7 +152,7 @@ class Membership:
         if member is None:
             return []
         for namespace in member.served:
-            self._remove(peer, namespace)
+            self._tables.remove(peer, namespace)
         effects: list[Effect] = []
         if not (member.is_node and member.is_confirmed):
             effects.append(CancelTimer(Timer("hello", peer)))
@@ -209,12 +180,12 @@ class Membership:
         member.is_node = True
         member.agent, member.wire_version = hello.agent, hello.wire_version
         for namespace in member.served:
-            self._remove(peer, namespace)
+            self._tables.remove(peer, namespace)
         member.served = {served.namespace: served for served in hello.served}
         member.told_at = dict.fromkeys(member.served, now)
         member.holds_until.clear()
         for namespace in member.served:
-            self._put(member, namespace)
+            self._tables.put(member, namespace)
         timeout = now + self._config.hello_timeout_s
         effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
         if not is_new and now - member.hello_sent_at >= self._config.hello_timeout_s / 2:
@@ -266,7 +237,7 @@ class Membership:
         if member is not None:
             member.round_trip_s = seconds
             for namespace in member.served:
-                self._put(member, namespace)
+                self._tables.put(member, namespace)
 
     def on_vitals_update(self, peer: bytes, update: VitalsUpdate, now: float, until: float) -> None:
         """Its load. until: if ``peer`` tells nothing else by then, it is still that. Of a namespace that the peer never
@@ -277,17 +248,15 @@ class Membership:
             member.served[update.namespace] = _with_vitals(served, update.vitals)
             member.told_at[update.namespace] = now
             member.holds_until[update.namespace] = max(until, member.holds_until.get(update.namespace, 0.0))
-            self._put(member, update.namespace)
+            self._tables.put(member, update.namespace)
 
     def loads(self, namespace: bytes) -> LoadTable:
         """Of every node of ``namespace``, this one included; kept from the first call on."""
         table = self._tables.get(namespace)
         if table is None:
-            table = self._tables[namespace] = LoadTable(
-                self._me, self._config.routing, self.observed, self._counted_as, self.connected_at
-            )
+            table = self._tables.begin(namespace)
             for member in self.nodes(namespace):
-                self._put(member, namespace)
+                self._tables.put(member, namespace)
             self._put_own(namespace)
         return table
 
@@ -314,21 +283,10 @@ class Membership:
         theirs = [member for member in staying if self.source(member.peer).name == largest]
         return max(theirs, key=lambda member: (not member.is_node, member.connected_at))
 
-    def _put(self, member: Member, namespace: bytes) -> None:
-        table = self._tables.get(namespace)
-        if table is not None:
-            told_at, until = member.told_at[namespace], member.holds_until.get(namespace, 0.0)
-            table.put(member.peer, member.served[namespace], told_at, until, member.round_trip_s)
-
     def _put_own(self, namespace: bytes) -> None:
-        table, served = self._tables.get(namespace), self._own.get(namespace)
-        if table is not None and served is not None:
-            table.put(self._me, served, self._own_told_at[namespace], 0.0, 0.0)
-
-    def _remove(self, peer: bytes, namespace: bytes) -> None:
-        table = self._tables.get(namespace)
-        if table is not None:
-            table.remove(peer)
+        served = self._own.get(namespace)
+        if served is not None:
+            self._tables.put_own(served, self._own_told_at[namespace])
 
     def _counted_as(self, peer: bytes) -> bytes:
         """What ``peer`` counts as where all keys of a household count together: in a private network itself."""
@@ -336,10 +294,6 @@ class Membership:
         if member is None or is_local(member.household) or member.household == peer.hex():
             return peer
         return member.household.encode()
-
-    def _observe(self, peer: bytes) -> None:
-        for table in self._tables.values():
-            table.observe(peer)
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
