@@ -264,7 +264,7 @@ FromChild = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_to_child = msgspec.msgpack.Decoder(ToChild)
+to_child = msgspec.msgpack.Decoder(ToChild)
 _from_child = msgspec.msgpack.Decoder(FromChild)
 
 
@@ -333,7 +333,7 @@ def read_message(stream: BinaryIO) -> ToChild | None:
     body = stream.read(length)
     if len(body) < length:
         return None
-    message: ToChild = _to_child.decode(body)
+    message: ToChild = to_child.decode(body)
     return message
 
 

@@ -41,7 +41,7 @@ class LocalNode:
     """The same by name."""
     _ready: dict[str, object] | None = None
     _changed: trio.Event = field(default_factory=trio.Event)
-    _is_drained: bool = False
+    is_drained: bool = False
 
     async def wait_event(self, matches: Callable[[dict[str, object]], bool]) -> dict[str, object]:
         """The first log line, past or to come, that ``matches``. Raises LocalError when the node ends without it."""
@@ -56,7 +56,7 @@ class LocalNode:
 
     async def wait_next_event(self) -> None:
         """Until the node logs something more. Raises LocalError when it has ended."""
-        if self.process.returncode is not None and self._is_drained:
+        if self.process.returncode is not None and self.is_drained:
             raise LocalError(f"{self.name} ended with exit code {self.process.returncode}: {self._last_words()}")
         await self._changed.wait()
 
@@ -100,9 +100,9 @@ class LocalNode:
             self.counts[name] += 1
         self.events.append(event)
         self.num_events += 1
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
@@ -202,8 +202,8 @@ class LocalSwarm:
                 for line in lines:
                     node.note(line)
         await node.process.wait()
-        node._is_drained = True
-        node._wake()
+        node.is_drained = True
+        node.wake()
 
 
 @asynccontextmanager

@@ -74,7 +74,7 @@ class RadixTree:
     """Maps token prefixes to the ids of cached sequences. See the module's text for the rules."""
 
     def __init__(self) -> None:
-        self._root = _Node((), None, None, Reuse(0.0))
+        self.root = _Node((), None, None, Reuse(0.0))
         self._leaves: dict[int, _Node] = {}
         self._num_tokens = 0
         self._latest_s = 0.0
@@ -153,7 +153,7 @@ class RadixTree:
 
     def rows(self) -> Iterator[TreeRow]:
         """Every edge, parents before children, children in order of insertion."""
-        stack = [(child, 0, 0) for child in reversed(self._root.children.values())]
+        stack = [(child, 0, 0) for child in reversed(self.root.children.values())]
         while stack:
             node, level, above = stack.pop()
             depth = above + len(node.edge)
@@ -237,7 +237,7 @@ class RadixTree:
 
     def clear(self) -> None:
         """Forget everything, pinned or not."""
-        self._root = _Node((), None, None, Reuse(0.0))
+        self.root = _Node((), None, None, Reuse(0.0))
         self._leaves.clear()
         self._num_tokens = 0
 
@@ -245,7 +245,7 @@ class RadixTree:
 
     def _walk(self, tokens: tuple[int, ...]) -> tuple[_Node, int, int]:
         """Follow ``tokens`` down: (last node reached, tokens matched, how far into its edge if not to the end)."""
-        node, length = self._root, 0
+        node, length = self.root, 0
         while length < len(tokens):
             child = node.children.get(tokens[length])
             if child is None:
@@ -280,18 +280,18 @@ class RadixTree:
     def check_invariants(self) -> None:
         """Raise AssertionError when the module's invariants do not hold."""
         total, leaves = 0, {}
-        stack = [self._root]
+        stack = [self.root]
         while stack:
             node = stack.pop()
             total += len(node.edge)
-            assert node is self._root or node.edge, "empty edge"
+            assert node is self.root or node.edge, "empty edge"
             assert 0.0 <= node.reuse.uses <= MAX_USES, f"{node.reuse.uses} uses"
             assert node.reuse.last_used_s <= self._latest_s, "used in the future"
             assert node.pins >= 0 and (not node.pins or node.seq_id is not None), "pins on an inner node"
             if node.children:
                 assert node.seq_id is None, f"inner node has id {node.seq_id}"
-                assert node is self._root or len(node.children) >= 2, "edge could be longer"
-            elif node is not self._root:
+                assert node is self.root or len(node.children) >= 2, "edge could be longer"
+            elif node is not self.root:
                 assert node.seq_id is not None and node.seq_id not in leaves, f"leaf id {node.seq_id}"
                 leaves[node.seq_id] = node
             for first, child in node.children.items():

@@ -87,16 +87,16 @@ class StepLoop:
         self.scheduler = Scheduler(limits, Sharing(os.urandom(16)))
         self._replies = replies
         self._check, self._check_idle = check, check_idle
-        self._grammars = GrammarPool(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
+        self.grammars = GrammarPool(open_grammar, limits.slots, limits.max_waiting, self.inbox.put)
         self._embeddings = embeddings
         self._text_pace = TextPace()
-        self.jobs = Jobs(llama, self.scheduler, replies, self._grammars, tiers)
-        self._choices = Choices(llama, self.scheduler, self.jobs, self._grammars)
+        self.jobs = Jobs(llama, self.scheduler, replies, self.grammars, tiers)
+        self._choices = Choices(llama, self.scheduler, self.jobs, self.grammars)
         self._reports = self.jobs.reports
         self._is_stalled = False
         """The last step had nothing to compute, though there is work."""
         self._busy_since: float | None = None
-        self._shared_until_s = time.monotonic() + SHARED_S
+        self.shared_until_s = time.monotonic() + SHARED_S
         """Until then it is taken for likely that a request comes while another one runs, as one did: also at the start,
         when those come at once that could go nowhere else."""
         self._is_decoding = False
@@ -131,7 +131,7 @@ class StepLoop:
         if self.closed.is_set():
             return
         self._expire()
-        self._grammars.look(time.monotonic())
+        self.grammars.look(time.monotonic())
         self.jobs.admit()
         rows = self._plan()
         if self.prefilling:
@@ -141,7 +141,7 @@ class StepLoop:
         self._is_stalled = not self._embed() and not rows
         if self._tiers is not None:
             self._tiers.poll()
-        self._reports.step_ended(self._embeddings.queued_tokens, self._grammars.num_waiting)
+        self._reports.step_ended(self._embeddings.queued_tokens, self.grammars.num_waiting)
         if self.jobs.ended_any and (self._check or (self._check_idle and not self.has_work)):
             self.jobs.ended_any = False
             self.jobs.check_invariants()
@@ -154,7 +154,7 @@ class StepLoop:
     # --- requests -------------------------------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
-        patience_s = STALL_S if self._is_stalled or self._grammars else None
+        patience_s = STALL_S if self._is_stalled or self.grammars else None
         if self.has_work and not self._is_stalled:
             patience_s = 0.0
         while (message := self._next_message(patience_s)) is not None:
@@ -177,7 +177,7 @@ class StepLoop:
         match message:
             case ipc.Submit():
                 if self.scheduler.running:
-                    self._shared_until_s = time.monotonic() + SHARED_S
+                    self.shared_until_s = time.monotonic() + SHARED_S
                 self._take(message)
             case ipc.Embed():
                 self._take_texts(message)
@@ -188,7 +188,7 @@ class StepLoop:
             case GrammarAnswered():
                 self._choices.grammar_answered(message)
             case GrammarEnded():
-                self._grammars.ended(message, time.monotonic())
+                self.grammars.ended(message, time.monotonic())
             case TextRead():
                 self.scheduler.accounts.charge_seconds(*message)
             case Close():
@@ -204,9 +204,9 @@ class StepLoop:
             self.jobs.submit(message)
             return
         self._reports.are_due = True
-        wait_s = self._grammars.add(message, time.monotonic())
+        wait_s = self.grammars.add(message, time.monotonic())
         if wait_s:
-            waiting = f"{self._grammars.num_waiting} requests with grammars are waiting already"
+            waiting = f"{self.grammars.num_waiting} requests with grammars are waiting already"
             self._replies.put(ipc.Refused(message.key, "overloaded", waiting, True, wait_s))
 
     def _take_texts(self, message: ipc.Embed) -> None:
@@ -224,14 +224,14 @@ class StepLoop:
         self._reports.are_due = True
 
     def _grammar_ready(self, event: GrammarReady) -> None:
-        accounts, request = self.scheduler.accounts, self._grammars.request(event.key)
+        accounts, request = self.scheduler.accounts, self.grammars.request(event.key)
         accounts.charge(request.client, request.household, COMPILE_SERVICE)
         accounts.charge_seconds(request.client, request.household, event.cpu_s)
-        message = self._grammars.ready(event, time.monotonic())
+        message = self.grammars.ready(event, time.monotonic())
         if message is None:
             return  # Cancelled meanwhile.
         if event.error:
-            self._grammars.drop(event.key)
+            self.grammars.drop(event.key)
             is_ours = event.error == NO_PROCESS
             code = "overloaded" if is_ours else "bad_request"
             self._replies.put(ipc.Refused(event.key, code, event.error, is_ours))
@@ -240,7 +240,7 @@ class StepLoop:
             self.jobs.submit(message)
 
     def _cancel(self, key: int) -> None:
-        if self._grammars.drop_waiting(key) or self._embeddings.cancel(key):
+        if self.grammars.drop_waiting(key) or self._embeddings.cancel(key):
             self._reports.are_due = True
             return  # (whoever cancels reads no more: there is nobody to tell)
         for job in [*self.scheduler.running, *self.scheduler.waiting]:
@@ -251,8 +251,8 @@ class StepLoop:
     def _expire(self) -> None:
         """End the requests whose time is over. What they had computed stays cached: they may be asked again."""
         now = time.monotonic()
-        for key in self._grammars.expired(now):
-            self._grammars.drop_waiting(key)
+        for key in self.grammars.expired(now):
+            self.grammars.drop_waiting(key)
             self._replies.put(ipc.Refused(key, DEADLINE, TOO_LATE, False))
             self._reports.are_due = True
         for job in self.scheduler.expired(now):
@@ -269,7 +269,7 @@ class StepLoop:
         jobs = self.scheduler.able()
         num_decoding = sum(1 for job in jobs if not job.remaining_prefill)
         batch_tokens, can_abort = self.scheduler.limits.batch_tokens, self._llama.can_abort
-        is_shared = time.monotonic() < self._shared_until_s
+        is_shared = time.monotonic() < self.shared_until_s
         rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
         budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
         rows = plan_rows(jobs, budget, batch_tokens)

@@ -50,14 +50,14 @@ async def open_network(
         try:
             await stack.enter_async_context(network.host.running())
             nursery = await stack.enter_async_context(trio.open_nursery())
-            network._start(nursery)
+            network.start(nursery)
             yield network
         except Exception as exc:  # noqa: BLE001  raised again below, outside the nurseries that would wrap it
             failure = exc
         finally:
-            if network._nursery is not None:
-                network._nursery.cancel_scope.cancel()
-            network._events.close()
+            if network.nursery is not None:
+                network.nursery.cancel_scope.cancel()
+            network.events_queue.close()
     if failure is not None:
         raise failure
 
@@ -75,7 +75,7 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.streams import Streams
 
         self._settings = settings
-        self._events = EventQueue()
+        self.events_queue = EventQueue()
         self.table = PeerTable(
             self._peer_up,
             self._peer_down,
@@ -85,23 +85,23 @@ class Libp2pNetwork:
             any(addresses.is_global(addresses.parse_announce(text)) for text in settings.announce),
         )
         self.host = Host(settings, self.table)
-        self.streams = Streams(self.host, self._events, self._charge)
+        self.streams = Streams(self.host, self.events_queue, self._charge)
         self.gossip: GossipService | None = None
         if settings.overlay:
-            self.gossip = GossipService(self.host, self._events, self._charge)
+            self.gossip = GossipService(self.host, self.events_queue, self._charge)
         self.discovery = Discovery(self.host, random.SystemRandom())
         offers_relay = settings.relay and settings.overlay
         self.relaying = Relaying(
             self.host, self.table, offers_relay, random.SystemRandom(), on_change=self.discovery.start_over
         )
-        self._nursery: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
         """What is looked for."""
         for protocol, handler in handlers.items():
             self.streams.serve(protocol, handler)
 
-    def _start(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
+    def start(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(supervised, self.relaying.keep_reserved)
         if self.gossip is not None:
@@ -110,21 +110,21 @@ class Libp2pNetwork:
     def _watch(self, connection: "INetConn") -> None:
         from mycelia.node.network.libp2p.liveness import watch
 
-        if self._nursery is not None:
-            self._nursery.start_soon(supervised, watch, connection, self.table)
+        if self.nursery is not None:
+            self.nursery.start_soon(supervised, watch, connection, self.table)
 
     def _start_over(self, peer: bytes) -> None:
         """Both sides begin anew; the peer dials again. Keeping its new connection would leave gossip on the old."""
         log.info("peer came again", peer=peer_text(peer))
-        if self._nursery is not None:
-            self._nursery.start_soon(supervised, self.host.disconnect, peer)
+        if self.nursery is not None:
+            self.nursery.start_soon(supervised, self.host.disconnect, peer)
 
     def _round_trip(self, peer: bytes, seconds: float) -> None:
-        self._events.offer(RoundTripMeasured(peer, seconds))
+        self.events_queue.offer(RoundTripMeasured(peer, seconds))
 
     def _peer_up(self, peer: bytes, address: str) -> None:
         log.debug("connected", peer=peer_text(peer), address=address)
-        self._events.put(Connected(peer, address))
+        self.events_queue.put(Connected(peer, address))
 
     def _peer_down(self, peer: bytes) -> None:
         log.debug("disconnected", peer=peer_text(peer))
@@ -133,11 +133,11 @@ class Libp2pNetwork:
         self.relaying.forget(peer)
         if self.gossip is not None:
             self.gossip.forget(peer)
-        self._events.put(Disconnected(peer))
+        self.events_queue.put(Disconnected(peer))
 
     def _charge(self, peer: bytes, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
         log.debug("malformed", peer=peer_text(peer), reason=reason)
-        self._events.offer(Malformed(peer, reason, refusal))
+        self.events_queue.offer(Malformed(peer, reason, refusal))
 
     # --- the interface ---------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Libp2pNetwork:
     @property
     def num_dropped_events(self) -> int:
         """Gossip and complaints for which the reader left no room."""
-        return self._events.num_dropped
+        return self.events_queue.num_dropped
 
     def addresses(self) -> list[str]:
         return self.host.addresses()
@@ -158,7 +158,7 @@ class Libp2pNetwork:
         return self.table.peers()
 
     def events(self) -> AsyncIterator[NetworkEvent]:
-        return self._events.read()
+        return self.events_queue.read()
 
     async def connect(self, address: str) -> bytes:
         peer, transport_address = addresses.parse_peer(address)
@@ -194,12 +194,12 @@ class Libp2pNetwork:
     async def join_cell(self, namespace: bytes, cell: Cell) -> None:
         if self.gossip is None:
             raise NetworkError("a light client joins no namespace")
-        if self._nursery is None:
+        if self.nursery is None:
             return
         if (namespace, cell) not in self._joined:
             scope = self._joined[namespace, cell] = trio.CancelScope()
-            self._nursery.start_soon(supervised, self._seek, namespace, cell, scope)
-        await self.gossip.join(namespace, cell, self._nursery)
+            self.nursery.start_soon(supervised, self._seek, namespace, cell, scope)
+        await self.gossip.join(namespace, cell, self.nursery)
 
     async def leave_cell(self, namespace: bytes, cell: Cell) -> None:
         if self.gossip is None:

@@ -27,7 +27,7 @@ class Child:
         calls.start(self._take)
 
     def _take(self, frame: bytes) -> None:
-        message = ipc._to_child.decode(frame[4:])
+        message = ipc.to_child.decode(frame[4:])
         assert isinstance(message, ipc.Parse)
         self.texts.append(message.text)
         self._keys.append(message.key)

@@ -225,7 +225,7 @@ def test_a_model_on_a_gpu_that_only_we_believe_in(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cache_that_is_refused_is_tried_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    open_context, tried = Llama._open_context, []
+    open_context, tried = Llama.open_context, []
 
     def refuse_large(self: Llama, path: object, num_cells: int, *rest: int) -> object:
         tried.append(num_cells)
@@ -233,7 +233,7 @@ def test_a_cache_that_is_refused_is_tried_smaller(monkeypatch: pytest.MonkeyPatc
             raise LocalError("no memory")
         return open_context(self, path, num_cells, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Llama, "_open_context", refuse_large)
+    monkeypatch.setattr(Llama, "open_context", refuse_large)
     llama = small_llama(CellBudget(8, None))
     assert tried == [8192, 4096, 2048] and llama.num_cells == 2048
     assert "4096 KV cells did not fit" in llama.cells_note

@@ -90,18 +90,18 @@ class Llama(ModelVocabulary):
         self.can_abort = not self.offloaded
         self.abort = AbortFlag()
         choice = CellChoice(num_cells) if isinstance(num_cells, int) else self._choose_cells(num_cells, offload)
-        self._context = None
-        while not self._context:
+        self.context = None
+        while not self.context:
             try:
-                self._context = self._open_context(path, choice.cells, num_sequences, num_threads, batch_tokens)
+                self.context = self.open_context(path, choice.cells, num_sequences, num_threads, batch_tokens)
             except LocalError:
                 if isinstance(num_cells, int) or choice.cells // 2 < MIN_CELLS:
                     raise
                 choice = CellChoice(choice.cells // 2, f"{choice.cells} KV cells did not fit, {choice.cells // 2} do")
         self.cells_note = choice.note
         """Why there are fewer cells than usual; empty when there are not."""
-        self._memory = L.llama_get_memory(self._context)
-        self.num_cells = int(L.llama_n_ctx(self._context))
+        self._memory = L.llama_get_memory(self.context)
+        self.num_cells = int(L.llama_n_ctx(self.context))
         self.batch_tokens = batch_tokens
         # Positions beyond the trained context are accepted silently and give wrong output.
         trained = int(L.llama_model_n_ctx_train(self.model))
@@ -121,7 +121,7 @@ class Llama(ModelVocabulary):
         free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
         return choose_cells(read_shape(L, self.model), self.placement, free if self.placement.gpus else [], budget)
 
-    def _open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
+    def open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
         params = L.llama_context_default_params()
         params.n_ctx = num_cells
         params.n_batch = batch_tokens
@@ -167,9 +167,9 @@ class Llama(ModelVocabulary):
     def _decode(self, length: int) -> int:
         """Compute the first ``length`` rows of the batch's arrays."""
         self._batch.handle.n_tokens = length
-        result = int(L.llama_decode(self._context, self._batch.handle))
+        result = int(L.llama_decode(self.context, self._batch.handle))
         if not self.can_abort:
-            L.llama_synchronize(self._context)  # A GPU may still be at it, and whoever takes the time must know.
+            L.llama_synchronize(self.context)  # A GPU may still be at it, and whoever takes the time must know.
         return result
 
     def end(self, seq_id: int) -> int:
@@ -222,9 +222,9 @@ class Llama(ModelVocabulary):
         self._copy(seq_id, spare, start, end)
         blob = None
         if self._spans(spare, start, end):
-            size = int(L.llama_state_seq_get_size(self._context, spare))
+            size = int(L.llama_state_seq_get_size(self.context, spare))
             data = np.empty(size, np.uint8)  # Not a ctypes buffer: those are filled with zeros first.
-            if L.llama_state_seq_get_data(self._context, address_of(data), size, spare) == size:
+            if L.llama_state_seq_get_data(self.context, address_of(data), size, spare) == size:
                 blob = data.data
         self.clear(spare)
         return blob
@@ -239,7 +239,7 @@ class Llama(ModelVocabulary):
         spare, data = self.spare, np.frombuffer(blob, np.uint8)
         self.clear(spare)
         # It replaces its whole destination, so it cannot go to the target directly.
-        read = L.llama_state_seq_set_data(self._context, address_of(data), len(data), spare)
+        read = L.llama_state_seq_set_data(self.context, address_of(data), len(data), spare)
         if read != len(data) or not self._spans(spare, *held) or not held[0] <= start < end <= held[1]:
             self.clear(spare)
             return REFUSED
@@ -255,10 +255,10 @@ class Llama(ModelVocabulary):
 
         False, with the cache empty, when llama.cpp refuses.
         """
-        size = int(L.llama_state_get_size(self._context))
+        size = int(L.llama_state_get_size(self.context))
         data = np.empty(size, np.uint8)
-        saved = L.llama_state_get_data(self._context, address_of(data), size)
-        return bool(saved == size == L.llama_state_set_data(self._context, address_of(data), size))
+        saved = L.llama_state_get_data(self.context, address_of(data), size)
+        return bool(saved == size == L.llama_state_set_data(self.context, address_of(data), size))
 
     def _remove(self, seq_id: int, start: int, end: int) -> bool:
         """llama.cpp's own removal, of the twin too: -1 stands for the first and the last position."""
@@ -316,10 +316,10 @@ class Llama(ModelVocabulary):
         """A view of one output's logits, until the next decode. Raises ValueError for no output."""
         if output < 0:
             raise ValueError("that row has no logits")
-        return np.ctypeslib.as_array(L.llama_get_logits_ith(self._context, output), (self.num_vocab,))
+        return np.ctypeslib.as_array(L.llama_get_logits_ith(self.context, output), (self.num_vocab,))
 
     def sample(self, chain: Any, output: int) -> int:
         """Let a chain choose and accept a token. Raises ValueError for no output, on which llama.cpp abort()s."""
         if output < 0:
             raise ValueError("that row has no logits")
-        return int(L.llama_sampler_sample(chain, self._context, output))
+        return int(L.llama_sampler_sample(chain, self.context, output))

@@ -215,10 +215,10 @@ class TierStore:
             blob = self._files.read(edge)
         if blob is not None and blake3(blob).digest() == edge.content_hash:
             return blob
-        self._discard(edge)
+        self.discard(edge)
         return None
 
-    def _discard(self, edge: Edge) -> None:
+    def discard(self, edge: Edge) -> None:
         self._say(f"cache: a saved prefix of {edge.end} tokens could not be restored and is dropped")
         self._settle(self.tier.remove(edge))
 
@@ -227,7 +227,7 @@ class TierStore:
     def poll(self) -> None:
         """Note which writes ended, and start the next. Call between steps and when woken; never waits."""
         if self._files is not None and self._files.is_writing:
-            self._note_written(0.0)
+            self.note_written(0.0)
 
     def close(self, llama: Llama, leaves: Iterable[tuple[int, Sequence[int]]], deadline_s: float) -> None:
         """Write what only the KV cache or memory has: ``leaves`` (id, path) first, the most valuable ones first.
@@ -244,7 +244,7 @@ class TierStore:
                 return
             self._write(edge)
         while self._files.is_writing and self._clock() < deadline_s:
-            self._note_written(deadline_s - self._clock())
+            self.note_written(deadline_s - self._clock())
         if not self._files.is_writing:
             self._files.close()
 
@@ -252,10 +252,10 @@ class TierStore:
         """Wait until the writer's queue has room for more. False at the deadline, or when nothing can be written."""
         assert self._files is not None
         while self._files.is_busy and self._clock() < deadline_s:
-            self._note_written(deadline_s - self._clock())
+            self.note_written(deadline_s - self._clock())
         return self._clock() < deadline_s and not self._files.failure
 
-    def _note_written(self, timeout_s: float) -> None:
+    def note_written(self, timeout_s: float) -> None:
         assert self._files is not None
         failed_before = self._files.failure
         for edge, written in self._files.finished(max(0.0, timeout_s)):

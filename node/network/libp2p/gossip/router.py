@@ -3,7 +3,7 @@
 Everything that they keep under a key of a stranger's, and what bounds it here:
 
 - ``peer_topics``, subscription counts and replayed topics: MAX_SUBSCRIPTIONS a connected peer;
-- ``seen_messages``: ``_Seen``; the cache of validated messages is not used, since it would hold a message that came
+- ``seen_messages``: ``Seen``; the cache of validated messages is not used, since it would hold a message that came
   once too often by one way against every other way;
 - ``back_off``: joined topics alone, expired entries are swept at each heartbeat;
 - the message cache: what was accepted in the last heartbeats, see ``gossip.py`` for how much that is;
@@ -38,7 +38,7 @@ MAX_REPLY_BYTES = 128 * 1_024
 """Of the messages that one IWANT gets. More than a peer would read as one RPC are lost."""
 
 
-class _Seen:
+class Seen:
     """Ids of the messages of the last SEEN_S, the newest MAX_SEEN of them."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class BoundedPubsub(Pubsub):
             max_subscriptions_per_peer=MAX_SUBSCRIPTIONS,
         )
         self.seen_messages.stop()  # (has a thread)
-        self.seen_messages = _Seen()  # type: ignore[assignment]
+        self.seen_messages = Seen()  # type: ignore[assignment]
         # Starts at the time in seconds: a node that restarts would reuse numbers and be ignored for two minutes.
         self.counter = time.time_ns()
         self._admit = admit

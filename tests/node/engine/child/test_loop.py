@@ -217,7 +217,7 @@ class Rig:
             for message in self.replies.messages:
                 if isinstance(message, ipc.Ended | ipc.Refused) and message.key == key:
                     return message
-            waits = self.loop._grammars.num_waiting > 0 or len(self.loop._grammars) > 0
+            waits = self.loop.grammars.num_waiting > 0 or len(self.loop.grammars) > 0
             assert self.loop.has_work or waits, f"nothing to do, and {key} has not ended"
             self.loop.step()
         raise AssertionError(f"{key} does not end")
@@ -255,7 +255,7 @@ def test_an_abort_keeps_what_was_finished_and_redoes_lost_logits() -> None:
 def test_chunks_are_short_where_nothing_ends_a_running_step(can_abort: bool, num_tokens: int) -> None:
     rig = Rig(cells=4000)
     rig.llama.can_abort = can_abort
-    rig.loop._shared_until_s = 0.0
+    rig.loop.shared_until_s = 0.0
     rig.loop.jobs.reports.prefill.add(4000, 1.0)
     rig.submit(1, [1] * 3000)
     rig.loop.step()

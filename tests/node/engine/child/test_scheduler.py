@@ -214,7 +214,7 @@ def test_a_repeated_prompt_counts_once_a_request_whatever_the_answers() -> None:
         while sched.running:
             compute(sched, token=token)
     sched.tree.check_invariants()
-    assert 2.9 < sched.tree._root.children[paint([2], 0, b"")[0]].reuse.uses <= 3.0
+    assert 2.9 < sched.tree.root.children[paint([2], 0, b"")[0]].reuse.uses <= 3.0
 
 
 def test_a_job_that_may_not_pin_a_longer_idle_leaf_goes_on_with_its_own_cells() -> None:

@@ -80,5 +80,5 @@ async def strangers() -> AsyncIterator[Strangers]:
 def dial_from(network: Libp2pNetwork, host: str) -> None:
     """``network`` makes its connections from ``host``."""
     (transport,) = network.host.swarm.transport_manager.get_transports()
-    dial = transport._dial_resolved  # type: ignore[attr-defined]
-    transport._dial_resolved = lambda address, source=None: dial(address, (host, 0))  # type: ignore[attr-defined]
+    dial = transport._dial_resolved  # type: ignore[attr-defined]  # noqa: SLF001  no other way
+    transport._dial_resolved = lambda address, source=None: dial(address, (host, 0))  # type: ignore[attr-defined]  # noqa: SLF001

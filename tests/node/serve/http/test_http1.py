@@ -1,5 +1,7 @@
 """HTTP/1.1 connections over real sockets, with small applications behind them."""
 
+import os
+
 import pytest
 import trio
 from starlette.types import Receive, Scope, Send
@@ -222,7 +224,7 @@ async def pour(stream: trio.SocketStream) -> int:
     num_sent = 0
     while True:
         try:
-            num_sent += stream.socket._sock.send(b"x" * 65_536)  # type: ignore[attr-defined]
+            num_sent += os.write(stream.socket.fileno(), b"x" * 65_536)
         except BlockingIOError:
             with trio.move_on_after(0.2):
                 await trio.lowlevel.wait_writable(stream.socket)

@@ -31,7 +31,7 @@ def greedy(llama: Llama, seq_id: int, start: int, token: int, count: int = 32) -
     for position in range(start, start + count):
         result, (output,) = llama.decode([BatchRow(seq_id, position, [token], True)])
         assert result == OK
-        logits = np.ctypeslib.as_array(L.llama_get_logits_ith(llama._context, output), (llama.num_vocab,))
+        logits = np.ctypeslib.as_array(L.llama_get_logits_ith(llama.context, output), (llama.num_vocab,))
         token = int(logits.argmax())
         chosen.append(token)
         seen.append(logits.tobytes())

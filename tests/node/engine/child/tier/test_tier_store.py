@@ -59,7 +59,7 @@ class Tiers:
         """Wait for the files."""
         assert self.files is not None
         while self.files.is_writing:
-            self.store._note_written(5.0)
+            self.store.note_written(5.0)
 
     def close(self) -> None:
         self.rig.loop.inbox.put(Close())
@@ -166,7 +166,7 @@ def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tm
         assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer]
         # The end goes: what is left is told instead.
         (last,) = [edge for edge in tiers.store.tier if edge.packed == pack_tokens(longer)]
-        tiers.store._discard(last)
+        tiers.store.discard(last)
         tiers.rig.loop.jobs.reports.cache()
         assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer[:64]]
     with opened(tmp_path) as again:

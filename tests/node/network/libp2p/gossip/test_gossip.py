@@ -96,7 +96,7 @@ async def test_a_hundred_thousand_topics_leave_nothing_behind(monkeypatch: pytes
         assert set(pubsub.peer_topics) == {MARK}
         assert not router.ihave_message_limits and set(router.graft_flood_tracking[ID(evil.peer_id)]) == {TOPIC}
         router.back_off[TOPIC][ID(evil.peer_id)] = 0
-        router._periodic_security_cleanup()
+        router._periodic_security_cleanup()  # noqa: SLF001  as libp2p calls it
         assert not router.back_off
         await evil.disconnect(one.peer_id)
         await eventually(lambda: not pubsub.peer_topics and not router.graft_flood_tracking)
@@ -186,7 +186,7 @@ async def test_messages_asked_for_are_sent_once_and_within_bounds() -> None:
 
 def test_seen_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gossip_router, "MAX_SEEN", 10)
-    seen = gossip_router._Seen()
+    seen = gossip_router.Seen()
     for number in range(20):
         seen.add(b"%d" % number)
     assert not seen.has(b"9") and seen.has(b"10") and seen.has(b"19") and not seen.has(b"20")
