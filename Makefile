@@ -66,7 +66,8 @@ check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit
 	.venv/bin/codespell
 	.venv/bin/python scripts/english.py
 
-nightly: $(ready)  ## the property tests with 3,000 examples each (they take tens of minutes)
+nightly: $(ready) $(programs)  ## real nodes under faults, and the property tests with 3,000 examples each (tens of minutes)
+	@.venv/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
 		--hypothesis-show-statistics $(PYTEST_ARGS)
 

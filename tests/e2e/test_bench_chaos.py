@@ -1,4 +1,8 @@
-"""Real nodes that die under load: every answer is the undisturbed one. How long clients wait is not for tests."""
+"""Real nodes that die under load: every answer is the undisturbed one. How long clients wait is not for tests.
+
+Most of this takes a minute of faults by the clock, and runs in ``make nightly``; in ``make test`` the simulated chaos
+strikes the same faults.
+"""
 
 import subprocess
 from dataclasses import replace
@@ -34,6 +38,7 @@ PROMPT = "Tell a long story."
 """The fake model's answer to it is long enough to be killed in."""
 
 
+@pytest.mark.nightly
 async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() -> None:
     bench = replace(SMALL, num_streams=9, faults=(KILL, ENGINE))
     with trio.fail_after(3 * DEADLINE_S):
@@ -44,6 +49,7 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
     assert value["faults"] >= 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,), (SLOW_DISK,), (DELAY, LOSS, PARTITION)])
 async def test_no_answer_suffers_from_storms_bad_disks_wrong_clocks_and_bad_lines(faults: tuple[str, ...]) -> None:
     if CLOCK in faults and not can_move_clocks():
@@ -58,6 +64,7 @@ async def test_no_answer_suffers_from_storms_bad_disks_wrong_clocks_and_bad_line
     assert value["lost_tokens"] == value["repeated_tokens"] == value["wrong_tokens"] == 0, value
 
 
+@pytest.mark.nightly
 async def test_others_know_who_is_killed_frozen_cut_off_or_without_an_engine_and_who_is_back() -> None:
     with trio.fail_after(3 * DEADLINE_S):
         report = await bench_liveness(LivenessBench(num_nodes=3, runs=1))
@@ -90,6 +97,7 @@ async def test_ask_goes_on_elsewhere_when_the_node_of_this_machine_is_killed(swa
     assert answer.answered.resumed == 1 and answer.answered.completion_tokens == expected.answered.completion_tokens
 
 
+@pytest.mark.nightly
 async def test_a_soak_counts_what_is_left() -> None:
     bench = SoakBench(length_s=12.0, num_nodes=2, every_s=3.0, model="fake", think_s=0.1, quiet_s=1.0)
     with trio.fail_after(3 * DEADLINE_S):

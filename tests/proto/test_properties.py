@@ -194,7 +194,7 @@ class Reader(RuleBasedStateMachine):
 
 
 TestReader = pytest.mark.properties(Reader.TestCase)
-TestReader.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)
+TestReader.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 SOURCES = {
@@ -268,7 +268,7 @@ class Room(RuleBasedStateMachine):
 
 
 TestRoom = pytest.mark.properties(Room.TestCase)
-TestRoom.settings = settings(max_examples=examples(60), stateful_step_count=30, deadline=None)
+TestRoom.settings = settings(max_examples=examples(40), stateful_step_count=30, deadline=None)
 
 
 # --- routing -------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def answer(world: World, rng: random.Random, loss: float) -> list[int]:
     loss=st.sampled_from([0.0, 0.1, 0.3]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_whatever_peers_say_they_hold_the_answer_is_the_same(
     told: list[tuple[int, set[int]]], loss: float, seed: int
 ) -> None:

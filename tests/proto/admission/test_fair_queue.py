@@ -12,6 +12,7 @@ from mycelia.proto.admission.fair_queue import MAX_CLIENTS, OWNER_WEIGHT, FairQu
 from mycelia.proto.admission.overload import MAX_BUSY, BusyPeers, EntryPlaces
 from mycelia.proto.admission.shares import MAX_RETRY_S, MIN_RETRY_S, Pace, Shares
 from mycelia.proto.wire.messages import Failed
+from tests.profiles import examples
 
 A, B, C = b"a", b"b", b"c"
 SLACK = 300.0
@@ -351,5 +352,5 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(list(self.queue)) == len(self.queue)
 
 
-QueueMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-test_books_of_the_queue = QueueMachine.TestCase
+QueueMachine.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
+test_books_of_the_queue = pytest.mark.properties(QueueMachine.TestCase)

@@ -255,5 +255,5 @@ class RadixMachine(RuleBasedStateMachine):
         assert self.tree.pinned_tokens() == len({held[:end] for held in pinned for end in range(1, len(held) + 1)})
 
 
-RadixMachine.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
+RadixMachine.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=40, deadline=None)
 test_against_a_model = RadixMachine.TestCase

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mycelia.proto.cache.radix import RadixTree, common_prefix
 from mycelia.proto.cache.sharing import MAX_HOUSEHOLDS, PUBLIC, Owner, Path, Sharing, paint, plain, unpaint
 from mycelia.proto.wire.blocks import STRIDE
+from tests.profiles import examples
 
 ONE, SAME_HOUSE, TWO, THREE = (
     Owner(bytes([number]) * 16, house) for number, house in enumerate(("a", "a", "b", "c"), start=1)
@@ -86,8 +87,9 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 OWNERS = st.sampled_from([ONE, TWO, SALTED, PUBLIC])
 
 
+@pytest.mark.properties
 @given(st.lists(st.tuples(OWNERS, TOKENS, st.integers(0, 3)), max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_an_owner_sees_its_own_tokens_and_whole_open_ones_alone(kept: list[tuple[Owner, list[int], int]]) -> None:
     """In one tree for all, as if everyone had its own: what a match finds is explained by what the same owner left at
     the same number of open tokens, or by the open tokens of others."""

@@ -227,7 +227,7 @@ def test_liars_below_a_majority_move_nobody() -> None:
         assert run(at, honest + owners(peers_of(child_of(1), 70, tag=3), bits=lie), 1_200) == []
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_whatever_is_said_the_position_is_sound_and_moves_are_rare(data: st.DataObject, seed: int) -> None:
     """Its cells all contain it, what it joins and leaves matches, and each move but a newcomer's had its hold."""

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.proto.digests.block_table import BlockTable, Keys
+from tests.profiles import examples
 
 _keys = st.one_of(
     st.integers(0, 40),  # All of one bucket, and key 0 among them.
@@ -27,8 +28,9 @@ def keys_of(values: list[int]) -> Keys:
     return np.array(sorted(values), np.uint64)
 
 
+@pytest.mark.properties
 @given(_steps, st.lists(_keys, max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_it_holds_what_a_dictionary_would(steps: list[tuple[str, Any]], probes: list[int]) -> None:
     table, model = BlockTable(), dict[int, int]()
     for action, argument in steps:

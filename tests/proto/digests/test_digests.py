@@ -543,23 +543,25 @@ def test_a_restarted_node_shows_its_kept_cache_in_its_first_head() -> None:
 def test_the_pace_slows_down_when_everybody_has_much_to_say() -> None:
     """Changes that are announced and fetched count as what is pushed does: the interval stretches as far as it may."""
 
+    settled_s, length_s = 120, 210
+
     def deltas(receive_bytes_per_s: float) -> int:
         config = DigestConfig(receive_bytes_per_s=receive_bytes_per_s)
         world = World(6, config=OverlayConfig(digest=config))
         own = world.nodes[OWNER].overlay.own_digest(NAMESPACE)
         assert own is not None
         told = []
-        for second in range(300):
+        for second in range(length_s):
             for number in range(6):
                 world.store(peer_id(number), second % 3, [second * 6 + number] * STRIDE * 5)
             world.advance(1)
             told.append(own.head.seq if own.head else 0)
-        return told[-1] - told[120]  # (once the pace has settled)
+        return told[-1] - told[settled_s]
 
     unbounded, bounded = deltas(1e9), deltas(200.0)
-    assert 180 / (CONFIG.delta_interval_s * 1.2) - 1 <= unbounded
+    assert (length_s - settled_s) / (CONFIG.delta_interval_s * 1.2) - 1 <= unbounded
     longest = CONFIG.delta_interval_s * CONFIG.max_stretch
-    assert bounded <= 180 / (longest * 0.8) + 1 < unbounded
+    assert bounded <= (length_s - settled_s) / (longest * 0.8) + 1 < unbounded
 
 
 class History(RuleBasedStateMachine):
@@ -621,7 +623,7 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = pytest.mark.properties(History.TestCase)
-TestHistory.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)
+TestHistory.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)
 
 
 class Convergence(RuleBasedStateMachine):
@@ -693,4 +695,4 @@ class Convergence(RuleBasedStateMachine):
 
 
 TestConvergence = pytest.mark.properties(Convergence.TestCase)
-TestConvergence.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
+TestConvergence.settings = settings(max_examples=examples(40), stateful_step_count=40, deadline=None)

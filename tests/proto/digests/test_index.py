@@ -1,9 +1,11 @@
 """The index against a naive model."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.proto.digests.index import Index
+from tests.profiles import examples
 
 PEERS = [b"a", b"b", b"c", b"d"]
 
@@ -24,7 +26,8 @@ def naive(held: dict[bytes, set[int]], chain: list[int]) -> dict[bytes, int]:
     branch=st.lists(st.integers(0, 40), min_size=4, max_size=4),
     length=st.integers(0, 40),
 )
-@settings(max_examples=500, deadline=None)
+@pytest.mark.properties
+@settings(max_examples=examples(150), deadline=None)
 def test_matches_of_prefix_closed_sets_equal_a_linear_walk(depths: list[int], branch: list[int], length: int) -> None:
     """Each peer holds a prefix of the trunk and a branch of its own that leaves the trunk somewhere."""
     index, held = Index(), {}
@@ -36,8 +39,9 @@ def test_matches_of_prefix_closed_sets_equal_a_linear_walk(depths: list[int], br
     assert index.matches(list(range(length))) == naive(held, list(range(length)))
 
 
+@pytest.mark.properties
 @given(st.lists(st.tuples(st.sampled_from(PEERS), st.booleans(), st.sets(st.integers(0, 5))), max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_adding_and_discarding_keeps_exactly_what_is_held(steps: list[tuple[bytes, bool, set[int]]]) -> None:
     index = Index()
     held: dict[bytes, set[int]] = {peer: set() for peer in PEERS}
@@ -57,8 +61,9 @@ def test_adding_and_discarding_keeps_exactly_what_is_held(steps: list[tuple[byte
     assert len(index) == 0
 
 
+@pytest.mark.properties
 @given(st.lists(st.sets(st.integers(0, 20)), min_size=4, max_size=4), st.integers(0, 21))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_set_with_gaps_matches_something_it_holds_and_disturbs_nobody(sets: list[set[int]], honest: int) -> None:
     """Liars, and an honest peer among them."""
     index, chain = Index(), list(range(21))

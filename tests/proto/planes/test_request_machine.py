@@ -356,4 +356,4 @@ class Requests(RuleBasedStateMachine):
 
 
 TestRequests = pytest.mark.properties(Requests.TestCase)
-TestRequests.settings = settings(max_examples=examples(120), stateful_step_count=40, deadline=None)
+TestRequests.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from mycelia.proto.routing.choose import choose as choose_among
 from mycelia.proto.routing.observed import Observed
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import MAX_SMALL
+from tests.profiles import examples
 
 CONFIG = RoutingConfig()
 NEAR, FAR = b"near", b"far"
@@ -46,8 +48,9 @@ def usual(peer: bytes = NEAR, **terms: float) -> Candidate:
     return replace(base, **terms)  # type: ignore[arg-type]
 
 
+@pytest.mark.properties
 @given(st.lists(candidates, min_size=1, max_size=6), st.integers(1, 131_072))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: list[Candidate], tokens: int) -> None:
     decision = choose(several, tokens, CONFIG)
     assert decision.chosen == decision.rated[0].candidate.peer and len(decision.rated) == len(several)
@@ -56,8 +59,9 @@ def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: l
     assert costs[0] <= min(costs) * CONFIG.keep_factor + CONFIG.keep_s
 
 
+@pytest.mark.properties
 @given(candidates, candidates, st.integers(1, 131_072))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate, tokens: int) -> None:
     def cost(candidate: Candidate) -> float:
         return float(rate(Candidates.of([candidate, other]), tokens, CONFIG).cost[0])

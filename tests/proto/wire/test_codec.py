@@ -28,6 +28,7 @@ from mycelia.proto.wire.messages import (
     Version,
 )
 from mycelia.proto.wire.versions import LEFT_OUT
+from tests.profiles import examples
 from tests.proto.examples import EXAMPLES, SAMPLING, SPACE, VITALS
 
 FLOATS = ("temperature", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
@@ -206,14 +207,16 @@ def assert_total(data: bytes) -> None:
     assert encode(message) == data
 
 
+@pytest.mark.properties
 @given(st.binary(max_size=200))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_bytes(data: bytes) -> None:
     assert_total(data)
 
 
+@pytest.mark.properties
 @given(st.sampled_from(EXAMPLES), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_any_mutation_of_a_message(message: Message, edits: list[tuple[int, int]]) -> None:
     data = bytearray(encode(message))
     for at, value in edits:
@@ -228,8 +231,9 @@ _cbor_values = st.recursive(
 )
 
 
+@pytest.mark.properties
 @given(st.dictionaries(st.integers(0, 9), _cbor_values, max_size=8))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_well_formed_map(value: dict[int, object]) -> None:
     assert_total(cbor2.dumps(value, canonical=True))
 

@@ -60,6 +60,7 @@ from mycelia.proto.wire.messages import (
     Vitals,
     VitalsUpdate,
 )
+from tests.profiles import examples
 from tests.proto.playbook import EPOCH_START, IDLE, NAMESPACE, World, peer_id, sign_as, verify
 
 ME, PEER, RELAY = peer_id(0), peer_id(1), peer_id(2)
@@ -449,8 +450,9 @@ _events = st.one_of(
 )
 
 
+@pytest.mark.properties
 @given(st.lists(st.tuples(_events, st.sampled_from([0.0, 0.0, 0.0, 3.0, 95.0])), max_size=25))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 def test_nothing_that_a_peer_says_raises_or_breaks_an_invariant(steps: list[tuple[Event, float]]) -> None:
     """And whatever this node says in turn is a message that others accept."""
     world = World(1)
