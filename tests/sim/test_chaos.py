@@ -26,10 +26,12 @@ def test_no_fault_loses_an_answer(kind: str) -> None:
 
 def test_who_leaves_finishes_its_answers_first() -> None:
     """Only what takes longer than it waits, which is rare, goes on elsewhere in the middle."""
-    outcome = run(kinds=(LEAVE,), pace=40.0, length_s=480.0)
-    assert outcome.faults[LEAVE] > 5
-    moved = sum(answer.num_moves for answer in outcome.answers)
-    assert moved < outcome.faults[LEAVE] / 3
+    outcomes = [run(seed, kinds=(LEAVE,), pace=40.0, length_s=480.0) for seed in (1, 2, 3)]
+    num_left = sum(outcome.faults[LEAVE] for outcome in outcomes)
+    assert num_left > 15
+    moved = sum(answer.num_moves for outcome in outcomes for answer in outcome.answers)
+    assert moved < num_left / 3, "12 of 42"
+    outcome = outcomes[0]
     assert sum(answer.num_rejoins for answer in outcome.answers) <= 1, "an answer that took longer than its entry waits"
     assert any(answer.num_turned_away for answer in outcome.answers), "it took nothing new"
     assert not any(answer.num_retries for answer in outcome.answers), "which is no refusal for load"
