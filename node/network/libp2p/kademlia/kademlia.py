@@ -1,16 +1,17 @@
-"""The Kademlia table of all nodes, as a node that looks up and provides sees it: libp2p's protocol, this node's own
-lookups. What others are answered is in ``server.py``.
+"""Lookups in the Kademlia table, and the announcements of what this node provides. The protocol is libp2p's; the
+lookups are this node's own. ``server.py`` answers the requests of other nodes.
 
-libp2p's own lookup finds the nearest twenty peers, in rounds that each wait for the slowest, before it asks one of them
-for providers, keeps whatever anybody tells, and dials all of it. Here a lookup goes on as soon as one peer answers,
-keeps what it was told to itself, and dials few peers on the word of one.
+libp2p's own lookup first finds the nearest twenty peers, in rounds that each wait for the slowest peer, and only then
+asks one of them for providers. It keeps every address that any peer sends and dials all of them. Here a lookup goes on
+as soon as one peer answers, forgets the answers at its end, and dials only a few peers on the word of one.
 """
 
 import random
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 
 import structlog
 import trio
@@ -31,7 +32,7 @@ from mycelia.node.network.libp2p.kademlia.messages import (
     parse_answer,
 )
 from mycelia.node.network.libp2p.kademlia.server import KademliaServer
-from mycelia.node.network.libp2p.outbound import DIAL_DEADLINE_S, Origin
+from mycelia.node.network.libp2p.outbound import DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.households import is_local
@@ -44,36 +45,29 @@ log = structlog.get_logger()
 WALK_ENOUGH = 3
 """Kademlia's beta."""
 MAX_DIALS_PER_TELLER = 8
-"""Peers that a lookup dials on its way on the word of one public household, or one peer of a private network, and as
-many providers that it tells of."""
+"""Peers that a lookup dials on the word of one public household or of one peer of a private network. As many of the
+providers that it names are returned."""
 MAX_FOUND = 64
 """Providers that one lookup keeps."""
+MAX_TELLERS = 4
+"""Households whose addresses of one provider are kept. With one only, the fastest liar would choose them."""
 PREFIX_REPLICAS, MODEL_REPLICAS = 8, BUCKET_SIZE
-"""Peers that keep the record of a prefix: enough that some live for half an hour, and cheaper than Kademlia's 20."""
+"""Peers that keep one record. Of the 8 that keep a prefix's, some live for half an hour; Kademlia's 20 cost more."""
 PROVIDERS_ENOUGH = 8
-"""Of the peers nearest to a model's key that are asked for all its providers."""
+"""Number of peers nearest to a model's key that are asked for all its providers."""
 REFRESH_INTERVAL_S = 600.0
 REFRESH_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)
 class _Told:
-    """A peer that a lookup heard of."""
+    """What a lookup knows of a peer to ask."""
 
     addresses: Sequence[bytes]
     teller: bytes
-    """Who told of it; empty: this node's own table."""
+    """The peer that named it; empty: this node's own table."""
     account: bytes
-    """On which the dial is counted, see ``Kademlia._account``."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A provider that a lookup heard of."""
-
-    addresses: list[Multiaddr]
-    account: bytes = b""
-    """Likewise; empty: it told this node itself."""
+    """The account to which the dial is charged, see ``Kademlia._account``."""
 
 
 @dataclass
@@ -84,19 +78,27 @@ class _Walk:
     key: bytes
     lookup: Lookup[bytes]
     told: dict[bytes, _Told] = field(default_factory=dict)
-    found: dict[bytes, _Found] = field(default_factory=dict)
-    """By provider."""
+    found: dict[bytes, dict[bytes, list[Multiaddr]]] = field(default_factory=dict)
+    """Provider -> account -> the provider's addresses by that account's first answer, in the order of arrival. The
+    empty account stands for what the provider itself announced to this node."""
     dialled_for: Counter[bytes] = field(default_factory=Counter)
-    """Account -> peers that were dialled on it."""
+    """Account -> number of peers that were dialled on it."""
 
     def hear(self, peer: bytes, addresses: Sequence[bytes], teller: bytes = b"", account: bytes = b"") -> None:
         if self.lookup.hear(peer, point_of(peer)):
             self.told[peer] = _Told(addresses, teller, account)
 
+    def has_room(self, provider: bytes, account: bytes) -> bool:
+        """Whether the addresses of ``provider`` that ``account`` names are to be kept."""
+        tellers = self.found.get(provider)
+        if tellers is None:
+            return len(self.found) < MAX_FOUND
+        return account not in tellers and len(tellers) < MAX_TELLERS
+
 
 class Kademlia:
-    """One node's part in the table. ``rng`` draws which providers it keeps for others, and which of one teller it may
-    dial, when there are too many."""
+    """One node's part in the table. When there are too many candidates, ``rng`` draws the providers that this node
+    keeps for others, and the peers that it dials on the word of one."""
 
     def __init__(self, host: Host, rng: random.Random) -> None:
         self._host = host
@@ -105,12 +107,12 @@ class Kademlia:
         self._rng = rng
         self.buckets = PeerBuckets(self._me)
         self.server = KademliaServer(host, self.buckets, rng)
-        if host.settings.listen:  # (others would ask in vain for what nobody can dial)
+        if host.settings.listen:  # (a node that nobody can dial is of no use in the tables of others)
             host.serve(KAD_PROTOCOL, self.server.serve)
 
     async def run(self) -> None:
-        """Looks for new peers, near and far, from time to time: what a node looks up and provides fills the table
-        before. Never returns."""
+        """Looks for new peers, near and far, every REFRESH_INTERVAL_S. Until the first time, the node's own lookups
+        fill the table. Never returns."""
         while True:
             await trio.sleep(REFRESH_INTERVAL_S)
             with trio.move_on_after(REFRESH_DEADLINE_S):
@@ -119,15 +121,15 @@ class Kademlia:
                     await self._walk(Kind.FIND_NODE, secrets.token_bytes(32), WALK_ENOUGH)
 
     def introduce(self, peer: bytes) -> None:
-        """A connected peer, which this node found: into the table."""
+        """Adds ``peer``, which this node found and is connected with, to the table."""
         self.server.note(peer)
 
     async def provide(self, key: bytes) -> int:
-        """Tells the nearest peers that this node provides the key of a model; how many took it."""
+        """Announces to the nearest peers that this node provides the key of a model. Returns how many peers took it."""
         return await self._provide(key, PROVIDERS_ENOUGH, MODEL_REPLICAS)
 
     async def provide_prefix(self, key: bytes) -> int:
-        """Likewise the key of a prefix, of which there are many."""
+        """Announces the key of a prefix as ``provide`` does, to fewer peers: a node has many prefixes."""
         return await self._provide(key, WALK_ENOUGH, PREFIX_REPLICAS)
 
     async def _provide(self, key: bytes, enough: int, replicas: int) -> int:
@@ -135,50 +137,56 @@ class Kademlia:
         walk = await self._walk(Kind.GET_PROVIDERS, key, enough)
         took: list[bytes] = []
 
-        async def tell(peer: bytes) -> None:
+        async def announce(peer: bytes) -> None:
             with trio.move_on_after(DIAL_DEADLINE_S):
                 if await self._exchange(peer, request) is not None:
                     took.append(peer)
 
         async with trio.open_nursery() as nursery:
             for peer in walk.lookup.nearest_answered()[:replicas]:
-                nursery.start_soon(tell, peer)
+                nursery.start_soon(announce, peer)
         return len(took)
 
     async def find_providers(self, key: bytes) -> list[PeerInfo]:
-        """Providers of ``key``, also those that this node keeps itself, as PROVIDERS_ENOUGH of the nearest tell."""
+        """The providers of ``key`` that PROVIDERS_ENOUGH of the nearest peers name or that this node keeps itself."""
         walk = await self._walk(Kind.GET_PROVIDERS, key, PROVIDERS_ENOUGH)
         for provider in self.server.providers(key):
-            walk.found.setdefault(provider.peer, _Found([Multiaddr(address) for address in provider.addresses]))
+            own_word = [Multiaddr(address) for address in provider.addresses]
+            walk.found[provider.peer] = {b"": own_word, **walk.found.get(provider.peer, {})}
         return self._providers(walk)
 
     async def find_first_providers(self, key: bytes) -> list[PeerInfo]:
-        """Providers of ``key`` as the first peer tells that knows any; none when the peers nearest to it know none.
+        """The providers of ``key`` that the first peer names which knows any; empty when the nearest peers know none.
 
-        With a tenth of the peers gone that takes 2 s, simulated, and libp2p's way 17 s.
+        With a tenth of the peers gone this takes 2 s in the simulator; libp2p's lookup takes 17 s.
         """
         return self._providers(await self._walk(Kind.GET_PROVIDERS, key, WALK_ENOUGH, stops_at_providers=True))
 
     def _providers(self, walk: _Walk) -> list[PeerInfo]:
-        """Those that a lookup found and that are connected or may be dialled: of one account not more than may be
-        dialled on it, drawn by lot, so that the next lookup has others."""
+        """The providers that a lookup found and that are connected or may be dialled. Each account gives at most
+        MAX_DIALS_PER_TELLER of them, drawn at random, so that the next lookup returns others."""
         providers, num_on = [], Counter[bytes]()
-        for peer, found in self._rng.sample(sorted(walk.found.items(), key=lambda one: one[0]), len(walk.found)):
-            is_counted = found.account and peer not in self._table
-            if found.addresses and not (is_counted and num_on[found.account] >= MAX_DIALS_PER_TELLER):
-                num_on[found.account] += bool(is_counted)
-                providers.append(PeerInfo(ID(peer), found.addresses))
+        for peer, tellers in self._rng.sample(sorted(walk.found.items(), key=lambda one: one[0]), len(walk.found)):
+            used: list[list[Multiaddr]] = []
+            for account, addresses in tellers.items():
+                new = [address for address in addresses if not any(address in others for others in used)]
+                is_counted = account != b"" and peer not in self._table
+                if new and not (is_counted and num_on[account] >= MAX_DIALS_PER_TELLER):
+                    num_on[account] += is_counted
+                    used.append(new)
+            if used:
+                providers.append(PeerInfo(ID(peer), list(islice(_by_turns(used), MAX_DIAL_ADDRESSES))))
         return providers
 
     def _account(self, teller: bytes) -> bytes:
-        """On what is counted that peers are dialled on the word of ``teller``: keys are free, addresses are not, but
-        whole swarms live at one private address."""
+        """The account that is charged for dials on the word of ``teller``: its household, since keys are free and
+        addresses are not. In a private network it is the peer itself, since a whole swarm may have one address."""
         household = self._table.household(teller)
         return teller if not household or is_local(household) else household.encode()
 
     async def _walk(self, kind: Kind, key: bytes, enough: int, stops_at_providers: bool = False) -> _Walk:
-        """A lookup of ``key``, as ``proto/kademlia/lookup.py`` has it; over at the first provider if
-        ``stops_at_providers``."""
+        """A lookup of ``key`` by the rules of ``proto/kademlia/lookup.py``. stops_at_providers: ends at the first
+        provider."""
         lookup = Lookup[bytes](point_of(key), enough)
         walk = _Walk(kind, key, lookup)
         for peer in self.buckets.nearest(key, BUCKET_SIZE):
@@ -207,7 +215,7 @@ class Kademlia:
         return walk
 
     async def _ask(self, walk: _Walk, peer: bytes) -> bool:
-        """Asks one peer, and notes in ``walk`` what it tells; whether it answered."""
+        """Asks one peer and adds its answer to ``walk``. Returns whether it answered."""
         with trio.move_on_after(DIAL_DEADLINE_S):
             if peer not in self._table and not await self._reach(walk, peer):
                 return False
@@ -227,13 +235,13 @@ class Kademlia:
     async def _note_providers(self, walk: _Walk, teller: bytes, answer: Answer) -> None:
         address, account = self._table.teller_address(teller), self._account(teller)
         for contact in answer.providers:
-            if contact.peer not in walk.found and contact.peer != self._me and len(walk.found) < MAX_FOUND:
-                walk.found[contact.peer] = _Found(dialable(contact.addresses, address), account)
-                await trio.lowlevel.checkpoint()  # (what strangers send as addresses may take milliseconds)
+            if contact.peer != self._me and walk.has_room(contact.peer, account):
+                walk.found.setdefault(contact.peer, {})[account] = dialable(contact.addresses, address)
+                await trio.lowlevel.checkpoint()  # (parsing a stranger's addresses may take milliseconds)
 
     async def _reach(self, walk: _Walk, peer: bytes) -> bool:
-        """Connects with a peer that somebody told of, unless that one told of too many, or the peer was disconnected
-        this moment: its loss would go unnoticed."""
+        """Connects with a peer that another peer named. Returns False at once when that other peer named too many, or
+        when the peer was disconnected a moment ago, since a new connection would hide that loss."""
         told = walk.told[peer]
         if self._table.is_leaving(peer) or walk.dialled_for[told.account] >= MAX_DIALS_PER_TELLER:
             return False
@@ -244,13 +252,13 @@ class Kademlia:
         try:
             await self._host.outbound.dial(peer, candidates, Origin.TOLD)
         except NetworkError as exc:
-            log.debug("told of a peer that cannot be reached", peer=peer_text(peer), reason=str(exc))
+            log.debug("peer of a lookup is not reachable", peer=peer_text(peer), reason=str(exc))
             self.buckets.remove(peer)
             return False
         return True
 
     async def _exchange(self, peer: bytes, request: Request) -> Answer | None:
-        """What a connected peer answers; None: nothing that could be understood."""
+        """The answer of a connected peer; None: there is none that can be understood."""
         try:
             stream = await self._host.outbound.open(peer, KAD_PROTOCOL)
         except NetworkError:
@@ -269,3 +277,8 @@ class Kademlia:
         finally:
             with trio.CancelScope(shield=True):
                 await frames.close()
+
+
+def _by_turns(lists: Iterable[Sequence[Multiaddr]]) -> Iterable[Multiaddr]:
+    """The first address of each list, then the second of each, and so on: no list takes all places."""
+    return (address for turn in zip_longest(*lists) for address in turn if address is not None)

@@ -1,8 +1,8 @@
-"""Kademlia's messages as libp2p writes them (https://github.com/libp2p/specs/tree/master/kad-dht), in bounds: a
-stranger's message is cut before anything is made of it, and what is answered is small.
+"""Kademlia's messages as libp2p writes them (https://github.com/libp2p/specs/tree/master/kad-dht), within bounds: a
+stranger's message is cut before it is used, and answers are small.
 
-Signed records of peers are neither sent nor read: a peer's own addresses are known from its connection, those of others
-are a hint that a dial has to prove.
+Signed peer records are neither sent nor read. A peer's own addresses are known from its connection; those of other
+peers are hints that a dial has to prove.
 """
 
 from collections.abc import Iterable
@@ -27,16 +27,16 @@ MAX_ANSWER_BYTES = 64 * 1_024
 """libp2p's has up to 40 peers, each with a signed record of all its addresses: some 20 kB."""
 MAX_KEY_BYTES = 128
 MAX_CONTACTS = 20
-"""Peers, and providers, that one answer tells of."""
+"""Peers in one answer, and as many providers."""
 MAX_OWN_ADDRESSES = 16
-"""That a provider tells of itself; MAX_DIAL_ADDRESSES of them are kept."""
+"""Addresses that a provider may announce of itself; MAX_DIAL_ADDRESSES of them are kept."""
 MAX_ADDRESSES = 8
-"""Of another peer that are read. None is looked at before it is dialled: that takes up to 0.5 ms."""
+"""Addresses of another peer that are kept. They are parsed only before a dial, since parsing takes up to 0.5 ms."""
 MAX_ADDRESS_BYTES = 256
 
 
 class Kind(IntEnum):
-    """What is asked."""
+    """The kinds of requests."""
 
     ADD_PROVIDER = Message.ADD_PROVIDER
     GET_PROVIDERS = Message.GET_PROVIDERS
@@ -46,7 +46,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """What a peer asks. providers: of ADD_PROVIDER alone."""
+    """A peer's request. providers: only in ADD_PROVIDER."""
 
     kind: Kind
     key: bytes
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a peer tells: providers of the key, and peers that are nearer to it."""
+    """A peer's answer: providers of the key, and peers that are nearer to it."""
 
     kind: Kind
     key: bytes
@@ -64,7 +64,7 @@ class Answer:
 
 
 def parse_request(data: bytes) -> Request:
-    """What a peer asks. Raises RemoteError."""
+    """The request in a stranger's bytes. Raises RemoteError."""
     message = parsed(Message(), data, MAX_REQUEST_BYTES)
     try:
         kind = Kind(message.type)
@@ -77,7 +77,7 @@ def parse_request(data: bytes) -> Request:
 
 
 def parse_answer(data: bytes, kind: Kind) -> Answer:
-    """What a peer answered to a request of ``kind``. Raises RemoteError."""
+    """The answer to a request of ``kind`` in a stranger's bytes. Raises RemoteError."""
     message = parsed(Message(), data, MAX_ANSWER_BYTES)
     if int(message.type) != kind:
         raise RemoteError(f"answers {message.type} to {kind}")
@@ -95,13 +95,13 @@ def encode_answer(answer: Answer, is_connected: Iterable[bytes] = ()) -> bytes:
 
 
 def dialable(told: Iterable[bytes], teller: str) -> list[Multiaddr]:
-    """Those of a peer's addresses that may be dialled on the word of ``teller``, the multiaddr of the connection with
-    the peer that told them."""
+    """The addresses of a peer that may be dialled on the word of another peer. teller: the multiaddr of the connection
+    with that other peer."""
     return addresses.told_addresses(map(Multiaddr, told), teller, MAX_DIAL_ADDRESSES)
 
 
 def _contacts(peers: Iterable[Message.Peer], max_addresses: int) -> tuple[Contact, ...]:
-    """Of the first MAX_CONTACTS, each peer once."""
+    """The first MAX_CONTACTS peers, each once."""
     found: dict[bytes, Contact] = {}
     for peer in islice(peers, MAX_CONTACTS):
         if is_ed25519(peer.id) and peer.id not in found:

@@ -1,7 +1,9 @@
-"""What a node answers to others in the Kademlia table, each within bounds: streams and requests by peer and household,
-bytes of a request before it is read, time for each step, providers kept (``proto.provider_records``), peers told.
+"""The serving side of Kademlia: a node's answers to other nodes.
 
-Nothing here is an offence: a stream that asks too much, says nothing or says nonsense is reset.
+All of it is bounded: streams and requests by peer and household, the bytes of a request before it is read, the time of
+each step, the providers that are kept (``proto/kademlia/provider_records.py``) and the peers in an answer.
+
+Nothing here is an offence: a stream that asks too much, stays silent or carries nonsense is reset.
 """
 
 import math
@@ -44,30 +46,30 @@ log = structlog.get_logger()
 
 MODEL_KEY_PREFIX = b"/mycelia/model/"
 PREFIX_KEY_PREFIX = b"/mycelia/prefix/"
-"""Of ``discovery.provider_key`` and ``discovery.prefix_key``. No other keys are kept."""
+"""The beginnings of ``discovery.provider_key`` and ``discovery.prefix_key``. No other keys are kept."""
 MAX_MODEL_RECORDS = 2_048
 MAX_PREFIX_RECORDS = 8_192
-"""In a split swarm a node has up to 64 keys of prefixes, and 8 others store each: 512 at a node. Anybody can make up
-prefixes, and without the keys of models newcomers find nobody: each kind has its own room."""
+"""In a split swarm a node has up to 64 keys of prefixes, and 8 others store each: 512 at a node. Each kind has its own
+room, since anybody can invent prefixes, and without the keys of models newcomers find no node."""
 MAX_STREAMS = 64
 MAX_STREAMS_PER_PEER = 8
 PATIENCE_S = 10.0
-"""For the next request on a stream. Whoever asks has it ready."""
+"""Time for the next request on a stream. An honest peer has it ready."""
 REQUESTS_OF_A_PEER, REQUESTS_OF_A_HOUSEHOLD, REQUESTS_OF_A_PRIVATE_NETWORK = (
     Rate(20.0, 300.0),
     Rate(40.0, 600.0),
     Rate(400.0, 6_000.0),
 )
-"""Requests a second, each about 1 ms of processor time: what is over waits. In a small swarm a node tells each of the
-others all its 64 prefixes at once."""
+"""Requests a second, each about 1 ms of processor time; requests over the rate wait. In a small swarm a node announces
+all its 64 prefixes to each of the others at once."""
 MAX_OWN, OWN_S = 1_024, 3_600.0
-"""Keys that this node itself provides, each for so long after it said so."""
+"""Number of keys that this node itself provides, and how long each is valid after its announcement."""
 ADDRESSES_S = 60.0
-"""Until the addresses of a connected peer are looked up again."""
+"""Time after which the addresses of a connected peer are looked up again."""
 
 
 class KademliaServer:
-    """Answers others about the peers of ``buckets`` and the providers that it keeps."""
+    """Answers requests from the peers in ``buckets`` and the provider records that it keeps."""
 
     def __init__(
         self,
@@ -83,14 +85,14 @@ class KademliaServer:
         self._prefixes = ProviderRecords(MAX_PREFIX_RECORDS, rng)
         self._me = host.settings.identity.peer_id
         self._own: OrderedDict[bytes, float] = OrderedDict()
-        """Keys that this node provides, and when it said so."""
+        """Key that this node provides -> when it was announced last."""
         self.streams: Admission[trio.CancelScope] = Admission(MAX_STREAMS, MAX_STREAMS_PER_PEER)
         self._pace = Pace(REQUESTS_OF_A_PEER, REQUESTS_OF_A_HOUSEHOLD, REQUESTS_OF_A_PRIVATE_NETWORK)
         self.num_refused = 0
         """Streams that were reset."""
 
     async def serve(self, stream: INetStream) -> None:
-        """One stream of a peer, until it ends, says nothing for PATIENCE_S or breaks a bound."""
+        """Serves one stream of a peer until it ends, is silent for PATIENCE_S or breaks a bound."""
         peer = stream.muxed_conn.peer_id.to_bytes()
         household = self._host.table.household(peer)
         scope, is_done = trio.CancelScope(), False
@@ -123,7 +125,7 @@ class KademliaServer:
         await frames.close()
 
     def answer(self, request: Request, peer: bytes) -> bytes:
-        """What is answered to ``peer``, after what it tells was kept."""
+        """The encoded answer to ``peer``. Mutates: keeps what the request announces."""
         self.note(peer)
         match request.kind:
             case Kind.PING:
@@ -144,7 +146,7 @@ class KademliaServer:
                 return encode_answer(answer, self._host.table.peers())
 
     def provide(self, key: bytes) -> Request:
-        """This node provides ``key`` from now on, for a while: what to tell others."""
+        """Notes that this node provides ``key`` for the next OWN_S. Returns the announcement to send to others."""
         self._own[key] = self._clock()
         self._own.move_to_end(key)
         if len(self._own) > MAX_OWN:
@@ -156,7 +158,7 @@ class KademliaServer:
         return Contact(self._me, tuple(address.to_bytes() for address in told))
 
     def keep(self, key: bytes, peer: bytes, addresses: list[bytes]) -> None:
-        """That ``peer`` provides ``key``, as it says over its own connection."""
+        """Keeps a record that ``peer`` provides ``key``. ``peer`` announced it over its own connection."""
         records = self._records_of(key)
         if records is not None and addresses:
             household = self._host.table.household(peer)
@@ -171,13 +173,13 @@ class KademliaServer:
         return own + (records.providers(key, now) if records is not None else [])
 
     def note(self, peer: bytes) -> None:
-        """``peer`` is connected and, so far as is known, serves others too."""
+        """Adds ``peer`` to the table if it is connected and may serve others."""
         if peer in self._host.table and self._may_serve(peer):
             household = self._host.table.household(peer)
             self._buckets.add(peer, household, self._host.table.__contains__)
 
     def _may_serve(self, peer: bytes) -> bool:
-        """Whether it did not say that it speaks other protocols only, as clients do."""
+        """False if the peer listed its protocols and Kademlia is not among them, as with clients."""
         try:
             spoken = self._host.raw.get_peerstore().get_protocols(ID(peer))
         except PeerStoreError:
@@ -185,7 +187,7 @@ class KademliaServer:
         return not spoken or KAD_PROTOCOL in spoken
 
     def contact(self, peer: bytes) -> Contact:
-        """Where a peer of the table can be dialled: what it told itself, the last time it was connected."""
+        """A peer of the table with the addresses that it announced itself when it was last connected."""
         entry, now = self._buckets.entry(peer), self._clock()
         if entry is None:
             return Contact(peer, ())

@@ -1,11 +1,12 @@
 """Kademlia on loopback: what is answered while strangers do what they like, and what they make a node keep."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from libp2p.abc import INetStream
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
@@ -23,13 +24,14 @@ from mycelia.node.network.libp2p.kademlia.messages import (
     Answer,
     Kind,
     Request,
+    dialable,
     encode_answer,
     encode_request,
     parse_answer,
     parse_request,
 )
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
-from mycelia.node.network.libp2p.outbound import Origin
+from mycelia.node.network.libp2p.outbound import MAX_DIAL_ADDRESSES, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import Rate
@@ -234,6 +236,40 @@ async def test_the_keys_of_one_network_are_one_teller(monkeypatch: pytest.Monkey
         monkeypatch.setattr(one.table, "remote_address", lambda peer: seen_at.get(peer, ""))
         found = await dht_of(one).find_providers(KEY)
         assert len(found) == len(dialled) == kademlia.MAX_DIALS_PER_TELLER
+
+
+async def test_a_liar_that_answers_first_does_not_choose_a_providers_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = new_identity().peer_id
+    real = Multiaddr("/ip4/9.9.9.9/tcp/1")
+    bogus = [Multiaddr(f"/ip4/8.1.1.{last}/tcp/1") for last in range(4)]
+    liar_was_heard = trio.Event()
+    async with open_network(node()) as liar, open_network(node()) as honest, open_network(node()) as one:
+        for network, told in ((liar, bogus), (honest, [real])):
+            contact = Contact(provider, tuple(address.to_bytes() for address in told))
+            monkeypatch.setattr(
+                dht_of(network).server,
+                "answer",
+                lambda request, peer, told=contact: encode_answer(Answer(request.kind, request.key, (told,))),
+            )
+            await connect(one, network)
+        seen_at = {liar.peer_id: "/ip4/8.8.8.8/tcp/1", honest.peer_id: "/ip4/9.9.1.1/tcp/1"}
+        monkeypatch.setattr(one.table, "remote_address", lambda peer: seen_at.get(peer, ""))
+        open_stream = one.host.outbound.open
+
+        async def open_in_turn(peer: bytes, protocol: str) -> INetStream:
+            if peer == honest.peer_id:
+                await liar_was_heard.wait()
+            return await open_stream(peer, protocol)
+
+        def heard(told: Iterable[bytes], teller: str) -> list[Multiaddr]:
+            liar_was_heard.set()
+            return dialable(told, teller)
+
+        monkeypatch.setattr(one.host.outbound, "open", open_in_turn)
+        monkeypatch.setattr(kademlia, "dialable", heard)
+        with trio.fail_after(PATIENCE_S):
+            (found,) = await dht_of(one).find_providers(KEY)
+        assert real in found.addrs and len(found.addrs) == MAX_DIAL_ADDRESSES
 
 
 async def test_tables_are_refreshed_and_peers_that_are_gone_leave_them(monkeypatch: pytest.MonkeyPatch) -> None:
