@@ -1,4 +1,4 @@
-"""Multiaddrs as users write them, checked before libp2p sees them: its own errors are late, wrapped or swallowed."""
+"""Multiaddrs of users and of peers, checked before libp2p sees them: its own errors are late, wrapped or swallowed."""
 
 import errno
 import socket
@@ -17,15 +17,15 @@ LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/7117"
 _PLAIN = [[host, "tcp"] for host in ("ip4", "ip6", "dns", "dns4", "dns6")]
 _CIRCUIT = "/p2p-circuit"
 MAX_RELAYS = 2
-"""Of one peer that are tried: each is a connection with somebody else."""
+"""Relays of one peer that are tried. Each costs a connection with another node."""
 MAX_TOLD = 64
-"""Addresses of one peer that are looked at."""
+"""Addresses that a peer announces of one peer and that are read."""
 UNREADABLE = (MultiaddrError, ValueError, TypeError, OverflowError)
-"""What the library raises about a stranger's bytes, when they are made an address or only when that is looked at."""
+"""What the library raises for a stranger's bytes: when it parses them, or only when the address is used."""
 
 
 def parse(text: str) -> Multiaddr:
-    """Raises LocalError for anything but a TCP multiaddr of a host."""
+    """A TCP multiaddr of a host. Raises LocalError for anything else."""
     try:
         address = Multiaddr(text)
         names = [protocol.name for protocol in address.protocols()]
@@ -37,7 +37,8 @@ def parse(text: str) -> Multiaddr:
 
 
 def parse_peer(text: str) -> tuple[bytes, Multiaddr]:
-    """Peer id of a full multiaddr (``.../p2p/ID``) and what is before it, which may be a circuit. Raises LocalError."""
+    """The peer id of a full multiaddr (``.../p2p/ID``) and the part before it, which may be a circuit. Raises
+    LocalError."""
     relay, circuit, rest = text.partition(_CIRCUIT)
     if circuit:
         parse_peer(relay)
@@ -51,7 +52,7 @@ def parse_peer(text: str) -> tuple[bytes, Multiaddr]:
 
 
 def parse_announce(text: str) -> Multiaddr:
-    """An address that peers are to dial; raises LocalError when they cannot."""
+    """An address for peers to dial. Raises LocalError when nobody could dial it."""
     address = parse(text)
     if "/p2p/" in text:
         raise LocalError(f"leave out /p2p/... of {text}: every node adds its own")
@@ -61,7 +62,7 @@ def parse_announce(text: str) -> Multiaddr:
 
 
 def parse_listen(text: str) -> Multiaddr:
-    """An address to listen on; raises LocalError when it is none, or when it cannot be bound right now."""
+    """An address to listen on. Raises LocalError when it is not one, or when it cannot be bound now."""
     address = parse(text)
     names = [protocol.name for protocol in address.protocols()]
     if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
@@ -71,12 +72,12 @@ def parse_listen(text: str) -> Multiaddr:
 
 
 def circuit(relay_address: Multiaddr, relay: bytes) -> Multiaddr:
-    """The address of whoever can be reached through ``relay``."""
+    """The address of a peer that is reached through ``relay``."""
     return Multiaddr(f"{relay_address}/p2p/{peer_text(relay)}{_CIRCUIT}")
 
 
 def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
-    """Peer id and transport address of the relay of a circuit; None: it is none, or not of the form that we dial."""
+    """The peer id and transport address of a circuit's relay; None: it is no circuit, or one that nodes do not dial."""
     relay, is_circuit, _ = str(address).partition(_CIRCUIT)
     try:
         return parse_peer(relay) if is_circuit else None
@@ -85,30 +86,31 @@ def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
 
 
 def told_addresses(told: Iterable[Multiaddr], teller: str, limit: int) -> list[Multiaddr]:
-    """Those of the addresses that a peer told, its own or another's, which may be dialled on its word, in the order of
-    ``in_dial_order``. teller: the multiaddr of the connection with that peer, empty: unknown.
+    """The announced addresses that may be dialled on the word of the peer that announced them, in the order of
+    ``in_dial_order``. They may be that peer's own or another's. teller: the multiaddr of the connection with that
+    peer; empty: unknown.
 
-    A peer of the open internet could else have this node knock at the doors of its own network. Private addresses are
-    taken from peers of a private network alone, and loopback ones from the same machine. Names may stand for anything:
-    resolve one and ask ``is_tellable`` before dialling."""
+    Private addresses are taken only from peers in a private network, and loopback addresses only from this machine.
+    Otherwise a peer on the internet could make this node connect to machines of its own private network. A name may
+    lead anywhere: resolve it and call ``is_tellable`` before dialling."""
     usable = in_dial_order(islice(told, MAX_TOLD), MAX_TOLD)
     return [address for address in usable if is_tellable(address, teller)][:limit]
 
 
 def is_tellable(address: Multiaddr, teller: str = "") -> bool:
-    """Whether an address that can be dialled may be dialled on the word of ``teller``, likewise. Names may."""
+    """Whether an address in dialable form may be dialled on the word of ``teller``, as above. True for names."""
     _, kind, host, *_ = str(address).split("/")
     by = "" if _CIRCUIT in teller else host_of(teller)
     return kind.startswith("dns") or may_tell(_ip(by) if by else None, _ip(host))
 
 
 def is_name(address: Multiaddr) -> bool:
-    """Whether it has to be resolved first, the relay's of a circuit included."""
+    """Whether the address, or the relay's address in a circuit, is a name to resolve first."""
     return str(address).startswith("/dns")
 
 
 def host_of(address: str) -> str:
-    """The IP address of a multiaddr, which may be a stranger's word; empty: it has none."""
+    """The IP address of a multiaddr, which may come from a stranger; empty: it has none."""
     _, _, host, *_ = [*address.split("/"), "", "", ""]
     try:
         return str(ip_address(host))
@@ -123,7 +125,7 @@ def is_global(address: Multiaddr) -> bool:
 
 
 def _ip(host: str) -> IPv4Address | IPv6Address:
-    """The address that a host's text leads to, without its zone."""
+    """The IP address that a host's text means, without its zone."""
     return unwrapped(ip_address(host.partition("%")[0]))
 
 
@@ -137,9 +139,11 @@ def is_wildcard(address: Multiaddr) -> bool:
 
 
 def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]:
-    """At most ``limit`` distinct ones that can be dialled, of at most MAX_RELAYS relays. Loopback comes last, since on
-    another machine it is us. Who tells of a relay cannot be reached directly from everywhere: there private addresses
-    come after it, which elsewhere are somebody else's and may take long to say so."""
+    """At most ``limit`` distinct addresses that can be dialled, through at most MAX_RELAYS relays.
+
+    Loopback comes last: from another machine's view it leads to this node itself. A peer that announces a relay cannot
+    be reached directly from everywhere, so its private addresses come after the relay: in another network they are
+    another machine's, and a dial to them may take long to fail."""
     usable: dict[str, Multiaddr] = {}
     relays: set[bytes] = set()
     for address in addresses:
@@ -147,7 +151,7 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
             names = [protocol.name for protocol in address.protocols()]
             text = str(address)
         except UNREADABLE:
-            continue  # what a peer sent as one: libp2p passes its bytes on unread
+            continue  # a peer sent it, and libp2p passes a peer's bytes on unread
         if names[:2] not in _PLAIN or is_wildcard(address):
             continue
         if names[2:] in ([], ["p2p"]):
@@ -169,7 +173,8 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
 
 
 def _check_bindable(text: str, address: Multiaddr, family: str) -> None:
-    """libp2p listens with SO_REUSEPORT, so a port in use would be shared in silence with whoever has it."""
+    """Raises LocalError when the address cannot be bound. libp2p listens with SO_REUSEPORT: it would silently share a
+    port with the program that uses it."""
     host, port = str(address.value_for_protocol(family)), int(str(address.value_for_protocol("tcp")))
     try:
         with socket.socket(socket.AF_INET6 if family == "ip6" else socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -191,6 +196,6 @@ def is_circuit(address: str) -> bool:
 
 
 def port_of(address: str) -> int:
-    """The TCP port of a multiaddr, likewise; 0: it has none."""
+    """The TCP port of a multiaddr, which may come from a stranger; 0: it has none."""
     _, _, _, kind, port, *_ = [*address.split("/"), "", "", "", "", ""]
     return int(port) if kind == "tcp" and port.isascii() and port.isdecimal() and len(port) <= 5 else 0

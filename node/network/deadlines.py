@@ -1,4 +1,4 @@
-"""Scopes for what must be finished although the task is cancelled, such as telling a peer that it is over."""
+"""Scopes for work that must be finished although its task is cancelled, such as the message that ends an exchange."""
 
 import trio
 

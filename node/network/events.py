@@ -1,4 +1,4 @@
-"""The queue between the network and its one reader. Bounded where a peer decides how much arrives."""
+"""The queue between the network and its one reader. It is bounded for everything of which a peer sets the amount."""
 
 from collections import deque
 from collections.abc import AsyncIterator
@@ -11,8 +11,8 @@ MAX_EVENTS = 1_024
 
 
 class EventQueue:
-    """Order of arrival. Connection events always enter; control messages wait for room, which holds back only the
-    stream they came on; gossip and complaints are dropped and counted when there is no room."""
+    """Events in their order of arrival. Connection events always enter. Control messages wait for room, which holds
+    back only their own stream. Gossip and complaints are dropped and counted when there is no room."""
 
     def __init__(self, limit: int = MAX_EVENTS) -> None:
         self._limit = limit
@@ -27,15 +27,15 @@ class EventQueue:
 
     @property
     def waiting(self) -> tuple[NetworkEvent, ...]:
-        """What was not read yet, in order."""
+        """The events that were not read yet, in order."""
         return tuple(self._events)
 
     def put(self, event: Connected | Disconnected) -> None:
-        """Always enters: one that was lost would leave the reader wrong about a peer for ever."""
+        """Adds an event even when the queue is full: without it the reader would be wrong about a peer for ever."""
         self._append(event)
 
     def offer(self, event: NetworkEvent) -> bool:
-        """Enters if there is room. False, and one more in ``num_dropped``, if not."""
+        """Adds an event if there is room. Otherwise counts it in ``num_dropped`` and returns False."""
         if len(self._events) >= self._limit:
             self.num_dropped += 1
             return False
@@ -43,13 +43,13 @@ class EventQueue:
         return True
 
     async def put_wait(self, event: Received) -> None:
-        """Waits for room; after ``close`` returns at once and the event is gone."""
+        """Waits for room and adds an event. After ``close`` it returns at once and drops the event."""
         while len(self._events) >= self._limit and not self._closed:
             await self._writers.park()
         self._append(event)
 
     def close(self) -> None:
-        """Readers get what is queued, then the end."""
+        """Ends the queue: readers get the queued events, then the end."""
         self._closed = True
         self._readers.unpark_all()
         self._writers.unpark_all()

@@ -1,4 +1,4 @@
-"""What is common to all exchanges over a stream that a peer opened."""
+"""Helpers for all exchanges over a stream that a peer opened."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -22,9 +22,9 @@ async def receive_opening(stream: MessageStream) -> Message:
 
 @asynccontextmanager
 async def cancelled_at_end(stream: MessageStream) -> AsyncIterator[None]:
-    """The block is cancelled when the other side ends the exchange. What the block raises comes out as it is.
+    """Cancels the block when the other side ends the exchange. Exceptions of the block come out unchanged.
 
-    The other side says nothing after its opening message, so whatever ends the wait for it ends the exchange.
+    The other side sends nothing after its opening message, so the end of the wait for more is the end of the exchange.
     """
 
     async def watch(scope: trio.CancelScope) -> None:

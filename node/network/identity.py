@@ -1,10 +1,10 @@
 """A node's identity: one Ed25519 key, kept in a file, from which its libp2p peer id follows.
 
-An Ed25519 peer id contains its public key, so whoever knows a peer id can verify what that peer signed, and nothing
-here needs libp2p.
+An Ed25519 peer id contains its public key, so a peer's signature can be verified with its peer id alone. Nothing here
+needs libp2p.
 
 The file holds two lines of text: ``mycelia-identity-1 SEED`` and ``peer PEERID``, both hexadecimal. The second line
-follows from the first, so a damaged file is noticed instead of becoming another node.
+follows from the first, so a damaged file is an error and not another node.
 """
 
 import os
@@ -21,13 +21,13 @@ from mycelia.proto.wire.errors import LocalError
 IDENTITY_FILE = "identity.key"
 _HEADER = "mycelia-identity-1"
 _MAX_BYTES = 4_096
-"""Read of the file, whatever became of it."""
+"""Bytes that are read of the file, however large it is."""
 SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A private key and what follows from it. Never printed: the seed is left out of ``repr``."""
+    """A private key and what follows from it. ``repr`` leaves the seed out, so no log shows it."""
 
     seed: bytes = field(repr=False)
     """32 bytes, the Ed25519 secret."""
@@ -52,7 +52,7 @@ def new_identity() -> Identity:
 
 
 def verify(owner_peer_id: bytes, payload: bytes, signature: bytes) -> bool:
-    """Whether the owner of ``owner_peer_id`` signed ``payload``. False, never an error, for any input of a peer's."""
+    """Whether the owner of ``owner_peer_id`` signed ``payload``. Never raises, whatever a peer sent."""
     if not is_ed25519(owner_peer_id) or len(signature) != SIGNATURE_BYTES:
         return False
     try:
@@ -82,7 +82,7 @@ def load_or_create_identity(data_dir: Path) -> Identity:
 
 
 def _create(path: Path) -> None:
-    """Atomically: the file is complete on disk before it has its name, and an existing one is never replaced."""
+    """Writes a new identity atomically: the file gets its name when it is complete, and never replaces another."""
     identity = new_identity()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

@@ -1,10 +1,10 @@
 """An in-memory network for tests: same interface, same bytes through the codec, no sockets, works under MockClock.
 
-A ``MemorySwarm`` is the world. Everything that travels waits in one heap, ordered by arrival time and then by the
-order of sending, and a single task delivers it: given the same sends and ``rng``, deliveries are the same.
+A ``MemorySwarm`` is the world. Every message waits in one heap, ordered by arrival time and then by the order of
+sending, and a single task delivers them: the same sends and ``rng`` give the same deliveries.
 
-What is simpler than in the real network: nodes that joined a namespace are connected with each other at once, and
-gossip goes from its publisher straight to every other node of its cell that is not cut off.
+Two things are simpler than in the real network: nodes that joined a namespace are connected with each other at once,
+and gossip goes from its publisher straight to every other node of its cell that is not cut off.
 """
 
 import heapq
@@ -47,10 +47,10 @@ WRITE_DEADLINE_S = 5.0
 
 
 class MemorySwarm:
-    """The world of the networks opened in it. Enter it with ``async with``, then ``open_network`` in it.
+    """The world of the networks opened in it. Enter it with ``async with``, then call ``open_network``.
 
-    latency_s: one way, with up to as much again at random. gossip_loss: probability that one receiver misses one
-    message.
+    latency_s: one way; a random part of up to as much again is added. gossip_loss: probability that one receiver
+    misses one message.
     """
 
     def __init__(self, rng: random.Random, latency_s: float = 0.001, gossip_loss: float = 0.0) -> None:
@@ -58,9 +58,9 @@ class MemorySwarm:
         self.gossip_loss = gossip_loss
         self.networks: dict[bytes, MemoryNetwork] = {}
         self.providers: dict[bytes, set[bytes]] = {}
-        """Of rungs of the prefix ladder, also those that are gone."""
+        """Key of a rung of the prefix ladder -> its providers, including those that are gone."""
         self.behind_routers: set[bytes] = set()
-        """Whom nobody can dial that a lookup told of: they have to connect themselves."""
+        """Peers that cannot be dialled after a lookup: they have to connect themselves."""
         self._rng = rng
         self._links: set[frozenset[bytes]] = set()
         self._cut: set[bytes] = set()
@@ -83,7 +83,8 @@ class MemorySwarm:
     async def open_network(
         self, settings: NetworkSettings, handlers: Mapping[str, StreamHandler] | None = None
     ) -> AsyncIterator["MemoryNetwork"]:
-        """Same signature as the real one. Bootstrap addresses are connected as soon as their nodes exist."""
+        """Opens a network, with the signature of the real function. Bootstrap addresses are connected as soon as their
+        nodes exist."""
         network = MemoryNetwork(self, settings, handlers or {})
         if network.peer_id in self.networks:
             raise NetworkError(f"{peer_text(network.peer_id)} is running already")
@@ -102,7 +103,7 @@ class MemorySwarm:
         self._drop_links(peer)
 
     def heal(self, peer: bytes) -> None:
-        """Puts it back; it finds its peers again at once."""
+        """Puts a peer back that was cut off; it finds its peers again at once."""
         self._cut.discard(peer)
         self._link_all()
 
@@ -140,11 +141,11 @@ class MemorySwarm:
         self._wake.set()
 
     def close_lane(self, lane: object) -> None:
-        """Nothing more will be sent on it."""
+        """Forgets a lane on which nothing more will be sent."""
         self._last_arrival.pop(lane, None)
 
     def gossip(self, publisher: bytes, namespace: bytes, data: bytes, cell: Cell = ROOT) -> None:
-        """Any bytes, so that a test can play a node that gossips garbage."""
+        """Gossips any bytes, so that a test can play a node that gossips garbage."""
         if publisher in self._cut:
             return
         for peer, network in sorted(self.networks.items()):
@@ -160,7 +161,7 @@ class MemorySwarm:
         self._nursery.start_soon(_serve, stream, handler)
 
     def link_namespace(self) -> None:
-        """A network joined a namespace: discovery would now find its peers."""
+        """Connects networks after one joined a namespace: discovery would now find its peers."""
         self._link_all()
 
     def _link_all(self) -> None:
@@ -186,16 +187,16 @@ class MemorySwarm:
 
 
 class MemoryNetwork:
-    """A ``Network``; see there. Made by ``MemorySwarm.open_network``."""
+    """The ``Network`` of one peer. Made by ``MemorySwarm.open_network``."""
 
     def __init__(self, swarm: MemorySwarm, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
         self.events_queue = EventQueue()
         self.joined: dict[bytes, set[Cell]] = {}
-        """Namespace -> cells whose gossip it hears."""
+        """Namespace -> cells whose gossip it receives."""
         self.bootstrap = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         self.handlers = dict(handlers)
         self.wants_relays = False
-        """There are none here."""
+        """Only noted: there are no relays here."""
         self._settings = settings
         self._swarm = swarm
         self._streams: dict[bytes, set[MemoryStream]] = {}
@@ -231,7 +232,7 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
 
     def send_raw(self, peer: bytes, data: bytes) -> None:
-        """A control message of any bytes, so that a test can play a node that sends garbage."""
+        """Sends any bytes as a control message, so that a test can play a node that sends garbage."""
         network = self._connected_network(peer)
         self._swarm.after_latency(lambda: network.take_control(self.peer_id, data), (self.peer_id, peer))
 
@@ -382,7 +383,7 @@ class MemoryStream:
                 await self.reset()
 
     async def send_raw(self, data: bytes) -> None:
-        """A frame of any bytes, so that a test can play a node that sends garbage."""
+        """Sends any bytes as a frame, so that a test can play a node that sends garbage."""
         with trio.move_on_after(WRITE_DEADLINE_S):
             while not self._closed and not self._ended and self.other._num_unread_bytes > WINDOW_BYTES:
                 await self.other._changed.wait()
@@ -422,7 +423,7 @@ class MemoryStream:
         await self.aclose()
 
     def break_off(self) -> None:
-        """The connection is gone, and with it what was under way."""
+        """Ends the stream because its connection is gone, and drops the messages under way."""
         self._arrived.clear()
         self._end()
 

@@ -1,6 +1,6 @@
-"""What the rest of a node knows of the network. ``libp2p/network.py`` is the real one, ``memory.py`` the fake.
+"""The interface of the network. ``libp2p/network.py`` is the real one, ``memory.py`` the fake.
 
-Everything that arrives has passed ``proto.codec``; what did not decode arrives as ``Malformed``.
+Every message that arrives has passed ``proto/wire/codec.py``; bytes that do not decode arrive as ``Malformed``.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -29,42 +29,43 @@ __all__ = [
 
 
 class NetworkError(Exception):
-    """The peer could not be reached, or the exchange broke. Says what was tried."""
+    """The peer could not be reached, or the exchange broke. The text names what was tried."""
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """How a network is opened. All addresses are multiaddrs as text."""
+    """The settings of a network. All addresses are multiaddrs as text."""
 
     identity: Identity
-    """Who this node is; two running nodes must never share one."""
+    """The node's key. Two running nodes must never share one."""
     listen: tuple[str, ...] = ()
-    """Where to accept connections. Empty: only connections that this node makes."""
+    """Addresses to accept connections on. Empty: there are only connections that this node makes."""
     bootstrap: tuple[str, ...] = ()
-    """Full addresses (with /p2p/ID) that are dialled for ever while they are not connected."""
+    """Full addresses (with /p2p/ID) that are dialled again and again while they are not connected."""
     remembered: Callable[[], Sequence[str]] = lambda: ()
-    """Full addresses of nodes of earlier, the best first: asked for and dialled whenever few peers are connected."""
+    """Returns full addresses of nodes of earlier, the best first. Called when few peers are connected, to dial them."""
     announce: tuple[str, ...] = ()
-    """What to tell others instead of the addresses listened on, for a node behind a forwarded port."""
+    """Addresses to announce instead of those listened on, for a node behind a forwarded port."""
     swarm_key: bytes = b""
-    """32 bytes that all nodes of a private swarm have, and without which nobody understands them; empty: none."""
+    """32 bytes that all nodes of a private swarm share. Without them their bytes mean nothing. Empty: no private
+    swarm."""
     overlay: bool = True
-    """False for a light client: connects, sends and opens streams, but neither gossips nor provides nor looks up."""
+    """False for a light client: it connects, sends and opens streams, but neither gossips nor uses the DHT."""
     max_connections: int = 128
     """Connections in all; more are refused."""
     target_peers: int = 32
-    """Discovery stops to dial at this many connected peers: gossip needs few, and each costs pings. In a cell it goes
-    on until three quarters of them are of the same cell."""
+    """Number of connected peers at which discovery stops dialling: gossip needs few, and each costs pings. In a cell it
+    goes on until three quarters of them are of the same cell."""
     relay: bool = True
-    """Passes connections on for nodes that nobody can dial, and is reached through such a peer if that is wanted. Peers
-    are dialled through their relays in any case."""
+    """Whether this node passes on connections for nodes that nobody can dial, and may itself be reached through a
+    relay. Peers are dialled through their relays in any case."""
     dial_host: str = ""
-    """IP address of this machine that connections go out from; empty: any."""
+    """IP address of this machine that outgoing connections use; empty: any."""
     dial_port: int = 0
-    """Local TCP port that every connection goes out from; 0: any. Whoever gives it has it bound with SO_REUSEPORT, and
-    connects with no address twice."""
+    """Local TCP port that all outgoing connections use; 0: any. The caller must have it bound with SO_REUSEPORT and
+    must connect with no address twice."""
     debug: bool = False
-    """Lets libp2p's own log reach the root logger; otherwise not one line of it is shown."""
+    """Whether libp2p's own log reaches the root logger. Otherwise none of it is shown."""
 
 
 class MessageStream(Protocol):
@@ -74,18 +75,19 @@ class MessageStream(Protocol):
     def peer(self) -> bytes: ...
 
     async def send(self, message: Message) -> None:
-        """Raises NetworkError when the peer is gone or does not read within the write deadline, LimitExceeded for a
-        message over MAX_MESSAGE_BYTES. Whatever it raises, also when it is cancelled, the stream is reset."""
+        """Sends one message. Raises NetworkError when the peer is gone or does not read within the write deadline, and
+        LimitExceeded for a message over MAX_MESSAGE_BYTES. After any exception, cancellation included, the stream is
+        reset."""
         ...
 
     async def receive(self) -> Message:
-        """The next message. Raises NetworkError at the end of the stream (there is no clean end before the final
-        frame: end, reset and disconnect look alike) and RemoteError for bytes that are no message (the peer has been
-        charged for them with a Malformed event already)."""
+        """The next message. Raises NetworkError at the end of the stream: before the final frame an end, a reset and a
+        disconnect look alike. Raises RemoteError for bytes that are no message; a Malformed event has charged the peer
+        for them already."""
         ...
 
     async def aclose(self) -> None:
-        """After the final frame was sent or received: ends the exchange cleanly. Never raises."""
+        """Ends the exchange cleanly. Call it after the final frame was sent or received. Never raises."""
         ...
 
     async def reset(self) -> None:
@@ -108,85 +110,88 @@ class Network(Protocol):
         ...
 
     def events(self) -> AsyncIterator[NetworkEvent]:
-        """Everything that happens, in order, for one reader. The queue behind it is bounded."""
+        """All events in order, for one reader. The queue behind it is bounded."""
         ...
 
     async def connect(self, address: str) -> bytes:
-        """Dial a full multiaddr and return the peer id that was verified. Raises NetworkError."""
+        """Dials a full multiaddr. Returns the verified peer id. Raises NetworkError."""
         ...
 
     async def disconnect(self, peer: bytes) -> None: ...
 
     def round_trip_s(self, peer: bytes) -> float | None:
-        """Last measured round-trip time, or None."""
+        """The last measured round-trip time, or None."""
         ...
 
     def remote_address(self, peer: bytes) -> str:
-        """Multiaddr of the other end of a connection with it, as seen from here; empty: none."""
+        """The multiaddr of the peer's end of a connection, as seen from here; empty: not connected."""
         ...
 
     def addresses_of(self, peer: bytes) -> list[str]:
-        """Where a connected peer may be dialled again, without its id: the address that it was dialled at, and those
-        that it tells. Empty for a light client."""
+        """Addresses, without the peer id, at which a connected peer may be dialled again: the one that it was dialled
+        at and those that it announces. Empty for a light client."""
         ...
 
     async def send(self, peer: bytes, message: Control) -> None:
-        """One control message to a connected peer. Raises NetworkError."""
+        """Sends one control message to a connected peer. Raises NetworkError."""
         ...
 
     async def publish(self, namespace: bytes, message: Gossip, cell: Cell = ROOT) -> None:
-        """To the gossip topic of a cell that was joined. Paced; raises NetworkError when the queue is full."""
+        """Publishes to the gossip topic of a joined cell, at a pace. Raises NetworkError when the queue is full."""
         ...
 
     async def join(self, namespace: bytes) -> None:
-        """Start to look for, and be found by, the other nodes of a namespace, and join its cell ROOT."""
+        """Starts to look for the other nodes of a namespace, can be found by them, and joins its cell ROOT."""
         ...
 
     async def join_cell(self, namespace: bytes, cell: Cell) -> None:
-        """Subscribe to the gossip of a cell of a namespace that was joined; look for, and be found by, its nodes."""
+        """Subscribes to the gossip of a cell of a joined namespace, looks for its nodes and can be found by them."""
         ...
 
     async def leave_cell(self, namespace: bytes, cell: Cell) -> None:
-        """End what ``join_cell`` began; of ROOT only the subscription."""
+        """Ends what ``join_cell`` began. For ROOT, ends only the subscription."""
         ...
 
     async def provide(self, key: bytes) -> None:
-        """Tell the DHT that this node holds the prefix of ``key``, see ``cells/ladder.py``. Raises NetworkError."""
+        """Announces in the DHT that this node holds the prefix of ``key``, see ``cells/ladder.py``. Raises
+        NetworkError."""
         ...
 
     async def find_providers(self, key: bytes) -> list[bytes]:
-        """Who told the DHT so. Only hints: they may be gone. Raises NetworkError."""
+        """Peers that announced ``key`` in the DHT. They are hints: they may be gone. Raises NetworkError."""
         ...
 
     async def find_nodes(self, namespace: bytes) -> list[bytes]:
-        """Who told the DHT that it serves the model of a namespace. Only hints, as above. Raises NetworkError."""
+        """Peers that announced in the DHT that they serve the model of a namespace. Hints, as above. Raises
+        NetworkError."""
         ...
 
     async def dial(self, peer: bytes) -> None:
-        """Connect with a peer that ``find_providers`` or ``find_nodes`` told of. Raises NetworkError."""
+        """Connects with a peer that ``find_providers`` or ``find_nodes`` returned. Raises NetworkError."""
         ...
 
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
-        """A new exchange with a connected peer, which counts until the caller closes or resets it, or a ``send``
+        """A new exchange with a connected peer. It counts as open until the caller closes or resets it, or a ``send``
         fails. Raises NetworkError.
 
-        waits: for the peer's word that it speaks ``protocol``, a round trip; else the first ``receive`` tells of it."""
+        waits: whether to wait a round trip for the peer's answer that it speaks ``protocol``. Otherwise the first
+        ``receive`` checks that answer."""
         ...
 
     def want_relays(self, is_wanted: bool) -> None:
-        """Whether this node, which peers cannot dial, shall be reachable through some of them. Its addresses at them
+        """Sets whether this node is to be reachable through relays, since peers cannot dial it. Its addresses at them
         are then among ``addresses``."""
         ...
 
     def num_circuits(self) -> int:
-        """Connections of others that this node passes on."""
+        """Number of connections between others that this node passes on."""
         ...
 
     def num_exchanges(self, peer: bytes = b"") -> int:
-        """How many are open with ``peer``, empty: with all; those opened by peers included."""
+        """Number of exchanges that are open with ``peer`` (empty: with all peers), opened by either side."""
         ...
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
-        """Answer inbound streams of ``protocol`` that arrive from now on. Handlers given to ``open_network`` are in
-        place before the first stream can arrive."""
+        """Serves the inbound streams of ``protocol`` from now on. Handlers given to ``open_network`` are in place
+        before the first stream can arrive."""
         ...

@@ -1,4 +1,5 @@
-"""What keeps one failing task from ending the node: libp2p raises whatever comes of what peers send."""
+"""A supervisor that keeps one failing task from ending the node: with the right bytes a peer makes libp2p raise almost
+anything."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple

@@ -1,4 +1,4 @@
-"""Ending libp2p's connections and streams, whatever it raises about those that are broken already."""
+"""Functions that end libp2p's connections and streams, whatever libp2p raises about broken ones."""
 
 import structlog
 import trio
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 CLOSE_DEADLINE_S = 1.0
 BROKEN = (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
-"""What libp2p's streams are documented or were seen to raise. The first covers its end, reset and closed errors."""
+"""The errors that libp2p's streams are documented or were seen to raise. The first covers end, reset and closed."""
 
 
 async def close_connection(connection: INetConn) -> None:
@@ -24,7 +24,8 @@ async def close_connection(connection: INetConn) -> None:
 
 
 async def reset_stream(stream: INetStream) -> None:
-    """Also from a cancelled task, within CLOSE_DEADLINE_S: the peer must be told, and libp2p's bookkeeping be freed."""
+    """Resets a stream within CLOSE_DEADLINE_S, also in a cancelled task: the peer must be notified, and libp2p's
+    bookkeeping freed."""
     with shielded(CLOSE_DEADLINE_S):
         try:
             await stream.reset()
@@ -33,7 +34,7 @@ async def reset_stream(stream: INetStream) -> None:
 
 
 async def close_stream(stream: INetStream) -> None:
-    """Ends this node's side after what was written; what the peer still says is dropped. Never raises."""
+    """Ends this node's side after all written bytes, and drops what the peer still sends. Never raises."""
     try:
         with trio.fail_after(CLOSE_DEADLINE_S):
             await stream.close()
@@ -41,4 +42,4 @@ async def close_stream(stream: INetStream) -> None:
         await reset_stream(stream)
     muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
     if isinstance(muxed, YamuxStream):
-        muxed.discard()  # (a peer that never ends its side must not have us keep what nobody reads)
+        muxed.discard()  # (else a peer that never ends its side would make this node keep bytes that nobody reads)

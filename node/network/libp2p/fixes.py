@@ -1,9 +1,9 @@
-"""What is changed in libp2p's modules, and the list of its private names that this package reaches for.
+"""Changes to libp2p's modules, and the list of its private names that this package uses.
 
-Each workaround, here and on the objects in the files around, says in one line what goes wrong without it. Because they
-reach into private names, the version is pinned, and ``check_private_names`` refuses to start on one that lacks any of
-them: whoever uses another one adds it here. What takes the place of whole parts of libp2p is in ``yamux.py``,
-``noise.py``, ``negotiation.py`` and ``records.py``.
+Each workaround, here and in the other files, says in one line what goes wrong without it. Because they use private
+names, the version of libp2p is pinned, and ``check_private_names`` refuses to start on a version that lacks one of
+them. A new private name has to be added to the list here. ``yamux.py``, ``noise.py``, ``negotiation.py`` and
+``records.py`` replace whole parts of libp2p.
 """
 
 import logging
@@ -25,7 +25,7 @@ from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.proto.wire.errors import LocalError
 
 MAX_NEGOTIATION_BYTES = 1_024
-"""A line of multistream-select: the name of one protocol."""
+"""Longest line of multistream-select, which is the name of one protocol."""
 
 _RECORD_WRITERS = ("libp2p.pubsub.pubsub", "libp2p.pubsub.gossipsub")
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
@@ -62,11 +62,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "libp2p.pubsub.gossipsub.GossipSub": ("mcache", "scorer", "back_off", "recent_message_deliveries"),
     "libp2p.pubsub.mcache.MessageCache": ("msgs", "history"),
 }
-"""What ``__init__`` has to set. Assigning to one that libp2p no longer reads would change nothing, in silence."""
+"""Attributes that each class's ``__init__`` has to set. An assignment to one that libp2p no longer reads would silently
+change nothing."""
 
 
 def check_private_names() -> None:
-    """Raises LocalError that names every private name of libp2p which is missing."""
+    """Raises a LocalError that lists the missing private names of libp2p, if any."""
     missing = []
     for class_path, attributes in ATTRIBUTES.items():
         module_name, _, class_name = class_path.rpartition(".")
@@ -88,21 +89,23 @@ def check_private_names() -> None:
 
 
 def apply_module_fixes(debug: bool) -> None:
-    """What has to be changed in libp2p's modules rather than on objects. Idempotent."""
-    # Every fresh dial waits this long even after it succeeded.
+    """Makes the changes that belong to libp2p's modules rather than to objects. Idempotent."""
+    # Every new dial waits this long even after it succeeded.
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
-    # It logs through the root logger, and the first warning there makes a handler that prints to the terminal.
+    # This module logs through the root logger, and the first warning there creates a handler that prints to the terminal.
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
-    # Makes its own Yamux, whatever muxer_opt says; why not that one, see yamux.py.
+    # This module makes libp2p's own Yamux, whatever muxer_opt says. yamux.py says why it is replaced.
     muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
-    # Every message carries a signed record, which is made anew each time: see records.py.
+    # Every message carries a signed record, which libp2p makes anew each time: see records.py.
     for module in _RECORD_WRITERS:
         import_module(module).env_to_send_in_RPC = records.env_to_send_in_rpc  # type: ignore[attr-defined]
-    # Knows no address of IPv6: all of its peers would be one household, and nobody could be told whether it is reached.
+    # libp2p's own knows no IPv6 address: all IPv6 peers would be one household, and no node could learn from others
+    # whether it can be reached.
     TrioTCPStream.get_remote_address = _remote_address  # type: ignore[method-assign, assignment]
-    # Reads as many bytes as a stranger claims, before and after the handshake; a protocol's name is all it should be.
+    # libp2p's own reads as many bytes as a stranger claims, before and after the handshake, where only a protocol's
+    # name is expected.
     multiselect_communicator.read_delim = _read_short_delim  # type: ignore[attr-defined]
-    # Without handlers Python prints warnings to the terminal; libp2p warns about every peer that goes away.
+    # Without a handler Python prints warnings to the terminal, and libp2p warns about every peer that goes away.
     logger = logging.getLogger("libp2p")
     logger.propagate = debug
     logger.setLevel(logging.WARNING if debug else logging.CRITICAL)

@@ -1,5 +1,4 @@
-"""Messages of libp2p's own protocols: protobufs, each after its length as a varint, read within bounds of size and
-time."""
+"""Messages of libp2p's own protocols: protobufs, each after its length as a varint, with bounds of size and time."""
 
 import math
 from typing import TypeVar
@@ -15,7 +14,7 @@ from mycelia.node.network.network import NetworkError
 from mycelia.proto.wire.errors import RemoteError
 
 FRAME_DEADLINE_S = 10.0
-"""For one frame, once a byte of it is there, and for writing one."""
+"""Time to read one frame after its first byte, and time to write one."""
 _MAX_LENGTH_BYTES = 4
 _CHUNK_BYTES = 16 * 1_024
 
@@ -34,7 +33,7 @@ class Frames:
 
     async def read(self, patience_s: float = math.inf) -> bytes | None:
         """The next frame; None: the stream ended before it. patience_s: how long to wait for its first byte. Raises
-        NetworkError when it does not come in time or the stream breaks, RemoteError for what is no frame."""
+        NetworkError when it does not come in time or the stream breaks, and RemoteError for bytes that are no frame."""
         with trio.move_on_after(patience_s) as waiting:
             if not self._buffer and not await self._fill():
                 return None
@@ -48,7 +47,7 @@ class Frames:
         raise NetworkError("the peer stopped in a frame")
 
     async def write(self, data: bytes) -> None:
-        """Raises NetworkError when the peer does not take it in time or the stream breaks."""
+        """Writes one frame. Raises NetworkError when the peer does not take it in time or the stream breaks."""
         try:
             with trio.fail_after(FRAME_DEADLINE_S):
                 await self._bytes.write(encode_uvarint(len(data)) + data)
@@ -56,11 +55,11 @@ class Frames:
             raise NetworkError(f"the peer does not take an answer: {type(exc).__name__}") from exc
 
     async def close(self) -> None:
-        """See ``close_stream``."""
+        """Closes the stream, see ``close_stream``."""
         await close_stream(self._stream)
 
     async def _fill(self) -> bool:
-        """Whether the stream had more."""
+        """Reads more bytes into the buffer. Returns False at the end of the stream."""
         try:
             data = await self._bytes.read(_CHUNK_BYTES)
         except BROKEN:
@@ -69,7 +68,7 @@ class Frames:
         return bool(data)
 
     def _take(self) -> bytes | None:
-        """The first frame of the buffer; None: it is not all there."""
+        """Takes the first frame from the buffer; None: it is incomplete."""
         found = length_of(bytes(self._buffer[:_MAX_LENGTH_BYTES]))
         if found is None:
             return None
@@ -84,8 +83,8 @@ class Frames:
 
 
 def length_of(data: bytes) -> tuple[int, int] | None:
-    """Where the frame begins whose length ``data`` begins with, and how long it is; None: the length is not all there.
-    Raises RemoteError when it is too long itself."""
+    """The size of the length field at the beginning of ``data``, and the length of the frame after it; None: the field
+    is incomplete. Raises RemoteError when the field is too long."""
     length = 0
     for place, byte in enumerate(data[:_MAX_LENGTH_BYTES]):
         length |= (byte & 0x7F) << (7 * place)
@@ -97,8 +96,8 @@ def length_of(data: bytes) -> tuple[int, int] | None:
 
 
 def parsed(message: MessageT, data: bytes, limit: int) -> MessageT:
-    """The empty ``message``, filled with what a stranger's bytes say. Raises RemoteError for what is over ``limit``
-    bytes or no such message."""
+    """Parses a stranger's bytes into the empty ``message`` and returns it. Raises RemoteError for more than ``limit``
+    bytes and for bytes that are no such message."""
     name = type(message).__name__
     if len(data) > limit:
         raise RemoteError(f"{name} of {len(data)} bytes, over {limit}")

@@ -1,8 +1,8 @@
-"""What peers say of themselves, as libp2p's identify has it: what is heard of it is here.
+"""libp2p's identify protocol, the receiving side: the addresses and protocols that a peer announces of itself.
 
-libp2p's own takes a megabyte of it, keeps a thousand addresses and every protocol's name, and has the addresses dialled
-whatever they are. Here a message is small, addresses are those that the peer may tell (``addresses.told_addresses``),
-and signed records are not read: nobody is told of them further on.
+libp2p's own code reads a megabyte of them, keeps a thousand addresses and every protocol's name, and dials any address.
+Here a message is small, only addresses that the peer may announce are kept (``addresses.told_addresses``), and signed
+records are not read, since this node passes none on.
 """
 
 from dataclasses import dataclass
@@ -36,14 +36,14 @@ MAX_ADDRESSES, MAX_PROTOCOLS, MAX_PROTOCOL_CHARS = 16, 64, 128
 
 @dataclass(frozen=True)
 class Identified:
-    """What a peer said of itself, as far as it is used."""
+    """The part of a peer's message that is used."""
 
     protocols: tuple[str, ...]
     addresses: tuple[Multiaddr, ...]
 
 
 def identified(data: bytes, remote_address: str) -> Identified:
-    """What a message says, a stranger's bytes. remote_address: of the connection that it came on. Raises
+    """The content of a stranger's message. remote_address: the multiaddr of the connection that it came on. Raises
     RemoteError."""
     message = parsed(Identify(), data, MAX_MESSAGE_BYTES)
     told = [address for raw in message.listen_addrs[: addresses.MAX_TOLD] if (address := _address(raw)) is not None]
@@ -59,7 +59,7 @@ def _address(raw: bytes) -> Multiaddr | None:
 
 
 def take_over_identify(host: BasicHost, table: PeerTable) -> None:
-    """Takes the place of libp2p's own on ``host``: of its question to each new peer, and of what peers tell later."""
+    """Replaces libp2p's own identify on ``host``: the question to each new peer, and the updates that peers push."""
 
     async def learn(stream: INetStream) -> None:
         peer_id = stream.muxed_conn.peer_id

@@ -1,12 +1,12 @@
-"""Connections: which a node takes, of those that others make and those that it makes itself. What is opened on them is
-in ``inbound_streams.py``. A connection may also come through a relay.
+"""Admission of connections: those that other peers make, directly or through a relay, and those that this node makes.
+``inbound_streams.py`` admits the streams on them.
 
-A socket whose handshake is not over holds one of few places for a few seconds, and how many handshakes a household may
-begin is bounded too, since each costs 6 ms of processor time. Who got through it holds a place by household; when there
-is none left, the idlest stranger gives up its own (``proto/admission/places.py``). Some are kept free for peers that
-this node knows from earlier, and those that it was told to connect with get any.
+A socket whose handshake is not over holds one of a few places for a few seconds. Each handshake costs 6 ms of processor
+time, so the number that a household may begin is bounded, too. After the handshake a connection holds a place that is
+counted by household. When no place is left, the idlest stranger loses its own (``proto/admission/places.py``). Some
+places are kept free for peers that this node knows from earlier. Peers that its operator named get any place.
 
-What a peer sends is read at a pace, by the frame, and so is what a household sends: whoever floods waits.
+Frames are read at a bounded pace for each peer and for each household: a peer that floods has to wait.
 
 libp2p's own limits lie above these and are never reached.
 """
@@ -39,13 +39,14 @@ from mycelia.proto.admission.places import Admission, Rank
 log = structlog.get_logger()
 
 MAX_CONNECTIONS_PER_PEER = 3
-"""Both sides may dial at once, and a third comes after a restart that nobody noticed."""
+"""Two when both sides dial at once, and a third after a restart that nobody noticed."""
 KEPT_SHARE = 8
-"""One in so many places for connections is kept for peers that are known."""
+"""One in this many places for connections is kept for known peers."""
 STRANGER_IDLE_S = 10.0
-"""After so long without a hello and without a stream a connection gives up its place also to its own household."""
+"""A connection without a hello or a stream for this long may lose its place also to one of its own household."""
 MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
-"""Noise and Yamux together. When a household's places are taken, its oldest handshake ends."""
+"""Number of handshakes under way, and the time for one, Noise and Yamux together. When a household's places are taken,
+its oldest handshake ends."""
 HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
 FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK = (
@@ -53,11 +54,11 @@ FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK = (
     Rate(24_000.0, 96_000.0),
     Rate(120_000.0, 480_000.0),
 )
-"""Frames and packets a second, each of 5 us, and streams that are opened as ``yamux.OPENING_WORK`` of them."""
+"""Frames and packets a second; each costs 5 us. An opened stream counts as ``yamux.OPENING_WORK`` of them."""
 
 
 class Inbound:
-    """One host's. Takes libp2p's place at once, when it is made."""
+    """The connections of one host. The constructor replaces libp2p's functions at once."""
 
     def __init__(self, swarm: Swarm, settings: NetworkSettings) -> None:
         self._swarm = swarm
@@ -71,30 +72,30 @@ class Inbound:
         self._pace = Pace(UNBOUNDED, HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK)
         self._frame_pace = Pace(FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK)
         self.wanted = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
-        """Peers that this node was told to connect with."""
+        """Peers that this node's operator wants it to connect with."""
         self.busy: list[Callable[[], Collection[bytes]]] = []
-        """Each tells of peers that have something under way with this node or through it."""
-        # Holds its task and its inbound slot until the swarm ends, not the connection: after max_connections
-        # inbound connections in all, a node would accept no more.
+        """Functions that return peers with an exchange or a circuit under way."""
+        # libp2p's own holds its task and its inbound slot until the swarm ends, not until the connection ends: after
+        # max_connections inbound connections in all, a node would accept no more.
         swarm._handle_inbound_connection = self._serve_socket  # type: ignore[method-assign, assignment]
         self._add_connection = swarm.add_conn
         swarm.add_conn = self._add_admitted  # type: ignore[method-assign]
 
     @property
     def num_handshakes(self) -> int:
-        """Sockets of others whose handshake is not over."""
+        """Number of inbound sockets whose handshake is not over."""
         return len(self._handshakes)
 
     @property
     def num_connections(self) -> int:
-        """Places that are taken."""
+        """Number of places that are taken."""
         return len(self._connections)
 
     def household(self, connection: IMuxedConn) -> str:
         return self._connections.household_of(connection)
 
     def is_wanted(self, connection: IMuxedConn) -> bool:
-        """Whether it is one with a peer that this node was told to connect with."""
+        """Whether the connection is with a peer in ``wanted``."""
         return self._connections.rank_of(connection) == Rank.KEPT
 
     def is_proven(self, connection: IMuxedConn) -> bool:
@@ -102,22 +103,22 @@ class Inbound:
         return self._connections.rank_of(connection) >= Rank.PROVEN
 
     def said_hello(self, peer: bytes) -> None:
-        """``peer`` is a node: its connections do not go for being idle."""
+        """Notes that ``peer`` is a node: its connections no longer lose their places for being idle."""
         self._connections.raise_rank(peer, Rank.PROVEN)
 
     def used(self, peer: bytes) -> None:
-        """``peer`` does something with its connection."""
+        """Notes that ``peer`` uses its connection."""
         self._connections.use(peer, trio.current_time())
 
     async def serve_circuit(self, pipe: ReadWriteCloser, address: Multiaddr) -> None:
-        """Who comes through a relay, for as long as the connection lasts. address: this node's own there."""
+        """Serves a connection through a relay until it ends. address: this node's address at the relay."""
         await self._serve_raw(RawConnection(pipe, False, ConnectionType.RELAYED, [address]))
 
     async def _serve_socket(self, socket: ReadWriteCloser, address: Multiaddr) -> None:
         await self._serve_raw(RawConnection(socket, False))
 
     async def _serve_raw(self, raw: RawConnection) -> None:
-        """Supervisor of a connection that another made, from its first byte to its end."""
+        """Supervisor of an inbound connection, from its first byte to its end."""
         try:
             muxer = await self._upgraded(raw)
             if muxer is not None:
@@ -131,7 +132,8 @@ class Inbound:
                 await raw.close()
 
     async def _upgraded(self, raw: RawConnection) -> IMuxedConn | None:
-        """None: there is no place for its handshake, or it took too long. Raises whatever the peer makes of it."""
+        """The connection after its handshake; None: there is no place for the handshake, or it took too long. Raises
+        any error that the peer causes."""
         household, now = household_of(remote_address(raw)), trio.current_time()
         if self._pace.delay_s(b"", household, 1.0, now, patience_s=0.0) is None:
             return None
@@ -150,7 +152,8 @@ class Inbound:
         return None
 
     async def _add_admitted(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
-        """Every connection comes by here, whoever made it, once it is known who the peer is. Raises SwarmException."""
+        """Adds a connection, made by either side, if it gets a place. Called when the peer id is known. Raises
+        SwarmException."""
         assert isinstance(muxed_conn, YamuxConnection)
         peer = muxed_conn.peer_id.to_bytes()
         household, is_wanted = household_of(remote_address(muxed_conn)), peer in self.wanted

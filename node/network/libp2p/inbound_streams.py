@@ -1,11 +1,11 @@
-"""Streams that others open: how many a node takes, how long they may be silent, and what keeps one that fails from
-ending more than itself.
+"""Streams that other peers open: how many a node accepts, how long they may be silent, and a supervisor for each, so
+that a stream that fails ends only itself.
 
-A stream holds a place by household, and some are kept for nodes. Until it has brought its first message, for which
-there are a few seconds, it gives that place up to another; then it is under way and keeps it. A peer has one stream
-for control messages and one for gossip: of two, the older is what the peer has forgotten.
+Each stream holds a place that is counted by household; some places are kept for nodes. A stream has a few seconds for
+its first message, and until then it may lose its place to another. After that it keeps its place. A peer has one stream
+for control messages and one for gossip: when it opens a second, it has forgotten the older one, which is ended.
 
-Nothing here is an offence: what is too much is reset. How fast a peer opens streams is bounded in ``inbound.py``.
+Nothing here is an offence: a stream too many is reset. ``inbound.py`` bounds how fast a peer opens streams.
 """
 
 from collections.abc import Awaitable, Callable
@@ -33,17 +33,17 @@ log = structlog.get_logger()
 MAX_STREAMS_PER_PEER = 64
 MAX_STREAMS = 512
 KEPT_STREAMS = 64
-"""For peers that said hello."""
+"""Places that are kept for peers that said hello."""
 FIRST_MESSAGE_S = 10.0
-"""From the opening of a stream: until its protocol is agreed on and its first byte is there."""
+"""Time from the opening of a stream until its protocol is agreed on and its first byte has arrived."""
 PENDING_S = 1.0
-"""A stream that has waited so long for its first message gives up its place also to its own household."""
+"""A stream without a first message for this long may lose its place also to a stream of its own household."""
 
 Handler = Callable[[INetStream], Awaitable[None]]
 
 
 class InboundStreams:
-    """One host's. Takes the place of libp2p's handler at once, when it is made."""
+    """The inbound streams of one host. The constructor replaces libp2p's handler at once."""
 
     def __init__(self, host: BasicHost, swarm: Swarm, connections: Inbound) -> None:
         self._host = host
@@ -52,7 +52,7 @@ class InboundStreams:
             MAX_STREAMS, MAX_STREAMS_PER_PEER, KEPT_STREAMS, PENDING_S
         )
         self.one_each: set[str] = {PROTOCOL_ID_V11}
-        """Protocols of which a peer has one stream."""
+        """Protocols of which a peer has only one stream."""
         self._only: dict[tuple[bytes, str], trio.CancelScope] = {}
         # An exception in any inbound handler ends the whole swarm, and a peer may open any number of streams.
         swarm.set_stream_handler(self._serve)
@@ -84,11 +84,12 @@ class InboundStreams:
                 await reset_stream(stream)
 
     async def _serve_admitted(self, stream: INetStream, peer: bytes, scope: trio.CancelScope) -> bool:
-        """True: its handler came to an end. False: nobody has anything to say. Raises whatever comes of it."""
+        """Negotiates and runs the handler. True: the handler returned. False: the stream brought nothing. Raises any
+        error."""
         assert isinstance(stream, NetStream) and isinstance(stream.muxed_stream, YamuxStream)
         with trio.fail_after(FIRST_MESSAGE_S):
             protocol, handler = await self._negotiated(stream, stream.muxed_stream)
-            # (of the one that identifies itself nothing is heard)
+            # (on an identify stream this node sends, and the peer nothing)
             if protocol != IDENTIFY and not await stream.muxed_stream.peek():
                 return False
         self._places.keep(scope)
@@ -107,7 +108,7 @@ class InboundStreams:
                 del self._only[peer, protocol]
 
     async def _negotiated(self, stream: NetStream, muxed: YamuxStream) -> tuple[TProtocol, Handler]:
-        """Raises what the stream raises, and MultiselectError."""
+        """The protocol that both sides agreed on, and its handler. Raises the stream's errors and MultiselectError."""
         multiselect = self._host.multiselect
         accepted = await negotiation.accept(stream, muxed, multiselect.handlers)
         if accepted is None:

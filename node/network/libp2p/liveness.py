@@ -1,9 +1,9 @@
-"""Pings every connection that is quiet: measures round trips and ends connections whose other end is silent.
+"""Pings on quiet connections. They measure round trips and end connections whose other end is silent.
 
-A stopped process or a dropped cable closes no socket. Without this, its peers would believe in it for ever.
+A stopped process or a dropped cable closes no socket. Without pings its peers would count it as connected for ever.
 
-Whatever a peer says proves that it is there, so the pings of one side answer for both: of two idle nodes the one that
-wakes up first asks, and the other has then heard of it. The pings are Yamux's own, one frame each way.
+Any bytes from a peer prove that it is there, so one side's pings serve both: of two idle nodes the first to wake up
+pings, and the other has then received something. The pings are Yamux's own, one frame each way.
 """
 
 import random
@@ -21,18 +21,18 @@ from mycelia.node.peer_id import peer_text
 log = structlog.get_logger()
 
 PING_INTERVAL_S = 4.0
-"""Longest silence before a ping; with the deadline, a silent peer is dropped after 5 to 9 s."""
+"""Longest silence before a ping. With the deadline, a silent peer is dropped after 5 to 9 s."""
 PING_SPREAD = 0.25
-"""Share of it that is drawn at random each time, so that the two sides seldom ask at once."""
+"""Share of the interval that is drawn at random each time, so that the two sides seldom ping at once."""
 PING_DEADLINE_S = 5.0
 ROUND_TRIP_INTERVAL_S = 30.0
-"""A round trip is measured this often, also while the peer is never silent."""
+"""Interval at which round trips are measured, even when the peer is never silent."""
 
 _ERRORS = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 async def watch(connection: INetConn, table: PeerTable) -> None:
-    """Runs as long as ``connection`` lives; closes it when it no longer answers."""
+    """Pings for as long as ``connection`` lives, and closes it when it no longer answers."""
     muxer = connection.muxed_conn
     assert isinstance(muxer, YamuxConnection), "no other muxer is offered"
     peer = peer_of(connection)
@@ -45,7 +45,7 @@ async def watch(connection: INetConn, table: PeerTable) -> None:
 
 
 async def wait_quiet(muxer: YamuxConnection) -> None:
-    """Until the peer has said nothing for a while, or its round trip is to be measured again."""
+    """Returns when the peer was silent for a while, or when its round trip is to be measured again."""
     measured_at = trio.current_time()
     patience_s = PING_INTERVAL_S * random.uniform(1 - PING_SPREAD, 1)  # noqa: S311  jitter
     while not muxer.is_closed:
@@ -57,14 +57,15 @@ async def wait_quiet(muxer: YamuxConnection) -> None:
 
 
 async def _is_there(muxer: YamuxConnection, peer: bytes, table: PeerTable) -> bool:
-    """One ping. True also when the connection has ended, which libp2p notices by itself."""
+    """Sends one ping and returns whether the peer is there. Also True when the connection has ended, which libp2p
+    notices by itself."""
     while True:
         asked_at = trio.current_time()
         try:
             with trio.fail_after(PING_DEADLINE_S):
                 table.record_round_trip(peer, await muxer.ping())
         except trio.TooSlowError:
-            # Were we the ones who slept (a stopped process, a suspended laptop)? Then the answer may lie unread.
+            # This process may have been stopped (a suspended laptop): then the answer may lie unread.
             if trio.current_time() - asked_at >= 2 * PING_DEADLINE_S:
                 continue
             return muxer.last_received_at > asked_at

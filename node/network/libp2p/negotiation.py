@@ -1,8 +1,8 @@
-"""Which protocol a stream speaks, agreed on in one round trip: https://github.com/multiformats/multistream-select.
+"""Negotiation of a stream's protocol in one round trip: https://github.com/multiformats/multistream-select.
 
 libp2p's own negotiation sends each line by itself, waits for each answer and reads its length byte by byte. Here both
-lines go out at once, and one that came at once is answered at once. What arrives otherwise is left to libp2p's. A
-caller that knows what the peer speaks need not even wait for that answer: the lines go out with the first message.
+lines go out at once, and two lines that arrive at once are answered at once. Anything else is left to libp2p's code.
+A caller that knows the peer's protocols need not even wait for the answer: the lines go out with the first message.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,9 +15,9 @@ from mycelia.node.network.libp2p.yamux import YamuxStream
 
 MULTISTREAM = encode_delim(b"/multistream/1.0.0")
 MAX_LINE_BYTES = 127
-"""Longer names than a one-byte length can tell are left to libp2p's."""
+"""The longest line with a length of one byte. Longer ones are left to libp2p's code."""
 OPEN_DEADLINE_S = 10.0
-"""Until the protocol of a stream that this node opens is agreed on."""
+"""Time to agree on the protocol of a stream that this node opens."""
 
 Handler = Callable[[INetStream], Awaitable[None]]
 
@@ -27,12 +27,12 @@ class NotSupportedError(Exception):
 
 
 def proposal(protocol: str) -> bytes:
-    """What the opener says first. The peer says the same, if it speaks ``protocol``."""
+    """The opener's first bytes. A peer that speaks ``protocol`` answers with the same bytes."""
     return MULTISTREAM + encode_delim(protocol.encode())
 
 
 async def select(stream: INetStream, protocol: str) -> None:
-    """As the opener. Raises NotSupportedError, and what the stream raises. Waits for as long as the peer takes."""
+    """Negotiates as the opener. Waits as long as the peer takes. Raises NotSupportedError and the stream's errors."""
     wanted = proposal(protocol)
     await stream.write(wanted)
     answer = b""
@@ -45,8 +45,9 @@ async def select(stream: INetStream, protocol: str) -> None:
 async def accept(
     stream: INetStream, muxed: YamuxStream, handlers: Mapping[TProtocol | None, Handler | None]
 ) -> tuple[TProtocol, Handler] | None:
-    """As the other side: the protocol that both lines at the beginning of ``stream`` ask for, answered, or None with
-    nothing read: then they are not all there, or ask for something else. Raises what the stream raises."""
+    """Negotiates as the other side: answers the two lines at the beginning of ``stream`` and returns the protocol that
+    they ask for. Returns None, with nothing read, when the lines are incomplete or ask for something else. Raises the
+    stream's errors."""
     lines = await muxed.peek()
     asked = asked_for(lines)
     handler = handlers.get(asked[0]) if asked else None
@@ -59,8 +60,8 @@ async def accept(
 
 
 def asked_for(lines: bytes) -> tuple[TProtocol, int] | None:
-    """What the two lines at the beginning of ``lines``, a stranger's bytes, ask for and where they end; None: they are
-    not all there, or no proposal. Never raises."""
+    """The protocol in the two lines at the beginning of a stranger's bytes, and where the lines end; None: they are
+    incomplete or no proposal. Never raises."""
     begin = len(MULTISTREAM)
     if not lines.startswith(MULTISTREAM) or len(lines) == begin or lines[begin] > MAX_LINE_BYTES:
         return None

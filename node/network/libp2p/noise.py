@@ -1,7 +1,7 @@
-"""A finished Noise session, read and written many packets at a time.
+"""A finished Noise session that reads and writes many packets at a time.
 
 libp2p's own reader takes each packet with two system calls, each through six layers. The keys, the nonces and the
-socket are the session's own: after ``NoisePackets`` was made, nobody else may use them.
+socket are the session's own: once ``NoisePackets`` is made, no other code may use them.
 """
 
 import trio
@@ -13,7 +13,7 @@ from libp2p.security.secure_session import SecureSession
 from mycelia.node.sockets import receive_some, send_at_once, send_rest
 
 MAX_RECEIVE_BYTES = 65_536
-"""Taken from the socket at once."""
+"""Bytes taken from the socket at once."""
 
 
 class NoisePackets:
@@ -31,12 +31,12 @@ class NoisePackets:
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._sealed = bytearray()
         self._opened = bytes(session.buf.getbuffer()[session.low_watermark : session.high_watermark])
-        """What the session had decrypted beyond the negotiation of the muxer."""
+        """Bytes that the session had decrypted beyond the negotiation of the muxer."""
         self.num_opened = 0
-        """Packets of the peer so far."""
+        """Number of packets that were decrypted. The caller may reset it."""
 
     async def receive(self) -> bytes:
-        """Everything that has arrived; empty at the end. Raises libp2p's or trio's errors of a broken connection."""
+        """All bytes that have arrived; empty at the end. Raises libp2p's or trio's errors of a broken connection."""
         opened, self._opened = self._opened, b""
         while not opened:
             if self._socket is not None:
@@ -67,7 +67,7 @@ class NoisePackets:
         return b"".join(packets)
 
     def send_at_once(self, data: bytes) -> bytes:
-        """Encrypts ``data``. Returns the encrypted bytes that the socket has no room for now, which have to go through
+        """Encrypts and sends ``data``. Returns the encrypted bytes that the socket has no room for now: pass them to
         ``send_rest`` before anything else is sent. Raises as above."""
         packets = bytearray()
         for start in range(0, len(data), MAX_PLAINTEXT_LENGTH):
@@ -76,7 +76,8 @@ class NoisePackets:
         return bytes(packets) if self._socket is None else send_at_once(self._socket, packets)
 
     async def send_rest(self, packets: bytes) -> None:
-        """Returns when the socket has taken all. A cancelled call leaves the session unusable. Raises as above."""
+        """Sends the rest and returns when the socket has taken all. A cancelled call leaves the session unusable.
+        Raises as above."""
         if self._socket is None:
             await self.raw.write(packets)
         else:

@@ -1,4 +1,4 @@
-"""Who is connected. libp2p tells of connections; the rest of the node wants to know of peers.
+"""The table of connected peers. libp2p reports connections; the rest of the node needs peers.
 
 Invariant: a peer is in the table exactly while at least one connection with it is up, and ``on_up`` and ``on_down``
 alternate for every peer, beginning with ``on_up``.
@@ -17,17 +17,19 @@ from multiaddr import Multiaddr
 from mycelia.proto.admission.households import household_of, is_local
 
 RESTART_S = 5.0
-"""Above the time in which two peers that dial each other at once both get through."""
+"""Longer than two simultaneous dials, one from each side, take to succeed."""
 REST_S = 5.0
+"""How long a lost peer counts as leaving."""
 MAX_LOST = 1_024
+"""Lost peers that are remembered."""
 
 
 @dataclass
 class _Peer:
     since: float
-    """When the first of its connections came, in trio's time."""
+    """When its first connection was made, in trio's time."""
     connections: dict[INetConn, trio.Event] = field(default_factory=dict)
-    """Each with the event that tells of its end."""
+    """Connection -> the event that is set at its end."""
     gone: trio.Event = field(default_factory=trio.Event)
     round_trip_s: float | None = None
 
@@ -37,13 +39,13 @@ def peer_of(connection: INetConn) -> bytes:
 
 
 def remote_address(connection: INetConn | IMuxedConn | RawConnection) -> str:
-    """Multiaddr of the other end, or the empty string."""
+    """The multiaddr of the other end, or the empty string."""
     addresses = connection.get_transport_addresses()
     return str(addresses[0]) if addresses else ""
 
 
 class PeerTable(INotifee):
-    """libp2p's notifee. Its callbacks never wait, so they can hold up nobody."""
+    """The connected peers, as libp2p's notifee. Its callbacks never wait, so they delay nothing in libp2p."""
 
     def __init__(
         self,
@@ -55,9 +57,9 @@ class PeerTable(INotifee):
         is_announced: bool = False,
     ) -> None:
         """on_connection: called for every new connection, also when it is not the peer's first. on_restart: called
-        when a peer connects that has been connected for RESTART_S: a peer dials only when it knows of no connection, so
-        it has lost what was said on the old one, which is dead or soon will be. is_announced: whether this node
-        announces a public address."""
+        when a peer connects that has been connected for RESTART_S. A peer dials only when it knows of no connection, so
+        it has lost the state of the old one, which is dead or soon will be. is_announced: whether this node announces a
+        public address."""
         self._peers: dict[bytes, _Peer] = {}
         self._on_up = on_up
         self._on_down = on_down
@@ -67,9 +69,9 @@ class PeerTable(INotifee):
         self._is_announced = is_announced
         self._lost: OrderedDict[bytes, float] = OrderedDict()
         self.changed = trio.Event()
-        """Set when a peer comes; replaced by a fresh one each time."""
+        """Set and replaced when a peer connects."""
         self.lost = trio.Event()
-        """Likewise when one goes."""
+        """Set and replaced when a peer is lost."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -85,14 +87,15 @@ class PeerTable(INotifee):
         return list(entry.connections) if entry else []
 
     def remote_address(self, peer: bytes) -> str:
-        """Multiaddr of the other end of a connection with it; empty: none."""
+        """The multiaddr of the peer's end of a connection; empty: not connected."""
         return next((remote_address(connection) for connection in self.connections(peer)), "")
 
     def teller_address(self, peer: bytes) -> str:
-        """The multiaddr on whose word ``peer`` tells addresses (``addresses.told_addresses``); empty: unknown.
+        """The multiaddr that decides which addresses ``peer`` may announce (``addresses.told_addresses``); empty:
+        unknown.
 
-        Behind a port proxy all strangers come from one private address. So a node that strangers can reach, since it
-        announces a public address, believes that a peer is in its own network only if it dialled the peer there."""
+        Behind a port proxy all strangers seem to have one private address. A node that announces a public address can
+        be reached by strangers, so it counts a peer as in its own network only if it dialled the peer there."""
         address = self.remote_address(peer)
         if not self._is_announced or not is_local(household_of(address)):
             return address
@@ -100,7 +103,7 @@ class PeerTable(INotifee):
         return next(map(remote_address, made), "")
 
     def household(self, peer: bytes) -> str:
-        """The household of the other end of a connection with it; empty: there is none."""
+        """The household of the peer's end of a connection; empty: not connected."""
         return household_of(self.remote_address(peer))
 
     def round_trip_s(self, peer: bytes) -> float | None:
@@ -114,16 +117,16 @@ class PeerTable(INotifee):
             self._on_round_trip(peer, seconds)
 
     def connected_s(self, peer: bytes) -> float:
-        """For how long ``peer`` has been in the table; negative when it is not there."""
+        """How long ``peer`` has been in the table; negative when it is not there."""
         entry = self._peers.get(peer)
         return trio.current_time() - entry.since if entry else -1.0
 
     def is_leaving(self, peer: bytes) -> bool:
-        """Whether ``peer`` is in the table, or left it less than REST_S ago."""
+        """Whether ``peer`` is in the table or left it less than REST_S ago."""
         return peer in self._peers or trio.current_time() - self._lost.get(peer, -math.inf) < REST_S
 
     async def wait_gone(self, peer: bytes) -> None:
-        """Returns when no connection with ``peer`` is up; at once if none is."""
+        """Returns when no connection with ``peer`` is up, at once if none is."""
         entry = self._peers.get(peer)
         if entry is not None:
             await entry.gone.wait()
@@ -153,7 +156,7 @@ class PeerTable(INotifee):
         peer = peer_of(conn)
         entry = self._peers.get(peer)
         if entry is None or conn not in entry.connections:
-            return  # one that failed while it was being set up
+            return  # a connection that failed while it was being set up
         entry.connections.pop(conn).set()
         if not entry.connections:
             del self._peers[peer]

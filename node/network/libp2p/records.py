@@ -1,6 +1,6 @@
-"""Signed peer records, which libp2p puts into every gossip message: this node's own is made once, not each time.
+"""Signed peer records, which libp2p puts into every gossip message: this node makes its own once, not for each message.
 
-Those of others are not read: what a peer tells of itself, identify tells, and what it tells of others is only a hint.
+Records of other peers are not read: a peer's own addresses come with identify, and addresses of others are only hints.
 """
 
 from weakref import WeakKeyDictionary
@@ -10,13 +10,13 @@ from libp2p.abc import IHost
 from libp2p.peer.peerstore import env_to_send_in_RPC as make_envelope
 
 OWN_RECORD_S = 5.0
-"""Until this node looks at its own addresses again."""
+"""Time after which this node looks at its own addresses again."""
 
 _own: WeakKeyDictionary[IHost, tuple[float, bytes]] = WeakKeyDictionary()
 
 
 def env_to_send_in_rpc(host: IHost) -> tuple[bytes, bool]:
-    """libp2p's, at most OWN_RECORD_S old. The second value says whether the record is a new one."""
+    """This node's record as libp2p makes it, at most OWN_RECORD_S old, and whether it is a new one."""
     now = trio.current_time()
     made_at, record = _own.get(host, (float("-inf"), b""))
     if now < made_at + OWN_RECORD_S:

@@ -1,5 +1,5 @@
-"""Running libp2p's services (the swarm, Kademlia, gossip), so that what peers send ends none of them, and so that they
-stop in time."""
+"""A way to run libp2p's services (the swarm and gossip) so that nothing a peer sends ends them, and that they stop in
+time."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -42,8 +42,8 @@ class _GuardedManager(TrioManager):
         super().run_task(run, *args, daemon=daemon, name=name, _internal=_internal)
 
     def _find_parent_task(self, trio_task: trio.lowlevel.Task) -> None:
-        """Looks through all tasks of the service for each new one. Only whole services are cancelled here, so no task
-        has to know its children."""
+        """Does nothing. libp2p's own searches all tasks of the service for the parent of each new task, but here only
+        whole services are cancelled, so no task has to know its children."""
 
 
 @asynccontextmanager

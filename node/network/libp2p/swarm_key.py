@@ -1,9 +1,9 @@
-"""The pre-shared key of a private swarm: a connection says nothing that can be understood without it.
+"""The pre-shared key of a private swarm. Without it no byte of a connection can be understood.
 
-As libp2p's private networks have it, https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md: each
-side first sends 24 random bytes, and everything after them, the handshake included, goes through XSalsa20 with the key
-and those bytes. The key keeps strangers out; who the peers are and that nobody changes what they say is still Noise's.
-libp2p's own takes 8 random bytes and plain Salsa20, which no other implementation understands.
+The protocol is https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md: each side first sends 24
+random bytes, and everything after them, the handshake included, goes through XSalsa20 with the key and those bytes. The
+key only keeps strangers out; Noise still proves the peers' identities and protects their bytes from change.
+py-libp2p's own code takes 8 random bytes and plain Salsa20, which no other implementation understands.
 """
 
 import os
@@ -19,7 +19,7 @@ NONCE_BYTES = 24
 
 
 def keyed(connection: IRawConnection, key: bytes) -> IRawConnection:
-    """``connection``, not yet used, in the private swarm of ``key``; as it is without one."""
+    """Puts a connection that was not used yet into the private swarm of ``key``. Does nothing without a key."""
     if key:
         assert isinstance(connection, RawConnection)
         connection.stream = KeyedSocket(connection.stream, key)
@@ -37,7 +37,8 @@ class KeyedSocket(ReadWriteCloser):
         self._decrypt: Salsa20.Salsa20Cipher | None = None
 
     async def read(self, n: int | None = None) -> bytes:
-        """Raises what the socket raises, and ConnectionClosedError when it ends before the first byte."""
+        """Reads and decrypts. Raises the socket's errors, and ConnectionClosedError when it ends before the first
+        byte."""
         if self._decrypt is None:
             nonce = b""
             while len(nonce) < NONCE_BYTES:
@@ -60,12 +61,13 @@ class KeyedSocket(ReadWriteCloser):
 
 
 def _cipher(key: bytes, nonce: bytes) -> Salsa20.Salsa20Cipher:
-    """XSalsa20: Salsa20 with a key that the first 16 bytes of the nonce make of ``key``, and with the other 8."""
+    """The XSalsa20 cipher: Salsa20 with a key derived from ``key`` and the nonce's first 16 bytes, and with the nonce's
+    last 8 bytes."""
     return Salsa20.new(key=_hsalsa20(key, nonce[:16]), nonce=nonce[16:])
 
 
 def _hsalsa20(key: bytes, nonce: bytes) -> bytes:
-    """D. J. Bernstein, "Extending the Salsa20 nonce", 2011. nonce: 16 bytes."""
+    """The HSalsa20 hash of D. J. Bernstein, "Extending the Salsa20 nonce", 2011. nonce: 16 bytes."""
     sigma, k, n = struct.unpack("<4I", b"expand 32-byte k"), struct.unpack("<8I", key), struct.unpack("<4I", nonce)
     x = [sigma[0], *k[:4], sigma[1], *n, sigma[2], *k[4:], sigma[3]]
     columns = [(0, 4, 8, 12), (5, 9, 13, 1), (10, 14, 2, 6), (15, 3, 7, 11)]
