@@ -92,7 +92,7 @@ def apply_module_fixes(debug: bool) -> None:
     """Makes the changes that belong to libp2p's modules rather than to objects. Idempotent."""
     # Every new dial waits this long even after it succeeded.
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
-    # This module logs through the root logger, and the first warning there creates a handler that prints to the terminal.
+    # This module logs through the root logger, and the first warning adds a handler that writes on the terminal.
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
     # This module makes libp2p's own Yamux, whatever muxer_opt says. yamux.py says why it is replaced.
     muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
