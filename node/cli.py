@@ -1,4 +1,4 @@
-"""The command ``mycelia``: the group, its commands put together, and what each error exits with.
+"""The command ``mycelia``: the group of all commands, and the exit code of each kind of error.
 
 The commands are in ``node/commands/``. Heavy imports happen inside them, so that ``--help`` is quick.
 """
@@ -33,11 +33,11 @@ Examples:
   mycelia up                                      run a node and watch it
   mycelia node                                    run a node
   mycelia ask "Why is the sky blue?"              ask the swarm
-  mycelia ask --explain - < prompt.txt            ... and see why it went where it went
-  mycelia chat                                    talk with it
-  mycelia peers                                   who is connected
-  mycelia swarm 4                                 a whole swarm on this machine
-  mycelia doctor                                  what a node has to work with here""",
+  mycelia ask --explain - < prompt.txt            ask, and see why a node was chosen
+  mycelia chat                                    talk with the swarm
+  mycelia peers                                   list the connected nodes
+  mycelia swarm 4                                 run a swarm of 4 nodes on this machine
+  mycelia doctor                                  check this machine and its network""",
 )
 @click.version_option(package_name="mycelia")
 @click.option(
@@ -45,14 +45,15 @@ Examples:
     envvar="MYCELIA_CONFIG",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Configuration, see 'mycelia config --help'.  [default: config.toml in the user's configuration directory]",
+    help="Configuration file, see 'mycelia config --help'."
+    "  [default: config.toml in the user's configuration directory]",
 )
-@click.option("--isolated", is_flag=True, help="Heed no configuration and no MYCELIA_* variables: for programs.")
+@click.option("--isolated", is_flag=True, help="Ignore the configuration file and all MYCELIA_* variables.")
 @click.pass_context
 def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
-    """A peer-to-peer swarm that answers LLM prompts where part of them is already computed."""
+    """A peer-to-peer swarm of LLM nodes. It sends each prompt to a node that has computed part of it already."""
     if isolated or context.invoked_subcommand in ("config", "completion"):
-        return  # (what is wrong in a file must not keep it from being looked at or replaced)
+        return  # (these two must work with a broken configuration file, to show or replace it)
     from mycelia.node.commands.config_file import Schema
 
     schema = Schema(cli)
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def _end(exc: BaseException) -> None:
-    """Exit as ``exc`` asks for; what nothing expected keeps its traceback. Call while handling it."""
+    """Exit with the code and message for ``exc``. Raises unexpected errors again, with their traceback."""
     from mycelia.node.settings import UsageError
 
     cause = first_error(exc)
@@ -94,14 +95,14 @@ def _end(exc: BaseException) -> None:
             _fail(str(cause), EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
         case KeyboardInterrupt():
             sys.exit(EXIT_INTERRUPTED)
-        case SystemExit():  # (rich, when its reader went away)
+        case SystemExit():  # (rich raises it when the reader of its output has gone)
             sys.exit(cause.code)
         case BrokenPipeError():
             _discard_output()
             sys.exit(EXIT_FAILED)
         case OSError(errno=errno.ENOSPC | errno.EIO):
             _discard_output()
-            _fail(f"cannot write: {cause.strerror}", EXIT_FAILED)
+            _fail(f"cannot write the output: {cause.strerror}", EXIT_FAILED)
         case _:
             raise exc
 
@@ -112,7 +113,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def _discard_output() -> None:
-    """Nobody can take what is still buffered for stdout; Python would complain about that at its end."""
+    """Send buffered output to /dev/null: nothing reads stdout, and Python would print an error when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -1,25 +1,27 @@
-"""Errors as they are told: the one that matters of a nursery's group, and in one line."""
+"""Errors as users see them: the most important error of an exception group, in one line."""
 
 from mycelia.proto.wire.errors import LocalError, MyceliaError
 
 
 class BusyError(LocalError):
-    """There is no place for it now; it may be asked again."""
+    """There is no place for this request now; the client may try again."""
 
     def __init__(self, message: str, retry_s: float = 0.0) -> None:
-        """retry_s: after how many seconds; 0: unknown."""
+        """retry_s: seconds after which to try again; 0: unknown."""
         super().__init__(message)
         self.retry_s = retry_s
 
 
 def one_line(message: str) -> str:
-    """``message`` as one line of text that can be shown and encoded, whatever a path or a name put into it."""
+    """``message`` as one line of printable text: other characters, as from a path or a name, are escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
 
 
 def first_error(exc: BaseException) -> BaseException:
-    """The error that matters of a group, however deep: one of ours before anything else. Others come back as they
-    are."""
+    """The most important error of a group and the groups in it: a MyceliaError if there is one, else the first.
+
+    An exception that is not a group is returned unchanged.
+    """
     while isinstance(exc, BaseExceptionGroup):
         ours = exc.subgroup(MyceliaError)
         exc = (ours if ours is not None else exc).exceptions[0]

@@ -1,7 +1,7 @@
-"""The parts of the program that the node does not import, but finds by entry point.
+"""The parts of the program that the node does not import but finds by entry point.
 
 ``mycelia.commands``: ``mycelia bench`` and ``mycelia simulate``, imported when they are called. ``mycelia.policies``:
-the module of the routing rules that a node may be told to follow, for comparisons (``sim/policies.py``).
+the module of routing policies that a node can follow for comparisons (``sim/policies.py``).
 """
 
 from importlib.metadata import entry_points
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 OWN_POLICY = "mycelia"
-"""The protocol's own."""
+"""The name of the protocol's own routing policy."""
 COMMANDS = {
-    "bench": "Measure on this machine, beside what you would use instead.",
-    "simulate": "Simulate a swarm that answers prompts, under one or several rules of who answers.",
+    "bench": "Measure Mycelia on this machine and compare it with other programs.",
+    "simulate": "Simulate a swarm that answers prompts, with one or several routing policies.",
 }
-"""What ``mycelia --help`` says of each."""
+"""Each command's line in ``mycelia --help``."""
 
 
 class Plugged(click.Command):
-    """The place of a command that is not imported yet."""
+    """A placeholder for a command that is not imported yet."""
 
 
 class Program(click.Group):
-    """A group with places for ``COMMANDS``."""
+    """A group with a placeholder for each of ``COMMANDS``."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -41,14 +41,14 @@ class Program(click.Group):
         return super().resolve_command(ctx, args)
 
     def load(self, *names: str) -> None:
-        """Imports those of ``names`` that are still to be imported."""
+        """Import the commands in ``names`` that are still placeholders."""
         for found in entry_points(group="mycelia.commands"):
             if found.name in names and isinstance(self.commands.get(found.name), Plugged):
                 self.add_command(found.load(), found.name)
 
 
 def policies() -> "ModuleType":
-    """The module with the rules of who answers."""
+    """The module of routing policies."""
     (found,) = entry_points(group="mycelia.policies")
     module: ModuleType = found.load()
     return module

@@ -1,4 +1,4 @@
-"""What a user may set, parsed once. Nothing below the command line reads files, flags or the environment."""
+"""A node's settings, parsed once by the command line. No other module reads options or the environment."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,15 @@ DEFAULT_DRAIN_S = 30.0
 
 
 class UsageError(LocalError):
-    """The command line asks for something that cannot be meant: exit code 2."""
+    """A mistake on the command line: exit code 2."""
 
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """Everything ``mycelia node`` was told."""
+    """All settings of ``mycelia node``."""
 
     data_dir: Path
-    """Identity, lock and run file; one running node a directory."""
+    """Directory of identity, lock and run file; one running node per directory."""
     model: str
     """Registered name or path of a GGUF file."""
     listen: tuple[str, ...]
@@ -29,21 +29,21 @@ class NodeSettings:
     bootstrap: tuple[str, ...]
     """Full multiaddrs of nodes to join through."""
     announce: tuple[str, ...]
-    """Multiaddrs that peers are told instead of those listened on; empty: tell those."""
+    """Multiaddrs to announce instead of the listen addresses; empty: announce the listen addresses."""
     swarm_key: bytes
-    """Of a private swarm: nobody without it is understood; empty: the open network."""
+    """Key of a private swarm, whose nodes accept only peers with this key; empty: the open network."""
     api_port: int
     """Port of the HTTP API; 0 takes any free one."""
     api_host: str = DEFAULT_API_HOST
-    """Where it listens; anything but loopback needs keys."""
+    """Address of the HTTP API; all except loopback need keys."""
     api_keys: tuple[str, ...] = ()
-    """Any of them opens the API; none: no key is needed."""
+    """Keys of the HTTP API, of which every HTTP request needs one; empty: no key is needed."""
     cors_origins: tuple[str, ...] = ()
-    """Of web pages whose scripts may use the API."""
+    """Origins of web pages whose scripts may use the HTTP API."""
     threads: int | None = None
     """Engine threads; None: every usable core."""
     cells: int | None = None
-    """KV cells the engine holds; None: as many as are usual and fit."""
+    """Number of KV cells; None: the usual number, or fewer if memory is short."""
     slots: int | None = None
     """Requests that run at once; None: the engine's default."""
     gpu_layers: int | None = None
@@ -55,20 +55,20 @@ class NodeSettings:
     ram_tier_mib: int | None = None
     """Host memory for prefixes that left the KV cache; None: the engine's default."""
     cache_dir: Path | None = None
-    """Where such prefixes are also kept on disk; None: nowhere."""
+    """Directory in which such prefixes are also kept; None: nothing is kept on disk."""
     disk_tier_gib: float | None = None
     """Budget of ``cache_dir``; None: the engine's default."""
     exact: bool = False
-    """Logits that do not depend on reuse, slower."""
+    """Exact mode: slower, with logits that do not depend on cached prefixes."""
     relay: bool = True
-    """Pass connections on for nodes that nobody can dial, and be reached through such a peer if this is one."""
+    """Pass on connections for nodes that peers cannot dial, and be reached through such a relay if necessary."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     drain_s: float = DEFAULT_DRAIN_S
-    """How long a node that was told to leave still finishes what it is answering."""
+    """Time in which a leaving node finishes its answers."""
     journal: bool = True
-    """Write down which requests entered, to show them after a restart."""
+    """Keep a journal of the requests that entered here, to show them after a restart."""
     policy: str = OWN_POLICY
-    """Who answers prompts that enter here: a name in ``sim/policies.py``, for comparisons."""
+    """Routing policy for prompts that enter here: a name in ``sim/policies.py``; others are for comparisons."""
     debug: bool = False
-    """Log everything, and check the engine's invariants whenever it becomes idle."""
+    """Log everything, and check the engine's invariants whenever the engine becomes idle."""

@@ -1,4 +1,4 @@
-"""The commands of ``mycelia``, one family a module. Heavy imports happen inside them, so that ``--help`` is quick.
+"""The commands of ``mycelia``. Heavy imports happen inside them, so that ``--help`` is quick.
 
-What they share: ``options.py``, options and their checks; ``running.py``, how a command runs and prints.
+Shared by commands: ``options.py`` has common options and their checks; ``running.py`` runs a command and prints.
 """

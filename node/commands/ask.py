@@ -1,4 +1,4 @@
-"""``mycelia ask``: one prompt, and its answer as it comes."""
+"""``mycelia ask``: send one prompt and print its answer as it arrives."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mycelia.proto.wire.messages import Ask
 
 _LEAST_AGAIN_S = 0.2
-"""Between two tries of ``--wait``: no node's word makes this program knock more often."""
+"""Shortest time between two tries of ``--wait``, whatever a node answers."""
 
 
 @click.command(
@@ -35,33 +35,75 @@ Examples:
   mycelia ask "Hello" --bootstrap /ip4/198.51.100.7/tcp/7117/p2p/12D3KooW..."""
 )
 @click.argument("prompt")
-@click.option("--max-tokens", type=click.IntRange(1, 131_072), default=256, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="0 keeps all.")
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="1 keeps all.")
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="0 keeps all.")
-@click.option("--repeat-penalty", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="1 is off.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, 131_072),
+    default=256,
+    show_default=True,
+    help="Most tokens of the answer.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the likeliest token.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random sampling."
+)
+@click.option(
+    "--top-k", type=click.IntRange(0), default=40, show_default=True, help="Sample from the K likeliest tokens; 0: all."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Sample from the likeliest tokens with this probability together; 1: all.",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Sample from tokens with at least this share of the likeliest one's probability; 0: all.",
+)
+@click.option(
+    "--repeat-penalty",
+    type=click.FloatRange(0.1, 10),
+    default=1.0,
+    show_default=True,
+    help="Penalty for repeated tokens; 1: none.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. Repeatable.")
-@click.option("--logprobs", type=click.IntRange(0, 20), default=0, help="Alternatives a token, with --json.")
-@click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in this GBNF grammar.")
-@click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this schema.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up, and cancel, when the answer takes longer.")
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, 20),
+    default=0,
+    show_default=True,
+    help="Number of alternatives to show for each token, with --json.",
+)
+@click.option("--grammar", type=click.File(), metavar="FILE", help="GBNF grammar that the answer must follow.")
+@click.option("--json-schema", type=click.File(), metavar="FILE", help="JSON schema that the answer must follow.")
+@click.option(
+    "--timeout", type=float, metavar="SECONDS", help="Most time for the answer; after it the request is cancelled."
+)
 @click.option(
     "--wait",
     is_flag=True,
-    help="While all nodes are busy, ask again when they say, and while none can be reached, until --timeout.",
+    help="Ask again, until --timeout, while all nodes are busy or no node can be reached.",
 )
 @click.option(
     "--cache-salt",
     default="",
     metavar="TEXT",
-    help="Share what is computed of the prompt only with requests of the same TEXT; 'public': with everybody. "
-    " [default: with the same client, and with others what two households had asked]",
+    help="Share cached prefixes of the prompt only with requests that give the same TEXT; 'public' shares them with all."
+    "  [default: with the same client, and, once two networks have sent a prefix, with all]",
 )
 @click.option("--system", default="", help="System message.")
-@click.option("--model", default="", help="Ask for this model.  [default: what the entry node serves]")
-@click.option("--explain", is_flag=True, help="Show the candidates, their match and cost, and why one was chosen.")
+@click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
+@click.option("--explain", is_flag=True, help="Show all candidate nodes with their costs, and why one was chosen.")
 @bootstrap_option
 @swarm_key_option
 @data_dir_option
@@ -90,11 +132,13 @@ def ask(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Ask PROMPT (- reads standard input) and print the answer as it comes.
+    """Send PROMPT to the swarm (- reads standard input) and print the answer as it arrives.
 
-    Uses the node that runs here, if there is one, else joins as a light client through the bootstrap peers. The node
-    that serves a prompt sees it. When the node here dies meanwhile, the answer goes on at a bootstrap peer or a node
-    that it knew, which then sees prompt and answer, also where only the node here had seen them.
+    The prompt enters at the local node, if one is running, else at a bootstrap peer.
+
+    The node that serves a prompt can read it. If the local node stops before the answer is finished, the answer
+    continues at a bootstrap peer or at another node that the local node knew. That node can then read the prompt and
+    the answer, even if only the local node had read them before.
     """
     import secrets
 
@@ -107,11 +151,11 @@ def ask(
 
     if grammar is not None and json_schema is not None:
         raise click.UsageError("give --grammar or --json-schema, not both")
-    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (not a FloatRange: that takes NaN)
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (a FloatRange would accept NaN)
         raise click.UsageError(f"--timeout must be more than 0 and at most {MAX_TIMEOUT_S:.0f} seconds")
     check_model(model)
     if len(cache_salt) > MAX_SALT_CHARS:
-        raise click.UsageError(f"--cache-salt has {len(cache_salt)} characters, at most {MAX_SALT_CHARS} are allowed")
+        raise click.UsageError(f"--cache-salt must have at most {MAX_SALT_CHARS} characters, not {len(cache_salt)}")
     given = {"--cache-salt": cache_salt, "--model": model, "--system": system, "the prompt": prompt}
     for name, value in (given | {"--stop": "".join(stop)}).items():
         check_unicode(name, value)
@@ -153,7 +197,7 @@ def _read_prompt(prompt: str) -> str:
     if prompt == "-":
         data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_CHAT_BYTES + 1)
         if len(data) > MAX_CHAT_BYTES:
-            raise click.UsageError(f"the prompt is over {MAX_CHAT_BYTES} bytes; shorten it")
+            raise click.UsageError(f"the prompt has more than {MAX_CHAT_BYTES} bytes; shorten it")
         try:
             prompt = data.decode()
         except UnicodeDecodeError as exc:
@@ -164,13 +208,13 @@ def _read_prompt(prompt: str) -> str:
 
 
 def _read_rules(file: TextIO | None) -> str:
-    """A grammar or schema file. Longer than any that is allowed is enough to refuse it."""
+    """The text of a grammar or schema file, at most one character more than allowed: enough to refuse it."""
     from mycelia.proto.wire.messages import MAX_GRAMMAR_CHARS
 
     try:
         return file.read(MAX_GRAMMAR_CHARS + 1) if file is not None else ""
     except UnicodeDecodeError as exc:
-        raise click.UsageError(f"the grammar is not UTF-8: {exc}") from exc
+        raise click.UsageError(f"the grammar or schema is not UTF-8: {exc}") from exc
 
 
 async def _ask(
@@ -184,14 +228,14 @@ async def _ask(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """wait: ask again for as long as all nodes are busy or none can be reached, and ``timeout_s`` is not over."""
+    """Ask and print the answer. wait: ask again, until ``timeout_s``, while all nodes are busy or none can be reached."""
     import trio
 
     from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError
 
     client = LightClient(swarm_key=swarm_key)
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
-    is_told = False
+    is_reported = False
     while True:
         left_s = None if timeout_s is None else max(due_at - trio.current_time(), 0.001)
         try:
@@ -201,9 +245,9 @@ async def _ask(
         except NoEntryError as exc:
             if not wait or trio.current_time() + UNREACHED_AGAIN_S >= due_at:
                 raise
-            if not is_told:
-                click.echo(f"mycelia: {exc}; trying again, Ctrl-C ends it", err=True)
-            is_told, again_s = True, UNREACHED_AGAIN_S
+            if not is_reported:
+                click.echo(f"mycelia: {exc}; trying again until Ctrl-C", err=True)
+            is_reported, again_s = True, UNREACHED_AGAIN_S
         if again_s is None:
             return
         await trio.sleep(max(again_s, _LEAST_AGAIN_S))
@@ -220,7 +264,10 @@ async def _ask_once(
     explain: bool,
     as_json: bool,
 ) -> float | None:
-    """None: it was answered. Else, if ``wait``, the seconds after which to ask again. Raises LocalError."""
+    """Ask once and print the answer. Returns None when it is complete.
+
+    With ``wait``, busy nodes make it return the seconds after which to ask again. Raises LocalError on failure.
+    """
     import msgspec
 
     from mycelia.node.client.ask import ask_swarm
@@ -255,4 +302,4 @@ async def _ask_once(
                 click.echo(printable(frame.text) if is_terminal else frame.text, nl=False)
             elif isinstance(frame, RouteView) and explain:
                 show_route(errors, frame)
-    raise LocalError("the answer ended before it was finished; ask again")
+    raise LocalError("the answer stopped before it was finished; ask again")

@@ -30,11 +30,21 @@ Examples:
   mycelia chat --system "You are a pirate." --temperature 0.7
   printf 'My name is Ada.\\nWhat is my name?\\n' | mycelia chat"""
 )
-@click.option("--max-tokens", type=click.IntRange(1, 131_072), default=512, show_default=True, help="Of an answer.")
-@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(1, 131_072), default=512, show_default=True, help="Most tokens of an answer."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the likeliest token.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random sampling."
+)
 @click.option("--system", default="", help="System message.")
-@click.option("--model", default="", help="Ask this model.  [default: what the entry node serves]")
+@click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
 @bootstrap_option
 @swarm_key_option
 @data_dir_option
@@ -48,9 +58,9 @@ def chat(
     swarm_key: Path | None,
     data_dir: Path | None,
 ) -> None:
-    """A conversation: line by line from the terminal or from standard input.
+    """Chat with the swarm, one line per turn, from the terminal or from standard input.
 
-    Ctrl-C breaks an answer off, and between answers ends the chat, as Ctrl-D does. /help tells what else there is.
+    Ctrl-C stops the current answer; between answers it ends the chat, as Ctrl-D does. /help lists the chat commands.
     """
     from mycelia.node.client.ask import ask_swarm
     from mycelia.node.client.light import LightClient
@@ -70,11 +80,11 @@ def chat(
 
 
 def _chat(talk: "Chat") -> None:
-    """Until the end of the input. A turn at a time, so that Ctrl-C means that turn."""
+    """Take turns until the input ends. Each turn is a run of its own, so that Ctrl-C cancels only that turn."""
     is_terminal = sys.stdin is not None and sys.stdin.isatty()
     if is_terminal:
         with suppress(ImportError):
-            import readline  # noqa: F401  (gives input() its history and its keys)
+            import readline  # noqa: F401  (gives input() a history and line editing)
     while True:
         line = _next_line(is_terminal)
         if line is None:
@@ -89,7 +99,7 @@ def _chat(talk: "Chat") -> None:
 
 
 def _next_line(is_terminal: bool) -> str | None:
-    """None: there is no more."""
+    """The next line of input; None at its end."""
     try:
         if is_terminal:
             return input("> ")
@@ -98,5 +108,5 @@ def _next_line(is_terminal: bool) -> str | None:
         click.echo()
         return None
     except UnicodeDecodeError as exc:
-        raise click.UsageError("standard input is not UTF-8") from exc
+        raise click.UsageError("standard input must be UTF-8 text") from exc
     return line or None

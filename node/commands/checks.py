@@ -1,4 +1,4 @@
-"""What the command line of a node is checked for before anything starts."""
+"""Checks of a node's command line, made before anything starts."""
 
 import re
 from collections.abc import Callable
@@ -10,31 +10,27 @@ from mycelia.node.settings import UsageError
 from mycelia.proto.wire.errors import LocalError
 
 BOOTSTRAP_FILE = "bootstrap.txt"
-
-
 MAX_BOOTSTRAP_PEERS = 256
-
-
 MAX_LIST_BYTES = 262_144
-"""Of a file with one entry a line."""
+"""Largest size of a file with one entry on each line."""
 
 
 def read_tensor_split(text: str) -> tuple[float, ...]:
-    """ "3,1" as numbers. Raises UsageError for what cannot be shares of GPUs."""
+    """The numbers in a text such as "3,1". Raises UsageError when they cannot be shares of GPUs."""
     try:
         split = tuple(float(share) for share in text.split(",")) if text else ()
         Offload(split=split)
     except (ValueError, LocalError) as exc:
-        problem = f"{text!r} is no list of numbers such as 3,1" if isinstance(exc, ValueError) else str(exc)
+        problem = f"{text!r} is not a list of numbers such as 3,1" if isinstance(exc, ValueError) else str(exc)
         raise UsageError(f"--tensor-split: {problem}") from exc
     return split
 
 
 def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """The multiaddrs that ``sources`` name: multiaddrs themselves, or files with one a line and # comments.
+    """The multiaddrs in ``sources``. Each source is a multiaddr, or a file with one on each line and # comments.
 
-    Without sources: bootstrap.txt in the working directory, else the one that came with the program, else nobody.
-    Raises UsageError for a file that cannot be read or a line that is no full multiaddr.
+    Without sources they come from bootstrap.txt in the working directory, else from the one installed with the
+    program. Raises UsageError for a file that cannot be read or a line that is not a full multiaddr.
     """
     from mycelia.node.network.addresses import parse_peer  # (imports multiaddr, which `--help` does not need)
 
@@ -54,22 +50,24 @@ def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_listen(listen: tuple[str, ...]) -> tuple[str, ...]:
-    """Raises UsageError for what is no multiaddr. Whether it can be listened on shows when the node starts."""
+    """Raises UsageError for a text that is not a multiaddr. The node's start shows whether it can listen there."""
     from mycelia.node.network.addresses import parse  # (imports multiaddr, which `--help` does not need)
 
     return tuple(_checked(text, "--listen", parse) for text in listen)
 
 
 def check_announce(announce: tuple[str, ...]) -> tuple[str, ...]:
-    """Raises UsageError for what peers could not dial."""
+    """Raises UsageError for an address that peers cannot dial."""
     from mycelia.node.network.addresses import parse_announce  # (imports multiaddr, which `--help` does not need)
 
     return tuple(_checked(text, "--announce", parse_announce) for text in announce)
 
 
 def read_api_keys(host: str, path: Path | None, key: str) -> tuple[str, ...]:
-    """The keys of a file, one a line with # comments, and ``key``. Raises UsageError for one that is easily guessed,
-    and when others than this machine could use the API without any."""
+    """The keys of a file (one on each line, with # comments) and ``key``.
+
+    Raises UsageError for a key that is easy to guess, and when other machines could use the API without a key.
+    """
     from mycelia.node.serve.http.keys import MIN_KEY_CHARS
     from mycelia.node.serve.http.server import is_loopback
 
@@ -77,20 +75,22 @@ def read_api_keys(host: str, path: Path | None, key: str) -> tuple[str, ...]:
     keys = tuple(dict.fromkeys(text for text in (*lines, key) if text))
     if any(len(text) < MIN_KEY_CHARS or not text.isascii() or not text.isprintable() for text in keys):
         raise UsageError(
-            f"an API key must be {MIN_KEY_CHARS} or more ASCII characters: 'openssl rand -hex 24' makes one"
+            f"an API key must be {MIN_KEY_CHARS} or more ASCII characters; 'openssl rand -hex 24' makes one"
         )
     if path and not keys:
-        raise UsageError(f"--api-key-file {path} holds no key; 'openssl rand -hex 24' makes one")
+        raise UsageError(f"--api-key-file {path} has no key in it; 'openssl rand -hex 24' makes one")
     if not keys and not is_loopback(host):
-        raise UsageError(f"--api-host {host} lets others use this node: give --api-key-file FILE with a key a line")
+        raise UsageError(
+            f"--api-host {host} lets other machines use this node; give --api-key-file FILE with one key on each line"
+        )
     return keys
 
 
 def check_cors(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """Raises UsageError for what no browser sends as the origin of a page, and so would never let one in."""
+    """Raises UsageError for a text that no browser sends as the origin of a page, so that it would never match."""
     for origin in origins:
         if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
-            raise UsageError(f"--cors: {origin!r} is no origin of web pages; an example is https://chat.example")
+            raise UsageError(f"--cors: {origin!r} is not an origin of web pages such as https://chat.example")
     return origins
 
 
@@ -98,11 +98,11 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[
 
 
 def check_policy(name: str) -> str:
-    """Raises UsageError for a name that is no policy, and for the one that only a simulator can follow."""
+    """Raises UsageError for an unknown policy, and for the oracle, which only a simulator can follow."""
     if name != OWN_POLICY:
         known = [known for known in policies().NAMES if known != policies().ORACLE]
         if name not in known:
-            raise UsageError(f"--policy: no policy {name}; there are {', '.join(known)}")
+            raise UsageError(f"--policy: there is no policy {name}; choose one of {', '.join(known)}")
     return name
 
 
@@ -119,7 +119,7 @@ def _lines(source: str, option: str) -> list[str]:
         with Path(source).open("rb") as file:
             data = file.read(MAX_LIST_BYTES + 1)
         if len(data) > MAX_LIST_BYTES:
-            raise UsageError(f"{option} {source} is over {MAX_LIST_BYTES} bytes")
+            raise UsageError(f"{option} {source} has more than {MAX_LIST_BYTES} bytes; shorten it")
         return data.decode().splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
@@ -134,15 +134,15 @@ def _default_bootstrap_file() -> Path | None:
 
 
 SWARM_KEY_LINES = ["/key/swarm/psk/1.0.0/", "/base16/"]
-"""How a file with the key of a private swarm begins, as libp2p has it."""
-
-
+"""The first lines of a private swarm's key file, in libp2p's format."""
 SWARM_KEY_BYTES = 32
 
 
 def read_swarm_key(path: Path | None) -> bytes:
-    """The key in a file of libp2p's form: two lines that name the form, then 64 hexadecimal digits. Empty without a
-    file. Raises UsageError that says how to make one."""
+    """The key in a file of libp2p's format: two lines that name the format, then 64 hexadecimal digits.
+
+    Empty without a file. Raises UsageError, with the command that makes a key file.
+    """
     if path is None:
         return b""
     words = [word for line in _lines(str(path), "--swarm-key") for word in line.split()]
@@ -153,7 +153,7 @@ def read_swarm_key(path: Path | None) -> bytes:
     if len(key) != SWARM_KEY_BYTES:
         form = "\\n".join(SWARM_KEY_LINES)
         raise UsageError(
-            f"--swarm-key {path} holds no key; make one with:"
+            f"--swarm-key {path} has no key in it; make one with:"
             f" (printf '{form}\\n'; openssl rand -hex {SWARM_KEY_BYTES}) > swarm.key"
         )
     return key

@@ -1,8 +1,8 @@
-"""Configuration: one TOML file, environment variables, flags; what is said last in that order counts.
+"""The configuration: a TOML file, overridden by environment variables, overridden by command line options.
 
-What can be set is read off the commands' own options, so nothing of it is written twice: a section is a command, a key
-the long name of one of its options. The variable of a key is MYCELIA_SECTION_KEY. Keys that several commands share
-stand above the sections, and their variables have no section.
+The settings are the options of the commands: a section is a command, and a key is the long name of one of its options.
+The environment variable of a key is MYCELIA_SECTION_KEY. Keys that several commands share stand above the sections, and
+their variables have no section.
 """
 
 import difflib
@@ -19,44 +19,44 @@ MAX_FILE_BYTES = 262_144
 PREFIX = "MYCELIA_"
 SHARED = ("data_dir", "bootstrap", "swarm_key")
 _NOT_SET = {"as_json", "help", "exit_with_parent", "version"}
-"""Parameters that belong to one call alone."""
+"""Parameters that belong to one call and cannot be configured."""
 _ORDER = ("node", "ask", "chat", "swarm")
-"""What people set first."""
+"""The first sections of the written file: the ones that users change most."""
 _PATH_OR_NAME = {"model", "bootstrap"}
-"""Keys whose values may be files, and else mean something different."""
+"""Keys whose values are files or something else, such as a name."""
 _LIKE_NODE = ("doctor",)
-"""Commands that look at what [node] says, where their own sections do not say otherwise."""
+"""Commands that also take the settings of [node], unless their own sections override them."""
 _OTHER_VARIABLES = {"MYCELIA_CONFIG", "MYCELIA_API_KEY"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value, and who said it."""
+    """A value and its source."""
 
     value: object
     source: str
-    """The file, the variable, or "default"."""
+    """The path of the file, the name of the variable, or "default"."""
 
 
 Settings = dict[tuple[str, str], Setting]
-"""(Section, key) -> what was set; the section of shared keys is empty."""
+"""(Section, key) -> setting; the section of shared keys is empty."""
 
 
 def default_file() -> Path:
-    """Where the file is looked for unless told otherwise."""
+    """The path of the configuration file when ``--config`` is not given."""
     from platformdirs import user_config_path
 
     return user_config_path("mycelia", appauthor=False) / "config.toml"
 
 
 class Schema:
-    """What can be set, of a group of commands."""
+    """The settings of a group of commands."""
 
     def __init__(self, group: click.Group) -> None:
         self.sections: dict[str, dict[str, click.Option]] = {"": {}}
         self._commands: dict[str, click.Command] = {}
         self._unknown: set[str] = set()
-        """Sections of commands that are not imported: what is said there is not looked at."""
+        """Sections of commands that are not imported; they are ignored."""
         others = sorted(set(group.commands) - set(_ORDER))
         for name in [*(name for name in _ORDER if name in group.commands), *others]:
             command = group.commands[name]
@@ -77,7 +77,7 @@ class Schema:
         return {_variable(section, key): (section, key) for section, key in self.all_keys()}
 
     def all_keys(self) -> Iterator[tuple[str, str]]:
-        """Section and key of everything."""
+        """Section and key of every setting."""
         for section, options in self.sections.items():
             for key in options:
                 yield section, key
@@ -86,9 +86,9 @@ class Schema:
         return self.sections[section][key]
 
     def default_map(self, settings: Settings) -> dict[str, dict[str, object]]:
-        """As click takes it: command -> parameter -> value."""
+        """The settings as click's ``default_map``: command -> parameter -> value."""
         found: dict[str, dict[str, object]] = {name: {} for name in self._commands}
-        # ([node] first: whoever is like it may say otherwise)
+        # ([node] first, so that the commands in _LIKE_NODE can override it)
         for (section, key), setting in sorted(settings.items(), key=lambda item: item[0][0] != "node"):
             names = [section] if section else list(self._commands)
             for name in names + [name for name in _LIKE_NODE if section == "node" and name in self._commands]:
@@ -98,7 +98,7 @@ class Schema:
         return found
 
     def read(self, file: Path | None, environment: Mapping[str, str]) -> Settings:
-        """What ``environment`` and ``file`` say. file: None for the default one, which need not be there.
+        """The settings of ``environment`` and ``file``. file: None for the default one, which may be missing.
 
         Raises click.UsageError that names the file or the variable.
         """
@@ -108,28 +108,28 @@ class Schema:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read_file(self, path: Path) -> Settings:
-        """Raises click.UsageError that names the file and what is wrong in it."""
+        """The settings of one file. Raises click.UsageError that names the file and the mistake in it."""
         import tomllib
 
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
             if len(data) > MAX_FILE_BYTES:
-                raise click.UsageError(f"{path} is over {MAX_FILE_BYTES} bytes")
+                raise click.UsageError(f"the configuration {path} has more than {MAX_FILE_BYTES} bytes; shorten it")
             document = tomllib.loads(data.decode())
         except OSError as exc:
             raise click.UsageError(f"cannot read the configuration {path}: {exc.strerror}") from exc
         except UnicodeDecodeError as exc:
             raise click.UsageError(f"the configuration {path} is not UTF-8: {exc.reason} at byte {exc.start}") from exc
         except (tomllib.TOMLDecodeError, RecursionError) as exc:
-            raise click.UsageError(f"the configuration {path} is no TOML: {exc}") from exc
+            raise click.UsageError(f"the configuration {path} is not TOML: {exc}") from exc
         settings: Settings = {}
         for name, value in document.items():
             if name in self._unknown:
                 continue
             if name in self.sections and name:
                 if not isinstance(value, dict):
-                    raise click.UsageError(f"{path}: {name} is a section: write [{name}] on a line of its own")
+                    raise click.UsageError(f"{path}: {name} is a section; write [{name}] on a line of its own")
                 for key, inner in value.items():
                     self._add(settings, path, name, key, inner)
             else:
@@ -137,7 +137,7 @@ class Schema:
         return settings
 
     def read_environment(self, environment: Mapping[str, str]) -> Settings:
-        """Raises click.UsageError that names the variable."""
+        """The settings of MYCELIA_* variables. Raises click.UsageError that names the variable."""
         known = self.variables()
         settings: Settings = {}
         for name in sorted(environment):
@@ -146,7 +146,8 @@ class Schema:
             if name.startswith(tuple(_variable(section, "") for section in self._unknown)):
                 continue
             if name not in known:
-                raise click.UsageError(f"there is no variable {name}{_nearest(name, [*known, *_OTHER_VARIABLES])}")
+                nearest = _nearest(name, [*known, *_OTHER_VARIABLES])
+                raise click.UsageError(f"there is no setting for the environment variable {name}{nearest}")
             section, key = known[name]
             option = self.option(section, key)
             value: object = environment[name].split() if option.multiple else environment[name]
@@ -165,7 +166,7 @@ class Schema:
         settings[section, key] = Setting(self._checked(f"{path}: {where}", option, value), str(path))
 
     def _elsewhere(self, key: str) -> str:
-        """Which sections have ``key``, as a hint; empty: none."""
+        """A hint which sections have ``key``; empty: none."""
         found = [
             f"[{name}]" if name else "the top, above all sections"
             for name, keys in self.sections.items()
@@ -174,7 +175,7 @@ class Schema:
         return f"; it belongs in {' or '.join(found)}" if found else ""
 
     def _checked(self, where: str, option: click.Option, value: object) -> object:
-        """``value`` as it is, once the option would take it."""
+        """``value`` unchanged. Raises click.UsageError when the option does not accept it."""
         try:
             option.type_cast_value(click.Context(click.Command("config")), value)
         except click.BadParameter as exc:
@@ -184,14 +185,14 @@ class Schema:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def template(self) -> str:
-        """A file with every key, its meaning and its default; all of it is comment."""
+        """The text of a file that lists every key with its meaning and default. Each key is commented out."""
         lines = [
-            "# Configuration of Mycelia. A line that begins with a # says nothing yet.",
-            "# Environment variables go before this file, and flags before both: of api_port in [node] these are",
-            "# MYCELIA_NODE_API_PORT and 'mycelia node --api-port'. Paths are relative to this file's folder.",
+            "# Configuration of Mycelia. To change a setting, remove the # before it.",
+            "# An environment variable overrides this file, and a command line option overrides both. For api_port in",
+            "# [node] these are MYCELIA_NODE_API_PORT and --api-port. Paths are relative to the folder of this file.",
         ]
         for section, options in self.sections.items():
-            lines += ["", f"[{section}]  # of 'mycelia {section}'"] if section else []
+            lines += ["", f"[{section}]  # options of 'mycelia {section}'"] if section else []
             for key, option in options.items():
                 lines += ["", *(f"# {line}" for line in _wrapped(_help(option)))]
                 lines.append(f"# {key} = {_toml(_example(option))}")
@@ -199,7 +200,7 @@ class Schema:
 
 
 def nothing_set(option: click.Option) -> object:
-    """What counts when nobody sets it; None: what its help says."""
+    """The option's value when nothing sets it; None: its help says the default in words."""
     default = option.default
     if option.is_flag and not isinstance(default, bool):
         return False
@@ -233,10 +234,10 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _check_type(path: Path, where: str, option: click.Option, value: object) -> None:
-    """TOML has types, so "8" is no number and true is no 1. Raises click.UsageError."""
+    """Raises click.UsageError when a TOML value has the wrong type: "8" is not a number and true is not 1."""
     if option.multiple:
         if not isinstance(value, list):
-            raise click.UsageError(f"{path}: {where} is a list, as {_toml(_example(option))}")
+            raise click.UsageError(f"{path}: {where} must be a list such as {_toml(_example(option))}")
         for item in value:
             _check_one(path, where, option, item)
     else:
@@ -255,11 +256,11 @@ def _check_one(path: Path, where: str, option: click.Option, value: object) -> N
         case _:
             kind, name = (str,), "a text in quotes"
     if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
-        raise click.UsageError(f"{path}: {where} is {name}, not {_toml(value)}")
+        raise click.UsageError(f"{path}: {where} must be {name}, not {_toml(value)}")
 
 
 def _located(folder: Path, key: str, option: click.Option, value: object) -> object:
-    """Paths as seen from the file."""
+    """``value`` with paths made relative to the file's folder."""
     if isinstance(value, list):
         return [_located(folder, key, option, item) for item in value]
     if not isinstance(value, str):
@@ -284,7 +285,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _example(option: click.Option) -> object:
-    """Its default, or else something that it would take."""
+    """The option's default, else a value that it accepts."""
     default = nothing_set(option)
     if default not in (None, [], ""):
         return default
@@ -306,7 +307,7 @@ def _example(option: click.Option) -> object:
 
 
 def _said_default(option: click.Option) -> object:
-    """What the help calls the default; None: it names none, or says it in words that are no value."""
+    """The default that the help names; None: it names none, or it is in words that are not a value."""
     found = _DEFAULT.search(option.help or "")
     if found is None or " " in found[1] or option.multiple or isinstance(option.type, click.Path):
         return None

@@ -1,4 +1,4 @@
-"""``mycelia config`` and ``mycelia completion``."""
+"""``mycelia config``: show and write the configuration. ``mycelia completion``: set up the shell."""
 
 import os
 from contextlib import suppress
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mycelia.node.commands.config_file import Schema, Setting, default_file, nothing_set
+from mycelia.node.commands.options import json_option
 from mycelia.node.commands.running import console
 from mycelia.node.plugins import COMMANDS, Program
 
@@ -14,12 +15,16 @@ from mycelia.node.plugins import COMMANDS, Program
 @click.group(
     epilog="""\b
 Examples:
-  mycelia config init                                write a file with everything that can be set
-  mycelia config show                                what is set, and by whom
+  mycelia config init                                write a file with all settings as comments
+  mycelia config show                                show each setting, and where its value is from
   MYCELIA_NODE_THREADS=4 mycelia config show"""
 )
 def config() -> None:
-    """The configuration: a file, then MYCELIA_* variables, then flags; the last one counts."""
+    """Show or write the configuration.
+
+    Settings come from the configuration file, from MYCELIA_* variables and from command line options. A variable
+    overrides the file, and an option overrides both.
+    """
 
 
 @config.command(
@@ -29,13 +34,13 @@ Examples:
   mycelia config init ./mycelia.toml && mycelia --config ./mycelia.toml node"""
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.pass_context
 def init(context: click.Context, file: Path | None, force: bool) -> None:
-    """Write a configuration file with every key, its meaning and its default, all of it as comments."""
+    """Write a configuration file that lists every setting, its meaning and its default as comments."""
     path = file or _file(context)
     if path.exists() and not force:
-        raise click.UsageError(f"{path} is there already; --force replaces it")
+        raise click.UsageError(f"{path} exists already; --force replaces it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, Schema(_root(context)).template())
@@ -50,10 +55,10 @@ Examples:
   mycelia config show
   mycelia config show --json | jq '.[] | select(.source != "default")'"""
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
+@json_option
 @click.pass_context
 def show(context: click.Context, as_json: bool) -> None:
-    """What is set, and by whom: every key with its value and where that comes from."""
+    """Show every setting with its value and the value's source: file, variable or default."""
     schema = Schema(_root(context))
     settings = schema.read(context.find_root().params.get("config"), os.environ)
     rows = []
@@ -63,11 +68,11 @@ def show(context: click.Context, as_json: bool) -> None:
     if as_json:
         import json
 
-        told = [
+        shown = [
             {"section": section, "key": key, "value": setting.value, "source": setting.source}
             for section, key, setting in rows
         ]
-        click.echo(json.dumps(told, ensure_ascii=False))
+        click.echo(json.dumps(shown, ensure_ascii=False))
         return
     from rich.table import Table
 
@@ -89,7 +94,7 @@ Examples:
 )
 @click.pass_context
 def path(context: click.Context) -> None:
-    """Where the configuration file is looked for."""
+    """Print the path of the configuration file."""
     click.echo(_file(context))
 
 
@@ -103,7 +108,7 @@ Examples:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete mycelia's commands and options."""
+    """Print the script with which SHELL completes mycelia's commands and options."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
@@ -123,7 +128,7 @@ def _file(context: click.Context) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, for its owner alone: it may say where keys lie. Raises OSError."""
+    """Write the file atomically, readable by its owner only: it may have paths of key files. Raises OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,11 +1,11 @@
-"""``mycelia doctor``: the command line of the check-up. Heavy imports happen inside the command."""
+"""``mycelia doctor``: the command line. The checks are in ``node/doctor/``."""
 
 import sys
 from pathlib import Path
 
 import click
 
-from mycelia.node.commands.options import swarm_key_option
+from mycelia.node.commands.options import json_option, swarm_key_option
 from mycelia.node.commands.running import run
 
 
@@ -13,23 +13,34 @@ from mycelia.node.commands.running import run
     epilog="""\b
 Examples:
   mycelia doctor
-  mycelia doctor --model ./model.gguf          what a node would do with this model
-  mycelia doctor --bootstrap /ip4/203.0.113.7/tcp/7117/p2p/12D3KooW...     can peers reach this machine?
-  mycelia doctor --bootstrap ... --bootstrap ...     and what kind of address translation (NAT) is between?
+  mycelia doctor --model ./model.gguf          check how a node would run this model
+  mycelia doctor --bootstrap /ip4/203.0.113.7/tcp/7117/p2p/12D3KooW...     check whether peers can reach this machine
+  mycelia doctor --bootstrap ... --bootstrap ...     find the kind of address translation (NAT), too
   mycelia doctor --json"""
 )
-@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="The model to look at.")
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="Model to check.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The data directory to look at.  [default: the user's data directory]",
+    help="Data directory to check.  [default: the user's data directory]",
 )
-@click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where a node would listen.  [default: port 7117]")
-@click.option("--api-port", type=click.IntRange(0, 65_535), help="Of its HTTP API.  [default: 7118]")
-@click.option("--bootstrap", multiple=True, metavar="FILE|MULTIADDR", help="Peers to ask how they see this machine.")
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Address on which a node would accept peers. Repeatable.  [default: port 7117]",
+)
+@click.option("--api-port", type=click.IntRange(0, 65_535), help="Port of the node's HTTP API.  [default: 7118]")
+@click.option(
+    "--bootstrap",
+    multiple=True,
+    metavar="FILE|MULTIADDR",
+    help="Peers to ask whether they can reach this machine: a multiaddr, or a file with one on each line. Repeatable."
+    "  [default: bootstrap.txt]",
+)
 @swarm_key_option
-@click.option("--offline", is_flag=True, help="Look at this machine alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
+@click.option("--offline", is_flag=True, help="Check this machine only, not its network.")
+@json_option
 def doctor(
     model: str,
     data_dir: Path | None,
@@ -40,13 +51,15 @@ def doctor(
     offline: bool,
     as_json: bool,
 ) -> None:
-    """What a node has to work with here: llama.cpp, GPUs, memory, disk, what it would do with a model, its ports, its
-    bootstrap peers, and whether they can reach it: through which kind of address translation, and by which relay.
+    """Check whether this machine can run a node: llama.cpp, GPUs, memory, disk, the model and the ports.
 
-    Model and ports are those that the section [node] of the configuration says, unless given.
+    With bootstrap peers, also check whether they can reach this machine, through which kind of address translation
+    (NAT), and by which relay.
 
-    No node is started and no weights are loaded. Exits with 0 when a node could run and be reached; otherwise with 1,
-    and says what to do.
+    Options that are not given are taken from the section [node] of the configuration.
+
+    No node is started and no weights are loaded. The exit code is 0 when a node could run and be reached. Otherwise it
+    is 1, and each problem is printed with its fix.
     """
     import msgspec
 

@@ -1,4 +1,4 @@
-"""``mycelia leave``: end a node without breaking anything off."""
+"""``mycelia leave``: stop the local node after it has finished its answers."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import click
 from mycelia.node.commands.options import data_dir_option
 from mycelia.node.commands.running import run, running
 
-_LOOK_S, _TELL_S = 0.2, 5.0
+_POLL_S, _REPORT_S = 0.2, 5.0
 
 
 @click.command(
@@ -20,14 +20,14 @@ Examples:
   mycelia leave --no-wait"""
 )
 @data_dir_option
-@click.option("--no-wait", is_flag=True, help="Only tell it; do not wait until it has left.")
+@click.option("--no-wait", is_flag=True, help="Return at once; do not wait until the node has left.")
 def leave(data_dir: Path | None, no_wait: bool) -> None:
-    """Have the node running here leave: it takes nothing new, finishes what it is answering, and ends.
+    """Make the local node leave: it accepts no new requests, finishes its answers and ends.
 
-    How long that may take is its --drain. Ctrl-C ends only the waiting.
+    The node's option --drain says how long that may take. Ctrl-C stops only the waiting.
     """
 
-    async def tell_and_wait() -> None:
+    async def signal_and_wait() -> None:
         import trio
 
         from mycelia.node.storage.data_dir import default_data_dir
@@ -40,13 +40,15 @@ def leave(data_dir: Path | None, no_wait: bool) -> None:
         except ProcessLookupError:
             return
         except PermissionError as exc:
-            raise LocalError(f"the node is another user's (process {info.pid}); run this as that user") from exc
-        began_at = told_at = trio.current_time()
+            raise LocalError(
+                f"the node belongs to another user (process {info.pid}); run this command as that user"
+            ) from exc
+        began_at = reported_at = trio.current_time()
         while not no_wait and is_held(where):
-            if trio.current_time() - told_at >= _TELL_S:
-                told_at = trio.current_time()
-                click.echo(f"it is finishing its answers ... {told_at - began_at:.0f} s", err=True)
-            await trio.sleep(_LOOK_S)
-        click.echo("it is leaving" if no_wait else "it has left")
+            if trio.current_time() - reported_at >= _REPORT_S:
+                reported_at = trio.current_time()
+                click.echo(f"the node is finishing its answers ... {reported_at - began_at:.0f} s", err=True)
+            await trio.sleep(_POLL_S)
+        click.echo("the node is leaving" if no_wait else "the node has left")
 
-    run(tell_and_wait)
+    run(signal_and_wait)

@@ -1,4 +1,4 @@
-"""``mycelia node``: run a node. Everything that can be set of it."""
+"""``mycelia node``: run a node, with all its options."""
 
 import os
 from pathlib import Path
@@ -19,13 +19,16 @@ Examples:
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
 )
 @click.option(
-    "--listen", multiple=True, metavar="MULTIADDR", help="Accept peers here. Repeatable.  [default: port 7117]"
+    "--listen",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Address on which peers are accepted. Repeatable.  [default: port 7117]",
 )
 @click.option(
     "--announce",
     multiple=True,
     metavar="MULTIADDR",
-    help="Tell peers to dial this instead of the addresses listened on: behind a forwarded port. Repeatable.",
+    help="Address to announce to peers instead of the listen addresses, as behind a forwarded port. Repeatable.",
 )
 @bootstrap_option
 @swarm_key_option
@@ -35,59 +38,80 @@ Examples:
     default="smollm2",
     show_default=True,
     metavar="NAME|PATH",
-    help="Registered name, or a GGUF file; 'fake' is no model but letters, to try a swarm.",
+    help="Model to serve: a registered name or a GGUF file; 'fake' needs no model and answers with letters, for tests.",
 )
-@click.option("--api-port", type=click.IntRange(0, 65_535), help="Of the HTTP API; 0: any free.  [default: 7118]")
 @click.option(
-    "--api-host", metavar="ADDRESS", help="Serve the API there; others than loopback need a key.  [default: 127.0.0.1]"
+    "--api-port", type=click.IntRange(0, 65_535), help="Port of the HTTP API; 0 takes any free one.  [default: 7118]"
+)
+@click.option(
+    "--api-host",
+    metavar="ADDRESS",
+    help="Address of the HTTP API; all except loopback need an API key.  [default: 127.0.0.1]",
 )
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Keys that open the API, one a line. With any, all requests need one; also MYCELIA_API_KEY.",
+    help="File with API keys, one on each line. When there is a key, here or in MYCELIA_API_KEY, every HTTP request"
+    " needs one.",
 )
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let scripts of these web pages use the API. Repeatable.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads.  [default: all usable cores]")
-@click.option("--slots", type=click.IntRange(1, 127), help="Requests that run at once.  [default: 8]")
+@click.option(
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin of web pages whose scripts may use the HTTP API. Repeatable.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads of the engine.  [default: all usable processor cores]"
+)
+@click.option("--slots", type=click.IntRange(1, 127), help="Number of requests that run at once.  [default: 8]")
 @click.option(
     "--cells",
     type=click.IntRange(256, 4_194_304),
-    help="KV cells: tokens the cache holds.  [default: 8192, what fits when memory is short or on a GPU]",
+    help="Number of tokens that the KV cache holds (KV cells)."
+    "  [default: 8192; on a GPU or with little memory, what fits]",
 )
 @click.option(
     "--gpu-layers",
     type=click.IntRange(0, 10_000),
-    help="Layers on GPUs; 0: none.  [default: all, if llama.cpp is built for GPUs and sees one]",
+    help="Number of model layers on GPUs; 0 uses no GPU.  [default: all, if llama.cpp is built for GPUs and finds one]",
 )
 @click.option(
-    "--tensor-split", default="", metavar="A,B,...", help="Shares of the GPUs, as 3,1.  [default: by free memory]"
+    "--tensor-split",
+    default="",
+    metavar="A,B,...",
+    help="Share of the model on each GPU, such as 3,1.  [default: by free memory]",
 )
-@click.option("--main-gpu", type=click.IntRange(0, 15), help="Use this GPU alone.  [default: all of them]")
+@click.option("--main-gpu", type=click.IntRange(0, 15), help="Number of the only GPU to use.  [default: all GPUs]")
 @click.option(
     "--ram-tier",
     type=click.IntRange(0),
     metavar="MIB",
-    help="Host memory for prefixes that left the KV cache.  [default: 1/4 of what is free, at most 4096]",
+    help="Host memory for prefixes evicted from the KV cache.  [default: 1/4 of the free memory, at most 4096]",
 )
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep such prefixes on disk too, so that a restarted node begins warm. Holds prompts.  [default: nothing]",
+    help="Directory for prefixes evicted from memory, so that a restarted node finds them again. Its files contain"
+    " prompts.  [default: nothing is kept on disk]",
 )
-@click.option("--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Size of --cache-dir.  [default: 8]")
+@click.option(
+    "--disk-tier", type=click.FloatRange(0), metavar="GIB", help="Most disk space of --cache-dir.  [default: 8]"
+)
 @click.option(
     "--exact",
     is_flag=True,
-    help="Logits that are the same bits with and without reuse: for tests. CPU only; prefill takes 1.15 times as long,"
-    " decoding 4 times for one answer, no longer for 8 at once. Shares prefixes with exact nodes only.",
+    help="Compute logits that are the same bits with and without a cached prefix, for tests. CPU only. Prefill takes"
+    " 1.15 times as long; decoding takes 4 times as long for one answer, and no longer for 8 at once. Prefixes are"
+    " shared only with other exact nodes.",
 )
 @click.option(
     "--policy",
     default="mycelia",
     show_default=True,
     metavar="NAME",
-    help="Who answers prompts that enter here: for comparisons, see 'mycelia simulate --help'.",
+    help="Routing policy for prompts that enter here; others than the default are for comparisons, see"
+    " 'mycelia simulate --help'.",
 )
 @click.option(
     "--drain",
@@ -96,23 +120,24 @@ Examples:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="Told to leave (Ctrl-C, SIGTERM, 'mycelia leave'), finish what is being answered for so long; the rest goes on"
-    " at other nodes. A second Ctrl-C leaves at once.",
+    help="Time to finish running answers after Ctrl-C, SIGTERM or 'mycelia leave'. Answers that take longer continue at"
+    " other nodes. A second Ctrl-C ends the node at once.",
 )
 @click.option(
     "--relay/--no-relay",
     default=True,
     show_default=True,
-    help="Pass on connections of nodes that nobody can dial (32 nodes, 2 MiB/s in all), and be reached through a peer"
-    " that does where nobody can dial this one, as behind a router.",
+    help="Pass on connections for nodes that peers cannot dial (at most 32 nodes and 2 MiB/s). If peers cannot dial"
+    " this node, as behind a router, let them reach it through such a relay.",
 )
 @click.option(
     "--no-journal",
     is_flag=True,
-    help="Do not write down which requests entered here: no prompts and no answers, but when, whose and served where.",
+    help="Keep no journal of requests on disk. The journal has each request's time, client and serving node, but no"
+    " prompts and no answers.",
 )
-@click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends: for programs that run nodes.")
-@click.option("--debug", is_flag=True, help="Log everything, and check the engine when idle.")
+@click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends, for programs that start nodes.")
+@click.option("--debug", is_flag=True, help="Log everything, and check the engine's invariants when it is idle.")
 @click.pass_context
 def node(
     context: click.Context,
@@ -163,7 +188,7 @@ def node(
     from mycelia.node.storage.data_dir import default_data_dir
 
     if tensor_split and main_gpu is not None:
-        raise click.UsageError("give --tensor-split (shares of several GPUs) or --main-gpu (one alone), not both")
+        raise click.UsageError("give --tensor-split (several GPUs) or --main-gpu (one GPU), not both")
     host = api_host or DEFAULT_API_HOST
     key = "" if context.find_root().params["isolated"] else os.environ.get("MYCELIA_API_KEY", "")
     settings = NodeSettings(

@@ -1,5 +1,7 @@
-"""``mycelia status``, ``stats``, ``trace`` and ``up``: what the node running here does. ``peers``, ``models``, ``tree``
-and ``id``: whom it knows, what it holds, and who it is.
+"""Commands about the node that runs on this machine.
+
+``mycelia status``, ``stats``, ``trace`` and ``up`` show what it does; ``peers``, ``models``, ``tree`` and ``id`` show
+its peers, the models of the swarm, its cache and its identity.
 """
 
 from pathlib import Path
@@ -24,7 +26,7 @@ Examples:
 @data_dir_option
 @json_option
 def status(data_dir: Path | None, as_json: bool) -> None:
-    """The node running here: its model, load, cache, peers and traffic, now."""
+    """Show the present state of the local node: model, load, cache, peers and traffic."""
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_state
@@ -44,7 +46,7 @@ Examples:
 @data_dir_option
 @json_option
 def stats(data_dir: Path | None, as_json: bool) -> None:
-    """What the node running here did since its start: requests, hit ratio, times to first token."""
+    """Show statistics of the local node since its start: requests, hit ratio, time to first token."""
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_state
@@ -58,17 +60,20 @@ def stats(data_dir: Path | None, as_json: bool) -> None:
 @click.command(
     epilog="""\b
 Examples:
-  mycelia trace                 the last requests, with their ids
-  mycelia trace 3f2a9c          the way of one of them over all nodes
+  mycelia trace                 list the last requests, with their ids
+  mycelia trace 3f2a9c          show every step of one request, at all nodes
   curl -si .../v1/chat/completions ... | grep x-request-id"""
 )
 @click.argument("request_id", default="")
 @data_dir_option
 @json_option
 def trace(request_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """The way of the request REQUEST_ID over all nodes it touched; without one, the last requests that entered here."""
+    """Show every step of the request REQUEST_ID at all nodes it touched.
+
+    Without REQUEST_ID, list the last requests that entered at the local node.
+    """
     if request_id and (not 6 <= len(request_id) <= 32 or set(request_id.lower()) - set("0123456789abcdef")):
-        raise click.UsageError("a request's id has 32 hexadecimal digits; its first 6 or more are enough")
+        raise click.UsageError("REQUEST_ID must be the first 6 or more of a request id's 32 hexadecimal digits")
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_requests, fetch_trace
@@ -92,7 +97,7 @@ Examples:
 @data_dir_option
 @json_option
 def peers(data_dir: Path | None, as_json: bool) -> None:
-    """The nodes that the node running here is connected to."""
+    """List the nodes that the local node is connected to."""
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_state
@@ -112,8 +117,11 @@ Examples:
 @data_dir_option
 @json_option
 def models(data_dir: Path | None, as_json: bool) -> None:
-    """The models of the swarm, as the node running here and its peers know them: 'nodes' serve each, or more, and
-    with so many of them it is connected. Any of them can be asked for."""
+    """List the models of the swarm, as far as the local node and its peers know them.
+
+    The column 'nodes' is the least number of nodes that serve the model; 'connected' is how many of them the local node
+    is connected to. Any model in the list can be asked for.
+    """
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_models
@@ -128,12 +136,12 @@ def models(data_dir: Path | None, as_json: bool) -> None:
     epilog="""\b
 Examples:
   mycelia tree
-  mycelia tree --json | jq 'map(.tokens) | add'        tokens that are held"""
+  mycelia tree --json | jq 'map(.tokens) | add'        count the tokens in the cache"""
 )
 @data_dir_option
 @json_option
 def tree(data_dir: Path | None, as_json: bool) -> None:
-    """The radix tree of the node running here: what it holds computed."""
+    """Show the radix tree of the local node: the prefixes in its cache."""
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_tree
@@ -149,12 +157,12 @@ def tree(data_dir: Path | None, as_json: bool) -> None:
     epilog="""\b
 Examples:
   mycelia id
-  mycelia node --bootstrap "$(mycelia id --data-dir /tmp/first | sed -n 2p)"        join the node that runs there""",
+  mycelia node --bootstrap "$(mycelia id --data-dir /tmp/first | sed -n 2p)"        join that node""",
 )
 @data_dir_option
 @json_option
 def identity(data_dir: Path | None, as_json: bool) -> None:
-    """The peer id of this node (made on first use), and its addresses while it runs."""
+    """Show the peer id of the local node (created on first use), and its addresses while it runs."""
 
     async def show() -> None:
         import msgspec
@@ -178,7 +186,7 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
 
 
 class _TakesNodesOptions(click.Command):
-    """Whose own are those of ``mycelia node``, as shells complete them."""
+    """A command for which shells also complete the options of ``mycelia node``."""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
         return [*super().shell_complete(ctx, incomplete), *node.shell_complete(ctx, incomplete)]
@@ -191,14 +199,14 @@ class _TakesNodesOptions(click.Command):
 Examples:
   mycelia up
   mycelia up --model ./model.gguf --threads 8
-  mycelia up > /dev/null 2> node.log       no terminal: the log's lines, as of 'mycelia node'""",
+  mycelia up > /dev/null 2> node.log       without a terminal: log lines, as of 'mycelia node'""",
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF 'mycelia node']")
 @click.pass_context
 def up(context: click.Context, options: tuple[str, ...]) -> None:
-    """Run a node and watch it: peers, requests, load, hit ratio and traffic, until Ctrl-C.
+    """Run a node and watch its peers, requests, load, hit ratio and traffic until Ctrl-C.
 
-    Takes the options of 'mycelia node'.
+    All options of 'mycelia node' are accepted.
     """
     import sys
 

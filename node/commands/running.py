@@ -1,4 +1,4 @@
-"""What commands are made of: they run under trio, find the node that runs here, and print what it says."""
+"""Functions that commands share: run under trio, find the node on this machine, print its answers."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 def run(main: Callable[[], Awaitable[_T]]) -> _T:
-    """Run a command under trio; Ctrl-C cancels it, which cancels at the serving node too, and exits with 130."""
+    """Run a command under trio. Ctrl-C cancels it, also at the serving node, and raises KeyboardInterrupt."""
     import logging
     import signal
 
@@ -54,7 +54,7 @@ def running(data_dir: Path | None) -> "RunInfo":
 
 
 def print_view(value: _T, as_json: bool, show: "Callable[[Console, _T], None]") -> None:
-    """``value`` as JSON, or as ``show`` draws it for people."""
+    """Print ``value`` as JSON, or as ``show`` draws it for people."""
     import msgspec
 
     if as_json:

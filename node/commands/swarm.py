@@ -1,4 +1,4 @@
-"""``mycelia swarm``: several nodes on this machine."""
+"""``mycelia swarm``: a swarm of several nodes on this machine."""
 
 from pathlib import Path
 
@@ -15,12 +15,29 @@ Examples:
   mycelia swarm 3 --model fake --dir ./swarm"""
 )
 @click.argument("count", type=click.IntRange(1, 64), default=4, metavar="[N]")
-@click.option("--delay-ms", type=click.FloatRange(0, 2_000), default=0.0, help="Round trip between all nodes.")
-@click.option("--model", default="smollm2", show_default=True, metavar="NAME|PATH", help="See 'mycelia node --help'.")
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each engine.")
-@click.option("--dir", "root", type=click.Path(path_type=Path, file_okay=False), help="Keep nodes and logs here.")
+@click.option(
+    "--delay-ms",
+    type=click.FloatRange(0, 2_000),
+    default=0.0,
+    show_default=True,
+    help="Round trip between any two nodes, in ms.",
+)
+@click.option(
+    "--model",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Model of every node: a registered name or a GGUF file; 'fake' needs no model.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of each engine.")
+@click.option(
+    "--dir",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory in which the nodes' data and logs are kept.  [default: a temporary one]",
+)
 def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None) -> None:
-    """A swarm of N nodes on this machine until Ctrl-C: 4 unless told otherwise. Their logs are collected."""
+    """Run a swarm of N nodes (default 4) on this machine until Ctrl-C, and collect their logs."""
     from mycelia.node.terminal.swarm import run_swarm
 
     run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))

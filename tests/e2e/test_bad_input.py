@@ -193,4 +193,4 @@ async def test_output_that_nobody_takes(swarm: LocalSwarm) -> None:
             [*COMMAND, *command, *place], stdout=full, capture_stderr=True, stdin=b"", check=False
         )
         os.close(full)
-        assert (done.returncode, done.stderr) == (1, b"mycelia: cannot write: No space left on device\n")
+        assert (done.returncode, done.stderr) == (1, b"mycelia: cannot write the output: No space left on device\n")

@@ -100,7 +100,7 @@ async def test_the_command_waits_until_the_node_has_left(swarm: LocalSwarm) -> N
         node = await swarm.start("alone", options=ONE_THREAD)
         await node.wait_ready()
         done = await run_mycelia("leave", "--data-dir", str(node.data_dir))
-        assert done.returncode == 0 and done.stdout == "it has left\n"
+        assert done.returncode == 0 and done.stdout == "the node has left\n"
         assert await node.process.wait() == 0
         again = await run_mycelia("leave", "--data-dir", str(node.data_dir))
         assert again.returncode == 1 and "no node is running" in again.stderr
