@@ -98,7 +98,7 @@ Examples:
     "--cache-salt",
     default="",
     metavar="TEXT",
-    help="Share cached prefixes of the prompt only with requests that give the same TEXT; 'public' shares them with all."
+    help="Share cached prefixes of the prompt only with requests of the same TEXT; 'public' shares them with all."
     "  [default: with the same client, and, once two networks have sent a prefix, with all]",
 )
 @click.option("--system", default="", help="System message.")
@@ -228,7 +228,7 @@ async def _ask(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Ask and print the answer. wait: ask again, until ``timeout_s``, while all nodes are busy or none can be reached."""
+    """Ask and print the answer. wait: ask again until ``timeout_s`` while all nodes are busy or none can be reached."""
     import trio
 
     from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError

@@ -188,8 +188,8 @@ class Schema:
         """The text of a file that lists every key with its meaning and default. Each key is commented out."""
         lines = [
             "# Configuration of Mycelia. To change a setting, remove the # before it.",
-            "# An environment variable overrides this file, and a command line option overrides both. For api_port in",
-            "# [node] these are MYCELIA_NODE_API_PORT and --api-port. Paths are relative to the folder of this file.",
+            "# An environment variable overrides this file, and a command line option overrides both. For api_port",
+            "# in [node] these are MYCELIA_NODE_API_PORT and --api-port. Paths are relative to this folder.",
         ]
         for section, options in self.sections.items():
             lines += ["", f"[{section}]  # options of 'mycelia {section}'"] if section else []

@@ -24,7 +24,7 @@ KNOWN = Schema(cli)
 
 
 def uncommented(template: str) -> str:
-    return re.sub(r"^# (\[\w|[a-z_]+ = )", r"\1", template, flags=re.MULTILINE)
+    return re.sub(r"^# (\[\w+\]|[a-z_]+ = )", r"\1", template, flags=re.MULTILINE)
 
 
 def run(*arguments: str, **environment: str) -> Result:
@@ -126,16 +126,16 @@ def test_the_doctor_looks_at_what_the_node_would_do(tmp_path: Path) -> None:
         ("[node]\nbootstrap = []\n", "there is no key node.bootstrap; it belongs in the top, above all sections"),
         ("[nodes]\nthreads = 3\n", "there is no section nodes; did you mean node?"),
         ("data_dirs = 'x'\n", "there is no key data_dirs; did you mean data_dir?"),
-        ("[node]\nthreads = '3'\n", 'node.threads is a whole number, not "3"'),
-        ("[node]\nthreads = true\n", "node.threads is a whole number, not true"),
+        ("[node]\nthreads = '3'\n", 'node.threads must be a whole number, not "3"'),
+        ("[node]\nthreads = true\n", "node.threads must be a whole number, not true"),
         ("[node]\nthreads = 0\n", "node.threads: 0 is not in the range"),
-        ("[node]\nlisten = '/ip4/127.0.0.1/tcp/1'\n", "node.listen is a list"),
-        ("[node]\nlisten = [1]\n", "node.listen is a text in quotes, not 1"),
-        ("[ask]\ntemperature = 'hot'\n", "ask.temperature is a number"),
+        ("[node]\nlisten = '/ip4/127.0.0.1/tcp/1'\n", "node.listen must be a list"),
+        ("[node]\nlisten = [1]\n", "node.listen must be a text in quotes, not 1"),
+        ("[ask]\ntemperature = 'hot'\n", "ask.temperature must be a number"),
         ("node = 3\n", "node is a section"),
-        ("[node]\nthreads = \n", "no TOML: Invalid value (at line 2, column 11)"),
-        ("x = " + "[" * 5_000, "no TOML"),
-        ("# " + "x" * MAX_FILE_BYTES, f"over {MAX_FILE_BYTES} bytes"),
+        ("[node]\nthreads = \n", "not TOML: Invalid value (at line 2, column 11)"),
+        ("x = " + "[" * 5_000, "not TOML"),
+        ("# " + "x" * MAX_FILE_BYTES, f"more than {MAX_FILE_BYTES} bytes"),
     ],
 )
 def test_what_is_wrong_is_told_with_the_file_and_the_key(tmp_path: Path, text: str, says: str) -> None:
@@ -155,10 +155,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("MYCELIA_NODE_THREAD", "3", "there is no variable MYCELIA_NODE_THREAD; did you mean MYCELIA_NODE_THREADS?"),
+        ("MYCELIA_NODE_THREAD", "3", "variable MYCELIA_NODE_THREAD; did you mean MYCELIA_NODE_THREADS?"),
         ("MYCELIA_NODE_THREADS", "many", "MYCELIA_NODE_THREADS: 'many' is not a valid integer"),
         ("MYCELIA_NODE_EXACT", "perhaps", "MYCELIA_NODE_EXACT: 'perhaps' is not a valid boolean"),
-        ("MYCELIA_KEY", "x", "there is no variable MYCELIA_KEY"),
+        ("MYCELIA_KEY", "x", "there is no setting for the environment variable MYCELIA_KEY"),
     ],
 )
 def test_variables_are_known_and_right_or_an_error(name: str, value: str, says: str) -> None:
