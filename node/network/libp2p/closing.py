@@ -7,7 +7,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
 
 from mycelia.node.network.deadlines import shielded
-from mycelia.node.network.libp2p.yamux import YamuxStream
+from mycelia.node.network.libp2p.yamux_stream import YamuxStream
 
 log = structlog.get_logger()
 

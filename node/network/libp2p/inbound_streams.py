@@ -24,7 +24,7 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11
 from mycelia.node.network.libp2p import negotiation
 from mycelia.node.network.libp2p.closing import reset_stream
 from mycelia.node.network.libp2p.inbound import Inbound
-from mycelia.node.network.libp2p.yamux import YamuxStream
+from mycelia.node.network.libp2p.yamux_stream import YamuxStream
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.places import Admission
 

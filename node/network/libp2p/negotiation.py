@@ -11,7 +11,7 @@ from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.utils import encode_delim
 
-from mycelia.node.network.libp2p.yamux import YamuxStream
+from mycelia.node.network.libp2p.yamux_stream import YamuxStream
 
 MULTISTREAM = encode_delim(b"/multistream/1.0.0")
 MAX_LINE_BYTES = 127

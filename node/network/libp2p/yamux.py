@@ -13,35 +13,42 @@ in order, and no more than MAX_OUTGOING_BYTES beyond what one writer adds; a str
 """
 
 import math
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.abc import ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
     MuxedStreamError,
-    MuxedStreamReset,
 )
 from multiaddr import Multiaddr
 
 from mycelia.node.network.libp2p.noise import NoisePackets
+from mycelia.node.network.libp2p.yamux_stream import (
+    ACK,
+    DATA,
+    GO_AWAY,
+    HEADER,
+    PING,
+    RST,
+    SYN,
+    WINDOW,
+    WINDOW_BYTES,
+    Connection,
+    ProtocolError,
+    YamuxStream,
+)
 from mycelia.node.peer_id import peer_text
 
 log = structlog.get_logger()
 
-WINDOW_BYTES = 256 * 1_024
-"""The protocol's first window, which also bounds what an unread stream keeps in memory."""
-MAX_FRAME_BYTES = 32 * 1_024
 MAX_OUTGOING_BYTES = 64 * 1_024
 """Frames that wait for the socket; beyond it, writers wait."""
 MAX_PACKET_BYTES = 64 * 1_024
@@ -52,179 +59,16 @@ MAX_STREAMS = 256
 """Opened by one side and not over."""
 WRITE_DEADLINE_S = 5.0
 """A peer that takes no byte for this long loses the connection, since nothing more can be said on it."""
-WINDOW_DEADLINE_S = 5.0
-"""For a peer whose connection takes bytes, but that does not read this stream."""
 OPENING_WORK, PACED_WORK = 60, 512
 """What it costs to serve a stream that the peer opens, in frames, and how much of that passes between two looks."""
 FLUSH_DEADLINE_S = 0.25
 """For what is still to be said when a connection is closed."""
 
-HEADER = struct.Struct("!BBHII")
-DATA, WINDOW, PING, _GO_AWAY = range(4)
-SYN, ACK, _FIN, RST = 1, 2, 4, 8
 _NORMAL, _PROTOCOL_ERROR = 0, 1
 _ERRORS = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-class _ProtocolError(Exception):
-    """The peer broke the protocol: the connection ends."""
-
-
-class YamuxStream(IMuxedStream):
-    """One stream. One task may write while another reads."""
-
-    def __init__(self, connection: "YamuxConnection", stream_id: int, first_flag: int) -> None:
-        self.muxed_conn = connection
-        self.stream_id = stream_id
-        self._connection = connection
-        self._flag_due = first_flag
-        """SYN or ACK until the first frame goes out."""
-        self._send_window = self._receive_window = WINDOW_BYTES
-        self._num_unannounced = 0
-        self._buffer = bytearray()
-        self._changed = trio.Event()
-        """Set and replaced when data, room or the end comes."""
-        self.is_read_over = False
-        """Nothing more comes, but the buffer may still hold something."""
-        self.is_write_over = False
-        self._is_discarded = False
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Up to ``n`` bytes, at least one; None or -1: all there is. Raises MuxedStreamEOF at the end, whatever ended
-        it: a FIN, a reset or the loss of the connection."""
-        if n == 0:
-            return b""
-        if self._buffer or self.is_read_over:
-            await trio.lowlevel.checkpoint()
-        while not self._buffer:
-            if self.is_read_over:
-                raise MuxedStreamEOF("the stream is over")
-            await self._changed.wait()
-        data = bytes(self._buffer) if n is None or n < 0 else bytes(self._buffer[:n])
-        del self._buffer[: len(data)]
-        self._num_unannounced += len(data)
-        if self._num_unannounced >= WINDOW_BYTES // 2 and not self.is_read_over:
-            self._receive_window += self._num_unannounced
-            self._queue(WINDOW, 0, self._num_unannounced)
-            self._num_unannounced = 0
-        return data
-
-    @property
-    def num_unread(self) -> int:
-        """Bytes that came and were not read."""
-        return len(self._buffer)
-
-    async def peek(self) -> bytes:
-        """What the next ``read`` will return, without taking it; empty at the end."""
-        await trio.lowlevel.checkpoint()
-        while not self._buffer and not self.is_read_over:
-            await self._changed.wait()
-        return bytes(self._buffer)
-
-    async def write(self, data: bytes) -> None:
-        """Returns when the connection has room for more, which is before the peer has it. Raises MuxedStreamError."""
-        sent = 0
-        while sent < len(data):
-            if self.is_write_over:
-                if self.is_read_over:
-                    raise MuxedStreamReset("the stream is over")
-                raise MuxedStreamClosed("closed for writing")
-            if self._send_window:
-                chunk = data[sent : sent + min(self._send_window, MAX_FRAME_BYTES)]
-                self._send_window -= len(chunk)
-                sent += len(chunk)
-                self._queue(DATA, 0, len(chunk), chunk)
-                await self._connection.room()
-            else:
-                await self._wait_window()
-
-    async def _wait_window(self) -> None:
-        with trio.move_on_after(WINDOW_DEADLINE_S):
-            while not self._send_window and not self.is_write_over:
-                await self._changed.wait()
-            return
-        raise MuxedStreamError("the peer does not read this stream")
-
-    async def close(self) -> None:
-        """Ends the direction from here. Never raises."""
-        await trio.lowlevel.checkpoint()
-        if not self.is_write_over:
-            self.is_write_over = True
-            self._queue(WINDOW, _FIN, 0)
-            self._forget_if_over()
-
-    def discard(self) -> None:
-        """Nobody reads this stream any more: what comes is dropped, and what the window allows is all that can."""
-        self._is_discarded = True
-        self._buffer.clear()
-
-    async def reset(self) -> None:
-        """Ends both directions and drops what was not read. Never raises."""
-        await trio.lowlevel.checkpoint()
-        if self._connection._streams.get(self.stream_id) is self and self._flag_due != SYN:
-            self._connection.count_reply()  # (a peer that opens what is refused has us answer)
-            self._queue(WINDOW, RST, 0)
-        self._buffer.clear()
-        self.end()
-
-    def set_deadline(self, ttl: int) -> None:
-        raise NotImplementedError("use trio's cancel scopes")
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self._connection.get_remote_address()
-
-    async def __aenter__(self) -> "YamuxStream":
-        return self
-
-    # --- for the connection -----------------------------------------------------------------------------------------
-
-    def on_data(self, data: bytes | bytearray) -> None:
-        if not self.is_read_over and not self._is_discarded:
-            self._buffer += data
-            self._wake()
-
-    def on_length(self, num_bytes: int) -> None:
-        """A frame of so much data begins. Raises _ProtocolError when there is no room for it."""
-        self._receive_window -= num_bytes
-        if self._receive_window < 0:
-            raise _ProtocolError("sent more than the window allows")
-
-    def on_room(self, num_bytes: int) -> None:
-        self._send_window += num_bytes
-        self._wake()
-
-    def on_flags(self, flags: int) -> None:
-        if flags & RST:
-            self.end()
-        elif flags & _FIN:
-            self.is_read_over = True
-            self._forget_if_over()
-            self._wake()
-
-    def end(self) -> None:
-        """Both directions are over; what has arrived can still be read."""
-        self.is_read_over = self.is_write_over = True
-        self._forget_if_over()
-        self._wake()
-
-    def _forget_if_over(self) -> None:
-        streams = self._connection._streams
-        if self.is_read_over and self.is_write_over and streams.get(self.stream_id) is self:
-            del streams[self.stream_id]  # (a peer that breaks the rules may have used the number again)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    def _queue(self, kind: int, flags: int, length: int, data: bytes = b"") -> None:
-        if flags and self._flag_due == ACK:  # (libp2p's own reads ACK and nothing beside it)
-            self._connection.queue(WINDOW, ACK, self.stream_id, 0)
-            self._flag_due = 0
-        self._connection.queue(kind, flags | self._flag_due, self.stream_id, length, data)
-        self._flag_due = 0
-
-
-class YamuxConnection(IMuxedConn):
+class YamuxConnection(Connection):
     """All streams with one peer. ``start`` must be running while it is used."""
 
     def __init__(
@@ -294,7 +138,7 @@ class YamuxConnection(IMuxedConn):
     async def close(self) -> None:
         """Says good-bye and ends the connection, within FLUSH_DEADLINE_S."""
         if not self._ended.is_set():
-            self.queue(_GO_AWAY, 0, 0, _NORMAL)
+            self.queue(GO_AWAY, 0, 0, _NORMAL)
             await self._flush()
         self._end()
         await self._close_socket()
@@ -404,9 +248,9 @@ class YamuxConnection(IMuxedConn):
                 if self.pace is not None and (work := self._work + self._packets.num_opened) >= PACED_WORK:
                     self._work = self._packets.num_opened = 0
                     await self.pace(work)
-        except _ProtocolError as exc:
+        except ProtocolError as exc:
             log.debug("yamux protocol broken", peer=peer_text(self.peer_id.to_bytes()), reason=str(exc))
-            self.queue(_GO_AWAY, 0, 0, _PROTOCOL_ERROR)
+            self.queue(GO_AWAY, 0, 0, _PROTOCOL_ERROR)
         except _ERRORS as exc:
             log.debug("connection lost", peer=peer_text(self.peer_id.to_bytes()), error=repr(exc))
 
@@ -415,6 +259,15 @@ class YamuxConnection(IMuxedConn):
         two ends that both wait for room before they read would wait for ever."""
         while self._num_replies > MAX_REPLIES and not self._ended.is_set():
             await self._has_room.wait()
+
+    def is_open(self, stream: YamuxStream) -> bool:
+        """Whether ``stream`` is known: a peer that breaks the rules may have used its number again."""
+        return self._streams.get(stream.stream_id) is stream
+
+    def forget(self, stream: YamuxStream) -> None:
+        """Both directions of ``stream`` are over. Mutates."""
+        if self.is_open(stream):
+            del self._streams[stream.stream_id]
 
     def count_reply(self) -> None:
         """One more frame that the peer's own made us send."""
@@ -446,15 +299,15 @@ class YamuxConnection(IMuxedConn):
             start += HEADER.size
             self._work += 1
             if version != 0:
-                raise _ProtocolError(f"version {version}")
+                raise ProtocolError(f"version {version}")
             if kind in (DATA, WINDOW):
                 self._on_stream_frame(kind, flags, stream_id, length)
             elif kind == PING:
                 self._on_ping(flags, length)
-            elif kind == _GO_AWAY:
+            elif kind == GO_AWAY:
                 raise MuxedConnUnavailable("the peer said good-bye")
             else:
-                raise _ProtocolError(f"frame of kind {kind}")
+                raise ProtocolError(f"frame of kind {kind}")
         del buffer[:start]
 
     def _on_stream_frame(self, kind: int, flags: int, stream_id: int, length: int) -> None:
@@ -463,7 +316,7 @@ class YamuxConnection(IMuxedConn):
             stream = self.on_opened(stream_id)
         if kind == DATA:
             if length > WINDOW_BYTES:
-                raise _ProtocolError(f"a frame of {length} bytes")
+                raise ProtocolError(f"a frame of {length} bytes")
             if stream is not None:
                 stream.on_length(length)
             self._body = (stream, length, flags)
@@ -474,7 +327,7 @@ class YamuxConnection(IMuxedConn):
     def on_opened(self, stream_id: int) -> YamuxStream | None:
         """A stream that the peer opens, None when it may not have one more."""
         if stream_id % 2 == self._next_id % 2 or stream_id in self._streams or not stream_id:
-            raise _ProtocolError(f"opens stream {stream_id}")
+            raise ProtocolError(f"opens stream {stream_id}")
         self._work += OPENING_WORK
         stream = YamuxStream(self, stream_id, ACK)
         if len(self._streams) < 2 * MAX_STREAMS:

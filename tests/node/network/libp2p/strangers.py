@@ -19,7 +19,8 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from mycelia.node.network import addresses
 from mycelia.node.network.libp2p import negotiation
 from mycelia.node.network.libp2p.network import Libp2pNetwork
-from mycelia.node.network.libp2p.yamux import YamuxConnection, YamuxStream
+from mycelia.node.network.libp2p.yamux import YamuxConnection
+from mycelia.node.network.libp2p.yamux_stream import YamuxStream
 
 NEAR, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 

@@ -28,6 +28,7 @@ from mycelia.node.network.libp2p import (
     relaying,
     streams,
     yamux,
+    yamux_stream,
 )
 from mycelia.node.network.libp2p.gossip import filter as gossip_filter
 from mycelia.node.network.libp2p.gossip import gossip, router
@@ -53,11 +54,11 @@ def both(rate: Rate) -> tuple[float, float]:
 
 
 VALUES: dict[str, tuple[float, ...]] = {
-    "Yamux: first window of a stream, bytes": (yamux.WINDOW_BYTES,),
-    "Yamux: largest data frame sent, bytes": (yamux.MAX_FRAME_BYTES,),
+    "Yamux: first window of a stream, bytes": (yamux_stream.WINDOW_BYTES,),
+    "Yamux: largest data frame sent, bytes": (yamux_stream.MAX_FRAME_BYTES,),
     "Yamux: streams open, that one side opened": (yamux.MAX_STREAMS,),
     "Yamux: a socket that takes no byte, s": (yamux.WRITE_DEADLINE_S,),
-    "Yamux: a closed window, s": (yamux.WINDOW_DEADLINE_S,),
+    "Yamux: a closed window, s": (yamux_stream.WINDOW_DEADLINE_S,),
     "Yamux: unsent replies to the peer's frames": (yamux.MAX_REPLIES,),
     "Ping after silence, s": (liveness.PING_INTERVAL_S * (1 - liveness.PING_SPREAD), liveness.PING_INTERVAL_S),
     "Ping: answer due, s": (liveness.PING_DEADLINE_S,),

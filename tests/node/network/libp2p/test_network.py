@@ -19,7 +19,16 @@ from multiaddr import Multiaddr
 
 from mycelia.node.local_swarm.delay_proxy import open_delay_proxy
 from mycelia.node.network.identity import new_identity
-from mycelia.node.network.libp2p import discovery, inbound_streams, liveness, negotiation, peers, streams, yamux
+from mycelia.node.network.libp2p import (
+    discovery,
+    inbound_streams,
+    liveness,
+    negotiation,
+    peers,
+    streams,
+    yamux,
+    yamux_stream,
+)
 from mycelia.node.network.libp2p import fixes as libp2p_fixes
 from mycelia.node.network.libp2p.gossip import gossip
 from mycelia.node.network.libp2p.gossip.filter import TOPIC_PREFIX
@@ -669,7 +678,7 @@ async def test_what_is_read_in_small_pieces_is_not_announced_piece_by_piece(monk
         connection: yamux.YamuxConnection, kind: int, flags: int, stream: int, length: int, data: bytes = b""
     ) -> None:
         nonlocal num_updates
-        num_updates += kind == yamux.WINDOW
+        num_updates += kind == yamux_stream.WINDOW
         queue(connection, kind, flags, stream, length, data)
 
     monkeypatch.setattr(yamux.YamuxConnection, "queue", counted)

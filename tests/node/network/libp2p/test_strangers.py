@@ -7,7 +7,7 @@ import trio
 from libp2p.exceptions import BaseLibp2pError
 
 from mycelia.node.network.identity import new_identity
-from mycelia.node.network.libp2p import inbound, inbound_streams, streams, yamux
+from mycelia.node.network.libp2p import inbound, inbound_streams, streams, yamux, yamux_stream
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import Connected, Malformed, MessageStream, NetworkError, Received
 from mycelia.proto.admission.pace import Rate
@@ -316,7 +316,7 @@ async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pyt
     num_sent = num_read = 0
     on_opened = yamux.YamuxConnection.on_opened
 
-    def counted(connection: yamux.YamuxConnection, stream_id: int) -> yamux.YamuxStream | None:
+    def counted(connection: yamux.YamuxConnection, stream_id: int) -> yamux_stream.YamuxStream | None:
         nonlocal num_read
         num_read += 1
         return on_opened(connection, stream_id)
@@ -328,8 +328,8 @@ async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pyt
         async def flood() -> None:
             nonlocal num_sent
             for stream_id in range(1, 2**32, 2):
-                connection.queue(yamux.WINDOW, yamux.SYN, stream_id, 0)
-                connection.queue(yamux.WINDOW, yamux.RST, stream_id, 0)
+                connection.queue(yamux_stream.WINDOW, yamux_stream.SYN, stream_id, 0)
+                connection.queue(yamux_stream.WINDOW, yamux_stream.RST, stream_id, 0)
                 num_sent += 1
                 await connection.room()
 

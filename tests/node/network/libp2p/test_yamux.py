@@ -18,9 +18,10 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF,
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from trio.testing import MemoryReceiveStream, MemorySendStream, lockstep_stream_pair, memory_stream_pair
 
-from mycelia.node.network.libp2p import yamux
+from mycelia.node.network.libp2p import yamux, yamux_stream
 from mycelia.node.network.libp2p.noise import NoisePackets
-from mycelia.node.network.libp2p.yamux import WINDOW_BYTES, YamuxConnection
+from mycelia.node.network.libp2p.yamux import YamuxConnection
+from mycelia.node.network.libp2p.yamux_stream import WINDOW_BYTES
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually
 
 Memory = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
@@ -192,7 +193,7 @@ async def test_a_cancelled_write_tears_nothing() -> None:
 
 
 async def test_a_stream_that_nobody_reads_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yamux, "WINDOW_DEADLINE_S", 0.05)
+    monkeypatch.setattr(yamux_stream, "WINDOW_DEADLINE_S", 0.05)
     async with ours() as (one, _, _):
         stream = await one.open_stream()
         with pytest.raises(MuxedStreamError, match="does not read"):
@@ -245,17 +246,19 @@ async def test_a_socket_that_takes_no_bytes_ends_the_connection(monkeypatch: pyt
 
 
 def frame(kind: int, flags: int, stream_id: int, length: int, version: int = 0) -> bytes:
-    return yamux.HEADER.pack(version, kind, flags, stream_id, length)
+    return yamux_stream.HEADER.pack(version, kind, flags, stream_id, length)
 
 
 HOSTILE = {
-    "another version": frame(yamux.PING, yamux.SYN, 0, 1, version=1),
+    "another version": frame(yamux_stream.PING, yamux_stream.SYN, 0, 1, version=1),
     "an unknown kind": frame(9, 0, 0, 0),
-    "a stream of ours": frame(yamux.WINDOW, yamux.SYN, 3, 0),
-    "a stream twice": 2 * frame(yamux.WINDOW, yamux.SYN, 2, 0),
-    "the connection as a stream": frame(yamux.WINDOW, yamux.SYN, 0, 0),
-    "a huge frame": frame(yamux.DATA, yamux.SYN, 2, WINDOW_BYTES + 1),
-    "over the window": frame(yamux.DATA, yamux.SYN, 2, WINDOW_BYTES) + bytes(WINDOW_BYTES) + frame(0, 0, 2, 1),
+    "a stream of ours": frame(yamux_stream.WINDOW, yamux_stream.SYN, 3, 0),
+    "a stream twice": 2 * frame(yamux_stream.WINDOW, yamux_stream.SYN, 2, 0),
+    "the connection as a stream": frame(yamux_stream.WINDOW, yamux_stream.SYN, 0, 0),
+    "a huge frame": frame(yamux_stream.DATA, yamux_stream.SYN, 2, WINDOW_BYTES + 1),
+    "over the window": frame(yamux_stream.DATA, yamux_stream.SYN, 2, WINDOW_BYTES)
+    + bytes(WINDOW_BYTES)
+    + frame(0, 0, 2, 1),
 }
 
 
@@ -291,11 +294,11 @@ async def test_a_peer_may_have_so_many_streams_and_no_more() -> None:
     async with with_stranger() as (one, stranger):
         count = 2 * yamux.MAX_STREAMS
         for stream_id in range(2, 2 * count + 4, 2):
-            await send(stranger, frame(yamux.WINDOW, yamux.SYN, stream_id, 0))
+            await send(stranger, frame(yamux_stream.WINDOW, yamux_stream.SYN, stream_id, 0))
         refused = b""
-        while len(refused) < yamux.HEADER.size:
+        while len(refused) < yamux_stream.HEADER.size:
             refused += await stranger.receive()
-        assert yamux.HEADER.unpack_from(refused)[2] == yamux.RST
+        assert yamux_stream.HEADER.unpack_from(refused)[2] == yamux_stream.RST
         assert one.num_streams <= count and not one.is_closed
 
 
@@ -318,6 +321,8 @@ async def test_what_nobody_reads_any_more_is_not_kept() -> None:
 
 async def test_frames_for_streams_that_are_over_are_dropped() -> None:
     async with with_stranger() as (one, stranger):
-        await send(stranger, frame(yamux.DATA, 0, 77, 3) + b"abc" + frame(yamux.PING, yamux.SYN, 0, 5))
-        assert await stranger.receive() == frame(yamux.PING, yamux.ACK, 0, 5)
+        await send(
+            stranger, frame(yamux_stream.DATA, 0, 77, 3) + b"abc" + frame(yamux_stream.PING, yamux_stream.SYN, 0, 5)
+        )
+        assert await stranger.receive() == frame(yamux_stream.PING, yamux_stream.ACK, 0, 5)
         assert not one.is_closed
