@@ -38,10 +38,10 @@ async def test_a_key_opens_the_gateway_and_commands_here_know_it(swarm: LocalSwa
 @pytest.mark.parametrize(
     ("text", "options", "says"),
     [
-        (None, ["--api-host", "0.0.0.0"], "lets others use this node"),
+        (None, ["--api-host", "0.0.0.0"], "lets other machines use this node"),
         ("short", [], "16 or more"),
-        ("# none", [], "holds no key"),
-        (None, ["--api-host", "no.such.host.invalid"], "lets others"),
+        ("# none", [], "has no key in it"),
+        (None, ["--api-host", "no.such.host.invalid"], "lets other machines"),
         (KEY, ["--api-host", "203.0.113.7"], "cannot serve the API"),
     ],
 )
