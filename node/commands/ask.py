@@ -13,7 +13,11 @@ from mycelia.node.commands.options import (
     check_unicode,
     data_dir_option,
     json_option,
+    model_option,
+    seed_option,
     swarm_key_option,
+    system_option,
+    temperature_option,
 )
 from mycelia.node.commands.running import console, run
 
@@ -42,16 +46,8 @@ Examples:
     show_default=True,
     help="Most tokens of the answer.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 100),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 always takes the likeliest token.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random sampling."
-)
+@temperature_option
+@seed_option
 @click.option(
     "--top-k", type=click.IntRange(0), default=40, show_default=True, help="Sample from the K likeliest tokens; 0: all."
 )
@@ -101,8 +97,8 @@ Examples:
     help="Share cached prefixes of the prompt only with requests of the same TEXT; 'public' shares them with all."
     "  [default: with the same client, and, once two networks have sent a prefix, with all]",
 )
-@click.option("--system", default="", help="System message.")
-@click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
+@system_option
+@model_option
 @click.option("--explain", is_flag=True, help="Show all candidate nodes with their costs, and why one was chosen.")
 @bootstrap_option
 @swarm_key_option

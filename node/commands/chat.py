@@ -13,7 +13,11 @@ from mycelia.node.commands.options import (
     check_model,
     check_unicode,
     data_dir_option,
+    model_option,
+    seed_option,
     swarm_key_option,
+    system_option,
+    temperature_option,
 )
 from mycelia.node.commands.running import console, run
 
@@ -33,18 +37,10 @@ Examples:
 @click.option(
     "--max-tokens", type=click.IntRange(1, 131_072), default=512, show_default=True, help="Most tokens of an answer."
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 100),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 always takes the likeliest token.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random sampling."
-)
-@click.option("--system", default="", help="System message.")
-@click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
+@temperature_option
+@seed_option
+@system_option
+@model_option
 @bootstrap_option
 @swarm_key_option
 @data_dir_option

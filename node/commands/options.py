@@ -25,6 +25,18 @@ swarm_key_option = click.option(
     help="File with the key of a private swarm. Its nodes accept only peers with this key."
     "  [default: the open network]",
 )
+model_option = click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
+system_option = click.option("--system", default="", help="System message.")
+temperature_option = click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the likeliest token.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random sampling."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
