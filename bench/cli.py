@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
 )
 def bench() -> None:
-    """Measure on this machine, beside what you would use instead."""
+    """Measure Mycelia on this machine and compare it with other programs."""
 
 
 def _measures(plan: type, *examples: str, name: str | None = None) -> Callable[[Callable[[Any], "Report"]], None]:

@@ -75,7 +75,7 @@ class SimulationPlan:
 @options_of(SimulationPlan)
 @as_json
 def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
-    """Simulate a swarm that answers prompts, under one or several rules that choose the serving node.
+    """Simulate a swarm that answers prompts, with one or several routing policies.
 
     Nodes run the protocol itself, in virtual time; their machines are drawn from each seed: prefill 300 to 3,000
     tokens/s, decode 10 to 60, 1 to 8 slots, caches of 38,400 to 153,600 tokens. Equal seeds, equal numbers. A row is

@@ -255,3 +255,10 @@ def test_help_imports_neither_the_benchmarks_nor_the_simulator() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "bench" in done.stdout and "simulate" in done.stdout, done.stderr
+
+
+def test_help_says_of_commands_that_are_not_imported_what_they_say_themselves() -> None:
+    program = Program("mycelia")
+    program.load(*COMMANDS)
+    said = {name: (program.commands[name].help or "").partition("\n\n")[0] for name in COMMANDS}
+    assert said == COMMANDS
