@@ -82,9 +82,9 @@ class StepEmbedder:
 class Rig:
     """The real loop with a model made of lists."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, llama: ListLlama | None = None) -> None:
         limits = Limits(num_cells=8_000, context_tokens=8_000, num_vocab=VOCAB, num_sequences=32, slots=8)
-        self.embedder, self.llama, self.replies = StepEmbedder(clock), EndlessLlama(clock), Inbox()
+        self.embedder, self.llama, self.replies = StepEmbedder(clock), llama or EndlessLlama(clock), Inbox()
         embeddings = EmbeddingQueue(self.embedder, 64, VOCAB)
         self.loop = StepLoop(self.llama, limits, self.replies, True, FakeGrammar, embeddings)
 

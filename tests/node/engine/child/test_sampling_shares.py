@@ -6,14 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.sampler import Sampler
-from mycelia.node.engine.child.loop import StepLoop
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.test_embedding_shares import RATE, Clock, EndlessLlama
-from tests.node.engine.child.test_loop import NO_EMBEDDINGS, VOCAB, FakeGrammar, Inbox, ListSampler
+from tests.node.engine.child.test_embedding_shares import Rig as EmbeddingRig
+from tests.node.engine.child.test_loop import ListSampler
 
 STRANGER, OTHER = b"stranger", b"other"
 CHOICE_S = 0.005
@@ -44,29 +43,21 @@ class TimedLlama(EndlessLlama):
         return TimedSampler(self, not sampling.top_k)
 
 
-class Rig:
-    """The real loop with a model made of lists."""
+class Rig(EmbeddingRig):
+    """The real loop with a model whose choices take time."""
 
     def __init__(self, clock: Clock) -> None:
-        limits = Limits(num_cells=8_000, context_tokens=8_000, num_vocab=VOCAB, num_sequences=32, slots=8)
-        self.clock, self.replies = clock, Inbox()
-        self.loop = StepLoop(TimedLlama(clock), limits, self.replies, True, FakeGrammar, NO_EMBEDDINGS)
+        super().__init__(clock, TimedLlama(clock))
+        self.clock = clock
 
-    def ask(self, key: int, client: bytes, sampling: Sampling, resumed: int = 0) -> None:
+    def submit(self, key: int, client: bytes, sampling: Sampling, resumed: int = 0) -> None:
         self.loop.inbox.put(ipc.Submit(key, pack_tokens([key + 1] * 20), sampling, resumed, None, client))
-
-    def steps(self, number: int) -> None:
-        for _ in range(number):
-            self.loop.step()
 
     def until_ended(self, key: int) -> float:
         """Seconds until then."""
         began = self.clock.now
-        for _ in range(2_000):
-            if any(isinstance(message, ipc.Ended) and message.key == key for message in self.replies.messages):
-                return self.clock.now - began
-            self.loop.step()
-        raise AssertionError(f"{key} does not end")
+        self.until(ipc.Ended, key)
+        return self.clock.now - began
 
 
 @pytest.fixture
@@ -78,7 +69,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 
 def test_choosing_a_token_is_charged_by_its_time(rig: Rig) -> None:
-    rig.ask(1, STRANGER, HEAVY)
+    rig.submit(1, STRANGER, HEAVY)
     rig.steps(1)
     counter = rig.loop.scheduler.waiting.counter
     before, now = counter(STRANGER), rig.clock.now
@@ -89,18 +80,18 @@ def test_choosing_a_token_is_charged_by_its_time(rig: Rig) -> None:
 
 
 def test_a_draw_for_each_resumed_token_is_charged(rig: Rig) -> None:
-    rig.ask(1, STRANGER, LIGHT, resumed=10)
-    rig.ask(2, OTHER, LIGHT)
+    rig.submit(1, STRANGER, LIGHT, resumed=10)
+    rig.submit(2, OTHER, LIGHT)
     rig.steps(1)
     counter = rig.loop.scheduler.waiting.counter
     assert counter(STRANGER) - counter(OTHER) > 10 * CHOICE_S * RATE * 0.9
 
 
 def test_an_answer_beside_seven_that_choose_slowly_keeps_most_of_its_pace(rig: Rig) -> None:
-    rig.ask(0, OTHER, LIGHT)
+    rig.submit(0, OTHER, LIGHT)
     alone_s = rig.until_ended(0)
     for key in range(1, 8):
-        rig.ask(key, STRANGER, HEAVY)
+        rig.submit(key, STRANGER, HEAVY)
     rig.steps(30)
-    rig.ask(8, OTHER, LIGHT)
+    rig.submit(8, OTHER, LIGHT)
     assert rig.until_ended(8) <= alone_s / 0.7
