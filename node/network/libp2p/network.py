@@ -145,11 +145,6 @@ class Libp2pNetwork:
     def peer_id(self) -> bytes:
         return self._settings.identity.peer_id
 
-    @property
-    def num_dropped_events(self) -> int:
-        """Gossip and complaints for which the reader left no room."""
-        return self.events_queue.num_dropped
-
     def addresses(self) -> list[str]:
         return self.host.addresses()
 
