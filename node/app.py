@@ -30,7 +30,7 @@ from mycelia.node.requests.relay import FindEntries, Relay
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
 from mycelia.node.serve.api import Embedded
-from mycelia.node.storage.keeping import Keeper, Kept, restored
+from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import VERSION
@@ -65,7 +65,7 @@ class Node:
         drain: Drain | None = None,
         requests: RequestLog | None = None,
     ) -> None:
-        """kept: what earlier runs of this node left, see ``keeper``. policy: another rule of who answers than the
+        """kept: what earlier runs of this node left, see ``state_saver``. policy: another rule of who answers than the
         protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it.
         requests: a log that knows those of before, see ``open_request_log``."""
         self._engine = engine
@@ -88,7 +88,7 @@ class Node:
             self.overlay.silence_s,
             self.requests,
             self._salts,
-            self.overlay.household,
+            self.overlay.subnet,
         )
         self.swarm_models = SwarmModels(network, self.overlay, self._driver, engine)
         self._relay = Relay(network, self.requests, engine.info.name)
@@ -201,11 +201,11 @@ class Node:
         found = self.requests.matching(prefix)
         return await self._inspection.trace(found[0]) if len(found) == 1 else None
 
-    def keeper(self, data_dir: Path) -> Keeper:
+    def state_saver(self, data_dir: Path) -> StateSaver:
         """Writes what is to be remembered over restarts. To be run while the node runs."""
-        keeper = Keeper(data_dir, self.overlay, self._network, self._kept.known, self._driver.now)
-        self._driver.on_emit = keeper.note
-        return keeper
+        saver = StateSaver(data_dir, self.overlay, self._network, self._kept.known, self._driver.now)
+        self._driver.on_emit = saver.note
+        return saver
 
     def state(self) -> NodeState:
         """The node as it is now."""

@@ -30,8 +30,8 @@ from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api, url_of
 from mycelia.node.settings import NodeSettings
 from mycelia.node.storage.data_dir import prepare_data_dir
-from mycelia.node.storage.keeping import load_kept
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
+from mycelia.node.storage.saving import load_kept
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.proto.routing.choose import Policy
 
@@ -113,7 +113,7 @@ async def _run_until_cancelled(
         await nursery.start(node.run)
         if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
             nursery.start_soon(node.keep_reachable)
-        nursery.start_soon(supervised, node.keeper(settings.data_dir).run)
+        nursery.start_soon(supervised, node.state_saver(settings.data_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(
             settings.data_dir,

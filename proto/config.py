@@ -111,7 +111,7 @@ class LadderConfig:
     """That a node provides: one each 19 s. Simulated, one costs about 100 kB, so this many 6 kB/s; four times as many
     find hardly more (docs/scale.md)."""
     republish_s: float = 1_200.0
-    """A record must be said again before readers and keepers take it for stale, 30 minutes."""
+    """A record must be said again before readers and holders take it for stale, 30 minutes."""
     min_prompt_tokens: int = 2_048
     """Shorter ones are computed in about the time that a lookup takes."""
     known_share: float = 0.5

@@ -234,9 +234,9 @@ class Overlay:
         """This node's load as peers are to see it. Does not mutate."""
         return self.members.as_told(vitals)
 
-    def household(self, client: bytes) -> str:
-        """See ``Membership.household``. Does not mutate."""
-        return self.members.household(client)
+    def subnet(self, client: bytes) -> str:
+        """See ``Membership.subnet``. Does not mutate."""
+        return self.members.subnet(client)
 
     def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
         """What to answer instead of serving ``request``, if this node is leaving or the first token would come later

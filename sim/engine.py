@@ -115,7 +115,7 @@ class Job:
     """At least 1."""
     client: bytes = b""
     """Whose share of the engine it takes."""
-    household: str = ""
+    subnet: str = ""
     submitted_s: float = 0.0
     prefill_s: float = 0.0
     """When it began; as the next two, 0 before."""
@@ -357,7 +357,7 @@ class Engine:
 
     def _charge_answer(self, job: Job, now: float) -> None:
         decoded = min(1 + int((now - job.first_token_s) * self.spec.decode_rate), job.num_answer)
-        self._waiting.charge_answer(job.client, decoded - job.charged_tokens, job.household)
+        self._waiting.charge_answer(job.client, decoded - job.charged_tokens, job.subnet)
         job.charged_tokens = decoded
 
     def _first_start_s(self) -> float:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mycelia.proto.events import FloorsRestored, Leaving, TrustRestored
-from mycelia.sim.links import Partition, Trouble
+from mycelia.sim.links import Impairment, Partition
 from mycelia.sim.serving import Serving
 from mycelia.sim.world import World
 
@@ -42,7 +42,7 @@ _REDIAL_S, _REDIAL_CHANCE = 2.0, 0.4
 _MEAN_S = {LEAVE: 60.0, FREEZE: 30.0, ENGINE: 30.0, DELAY: 60.0, LOSS: 60.0, SLOW_DISK: 30.0, STORM: 600.0, FLAP: 120.0}
 """Between two faults of a kind, in a swarm of ``_SWARM`` nodes; in a smaller one they come more rarely."""
 _SWARM = 200
-_FROZEN_S, _ENGINE_DOWN_S, _SLOW_S, _TROUBLE_S = (2.0, 30.0), (1.0, 6.0), (1.0, 20.0), (10.0, 60.0)
+_FROZEN_S, _ENGINE_DOWN_S, _SLOW_S, _IMPAIRED_S = (2.0, 30.0), (1.0, 6.0), (1.0, 20.0), (10.0, 60.0)
 _ADDED_S, _LOST = (0.5, 3.0), (0.3, 0.7)
 _STORM_SHARE, _STORM_S, _STORM_DOWN_S = 0.25, 5.0, (5.0, 30.0)
 _FLAPS, _FLAP_S = 8, 5.0
@@ -110,8 +110,8 @@ class Faults:
             LEAVE: self._depart,
             FREEZE: self._freeze,
             ENGINE: self._crash,
-            DELAY: lambda: self._trouble(DELAY, Trouble(added_s=self._rng.uniform(*_ADDED_S))),
-            LOSS: lambda: self._trouble(LOSS, Trouble(loss=self._rng.uniform(*_LOST))),
+            DELAY: lambda: self._impairment(DELAY, Impairment(added_s=self._rng.uniform(*_ADDED_S))),
+            LOSS: lambda: self._impairment(LOSS, Impairment(loss=self._rng.uniform(*_LOST))),
             SLOW_DISK: self._stall,
             STORM: self._storm,
             FLAP: self._flap,
@@ -187,7 +187,7 @@ class Faults:
             is_noticed = self._rng.random() < 0.5
         peers = sorted(node.near)
         self._serving.stop(number, is_noticed)
-        world.links.troubles.pop(number, None)
+        world.links.impairments.pop(number, None)
         if is_noticed:
             world.call(world.now, partial(self._on_entry_lost, number))
         else:
@@ -277,18 +277,18 @@ class Faults:
 
     # --- lines -----------------------------------------------------------------------------------------------------
 
-    def _trouble(self, kind: str, trouble: Trouble) -> None:
-        number, troubles = self._pick(), self._world.links.troubles
-        if number is None or number in troubles:
+    def _impairment(self, kind: str, impairment: Impairment) -> None:
+        number, impairments = self._pick(), self._world.links.impairments
+        if number is None or number in impairments:
             return
         self.counts[kind] += 1
-        troubles[number] = trouble
+        impairments[number] = impairment
 
         def heal() -> None:
-            if troubles.get(number) is trouble:
-                del troubles[number]
+            if impairments.get(number) is impairment:
+                del impairments[number]
 
-        self._world.call(self._world.now + self._rng.uniform(*_TROUBLE_S), heal)
+        self._world.call(self._world.now + self._rng.uniform(*_IMPAIRED_S), heal)
 
     def _part(self) -> None:
         if self._is_over:

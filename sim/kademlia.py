@@ -69,7 +69,7 @@ class Kademlia:
         self._tables: dict[int, list[int]] = {}
         self._connected: dict[int, set[int]] = {}
 
-    def keepers(self, key: bytes) -> list[int]:
+    def holders(self, key: bytes) -> list[int]:
         """The REPLICAS live nodes nearest to ``key``, who keep its records."""
         target = _point(key)
         live = (node for node in range(len(self._ids)) if not self.is_dead[node])

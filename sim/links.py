@@ -88,7 +88,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Impairment:
     """What is wrong with one node's line, in both directions."""
 
     added_s: float = 0.0
@@ -108,7 +108,7 @@ class Links:
         self.loss = loss
         self._jitter = jitter
         self.partition: Partition | None = None
-        self.troubles: dict[int, Trouble] = {}
+        self.impairments: dict[int, Impairment] = {}
         """Node -> what is wrong with its line now. Of gossip only what passes later is delayed or lost."""
         self._meshes: dict[Hashable, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Matrix]] = {}
         """Topic -> both ends of every edge, in both directions, and how long it takes."""
@@ -124,13 +124,13 @@ class Links:
         if (self.loss and rng.random() < self.loss) or self.is_cut(sender, receiver, now):
             return None
         one_way = self._rows[sender][receiver]
-        if self.troubles:
+        if self.impairments:
             for end in (sender, receiver):
-                trouble = self.troubles.get(end)
-                if trouble is not None:
-                    if rng.random() < trouble.loss:
+                impairment = self.impairments.get(end)
+                if impairment is not None:
+                    if rng.random() < impairment.loss:
                         return None
-                    one_way += trouble.added_s
+                    one_way += impairment.added_s
         return one_way * math.exp(rng.gauss(0.0, self._jitter)) if self._jitter else one_way
 
     def round_trip_s(self, one: int, other: int) -> float:
@@ -162,10 +162,10 @@ class Links:
             passes &= self._numbers.random(len(one)) >= self.loss
         if self._jitter:
             seconds = seconds * np.exp(self._numbers.normal(0.0, self._jitter, len(one)))
-        if self.troubles:
+        if self.impairments:
             added_s, kept = np.zeros(num_nodes), np.ones(num_nodes)
-            for node, trouble in self.troubles.items():
-                added_s[node], kept[node] = trouble.added_s, 1 - trouble.loss
+            for node, impairment in self.impairments.items():
+                added_s[node], kept[node] = impairment.added_s, 1 - impairment.loss
             seconds = seconds + added_s[one] + added_s[other]
             passes &= self._numbers.random(len(one)) < kept[one] * kept[other]
         seconds = np.where(passes, seconds, np.inf)

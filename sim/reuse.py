@@ -220,7 +220,7 @@ class Reusing:
         result = self.result
         result.num_lookups += 1
         if len(result.lookups) < _SAMPLED_LOOKUPS:
-            found = self._dht.find_providers(entry, key, set(self._dht.keepers(key)) if is_provided else ())
+            found = self._dht.find_providers(entry, key, set(self._dht.holders(key)) if is_provided else ())
             result.lookups.append(found)
             return found
         alike = [found for found in self._rng.sample(result.lookups, 8) if found.is_found == is_provided]

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import trio
 
-from mycelia.bench.chaos.trouble import Trouble, open_nodes
+from mycelia.bench.chaos.faults import FaultInjector, open_nodes
 from mycelia.bench.plans import FAULTS, ChaosBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_of
 from mycelia.node.client.ask import ask_swarm
@@ -93,14 +93,14 @@ async def bench_chaos(bench: ChaosBench) -> Report:
         expected = await _undisturbed(bench, asks, Path(root) / "calm", progress)
         order = [number % bench.num_prompts for number in range(bench.num_streams)]
         random.Random(f"order {bench.seed}").shuffle(order)  # noqa: S311
-        async with open_nodes(bench.num_nodes, bench.options, Path(root) / "troubled", bench.faults) as nodes:
-            trouble = Trouble(nodes, bench.faults, bench.every_s, random.Random(f"faults {bench.seed}"))  # noqa: S311
+        async with open_nodes(bench.num_nodes, bench.options, Path(root) / "faults", bench.faults) as nodes:
+            injector = FaultInjector(nodes, bench.faults, bench.every_s, random.Random(f"faults {bench.seed}"))  # noqa: S311
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(trouble.run)
+                nursery.start_soon(injector.run)
                 addresses = nodes.addresses
                 streams = await _ask_all([asks[number] for number in order], addresses, bench.at_once, progress)
                 nursery.cancel_scope.cancel()
-        if not trouble.num_faults:
+        if not injector.num_faults:
             raise LocalError("all answers were there before the first fault: more --streams, or --every less")
         for failure in sorted({stream.failure for stream in streams if stream.failure}):
             progress.show(f"failed: {failure}")
@@ -108,7 +108,7 @@ async def bench_chaos(bench: ChaosBench) -> Report:
         differences = [compare(one.tokens, stream.tokens) for one, stream in zip(wanted, streams, strict=True)]
         ties = await _ties(bench, asks, order, wanted, differences, streams, Path(root) / "calm")
     progress.close()
-    return report_of("chaos", _rows(streams, differences, ties, trouble.num_faults, trio.current_time() - began))
+    return report_of("chaos", _rows(streams, differences, ties, injector.num_faults, trio.current_time() - began))
 
 
 def _rows(

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import trio
 
-from mycelia.bench.chaos.trouble import Nodes, open_nodes
+from mycelia.bench.chaos.faults import Nodes, open_nodes
 from mycelia.bench.plans import PARTITION, LivenessBench
 from mycelia.bench.report.report import Progress, Report, report_of, row_of
 from mycelia.node.engine.models import FAKE_MODEL

@@ -23,7 +23,7 @@ import psutil
 import trio
 
 from mycelia.bench.chaos.chaos import ask_once
-from mycelia.bench.chaos.trouble import Nodes, Trouble, open_nodes
+from mycelia.bench.chaos.faults import FaultInjector, Nodes, open_nodes
 from mycelia.bench.plans import KILL, SoakBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_of
 from mycelia.node.client.local import fetch_state
@@ -100,19 +100,19 @@ async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
 async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) -> None:
     began = trio.current_time()
     kills = random.Random(f"kills {bench.seed}")  # noqa: S311
-    trouble = Trouble(nodes, (KILL,), bench.every_s, kills, spared=range(bench.num_watched))
+    injector = FaultInjector(nodes, (KILL,), bench.every_s, kills, spared=range(bench.num_watched))
     soak.samples = {number: [] for number in range(bench.num_watched)}
 
     async def sample() -> None:
         while True:
             for number, samples in soak.samples.items():
                 samples.append(await _sample(nodes.nodes[number], began))
-            progress.step(f"{soak.num_answered} answered, {trouble.num_faults} kills; {_told(soak)}")
+            progress.step(f"{soak.num_answered} answered, {injector.num_faults} kills; {_told(soak)}")
             await trio.sleep(SAMPLE_S)
 
     async def load(seconds: float) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trouble.run)
+            nursery.start_soon(injector.run)
             async with trio.open_nursery() as clients:
                 clients.start_soon(sample)
                 for number, kind in enumerate(_KINDS):
@@ -120,7 +120,7 @@ async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) 
                     clients.start_soon(_client, kind, bench, nodes, soak, rng)
                 await trio.sleep(seconds)
                 clients.cancel_scope.cancel()
-            trouble.stop()
+            injector.stop()
 
     await load(bench.warm_s)
     progress.step("the clients pause")
@@ -129,7 +129,7 @@ async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) 
     await load(bench.length_s - bench.warm_s)
     progress.step("the clients are gone")
     soak.after = await _quiet(bench, nodes, began)
-    soak.num_kills = trouble.num_faults
+    soak.num_kills = injector.num_faults
 
 
 def _told(soak: Soak) -> str:

@@ -16,7 +16,7 @@ import httpx
 import trio
 
 from mycelia.bench.asking import http_client
-from mycelia.bench.chaos.trouble import open_nodes
+from mycelia.bench.chaos.faults import open_nodes
 from mycelia.bench.overload.overload import rows_of
 from mycelia.bench.plans import CAPACITY, OverloadBench
 from mycelia.bench.report.report import Progress, Report, report_of

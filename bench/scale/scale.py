@@ -68,7 +68,7 @@ class _Bench:
         hits, misses, publishes = [], [], []
         for number in range(NUM_LOOKUPS):
             key, source = b"%d" % number, rng.randrange(self._num_nodes)
-            hits.append(dht.find_providers(source, key, set(dht.keepers(key))))
+            hits.append(dht.find_providers(source, key, set(dht.holders(key))))
             misses.append(dht.find_providers(source, key, ()))
             publishes.append(dht.find_nearest(source, key))
         return [

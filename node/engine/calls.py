@@ -48,7 +48,7 @@ class Call:
     key: int
     frame: bytes
     client: bytes
-    household: str
+    subnet: str
     done: trio.Event = field(default_factory=trio.Event)
     answer: Answer | None = None
     """None once it is done: the child died over it."""
@@ -153,14 +153,14 @@ class Calls:
         self._send: Callable[[bytes], None] | None = None
         self._shared: dict[Hashable, _Shared] = {}
 
-    async def ask(self, question: Callable[[int], Question], client: bytes = b"", household: str = "") -> Answer:
+    async def ask(self, question: Callable[[int], Question], client: bytes = b"", subnet: str = "") -> Answer:
         """The child's answer, also over restarts of it. question: makes it, given its key.
 
         Raises TooLongError, BusyError when too much waits, LocalError for what the child refuses or died over.
         """
         message = question(next(self._keys))
         try:
-            call = Call(message.key, ipc.encode(message), client, household)
+            call = Call(message.key, ipc.encode(message), client, subnet)
         except (LimitExceeded, UnicodeEncodeError) as exc:
             raise LocalError(str(exc)) from exc
         lane = self._lane(message)
@@ -175,10 +175,10 @@ class Calls:
         return _checked(call.answer)
 
     async def ask_once(
-        self, identity: Hashable, question: Callable[[int], Question], client: bytes, household: str
+        self, identity: Hashable, question: Callable[[int], Question], client: bytes, subnet: str
     ) -> Answer:
         """As ``ask``; who asks the same meanwhile gets the same answer. identity: equal for the same question."""
-        identity = identity, client, household
+        identity = identity, client, subnet
         while (shared := self._shared.get(identity)) is not None:
             await shared.over.wait()
             if shared.error is not None:
@@ -187,7 +187,7 @@ class Calls:
                 return shared.answer  # (else who asked has left)
         shared = self._shared[identity] = _Shared()
         try:
-            shared.answer = await self.ask(question, client, household)
+            shared.answer = await self.ask(question, client, subnet)
         except LocalError as exc:
             shared.error = exc
             raise

@@ -73,8 +73,8 @@ class EngineRequest:
     client: bytes = b""
     """Whose share of the engine it takes: a peer id that the transport has authenticated; empty for this node's own
     requests. Clients are served in turn by the work done for them, see ``proto.fair_queue``."""
-    household: str = ""
-    """The network that it came from, see ``proto.households``: its clients have one share together. Empty: that client
+    subnet: str = ""
+    """The network that it came from, see ``proto.subnets``: its clients have one share together. Empty: that client
     alone."""
     owner: Owner = Owner()  # noqa: RUF009  immutable
     """Whose cached prefixes it may reuse, and who may reuse its own."""
@@ -185,10 +185,10 @@ class Engine(Protocol):
         ...
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
     ) -> Sequence[int]:
         """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn; as
-        ``proto.blocks.token_array`` makes it or a list. tools: see ``Ask.tools``; client, household: whose turn it
+        ``proto.blocks.token_array`` makes it or a list. tools: see ``Ask.tools``; client, subnet: whose turn it
         takes.
 
         Contents are tokenized as plain text: spelling a control token in a message does not make one.
@@ -197,14 +197,14 @@ class Engine(Protocol):
         """
         ...
 
-    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> Sequence[int]:
+    async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         """The prompt that ``text`` is by itself, likewise; control tokens that it spells count."""
         ...
 
     async def embed(
-        self, texts: Sequence[Sequence[int]], client: bytes = b"", household: str = ""
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
-        """A vector of length 1 for each text, given as tokens. client, household: see ``EngineRequest``. Being
+        """A vector of length 1 for each text, given as tokens. client, subnet: see ``EngineRequest``. Being
         cancelled cancels. Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
         ...
 

@@ -65,15 +65,15 @@ class Submit(_Frame, frozen=True):
     due_s: float | None = None
     """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
     client: bytes = b""
-    household: str = ""
-    """See ``EngineRequest``, both, and the owner's tag and household."""
+    subnet: str = ""
+    """See ``EngineRequest``, both, and the owner's tag and subnet."""
     tag: bytes = b""
-    owner_household: str = ""
+    owner_subnet: str = ""
     open_tokens: int = 0
 
     @property
     def owner(self) -> Owner:
-        return Owner(self.tag, self.owner_household)
+        return Owner(self.tag, self.owner_subnet)
 
 
 class Cancel(_Frame, frozen=True):
@@ -88,7 +88,7 @@ class Render(_Frame, frozen=True):
     """(role, content, extras); not ChatMessage, whose bounds are the wire's: the child would die of a longer one."""
     tools: str = ""
     client: bytes = b""
-    household: str = ""
+    subnet: str = ""
     """See ``EngineRequest``, both."""
 
     def turns(self) -> list[ChatMessage]:
@@ -101,7 +101,7 @@ class Parse(_Frame, frozen=True):
     key: int
     text: str
     client: bytes = b""
-    household: str = ""
+    subnet: str = ""
 
 
 class Spell(_Frame, frozen=True):
@@ -117,7 +117,7 @@ class Embed(_Frame, frozen=True):
     key: int
     texts: list[bytes]
     client: bytes = b""
-    household: str = ""
+    subnet: str = ""
     """See ``EngineRequest``."""
 
 

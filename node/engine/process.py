@@ -113,27 +113,25 @@ class ProcessEngine:
         return self._vitals
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
     ) -> Sequence[int]:
         """See ``Engine.tokenize_chat``. Survives restarts of the child but those that the text may have caused."""
         size = sum(len(message.content) for message in messages)
         turns = [(message.role, message.content, message.extras) for message in messages]
         identity = tuple(messages), tools
         return await self._tokens(
-            size, identity, lambda key: ipc.Render(key, turns, tools, client, household), client, household
+            size, identity, lambda key: ipc.Render(key, turns, tools, client, subnet), client, subnet
         )
 
-    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> Sequence[int]:
+    async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         """See ``Engine.tokenize_text``; as ``tokenize_chat``."""
-        return await self._tokens(
-            len(text), text, lambda key: ipc.Parse(key, text, client, household), client, household
-        )
+        return await self._tokens(len(text), text, lambda key: ipc.Parse(key, text, client, subnet), client, subnet)
 
     async def _tokens(
-        self, size: int, identity: Hashable, question: Callable[[int], Question], client: bytes, household: str
+        self, size: int, identity: Hashable, question: Callable[[int], Question], client: bytes, subnet: str
     ) -> Sequence[int]:
         PromptLimit(self.info.context_tokens, self.info.token_bytes).check_size(size)
-        answer = await self._calls.ask_once(identity, question, client, household)
+        answer = await self._calls.ask_once(identity, question, client, subnet)
         assert isinstance(answer, ipc.Rendered)
         return token_array(answer.tokens)
 
@@ -145,11 +143,11 @@ class ProcessEngine:
         return answer.texts
 
     async def embed(
-        self, texts: Sequence[Sequence[int]], client: bytes = b"", household: str = ""
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
         """See ``Engine.embed``. As ``tokenize_chat``."""
         packed = _packed(texts)
-        answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client, household), client, household)
+        answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client, subnet), client, subnet)
         assert isinstance(answer, ipc.Embedded)
         return [np.frombuffer(vector, np.float32) for vector in answer.vectors]
 
@@ -207,7 +205,7 @@ class ProcessEngine:
         resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
         due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         try:
-            asked_by = request.client, request.household, *request.owner
+            asked_by = request.client, request.subnet, *request.owner
             self._send(ipc.Submit(key, prompt, sampling, resumed, due_s, *asked_by, request.open_tokens))
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)

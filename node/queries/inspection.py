@@ -15,8 +15,8 @@ from mycelia.node.peer_id import id_text
 from mycelia.node.queries.questions import ask_all
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.views import LinkRow, LinksRow, TraceRow, TraceView
-from mycelia.proto.admission.households import household_of
 from mycelia.proto.admission.limits import Limits, TokenBucket
+from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
     MAX_LINKS,
@@ -78,7 +78,7 @@ class Inspection:
         outcome = "untried"
         if "/p2p-circuit" in address:
             address = ""
-        elif self._reach_limits.take(household_of(address), now) and self._reach_bucket.take(now):
+        elif self._reach_limits.take(subnet_of(address), now) and self._reach_bucket.take(now):
             outcome = "open" if await _is_open(address, port) else "closed"
         return Reach(address=address[:128], time_ms=round(1000 * time.time()), outcome=outcome)
 

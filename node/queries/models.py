@@ -19,7 +19,7 @@ from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.queries.questions import ask_all
 from mycelia.node.views import ModelRow
-from mycelia.proto.admission.households import Places, household_of, of_client
+from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.events import Malformed
 from mycelia.proto.overlay import Overlay, PeerView
 from mycelia.proto.planes.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
@@ -48,7 +48,7 @@ FIND_DEADLINE_S = 8.0
 """Of all of these together, for a model that was never asked for before."""
 MAX_FINDING = 4
 """Models looked for at once for this node's own clients, and as many for peers: a liar tells of more models than can
-be looked for. A client or household has three places of them at most, and with a public address one."""
+be looked for. A client or subnet has three places of them at most, and with a public address one."""
 MISSED_S, MAX_MISSED = 60.0, 128
 """For how long nodes that could not be dialled are not looked up again."""
 MAX_MET = 16
@@ -186,7 +186,7 @@ class SwarmModels:
 
     async def _look_in_turn(self, model: str, client: bytes, peer: bytes) -> None:
         places = self._places_of_peers if peer else self._places_of_clients
-        share = household_of(self._network.remote_address(peer)) if peer else of_client(client)
+        share = subnet_of(self._network.remote_address(peer)) if peer else of_client(client)
         if not places.take(peer or client, share, is_known=not (peer or client)):
             return
         over = self._finding[model] = trio.Event()

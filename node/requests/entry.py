@@ -25,9 +25,9 @@ from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import SendFrame, serve_request
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.byte_shares import ByteShares
-from mycelia.proto.admission.households import household_of
 from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.admission.shares import MAX_RETRY_S
+from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.cache.sharing import owner_of
 from mycelia.proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
@@ -122,12 +122,12 @@ class Entry:
         silence_s: SilenceS,
         requests: RequestLog,
         salts: Salts,
-        household: Callable[[bytes], str],
+        subnet: Callable[[bytes], str],
     ) -> None:
-        """household: ``Overlay.household``."""
+        """subnet: ``Overlay.subnet``."""
         self._engine = engine
         self._salts = salts
-        self._household = household
+        self._subnet = subnet
         self._requests = requests
         self._network = network
         self._handle = handle
@@ -165,7 +165,7 @@ class Entry:
         """
         request_id = self._requests.new_id(ask.request_id)
         self._requests.entered(request_id, ask.model or self._engine.info.name, client)
-        frames = AnswerFrames(self._waiting, self._household(client))
+        frames = AnswerFrames(self._waiting, self._subnet(client))
         running = self._running[request_id] = _Running(frames, trio.current_time(), deadline_s, client)
         if deadline_s is not None:
             assert self._nursery is not None
@@ -269,7 +269,7 @@ class Entry:
 
     def _network_of(self, client: bytes) -> str:
         """Where a client asks from: those of one network have one share of the engine."""
-        return household_of(self._network.remote_address(client)) if client else ""
+        return subnet_of(self._network.remote_address(client)) if client else ""
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
         """At least one. Raises LocalError."""
@@ -369,7 +369,7 @@ class Entry:
             with scope:
                 if effect.peer == self._network.peer_id:
                     generate, client = effect.generate, running.client
-                    owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._household(client))
+                    owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._subnet(client))
                     # (people are told while the engine works)
                     await serve_request(
                         self._engine,

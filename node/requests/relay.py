@@ -17,8 +17,8 @@ from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.rejoin import AnswerSoFar, OpenEntry, rejoining
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.proto.admission.households import Places, household_of
 from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.admission.subnets import Places, subnet_of
 from mycelia.proto.wire.messages import Answered, Ask, EntryFrame, Failed
 
 FindEntries = Callable[[], Awaitable[Sequence[bytes]]]
@@ -69,9 +69,9 @@ class Relay:
                 yield frame
 
         so_far = AnswerSoFar(msgspec.structs.replace(ask, request_id=request_id))
-        household = "" if is_own else household_of(self._network.remote_address(client))
+        subnet = "" if is_own else subnet_of(self._network.remote_address(client))
         key = request_id if is_own else client
-        place = _Place(self._at_server, key, household, is_own)
+        place = _Place(self._at_server, key, subnet, is_own)
 
         async def enter(rest: Ask, lost: bytes | None) -> MessageStream:
             with trio.fail_at(due_at):
@@ -83,7 +83,7 @@ class Relay:
             self._requests.relayed(request_id, stream.peer)
             return stream
 
-        is_admitted = self._places.take(key, household, is_own)
+        is_admitted = self._places.take(key, subnet, is_own)
         try:
             frames = _frames(so_far, enter, due_at) if is_admitted else _refused("too many prompts are passed on here")
             async with aclosing(frames), aclosing(logged(frames)) as told:
@@ -91,7 +91,7 @@ class Relay:
         finally:
             place.leave()
             if is_admitted:
-                self._places.free(key, household)
+                self._places.free(key, subnet)
             if not is_over:
                 self._requests.cancelled(request_id)
 
@@ -115,17 +115,17 @@ class Relay:
 class _Place:
     """The place that one prompt holds at one server at a time."""
 
-    def __init__(self, places: dict[bytes, Places], key: bytes, household: str, is_known: bool) -> None:
+    def __init__(self, places: dict[bytes, Places], key: bytes, subnet: str, is_known: bool) -> None:
         """places: of all prompts, by server."""
         self._places = places
-        self._key, self._household, self._is_known = key, household, is_known
+        self._key, self._subnet, self._is_known = key, subnet, is_known
         self._server: bytes | None = None
 
     def take(self, server: bytes) -> bool:
         """One at ``server`` instead of where it was, if there is any. Mutates."""
         self.leave()
         places = self._places.get(server) or Places(MAX_RELAYED_PER_SERVER, MAX_RELAYED_PER_SERVER)
-        if not places.take(self._key, self._household, self._is_known):
+        if not places.take(self._key, self._subnet, self._is_known):
             return False
         self._places[server] = places
         self._server = server
@@ -135,7 +135,7 @@ class _Place:
         """Does nothing when it holds none. Mutates."""
         if self._server is not None:
             places = self._places[self._server]
-            places.free(self._key, self._household)
+            places.free(self._key, self._subnet)
             if not places.num_taken:
                 del self._places[self._server]
             self._server = None

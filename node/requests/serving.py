@@ -20,8 +20,8 @@ from mycelia.node.engine.engine import (
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.proto.admission.households import household_of
 from mycelia.proto.admission.shares import MAX_RETRY_S
+from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.cache.sharing import PUBLIC, Owner, owner_of
 from mycelia.proto.overlay import Overlay
 from mycelia.proto.wire.blocks import STRIDE, pack_tokens, unpack_tokens
@@ -36,7 +36,7 @@ async def serve_request(
     request: Generate,
     send: SendFrame,
     client: bytes,
-    household: str,
+    subnet: str,
     owner: Owner,
     requests: RequestLog,
     deadline_s: float | None = None,
@@ -44,7 +44,7 @@ async def serve_request(
 ) -> None:
     """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
 
-    client, household, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
+    client, subnet, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
     on_submitted: called when the engine knows of it, before anything is sent.
     Raises what ``send`` raises.
     """
@@ -59,7 +59,7 @@ async def serve_request(
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,
         client=client,
-        household=household,
+        subnet=subnet,
         owner=owner,
         open_tokens=request.open_tokens,
     )
@@ -109,12 +109,12 @@ async def serve_generate_stream(
     """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
 
     The peer at the other end is the client, whatever client it asks for: names it could invent would be shares it could
-    invent. remote_address: see ``Network``; a household has one share of the engine whether or not it said hello.
+    invent. remote_address: see ``Network``; a subnet has one share of the engine whether or not it said hello.
     """
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
         raise RemoteError(f"a {type(request).__name__} where a Generate belongs")
-    owner = owner_of(request.tag, request.scope, stream.peer, overlay.household(stream.peer))
+    owner = owner_of(request.tag, request.scope, stream.peer, overlay.subnet(stream.peer))
     refusal = overlay.turned_away(request, owner.tag)
     if refusal is not None:
         if isinstance(refusal, Bounced):
@@ -128,8 +128,8 @@ async def serve_generate_stream(
         await stream.send(frame if owner == PUBLIC else _in_whole_blocks(frame))
 
     async with cancelled_at_end(stream):
-        household = household_of(remote_address(stream.peer))
-        await serve_request(engine, request, send, stream.peer, household, owner, requests)
+        subnet = subnet_of(remote_address(stream.peer))
+        await serve_request(engine, request, send, stream.peer, subnet, owner, requests)
 
 
 def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:

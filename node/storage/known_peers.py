@@ -4,10 +4,10 @@ Addresses are hints: whoever is dialled proves by the handshake that it is the p
 much as its longest connection lasted, and half of that after each day in which it was not seen: a crowd of newcomers
 does not push out those that have been there for long, and those that are gone for good make room.
 
-Keys are free: of one household (``admission/households.py``) few peers are remembered, those of the longest
+Keys are free: of one subnet (``admission/subnets.py``) few peers are remembered, those of the longest
 connections. Of one private address that may be most of them, since whole swarms live on one machine.
 
-Invariant: at most ``MAX_KNOWN`` peers, of which ``MAX_OF_A_HOUSEHOLD`` of one public household and
+Invariant: at most ``MAX_KNOWN`` peers, of which ``MAX_OF_A_HOUSEHOLD`` of one public subnet and
 ``MAX_OF_A_LOCAL_ADDRESS`` of one private address, each with 1 to ``MAX_ADDRESSES`` addresses that can be dialled.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from mycelia.node.network.addresses import parse
 from mycelia.node.peer_id import is_ed25519, peer_text
 from mycelia.node.storage.sealed import SealedFile
-from mycelia.proto.admission.households import household_of, is_local
+from mycelia.proto.admission.subnets import is_local, subnet_of
 from mycelia.proto.wire.errors import LocalError
 
 MAX_KNOWN = 64
@@ -49,7 +49,7 @@ class KnownPeer:
     """How long the longest connection with it lasted, halved for each day without one."""
     seen_at: float
     """Unix time in seconds."""
-    household: str = ""
+    subnet: str = ""
     """Of the connection with it, which the peer cannot choose as it can its addresses. Empty, in files of earlier
     versions: that of its first address."""
 
@@ -88,8 +88,8 @@ class KnownPeers:
             return
         before = self._known.get(peer)
         longest_s = max(connected_s, self._worth(before, now) if before else 0.0)
-        household = household_of(remote_address)
-        self._put(KnownPeer(peer, tuple(addresses), tuple(namespaces), longest_s, now, household), now)
+        subnet = subnet_of(remote_address)
+        self._put(KnownPeer(peer, tuple(addresses), tuple(namespaces), longest_s, now, subnet), now)
 
     def forget(self, peer: bytes) -> None:
         """It misbehaved. Mutates."""
@@ -111,12 +111,12 @@ class KnownPeers:
         addresses = tuple(filter(_can_be_dialled, one.addresses))[:MAX_ADDRESSES]
         if not addresses:
             return
-        household = one.household or household_of(addresses[0])
+        subnet = one.subnet or subnet_of(addresses[0])
         namespaces = one.namespaces[:MAX_NAMESPACES]
-        self._known[one.peer] = replace(one, addresses=addresses, namespaces=namespaces, household=household)
-        of_household = [other for other in self.rows(now) if other.household == household]
-        if len(of_household) > (MAX_OF_A_LOCAL_ADDRESS if is_local(household) else MAX_OF_A_HOUSEHOLD):
-            del self._known[of_household[-1].peer]
+        self._known[one.peer] = replace(one, addresses=addresses, namespaces=namespaces, subnet=subnet)
+        of_subnet = [other for other in self.rows(now) if other.subnet == subnet]
+        if len(of_subnet) > (MAX_OF_A_LOCAL_ADDRESS if is_local(subnet) else MAX_OF_A_HOUSEHOLD):
+            del self._known[of_subnet[-1].peer]
         elif len(self._known) > MAX_KNOWN:
             del self._known[self.rows(now)[-1].peer]
 

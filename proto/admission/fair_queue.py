@@ -1,8 +1,8 @@
 """What waits at an engine, and who starts next: fair among clients by the work done for them, bounded for each.
 
 *Levels.* Keys are free, so the order has three levels (``fair_order.py`` three times): the owner and all others share
-the engine, households (``households.py``) the part of the others, and the keys of a household its part. A client
-without a household is a household of its own. What follows says client for each of these.
+the engine, subnets (``subnets.py``) the part of the others, and the keys of a subnet its part. A client
+without a subnet is a subnet of its own. What follows says client for each of these.
 
 *Owner.* This node's own requests (client ``b""``) come before those of others while the two counters are near each
 other, and what the owner receives counts ``OWNER_WEIGHT`` times less. So they are the first to start; and of an engine
@@ -36,7 +36,7 @@ never further behind than they are among each other, and the bound above holds.
 
 The real engines, the fake one and the simulator's have this queue in common, so that what is simulated is what runs.
 
-Invariants: those of ``fair_order.py`` on each level, with MAX_CLIENTS households and MAX_KEYS keys of each.
+Invariants: those of ``fair_order.py`` on each level, with MAX_CLIENTS subnets and MAX_KEYS keys of each.
 """
 
 from collections import deque
@@ -44,8 +44,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from mycelia.proto.admission.fair_order import OWNER, FairOrder, Key
-from mycelia.proto.admission.households import LOCAL_SHARE, is_local
 from mycelia.proto.admission.shares import Shares, has_room
+from mycelia.proto.admission.subnets import LOCAL_SHARE, is_local
 
 ANSWER_WEIGHT = 2.0
 """Service of a token of an answer beside one of a prompt: the paper's, and about what they cost. On two cores a 135M
@@ -69,20 +69,20 @@ class Waiting(Protocol):
         ...
 
     @property
-    def household(self) -> str:
-        """Where it asked from, see ``households.py``; empty: from a household of its own."""
+    def subnet(self) -> str:
+        """Where it asked from, see ``subnets.py``; empty: from a subnet of its own."""
         ...
 
 
 T = TypeVar("T", bound=Waiting)
 
 _OTHERS = "others"
-_Households = FairOrder[FairOrder[deque[T]]]
+_Subnets = FairOrder[FairOrder[deque[T]]]
 
 
 def share_of(item: Waiting) -> Key:
-    """The share of an engine that ``item`` takes from: its household's, its client's if it has none, or the owner's."""
-    return (item.household or item.client) if item.client else OWNER
+    """The share of an engine that ``item`` takes from: its subnet's, its client's if it has none, or the owner's."""
+    return (item.subnet or item.client) if item.client else OWNER
 
 
 def weighted(client: bytes, service: float) -> float:
@@ -94,18 +94,18 @@ class FairQueue(Generic[T]):
     """A bounded queue. Things are told apart by identity."""
 
     def __init__(self, max_waiting: int, max_wait_s: float = MAX_WAIT_S, slack: float = SLACK) -> None:
-        def households() -> _Households[T]:
+        def subnets() -> _Subnets[T]:
             return FairOrder(slack, MAX_CLIENTS, lambda: FairOrder[deque[T]](slack, MAX_KEYS, deque))
 
         self._shares = Shares(max_waiting, max_wait_s)
-        self._order = FairOrder[_Households[T]](slack, 2, households)
+        self._order = FairOrder[_Subnets[T]](slack, 2, subnets)
         self._num_waiting = 0
 
     def __len__(self) -> int:
         return self._num_waiting
 
     def __contains__(self, item: T) -> bool:
-        return any(other is item for other in self._line(item.client, item.household))
+        return any(other is item for other in self._line(item.client, item.subnet))
 
     def __iter__(self) -> Iterator[T]:
         """In the order in which they should start if no counter changed; those of one client in the order they came."""
@@ -116,7 +116,7 @@ class FairQueue(Generic[T]):
         something. guess_s: see ``Shares.join``. Mutates."""
         wait_s = self._refused_s(item, now, guess_s)
         if not wait_s:
-            side, share, key = path_of(item.client, item.household)
+            side, share, key = path_of(item.client, item.subnet)
             self._order.entered(side).entered(share).entered(key).append(item)
             self._num_waiting += 1
         return wait_s
@@ -127,30 +127,30 @@ class FairQueue(Generic[T]):
 
     def start(self, item: T, prompt_tokens: int, now: float) -> None:
         """``item`` leaves to be served; ``prompt_tokens`` of its prompt must be computed. Mutates."""
-        for order, key in self._levels(item.client, item.household):
+        for order, key in self._levels(item.client, item.subnet):
             order.starts(key)
         self._remove(item)
-        self.charge(item.client, prompt_tokens, item.household)
+        self.charge(item.client, prompt_tokens, item.subnet)
         self._shares.pace.freed(now, len(self) > 0)
 
-    def enter_beside(self, client: bytes, household: str = "") -> None:
+    def enter_beside(self, client: bytes, subnet: str = "") -> None:
         """Something of ``client``, of which nothing did, waits in another queue for the same engine: nothing was saved
         up for it here either. Mutates."""
-        side, share, key = path_of(client, household)
+        side, share, key = path_of(client, subnet)
         self._order.lifted(side).lifted(share).lifted(key)
 
-    def serve_beside(self, client: bytes, service: float, household: str = "") -> None:
+    def serve_beside(self, client: bytes, service: float, subnet: str = "") -> None:
         """Something that waits in another queue received service: whoever begins to wait here, and finds nobody, starts
         from that counter. Mutates."""
-        for order, key in self._levels(client, household):
+        for order, key in self._levels(client, subnet):
             order.starts(key)
-        self.charge(client, service, household)
+        self.charge(client, service, subnet)
 
     def put_back(self, item: T, prompt_tokens: int, is_next: bool = True) -> None:
         """What was started has to start again, as the first of its client. ``prompt_tokens``: of those that it was
         charged for, as many as were not computed. is_next: before all others, too. Mutates."""
-        self.charge(item.client, -prompt_tokens, item.household)
-        side, share, key = path_of(item.client, item.household)
+        self.charge(item.client, -prompt_tokens, item.subnet)
+        side, share, key = path_of(item.client, item.subnet)
         self._order.returned(side, is_next).returned(share, is_next).returned(key, is_next).appendleft(item)
         self._num_waiting += 1
 
@@ -160,24 +160,24 @@ class FairQueue(Generic[T]):
         if not self._num_waiting:
             self._shares.pace.nobody_waits()
 
-    def charge_answer(self, client: bytes, num_tokens: int, household: str = "") -> None:
+    def charge_answer(self, client: bytes, num_tokens: int, subnet: str = "") -> None:
         """So many more tokens of an answer came for ``client``. Mutates."""
-        self.charge(client, ANSWER_WEIGHT * num_tokens, household)
+        self.charge(client, ANSWER_WEIGHT * num_tokens, subnet)
 
-    def charge(self, client: bytes, service: float, household: str = "") -> None:
+    def charge(self, client: bytes, service: float, subnet: str = "") -> None:
         """``client`` received service, in tokens of a prompt; below 0: gives it back. Mutates."""
-        for order, key in self._levels(client, household):
+        for order, key in self._levels(client, subnet):
             order.charge(key, weighted(client, service))
 
-    def counter(self, client: bytes, household: str = "", level: int = 1) -> float:
+    def counter(self, client: bytes, subnet: str = "", level: int = 1) -> float:
         """The service that the client counts as having received at a level: 0, the owner or all others; 1, its
-        household; 2, itself in its household."""
-        order, key = self._levels(client, household)[level]
+        subnet; 2, itself in its subnet."""
+        order, key = self._levels(client, subnet)[level]
         return order.counter(key)
 
-    def num_of(self, client: bytes, household: str = "") -> int:
+    def num_of(self, client: bytes, subnet: str = "") -> int:
         """How much of ``client`` waits."""
-        return len(self._line(client, household))
+        return len(self._line(client, subnet))
 
     def check_invariants(self) -> None:
         """Raises AssertionError when the books do not fit each other."""
@@ -185,44 +185,44 @@ class FairQueue(Generic[T]):
         assert self._num_waiting == len(self._order) == len(items)
         for item in items:
             assert item in self
-            for order, _ in self._levels(item.client, item.household):
+            for order, _ in self._levels(item.client, item.subnet):
                 order.check_invariants()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _refused_s(self, item: T, now: float, guess_s: float) -> float:
-        num_own = self.num_of(item.client, item.household)
+        num_own = self.num_of(item.client, item.subnet)
         if not item.client:
             return self._shares.join(OWNER, num_own, num_own, 1.0, now, guess_s)
         share = share_of(item)
         others = self._order.line(_OTHERS)
         keys = others.line(share) if others is not None else None
-        num_taken, num_household = len(others or ()), len(keys or ())
+        num_taken, num_subnet = len(others or ()), len(keys or ())
         part = 1 / ((others.num_waiting if others else 0) + (keys is None))
-        if not is_local(item.household):
-            return self._shares.join(_name(share), num_household, num_taken, part, now, guess_s)
+        if not is_local(item.subnet):
+            return self._shares.join(_name(share), num_subnet, num_taken, part, now, guess_s)
         # A swarm on one machine: its nodes are refused one by one, and all of them together at their share.
-        if not has_room(int(num_household / LOCAL_SHARE), num_taken, self._shares.num_places):
-            num_own = max(num_own, int(num_household / LOCAL_SHARE))
+        if not has_room(int(num_subnet / LOCAL_SHARE), num_taken, self._shares.num_places):
+            num_own = max(num_own, int(num_subnet / LOCAL_SHARE))
         part /= (keys.num_waiting if keys else 0) + (num_own == 0)
         return self._shares.join(item.client, num_own, num_taken, part, now, guess_s)
 
-    def _levels(self, client: bytes, household: str) -> "list[tuple[FairOrder[Any], Key]]":
+    def _levels(self, client: bytes, subnet: str) -> "list[tuple[FairOrder[Any], Key]]":
         """The orders that a client has a part in, and its key in each."""
-        side, share, key = path_of(client, household)
-        households = self._order.known(side)
-        return [(self._order, side), (households, share), (households.known(share), key)]
+        side, share, key = path_of(client, subnet)
+        subnets = self._order.known(side)
+        return [(self._order, side), (subnets, share), (subnets.known(share), key)]
 
-    def _line(self, client: bytes, household: str) -> Sequence[T]:
+    def _line(self, client: bytes, subnet: str) -> Sequence[T]:
         line: Any = self._order
-        for key in path_of(client, household):
+        for key in path_of(client, subnet):
             line = line.line(key)
             if line is None:
                 return ()
         return line  # type: ignore[no-any-return]
 
     def _remove(self, item: T) -> None:
-        levels = self._levels(item.client, item.household)
+        levels = self._levels(item.client, item.subnet)
         firsts = [next(iter(order.known(key))) is item for order, key in levels]
         order, key = levels[-1]
         line = order.known(key)
@@ -232,8 +232,8 @@ class FairQueue(Generic[T]):
         self._num_waiting -= 1
 
 
-def path_of(client: bytes, household: str) -> tuple[Key, Key, Key]:
-    return (_OTHERS, household or client, client) if client else (OWNER, OWNER, OWNER)
+def path_of(client: bytes, subnet: str) -> tuple[Key, Key, Key]:
+    return (_OTHERS, subnet or client, client) if client else (OWNER, OWNER, OWNER)
 
 
 def _name(share: Key) -> bytes:

@@ -4,7 +4,7 @@ A refusal is no fault of a node that did not just claim to be idle. Who says tha
 until the time that it said is over or nobody waits there any more, and nothing else comes of it: a node that
 exaggerates loses what it would have been asked.
 
-When everybody who could answer is busy, the client is refused and told when to come again: ``appointments.py``.
+When everybody who could answer is busy, the client is refused and told when to come again: ``retry_times.py``.
 
 Invariant: at most ``MAX_BUSY`` peers are remembered, those that refused last.
 """
@@ -27,19 +27,19 @@ class Asked(Protocol):
     """A request in flight."""
 
     @property
-    def household(self) -> bytes: ...
+    def subnet(self) -> bytes: ...
 
 
 class EntryPlaces:
-    """Shares of the requests in flight at an entry node, among the households of its clients."""
+    """Shares of the requests in flight at an entry node, among the subnets of its clients."""
 
     def __init__(self, num_places: int) -> None:
         self.shares = Shares(num_places)
         self._num_joined = 0
         self._num_over = 0
 
-    def join(self, household: bytes, in_flight: Collection[Asked], now: float) -> float:
-        """0.0: one more request of ``household`` may enter beside those in flight. Else it may after so many seconds.
+    def join(self, subnet: bytes, in_flight: Collection[Asked], now: float) -> float:
+        """0.0: one more request of ``subnet`` may enter beside those in flight. Else it may after so many seconds.
         Mutates."""
         num_over = self._num_joined - len(in_flight)
         for _ in range(min(num_over - self._num_over, self.shares.num_places)):
@@ -49,9 +49,9 @@ class EntryPlaces:
             self.shares.pace.nobody_waits()  # (time counts while places are scarce)
         else:
             self.shares.pace.waits(now)
-        num_own = sum(request.household == household for request in in_flight)
+        num_own = sum(request.subnet == subnet for request in in_flight)
         own_part = max(num_own, 1) / (len(in_flight) + 1)
-        wait_s = self.shares.join(household, num_own, len(in_flight), own_part, now)
+        wait_s = self.shares.join(subnet, num_own, len(in_flight), own_part, now)
         self._num_joined += not wait_s
         return wait_s
 

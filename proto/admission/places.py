@@ -1,11 +1,11 @@
 """Who gets a place when there are more strangers than places, and who gives one up: connections, handshakes, streams.
 
-Places are given by household (``households.Places``). Where a newcomer gets none, the one that does least with its own
-gives it up: of all households the one that holds most, and there the one that was used least lately.
+Places are given by subnet (``subnets.Places``). Where a newcomer gets none, the one that does least with its own
+gives it up: of all subnets the one that holds most, and there the one that was used least lately.
 
     rank     gives up its place to
-    IDLE     another household when all places are taken, a known key, its own household after ``own_after_s``
-    PROVEN   another household that holds less than half as many
+    IDLE     another subnet when all places are taken, a known key, its own subnet after ``own_after_s``
+    PROVEN   another subnet that holds less than half as many
     KEPT     nobody
 
 Nothing here is an offence: a newcomer decides whether somebody else's place goes.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Generic, TypeVar
 
-from mycelia.proto.admission.households import Places
+from mycelia.proto.admission.subnets import Places
 
 HolderT = TypeVar("HolderT")
 
@@ -35,7 +35,7 @@ class Rank(IntEnum):
 @dataclass
 class _Held:
     key: bytes
-    household: str
+    subnet: str
     used_at: float
     rank: Rank
 
@@ -45,7 +45,7 @@ class Admission(Generic[HolderT]):
 
     def __init__(self, num_places: int, per_key: int, num_kept: int = 0, own_after_s: float = 0.0) -> None:
         """num_kept: places that only known keys may take. own_after_s: for so long a holder must have been idle that
-        gives up its place to one of its own household."""
+        gives up its place to one of its own subnet."""
         self._places = Places(num_places, per_key, num_kept)
         self._own_after_s = own_after_s
         self._held: dict[HolderT, _Held] = {}
@@ -53,9 +53,9 @@ class Admission(Generic[HolderT]):
     def __len__(self) -> int:
         return len(self._held)
 
-    def household_of(self, holder: HolderT) -> str:
+    def subnet_of(self, holder: HolderT) -> str:
         """Empty: it holds no place."""
-        return self._held[holder].household if holder in self._held else ""
+        return self._held[holder].subnet if holder in self._held else ""
 
     def rank_of(self, holder: HolderT) -> Rank:
         """IDLE also when it holds no place."""
@@ -65,7 +65,7 @@ class Admission(Generic[HolderT]):
         self,
         holder: HolderT,
         key: bytes,
-        household: str,
+        subnet: str,
         now: float,
         is_known: bool = False,
         is_proven: bool = False,
@@ -75,16 +75,16 @@ class Admission(Generic[HolderT]):
         are released already. is_known, is_proven: see ``Places.take``. busy: keys whose holders keep what they have.
         Mutates."""
         given_up: list[HolderT] = []
-        if not self._places.take(key, household, is_known, is_proven):
-            other = self._idlest(key, household, now, is_known, busy)
+        if not self._places.take(key, subnet, is_known, is_proven):
+            other = self._idlest(key, subnet, now, is_known, busy)
             if other is None:
                 return None
             held = self.release(other)
-            if not self._places.take(key, household, is_known, is_proven):
+            if not self._places.take(key, subnet, is_known, is_proven):
                 self._take_back(other, held)
                 return None
             given_up = [other]
-        self._held[holder] = _Held(key, household, now, Rank.KEPT if is_known else Rank.IDLE)
+        self._held[holder] = _Held(key, subnet, now, Rank.KEPT if is_known else Rank.IDLE)
         return given_up
 
     def raise_rank(self, key: bytes, rank: Rank) -> None:
@@ -108,33 +108,33 @@ class Admission(Generic[HolderT]):
         """``holder`` is over. Does nothing when it holds no place, as one that gave it up. Mutates."""
         held = self._held.pop(holder, None)
         if held is not None:
-            self._places.free(held.key, held.household)
+            self._places.free(held.key, held.subnet)
         return held
 
-    def _idlest(self, key: bytes, household: str, now: float, is_known: bool, busy: Container[bytes]) -> HolderT | None:
-        """Who gives up its place for one of ``household``."""
+    def _idlest(self, key: bytes, subnet: str, now: float, is_known: bool, busy: Container[bytes]) -> HolderT | None:
+        """Who gives up its place for one of ``subnet``."""
         is_full = is_known or self._places.is_full  # (else its own share is what it has used up)
         is_at_limit = self._places.is_at_limit(key)
-        num_own = self._places.num_of(household)
+        num_own = self._places.num_of(subnet)
 
         def gives_up(held: _Held) -> bool:
             if held.rank == Rank.KEPT or held.key in busy or (is_at_limit and held.key != key):
                 return False
-            if held.household == household and not is_known:
+            if held.subnet == subnet and not is_known:
                 return held.rank == Rank.IDLE and now - held.used_at >= self._own_after_s
-            is_greedy = self._places.num_of(held.household) > 2 * (num_own + 1)
+            is_greedy = self._places.num_of(held.subnet) > 2 * (num_own + 1)
             return is_full and (held.rank == Rank.IDLE or is_greedy)
 
         def order(one: tuple[HolderT, _Held]) -> tuple[Rank, int, float]:
             held = one[1]
-            return held.rank, -self._places.num_of(held.household), held.used_at
+            return held.rank, -self._places.num_of(held.subnet), held.used_at
 
         candidates = [one for one in self._held.items() if gives_up(one[1])]
         return min(candidates, key=order)[0] if candidates else None
 
     def _take_back(self, holder: HolderT, held: _Held | None) -> None:
         assert held is not None
-        self._places.take(held.key, held.household, is_known=True)
+        self._places.take(held.key, held.subnet, is_known=True)
         self._held[holder] = held
 
     def check_invariants(self) -> None:

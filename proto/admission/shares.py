@@ -10,12 +10,12 @@ clients gets 1/(k+1) of them, and as much stays free for whoever comes next, wit
 *Pace.* The seconds between two places that became free while somebody waited, of late. The time that runs since the
 last one counts as well, as a censored observation: an engine that stalls is noticed before its next start.
 
-*Appointments.* Whoever is refused is told when the rule should let it in: after so many further starts at the present
+*Retry times.* Whoever is refused is told when the rule should let it in: after so many further starts at the present
 pace. That word is kept from both sides. Who comes back then finds a place even if others took the free ones meanwhile
 (one place over its share each time, while there is any), and who comes earlier is refused for the rest of the time,
 unless nobody waits any more or the time turns out to be more than twice too long. So the time is true for whoever asks,
-knocking in between gains nothing over waiting, and those who wait as told lose nothing to those who do not. An
-appointment that is not used lapses after as long again.
+knocking in between gains nothing over waiting, and those who wait as told lose nothing to those who do not. A
+retry time that is not used lapses after as long again.
 Were the estimates too short, queues would be a little over the thresholds, and the next estimates longer: they are
 counted from there.
 
@@ -29,7 +29,7 @@ from collections import OrderedDict
 PACE_WINDOW = 16.0
 """Starts after which an observation counts half: longer than one round of 8 slots, short enough to follow a change."""
 MIN_RETRY_S, MAX_RETRY_S = 0.001, 3_600.0
-MAX_APPOINTMENTS = 1_024
+MAX_RETRY_TIMES = 1_024
 """Then the oldest lapses."""
 
 
@@ -80,7 +80,7 @@ class Shares:
         self.num_places = num_places
         self.pace = Pace()
         self._max_wait_s = max_wait_s
-        self._appointments: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+        self._retry_times: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
         """Client -> from when on and until when a place is kept for it."""
 
     def join(
@@ -91,7 +91,7 @@ class Shares:
         own_part: of the next places to become free, those that are the client's own, above 0 and at most 1.
         guess_s: seconds between such places, for as long as none was seen.
         """
-        kept_from, kept_until = self._appointments.get(client, (0.0, -math.inf))
+        kept_from, kept_until = self._retry_times.get(client, (0.0, -math.inf))
         start_s = self.pace.seconds(now, guess_s)
         if num_taken == 0:
             is_welcome = True
@@ -100,18 +100,18 @@ class Shares:
         else:
             is_welcome = now >= kept_from and num_taken < self.num_places
         if is_welcome:
-            self._appointments.pop(client, None)
+            self._retry_times.pop(client, None)
             return 0.0
         wait_s = min(max(self._num_starts(num_own, num_taken, own_part, start_s) * start_s, MIN_RETRY_S), MAX_RETRY_S)
         if now < kept_from <= now + 2 * wait_s:
             return max(kept_from - now, MIN_RETRY_S)
         if now < kept_from and self._fits(num_own, num_taken, start_s / own_part):  # (it proved far too long)
-            del self._appointments[client]
+            del self._retry_times[client]
             return 0.0
-        self._appointments[client] = (now + wait_s, now + 2 * wait_s)
-        self._appointments.move_to_end(client)
-        if len(self._appointments) > MAX_APPOINTMENTS:
-            self._appointments.popitem(last=False)
+        self._retry_times[client] = (now + wait_s, now + 2 * wait_s)
+        self._retry_times.move_to_end(client)
+        if len(self._retry_times) > MAX_RETRY_TIMES:
+            self._retry_times.popitem(last=False)
         return wait_s
 
     def _fits(self, num_own: int, num_taken: float, own_start_s: float) -> bool:

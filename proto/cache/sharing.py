@@ -5,14 +5,14 @@ prompts token by token is an oracle for each token: 123 probes spelled a credit 
 request has an *owner*, and sees a cache that holds two things:
 
 - what the same owner computed, token by token;
-- what is *open*: whole blocks (``STRIDE`` tokens) that two households computed on their own before and then went on
+- what is *open*: whole blocks (``STRIDE`` tokens) that two subnets computed on their own before and then went on
   differently, or that a request computed which says that they hold no secrets: a ``PUBLIC`` one of all its tokens,
   any other of its first ones (``Generate.open_tokens``).
 
 An owner is named by a *tag* of 16 bytes, which only those know who may use its prefixes: the entry node makes it of a
 secret and of the user, or of the ``cache_salt`` that the request names (``node/requests/salts.py``), and of the serving
 node, which can so use it at no other one (``Salt``). ``PUBLIC`` is a tag that everybody knows. An owner without a
-household opens nothing.
+subnet opens nothing.
 
 What others computed and is not open is not only left unused, it leaves no trace. Each sequence has a place of its own
 in the tree: a *path* is its open tokens as they are and then the rest, the first of which carries the tag, so that no
@@ -20,16 +20,16 @@ other owner's match goes on there (``paint``). If equal prefixes of two owners w
 that its own entry outlives its own use, and a flood that displaces everything else would make that an oracle for single
 tokens. The price is that cells of equal private prefixes are held, and computed, once an owner.
 
-Why *went on differently*: the second household must have had the tokens from elsewhere than from the first one's
-conversation. A user who goes on with a conversation through another entry node is no second household.
+Why *went on differently*: the second subnet must have had the tokens from elsewhere than from the first one's
+conversation. A user who goes on with a conversation through another entry node is no second subnet.
 
 What remains: who guesses the *whole* next block after a prefix that it knows can learn by one computed request a guess
-(and a look at the digest, or a second request) whether some household had asked exactly that. Within a block nothing
+(and a look at the digest, or a second request) whether some subnet had asked exactly that. Within a block nothing
 shows. Who wants to exclude that too gives its requests a ``cache_salt``: what they compute never opens.
 
 ``Sharing`` remembers blocks by hashes under a secret key, whether or not the cache still holds them: what is open stays
 so. Invariants: at most ``max_blocks`` are remembered, those of prefixes longest unused go first, the deepest first; a
-block keeps at most ``MAX_HOUSEHOLDS`` households, an open one none.
+block keeps at most ``MAX_HOUSEHOLDS`` subnets, an open one none.
 
 No clock, no IO. Methods say whether they mutate.
 """
@@ -44,7 +44,7 @@ from mycelia.proto.cache.radix import RadixTree, TreeRow
 from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
 
 CLIENTS, SALTED, EVERYBODY = range(3)
-"""``Generate.scope``: whom what a request computes may become open to. By the rule of two households; nobody; everybody
+"""``Generate.scope``: whom what a request computes may become open to. By the rule of two subnets; nobody; everybody
 at once."""
 TAG_BYTES = 16
 
@@ -61,20 +61,20 @@ class Owner(NamedTuple):
     """Who computes, as far as reuse goes."""
 
     tag: bytes = b""
-    household: str = ""
+    subnet: str = ""
     """Empty: what it computes never opens."""
 
 
 PUBLIC = Owner(b"public")
 
 
-def owner_of(tag: bytes, scope: int, peer: bytes, household: str) -> Owner:
+def owner_of(tag: bytes, scope: int, peer: bytes, subnet: str) -> Owner:
     """Of a request that ``peer`` sends: who knows a tag is its owner, and without one it is the peer's own."""
     if scope == EVERYBODY:
         return PUBLIC
     secret, what = (tag, b"tag") if tag else (peer, b"peer")
     name = blake3(what + secret, derive_key_context="mycelia 2026 prefix owner v1").digest(length=TAG_BYTES)
-    return Owner(name, "" if scope == SALTED else household)
+    return Owner(name, "" if scope == SALTED else subnet)
 
 
 class Salt(NamedTuple):
@@ -166,7 +166,7 @@ class Sharing:
         self._secret = secret
         self._max_blocks = max_blocks
         self._blocks: OrderedDict[int, dict[str, bytes] | None] = OrderedDict()
-        """Hash of a prefix of whole blocks -> household -> what of the next block it went on with; None: open."""
+        """Hash of a prefix of whole blocks -> subnet -> what of the next block it went on with; None: open."""
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -187,7 +187,7 @@ class Sharing:
         """``owner`` has computed ``tokens``, or reused what it may. declared: as many of the first hold no secrets.
         Returns their ``chain``. Mutates."""
         chain = self.chain(tokens)
-        if owner.tag == PUBLIC.tag or owner.household or declared >= STRIDE:
+        if owner.tag == PUBLIC.tag or owner.subnet or declared >= STRIDE:
             self.note_blocks(owner, chain, pack_tokens(tokens), BLOCK_BYTES, declared // STRIDE)
         return chain
 
@@ -196,10 +196,10 @@ class Sharing:
     ) -> None:
         """As ``note``, for a sequence of blocks whose contents are ``block_bytes`` long, and a rest. Mutates."""
         self._open(chain, len(chain) if owner.tag == PUBLIC.tag else declared)
-        if owner.household and owner.tag != PUBLIC.tag:
+        if owner.subnet and owner.tag != PUBLIC.tag:
             for place in range(len(chain) - 1, -1, -1):
                 begin = (place + 1) * block_bytes
-                if self._note_block(owner.household, chain[place], content[begin : begin + block_bytes]):
+                if self._note_block(owner.subnet, chain[place], content[begin : begin + block_bytes]):
                     self._open(chain, place + 1)
                     break
         self._touch(chain)
@@ -214,18 +214,18 @@ class Sharing:
         while len(self._blocks) > self._max_blocks:
             self._blocks.popitem(last=False)
 
-    def _note_block(self, household: str, block: int, following: bytes) -> bool:
+    def _note_block(self, subnet: str, block: int, following: bytes) -> bool:
         """Whether the block is open, or is to be."""
-        households = self._blocks.setdefault(block, {})
-        if households is None:
+        subnets = self._blocks.setdefault(block, {})
+        if subnets is None:
             return True
-        others = (known for name, known in households.items() if name != household)
+        others = (known for name, known in subnets.items() if name != subnet)
         if any(_differ(following, known) for known in others):
             return True
-        households.pop(household, None)
-        households[household] = following
-        if len(households) > MAX_HOUSEHOLDS:
-            del households[next(iter(households))]
+        subnets.pop(subnet, None)
+        subnets[subnet] = following
+        if len(subnets) > MAX_HOUSEHOLDS:
+            del subnets[next(iter(subnets))]
         return False
 
     def _open(self, chain: Sequence[int], count: int) -> None:
@@ -240,7 +240,7 @@ class Sharing:
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant of the module's text is broken."""
         assert len(self._blocks) <= self._max_blocks
-        assert all(households is None or 0 < len(households) <= MAX_HOUSEHOLDS for households in self._blocks.values())
+        assert all(subnets is None or 0 < len(subnets) <= MAX_HOUSEHOLDS for subnets in self._blocks.values())
 
 
 _UNKNOWN: dict[str, bytes] = {}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from mycelia.proto.admission.households import is_local
+from mycelia.proto.admission.subnets import is_local
 from mycelia.proto.digests.digest import ChangeLog
 from mycelia.proto.digests.entry_set import NOTHING, EntrySet
 from mycelia.proto.wire.messages import Head
@@ -27,14 +27,14 @@ class Source(NamedTuple):
     """A peer, as far as it matters what it makes this node keep."""
 
     peer: bytes
-    household: str
+    subnet: str
     is_node: bool
     """Whether it said hello."""
 
     @property
     def name(self) -> str:
-        """Whom its share is of: the household, or of a private network the peer alone."""
-        return self.household if self.household and not is_local(self.household) else self.peer.hex()
+        """Whom its share is of: the subnet, or of a private network the peer alone."""
+        return self.subnet if self.subnet and not is_local(self.subnet) else self.peer.hex()
 
 
 @dataclass(slots=True)

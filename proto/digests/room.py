@@ -2,12 +2,12 @@
 
 Owners cost nothing to invent, so what counts is who told of them. Every estimate is kept on the *account* of one peer:
 the owner's own while it is connected, else of who told of it first. A peer's account holds at most three sixteenths of
-all entries, one if it never said hello. What a household tells of others is no more than that either; its own connected
+all entries, one if it never said hello. What a subnet tells of others is no more than that either; its own connected
 nodes' may be three quarters where it is an address of a private network, which may have a whole swarm.
 
 When all room is spent, suspect owners make way, then those that are not connected for those that are, and then those
-of households that hold a quarter more than the newcomer's would. So whoever fills the room only pushes out its own, and
-there is always some for a connected owner of another household.
+of subnets that hold a quarter more than the newcomer's would. So whoever fills the room only pushes out its own, and
+there is always some for a connected owner of another subnet.
 
 Invariant: the books here are the sums over the estimates.
 """
@@ -16,15 +16,15 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
-from mycelia.proto.admission.households import is_local
+from mycelia.proto.admission.subnets import is_local
 from mycelia.proto.config import DigestConfig
 from mycelia.proto.digests.estimate import Estimate, Key, Source
 
 NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 3 / 16, 1 / 16, 3 / 4
-"""Of all entries: for one peer and what its household tells of others, the same without a hello, and for the nodes of
+"""Of all entries: for one peer and what its subnet tells of others, the same without a hello, and for the nodes of
 one address of a private network. At the default the first are 15 MB."""
 _MUCH = 1.25
-"""Times as much as the newcomer's: households that are about equal do not displace each other in turns."""
+"""Times as much as the newcomer's: subnets that are about equal do not displace each other in turns."""
 
 
 @dataclass
@@ -55,37 +55,37 @@ class Room:
         self.num_entries = 0
         """Kept of all owners together."""
         self._entries_of: Counter[bytes | str] = Counter()
-        """Of peers and of households."""
+        """Of peers and of subnets."""
         self._owners_of: Counter[str] = Counter()
         self._told_of: Counter[str] = Counter()
-        """Household -> entries of other owners than the account's."""
+        """Subnet -> entries of other owners than the account's."""
         self._suspects: dict[Key, None] = {}
         """The longest suspect first."""
 
     def add(self, owner: bytes, account: Source, num_owners: int, num_entries: int) -> None:
         """So much more of ``owner``, or less if negative, is kept on ``account``. Mutates."""
         if account.peer != owner:
-            self._told_of[account.household] += num_entries
-            if not self._told_of[account.household]:
-                del self._told_of[account.household]
+            self._told_of[account.subnet] += num_entries
+            if not self._told_of[account.subnet]:
+                del self._told_of[account.subnet]
         self.num_entries += num_entries
-        for name in (account.peer, account.household):
+        for name in (account.peer, account.subnet):
             self._entries_of[name] += num_entries
             if not self._entries_of[name]:
                 del self._entries_of[name]
-        self._owners_of[account.household] += num_owners
-        if not self._owners_of[account.household]:
-            del self._owners_of[account.household]
+        self._owners_of[account.subnet] += num_owners
+        if not self._owners_of[account.subnet]:
+            del self._owners_of[account.subnet]
 
     def fits(self, owner: bytes, account: Source, num_entries: int) -> bool:
         """Whether ``account`` may hold so many more of ``owner``. Does not mutate."""
         share = NODE_SHARE if account.is_node else STRANGER_SHARE
-        of_household = LOCAL_SHARE if is_local(account.household) else share
+        of_subnet = LOCAL_SHARE if is_local(account.subnet) else share
         most = self._config.max_entries
         return (
             self._entries_of[account.peer] + num_entries <= share * most
-            and self._entries_of[account.household] + num_entries <= of_household * most
-            and (account.peer == owner or self._told_of[account.household] + num_entries <= share * most)
+            and self._entries_of[account.subnet] + num_entries <= of_subnet * most
+            and (account.peer == owner or self._told_of[account.subnet] + num_entries <= share * most)
         )
 
     def surplus(self, account: Source) -> list[Key]:
@@ -121,7 +121,7 @@ class Room:
                 need.take(other, self._estimates[other])
                 if need.is_met():
                     return need.gone
-        mine = account.household
+        mine = account.subnet
 
         def is_larger(name: str) -> bool:
             has_more_owners = self._owners_of[name] > _MUCH * self._owners_of[mine] + 1
@@ -136,10 +136,10 @@ class Room:
         if not larger and not is_connected:
             return None
         ranked = sorted(
-            (other[0] in self._connected, -self._entries_of[one.account.household], one.heard_at, other)
+            (other[0] in self._connected, -self._entries_of[one.account.subnet], one.heard_at, other)
             for other, one in self._estimates.items()
             if other != key and not one.suspect and (is_connected or other[0] not in self._connected)
-            if one.account.household in larger or (is_connected and other[0] not in self._connected)
+            if one.account.subnet in larger or (is_connected and other[0] not in self._connected)
         )
         for *_, other in ranked:
             need.take(other, self._estimates[other])
@@ -152,15 +152,15 @@ class Room:
         estimates = self._estimates.values()
         assert self.num_entries == sum(len(one.entries) for one in estimates) <= self._config.max_entries
         assert len(estimates) <= self._config.max_owners
-        by_peer, by_household = Counter[bytes](), Counter[str]()
+        by_peer, by_subnet = Counter[bytes](), Counter[str]()
         for one in estimates:
             by_peer[one.account.peer] += len(one.entries)
-            by_household[one.account.household] += len(one.entries)
+            by_subnet[one.account.subnet] += len(one.entries)
         assert {name: num for name, num in self._entries_of.items() if isinstance(name, bytes)} == +by_peer
-        assert {name: num for name, num in self._entries_of.items() if isinstance(name, str)} == +by_household
+        assert {name: num for name, num in self._entries_of.items() if isinstance(name, str)} == +by_subnet
         assert self._suspects.keys() == {key for key, one in self._estimates.items() if one.suspect}
         told = Counter[str]()
         for (owner, _), one in self._estimates.items():
-            told[one.account.household] += len(one.entries) if one.account.peer != owner else 0
+            told[one.account.subnet] += len(one.entries) if one.account.peer != owner else 0
         assert self._told_of == +told
-        assert self._owners_of == Counter(one.account.household for one in estimates)
+        assert self._owners_of == Counter(one.account.subnet for one in estimates)

@@ -112,7 +112,7 @@ class EstimateStore:
 
     def live(self, namespace: bytes, most_told: int = 2**31) -> list[Owner]:
         """Owners that are not suspect, with their depths as their newest heads say: the connected ones, and of those
-        that one household told of at most ``most_told``, none if it never said hello."""
+        that one subnet told of at most ``most_told``, none if it never said hello."""
         num_told: Counter[str] = Counter()
         live = []
         for (owner, space), estimate in self._estimates.items():
@@ -120,8 +120,8 @@ class EstimateStore:
             if space != namespace or estimate.suspect or newest is None:
                 continue
             is_connected = owner in self._connected
-            num_told[account.household] += not is_connected
-            if is_connected or (account.is_node and num_told[account.household] <= most_told):
+            num_told[account.subnet] += not is_connected
+            if is_connected or (account.is_node and num_told[account.subnet] <= most_told):
                 live.append(Owner(owner, newest.cell_bits, is_connected))
         return live
 

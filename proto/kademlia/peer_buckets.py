@@ -1,4 +1,4 @@
-"""The peers that a node knows in the Kademlia table: 20 of each distance, and few of one household.
+"""The peers that a node knows in the Kademlia table: 20 of each distance, and few of one subnet.
 
 A peer enters while it is connected: what others tell of it is not enough. It stays when its connection ends, until it
 does not answer or a connected one needs its place. libp2p's table asks the oldest peer of a full bucket for a sign of
@@ -11,14 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mycelia.proto.admission.households import VIA, is_local
+from mycelia.proto.admission.subnets import VIA, is_local
 
 BUCKET_SIZE = 20
 """Kademlia's k."""
 PER_HOUSEHOLD_AND_BUCKET = 2
 PER_HOUSEHOLD = 10
 PER_RELAY_AND_BUCKET, PER_RELAY = 5, 40
-"""Likewise of one household behind relays: few relays serve many homes."""
+"""Likewise of one subnet behind relays: few relays serve many homes."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Entry:
     """A peer of the table. The caller keeps its addresses, and when they were looked up."""
 
     point: int
-    household: str
+    subnet: str
     addresses: tuple[bytes, ...] = ()
     looked_up_at: float = -math.inf
 
@@ -54,17 +54,17 @@ class PeerBuckets:
     def entry(self, peer: bytes) -> Entry | None:
         return self._buckets.get(self._distance_of(peer), OrderedDict()).get(peer)
 
-    def add(self, peer: bytes, household: str, is_connected: Callable[[bytes], bool]) -> bool:
-        """Whether the connected ``peer`` is in the table now. household: where it was seen. Mutates."""
+    def add(self, peer: bytes, subnet: str, is_connected: Callable[[bytes], bool]) -> bool:
+        """Whether the connected ``peer`` is in the table now. subnet: where it was seen. Mutates."""
         if peer == self._me:
             return False
         distance = self._distance_of(peer)
         bucket = self._buckets.get(distance, OrderedDict())
-        if peer in bucket and bucket[peer].household == household:
+        if peer in bucket and bucket[peer].subnet == subnet:
             bucket.move_to_end(peer)
             return True
         others = {other: entry for other, entry in bucket.items() if other != peer}
-        if not self._has_room(household, others, peer):
+        if not self._has_room(subnet, others, peer):
             return False
         if len(others) >= BUCKET_SIZE:
             gone = next((other for other in bucket if not is_connected(other)), None)
@@ -72,19 +72,19 @@ class PeerBuckets:
                 return False
             del bucket[gone]
         bucket.pop(peer, None)
-        bucket[peer] = Entry(point_of(peer), household)
+        bucket[peer] = Entry(point_of(peer), subnet)
         self._buckets[distance] = bucket
         return True
 
-    def _has_room(self, household: str, bucket: dict[bytes, Entry], but: bytes) -> bool:
-        if is_local(household):
+    def _has_room(self, subnet: str, bucket: dict[bytes, Entry], but: bytes) -> bool:
+        if is_local(subnet):
             return True
         near, far = PER_HOUSEHOLD_AND_BUCKET, PER_HOUSEHOLD
-        if household.startswith(VIA):
+        if subnet.startswith(VIA):
             near, far = PER_RELAY_AND_BUCKET, PER_RELAY
-        num_near = sum(entry.household == household for entry in bucket.values())
+        num_near = sum(entry.subnet == subnet for entry in bucket.values())
         everywhere = ((peer, entry) for one in self._buckets.values() for peer, entry in one.items())
-        return num_near < near and sum(e.household == household for peer, e in everywhere if peer != but) < far
+        return num_near < near and sum(e.subnet == subnet for peer, e in everywhere if peer != but) < far
 
     def remove(self, peer: bytes) -> None:
         """It did not answer. Nothing happens if it is not in the table. Mutates."""
@@ -112,6 +112,6 @@ class PeerBuckets:
             assert 0 < len(bucket) <= BUCKET_SIZE
             assert all(self._distance_of(peer) == distance for peer in bucket)
         entries = [entry for bucket in self._buckets.values() for entry in bucket.values()]
-        for household in {entry.household for entry in entries if not is_local(entry.household)}:
-            limit = PER_RELAY if household.startswith(VIA) else PER_HOUSEHOLD
-            assert sum(entry.household == household for entry in entries) <= limit
+        for subnet in {entry.subnet for entry in entries if not is_local(entry.subnet)}:
+            limit = PER_RELAY if subnet.startswith(VIA) else PER_HOUSEHOLD
+            assert sum(entry.subnet == subnet for entry in entries) <= limit

@@ -1,12 +1,12 @@
 """Provider records that a node keeps for others in the Kademlia table: who told that it provides which key.
 
-Anybody may tell any number of records, under any number of peer ids, so what is kept is bounded by household (see
-``households``), and nobody's records push out those of another household:
+Anybody may tell any number of records, under any number of peer ids, so what is kept is bounded by subnet (see
+``subnets``), and nobody's records push out those of another subnet:
 
-- Of one key at most MAX_PROVIDERS, and of one household at most PER_HOUSEHOLD of them (a private network: most).
+- Of one key at most MAX_PROVIDERS, and of one subnet at most PER_HOUSEHOLD of them (a private network: most).
   Half of the places belong to the providers that are known the longest and still there; the other half goes round at
   random, so that newcomers are found too, and not everybody connects with the same few.
-- In all at most ``max_records``, each household within its share of what is free. A peer or a household that is over
+- In all at most ``max_records``, each subnet within its share of what is free. A peer or a subnet that is over
   its own bound loses its own quietest record.
 
 Invariants: see ``check_invariants``.
@@ -17,13 +17,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mycelia.proto.admission.households import VIA, Places, is_local
+from mycelia.proto.admission.subnets import VIA, Places, is_local
 
 MAX_PROVIDERS = 20
 """Kademlia's k."""
 PER_HOUSEHOLD = 2
 PER_RELAY = 4
-"""Of one household behind relays: few relays serve many homes."""
+"""Of one subnet behind relays: few relays serve many homes."""
 PER_LOCAL = 15
 """Of one address of a private network: a swarm on one machine."""
 MAX_RECORDS_PER_PEER = 128
@@ -36,7 +36,7 @@ FRESH_S = 1_800.0
 
 @dataclass
 class _Record:
-    household: str
+    subnet: str
     addresses: tuple[bytes, ...]
     first_at: float
     last_at: float
@@ -58,7 +58,7 @@ class ProviderRecords:
         self._keys: dict[bytes, dict[bytes, _Record]] = {}
         """Key -> peer -> record."""
         self._told_by: dict[str, OrderedDict[bytes, OrderedDict[bytes, None]]] = {}
-        """Household -> peer -> keys, the quietest first in both."""
+        """Subnet -> peer -> keys, the quietest first in both."""
         self._places = Places(max_records, MAX_RECORDS_PER_PEER)
 
     def __len__(self) -> int:
@@ -68,20 +68,20 @@ class ProviderRecords:
     def num_keys(self) -> int:
         return len(self._keys)
 
-    def add(self, key: bytes, told: Contact, household: str, is_there: Callable[[bytes], bool], now: float) -> bool:
+    def add(self, key: bytes, told: Contact, subnet: str, is_there: Callable[[bytes], bool], now: float) -> bool:
         """Keeps that ``told.peer`` provides ``key``, or that it does so still; False if there is no place for it.
-        household: where the peer was seen, not what it says. is_there: whether a peer is connected. Mutates."""
+        subnet: where the peer was seen, not what it says. is_there: whether a peer is connected. Mutates."""
         record = self._keys.get(key, {}).get(told.peer)
         first_at = record.first_at if record else now
         if record is not None:
             self._remove(key, told.peer)
-        if record is None or record.household != household:
-            if not self._makes_room_at_key(key, told.peer, household, is_there, now):
+        if record is None or record.subnet != subnet:
+            if not self._makes_room_at_key(key, told.peer, subnet, is_there, now):
                 return False
-        if not self._takes_place(told.peer, household):
+        if not self._takes_place(told.peer, subnet):
             return False
-        self._keys.setdefault(key, {})[told.peer] = _Record(household, told.addresses, first_at, now)
-        peers = self._told_by.setdefault(household, OrderedDict())
+        self._keys.setdefault(key, {})[told.peer] = _Record(subnet, told.addresses, first_at, now)
+        peers = self._told_by.setdefault(subnet, OrderedDict())
         peers.setdefault(told.peer, OrderedDict())[key] = None
         peers.move_to_end(told.peer)
         return True
@@ -92,23 +92,23 @@ class ProviderRecords:
             self._remove(key, peer)
         return [Contact(peer, record.addresses) for peer, record in self._keys.get(key, {}).items()]
 
-    def _takes_place(self, peer: bytes, household: str) -> bool:
-        if self._places.take(peer, household):
+    def _takes_place(self, peer: bytes, subnet: str) -> bool:
+        if self._places.take(peer, subnet):
             return True
-        peers = self._told_by.get(household)
+        peers = self._told_by.get(subnet)
         if not peers:
             return False
-        # (its own, if it has too many; else those of its household that was quiet the longest)
+        # (its own, if it has too many; else those of its subnet that was quiet the longest)
         victim = peer if peer in peers and len(peers[peer]) >= MAX_RECORDS_PER_PEER else next(iter(peers))
         self._remove(next(iter(peers[victim])), victim)
-        return self._places.take(peer, household)
+        return self._places.take(peer, subnet)
 
     def _makes_room_at_key(
-        self, key: bytes, peer: bytes, household: str, is_there: Callable[[bytes], bool], now: float
+        self, key: bytes, peer: bytes, subnet: str, is_there: Callable[[bytes], bool], now: float
     ) -> bool:
         records = self._keys.get(key, {})
-        same = [other for other, record in records.items() if record.household == household]
-        if len(same) >= max_per_household(household):
+        same = [other for other, record in records.items() if record.subnet == subnet]
+        if len(same) >= max_per_subnet(subnet):
             candidates = [*self._unsettled(same, records, is_there, now), peer]
         elif len(records) >= MAX_PROVIDERS:
             candidates = self._unsettled(records, records, is_there, now)
@@ -131,13 +131,13 @@ class ProviderRecords:
         record = self._keys[key].pop(peer)
         if not self._keys[key]:
             del self._keys[key]
-        peers = self._told_by[record.household]
+        peers = self._told_by[record.subnet]
         del peers[peer][key]
         if not peers[peer]:
             del peers[peer]
         if not peers:
-            del self._told_by[record.household]
-        self._places.free(peer, record.household)
+            del self._told_by[record.subnet]
+        self._places.free(peer, record.subnet)
 
     def check_invariants(self) -> None:
         """Raises AssertionError when a bound is exceeded or the books do not fit each other."""
@@ -147,12 +147,12 @@ class ProviderRecords:
         assert kept == told and len(kept) == len(self)
         for records in self._keys.values():
             assert 0 < len(records) <= MAX_PROVIDERS
-            households = [record.household for record in records.values()]
-            assert all(households.count(one) <= max_per_household(one) for one in households)
+            subnets = [record.subnet for record in records.values()]
+            assert all(subnets.count(one) <= max_per_subnet(one) for one in subnets)
 
 
-def max_per_household(household: str) -> int:
+def max_per_subnet(subnet: str) -> int:
     """Providers of one key that may be of it."""
-    if is_local(household):
+    if is_local(subnet):
         return PER_LOCAL
-    return PER_RELAY if household.startswith(VIA) else PER_HOUSEHOLD
+    return PER_RELAY if subnet.startswith(VIA) else PER_HOUSEHOLD

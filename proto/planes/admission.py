@@ -1,7 +1,7 @@
 """Which requests an entry node lets in, which it refuses and for how long, and which wait here for a place.
 
 A request is refused where its client has its share of this node's places in flight (``EntryPlaces``), and where all
-nodes are busy: then the client gets a time (``appointments.py``), and a request that comes at that time is *held* while
+nodes are busy: then the client gets a time (``retry_times.py``), and a request that comes at that time is *held* while
 no node has a place for it, for up to ``MAX_HELD_S``.
 
 Invariant: while requests are held, a timer is set for the next look whether a node has a place.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from mycelia.proto.admission.appointments import MAX_HELD_S, Appointments
 from mycelia.proto.admission.overload import UNKNOWN_RETRY_S, EntryPlaces
+from mycelia.proto.admission.retry_times import MAX_HELD_S, RetryTimes
 from mycelia.proto.effects import Effect, SetTimer
 from mycelia.proto.events import Timer
 from mycelia.proto.planes.choice import Choice
@@ -22,7 +22,7 @@ from mycelia.proto.planes.request import Request
 from mycelia.proto.wire.blocks import pack_tokens
 
 _FEW = 1.5
-"""Requests a slot up to which a node has room for a prompt that has no appointment."""
+"""Requests a slot up to which a node has room for a prompt that has no retry time."""
 _LOOK_S, _LOOKED_S = 0.02, 0.002
 """Time between two looks whether a held request can go on, and the time more for each request that was looked at in
 vain: about 50 us of work."""
@@ -33,7 +33,7 @@ class Admitted:
     """The request may go to a node."""
 
     may_be_held_until: float = 0.0
-    """The time until which it may wait here instead; 0: it has no appointment, and may not."""
+    """The time until which it may wait here instead; 0: it has no retry time, and may not."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class RetryAfter:
 
 
 class Admission:
-    """The places of one entry node, its appointments, and the requests that it holds."""
+    """The places of one entry node, its retry times, and the requests that it holds."""
 
     def __init__(self, max_in_flight: int, choice: Choice) -> None:
         self._choice = choice
         self._places = EntryPlaces(max_in_flight)
-        self._appointments = Appointments()
-        self._held = self._appointments.held
+        self._retry_times = RetryTimes()
+        self._held = self._retry_times.held
         self._look_at = math.inf
         """When the next look is due; infinity: no request is held."""
 
     @property
-    def num_appointments(self) -> int:
-        return len(self._appointments)
+    def num_retry_times(self) -> int:
+        return len(self._retry_times)
 
     @property
     def num_held(self) -> int:
@@ -66,59 +66,59 @@ class Admission:
     def admit(self, request: Request, in_flight: Collection[Request], now: float) -> Admitted | RetryAfter:
         """Whether ``request`` may enter beside the requests ``in_flight``. An answer that has begun elsewhere is not
         refused because nodes are busy. Mutates."""
-        wait_s = self._places.join(request.household, in_flight, now)
+        wait_s = self._places.join(request.subnet, in_flight, now)
         if wait_s:
             return RetryAfter(wait_s, "this node has too many requests in flight")
         if request.generated:
             return Admitted()
-        key = _key(request) if self._appointments else b""
-        due_s = self._appointments.wait_s(key, now)
+        key = _key(request) if self._retry_times else b""
+        due_s = self._retry_times.wait_s(key, now)
         if not in_flight:
-            self._appointments.nobody_else()
-        if due_s == 0.0 and self._appointments.has_room(request.household):
-            self._appointments.come(key, now)
+            self._retry_times.nobody_else()
+        if due_s == 0.0 and self._retry_times.has_room(request.subnet):
+            self._retry_times.come(key, now)
             return Admitted(now + MAX_HELD_S)
         is_next = due_s is None and not self._held
-        if self._choice.has_turn_here(request) or (is_next and self._appointments.may_pass(now)):
+        if self._choice.has_turn_here(request) or (is_next and self._retry_times.may_pass(now)):
             return Admitted()
         if self._has_slot(request, _FEW if is_next else 1.0, now):
             if due_s is not None:
-                self._appointments.come(key, now)
+                self._retry_times.come(key, now)
             return Admitted()
         return self.refuse(request, now)
 
     def refuse(self, request: Request, now: float) -> RetryAfter:
         """No node takes ``request``, of which no token has come: the time at which it may come again. Mutates."""
         key = _key(request)
-        wait_s = self._appointments.wait_s(key, now)
+        wait_s = self._retry_times.wait_s(key, now)
         if not wait_s:
             busy_s = self._choice.busy_ms(request, now) / 1000
             guess_s = max(busy_s, self._choice.place_s(request, now), UNKNOWN_RETRY_S)
-            wait_s = self._appointments.make(key, request.household, guess_s, now)
+            wait_s = self._retry_times.make(key, request.subnet, guess_s, now)
         else:
-            self._appointments.another(key, now)
+            self._retry_times.another(key, now)
         return RetryAfter(wait_s, "all nodes are busy")
 
     def on_cancelled(self, request: Request, now: float) -> None:
         """Its client gave ``request`` up, perhaps because a choice beside it was refused. Mutates."""
-        if self._appointments and not request.generated:
-            self._appointments.another(_key(request), now)
+        if self._retry_times and not request.generated:
+            self._retry_times.another(_key(request), now)
         self.release(request)
 
     def on_begun(self, now: float) -> None:
         """A node began with a request that entered here. Mutates."""
-        self._appointments.placed(now)
+        self._retry_times.placed(now)
 
     # --- held requests ---------------------------------------------------------------------------------------------
 
     def may_hold(self, request: Request, now: float) -> bool:
         """Whether ``request`` may wait here rather than being refused."""
-        return now < request.may_be_held_until and self._appointments.has_room(request.household)
+        return now < request.may_be_held_until and self._retry_times.has_room(request.subnet)
 
     def hold(self, request: Request, now: float) -> list[Effect]:
         """``request`` waits here until ``next_held`` names it. Mutates."""
         request.hold()
-        self._held.add(request.request_id, request.household, is_next=request.num_attempts > 0)
+        self._held.add(request.request_id, request.subnet, is_next=request.num_attempts > 0)
         return self._look_in(_LOOK_S, now)
 
     def release(self, request: Request) -> None:
@@ -144,7 +144,7 @@ class Admission:
         """Raises AssertionError unless the requests held are ``requests``."""
         assert set(self._held) == set(requests)
         assert not self._held or self._look_at < math.inf
-        self._appointments.check_invariants()
+        self._retry_times.check_invariants()
 
     def _look_in(self, wait_s: float, now: float) -> list[Effect]:
         if not self._held or now + wait_s >= self._look_at:

@@ -110,7 +110,7 @@ class Choice:
 
     def has_turn_here(self, request: Request) -> bool:
         """Whether it goes to this node's own engine whoever else comes: nobody else could answer, and the engine, which
-        knows who waits there, has a turn for a household that has nothing else in flight here."""
+        knows who waits there, has a turn for a subnet that has nothing else in flight here."""
         own_vitals = self._members.own_vitals(request.namespace)
         return request.is_first and self._is_alone(request) and own_vitals is not None and own_vitals.slots > 0
 
@@ -135,7 +135,7 @@ class Choice:
 
     def busy_key(self, request: Request, peer: bytes) -> bytes:
         """This node's own engine knows its clients apart; to a peer they are all this node."""
-        return self._me + request.household if peer == self._me else peer
+        return self._me + request.subnet if peer == self._me else peer
 
     def check_invariants(self, running: Collection[Request]) -> None:
         """Raises AssertionError unless the dispatches that count are those of ``running``."""

@@ -34,7 +34,7 @@ from mycelia.proto.wire.refusals import Refusal
 
 _SWEEP_S = 5.0
 _MANY = 3
-"""Households that would have to tell of invented owners before a cell splits for them."""
+"""Subnets that would have to tell of invented owners before a cell splits for them."""
 _HASTY_PER_S, _HASTY_BURST = 1 / 20, 4.0
 """Reconciliations of one peer that come too soon after its last one. A node starts one each 24 s or later, with a
 random peer, and no delay on the way makes five of them come within a minute."""

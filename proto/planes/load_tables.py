@@ -16,7 +16,7 @@ class Member:
     peer: bytes
     address: str
     connected_at: float
-    household: str = ""
+    subnet: str = ""
     """Of the address; its own where that tells none."""
     is_node: bool = False
     wire_version: int = 0

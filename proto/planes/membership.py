@@ -4,7 +4,7 @@ A connection becomes a *node* by its Hello. Connections that never say hello (li
 are left alone and never routed to.
 
 When there are ``max_peers``, silent ones make way as long as they are more than half, the longest connected first; then
-the newest of a household that has at least two more than the newcomer's. So nobody keeps all others out with many keys.
+the newest of a subnet that has at least two more than the newcomer's. So nobody keeps all others out with many keys.
 
 Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected,
 or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
@@ -15,8 +15,8 @@ from collections import Counter
 
 import msgspec
 
-from mycelia.proto.admission.households import household_of, is_local
 from mycelia.proto.admission.limits import Limits
+from mycelia.proto.admission.subnets import is_local, subnet_of
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.digests.estimate import Source
 from mycelia.proto.effects import CancelTimer, Disconnect, Effect, Emit, Send, SetTimer
@@ -59,8 +59,8 @@ class Membership:
         too."""
         return abs(wire_version - self._config.wire_version) <= 1
 
-    def household(self, client: bytes) -> str:
-        """The household that a client counts to, see ``Source.name``. Never empty: this node's own clients are one."""
+    def subnet(self, client: bytes) -> str:
+        """The subnet that a client counts to, see ``Source.name``. Never empty: this node's own clients are one."""
         return self.source(client).name or "own"
 
     def wire_version(self, peer: bytes) -> int:
@@ -85,7 +85,7 @@ class Membership:
     def source(self, peer: bytes) -> Source:
         """What counts when ``peer`` makes this node keep or send something; of an unknown one its id alone."""
         member = self._members.get(peer)
-        return Source(peer, member.household if member else peer.hex(), member is not None and member.is_node)
+        return Source(peer, member.subnet if member else peer.hex(), member is not None and member.is_node)
 
     def is_unconfirmed(self, peer: bytes) -> bool:
         """Whether ``peer`` said hello on a connection that nobody told of."""
@@ -135,13 +135,13 @@ class Membership:
             return [Disconnect(event.peer, "this node itself", now)]
         effects: list[Effect] = []
         if event.peer not in self._members and self._is_full():
-            other = self._makes_way_for(Source(event.peer, _household(event), False).name)
+            other = self._makes_way_for(Source(event.peer, _subnet(event), False).name)
             if other is None:
                 return [Disconnect(event.peer, "too many peers", now)]
             other.makes_way = True
             effects = [Disconnect(other.peer, "room for a peer of another network", now)]
         member = self._members.setdefault(event.peer, Member(event.peer, event.address, now))
-        member.address, member.household = event.address, _household(event)
+        member.address, member.subnet = event.address, _subnet(event)
         member.is_confirmed = True
         timer = Timer("hello", event.peer)
         waiting = CancelTimer(timer) if member.is_node else SetTimer(timer, now + self._config.hello_timeout_s)
@@ -271,7 +271,7 @@ class Membership:
         return sum(not member.makes_way for member in self._members.values()) >= self._config.max_peers
 
     def _makes_way_for(self, newcomer: str) -> Member | None:
-        """Whom a peer of the household ``newcomer`` displaces; None: nobody."""
+        """Whom a peer of the subnet ``newcomer`` displaces; None: nobody."""
         staying = [member for member in self._members.values() if not member.makes_way]
         silent = [member for member in staying if not member.is_node]
         if len(silent) > self._config.max_peers / 2:
@@ -289,11 +289,11 @@ class Membership:
             self._tables.put_own(served, self._own_told_at[namespace])
 
     def _counted_as(self, peer: bytes) -> bytes:
-        """What ``peer`` counts as where all keys of a household count together: in a private network itself."""
+        """What ``peer`` counts as where all keys of a subnet count together: in a private network itself."""
         member = self._members.get(peer)
-        if member is None or is_local(member.household) or member.household == peer.hex():
+        if member is None or is_local(member.subnet) or member.subnet == peer.hex():
             return peer
-        return member.household.encode()
+        return member.subnet.encode()
 
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
@@ -309,8 +309,8 @@ class Membership:
         return f"speaks wire version {theirs}, this node speaks {ours}: {who} is too old for the other, update it"
 
 
-def _household(event: Connected) -> str:
-    return household_of(event.address) or event.peer.hex()
+def _subnet(event: Connected) -> str:
+    return subnet_of(event.address) or event.peer.hex()
 
 
 def _has_slot(vitals: Vitals) -> bool:

@@ -6,7 +6,7 @@ this node has held. So an owner that somebody invented costs whoever told of it.
 
 A neighbour that asks for what this node is fetching itself waits, and is answered as soon as it has come.
 
-Bounds: MAX_PENDING gaps in all and MAX_PENDING_OF for one teller's household, of which the oldest makes way; what is
+Bounds: MAX_PENDING gaps in all and MAX_PENDING_OF for one teller's subnet, of which the oldest makes way; what is
 missed so is found again by the next head.
 """
 

@@ -132,10 +132,10 @@ class Request:
     sampling: Sampling
     client: bytes = b""
     """See ``RequestSubmitted.client``, as for ``salt`` and ``open_tokens``."""
-    household: bytes = b""
-    """What counts where requests are counted by who asks, see ``Membership.household``."""
+    subnet: bytes = b""
+    """What counts where requests are counted by who asks, see ``Membership.subnet``."""
     is_first: bool = False
-    """Nothing else of its household was in flight here when it came."""
+    """Nothing else of its subnet was in flight here when it came."""
     salt: Salt = Salt()  # noqa: RUF009  immutable
     open_tokens: int = 0
     spelling: Spelling | None = None

@@ -97,15 +97,15 @@ class RequestPlane:
             return [Fail(event.request_id, "bad_request", "the prompt is empty", False)]
         if self._members.is_leaving:
             return [Fail(event.request_id, LEAVING, LEAVING_MESSAGE, True)]
-        household = self._members.household(event.client).encode()
+        subnet = self._members.subnet(event.client).encode()
         request = Request(
             request_id=event.request_id,
             namespace=event.namespace,
             prompt=event.prompt,
             sampling=event.sampling,
             client=event.client,
-            household=household,
-            is_first=all(other.household != household for other in self._requests.values()),
+            subnet=subnet,
+            is_first=all(other.subnet != subnet for other in self._requests.values()),
             salt=event.salt,
             open_tokens=event.open_tokens,
             generated=list(event.generated),

@@ -1,8 +1,8 @@
-"""What the digest plane may send to one peer: bytes shared among households, and questions paced for each peer.
+"""What the digest plane may send to one peer: bytes shared among subnets, and questions paced for each peer.
 
 Heads of this node come first: everything else leaves a part of the bucket to them. Answers are paid by who asks. Their
-bytes are the *level* of the asker's household, which decays in the time that fills the bucket, and an answer goes out
-only while that is below a share of what is left in the bucket (the dynamic threshold of ``households.py``). So k that
+bytes are the *level* of the asker's subnet, which decays in the time that fills the bucket, and an answer goes out
+only while that is below a share of what is left in the bucket (the dynamic threshold of ``subnets.py``). So k that
 ask without end get a k-th of the rate each, and leave a k-th of the bucket to those who ask now and then. Half of
 it is kept for peers that said hello.
 
@@ -13,7 +13,7 @@ never comes near the rate at which an honest peer stops listening.
 import math
 from collections import OrderedDict
 
-from mycelia.proto.admission.households import PUBLIC_SHARE
+from mycelia.proto.admission.subnets import PUBLIC_SHARE
 from mycelia.proto.config import DigestConfig
 from mycelia.proto.digests.budget import SendBudget, Traffic, size_of
 from mycelia.proto.digests.estimate import Source
@@ -22,7 +22,7 @@ from mycelia.proto.planes.membership import Membership
 from mycelia.proto.wire.messages import Control, Gossip, Reconcile, Repair, RepairRequest
 
 NODE_SHARE = 1.0
-"""Of what is left: one node's household alone gets half."""
+"""Of what is left: one node's subnet alone gets half."""
 _KEPT_FOR_HEADS, _KEPT_FOR_NODES = 1 / 16, 1 / 2
 """Of the bucket."""
 _MAX_LEVELS = 1_024
@@ -37,7 +37,7 @@ class Sender:
         self._traffic = traffic
         self._budget = SendBudget(config.send_bytes_per_s, config.send_burst_bytes, 0.0)
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Household, or peer of a private network -> bytes of answers that count against it, and when they were so
+        """Subnet, or peer of a private network -> bytes of answers that count against it, and when they were so
         many."""
 
     def ready_at(self, now: float) -> float:

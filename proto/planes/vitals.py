@@ -82,7 +82,7 @@ class VitalsPlane:
         return effects
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
-        """``peer`` asks to be told. Of too many, one of the household with the most loses its lease, by chance: nobody
+        """``peer`` asks to be told. Of too many, one of the subnet with the most loses its lease, by chance: nobody
         keeps all others out."""
         vitals = self._members.own_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
@@ -168,7 +168,7 @@ class VitalsPlane:
         return [Send(peer, VitalsUpdate(namespace=namespace, vitals=vitals)) for peer in peers]
 
     def _crowd(self, leases: Collection[bytes], newcomer: bytes) -> list[bytes]:
-        """Those of ``leases`` whose households have the most, once the newcomer is one of them."""
+        """Those of ``leases`` whose subnets have the most, once the newcomer is one of them."""
         name_of = {peer: self._members.source(peer).name for peer in (*leases, newcomer)}
         num_of = Counter(name_of.values())
         most = max(num_of[name_of[peer]] for peer in leases)

@@ -32,20 +32,20 @@ class LoadTable:
         me: bytes,
         config: RoutingConfig,
         observed: Observed,
-        household_of: Callable[[bytes], bytes] = lambda peer: peer,
+        subnet_of: Callable[[bytes], bytes] = lambda peer: peer,
         connected_at: Callable[[bytes], float] = lambda peer: 0.0,
     ) -> None:
-        """household_of: what a peer counts as where all keys of a household count together; connected_at: the time at
+        """subnet_of: what a peer counts as where all keys of a subnet count together; connected_at: the time at
         which it connected."""
         self._me = me
         self._config = config
         self._observed = observed
         self._peers: list[bytes] = []
         self._row_of: dict[bytes, int] = {}
-        self._household_of = household_of
+        self._subnet_of = subnet_of
         self._connected_at = connected_at
-        self._households: dict[bytes, bytes] = {}
-        self._of_household: dict[bytes, set[bytes]] = {}
+        self._subnets: dict[bytes, bytes] = {}
+        self._of_subnet: dict[bytes, set[bytes]] = {}
         """Both ways; as it was when a peer came."""
         self._columns: NDArray[np.float64] = np.zeros((len(_COLUMNS), 16))
 
@@ -57,13 +57,13 @@ class LoadTable:
         """Row by row. To look at."""
         return self._peers
 
-    def household(self, peer: bytes) -> bytes:
+    def subnet(self, peer: bytes) -> bytes:
         """What ``peer``, which is here, counts as."""
-        return self._households[peer]
+        return self._subnets[peer]
 
-    def of_household(self, household: bytes) -> Collection[bytes]:
+    def of_subnet(self, subnet: bytes) -> Collection[bytes]:
         """Its peers that are here. To look at."""
-        return self._of_household.get(household, ())
+        return self._of_subnet.get(subnet, ())
 
     def put(self, peer: bytes, served: Served, told_at: float, holds_until: float, round_trip_s: float | None) -> None:
         """What ``peer`` told of itself at ``told_at``, and that would have told any change until ``holds_until``.
@@ -95,10 +95,10 @@ class LoadTable:
         row = self._row_of.pop(peer, None)
         if row is None:
             return
-        household = self._households.pop(peer)
-        self._of_household[household].discard(peer)
-        if not self._of_household[household]:
-            del self._of_household[household]
+        subnet = self._subnets.pop(peer)
+        self._of_subnet[subnet].discard(peer)
+        if not self._of_subnet[subnet]:
+            del self._of_subnet[subnet]
         last = self._peers.pop()
         if last != peer:
             self._peers[row] = last
@@ -205,7 +205,7 @@ class LoadTable:
         """Raises AssertionError when an invariant is broken."""
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}
         assert self._columns.shape[1] >= len(self._peers)
-        assert self._households.keys() == self._row_of.keys() == set().union(*self._of_household.values())
+        assert self._subnets.keys() == self._row_of.keys() == set().union(*self._of_subnet.values())
         for peer, row in self._row_of.items():
             if peer in self._observed:
                 assert tuple(self._columns[_IMPRECISION:, row].tolist()) == self._observed.record(
@@ -218,8 +218,8 @@ class LoadTable:
             self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
         self._peers.append(peer)
         self._row_of[peer] = row
-        household = self._households[peer] = self._household_of(peer)
-        self._of_household.setdefault(household, set()).add(peer)
+        subnet = self._subnets[peer] = self._subnet_of(peer)
+        self._of_subnet.setdefault(subnet, set()).add(peer)
         self.observe(peer)
         return row
 

@@ -4,7 +4,7 @@ Keys are free, and everything that a node tells of itself is a claim. One that c
 prefix would be the best choice for every prompt, and where it answers at once whatever comes to its mind, no measure of
 time tells it from a fast machine. What such a node cannot have at once is a past. So a node that has been
 known for less than ``PROBATION_S`` is a *newcomer* beside those that have been for longer, and gets no more than a
-twelfth of the prompts, or an equal part where few others have a place for them; all keys of a household together, and
+twelfth of the prompts, or an equal part where few others have a place for them; all keys of a subnet together, and
 all newcomers together no more than half. What they claim to hold counts half, but what this node sent there itself.
 
 Where all are new, as in a swarm that has just started, nobody has a longer past, and only this node itself, which knows
@@ -24,7 +24,7 @@ PROBATION_S = 600.0
 LONGER_S = 30.0
 """By which the past of others is longer beside which a node is new: those that start together are found one by one."""
 LEAST_SHARE, ALL_SHARE = 0.08, 0.5
-"""Of the prompts: that one household of newcomers gets, and all of them."""
+"""Of the prompts: that one subnet of newcomers gets, and all of them."""
 WINDOW = 32
 FEW_OTHERS = 3
 """Nodes with a longer past beside this one, from which on newcomers are bounded together and claims count half."""
@@ -41,7 +41,7 @@ class Newcomers:
 
     def __init__(self) -> None:
         self._shares: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
-        """Household -> its share, and of which prompt on that was so."""
+        """Subnet -> its share, and of which prompt on that was so."""
         self._all_share = 0.0
         self._num_sent = 0
         self._table: LoadTable | None = None
@@ -55,11 +55,11 @@ class Newcomers:
 
     def sent(self, peer: bytes, table: LoadTable, now: float) -> None:
         """A prompt goes to ``peer``. Mutates."""
-        household = table.household(peer)
-        share = self._share(household)
+        subnet = table.subnet(peer)
+        share = self._share(subnet)
         self._num_sent += 1
-        self._shares[household] = (share + (1.0 - share) / WINDOW, self._num_sent)
-        self._shares.move_to_end(household)
+        self._shares[subnet] = (share + (1.0 - share) / WINDOW, self._num_sent)
+        self._shares.move_to_end(subnet)
         if len(self._shares) > MAX_HOUSEHOLDS:
             self._shares.popitem(last=False)
         is_new = table.past_s(peer, now) < self._past_s
@@ -73,9 +73,9 @@ class Newcomers:
         if newcomers:
             is_all = self._all_share + 1 / WINDOW > ALL_SHARE
             left_out = {peer for peer in newcomers if is_all or in_flight(peer) >= MAX_IN_FLIGHT}
-        for household, (share, _) in self._shares.items():
-            if share + 1 / WINDOW > LEAST_SHARE and (share := self._share(household) + 1 / WINDOW) > LEAST_SHARE:
-                keys = table.of_household(household)
+        for subnet, (share, _) in self._shares.items():
+            if share + 1 / WINDOW > LEAST_SHARE and (share := self._share(subnet) + 1 / WINDOW) > LEAST_SHARE:
+                keys = table.of_subnet(subnet)
                 left_out.update(peer for peer in keys if self._has_enough(share, table.past_s(peer, now)))
         return newcomers, left_out
 
@@ -95,9 +95,9 @@ class Newcomers:
         num_others = len(self._others_s) - bisect_left(self._others_s, past_s + LONGER_S)
         return num_others >= FEW_OTHERS or (num_others > 0 and share > 1 / (1 + num_others))
 
-    def _share(self, household: bytes) -> float:
+    def _share(self, subnet: bytes) -> float:
         """Of the prompts up to now."""
-        share, since = self._shares.get(household, (0.0, 0))
+        share, since = self._shares.get(subnet, (0.0, 0))
         return share * _FADING ** (self._num_sent - since) if share else 0.0
 
     def check_invariants(self) -> None:

@@ -75,7 +75,7 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     """Of the Route that came with them: tokens mean nothing in any other. Empty: any."""
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] = field(name="10", default="")
     """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody. Empty: those
-    of the same client do, and others what two households had."""
+    of the same client do, and others what two subnets had."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] = field(name="11", default=0)
     """Of a conversation, how many turns from the first one hold no secrets, as an application's system prompt."""
 

@@ -107,7 +107,7 @@ class Generate(Kind, frozen=True, kw_only=True, tag=8):
     """Whose cached prefixes it may reuse besides the open ones, see ``sharing.py``: a secret between the requester and
     the node that serves. Empty: the requester's own."""
     scope: Annotated[int, Meta(ge=0, le=2)] = field(name="9", default=0)
-    """Who may reuse what it computes. 0: its owner, and others once two households had it. 1: its owner. 2: everybody,
+    """Who may reuse what it computes. 0: its owner, and others once two subnets had it. 1: its owner. 2: everybody,
     as it may reuse what others computed so; the tag is not used."""
     open_tokens: Small = field(name="10", default=0)
     """Leading tokens that hold no secrets: the whole blocks of them are everybody's as soon as they are computed."""

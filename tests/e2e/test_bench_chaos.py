@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from mycelia.bench.chaos.chaos import bench_chaos
+from mycelia.bench.chaos.faults import can_move_clocks, can_slow_disks
 from mycelia.bench.chaos.liveness import bench_liveness
 from mycelia.bench.chaos.soak import bench_soak
-from mycelia.bench.chaos.trouble import can_move_clocks, can_slow_disks
 from mycelia.bench.plans import (
     CLOCK,
     DELAY,

@@ -262,7 +262,7 @@ class Room(RuleBasedStateMachine):
         kept = Counter[str | bytes]()
         for one in held:
             kept[one.account.peer] += len(one.entries)
-            kept[one.account.household] += len(one.entries)
+            kept[one.account.subnet] += len(one.entries)
         assert kept[b"stranger"] <= 3 and kept[b"child"] <= 3, "a sixteenth"
         assert max(kept[b"node"], kept[b"neighbour"], kept["8.8.8.0/24"], kept["local 192.168.0.9"]) <= 9
 

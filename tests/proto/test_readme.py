@@ -52,7 +52,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "`hello` looked at: a second, at once": (overlay.HELLOS_PER_S, overlay.HELLOS_BURST),
     "Questions to one peer: a second, at once": (membership.QUESTIONS_PER_S, membership.QUESTIONS_BURST),
     "Kademlia: records last, s": (provider_records.EXPIRY_S,),
-    "Kademlia: providers of a key; of one household; behind one relay; of one private address": (
+    "Kademlia: providers of a key; of one subnet; behind one relay; of one private address": (
         provider_records.MAX_PROVIDERS,
         provider_records.PER_HOUSEHOLD,
         provider_records.PER_RELAY,

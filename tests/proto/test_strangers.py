@@ -124,7 +124,7 @@ def test_gaps_that_one_peer_tells_of_take_no_place_of_others() -> None:
         world.meet(stranger, says_hello=True, address="/ip4/8.8.8.8/tcp/1")
     for number in range(500):
         world.handle(ME, Received(STRANGERS[number % 5], same(invented(number))))
-    assert 0 < world.nodes[ME].overlay.digests.repairs.num_pending <= 64, "one household"
+    assert 0 < world.nodes[ME].overlay.digests.repairs.num_pending <= 64, "one subnet"
     world.store(PEER, 1, [1] * STRIDE * 40)
     world.advance(20.0)
     assert len(world.nodes[ME].overlay.estimates.entries(PEER, NAMESPACE)) == 40

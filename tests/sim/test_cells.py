@@ -82,8 +82,8 @@ def test_a_lookup_ends_at_the_nearest_nodes() -> None:
     dht = Kademlia(Homes(300, rng), 300, rng, dead_share=0.1)
     for number in range(20):
         key, source = b"%d" % number, rng.randrange(300)
-        keepers = set(dht.keepers(key))
-        hit, miss, libp2p = dht.find_providers(source, key, keepers), dht.find_providers(source, key, ()), None
+        holders = set(dht.holders(key))
+        hit, miss, libp2p = dht.find_providers(source, key, holders), dht.find_providers(source, key, ()), None
         assert hit.is_found and not miss.is_found and hit.seconds <= miss.seconds
         libp2p = dht.find_nearest(source, key)
         assert libp2p.num_asked >= K and libp2p.seconds > miss.seconds

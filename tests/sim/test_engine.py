@@ -228,9 +228,9 @@ def test_who_floods_an_engine_is_refused_for_a_while_and_delays_nobody() -> None
     assert len(bench.done) == 35
 
 
-def test_owners_share_what_two_households_asked_and_what_holds_no_secrets() -> None:
+def test_owners_share_what_two_subnets_asked_and_what_holds_no_secrets() -> None:
     bench, cached = Bench(), []
-    owners = [Owner(bytes([number]) * 16, f"household {number}") for number in range(4)]
+    owners = [Owner(bytes([number]) * 16, f"subnet {number}") for number in range(4)]
     for number, owner in enumerate(owners):
         job = bench.submit(bytes([number]), [*range(10), 100 + number, 200], owner=owner)
         bench.run()

@@ -45,21 +45,21 @@ class Accounts:
         """What the engine does, in tokens/s of all requests together; 0: not known yet."""
         self._prefill_rate, self._decode_rate = prefill_rate, decode_rate
 
-    def charge(self, client: bytes, household: str, service: float) -> None:
+    def charge(self, client: bytes, subnet: str, service: float) -> None:
         """``client`` received service; below 0: it did not after all. Mutates."""
-        self._waiting.charge(client, service, household)
+        self._waiting.charge(client, service, subnet)
 
     def tokens_per_s(self) -> float:
         """What the engine prefills in a second."""
         return self._prefill_rate or UNKNOWN_RATE
 
-    def embedded(self, client: bytes, household: str, num_tokens: int, seconds: float) -> None:
+    def embedded(self, client: bytes, subnet: str, num_tokens: int, seconds: float) -> None:
         """A step computed ``num_tokens`` of a text of ``client``. Mutates."""
-        self._waiting.serve_beside(client, max(num_tokens, seconds * self.tokens_per_s()), household)
+        self._waiting.serve_beside(client, max(num_tokens, seconds * self.tokens_per_s()), subnet)
 
-    def charge_seconds(self, client: bytes, household: str, seconds: float) -> None:
+    def charge_seconds(self, client: bytes, subnet: str, seconds: float) -> None:
         """``seconds`` of a processor were spent for ``client`` outside the model. Mutates."""
-        self.charge(client, household, seconds * self.tokens_per_s())
+        self.charge(client, subnet, seconds * self.tokens_per_s())
 
     def start(self, job: Job) -> None:
         """``job`` leaves the queue. Mutates."""
@@ -84,7 +84,7 @@ class Accounts:
             service = ANSWER_WEIGHT * (job.num_generated - job.charged_tokens)
             service += cell_s * job.held_cells * max(self.now - job.charged_s, 0.0)
             job.charged_tokens, job.charged_s = job.num_generated, max(job.charged_s, self.now)
-            self.charge(job.client, job.household, service)
+            self.charge(job.client, job.subnet, service)
 
     def first_start_s(self, jobs: Sequence[Job]) -> float:
         """Seconds between starts as the running jobs let expect before any was seen: all that is left of them, answers

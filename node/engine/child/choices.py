@@ -48,7 +48,7 @@ class Choices:
 
     def grammar_answered(self, event: GrammarAnswered) -> None:
         request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
-        self._scheduler.accounts.charge_seconds(request.client, request.household, event.cpu_s)
+        self._scheduler.accounts.charge_seconds(request.client, request.subnet, event.cpu_s)
         job = self._jobs.choosing.get(event.key)
         if job is None:
             return  # It ended meanwhile.

@@ -1,7 +1,7 @@
 """Texts that wait to be embedded: whose is next, how much may wait, and the work in steps.
 
 One text is computed at a time, a piece a step. Between texts the next one is the first of the queue's order, which is
-``proto.fair_queue``'s: the owner first, fair among households and among their clients. A request keeps its place until
+``proto.fair_queue``'s: the owner first, fair among subnets and among their clients. A request keeps its place until
 its last text is done, so the pace of places is that of finished requests, and what a refused client is told follows
 from it. Whether a step may be taken beside the answers is decided by ``Accounts``.
 
@@ -57,8 +57,8 @@ class EmbeddingRequest:
         return self.message.client
 
     @property
-    def household(self) -> str:
-        return self.message.household
+    def subnet(self) -> str:
+        return self.message.subnet
 
 
 class EmbeddingStep(NamedTuple):
@@ -97,9 +97,9 @@ class EmbeddingQueue:
         """Tokens of a step, at most."""
         return self._embedder.step_tokens
 
-    def has_any_of(self, client: bytes, household: str) -> bool:
+    def has_any_of(self, client: bytes, subnet: str) -> bool:
         """Whether a request of this client waits."""
-        return self._waiting.num_of(client, household) > 0
+        return self._waiting.num_of(client, subnet) > 0
 
     def add(self, message: ipc.Embed, now: float, tokens_per_s: float) -> ipc.Embedded | None:
         """Take a request; the refusal if it cannot be served. tokens_per_s: for what is not measured yet. Mutates."""
@@ -145,7 +145,7 @@ class EmbeddingQueue:
         num_tokens = min(self._embedder.step_tokens, self._current_left)
         self._current_left -= num_tokens
         request.num_left -= num_tokens
-        self._waiting.charge(request.client, num_tokens, request.household)
+        self._waiting.charge(request.client, num_tokens, request.subnet)
         if vector is None:
             return EmbeddingStep(request, num_tokens, None)
         request.vectors.append(vector.tobytes())

@@ -6,8 +6,8 @@ running request stops for one that waits only where the client of the latter hol
 client held before. So every stop makes the largest holdings smaller, what stopped cannot claim its place back, and
 without new requests it comes to an end. It does not stop for clients that received more service than its own, by
 ``SLACK``. And it stops for one that received less by ``SLICE``, whatever both hold: so those that wait at an engine
-full of endless answers are served, too. Compared are the owner with all others, households, and two clients of one
-household inside it.
+full of endless answers are served, too. Compared are the owner with all others, subnets, and two clients of one
+subnet inside it.
 
 A request that is stopped loses nothing: what it computed stays cached, and it goes on where it was.
 """
@@ -26,7 +26,7 @@ SLICE_S = 1.0
 
 
 def holding(jobs: Iterable[Job], limits: Limits, more_cells: int = 0) -> float:
-    """What running ``jobs`` of one client or household hold. more_cells: and one more with so many cells."""
+    """What running ``jobs`` of one client or subnet hold. more_cells: and one more with so many cells."""
     jobs = list(jobs)
     num_jobs = len(jobs) + (more_cells > 0)
     return max(num_jobs / limits.slots, (more_cells + sum(job.own_cells for job in jobs)) / limits.num_cells)
@@ -79,11 +79,11 @@ def victims(
 
 
 def largest_of_all(running: Sequence[Job], limits: Limits) -> Job:
-    """The running job to stop because there are too few cells: one of the household that holds most."""
-    households = defaultdict[Key, list[Job]](list)
+    """The running job to stop because there are too few cells: one of the subnet that holds most."""
+    subnets = defaultdict[Key, list[Job]](list)
     for job in running:
-        households[share_of(job)].append(job)
-    return largest(max(households.values(), key=lambda own: holding(own, limits) / _weight(own[0])), limits)
+        subnets[share_of(job)].append(job)
+    return largest(max(subnets.values(), key=lambda own: holding(own, limits) / _weight(own[0])), limits)
 
 
 def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Job:
@@ -98,7 +98,7 @@ def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Jo
 
 def group_of(job: Job, beside: Job) -> tuple[Key, bytes]:
     """What ``job`` counts to where it is compared with ``beside``: the owner or all others, where one is the owner's;
-    its household; or its client, where they have one household."""
+    its subnet; or its client, where they have one subnet."""
     share = share_of(job)
     if not (job.client and beside.client):
         return (b"", b"") if not job.client else ("others", b"")

@@ -82,7 +82,7 @@ class Job:
     due_s: float | None = None
     """When it must be answered; None: whenever."""
     client: bytes = b""
-    household: str = ""
+    subnet: str = ""
     """Whose share it takes, see ``proto.fair_queue``."""
     owner: Owner = Owner()  # noqa: RUF009  immutable
     """Whose prefixes it may reuse, see ``proto.sharing``."""

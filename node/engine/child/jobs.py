@@ -54,7 +54,7 @@ class Jobs:
             now,
             message.due_s,
             message.client,
-            message.household,
+            message.subnet,
             message.owner,
             message.open_tokens,
         )
@@ -186,7 +186,7 @@ class Jobs:
         try:
             yield
         finally:
-            self._scheduler.accounts.charge_seconds(job.client, job.household, time.thread_time() - began)
+            self._scheduler.accounts.charge_seconds(job.client, job.subnet, time.thread_time() - began)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books do not fit each other or the cells. Call between steps."""

@@ -56,7 +56,7 @@ class TextRead(NamedTuple):
     """Message of the threads that read texts: so much CPU time it took for that client."""
 
     client: bytes
-    household: str
+    subnet: str
     cpu_s: float
 
 
@@ -212,21 +212,21 @@ class StepLoop:
     def _take_texts(self, message: ipc.Embed) -> None:
         accounts, is_first = (
             self.scheduler.accounts,
-            not self._embeddings.has_any_of(message.client, message.household),
+            not self._embeddings.has_any_of(message.client, message.subnet),
         )
         refusal = self._embeddings.add(message, time.monotonic(), accounts.tokens_per_s())
         if refusal is not None:
             self._replies.put(refusal)
             if not refusal.is_busy:
-                accounts.charge(message.client, message.household, REFUSAL_SERVICE)
+                accounts.charge(message.client, message.subnet, REFUSAL_SERVICE)
         elif is_first:
-            self.scheduler.waiting.enter_beside(message.client, message.household)
+            self.scheduler.waiting.enter_beside(message.client, message.subnet)
         self._reports.are_due = True
 
     def _grammar_ready(self, event: GrammarReady) -> None:
         accounts, request = self.scheduler.accounts, self.grammars.request(event.key)
-        accounts.charge(request.client, request.household, COMPILE_SERVICE)
-        accounts.charge_seconds(request.client, request.household, event.cpu_s)
+        accounts.charge(request.client, request.subnet, COMPILE_SERVICE)
+        accounts.charge_seconds(request.client, request.subnet, event.cpu_s)
         message = self.grammars.ready(event, time.monotonic())
         if message is None:
             return  # Cancelled meanwhile.
@@ -316,7 +316,7 @@ class StepLoop:
         self._is_decoding = False
         self._busy_since = ended = time.monotonic()
         request = step.request
-        self.scheduler.accounts.embedded(request.client, request.household, step.num_tokens, ended - began)
+        self.scheduler.accounts.embedded(request.client, request.subnet, step.num_tokens, ended - began)
         self._text_pace.embedded(ended - began)
         if step.reply is not None:
             self._replies.put(step.reply)

@@ -26,14 +26,14 @@ class Precedence:
         self._running = running
 
     def lead(self, job: Job, other: Job) -> tuple[float, float]:
-        """How much more service the client of ``other`` received than that of ``job``, or their households: by the
+        """How much more service the client of ``other`` received than that of ``job``, or their subnets: by the
         counters, and less what they were charged ahead. (What begins to wait starts from counters.)"""
         (counter, received), (own_counter, own_received) = self._received(other, job), self._received(job, other)
         return counter - own_counter, received - own_received
 
     def _received(self, job: Job, beside: Job) -> tuple[float, float]:
         own = [one for one in self._running if group_of(one, beside) == group_of(job, beside)]
-        counter = self._waiting.counter(job.client, job.household, level_of(job, beside))
+        counter = self._waiting.counter(job.client, job.subnet, level_of(job, beside))
         return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
 
     def first_behind(self, items: Iterable[WaitingT], service: float) -> WaitingT | None:
@@ -44,22 +44,22 @@ class Precedence:
             return next(iter(items), None)
         ahead = defaultdict[tuple[Key, ...], float](float)
         for job in self._running:
-            path = path_of(job.client, job.household)
+            path = path_of(job.client, job.subnet)
             for level in range(NUM_LEVELS):
                 ahead[path[: level + 1]] += weighted(job.client, job.remaining_prefill)
-        clients = {(job.client, job.household) for job in [*self._running, *self._waiting]}
+        clients = {(job.client, job.subnet) for job in [*self._running, *self._waiting]}
         received = defaultdict[tuple[Key, ...], dict[Key, float]](dict)
-        for client, household in clients:
-            path = path_of(client, household)
+        for client, subnet in clients:
+            path = path_of(client, subnet)
             for level in range(NUM_LEVELS):
-                counter = self._waiting.counter(client, household, level)
+                counter = self._waiting.counter(client, subnet, level)
                 received[path[:level]][path[level]] = counter - ahead[path[: level + 1]]
 
         def is_behind(item: WaitingT) -> bool:
-            path = path_of(item.client, item.household)
+            path = path_of(item.client, item.subnet)
             for level in range(NUM_LEVELS):
                 # Its own prompts that are not computed yet count: a client does not get texts instead of them.
-                after = self._waiting.counter(item.client, item.household, level) + weighted(item.client, service)
+                after = self._waiting.counter(item.client, item.subnet, level) + weighted(item.client, service)
                 after -= SLACK if path[level] == OWNER else 0.0
                 for other, counter in received[path[:level]].items():
                     if other != path[level] and after > counter - (SLACK if other == OWNER else 0.0):

@@ -32,7 +32,7 @@ _MAX_ERROR_CHARS = 200
 
 Question = ipc.Render | ipc.Parse | ipc.Spell
 Charge = Callable[[bytes, str, float], None]
-"""(client, household, seconds of CPU time)"""
+"""(client, subnet, seconds of CPU time)"""
 
 
 class Renders:
@@ -62,7 +62,7 @@ class Renders:
         self._answer_it(question)
         cpu_s = time.thread_time() - began_s
         if cpu_s >= CHARGED_S and not isinstance(question, ipc.Spell):
-            self._charge(question.client, question.household, cpu_s)
+            self._charge(question.client, question.subnet, cpu_s)
 
     def _answer_it(self, question: Question) -> None:
         try:

@@ -48,7 +48,7 @@ class GiveWay:
     """Which running jobs sit out a step, so that clients that want little are answered at nearly the pace that they
     would have alone.
 
-    What a client (or household) *wants* is the service of all that it has in the engine, waiting or running, with
+    What a client (or subnet) *wants* is the service of all that it has in the engine, waiting or running, with
     answers as long as they may become. It is *greedy* beside one that wants ``FACTOR`` times less, and ``LEAST`` less.
     Beside such ones the greedy get ``PART`` of the time: steps without them earn it, what a step takes longer with
     them spends it, and the first of these is earned ahead. Where a row more costs next to nothing, as on a GPU, none

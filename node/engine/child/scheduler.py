@@ -50,7 +50,7 @@ from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import Owner, Sharing
 
 COMPARE_S, MAX_COMPARED = 0.1, 4
-"""How often it is looked whether what runs must stop, and for how many of a household: it takes 60 us each."""
+"""How often it is looked whether what runs must stop, and for how many of a subnet: it takes 60 us each."""
 GROWTH_TOKENS = 128
 """Cells that a promise grows by: some seconds of an answer."""
 
@@ -97,28 +97,26 @@ class Scheduler:
         now: float,
         due_s: float | None = None,
         client: bytes = b"",
-        household: str = "",
+        subnet: str = "",
         owner: Owner = Owner(),  # noqa: B008  immutable
         declared_open: int = 0,
     ) -> Job | Refusal:
         """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``.
-        client, household: whose share of the queue it takes; owner: whose prefixes it may reuse. declared_open: how
+        client, subnet: whose share of the queue it takes; owner: whose prefixes it may reuse. declared_open: how
         many of its leading tokens everybody may. What is wrong with a request costs its client, too."""
         limits = self.limits
         self.accounts.look(self.running, now)
         refusal = limits.refusal(prompt, max_tokens)
         if refusal is not None:
-            self.accounts.charge(client, household, REFUSAL_SERVICE)
+            self.accounts.charge(client, subnet, REFUSAL_SERVICE)
             return refusal
         most = min(max_tokens, limits.context_tokens - len(prompt))
-        job = Job(
-            key, tuple(prompt), most, now, list(prompt), due_s=due_s, client=client, household=household, owner=owner
-        )
+        job = Job(key, tuple(prompt), most, now, list(prompt), due_s=due_s, client=client, subnet=subnet, owner=owner)
         job.declared_open, job.num_to_prefill = declared_open, len(prompt)
         self._is_changed = True
         wait_s = self.waiting.join(job, now, self.accounts.first_start_s(self.running))
         if wait_s:
-            num_own, num_waiting = self.waiting.num_of(client, household), len(self.waiting)
+            num_own, num_waiting = self.waiting.num_of(client, subnet), len(self.waiting)
             text = f"{num_waiting} requests are waiting already, {num_own} of them of this client"
             return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
@@ -234,7 +232,7 @@ class Scheduler:
     def restored(self, job: Job, length: int) -> None:
         """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
         assert job.num_computed <= length < job.num_to_prefill
-        self.accounts.charge(job.client, job.household, job.num_computed - length)
+        self.accounts.charge(job.client, job.subnet, job.num_computed - length)
         if job.num_starts == 1:
             job.cached_tokens = length
         job.num_computed = length

@@ -82,8 +82,8 @@ class _Work:
         return self.request.client
 
     @property
-    def household(self) -> str:
-        return self.request.household
+    def subnet(self) -> str:
+        return self.request.subnet
 
 
 class FakeEngine:
@@ -156,12 +156,12 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         return ["".join(chr(token) if token < TURN_TOKEN else "|" for token in tokens) for tokens in sequences]
 
-    async def tokenize_text(self, text: str, client: bytes = b"", household: str = "") -> list[int]:
+    async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
         return list(text.encode())
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", household: str = ""
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
     ) -> list[int]:
         await trio.lowlevel.checkpoint()
         if not messages:
@@ -173,7 +173,7 @@ class FakeEngine:
         return [*head, *tokens, TURN_TOKEN, *b"assistant\n"]
 
     async def embed(
-        self, texts: Sequence[Sequence[int]], client: bytes = b"", household: str = ""
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
         await trio.lowlevel.checkpoint()
         if not texts or not all(texts):
@@ -318,7 +318,7 @@ class FakeEngine:
                 break
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
-            self._waiting.charge_answer(work.client, 1, work.household)
+            self._waiting.charge_answer(work.client, 1, work.subnet)
             gate.feed(_piece(token))
             if trio.current_time() >= due_item:
                 for item in fresh(gate.take()):

@@ -99,7 +99,7 @@ def apply_module_fixes(debug: bool) -> None:
     # Every message carries a signed record, which libp2p makes anew each time: see records.py.
     for module in _RECORD_WRITERS:
         import_module(module).env_to_send_in_RPC = records.env_to_send_in_rpc  # type: ignore[attr-defined]
-    # libp2p's own knows no IPv6 address: all IPv6 peers would be one household, and no node could learn from others
+    # libp2p's own knows no IPv6 address: all IPv6 peers would be one subnet, and no node could learn from others
     # whether it can be reached.
     TrioTCPStream.get_remote_address = _remote_address  # type: ignore[method-assign, assignment]
     # libp2p's own reads as many bytes as a stranger claims, before and after the handshake, where only a protocol's

@@ -2,11 +2,11 @@
 ``inbound_streams.py`` admits the streams on them.
 
 A socket whose handshake is not over holds one of a few places for a few seconds. Each handshake costs 6 ms of processor
-time, so the number that a household may begin is bounded, too. After the handshake a connection holds a place that is
-counted by household. When no place is left, the idlest stranger loses its own (``proto/admission/places.py``). Some
+time, so the number that a subnet may begin is bounded, too. After the handshake a connection holds a place that is
+counted by subnet. When no place is left, the idlest stranger loses its own (``proto/admission/places.py``). Some
 places are kept free for peers that this node knows from earlier. Peers that its operator named get any place.
 
-Frames are read at a bounded pace for each peer and for each household: a peer that floods has to wait.
+Frames are read at a bounded pace for each peer and for each subnet: a peer that floods has to wait.
 
 libp2p's own limits lie above these and are never reached.
 """
@@ -32,9 +32,9 @@ from mycelia.node.network.libp2p.swarm_key import keyed
 from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
-from mycelia.proto.admission.households import household_of
 from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
 from mycelia.proto.admission.places import Admission, Rank
+from mycelia.proto.admission.subnets import subnet_of
 
 log = structlog.get_logger()
 
@@ -43,9 +43,9 @@ MAX_CONNECTIONS_PER_PEER = 3
 KEPT_SHARE = 8
 """One in this many places for connections is kept for known peers."""
 STRANGER_IDLE_S = 10.0
-"""A connection without a hello or a stream for this long may lose its place also to one of its own household."""
+"""A connection without a hello or a stream for this long may lose its place also to one of its own subnet."""
 MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
-"""Number of handshakes under way, and the time for one, Noise and Yamux together. When a household's places are taken,
+"""Number of handshakes under way, and the time for one, Noise and Yamux together. When a subnet's places are taken,
 its oldest handshake ends."""
 HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
@@ -91,8 +91,8 @@ class Inbound:
         """Number of places that are taken."""
         return len(self._connections)
 
-    def household(self, connection: IMuxedConn) -> str:
-        return self._connections.household_of(connection)
+    def subnet(self, connection: IMuxedConn) -> str:
+        return self._connections.subnet_of(connection)
 
     def is_wanted(self, connection: IMuxedConn) -> bool:
         """Whether the connection is with a peer in ``wanted``."""
@@ -134,11 +134,11 @@ class Inbound:
     async def _upgraded(self, raw: RawConnection) -> IMuxedConn | None:
         """The connection after its handshake; None: there is no place for the handshake, or it took too long. Raises
         any error that the peer causes."""
-        household, now = household_of(remote_address(raw)), trio.current_time()
-        if self._pace.delay_s(b"", household, 1.0, now, patience_s=0.0) is None:
+        subnet, now = subnet_of(remote_address(raw)), trio.current_time()
+        if self._pace.delay_s(b"", subnet, 1.0, now, patience_s=0.0) is None:
             return None
         with trio.CancelScope(deadline=now + HANDSHAKE_S) as scope:
-            given_up = self._handshakes.admit(scope, b"", household, now)
+            given_up = self._handshakes.admit(scope, b"", subnet, now)
             if given_up is None:
                 return None
             for other in given_up:
@@ -156,11 +156,11 @@ class Inbound:
         SwarmException."""
         assert isinstance(muxed_conn, YamuxConnection)
         peer = muxed_conn.peer_id.to_bytes()
-        household, is_wanted = household_of(remote_address(muxed_conn)), peer in self.wanted
+        subnet, is_wanted = subnet_of(remote_address(muxed_conn)), peer in self.wanted
         given_up = self._connections.admit(
             muxed_conn,
             peer,
-            household,
+            subnet,
             trio.current_time(),
             is_wanted,
             is_wanted or self._is_remembered(peer),
@@ -170,7 +170,7 @@ class Inbound:
             await muxed_conn.close()
             raise SwarmException("there is no room for one more connection")
         muxed_conn.on_end = lambda: self._release(muxed_conn)
-        muxed_conn.pace = partial(self._wait_for_pace, peer, household)
+        muxed_conn.pace = partial(self._wait_for_pace, peer, subnet)
         for other in given_up:
             log.debug("connection_given_up", peer=peer_text(other.peer_id.to_bytes()))
             self._swarm.manager.run_task(other.close)
@@ -180,8 +180,8 @@ class Inbound:
             self._release(muxed_conn)
             raise
 
-    async def _wait_for_pace(self, peer: bytes, household: str, work: int) -> None:
-        if delay_s := self._frame_pace.delay_s(peer, household, work, trio.current_time(), math.inf):
+    async def _wait_for_pace(self, peer: bytes, subnet: str, work: int) -> None:
+        if delay_s := self._frame_pace.delay_s(peer, subnet, work, trio.current_time(), math.inf):
             await trio.sleep(delay_s)
 
     def _release(self, connection: IMuxedConn) -> None:

@@ -1,7 +1,7 @@
 """Streams that other peers open: how many a node accepts, how long they may be silent, and a supervisor for each, so
 that a stream that fails ends only itself.
 
-Each stream holds a place that is counted by household; some places are kept for nodes. A stream has a few seconds for
+Each stream holds a place that is counted by subnet; some places are kept for nodes. A stream has a few seconds for
 its first message, and until then it may lose its place to another. After that it keeps its place. A peer has one stream
 for control messages and one for gossip: when it opens a second, it has forgotten the older one, which is ended.
 
@@ -37,7 +37,7 @@ KEPT_STREAMS = 64
 FIRST_MESSAGE_S = 10.0
 """Time from the opening of a stream until its protocol is agreed on and its first byte has arrived."""
 PENDING_S = 1.0
-"""A stream without a first message for this long may lose its place also to a stream of its own household."""
+"""A stream without a first message for this long may lose its place also to a stream of its own subnet."""
 
 Handler = Callable[[INetStream], Awaitable[None]]
 
@@ -63,10 +63,10 @@ class InboundStreams:
     async def _serve(self, stream: INetStream) -> None:
         """Supervisor of one inbound stream, from before its protocol is known to its end."""
         connection = stream.muxed_conn
-        peer, household = connection.peer_id.to_bytes(), self._connections.household(connection)
+        peer, subnet = connection.peer_id.to_bytes(), self._connections.subnet(connection)
         is_known, is_proven = self._connections.is_wanted(connection), self._connections.is_proven(connection)
         scope = trio.CancelScope()
-        given_up = self._places.admit(scope, peer, household, trio.current_time(), is_known, is_proven)
+        given_up = self._places.admit(scope, peer, subnet, trio.current_time(), is_known, is_proven)
         if given_up is None:
             await reset_stream(stream)
             return

@@ -14,7 +14,7 @@ from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
-from mycelia.proto.admission.households import household_of, is_local
+from mycelia.proto.admission.subnets import is_local, subnet_of
 
 RESTART_S = 5.0
 """Longer than two simultaneous dials, one from each side, take to succeed."""
@@ -97,14 +97,14 @@ class PeerTable(INotifee):
         Behind a port proxy all strangers seem to have one private address. A node that announces a public address can
         be reached by strangers, so it counts a peer as in its own network only if it dialled the peer there."""
         address = self.remote_address(peer)
-        if not self._is_announced or not is_local(household_of(address)):
+        if not self._is_announced or not is_local(subnet_of(address)):
             return address
         made = (one for one in self.connections(peer) if one.muxed_conn.is_initiator)
         return next(map(remote_address, made), "")
 
-    def household(self, peer: bytes) -> str:
-        """The household of the peer's end of a connection; empty: not connected."""
-        return household_of(self.remote_address(peer))
+    def subnet(self, peer: bytes) -> str:
+        """The subnet of the peer's end of a connection; empty: not connected."""
+        return subnet_of(self.remote_address(peer))
 
     def round_trip_s(self, peer: bytes) -> float | None:
         entry = self._peers.get(peer)

@@ -7,7 +7,7 @@ socket, with Noise and Yamux: the relay sees neither who says what nor can it pr
 
 What a relay gives is bounded: MAX_RESERVATIONS nodes, MAX_CIRCUITS circuits, each for MAX_CIRCUIT_S and
 MAX_CIRCUIT_BYTES and while it is not silent, all of them together at RELAYED_BYTES_PER_S, of which each direction of a
-circuit has its turn for COPY_BYTES. Reservations and circuits are given by household, circuits by that of their targets
+circuit has its turn for COPY_BYTES. Reservations and circuits are given by subnet, circuits by that of their targets
 too. A circuit that ends so is a lost connection, and is dialled anew. Only direct connections reserve and are connected
 through: there are no circuits in circuits. A place is worth no more than the connection that it was given on.
 """
@@ -36,8 +36,8 @@ from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
-from mycelia.proto.admission.households import Places
 from mycelia.proto.admission.pace import Pace, Rate
+from mycelia.proto.admission.subnets import Places
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ MAX_CIRCUITS = 32
 MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 8, 16
 """That one peer opens, and that lead to one: a node takes 64 streams of its relay."""
 CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
-"""Circuits a second to one node, and that one household asks for: each costs that node a handshake."""
+"""Circuits a second to one node, and that one subnet asks for: each costs that node a handshake."""
 MAX_CIRCUIT_S = 7_200.0
 MAX_CIRCUIT_BYTES = 512 * 2**20
 """Both ways together. A token takes some 200 bytes on its way, a long prompt half a megabyte."""
@@ -117,7 +117,7 @@ class Relaying:
         self._host = host
         self._table = table
         self.reserved: dict[bytes, tuple[float, str]] = {}
-        """Peers that reserved here -> (until when, in trio's time; household)."""
+        """Peers that reserved here -> (until when, in trio's time; subnet)."""
         self._reservations = Places(MAX_RESERVATIONS, 1)
         self._from = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_PEER)
         """Circuits by who opened them."""
@@ -166,15 +166,15 @@ class Relaying:
         await stream.close()
 
     def _reserve(self, peer: bytes) -> HopMessage:
-        now, household = trio.current_time(), self._table.household(peer)
+        now, subnet = trio.current_time(), self._table.subnet(peer)
         for one, (until, _) in list(self.reserved.items()):
             if until <= now:
                 self._free_reservation(one)
         if peer in self.reserved:
-            household = self.reserved[peer][1]
-        elif peer not in self._table or not self._reservations.take(peer, household):
+            subnet = self.reserved[peer][1]
+        elif peer not in self._table or not self._reservations.take(peer, subnet):
             return HopMessage(type=HopMessage.STATUS, status=Status.RESERVATION_REFUSED)
-        self.reserved[peer] = now + RESERVATION_S, household
+        self.reserved[peer] = now + RESERVATION_S, subnet
         log.debug("relay_reserved", peer=peer_text(peer), reservations=len(self.reserved))
         return HopMessage(
             type=HopMessage.STATUS,
@@ -185,16 +185,16 @@ class Relaying:
 
     def _free_reservation(self, peer: bytes) -> None:
         if peer in self.reserved:
-            _, household = self.reserved.pop(peer)
-            self._reservations.free(peer, household)
+            _, subnet = self.reserved.pop(peer)
+            self._reservations.free(peer, subnet)
 
     async def _connect(self, stream: INetStream, source: bytes, target: bytes) -> None:
-        until, to_household = self.reserved.get(target, (0.0, ""))
-        from_household = self._table.household(source)
+        until, to_subnet = self.reserved.get(target, (0.0, ""))
+        from_subnet = self._table.subnet(source)
         refusal = None
         if until <= trio.current_time() or target not in self._table or target == source:
             refusal = Status.NO_RESERVATION
-        elif not self._is_given(source, from_household, target, to_household):
+        elif not self._is_given(source, from_subnet, target, to_subnet):
             refusal = Status.RESOURCE_LIMIT_EXCEEDED
         if refusal is not None:
             await _say(stream, HopMessage(type=HopMessage.STATUS, status=refusal))
@@ -211,8 +211,8 @@ class Relaying:
             else:
                 await self._copy(Pipe(stream), Pipe(onward))
         finally:
-            self._from.free(source, from_household)
-            self._to.free(target, to_household)
+            self._from.free(source, from_subnet)
+            self._to.free(target, to_subnet)
             self._ends.subtract((source, target))
             for peer in (source, target):
                 if not self._ends[peer]:
@@ -220,15 +220,15 @@ class Relaying:
             if onward is not None:
                 await Pipe(onward).close()
 
-    def _is_given(self, source: bytes, from_household: str, target: bytes, to_household: str) -> bool:
+    def _is_given(self, source: bytes, from_subnet: str, target: bytes, to_subnet: str) -> bool:
         """Whether there is a place for one more circuit. Takes it if so."""
         now = trio.current_time()
-        if self._pace.delay_s(target, from_household, 1.0, now, patience_s=0.0) is None:
+        if self._pace.delay_s(target, from_subnet, 1.0, now, patience_s=0.0) is None:
             return False
-        if not self._from.take(source, from_household):
+        if not self._from.take(source, from_subnet):
             return False
-        if not self._to.take(target, to_household):
-            self._from.free(source, from_household)
+        if not self._to.take(target, to_subnet):
+            self._from.free(source, from_subnet)
             return False
         return True
 

@@ -292,11 +292,11 @@ class Streams:
         self._outboxes.pop(peer, None)
 
     def _wrap(self, raw: INetStream, pace: Pace, patience_s: float) -> Libp2pStream:
-        peer, household = raw.muxed_conn.peer_id.to_bytes(), self._host.inbound.household(raw.muxed_conn)
+        peer, subnet = raw.muxed_conn.peer_id.to_bytes(), self._host.inbound.subnet(raw.muxed_conn)
 
         async def wait(length: int) -> None:
             tokens = 1 + length / 1_024
-            delay_s = pace.delay_s(peer, household, tokens, trio.current_time(), patience_s)
+            delay_s = pace.delay_s(peer, subnet, tokens, trio.current_time(), patience_s)
             if delay_s is None:
                 raise NetworkError(f"{peer_text(peer)} asks too much at once")
             if delay_s:

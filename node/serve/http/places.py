@@ -2,15 +2,15 @@
 
 A connection *waits* until a gate has let its request in, and again after the answer. Everything that needs no key is
 done while waiting: half a head, an idle connection, a refusal that its client does not read. Waiting places are shared
-among the households that the connections come from, and a new connection always gets one: its household gives up its
-own longest waiting connection when it has taken its share, else the household with the most does when all places are
+among the subnets that the connections come from, and a new connection always gets one: its subnet gives up its
+own longest waiting connection when it has taken its share, else the subnet with the most does when all places are
 taken.
 
 A connection whose request was let in is never ended here. Those are shared among clients (keys), since behind a proxy
 all come from one address; without keys there is one client, this machine, and nothing to share.
 
 With its place, a connection has a share of two more things: the bytes of bodies that are held until their requests are
-done, and the turns at parsing what came (``turns.py``). Each is its household's, or its client's once it was let in.
+done, and the turns at parsing what came (``turns.py``). Each is its subnet's, or its client's once it was let in.
 """
 
 import socket
@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from mycelia.node.serve.http.turns import Turns
 from mycelia.proto.admission.byte_shares import ByteShares
-from mycelia.proto.admission.households import Places, household_of, of_client
+from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 
 MAX_HELD_BODY_BYTES = 32 << 20
 """Of all bodies: ten of the longest, of which one client alone may hold five. A request holds two to four times as much
@@ -39,29 +39,29 @@ class HttpPlaces:
         self.bodies = ByteShares(MAX_HELD_BODY_BYTES)
         self._places = Places(num_places, per_key=num_places)
         self._waiting: dict[str, OrderedDict[HttpPlace, None]] = {}
-        """Household -> its waiting connections, the longest waiting first."""
+        """Subnet -> its waiting connections, the longest waiting first."""
 
-    def enter(self, household: str, end: Callable[[], None]) -> "HttpPlace | None":
+    def enter(self, subnet: str, end: Callable[[], None]) -> "HttpPlace | None":
         """A place for a new connection, of which ``end`` is called when it must go; call ``leave`` at its end. None:
         all connections are being answered. May end another connection."""
-        if not self._places.has_room(household):
+        if not self._places.has_room(subnet):
             fullest = max(self._waiting.values(), key=len, default=None)
-            crowd = self._waiting.get(household, fullest)
+            crowd = self._waiting.get(subnet, fullest)
             if not crowd:
                 return None
             longest = next(iter(crowd))
             longest.leave()
             longest.end()
-        place = HttpPlace(self, household, end)
-        self.count(place, household, is_known=True)  # (there is room now)
+        place = HttpPlace(self, subnet, end)
+        self.count(place, subnet, is_known=True)  # (there is room now)
         return place
 
     def count(self, place: "HttpPlace", name: str, is_known: bool = False) -> bool:
-        """Whether ``place``, which is not counted, now counts for ``name``, a household or client. Mutates."""
+        """Whether ``place``, which is not counted, now counts for ``name``, a subnet or client. Mutates."""
         if not self._places.take(b"", name, is_known):
             return False
         place.counted_for = name
-        if name == place.household:
+        if name == place.subnet:
             self._waiting.setdefault(name, OrderedDict())[place] = None
         return True
 
@@ -71,7 +71,7 @@ class HttpPlaces:
         if name is None:
             return
         self._places.free(b"", name)
-        if name == place.household:
+        if name == place.subnet:
             del self._waiting[name][place]
             if not self._waiting[name]:
                 del self._waiting[name]
@@ -80,9 +80,9 @@ class HttpPlaces:
 class HttpPlace:
     """The place of one connection."""
 
-    def __init__(self, places: HttpPlaces, household: str, end: Callable[[], None]) -> None:
+    def __init__(self, places: HttpPlaces, subnet: str, end: Callable[[], None]) -> None:
         self._places = places
-        self.household = household
+        self.subnet = subnet
         self.end = end
         self.counted_for: str | None = None
         """Whose share it takes; None: it was given up."""
@@ -92,7 +92,7 @@ class HttpPlace:
     @property
     def is_admitted(self) -> bool:
         """Whether a gate has let in the request that is being answered."""
-        return self.counted_for not in (None, self.household)
+        return self.counted_for not in (None, self.subnet)
 
     async def turn(self) -> None:
         """See ``Turns.take``."""
@@ -114,7 +114,7 @@ class HttpPlace:
         self._places.uncount(self)
         if self._places.count(self, of_client(client), is_known=not client):
             return True
-        self._places.count(self, self.household, is_known=True)
+        self._places.count(self, self.subnet, is_known=True)
         return False
 
     def rest(self) -> None:
@@ -122,7 +122,7 @@ class HttpPlace:
         self._let_go()
         if self.is_admitted:
             self._places.uncount(self)
-            self._places.count(self, self.household, is_known=True)
+            self._places.count(self, self.subnet, is_known=True)
 
     def leave(self) -> None:
         """The connection is over. Mutates."""
@@ -131,7 +131,7 @@ class HttpPlace:
 
     @property
     def _share(self) -> str:
-        return self.household if self.counted_for is None else self.counted_for
+        return self.subnet if self.counted_for is None else self.counted_for
 
     def _let_go(self) -> None:
         if self._num_held:
@@ -151,7 +151,7 @@ def hold(scope: Scope, num_bytes: int) -> bool:
     return place is None or place.hold(num_bytes)
 
 
-def household_of_socket(connected: trio.socket.SocketType) -> str:
+def subnet_of_socket(connected: trio.socket.SocketType) -> str:
     """Where the other end is. Raises OSError when it is gone."""
     kind = "ip6" if connected.family == socket.AF_INET6 else "ip4"
-    return household_of(f"/{kind}/{connected.getpeername()[0]}")
+    return subnet_of(f"/{kind}/{connected.getpeername()[0]}")

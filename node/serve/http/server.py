@@ -8,7 +8,7 @@ import trio
 from starlette.types import ASGIApp
 
 from mycelia.node.serve.http.http1 import HttpConnection
-from mycelia.node.serve.http.places import HttpPlaces, household_of_socket
+from mycelia.node.serve.http.places import HttpPlaces, subnet_of_socket
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ async def serve_http(
         place = None
         with trio.CancelScope() as scope:
             try:
-                place = places.enter(household_of_socket(stream.socket), scope.cancel)
+                place = places.enter(subnet_of_socket(stream.socket), scope.cancel)
                 if place is not None:
                     await HttpConnection(app, stream, place).serve()
             except OSError:

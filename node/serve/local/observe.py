@@ -23,7 +23,7 @@ from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.views import FailedView
-from mycelia.proto.admission.households import Places, of_client
+from mycelia.proto.admission.subnets import Places, of_client
 
 MAX_STREAMS = 16
 """Of events, at once: pages that are looked at. A key has three quarters of them at most."""

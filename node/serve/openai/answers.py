@@ -34,7 +34,7 @@ from mycelia.node.serve.openai.types import (
     TopLogprob,
     Usage,
 )
-from mycelia.proto.admission.appointments import MAX_HELD_S
+from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.messages import (
     STILL_THERE,
     Answered,

@@ -25,7 +25,7 @@ from mycelia.node.network.libp2p.kademlia.messages import (
 from mycelia.node.network.libp2p.kademlia.server import KademliaServer
 from mycelia.node.network.libp2p.outbound import MAX_DIAL_ADDRESSES
 from mycelia.node.peer_id import ED25519_PREFIX, peer_text
-from mycelia.proto.admission.households import household_of
+from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.kademlia.peer_buckets import PeerBuckets
 from mycelia.proto.kademlia.provider_records import Contact
 from mycelia.proto.wire.errors import RemoteError
@@ -75,8 +75,8 @@ class _Table(set[bytes]):
     def teller_address(self, peer: bytes) -> str:
         return self.remote_address(peer)
 
-    def household(self, peer: bytes) -> str:
-        return household_of(self.remote_address(peer))
+    def subnet(self, peer: bytes) -> str:
+        return subnet_of(self.remote_address(peer))
 
     def peers(self) -> list[bytes]:
         return list(self)

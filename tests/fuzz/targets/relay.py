@@ -14,7 +14,7 @@ from libp2p.utils.varint import encode_varint_prefixed
 from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.relaying import HOP_PROTOCOL, STOP_PROTOCOL, Relaying
 from mycelia.node.network.network import NetworkError
-from mycelia.proto.admission.households import household_of
+from mycelia.proto.admission.subnets import subnet_of
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _PEER, _OTHER = (bytes.fromhex("002408011220") + bytes([number]) * 32 for number in (1, 2))
@@ -105,5 +105,5 @@ class _Table:
     def __contains__(self, peer: object) -> bool:
         return peer in (_PEER, _OTHER)
 
-    def household(self, peer: bytes) -> str:
-        return household_of("/ip4/8.8.8.8/tcp/1")
+    def subnet(self, peer: bytes) -> str:
+        return subnet_of("/ip4/8.8.8.8/tcp/1")

@@ -17,7 +17,7 @@ _TAGS = (b"", b"t" * 16, b"u" * 16)
 _MAX_STEPS = 3_000
 
 Request = tuple[list[int], int, tuple[str, ...], int, bool, int, int, int, int]
-"""prompt, max_tokens, stop, resumed_tokens, is it due at once, client, household, tag, open_tokens"""
+"""prompt, max_tokens, stop, resumed_tokens, is it due at once, client, subnet, tag, open_tokens"""
 Item = list[tuple[Request | float | int, int]]
 """A request, or seconds that a text took, or the place of a request to cancel; and steps before what comes next."""
 
@@ -79,7 +79,7 @@ def _request(rng: random.Random) -> Request:
 
 
 def _submit(key: int, request: Request) -> ipc.Submit:
-    prompt, max_tokens, stop, resumed, is_due, client, household, tag, open_tokens = request
+    prompt, max_tokens, stop, resumed, is_due, client, subnet, tag, open_tokens = request
     sampling = Sampling(max_tokens=max_tokens, stop=stop)
     clients = (b"", b"c" * 32, b"d" * 32)
     return ipc.Submit(
@@ -89,8 +89,8 @@ def _submit(key: int, request: Request) -> ipc.Submit:
         resumed,
         0.0 if is_due else None,
         clients[client],
-        _HOUSEHOLDS[household],
+        _HOUSEHOLDS[subnet],
         _TAGS[tag],
-        _HOUSEHOLDS[household],
+        _HOUSEHOLDS[subnet],
         open_tokens,
     )

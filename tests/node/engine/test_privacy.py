@@ -67,7 +67,7 @@ def test_no_digit_of_a_card_number_is_recovered(num_before: int, has_tier: bool)
 
 
 def test_a_whole_block_can_be_guessed_by_two_requests_a_guess() -> None:
-    """What remains where two households open a block: all its tokens have to be right. A salt takes that away."""
+    """What remains where two subnets open a block: all its tokens have to be right. A salt takes that away."""
     block = [20 + number % 7 for number in range(STRIDE)]
     names = strangers(6)
     for victim, right in ((VICTIM, STRIDE), (Owner(b"salt".ljust(16)), 0)):
@@ -157,7 +157,7 @@ def a_prefix() -> list[int]:
 
 
 @pytest.mark.parametrize("has_tier", [False, True])
-def test_what_two_households_asked_is_everybodys_in_whole_blocks(has_tier: bool) -> None:
+def test_what_two_subnets_asked_is_everybodys_in_whole_blocks(has_tier: bool) -> None:
     prefix = a_prefix()
     one, same, two, three = (Owner(bytes([n]) * 16, house) for n, house in enumerate(("a", "a", "b", "c")))
     rig = Tiers(1_000).rig if has_tier else Rig(1_000)

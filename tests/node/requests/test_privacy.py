@@ -147,7 +147,7 @@ async def test_a_salt_is_shared_by_who_knows_it_at_any_entry(autojump_clock: tri
             await frames_of(entry, an_ask(LONG + str(number), cache_salt="ours"))
         requests = [request for member in (one, two) for request in member.engine.requests]
         assert len({request.owner.tag for request in requests}) == len({id(m) for m in (one, two) if m.engine.requests})
-        assert all(request.owner.household == "" for request in requests)
+        assert all(request.owner.subnet == "" for request in requests)
 
 
 def keyed(key: bytes, data: bytes) -> bytes:
@@ -163,7 +163,7 @@ def test_owners_are_told_apart_and_none_can_be_claimed() -> None:
     tag = salts.of("", b"").tag_at(b"server")
     assert tag != salts.of("", b"").tag_at(b"another") and len(tag) == 16
     theirs = owner_of(b"", CLIENTS, b"peer", "house")
-    assert owner_of(theirs.tag, CLIENTS, b"thief", "") != theirs and theirs.household == "house"
+    assert owner_of(theirs.tag, CLIENTS, b"thief", "") != theirs and theirs.subnet == "house"
     assert owner_of(tag, SALTED, b"peer", "house") == Owner(owner_of(tag, CLIENTS, b"x", "").tag, "")
     assert owner_of(tag, EVERYBODY, b"peer", "house") == PUBLIC
     assert salts.passed_on("", b"a") not in ("", salts.passed_on("", b"b")) and salts.passed_on("x", b"") == "x"

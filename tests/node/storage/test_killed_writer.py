@@ -12,9 +12,9 @@ import pytest
 import structlog.testing
 
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
-from mycelia.node.storage.keeping import FLOORS_FILE, TRUST_FILE
 from mycelia.node.storage.known_peers import PEERS_FILE
 from mycelia.node.storage.rundir import next_epoch
+from mycelia.node.storage.saving import FLOORS_FILE, TRUST_FILE
 from mycelia.node.telemetry.journal import read_journal
 from tests.damage import contents
 from tests.node.engine.child.tier.test_tier_files import KEY, readable
@@ -27,7 +27,7 @@ WRITER = """
 import itertools, logging, sys, time
 from pathlib import Path
 from mycelia.node import log as node_log
-from mycelia.node.storage.keeping import FLOORS_FILE, TRUST_FILE, KeptTrust
+from mycelia.node.storage.saving import FLOORS_FILE, TRUST_FILE, KeptTrust
 from mycelia.node.storage.known_peers import PEERS_FILE, KnownPeer
 from mycelia.node.storage.rundir import next_epoch
 from mycelia.node.telemetry.journal import Journal

@@ -80,7 +80,7 @@ def test_the_keys_of_one_network_push_out_nobody_of_another() -> None:
         known.note(peer(number), [told], [], 3_600.0 + number, NOW, remote)
     known = KnownPeers(known.rows(NOW), NOW)
     rows = known.rows(NOW)
-    assert {one.peer for one in rows if one.household != "9.9.9.0/24"} == {peer(number) for number in range(8)}
+    assert {one.peer for one in rows if one.subnet != "9.9.9.0/24"} == {peer(number) for number in range(8)}
     last = 100 + 2 * MAX_KNOWN
     kept = [peer(number) for number in range(last - 1, last - 1 - MAX_OF_A_HOUSEHOLD, -1)]
     assert [one.peer for one in rows[:MAX_OF_A_HOUSEHOLD]] == kept, "those of the longest connections"

@@ -22,12 +22,12 @@ SLACK = 300.0
 class Item:
     client: bytes
     tokens: int = 100
-    household: str = ""
+    subnet: str = ""
 
 
 @dataclass
 class Flight:
-    household: bytes
+    subnet: bytes
 
 
 def filled(*clients: bytes, places: int = 64, slack: float = 0.0) -> FairQueue[Item]:
@@ -153,7 +153,7 @@ def test_one_client_gets_half_and_each_more_of_what_is_left() -> None:
 HOUSE, LOCAL, OWNER = "203.0.113.0/24", "local 127.0.0.1", b""
 
 
-def test_the_keys_of_a_household_have_one_share_and_take_turns_in_it() -> None:
+def test_the_keys_of_a_subnet_have_one_share_and_take_turns_in_it() -> None:
     queue = FairQueue[Item](64, slack=0.0)
     for number in range(6):
         assert queue.join(Item(b"key%d" % number, 100, HOUSE), 0.0) == 0.0
@@ -169,7 +169,7 @@ def test_the_keys_of_a_household_have_one_share_and_take_turns_in_it() -> None:
     assert len(set(order)) == 7
 
 
-def test_the_keys_of_a_household_fill_no_more_places_than_one_client() -> None:
+def test_the_keys_of_a_subnet_fill_no_more_places_than_one_client() -> None:
     queue = FairQueue[Item](64)
     for number in range(200):
         queue.join(Item(b"key%d" % number, 100, HOUSE), 0.0)
@@ -223,7 +223,7 @@ def test_a_client_whose_own_would_wait_too_long_is_refused_but_never_its_first()
     assert queue.join(Item(B), 25.0) == 0.0
 
 
-def test_an_appointment_is_kept_from_both_sides() -> None:
+def test_an_retry_time_is_kept_from_both_sides() -> None:
     shares = Shares(8)
     shares.pace.waits(0.0)
     shares.pace.freed(2.0, somebody_waits=True)
@@ -234,7 +234,7 @@ def test_an_appointment_is_kept_from_both_sides() -> None:
     assert shares.join(A, 5, 8, 0.5, 4.0) > 0, "once"
 
 
-def test_an_appointment_moves_when_it_is_far_too_late_or_nobody_waits() -> None:
+def test_an_retry_time_moves_when_it_is_far_too_late_or_nobody_waits() -> None:
     shares = Shares(8)
     assert shares.join(A, 4, 4, 1.0, 0.0, guess_s=100.0) == 100.0
     assert shares.join(A, 1, 1, 1.0, 1.0, guess_s=60.0) == 99.0
@@ -242,7 +242,7 @@ def test_an_appointment_moves_when_it_is_far_too_late_or_nobody_waits() -> None:
     assert shares.join(A, 0, 0, 1.0, 1.0) == 0.0
 
 
-def test_an_appointment_lapses() -> None:
+def test_an_retry_time_lapses() -> None:
     shares = Shares(8)
     assert shares.join(A, 4, 4, 1.0, 0.0, guess_s=5.0) == 5.0
     assert shares.join(A, 4, 4, 1.0, 15.1, guess_s=5.0) == 5.0

@@ -6,7 +6,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from mycelia.proto.admission.appointments import LEAST_AGAIN_S, MAX_APPOINTMENTS, MAX_HELD, Appointments
+from mycelia.proto.admission.retry_times import LEAST_AGAIN_S, MAX_HELD, MAX_RETRY_TIMES, RetryTimes
 from mycelia.proto.config import OverlayConfig, RequestConfig
 from mycelia.proto.effects import Dispatch, Fail
 from mycelia.proto.events import FrameReceived, Leaving, Received, RequestCancelled, RequestSubmitted, VitalsChanged
@@ -22,9 +22,9 @@ def key(number: int) -> bytes:
     return b"%d" % number
 
 
-def paced(place_s: float) -> Appointments:
+def paced(place_s: float) -> RetryTimes:
     """At an entry that lately got a place each ``place_s``, until time 0."""
-    one = Appointments()
+    one = RetryTimes()
     one.make(b"first", A, place_s, -100 * place_s)
     for number in range(99):
         one.placed((number - 99) * place_s)
@@ -40,7 +40,7 @@ def test_who_is_refused_at_the_same_time_is_told_different_times() -> None:
     one.check_invariants()
 
 
-def test_an_appointment_is_kept_for_a_while_from_its_time_on() -> None:
+def test_an_retry_time_is_kept_for_a_while_from_its_time_on() -> None:
     one = paced(8.0)
     told_s = one.make(b"a", A, 1.0, 0.0)
     assert one.wait_s(b"a", told_s / 2) == pytest.approx(told_s / 2)
@@ -76,11 +76,11 @@ def test_where_all_come_back_nobody_else_is_let_in() -> None:
             del due[each]
         passed += one.may_pass(now)
     assert passed < 12, "as many as the spacing leaves over"
-    assert one.may_pass(now + 10), "no appointments, no limit"
+    assert one.may_pass(now + 10), "no retry_times, no limit"
 
 
 def test_an_hour_in_which_nobody_asks_is_not_the_time_that_a_place_takes() -> None:
-    one = Appointments()
+    one = RetryTimes()
     one.make(b"goes away", A, 1.0, 0.0)
     one.wait_s(b"next", 3_600.0)
     one.placed(3_600.0)
@@ -95,13 +95,13 @@ def test_a_stall_is_noticed_while_somebody_is_held_though_nobody_else_comes() ->
     assert one.make(b"next", A, 1.0, 100.0) > 10.0
 
 
-def test_appointments_are_bounded() -> None:
-    one = Appointments()
-    for number in range(3 * MAX_APPOINTMENTS):
+def test_retry_times_are_bounded() -> None:
+    one = RetryTimes()
+    for number in range(3 * MAX_RETRY_TIMES):
         client = key(number % 100)
-        assert one.make(key(number % (2 * MAX_APPOINTMENTS)), client, 0.001, 0.0) >= LEAST_AGAIN_S
+        assert one.make(key(number % (2 * MAX_RETRY_TIMES)), client, 0.001, 0.0) >= LEAST_AGAIN_S
     one.check_invariants()
-    assert 0.95 * MAX_APPOINTMENTS < len(one) <= MAX_APPOINTMENTS
+    assert 0.95 * MAX_RETRY_TIMES < len(one) <= MAX_RETRY_TIMES
 
 
 def test_a_client_that_asks_much_does_not_make_others_wait_for_all_of_it() -> None:
@@ -112,16 +112,16 @@ def test_a_client_that_asks_much_does_not_make_others_wait_for_all_of_it() -> No
     one.check_invariants()
 
 
-def test_a_client_that_asks_much_leaves_appointments_to_others() -> None:
+def test_a_client_that_asks_much_leaves_retry_times_to_others() -> None:
     one = paced(1.0)
-    for number in range(2 * MAX_APPOINTMENTS):
+    for number in range(2 * MAX_RETRY_TIMES):
         one.make(key(number), A, 1.0, 0.0)
     told_s = one.make(b"of b", B, 1.0, 0.0)
     assert one.wait_s(b"of b", told_s) == 0.0
 
 
 def test_who_is_held_has_its_turn_after_one_of_every_other_client() -> None:
-    one = Appointments()
+    one = RetryTimes()
     for number in range(MAX_HELD):
         if one.has_room(A):
             one.held.add(key(number), A, is_next=False)
@@ -311,7 +311,7 @@ def test_who_knocks_gains_no_places() -> None:
         tell_load(world, FULL)
         ask(world, 1, b"knock %d" % number)
         refused(world)
-    assert world.nodes[ME].overlay.requests.admission.num_appointments == 1
+    assert world.nodes[ME].overlay.requests.admission.num_retry_times == 1
 
 
 def held_world(num_tokens: list[int]) -> tuple[World, list[bytes]]:

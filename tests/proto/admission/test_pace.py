@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mycelia.proto.admission import pace
-from mycelia.proto.admission.households import LOCAL
 from mycelia.proto.admission.pace import Pace, Rate
+from mycelia.proto.admission.subnets import LOCAL
 
 FAR, NEAR = "8.8.8.0/24", f"{LOCAL}127.0.0.1"
 
@@ -21,7 +21,7 @@ def test_a_burst_passes_and_what_follows_waits() -> None:
     assert paced.delay_s(b"a", FAR, 10.0, 3.0, 2.0) == 0.0
 
 
-def test_a_household_has_a_rate_of_its_own_and_a_private_network_a_larger_one() -> None:
+def test_a_subnet_has_a_rate_of_its_own_and_a_private_network_a_larger_one() -> None:
     paced = a_pace()
     assert [paced.delay_s(b"%d" % key, FAR, 20.0, 0.0, math.inf) for key in range(4)] == [0.0, 0.0, 1.0, 2.0]
     assert not any(paced.delay_s(b"%d" % key, NEAR, 20.0, 0.0, math.inf) for key in range(10, 40))

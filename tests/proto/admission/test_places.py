@@ -2,19 +2,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.proto.admission.households import LOCAL
 from mycelia.proto.admission.places import Admission, Rank
+from mycelia.proto.admission.subnets import LOCAL
 
 NEAR, OTHER = f"{LOCAL}127.0.0.1", f"{LOCAL}127.0.0.2"
 
 
-def filled(admission: Admission[int], household: str, num_holders: int, first: int = 0) -> list[int]:
+def filled(admission: Admission[int], subnet: str, num_holders: int, first: int = 0) -> list[int]:
     """Those of ``num_holders`` that got a place, one a second."""
     numbers = range(first, first + num_holders)
-    return [one for one in numbers if admission.admit(one, b"%d" % one, household, float(one)) is not None]
+    return [one for one in numbers if admission.admit(one, b"%d" % one, subnet, float(one)) is not None]
 
 
-def test_one_household_alone_leaves_room_for_others() -> None:
+def test_one_subnet_alone_leaves_room_for_others() -> None:
     admission: Admission[int] = Admission(128, 3, num_kept=16, own_after_s=1_000.0)
     assert len(filled(admission, NEAR, 200)) == 96
     assert len(filled(admission, OTHER, 200, 1_000)) > 8
@@ -23,8 +23,8 @@ def test_one_household_alone_leaves_room_for_others() -> None:
 def test_when_all_is_taken_the_idlest_of_the_greediest_goes() -> None:
     admission: Admission[int] = Admission(8, 1, own_after_s=1_000.0)
     assert filled(admission, NEAR, 3) == [0, 1, 2]
-    for household in ("a", "b", "c", "d", "e"):
-        filled(admission, household, 1, 100 * ord(household))
+    for subnet in ("a", "b", "c", "d", "e"):
+        filled(admission, subnet, 1, 100 * ord(subnet))
     assert len(admission) == 8
     admission.use(b"0", 1e6)
     assert admission.admit(5_000, b"5000", "new", 5_000.0) == [1]
@@ -41,7 +41,7 @@ def test_what_is_proven_goes_only_to_those_that_hold_much_less() -> None:
         admission.raise_rank(b"%d" % one, Rank.PROVEN)
     assert admission.admit(300, b"300", OTHER, 300.0) == [0]
     assert admission.admit(301, b"301", OTHER, 301.0) is None, "it would hold half as many"
-    assert admission.admit(302, b"302", NEAR, 302.0) is None, "its own household is no reason"
+    assert admission.admit(302, b"302", NEAR, 302.0) is None, "its own subnet is no reason"
 
 
 @pytest.mark.parametrize("busy", [True, False])
@@ -55,7 +55,7 @@ def test_who_is_busy_or_kept_goes_for_nobody(busy: bool) -> None:
     assert admission.admit(101, b"101", "far", 1e6, busy={b"%d" % one for one in (*held, 100)}) is None
 
 
-def test_an_old_idle_one_makes_room_for_its_own_household_and_its_own_key() -> None:
+def test_an_old_idle_one_makes_room_for_its_own_subnet_and_its_own_key() -> None:
     admission: Admission[int] = Admission(100, 2, own_after_s=10.0)
     assert [admission.admit(one, b"same", NEAR, float(one)) for one in (1, 2, 3)] == [[], [], None]
     assert admission.admit(4, b"same", NEAR, 12.0) == [1]
@@ -67,7 +67,7 @@ def test_a_known_key_gets_what_is_kept_and_gives_up_to_nobody() -> None:
     known = [100, 101, 102, 103, 104]
     assert [admission.admit(one, b"%d" % one, NEAR, 1.0, is_known=True) for one in known] == [[], [], [], [], [0]]
     admission.check_invariants()
-    assert admission.rank_of(104) == Rank.KEPT and admission.household_of(104) == NEAR
+    assert admission.rank_of(104) == Rank.KEPT and admission.subnet_of(104) == NEAR
     proven: Admission[int] = Admission(8, 1, num_kept=4)
     filled(proven, "far", 8)
     assert proven.admit(100, b"100", "farther", 1e6, is_proven=True) == []
@@ -89,10 +89,10 @@ STEPS = st.lists(
 def test_the_books_fit_whatever_happens(steps: list[tuple[str, int, int, str, bool]]) -> None:
     admission: Admission[int] = Admission(12, 3, num_kept=2, own_after_s=5.0)
     alive: set[int] = set()
-    for now, (step, holder, number, household, is_known) in enumerate(steps):
+    for now, (step, holder, number, subnet, is_known) in enumerate(steps):
         key = b"%d" % number
         if step == "admit" and holder not in alive:
-            given_up = admission.admit(holder, key, household, float(now), is_known)
+            given_up = admission.admit(holder, key, subnet, float(now), is_known)
             if given_up is not None:
                 assert set(given_up) <= alive and len(given_up) <= 1
                 alive -= set(given_up)

@@ -21,12 +21,12 @@ def num_open(sharing: Sharing, tokens: list[int]) -> int:
     return sharing.num_open(sharing.chain(tokens))
 
 
-def test_a_prefix_opens_when_a_second_household_goes_on_differently() -> None:
+def test_a_prefix_opens_when_a_second_subnet_goes_on_differently() -> None:
     sharing = Sharing(b"secret")
     sharing.note(ONE, [*PREFIX, 7, 8])
     sharing.note(SAME_HOUSE, [*PREFIX, 8, 8])
     sharing.note(ONE, [*PREFIX, 9, 9])
-    assert num_open(sharing, PREFIX) == 0, "one household, however many names it has"
+    assert num_open(sharing, PREFIX) == 0, "one subnet, however many names it has"
     sharing.note(TWO, [*PREFIX, 9, 8])
     assert num_open(sharing, [*PREFIX, 9, 9, *PREFIX]) == 3 * STRIDE
 

@@ -28,7 +28,7 @@ def peer(number: int) -> bytes:
 
 
 def home(number: int) -> str:
-    """A household of the open internet."""
+    """A subnet of the open internet."""
     return f"8.{number // 256}.{number % 256}.0/24"
 
 
@@ -52,7 +52,7 @@ def kept(store: ProviderRecords, key: bytes = MODEL, now: float = 0.0) -> set[by
     return {contact.peer for contact in store.providers(key, now)}
 
 
-def test_a_hundred_records_of_one_household_leave_the_others() -> None:
+def test_a_hundred_records_of_one_subnet_leave_the_others() -> None:
     store = records()
     honest = [store.add(MODEL, told(number), home(number), everybody, 0.0) for number in range(3)]
     for number in range(100, 200):
@@ -93,7 +93,7 @@ def test_providers_that_are_gone_make_room() -> None:
     assert kept(store, now=FRESH_S + EXPIRY_S + 2) == set() and len(store) == 0
 
 
-def test_keys_that_one_household_makes_up_push_out_nobody_elses() -> None:
+def test_keys_that_one_subnet_makes_up_push_out_nobody_elses() -> None:
     store = records(limit=1_000)
     for number in range(20):
         store.add(b"key%d" % number, told(number), home(number), everybody, 0.0)
@@ -131,8 +131,8 @@ def test_records_keep_their_bounds(steps: list[tuple[int, int, int, float]], lim
     now = 0.0
     for key, who, where, pause in steps:
         now += pause
-        household = HERE if where == 0 else home(where)
-        store.add(b"key%d" % key, told(who), household, lambda one: one < peer(20), now)
+        subnet = HERE if where == 0 else home(where)
+        store.add(b"key%d" % key, told(who), subnet, lambda one: one < peer(20), now)
         store.providers(b"key%d" % (key + 1), now)
         store.check_invariants()
         assert len(store) <= limit
@@ -141,7 +141,7 @@ def test_records_keep_their_bounds(steps: list[tuple[int, int, int, float]], lim
 # --- the table of peers --------------------------------------------------------------------------------------------
 
 
-def test_one_household_does_not_fill_the_table() -> None:
+def test_one_subnet_does_not_fill_the_table() -> None:
     table = PeerBuckets(peer(0))
     for number in range(1, 2_000):
         table.add(peer(number), home(1), everybody)
@@ -187,7 +187,7 @@ def test_the_nearest_come_first() -> None:
     assert len(table.nearest(MODEL, 7)) == 7
 
 
-def test_few_peers_of_a_household_are_in_a_bucket() -> None:
+def test_few_peers_of_a_subnet_are_in_a_bucket() -> None:
     table = PeerBuckets(peer(0))
     entered = [number for number in range(1, 200) if table.add(peer(number), home(1), everybody)]
     assert PER_HOUSEHOLD_AND_BUCKET <= len(entered) <= PER_HOUSEHOLD

@@ -78,7 +78,7 @@ def test_a_newcomer_gets_a_tenth_whatever_it_claims() -> None:
     assert 0.05 < Swarm().share(NEW[:1]) <= LEAST_SHARE
 
 
-def test_all_keys_of_a_household_are_one_newcomer() -> None:
+def test_all_keys_of_a_subnet_are_one_newcomer() -> None:
     assert Swarm(dict.fromkeys(NEW, b"203.0.113.0/24")).share(NEW) <= LEAST_SHARE
 
 

@@ -4,9 +4,9 @@ A request waits for its grammar to be compiled, then for each of its tokens unti
 next; other requests go on meanwhile. Bounded are
 
 - the requests that wait to be compiled, and their order: the fair queue's, see ``proto.fair_queue``;
-- the processes, ``limit`` in all, of which a household that is not the owner's has at most half, and ``MAX_COMPILING``
-  that compile at once, one of a household;
-- a household's CPU time for compiling, and for answers that ended by the next bound: ``COMPILE_BURST_S``, then
+- the processes, ``limit`` in all, of which a subnet that is not the owner's has at most half, and ``MAX_COMPILING``
+  that compile at once, one of a subnet;
+- a subnet's CPU time for compiling, and for answers that ended by the next bound: ``COMPILE_BURST_S``, then
   ``COMPILE_PART`` of the time, where each grammar counts for ``COMPILE_LEAST_S`` at least;
 - an answer's CPU time: ``ANSWER_BURST_S``, then ``TOKEN_S`` a token.
 
@@ -182,7 +182,7 @@ class GrammarPool:
         return [message.key for message in waiting if message.due_s is not None and message.due_s <= now]
 
     def look(self, now: float) -> None:
-        """Start what may be compiled now. Call now and then: a household may spend more without an event. Mutates."""
+        """Start what may be compiled now. Call now and then: a subnet may spend more without an event. Mutates."""
         while (message := next(filter(lambda one: self._may_start(one, now), self._waiting), None)) is not None:
             self._waiting.start(message, int(COMPILE_SERVICE), now)
             prompt = unpack_tokens(message.prompt)

@@ -139,9 +139,9 @@ class Gossip:
         return rpc
 
     async def _wait_turn(self, peer: bytes, cost: float) -> None:
-        """Until ``peer`` and its household have waited for what they asked for. One stream waits, no other."""
-        household = self._table.household(peer)
-        delay_s = self._pace.delay_s(peer, household, cost, trio.current_time(), math.inf)
+        """Until ``peer`` and its subnet have waited for what they asked for. One stream waits, no other."""
+        subnet = self._table.subnet(peer)
+        delay_s = self._pace.delay_s(peer, subnet, cost, trio.current_time(), math.inf)
         if delay_s:
             self.num_over_rate += 1
             await trio.sleep(delay_s)

@@ -35,7 +35,7 @@ from mycelia.node.network.libp2p.kademlia.server import KademliaServer
 from mycelia.node.network.libp2p.outbound import DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
-from mycelia.proto.admission.households import is_local
+from mycelia.proto.admission.subnets import is_local
 from mycelia.proto.kademlia.lookup import WIDTH, Lookup
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE, PeerBuckets, point_of
 from mycelia.proto.wire.errors import RemoteError
@@ -45,12 +45,12 @@ log = structlog.get_logger()
 WALK_ENOUGH = 3
 """Kademlia's beta."""
 MAX_DIALS_PER_TELLER = 8
-"""Peers that a lookup dials on the word of one public household or of one peer of a private network. As many of the
+"""Peers that a lookup dials on the word of one public subnet or of one peer of a private network. As many of the
 providers that it names are returned."""
 MAX_FOUND = 64
 """Providers that one lookup keeps."""
 MAX_TELLERS = 4
-"""Households whose addresses of one provider are kept. With one only, the fastest liar would choose them."""
+"""Subnets whose addresses of one provider are kept. With one only, the fastest liar would choose them."""
 PREFIX_REPLICAS, MODEL_REPLICAS = 8, BUCKET_SIZE
 """Peers that keep one record. Of the 8 that keep a prefix's, some live for half an hour; Kademlia's 20 cost more."""
 PROVIDERS_ENOUGH = 8
@@ -179,10 +179,10 @@ class Kademlia:
         return providers
 
     def _account(self, teller: bytes) -> bytes:
-        """The account that is charged for dials on the word of ``teller``: its household, since keys are free and
+        """The account that is charged for dials on the word of ``teller``: its subnet, since keys are free and
         addresses are not. In a private network it is the peer itself, since a whole swarm may have one address."""
-        household = self._table.household(teller)
-        return teller if not household or is_local(household) else household.encode()
+        subnet = self._table.subnet(teller)
+        return teller if not subnet or is_local(subnet) else subnet.encode()
 
     async def _walk(self, kind: Kind, key: bytes, enough: int, stops_at_providers: bool = False) -> _Walk:
         """A lookup of ``key`` by the rules of ``proto/kademlia/lookup.py``. stops_at_providers: ends at the first

@@ -1,6 +1,6 @@
 """The serving side of Kademlia: a node's answers to other nodes.
 
-All of it is bounded: streams and requests by peer and household, the bytes of a request before it is read, the time of
+All of it is bounded: streams and requests by peer and subnet, the bytes of a request before it is read, the time of
 each step, the providers that are kept (``proto/kademlia/provider_records.py``) and the peers in an answer.
 
 Nothing here is an offence: a stream that asks too much, stays silent or carries nonsense is reset.
@@ -94,16 +94,16 @@ class KademliaServer:
     async def serve(self, stream: INetStream) -> None:
         """Serves one stream of a peer until it ends, is silent for PATIENCE_S or breaks a bound."""
         peer = stream.muxed_conn.peer_id.to_bytes()
-        household = self._host.table.household(peer)
+        subnet = self._host.table.subnet(peer)
         scope, is_done = trio.CancelScope(), False
-        given_up = self.streams.admit(scope, peer, household, trio.current_time())
+        given_up = self.streams.admit(scope, peer, subnet, trio.current_time())
         for other in given_up or ():
             other.cancel()
         try:
             with scope:
                 if given_up is None:
                     raise NetworkError("too many streams")
-                await self._serve(Frames(stream, MAX_REQUEST_BYTES), peer, household)
+                await self._serve(Frames(stream, MAX_REQUEST_BYTES), peer, subnet)
                 is_done = True
         except (NetworkError, RemoteError) as exc:
             log.debug("kademlia stream failed", peer=peer_text(peer), reason=str(exc))
@@ -113,11 +113,11 @@ class KademliaServer:
                 self.num_refused += 1
                 await reset_stream(stream)
 
-    async def _serve(self, frames: Frames, peer: bytes, household: str) -> None:
+    async def _serve(self, frames: Frames, peer: bytes, subnet: str) -> None:
         while (data := await frames.read(PATIENCE_S)) is not None:
             now = trio.current_time()
             self.streams.use(peer, now)
-            delay_s = self._pace.delay_s(peer, household, 1.0, now, PATIENCE_S)
+            delay_s = self._pace.delay_s(peer, subnet, 1.0, now, PATIENCE_S)
             if delay_s is None:
                 raise NetworkError("asks too much")
             await trio.sleep(delay_s)
@@ -161,9 +161,9 @@ class KademliaServer:
         """Keeps a record that ``peer`` provides ``key``. ``peer`` announced it over its own connection."""
         records = self._records_of(key)
         if records is not None and addresses:
-            household = self._host.table.household(peer)
+            subnet = self._host.table.subnet(peer)
             told = Contact(peer, tuple(addresses))
-            records.add(key, told, household, self._host.table.__contains__, self._clock())
+            records.add(key, told, subnet, self._host.table.__contains__, self._clock())
 
     def providers(self, key: bytes) -> list[Contact]:
         """The providers of ``key`` that this node keeps."""
@@ -175,8 +175,8 @@ class KademliaServer:
     def note(self, peer: bytes) -> None:
         """Adds ``peer`` to the table if it is connected and may serve others."""
         if peer in self._host.table and self._may_serve(peer):
-            household = self._host.table.household(peer)
-            self._buckets.add(peer, household, self._host.table.__contains__)
+            subnet = self._host.table.subnet(peer)
+            self._buckets.add(peer, subnet, self._host.table.__contains__)
 
     def _may_serve(self, peer: bytes) -> bool:
         """False if the peer listed its protocols and Kademlia is not among them, as with clients."""

@@ -49,8 +49,8 @@ class CountingEmbedder:
         self.is_open = False
 
 
-def embed(key: int, *texts: list[int], client: bytes = b"", household: str = "") -> ipc.Embed:
-    return ipc.Embed(key, [pack_tokens(text) for text in texts], client, household)
+def embed(key: int, *texts: list[int], client: bytes = b"", subnet: str = "") -> ipc.Embed:
+    return ipc.Embed(key, [pack_tokens(text) for text in texts], client, subnet)
 
 
 class Queue(EmbeddingQueue):

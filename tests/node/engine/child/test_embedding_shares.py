@@ -88,8 +88,8 @@ class Rig:
         embeddings = EmbeddingQueue(self.embedder, 64, VOCAB)
         self.loop = StepLoop(self.llama, limits, self.replies, True, FakeGrammar, embeddings)
 
-    def embed(self, key: int, client: bytes, *texts: list[int], household: str = "") -> None:
-        self.loop.inbox.put(ipc.Embed(key, [pack_tokens(text) for text in texts], client, household))
+    def embed(self, key: int, client: bytes, *texts: list[int], subnet: str = "") -> None:
+        self.loop.inbox.put(ipc.Embed(key, [pack_tokens(text) for text in texts], client, subnet))
 
     def ask(
         self, key: int, client: bytes, num_prompt: int = 60, max_tokens: int = 40, house: str = "", grammar: str = ""
@@ -171,9 +171,9 @@ def test_a_client_that_asked_nothing_for_long_has_saved_nothing_up(rig: Rig) -> 
     assert rig.until(ipc.Ended, 3) <= 2 * 200 / STEP_TOKENS + 2
 
 
-def test_sixty_keys_of_one_household_embed_in_one_share(rig: Rig) -> None:
+def test_sixty_keys_of_one_subnet_embed_in_one_share(rig: Rig) -> None:
     for key in range(30):
-        rig.embed(key, b"%d" % key, TEXT, household="203.0.113.0/24")
+        rig.embed(key, b"%d" % key, TEXT, subnet="203.0.113.0/24")
     rig.steps(20)
     rig.ask(100, OTHER, house="198.51.100.0/24")
     assert rig.until(ipc.Ended, 100) <= (60 + 2 * 40) // STEP_TOKENS

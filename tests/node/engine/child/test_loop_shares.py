@@ -175,9 +175,9 @@ class Compiling:
         self.opened.append(FakeGrammar(sampling, tokens))
         return self.opened[-1]
 
-    def add(self, client: bytes, household: str = "") -> int:
+    def add(self, client: bytes, subnet: str = "") -> int:
         key = next(self.keys)
-        message = ipc.Submit(key, b"", Sampling(max_tokens=1, grammar="endless"), 0, None, client, household)
+        message = ipc.Submit(key, b"", Sampling(max_tokens=1, grammar="endless"), 0, None, client, subnet)
         self.pool.add(message, 0.0)
         return key
 
@@ -188,19 +188,19 @@ class Compiling:
         self.pool.ended(GrammarEnded(key), now)
 
 
-def test_few_grammars_are_compiled_at_once_and_one_of_a_household() -> None:
+def test_few_grammars_are_compiled_at_once_and_one_of_a_subnet() -> None:
     rig = Compiling()
     keys = [rig.add(b"%d" % number, "203.0.113.0/24") for number in range(24)]
     assert len(rig.opened) == 1
     other = rig.add(OTHER)
-    assert len(rig.opened) == MAX_COMPILING == 2, "that of another household does not wait for them"
+    assert len(rig.opened) == MAX_COMPILING == 2, "that of another subnet does not wait for them"
     rig.compiled(other, 0.1, 1.0)
     assert len(rig.opened) == 2
     rig.compiled(keys[0], 0.1, 2.0)
     assert len(rig.opened) == 3
 
 
-def test_a_household_that_spent_its_time_for_compiling_waits_for_more() -> None:
+def test_a_subnet_that_spent_its_time_for_compiling_waits_for_more() -> None:
     rig = Compiling()
     keys = [rig.add(STRANGER) for _ in range(4)]
     rig.compiled(keys[0], COMPILE_BURST_S, 0.0)

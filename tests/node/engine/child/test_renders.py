@@ -40,7 +40,7 @@ class Read:
             template,
             piece,
             ipc.Replies(write_fd),
-            lambda client, household, _: self.charged.put((client, household)),
+            lambda client, subnet, _: self.charged.put((client, subnet)),
         )
 
     def reply(self) -> ipc.FromChild:
@@ -69,9 +69,9 @@ def test_whatever_goes_wrong_is_the_answer_to_its_question(capfd: pytest.Capture
 def test_short_texts_pass_long_ones_and_what_takes_long_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renders, "CHARGED_S", 0.0)
     read = Read()
-    read.renders.put(ipc.Parse(1, LONG, b"c" * 32, "household"))
+    read.renders.put(ipc.Parse(1, LONG, b"c" * 32, "subnet"))
     read.renders.put(ipc.Parse(2, "x", b"d" * 32))
     replies = [read.reply(), read.reply()]
     assert {reply.key for reply in replies if isinstance(reply, ipc.Rendered)} == {1, 2}
     charged = [read.charged.get(timeout=30), read.charged.get(timeout=30)]
-    assert sorted(charged) == [(b"c" * 32, "household"), (b"d" * 32, "")]
+    assert sorted(charged) == [(b"c" * 32, "subnet"), (b"d" * 32, "")]

@@ -332,7 +332,7 @@ def test_rates() -> None:
 
 
 CLIENTS = {b"": "", b"one": "", b"two": "10.0.0.0/24", b"three": "10.0.0.0/24"}
-"""And their households."""
+"""And their subnets."""
 
 
 class SmallBlocks(Sharing):
@@ -352,7 +352,7 @@ class SmallBlocks(Sharing):
         return chain
 
 
-OWNERS = [Owner(bytes([number]) * 16, f"household {number % 3}") for number in range(4)] + [Owner(b"s" * 16), PUBLIC]
+OWNERS = [Owner(bytes([number]) * 16, f"subnet {number % 3}") for number in range(4)] + [Owner(b"s" * 16), PUBLIC]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -372,7 +372,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.mirror: dict[int, tuple[int, ...]] = {}
         self.comes_at: dict[bytes | str, tuple[float, float]] = {}
-        """When households were refused first and when they were told to come again."""
+        """When subnets were refused first and when they were told to come again."""
 
     @initialize(demote_idle=st.booleans())
     def start(self, demote_idle: bool) -> None:
@@ -416,10 +416,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.comes_at.pop(share, None)
 
     def num_waiting(self, client: bytes) -> tuple[int, int]:
-        """Of its household, and in all that share places with it."""
+        """Of its subnet, and in all that share places with it."""
         rivals = [job for job in self.sched.waiting if bool(job.client) == bool(client)]
         share = CLIENTS[client] or client
-        return sum((job.household or job.client) == share for job in rivals), len(rivals)
+        return sum((job.subnet or job.client) == share for job in rivals), len(rivals)
 
     @rule(
         prefix=st.integers(0, 1),

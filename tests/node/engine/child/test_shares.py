@@ -1,4 +1,4 @@
-"""What one client or household can take from others at an engine: the real scheduler, without a model."""
+"""What one client or subnet can take from others at an engine: the real scheduler, without a model."""
 
 import itertools
 from collections import Counter
@@ -30,10 +30,10 @@ class Engine:
         self._keys = itertools.count(1)
 
     def submit(
-        self, client: bytes, num_prompt: int = 20, max_tokens: int = 20, household: str = "", key: int = 0
+        self, client: bytes, num_prompt: int = 20, max_tokens: int = 20, subnet: str = "", key: int = 0
     ) -> Job | Refusal:
         key = key or next(self._keys)
-        return self.sched.submit(key, [key] * num_prompt, max_tokens, self.now, client=client, household=household)
+        return self.sched.submit(key, [key] * num_prompt, max_tokens, self.now, client=client, subnet=subnet)
 
     def add(self, *args: object, **options: object) -> Job:
         job = self.submit(*args, **options)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_a_request_that_may_fill_the_cache_keeps_no_other_waiting() -> None:
     assert engine.done[endless.key] == alone.done[1] and not alone.stopped
 
 
-def test_one_of_a_household_stops_for_each_that_waits_and_none_twice_for_nothing() -> None:
+def test_one_of_a_subnet_stops_for_each_that_waits_and_none_twice_for_nothing() -> None:
     engine = Engine()
     crowd = [engine.add(b"%d" % number, 20, 400, "203.0.113.0/24") for number in range(30)]
     for _ in range(20):
@@ -119,19 +119,19 @@ def test_one_of_a_household_stops_for_each_that_waits_and_none_twice_for_nothing
     assert sum(engine.stopped.values()) <= 12, engine.stopped
 
 
-def test_sixty_keys_of_one_household_have_one_share_together() -> None:
+def test_sixty_keys_of_one_subnet_have_one_share_together() -> None:
     engine = Engine()
     num_waiting = 0
     for number in range(60):
         num_waiting += isinstance(engine.submit(b"%d" % number, 100, 100, "203.0.113.0/24"), Job)
     assert num_waiting == 32, "half of the places"
     engine.step()
-    household = [engine.add(b"other%d" % number, 100, 100, "198.51.100.0/24") for number in range(8)]
+    subnet = [engine.add(b"other%d" % number, 100, 100, "198.51.100.0/24") for number in range(8)]
     for _ in range(3_000):
         engine.step()
         if len(engine.done) >= 14:
             break
-    assert sum(job.key in engine.done for job in household) >= 6, "both are served alike"
+    assert sum(job.key in engine.done for job in subnet) >= 6, "both are served alike"
 
 
 def test_prompts_that_were_charged_and_not_computed_yet_keep_nobody_waiting() -> None:

@@ -86,7 +86,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Kademlia: answers for providers of a model": (kademlia.PROVIDERS_ENOUGH,),
     "Kademlia: peers that are told of a model, of a prefix": (kademlia.MODEL_REPLICAS, kademlia.PREFIX_REPLICAS),
     "Kademlia: peers asked in one lookup": (MAX_ASKED,),
-    "Kademlia: peers dialled on the word of one household": (kademlia.MAX_DIALS_PER_TELLER,),
+    "Kademlia: peers dialled on the word of one subnet": (kademlia.MAX_DIALS_PER_TELLER,),
     "Kademlia: request, answer, key, bytes": (
         messages.MAX_REQUEST_BYTES,
         messages.MAX_ANSWER_BYTES,
@@ -106,7 +106,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     ),
     "Kademlia: streams, of one peer": (server.MAX_STREAMS, server.MAX_STREAMS_PER_PEER),
     "Kademlia: requests a second, at once: a peer": both(server.REQUESTS_OF_A_PEER),
-    "Kademlia: the same, a household": both(server.REQUESTS_OF_A_HOUSEHOLD),
+    "Kademlia: the same, a subnet": both(server.REQUESTS_OF_A_HOUSEHOLD),
     "Kademlia: next request on a stream, s": (server.PATIENCE_S,),
     "gossipsub: D, D_low, D_high": (ROUTER.degree, ROUTER.degree_low, ROUTER.degree_high),
     "gossipsub: heartbeat, s": (ROUTER.heartbeat_interval,),
@@ -129,7 +129,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "A client gives up an answer after, s without a token": (rejoin.STALLED_S,),
     "Entry nodes lost without a token": (rejoin.MAX_FRUITLESS,),
     "Gossip: work of a peer a second, at once": both(gossip.WORK_OF_A_PEER),
-    "Gossip: the same, a household": both(gossip.WORK_OF_A_HOUSEHOLD),
+    "Gossip: the same, a subnet": both(gossip.WORK_OF_A_HOUSEHOLD),
     "Gossip: messages of one author by one forwarder a second, at once": (gossip.AUTHOR_RATE, gossip.AUTHOR_BURST),
     "Gossip: messages with wrong signatures of a forwarder a minute, at once": (
         60 * gossip.WRONG_RATE,
@@ -154,13 +154,13 @@ VALUES: dict[str, tuple[float, ...]] = {
         answer_frames.MAX_WAITING_BYTES,
     ),
     "Places: tokens with log-probabilities that wait at the server, of one answer": (MAX_WAITING_LOGPROBS,),
-    "Rate: handshakes of a household a second, at once": both(inbound.HANDSHAKES_A_HOUSEHOLD),
+    "Rate: handshakes of a subnet a second, at once": both(inbound.HANDSHAKES_A_HOUSEHOLD),
     "Rate: frames and packets of a peer a second, at once": both(inbound.FRAMES_OF_A_PEER),
-    "Rate: the same for frames, a household": both(inbound.FRAMES_OF_A_HOUSEHOLD),
+    "Rate: the same for frames, a subnet": both(inbound.FRAMES_OF_A_HOUSEHOLD),
     "Rate: control of a peer a second, at once": both(streams.CONTROL_OF_A_PEER),
-    "Rate: the same for control, a household": both(streams.CONTROL_OF_A_HOUSEHOLD),
+    "Rate: the same for control, a subnet": both(streams.CONTROL_OF_A_HOUSEHOLD),
     "Rate: exchanges of a peer a second, at once": both(streams.EXCHANGES_OF_A_PEER),
-    "Rate: the same for exchanges, a household": both(streams.EXCHANGES_OF_A_HOUSEHOLD),
+    "Rate: the same for exchanges, a subnet": both(streams.EXCHANGES_OF_A_HOUSEHOLD),
     "Rate: an exchange that would wait for longer is reset, s": (streams.EXCHANGE_PATIENCE_S,),
     "Rate: addresses dialled on the word of others a second, at once": (outbound.TOLD_RATE, outbound.TOLD_BURST),
     "Deadline: writing 32,768 bytes, s": (streams.WRITE_DEADLINE_S,),
@@ -173,12 +173,12 @@ VALUES: dict[str, tuple[float, ...]] = {
 
 IN_A_PRIVATE_NETWORK = {
     "Relay: new circuits a second to one node; at once": relaying.CONNECTS_IN_A_PRIVATE_NETWORK,
-    "Kademlia: the same, a household": server.REQUESTS_OF_A_PRIVATE_NETWORK,
-    "Gossip: the same, a household": gossip.WORK_OF_A_PRIVATE_NETWORK,
-    "Rate: handshakes of a household a second, at once": inbound.HANDSHAKES_IN_A_PRIVATE_NETWORK,
-    "Rate: the same for frames, a household": inbound.FRAMES_IN_A_PRIVATE_NETWORK,
-    "Rate: the same for control, a household": streams.CONTROL_OF_A_PRIVATE_NETWORK,
-    "Rate: the same for exchanges, a household": streams.EXCHANGES_OF_A_PRIVATE_NETWORK,
+    "Kademlia: the same, a subnet": server.REQUESTS_OF_A_PRIVATE_NETWORK,
+    "Gossip: the same, a subnet": gossip.WORK_OF_A_PRIVATE_NETWORK,
+    "Rate: handshakes of a subnet a second, at once": inbound.HANDSHAKES_IN_A_PRIVATE_NETWORK,
+    "Rate: the same for frames, a subnet": inbound.FRAMES_IN_A_PRIVATE_NETWORK,
+    "Rate: the same for control, a subnet": streams.CONTROL_OF_A_PRIVATE_NETWORK,
+    "Rate: the same for exchanges, a subnet": streams.EXCHANGES_OF_A_PRIVATE_NETWORK,
 }
 
 OTHERS = {

@@ -138,7 +138,7 @@ async def test_not_all_nodes_have_their_places_at_the_same_relays() -> None:
         assert len(orders) > 1
 
 
-async def test_one_household_does_not_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_subnet_does_not_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaying, "MAX_RESERVATIONS", 8)
     reserve = HopMessage(type=HopMessage.RESERVE)
     async with open_network(node()) as relay, AsyncExitStack() as stack:
@@ -161,7 +161,7 @@ async def test_one_household_does_not_take_all_places(monkeypatch: pytest.Monkey
             assert await hop(third, relay.peer_id, reserve) == Status.OK
 
 
-async def test_one_household_does_not_take_all_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_subnet_does_not_take_all_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A target of its own, and a circuit for each of its keys; nor does it lead all of them to others."""
     monkeypatch.setattr(relaying, "MAX_CIRCUITS", 8)
     async with open_network(node()) as relay, AsyncExitStack() as stack:

@@ -85,7 +85,7 @@ async def test_who_is_connected_and_busy_stays_when_strangers_come() -> None:
             assert await waiting.receive() == hello()
 
 
-async def test_an_idle_stranger_makes_room_for_one_of_its_own_household(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_stranger_makes_room_for_one_of_its_own_subnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever shares an address with an attacker still gets in."""
     monkeypatch.setattr(inbound, "STRANGER_IDLE_S", 0.0)
     async with open_network(node(max_connections=4), {ECHO: echo}) as one, strangers() as silent:

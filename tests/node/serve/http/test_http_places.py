@@ -110,8 +110,8 @@ def test_places_are_never_more_than_there_are_and_newcomers_get_one_while_anybod
             kind = rng.randrange(4)
             num_ended = 0
             if kind == 0:
-                household = rng.choice(("", "local 127.0.0.1", "192.0.2.0/24", "198.51.100.0/24"))
-                place = places.enter(household, end)
+                subnet = rng.choice(("", "local 127.0.0.1", "192.0.2.0/24", "198.51.100.0/24"))
+                place = places.enter(subnet, end)
                 assert (place is None) == (len(admitted) == num_places)
                 if place is not None:
                     held.add(place)

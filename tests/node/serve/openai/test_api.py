@@ -24,7 +24,7 @@ from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer
 from mycelia.node.serve.openai.requests import wanted_chat
 from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
-from mycelia.proto.admission.appointments import MAX_HELD_S
+from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import (
     STILL_THERE,

@@ -13,8 +13,8 @@ from mycelia.node.network.identity import Identity
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.storage import keeping
-from mycelia.node.storage.keeping import AT_ONCE_S, FLOORS_FILE, NEW_PEER_S, SAVE_INTERVAL_S, TRUST_FILE, load_kept
 from mycelia.node.storage.known_peers import PEERS_FILE
+from mycelia.node.storage.saving import AT_ONCE_S, FLOORS_FILE, NEW_PEER_S, SAVE_INTERVAL_S, TRUST_FILE, load_kept
 from mycelia.proto.events import Malformed
 from tests.damage import contents
 from tests.node.members import Member, open_members
@@ -42,7 +42,7 @@ async def test_a_node_that_is_killed_remembers_who_was_there(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_members(2, listen=listens_at) as (_, (one, two)), trio.open_nursery() as nursery:
-        nursery.start_soon(one.node.keeper(tmp_path).run)
+        nursery.start_soon(one.node.state_saver(tmp_path).run)
         await trio.sleep(SAVE_INTERVAL_S + 1)
         kept = load_kept(tmp_path, NOW)
         assert [known.peer for known in kept.known.rows(NOW)] == [two.peer]
@@ -54,7 +54,7 @@ async def test_a_node_that_is_killed_remembers_who_was_there(
 async def test_a_new_peer_is_written_soon(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(2, listen=listens_at) as (swarm, (one, two)), trio.open_nursery() as nursery:
         swarm.cut(two.peer)
-        nursery.start_soon(one.node.keeper(tmp_path).run)
+        nursery.start_soon(one.node.state_saver(tmp_path).run)
         await trio.sleep(1)
         swarm.heal(two.peer)
         await trio.sleep(NEW_PEER_S + 2)
@@ -66,7 +66,7 @@ async def test_who_is_put_in_quarantine_is_forgotten_at_once(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_members(3, listen=listens_at) as (_, (one, two, three)), trio.open_nursery() as nursery:
-        nursery.start_soon(one.node.keeper(tmp_path).run)
+        nursery.start_soon(one.node.state_saver(tmp_path).run)
         await trio.sleep(SAVE_INTERVAL_S + 1)
         assert len(load_kept(tmp_path, NOW).known) == 2
         misbehave(one, two)
@@ -84,7 +84,7 @@ def misbehave(one: Member, other: Member) -> None:
 
 async def test_all_is_written_at_the_end(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(2, listen=listens_at) as (_, (one, _)), trio.open_nursery() as nursery:
-        nursery.start_soon(one.node.keeper(tmp_path).run)
+        nursery.start_soon(one.node.state_saver(tmp_path).run)
         await trio.sleep(STABLE_ENOUGH_S)
         nursery.cancel_scope.cancel()
     kept = load_kept(tmp_path, NOW)
@@ -93,7 +93,7 @@ async def test_all_is_written_at_the_end(tmp_path: Path, autojump_clock: trio.te
 
 async def test_what_did_not_change_is_not_written_again(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(1) as (_, (one,)), trio.open_nursery() as nursery:
-        nursery.start_soon(one.node.keeper(tmp_path).run)
+        nursery.start_soon(one.node.state_saver(tmp_path).run)
         await trio.sleep(SAVE_INTERVAL_S + 1)
         for name in contents(tmp_path):
             (tmp_path / name).unlink()
@@ -106,7 +106,7 @@ async def test_a_directory_that_cannot_be_written_ends_nothing(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_members(2, listen=listens_at) as (_, (one, _)), trio.open_nursery() as nursery:
-        nursery.start_soon(one.node.keeper(tmp_path / "gone").run)
+        nursery.start_soon(one.node.state_saver(tmp_path / "gone").run)
         await trio.sleep(3 * SAVE_INTERVAL_S)
         (tmp_path / "gone").mkdir()
         await trio.sleep(SAVE_INTERVAL_S)
@@ -118,7 +118,7 @@ async def test_a_quarantine_outlives_a_restart(tmp_path: Path, autojump_clock: t
     async with open_members(2) as (swarm, (one, two)):
         misbehave(one, two)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.node.keeper(tmp_path).run)
+            nursery.start_soon(one.node.state_saver(tmp_path).run)
             await trio.sleep(AT_ONCE_S + 2)
             nursery.cancel_scope.cancel()
         assert not one.node.state().peers

@@ -2,13 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.proto.admission.households import LOCAL, VIA, Places, household_of, is_local
+from mycelia.proto.admission.subnets import LOCAL, VIA, Places, is_local, subnet_of
 
-NEAR, FAR = household_of("/ip4/127.0.0.1/tcp/1"), household_of("/ip4/8.8.8.8/tcp/1")
+NEAR, FAR = subnet_of("/ip4/127.0.0.1/tcp/1"), subnet_of("/ip4/8.8.8.8/tcp/1")
 
 
 @pytest.mark.parametrize(
-    ("text", "household"),
+    ("text", "subnet"),
     [
         ("/ip4/8.8.8.8/tcp/1", "8.8.8.0/24"),
         ("/ip4/8.8.8.9/tcp/7", "8.8.8.0/24"),
@@ -26,26 +26,26 @@ NEAR, FAR = household_of("/ip4/127.0.0.1/tcp/1"), household_of("/ip4/8.8.8.8/tcp
         ("", ""),
     ],
 )
-def test_who_counts_as_one(text: str, household: str) -> None:
-    assert household_of(text) == household
-    assert is_local(household) == household.startswith(LOCAL)
+def test_who_counts_as_one(text: str, subnet: str) -> None:
+    assert subnet_of(text) == subnet
+    assert is_local(subnet) == subnet.startswith(LOCAL)
 
 
 @given(st.text(max_size=60))
-def test_any_text_has_a_household_or_none(text: str) -> None:
-    assert isinstance(household_of(text), str)
+def test_any_text_has_a_subnet_or_none(text: str) -> None:
+    assert isinstance(subnet_of(text), str)
 
 
-def fill(places: Places, household: str) -> int:
-    """How many keys of ``household`` get a place."""
+def fill(places: Places, subnet: str) -> int:
+    """How many keys of ``subnet`` get a place."""
     num = 0
-    while places.take(f"{household}{num}".encode(), household):
+    while places.take(f"{subnet}{num}".encode(), subnet):
         num += 1
         places.check_invariants()
     return num
 
 
-def test_a_household_gets_its_share_of_what_is_free_however_many_keys_it_has() -> None:
+def test_a_subnet_gets_its_share_of_what_is_free_however_many_keys_it_has() -> None:
     places = Places(128, per_key=1)
     assert fill(places, FAR) == 26
     assert [fill(places, f"other {number}") for number in range(3)] == [21, 17, 13]
@@ -55,12 +55,12 @@ def test_a_household_gets_its_share_of_what_is_free_however_many_keys_it_has() -
 def test_one_machine_may_hold_most_places_and_leaves_some_to_others() -> None:
     places = Places(128, per_key=1)
     assert fill(places, NEAR) == 96
-    assert places.take(b"else", household_of("/ip4/127.0.0.2/tcp/1"))
+    assert places.take(b"else", subnet_of("/ip4/127.0.0.2/tcp/1"))
 
 
 def test_known_keys_have_places_kept_for_them_and_no_share() -> None:
     places = Places(8, per_key=1, num_kept=4)
-    num = sum(fill(places, f"household {number}") for number in range(20))
+    num = sum(fill(places, f"subnet {number}") for number in range(20))
     assert num == 4
     assert all(places.take(b"known %d" % number, FAR, is_known=True) for number in range(4))
     assert not places.take(b"known 9", FAR, is_known=True)
@@ -76,8 +76,8 @@ def test_a_key_has_a_bound_of_its_own() -> None:
 def test_the_books_fit_whatever_is_taken_and_given_back(steps: list[tuple[int, int, bool, bool]]) -> None:
     places = Places(10, per_key=3, num_kept=2)
     held: list[tuple[bytes, str]] = []
-    for key, household, takes, is_known in steps:
-        holder = (bytes([key]), f"household {household}")
+    for key, subnet, takes, is_known in steps:
+        holder = (bytes([key]), f"subnet {subnet}")
         if takes:
             if places.take(*holder, is_known=is_known):
                 held.append(holder)

@@ -194,7 +194,7 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-class Trouble:
+class FaultInjector:
     """Does one thing after the other to nodes that are up. At least one is left alone at any time."""
 
     def __init__(

@@ -68,7 +68,7 @@ def restored(kept: Kept) -> list[Event]:
     return [FloorsRestored(kept.floors), TrustRestored(kept.trust.offenders, kept.trust.observations)]
 
 
-class Keeper:
+class StateSaver:
     """Writes what one overlay and its network know into the files of a data directory."""
 
     def __init__(

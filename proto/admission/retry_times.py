@@ -6,7 +6,7 @@ Were all told when the next node takes one request, all would come then, and all
 
 where a place is what a node begins with of what entered here. That word is kept from both sides, as in ``shares.py``:
 who comes when told is let in, and held at the entry while no node has a place; who comes earlier hears the same again,
-unless a node is idle. Of appointments that were made as many are expected as came of the last ones of that length, for
+unless a node is idle. Of retry times that were made as many are expected as came of the last ones of that length, for
 who is told a long time goes elsewhere. A prompt that comes again is known by its client and its tokens: people of one
 machine or one key are not told apart. The choices of one prompt are refused in one moment, and those that others ran
 beside it end then: so many may come at the same time.
@@ -14,10 +14,10 @@ beside it end then: so many may come at the same time.
 *Clients.* Each has a line of its own, and places go from line to line: of what others have held and appointed only as
 many count before a request as there are of its own client, and one more each. So who asks a hundred things at once
 waits for the hundred and others do not; what it was told before they came is then too short by the places that they
-take, and it is held, or told another time, meanwhile. Appointments and places among the held are shared by the rule of
+take, and it is held, or told another time, meanwhile. Retry times and places among the held are shared by the rule of
 ``shares.py``.
 
-What comes for the first time passes while there are no appointments, and else as far as those leave places over. Waits
+What comes for the first time passes while there are no retry times, and else as far as those leave places over. Waits
 at the nodes stay within ``max_waiting_per_slot``, above which nothing is sent there, and those at the entry are short,
 as fewer are told to come than there are places.
 
@@ -38,7 +38,7 @@ were refused and are still expected:
 Up to load 1 nobody is refused, and all are alike. The TTFT of the median is better with the plain rules (0.7 to 0.9 s
 instead of 1.4 s at load 3): a request that is let in finds a place at once, but luck decides which one that is.
 
-Invariants: at most ``MAX_APPOINTMENTS`` are remembered and ``MAX_HELD`` are held.
+Invariants: at most ``MAX_RETRY_TIMES`` are remembered and ``MAX_HELD`` are held.
 """
 
 import math
@@ -50,7 +50,7 @@ from typing import NamedTuple
 
 from mycelia.proto.admission.shares import MAX_RETRY_S, Pace, has_room
 
-MAX_APPOINTMENTS = 4_096
+MAX_RETRY_TIMES = 4_096
 """At an entry. Who is told more than that finds nothing kept."""
 MAX_HELD = 64
 MAX_HELD_S = 30.0
@@ -61,13 +61,13 @@ _SPACING = 1.2
 """Simulated at three times what a swarm can answer: at 1 more than come find places now and then, and then wait for up
 to 20 s as nobody told them otherwise; at 1.3 nothing is better, and what comes for the first time passes oftener."""
 _LAPSE_S, _LAPSE_SHARE = 2.0, 0.25
-"""How long an appointment is kept for who is late: so long, or this share of the time until it."""
+"""How long a retry time is kept for who is late: so long, or this share of the time until it."""
 _SAME_S = 0.1
 """A moment: nobody comes again so soon but who knocks. Simulated with users that knock each 0.2 s or more, at 0.5 times
 that were told at a load of 1.5 are true for 0.87 instead of 0.97."""
 _NUM_LENGTHS = 10
 _KEPT_WEIGHT = 1 / 32
-"""Of the last appointment that was kept or not, in the share of those that are."""
+"""Of the last retry time that was kept or not, in the share of those that are."""
 _MAX_AHEAD = 16.0
 """Places that may be taken ahead of their time."""
 
@@ -119,7 +119,7 @@ class Held:
         return True
 
 
-class _Appointment(NamedTuple):
+class _RetryTime(NamedTuple):
     client: bytes
     at: float
     """From then on it is let in, until:"""
@@ -131,16 +131,16 @@ class _Appointment(NamedTuple):
     """Of the same prompt."""
 
 
-class Appointments:
+class RetryTimes:
     """When those may come again that an entry node refused, and who came then. Prompts are known by a key."""
 
     def __init__(self) -> None:
         self.held = Held()
         """Who came when told and waits."""
         self._pace = Pace()
-        self._made: dict[bytes, _Appointment] = {}
+        self._made: dict[bytes, _RetryTime] = {}
         self._lapses: list[tuple[float, bytes]] = []
-        """A heap: when each lapses, also of those that were kept, up to 2 x MAX_APPOINTMENTS in all."""
+        """A heap: when each lapses, also of those that were kept, up to 2 x MAX_RETRY_TIMES in all."""
         self._num_made = [0] * _NUM_LENGTHS
         """Of ``_made``, by length."""
         self._num_of = Counter[bytes]()
@@ -154,7 +154,7 @@ class Appointments:
         return sum(self._num_made)
 
     def wait_s(self, key: bytes, now: float) -> float | None:
-        """Until its appointment, 0.0 if that is now; None if it has none. Mutates: forgets what has lapsed."""
+        """Until its retry time, 0.0 if that is now; None if it has none. Mutates: forgets what has lapsed."""
         had_any = bool(self._made)
         while self._lapses and self._lapses[0][0] < now:
             lapses_at, lapsed = heappop(self._lapses)
@@ -175,27 +175,27 @@ class Appointments:
         self._pace.waits(now)
         wait_s = (1 + _SPACING * self._num_before(client)) * self._pace.seconds(now, guess_s)
         wait_s = min(max(wait_s, LEAST_AGAIN_S), MAX_RETRY_S)
-        if has_room(self._num_of[client], len(self), MAX_APPOINTMENTS):
+        if has_room(self._num_of[client], len(self), MAX_RETRY_TIMES):
             lapses_at = now + wait_s + max(_LAPSE_S, _LAPSE_SHARE * wait_s)
-            self._made[key] = _Appointment(client, now + wait_s, lapses_at, _length(wait_s), now, num=1)
+            self._made[key] = _RetryTime(client, now + wait_s, lapses_at, _length(wait_s), now, num=1)
             self._count(self._made[key], 1)
             heappush(self._lapses, (lapses_at, key))
-            if len(self._lapses) > 2 * MAX_APPOINTMENTS:
+            if len(self._lapses) > 2 * MAX_RETRY_TIMES:
                 self._lapses = sorted((made.lapses_at, key) for key, made in self._made.items())
         return wait_s
 
     def another(self, key: bytes, now: float) -> None:
-        """One more of ``key`` was refused or given up. If that was in the moment in which its appointment was made, it
+        """One more of ``key`` was refused or given up. If that was in the moment in which its retry time was made, it
         may come then as well. Mutates."""
         made = self._made.get(key)
         if made is None or now >= made.made_at + _SAME_S:
             return
-        if has_room(self._num_of[made.client], len(self), MAX_APPOINTMENTS):
+        if has_room(self._num_of[made.client], len(self), MAX_RETRY_TIMES):
             self._made[key] = made._replace(num=made.num + 1)
             self._count(made, 1)
 
     def nobody_else(self) -> None:
-        """No other request is in flight: for as long as that was so, nothing but appointments waited. Mutates."""
+        """No other request is in flight: for as long as that was so, nothing but retry times waited. Mutates."""
         if not self._made:
             self._pace.nobody_waits()
 
@@ -228,7 +228,7 @@ class Appointments:
     def check_invariants(self) -> None:
         """Raises AssertionError when the books do not fit each other."""
         num_made = sum(made.num for made in self._made.values())
-        assert sum(self._num_made) == sum(self._num_of.values()) == num_made <= MAX_APPOINTMENTS
+        assert sum(self._num_made) == sum(self._num_of.values()) == num_made <= MAX_RETRY_TIMES
         assert all(num > 0 for num in self._num_of.values())
         assert len(self.held) <= MAX_HELD
         assert sum(self.held.num_of(client) for client in self.held.clients) == len(self.held) == len(list(self.held))
@@ -256,7 +256,7 @@ class Appointments:
         self._kept[made.length] += (is_kept - self._kept[made.length]) * _KEPT_WEIGHT
         self._count(made, -made.num)
 
-    def _count(self, made: _Appointment, num: int) -> None:
+    def _count(self, made: _RetryTime, num: int) -> None:
         self._num_made[made.length] += num
         self._num_of[made.client] += num
         if not self._num_of[made.client]:
