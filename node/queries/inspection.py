@@ -40,7 +40,7 @@ LINKS_KEPT_S = 5.0
 
 REACH_RATE, REACH_BURST = 0.2, 10.0
 """Connections a second that this node tries for others, all of them together."""
-HOUSEHOLD_RATE, HOUSEHOLD_BURST = 1 / 60, 4.0
+SUBNET_RATE, SUBNET_BURST = 1 / 60, 4.0
 """Likewise for those at one address: nobody shall take what there is for all."""
 REACH_DEADLINE_S = 2.0
 
@@ -57,7 +57,7 @@ class Inspection:
         self._links_at = -math.inf
         self._asking = trio.Lock()
         self._reach_bucket = TokenBucket(REACH_RATE, REACH_BURST, 0.0)
-        self._reach_limits = Limits[str](HOUSEHOLD_RATE, HOUSEHOLD_BURST)
+        self._reach_limits = Limits[str](SUBNET_RATE, SUBNET_BURST)
 
     async def serve_stream(self, stream: MessageStream) -> None:
         """One question of a peer, answered."""

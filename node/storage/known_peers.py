@@ -7,7 +7,7 @@ does not push out those that have been there for long, and those that are gone f
 Keys are free: of one subnet (``admission/subnets.py``) few peers are remembered, those of the longest
 connections. Of one private address that may be most of them, since whole swarms live on one machine.
 
-Invariant: at most ``MAX_KNOWN`` peers, of which ``MAX_OF_A_HOUSEHOLD`` of one public subnet and
+Invariant: at most ``MAX_KNOWN`` peers, of which ``MAX_OF_A_SUBNET`` of one public subnet and
 ``MAX_OF_A_LOCAL_ADDRESS`` of one private address, each with 1 to ``MAX_ADDRESSES`` addresses that can be dialled.
 """
 
@@ -23,7 +23,7 @@ from mycelia.proto.admission.subnets import is_local, subnet_of
 from mycelia.proto.wire.errors import LocalError
 
 MAX_KNOWN = 64
-MAX_OF_A_HOUSEHOLD = 4
+MAX_OF_A_SUBNET = 4
 MAX_OF_A_LOCAL_ADDRESS = 48
 MAX_ADDRESSES = 4
 MAX_ADDRESS_CHARS = 128
@@ -115,7 +115,7 @@ class KnownPeers:
         namespaces = one.namespaces[:MAX_NAMESPACES]
         self._known[one.peer] = replace(one, addresses=addresses, namespaces=namespaces, subnet=subnet)
         of_subnet = [other for other in self.rows(now) if other.subnet == subnet]
-        if len(of_subnet) > (MAX_OF_A_LOCAL_ADDRESS if is_local(subnet) else MAX_OF_A_HOUSEHOLD):
+        if len(of_subnet) > (MAX_OF_A_LOCAL_ADDRESS if is_local(subnet) else MAX_OF_A_SUBNET):
             del self._known[of_subnet[-1].peer]
         elif len(self._known) > MAX_KNOWN:
             del self._known[self.rows(now)[-1].peer]

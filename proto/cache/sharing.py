@@ -29,7 +29,7 @@ shows. Who wants to exclude that too gives its requests a ``cache_salt``: what t
 
 ``Sharing`` remembers blocks by hashes under a secret key, whether or not the cache still holds them: what is open stays
 so. Invariants: at most ``max_blocks`` are remembered, those of prefixes longest unused go first, the deepest first; a
-block keeps at most ``MAX_HOUSEHOLDS`` subnets, an open one none.
+block keeps at most ``MAX_SUBNETS`` subnets, an open one none.
 
 No clock, no IO. Methods say whether they mutate.
 """
@@ -51,7 +51,7 @@ TAG_BYTES = 16
 BLOCK_BYTES = 4 * STRIDE
 MAX_BLOCKS = 16_384
 """A million tokens; 8 MB where no two prompts share anything."""
-MAX_HOUSEHOLDS = 4
+MAX_SUBNETS = 4
 
 _UNIT_BITS = 64
 _UNIT = (1 << _UNIT_BITS) - 1
@@ -224,7 +224,7 @@ class Sharing:
             return True
         subnets.pop(subnet, None)
         subnets[subnet] = following
-        if len(subnets) > MAX_HOUSEHOLDS:
+        if len(subnets) > MAX_SUBNETS:
             del subnets[next(iter(subnets))]
         return False
 
@@ -240,7 +240,7 @@ class Sharing:
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant of the module's text is broken."""
         assert len(self._blocks) <= self._max_blocks
-        assert all(subnets is None or 0 < len(subnets) <= MAX_HOUSEHOLDS for subnets in self._blocks.values())
+        assert all(subnets is None or 0 < len(subnets) <= MAX_SUBNETS for subnets in self._blocks.values())
 
 
 _UNKNOWN: dict[str, bytes] = {}

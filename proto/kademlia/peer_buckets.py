@@ -15,8 +15,8 @@ from mycelia.proto.admission.subnets import VIA, is_local
 
 BUCKET_SIZE = 20
 """Kademlia's k."""
-PER_HOUSEHOLD_AND_BUCKET = 2
-PER_HOUSEHOLD = 10
+PER_SUBNET_AND_BUCKET = 2
+PER_SUBNET = 10
 PER_RELAY_AND_BUCKET, PER_RELAY = 5, 40
 """Likewise of one subnet behind relays: few relays serve many homes."""
 
@@ -79,7 +79,7 @@ class PeerBuckets:
     def _has_room(self, subnet: str, bucket: dict[bytes, Entry], but: bytes) -> bool:
         if is_local(subnet):
             return True
-        near, far = PER_HOUSEHOLD_AND_BUCKET, PER_HOUSEHOLD
+        near, far = PER_SUBNET_AND_BUCKET, PER_SUBNET
         if subnet.startswith(VIA):
             near, far = PER_RELAY_AND_BUCKET, PER_RELAY
         num_near = sum(entry.subnet == subnet for entry in bucket.values())
@@ -113,5 +113,5 @@ class PeerBuckets:
             assert all(self._distance_of(peer) == distance for peer in bucket)
         entries = [entry for bucket in self._buckets.values() for entry in bucket.values()]
         for subnet in {entry.subnet for entry in entries if not is_local(entry.subnet)}:
-            limit = PER_RELAY if subnet.startswith(VIA) else PER_HOUSEHOLD
+            limit = PER_RELAY if subnet.startswith(VIA) else PER_SUBNET
             assert sum(entry.subnet == subnet for entry in entries) <= limit

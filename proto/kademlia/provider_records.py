@@ -3,7 +3,7 @@
 Anybody may tell any number of records, under any number of peer ids, so what is kept is bounded by subnet (see
 ``subnets``), and nobody's records push out those of another subnet:
 
-- Of one key at most MAX_PROVIDERS, and of one subnet at most PER_HOUSEHOLD of them (a private network: most).
+- Of one key at most MAX_PROVIDERS, and of one subnet at most PER_SUBNET of them (a private network: most).
   Half of the places belong to the providers that are known the longest and still there; the other half goes round at
   random, so that newcomers are found too, and not everybody connects with the same few.
 - In all at most ``max_records``, each subnet within its share of what is free. A peer or a subnet that is over
@@ -21,7 +21,7 @@ from mycelia.proto.admission.subnets import VIA, Places, is_local
 
 MAX_PROVIDERS = 20
 """Kademlia's k."""
-PER_HOUSEHOLD = 2
+PER_SUBNET = 2
 PER_RELAY = 4
 """Of one subnet behind relays: few relays serve many homes."""
 PER_LOCAL = 15
@@ -155,4 +155,4 @@ def max_per_subnet(subnet: str) -> int:
     """Providers of one key that may be of it."""
     if is_local(subnet):
         return PER_LOCAL
-    return PER_RELAY if subnet.startswith(VIA) else PER_HOUSEHOLD
+    return PER_RELAY if subnet.startswith(VIA) else PER_SUBNET

@@ -10,7 +10,7 @@ all newcomers together no more than half. What they claim to hold counts half, b
 Where all are new, as in a swarm that has just started, nobody has a longer past, and only this node itself, which knows
 itself, counts against the others.
 
-Invariant: at most MAX_HOUSEHOLDS shares are remembered, the latest; they are those of the last ``WINDOW`` prompts.
+Invariant: at most MAX_SUBNETS shares are remembered, the latest; they are those of the last ``WINDOW`` prompts.
 """
 
 import math
@@ -30,7 +30,7 @@ FEW_OTHERS = 3
 """Nodes with a longer past beside this one, from which on newcomers are bounded together and claims count half."""
 MAX_IN_FLIGHT = 4
 """Requests of this node at one newcomer."""
-MAX_HOUSEHOLDS = 128
+MAX_SUBNETS = 128
 _LOOK_S = 1.0
 """Between two looks who is new and who has a place: 30 us for 256 nodes."""
 _FADING = 1.0 - 1 / WINDOW
@@ -60,7 +60,7 @@ class Newcomers:
         self._num_sent += 1
         self._shares[subnet] = (share + (1.0 - share) / WINDOW, self._num_sent)
         self._shares.move_to_end(subnet)
-        if len(self._shares) > MAX_HOUSEHOLDS:
+        if len(self._shares) > MAX_SUBNETS:
             self._shares.popitem(last=False)
         is_new = table.past_s(peer, now) < self._past_s
         self._all_share += (is_new - self._all_share) / WINDOW
@@ -102,5 +102,5 @@ class Newcomers:
 
     def check_invariants(self) -> None:
         """Raises AssertionError when an invariant is broken."""
-        assert len(self._shares) <= MAX_HOUSEHOLDS and 0 <= self._all_share <= 1
+        assert len(self._shares) <= MAX_SUBNETS and 0 <= self._all_share <= 1
         assert sum(map(self._share, self._shares)) <= 1 + 1e-6

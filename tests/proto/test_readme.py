@@ -54,7 +54,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Kademlia: records last, s": (provider_records.EXPIRY_S,),
     "Kademlia: providers of a key; of one subnet; behind one relay; of one private address": (
         provider_records.MAX_PROVIDERS,
-        provider_records.PER_HOUSEHOLD,
+        provider_records.PER_SUBNET,
         provider_records.PER_RELAY,
         provider_records.PER_LOCAL,
     ),

@@ -47,9 +47,9 @@ STRANGER_IDLE_S = 10.0
 MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
 """Number of handshakes under way, and the time for one, Noise and Yamux together. When a subnet's places are taken,
 its oldest handshake ends."""
-HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
+HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
-FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK = (
+FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK = (
     Rate(12_000.0, 48_000.0),
     Rate(24_000.0, 96_000.0),
     Rate(120_000.0, 480_000.0),
@@ -69,8 +69,8 @@ class Inbound:
             limit, MAX_CONNECTIONS_PER_PEER, limit // KEPT_SHARE, STRANGER_IDLE_S
         )
         self._handshakes: Admission[trio.CancelScope] = Admission(MAX_HANDSHAKES, MAX_HANDSHAKES)
-        self._pace = Pace(UNBOUNDED, HANDSHAKES_A_HOUSEHOLD, HANDSHAKES_IN_A_PRIVATE_NETWORK)
-        self._frame_pace = Pace(FRAMES_OF_A_PEER, FRAMES_OF_A_HOUSEHOLD, FRAMES_IN_A_PRIVATE_NETWORK)
+        self._pace = Pace(UNBOUNDED, HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK)
+        self._frame_pace = Pace(FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK)
         self.wanted = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         """Peers that this node's operator wants it to connect with."""
         self.busy: list[Callable[[], Collection[bytes]]] = []

@@ -36,14 +36,14 @@ READ_DEADLINE_S = 10.0
 """For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
 READ_AHEAD_BYTES = 4_096
 """Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
-CONTROL_OF_A_PEER, CONTROL_OF_A_HOUSEHOLD, CONTROL_OF_A_PRIVATE_NETWORK = (
+CONTROL_OF_A_PEER, CONTROL_OF_A_SUBNET, CONTROL_OF_A_PRIVATE_NETWORK = (
     Rate(100.0, 400.0),
     Rate(150.0, 1_200.0),
     Rate(2_000.0, 8_000.0),
 )
 """What control messages may cost a second, in tokens of 0.3 ms: one for a message and one for each of its kilobytes.
 One that reconciles 1,024 digests takes 9 ms and 29 tokens."""
-EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_HOUSEHOLD, EXCHANGES_OF_A_PRIVATE_NETWORK = (
+EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_SUBNET, EXCHANGES_OF_A_PRIVATE_NETWORK = (
     Rate(400.0, 2_048.0),
     Rate(400.0, 4_096.0),
     Rate(4_000.0, 16_384.0),
@@ -209,8 +209,8 @@ class Streams:
         self._events = events
         self._charge = charge
         self._outboxes: dict[bytes, _Outbox] = {}
-        self._control_pace = Pace(CONTROL_OF_A_PEER, CONTROL_OF_A_HOUSEHOLD, CONTROL_OF_A_PRIVATE_NETWORK)
-        self._exchange_pace = Pace(EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_HOUSEHOLD, EXCHANGES_OF_A_PRIVATE_NETWORK)
+        self._control_pace = Pace(CONTROL_OF_A_PEER, CONTROL_OF_A_SUBNET, CONTROL_OF_A_PRIVATE_NETWORK)
+        self._exchange_pace = Pace(EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_SUBNET, EXCHANGES_OF_A_PRIVATE_NETWORK)
         self._own_pace = Pace(OWN_CONTROL, UNBOUNDED, UNBOUNDED)
         self.exchanges: set[Libp2pStream] = set()
         """Those that are open, of either side. Only look."""

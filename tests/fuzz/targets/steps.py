@@ -12,7 +12,7 @@ from tests.node.engine.child.test_loop import VOCAB, Rig
 _CELLS = 200
 _STOPS = ("a", "ab", "\x00", "é😀", "x" * 64)
 _COUNTS = (0, 1, 2, 3, 63, 64, 65, 128, 199, 200, 201, 10**6)
-_HOUSEHOLDS = ("", "198.51.100.0/24", "203.0.113.0/24")
+_SUBNETS = ("", "198.51.100.0/24", "203.0.113.0/24")
 _TAGS = (b"", b"t" * 16, b"u" * 16)
 _MAX_STEPS = 3_000
 
@@ -49,7 +49,7 @@ class Steps:
                 keys.append(place)
                 rig.loop.inbox.put(_submit(place, what))
             elif isinstance(what, float):
-                rig.loop.inbox.put(TextRead(b"c" * 32, _HOUSEHOLDS[1], what))
+                rig.loop.inbox.put(TextRead(b"c" * 32, _SUBNETS[1], what))
             else:
                 rig.loop.inbox.put(ipc.Cancel(what))
             for _ in range(num_steps):
@@ -89,8 +89,8 @@ def _submit(key: int, request: Request) -> ipc.Submit:
         resumed,
         0.0 if is_due else None,
         clients[client],
-        _HOUSEHOLDS[subnet],
+        _SUBNETS[subnet],
         _TAGS[tag],
-        _HOUSEHOLDS[subnet],
+        _SUBNETS[subnet],
         open_tokens,
     )

@@ -8,7 +8,7 @@ from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.messages import ChatMessage, Sampling
 
-STRANGER, HOUSEHOLD = b"stranger", "203.0.113.0/24"
+STRANGER, SUBNET = b"stranger", "203.0.113.0/24"
 WORDS = Sampling(
     max_tokens=40,
     temperature=0.9,
@@ -51,7 +51,7 @@ async def test_an_answer_that_stops_for_the_owner_goes_on_as_if_it_had_not() -> 
         async with open_engine(settings) as running:
             prompt = await running.tokenize_chat([ChatMessage(role="user", content="Tell me about the river.")])
             for sampling in OPTIONS:
-                request = EngineRequest(b"r" * 16, prompt, sampling, client=STRANGER, subnet=HOUSEHOLD)
+                request = EngineRequest(b"r" * 16, prompt, sampling, client=STRANGER, subnet=SUBNET)
                 alone = await answer(running, request)
                 again, ended = list[object](), list[str]()
                 async with trio.open_nursery() as nursery:

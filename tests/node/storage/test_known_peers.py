@@ -10,8 +10,8 @@ from mycelia.node.storage.known_peers import (
     MAX_ADDRESSES,
     MAX_ENTRIES,
     MAX_KNOWN,
-    MAX_OF_A_HOUSEHOLD,
     MAX_OF_A_LOCAL_ADDRESS,
+    MAX_OF_A_SUBNET,
     PEERS_FILE,
     STABLE_S,
     KnownPeer,
@@ -82,9 +82,9 @@ def test_the_keys_of_one_network_push_out_nobody_of_another() -> None:
     rows = known.rows(NOW)
     assert {one.peer for one in rows if one.subnet != "9.9.9.0/24"} == {peer(number) for number in range(8)}
     last = 100 + 2 * MAX_KNOWN
-    kept = [peer(number) for number in range(last - 1, last - 1 - MAX_OF_A_HOUSEHOLD, -1)]
-    assert [one.peer for one in rows[:MAX_OF_A_HOUSEHOLD]] == kept, "those of the longest connections"
-    assert len(rows) == 8 + MAX_OF_A_HOUSEHOLD
+    kept = [peer(number) for number in range(last - 1, last - 1 - MAX_OF_A_SUBNET, -1)]
+    assert [one.peer for one in rows[:MAX_OF_A_SUBNET]] == kept, "those of the longest connections"
+    assert len(rows) == 8 + MAX_OF_A_SUBNET
 
 
 def test_a_swarm_on_one_machine_is_remembered() -> None:
@@ -96,7 +96,7 @@ def test_a_swarm_on_one_machine_is_remembered() -> None:
 
 def test_peers_of_earlier_files_are_of_the_network_of_their_first_address() -> None:
     found = KnownPeers([replace(a_known(n), addresses=(f"/ip4/9.9.9.{n}/tcp/7117",)) for n in range(1, 60)], NOW)
-    assert len(found) == MAX_OF_A_HOUSEHOLD
+    assert len(found) == MAX_OF_A_SUBNET
 
 
 def test_who_is_gone_for_good_makes_room() -> None:

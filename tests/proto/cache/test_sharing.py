@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.proto.cache.radix import RadixTree, common_prefix
-from mycelia.proto.cache.sharing import MAX_HOUSEHOLDS, PUBLIC, Owner, Path, Sharing, paint, plain, unpaint
+from mycelia.proto.cache.sharing import MAX_SUBNETS, PUBLIC, Owner, Path, Sharing, paint, plain, unpaint
 from mycelia.proto.wire.blocks import STRIDE
 from tests.profiles import examples
 
@@ -70,7 +70,7 @@ def test_what_is_open_stays_so_while_it_is_used_and_the_books_are_bounded() -> N
     for number in range(20):
         sharing.note(ONE, [number + 50_000] * 5 * STRIDE)
     assert num_open(sharing, PREFIX) == 0
-    for number in range(2 * MAX_HOUSEHOLDS):  # (that went on alike, for they only repeat it)
+    for number in range(2 * MAX_SUBNETS):  # (that went on alike, for they only repeat it)
         sharing.note(Owner(bytes(16), f"house {number}"), PREFIX)
     assert num_open(sharing, PREFIX) == 0
 

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE, PER_HOUSEHOLD, PER_HOUSEHOLD_AND_BUCKET, PeerBuckets
+from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE, PER_SUBNET, PER_SUBNET_AND_BUCKET, PeerBuckets
 from mycelia.proto.kademlia.provider_records import (
     EXPIRY_S,
     FRESH_S,
@@ -16,7 +16,7 @@ from mycelia.proto.kademlia.provider_records import (
     ProviderRecords,
 )
 from mycelia.proto.kademlia.provider_records import (
-    PER_HOUSEHOLD as PROVIDERS_PER_HOUSEHOLD,
+    PER_SUBNET as PROVIDERS_PER_SUBNET,
 )
 
 MODEL = b"/mycelia/model/1"
@@ -60,7 +60,7 @@ def test_a_hundred_records_of_one_subnet_leave_the_others() -> None:
         store.check_invariants()
     found = kept(store)
     assert all(honest) and {peer(number) for number in range(3)} <= found
-    assert len(found) == 3 + PROVIDERS_PER_HOUSEHOLD
+    assert len(found) == 3 + PROVIDERS_PER_SUBNET
 
 
 def test_a_swarm_on_one_machine_finds_itself() -> None:
@@ -146,7 +146,7 @@ def test_one_subnet_does_not_fill_the_table() -> None:
     for number in range(1, 2_000):
         table.add(peer(number), home(1), everybody)
     table.check_invariants()
-    assert len(table) <= PER_HOUSEHOLD
+    assert len(table) <= PER_SUBNET
     for number in range(2_000, 4_000):
         table.add(peer(number), home(number), everybody)
     table.check_invariants()
@@ -190,4 +190,4 @@ def test_the_nearest_come_first() -> None:
 def test_few_peers_of_a_subnet_are_in_a_bucket() -> None:
     table = PeerBuckets(peer(0))
     entered = [number for number in range(1, 200) if table.add(peer(number), home(1), everybody)]
-    assert PER_HOUSEHOLD_AND_BUCKET <= len(entered) <= PER_HOUSEHOLD
+    assert PER_SUBNET_AND_BUCKET <= len(entered) <= PER_SUBNET

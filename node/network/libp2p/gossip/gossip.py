@@ -38,7 +38,7 @@ PUBLISH_INTERVAL_S = 0.01
 """libp2p's queues hold about 16 messages and lose the rest of a burst in silence."""
 MAX_QUEUED = 64
 PUBLISH_DEADLINE_S = 5.0
-WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK = (
+WORK_OF_A_PEER, WORK_OF_A_SUBNET, WORK_OF_A_PRIVATE_NETWORK = (
     Rate(200.0, 2_000.0),
     Rate(400.0, 4_000.0),
     Rate(1_000.0, 10_000.0),
@@ -69,7 +69,7 @@ class Gossip:
         self._events = events
         self.charge = charge
         self.topics: dict[str, tuple[bytes, Cell]] = {}
-        self._pace = Pace(WORK_OF_A_PEER, WORK_OF_A_HOUSEHOLD, WORK_OF_A_PRIVATE_NETWORK)
+        self._pace = Pace(WORK_OF_A_PEER, WORK_OF_A_SUBNET, WORK_OF_A_PRIVATE_NETWORK)
         self._wrong: Limits[bytes] = Limits(WRONG_RATE, WRONG_BURST)
         self.authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
         """Of (forwarder, author)."""

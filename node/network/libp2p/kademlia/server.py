@@ -55,7 +55,7 @@ MAX_STREAMS = 64
 MAX_STREAMS_PER_PEER = 8
 PATIENCE_S = 10.0
 """Time for the next request on a stream. An honest peer has it ready."""
-REQUESTS_OF_A_PEER, REQUESTS_OF_A_HOUSEHOLD, REQUESTS_OF_A_PRIVATE_NETWORK = (
+REQUESTS_OF_A_PEER, REQUESTS_OF_A_SUBNET, REQUESTS_OF_A_PRIVATE_NETWORK = (
     Rate(20.0, 300.0),
     Rate(40.0, 600.0),
     Rate(400.0, 6_000.0),
@@ -87,7 +87,7 @@ class KademliaServer:
         self._own: OrderedDict[bytes, float] = OrderedDict()
         """Key that this node provides -> when it was announced last."""
         self.streams: Admission[trio.CancelScope] = Admission(MAX_STREAMS, MAX_STREAMS_PER_PEER)
-        self._pace = Pace(REQUESTS_OF_A_PEER, REQUESTS_OF_A_HOUSEHOLD, REQUESTS_OF_A_PRIVATE_NETWORK)
+        self._pace = Pace(REQUESTS_OF_A_PEER, REQUESTS_OF_A_SUBNET, REQUESTS_OF_A_PRIVATE_NETWORK)
         self.num_refused = 0
         """Streams that were reset."""
 
