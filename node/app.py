@@ -1,7 +1,7 @@
-"""A whole node: what is started, in which order, and how it ends.
+"""A whole node: what it starts, in which order, and how it ends.
 
-Order: data directory and lock, API port, engine, network, overlay, entry desk, gateway. It ends the other way round,
-so that nothing is told of work that nobody can do any more. One nursery holds everything; a signal cancels it.
+Order: data directory and lock, API port, engine, network, overlay, entry, gateway. The end is in reverse order, so that
+no part announces or accepts work that another part can no longer do. One nursery holds everything; a signal cancels it.
 """
 
 import os
@@ -51,7 +51,7 @@ _PREVIEW_TOKENS = 24
 
 
 class Node:
-    """One model, one network, one overlay, wired. ``run`` must be running while it is used."""
+    """One model, one network and one overlay, connected. ``run`` must be running while the node is used."""
 
     def __init__(
         self,
@@ -65,9 +65,8 @@ class Node:
         drain: Drain | None = None,
         requests: RequestLog | None = None,
     ) -> None:
-        """kept: what earlier runs of this node left, see ``state_saver``. policy: another rule of who answers than the
-        protocol's own. drain: is told of the work for other nodes and their clients, and begins the end of it.
-        requests: a log that knows those of before, see ``open_request_log``."""
+        """kept: the state saved by earlier runs, see ``state_saver``. policy: a routing policy instead of the
+        protocol's own. drain: counts the work for peers and clients. requests: see ``open_request_log``."""
         self._engine = engine
         self._network = network
         self._epoch = epoch
@@ -77,7 +76,7 @@ class Node:
         for event in restored(self._kept):
             self.overlay.handle(event, time.time())
         self.requests = requests or RequestLog(trio.current_time)
-        """Of requests that this node had to do with. Only read it."""
+        """The requests this node entered, served or relayed. Read-only."""
         self._inspection = Inspection(network, self.requests, self._connected)
         self._driver = OverlayDriver(self.overlay, network, self._perform_request, self.requests)
         self._salts = Salts(identity.sign)
@@ -97,7 +96,7 @@ class Node:
         self._drain = drain or Drain()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. From ``started()`` on, requests are answered."""
+        """Runs until cancelled. The node answers requests from ``started()`` on."""
         info = self._engine.info
         async with trio.open_nursery() as nursery:
             await nursery.start(self.entry.run)
@@ -132,7 +131,7 @@ class Node:
 
     @property
     def model(self) -> str:
-        """The one served here."""
+        """The name of the model served here."""
         return self._engine.info.name
 
     def ask(
@@ -143,8 +142,8 @@ class Node:
         return self._ask(find, ask, deadline_s, client, is_own=True)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        """A node's prompt goes on only to a node that serves its model and is connected: it has looked for others
-        itself, and no prompt shall go in circles."""
+        """A prompt from another node is passed on only to a connected node that serves its model: the sender has
+        already searched further itself, and no prompt may go in circles."""
 
         async def servers() -> list[bytes]:
             return [server for server in self.swarm_models.servers(ask.model) if server != peer]
@@ -174,7 +173,7 @@ class Node:
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
     async def keep_reachable(self) -> None:
-        """See ``node/queries/reach.py``. Until cancelled."""
+        """Runs until cancelled, see ``node/queries/reach.py``."""
         await keep_reachable(self._network, self._connected, lambda: self._driver.joined)
 
     def _connected(self) -> list[bytes]:
@@ -197,18 +196,17 @@ class Node:
         return await self._inspection.links()
 
     async def trace(self, prefix: str) -> TraceView | None:
-        """The way of the request whose id begins with ``prefix``; None: no request known here does, or several do."""
+        """The steps of the request whose id begins with ``prefix``; None if no known request matches, or several do."""
         found = self.requests.matching(prefix)
         return await self._inspection.trace(found[0]) if len(found) == 1 else None
 
     def state_saver(self, data_dir: Path) -> StateSaver:
-        """Writes what is to be remembered over restarts. To be run while the node runs."""
+        """Saves the state that survives a restart. Run it while the node runs."""
         saver = StateSaver(data_dir, self.overlay, self._network, self._kept.known, self._driver.now)
         self._driver.on_emit = saver.note
         return saver
 
     def state(self) -> NodeState:
-        """The node as it is now."""
         info, vitals = self._engine.info, self._engine.vitals()
         return NodeState(
             peer=peer_text(self._network.peer_id),
@@ -279,7 +277,6 @@ class Node:
         self.entry.perform(effect)
 
     async def _follow_cache(self) -> None:
-        """Every change of the engine's prefix cache reaches the digest and the tree that is drawn."""
         namespace = self._engine.info.namespace
         while True:
             change = await self._engine.cache_changes()
@@ -291,7 +288,7 @@ class Node:
                     self._tree.remove(leaf)
             for leaf, path in change.stored:
                 if leaf >= FIRST_EDGE_ID:
-                    continue  # In memory or on disk: advertised, but not a part of the tree of cells.
+                    continue  # In memory or on disk: announced, but not a part of the tree of KV cells.
                 self._tree.insert(path, leaf, self._driver.now())
             self._driver.handle(CacheChanged(namespace, change.stored, change.evicted, change.reset))
 

@@ -1,4 +1,4 @@
-"""Leaving without breaking anything off: what is being answered is finished, and nothing new is taken."""
+"""A clean end: the node finishes its answers and accepts no new requests."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,21 +9,21 @@ import trio
 log = structlog.get_logger()
 
 TELL_S = 5.0
-"""Between two lines about what is still being answered."""
+"""Seconds between two log lines about unfinished answers."""
 
 
 class Drain:
-    """What a node works on, for others and for its own clients. One caller at a time: only ``wait`` waits."""
+    """The work that a node has to finish, for peers and for its own clients."""
 
     def __init__(self) -> None:
         self._num_working = 0
         self._changed = trio.Event()
         self.begin: Callable[[], None] = lambda: None
-        """Called once, when the node takes no new requests from now on."""
+        """Called once, when the node stops accepting requests."""
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Around one piece of work that is to be finished."""
+        """Context of one piece of work that has to be finished."""
         self._num_working += 1
         try:
             yield
@@ -34,8 +34,8 @@ class Drain:
                 self._changed = trio.Event()
 
     async def leave(self, within_s: float) -> None:
-        """Until nothing is being worked on any more or ``within_s`` seconds are over; what is left then goes on at
-        other nodes."""
+        """Waits until all work is finished, at most ``within_s`` seconds. Unfinished requests then continue at other
+        nodes."""
         self.begin()
         give_up_at = trio.current_time() + within_s
         while self._num_working and (left_s := give_up_at - trio.current_time()) > 0:

@@ -40,10 +40,10 @@ from mycelia.proto.wire.errors import MyceliaError
 log = structlog.get_logger()
 
 MAX_SENDS_PER_PEER = 32
-"""Control messages under way to one peer; more are dropped, and the protocol finds again whatever they carried."""
+"""Control messages on their way to one peer. Further ones are dropped, and the protocol recovers what they carried."""
 
 _LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed", "cell_changed"}
-"""Events that a person who runs a node wants to see; the others are for debugging."""
+"""Events for the person who runs the node; the others are for debugging."""
 
 
 class OverlayDriver:
@@ -63,16 +63,15 @@ class OverlayDriver:
         self._complained: set[tuple[bytes, str]] = set()
         self._nursery: trio.Nursery | None = None
         self.joined = trio.Event()
-        """Set when a node has said hello; replaced by a fresh one each time."""
+        """Set when a node's hello arrives, and then replaced by a new event."""
         self.on_emit: Callable[[Emit], None] = lambda effect: None
-        """Called with everything that the overlay tells."""
+        """Called with every event that the overlay emits."""
 
     def now(self) -> float:
-        """The overlay's time."""
         return self._clock.now()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. ``handle`` works from ``started()`` on."""
+        """Runs until cancelled. ``handle`` works from ``started()`` on."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._run_timers)
@@ -81,11 +80,10 @@ class OverlayDriver:
 
     @property
     def num_sending(self) -> int:
-        """Messages under way to peers."""
         return self._sending.total()
 
     def handle(self, event: Event) -> None:
-        """Hand one event to the overlay and perform what it asks for."""
+        """Pass one event to the overlay and perform the resulting effects."""
         for effect in self._overlay.handle(event, self.now()):
             self._perform(effect)
 
@@ -157,7 +155,7 @@ class OverlayDriver:
             self._handle_safely(event)
 
     def _handle_safely(self, event: Event) -> None:
-        """The edge to what peers can cause: a mistake of ours in one event must not let a peer end the node."""
+        """Peers can cause these events, so an error of ours in handling one must not end the node."""
         try:
             self.handle(event)
         except Exception:
@@ -198,7 +196,7 @@ class OverlayDriver:
         self._requests.emitted(request_id, effect.event, peer, str(effect.fields.get("reason", ", ".join(rest))))
 
     def _complain(self, effect: Emit, fields: dict[str, object]) -> None:
-        """The first offence of a kind by a peer is a line; its repetitions are only counted, by the overlay."""
+        """Logs a peer's first offence of each kind; repetitions are only counted, by the overlay."""
         peer, reason = effect.fields["peer"], str(effect.fields["reason"])
         assert isinstance(peer, bytes)
         key = (peer, reason.partition(":")[0])
@@ -208,7 +206,7 @@ class OverlayDriver:
 
 
 async def _attempt(failure: str, work: Awaitable[None]) -> None:
-    """Do ``work`` for the network. What fails is logged and forgotten: the protocol finds again whatever was lost."""
+    """Runs network IO. A failure is logged and ignored: the protocol recovers what was lost."""
     try:
         await work
     except (NetworkError, MyceliaError) as exc:

@@ -14,11 +14,11 @@ import structlog
 from mycelia.proto.admission.limits import TokenBucket
 
 LINE_RATE, LINE_BURST = 5.0, 600.0
-"""Lines a second of one event. A terminal or a disk takes far more; 5 a second are 100 MB a day."""
+"""Lines per second of one event, and at once. A terminal or a disk takes far more; 5 a second are 100 MB a day."""
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Call once, before the first line is logged. ``level``: of the logging module, the least that is shown."""
+    """Call once, before the first line is logged. level: the least severe one that is shown, of the logging module."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     renderer: Any = (
         structlog.dev.ConsoleRenderer(exception_formatter=_escaped_traceback)
@@ -41,13 +41,13 @@ def configure(level: int = logging.INFO) -> None:
 
 
 class LineLimit:
-    """A processor that drops lines of an event that comes too often: many are caused by peers and clients, who may do
-    so as often as they like. The next line that is logged says how many were not. Debugging has no limit."""
+    """A processor that drops lines of an event that comes too often: peers and clients cause many events, at any rate.
+    The next logged line of that event has the number of dropped lines. Debug lines are not limited."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[str, TokenBucket] = {}
-        """Events are names in the program, so there are not many."""
+        """By event. Event names are constants of the program, so there are not many."""
         self._num_dropped = Counter[str]()
 
     def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -64,7 +64,7 @@ class LineLimit:
 
 
 class _LineLogger:
-    """Writes lines. A reader of the log that went away, or a full disk, must not end the node."""
+    """Writes lines. A closed reader of the log or a full disk must not end the node."""
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file
@@ -79,7 +79,7 @@ class _LineLogger:
 
 
 def _escape_controls(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Some values are a peer's words, which must not steer the terminal."""
+    """Escapes text that may come from a peer, so that it cannot control the terminal."""
     return {name: _escaped(value) for name, value in event.items()}
 
 

@@ -1,4 +1,4 @@
-"""Peer ids as people see them. One of an Ed25519 key is the identity multihash of it, so it contains the key."""
+"""Peer ids as text. The id of an Ed25519 key is the identity multihash of that key, so it contains the key."""
 
 from functools import lru_cache
 
@@ -23,7 +23,7 @@ def peer_text(peer: bytes) -> str:
 
 
 def id_text(value: bytes) -> str:
-    """Of a peer its usual text; of what is too short for one, as a request's or a client's id, hexadecimal."""
+    """A peer id as its usual text; a shorter id, of a request or a client, in hexadecimal."""
     return peer_text(value) if len(value) > 16 else value.hex()
 
 

@@ -51,7 +51,6 @@ class Program(click.Group):
 
 
 def policies() -> "ModuleType":
-    """The module of routing policies."""
     (found,) = entry_points(group="mycelia.policies")
     module: ModuleType = found.load()
     return module

@@ -39,10 +39,7 @@ log = structlog.get_logger()
 
 
 async def run_node(settings: NodeSettings) -> None:
-    """A node from start to clean end; returns after SIGINT or SIGTERM, once what it was answering is finished.
-
-    Raises LocalError for whatever the user can mend.
-    """
+    """Runs a node until SIGINT or SIGTERM and its clean end. Raises LocalError for problems that the user can solve."""
     model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
     data_dir = prepare_data_dir(settings.data_dir)
     for address in settings.listen:
@@ -74,7 +71,7 @@ async def run_node(settings: NodeSettings) -> None:
                 open_network(network_settings) as network,
             ):
                 policy: Policy | None = None
-                if settings.policy != OWN_POLICY:  # (only the oracle looks, and no node follows it)
+                if settings.policy != OWN_POLICY:  # (only the oracle uses ``look``, and no node follows it)
                     rng = random.Random(os.urandom(16))  # noqa: S311  no secret
                     policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
                 node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
@@ -83,7 +80,7 @@ async def run_node(settings: NodeSettings) -> None:
 
 
 def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
-    """The engine's own defaults for whatever the user left open. Raises LocalError for sizes that cannot be meant."""
+    """Sizes that the user left open keep the engine's defaults. Raises LocalError for impossible ones."""
     given: dict[str, Any] = {
         "threads": settings.threads,
         "cells": settings.cells,
@@ -111,7 +108,7 @@ async def _run_until_cancelled(
     access = Access(settings.api_keys, settings.cors_origins)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
-        if settings.relay and not settings.announce:  # (who announces addresses knows how he is reached)
+        if settings.relay and not settings.announce:  # (the user who announces addresses knows how the node is reached)
             nursery.start_soon(node.keep_reachable)
         nursery.start_soon(supervised, node.state_saver(settings.data_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
@@ -136,8 +133,7 @@ async def _run_until_cancelled(
 async def _leave_on_signal(
     drain: Drain, drain_s: float, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """The first SIGINT or SIGTERM finishes what is being answered, the second leaves cleanly without, the next one does
-    not wait for that either."""
+    """The first SIGINT or SIGTERM lets the node finish its answers, the second ends it cleanly, the third kills it."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as receiver:
         task_status.started()
         signals = aiter(receiver)
@@ -151,14 +147,14 @@ async def _leave_on_signal(
             nursery.start_soon(cut_short)
             await drain.leave(drain_s)
             nursery.cancel_scope.cancel()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only now: leaving the block above put Python's own handler back)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only here: the block above ends by restoring Python's handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     scope.cancel()
 
 
 async def _cancel_with_parent(scope: trio.CancelScope) -> None:
-    """Whoever started this node holds the other end of its standard input."""
-    if sys.stdin is not None:  # (else it was closed from the start, and descriptor 0 is now anything)
+    """Cancels when standard input ends, whose other end the program that started this node holds."""
+    if sys.stdin is not None:  # (None: it was closed from the start, and descriptor 0 may be any file)
         async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
             while await stdin.receive_some():
                 pass
@@ -167,5 +163,5 @@ async def _cancel_with_parent(scope: trio.CancelScope) -> None:
 
 
 def _salt(swarm_key: bytes) -> bytes:
-    """Of the namespaces of a private swarm: its digests say nothing to whoever lacks the key."""
+    """The salt of a private swarm's namespaces: without the key, its digests reveal nothing."""
     return blake3(swarm_key, derive_key_context="mycelia 2026 swarm salt v1").digest() if swarm_key else b""

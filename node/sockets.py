@@ -1,8 +1,8 @@
-"""Non-blocking reads and writes with one scheduling round at most.
+"""Non-blocking reads and writes with at most one scheduling round.
 
-trio's own streams ask the scheduler for a round after each call that did not have to wait, and try each read before
-they wait, which for small messages fails every time. A node reads and writes some forty small packets for a request:
-there it is the rounds that cost. POSIX only.
+trio's own streams take a scheduling round after each call that did not have to wait, and try each read before they
+wait, which always fails for small messages. A node reads and writes about forty small packets per request, so these
+rounds dominate the cost. POSIX only.
 """
 
 import os
@@ -13,8 +13,7 @@ _File = trio.socket.SocketType | trio.lowlevel.FdStream
 
 
 async def receive_some(readable: _File, max_bytes: int) -> bytes:
-    """Waits until there is something to read; empty at the end. Raises OSError, and ClosedResourceError when this end
-    is closed, also meanwhile."""
+    """Waits for data; empty at the end. Raises OSError, and ClosedResourceError when this end is or gets closed."""
     while True:
         await trio.lowlevel.wait_readable(_descriptor(readable))
         try:
@@ -24,7 +23,7 @@ async def receive_some(readable: _File, max_bytes: int) -> bytes:
 
 
 def send_at_once(writable: _File, data: bytes | bytearray) -> bytes:
-    """What of ``data`` there is no room for now. Raises OSError, and ClosedResourceError."""
+    """Returns the part of ``data`` for which there is no room now. Raises OSError, and ClosedResourceError."""
     try:
         sent = os.write(_descriptor(writable), data)
     except BlockingIOError:
@@ -33,8 +32,7 @@ def send_at_once(writable: _File, data: bytes | bytearray) -> bytes:
 
 
 async def send_rest(writable: _File, data: bytes) -> None:
-    """What ``send_at_once`` returned. Raises OSError, and ClosedResourceError when this end is closed, also
-    meanwhile."""
+    """Sends what ``send_at_once`` returned. Raises OSError, and ClosedResourceError when this end is or gets closed."""
     while data:
         await trio.lowlevel.wait_writable(_descriptor(writable))
         data = send_at_once(writable, data)
@@ -42,6 +40,6 @@ async def send_rest(writable: _File, data: bytes) -> None:
 
 def _descriptor(file: _File) -> int:
     descriptor = file.fileno()
-    if descriptor < 0:  # (trio would remember a task that waits for it)
+    if descriptor < 0:  # (trio would keep a task that waits for it)
         raise trio.ClosedResourceError("this end is closed")
     return descriptor

@@ -1,6 +1,6 @@
-"""What a person or a program is shown: the frames of an answer and the state of a node, with readable names.
+"""The readable forms of an answer's frames and of a node's state, for users and programs.
 
-These are the shapes of ``mycelia ... --json`` and of the local API; the wire's own types stay on the wire.
+They are the shapes of ``mycelia ... --json`` and of the local API; the wire has its own types.
 """
 
 import msgspec
@@ -20,17 +20,17 @@ from mycelia.proto.wire.messages import (
 )
 
 MAX_TIMEOUT_S = 86_400.0
-"""Of one answer. A day: more is a slip of the pen."""
+"""A day: a longer timeout is a typing error."""
 
 
 class CandidateView(msgspec.Struct, frozen=True):
-    """One line of ``--explain``."""
+    """A candidate node: one line of ``--explain``."""
 
     peer: str
     matched_tokens: int
     queued_requests: int
     cost: float
-    """Seconds until the first token times load: lower is better."""
+    """The seconds until the first token, weighed with the load (``proto/routing/choose.py``): lower is better."""
     round_trip_ms: int
     queue_ms: int
     prefill_ms: int
@@ -41,18 +41,18 @@ class CandidateView(msgspec.Struct, frozen=True):
 
 
 class RouteView(msgspec.Struct, frozen=True, tag="route"):
-    """Where the prompt goes, and why; sent again when it moves."""
+    """Where the prompt goes, and why. Sent again when the request moves."""
 
     chosen: str
     reason: str
     prompt_tokens: int
     candidates: list[CandidateView]
     namespace: str = ""
-    """Of the model that answers, hexadecimal: its file, settings and swarm."""
+    """Namespace of the answering model in hexadecimal. It stands for the model's file, its settings and the swarm."""
 
 
 class BegunView(msgspec.Struct, frozen=True, tag="begun"):
-    """A node has begun; sent again when the request moved."""
+    """A node has begun to answer. Sent again when the request moved."""
 
     served_by: str
     cached_tokens: int
@@ -63,13 +63,13 @@ class LogprobView(msgspec.Struct, frozen=True):
 
     token: int
     text: str
-    """With U+FFFD for what is no whole character."""
+    """With U+FFFD for incomplete characters."""
     bytes: list[int]
     logprob: float
 
 
 class TokenLogprobsView(LogprobView, frozen=True):
-    """A token of the answer, and the likeliest ones at its place."""
+    """A token of the answer, with the likeliest tokens at its place."""
 
     top: list[LogprobView]
 
@@ -77,13 +77,12 @@ class TokenLogprobsView(LogprobView, frozen=True):
 class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     text: str
     logprobs: list[TokenLogprobsView] = []
-    """Left out unless they were asked for."""
+    """Omitted unless requested."""
     tokens: list[int] = []
-    """Whose text this is."""
 
 
 class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
-    """The end of an answer. Times in ms, as measured: ttft at the entry node, the rest at the serving node."""
+    """The end of an answer. Times in ms: ``ttft_ms`` was measured at the entry node, the rest at the serving node."""
 
     served_by: str
     finish_reason: str
@@ -102,7 +101,7 @@ class FailedView(msgspec.Struct, frozen=True, tag="failed"):
     message: str
     retryable: bool
     retry_after_s: float = 0.0
-    """Of ``overloaded``: when to ask again; 0: unknown."""
+    """With code ``overloaded``: seconds after which to ask again; 0: unknown."""
 
 
 FrameView = RouteView | BegunView | TextView | AnsweredView | FailedView
@@ -183,9 +182,9 @@ class PeerRow(msgspec.Struct, frozen=True):
     active_requests: int
     waiting_requests: int
     slots: int
-    """Requests that it works on at once; 0: not told yet."""
+    """Requests that the peer runs at once; 0: not reported yet."""
     prefill_rate: int
-    """Measured there, tokens/s; 0 before the first request."""
+    """As the peer measured it, tokens/s; 0 before its first request."""
     round_trip_ms: float | None
     connected_s: float
 
@@ -195,11 +194,12 @@ class ModelRow(msgspec.Struct, frozen=True):
 
     model: str
     nodes: int
-    """That serve it, this one included: at least so many, as far as peers tell the truth."""
+    """Nodes that serve it, this one included. A lower bound, if the peers' reports are true."""
     context_tokens: int
-    """Of a prompt with its answer, the most that any of them takes."""
+    """The longest prompt with its answer that any of these nodes accepts."""
     connected: int = 0
-    """Of these nodes: this one, and those that it is connected with; 0: it has the model from hearsay alone."""
+    """Those of ``nodes`` that are this node or connected to it; 0: the model is known only from other nodes' reports.
+    """
 
 
 class TreeRowView(msgspec.Struct, frozen=True):
@@ -207,7 +207,6 @@ class TreeRowView(msgspec.Struct, frozen=True):
 
     level: int
     tokens: int
-    """On this edge."""
     depth_tokens: int
     """From the root to the edge's end."""
     is_leaf: bool
@@ -216,66 +215,60 @@ class TreeRowView(msgspec.Struct, frozen=True):
 
 
 class TrafficView(msgspec.Struct, frozen=True):
-    """Bytes of the overlay's messages, without the transport's own."""
+    """Bytes of the overlay's messages, without the transport's overhead."""
 
     received_bytes: dict[str, int]
-    """Plane (digests, vitals, requests) -> since the start; of gossip the first copy only."""
+    """By plane (digests, vitals, requests), since the start; of gossip only the first copies."""
     received_bytes_per_s: dict[str, float]
-    """Lately."""
     received_kinds: dict[str, int]
-    """The same by the kind of the message."""
+    """By kind of message."""
     digests_sent_bytes: int
     digests_sent_kinds: dict[str, int]
     deltas_postponed: int
-    """They waited for the budget of sent bytes, and then told the newest state."""
+    """They waited for the budget of sent bytes, and then carried the newest state."""
     repairs_dropped: int
-    """Repairs and questions that the budget did not allow; they are asked for again."""
+    """Repairs and questions that exceeded the budget; nodes ask for them again."""
 
 
 class StatsView(msgspec.Struct, frozen=True):
-    """What a node did since its start."""
+    """A node's counters since its start."""
 
     entered: dict[str, int]
-    """Requests that entered here: answered, cancelled, or the code of the failure -> how many."""
+    """Requests that entered here, by outcome: answered, cancelled, or the code of the failure."""
     served: dict[str, int]
-    """Requests of anybody that were served here, likewise, and ``handed_back``."""
+    """Requests served here for any client, by the same outcomes and ``handed_back``."""
     entered_prompt_tokens: int
-    """Of the answered ones that entered here."""
+    """Prompt tokens of the answered requests that entered here."""
     entered_cached_tokens: int
     served_prompt_tokens: int
     served_cached_tokens: int
     generated_tokens: int
-    """Here, for anybody."""
     promised_tokens: int
-    """What digests promised of the prompts that entered here."""
+    """Cached tokens that digests promised for the prompts that entered here."""
     found_tokens: int
-    """And what of that was there."""
+    """Those of ``promised_tokens`` that were found."""
     moves: int
-    """Attempts after a request's first."""
     evictions: int
-    """Prefixes that left the KV cache."""
     ttft_ms_p50: int | None
-    """Of the last 256 answers to prompts that entered here; None: there was none."""
+    """Median of the last 256 answers to prompts that entered here; None: there was none."""
     ttft_ms_p99: int | None
 
 
 class RequestRow(msgspec.Struct, frozen=True):
-    """A request that entered at this node."""
-
     id: str
     """In hexadecimal, 32 digits."""
     started_at: float
     """Seconds since 1970."""
     model: str
     client: str
-    """A peer's id, or what stands for an API key; empty: this machine."""
+    """A peer id, or the id that stands for an API key; empty: this machine."""
     status: str = "running"
     """running, answered, failed, cancelled, or interrupted: the node ended before the answer did."""
     code: str = ""
-    """Why it ended: stop or length, or the failure's code."""
+    """The reason for the end: stop, length, or the code of the failure."""
     served_by: str = ""
     reason: str = ""
-    """Why that node."""
+    """Why that node was chosen."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -285,26 +278,25 @@ class RequestRow(msgspec.Struct, frozen=True):
 
 
 class TraceRow(msgspec.Struct, frozen=True):
-    """A step of a request, at whichever node."""
+    """A step of a request, at any node."""
 
     at_ms: float
-    """Since the request came to the node that was asked. At other nodes, since it was sent there plus half of the round
-    trip: clocks are not compared."""
+    """Time since the request came to the node that was asked for the trace. At other nodes: since the request was sent
+    there, plus half of the round trip, because clocks are not compared."""
     node: str
     name: str
     detail: str
     peer: str
-    """The other node that has to do with it; empty: none."""
+    """The other node of this step; empty: none."""
 
 
 class TraceView(msgspec.Struct, frozen=True):
-    """A request's way."""
+    """The way of a request through the swarm."""
 
     id: str
     steps: list[TraceRow]
-    """In the order of time."""
     silent: list[str]
-    """Nodes that had to do with it and did not tell."""
+    """Nodes of this request that sent no steps."""
 
 
 class LinkRow(msgspec.Struct, frozen=True):
@@ -313,14 +305,14 @@ class LinkRow(msgspec.Struct, frozen=True):
 
 
 class LinksRow(msgspec.Struct, frozen=True):
-    """Whom a peer says that it is connected to."""
+    """The connections that a peer reports."""
 
     peer: str
     links: list[LinkRow]
 
 
 class NodeState(msgspec.Struct, frozen=True):
-    """What a running node tells of itself."""
+    """The state that a running node reports of itself."""
 
     peer: str
     version: str
@@ -328,7 +320,7 @@ class NodeState(msgspec.Struct, frozen=True):
     model: str
     namespace: str
     cell_bits: int
-    """Depth of the node's cell: 0 while all nodes of the model are one, see ``proto/cells/cells.py``."""
+    """Depth of the node's cell; 0 while all nodes of the model form one cell, see ``proto/cells/cells.py``."""
     context_tokens: int
     reuse: str
     active_requests: int
@@ -337,15 +329,14 @@ class NodeState(msgspec.Struct, frozen=True):
     exchanges: int
     """Open streams of requests with peers, in both directions."""
     tasks: int
-    """Of the node's event loop."""
     cached_tokens: int
     cells: int
-    """What the KV cache holds at most, in tokens."""
+    """Capacity of the KV cache in tokens."""
     uptime_s: float
     stats: StatsView
     peers: list[PeerRow]
     traffic: TrafficView
     refused: dict[str, int]
-    """What of peers was not used: reason (see ``proto/wire/refusals.py``) -> how often since the start."""
+    """Things from peers that were not used, since the start: count by reason (see ``proto/wire/refusals.py``)."""
     circuits: int = 0
-    """Connections of others that this node passes on as their relay."""
+    """Connections of other peers that this node passes on as their relay."""

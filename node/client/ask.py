@@ -1,4 +1,4 @@
-"""How a command reaches the swarm: through the node that runs here, else as a light client through bootstrap peers."""
+"""How a command reaches the swarm: through the node on this machine, or as a light client through bootstrap peers."""
 
 import math
 import time
@@ -37,11 +37,11 @@ async def ask_swarm(
     timeout_s: float | None = None,
     client: LightClient | None = None,
 ) -> AsyncIterator[AsyncIterator[FrameView]]:
-    """The frames of one answer. Leaving early cancels the request at the node that serves it. Where the entry node is
-    lost, the answer goes on through another one: each text comes exactly once.
+    """The frames of one answer. Leaving early cancels the request at the node that serves it. If the entry node is
+    lost, the answer continues through another one, and each text comes exactly once.
 
-    timeout_s: what the answer may take once a node is reached; then it is cancelled and fails with code ``deadline``.
-    client: of an earlier try, for the next one of the same prompt; None: nobody that any node knows. Mutated.
+    timeout_s: limit for the answer once a node is reached; then it is cancelled and fails with code ``deadline``.
+    client: the light client of an earlier try of the same prompt; None: a new one, unknown to all nodes. Mutated.
     Reading raises LocalError when no node can be reached.
     """
     send, receive = trio.open_memory_channel[FrameView](0)
@@ -76,13 +76,13 @@ async def _follow(
         except _EntryLostError as exc:
             from mycelia.node.storage.known_peers import entries_known  # (imports multiaddr)
 
-            # The lost node might have sent the prompt to any of those that it remembered, even if it served it itself.
+            # The lost node may have sent the prompt to any node that it remembered, even if it served it itself.
             entries = [*bootstrap, *entries_known(data_dir, so_far.namespace, time.time())]
             if not entries:
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
             so_far.num_rejoins += 1
             await ask_as_light_client(so_far, entries, due_at, send, client, peer_from_text(info.peer))
-    elif bootstrap:  # (also while the node here is starting)
+    elif bootstrap:  # (also while the node on this machine is starting)
         await ask_as_light_client(so_far, bootstrap, due_at, send, client)
     elif is_held(data_dir):
         raise LocalError(STARTING.format(data_dir))
@@ -94,7 +94,7 @@ async def _follow(
 
 
 class _EntryLostError(Exception):
-    """The node here went away before the answer was finished."""
+    """The node on this machine went away before the answer was finished."""
 
 
 async def _ask_local(

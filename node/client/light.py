@@ -1,4 +1,4 @@
-"""A light client: it joins no swarm, and asks through a peer that it knows."""
+"""A light client: it joins no swarm, and asks through a peer whose address it knows."""
 
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -24,23 +24,23 @@ CONNECT_DEADLINE_S = 15.0
 
 
 UNREACHED_AGAIN_S = 2.0
-"""After which to try again whether a node can be reached, for whoever waits."""
+"""Pause before a waiting client tries again to reach a node."""
 
 
 class NoEntryError(LocalError):
-    """No node could be reached, and nothing of the answer has come: one that is starting may be there soon."""
+    """No node could be reached, and no part of the answer has come. A node that is starting may be there soon."""
 
 
 @dataclass
 class LightClient:
-    """Whoever asks without a node of its own. An entry node that refused a prompt keeps a place for this client, so one
-    that asks again has to be the same, and to enter there."""
+    """A client without a node of its own. An entry node that refused a prompt keeps a place for this client, so a
+    repeated prompt has to come from the same client and to the same node."""
 
     identity: Identity = field(default_factory=new_identity)
     swarm_key: bytes = b""
     """See ``NodeSettings``."""
     entry: bytes | None = None
-    """The node at which it entered last."""
+    """The node at which its last prompt entered."""
 
 
 async def tell(send: trio.MemorySendChannel[FrameView], frame: FrameView) -> None:
@@ -56,7 +56,7 @@ async def ask_as_light_client(
     client: LightClient,
     lost: bytes | None = None,
 ) -> None:
-    """lost: the entry node that began the answer."""
+    """lost: the entry node that began the answer and was lost."""
     from mycelia.node.network.libp2p.network import (
         open_network,  # (imports libp2p, which a running node makes unnecessary)
     )
@@ -94,7 +94,7 @@ def _of_peer(addresses: Sequence[str], peer: bytes | None) -> list[str]:
 
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:
-    """An entry stream at whichever bootstrap peer answers first. Raises NetworkError when none does."""
+    """An entry stream at the bootstrap peer that answers first. Raises NetworkError when none does."""
     opened, failures = list[MessageStream](), list[str]()
 
     async def try_one(address: str, others: trio.CancelScope) -> None:

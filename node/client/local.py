@@ -1,4 +1,4 @@
-"""The node that runs on this machine, asked over its local API."""
+"""Requests to the node on this machine, over its local API."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 def running_node(data_dir: Path) -> RunInfo:
-    """The node of ``data_dir``. Raises LocalError when none runs."""
+    """The running node of ``data_dir``. Raises LocalError when none runs."""
     info = find_running(data_dir)
     if info is None:
         raise LocalError(

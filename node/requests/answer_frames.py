@@ -1,6 +1,6 @@
-"""The frames of one answer that wait for its client, who may read more slowly than an engine writes.
+"""The frames of one answer that wait for its client, which may read more slowly than the engine writes.
 
-They are counted in bytes, about as many as they take of memory: tokens with twenty alternatives each take 2 kB. One
+Waiting frames are counted in bytes, about the memory that they take: a token with twenty alternatives takes 2 kB. One
 answer may have ``MAX_ANSWER_BYTES`` waiting, and all answers of a client its share of ``MAX_WAITING_BYTES``.
 """
 
@@ -12,31 +12,31 @@ from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.wire.messages import EntryFrame, Text
 
 MAX_ANSWER_BYTES = 2 << 20
-"""A thousand tokens with twenty alternatives, or four thousand frames of text: some minutes of most engines."""
+"""A thousand tokens with twenty alternatives, or four thousand frames of text: minutes of output of most engines."""
 MAX_WAITING_BYTES = 64 << 20
-"""For all clients."""
+"""For all clients together."""
 _FRAME_BYTES, _TOKEN_BYTES, _ALTERNATIVE_BYTES = 512, 200, 100
 
 
 class AnswerFrames:
-    """``put`` never waits. Iterating ends behind the last frame that was put before ``close``. Call ``leave`` once
-    nobody reads any more."""
+    """``put`` never waits. Iteration ends after the last frame put before ``close``. The reader calls ``leave`` at its
+    end."""
 
     def __init__(self, shares: ByteShares, client: str) -> None:
-        """shares: of the bytes that wait, by client."""
+        """shares: each client's share of the waiting bytes."""
         self._shares = shares
         self._client = client
         self._frames: deque[EntryFrame] = deque()
         self._num_bytes = 0
         self._is_closed = False
         self._wakeup = trio.Event()
-        """Set while there is something to read, or nothing more will come."""
+        """Set while a frame can be read, or after ``close``."""
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def put(self, frame: EntryFrame) -> bool:
-        """Whether there was room for it. It waits in any case; the answer is to end soon then."""
+        """Append a frame. False: there was no room, so the caller has to end the answer; the frame is kept anyway."""
         size = _size(frame)
         has_room = self._num_bytes + size <= MAX_ANSWER_BYTES and self._shares.take(self._client, size)
         if not has_room:
@@ -47,12 +47,10 @@ class AnswerFrames:
         return has_room
 
     def close(self) -> None:
-        """Nothing more will be put."""
         self._is_closed = True
         self._wakeup.set()
 
     def leave(self) -> None:
-        """Forget what waits."""
         while self._frames:
             self._pop()
 

@@ -1,7 +1,7 @@
-"""Requests that enter at this node: from words to tokens, through the overlay, and back to words.
+"""Requests that enter at this node: from text to tokens, through the overlay, and back to text.
 
 ``Entry.ask`` serves the command line, the local API and light clients alike. The overlay decides where a request goes
-and when it moves; here are the streams to the serving nodes and the frames to the client.
+and when it moves. This module holds the streams to the serving nodes and the frames to the client.
 """
 
 import codecs
@@ -64,8 +64,8 @@ GENERATE = "/mycelia/generate/1"
 ASK = "/mycelia/ask/1"
 
 KEEP_ALIVE_S = 15.0
-"""Between two looks at who was told nothing meanwhile, and is told then that his answer is worked on: a long prompt
-takes minutes on a laptop, and clients take a longer silence for the loss of this node."""
+"""Interval in which each client that got no frame since the last check gets a keep-alive: a long prompt takes minutes
+on a laptop, and clients take a longer silence for the loss of this node."""
 
 TOO_SLOW = "the answer was read more slowly than it was written, and too much of it waited"
 
@@ -75,12 +75,10 @@ SilenceS = Callable[[bytes, int], float]
 
 @dataclass
 class _Running:
-    """A request in flight, seen from the client's side."""
-
     frames: AnswerFrames
     started_at: float
     deadline_s: float | None
-    """From ``started_at``; None: no limit."""
+    """Counted from ``started_at``; None: no limit."""
     client: bytes
     """See ``Entry.ask``."""
     decoder: codecs.IncrementalDecoder = field(
@@ -88,18 +86,17 @@ class _Running:
     )
     untold: list[int] = field(default_factory=list)
     held: str = ""
-    """Tokens that the client was not told of, and their text as far as it is whole. A frame that ends inside a
-    character, which is rare, waits for the next one: what the client has is then the text of the tokens that it has,
-    and it can go on elsewhere with neither a gap nor a repetition."""
+    """Tokens that were not sent to the client yet, and their text up to its last whole character. A frame that ends
+    inside a character, which is rare, waits for the next one. So the client's text is always the text of the client's
+    tokens, and the answer can continue at another node with neither a gap nor a repetition."""
     first_token_at: float | None = None
     was_told: bool = True
-    """Anything, since the last look; or it has only come since then."""
+    """Whether a frame was sent since the last check, or the request came after it."""
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
     expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
-    """Of the task that waits for the deadline."""
 
     is_read_too_slowly: bool = False
-    """More waits than may: the answer is about to be ended."""
+    """More bytes wait than allowed: the answer is about to be ended."""
 
     def tell(self, frame: EntryFrame) -> None:
         self.was_told = True
@@ -107,12 +104,11 @@ class _Running:
             self.is_read_too_slowly = True
 
     def left_s(self) -> float | None:
-        """Seconds until the deadline; None: no limit."""
         return None if self.deadline_s is None else self.started_at + self.deadline_s - trio.current_time()
 
 
 class Entry:
-    """The entry desk of a node. ``run`` must be running while ``ask`` is used."""
+    """The requests that enter at a node. ``run`` must be running while ``ask`` is used."""
 
     def __init__(
         self,
@@ -138,11 +134,11 @@ class Entry:
 
     @property
     def num_running(self) -> int:
-        """Requests that have a client here."""
+        """Unfinished requests that entered here."""
         return len(self._running)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Holds the tasks of all attempts. Until cancelled."""
+        """Runs the tasks of all attempts, and sends keep-alives, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -160,8 +156,8 @@ class Entry:
         """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request.
 
         deadline_s: seconds from now after which the request is cancelled, wherever it is served, and fails with code
-        ``deadline``. client: whose share of this node it takes; empty for whoever asks on this machine: the local API
-        has no keys that could tell one from another.
+        ``deadline``. client: the client whose share of this node the request takes; empty for any client on this
+        machine, because the local API has no keys that could tell them apart.
         """
         request_id = self._requests.new_id(ask.request_id)
         self._requests.entered(request_id, ask.model or self._engine.info.name, client)
@@ -171,7 +167,7 @@ class Entry:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
         try:
-            # (a prompt may have to wait before it is read; at the deadline nothing more is done for it)
+            # (a prompt may wait before it is tokenized)
             with trio.move_on_after(math.inf if deadline_s is None else max(0.0, deadline_s)):
                 await self._submit(request_id, ask, client)
             yield frames
@@ -184,13 +180,13 @@ class Entry:
                 self._requests.cancelled(request_id)
 
     async def _expire(self, request_id: bytes, running: _Running) -> None:
-        """Cancel a request at its deadline. A task of its own: its client may not be reading."""
+        """Cancels a request at its deadline. A task of its own, because the client may not be reading."""
         with running.expiry:
             await trio.sleep(max(0.0, running.left_s() or 0.0))
             self._give_up(request_id, TOO_LATE)
 
     async def _give_up_on_reader(self, request_id: bytes) -> None:
-        """A task of its own: other effects of the same event may follow. What they add still waits."""
+        """A task of its own: the same event may have further effects, which still add frames."""
         self._give_up(request_id, TOO_SLOW)
 
     def _give_up(self, request_id: bytes, why: str) -> None:
@@ -199,7 +195,6 @@ class Entry:
             self._end(request_id, Failed(code=DEADLINE, message=why, retryable=False))
 
     async def _submit(self, request_id: bytes, ask: Ask, client: bytes) -> None:
-        """Hand a request to the overlay, or end it with what is wrong with it."""
         try:
             prompt, sampling = await self._prepare(ask, client)
             open_tokens = await self._open_tokens(ask, prompt, client)
@@ -248,7 +243,7 @@ class Entry:
         return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
 
     async def _open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
-        """Tokens of the prompt that are those of the messages which hold no secrets. Raises _RefusedError."""
+        """The number of leading prompt tokens that belong to the messages without secrets. Raises _RefusedError."""
         if not ask.shared_messages or not ask.messages:
             return 0
         if ask.shared_messages >= len(ask.messages):
@@ -268,11 +263,11 @@ class Entry:
         return await self._engine.tokenize_chat(ask.messages, ask.tools, client, self._network_of(client))
 
     def _network_of(self, client: bytes) -> str:
-        """Where a client asks from: those of one network have one share of the engine."""
+        """The network from which a client asks: all clients of one network have one share of the engine."""
         return subnet_of(self._network.remote_address(client)) if client else ""
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
-        """At least one. Raises LocalError."""
+        """Unpacks at least one token. Raises LocalError."""
         try:
             tokens = token_array(packed)
         except RemoteError as exc:
@@ -284,14 +279,13 @@ class Entry:
     # --- the overlay's effects -------------------------------------------------------------------------------------
 
     def perform(self, effect: RequestEffect) -> None:
-        """Do what the overlay wants done for a request."""
         running = self._running.get(effect.request_id)
-        if running is None:  # the client left while this was under way
+        if running is None:
             return
         match effect:
             case Dispatch():
                 assert self._nursery is not None
-                # (made here and not in the task: the client may leave before the task runs for the first time)
+                # (created here and not in the task: the client may leave before the task first runs)
                 scope = running.attempts[effect.attempt] = trio.CancelScope()
                 self._nursery.start_soon(self._attempt, effect, running, scope)
             case Begin():
@@ -351,10 +345,8 @@ class Entry:
     # --- attempts --------------------------------------------------------------------------------------------------
 
     async def _attempt(self, effect: Dispatch, running: _Running, scope: trio.CancelScope) -> None:
-        """One attempt at one node; everything that happens becomes an event of this attempt.
-
-        A supervisor's edge: whatever goes wrong ends the attempt, never the node.
-        """
+        """One attempt at one node. A supervisor's edge: any error becomes an event and ends the attempt, never the
+        node."""
         request_id, attempt = effect.request_id, effect.attempt
 
         async def on_frame(frame: ServingFrame) -> None:
@@ -370,7 +362,7 @@ class Entry:
                 if effect.peer == self._network.peer_id:
                     generate, client = effect.generate, running.client
                     owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._subnet(client))
-                    # (people are told while the engine works)
+                    # (the client gets the route while the engine works)
                     await serve_request(
                         self._engine,
                         generate,
@@ -394,7 +386,7 @@ class Entry:
             running.attempts.pop(attempt, None)
 
     async def _attempt_at_peer(self, effect: Dispatch, on_frame: SendFrame) -> None:
-        stream = await self._network.open(effect.peer, GENERATE, waits=False)  # (whoever serves a model speaks it)
+        stream = await self._network.open(effect.peer, GENERATE, waits=False)  # (each node of a model speaks it)
         is_over = False
         try:
             await stream.send(effect.generate)
@@ -416,8 +408,7 @@ class Entry:
 async def serve_ask_stream(
     ask_of: Callable[[Ask, bytes], AbstractAsyncContextManager[AsyncIterator[EntryFrame]]], stream: MessageStream
 ) -> None:
-    """One inbound exchange: an Ask, answered as ``ask_of`` it and its sender says. The other side, a light client or a
-    node of another model, cancels by ending the stream."""
+    """Serves one inbound Ask of a light client or a node of another model, which cancels by ending the stream."""
     ask = await receive_opening(stream)
     if not isinstance(ask, Ask):
         raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
@@ -427,17 +418,15 @@ async def serve_ask_stream(
 
 
 class _RefusedError(Exception):
-    """The request is refused before it is routed."""
-
     def __init__(self, code: str, message: str, retry_s: float | None = None) -> None:
-        """retry_s: after how many seconds it may come again; None: never."""
+        """retry_s: seconds after which the request may come again; None: never."""
         super().__init__(message)
         retry_ms = math.ceil(1_000 * min(retry_s or 0.0, MAX_RETRY_S))
         self.failed = Failed(code=code, message=message[:512], retryable=retry_s is not None, retry_after_ms=retry_ms)
 
 
 def _reason(exc: Exception) -> str | None:
-    """Why an attempt failed, when that is nothing out of the ordinary."""
+    """Why an attempt failed; None if the error is unexpected."""
     cause = first_error(exc)
     return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
 

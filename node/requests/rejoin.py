@@ -1,8 +1,9 @@
-"""An answer that outlives the node where its request entered.
+"""An answer that survives the loss of its entry node.
 
-The client has all that is needed to go on: the request, and the tokens that came. It asks another entry node for what
-comes after them, which that node routes to whoever has them cached, most likely the one that was serving. Nothing is
-kept for clients that may come back or not; a seed makes the rest what it would have been (``Sampling.seed``).
+The client has all that is needed to continue: the request and the tokens received. It asks another entry node for the
+rest, and that node routes the request to a node that has these tokens cached, most likely the one that was serving.
+Nodes keep nothing for clients that may never return. With a seed, the rest is as it would have been
+(``Sampling.seed``).
 """
 
 import math
@@ -23,24 +24,24 @@ from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Answered, Ask,
 log = structlog.get_logger()
 
 SILENCE_DEADLINE_S = 150.0
-"""Of an entry node, which tells every one or two ``KEEP_ALIVE_S`` (entry.py) that it is there. Earlier ones told only
-when there was something, and gave up a serving node after 120 s of silence."""
+"""Silence after which an entry node counts as lost. It sends a keep-alive every one or two ``KEEP_ALIVE_S`` (entry.py).
+Earlier versions sent only frames with content, and gave up a serving node after 120 s of silence."""
 STALLED_S = 600.0
-"""Between two tokens of an answer, whatever the entry node tells meanwhile: a slow machine may take that long for a
-prompt that another one was lost with."""
+"""Limit between two tokens of an answer, whatever else the entry node sends: after the loss of a node, a slow machine
+may take that long to compute the prompt again."""
 MAX_FRUITLESS = 8
-"""Entry nodes lost one after the other without a token of the answer."""
+"""Entry nodes that may be lost in a row without a token of the answer."""
 SEEK_DEADLINE_S = 60.0
-"""For reaching another entry node: one that was restarted is back by then."""
+"""Limit for reaching another entry node: a restarted one is back by then."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 OpenEntry = Callable[[Ask, bytes | None], Awaitable[MessageStream]]
-"""(what to ask, the peer that was lost just now) -> a stream on which it was asked, at another peer if there is one.
-Raises NetworkError when none can be reached."""
+"""(the request, the peer that was just lost) -> a stream on which the request was sent, at another peer if there is
+one. Raises NetworkError when no peer can be reached."""
 
 
 class AnswerSoFar:
-    """What a client has got of an answer."""
+    """The part of an answer that a client has received."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -51,14 +52,14 @@ class AnswerSoFar:
         self.num_rejoins = 0
 
     def routed(self, namespace: bytes) -> None:
-        """What the tokens to come mean. Raises RemoteError when it changes. Mutates."""
+        """Note the model of the tokens to come. Raises RemoteError if it changes within an answer. Mutates."""
         if self._tokens and self.namespace and namespace != self.namespace:
             raise RemoteError("another model went on with the answer")
         self.namespace = namespace
 
     def add(self, tokens: bytes, num_chars: int = 0, num_logprobs: int = 0) -> None:
-        """What came, of which an entry node need not tell the tokens. Raises RemoteError for more than was asked for,
-        which a client would gather in memory, or what is no tokens. Mutates."""
+        """Note what came; an entry node may leave out the tokens. Raises RemoteError for more than the request allows,
+        which would fill a client's memory, and for bytes that are no tokens. Mutates."""
         most = self._ask.sampling.max_tokens
         self._tokens += tokens
         self._num_chars += num_chars
@@ -73,21 +74,21 @@ class AnswerSoFar:
         return len(self._tokens) // 4
 
     def rest(self) -> Ask:
-        """The request for what comes after."""
+        """The request for the rest of the answer."""
         namespace = self.namespace if self._tokens else b""
         return msgspec.structs.replace(self._ask, answered=bytes(self._tokens), namespace=namespace)
 
     def num_resumed(self, told: int) -> int:
-        """How often the answer moved, where the last entry node told of ``told`` times: its own first attempt counts
-        there, as tokens came before it."""
+        """How often the answer moved, if the last entry node counts ``told`` moves: after tokens from an earlier entry
+        node, it counts its own first attempt as a move."""
         return told + max(self.num_rejoins - 1, 0) if self._tokens else told
 
 
 async def rejoining(
     so_far: AnswerSoFar, open_entry: OpenEntry, due_at: float, lost: bytes | None = None
 ) -> AsyncGenerator[EntryFrame, None]:
-    """The frames of an answer, entered anew wherever an entry node is lost. due_at: see ``entry_frames``. lost: the
-    entry node that was lost before. Raises NetworkError when there is no other one."""
+    """The frames of an answer. It enters again at another node each time its entry node is lost. due_at: see
+    ``entry_frames``. lost: the entry node that was lost before. Raises NetworkError when there is no other one."""
     num_fruitless = 0
     while True:
         rest = so_far.rest()
@@ -105,7 +106,7 @@ async def rejoining(
                     if isinstance(frame, Failed) and (
                         frame.code == LEAVING or (lost is not None and frame.code == "unknown_model")
                     ):
-                        raise NetworkError(frame.message)  # (any other node may be of the right one)
+                        raise NetworkError(frame.message)  # (another node may be the right one)
                     yield frame
                     if isinstance(frame, Answered | Failed):
                         return
@@ -135,7 +136,7 @@ def _noted(so_far: AnswerSoFar, frame: EntryFrame) -> EntryFrame:
 
 
 async def _opened(ask: Ask, open_entry: OpenEntry, lost: bytes | None, due_at: float) -> MessageStream:
-    """At the first try, or after the loss of an entry node also later. Raises NetworkError."""
+    """Opens a stream: in one try, or after the loss of an entry node in repeated ones. Raises NetworkError."""
     if lost is None:
         return await open_entry(ask, None)
     give_up_at, pause_s = min(trio.current_time() + SEEK_DEADLINE_S, due_at), FIRST_PAUSE_S
@@ -150,8 +151,8 @@ async def _opened(ask: Ask, open_entry: OpenEntry, lost: bytes | None, due_at: f
 
 
 async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[EntryFrame, None]:
-    """The frames of an answer, the last one made up if the entry node does not end it properly until ``due_at``, a
-    trio time. Raises NetworkError when the stream breaks, or nothing comes for too long."""
+    """The frames of an answer. If the entry node breaks the protocol, or ``due_at`` (a trio time) passes, the last
+    frame is a Failed made here. Raises NetworkError when the stream breaks or stays silent for too long."""
     token_at = math.inf
     while True:
         silent_at = min(trio.current_time() + SILENCE_DEADLINE_S, token_at + STALLED_S)

@@ -1,8 +1,7 @@
 """Prompts for models that this node does not serve: they enter at a node that does, and its frames are passed on.
 
-Whoever asks chooses the model, and so the node that is asked in its stead: what goes to one node is bounded, well below
-the streams that it takes of one peer, and so is what goes on in all, by who asked. One that is over is told when to
-come again.
+A client chooses the model, and so the node that this node asks for it. Therefore the prompts passed on are limited by
+client, and by node, well below the streams that a node accepts from one peer. A client over a limit gets a retry time.
 """
 
 import math
@@ -22,28 +21,27 @@ from mycelia.proto.admission.subnets import Places, subnet_of
 from mycelia.proto.wire.messages import Answered, Ask, EntryFrame, Failed
 
 FindEntries = Callable[[], Awaitable[Sequence[bytes]]]
-"""Connected peers at which a prompt can enter, the best first; none: nobody is known to serve the model."""
+"""Connected peers at which a prompt can enter, the best first; empty: no known node serves the model."""
 
 MAX_RELAYED, MAX_RELAYED_PER_CLIENT = 128, 32
 MAX_RELAYED_PER_SERVER = 32
-"""Half of the streams that a node takes of one peer."""
+"""Half of the streams that a node accepts from one peer."""
 RETRY_MS = 2_000
-"""For those for whom there is no place."""
 
 
 class _NobodyServesError(NetworkError):
-    """There is no node to be asked, and not only none that could be reached."""
+    """No known node serves the model."""
 
 
 class _BusyError(NetworkError):
-    """There are nodes to be asked, but they are asked as much as they may be."""
+    """Nodes serve the model, but each already has as many prompts as this node may pass on to it."""
 
 
 class Relay:
-    """One node's part in it."""
+    """The prompts that one node passes on."""
 
     def __init__(self, network: Network, requests: RequestLog, own: str) -> None:
-        """own: the model served here, for who asks for one that nobody serves."""
+        """own: the model served here, named in the error for an unknown model."""
         self._network = network
         self._requests = requests
         self._own = own
@@ -54,8 +52,8 @@ class Relay:
     async def relayed(
         self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes, is_own: bool
     ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
-        """The frames of an answer that enters at the first of what ``find`` tells that takes it, and anew where that
-        one is lost. Leaving early cancels it there. is_own: a client of this node's own API asks, not a peer."""
+        """The frames of an answer. The prompt enters at the first node of ``find`` that takes it, and again at another
+        one if that node is lost. Leaving early cancels it. is_own: a client of this node's own API asks, not a peer."""
         due_at = math.inf if deadline_s is None else trio.current_time() + deadline_s
         request_id = self._requests.new_id(ask.request_id)
         self._requests.entered(request_id, ask.model, client)
@@ -96,14 +94,14 @@ class Relay:
                 self._requests.cancelled(request_id)
 
     async def _entered(self, peers: Sequence[bytes], ask: Ask, place: "_Place") -> MessageStream:
-        """Asked at the first of ``peers`` that takes it. Raises NetworkError."""
+        """The stream to the first of ``peers`` that takes the prompt. Raises NetworkError."""
         is_busy = False
         for peer in peers:
             if not place.take(peer):
                 is_busy = True
                 continue
             with suppress(NetworkError):
-                # (every node that serves a model speaks it)
+                # (each node that serves a model speaks it)
                 stream = await self._network.open(peer, ASK, waits=False)
                 await stream.send(ask)
                 return stream
@@ -113,16 +111,14 @@ class Relay:
 
 
 class _Place:
-    """The place that one prompt holds at one server at a time."""
-
     def __init__(self, places: dict[bytes, Places], key: bytes, subnet: str, is_known: bool) -> None:
-        """places: of all prompts, by server."""
+        """places: the places of all prompts, by server."""
         self._places = places
         self._key, self._subnet, self._is_known = key, subnet, is_known
         self._server: bytes | None = None
 
     def take(self, server: bytes) -> bool:
-        """One at ``server`` instead of where it was, if there is any. Mutates."""
+        """Take a place at ``server`` instead of the previous one; False if it has none left. Mutates."""
         self.leave()
         places = self._places.get(server) or Places(MAX_RELAYED_PER_SERVER, MAX_RELAYED_PER_SERVER)
         if not places.take(self._key, self._subnet, self._is_known):
@@ -132,7 +128,7 @@ class _Place:
         return True
 
     def leave(self) -> None:
-        """Does nothing when it holds none. Mutates."""
+        """Give the place back, if there is one. Mutates."""
         if self._server is not None:
             places = self._places[self._server]
             places.free(self._key, self._subnet)

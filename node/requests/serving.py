@@ -1,6 +1,6 @@
 """Answers one ``Generate`` with the local engine: engine items become serving frames.
 
-Used for requests of peers (over a stream) and for this node's own (no hop), so both see the same frames.
+Used for peers' requests (over a stream) and for this node's own (no hop), so both get the same frames.
 """
 
 import math
@@ -42,11 +42,10 @@ async def serve_request(
     deadline_s: float | None = None,
     on_submitted: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send Accepted, Tokens*, then Final or Failed. Being cancelled cancels the request in the engine.
+    """Send Accepted, Tokens*, then Final or Failed. Cancelling this call cancels the request in the engine.
 
-    client, subnet, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: others end the stream.
-    on_submitted: called when the engine knows of it, before anything is sent.
-    Raises what ``send`` raises.
+    client, subnet, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: a peer ends the stream.
+    on_submitted: called when the engine has the request, before anything is sent. Raises what ``send`` raises.
     """
     refusal = _refusal(engine, request)
     if refusal is not None:
@@ -106,10 +105,10 @@ async def serve_generate_stream(
     remote_address: Callable[[bytes], str],
     stream: MessageStream,
 ) -> None:
-    """One inbound exchange: a Generate, answered. The requester cancels by ending the stream.
+    """Serves one inbound Generate. The requester cancels by ending the stream.
 
-    The peer at the other end is the client, whatever client it asks for: names it could invent would be shares it could
-    invent. remote_address: see ``Network``; a subnet has one share of the engine whether or not it said hello.
+    The peer at the other end counts as the client: a peer that could name other clients could invent shares.
+    remote_address: see ``Network``; a subnet has one share of the engine, with or without a hello.
     """
     request = await receive_opening(stream)
     if not isinstance(request, Generate):
@@ -133,7 +132,8 @@ async def serve_generate_stream(
 
 
 def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:
-    """What peers are told of a cache: also of what is their own, so that no mistake of this node tells more."""
+    """Rounds down what peers learn of a cache; also of their own prefixes, so that no error of this node reveals more.
+    """
     match frame:
         case Accepted():
             return msgspec.structs.replace(frame, cached_tokens=_whole(frame.cached_tokens))
