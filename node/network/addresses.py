@@ -21,7 +21,7 @@ MAX_RELAYS = 2
 MAX_TOLD = 64
 """Addresses that a peer announces of one peer and that are read."""
 UNREADABLE = (MultiaddrError, ValueError, TypeError, OverflowError)
-"""What the library raises for a stranger's bytes: when it parses them, or only when the address is used."""
+"""The errors that the library raises for a stranger's bytes, either when it parses them or when they are used."""
 
 
 def parse(text: str) -> Multiaddr:
@@ -86,9 +86,8 @@ def relay_of(address: Multiaddr) -> tuple[bytes, Multiaddr] | None:
 
 
 def told_addresses(told: Iterable[Multiaddr], teller: str, limit: int) -> list[Multiaddr]:
-    """The announced addresses that may be dialled on the word of the peer that announced them, in the order of
-    ``in_dial_order``. They may be that peer's own or another's. teller: the multiaddr of the connection with that
-    peer; empty: unknown.
+    """The addresses that a peer announced, for itself or another peer, and that may be dialled, in the order of
+    ``in_dial_order``. teller: the multiaddr of the connection with the announcing peer; empty: unknown.
 
     Private addresses are taken only from peers in a private network, and loopback addresses only from this machine.
     Otherwise a peer on the internet could make this node connect to machines of its own private network. A name may
@@ -98,7 +97,7 @@ def told_addresses(told: Iterable[Multiaddr], teller: str, limit: int) -> list[M
 
 
 def is_tellable(address: Multiaddr, teller: str = "") -> bool:
-    """Whether an address in dialable form may be dialled on the word of ``teller``, as above. True for names."""
+    """Whether an address in dialable form that ``teller`` announced may be dialled, as above. True for names."""
     _, kind, host, *_ = str(address).split("/")
     by = "" if _CIRCUIT in teller else host_of(teller)
     return kind.startswith("dns") or may_tell(_ip(by) if by else None, _ip(host))
@@ -119,7 +118,7 @@ def host_of(address: str) -> str:
 
 
 def is_global(address: Multiaddr) -> bool:
-    """Whether it may mean the same machine everywhere; of names that is assumed."""
+    """Whether the address may lead to the same machine from everywhere. True for names."""
     _, kind, host, *_ = str(address).split("/")
     return kind.startswith("dns") or is_public(_ip(host))
 

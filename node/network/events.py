@@ -56,7 +56,7 @@ class EventQueue:
 
     async def read(self) -> AsyncIterator[NetworkEvent]:
         while True:
-            await trio.lowlevel.checkpoint()  # (a queue full of digests must not hold up everything else)
+            await trio.lowlevel.checkpoint()  # (a queue full of digests must not delay all other tasks)
             while not self._events:
                 if self._closed:
                     return

@@ -14,7 +14,7 @@ OPENING_DEADLINE_S = 10.0
 
 
 async def receive_opening(stream: MessageStream) -> Message:
-    """The first message of an inbound exchange. Raises NetworkError also when it does not come in time."""
+    """The first message of an inbound exchange. Raises NetworkError also when it is late."""
     with trio.move_on_after(OPENING_DEADLINE_S):
         return await stream.receive()
     raise NetworkError(f"said nothing for {OPENING_DEADLINE_S:.0f} s")

@@ -49,9 +49,8 @@ WRITE_DEADLINE_S = 5.0
 class MemorySwarm:
     """The world of the networks opened in it. Enter it with ``async with``, then call ``open_network``.
 
-    latency_s: one way; a random part of up to as much again is added. gossip_loss: probability that one receiver
-    misses one message.
-    """
+    latency_s: minimum one way; up to twice as long at random. gossip_loss: probability that one receiver misses one
+    message."""
 
     def __init__(self, rng: random.Random, latency_s: float = 0.001, gossip_loss: float = 0.0) -> None:
         self.latency_s = latency_s

@@ -42,4 +42,4 @@ async def close_stream(stream: INetStream) -> None:
         await reset_stream(stream)
     muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
     if isinstance(muxed, YamuxStream):
-        muxed.discard()  # (else a peer that never ends its side would make this node keep bytes that nobody reads)
+        muxed.discard()  # (a peer that never ends its side must not fill this node's memory)

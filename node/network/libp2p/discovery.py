@@ -1,11 +1,11 @@
-"""Finding peers, for ever: the bootstrap addresses, the nodes remembered from earlier, and through Kademlia the nodes
-of the namespaces served here.
+"""The search for peers, which goes on for as long as a node runs. It dials the bootstrap addresses, nodes remembered
+from earlier runs and, through Kademlia, nodes of the namespaces that this node serves.
 
-Where a namespace is split, a node looks for its own cell first, under the cell's own key, and still provides the key of
-the namespace, under which newcomers and clients find the model.
+In a split namespace a node first looks for its own cell, under the cell's own key. It still provides the key of the
+namespace, under which newcomers and clients find the model.
 
-Nothing is given up: what is down is tried again with growing, jittered pauses. A provider record is only a hint
-(records outlive their nodes by up to two days), so every one is dialled and proven by the handshake.
+A peer that is down is tried again with growing, jittered pauses, for ever. Provider records outlive their nodes by up
+to two days, so they are only hints: the handshake of a dial has to prove each one.
 """
 
 import random
@@ -34,24 +34,24 @@ log = structlog.get_logger()
 BOOTSTRAP_FIRST_PAUSE_S = 1.0
 BOOTSTRAP_LONGEST_PAUSE_S = 60.0
 FEW_PEERS = 8
-"""Nodes remembered from earlier are dialled while fewer are connected: Kademlia finds the others."""
+"""Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
 REMEMBERED_DIALS = 4
-"""At once: half of what the host does, so that they hold up nobody else."""
+"""Remembered nodes that are dialled at once: half of the host's dials, so that the others need not wait."""
 STABLE_S = 10.0
-"""A connection that held this long was no accident: the pauses begin anew."""
+"""After a connection of this length the pauses start again from the shortest."""
 LOOKUP_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""After the first peer connected; then LOOKUP_INTERVAL_S. A swarm that starts together finds itself in seconds."""
+"""Pauses between the first lookups after the first peer connected. Nodes that start together meet within seconds."""
 LOOKUP_INTERVAL_S = 60.0
 PROVIDE_EVERY_LOOKUPS = 5
-"""In the steady state. Records last a day, but the nodes that keep them come and go."""
+"""In the steady state one lookup in this many also announces. Records last a day, but nodes that keep them leave."""
 LOOKUP_DEADLINE_S = 30.0
 PEER_FIRST_PAUSE_S = 5.0
 PEER_LONGEST_PAUSE_S = 600.0
 MAX_BACKOFFS = 1_024
 MAX_HINTS = 1_024
-"""Addresses of peers that lookups of prefixes and models found."""
+"""Peers found by lookups of prefixes and models whose addresses are kept."""
 OUTSIDERS_SHARE = 4
-"""One in so many of the peers that a node in a cell wants to have may be of other cells."""
+"""A node in a cell leaves one in this many places of ``target_peers`` to nodes of other cells."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ def prefix_key(key: bytes) -> str:
 
 
 class Discovery:
-    """Runs beside the host. ``rng`` only spreads the pauses."""
+    """The search of one node. ``rng`` jitters the pauses, shuffles providers and draws in Kademlia."""
 
     def __init__(self, host: Host, rng: random.Random) -> None:
         self._host = host
@@ -82,7 +82,7 @@ class Discovery:
         self.backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
         self._restarted = trio.Event()
-        """Set and replaced when records are to be told anew, see ``start_over``."""
+        """Set and replaced by ``start_over``."""
 
     async def run(self) -> None:
         """Never returns."""
@@ -96,8 +96,8 @@ class Discovery:
                 nursery.start_soon(supervised, self.dht.run)
 
     def start_over(self) -> None:
-        """A bootstrap peer came (again), or somebody at all, who may know none of our records; or our addresses are
-        others now."""
+        """Starts the lookups and announcements again: after a (re)connection with a bootstrap peer, after the first
+        peer when none was connected, and after a change of this node's addresses."""
         self._restarted.set()
         self._restarted = trio.Event()
 
@@ -127,7 +127,8 @@ class Discovery:
                 num_lookups = 0
 
     async def provide_prefix(self, key: bytes) -> None:
-        """Once: whoever wants it provided for longer says so again. Raises NetworkError."""
+        """Announces once that this node holds the prefix of ``key``. Call it again before the record expires. Raises
+        NetworkError."""
         if self.dht is None:
             raise NetworkError("a light client provides nothing")
         with _in_time(f"cannot provide {key.hex()}"):
@@ -136,11 +137,11 @@ class Discovery:
             raise NetworkError(f"nobody to keep {key.hex()}")
 
     async def find_prefix(self, key: bytes) -> list[bytes]:
-        """Peers that provide the prefix of ``key``; their addresses are remembered. Raises NetworkError."""
+        """Peers that provide the prefix of ``key``. Keeps their addresses for ``dial_hint``. Raises NetworkError."""
         return await self._find(prefix_key(key))
 
     async def find_nodes(self, namespace: bytes) -> list[bytes]:
-        """Peers that serve the model of ``namespace``, likewise. Raises NetworkError."""
+        """Peers that serve the model of ``namespace``. Keeps their addresses for ``dial_hint``. Raises NetworkError."""
         return await self._find(provider_key(namespace))
 
     async def _find(self, key: str) -> list[bytes]:
@@ -158,14 +159,14 @@ class Discovery:
         return list(providers)
 
     async def dial_hint(self, peer: bytes) -> None:
-        """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup told of ``peer``."""
+        """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup found ``peer``."""
         if peer not in self._hints:
             raise NetworkError(f"nothing is known of {peer_text(peer)}")
         if self._is_due(peer):
             await self.try_peer(peer, self._hints[peer])
 
     def room(self, namespace: bytes, cell: Cell) -> int:
-        """How many more nodes of ``cell`` to connect with."""
+        """The number of further nodes of ``cell`` to connect with; negative: there are more than wanted."""
         target = self._host.settings.target_peers
         if cell == ROOT:
             return target - len(self._table)
@@ -190,7 +191,7 @@ class Discovery:
             pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S)
 
     async def _keep_remembered(self) -> None:
-        """While few peers are connected: dials nodes of earlier, one round after the other."""
+        """Dials remembered nodes, round after round, while few peers are connected. Never returns."""
         pause_s = BOOTSTRAP_FIRST_PAUSE_S
         while True:
             while len(self._table) >= FEW_PEERS:
@@ -204,7 +205,7 @@ class Discovery:
             pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S) if pause.cancelled_caught else BOOTSTRAP_FIRST_PAUSE_S
 
     async def _dial_remembered(self, longest_pause_s: float) -> None:
-        """One round: those whose turn it is, until enough are connected."""
+        """Dials each remembered node that is due, until enough peers are connected."""
         wanted: dict[bytes, list[Multiaddr]] = {}
         for text in self._host.settings.remembered():
             peer, address = addresses.parse_peer(text)
@@ -223,24 +224,23 @@ class Discovery:
                 nursery.start_soon(dial_some)
 
     def _introduce(self, peer: bytes) -> None:
-        """Into the table of Kademlia."""
         if self.dht is not None:
             self.dht.introduce(peer)
 
     async def dial_providers(self, providers: list[PeerInfo], namespace: bytes, cell: Cell) -> None:
-        self._rng.shuffle(providers)  # not everybody shall connect to the same few
+        self._rng.shuffle(providers)  # (so that nodes do not all connect to the same few)
         async with trio.open_nursery() as nursery:
             room = self.room(namespace, cell)
             for provider in providers:
                 peer = provider.peer_id.to_bytes()
                 if not cell.holds(address_of(namespace, peer)):
-                    continue  # (whoever gave us this record made it up)
+                    continue  # (no node of the cell: the record is forged)
                 if self._is_due(peer) and room > 0:
                     room -= 1
                     nursery.start_soon(self.try_peer, peer, provider.addrs)
 
     def _is_due(self, peer: bytes) -> bool:
-        """Whether to dial it: it is not connected, and was not tried a moment ago."""
+        """Whether to dial ``peer``: it is not connected, and was not tried a moment ago."""
         if self._table.connected_s(peer) > STABLE_S:
             self.backoffs.pop(peer, None)
         backoff = self.backoffs.get(peer)
@@ -254,7 +254,8 @@ class Discovery:
         longest_pause_s: float = PEER_LONGEST_PAUSE_S,
         origin: Origin = Origin.TOLD,
     ) -> None:
-        """Backs off also when it succeeds, until the peer was seen to stay: it may be banned here, or ban us."""
+        """Dials a peer and sets its next pause, also after a success: one side may ban the other and disconnect. The
+        pause is forgotten once the connection has lasted STABLE_S."""
         before = self.backoffs.pop(peer, None)
         pause_s = min(2 * before.pause_s, longest_pause_s) if before else PEER_FIRST_PAUSE_S
         self.backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
@@ -273,7 +274,7 @@ class Discovery:
 
 @contextmanager
 def _in_time(complaint: str) -> Iterator[None]:
-    """Raises NetworkError for whatever a walk of the DHT meets, and when it takes too long."""
+    """Turns any error of a lookup in the DHT into a NetworkError, and raises one when the lookup takes too long."""
     try:
         with trio.fail_after(LOOKUP_DEADLINE_S):
             yield

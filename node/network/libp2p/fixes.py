@@ -94,7 +94,7 @@ def apply_module_fixes(debug: bool) -> None:
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
     # This module logs through the root logger, and the first warning adds a handler that writes on the terminal.
     swarm_connection.logging = logging.getLogger("libp2p.swarm_connection")  # type: ignore[attr-defined, assignment]
-    # This module makes libp2p's own Yamux, whatever muxer_opt says. yamux.py says why it is replaced.
+    # This module ignores muxer_opt and makes libp2p's own Yamux. yamux.py gives the reason for replacing it.
     muxer_multistream.Yamux = YamuxConnection  # type: ignore[attr-defined, assignment]
     # Every message carries a signed record, which libp2p makes anew each time: see records.py.
     for module in _RECORD_WRITERS:

@@ -1,6 +1,6 @@
-"""The libp2p host of a node: which parts of libp2p it is made of, what is mended on its objects, listening and closing,
-and the addresses that it tells. What others open is in ``inbound.py``, what this node opens in ``outbound.py``, and
-what is mended in libp2p's modules in ``fixes.py``.
+"""The libp2p host of a node: the parts of libp2p that it consists of, the fixes of its objects, listening and closing,
+and the addresses that it announces. ``inbound.py`` has what peers open, ``outbound.py`` what this node opens, and
+``fixes.py`` the fixes of libp2p's modules.
 """
 
 import math
@@ -51,8 +51,8 @@ PEERSTORE_INTERVAL_S = 60.0
 
 
 class _Tcp(TCP):
-    """TCP as the settings want it: with the key of a private swarm, and from one local port, so that one can see what a
-    router makes of it."""
+    """TCP with the key of a private swarm and, if the settings name one, from one local port: then the node can learn
+    the port that a router maps it to."""
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class Host:
     def _build(self) -> BasicHost:
         key_pair = create_new_key_pair(self.settings.identity.seed)
         noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
-        unreached = 2 * self.settings.max_connections + 64  # (inbound.py counts)
+        unreached = 2 * self.settings.max_connections + 64  # (inbound.py bounds the connections)
         host = new_host(
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
             transports=[_Tcp(self.settings)],
             addrs_factory=self._advertised,
-            # What one peer claims to have observed is not where others can reach us.
+            # An address that one peer claims to have observed need not be one at which others reach this node.
             disable_identify_address_discovery=True,
             connection_config=ConnectionConfig(
                 max_connections=unreached,
@@ -108,47 +108,46 @@ class Host:
                 high_watermark=unreached,
                 max_connections_per_peer=2,  # both sides may dial at once
                 dial_timeout=DIAL_DEADLINE_S,
-                enable_health_monitoring=False,  # probes one connection after the other: liveness.py does them all
+                enable_health_monitoring=False,  # probes one connection at a time; liveness.py probes all at once
             ),
         )
         assert isinstance(host, BasicHost)
         return host
 
     def _fix(self, swarm: Swarm) -> None:
-        # Its stream semaphore makes new_stream wait for ever, and its slots leak; inbound.py counts instead.
+        # Its semaphore makes new_stream wait for ever, and its slots leak. inbound.py and inbound_streams.py count.
         swarm.set_resource_manager(None)
-        # Dials whatever it knows up to half of max_connections, whatever the watermarks say, and a peer that we
-        # disconnected at once again.
+        # It ignores the watermarks, dials all peers that it knows up to half of max_connections, and at once dials a
+        # peer again that this node disconnected.
         swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]
-        # Takes the relay's id out of addresses at relays, and puts this node's own in its place.
+        # It replaces the relay's id in addresses at relays by this node's own.
         self._own_addresses = self._host.get_addrs
         self._host.get_addrs = self._all_addresses  # type: ignore[method-assign]
-        # Four attempts a dial with growing pauses: discovery has its own.
+        # The default is four attempts per dial with growing pauses. Discovery has its own pauses.
         swarm.retry_config = RetryConfig(max_retries=0)
-        # Runs a nursery with a task for each listener at each end of each stream, and nobody listens.
+        # They run a nursery with a task for each listener at each end of each stream, and there are no listeners.
         swarm.notify_opened_stream = _notify_nobody  # type: ignore[method-assign]
         swarm.notify_closed_stream = _notify_nobody  # type: ignore[method-assign]
         swarm.register_notifee(self.table)
 
     @property
     def raw(self) -> BasicHost:
-        """libp2p's own object, for its public interface."""
+        """libp2p's host. Use only its public interface."""
         return self._host
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listens, and closes every connection on leaving. Raises LocalError when it cannot listen.
 
-        Gossip has to run before this, or the first peers are never told about (its handlers wait for it).
-        """
+        Start gossip before this: its handlers wait for it, and it would never learn of the first peers."""
         async with run_service(self.swarm):
             try:
                 if self._listen:
                     await self.swarm.listen(*self._listen)
-                    for address in self._listen:  # libp2p skips in silence what it cannot bind
+                    for address in self._listen:  # libp2p reports no error for an address that it cannot bind
                         if str(address) not in self.swarm.listeners:
                             raise LocalError(f"cannot listen on {address}; choose another with --listen")
-                    if self._announce:  # (else the addresses that this node tells are these)
+                    if self._announce:  # (otherwise this node announces the bound addresses)
                         bound = [str(address) for address in self._host.get_transport_addrs()]
                         log.info("listening", listen=bound, announce=[str(address) for address in self._announce])
                 yield
@@ -165,18 +164,18 @@ class Host:
         return [str(address) for address in self._host.get_addrs()] if self._listen or self.circuits() else []
 
     def _all_addresses(self) -> list[Multiaddr]:
-        """Those at relays come first: of many, peers keep only the first ones."""
+        """The addresses at relays come first, because peers keep only the first few of many."""
         circuits = [Multiaddr(f"{circuit}/p2p/{self._host.get_id()}") for circuit in self.circuits()]
         return [*circuits, *self._own_addresses()]
 
     def addresses_of(self, peer: bytes) -> list[Multiaddr]:
-        """Where a connected peer may be dialled again: the address that it was dialled at, and those that it told."""
+        """Addresses at which to dial a connected peer again: the one it was dialled at and those that it announced."""
         connections = self.table.connections(peer)
         candidates = [
             address
             for connection in connections
             if isinstance(connection, SwarmConn) and connection.direction == Direction.OUTBOUND
-            # (the other end of an inbound one listens nowhere)
+            # (the other end of an inbound connection is no address that listens)
             for address in connection.get_transport_addresses()
         ]
         try:
@@ -186,7 +185,7 @@ class Host:
         return addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES)
 
     def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
-        """0.0.0.0 becomes the machine's addresses, looked up at most once a minute; loopback comes last."""
+        """Replaces 0.0.0.0 by the machine's addresses, looked up at most once a minute. Loopback comes last."""
         if self._announce:
             return self._announce
         expires, expanded = self._expanded
@@ -207,13 +206,13 @@ class Host:
         self._host.set_stream_handler(TProtocol(protocol), handler)
 
     def forget(self, peer: bytes) -> None:
-        """What libp2p keeps of a peer goes with its last connection: any number of peers may come and go."""
+        """Deletes libp2p's data of a peer, which would otherwise stay in memory after its last connection."""
         with suppress(PeerStoreError):
             self._host.get_peerstore().clear_peerdata(ID(peer))
 
     async def keep_peerstore(self) -> None:
-        """Forgets peers that were told of after they had gone, and keeps the addresses of the connected ones: they
-        would expire after two hours. Never returns."""
+        """Forgets peers whose addresses arrived after they had disconnected. Renews the addresses of connected peers,
+        which would expire after two hours. Never returns."""
         store = self._host.get_peerstore()
         while True:
             await trio.sleep(PEERSTORE_INTERVAL_S)
@@ -223,7 +222,7 @@ class Host:
                 if peer.to_bytes() not in self.table:
                     self.forget(peer.to_bytes())
                     continue
-                with suppress(PeerStoreError):  # (it told no address)
+                with suppress(PeerStoreError):  # (the peer announced no address)
                     store.add_addrs(peer, store.addrs(peer), ADDRESS_TTL_S)
 
 

@@ -1,4 +1,4 @@
-"""The real network. Imports libp2p only when one is opened: that import takes a second."""
+"""The real network. It imports libp2p only when a network is opened, since that import takes a second."""
 
 import random
 from collections.abc import AsyncIterator, Mapping
@@ -37,11 +37,10 @@ log = structlog.get_logger()
 async def open_network(
     settings: NetworkSettings, handlers: Mapping[str, StreamHandler] | None = None
 ) -> AsyncIterator["Libp2pNetwork"]:
-    """Runs a network around the body; leaving, also by cancellation, closes every connection within two seconds.
+    """Runs a network around the body. Leaving, also by cancellation, closes every connection within two seconds.
 
-    ``handlers``: protocol to handler, served from the first stream on. Raises LocalError for settings that cannot
-    work, such as a port in use. An exception of the body comes out as it is, not in a group.
-    """
+    handlers: protocol -> handler, in place before the first stream can arrive. Raises LocalError for settings that
+    cannot work, such as a port in use. An exception of the body is raised as it is, not in a group."""
     network = Libp2pNetwork(settings, handlers or {})
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
@@ -63,8 +62,8 @@ async def open_network(
 
 
 class Libp2pNetwork:
-    """A running ``Network``; see there. Made by ``open_network`` alone. Its parts are public for this package and its
-    tests; the rest of a node uses the methods of ``Network``."""
+    """A running ``Network``, made by ``open_network``. Its parts are public only for this package and its tests; other
+    code uses the methods of ``Network``."""
 
     def __init__(self, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
         from mycelia.node.network.libp2p.discovery import Discovery
@@ -96,7 +95,7 @@ class Libp2pNetwork:
         )
         self.nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
-        """What is looked for."""
+        """The cells whose nodes this node looks for."""
         for protocol, handler in handlers.items():
             self.streams.serve(protocol, handler)
 
@@ -114,7 +113,7 @@ class Libp2pNetwork:
             self.nursery.start_soon(supervised, watch, connection, self.table)
 
     def _start_over(self, peer: bytes) -> None:
-        """Both sides begin anew; the peer dials again. Keeping its new connection would leave gossip on the old."""
+        """Ends all connections with the peer, which dials again. Gossip would not move to its new connection."""
         log.info("peer came again", peer=peer_text(peer))
         if self.nursery is not None:
             self.nursery.start_soon(supervised, self.host.disconnect, peer)

@@ -1,5 +1,5 @@
-"""Connections and streams that this node opens: dialling addresses, directly or through a relay, one dial a peer at a
-time, and streams on what is connected."""
+"""The connections and streams that this node opens. Addresses are dialled directly or through a relay, at most one at a
+time for each peer. Streams are opened on existing connections."""
 
 import os
 from collections import Counter
@@ -36,30 +36,30 @@ DIAL_DEADLINE_S = 5.0
 ADDRESS_TTL_S = 7_200
 MAX_DIAL_ADDRESSES = 4
 MAX_PARALLEL_DIALS = 8
-"""On this node's own account, and as many more on the word of others."""
+"""Number of dials at once of origin TOLD. As many dials of the other two origins may run beside them."""
 TOLD_RATE, TOLD_BURST = 4.0, 128.0
-"""Addresses a second that are dialled on the word of others: a lookup in a swarm that just began dials some dozens."""
+"""Addresses from peers that are dialled per second. A lookup in a swarm that just started dials some dozens."""
 ADDRESS_RATE, ADDRESS_BURST = 1 / 30, 3.0
-"""Likewise for each address, of whatever peer it is said to be: nobody is dialled again and again for strangers."""
+"""Dials per second of one address from peers, for all peer ids together: strangers cannot make a node flood it."""
 
 
 class Origin(Enum):
-    """On whose account a peer is dialled."""
+    """The reason for a dial."""
 
     OWN = auto()
-    """This node was told so by those that run it: nothing holds it up, and there is a place for the connection."""
+    """The operator of this node named the peer. The connection always gets a place."""
     REMEMBERED = auto()
     TOLD = auto()
-    """On the word of peers: within their limits, and not where names lead into this node's own network."""
+    """Peers announced the address. Their limits apply, and a name may not lead into this node's own network."""
 
 
 class Outbound:
-    """One host's. Takes the place of the dial of libp2p's swarm at once, when it is made."""
+    """The outgoing connections and streams of one host. The constructor replaces libp2p's dial at once."""
 
     def __init__(
         self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings, wanted: set[bytes]
     ) -> None:
-        """wanted: peers for which there is a place in any case; those dialled on own account are put there."""
+        """wanted: peers whose connections always get a place. Dials of origin OWN add their peer to it."""
         self._host = host
         self._swarm = swarm
         self._table = table
@@ -67,24 +67,23 @@ class Outbound:
         self._swarm_key = settings.swarm_key
         self._wanted = wanted
         self._dials: dict[tuple[bytes, bool], trio.Event] = {}
-        """(peer, whether on the word of others)."""
+        """(peer, whether its address comes from peers) -> the event at the end of the dial."""
         self._num_making: Counter[bytes] = Counter()
-        """Relay -> circuits that are being made through it."""
+        """Relay -> number of circuits that are being made through it."""
         self._own_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
         self._told_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
         self._told = TokenBucket(TOLD_RATE, TOLD_BURST, 0.0)
         self._told_addresses: Limits[str] = Limits(ADDRESS_RATE, ADDRESS_BURST)
         self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
-        """(relay, peer) -> what stands for a socket to the peer. Raises NetworkError."""
-        # Dials for any stream that libp2p wants to open, also to a peer that was disconnected this moment: its loss
-        # would go unnoticed, since the new connection is there before the end of the old one is told.
+        """(relay, peer) -> the pipe that replaces a socket to the peer. Raises NetworkError."""
+        # libp2p dials for every stream that it opens, also to a peer that was just disconnected. This node would not
+        # notice the loss: the new connection would be there before the end of the old one is reported.
         swarm.dial_peer = self._not_dialled  # type: ignore[method-assign]
 
     async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
-        """Connects, unless connected. One dial a peer at a time. Raises NetworkError that says what was tried.
+        """Connects, unless connected. Raises a NetworkError that says what was tried.
 
-        libp2p's own dial tries a single TCP address of those it knows, so the addresses are tried here in turn.
-        """
+        libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them in turn."""
         tried = []
         is_told = origin is Origin.TOLD
         async with self._only_dial(peer, is_told), self._told_limiter if is_told else self._own_limiter:
@@ -95,7 +94,7 @@ class Outbound:
                     try:
                         with trio.fail_after(DIAL_DEADLINE_S):
                             await self._dial_from(peer, address, origin)
-                    except Exception as exc:  # noqa: BLE001  supervisor of a dial: who answers decides what it raises
+                    except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
                         tried.append(f"{address}: {_root_cause(exc)}")
                     else:
                         self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
@@ -105,9 +104,9 @@ class Outbound:
         raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
 
     async def _dial_from(self, peer: bytes, address: Multiaddr, origin: Origin) -> None:
-        """Raises whatever comes of it."""
+        """Raises any error, as do the other dialling methods below."""
         if origin is not Origin.OWN and addresses.is_name(address):
-            # (whoever has the name has it lead wherever it likes)
+            # (the owner of a name can let it lead to any address)
             meant = [one for one in await _resolved(address) if addresses.is_tellable(one)]
             if not meant:
                 raise NetworkError("the name does not lead to an address that others may tell")
@@ -126,7 +125,6 @@ class Outbound:
             self._wanted.discard(peer)
 
     async def _dial_address(self, peer: bytes, address: Multiaddr, is_told: bool) -> None:
-        """Raises whatever comes of it."""
         circuit = addresses.relay_of(address)
         if circuit is None:
             await self._dial_socket(peer, address, is_told)
@@ -144,7 +142,6 @@ class Outbound:
                 raise
 
     async def _dial_socket(self, peer: bytes, address: Multiaddr, is_told: bool) -> INetConn:
-        """Raises whatever comes of it."""
         now = trio.current_time()
         if is_told and not (self._told_addresses.take(str(address), now) and self._told.take(now)):
             raise NetworkError("was dialled often enough on the word of others")
@@ -152,8 +149,8 @@ class Outbound:
 
     @asynccontextmanager
     async def _through(self, relay: bytes, address: Multiaddr, is_told: bool) -> AsyncIterator[None]:
-        """Around the making of a circuit: connects with the relay. If nothing comes of the circuit, that connection
-        ends: whoever tells of addresses could make this node connect to anybody for good."""
+        """Connects with the relay while the body makes a circuit. If the circuit fails, a connection made for it ends:
+        otherwise a peer that announces addresses could make this node keep connections to any machine."""
         connection: INetConn | None = None
         if relay not in self._table:
             async with self._only_dial(relay, is_told=True):
@@ -168,7 +165,7 @@ class Outbound:
                     await close_connection(connection)
             raise
         finally:
-            self._num_making -= Counter([relay])  # (which forgets who has none)
+            self._num_making -= Counter([relay])  # (which deletes a count of zero)
 
     def _is_passed(self, relay: bytes) -> bool:
         """Whether any connection leads through it."""
@@ -181,15 +178,15 @@ class Outbound:
         )
 
     async def _not_dialled(self, peer_id: ID) -> list[INetConn]:
-        """In the place of libp2p's dial. Raises SwarmException."""
+        """The peer's connections, in place of libp2p's dial. Raises SwarmException if there are none."""
         if connections := self._swarm.get_connections(peer_id):
             return connections
         raise SwarmException(f"not connected with {peer_id}")
 
     @asynccontextmanager
     async def _only_dial(self, peer: bytes, is_told: bool) -> AsyncIterator[None]:
-        """One dial a peer at a time. One on this node's own account does not wait for what others told: addresses at
-        which nobody answers could hold it up."""
+        """Allows one dial of a peer at a time. A dial of origin OWN or REMEMBERED does not wait for one of origin TOLD:
+        peers could delay it by addresses at which nothing answers."""
         keys = [(peer, False), (peer, True)] if is_told else [(peer, False)]
         while under_way := [self._dials[key] for key in keys if key in self._dials]:
             await under_way[0].wait()
@@ -201,9 +198,10 @@ class Outbound:
             done.set()
 
     async def open(self, peer: bytes, protocol: str, direct: bool = False, waits: bool = True) -> INetStream:
-        """A stream to a connected peer. direct: not through a relay. waits: for its word that it speaks ``protocol``;
-        else nothing has been said about that yet, and the caller begins with ``negotiation.proposal``. Raises
-        NetworkError."""
+        """A new stream to a connected peer. Raises NetworkError.
+
+        direct: not through a relay. waits: whether to wait for the peer's answer that it speaks ``protocol``. Otherwise
+        the caller's first bytes must be ``negotiation.proposal``."""
         for connection in self._table.connections(peer):
             if not connection.is_closed and not (direct and _is_relayed(connection)):
                 break
@@ -211,7 +209,7 @@ class Outbound:
             raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
         try:
             with trio.fail_after(negotiation.OPEN_DEADLINE_S):
-                # (a stream lost in the middle would be open for ever; nothing here waits for the peer)
+                # (a stream whose opening is cancelled would stay open for ever; this does not wait for the peer)
                 with trio.CancelScope(shield=True):
                     stream = await connection.new_stream()
                 try:
@@ -231,7 +229,6 @@ def _is_relayed(connection: INetConn) -> bool:
 
 
 async def _resolved(name: Multiaddr) -> list[Multiaddr]:
-    """The addresses that a name stands for. Raises whatever comes of it."""
     found = await resolve_multiaddr_with_retry(
         name, resolver=DNSResolver(), max_retries=1, timeout_seconds=DIAL_DEADLINE_S
     )
@@ -243,7 +240,7 @@ async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:
 
 
 def _root_cause(exc: BaseException) -> str:
-    """The last error of a chain, in words."""
+    """The text of the last error in a chain of causes."""
     while (deeper := exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__) is not None:
         exc = deeper
     if isinstance(exc, trio.TooSlowError):

@@ -19,7 +19,7 @@ from mycelia.proto.admission.subnets import is_local, subnet_of
 RESTART_S = 5.0
 """Longer than two simultaneous dials, one from each side, take to succeed."""
 REST_S = 5.0
-"""How long a lost peer counts as leaving."""
+"""Time for which a lost peer counts as leaving."""
 MAX_LOST = 1_024
 """Lost peers that are remembered."""
 

@@ -22,6 +22,6 @@ def env_to_send_in_rpc(host: IHost) -> tuple[bytes, bool]:
     if now < made_at + OWN_RECORD_S:
         return record, False
     record, is_new = make_envelope(host)
-    if host.get_network().listeners:  # (else its addresses are not known yet)
+    if host.get_network().listeners:  # (before that its addresses are not known)
         _own[host] = (now, record)
     return record, is_new

@@ -1,15 +1,15 @@
-"""Circuits: connections of nodes that nobody can dial, through a peer that both can.
+"""Circuits: connections to nodes that cannot be dialled, through a peer that both ends can dial.
 
-The wire is libp2p's circuit relay v2, https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md. A node behind a
-router *reserves* a place at a peer, its relay, and tells others that address. Who dials it opens a stream to the relay,
-which opens one to the node and from then on copies bytes both ways. Over them the two make a connection as over a
-socket, with Noise and Yamux: the relay sees neither who says what nor can it pretend to be one of them.
+The protocol is libp2p's circuit relay v2, https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md. A node
+behind a router *reserves* a place at a peer, its relay, and announces the address there. To dial it, a peer opens a
+stream to the relay, which opens one to the node and then copies bytes both ways. The two ends use these streams like a
+socket, with Noise and Yamux: the relay can neither read their messages nor pretend to be one of them.
 
-What a relay gives is bounded: MAX_RESERVATIONS nodes, MAX_CIRCUITS circuits, each for MAX_CIRCUIT_S and
-MAX_CIRCUIT_BYTES and while it is not silent, all of them together at RELAYED_BYTES_PER_S, of which each direction of a
-circuit has its turn for COPY_BYTES. Reservations and circuits are given by subnet, circuits by that of their targets
-too. A circuit that ends so is a lost connection, and is dialled anew. Only direct connections reserve and are connected
-through: there are no circuits in circuits. A place is worth no more than the connection that it was given on.
+A relay limits the number of reservations and circuits, and the duration, bytes and silence of each circuit. All
+circuits share RELAYED_BYTES_PER_S; each direction takes turns of COPY_BYTES. Reservations are counted by the node's
+subnet, circuits by the subnets of both ends. A circuit that a limit ends is a lost connection and is dialled again.
+Reservations and circuits need direct connections, so no circuit leads through another. A reservation ends with the
+connection that it was made on.
 """
 
 import random
@@ -45,41 +45,42 @@ HOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/hop"
 STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
 MAX_MESSAGE_BYTES = 4_096
 STEP_DEADLINE_S = 5.0
-"""For each message of the agreement."""
+"""Time for each message that makes a reservation or a circuit."""
 ANSWER_DEADLINE_S = 3 * STEP_DEADLINE_S
-"""For that of a relay, which has to ask the node first."""
+"""Time for a relay's answer to CONNECT, before which it has to ask the node."""
 
 MAX_RESERVATIONS = 32
 RESERVATION_S = 3_600.0
 MAX_CIRCUITS = 32
-"""When all are busy both ways, each direction moves half of a stream's window in 4 s: who sends waits 5 s for that."""
+"""When all are busy both ways, each direction moves half of a stream's window in 4 s. Senders wait 5 s at most."""
 MAX_CIRCUITS_PER_PEER, MAX_CIRCUITS_PER_TARGET = 8, 16
-"""That one peer opens, and that lead to one: a node takes 64 streams of its relay."""
+"""Circuits that one peer opens, and that lead to one peer. A node accepts 64 streams from its relay."""
 CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
-"""Circuits a second to one node, and that one subnet asks for: each costs that node a handshake."""
+"""Circuits per second to one node and from one subnet: each costs the node a handshake."""
 MAX_CIRCUIT_S = 7_200.0
 MAX_CIRCUIT_BYTES = 512 * 2**20
-"""Both ways together. A token takes some 200 bytes on its way, a long prompt half a megabyte."""
+"""Bytes both ways together. A token of an answer takes some 200 bytes, a long prompt half a megabyte."""
 IDLE_S = 60.0
-"""Of a silent circuit. Over a connection that lives somebody pings at least every 30 s."""
+"""A circuit without bytes for this long ends. On a live connection one side pings at least every 30 s."""
 RELAYED_BYTES_PER_S, RELAYED_BURST_S = 2.0 * 2**20, 4.0
 COPY_BYTES = 32 * 1_024
 
 NUM_RELAYS = 2
-"""Where a node has a place at once, so that it can be reached when one of them goes."""
+"""Relays of one node at a time: it stays reachable when one of them leaves."""
 RENEW_S = RESERVATION_S / 4
 RETRY_S = 10.0
 REFUSED_S = 600.0
+"""Time after which a peer that refused a place is asked again."""
 
 _ERRORS = (*BROKEN, DecodeError)
 
 
 class Pipe(ReadWriteCloser):
-    """A stream as a connection's socket."""
+    """A stream that replaces a connection's socket."""
 
     def __init__(self, stream: INetStream) -> None:
         assert isinstance(stream, NetStream)
-        # (named so that nobody takes it for a socket's: see NoisePackets)
+        # (not named ``stream``, where NoisePackets looks for a socket)
         self._net_stream = stream
 
     async def read(self, n: int | None = None) -> bytes:
@@ -102,39 +103,39 @@ class Pipe(ReadWriteCloser):
         await reset_stream(self._net_stream)
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return None  # (that would be the relay's)
+        return None  # (the only known address is the relay's)
 
 
 class Relaying:
-    """One node's part in it."""
+    """The circuits of one node: as a relay for others, as a node that relays make reachable, and as a dialling peer."""
 
     def __init__(
         self, host: Host, table: PeerTable, offers: bool, rng: random.Random, on_change: Callable[[], None]
     ) -> None:
-        """offers: whether it relays for others. rng: draws this node's relays. on_change: called when this node's own
-        addresses have changed."""
+        """offers: whether this node relays for others. rng: draws this node's relays. on_change: called when this
+        node's addresses at relays have changed."""
         self._rng = rng
         self._host = host
         self._table = table
         self.reserved: dict[bytes, tuple[float, str]] = {}
-        """Peers that reserved here -> (until when, in trio's time; subnet)."""
+        """Peer with a reservation at this node -> (its end in trio's time, the peer's subnet)."""
         self._reservations = Places(MAX_RESERVATIONS, 1)
         self._from = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_PEER)
-        """Circuits by who opened them."""
+        """The places of circuits, counted by the peers that opened them."""
         self._to = Places(MAX_CIRCUITS, MAX_CIRCUITS_PER_TARGET)
-        """By where they lead."""
+        """The places of circuits, counted by the peers that they lead to."""
         self._ends: Counter[bytes] = Counter()
-        """Peers at either end of circuits."""
+        """Peer -> number of circuits that begin or end at it."""
         self._pace = Pace(CONNECTS, CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK)
         self._paced_at = 0.0
-        """When what was copied so far would have been, at RELAYED_BYTES_PER_S."""
+        """The time at which all bytes copied so far would be through at RELAYED_BYTES_PER_S."""
         self._is_wanted = False
         self._changed = trio.Event()
-        """Set and replaced when places are to be looked after at once."""
+        """Set and replaced when this node's reservations are to be checked at once."""
         self.relays: dict[bytes, tuple[Multiaddr, float]] = {}
-        """Peers where this node has a place -> (their address, when it was given)."""
+        """Relay at which this node has a place -> (the relay's address, the time of the reservation)."""
         self._refused: dict[bytes, float] = {}
-        """Peers that are not asked again before."""
+        """Peer that refused a place -> the time from which it may be asked again."""
         self._on_change = on_change
         host.inbound.busy.append(self._ends.keys)
         host.circuits = self.circuits
@@ -145,7 +146,7 @@ class Relaying:
 
     @property
     def num_circuits(self) -> int:
-        """That this node carries for others."""
+        """The number of circuits that this node passes on for others."""
         return self._from.num_taken
 
     # --- as the relay ----------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class Relaying:
                 await Pipe(onward).close()
 
     def _is_given(self, source: bytes, from_subnet: str, target: bytes, to_subnet: str) -> bool:
-        """Whether there is a place for one more circuit. Takes it if so."""
+        """Takes a place for one more circuit. Returns False when there is none."""
         now = trio.current_time()
         if self._pace.delay_s(target, from_subnet, 1.0, now, patience_s=0.0) is None:
             return False
@@ -233,7 +234,7 @@ class Relaying:
         return True
 
     async def opened_to(self, target: bytes, source: bytes) -> INetStream | None:
-        """A stream on which ``target`` agreed to be connected with ``source``."""
+        """A stream to ``target``, which has accepted the circuit from ``source``; None: it did not."""
         try:
             with trio.fail_after(STEP_DEADLINE_S):
                 stream = await self._host.outbound.open(target, STOP_PROTOCOL, direct=True)
@@ -255,7 +256,7 @@ class Relaying:
         return None
 
     async def _copy(self, one: Pipe, other: Pipe) -> None:
-        """Until either ends, both are silent, or the bounds are reached; closes both."""
+        """Copies bytes both ways until one end closes, both are silent or a limit is reached. Then closes both."""
         left = MAX_CIRCUIT_BYTES
 
         async def copy(source: Pipe, sink: Pipe, scope: trio.CancelScope) -> None:
@@ -285,14 +286,13 @@ class Relaying:
     # --- as the node behind a router -------------------------------------------------------------------------------
 
     def want(self, is_wanted: bool) -> None:
-        """Whether this node shall have places at relays."""
+        """Sets whether this node needs relays."""
         if is_wanted != self._is_wanted:
             self._is_wanted = is_wanted
             self._look_again()
 
     def forget(self, peer: bytes) -> None:
-        """It is no longer connected: its place here is gone. If it was a relay, so is this node's there, and another is
-        sought at once."""
+        """Ends the reservations with a disconnected peer. If it was this node's relay, seeks another at once."""
         self._free_reservation(peer)
         if self.relays.pop(peer, None) is not None:
             self._look_again()
@@ -302,11 +302,10 @@ class Relaying:
         self._changed = trio.Event()
 
     def circuits(self) -> list[Multiaddr]:
-        """The addresses at which this node is reached through its relays."""
         return [addresses.circuit(address, relay) for relay, (address, _) in self.relays.items()]
 
     async def keep_reserved(self) -> None:
-        """Never returns."""
+        """Makes and renews this node's reservations while it needs relays. Never returns."""
         told: set[bytes] = set()
         while True:
             changed = self._changed
@@ -331,8 +330,8 @@ class Relaying:
             await self._place_given(relay, address)
 
     def candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
-        """Peers that this node dialled, so others can as well; those in the open first, drawn among equals: not all
-        nodes shall come to the same few."""
+        """Peers that may become relays: this node dialled them, so other nodes can. Those with public addresses come
+        first. The order among equals is random, so that nodes do not all choose the same few."""
         self._refused = {peer: until for peer, until in self._refused.items() if until > now}
         found = []
         for peer in self._table.peers():
@@ -345,7 +344,7 @@ class Relaying:
         return sorted(found, key=lambda one: not addresses.is_global(one[1]))
 
     async def _place_given(self, relay: bytes, address: Multiaddr) -> bool:
-        """Asks for a place, or for its renewal."""
+        """Asks for a place or for its renewal. Returns whether the relay gave it."""
         answer = HopMessage()
         try:
             with trio.fail_after(STEP_DEADLINE_S):
@@ -358,7 +357,7 @@ class Relaying:
         except (NetworkError, *_ERRORS, trio.TooSlowError) as exc:
             log.debug("relay_refused", peer=peer_text(relay), reason=repr(exc))
         if relay not in self._table:
-            return False  # (which is no refusal: it may be there again in a moment)
+            return False  # (no refusal: the peer may connect again in a moment)
         if answer.type == HopMessage.STATUS and answer.status == Status.OK:
             self.relays[relay] = (address, trio.current_time())
             return True
@@ -366,7 +365,7 @@ class Relaying:
         return False
 
     async def _serve_stop(self, stream: INetStream) -> None:
-        """Somebody comes through one of this node's relays."""
+        """Accepts and serves a circuit that arrives through one of this node's relays."""
         relay = stream.muxed_conn.peer_id.to_bytes()
         request = StopMessage()
         await _hear(stream, request)
@@ -379,10 +378,10 @@ class Relaying:
         address = addresses.circuit(self.relays[relay][0], relay)
         await self._host.inbound.serve_circuit(Pipe(stream), address)
 
-    # --- as who dials one ------------------------------------------------------------------------------------------
+    # --- as the peer that dials ------------------------------------------------------------------------------------
 
     async def open_circuit(self, relay: bytes, target: bytes) -> Pipe:
-        """Through a connected relay. Raises NetworkError."""
+        """A circuit to ``target`` through a connected relay. Raises NetworkError."""
         stream = await self._host.outbound.open(relay, HOP_PROTOCOL, direct=True)
         answer = HopMessage()
         try:
@@ -414,6 +413,6 @@ async def _say(stream: INetStream, message: HopMessage | StopMessage) -> None:
 
 
 async def _hear(stream: INetStream, message: HopMessage | StopMessage, deadline_s: float | None = None) -> None:
-    """The next message. Raises TooSlowError, and what the stream and the parser raise."""
+    """Reads the next message. Raises TooSlowError and the errors of the stream and the parser."""
     with trio.fail_after(STEP_DEADLINE_S if deadline_s is None else deadline_s):
         message.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))

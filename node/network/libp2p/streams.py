@@ -1,7 +1,7 @@
-"""Messages over libp2p streams: length-prefixed frames, a deadline on every step, quotas on what comes in.
+"""Messages over libp2p streams: length-prefixed frames with a deadline for every step and limits for incoming messages.
 
-The end of a stream, a reset and a lost connection all read alike, so the exchange itself must say when it is over:
-every exchange has a final frame, and a stream that ends before it is a failure.
+A reader cannot distinguish the end of a stream, a reset and a lost connection. Therefore every exchange has a final
+frame, and a stream that ends before it is a failure.
 """
 
 import math
@@ -30,38 +30,38 @@ log = structlog.get_logger()
 
 CONTROL_PROTOCOL = "/mycelia/control/1"
 WRITE_DEADLINE_S = 5.0
-"""For each WRITE_STEP_BYTES: a slow link may take long for a large message, but must keep moving."""
+"""Time for each WRITE_STEP_BYTES. A slow link may take longer for a large message, but its bytes have to progress."""
 WRITE_STEP_BYTES = 32 * 1_024
 READ_DEADLINE_S = 10.0
-"""For each step inside a message. Between messages a stream may be silent for as long as the caller waits."""
+"""Time for each read inside a message. Between messages a stream may be silent for as long as the caller waits."""
 READ_AHEAD_BYTES = 4_096
-"""Taken of a stream at once when so much is there: a length and its small message with one call, not two."""
+"""Bytes that one read asks for at least, so that the length and a small message after it need one call, not two."""
 CONTROL_OF_A_PEER, CONTROL_OF_A_SUBNET, CONTROL_OF_A_PRIVATE_NETWORK = (
     Rate(100.0, 400.0),
     Rate(150.0, 1_200.0),
     Rate(2_000.0, 8_000.0),
 )
-"""What control messages may cost a second, in tokens of 0.3 ms: one for a message and one for each of its kilobytes.
-One that reconciles 1,024 digests takes 9 ms and 29 tokens."""
+"""Tokens per second for control messages, each about 0.3 ms of processor time: one token for a message and one for each
+of its kilobytes. A message that reconciles 1,024 digests takes 9 ms and 29 tokens."""
 EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_SUBNET, EXCHANGES_OF_A_PRIVATE_NETWORK = (
     Rate(400.0, 2_048.0),
     Rate(400.0, 4_096.0),
     Rate(4_000.0, 16_384.0),
 )
-"""Likewise for what peers ask: a prompt of 512 kB takes 513 tokens."""
+"""Tokens per second for messages in exchanges that peers open, counted alike. A prompt of 512 kB takes 513 tokens."""
 EXCHANGE_PATIENCE_S = 5.0
-"""What would have to wait for longer is reset."""
+"""An exchange is reset when its next message would have to wait for longer."""
 OWN_CONTROL = Rate(40.0, 100.0)
-"""Control messages a second to one peer: earlier versions ban who sends more than 50, whatever made it send them."""
+"""Control messages per second that this node sends to one peer. Earlier versions ban peers that send more than 50."""
 MAX_OPENED_PER_PEER = 40
-"""Exchanges that this node has open with one peer. A peer takes 64 streams of any kind: the rest is for control
+"""Exchanges that this node may have open with one peer. A peer accepts 64 streams of any kind: the rest is for control
 messages, gossip, lookups and circuits."""
 OPENING_PATIENCE_S = 2.0
-"""For one of them to end."""
+"""How long ``open`` waits for an exchange to end when MAX_OPENED_PER_PEER are open."""
 
 
 class Charge(Protocol):
-    """Called with a peer and what it did wrong."""
+    """A function that reports an offence of a peer."""
 
     def __call__(self, peer: bytes, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None: ...
 
@@ -78,12 +78,13 @@ class Libp2pStream:
         pace: Callable[[int], Awaitable[None]] | None = None,
         on_end: "Callable[[Libp2pStream], None]" = lambda stream: None,
     ) -> None:
-        """proposal: to be said before everything else, and answered alike. pace: called with the length of a message
-        before it is read; it waits for as long as that has to, or raises NetworkError."""
+        """proposal: bytes that the first frame follows, and that the peer has to answer with the same bytes. pace:
+        called with the length of each message before it is read; it waits for the sender's turn or raises NetworkError.
+        on_end: called once, when this side closes or resets the stream."""
         self._pace = pace
         self._on_end = on_end
         self._stream = stream
-        # Without libp2p's own layer, which takes a lock, and so a scheduling round, to look at its state each time.
+        # Bypasses libp2p's own layer, which takes a lock, and so a scheduling round, for each look at its state.
         self._bytes: INetStream | IMuxedStream = stream.muxed_stream if isinstance(stream, NetStream) else stream
         self._peer = peer
         self._charge = charge
@@ -97,7 +98,7 @@ class Libp2pStream:
 
     @property
     def num_buffered(self) -> int:
-        """Bytes that came and are no whole message yet."""
+        """Bytes that arrived and do not yet form a whole message."""
         return len(self._buffer)
 
     async def send(self, message: Message) -> None:
@@ -109,7 +110,7 @@ class Libp2pStream:
             sent = True
         finally:
             if not sent:
-                await self.reset()  # part of a frame may be out: nothing that follows could be understood
+                await self.reset()  # part of a frame may have been sent: the peer could not read what follows
 
     async def _write(self, frame: bytes) -> None:
         """Raises NetworkError."""
@@ -135,7 +136,7 @@ class Libp2pStream:
             await self._pace(length)
         await self._fill(end, wait=False)
         data = bytes(self._buffer[LENGTH_PREFIX.size : end])
-        del self._buffer[:end]  # only now: whoever cancels in between can call again
+        del self._buffer[:end]  # (not earlier: after a cancellation the caller can call again)
         try:
             return decode(data)
         except RemoteError as exc:
@@ -158,7 +159,7 @@ class Libp2pStream:
         self._on_end(self)
 
     async def _hear(self) -> None:
-        """The answer to the proposal. Raises NetworkError, also when it is none or late."""
+        """Reads the answer to the proposal. Raises NetworkError, also for a wrong or late answer."""
         while len(self._buffer) < len(self._to_hear) and self._to_hear.startswith(self._buffer):
             await self._fill(len(self._buffer) + 1, wait=False)
         if not self._buffer.startswith(self._to_hear):
@@ -168,13 +169,13 @@ class Libp2pStream:
         self._to_hear = b""
 
     async def _refuse(self, reason: str, refusal: Refusal = Refusal.MALFORMED) -> None:
-        """Raises RemoteError, after the peer was charged and the stream reset."""
         self._charge(self._peer, reason, refusal)
         await self.reset()
         raise RemoteError(f"{peer_text(self._peer)}: {reason}", refusal)
 
     async def _fill(self, num_bytes: int, wait: bool) -> None:
-        """Until the buffer holds ``num_bytes``. Memory grows with what arrives, never with what is claimed."""
+        """Reads until the buffer holds ``num_bytes``. Memory grows with arrived bytes, not with claimed lengths. wait:
+        the first byte may take any time."""
         while len(self._buffer) < num_bytes:
             patient = wait and not self._buffer
             wanted = max(num_bytes - len(self._buffer), READ_AHEAD_BYTES)
@@ -202,7 +203,7 @@ class _Outbox:
 
 
 class Streams:
-    """Opens and serves exchanges, and carries control messages on one long-lived stream in each direction."""
+    """Opens and serves exchanges, and sends and receives control messages, on one long-lived stream each way."""
 
     def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
         self._host = host
@@ -213,11 +214,11 @@ class Streams:
         self._exchange_pace = Pace(EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_SUBNET, EXCHANGES_OF_A_PRIVATE_NETWORK)
         self._own_pace = Pace(OWN_CONTROL, UNBOUNDED, UNBOUNDED)
         self.exchanges: set[Libp2pStream] = set()
-        """Those that are open, of either side. Only look."""
+        """The open exchanges, opened by either side. Read-only."""
         self._num_opened: Counter[bytes] = Counter()
-        """Of them, those that this node opened, by peer."""
+        """Peer -> number of open exchanges that this node opened."""
         self._ended = trio.Event()
-        """Set and replaced when one of these is over."""
+        """Set and replaced when an exchange that this node opened is over."""
         host.inbound.busy.append(lambda: {stream.peer for stream in self.exchanges})
         host.streams.one_each.add(CONTROL_PROTOCOL)
         host.serve(CONTROL_PROTOCOL, self.serve_control)
@@ -245,7 +246,7 @@ class Streams:
         return stream
 
     def _count_ended(self, peer: bytes) -> None:
-        self._num_opened -= Counter([peer])  # (which forgets who has none)
+        self._num_opened -= Counter([peer])  # (which deletes a count of zero)
         self._ended.set()
         self._ended = trio.Event()
 
@@ -261,12 +262,12 @@ class Streams:
             except Exception:
                 log.exception("stream handler failed", protocol=protocol, peer=peer_text(stream.peer))
             finally:
-                await stream.reset()  # does nothing after aclose; otherwise the peer would wait for ever
+                await stream.reset()  # (does nothing after aclose; without it the peer would wait for ever)
 
         self._host.serve(protocol, serve_stream)
 
     async def send(self, peer: bytes, message: Control) -> None:
-        """A stream that broke since the last message is reopened once."""
+        """Sends a control message. Opens a new stream, once, if the old one broke since the last message."""
         if peer not in self._host.table:
             raise NetworkError(f"not connected to {peer_text(peer)}")
         outbox = self._outboxes.setdefault(peer, _Outbox())
@@ -284,11 +285,10 @@ class Streams:
                     if last_attempt:
                         raise
                 except BaseException:
-                    outbox.stream = None  # cancelled in the middle of a frame: send() has reset the stream
+                    outbox.stream = None  # (cancelled in the middle of a frame: send() has reset the stream)
                     raise
 
     def forget(self, peer: bytes) -> None:
-        """The last connection with ``peer`` is gone, and its streams with it."""
         self._outboxes.pop(peer, None)
 
     def _wrap(self, raw: INetStream, pace: Pace, patience_s: float) -> Libp2pStream:
@@ -305,7 +305,7 @@ class Streams:
         return Libp2pStream(raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard)
 
     async def serve_control(self, raw: INetStream) -> None:
-        """What is over the rate is not read: the peer waits, and nothing that it said is lost."""
+        """Serves a peer's control stream. Messages over the rate stay unread: the peer waits, and none is lost."""
         stream = self._wrap(raw, self._control_pace, math.inf)
         try:
             while True:
@@ -317,6 +317,6 @@ class Streams:
                     self._host.inbound.said_hello(stream.peer)
                 await self._events.put_wait(Received(stream.peer, message))
         except (NetworkError, RemoteError):
-            return  # the peer closed its side, or was charged by receive()
+            return  # (the peer closed its side, or receive() has charged it)
         finally:
             await stream.reset()

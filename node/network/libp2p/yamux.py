@@ -1,12 +1,12 @@
-"""Yamux, the protocol that carries many streams over one connection, made for many small frames.
+"""Yamux, the protocol that carries many streams over one connection, optimized for many small frames.
 
-The wire format is that of https://github.com/hashicorp/yamux/blob/master/spec.md, so peers may run any implementation.
-A frame of 100 bytes costs both ends together 0.09 ms of processor time, with libp2p's own one 0.35 ms. Here one task a
-connection reads all that has arrived and hands it to the streams at once, and one writes all that has gathered since.
+Peers may run any implementation of https://github.com/hashicorp/yamux/blob/master/spec.md. A frame of 100 bytes costs
+both ends together 0.09 ms of processor time; with libp2p's own implementation it is 0.35 ms. Here one task of each
+connection reads all bytes that have arrived and passes them to the streams, and one writes all that are queued.
 
-Theory. Every stream has two windows of ``WINDOW_BYTES``: what a side may still send. The receiver gives room back once
-half of the window was read. A stream's first frame carries SYN (or, from the other side, ACK); FIN ends one direction,
-RST both.
+Theory. Every stream has a window for each direction: the number of bytes that the sender may still send, WINDOW_BYTES
+at first. The receiver returns the room once it has read half of a window. A stream's first frame carries SYN or, from
+the other side, ACK. FIN ends one direction, RST both.
 
 Invariants: a stream is in ``_streams`` exactly until both of its directions are over; ``_outgoing`` holds whole frames
 in order, and no more than MAX_OUTGOING_BYTES beyond what one writer adds; a stream buffers at most WINDOW_BYTES.
@@ -50,19 +50,19 @@ from mycelia.node.peer_id import peer_text
 log = structlog.get_logger()
 
 MAX_OUTGOING_BYTES = 64 * 1_024
-"""Frames that wait for the socket; beyond it, writers wait."""
+"""Queued bytes above which writers wait for the socket."""
 MAX_PACKET_BYTES = 64 * 1_024
-"""Written at once, each time within WRITE_DEADLINE_S."""
+"""Bytes of one write, which has to end within WRITE_DEADLINE_S."""
 MAX_REPLIES = 4_096
-"""To frames of the peer that ask for one. Beyond so many unsent ones its frames are not read."""
+"""Unsent replies to the peer's frames above which no more of its frames are read."""
 MAX_STREAMS = 256
-"""Opened by one side and not over."""
+"""Streams that one side may have open."""
 WRITE_DEADLINE_S = 5.0
-"""A peer that takes no byte for this long loses the connection, since nothing more can be said on it."""
+"""The connection ends when the peer takes no bytes for this long, since nothing more can be sent on it."""
 OPENING_WORK, PACED_WORK = 60, 512
-"""What it costs to serve a stream that the peer opens, in frames, and how much of that passes between two looks."""
+"""The cost of serving a stream that the peer opens, and the cost after which ``pace`` is called, both in frames."""
 FLUSH_DEADLINE_S = 0.25
-"""For what is still to be said when a connection is closed."""
+"""Time to send the queued frames when a connection is closed."""
 
 _NORMAL, _PROTOCOL_ERROR = 0, 1
 _ERRORS = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -79,7 +79,7 @@ class YamuxConnection(Connection):
         self.secured_conn = secured_conn
         self.event_started = trio.Event()
         self.last_received_at = trio.current_time()
-        """When the peer was last heard of, on trio's clock."""
+        """When the last bytes of the peer arrived, on trio's clock."""
         self._packets = NoisePackets(secured_conn)
         self._is_initiator = secured_conn.is_initiator if is_initiator is None else is_initiator
         self._next_id = 1 if self._is_initiator else 2
@@ -89,24 +89,24 @@ class YamuxConnection(Connection):
         self._accept, self._accepted = trio.open_memory_channel[YamuxStream](MAX_STREAMS)
         self._incoming = bytearray()
         self._body: tuple[YamuxStream | None, int, int] | None = None
-        """Of a data frame that has not arrived whole: its stream, unless that is over, its bytes to come and flags."""
+        """An incomplete data frame: its stream (None: it is over), the number of its missing bytes, and its flags."""
         self._outgoing = bytearray()
         self._num_replies = 0
-        """In ``_outgoing``, at most."""
+        """An upper bound of the number of replies in ``_outgoing``."""
         self._has_outgoing = trio.Event()
         self._has_room = trio.Event()
         self._ended = trio.Event()
         self.on_end: Callable[[], None] = lambda: None
-        """Called when it is over, perhaps more than once."""
+        """Called at the end of the connection, perhaps more than once."""
         self.pace: Callable[[int], Awaitable[None]] | None = None
-        """Called with the work that the peer has caused since the last call. Nothing is read until it returns."""
+        """Called with the cost that the peer has caused since the last call. Nothing is read until it returns."""
         self._work = 0
 
     # --- the interface ---------------------------------------------------------------------------------------------
 
     @property
     def num_streams(self) -> int:
-        """Streams of which a direction is not over."""
+        """The number of streams of which at least one direction is open."""
         return len(self._streams)
 
     @property
@@ -122,7 +122,7 @@ class YamuxConnection(Connection):
         return self._ended.is_set()
 
     async def start(self) -> None:
-        """Until the connection ends, for whatever reason."""
+        """Reads and writes until the connection ends. Never raises for the peer's errors."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, nursery.cancel_scope)
@@ -136,7 +136,7 @@ class YamuxConnection(Connection):
                 await self._close_socket()
 
     async def close(self) -> None:
-        """Says good-bye and ends the connection, within FLUSH_DEADLINE_S."""
+        """Sends GO_AWAY and ends the connection, within FLUSH_DEADLINE_S."""
         if not self._ended.is_set():
             self.queue(GO_AWAY, 0, 0, _NORMAL)
             await self._flush()
@@ -147,7 +147,7 @@ class YamuxConnection(Connection):
         await self._ended.wait()
 
     async def open_stream(self) -> YamuxStream:
-        """Known to the peer with its first frame. Raises MuxedStreamError."""
+        """A new stream, of which the peer learns with its first frame. Raises MuxedStreamError."""
         await trio.lowlevel.checkpoint()
         if self._ended.is_set():
             raise MuxedStreamError("the connection is closed")
@@ -165,7 +165,7 @@ class YamuxConnection(Connection):
             raise MuxedConnUnavailable("the connection is closed") from exc
 
     async def ping(self) -> float:
-        """Seconds that a round trip took. Waits for as long as that takes. Raises MuxedConnUnavailable."""
+        """Measures a round trip, in seconds. Sets no deadline of its own. Raises MuxedConnUnavailable."""
         if self._ended.is_set():
             raise MuxedConnUnavailable("the connection is closed")
         nonce, self._num_pings = self._num_pings, (self._num_pings + 1) % 2**32
@@ -192,14 +192,13 @@ class YamuxConnection(Connection):
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def queue(self, kind: int, flags: int, stream_id: int, length: int, data: bytes = b"") -> None:
-        """A frame goes out as soon as the socket takes it; nothing does after the end."""
         if not self._ended.is_set():
             self._outgoing += HEADER.pack(0, kind, flags, stream_id, length)
             self._outgoing += data
             self._has_outgoing.set()
 
     async def room(self) -> None:
-        """Returns, not at once, when little enough waits for the socket."""
+        """Waits until at most MAX_OUTGOING_BYTES are queued. Always a checkpoint."""
         await trio.lowlevel.checkpoint()
         while len(self._outgoing) > MAX_OUTGOING_BYTES and not self._ended.is_set():
             await self._has_room.wait()
@@ -220,7 +219,7 @@ class YamuxConnection(Connection):
         connection.cancel()
 
     async def _write_packets(self, stuck: trio.CancelScope) -> None:
-        """Until ``stuck``, which is due while the socket takes nothing."""
+        """Writes queued frames until ``stuck`` is cancelled. Its deadline is set while the socket takes no bytes."""
         while True:
             await self._has_outgoing.wait()
             data = bytes(self._outgoing[:MAX_PACKET_BYTES])
@@ -228,7 +227,7 @@ class YamuxConnection(Connection):
                 stuck.deadline = trio.current_time() + WRITE_DEADLINE_S
                 await self._packets.send_rest(rest)
                 stuck.deadline = math.inf
-            # (only now: whoever waits for room waits for bytes that are gone)
+            # (not earlier: a writer that waits for room waits until the socket has taken the bytes)
             del self._outgoing[: len(data)]
             if not self._outgoing:
                 self._num_replies = 0
@@ -255,22 +254,20 @@ class YamuxConnection(Connection):
             log.debug("connection lost", peer=peer_text(self.peer_id.to_bytes()), error=repr(exc))
 
     async def _room_for_replies(self) -> None:
-        """Else a peer that asks and never reads would make us keep all answers. But reading waits for nothing else:
-        two ends that both wait for room before they read would wait for ever."""
+        """Waits while too many replies are unsent: otherwise a peer that asks and never reads would fill the memory.
+        Reading waits for no other kind of room: two ends that both wait for it would never read again."""
         while self._num_replies > MAX_REPLIES and not self._ended.is_set():
             await self._has_room.wait()
 
     def is_open(self, stream: YamuxStream) -> bool:
-        """Whether ``stream`` is known: a peer that breaks the rules may have used its number again."""
+        # (a peer that breaks the protocol may have opened another stream with the same number)
         return self._streams.get(stream.stream_id) is stream
 
     def forget(self, stream: YamuxStream) -> None:
-        """Both directions of ``stream`` are over. Mutates."""
         if self.is_open(stream):
             del self._streams[stream.stream_id]
 
     def count_reply(self) -> None:
-        """One more frame that the peer's own made us send."""
         self._num_replies += 1
 
     def _reply(self, kind: int, flags: int, stream_id: int, length: int) -> None:
@@ -278,7 +275,8 @@ class YamuxConnection(Connection):
         self.queue(kind, flags, stream_id, length)
 
     def _take_frames(self) -> None:
-        """Hand on everything that can be; a data frame piece by piece, so that nothing is kept on a claim."""
+        """Handles all frames that have arrived. Passes on an incomplete data frame's bytes, too: memory holds only
+        bytes that arrived, whatever length the peer claims."""
         buffer, start = self._incoming, 0
         while True:
             if self._body is not None:
@@ -325,7 +323,7 @@ class YamuxConnection(Connection):
             stream.on_flags(flags)
 
     def on_opened(self, stream_id: int) -> YamuxStream | None:
-        """A stream that the peer opens, None when it may not have one more."""
+        """Accepts a stream that the peer opens; None: it has too many. Raises ProtocolError for a wrong number."""
         if stream_id % 2 == self._next_id % 2 or stream_id in self._streams or not stream_id:
             raise ProtocolError(f"opens stream {stream_id}")
         self._work += OPENING_WORK

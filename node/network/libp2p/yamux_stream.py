@@ -1,4 +1,4 @@
-"""One stream of a Yamux connection: its two windows, what has arrived and was not read, and how each direction ends.
+"""One stream of a Yamux connection: its two windows, its unread bytes and the ends of its directions.
 
 The theory and the invariants are in ``yamux.py``.
 """
@@ -11,10 +11,10 @@ from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 
 WINDOW_BYTES = 256 * 1_024
-"""The protocol's first window, which also bounds what an unread stream keeps in memory."""
+"""The protocol's first window. It also bounds the memory of a stream that is not read."""
 MAX_FRAME_BYTES = 32 * 1_024
 WINDOW_DEADLINE_S = 5.0
-"""The longest wait for room at a peer whose connection takes bytes, but that does not read this stream."""
+"""The longest wait for a peer that does not read this stream although its connection takes bytes."""
 
 HEADER = struct.Struct("!BBHII")
 DATA, WINDOW, PING, GO_AWAY = range(4)
@@ -22,23 +22,23 @@ SYN, ACK, FIN, RST = 1, 2, 4, 8
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol: the connection ends."""
+    """The peer broke the protocol, so the connection ends."""
 
 
 class Connection(IMuxedConn):
-    """What a stream needs of its connection."""
+    """The part of a connection that its streams use."""
 
     @abstractmethod
     def queue(self, kind: int, flags: int, stream_id: int, length: int, data: bytes = b"") -> None:
-        """Send a frame."""
+        """Queues a frame, which is sent as soon as the socket takes it. Does nothing after the connection's end."""
 
     @abstractmethod
     async def room(self) -> None:
-        """Wait until little waits for the socket."""
+        """Waits until there is room for more frames."""
 
     @abstractmethod
     def count_reply(self) -> None:
-        """A frame that the peer caused is about to be sent."""
+        """Counts a frame that answers one of the peer's."""
 
     @abstractmethod
     def is_open(self, stream: "YamuxStream") -> bool:
@@ -49,7 +49,7 @@ class Connection(IMuxedConn):
 
     @abstractmethod
     def forget(self, stream: "YamuxStream") -> None:
-        """Both directions of the stream are over."""
+        """Removes the stream, of which both directions are over."""
 
 
 class YamuxStream(IMuxedStream):
@@ -60,20 +60,20 @@ class YamuxStream(IMuxedStream):
         self.stream_id = stream_id
         self._connection = connection
         self._flag_due = first_flag
-        """SYN or ACK until the first frame goes out."""
+        """SYN or ACK until the first frame is queued, then 0."""
         self._send_window = self._receive_window = WINDOW_BYTES
         self._num_unannounced = 0
         self._buffer = bytearray()
         self._changed = trio.Event()
-        """Set and replaced when data, room or the end comes."""
+        """Set and replaced when data, room or the end arrives."""
         self.is_read_over = False
-        """Nothing more comes, but the buffer may still hold something."""
+        """Whether no more bytes will arrive. The buffer may still hold unread ones."""
         self.is_write_over = False
         self._is_discarded = False
 
     async def read(self, n: int | None = None) -> bytes:
-        """Up to ``n`` bytes, at least one; None or -1: all there is. Raises MuxedStreamEOF at the end, whatever ended
-        it: a FIN, a reset or the loss of the connection."""
+        """Between one and ``n`` bytes; None or -1: all that have arrived. Raises MuxedStreamEOF at the end, also after
+        a reset or the loss of the connection."""
         if n == 0:
             return b""
         if self._buffer or self.is_read_over:
@@ -93,18 +93,19 @@ class YamuxStream(IMuxedStream):
 
     @property
     def num_unread(self) -> int:
-        """Bytes that came and were not read."""
+        """The number of bytes that have arrived and were not read."""
         return len(self._buffer)
 
     async def peek(self) -> bytes:
-        """What the next ``read`` will return, without taking it; empty at the end."""
+        """The bytes that the next ``read`` returns, which stay unread; empty at the end."""
         await trio.lowlevel.checkpoint()
         while not self._buffer and not self.is_read_over:
             await self._changed.wait()
         return bytes(self._buffer)
 
     async def write(self, data: bytes) -> None:
-        """Returns when the connection has room for more, which is before the peer has it. Raises MuxedStreamError."""
+        """Writes all of ``data``. Returns when the connection has room for more, which is before the peer has received
+        it. Raises MuxedStreamError."""
         sent = 0
         while sent < len(data):
             if self.is_write_over:
@@ -128,7 +129,7 @@ class YamuxStream(IMuxedStream):
         raise MuxedStreamError("the peer does not read this stream")
 
     async def close(self) -> None:
-        """Ends the direction from here. Never raises."""
+        """Ends the direction to the peer. Never raises."""
         await trio.lowlevel.checkpoint()
         if not self.is_write_over:
             self.is_write_over = True
@@ -136,15 +137,15 @@ class YamuxStream(IMuxedStream):
             self._forget_if_over()
 
     def discard(self) -> None:
-        """Nobody reads this stream any more: what comes is dropped, and what the window allows is all that can."""
+        """Drops unread and later bytes. The peer can send no more than the window allows."""
         self._is_discarded = True
         self._buffer.clear()
 
     async def reset(self) -> None:
-        """Ends both directions and drops what was not read. Never raises."""
+        """Ends both directions and drops the unread bytes. Never raises."""
         await trio.lowlevel.checkpoint()
         if self._connection.is_open(self) and self._flag_due != SYN:
-            self._connection.count_reply()  # (a peer that opens what is refused has us answer)
+            self._connection.count_reply()  # (a peer can cause resets by opening streams that are refused)
             self._queue(WINDOW, RST, 0)
         self._buffer.clear()
         self.end()
@@ -166,7 +167,7 @@ class YamuxStream(IMuxedStream):
             self._wake()
 
     def on_length(self, num_bytes: int) -> None:
-        """A frame of so much data begins. Raises ProtocolError when there is no room for it."""
+        """Takes a data frame's length before its bytes. Raises ProtocolError when the window has no room for it."""
         self._receive_window -= num_bytes
         if self._receive_window < 0:
             raise ProtocolError("sent more than the window allows")
@@ -184,7 +185,7 @@ class YamuxStream(IMuxedStream):
             self._wake()
 
     def end(self) -> None:
-        """Both directions are over; what has arrived can still be read."""
+        """Ends both directions. Bytes that have arrived can still be read."""
         self.is_read_over = self.is_write_over = True
         self._forget_if_over()
         self._wake()
@@ -198,7 +199,7 @@ class YamuxStream(IMuxedStream):
         self._changed = trio.Event()
 
     def _queue(self, kind: int, flags: int, length: int, data: bytes = b"") -> None:
-        if flags and self._flag_due == ACK:  # (libp2p's own reads ACK and nothing beside it)
+        if flags and self._flag_due == ACK:  # (libp2p's own code ignores flags beside ACK)
             self._connection.queue(WINDOW, ACK, self.stream_id, 0)
             self._flag_due = 0
         self._connection.queue(kind, flags | self._flag_due, self.stream_id, length, data)

@@ -1,8 +1,7 @@
-"""What of a peer's gossip gossipsub sees: only what this node could have use for, and only so much of it.
+"""A filter between peers and gossipsub. It passes only the parts of an RPC that this node can use, within bounds.
 
-gossipsub keeps and answers what it is sent about any topic, for good; dials the peers that a PRUNE names; and sends
-what an IWANT asks for as often as it is named. So an RPC is made anew from the parts of it that are in bounds. What is
-left out is no offence: nodes of other versions may send it.
+gossipsub itself keeps and answers messages about any topic without limit, dials the peers that a PRUNE names, and
+sends a message as often as IWANTs name it. A part that the filter drops is no offence: other versions may send it.
 """
 
 from collections.abc import Collection, Iterable
@@ -18,9 +17,9 @@ MAX_TOPIC_BYTES = 128
 MAX_RPC_BYTES = 256 * 1_024
 MAX_MESSAGES = 64
 MAX_SUBSCRIPTIONS = 64
-"""In one RPC, and of one peer in all: a node is in the topics of its models and of their cells."""
+"""Subscriptions in one RPC, and of one peer in all. A node subscribes to the topics of its models and their cells."""
 MAX_IDS = 256
-"""Message ids that one RPC tells of, or asks for."""
+"""Message ids that one RPC announces, and that it asks for."""
 MAX_ID_BYTES = 64
 MAX_BACK_OFF_S = 60
 SEQNO_BYTES, SIGNATURE_BYTES, MAX_KEY_BYTES = 8, 64, 64
@@ -29,18 +28,18 @@ KIB = 1_024
 
 @dataclass
 class Filtered:
-    """What is left of an RPC."""
+    """The parts of an RPC that passed."""
 
     messages: list[rpc_pb2.Message]
     subscriptions: list[rpc_pb2.RPC.SubOpts]
     control: rpc_pb2.ControlMessage
     cost: float
-    """What it took to read, and takes to answer: 1 for each KiB, and for each topic that it names."""
+    """The cost of reading and answering it: 1 for the RPC, for each KiB and for each topic that it names."""
 
 
 def filtered(data: bytes, joined: Collection[str]) -> Filtered:
-    """The parts of the RPC ``data`` that are in bounds and about the topics ``joined``; subscriptions are about others
-    too, which this node may join later. Raises RemoteError."""
+    """The parts of the RPC ``data`` that are in bounds and about the topics ``joined``. Subscriptions to other topics
+    pass too, since this node may join them later. Raises RemoteError."""
     rpc = parsed(rpc_pb2.RPC(), data, MAX_RPC_BYTES)
     named = len(rpc.subscriptions) + len(rpc.control.ihave) + len(rpc.control.graft) + len(rpc.control.prune)
     return Filtered(
@@ -64,19 +63,18 @@ def _is_message(message: rpc_pb2.Message, joined: Collection[str]) -> bool:
 
 
 def _subscriptions(told: Iterable[rpc_pb2.RPC.SubOpts]) -> list[rpc_pb2.RPC.SubOpts]:
-    """Of each topic the last."""
+    """The last subscription of each topic."""
     return list({one.topicid: one for one in told if _is_topic(one.topicid)}.values())
 
 
 def _is_topic(topic: str | bytes) -> bool:
-    """Bytes: a stranger's that are no text, which protobuf leaves as they are."""
-    if not isinstance(topic, str):
+    if not isinstance(topic, str):  # (bytes that are no text, which protobuf leaves as they are)
         return False
     return topic.startswith(TOPIC_PREFIX) and len(topic) <= MAX_TOPIC_BYTES and topic.isascii()
 
 
 def _control(told: rpc_pb2.ControlMessage, joined: Collection[str]) -> rpc_pb2.ControlMessage:
-    """Of version 1.1 alone, and without the peers that a PRUNE names."""
+    """The control messages of gossipsub 1.1, without the peers that a PRUNE names."""
     kept = rpc_pb2.ControlMessage()
     num_ids = 0
     for topic, ihave in {one.topicID: one for one in told.ihave if one.topicID in joined}.items():
@@ -95,7 +93,7 @@ def _control(told: rpc_pb2.ControlMessage, joined: Collection[str]) -> rpc_pb2.C
 
 
 def _ids(told: Iterable[bytes], limit: int) -> list[bytes]:
-    """The first ``limit`` different ones."""
+    """The first ``limit`` distinct ids."""
     kept: dict[bytes, None] = {}
     for one in told:
         if len(kept) >= limit:

@@ -1,6 +1,6 @@
-"""Gossip: one topic a namespace or, where it is split, a cell.
+"""Gossip: one topic for each namespace or, where it is split, for each cell.
 
-Small signed state only, since a message costs each node 3-4 ms of CPU.
+It carries only small signed state, since a message costs each node 3-4 ms of CPU.
 """
 
 import math
@@ -35,7 +35,7 @@ from mycelia.proto.wire.refusals import Refusal
 log = structlog.get_logger()
 
 PUBLISH_INTERVAL_S = 0.01
-"""libp2p's queues hold about 16 messages and lose the rest of a burst in silence."""
+"""libp2p's queues hold about 16 messages and silently lose the rest of a burst."""
 MAX_QUEUED = 64
 PUBLISH_DEADLINE_S = 5.0
 WORK_OF_A_PEER, WORK_OF_A_SUBNET, WORK_OF_A_PRIVATE_NETWORK = (
@@ -43,15 +43,14 @@ WORK_OF_A_PEER, WORK_OF_A_SUBNET, WORK_OF_A_PRIVATE_NETWORK = (
     Rate(400.0, 4_000.0),
     Rate(1_000.0, 10_000.0),
 )
-"""Tokens a second, see ``Filtered.cost``: what is over waits. A message that is new takes MESSAGE_COST more, so a peer
-forwards 30 a second: above what a whole topic should carry."""
+"""Tokens per second, see ``Filtered.cost``. RPCs over the rate wait. A new message costs MESSAGE_COST more, so a peer
+can forward 30 a second, which is more than a whole topic should carry."""
 MESSAGE_COST = 6.0
 WRONG_RATE, WRONG_BURST = 8 / 60, 8.0
-"""Messages with wrong signatures that a peer may forward: one of another version may check them in another way."""
+"""Messages with wrong signatures that a peer may forward: another version may check signatures in another way."""
 AUTHOR_RATE, AUTHOR_BURST = 2.0, 60.0
-"""Messages a second of one author that are taken from one forwarder. What is over is not relayed either, so a flood
-ends at the flooder's neighbours and takes nobody's turn further on; and whoever repeats an author's
-old messages uses up only its own share of them."""
+"""Messages per second of one author that one forwarder may deliver. Others are not relayed: a flood ends at the
+flooder's neighbours, and a peer that repeats an author's old messages uses up only its own share of them."""
 
 
 def topic_of(namespace: bytes, cell: Cell) -> str:
@@ -59,7 +58,7 @@ def topic_of(namespace: bytes, cell: Cell) -> str:
 
 
 class Gossip:
-    """Publishes paced, and turns what arrives into events inside the validator, before any queue of libp2p's."""
+    """Publishes at a pace, and turns messages into events inside the validator, before they enter libp2p's queues."""
 
     def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
         self._me = host.settings.identity.peer_id
@@ -72,19 +71,19 @@ class Gossip:
         self._pace = Pace(WORK_OF_A_PEER, WORK_OF_A_SUBNET, WORK_OF_A_PRIVATE_NETWORK)
         self._wrong: Limits[bytes] = Limits(WRONG_RATE, WRONG_BURST)
         self.authors: Limits[tuple[bytes, bytes]] = Limits(AUTHOR_RATE, AUTHOR_BURST)
-        """Of (forwarder, author)."""
+        """Limits by (forwarder, author)."""
         self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](MAX_QUEUED)
         self.num_malformed = 0
         self.num_over_rate = 0
 
     @asynccontextmanager
     async def services(self) -> AsyncIterator[None]:
-        """Has to be entered before the host runs: its handlers are registered already and wait for these."""
+        """Runs libp2p's services. Enter it before the host runs, whose gossip handlers wait for them."""
         async with run_service(self.pubsub), run_service(self.router):
             yield
 
     async def join(self, namespace: bytes, cell: Cell, nursery: trio.Nursery) -> None:
-        """Nothing happens if it was joined before."""
+        """Subscribes to a topic, unless it is joined."""
         topic = topic_of(namespace, cell)
         if topic in self.topics:
             return
@@ -92,14 +91,14 @@ class Gossip:
         nursery.start_soon(supervised, self._drain, await self.pubsub.subscribe(topic))
 
     async def leave(self, namespace: bytes, cell: Cell) -> None:
-        """Nothing happens if it was not joined."""
+        """Ends a subscription, if the topic is joined."""
         topic = topic_of(namespace, cell)
         if self.topics.pop(topic, None) is not None:
             await self.pubsub.unsubscribe(topic)
 
     def publish(self, namespace: bytes, cell: Cell, message: GossipMessage) -> None:
-        """Queues. Raises NetworkError when the topic was not joined or the queue is full, LimitExceeded over
-        MAX_GOSSIP_BYTES."""
+        """Queues a message. Raises NetworkError when the topic was not joined or the queue is full, and LimitExceeded
+        over MAX_GOSSIP_BYTES."""
         topic = topic_of(namespace, cell)
         if topic not in self.topics:
             raise NetworkError(f"{topic} was not joined")
@@ -112,7 +111,7 @@ class Gossip:
             raise NetworkError(f"{MAX_QUEUED} messages wait to be published already") from exc
 
     async def run(self) -> None:
-        """Publishes what was queued. Never ends."""
+        """Publishes the queued messages. Never returns."""
         async for topic, data in self._receive:
             try:
                 with trio.fail_after(PUBLISH_DEADLINE_S):
@@ -125,7 +124,7 @@ class Gossip:
         self.router.forget(ID(peer))
 
     async def _admit(self, sender: ID, data: bytes) -> rpc_pb2.RPC:
-        """What of an RPC is handled, when its sender's turn has come. Raises RemoteError."""
+        """Waits for the sender's turn and returns the parts of its RPC to handle. Raises RemoteError."""
         found = filtered(data, self.topics.keys())
         peer = sender.to_bytes()
         for iwant in found.control.iwant:
@@ -139,7 +138,7 @@ class Gossip:
         return rpc
 
     async def _wait_turn(self, peer: bytes, cost: float) -> None:
-        """Until ``peer`` and its subnet have waited for what they asked for. One stream waits, no other."""
+        """Waits until the rates of ``peer`` and its subnet allow ``cost``. Delays only the peer's own stream."""
         subnet = self._table.subnet(peer)
         delay_s = self._pace.delay_s(peer, subnet, cost, trio.current_time(), math.inf)
         if delay_s:
@@ -147,7 +146,7 @@ class Gossip:
             await trio.sleep(delay_s)
 
     async def _check(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
-        """A message that was not seen before: whether its signature and all else is right."""
+        """Whether a message that was not seen before is valid, its signature included."""
         peer = forwarder.to_bytes()
         if peer == self._me:
             return True
@@ -160,8 +159,8 @@ class Gossip:
         return self.accept(forwarder, raw)
 
     def accept(self, forwarder: ID, raw: rpc_pb2.Message) -> bool:
-        """A new message whose signature is right. Only what is accepted is relayed, so a malformed message is the
-        forwarder's fault too."""
+        """Whether to accept and relay a new message with a valid signature. Nodes relay only accepted messages, so a
+        malformed one is its forwarder's fault, too."""
         peer, now = forwarder.to_bytes(), trio.current_time()
         if not self.authors.take((peer, raw.from_id), now):
             self.num_over_rate += 1
@@ -170,7 +169,7 @@ class Gossip:
             return False
         joined = self.topics.get(raw.topicIDs[0])
         if raw.from_id == self._me or joined is None:
-            return False  # our own, come back after a restart; or of a topic that was left this moment
+            return False  # (this node's own from before a restart, or of a topic that it has just left)
         try:
             message = decode(raw.data, MAX_GOSSIP_BYTES)
             if not isinstance(message, GossipMessage):
@@ -184,20 +183,19 @@ class Gossip:
         return True
 
     async def _drain(self, subscription: ISubscriptionAPI) -> None:
-        """The validator has delivered already; this only keeps libp2p's queue of 32 from filling. Ends with the
-        subscription."""
+        """Empties libp2p's queue of 32 messages, which the validator has delivered. Ends with the subscription."""
         with suppress(trio.EndOfChannel):
             while True:
                 await subscription.get()
 
 
 def message_id(message: rpc_pb2.Message) -> bytes:
-    """12 bytes instead of author and sequence number, 46: each node receives the ids of each message some 18 times."""
+    """An id of 12 bytes. Author and sequence number take 46, and each node receives each message's id some 18 times."""
     return blake3(message.from_id + message.seqno).digest(length=12)
 
 
 def is_signed(message: rpc_pb2.Message) -> bool:
     try:
         return bool(signature_validator(message))
-    except Exception:  # noqa: BLE001  libp2p's: a stranger's key decides what it raises
+    except Exception:  # noqa: BLE001  a stranger's key can make libp2p raise any error
         return False

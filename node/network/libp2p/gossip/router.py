@@ -1,12 +1,12 @@
-"""libp2p's Pubsub and GossipSub, with what a stranger sends bounded on its way in.
+"""libp2p's Pubsub and GossipSub with bounds for everything that strangers send.
 
-Everything that they keep under a key of a stranger's, and what bounds it here:
+Each table of theirs whose keys a stranger chooses, and its bound:
 
-- ``peer_topics``, subscription counts and replayed topics: MAX_SUBSCRIPTIONS a connected peer;
-- ``seen_messages``: ``Seen``; the cache of validated messages is not used, since it would hold a message that came
-  once too often by one way against every other way;
-- ``back_off``: joined topics alone, expired entries are swept at each heartbeat;
-- the message cache: what was accepted in the last heartbeats, see ``gossip.py`` for how much that is;
+- ``peer_topics``, subscription counts and replayed topics: MAX_SUBSCRIPTIONS for each connected peer;
+- ``seen_messages``: ``Seen``. The cache of validated messages is not used: a message that one forwarder sent too often
+  would then be refused from every other;
+- ``back_off``: only joined topics; each heartbeat removes expired entries;
+- the message cache: messages accepted in the last heartbeats, whose number ``gossip.py`` bounds;
 - mesh, protocols and the times of IHAVEs, IWANTs and PRUNEs: connected peers and joined topics, swept at heartbeats;
 - scores, equivocations, IDONTWANTs, extensions, observers, delivery times: not kept.
 """
@@ -35,11 +35,11 @@ MessageId = Callable[[rpc_pb2.Message], bytes]
 SEEN_S = 120.0
 MAX_SEEN = 16_384
 MAX_REPLY_BYTES = 128 * 1_024
-"""Of the messages that one IWANT gets. More than a peer would read as one RPC are lost."""
+"""Bytes of messages that one IWANT gets. A peer would not read a larger RPC, so more would be lost."""
 
 
 class Seen:
-    """Ids of the messages of the last SEEN_S, the newest MAX_SEEN of them."""
+    """The ids of the newest MAX_SEEN messages of the last SEEN_S."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
@@ -55,29 +55,29 @@ class Seen:
 
 
 class Router(GossipSub):
-    """libp2p's, of version 1.1: 1.2 costs twice the processor time."""
+    """libp2p's router with version 1.1 of the protocol: 1.2 costs twice the processor time."""
 
     def __init__(self, message_id: MessageId) -> None:
         super().__init__(
             [PROTOCOL_ID_V11],
-            degree=4,  # each message arrives 3 times; 5 times with gossipsub's 6
+            degree=4,  # each message arrives 3 times; with gossipsub's default of 6 it arrives 5 times
             degree_low=3,
             degree_high=8,
             heartbeat_interval=1,  # the default is 120 s: a mesh would take minutes to form
             prune_back_off=10,
-            max_pending_messages_per_peer=1,  # (whoever subscribes is sent the recent messages anyhow)
-            spam_protection_enabled=False,  # also blocks relaying; gossip.py limits instead
+            max_pending_messages_per_peer=1,  # (a new subscriber gets the recent messages in any case)
+            spam_protection_enabled=False,  # would also block relaying; gossip.py limits instead
             eclipse_protection_enabled=False,
-            # Connections that come and go count as bad health, and bad health as a reason for a heartbeat of 60 s.
+            # It counts short connections as bad health, and then sets the heartbeat to 60 s.
             adaptive_gossip_enabled=False,
         )
         self.mcache = _Cache(message_id)
         self.scorer = None  # (all weights are 0)
-        # Grows by every message, and is cleaned for the adaptive gossip alone.
+        # It grows with every message, and only adaptive gossip would shorten it.
         self.recent_message_deliveries = defaultdict(partial(deque, maxlen=0))  # type: ignore[arg-type]
 
     def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
-        """Two messages of one author and number have one id: the second was seen already."""
+        """True: two messages of one author and number have the same id, so the second counts as seen."""
         return True
 
     def _periodic_security_cleanup(self) -> None:
@@ -90,11 +90,11 @@ class Router(GossipSub):
                 del self.back_off[topic]
 
     def forget(self, peer: ID) -> None:
-        """Also a peer that this node never had a stream to, of which libp2p would not hear."""
+        """Deletes what is kept of a disconnected peer. libp2p misses those to which this node never had a stream."""
         self._cleanup_security_state(peer)
 
     def known(self, message_ids: Iterable[bytes]) -> tuple[list[bytes], int]:
-        """Those of the messages that are still here and may be sent to one peer at once, and how large they are."""
+        """The ids of cached messages that fit into one answer, in the order given, and the bytes of these messages."""
         kept, num_bytes = [], 0
         for message_id in message_ids:
             message = self.mcache.get(message_id)
@@ -105,8 +105,8 @@ class Router(GossipSub):
 
 
 class _Cache(MessageCache):
-    """Under the ids that gossip.py gives messages: libp2p's are longer, and no peer knows them for those it has seen,
-    so each would ask for every message once more."""
+    """A message cache with the ids of gossip.py. Under libp2p's own ids, peers would not recognize the messages that
+    they have seen, and would ask for every message once more."""
 
     def __init__(self, message_id: MessageId) -> None:
         super().__init__(window_size=3, history_size=5)
@@ -120,7 +120,7 @@ class _Cache(MessageCache):
 
 
 class BoundedPubsub(Pubsub):
-    """Reads RPCs through ``admit`` and takes messages through ``accept`` instead of libp2p's own checks."""
+    """libp2p's Pubsub with ``admit`` and ``accept`` in place of its own checks."""
 
     def __init__(
         self,
@@ -130,8 +130,8 @@ class BoundedPubsub(Pubsub):
         admit: Callable[[ID, bytes], Awaitable[rpc_pb2.RPC]],
         accept: Callable[[ID, rpc_pb2.Message], Awaitable[bool]],
     ) -> None:
-        """admit: what of the RPC of a peer is handled, when its turn has come; raises RemoteError. accept: whether a
-        message that was not seen before is right."""
+        """admit: waits for a peer's turn and returns the parts of its RPC to handle; raises RemoteError. accept:
+        whether a message that was not seen before is valid."""
         super().__init__(
             host,
             router,
@@ -143,14 +143,14 @@ class BoundedPubsub(Pubsub):
         )
         self.seen_messages.stop()  # (has a thread)
         self.seen_messages = Seen()  # type: ignore[assignment]
-        # Starts at the time in seconds: a node that restarts would reuse numbers and be ignored for two minutes.
+        # libp2p starts at the time in seconds: a restarted node would reuse numbers and be ignored for two minutes.
         self.counter = time.time_ns()
         self._admit = admit
         self._accept = accept
 
     async def continuously_read_stream(self, stream: INetStream) -> None:
-        """Raises what the stream and ``admit`` raise. One message after the other, and others have their turn after
-        each: checking one takes up to a millisecond, relaying it some."""
+        """Handles RPCs until the stream ends. Lets other tasks run after each message: checking one takes up to a
+        millisecond, relaying it several. Raises the errors of the stream and of ``admit``."""
         peer = stream.muxed_conn.peer_id
         frames = Frames(stream, MAX_RPC_BYTES)
         while (data := await frames.read()) is not None:
@@ -165,7 +165,8 @@ class BoundedPubsub(Pubsub):
         await frames.close()
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
-        """Also called by ``publish``. Never raises: a hostile key or a dying stream must not make that fail."""
+        """Handles one message; ``publish`` calls it too. Never raises: a hostile key or a broken stream must not make
+        ``publish`` fail."""
         try:
             if self._is_msg_seen(msg) or not await self._accept(msg_forwarder, msg):
                 return

@@ -3,7 +3,7 @@ lookups are this node's own. ``server.py`` answers the requests of other nodes.
 
 libp2p's own lookup first finds the nearest twenty peers, in rounds that each wait for the slowest peer, and only then
 asks one of them for providers. It keeps every address that any peer sends and dials all of them. Here a lookup goes on
-as soon as one peer answers, forgets the answers at its end, and dials only a few peers on the word of one.
+as soon as one peer answers, forgets the answers at its end, and dials only a few of the peers that one peer names.
 """
 
 import random
@@ -45,8 +45,8 @@ log = structlog.get_logger()
 WALK_ENOUGH = 3
 """Kademlia's beta."""
 MAX_DIALS_PER_TELLER = 8
-"""Peers that a lookup dials on the word of one public subnet or of one peer of a private network. As many of the
-providers that it names are returned."""
+"""Bound of the peers that a lookup dials, and of the providers that it returns, for one public subnet that names them
+or for one peer in a private network."""
 MAX_FOUND = 64
 """Providers that one lookup keeps."""
 MAX_TELLERS = 4
@@ -98,7 +98,7 @@ class _Walk:
 
 class Kademlia:
     """One node's part in the table. When there are too many candidates, ``rng`` draws the providers that this node
-    keeps for others, and the peers that it dials on the word of one."""
+    keeps for others, and those that a lookup returns."""
 
     def __init__(self, host: Host, rng: random.Random) -> None:
         self._host = host
@@ -107,7 +107,7 @@ class Kademlia:
         self._rng = rng
         self.buckets = PeerBuckets(self._me)
         self.server = KademliaServer(host, self.buckets, rng)
-        if host.settings.listen:  # (a node that nobody can dial is of no use in the tables of others)
+        if host.settings.listen:  # (a node that cannot be dialled is of no use in the tables of others)
             host.serve(KAD_PROTOCOL, self.server.serve)
 
     async def run(self) -> None:
@@ -179,7 +179,7 @@ class Kademlia:
         return providers
 
     def _account(self, teller: bytes) -> bytes:
-        """The account that is charged for dials on the word of ``teller``: its subnet, since keys are free and
+        """The account that is charged for dials of peers that ``teller`` names: its subnet, since keys are free and
         addresses are not. In a private network it is the peer itself, since a whole swarm may have one address."""
         subnet = self._table.subnet(teller)
         return teller if not subnet or is_local(subnet) else subnet.encode()

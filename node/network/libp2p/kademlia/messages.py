@@ -27,7 +27,7 @@ MAX_ANSWER_BYTES = 64 * 1_024
 """libp2p's has up to 40 peers, each with a signed record of all its addresses: some 20 kB."""
 MAX_KEY_BYTES = 128
 MAX_CONTACTS = 20
-"""Peers in one answer, and as many providers."""
+"""Bound of the peers in one answer, and of its providers."""
 MAX_OWN_ADDRESSES = 16
 """Addresses that a provider may announce of itself; MAX_DIAL_ADDRESSES of them are kept."""
 MAX_ADDRESSES = 8
@@ -95,7 +95,7 @@ def encode_answer(answer: Answer, is_connected: Iterable[bytes] = ()) -> bytes:
 
 
 def dialable(told: Iterable[bytes], teller: str) -> list[Multiaddr]:
-    """The addresses of a peer that may be dialled on the word of another peer. teller: the multiaddr of the connection
+    """The addresses of a peer that another peer sent and that may be dialled. teller: the multiaddr of the connection
     with that other peer."""
     return addresses.told_addresses(map(Multiaddr, told), teller, MAX_DIAL_ADDRESSES)
 
