@@ -1,8 +1,8 @@
-"""The nodes that could answer a prompt, in columns: one array a quantity, one place a node.
+"""The nodes that could answer a prompt, as columns: one array per quantity, one place per node.
 
-A request in a cell of 256 nodes looks at all of them, and what is looked at comes to some 3,000 numbers. As objects
-they take milliseconds to make; as arrays, tens of microseconds (docs/performance.md). ``Candidate`` is the same for one
-node, for rules that look at nodes one by one, and for people.
+A request in a cell of 256 nodes looks at all of them, which is some 3,000 numbers. Making them as objects takes
+milliseconds, as arrays tens of microseconds (docs/performance.md). ``Candidate`` is the same for a single node, for
+rules that look at nodes one by one and for display.
 """
 
 import math
@@ -17,42 +17,42 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node that could serve, with what is known of it now."""
+    """A node that could serve the prompt, with what the entry node knows of it now."""
 
     peer: bytes
     matched_tokens: int
-    """Estimated tokens of the prompt in its cache."""
+    """Estimated tokens of the prompt in the node's cache."""
     num_requests: int
-    """Requests active or waiting there, as reported, and those sent there by this node since."""
+    """Requests active or waiting there, as reported, and requests sent there by this node since."""
     is_local: bool
     queued_tokens: int = 0
-    """Of prompts that are to be prefilled there before this one."""
+    """Tokens of other prompts that the node must prefill before this one."""
     slots: int = 1
-    """Requests it works on at once."""
+    """Requests the node works on at once."""
     prefill_rate: float = 0.0
-    """Tokens/s; 0 when nobody has measured it yet."""
+    """Tokens/s; 0 when not measured yet."""
     hold_s: float = 0.0
-    """That a request holds its slot there, in the mean of late."""
+    """How long a request holds its slot there: a moving average."""
     round_trip_s: float = 0.0
     precision: float = 1.0
-    """rho: tokens found in its cache / tokens believed to be there, of late."""
+    """rho: tokens found in the node's cache / tokens believed to be there, a moving average."""
     lateness_s: float = 0.0
-    """How much longer than expected a first token took there of late, or is taking now."""
+    """By how much first tokens from there came later than expected (moving average), or one is late now."""
     load_age_s: float = 0.0
-    """Since its load was last heard of."""
+    """Time since the node last reported its load."""
     sent_tokens: int = 0
-    """Of the prompt, sent there by this node lately: earlier turns of the same conversation, mostly."""
+    """Tokens of the prompt that this node sent there lately: mostly earlier turns of the same conversation."""
     seen_rate: float = math.inf
-    """The fastest prefill that was seen of it, in tokens/s; 0: none was, infinity: what it tells is true."""
+    """The fastest prefill observed of the node, in tokens/s. 0: none observed; infinity: its reports are true."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The quantities of ``Candidate`` in columns of the length of ``peers``. Not to be changed."""
+    """The quantities of ``Candidate`` in columns as long as ``peers``. Do not change them."""
 
     peers: Sequence[bytes]
     local: int
-    """The place of this node itself; -1: it is not among them."""
+    """The place of this node itself; -1: this node is not a candidate."""
     matched_tokens: Column
     num_requests: Column
     queued_tokens: Column
@@ -75,7 +75,7 @@ class Candidates:
         return Candidate(peer=self.peers[place], is_local=place == self.local, **counts, **quantities)
 
     def to_list(self) -> list[Candidate]:
-        """All of them, in the order of ``peers``."""
+        """All candidates, in the order of ``peers``."""
         columns = {name: getattr(self, name).astype(np.int64).tolist() for name in _COUNTS}
         columns |= {name: getattr(self, name).tolist() for name in _FLOATS}
         names = list(columns)
@@ -87,7 +87,7 @@ class Candidates:
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate]) -> "Candidates":
-        """At most one of them is local."""
+        """The columns of ``candidates``, of which at most one is local."""
         columns = {
             name: np.array([getattr(one, name) for one in candidates], dtype=np.float64) for name in _COUNTS + _FLOATS
         }

@@ -1,28 +1,27 @@
-"""Which node shall answer a prompt: where its first token is expected soonest, weighed by what that costs others.
+"""Which node answers a prompt: the one whose first token is expected soonest, weighed against what that costs others.
 
-    u_p    = max(T - rho_p * m_p, 1)                                tokens to compute
-    wait_p = 2 RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
-    cost_p = wait_p * L_p ** a(age_p) + d_p + w * u_p / R           what is minimised, with some luck
+    u_p    = max(T - rho_p * m_p, 1)                              tokens to compute
+    wait_p = RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
+    cost_p = wait_p * L_p ** a(age_p) + d_p + w * u_p / R         what is minimised, with some randomness
 
-T tokens of the prompt, m_p those that p is believed to hold, rho_p the share of such beliefs that came true there. Q_p
-tokens are to be computed there before this prompt, at R_p tokens a second (R: the median of all). n_p requests must end
-before it gets one of s_p slots, each of which is held for H_p seconds. L_p = (requests there + 1) / slots_p', where
-slots_p' = slots_p / the median of all, from 1/2 to 2. d_p: by how many seconds first tokens from p came later than
-expected of late, or are late now.
+The prompt has T tokens. Node p is believed to hold m_p of them; rho_p is the share of such beliefs that came true
+there. Q_p tokens are to be computed at p before this prompt, at R_p tokens a second (R: the median of all nodes). n_p
+requests must end before the prompt gets one of s_p slots; each holds its slot for H_p seconds. L_p = (requests there +
+1) / slots_p', where slots_p' = slots_p / the median of all, from 1/2 to 2. d_p is by how many seconds first tokens from
+p came later than expected (moving average), or are late now.
 
-The time alone would be enough if every choice stood alone. It does not. A queue that is joined is longer for the next:
-hence L, as in LMetric (arXiv 2603.15202), but less of it, since the wait knows of queues and slots already. A prompt
-that is computed twice takes time and cells that others would have used, wherever that is: hence w, which grows with how
-busy all are. A server with n requests in it is busy for n / (1 + n) of the time, if they come by chance, and what a
-little more work at it costs all of them is the derivative of that, turned over: (1 + n) ** 2, less the 1 that is the
-work itself. It also keeps affinity where load is old news, for ``a`` falls with the
-age of what is known of it. And where load is news of a second ago, all entry nodes see the same idle node and send it
-more than it can take (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence luck, where the
-swarm is busy. What each term is worth is measured in docs/evaluation.md.
+The expected time would be enough if choices were independent, but a prompt makes a queue longer for the next prompt:
+hence L, as in LMetric (arXiv 2603.15202), but weaker, since wait_p includes queues and slots already. A prompt that is
+computed twice takes time and KV cells from other requests, at any node: hence w, which grows with the load of all
+nodes. A server with n requests in it is busy for n / (1 + n) of the time if requests arrive at random. A little more
+work there costs all of them the inverse of the derivative, (1 + n) ** 2, less the 1 that is the work itself. w also
+keeps conversations at their node where load reports are old, because ``a`` falls with their age. Where load reports are
+a second old, all entry nodes see the same idle node and send it more than it can take (Mitzenmacher, "How useful is old
+information?", IEEE TPDS 11(1), 2000): hence the randomness in a busy swarm. docs/evaluation.md measures each term.
 
-A peer's word enters only bounded: a node that claims too much cache or too little load is found out by its own answers,
-through rho and d; of the rate that it claims no more is believed than was seen of it, or four times what is usual; and
-before it has a past it gets a bounded share of the prompts (``newcomers.py``).
+A peer's claims count only within bounds. If a node claims too much cache or too little load, its own answers show it,
+through rho and d. Of a claimed rate at most the fastest observed one is believed, or four times the usual one. A node
+without a past gets a bounded share of the prompts (``newcomers.py``).
 """
 
 import math
@@ -39,36 +38,36 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Vitals
 
 _MAX_SLOTS_RATIO = 2.0
-"""Of a candidate's slots and the median's, both ways: all that a claim of more wins."""
+"""Bound on a candidate's slots / the median's, and on the inverse: all that a false claim of slots can gain."""
 _MAX_RATE_RATIO = 16.0
-"""Of what passes for the usual rate and this node's own, both ways: a laptop and a good GPU."""
+"""Bound on the usual rate / this node's own rate, and on the inverse: a laptop against a good GPU."""
 _MAX_UNSEEN = 4.0
-"""Of the usual rate: as much as is believed of a node that was not seen to be faster."""
+"""A rate that was not observed is believed up to this many times the usual rate."""
 _MAX_CROWD = 2.0
 _MAX_LOAD = 1e6
-"""Claims of more are as good; keeps costs within what the wire can tell."""
+"""Larger claims count as this, so that costs fit their fields on the wire."""
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What the costs of candidates are made of, in columns; times in seconds."""
+    """The parts of the candidates' costs, in columns; times in seconds."""
 
     cost: Column
     queue_s: Column
     prefill_s: Column
     wait_s: Column
-    """Expected time to the first token, by what is told."""
+    """Expected time to the first token, by the nodes' reports."""
     late_s: Column
-    """And by what came true of that."""
+    """The same, corrected by the observed lateness."""
     load_factor: Column
     recompute_s: Column
-    """What it costs others that tokens are computed again."""
+    """The cost to other requests of computing tokens again."""
     crowd: float = 0.0
-    """How busy they are: requests a slot, the mean of all, of each 2 at most."""
+    """Load of all candidates: mean of requests per slot, each counted as 2 at most."""
 
     @classmethod
     def of_costs(cls, cost: Column) -> "Terms":
-        """For rules that know no terms."""
+        """Terms for rules that know only costs."""
         zeros = np.zeros_like(cost)
         return cls(cost, zeros, zeros, zeros, zeros, np.ones_like(cost), zeros)
 
@@ -89,45 +88,44 @@ class RatedCandidate:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """The choice and every term it was made of."""
 
     candidates: Candidates
     terms: Terms
     place: int
-    """Of the chosen one among the candidates."""
+    """Place of the chosen node among the candidates."""
     prompt_tokens: int
     given_reason: str = ""
-    """Of rules other than this module's."""
+    """Reason given by another rule than this module's."""
     is_kept: bool = False
-    """It is not the cheapest, but where the conversation is."""
+    """The node is not the cheapest but has the conversation already."""
 
     @property
     def chosen(self) -> bytes:
-        """Its peer id."""
+        """The chosen node's peer id."""
         return self.candidates.peers[self.place]
 
     @property
     def matched_tokens(self) -> int:
-        """The match that the chosen node was chosen on."""
+        """Tokens of the prompt that the chosen node was believed to hold."""
         return int(self.candidates.matched_tokens[self.place])
 
     @property
     def expected_s(self) -> float:
-        """Until the first token, by what is told."""
+        """Seconds until the first token, by the chosen node's reports."""
         return float(self.terms.wait_s[self.place])
 
     @property
     def prefill_s(self) -> float:
-        """That the prompt takes there, by what is told."""
+        """Seconds of prefill at the chosen node, by its reports."""
         return float(self.terms.prefill_s[self.place])
 
     @property
     def late_s(self) -> float:
-        """Until the first token, by what came true of that."""
+        """Seconds until the first token, corrected by the chosen node's observed lateness."""
         return float(self.terms.late_s[self.place])
 
     def order(self, most: int) -> list[int]:
-        """Places of the chosen one and then of the ``most`` - 1 cheapest others, by their cost."""
+        """The place of the chosen node, then the places of the ``most`` - 1 cheapest other ones, by cost."""
         cost = self.terms.cost
         some = np.argpartition(cost, most)[: most + 1] if most + 1 < len(cost) else np.arange(len(cost))
         ranked = sorted(some.tolist(), key=self._rank)
@@ -135,11 +133,11 @@ class Decision:
 
     @cached_property
     def rated(self) -> tuple[RatedCandidate, ...]:
-        """All candidates, the chosen one first, the others by their cost."""
+        """All candidates: the chosen one first, the others by cost."""
         return self.best_rated(len(self.candidates))
 
     def best_rated(self, most: int) -> tuple[RatedCandidate, ...]:
-        """The first ``most`` of ``rated``; nothing is made of the others."""
+        """The first ``most`` of ``rated``; the others are not computed."""
         terms = self.terms
         return tuple(
             RatedCandidate(
@@ -157,12 +155,12 @@ class Decision:
 
     @property
     def is_by_cost(self) -> bool:
-        """By this module's rule."""
+        """Whether this module's rule decided."""
         return not self.given_reason
 
     @cached_property
     def reason(self) -> str:
-        """In words, for people."""
+        """The reason in words, for display."""
         if self.given_reason:
             return self.given_reason
         if len(self.candidates) == 1:
@@ -181,14 +179,14 @@ class Decision:
 
 
 Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
-"""(candidates, tokens of the prompt, its block hashes) -> who shall answer. Candidates may be none: LocalError then."""
+"""(candidates, tokens of the prompt, its block hashes) -> decision. Raises LocalError when there is no candidate."""
 
 
 def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, luck: Column | None = None) -> Decision:
-    """The best of ``candidates`` for a prompt of ``prompt_tokens``. A conversation, most of which was sent to one of
-    them before, stays there while that is nearly as good. Raises LocalError when there is no candidate.
+    """The best of ``candidates`` for a prompt of ``prompt_tokens``. If most of a conversation was sent to one candidate
+    before, it stays there while that is nearly as good. Raises LocalError when there is no candidate.
 
-    luck: of each candidate, from 0 to 1, drawn anew for each prompt; None: equal.
+    luck: a number from 0 to 1 per candidate, drawn anew for each prompt; None: no randomness.
     """
     if not len(candidates):
         raise LocalError("no node serves this model")
@@ -209,10 +207,10 @@ def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, lu
 
 
 def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
-    """How long the chosen node may let the first token wait before the next best would have been the better choice,
-    without the way there; None when there is no other.
+    """How long the chosen node may let the first token wait before the next best node would have been the better
+    choice; None when there is no other node.
 
-    A request that is handed back has lost half a round trip, as one that is answered: that cancels out.
+    Network delay is not included: a request that is handed back has lost half a round trip, and so has an answered one.
     """
     if len(decision.candidates) < 2:
         return None
@@ -222,8 +220,8 @@ def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
 
 
 def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> float:
-    """Until the first token of a prompt that has arrived at the node that this is the load of. 0 if its speed is not
-    known."""
+    """Seconds until the first token of a prompt that has arrived at the node with this load. 0 if its speed is
+    unknown."""
     if not vitals.prefill_rate:
         return 0.0
     rate_ = min(max(float(vitals.prefill_rate), config.min_prefill_rate), config.max_prefill_rate)
@@ -233,7 +231,7 @@ def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> 
 
 
 def cheapest(candidates: Candidates, cost: Column) -> int:
-    """The place of the least cost; of equals this node itself, then the lowest peer id."""
+    """The place with the least cost; among equals this node itself, then the lowest peer id."""
     ties: list[int] = (cost == np.minimum.reduce(cost)).nonzero()[0].tolist()
     if candidates.local in ties:
         return candidates.local
@@ -241,13 +239,13 @@ def cheapest(candidates: Candidates, cost: Column) -> int:
 
 
 def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:
-    """What each of at least one candidate costs."""
-    # (numpy's functions in Python, such as np.clip, cost more here than what they do)
+    """The cost of each candidate; there is at least one."""
+    # (numpy functions written in Python, such as np.clip, would take longer here than their work)
     known = candidates.prefill_rate > 0
     clamped = np.minimum(np.maximum(candidates.prefill_rate, config.min_prefill_rate), config.max_prefill_rate)
     told = clamped[known]
     usual_rate = _ordered(told, len(told) // 2) if len(told) else config.default_prefill_rate
-    if candidates.local >= 0 and known[candidates.local]:  # (the one that is surely true)
+    if candidates.local >= 0 and known[candidates.local]:  # (the only rate that is surely true)
         own_rate = float(clamped[candidates.local])
         usual_rate = min(max(usual_rate, own_rate / _MAX_RATE_RATIO), own_rate * _MAX_RATE_RATIO)
     believed = np.minimum(clamped, np.maximum(candidates.seen_rate, usual_rate * _MAX_UNSEEN))
@@ -255,16 +253,16 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     slots = np.maximum(candidates.slots, 1.0)
     usual_slots = _ordered(slots, (len(slots) - 1) // 2)
     slots_ratio = np.minimum(np.maximum(slots / usual_slots, 1 / _MAX_SLOTS_RATIO), _MAX_SLOTS_RATIO)
-    # Whole blocks: this node's token-exact view of itself has no edge over what peers tell.
+    # Whole blocks: this node's token-exact view of itself gives it no advantage over peers' digests.
     matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
     uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
     prefill_s = uncached / rate_
     queue_s = _queue_s(candidates.queued_tokens / rate_, candidates.num_requests, slots, candidates.hold_s, config)
-    wait_s = candidates.round_trip_s + queue_s + prefill_s  # (the prompt goes out with what opens its stream)
+    wait_s = candidates.round_trip_s + queue_s + prefill_s  # (one round trip: the stream's opening carries the prompt)
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
-    # Tokens that would explain its lateness count as computed: what is claimed to be cached is not gained twice.
+    # Tokens that would explain the node's lateness count as computed: a false claim of cache gains nothing here.
     computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
     crowd = float(np.add.reduce(np.minimum(candidates.num_requests / slots, _MAX_CROWD))) / len(slots)
     crowding = (1.0 + crowd) ** 2 - 1.0
@@ -281,16 +279,16 @@ def _queue_s(
     hold_s: Column | float,
     config: RoutingConfig,
 ) -> Column:
-    """Until a prompt's own prefill begins. Who chooses a node and the node that may hand the prompt back must agree on
-    this, or what waits for a slot is handed back by nobody."""
-    # Whoever waits for a slot waits for the prefills before him meanwhile.
+    """Seconds until a prompt's own prefill begins. The entry node and the serving node must agree on this: otherwise no
+    node hands back a prompt that waits for a slot."""
+    # A request that waits for a slot waits for the prefills before it at the same time.
     num_before = np.maximum(num_requests - slots + 1.0, 0.0)
     queue_s: Column = np.maximum(prefills_s, num_before * np.minimum(hold_s, config.max_hold_s) / slots)
     return queue_s
 
 
 def _ordered(values: Column, place: int) -> float:
-    """What would be at ``place`` if ``values`` were sorted."""
+    """The value at ``place`` if ``values`` were sorted."""
     ordered = values.copy()
     ordered.partition(place)
     return float(ordered[place])

@@ -1,10 +1,10 @@
-"""What this node sent where: knowledge that no digest and no report carries yet.
+"""What this node sent to which peer: knowledge that no digest and no load report contains yet.
 
-Between the moment a prompt goes to a peer and the peer's next digest, the sender already knows that the peer will hold
-the prompt, and that the peer has one more request to work on. Both are used in routing as lower bounds. Of what is its
-owner's alone (``sharing.py``) no digest ever tells; the sender's memory is all that leads a conversation back.
+From the moment a prompt goes to a peer until the peer's next digest, the sender already knows that the peer will hold
+the prompt and has one more request. Routing uses both as lower bounds. A prefix that only its owner may reuse
+(``sharing.py``) is in no digest: the sender's memory alone leads such a conversation back.
 
-Invariant: at most ``max_blocks`` blocks are remembered a peer; the oldest are dropped first, of one prompt the deepest.
+Invariant: at most ``max_blocks`` blocks are kept per peer. The oldest go first; within one prompt, the deepest.
 """
 
 import math
@@ -18,20 +18,20 @@ class UnderWay(NamedTuple):
 
     sent_at: float
     tokens: int
-    """To prefill."""
+    """Tokens to prefill."""
     due_at: float
-    """When the first token is expected; infinity once it has come."""
+    """When the first token is expected; infinity after it has come."""
 
 
 class Dispatches:
-    """Own dispatches of one namespace."""
+    """This node's own dispatches in one namespace."""
 
     def __init__(self, max_blocks: int = 4_096) -> None:
         self._max_blocks = max_blocks
         self._sent: dict[bytes, OrderedDict[int, float]] = {}
-        """Peer -> block hash -> when the peer's digest must have told it."""
+        """Peer -> block hash -> time by which the peer's digest must contain it."""
         self._running: dict[bytes, dict[bytes, UnderWay]] = {}
-        """Peer -> request."""
+        """Peer -> request id -> request."""
 
     def begin(self, request_id: bytes, peer: bytes, uncached_tokens: int, expected_s: float, now: float) -> None:
         """A prompt goes to ``peer``, which is expected to prefill ``uncached_tokens`` and to send the first token after
@@ -39,47 +39,47 @@ class Dispatches:
         self._running.setdefault(peer, {})[request_id] = UnderWay(now, uncached_tokens, now + expected_s)
 
     def remember(self, peer: bytes, chain: Sequence[int], until: float) -> None:
-        """``peer`` got a sequence with these block hashes, and counts as holding it until then."""
+        """``peer`` got a sequence with these block hashes, and counts as holding it until ``until``."""
         sent = self._sent.setdefault(peer, OrderedDict())
-        for block in reversed(chain):  # the root last: without it the rest would match nothing
+        for block in reversed(chain):  # the root last: without it the other blocks would match nothing
             sent[block] = until
             sent.move_to_end(block)
         while len(sent) > self._max_blocks:
             sent.popitem(last=False)
 
     def withdraw(self, peer: bytes, chain: Sequence[int]) -> None:
-        """``peer`` did not serve the prompt after all, and may not hold it."""
+        """``peer`` did not serve the prompt in the end, and may not hold it."""
         sent = self._sent.get(peer)
         if sent is not None:
             for block in chain:
                 sent.pop(block, None)
 
     def end(self, request_id: bytes, peer: bytes) -> None:
-        """A dispatched request is over, however it ended."""
+        """A dispatched request is over, whatever its outcome."""
         running = self._running.get(peer, {})
         running.pop(request_id, None)
         if not running:
             self._running.pop(peer, None)
 
     def in_flight(self, peer: bytes) -> int:
-        """Requests sent to ``peer`` that are not over."""
+        """Number of requests sent to ``peer`` that are not over."""
         return len(self._running.get(peer, ()))
 
     def num_in_flight(self) -> int:
-        """Requests sent to anybody that are not over."""
+        """Number of requests sent to all peers that are not over."""
         return sum(map(len, self._running.values()))
 
     def on_first_token(self, request_id: bytes, peer: bytes) -> None:
-        """It came."""
+        """The first token of the request has come from ``peer``."""
         running = self._running[peer]
         running[request_id] = running[request_id]._replace(due_at=math.inf)
 
     def running(self) -> dict[bytes, list[UnderWay]]:
-        """Peer -> requests there that are not over."""
+        """Peer -> its requests that are not over."""
         return {peer: list(running.values()) for peer, running in self._running.items()}
 
     def matches(self, chain: Sequence[int], now: float) -> dict[bytes, int]:
-        """Peer -> leading blocks of ``chain`` that were sent there lately, where there are any."""
+        """Peer -> number of leading blocks of ``chain`` sent there lately, for each peer with at least one."""
         if not chain:
             return {}
         root = chain[0]

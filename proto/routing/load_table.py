@@ -1,8 +1,8 @@
-"""What is known of the load of every node of one namespace, in columns that are kept up to date as news come.
+"""What this node knows of the load of every node of one namespace, in columns that are updated when news arrives.
 
-A decision reads all rows at once and news touch one, so a row is written where the news is heard. Invariant: rows
-0 .. len(peers) - 1 are the nodes that serve the namespace and are connected, and this node if it serves it; in no order
-that means anything.
+A decision reads all rows at once and news changes one row, so a row is written when its news arrives. Invariant: rows 0
+.. len(peers) - 1 are the connected nodes that serve the namespace, and this node if it serves it. Their order has no
+meaning.
 """
 
 import math
@@ -21,11 +21,11 @@ _COLUMNS = range(14)
 _ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
 _IMPRECISION, _LATENESS, _OBSERVED_AT, _SEEN_RATE, _SINCE = _COLUMNS[9:]
 _HAS_PLACE = 1.5
-"""Requests a slot below which a node has a place."""
+"""A node has a place while its requests per slot are below this."""
 
 
 class LoadTable:
-    """One row a node. ``observed`` is read whenever ``observe`` says that it has news."""
+    """One row per node. ``observed`` is read whenever ``observe`` reports news."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class LoadTable:
         subnet_of: Callable[[bytes], bytes] = lambda peer: peer,
         connected_at: Callable[[bytes], float] = lambda peer: 0.0,
     ) -> None:
-        """subnet_of: what a peer counts as where all keys of a subnet count together; connected_at: the time at
-        which it connected."""
+        """subnet_of: the group in which a peer is counted; all keys of a subnet count together. connected_at: the time
+        at which a peer connected."""
         self._me = me
         self._config = config
         self._observed = observed
@@ -46,7 +46,7 @@ class LoadTable:
         self._connected_at = connected_at
         self._subnets: dict[bytes, bytes] = {}
         self._of_subnet: dict[bytes, set[bytes]] = {}
-        """Both ways; as it was when a peer came."""
+        """The mapping in both directions, as it was when each peer came."""
         self._columns: NDArray[np.float64] = np.zeros((len(_COLUMNS), 16))
 
     def __len__(self) -> int:
@@ -54,20 +54,20 @@ class LoadTable:
 
     @property
     def peers(self) -> Sequence[bytes]:
-        """Row by row. To look at."""
+        """The peer of each row. Read-only."""
         return self._peers
 
     def subnet(self, peer: bytes) -> bytes:
-        """What ``peer``, which is here, counts as."""
+        """The group in which ``peer``, which must be in the table, is counted."""
         return self._subnets[peer]
 
     def of_subnet(self, subnet: bytes) -> Collection[bytes]:
-        """Its peers that are here. To look at."""
+        """The subnet's peers in the table. Read-only."""
         return self._of_subnet.get(subnet, ())
 
     def put(self, peer: bytes, served: Served, told_at: float, holds_until: float, round_trip_s: float | None) -> None:
-        """What ``peer`` told of itself at ``told_at``, and that would have told any change until ``holds_until``.
-        round_trip_s: None when it was not measured yet. Mutates."""
+        """``peer`` reported ``served`` at ``told_at`` and would have reported any change until ``holds_until``.
+        round_trip_s: None when not measured yet. Mutates."""
         row = self._row_of.get(peer)
         if row is None:
             row = self._add(peer)
@@ -85,13 +85,13 @@ class LoadTable:
         )
 
     def observe(self, peer: bytes) -> None:
-        """``observed`` has news of ``peer``, who need not be here. Mutates."""
+        """``observed`` has news of ``peer``, which need not be in the table. Mutates."""
         row = self._row_of.get(peer)
         if row is not None:
             self._columns[_IMPRECISION:, row] = self._observed.record(peer, self._connected_at(peer))
 
     def remove(self, peer: bytes) -> None:
-        """Nothing happens if ``peer`` is not here. Mutates."""
+        """Remove ``peer`` if it is in the table. Mutates."""
         row = self._row_of.pop(peer, None)
         if row is None:
             return
@@ -106,7 +106,7 @@ class LoadTable:
             self._columns[:, row] = self._columns[:, len(self._peers)]
 
     def pasts_s(self, now: float) -> NDArray[np.float64]:
-        """Row by row, how long it has been known, see ``observed.py``; infinity for this node."""
+        """How long each row's node has been known, see ``observed.py``; infinity for this node."""
         pasts_s = np.maximum(now - self._columns[_SINCE, : len(self._peers)], 0.0)
         own = self._row_of.get(self._me)
         if own is not None:
@@ -114,14 +114,14 @@ class LoadTable:
         return pasts_s
 
     def past_s(self, peer: bytes, now: float) -> float:
-        """As ``pasts_s``, of one; infinity if it is not here."""
+        """The value of ``pasts_s`` for ``peer``; infinity if it is not in the table."""
         row = self._row_of.get(peer)
         if row is None or peer == self._me:
             return math.inf
         return max(now - float(self._columns[_SINCE, row]), 0.0)
 
     def has_place(self) -> NDArray[np.bool_]:
-        """Row by row, whether a prompt would begin there soon, as it told last."""
+        """For each row whether a prompt would begin there soon, by the node's last report."""
         slots = self._columns[_SLOTS, : len(self._peers)]
         return (slots > 0) & (self._columns[_REQUESTS, : len(self._peers)] < slots * _HAS_PLACE)
 
@@ -135,26 +135,26 @@ class LoadTable:
         now: float,
         max_waiting_per_slot: float = math.inf,
     ) -> Candidates:
-        """This node, and everybody whose context holds ``prompt_tokens`` and one more, but for ``left_out`` and, where
-        queues have a bound, those with a longer queue and those that told lately that they have no slots. Peers that
-        are not here are ignored in what is told of them:
+        """This node and every node whose context holds ``prompt_tokens`` and one more. ``left_out`` are excluded. If
+        ``max_waiting_per_slot`` is finite, nodes with a longer queue are excluded, and nodes that reported lately that
+        they have no slots. Entries for peers that are not in the table are ignored:
 
-        matched: tokens of the prompt in its cache; sent: tokens of the prompt sent there by this node lately;
-        under_way: requests sent there by this node that are not over.
+        matched: tokens of the prompt in the peer's cache; sent: tokens of the prompt that this node sent there lately;
+        under_way: requests that this node sent there and that are not over.
         """
         num = len(self._peers)
         columns = self._columns[:, :num]
         slots = columns[_SLOTS]
         matched_tokens, sent_tokens = self._scattered(matched), self._scattered(sent)
         age_s = np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0)
-        # What was there long ago is done by now, and who tells nobody that it is must not be avoided for ever.
+        # An old queue is done by now. A node that does not report its end must not be avoided for ever.
         still_there = np.exp2(age_s * (-1.0 / self._config.told_half_life_s))
         queued, requests = columns[_QUEUED] * still_there, columns[_REQUESTS] * still_there
         overdue_s = np.zeros(num)
         for peer, running in under_way.items():
             row = self._row_of.get(peer)
             if row is not None:
-                # Its last word about its load cannot include what was not there yet when it spoke.
+                # The peer's last report cannot include requests that had not arrived when the peer sent it.
                 since = columns[_TOLD_AT, row] - columns[_ROUND_TRIP, row]
                 unreported = [one.tokens for one in running if one.sent_at > since]
                 queued[row] += sum(unreported)
@@ -165,11 +165,11 @@ class LoadTable:
         )
         fits = columns[_CONTEXT] > prompt_tokens
         own = self._row_of.get(self._me)
-        if own is not None:  # its engine says itself what is too long, and better
+        if own is not None:  # its engine itself refuses what is too long, and knows better
             fits[own] = True
         fits &= requests < np.maximum(slots, 1.0) * (1 + max_waiting_per_slot)
         if math.isfinite(max_waiting_per_slot):
-            # Its engine is starting again. Of another node's new engine the news may have been lost.
+            # Without slots the node's engine is starting again. The report of another node's new engine may be lost.
             has_engine = (slots > 0) | (age_s > self._config.told_half_life_s)
             if own is not None:
                 has_engine[own] = slots[own] > 0
@@ -193,7 +193,7 @@ class LoadTable:
             columns[_SEEN_RATE].copy(),
         )
         if own is not None:
-            made[-1][own] = math.inf  # (its own word is true)
+            made[-1][own] = math.inf  # (this node's own report is true)
         if np.logical_and.reduce(fits):
             return Candidates(self._peers.copy(), -1 if own is None else own, *made)
         places = np.flatnonzero(fits).tolist()

@@ -1,16 +1,15 @@
-"""What is given to nodes that have not served this one for long: a share of its prompts, while others can serve.
+"""The share of its prompts that this node gives to nodes it has not known for long, while others can serve.
 
-Keys are free, and everything that a node tells of itself is a claim. One that claims to be idle, fast and to hold every
-prefix would be the best choice for every prompt, and where it answers at once whatever comes to its mind, no measure of
-time tells it from a fast machine. What such a node cannot have at once is a past. So a node that has been
-known for less than ``PROBATION_S`` is a *newcomer* beside those that have been for longer, and gets no more than a
-twelfth of the prompts, or an equal part where few others have a place for them; all keys of a subnet together, and
-all newcomers together no more than half. What they claim to hold counts half, but what this node sent there itself.
+Keys are free, and all reports of a node about itself are claims. A node that claims to be idle, fast and to hold every
+prefix would be the best choice for every prompt. If it answers at once with invented text, no measured time
+distinguishes it from a fast machine. Only a past cannot be had at once. So a node that has been known for less than
+``PROBATION_S``, beside nodes known for longer, is a *newcomer*. It gets at most a twelfth of the prompts, or an equal
+part where few others have a place for them. All keys of a subnet count together, and all newcomers together get at most
+half. Half of the cache that a newcomer claims counts, but all of the prompts that this node itself sent there.
 
-Where all are new, as in a swarm that has just started, nobody has a longer past, and only this node itself, which knows
-itself, counts against the others.
+Where all are new, as in a swarm that has just started, only this node, which knows itself, counts as longer known.
 
-Invariant: at most MAX_SUBNETS shares are remembered, the latest; they are those of the last ``WINDOW`` prompts.
+Invariant: at most MAX_SUBNETS shares are remembered, the latest; they are shares of the last ``WINDOW`` prompts.
 """
 
 import math
@@ -22,33 +21,33 @@ from mycelia.proto.routing.load_table import LoadTable
 
 PROBATION_S = 600.0
 LONGER_S = 30.0
-"""By which the past of others is longer beside which a node is new: those that start together are found one by one."""
+"""A node is new only beside nodes whose past is this much longer: nodes that start together are found one by one."""
 LEAST_SHARE, ALL_SHARE = 0.08, 0.5
-"""Of the prompts: that one subnet of newcomers gets, and all of them."""
+"""Shares of the prompts: for one subnet of newcomers, and for all newcomers together."""
 WINDOW = 32
 FEW_OTHERS = 3
-"""Nodes with a longer past beside this one, from which on newcomers are bounded together and claims count half."""
+"""Number of longer known nodes besides this one at which newcomers are bounded together and claims count half."""
 MAX_IN_FLIGHT = 4
-"""Requests of this node at one newcomer."""
+"""Requests of this node in flight at one newcomer."""
 MAX_SUBNETS = 128
 _LOOK_S = 1.0
-"""Between two looks who is new and who has a place: 30 us for 256 nodes."""
+"""Seconds between two updates of the newcomers and the nodes with a place. One takes 30 us for 256 nodes."""
 _FADING = 1.0 - 1 / WINDOW
 
 
 class Newcomers:
-    """Shares of the prompts that this node sent somewhere."""
+    """Which part of this node's prompts each subnet got."""
 
     def __init__(self) -> None:
         self._shares: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
-        """Subnet -> its share, and of which prompt on that was so."""
+        """Subnet -> (its share, the number of the prompt at which it had this share)."""
         self._all_share = 0.0
         self._num_sent = 0
         self._table: LoadTable | None = None
         self._looked_at = 0.0
-        """When was looked at that last; what was seen:"""
+        """Time of the last update, which computes the following:"""
         self._past_s = 0.0
-        """A shorter past makes a newcomer."""
+        """A node with a shorter past is a newcomer."""
         self._newcomers: set[bytes] = set()
         self._others_s: list[float] = []
         """Pasts of the nodes that had a place, sorted."""
@@ -66,7 +65,7 @@ class Newcomers:
         self._all_share += (is_new - self._all_share) / WINDOW
 
     def look(self, table: LoadTable, in_flight: Callable[[bytes], int], now: float) -> tuple[set[bytes], set[bytes]]:
-        """(newcomers of ``table`` where there are others enough, its nodes that get no prompt now). Mutates."""
+        """(newcomers of ``table`` if there are enough others, nodes of it that get no prompt now). Mutates."""
         if table is not self._table or now >= self._looked_at + _LOOK_S:
             self._look(table, now)
         newcomers, left_out = self._newcomers, set[bytes]()
@@ -96,7 +95,7 @@ class Newcomers:
         return num_others >= FEW_OTHERS or (num_others > 0 and share > 1 / (1 + num_others))
 
     def _share(self, subnet: bytes) -> float:
-        """Of the prompts up to now."""
+        """The subnet's share of the prompts up to now."""
         share, since = self._shares.get(subnet, (0.0, 0))
         return share * _FADING ** (self._num_sent - since) if share else 0.0
 

@@ -1,17 +1,17 @@
-"""What this node itself saw of the nodes it sent requests to: how true the beliefs were on which they were chosen.
+"""What this node itself observed of the nodes it sent requests to: how true the beliefs were on which it chose them.
 
-*Precision* is the share of the tokens believed to be cached that were found cached; digests grow old, and liars
-exaggerate. *Lateness* is how many seconds later than expected first tokens came; a machine may be busy with other
-things, and liars claim to be fast and idle. (A factor would do them no harm: they claim to answer at once.) Both are
-moving averages that fade back to nothing, so that whoever is not asked any more is given another chance.
+*Precision* is the share of the tokens believed to be cached that were found cached; digests grow old, and dishonest
+nodes exaggerate. *Lateness* is how many seconds later than expected first tokens came; a machine may be busy with other
+work, and dishonest nodes claim to be fast and idle. (A factor would not catch a claim to answer at once.) Both are
+moving averages that fade to nothing, so that a node that gets no requests any more gets another chance.
 
-The serving node itself tells how many tokens were cached. It can say more than there were, but not make the first token
-come as soon: that lie makes it late instead.
+The serving node itself reports how many tokens were cached. It can report too many, but the first token does not come
+sooner for it: that lie shows as lateness instead.
 
-*Pace* is the time between two tokens of an answer, and *speed* the fastest prefill that was seen. They do not fade: a
-machine stays what it is. Nor does the *past* of a node: the time since it connected first. Bad answers cost it, and a
-new one begins with the next good answer. (It does not begin with the first answer: of nodes that came together some are
-asked much later than others.)
+*Pace* is the time between two tokens of an answer, and *speed* the fastest observed prefill. They do not fade, because
+a machine does not change. The *past* of a node does not fade either: it is the time since the node first connected. Bad
+answers shorten it, and a new past begins with the next good answer. (The first past does not begin with the first
+answer: of nodes that came together, some get a request much later than others.)
 
 Invariant: at most ``max_observed`` peers are remembered, the ones observed last.
 """
@@ -30,22 +30,22 @@ class _Record:
     imprecision: float = 0.0
     lateness_s: float = 0.0
     num_late: int = 0
-    """Observations of lateness: the first few count more, so that a node meets each liar only once or twice."""
+    """Observations of lateness. The first few weigh more, so that each dishonest node gets only one or two requests."""
     at: float = 0.0
     token_s: float = 0.0
     """0: not measured."""
     prefill_rate: float = 0.0
-    """Likewise."""
+    """0: not measured."""
     num_good: int = 1
-    """Good answers, and one more to begin with, less those that bad ones cost. At 0 nothing is left of the past."""
+    """Good answers, and one to begin with, less those that bad answers cost. At 0 nothing is left of the past."""
     since: float = 0.0
-    """When its past began; 0: when it connected."""
+    """When the past began; 0: when the peer connected."""
 
 
 _LATEST = 64
-"""Nodes of which the usual pace is taken."""
+"""Number of nodes from which the usual pace is taken."""
 _MAX_NUM_LATE = 1_000
-"""By far enough for a weight that no longer changes."""
+"""Far more than needed for a weight that no longer changes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Observation:
     lateness_s: float
     num_late: int
     at: float
-    """Unix time in seconds at which that was so; it fades from then on."""
+    """Unix time in seconds of these values; they fade from then on."""
     token_s: float = 0.0
     prefill_rate: float = 0.0
     num_good: int = 1
@@ -65,25 +65,25 @@ class Observation:
 
 
 _MAX_NUM_GOOD = 64
-"""So that a few bad ones in a row cost all of it."""
+"""Bound that lets a few bad answers in a row cost the whole past."""
 PAST_KEPT_S = 7 * 86_400.0
-"""After the last answer."""
+"""How long a past is kept after the last answer."""
 _SLOWER_WEIGHT = 0.02
-"""Of a rate below the fastest: most prompts show less than a machine can."""
+"""Weight of a rate below the fastest: most prompts show less than a machine can do."""
 FORGOTTEN_HALF_LIVES = 16
-"""After so many nothing is left: 600 s late are 10 ms then."""
+"""After this many half-lives nothing is left: a lateness of 600 s is 10 ms then."""
 
 
 class Observed:
     """Precision and lateness of every node that answered lately."""
 
     def __init__(self, config: RoutingConfig, on_news: Callable[[bytes], None] = lambda peer: None) -> None:
-        """on_news: called with each peer of which something was observed."""
+        """on_news: called with each peer after a new observation of it."""
         self._config = config
         self._on_news = on_news
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self.usual_token_s = config.default_token_s
-        """The median of the nodes observed last. Only read it."""
+        """Median pace of the nodes observed last. Read-only."""
 
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._records
@@ -92,7 +92,7 @@ class Observed:
         return len(self._records)
 
     def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
-        """It was expected after ``expected_s`` by what was told, and came after ``observed_s``. Mutates."""
+        """The first token came after ``observed_s``; the peer's reports said ``expected_s``. Mutates."""
         record = self._faded(peer, now)
         late_s = min(max(observed_s - expected_s, 0.0), self._config.max_lateness_s)
         record.num_late += 1
@@ -101,17 +101,17 @@ class Observed:
         self._on_news(peer)
 
     def on_late(self, peer: bytes, late_s: float, now: float) -> None:
-        """Tokens came so late, or were lost: counts as a first token that is as late, and as a bad answer. Mutates."""
+        """Tokens came this late or were lost. Counts as a first token this late, and as a bad answer. Mutates."""
         self._bad(peer, False, now)
         self.on_first_token(peer, 0.0, late_s, now)
 
     def on_lie(self, peer: bytes, now: float) -> None:
-        """What it sent cannot be true: nothing is left of its past. Mutates."""
+        """The peer sent something that cannot be true: nothing is left of its past. Mutates."""
         self._bad(peer, True, now)
         self._on_news(peer)
 
     def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
-        """``believed_tokens`` of a prompt, at least one, were expected in its cache, and ``cached_tokens`` were.
+        """``cached_tokens`` of a prompt were in the peer's cache; ``believed_tokens``, at least 1, were expected there.
         Mutates."""
         record = self._faded(peer, now)
         missing = 1.0 - min(cached_tokens / believed_tokens, 1.0)
@@ -127,28 +127,28 @@ class Observed:
         self._on_news(peer)
 
     def on_prefilled(self, peer: bytes, rate: float, now: float) -> None:
-        """A prompt of ``peer`` was computed at ``rate`` tokens/s or faster, as it seems from here. Mutates."""
+        """``peer`` computed a prompt at ``rate`` tokens/s or faster, as observed here. Mutates."""
         record = self._faded(peer, now)
         weight = 1.0 if rate > record.prefill_rate else _SLOWER_WEIGHT
         record.prefill_rate += weight * (min(rate, self._config.max_prefill_rate) - record.prefill_rate)
         self._on_news(peer)
 
     def on_answered(self, peer: bytes, connected_at: float, now: float) -> None:
-        """With nothing wrong, as far as can be seen. Mutates."""
+        """``peer`` gave an answer in which nothing wrong was found. Mutates."""
         record = self._faded(peer, now)
         record.since = (record.since or connected_at) if record.num_good else now
         record.num_good = min(record.num_good + 1, _MAX_NUM_GOOD)
         self._on_news(peer)
 
     def expected_token_s(self, peer: bytes) -> float:
-        """Of an answer of ``peer``: the usual, or as slow as it was itself, within bounds. Does not mutate."""
+        """Expected seconds per token of ``peer``: the usual pace or its own slower one, bounded. Does not mutate."""
         usual_s, record = self.usual_token_s, self._records.get(peer)
         own_s = record.token_s if record else 0.0
         return min(max(own_s, usual_s), usual_s * self._config.max_slowness)
 
     def record(self, peer: bytes, connected_at: float) -> tuple[float, float, float, float, float]:
-        """(1 - precision, lateness in seconds, when that was so, speed, when its past began). The first two fade from
-        then on, to half in ``observation_half_life_s``. Zeros when nothing is known, infinity for no past. Does not
+        """(1 - precision, lateness in seconds, the time of these values, speed, when the past began). The first two
+        halve every ``observation_half_life_s`` from then on. Zeros for an unknown peer; infinity for no past. Does not
         mutate."""
         record = self._records.get(peer)
         if record is None:
@@ -157,17 +157,17 @@ class Observed:
         return record.imprecision, record.lateness_s, record.at, record.prefill_rate, since
 
     def lateness_s(self, peer: bytes, now: float) -> float:
-        """0 when nothing is known. Does not mutate."""
+        """The peer's lateness now; 0 for an unknown peer. Does not mutate."""
         record = self._records.get(peer)
         return record.lateness_s * self._fading(record, now) if record else 0.0
 
     def precision(self, peer: bytes, now: float) -> float:
-        """From 0 to 1, 1 when nothing is known. Does not mutate."""
+        """The peer's precision now, from 0 to 1; 1 for an unknown peer. Does not mutate."""
         record = self._records.get(peer)
         return 1.0 - record.imprecision * self._fading(record, now) if record else 1.0
 
     def observations(self, now: float) -> list[Observation]:
-        """What to ``restore`` after a restart: of everybody of whom something is left, whoever was observed last at the
+        """What ``restore`` takes after a restart: every peer of which something is left, the last observed one at the
         end. Does not mutate."""
         return [
             Observation(peer, **vars(record))
@@ -176,8 +176,8 @@ class Observed:
         ]
 
     def restore(self, observations: Sequence[Observation], now: float) -> None:
-        """Remember what was observed before a restart; what is out of all bounds is brought into them, and times to
-        come are ``now``. Mutates."""
+        """Remember what was observed before a restart. Values out of bounds are clamped; times in the future become
+        ``now``. Mutates."""
         for one in observations:
             numbers = (one.imprecision, one.lateness_s, one.at, one.token_s, one.prefill_rate, one.since)
             if not all(map(math.isfinite, numbers)) or not self._is_left(one.at, one.num_good, now):
