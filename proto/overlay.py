@@ -257,7 +257,6 @@ class Overlay:
         return self.requests.silence_s(request_id, attempt)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when a documented invariant is broken. For tests and the simulator."""
         self.members.check_invariants()
         self.reports.check_invariants()
         self.digests.check_invariants()

@@ -280,7 +280,6 @@ class Engine:
         )
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when the books do not fit each other."""
         self._tree.check_invariants()
         self._waiting.check_invariants()
         assert self._num_active() <= self.spec.slots

@@ -1,9 +1,9 @@
-"""Which IP addresses mean the same machine everywhere, as the IANA's registries of special-purpose addresses have it
+"""Which IP addresses mean the same machine everywhere, by the IANA's registries of special-purpose addresses
 (https://www.iana.org/assignments/iana-ipv4-special-registry, .../iana-ipv6-special-registry, of 2025).
 
-Python's ``is_global`` knows another list in each version, and takes what it does not know for public. Here IPv6 is
-public only inside 2000::/3, the only part of it that is given out. Ranges in which single addresses are reachable, as
-192.0.0.0/24 and 2001::/23, count as one: no node is there.
+Python's ``is_global`` has another list in each version and takes unknown ranges for public. Here IPv6 is public only
+inside 2000::/3, the only part that is given out. Ranges in which single addresses are reachable, such as 192.0.0.0/24
+and 2001::/23, count as not public: no node is there.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ _NOT_PUBLIC = [
         "240.0.0.0/4",  # reserved, and broadcast
         "2001::/23",  # protocol assignments, Teredo among them
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4 (what it leads to is looked at instead, see ``unwrapped``)
+        "2002::/16",  # 6to4 (``unwrapped`` gives the address it leads to)
         "3fff::/20",  # documentation
     )
 ]
@@ -45,8 +45,8 @@ _LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 _SHARED = [ip_network("100.64.0.0/10")]
 _TRANSLATED_HERE = [ip_network("64:ff9b:1::/48")]
 _IPV4_INSIDE = [ip_network(text) for text in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
-"""IPv6 addresses that end in the IPv4 address that they lead to: mapped, compatible (deprecated), and as a network that
-speaks IPv6 alone sees them (RFC 6052)."""
+"""IPv6 addresses that end in the IPv4 address they lead to: mapped, compatible (deprecated), and as an IPv6-only
+network sees them (RFC 6052)."""
 _6TO4 = ip_network("2002::/16")
 
 
@@ -60,17 +60,17 @@ def unwrapped(ip: Address) -> Address:
 
 
 def is_public(ip: Address) -> bool:
-    """Whether it may mean the same machine everywhere. Give it ``unwrapped``."""
+    """Whether the address may mean the same machine everywhere. ``ip`` must be ``unwrapped``."""
     return (ip.version == 4 or ip in _GIVEN_OUT) and not _is_in(ip, _NOT_PUBLIC)
 
 
 def may_tell(teller: Address | None, ip: Address) -> bool:
-    """Whether ``ip`` may be connected with because a peer at ``teller`` said so; None: it is not known where that is.
-    Give it both ``unwrapped``.
+    """Whether this node may connect to ``ip`` because a peer at ``teller`` (None: unknown place) announced it. Both
+    must be ``unwrapped``.
 
-    Public addresses may be told by anybody, those of this machine by itself, those of private networks by peers in one.
-    The customers of a provider may tell of each other alone, and of whoever comes through a translator of addresses it
-    is not known where it is."""
+    Any peer may announce public addresses, a peer on this machine also loopback ones, a peer in a private network
+    private ones. Customers behind one provider's NAT may announce each other only. The place of a peer behind an
+    address translator is unknown."""
     if _is_in(ip, _NOBODY):
         return False
     if is_public(ip):

@@ -1,8 +1,8 @@
-"""Bytes that are held for clients, in all and each its share: the rule of ``shares.has_room``, counted in bytes.
+"""Bytes held for clients, bounded in total and per client: the rule of ``shares.has_room``, counted in bytes.
 
-A client may hold more while it would then hold less than is free, so that one alone gets half of the room and something
-is left for the next one. What comes while nothing is held is let in however large it is: it could never be otherwise.
-Nothing here knows what is held; callers give back what they took.
+A client may hold more while it would then hold less than is free. So one client alone gets half of the room and some is
+left for the next one. While nothing is held, any size is let in: otherwise a large one could never enter. The caller
+gives back what it took.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from mycelia.proto.admission.shares import has_room
 
 
 class ByteShares:
-    """Invariant: what ``take`` granted is never more than ``num_bytes`` in all, or one thing."""
+    """Bytes held per client. Invariant: ``take`` grants at most ``num_bytes`` in total, or a single item."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
@@ -26,16 +26,16 @@ class ByteShares:
         return True
 
     def force(self, client: Hashable, num_bytes: int) -> None:
-        """Count what is held in any case. Mutates."""
+        """Count bytes that are held in any case. Mutates."""
         self._held[client] += num_bytes
 
     def free(self, client: Hashable, num_bytes: int) -> None:
-        """What ``take`` or ``force`` counted. Mutates."""
+        """Give back what ``take`` or ``force`` counted. Mutates."""
         self._held[client] -= num_bytes
         if not self._held[client]:
             del self._held[client]
 
     @property
     def total(self) -> int:
-        """Bytes that are held."""
+        """Bytes held by all clients."""
         return self._held.total()

@@ -1,7 +1,7 @@
-"""Which of several comes next, fair by the service that each received: one level of ``fair_queue.py``, with the theory.
+"""Which share comes next, fair by the service each received: one level of ``fair_queue.py``, with the theory.
 
-Invariants: a counter never falls but by what is given back; of shares in which nothing waits at most ``max_kept`` are
-remembered, those that are ahead of one that waits before others.
+Invariants: a counter falls only by service that is given back. At most ``max_kept`` shares in which nothing waits are
+remembered, preferably those that are ahead of a waiting one.
 """
 
 import itertools
@@ -11,17 +11,17 @@ from itertools import zip_longest
 from typing import Any, Generic, Protocol, TypeVar
 
 OWNER = b""
-"""The key of this node's own. It comes before all others whose counters are near its own."""
+"""The key of this node's own requests. It comes before all others whose counters are near its own."""
 LEVEL_SHARE = 0.5
-"""At 1 a client that asks now and then of an engine that eight others keep busy waits 8.7 s instead of 5.9 s, as it
-begins in their middle; at a half 6.4 s. At a quarter 6.0 s, and a client that is ahead may wait twice as long as at a
-half."""
+"""Share of the service by which the level rises. A client that sometimes asks an engine kept busy by eight others waits
+8.7 s at 1 instead of 5.9 s, as it begins in their middle; 6.4 s at 1/2; 6.0 s at 1/4, but there a client that is ahead
+may wait twice as long as at 1/2."""
 
 Key = bytes | str
 
 
 class Line(Protocol):
-    """What waits in one share, in order."""
+    """The waiting items of one share, in order."""
 
     def __len__(self) -> int: ...
 
@@ -37,11 +37,11 @@ class _Share(Generic[LineT]):
     counter: float
     """Service received; comparable between shares of one order."""
     turn: int = 0
-    """Orders shares by the moment since which their first one is the next of theirs."""
+    """Orders shares by the moment since which their first item has been their next one."""
 
 
 class FairOrder(Generic[LineT]):
-    """Shares with counters, and the order in which what waits in them should start."""
+    """Shares with counters, and the order in which their waiting items should start."""
 
     def __init__(self, slack: float, max_kept: int, new_line: Callable[[], LineT]) -> None:
         self._slack = slack
@@ -49,18 +49,18 @@ class FairOrder(Generic[LineT]):
         self._new_line = new_line
         self._shares: dict[Key, _Share[LineT]] = {}
         self._waiting: dict[Key, _Share[LineT]] = {}
-        """Of those, the ones in which something waits."""
+        """The shares in which something waits."""
         self._level = 0.0
-        """Not yet put between the counters of those that wait."""
+        """The level before it is clamped to the counters of the waiting shares."""
         self._last: Key | None = None
-        """The share of which something started last."""
+        """The share that started something last."""
         self._turns = itertools.count()
 
     def __len__(self) -> int:
         return sum(len(share.line) for share in self._waiting.values())
 
     def __iter__(self) -> Iterator[Any]:
-        """What waits, in the order in which it should start if no counter changed; of one share in its line's order."""
+        """The waiting items in the order in which they should start if no counter changed."""
         shares = [share for key, share in self._waiting.items() if key != OWNER]
         own = self._waiting.get(OWNER)
         most = min((share.counter for share in self._waiting.values()), default=0.0) + self._slack
@@ -77,20 +77,20 @@ class FairOrder(Generic[LineT]):
 
     @property
     def num_waiting(self) -> int:
-        """Shares in which something waits."""
+        """Number of shares in which something waits."""
         return len(self._waiting)
 
     def line(self, key: Key) -> LineT | None:
-        """What waits in a share; None if nothing does."""
+        """The line of a share; None if nothing waits in it."""
         share = self._waiting.get(key)
         return share.line if share else None
 
     def known(self, key: Key) -> LineT:
-        """The line of a share, in which the caller changes no more than counters. Mutates: it is known then."""
+        """The line of a share, in which the caller may only change counters. Mutates: adds the share."""
         return self._known(key).line
 
     def entered(self, key: Key) -> LineT:
-        """The line of a share, in which the caller puts something now. Mutates."""
+        """The line of a share, into which the caller puts an item now. Mutates."""
         if key in self._waiting:
             return self._waiting[key].line
         floor = self._floor()
@@ -101,7 +101,7 @@ class FairOrder(Generic[LineT]):
         return share.line
 
     def lifted(self, key: Key) -> LineT:
-        """The line of a share that begins to wait elsewhere: its counter becomes what it would be if the share waited
+        """The line of a share that begins to wait in another queue: its counter becomes what it would be if it waited
         here. Mutates."""
         floor = self._floor()
         share = self._known(key)
@@ -109,7 +109,7 @@ class FairOrder(Generic[LineT]):
         return share.line
 
     def returned(self, key: Key, is_next: bool) -> LineT:
-        """As ``entered``, of what had started: the counter stays. is_next: its turn is before all others. Mutates."""
+        """Like ``entered`` for an item that had started: the counter stays. is_next: it comes first of all. Mutates."""
         share = self._known(key)
         if is_next:
             share.turn = -1
@@ -119,7 +119,7 @@ class FairOrder(Generic[LineT]):
         return share.line
 
     def left(self, key: Key, was_first: bool) -> None:
-        """The caller took something out of a share's line. was_first: it was the next of that share. Mutates."""
+        """The caller took an item out of a share's line. was_first: it was the share's next one. Mutates."""
         share = self._waiting[key]
         if was_first:
             share.turn = next(self._turns)
@@ -127,7 +127,7 @@ class FairOrder(Generic[LineT]):
             del self._waiting[key]
 
     def starts(self, key: Key) -> None:
-        """Call before what starts leaves its line. Mutates."""
+        """Call before the starting item leaves its line. Mutates."""
         self._level = self._floor()
         self._last = key
 
@@ -143,7 +143,6 @@ class FairOrder(Generic[LineT]):
         return share.counter if share else self._floor()
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when the books do not fit each other."""
         assert self._waiting == {key: share for key, share in self._shares.items() if len(share.line)}
         assert len(self._shares) <= self._max_kept + len(self._waiting) + 1
 
@@ -156,7 +155,7 @@ class FairOrder(Generic[LineT]):
         return self._shares[key]
 
     def _floor(self) -> float:
-        """The counter that a share in which something begins to wait has at least: the level, if any waits."""
+        """The least counter of a share in which something begins to wait: the level, if any share waits."""
         if self._waiting:
             counters = [share.counter for share in self._waiting.values()]
             return min(max(self._level, min(counters)), max(counters))
@@ -164,7 +163,7 @@ class FairOrder(Generic[LineT]):
         return last.counter if last else 0.0
 
     def _forget(self) -> None:
-        """Of shares in which nothing waits those that gain nothing by it, else the one that gains least."""
+        """Forget the idle shares that gain nothing by it, or else the one that gains least."""
         least = min((share.counter for share in self._waiting.values()), default=self._floor())
         idle = {key: share.counter for key, share in self._shares.items() if not len(share.line) and key != self._last}
         gone = [key for key, counter in idle.items() if counter <= least]

@@ -1,4 +1,4 @@
-"""How much of something one sender may do: pure token buckets, one a key, in bounded memory."""
+"""How often each sender may do something: pure token buckets, one per key, in bounded memory."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -8,7 +8,7 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 class TokenBucket:
-    """``rate`` tokens a second flow in, at most ``burst`` lie there. Time comes from the caller, in seconds.
+    """A bucket that gets ``rate`` tokens a second and holds at most ``burst``. The caller gives the time, in seconds.
 
     Invariant: in any window of t seconds at most ``burst + rate * t`` tokens are taken.
     """
@@ -20,11 +20,11 @@ class TokenBucket:
         self._updated_at = now
 
     def has(self, now: float, tokens: float = 1.0) -> bool:
-        """Whether there are enough. Does not mutate."""
+        """Whether there are enough tokens. Does not mutate."""
         return min(self._burst, self._tokens + max(0.0, now - self._updated_at) * self._rate) >= tokens
 
     def take(self, now: float, tokens: float = 1.0) -> bool:
-        """Whether there were enough; takes them if so. Mutates."""
+        """Whether there were enough tokens; takes them if so. Mutates."""
         self._refill(now)
         if self._tokens < tokens:
             return False
@@ -32,7 +32,7 @@ class TokenBucket:
         return True
 
     def spend(self, now: float, tokens: float) -> None:
-        """Take what was used already, also if it is more than there is. Mutates."""
+        """Take tokens for what was used already, also more than there are. Mutates."""
         self._refill(now)
         self._tokens -= tokens
 
@@ -42,8 +42,8 @@ class TokenBucket:
 
 
 class Limits(Generic[KeyT]):
-    """A bucket for every key seen lately. The key that was quiet the longest is forgotten first: what it then may do
-    at once is one burst more, and inventing keys costs whoever does it a message each."""
+    """A bucket for every recent key. The key that was quiet for longest is forgotten first. It can then do one burst
+    more, and each invented key costs its sender a message."""
 
     def __init__(self, rate: float, burst: float, max_keys: int = 8_192) -> None:
         self._rate = rate
@@ -64,7 +64,7 @@ class Limits(Generic[KeyT]):
         return self._bucket(key, now).take(now)
 
     def spend(self, key: KeyT, tokens: float, now: float) -> None:
-        """``key`` used so much. Mutates."""
+        """``key`` used ``tokens``. Mutates."""
         self._bucket(key, now).spend(now, tokens)
 
     def _bucket(self, key: KeyT, now: float) -> TokenBucket:

@@ -1,10 +1,10 @@
-"""Too much at once, seen from the entry node: its own places, and the nodes that refused for a while.
+"""Overload as the entry node sees it: its own places, and the nodes that refused for a while.
 
-A refusal is no fault of a node that did not just claim to be idle. Who says that it is overloaded is not asked again
-until the time that it said is over or nobody waits there any more, and nothing else comes of it: a node that
-exaggerates loses what it would have been asked.
+A refusal is not held against a node, unless the node had just claimed to be idle. An overloaded node gets no request
+until its stated time is over or nothing waits there any more. There is no other consequence: a node that exaggerates
+loses the requests it would have got.
 
-When everybody who could answer is busy, the client is refused and told when to come again: ``retry_times.py``.
+When all nodes that could answer are busy, the client is refused and gets a retry time: ``retry_times.py``.
 
 Invariant: at most ``MAX_BUSY`` peers are remembered, those that refused last.
 """
@@ -17,9 +17,8 @@ from mycelia.proto.admission.shares import MAX_RETRY_S, Shares
 from mycelia.proto.wire.messages import Failed
 
 OVERLOADED = "overloaded"
-"""The code of such a refusal."""
 UNKNOWN_RETRY_S = 1.0
-"""How long a peer is left alone that does not say."""
+"""How long a peer that states no time gets no request."""
 MAX_BUSY = 4_096
 
 
@@ -39,14 +38,14 @@ class EntryPlaces:
         self._num_over = 0
 
     def join(self, subnet: bytes, in_flight: Collection[Asked], now: float) -> float:
-        """0.0: one more request of ``subnet`` may enter beside those in flight. Else it may after so many seconds.
-        Mutates."""
+        """0.0: one more request of ``subnet`` may enter beside those in flight. Otherwise it may after this many
+        seconds. Mutates."""
         num_over = self._num_joined - len(in_flight)
         for _ in range(min(num_over - self._num_over, self.shares.num_places)):
             self.shares.pace.freed(now, somebody_waits=True)
         self._num_over = num_over
         if 2 * len(in_flight) < self.shares.num_places:
-            self.shares.pace.nobody_waits()  # (time counts while places are scarce)
+            self.shares.pace.nobody_waits()  # (time counts only while places are scarce)
         else:
             self.shares.pace.waits(now)
         num_own = sum(request.subnet == subnet for request in in_flight)
@@ -57,7 +56,7 @@ class EntryPlaces:
 
 
 class BusyPeers:
-    """Who said to be overloaded, and until when. Peer ids are the keys."""
+    """The peers that are overloaded, and until when. Keys are peer ids, or begin with one."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
@@ -71,7 +70,7 @@ class BusyPeers:
             self._until.popitem(last=False)
 
     def idle(self, peer: bytes) -> None:
-        """At ``peer`` nobody waits any more, so that it refuses nobody. Also forgets what begins with it. Mutates."""
+        """Nothing waits at ``peer`` any more. Forgets every key that begins with it. Mutates."""
         for key in [key for key in self._until if key.startswith(peer)]:
             del self._until[key]
 
@@ -79,10 +78,10 @@ class BusyPeers:
         return now < self._until.get(peer, 0.0)
 
     def now(self, now: float) -> set[bytes]:
-        """All that are busy."""
+        """All busy peers."""
         return {peer for peer, until in self._until.items() if now < until}
 
     def least_wait_ms(self, peers: Iterable[bytes], now: float) -> int:
-        """Until the first of ``peers`` that is busy may be asked again, at least 1; 0 if none is."""
+        """Milliseconds until the first busy one of ``peers`` may get a request again, at least 1; 0 if none is busy."""
         waits = [self._until[peer] - now for peer in peers if self.is_busy(peer, now)]
         return max(round(1000 * min(waits)), 1) if waits else 0

@@ -1,8 +1,8 @@
-"""How much work senders may cause: each has a rate, and so has its subnet. What is over waits, nothing is lost.
+"""How much work senders may cause: each sender has a rate, and so has its subnet. Work above it waits; none is lost.
 
-Theory: a sender's work of ``tokens`` is paid off at ``rate``; one that is ``burst`` ahead waits until it is no longer
-(the generic cell rate algorithm, ITU-T I.371: one number a sender). Honest senders that are over for a moment are slow
-for a moment; one that is over all the time is served at its rate, and holds back nobody but its own subnet.
+Theory: a sender's work of ``tokens`` is paid off at ``rate``; a sender that is more than ``burst`` ahead waits (the
+generic cell rate algorithm, ITU-T I.371: one number per sender). An honest sender that exceeds its rate for a moment is
+slow for a moment. A sender that always exceeds it is served at its rate, and delays only its own subnet.
 """
 
 import math
@@ -27,10 +27,10 @@ UNBOUNDED = Rate(math.inf, 1.0)
 
 
 class Pace:
-    """Of one kind of work. Invariant: at most MAX_SENDERS are known, those of whom least was heard lately go first."""
+    """The pace of one kind of work. Invariant: at most MAX_SENDERS are known; the one quiet for longest goes first."""
 
     def __init__(self, sender: Rate, subnet: Rate, local: Rate) -> None:
-        """local: of a subnet in a private network, which may be a whole swarm."""
+        """local: the rate of a subnet in a private network, which may be a whole swarm."""
         self._sender, self._subnet, self._local = sender, subnet, local
         self._paid_at: OrderedDict[Hashable, float] = OrderedDict()
 
@@ -38,8 +38,8 @@ class Pace:
         return len(self._paid_at)
 
     def delay_s(self, sender: bytes, subnet: str, tokens: float, now: float, patience_s: float) -> float | None:
-        """After which time so much work of ``sender`` may be done, 0: at once. None: only after more than
-        ``patience_s``, and it is not to be done. Mutates, unless it is None."""
+        """Seconds after which this work of ``sender`` may be done; 0: at once. None: later than ``patience_s``, so it
+        must not be done. Mutates, unless it is None."""
         dues = [
             self._due(sender, self._sender, tokens, now),
             self._due(subnet, self._local if is_local(subnet) else self._subnet, tokens, now),
@@ -55,5 +55,5 @@ class Pace:
         return delay_s
 
     def _due(self, key: Hashable, rate: Rate, tokens: float, now: float) -> tuple[float, Rate]:
-        """When what ``key`` has caused by then is paid off."""
+        """The time when all work that ``key`` has caused by then is paid off."""
         return max(self._paid_at.get(key, now), now) + tokens / rate.per_s, rate

@@ -1,17 +1,16 @@
-"""Who gets a place when there are more strangers than places, and who gives one up: connections, handshakes, streams.
+"""Which strangers get a place when there are too few, and which give one up: connections, handshakes, streams.
 
-Places are given by subnet (``subnets.Places``). Where a newcomer gets none, the one that does least with its own
-gives it up: of all subnets the one that holds most, and there the one that was used least lately.
+Places are given by subnet (``subnets.Places``). If there is none for a newcomer, the holder that uses its place least
+gives it up: of the subnet that holds most places, the one that was idle for longest.
 
     rank     gives up its place to
     IDLE     another subnet when all places are taken, a known key, its own subnet after ``own_after_s``
     PROVEN   another subnet that holds less than half as many
     KEPT     nobody
 
-Nothing here is an offence: a newcomer decides whether somebody else's place goes.
+Nothing here is an offence: a newcomer's arrival decides whether another holder loses its place.
 
-Invariant: the places that are taken are exactly those of the holders that were admitted and neither released nor given
-up.
+Invariant: the taken places are exactly those of holders that were admitted and neither released nor given up.
 """
 
 from collections.abc import Container
@@ -44,8 +43,8 @@ class Admission(Generic[HolderT]):
     """Places of one kind and their holders."""
 
     def __init__(self, num_places: int, per_key: int, num_kept: int = 0, own_after_s: float = 0.0) -> None:
-        """num_kept: places that only known keys may take. own_after_s: for so long a holder must have been idle that
-        gives up its place to one of its own subnet."""
+        """num_kept: places that only known keys may take. own_after_s: how long a holder must have been idle before it
+        gives up its place to another one of its own subnet."""
         self._places = Places(num_places, per_key, num_kept)
         self._own_after_s = own_after_s
         self._held: dict[HolderT, _Held] = {}
@@ -54,11 +53,11 @@ class Admission(Generic[HolderT]):
         return len(self._held)
 
     def subnet_of(self, holder: HolderT) -> str:
-        """Empty: it holds no place."""
+        """The subnet of ``holder``; empty: it holds no place."""
         return self._held[holder].subnet if holder in self._held else ""
 
     def rank_of(self, holder: HolderT) -> Rank:
-        """IDLE also when it holds no place."""
+        """The rank of ``holder``; IDLE also when it holds no place."""
         return self._held[holder].rank if holder in self._held else Rank.IDLE
 
     def admit(
@@ -71,9 +70,9 @@ class Admission(Generic[HolderT]):
         is_proven: bool = False,
         busy: Container[bytes] = (),
     ) -> list[HolderT] | None:
-        """None: there is no place for ``holder``. Else the holders that gave up theirs, at most one: end them, they
-        are released already. is_known, is_proven: see ``Places.take``. busy: keys whose holders keep what they have.
-        Mutates."""
+        """None: there is no place for ``holder``. Otherwise the holders that gave up their place, at most one: end
+        them, they are already released. is_known, is_proven: see ``Places.take``. busy: keys whose holders keep their
+        places. Mutates."""
         given_up: list[HolderT] = []
         if not self._places.take(key, subnet, is_known, is_proven):
             other = self._idlest(key, subnet, now, is_known, busy)
@@ -94,26 +93,26 @@ class Admission(Generic[HolderT]):
                 held.rank = max(held.rank, rank)
 
     def keep(self, holder: HolderT) -> None:
-        """``holder`` gives up its place to nobody; one without a place is ignored. Mutates."""
+        """``holder`` gives up its place to nobody; does nothing without a place. Mutates."""
         if holder in self._held:
             self._held[holder].rank = Rank.KEPT
 
     def use(self, key: bytes, now: float) -> None:
-        """``key`` does something with what it holds. Mutates."""
+        """``key`` uses what it holds. Mutates."""
         for held in self._held.values():
             if held.key == key:
                 held.used_at = now
 
     def release(self, holder: HolderT) -> _Held | None:
-        """``holder`` is over. Does nothing when it holds no place, as one that gave it up. Mutates."""
+        """``holder`` is over. Does nothing when it holds no place, for example after it gave it up. Mutates."""
         held = self._held.pop(holder, None)
         if held is not None:
             self._places.free(held.key, held.subnet)
         return held
 
     def _idlest(self, key: bytes, subnet: str, now: float, is_known: bool, busy: Container[bytes]) -> HolderT | None:
-        """Who gives up its place for one of ``subnet``."""
-        is_full = is_known or self._places.is_full  # (else its own share is what it has used up)
+        """The holder that gives up its place for a newcomer of ``subnet``."""
+        is_full = is_known or self._places.is_full  # (otherwise only its own share is used up)
         is_at_limit = self._places.is_at_limit(key)
         num_own = self._places.num_of(subnet)
 
@@ -138,6 +137,5 @@ class Admission(Generic[HolderT]):
         self._held[holder] = held
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when the books do not fit each other."""
         self._places.check_invariants()
         assert self._places.num_taken == len(self._held)

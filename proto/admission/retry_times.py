@@ -1,25 +1,26 @@
-"""Who comes again to an entry node that refused it because all nodes are busy: when, and who then waits there.
+"""When a client that was refused because all nodes are busy may come again, and which ones then wait at the entry node.
 
-Were all told when the next node takes one request, all would come then, and all but one in vain. So
+If every refused client got the time of the next free place, all would come then, and all but one in vain. So
 
     wait = (1 + SPACING x (those held + those expected before)) x seconds between two places
 
-where a place is what a node begins with of what entered here. That word is kept from both sides, as in ``shares.py``:
-who comes when told is let in, and held at the entry while no node has a place; who comes earlier hears the same again,
-unless a node is idle. Of retry times that were made as many are expected as came of the last ones of that length, for
-who is told a long time goes elsewhere. A prompt that comes again is known by its client and its tokens: people of one
-machine or one key are not told apart. The choices of one prompt are refused in one moment, and those that others ran
-beside it end then: so many may come at the same time.
+where a place is the start of a request of this entry node at any node. Both sides keep to that time, as in
+``shares.py``: a client that comes in time is let in, and held at the entry while no node has a place. A client that
+comes earlier gets the same time again, unless a node is idle. Of the retry times that were made, only the share is
+expected that came of the last ones of that length, because a client with a long time goes elsewhere. A prompt that
+comes again is known by its client and its tokens: people on one machine or with one key are not distinguished. The
+choices of one prompt are refused in one moment, and choices that already run are cancelled then: all of them may come
+at the same time.
 
-*Clients.* Each has a line of its own, and places go from line to line: of what others have held and appointed only as
-many count before a request as there are of its own client, and one more each. So who asks a hundred things at once
-waits for the hundred and others do not; what it was told before they came is then too short by the places that they
-take, and it is held, or told another time, meanwhile. Retry times and places among the held are shared by the rule of
+*Clients.* Each client has a line of its own, and places go from line to line. Of another client's held and expected
+requests, only as many count before a request as there are of its own client, plus one. So a client that asks a hundred
+things at once waits for the hundred and others do not. A time it got before others came is too short by their places;
+it is held, or gets another time, meanwhile. Retry times and places among the held are shared by the rule of
 ``shares.py``.
 
-What comes for the first time passes while there are no retry times, and else as far as those leave places over. Waits
-at the nodes stay within ``max_waiting_per_slot``, above which nothing is sent there, and those at the entry are short,
-as fewer are told to come than there are places.
+A new prompt passes while there are no retry times, and otherwise as far as they leave places over. Waits at the nodes
+stay within ``max_waiting_per_slot``, above which nothing is sent there. Waits at the entry are short, because fewer
+clients are called than there are places.
 
 Measured against the plain rule, ``Retry-After = queue / rate`` with a jitter of one half and first come, first served
 (``mycelia bench overload``, 8 nodes, medians of 3 seeds of 30 s). The queue is what nodes report, or the clients that
@@ -28,15 +29,15 @@ were refused and are still expected:
 | clients that come again          | here   | nodes' queue / rate | refused clients / rate |
 |----------------------------------|--------|---------------------|------------------------|
 | load 1.5: time true within 2     | 1.00   | 0.31                | 0.38                   |
-| load 1.5: let in when told       | 1.00   | 0.24                | 0.37                   |
+| load 1.5: let in at that time    | 1.00   | 0.24                | 0.37                   |
 | load 1.5: TTFT p99               | 29 s   | 87 s                | 48 s                   |
 | load 3: time true within 2       | 1.00   | 0.32                | 0.24                   |
-| load 3: let in when told         | 1.00   | 0.06                | 0.29                   |
+| load 3: let in at that time      | 1.00   | 0.06                | 0.29                   |
 | load 3: TTFT p99                 | 16 s   | 86 s                | 54 s                   |
 | load 3: answers per second       | 22.8   | 22.1                | 22.2                   |
 
-Up to load 1 nobody is refused, and all are alike. The TTFT of the median is better with the plain rules (0.7 to 0.9 s
-instead of 1.4 s at load 3): a request that is let in finds a place at once, but luck decides which one that is.
+Up to load 1 no client is refused, and all rules are alike. The median TTFT is better with the plain rules (0.7 to 0.9 s
+instead of 1.4 s at load 3): there an admitted request finds a place at once, but luck decides which one is admitted.
 
 Invariants: at most ``MAX_RETRY_TIMES`` are remembered and ``MAX_HELD`` are held.
 """
@@ -51,34 +52,34 @@ from typing import NamedTuple
 from mycelia.proto.admission.shares import MAX_RETRY_S, Pace, has_room
 
 MAX_RETRY_TIMES = 4_096
-"""At an entry. Who is told more than that finds nothing kept."""
+"""Retry times kept at an entry node; further ones are given but not kept."""
 MAX_HELD = 64
 MAX_HELD_S = 30.0
-"""Requests that came when told and wait at the entry, and how long. More are told another time."""
+"""Requests that came in time and wait at the entry, and how long. Further ones get another time."""
 LEAST_AGAIN_S = 1.0
 """HTTP knows no shorter times."""
 _SPACING = 1.2
-"""Simulated at three times what a swarm can answer: at 1 more than come find places now and then, and then wait for up
-to 20 s as nobody told them otherwise; at 1.3 nothing is better, and what comes for the first time passes oftener."""
+"""Simulated at three times what a swarm can answer: at 1 sometimes more come than find places, and then wait for up to
+20 s because they got no other time; at 1.3 nothing is better, and more new prompts pass."""
 _LAPSE_S, _LAPSE_SHARE = 2.0, 0.25
-"""How long a retry time is kept for who is late: so long, or this share of the time until it."""
+"""How long a retry time is kept for a late client: this long, or this share of the time until it."""
 _SAME_S = 0.1
-"""A moment: nobody comes again so soon but who knocks. Simulated with users that knock each 0.2 s or more, at 0.5 times
-that were told at a load of 1.5 are true for 0.87 instead of 0.97."""
+"""One moment: a client that comes again so soon only tries early. Simulated with users that try each 0.2 s or more: at
+0.5, the share of times that are true falls from 0.97 to 0.87 at a load of 1.5."""
 _NUM_LENGTHS = 10
 _KEPT_WEIGHT = 1 / 32
-"""Of the last retry time that was kept or not, in the share of those that are."""
+"""Weight of the last retry time, kept or not, in the share of those that are kept."""
 _MAX_AHEAD = 16.0
 """Places that may be taken ahead of their time."""
 
 
 class Held:
-    """Requests that wait at the entry for a place, a line for each client. To look through: the first of every line,
-    then the second of every line, and so on."""
+    """Requests that wait at the entry for a place, one line per client. Iterates over the first of every line, then the
+    second of every line, and so on."""
 
     def __init__(self) -> None:
         self._lines: OrderedDict[bytes, OrderedDict[bytes, None]] = OrderedDict()
-        """Client -> its requests; whose turn it is comes first."""
+        """Client -> its requests; the client whose turn it is comes first."""
         self._client_of: dict[bytes, bytes] = {}
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class Held:
         return len(self._lines.get(client, ()))
 
     def add(self, request_id: bytes, client: bytes, is_next: bool) -> None:
-        """To the end of its client's line; is_next: to be the first of all, for it had its turn in vain. Mutates."""
+        """Add to the end of the client's line. is_next: put it first of all, because its turn was in vain. Mutates."""
         self._client_of[request_id] = client
         line = self._lines.setdefault(client, OrderedDict())
         line[request_id] = None
@@ -108,7 +109,7 @@ class Held:
             self._lines.move_to_end(client, last=False)
 
     def discard(self, request_id: bytes) -> bool:
-        """It waits here no more, if it did, which is returned; then it is the next client's turn. Mutates."""
+        """Whether ``request_id`` waited here; it no longer does, and it is the next client's turn. Mutates."""
         client = self._client_of.pop(request_id, None)
         if client is None:
             return False
@@ -122,53 +123,53 @@ class Held:
 class _RetryTime(NamedTuple):
     client: bytes
     at: float
-    """From then on it is let in, until:"""
+    """The request is let in from this time until:"""
     lapses_at: float
     length: int
     """See ``_length``."""
     made_at: float
     num: int
-    """Of the same prompt."""
+    """Number of requests of the same prompt."""
 
 
 class RetryTimes:
-    """When those may come again that an entry node refused, and who came then. Prompts are known by a key."""
+    """When clients that an entry node refused may come again, and which ones came. A key stands for a prompt."""
 
     def __init__(self) -> None:
         self.held = Held()
-        """Who came when told and waits."""
+        """Requests that came in time and wait."""
         self._pace = Pace()
         self._made: dict[bytes, _RetryTime] = {}
         self._lapses: list[tuple[float, bytes]] = []
-        """A heap: when each lapses, also of those that were kept, up to 2 x MAX_RETRY_TIMES in all."""
+        """A heap: when each lapses, also of those that were kept, up to 2 x MAX_RETRY_TIMES in total."""
         self._num_made = [0] * _NUM_LENGTHS
-        """Of ``_made``, by length."""
+        """Number of ``_made`` by length."""
         self._num_of = Counter[bytes]()
-        """Of ``_made``, by client."""
+        """Number of ``_made`` by client."""
         self._kept = [1.0] * _NUM_LENGTHS
         """Share of the last ones that came, by length."""
         self._next_at = 0.0
-        """When the next prompt may be let in that was not told to come."""
+        """When the next prompt without a retry time may be let in."""
 
     def __len__(self) -> int:
         return sum(self._num_made)
 
     def wait_s(self, key: bytes, now: float) -> float | None:
-        """Until its retry time, 0.0 if that is now; None if it has none. Mutates: forgets what has lapsed."""
+        """Seconds until the retry time of ``key``, 0.0: now; None: it has none. Mutates: forgets lapsed ones."""
         had_any = bool(self._made)
         while self._lapses and self._lapses[0][0] < now:
             lapses_at, lapsed = heappop(self._lapses)
             if lapsed in self._made and self._made[lapsed].lapses_at == lapses_at:
                 self._end(lapsed, is_kept=False)
         if had_any and not self._made and not self.held:
-            self._pace.nobody_waits()  # (nor did anybody since)
+            self._pace.nobody_waits()  # (and nobody has waited since)
         found = self._made.get(key)
         return None if found is None else max(found.at - now, 0.0)
 
     def make(self, key: bytes, client: bytes, guess_s: float, now: float) -> float:
         """``key`` of ``client`` is refused: the seconds after which it shall come again. Mutates.
 
-        guess_s: between two places, before any was observed.
+        guess_s: seconds between two places, before any was observed.
         """
         if key in self._made:  # (it came, and found no room)
             self._end(key, is_kept=True)
@@ -185,8 +186,8 @@ class RetryTimes:
         return wait_s
 
     def another(self, key: bytes, now: float) -> None:
-        """One more of ``key`` was refused or given up. If that was in the moment in which its retry time was made, it
-        may come then as well. Mutates."""
+        """One more request of ``key`` was refused or given up. If that was in the moment in which its retry time was
+        made, it may also come then. Mutates."""
         made = self._made.get(key)
         if made is None or now >= made.made_at + _SAME_S:
             return
@@ -195,16 +196,16 @@ class RetryTimes:
             self._count(made, 1)
 
     def nobody_else(self) -> None:
-        """No other request is in flight: for as long as that was so, nothing but retry times waited. Mutates."""
+        """No other request is in flight: since this began, nothing but retry times has waited. Mutates."""
         if not self._made:
             self._pace.nobody_waits()
 
     def has_room(self, client: bytes) -> bool:
-        """Whether one more of its requests may be held."""
+        """Whether one more request of ``client`` may be held."""
         return has_room(self.held.num_of(client), len(self.held), MAX_HELD)
 
     def come(self, key: bytes, now: float) -> None:
-        """One of ``key`` came when told, and is let in. Mutates."""
+        """A request of ``key`` came in time and is let in. Mutates."""
         made = self._made[key]
         if made.num == 1:
             self._end(key, is_kept=True)
@@ -214,7 +215,7 @@ class RetryTimes:
         self._let_in(now)
 
     def may_pass(self, now: float) -> bool:
-        """Whether a prompt that was not told to come may be let in: fewer come than there are places. Mutates: it is
+        """Whether a prompt without a retry time may be let in: fewer come than there are places. Mutates: it is let in
         then."""
         if self._made and now < self._next_at:
             return False
@@ -226,7 +227,6 @@ class RetryTimes:
         self._pace.freed(now, somebody_waits=bool(self.held) or bool(self._made))
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when the books do not fit each other."""
         num_made = sum(made.num for made in self._made.values())
         assert sum(self._num_made) == sum(self._num_of.values()) == num_made <= MAX_RETRY_TIMES
         assert all(num > 0 for num in self._num_of.values())
@@ -234,10 +234,10 @@ class RetryTimes:
         assert sum(self.held.num_of(client) for client in self.held.clients) == len(self.held) == len(list(self.held))
 
     def _num_before(self, client: bytes) -> float:
-        """Requests that get a place before the next one of ``client``."""
+        """Number of requests that get a place before the next one of ``client``."""
         expected, least_kept = 0.0, 1.0
         for num_made, kept in zip(self._num_made, self._kept, strict=True):
-            least_kept = min(least_kept, kept)  # (who does not come after a short time does not after a long one)
+            least_kept = min(least_kept, kept)  # (clients that miss a short time miss a long one too)
             expected += num_made * least_kept
         share = expected / max(len(self), 1)
         own = self._num_of.get(client, 0) * share + self.held.num_of(client)
@@ -264,5 +264,5 @@ class RetryTimes:
 
 
 def _length(wait_s: float) -> int:
-    """In powers of two, from 4 s on; ``wait_s`` above 0."""
+    """The length class of a wait: powers of two, from 4 s on; ``wait_s`` is above 0."""
     return min(max(math.ceil(math.log2(wait_s)) - 2, 0), _NUM_LENGTHS - 1)

@@ -1,36 +1,36 @@
-"""Who may take a place in a bounded queue, and when to come back: one rule for the engine's queue and the entry's.
+"""Which client may take a place in a bounded queue, and when to come back: one rule for the engine's queue and the
+entry's.
 
     joins if   own < places - taken                       (a share of what is free)
     and if     own * pace / own's part of the starts < max_wait_s     (only where something of its own waits already)
 
 *Shares.* A client may take places while it holds fewer than are free: the dynamic threshold of Choudhury and Hahne
-(IEEE/ACM Transactions on Networking 6(2), 1998) with alpha = 1. Alone it gets half of the places, one of k greedy
-clients gets 1/(k+1) of them, and as much stays free for whoever comes next, without anybody's limit being configured.
+(IEEE/ACM Transactions on Networking 6(2), 1998) with alpha = 1. One client alone gets half of the places, each of k
+greedy clients 1/(k+1) of them, and as many stay free for the next client, without a configured limit for any client.
 
-*Pace.* The seconds between two places that became free while somebody waited, of late. The time that runs since the
-last one counts as well, as a censored observation: an engine that stalls is noticed before its next start.
+*Pace.* The recent seconds between two places that became free while a client waited. The time since the last one counts
+as well, as a censored observation: a stalled engine is noticed before its next start.
 
-*Retry times.* Whoever is refused is told when the rule should let it in: after so many further starts at the present
-pace. That word is kept from both sides. Who comes back then finds a place even if others took the free ones meanwhile
-(one place over its share each time, while there is any), and who comes earlier is refused for the rest of the time,
-unless nobody waits any more or the time turns out to be more than twice too long. So the time is true for whoever asks,
-knocking in between gains nothing over waiting, and those who wait as told lose nothing to those who do not. A
-retry time that is not used lapses after as long again.
-Were the estimates too short, queues would be a little over the thresholds, and the next estimates longer: they are
-counted from there.
+*Retry times.* A refused client gets the time when the rule should let it in: after enough further starts at the present
+pace. Both sides keep to that time. A client that comes back then finds a place even if others took the free ones
+meanwhile (one place over its share each time, while there is any). A client that comes earlier is refused for the rest
+of the time, unless no client waits any more or the time proves more than twice too long. So the time is true for every
+client, trying early gains nothing, and clients that wait lose nothing to those that do not. An unused retry time lapses
+after as long again. If the estimates are too short, queues are a little over the thresholds and the next estimates
+longer, as they are counted from there.
 
-Nothing here knows what waits; callers count. Clients cannot be trusted to be different: identities are free, and
-whoever has a hundred has a hundred shares.
+The callers count what waits. Clients cannot be trusted to be different: identities are free, and a client with a
+hundred has a hundred shares.
 """
 
 import math
 from collections import OrderedDict
 
 PACE_WINDOW = 16.0
-"""Starts after which an observation counts half: longer than one round of 8 slots, short enough to follow a change."""
+"""Starts after which an observation counts half: more than one round of 8 slots, few enough to follow a change."""
 MIN_RETRY_S, MAX_RETRY_S = 0.001, 3_600.0
 MAX_RETRY_TIMES = 1_024
-"""Then the oldest lapses."""
+"""Number of retry times kept; above it the oldest lapses."""
 
 
 def has_room(num_own: int, num_taken: float, num_places: int) -> bool:
@@ -39,7 +39,7 @@ def has_room(num_own: int, num_taken: float, num_places: int) -> bool:
 
 
 class Pace:
-    """Mean seconds between places that become free, over about the last PACE_WINDOW of them while somebody waits."""
+    """Mean seconds between places that become free while a client waits, over about the last PACE_WINDOW of them."""
 
     def __init__(self) -> None:
         self._num_freed = 0.0
@@ -47,12 +47,12 @@ class Pace:
         self._since: float | None = None
 
     def waits(self, now: float) -> None:
-        """Somebody waits and nothing is free: time counts from here, unless it does already. Mutates."""
+        """A client waits and nothing is free: time counts from now, unless it does already. Mutates."""
         if self._since is None:
             self._since = now
 
     def freed(self, now: float, somebody_waits: bool) -> None:
-        """A place became free and was taken; of no account if nobody had to wait for it. Mutates."""
+        """A place became free and was taken; does not count if no client had to wait for it. Mutates."""
         if self._since is None:
             return
         keep = 0.5 ** (1 / PACE_WINDOW)
@@ -65,7 +65,7 @@ class Pace:
         self._since = None
 
     def seconds(self, now: float, guess_s: float) -> float:
-        """guess_s: what to expect before anything was observed. Does not mutate."""
+        """The pace. guess_s: its value before anything was observed. Does not mutate."""
         elapsed_s = 0.0 if self._since is None else max(now - self._since, 0.0)
         if not self._num_freed:
             return max(guess_s, elapsed_s)
@@ -73,7 +73,7 @@ class Pace:
 
 
 class Shares:
-    """Admits clients to ``num_places`` and tells those it refuses when to come back."""
+    """Admits clients to ``num_places`` and gives refused ones a time to come back."""
 
     def __init__(self, num_places: int, max_wait_s: float = math.inf) -> None:
         """max_wait_s: a client with something waiting is refused more that would probably wait longer."""
@@ -86,10 +86,10 @@ class Shares:
     def join(
         self, client: bytes, num_own: int, num_taken: int, own_part: float, now: float, guess_s: float = 1.0
     ) -> float:
-        """0.0: ``client`` may take a place now. Else the seconds after which it may. Mutates.
+        """0.0: ``client`` may take a place now. Otherwise the seconds after which it may. Mutates.
 
-        own_part: of the next places to become free, those that are the client's own, above 0 and at most 1.
-        guess_s: seconds between such places, for as long as none was seen.
+        own_part: the share of the next free places that is the client's own, above 0 and at most 1. guess_s: seconds
+        between free places, before any was observed.
         """
         kept_from, kept_until = self._retry_times.get(client, (0.0, -math.inf))
         start_s = self.pace.seconds(now, guess_s)
@@ -120,9 +120,9 @@ class Shares:
         return is_soon and has_room(num_own, num_taken, self.num_places)
 
     def _num_starts(self, num_own: int, num_taken: int, own_part: float, start_s: float) -> float:
-        """After how many starts the client fits, if the others go on as they do.
+        """Number of starts after which the client fits, if the others go on as they do.
 
-        Who is greedy too takes the others' part of every place that the client leaves.
+        Other greedy clients take their part of every place that the client leaves.
         """
         for num_left in range(1, num_own + 1):
             if self._fits(num_own - num_left, num_taken - num_left * own_part, start_s / own_part):

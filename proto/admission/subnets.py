@@ -1,17 +1,17 @@
-"""Who counts as one: keys are free, addresses are not.
+"""What counts as one client: keys are free, addresses are not.
 
-A *subnet* is the network that an address belongs to, of an IPv6 address that leads to an IPv4 address the latter's:
-of public addresses the IPv4 /24 or the IPv6 /48, which one customer of a provider can own and hardly more than one pays
-for; of private and loopback ones the single address (IPv6: the /64), since whole swarms live in one such network; of a
-peer that comes through a relay, that relay's, apart from those that come directly.
+A *subnet* is the network that an address belongs to. Of a public address it is the IPv4 /24 or the IPv6 /48, which one
+customer of a provider can own, and few customers pay for more than one. Of a private or loopback address it is the
+single address (IPv6: the /64), since whole swarms live in one such network. Of a peer behind a relay it is the relay's
+subnet, separate from peers that connect directly. An IPv6 address that leads to an IPv4 address counts as the latter.
 
-``Places`` gives places of one kind to subnets by the dynamic threshold of Choudhury and Hahne (IEEE/ACM Transactions
-on Networking 6(2), 1998): a subnet may take one more while it holds less than its share of what is *free*.
+``Places`` gives places of one kind to subnets by the dynamic threshold of Choudhury and Hahne (IEEE/ACM Transactions on
+Networking 6(2), 1998): a subnet may take one more while it holds less than its share of what is *free*.
 
     num_held(subnet) < SHARE * (num_places - num_taken)
 
-With k greedy subnets each holds num_places / (k + 1 / SHARE), and something stays free for the next one, without
-anybody's limit being configured.
+Each of k greedy subnets holds num_places / (k + 1 / SHARE), and something stays free for the next one, without a
+configured limit for any subnet.
 """
 
 from collections import Counter
@@ -28,8 +28,8 @@ VIA = "via "
 
 
 def subnet_of(address: str) -> str:
-    """The subnet of a multiaddr, which may be a stranger's word; empty: it names no IP address. Those of private
-    networks begin with LOCAL, those behind a relay with VIA."""
+    """The subnet of a multiaddr, which may come from a stranger; empty: it has no IP address. A subnet of a private
+    network begins with LOCAL, one behind a relay with VIA."""
     _, _, host, *_ = [*address.split("/"), "", "", ""]
     try:
         ip = unwrapped(ip_address(host))
@@ -44,12 +44,12 @@ def subnet_of(address: str) -> str:
 
 
 def of_client(client: bytes) -> str:
-    """What a client of this node's own API, known by its key, counts as beside others: as much as a machine."""
+    """The subnet of a client of this node's own API, known by its key: it counts like a machine."""
     return LOCAL + client.hex()
 
 
 def is_local(subnet: str) -> bool:
-    """Whether it is in a private network of this node's own, or on its machine."""
+    """Whether the subnet is in a private network of this node, or on its machine."""
     return subnet.startswith(LOCAL)
 
 
@@ -66,8 +66,8 @@ class Places:
         self.num_taken = 0
 
     def take(self, key: bytes, subnet: str, is_known: bool = False, is_proven: bool = False) -> bool:
-        """Whether ``key`` got a place; give it back with ``free``. is_known: it has earned one, and no share bounds its
-        subnet. is_proven: it may take the places that are kept too, within its subnet's share. Mutates."""
+        """Whether ``key`` got a place; give it back with ``free``. is_known: it has earned one, and its subnet's share
+        does not count. is_proven: it may also take the kept places, within its subnet's share. Mutates."""
         if self.is_at_limit(key) or not self.has_room(subnet, is_known, is_proven):
             return False
         self._of_key[key] += 1
@@ -85,7 +85,7 @@ class Places:
         return is_free and self._of_subnet[subnet] < share * num_free
 
     def free(self, key: bytes, subnet: str) -> None:
-        """What ``take`` gave. Mutates."""
+        """Give back what ``take`` gave. Mutates."""
         self._of_key[key] -= 1
         self._of_subnet[subnet] -= 1
         if not self._of_key[key]:
@@ -96,7 +96,7 @@ class Places:
 
     @property
     def is_full(self) -> bool:
-        """Whether what is free is kept for those that are known or proven."""
+        """Whether only places for known or proven keys are free."""
         return self._num_places - self.num_taken <= self._num_kept
 
     def is_at_limit(self, key: bytes) -> bool:
@@ -108,7 +108,6 @@ class Places:
         return self._of_subnet[subnet]
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when the books do not fit each other."""
         assert self._of_key.total() == self._of_subnet.total() == self.num_taken <= self._num_places
         assert all(0 < held <= self._per_key for held in self._of_key.values())
         assert all(held > 0 for held in self._of_subnet.values())

@@ -1,9 +1,9 @@
 """What a peer's misbehaviour costs it.
 
 An offence is anything the protocol forbids: bytes that are no message, a wrong signature, a repair that does not hash
-to its root. Offences decay with time, so that a rare accident is forgiven; a peer that reaches the limit is cut off
-for a while. The table is bounded; the least guilty are forgotten first, several at once, as that means looking at all.
-It outlives a restart: else whoever can make a node restart would be free.
+to its root. Offences decay with time, so that a rare accident is forgiven; a peer that reaches the limit is cut off for
+a while. The table is bounded; the least guilty are forgotten first, several at once, because finding them reads all
+records. The table outlives a restart: otherwise a peer that can make a node restart would be free.
 """
 
 import math
@@ -14,7 +14,7 @@ from heapq import nsmallest
 from mycelia.proto.config import TrustConfig
 
 _FORGOTTEN_SHARE = 1 / 16
-"""Of a full table."""
+"""Share of a full table that is forgotten at once."""
 
 
 @dataclass
@@ -26,12 +26,12 @@ class _Record:
 
 @dataclass(frozen=True)
 class Offender:
-    """What is held against a peer. Times are Unix seconds."""
+    """The offences counted against a peer. Times are Unix seconds."""
 
     peer: bytes
     offences: float
     at: float
-    """When they were so many; they decay from then on."""
+    """The time of that count; it decays from then on."""
     banned_until: float
 
 
@@ -43,7 +43,7 @@ class Trust:
         self._records: dict[bytes, _Record] = {}
 
     def offend(self, peer: bytes, now: float, weight: float = 1.0) -> bool:
-        """Count an offence. True exactly when it makes the peer cross the limit: cut it off now."""
+        """Count an offence. True exactly when the peer crosses the limit by it: cut it off now. Mutates."""
         record = self._records.get(peer)
         if record is None:
             if len(self._records) >= self._config.max_tracked:
@@ -57,7 +57,7 @@ class Trust:
         return True
 
     def banned_until(self, peer: bytes) -> float:
-        """When the peer's quarantine ends; in the past (0) when there is none."""
+        """When the peer's quarantine ends; 0 (in the past) when there is none."""
         record = self._records.get(peer)
         return record.banned_until if record else 0.0
 
@@ -70,7 +70,7 @@ class Trust:
         return self._decayed(record, now) if record else 0.0
 
     def offenders(self, now: float) -> list[Offender]:
-        """What to ``restore`` after a restart, without peers that are forgiven. Does not mutate."""
+        """What ``restore`` takes after a restart, without forgiven peers. Does not mutate."""
         return [
             Offender(peer, record.offences, record.updated_at, record.banned_until)
             for peer, record in self._records.items()
@@ -78,8 +78,8 @@ class Trust:
         ]
 
     def restore(self, offenders: Sequence[Offender], now: float) -> None:
-        """Hold against peers what was held before a restart, as far as time has not forgiven it. Whatever it says,
-        nobody is out for longer than if he had offended this moment: clocks are wrong at times. Mutates."""
+        """Restore the offences from before a restart, as far as time has not forgiven them. No peer is out for longer
+        than if it had offended now, because clocks are sometimes wrong. Mutates."""
         config = self._config
         for one in offenders:
             if not all(map(math.isfinite, (one.offences, one.at, one.banned_until))):

@@ -238,7 +238,6 @@ class Sharing:
                 self._blocks.move_to_end(block)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the module's text is broken."""
         assert len(self._blocks) <= self._max_blocks
         assert all(subnets is None or 0 < len(subnets) <= MAX_SUBNETS for subnets in self._blocks.values())
 

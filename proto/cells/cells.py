@@ -153,7 +153,6 @@ class CellPosition:
         )
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the module's docstring is broken."""
         assert 0 <= self.bits <= MAX_CELL_BITS
         address = address_of(self.namespace, self.me)
         assert self.cell == cell_of(self.namespace, self.me, self.bits)

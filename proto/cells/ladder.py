@@ -177,7 +177,6 @@ class Lookups:
         self._dialled.pop(peer, None)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when a bound of the module's docstring is broken."""
         assert len(self._lookups) <= self._config.max_lookups
         assert len(self._dialled) <= self._config.ladder_peers
         assert len(self._asked_at) <= _MAX_REMEMBERED

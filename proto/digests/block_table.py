@@ -102,7 +102,6 @@ class BlockTable:
         )
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the module's docstring is broken."""
         keys, values = self.items()
         assert len(np.unique(keys)) == len(keys) == len(self)
         assert values.all() and np.array_equal(self._keys == 0, self._values == 0)

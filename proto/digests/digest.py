@@ -250,7 +250,6 @@ class OwnDigest:
         return repair_from(head, self._entries, self._log, request)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the module's docstring is broken."""
         assert len(self._entries) <= self._config.advert_budget
         if self._head is not None:
             assert self._head.root == self._entries.root() and self._head.count == len(self._entries)

@@ -120,7 +120,6 @@ class Index:
         return number
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the module's docstring is broken."""
         self._table.check_invariants()
         current = sum(1 << bit for bit in self._bit_of.values())
         sizes = [0] * len(self._sets)

@@ -148,7 +148,6 @@ class Room:
         return None
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when the invariant of the module's docstring or a bound is broken."""
         estimates = self._estimates.values()
         assert self.num_entries == sum(len(one.entries) for one in estimates) <= self._config.max_entries
         assert len(estimates) <= self._config.max_owners

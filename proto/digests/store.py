@@ -205,7 +205,6 @@ class EstimateStore:
         return gone
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the module's docstring is broken."""
         by_namespace: dict[bytes, dict[int, set[bytes]]] = {namespace: {} for namespace in self._indexes}
         for (owner, namespace), estimate in self._estimates.items():
             head = estimate.head

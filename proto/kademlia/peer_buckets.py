@@ -107,7 +107,6 @@ class PeerBuckets:
         return (point_of(peer) ^ self._point).bit_length()
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when a bound is exceeded or a peer lies in the wrong bucket."""
         for distance, bucket in self._buckets.items():
             assert 0 < len(bucket) <= BUCKET_SIZE
             assert all(self._distance_of(peer) == distance for peer in bucket)

@@ -140,7 +140,6 @@ class ProviderRecords:
         self._places.free(peer, record.subnet)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when a bound is exceeded or the books do not fit each other."""
         self._places.check_invariants()
         kept = {(key, peer) for key, records in self._keys.items() for peer in records}
         told = {(key, peer) for peers in self._told_by.values() for peer, keys in peers.items() for key in keys}

@@ -277,7 +277,6 @@ class DigestPlane:
         return cell_of(key[1], reader, bits).holds(address_of(key[1], key[0]))
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant of the parts is broken."""
         self.estimates.check_invariants()
         for own in self._own.values():
             own.check_invariants()

@@ -90,7 +90,6 @@ class LadderPlane:
         self._digests.unfollow(peer)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when a bound is broken."""
         self._lookups.check_invariants()
 
     def _connect(self, request_id: bytes, now: float) -> tuple[list[Effect], list[bytes]]:

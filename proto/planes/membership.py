@@ -261,7 +261,6 @@ class Membership:
         return table
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant is broken."""
         for namespace, table in self._tables.items():
             table.check_invariants()
             nodes = {member.peer for member in self.nodes(namespace)}

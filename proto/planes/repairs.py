@@ -197,7 +197,6 @@ class Repairs:
         return len(self._pending)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when a bound of the module's docstring is broken."""
         assert len(self._pending) <= MAX_PENDING
         assert self._num_of == Counter(pending.teller for pending in self._pending.values())
         assert all(num <= MAX_PENDING_OF for num in self._num_of.values())

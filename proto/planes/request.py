@@ -375,7 +375,6 @@ class Request:
         )
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant is broken. Between two events."""
         assert self.is_running or self.is_waiting, self.state
         assert self.is_running == (self._attempt is not None)
         assert len(self.generated) <= self.sampling.max_tokens

@@ -224,7 +224,6 @@ class RequestPlane:
         return self._flow.take_away(request, now) if look_at <= now else _look_again(request, look_at)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant is broken."""
         for request in self._requests.values():
             request.check_invariants()
         self._choice.check_invariants([request for request in self._requests.values() if request.is_running])

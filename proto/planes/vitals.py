@@ -153,7 +153,6 @@ class VitalsPlane:
         return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant is broken."""
         for leases in self._leases.values():
             assert len(leases) <= self._config.max_subscribers
             assert all(self._members.is_node(peer) for peer in leases)

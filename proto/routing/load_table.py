@@ -202,7 +202,6 @@ class LoadTable:
         return Candidates(peers, local, *(column[fits] for column in made))
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant is broken."""
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}
         assert self._columns.shape[1] >= len(self._peers)
         assert self._subnets.keys() == self._row_of.keys() == set().union(*self._of_subnet.values())

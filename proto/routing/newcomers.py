@@ -100,6 +100,5 @@ class Newcomers:
         return share * _FADING ** (self._num_sent - since) if share else 0.0
 
     def check_invariants(self) -> None:
-        """Raises AssertionError when an invariant is broken."""
         assert len(self._shares) <= MAX_SUBNETS and 0 <= self._all_share <= 1
         assert sum(map(self._share, self._shares)) <= 1 + 1e-6

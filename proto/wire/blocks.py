@@ -1,15 +1,15 @@
 """Block hashes and the byte forms of tokens.
 
-``h_i = SHA-256(K || tokens[:(i + 1) * STRIDE])``, first 8 bytes: one pass over the prompt, read off after every
+``h_i = SHA-256(K || tokens[:(i + 1) * STRIDE])``, first 8 bytes: one pass over the prompt, with a hash after every
 ``STRIDE`` tokens. Equal hashes mean equal whole prefixes (up to 64-bit collisions), so a set of block hashes is
 prefix-closed and a peer's longest match is a walk. ``K`` comes from the namespace: nodes with another model, tokenizer
 or swarm salt never produce comparable hashes.
 
-64 bits is enough for a routing hint and never gates reuse: the engine compares tokens. It has to be a cryptographic
-hash all the same. K is public, so with a fast one anybody could make prompts that collide with a popular one; honest
-nodes that cached those would then advertise the popular prefix, draw its requests and look like liars. Of the strong
-ones SHA-256 is the fastest here, because processors have instructions for it: 56 us for 8,192 tokens, BLAKE3 read off
-in the same way 88, chained from block to block 200.
+64 bits are enough for a routing hint, which never decides reuse: the engine compares tokens. The hash must still be a
+cryptographic one. K is public, so with a weak hash anybody could make prompts that collide with a popular one. Honest
+nodes that cached those would announce the popular prefix, get its requests and look dishonest. SHA-256 is the fastest
+strong hash here, because processors have instructions for it: 56 us for 8,192 tokens, against 88 us for BLAKE3 in the
+same way and 200 us for BLAKE3 chained from block to block.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from blake3 import blake3
 from mycelia.proto.wire.errors import RemoteError
 
 STRIDE = 64
-"""Tokens a block. Measured on real traces: 64 sees 96.8 % of reusable tokens with a quarter of the entries of 16."""
+"""Tokens per block. On real traces 64 finds 96.8 % of the reusable tokens with a quarter of the entries of 16."""
 
 HASH_BYTES = 8
 
@@ -33,7 +33,7 @@ _BLOCK = struct.Struct(f"{4 * STRIDE}s")
 def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Tokens as unsigned 32-bit little-endian integers, the one byte form of the wire and of block hashes.
 
-    As good as free for what ``token_array`` returns; 5 ns a token for a list.
+    Almost free for what ``token_array`` returns; 5 ns a token for a list.
     """
     packed = tokens if isinstance(tokens, array) and tokens.typecode == "I" else array("I", tokens)
     if sys.byteorder == "big":
@@ -48,7 +48,7 @@ def unpack_tokens(data: bytes) -> list[int]:
 
 
 def token_array(data: bytes) -> "array[int]":
-    """As ``unpack_tokens``, but as an array: for tokens that are going to be packed again. It equals no list."""
+    """The same as an array, for tokens that will be packed again. It equals no list. Raises RemoteError likewise."""
     if len(data) % 4:
         raise RemoteError("packed tokens are not a multiple of 4 bytes")
     packed = array("I", data)
@@ -60,8 +60,8 @@ def token_array(data: bytes) -> "array[int]":
 def namespace_key(model_digest: bytes, kv_settings: str, salt: bytes = b"") -> bytes:
     """The 16-byte namespace of a model file: nodes share prefixes only within it.
 
-    model_digest: hash of the GGUF file, which contains the tokenizer. kv_settings: canonical text of whatever else
-    changes the KV cells. salt: the swarm's own.
+    model_digest: hash of the GGUF file, which contains the tokenizer. kv_settings: canonical text of everything else
+    that changes the KV cells. salt: the swarm's own.
     """
     hasher = blake3(derive_key_context="mycelia 2026 namespace v1")
     for part in (model_digest, kv_settings.encode(), salt):

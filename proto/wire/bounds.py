@@ -1,23 +1,22 @@
-"""Bounds and types that messages of several planes share. Each bound is a wire constant: changing one changes the
-protocol."""
+"""Bounds and types that messages of several planes share. Changing a bound changes the protocol."""
 
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 MAX_TOKENS_PER_REQUEST = 131_072
-"""Prompt tokens in one request: the longest context that models in wide use are trained for."""
+"""Prompt tokens in one request: the longest context that widely used models are trained for."""
 MAX_TOKENS_PER_FRAME = 1_024
 MAX_LOGPROBS_PER_FRAME = 32
-"""Tokens of a frame that brings logprobs: each has up to 21 of them, and 672 take 0.6 MB to decode."""
+"""Tokens of a frame with logprobs: each token has up to 21 of them, and 672 take 0.6 MB to decode."""
 MAX_TEXT_BYTES_PER_FRAME = 65_536
 MAX_TEXT_BYTES_PER_TOKEN = 1_024
-"""Far above the longest token of any vocabulary; bounds what an answer of so many tokens can be made of."""
+"""Far above the longest token of any vocabulary. Bounds the text of an answer by its number of tokens."""
 MAX_SMALL = 2**31 - 1
 MAX_DELTA_BYTES = 16_384
-"""One delta on gossip; what does not fit is announced by its head alone and fetched over a direct stream."""
+"""One delta on gossip. Of a larger change only the head is announced; readers fetch it over a direct stream."""
 MAX_ENTRIES_PER_OWNER = 16_384
-"""Hard cap of a digest, whatever the owner's budget says."""
+"""Hard limit of a digest, independent of the owner's budget."""
 MAX_VECTOR = 1_024
 MAX_NAMESPACES = 16
 MAX_CELL_BITS = 16
@@ -27,17 +26,17 @@ MAX_CHAT_MESSAGES = 1_024
 MAX_CHAT_BYTES = 524_288
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_LOGPROBS = 20
-"""Alternatives a token, as in the common HTTP APIs."""
+"""Alternatives per token, as in the common HTTP APIs."""
 MAX_GRAMMAR_CHARS = 65_536
 MAX_SALT_CHARS = 128
 MAX_TRACE_STEPS = 64
 MAX_LINKS = 64
 MAX_MODELS = 128
-"""Of which one answer tells."""
+"""Models in one answer."""
 MAX_MODEL_NODES = 256
-"""Of one model in it: a cell."""
+"""Nodes listed for one of these models: a cell."""
 MIN_LOGPROB = -1e6
-"""Stands for everything less probable, also for what the model rules out."""
+"""Stands for everything less probable, also for tokens that the model excludes."""
 ENTRY_BYTES = 9
 """A digest entry: 8 bytes of block hash, 1 byte of class."""
 PeerId = Annotated[bytes, Meta(min_length=2, max_length=64)]
@@ -55,7 +54,7 @@ FrameTokens = Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_TOKENS_PER_
 TokenText = Annotated[bytes, Meta(max_length=MAX_TEXT_BYTES_PER_TOKEN)]
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-"""Subtracted from logits; the range is that of the common HTTP APIs."""
+"""Subtracted from logits; the range is the one of the common HTTP APIs."""
 
 
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,15 +1,15 @@
 """Bytes to Message and back, with every limit of the wire.
 
-Invariant: ``decode`` of any bytes returns a Message or raises RemoteError, never another error, and its structure costs
-at most 1 MiB of memory; strings cost up to seven times their length more (four bytes a character, and copies).
-``make fuzz`` holds it to that.
+Invariant: ``decode`` of any bytes returns a Message or raises RemoteError, never another error. The message's structure
+costs at most 1 MiB of memory; strings cost up to seven times their length more (four bytes a character, and copies).
+``make fuzz`` checks this.
 
-The encoding is deterministic CBOR (RFC 8949, 4.2): ``decode`` re-encodes the message and requires the same bytes, which
-also rejects trailing bytes, non-minimal integers, integers for floats and left-out fields, so that a message has one
-byte form only. Fields that a later version added are left out while they have their default (``versions.py``). Tags are
-refused before cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals for a
-peer. What is long is walked through before anything is built of it: a megabyte of empty maps took 145 MB and seconds to
-be refused.
+The encoding is deterministic CBOR (RFC 8949, 4.2). ``decode`` encodes the message again and requires the same bytes.
+This also rejects trailing bytes, non-minimal integers, integers for floats and left-out fields, so that a message has
+one byte form only. Fields that a later version added are left out while they have their default (``versions.py``). Tags
+are refused before cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals
+for a peer. Long messages are walked through before anything is built: a megabyte of empty maps took 145 MB and seconds
+to be refused.
 """
 
 import re
@@ -24,22 +24,22 @@ from mycelia.proto.wire.messages import Control, Gossip, Message, Sampling
 from mycelia.proto.wire.versions import LEFT_OUT
 
 MAX_MESSAGE_BYTES = 1_048_576
-"""Largest message on a direct stream: a prompt of 131,072 packed tokens, or the largest chat, with room to spare."""
+"""Largest message on a direct stream: a prompt of 131,072 packed tokens, or the largest chat, and some room."""
 MAX_GOSSIP_BYTES = 2 * 16_384 + 512
 """Largest message on a gossip topic: a delta's two packed fields and its head."""
 MAX_DEPTH = 8
 MAX_ITEMS = 9_500
-"""Of CBOR in one message, keys included. The most that any kind's bounds allow are the 9,220 of a full Reconcile."""
+"""CBOR items in one message, keys included. A full Reconcile has 9,220, the most that the bounds of any kind allow."""
 MAX_CONTAINERS = 1_050
-"""Maps and arrays in one message. The most that any kind's bounds allow are the 1,028 of an Ask with 1,024 turns."""
+"""Maps and arrays in one message. An Ask with 1,024 turns has 1,028, the most that the bounds of any kind allow."""
 _MAX_KEY = 23
 _LEAVES = frozenset((bytes, str, int, float, bool))
-"""Looked at without a call of a function each: a full Reconcile has 4,097 of them."""
+"""Values that need no function call each: a full Reconcile has 4,097 of them."""
 _SHORT_BYTES = 4_096
-"""What is no longer is not walked through first: nothing that fits costs more than 0.8 MB, and most messages fit."""
+"""Messages up to this length are not walked through first: none costs more than 0.8 MB, and most are shorter."""
 
 LENGTH_PREFIX = struct.Struct(">I")
-"""On a stream every message is preceded by its length in bytes, big-endian."""
+"""On a stream every message follows its length in bytes, big-endian."""
 
 
 def _refuse_tag(*_: object) -> NoReturn:
@@ -51,7 +51,7 @@ _TAG_DECODERS = dict.fromkeys(_BUILTIN_TAGS, _refuse_tag)
 
 
 def _to_wire(value: Any) -> Any:
-    """msgspec's builtins to the wire's shape: keys "3" become 3."""
+    """msgspec's builtins in the wire's shape: key "3" becomes 3."""
     if isinstance(value, dict):
         return {int(key): item if type(item) in _LEAVES else _to_wire(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -60,7 +60,7 @@ def _to_wire(value: Any) -> Any:
 
 
 def _from_wire(value: Any) -> Any:
-    """The inverse of ``_to_wire``; depth is bounded because cbor2 already enforced MAX_DEPTH."""
+    """The inverse of ``_to_wire``. cbor2 has already enforced MAX_DEPTH."""
     if isinstance(value, dict):
         if any(type(key) is not int or key < 0 for key in value):
             raise RemoteError("map keys must be unsigned integers")
@@ -71,7 +71,7 @@ def _from_wire(value: Any) -> Any:
 
 
 class _Walk:
-    """Goes through encoded bytes and builds nothing. Raises RemoteError, or IndexError at the end of the bytes."""
+    """A walk through encoded bytes that builds nothing. Raises RemoteError, or IndexError at the end of the bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -117,8 +117,8 @@ class _Walk:
 
 
 def encode(message: Message) -> bytes:
-    """The one byte form of ``message``. Raises LimitExceeded if it is over MAX_MESSAGE_BYTES."""
-    # (keys are in order as they are defined; what else makes it deterministic is the shortest form of floats)
+    """The one byte form of ``message``. Raises LimitExceeded if it is longer than MAX_MESSAGE_BYTES."""
+    # (keys are already in order of definition; ``canonical`` adds only the shortest form of floats)
     has_floats = not isinstance(message, Control | Gossip)
     value = msgspec.to_builtins(message, builtin_types=(bytes,))
     for name, default in LEFT_OUT.get(type(message), {}).items():
@@ -131,7 +131,7 @@ def encode(message: Message) -> bytes:
 
 
 def fits(message: Message) -> bool:
-    """Whether ``encode`` takes it. As much work as that."""
+    """Whether ``encode`` accepts the message. Takes as long as ``encode``."""
     try:
         encode(message)
     except LimitExceeded:
@@ -140,7 +140,7 @@ def fits(message: Message) -> bool:
 
 
 def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
-    """The message that ``data`` encodes. Raises RemoteError for anything else."""
+    """The message that ``data`` encodes. Raises RemoteError for anything else, also above ``limit`` bytes."""
     if len(data) > limit:
         raise RemoteError(f"message of {len(data)} bytes is over the limit of {limit}")
     try:
@@ -152,14 +152,14 @@ def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
     except RemoteError:
         raise
     except Exception as exc:
-        # cbor2 raises a family of errors (also TypeError, OverflowError, UnicodeDecodeError) on hostile input, and
-        # every one of them means the same here: the peer sent garbage.
+        # cbor2 raises many kinds of errors on hostile input (also TypeError, OverflowError, UnicodeDecodeError). Here
+        # they all mean that the peer sent bytes that are no message.
         raise RemoteError(f"not a message: {type(exc).__name__}: {str(exc)[:200]}") from exc
     return message
 
 
 def _parse(data: bytes) -> Message:
-    """A function of its own, so that what cbor2 built is gone before the message is encoded again."""
+    """A separate function, so that cbor2's objects are freed before the message is encoded again."""
     value = cbor2.loads(
         data,
         tag_hook=_refuse_tag,

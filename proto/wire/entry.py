@@ -1,4 +1,4 @@
-"""Entry streams: a client without a model asks a node to be its entry."""
+"""Entry streams: a client without a model asks a node to be its entry node."""
 
 from typing import Annotated
 
@@ -27,97 +27,97 @@ class ChatMessage(Record, frozen=True, kw_only=True):
     role: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
     content: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="2")
     extras: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="3", default="")
-    """What else the template may read of it, such as tool_calls: a JSON object; empty: nothing."""
+    """A JSON object with further fields that the template may read, such as tool_calls; empty: none."""
 
 
 class CandidateTerms(Record, frozen=True, kw_only=True):
-    """What routing knew of one candidate when it chose."""
+    """What the entry node knew of one candidate when it chose."""
 
     peer: PeerId = field(name="1")
     matched_tokens: Small = field(name="2")
-    """Prompt tokens that the peer is estimated to hold already."""
+    """Prompt tokens that the peer is estimated to have cached."""
     queued_requests: Small = field(name="3")
     cost: Annotated[float, Meta(ge=0, le=1e18)] = field(name="4")
-    """Lower is better; unit and formula belong to the policy (``routing/choose.py``). What it is made of:"""
+    """Lower is better; unit and formula belong to the policy (``routing/choose.py``). Its parts follow."""
     round_trip_ms: Small = field(name="5", default=0)
     queue_ms: Small = field(name="6", default=0)
-    """Until what is to be prefilled there before this prompt is done."""
+    """Time until the prompts before this one are prefilled there."""
     prefill_ms: Small = field(name="7", default=0)
-    """Of what is not cached there."""
+    """Prefill time of the tokens that are not cached there."""
     load_factor: Annotated[float, Meta(ge=0, le=1e18)] = field(name="8", default=1.0)
     precision: Annotated[float, Meta(ge=0, le=1)] = field(name="9", default=1.0)
-    """Share of such matches that were really there, of late."""
+    """Share of such estimated matches that were really there (moving average)."""
     lateness_ms: Small = field(name="10", default=0)
-    """Observed - expected wait, of late."""
+    """Observed - expected wait (moving average)."""
     recompute_ms: Small = field(name="11", default=0)
-    """What it costs others that tokens are computed there again."""
+    """Cost to other requests of computing tokens again there."""
 
 
 class Ask(Kind, frozen=True, kw_only=True, tag=13):
-    """A prompt: a conversation, or else a text, or else tokens. Answered by Route, then once a node has begun Begun and
-    Text*, then Answered or Failed."""
+    """A prompt: a conversation, a text or tokens. Answered by Route; after a node has begun by Begun and Text*; then by
+    Answered or Failed."""
 
     request_id: RequestId = field(name="1")
     model: Annotated[str, Meta(max_length=128)] = field(name="2")
-    """Empty: whatever the entry node serves."""
+    """Empty: the model that the entry node serves."""
     messages: Annotated[tuple[ChatMessage, ...], Meta(max_length=MAX_CHAT_MESSAGES)] = field(name="3")
     sampling: Sampling = field(name="4")
     tools: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="5", default="")
-    """What the chat template is told of functions that the model may call: a JSON array; empty: there are none."""
+    """Functions that the model may call, for the chat template: a JSON array; empty: none."""
     text: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = field(name="6", default="")
-    """Instead of a conversation, with no template around it; control tokens spelled in it count."""
+    """A prompt without a chat template, instead of a conversation. Control tokens spelled in it count as such."""
     tokens: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_REQUEST)] = field(name="7", default=b"")
-    """Instead of words: uint32, little-endian."""
+    """A prompt in tokens, instead of text: uint32, little-endian."""
     answered: Annotated[bytes, Meta(max_length=4 * MAX_TOKENS_PER_REQUEST)] = field(name="8", default=b"")
-    """Tokens of the answer that the client has already, from an entry node that it lost; likewise. ``max_tokens``
-    counts them too. The answer goes on after them, as it would have there."""
+    """Tokens of the answer that the client already has, from an entry node that it lost; packed likewise. The answer
+    continues after them, as it would have there. ``max_tokens`` includes them."""
     namespace: Annotated[bytes, Meta(max_length=16)] = field(name="9", default=b"")
-    """Of the Route that came with them: tokens mean nothing in any other. Empty: any."""
+    """Namespace of the Route that came with these tokens: they mean nothing in another one. Empty: any."""
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] = field(name="10", default="")
-    """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody. Empty: those
-    of the same client do, and others what two subnets had."""
+    """Requests with the same salt reuse each other's prefixes, and no others do; "public": all do. Empty: requests of
+    the same client do, and others reuse what two subnets had asked."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] = field(name="11", default=0)
-    """Of a conversation, how many turns from the first one hold no secrets, as an application's system prompt."""
+    """How many leading turns of a conversation hold no secrets, such as an application's system prompt."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):
-    """Which node will serve, and what every candidate looked like. Sent again when a request is resumed elsewhere."""
+    """The node that will serve, and what the entry node knew of each candidate. Sent again when a request moves."""
 
     chosen: PeerId = field(name="1")
     reason: Annotated[str, Meta(max_length=256)] = field(name="2")
     prompt_tokens: Small = field(name="3")
     candidates: Annotated[tuple[CandidateTerms, ...], Meta(max_length=MAX_CANDIDATES)] = field(name="4")
     namespace: NamespaceKey = field(name="5", default=bytes(16))
-    """Of the model that answers."""
+    """The namespace of the model that answers."""
 
 
 class Begun(Kind, frozen=True, kw_only=True, tag=19):
-    """A node has begun. Sent again when the request is resumed elsewhere."""
+    """A node has begun. Sent again when the request is resumed at another node."""
 
     served_by: PeerId = field(name="1")
     cached_tokens: Small = field(name="2")
-    """Of the prompt, and of what was generated elsewhere before."""
+    """Tokens found in that node's cache, of the prompt and of the answer so far."""
 
 
 MAX_TEXT_TOKENS = 1_024
-"""Of one Text."""
+"""Tokens in one Text."""
 
 
 class Text(Kind, frozen=True, kw_only=True, tag=15):
-    """The next whole characters of the answer, or none with ``logprobs``."""
+    """The next whole characters of the answer; may be empty with ``logprobs``."""
 
     text: Annotated[str, Meta(max_length=65_536)] = field(name="1")
     logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_LOGPROBS_PER_FRAME)] = field(
         name="2", default=()
     )
-    """Of the tokens that came since the last frame, if the request asks for them."""
+    """Log-probabilities of the tokens since the last frame, if the request asks for them."""
     tokens: Annotated[bytes, Meta(max_length=4 * MAX_TEXT_TOKENS)] = field(name="3", default=b"")
-    """That the text so far is all of, since the last frame; packed likewise. With them the client can go on elsewhere
-    (``Ask.answered``)."""
+    """The tokens since the last frame, whose text is complete with this frame; packed likewise. With them the client
+    can continue at another entry node (``Ask.answered``)."""
 
 
 STILL_THERE = Text(text="")
-"""What an entry node says where it has nothing to say: that the answer is worked on."""
+"""What an entry node sends when it has no news: the answer is still in work."""
 
 
 class Answered(Kind, frozen=True, kw_only=True, tag=16):
@@ -127,7 +127,7 @@ class Answered(Kind, frozen=True, kw_only=True, tag=16):
     reason: Annotated[str, Meta(pattern="^(stop|length|cancelled)$")] = field(name="2")
     usage: Usage = field(name="3")
     ttft_ms: Small = field(name="4")
-    """From the arrival of the Ask at the entry node to the first token there."""
+    """Time from the arrival of the Ask at the entry node to the first token there."""
     resumed: Small = field(name="5")
     """How often the request moved to another node after its first token."""
 

@@ -1,7 +1,7 @@
-"""Errors, split by who is to blame (h11's rule).
+"""Errors, split by blame (h11's rule).
 
-A ``RemoteError`` is the peer's fault and costs the peer; a ``LocalError`` is the caller's fault and is a bug or bad
-input on this side; ``LimitExceeded`` says that a bound of ours was hit, whoever asked for it.
+A ``RemoteError`` is the peer's fault and costs the peer. A ``LocalError`` is the caller's fault: a bug or bad input on
+this side. ``LimitExceeded`` says that a bound of this node was reached, whoever caused it.
 """
 
 from mycelia.proto.wire.refusals import Refusal
@@ -12,12 +12,12 @@ class MyceliaError(Exception):
 
 
 class RemoteError(MyceliaError):
-    """A peer sent something that the protocol does not allow. The peer pays, the node goes on."""
+    """A peer sent something that the protocol does not allow. The peer is charged; the node continues."""
 
     def __init__(self, message: str, refusal: Refusal = Refusal.MALFORMED) -> None:
         super().__init__(message)
         self.refusal = refusal
-        """What it counts as."""
+        """The kind of refusal to count."""
 
 
 class LocalError(MyceliaError):

@@ -1,4 +1,4 @@
-"""Inspect streams, on which a node is asked about itself, for people; and models streams: what the swarm serves."""
+"""Inspect streams, which answer people's questions about a node; and models streams: what the swarm serves."""
 
 from typing import Annotated
 
@@ -21,26 +21,26 @@ from mycelia.proto.wire.bounds import (
 
 
 class TraceStep(Record, frozen=True, kw_only=True):
-    """Something that happened to a request."""
+    """One event in the life of a request."""
 
     at_ms: Small = field(name="1")
-    """Since the first step at this node."""
+    """Time since the first step at this node."""
     name: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="2")
     detail: Annotated[str, Meta(max_length=256)] = field(name="3", default="")
     peer: Annotated[bytes, Meta(max_length=64)] = field(name="4", default=b"")
-    """The other node that has to do with it; empty: none."""
+    """The other node involved; empty: none."""
 
 
 class TraceQuery(Kind, frozen=True, kw_only=True, tag=20):
-    """What happened to a request here? Whoever knows its id may ask: ids are random and go nowhere else. Answered by
-    Trace."""
+    """Asks what happened to a request here; answered by Trace. Any peer that knows the id may ask: ids are random and
+    are sent nowhere else."""
 
     request_id: RequestId = field(name="1")
 
 
 class Trace(Kind, frozen=True, kw_only=True, tag=21):
-    """The steps of a request at this node in their order, the first ones if there are too many; none: not known, or not
-    any more."""
+    """The steps of a request at this node in order, the first ones if there are too many; none: unknown or
+    forgotten."""
 
     steps: Annotated[tuple[TraceStep, ...], Meta(max_length=MAX_TRACE_STEPS)] = field(name="1")
 
@@ -54,50 +54,50 @@ class Link(Record, frozen=True, kw_only=True):
 
 
 class LinksQuery(Kind, frozen=True, kw_only=True, tag=22):
-    """Which nodes are you connected to? Answered by Links."""
+    """Asks which nodes the receiver is connected to; answered by Links."""
 
 
 class Links(Kind, frozen=True, kw_only=True, tag=23):
-    """The nodes that the sender is connected to, the nearest ones if there are too many."""
+    """The nodes that the sender is connected to; the nearest ones if there are too many."""
 
     links: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)] = field(name="1")
 
 
 class ReachQuery(Kind, frozen=True, kw_only=True, tag=24):
-    """Where do you see me, and can you open a TCP connection to this port there? Answered by Reach."""
+    """Asks where the receiver sees the sender, and whether this TCP port is open there. Answered by Reach."""
 
     port: Annotated[int, Meta(ge=1, le=65_535)] = field(name="1")
 
 
 class Reach(Kind, frozen=True, kw_only=True, tag=25):
-    """How its peer looks to the sender."""
+    """What the sender sees of its peer."""
 
     address: Annotated[str, Meta(max_length=128)] = field(name="1")
-    """Multiaddr of the other end of the connection, as the sender sees it."""
+    """Multiaddr of the other end of the connection."""
     time_ms: Counter = field(name="2")
     """The sender's clock: ms since 1970."""
     outcome: Annotated[str, Meta(pattern="^(open|closed|untried)$")] = field(name="3")
-    """Of the connection to the port; untried: the sender was asked too often."""
+    """Result of the connection to the port; untried: the sender had too many such queries."""
 
 
 class ModelNodes(Record, frozen=True, kw_only=True):
-    """A model, and who serves it as far as the sender knows, see ``directory.py``."""
+    """A model, and the nodes that serve it as far as the sender knows, see ``directory.py``."""
 
     namespace: NamespaceKey = field(name="1")
     model: ModelName = field(name="2")
     context_tokens: Small = field(name="3")
     age_s: Small = field(name="4")
-    """How long ago somebody was connected with one of them; 0: the sender is, or is one."""
+    """How long ago any node was connected with a node of the model; 0: the sender is connected with one, or is one."""
     nodes: Annotated[bytes, Meta(max_length=8 * MAX_MODEL_NODES)] = field(name="5")
-    """The last 8 bytes of each one's peer id, packed as block hashes are."""
+    """The last 8 bytes of each node's peer id, packed like block hashes."""
 
 
 class ModelsQuery(Kind, frozen=True, kw_only=True, tag=26):
-    """Which models do you know of? Answered by Models."""
+    """Asks which models the receiver knows of; answered by Models."""
 
 
 class Models(Kind, frozen=True, kw_only=True, tag=27):
-    """Those that the sender knows of, the surest ones if there are too many."""
+    """The models that the sender knows of; the surest ones if there are too many."""
 
     models: Annotated[tuple[ModelNodes, ...], Meta(max_length=MAX_MODELS)] = field(name="1")
 

@@ -1,10 +1,10 @@
-"""Every message of the wire, one frozen type a kind. ``wire.cddl`` is the normative form; this is its Python image.
+"""Every message of the wire, one frozen type per kind. ``wire.cddl`` is the normative form, this is its Python form.
 
 A message is a CBOR map with small integer keys; key 0 is the kind. Fields carry their key as ``name="N"`` and their
-bounds as ``Meta``: msgspec enforces both when ``codec.decode`` builds the object, so a Message that exists is valid.
-Records that come in bulk (digest entries, tokens) are packed into byte strings whose layout ``blocks.py`` defines.
+bounds as ``Meta``: msgspec enforces both when ``codec.decode`` builds the object, so every Message is valid. Records
+that come in bulk (digest entries, tokens) are packed into byte strings; ``blocks.py`` defines the layout.
 
-The types stand in a file for each plane; code imports them from here.
+Each plane has a file of types; other code imports them from here.
 """
 
 from mycelia.proto.wire.bounds import ENTRY_BYTES as ENTRY_BYTES

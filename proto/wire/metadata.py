@@ -1,4 +1,4 @@
-"""Who serves what, how loaded, and what caches hold: control messages, one-way over a direct stream, and gossip."""
+"""Which node serves what, its load and its cache: control messages, one-way over a direct stream, and gossip."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from mycelia.proto.wire.bounds import (
 
 
 class Vitals(Record, frozen=True, kw_only=True):
-    """What a node measures of itself now. Rates in tokens/s; 0 means not measured yet."""
+    """A node's measurements of itself now. Rates in tokens/s; 0 means not measured yet."""
 
     queued_tokens: Small = field(name="1")
     """Prompt tokens accepted but not yet prefilled."""
@@ -36,11 +36,10 @@ class Vitals(Record, frozen=True, kw_only=True):
     prefill_rate: Small = field(name="5", default=0)
     decode_rate: Small = field(name="6", default=0)
     hold_ms: Small = field(name="7", default=0)
-    """How long requests took from the start of their prefill to their last token lately, in the mean; 0: none did."""
+    """Recent mean time from the start of a request's prefill to its last token; 0: no request ended yet."""
 
 
 class Served(Record, frozen=True, kw_only=True):
-    """One model a node serves."""
 
     namespace: NamespaceKey = field(name="1")
     model: ModelName = field(name="2")
@@ -49,7 +48,7 @@ class Served(Record, frozen=True, kw_only=True):
 
 
 class Head(Record, frozen=True, kw_only=True):
-    """A digest's signed head: what it is, of whom, and at which version. See ``digest.py``."""
+    """The signed head of a digest, see ``digest.py``."""
 
     owner: PeerId = field(name="1")
     namespace: NamespaceKey = field(name="2")
@@ -65,7 +64,7 @@ class Head(Record, frozen=True, kw_only=True):
 
 
 class Version(Record, frozen=True, kw_only=True):
-    """The version of one owner's digest that somebody holds."""
+    """The version held of one owner's digest."""
 
     owner: PeerId = field(name="1")
     namespace: NamespaceKey = field(name="2")
@@ -74,7 +73,7 @@ class Version(Record, frozen=True, kw_only=True):
 
 
 class Hello(Kind, frozen=True, kw_only=True, tag=1):
-    """First message in each direction of a connection: who speaks and what it serves."""
+    """First message in each direction of a connection: the sender and what it serves."""
 
     wire_version: Small = field(name="1")
     agent: Annotated[str, Meta(max_length=64)] = field(name="2")
@@ -82,14 +81,13 @@ class Hello(Kind, frozen=True, kw_only=True, tag=1):
 
 
 class VitalsUpdate(Kind, frozen=True, kw_only=True, tag=2):
-    """The sender's load changed."""
 
     namespace: NamespaceKey = field(name="1")
     vitals: Vitals = field(name="2")
 
 
 class RepairRequest(Kind, frozen=True, kw_only=True, tag=3):
-    """Asks for an owner's digest, telling what of it is held: epoch, seq, count and root, all zero for nothing."""
+    """Asks for an owner's digest and says which version is held: epoch, seq, count and root, all zero for nothing."""
 
     owner: PeerId = field(name="1")
     namespace: NamespaceKey = field(name="2")
@@ -104,22 +102,22 @@ class Repair(Kind, frozen=True, kw_only=True, tag=4):
 
     head: Head = field(name="1")
     mode: Annotated[int, Meta(ge=0, le=2)] = field(name="2")
-    """0 SAME: the entries held are right. 1 LOG: final state of every key touched since ``from_seq``.
-    2 SNAPSHOT: ``upserts`` is everything."""
+    """0 SAME: the entries held are right. 1 LOG: final state of every key touched since ``from_seq``. 2 SNAPSHOT:
+    ``upserts`` is everything."""
     from_seq: Counter = field(name="3")
     upserts: PackedEntries = field(name="4")
     removes: PackedEntries = field(name="5")
 
 
 class Reconcile(Kind, frozen=True, kw_only=True, tag=5):
-    """Pairwise anti-entropy: the versions that the sender holds. The receiver pushes what is newer and asks for
-    what it lacks."""
+    """Pairwise anti-entropy: the versions that the sender holds. The receiver sends newer ones and asks for those it
+    lacks."""
 
     versions: Annotated[tuple[Version, ...], Meta(max_length=MAX_VECTOR)] = field(name="1")
 
 
 class Subscribe(Kind, frozen=True, kw_only=True, tag=18):
-    """Asks the receiver to tell its load whenever it changes, for so long, and now."""
+    """Asks the receiver to report its load now, and at each change for this many seconds."""
 
     namespace: NamespaceKey = field(name="1")
     seconds: Small = field(name="2")
@@ -135,7 +133,7 @@ class Delta(Kind, frozen=True, kw_only=True, tag=6):
 
 
 class Announce(Kind, frozen=True, kw_only=True, tag=7):
-    """A head alone: the change is larger than gossip should carry."""
+    """A head alone: the change is too large for gossip."""
 
     head: Head = field(name="1")
 

@@ -1,29 +1,29 @@
-"""Why something that a peer sent was not used: one counter each, in one place.
+"""Why something that a peer sent was not used: one counter per reason.
 
-Some of these cost their sender (an offence, see ``trust.py``), some cannot, because an honest node may cause them:
-gossip comes late and twice, and a relay is not to blame for an owner's clock. Both kinds are counted in
-``Overlay.refusals``. The names are part of a node's state as programs see it.
+Some refusals cost the sender (an offence, see ``trust.py``). Others must not, because an honest node may cause them:
+gossip comes late and twice, and a relay is not to blame for an owner's clock. ``Overlay.refusals`` counts both. The
+names are part of a node's state as programs see it.
 """
 
 from enum import StrEnum
 
 
 class Refusal(StrEnum):
-    """What was wrong. The first group costs the sender, or the owner where it is the owner who signed it."""
+    """What was wrong. The first group costs the sender, or the owner if the owner signed it."""
 
     MALFORMED = "malformed"
-    """Bytes that are no message, a kind that does not belong where it came, records out of order."""
+    """Bytes that are no message, a kind on the wrong stream, records out of order."""
     OVERSIZED = "oversized"
-    """A claimed length over the limit; not one byte of it is read."""
+    """A claimed length above the limit; no byte of it is read."""
     TOO_MANY = "too_many"
-    """More than a sender may send, and than anything on the way could bring at once; an offence only of who sent it
-    first hand."""
+    """More than a sender may send, and more than any delay on the way could bring at once. An offence only of the
+    direct sender."""
     WRONG_OWNER = "wrong_owner"
-    """Gossip about somebody else's digest."""
+    """Gossip about another owner's digest."""
     WRONG_NAMESPACE = "wrong_namespace"
-    """A head of another namespace than its topic's; in a repair, which may have been meant well, no offence."""
+    """A head of another namespace than its topic's. No offence in a repair, which may be honest."""
     WRONG_CELL = "wrong_cell"
-    """Gossip of an owner that is not of its topic's cell; in a repair, a digest of a cell that this node is not in, no
+    """Gossip of an owner outside its topic's cell. In a repair, a digest of a cell that this node is not in; no
     offence."""
     WRONG_SIGNATURE = "wrong_signature"
     WRONG_DELTA = "wrong_delta"
@@ -31,21 +31,21 @@ class Refusal(StrEnum):
     WRONG_SNAPSHOT = "wrong_snapshot"
     """A snapshot that does not hash to its head's root."""
     EQUIVOCATION = "equivocation"
-    """Two sets signed under one version: the owner's offence, whoever brought them."""
+    """Two different sets signed under one version: the owner's offence, not the forwarder's."""
     WRONG_FRAME = "wrong_frame"
     """A frame of an answer out of place."""
 
     REPLAYED = "replayed"
-    """A version that is known already, or older than one that is. Never an offence: late copies are normal."""
+    """A version that is already known or older. Never an offence: late copies are normal."""
     FUTURE = "future"
-    """An epoch or a time of issue too far ahead: a clock is wrong, perhaps this node's."""
+    """An epoch or time of issue too far in the future: a clock is wrong, perhaps this node's."""
     EXPIRED = "expired"
-    """A head issued too long ago to make an estimate of it."""
+    """A head issued too long ago to be used."""
     NO_ROOM = "no_room"
-    """An owner too many, or too many entries."""
+    """Too many owners or entries."""
     TOO_SOON = "too_soon"
-    """A repair or reconciliation asked for too often; not answered."""
+    """A repair or reconciliation requested too often; not answered."""
     QUARANTINED = "quarantined"
-    """A message of a quarantined peer, or about its digest; not looked at."""
+    """A message of a quarantined peer, or about its digest; not read."""
     WRONG_VERSION = "wrong_version"
     """A hello of another wire version."""

@@ -29,32 +29,32 @@ from mycelia.proto.wire.metadata import Vitals
 class Sampling(Record, frozen=True, kw_only=True):
     """How to choose tokens, in this order: grammar, penalties, top-k, top-p, min-p, temperature, draw.
 
-    The defaults are llama.cpp's, and greedy. Building one checks nothing: use ``codec.check_sampling`` on what people
-    wrote.
+    The defaults are llama.cpp's, and greedy. The constructor checks nothing: use ``codec.check_sampling`` on user
+    input.
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
     temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=0.0)
-    """0 is greedy: the likeliest token, with grammar and penalties still applied."""
+    """0 is greedy: the most probable token, with grammar and penalties still applied."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=0)
     top_k: Small = field(name="4", default=40)
-    """Keep this many of the likeliest tokens; 0 keeps all."""
+    """Keep this many of the most probable tokens; 0 keeps all."""
     top_p: Annotated[float, Meta(ge=0, le=1)] = field(name="5", default=0.95)
-    """Keep the likeliest tokens that together have this probability; 1 keeps all."""
+    """Keep the most probable tokens that together have this probability; 1 keeps all."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = field(name="6", default=0.05)
-    """Keep tokens with at least this share of the likeliest one's probability; 0 keeps all."""
+    """Keep tokens with at least this share of the highest probability; 0 keeps all."""
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = field(name="7", default=1.0)
     """Divides the logits of recent tokens (multiplies negative ones); 1 is off."""
     frequency_penalty: Penalty = field(name="8", default=0.0)
-    """Taken from a recent token's logit for every time it occurs."""
+    """Subtracted from a recent token's logit for every occurrence."""
     presence_penalty: Penalty = field(name="9", default=0.0)
-    """Taken from a recent token's logit once."""
+    """Subtracted from a recent token's logit once."""
     repeat_last_n: Annotated[int, Meta(ge=0, le=MAX_TOKENS_PER_REQUEST)] = field(name="10", default=64)
     """How many tokens, of prompt and answer, count as recent."""
     stop: Annotated[tuple[StopString, ...], Meta(max_length=MAX_STOPS)] = field(name="11", default=())
-    """The answer ends before whichever of these is complete first."""
+    """The answer ends before the first of these that is complete."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = field(name="12", default=0)
-    """Alternatives to report a token, with its own probability; 0 reports nothing."""
+    """Alternatives to report per token, with its own probability; 0 reports nothing."""
     grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = field(name="13", default="")
     """What the answer must match; empty: anything."""
     grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema)$")] = field(name="14", default="gbnf")
@@ -62,16 +62,16 @@ class Sampling(Record, frozen=True, kw_only=True):
 
 
 class Logprob(Record, frozen=True, kw_only=True):
-    """A token and how probable the model found it, before sampling options: log-softmax of the raw logits."""
+    """A token and its probability before sampling options: log-softmax of the raw logits."""
 
     token: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="1")
     text: TokenText = field(name="2")
-    """Its bytes, which need not be whole characters; empty for control tokens."""
+    """The token's bytes, which need not be whole characters; empty for control tokens."""
     logprob: Annotated[float, Meta(ge=MIN_LOGPROB, le=0)] = field(name="3")
 
 
 class TokenLogprobs(Record, frozen=True, kw_only=True):
-    """A token of the answer and what could have stood there instead, the likeliest first."""
+    """A token of the answer and its alternatives, the most probable first."""
 
     chosen: Logprob = field(name="1")
     top: Annotated[tuple[Logprob, ...], Meta(max_length=MAX_LOGPROBS)] = field(name="2")
@@ -79,7 +79,7 @@ class TokenLogprobs(Record, frozen=True, kw_only=True):
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """What a finished request took, as the engine that served it measured it."""
+    """What a finished request took, as measured by the engine that served it."""
 
     prompt_tokens: Small = field(name="1")
     cached_tokens: Small = field(name="2")
@@ -91,41 +91,41 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class Generate(Kind, frozen=True, kw_only=True, tag=8):
-    """Opens a request at the node that shall serve it. Answered by Accepted, Tokens*, then Final or Failed."""
+    """Opens a request at its serving node. Answered by Accepted, Tokens*, then Final or Failed; or by Bounced."""
 
     request_id: RequestId = field(name="1")
     namespace: NamespaceKey = field(name="2")
     prompt: PackedTokens = field(name="3")
     sampling: Sampling = field(name="4")
     promised_tokens: Small = field(name="5")
-    """The match that the requester chose this node for."""
+    """The match for which the entry node chose this node."""
     resumed_tokens: Small = field(name="6", default=0)
-    """How many tokens at the end of ``prompt`` were generated for this request before, on a node that was lost."""
+    """How many tokens at the end of ``prompt`` were generated for this request before, at a lost node."""
     patience_ms: Small = field(name="7", default=0)
-    """If the first token would take longer than this, counted from here, answer with Bounced instead. 0: never."""
+    """If the first token would take longer than this from now, the node answers with Bounced instead. 0: never."""
     tag: Annotated[bytes, Meta(max_length=16)] = field(name="8", default=b"")
-    """Whose cached prefixes it may reuse besides the open ones, see ``sharing.py``: a secret between the requester and
-    the node that serves. Empty: the requester's own."""
+    """Names the owner of cached prefixes that the request may reuse besides open ones, see ``sharing.py``: a secret
+    between the sender and the serving node. Empty: the sender's own."""
     scope: Annotated[int, Meta(ge=0, le=2)] = field(name="9", default=0)
-    """Who may reuse what it computes. 0: its owner, and others once two subnets had it. 1: its owner. 2: everybody,
-    as it may reuse what others computed so; the tag is not used."""
+    """Which requests may reuse what this one computes. 0: its owner's, and others after two subnets had it. 1: its
+    owner's. 2: all, and this one may reuse what others computed with 2; the tag is not used."""
     open_tokens: Small = field(name="10", default=0)
-    """Leading tokens that hold no secrets: the whole blocks of them are everybody's as soon as they are computed."""
+    """Leading tokens that hold no secrets: their whole blocks are open as soon as they are computed."""
 
 
 class Accepted(Kind, frozen=True, kw_only=True, tag=9):
-    """Prefill has begun; what of the prompt was found in the cache. Once, before the first token."""
+    """Prefill has begun; how much of the prompt was in the cache. Sent once, before the first token."""
 
     cached_tokens: Small = field(name="1")
     vitals: Vitals = field(name="2")
 
 
 class Tokens(Kind, frozen=True, kw_only=True, tag=10):
-    """Generated tokens ``position``, ``position`` + 1, ..., at least one; ``text`` is their UTF-8, at most
-    MAX_TEXT_BYTES_PER_TOKEN each, which may end inside a character.
+    """Generated tokens ``position``, ``position`` + 1, ..., at least one. ``text`` is their UTF-8, at most
+    MAX_TEXT_BYTES_PER_TOKEN each, and may end inside a character.
 
-    ``text`` is all that these tokens say and nothing of later ones. So a token waits at the serving node while a
-    stop string may have begun in it, and only the answer's last tokens may come without (all of) their text.
+    ``text`` is all the text of these tokens and nothing of later ones. So a token waits at the serving node while a
+    stop string may have begun in it, and only the answer's last tokens may lack (part of) their text.
     """
 
     position: Small = field(name="1")
@@ -134,7 +134,7 @@ class Tokens(Kind, frozen=True, kw_only=True, tag=10):
     logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=MAX_LOGPROBS_PER_FRAME)] = field(
         name="4", default=()
     )
-    """One a token if the request asks for them, else none."""
+    """One per token if the request asks for them, else none."""
 
 
 class Final(Kind, frozen=True, kw_only=True, tag=11):
@@ -156,26 +156,26 @@ ERROR_CODES = (
     "leaving",
     "internal",
 )
-"""Codes of Failed. Who sends which, and whether to retry: ``interoperability.md``."""
+"""Codes of Failed. ``interoperability.md`` says which node sends which, and whether to retry."""
 
 
 class Failed(Kind, frozen=True, kw_only=True, tag=12):
     """The last frame of a request that was not answered."""
 
     code: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="1")
-    """One of ERROR_CODES. An unknown one is treated by ``retryable`` alone."""
+    """One of ERROR_CODES. For an unknown one only ``retryable`` counts."""
     message: Annotated[str, Meta(max_length=512)] = field(name="2")
     retryable: bool = field(name="3")
-    """True when the same request may succeed on another node or later."""
+    """Whether the same request may succeed at another node or later."""
     retry_after_ms: Small = field(name="4", default=0)
-    """Of ``overloaded``: how long to wait before asking this node again; 0: unknown. See ``shares.py``."""
+    """With ``overloaded``: how long to wait before asking this node again; 0: unknown. See ``shares.py``."""
 
 
 class Bounced(Kind, frozen=True, kw_only=True, tag=17):
-    """The last and only frame of a request that its requester should route again, knowing this."""
+    """The last and only frame of a request that the entry node should route again with this information."""
 
     cached_tokens: Small = field(name="1")
-    """Of the prompt, in this node's cache."""
+    """Prompt tokens in this node's cache."""
     vitals: Vitals = field(name="2")
 
 

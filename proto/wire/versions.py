@@ -1,7 +1,7 @@
-"""What a wire version added to kinds that are older, and how nodes of both versions get on.
+"""What a wire version added to older kinds, and how nodes of two versions work together.
 
-A node speaks its own version and the one before. What a version adds to a kind are last fields with a default, which
-are left out of the encoding while they have it; to a peer of the version before they are not sent otherwise.
+A node speaks its own version and the one before. A version adds fields with a default at the end of a kind. They are
+left out of the encoding while they have their default, and are never sent to a peer of the version before.
 """
 
 from typing import Any, TypeVar
@@ -26,6 +26,6 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def for_version(message: MessageT, wire_version: int) -> MessageT:
-    """``message`` without what a peer of ``wire_version`` does not know."""
+    """``message`` without the fields that a peer of ``wire_version`` does not know."""
     added = ADDED_IN_2.get(type(message))
     return msgspec.structs.replace(message, **added) if added and wire_version < 2 else message
