@@ -1,18 +1,17 @@
-"""A TCP proxy that delays: distance between nodes of one machine, where the kernel offers none.
+"""A TCP proxy that delays all bytes, to simulate distance between nodes of one machine.
 
     dialler --- proxy of a node --- the node
             one_way_s in each direction
 
-Every byte arrives ``one_way_s`` after the proxy read it, in order, at unlimited bandwidth. What one read brought is
-written in one piece. At most ``WINDOW_BYTES`` of a direction are under way; then the sender is not read any more, as
-with a full TCP window. The end of one direction arrives like a byte and leaves the other one open; a connection that
-breaks on one side is broken on the other.
+Every byte arrives ``one_way_s`` after the proxy read it, in order, at unlimited bandwidth. The bytes of one read are
+written at once. With ``WINDOW_BYTES`` of a direction under way the proxy stops reading, as with a full TCP window. The
+end of one direction is delayed like a byte and leaves the other one open. If one side breaks, so does the other.
 
-A line may be cut: then nothing passes, in either direction, and nobody is told, until it heals. What was sent meanwhile
-comes then, as with TCP. Or it may be bad, until it is mended: slower, or losing packets, which with TCP is the same:
-what follows a lost packet waits until it was sent again. It may be both; one ends without the other.
+A line can be cut: then no byte passes in either direction, and neither side is notified, until it heals. Bytes sent
+meanwhile arrive then, as with TCP. A line can also be bad, until it is mended: slower, or with packet loss, after which
+all later bytes wait for the retransmission, as with TCP. Cuts and bad lines are independent of each other.
 
-Not delayed is TCP's own handshake: who dials is connected with the proxy at once. All that is said afterwards is.
+TCP's own handshake is not delayed: the dialler is connected with the proxy at once.
 """
 
 import math
@@ -25,26 +24,26 @@ import trio
 
 READ_BYTES = 65_536
 WINDOW_BYTES = 8 * 1_024 * 1_024
-"""100 MB/s over 80 ms: more than the nodes' Noise can do."""
+"""Enough for 100 MB/s over 80 ms, which is more than the nodes' Noise can encrypt."""
 
 _BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 IsCut = Callable[[int], bool]
-"""Whether the connection from this port of loopback is cut. Asked once when it is opened, and when lines are cut."""
+"""Whether to cut the connection from this port of loopback. Called when it is opened and when lines are cut."""
 
 
 RETRANSMISSION_S = (0.2, 1.0)
-"""Until a lost packet is sent again: TCP waits for its estimate of the round trip, 0.2 s at least."""
+"""Range of times until a lost packet is sent again: TCP waits for its estimate of the round trip, at least 0.2 s."""
 
 
 @dataclass
 class Quality:
-    """Of a line, each way."""
+    """The delay and the loss of a line in each direction."""
 
     one_way_s: float
     loss: float = 0.0
-    """Share of what is sent that is lost at first."""
+    """Share of the pieces that are lost at first."""
     rng: random.Random = field(default_factory=random.Random)
 
     def takes_s(self) -> float:
@@ -53,7 +52,7 @@ class Quality:
 
 
 class Line:
-    """What a connection crosses: whole, or cut for now."""
+    """The path of one connection, whole or cut."""
 
     def __init__(self, quality: Quality) -> None:
         self.quality = quality
@@ -68,12 +67,12 @@ class Line:
         self._whole.set()
 
     async def crossed(self) -> None:
-        """Once it is whole."""
+        """Waits until the line is whole."""
         await self._whole.wait()
 
 
 class DelayProxy:
-    """Listens on a free port of loopback. Made by ``open_delay_proxy``."""
+    """A proxy on a free port of loopback. Made by ``open_delay_proxy``."""
 
     def __init__(self, listener: trio.SocketListener, one_way_s: float) -> None:
         self._listener = listener
@@ -81,50 +80,50 @@ class DelayProxy:
         self._target_port: int | None = None
         self._is_cut: IsCut = lambda port: False
         self._lines: dict[int, Line] = {}
-        """Of the connections there are, by the dialler's port."""
+        """Dialler's port -> the line of its open connection."""
         self.num_connections = 0
-        """Ever."""
+        """The number of connections since the start."""
 
     @property
     def port(self) -> int:
         return int(self._listener.socket.getsockname()[1])
 
     def forward_to(self, port: int) -> None:
-        """From now on; whoever dials before is turned away."""
+        """Forwards new connections to ``port``. Connections before this call are closed."""
         self._target_port = port
 
     def cut(self, is_cut: IsCut) -> None:
-        """From now on, also what is opened until ``heal``."""
+        """Cuts lines for which ``is_cut`` is true, also those of new connections, until ``heal``."""
         self._is_cut = is_cut
         for port, line in self._lines.items():
             if is_cut(port):
                 line.cut()
 
     def spoil(self, quality: Quality) -> None:
-        """From now on until ``mend``, for all connections."""
+        """Gives all lines another quality, also those of new connections, until ``mend``."""
         self._quality = quality
         for line in self._lines.values():
             line.quality = quality
 
     def mend(self) -> None:
-        """What passes is as fast as ever again."""
+        """Gives all lines their first quality again."""
         self.spoil(self._usual)
 
     def heal(self) -> None:
-        """Everything passes again."""
+        """Ends all cuts."""
         self._is_cut = lambda port: False
         for line in self._lines.values():
             line.heal()
 
     def line_of(self, port: int) -> Line:
-        """A new one, of the connection from ``port``. Mutates."""
+        """Makes the line of a new connection from ``port``."""
         line = self._lines[port] = Line(self._quality)
         if self._is_cut(port):
             line.cut()
         return line
 
     async def serve(self) -> None:
-        """Until cancelled."""
+        """Never returns."""
         await trio.serve_listeners(self._connect, [self._listener])
 
     async def _connect(self, dialler: trio.SocketStream) -> None:
@@ -134,7 +133,7 @@ class DelayProxy:
         try:
             node = await trio.open_tcp_stream("127.0.0.1", self._target_port)
         except OSError:
-            return  # (the node is gone; the dialler sees its connection end)
+            return  # (the node is gone, and the dialler's connection ends)
         port = int(dialler.socket.getpeername()[1])
         try:
             async with node:
@@ -155,7 +154,7 @@ async def open_delay_proxy(one_way_s: float) -> AsyncIterator[DelayProxy]:
 
 
 async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseableStream, line: Line) -> None:
-    """Both directions, until both have ended or one is broken. Closes neither stream."""
+    """Copies bytes both ways until both directions have ended or one is broken. Closes neither stream."""
     async with trio.open_nursery() as nursery:
 
         async def carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream) -> None:
@@ -169,7 +168,6 @@ async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseable
 
 
 async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, line: Line) -> None:
-    """One direction."""
     under_way, room = 0, trio.Event()
     send, receive = trio.open_memory_channel[tuple[float, bytes]](math.inf)  # (bounded by WINDOW_BYTES)
 

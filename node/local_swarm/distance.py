@@ -1,8 +1,7 @@
-"""Real nodes on this machine at a distance from each other.
+"""Real nodes on this machine with simulated distance between them.
 
-Each node listens on a port of loopback that it tells nobody; what it announces is a proxy in front of it, which delays
-every byte by half of the round trip in each direction. Nodes know each other from what they announce, so each of their
-connections crosses exactly one proxy."""
+Each node announces only the address of a proxy in front of it, which delays every byte by half of the round trip in
+each direction. Nodes dial each other at the announced addresses, so each connection crosses exactly one proxy."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -20,12 +19,12 @@ START_DEADLINE_S = 180.0
 
 @dataclass(frozen=True)
 class SwarmSettings:
-    """What is started."""
+    """The nodes to start."""
 
     num_nodes: int
     rtt_s: float
     options: tuple[str, ...]
-    """Of ``mycelia node``, for every one."""
+    """The options of ``mycelia node`` for every node."""
 
 
 @asynccontextmanager
@@ -39,8 +38,8 @@ async def open_at_a_distance(swarm: LocalSwarm, settings: SwarmSettings) -> Asyn
 async def open_behind_proxies(
     swarm: LocalSwarm, settings: SwarmSettings
 ) -> AsyncIterator[tuple[list[LocalNode], list[DelayProxy]]]:
-    """Nodes that all know each other, each behind a proxy while the context is open. All but the first know only the
-    first one's address. Raises LocalError when they do not come up."""
+    """Starts nodes, each behind its proxy, and waits until all know each other. All but the first get only the first
+    node's address. Raises LocalError when they do not start in time."""
     async with AsyncExitStack() as stack:
         proxies = [
             await stack.enter_async_context(open_delay_proxy(settings.rtt_s / 2)) for _ in range(settings.num_nodes)
@@ -54,12 +53,12 @@ async def open_behind_proxies(
 
 
 def part(nodes: Sequence[LocalNode], proxies: Sequence[DelayProxy], sides: Sequence[int]) -> None:
-    """Cut every line between nodes of different ``sides``, numbers in the order of ``nodes``, also of new connections.
-    ``DelayProxy.heal`` of all ends it. ``nodes`` may change meanwhile."""
+    """Cuts every line between nodes of different ``sides`` (a number for each of ``nodes``), also for new connections,
+    until every proxy's ``DelayProxy.heal`` is called. The caller may replace elements of ``nodes`` meanwhile."""
 
     def side_of(port: int) -> int | None:
         for node, side in zip(nodes, sides, strict=True):
-            with suppress(psutil.Error):  # (it may just have been killed)
+            with suppress(psutil.Error):  # (the node may just have been killed)
                 if any(one.laddr.port == port for one in psutil.Process(node.process.pid).net_connections("tcp")):
                     return side
         return None
@@ -86,7 +85,7 @@ async def _start(swarm: LocalSwarm, settings: SwarmSettings, proxies: Sequence[D
 
 
 async def _bound_port(node: LocalNode) -> int:
-    """Where it really listens."""
+    """The port on which the node itself listens."""
     event = await node.wait_event(lambda event: event.get("event") == "listening")
     listen = event["listen"]
     assert isinstance(listen, list)

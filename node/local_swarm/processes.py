@@ -1,8 +1,7 @@
 """A swarm of real node processes on this machine: for trying Mycelia, for demos and for end-to-end tests.
 
-Each node has its own process, data directory, identity and ports. Nodes run in sessions of their own, so that Ctrl-C
-reaches only their owner, which then ends them in order; and they hold a pipe to their owner, so that they leave by
-themselves when it is killed.
+Each node has its own process, data directory, identity and ports. Each process has its own session, so Ctrl-C reaches
+only the process that started the nodes, which then ends them. A pipe between them makes nodes leave when it is killed.
 """
 
 import json
@@ -21,9 +20,9 @@ from mycelia.node.storage.rundir import RunInfo
 from mycelia.proto.wire.errors import LocalError
 
 STOP_DEADLINE_S = 10.0
-"""From SIGTERM to SIGKILL. A node leaves within a second or two; a busy machine may take longer."""
+"""Time from SIGTERM to SIGKILL. A node leaves within one or two seconds, on a busy machine later."""
 COMMAND = (sys.executable, "-P", "-m", "mycelia.node", "--isolated")
-"""How programs run ``mycelia``: what a user has configured is not meant for them."""
+"""The command with which programs run ``mycelia``, without the user's configuration."""
 _MAX_LOG_LINES = 2_000
 
 
@@ -36,15 +35,15 @@ class LocalNode:
     process: trio.Process
     events: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=_MAX_LOG_LINES))
     num_events: int = 0
-    """Ever; the oldest are forgotten."""
+    """The number of events since the start, including those no longer in ``events``."""
     counts: Counter[str] = field(default_factory=Counter)
-    """The same by name."""
+    """Event name -> its number since the start."""
     _ready: dict[str, object] | None = None
     _changed: trio.Event = field(default_factory=trio.Event)
     is_drained: bool = False
 
     async def wait_event(self, matches: Callable[[dict[str, object]], bool]) -> dict[str, object]:
-        """The first log line, past or to come, that ``matches``. Raises LocalError when the node ends without it."""
+        """The first past or future log line that ``matches``. Raises LocalError when the node ends without it."""
         seen = 0
         while True:
             num_new = min(self.num_events - seen, len(self.events))
@@ -55,28 +54,27 @@ class LocalNode:
             await self.wait_next_event()
 
     async def wait_next_event(self) -> None:
-        """Until the node logs something more. Raises LocalError when it has ended."""
+        """Returns after the next log line. Raises LocalError when the node has ended."""
         if self.process.returncode is not None and self.is_drained:
             raise LocalError(f"{self.name} ended with exit code {self.process.returncode}: {self._last_words()}")
         await self._changed.wait()
 
     async def wait_ready(self) -> RunInfo:
-        """Where the node is, once it serves."""
+        """Waits until the node serves, and returns its addresses."""
         event = await self._wait_ready()
         return RunInfo(self.process.pid, str(event["api"]), str(event["peer"]))
 
     async def address(self) -> str:
-        """A full multiaddr for other nodes' --bootstrap."""
+        """A full multiaddr for the option --bootstrap of other nodes."""
         listen = (await self._wait_ready())["listen"]
         assert isinstance(listen, list)
         return str(listen[0])
 
     async def _wait_ready(self) -> dict[str, object]:
-        """Also when that line has been forgotten."""
         return self._ready or await self.wait_event(lambda e: e.get("event") == "ready")
 
     async def wait_peers(self, count: int) -> None:
-        """Until at least ``count`` other nodes have joined, as this one sees it."""
+        """Returns when this node has logged that at least ``count`` other nodes joined."""
         joined: set[object] = set()
 
         def is_enough(event: dict[str, object]) -> bool:
@@ -110,23 +108,21 @@ class LocalNode:
         return str(self.events[-1].get("event", "")) if self.events else "it said nothing"
 
     async def stop(self) -> None:
-        """See ``end``."""
         await end(self.process)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash or a power cut would end it."""
+        """Sends SIGKILL, which ends the node as a crash or a power cut would."""
         self.process.send_signal(signal.SIGKILL)
 
 
 async def end(process: trio.Process) -> None:
-    """The end of its standard input, or SIGTERM if that is not ours; SIGKILL if it takes too long.
-
-    Returns when the process is gone, also in a cancelled task."""
+    """Ends a process by closing its standard input or, without a pipe to that, by SIGTERM. Sends SIGKILL if that takes
+    too long. Returns when the process is gone, also in a cancelled task."""
     with trio.CancelScope(shield=True):
         if process.returncode is None:
             if process.stdin is None:
                 process.terminate()
-            else:  # (a node with --exit-with-parent: it leaves at once, and a signal would have it finish its answers)
+            else:  # (a node with --exit-with-parent leaves at once; after a signal it would finish its answers first)
                 await process.stdin.aclose()
             with trio.move_on_after(STOP_DEADLINE_S):
                 await process.wait()
@@ -150,11 +146,8 @@ class LocalSwarm:
         options: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
     ) -> LocalNode:
-        """Start a node (again) with the data directory ``root/name``, on free ports unless ``options`` say otherwise.
-        command: runs ``mycelia``.
-
-        Returns at once; see ``LocalNode.wait_ready``.
-        """
+        """Starts a node (again) with the data directory ``root/name``, on free ports unless ``options`` name others.
+        command: runs ``mycelia``. Returns at once; see ``LocalNode.wait_ready``."""
         data_dir = self._root / name
         data_dir.mkdir(parents=True, exist_ok=True)
         nobody = self._root / "no-bootstrap.txt"
@@ -179,7 +172,7 @@ class LocalSwarm:
         return node
 
     async def start_many(self, count: int, options: Sequence[str] = ()) -> list[LocalNode]:
-        """``count`` nodes that all find each other; all but the first know only the first one's address."""
+        """Starts ``count`` nodes and waits until all know each other. The others get only the first one's address."""
         first = await self.start("node-1", options=options)
         address = await first.address()
         others = [await self.start(f"node-{number}", [address], options) for number in range(2, count + 1)]
@@ -191,7 +184,7 @@ class LocalSwarm:
         return nodes
 
     async def _follow(self, node: LocalNode) -> None:
-        """Read the node's log until it ends, into ``events`` and a file."""
+        """Copies the node's log into ``events`` and a file until the node ends."""
         assert node.process.stderr is not None
         rest = b""
         with (node.data_dir / "mycelia.node.log").open("ab") as file:
@@ -208,7 +201,7 @@ class LocalSwarm:
 
 @asynccontextmanager
 async def open_local_swarm(root: Path) -> AsyncIterator[LocalSwarm]:
-    """A swarm under ``root``; leaving ends every process of it, also on Ctrl-C or an error."""
+    """A swarm with its files under ``root``. Leaving ends all its processes, also after Ctrl-C or an error."""
     async with trio.open_nursery() as nursery:
         swarm = LocalSwarm(root, nursery)
         try:

@@ -1,6 +1,6 @@
-"""What nodes ask each other for people who look at a swarm: a request's way, and who is connected to whom.
+"""Questions between nodes: the trace of a request, the connections of a node, and whether a node can be dialled.
 
-Answers are hints from strangers, bounded and shown; nothing is decided by them.
+Users see the traces and connections. They are bounded hints from strangers, and no decision depends on them.
 """
 
 import math
@@ -32,24 +32,24 @@ from mycelia.proto.wire.messages import (
 
 INSPECT = "/mycelia/inspect/1"
 MAX_NODES = 16
-"""That are asked."""
+"""Nodes that are asked at most."""
 MAX_DEPTH = 3
-"""Of nodes that know of further nodes: an entry, another entry that it went on to, and who serves it."""
+"""Nodes on the longest chain of a request: an entry node, a second entry node and the serving node."""
 LINKS_KEPT_S = 5.0
-"""A page that is looked at asks often."""
+"""Age up to which answers are reused, since an open web page asks often."""
 
 REACH_RATE, REACH_BURST = 0.2, 10.0
-"""Connections a second that this node tries for others, all of them together."""
+"""Connections per second that this node tries for all peers together."""
 SUBNET_RATE, SUBNET_BURST = 1 / 60, 4.0
-"""Likewise for those at one address: nobody shall take what there is for all."""
+"""Connections per second for one subnet, so that none uses up what is there for all."""
 REACH_DEADLINE_S = 2.0
 
 
 class Inspection:
-    """One node's side of it, asking and answering."""
+    """Asks peers these questions and answers theirs."""
 
     def __init__(self, network: Network, requests: RequestLog, peers: Callable[[], Iterable[bytes]]) -> None:
-        """peers: the nodes that this one is connected to."""
+        """peers: returns the connected nodes."""
         self._network = network
         self._requests = requests
         self._peers = peers
@@ -60,7 +60,7 @@ class Inspection:
         self._reach_limits = Limits[str](SUBNET_RATE, SUBNET_BURST)
 
     async def serve_stream(self, stream: MessageStream) -> None:
-        """One question of a peer, answered."""
+        """Answers one question of a peer. Raises RemoteError for a message that is no question."""
         match await receive_opening(stream):
             case TraceQuery(request_id=request_id):
                 await stream.send(Trace(steps=self._requests.steps(request_id)))
@@ -72,8 +72,8 @@ class Inspection:
                 raise RemoteError(f"a {type(other).__name__} where a question belongs")
 
     async def _reach(self, peer: bytes, port: int) -> Reach:
-        """Only the address that the question came from is connected to, and nothing is sent there. That of a relay is
-        not the asker's."""
+        """Tries a connection to the address that the question came from, and sends nothing there. A question through a
+        relay is not tried: the address is the relay's."""
         address, now = self._network.remote_address(peer), trio.current_time()
         outcome = "untried"
         if "/p2p-circuit" in address:
@@ -83,7 +83,7 @@ class Inspection:
         return Reach(address=address[:128], time_ms=round(1000 * time.time()), outcome=outcome)
 
     async def links(self) -> list[LinksRow]:
-        """What this node's nearest peers say of whom they are connected to; at most LINKS_KEPT_S old."""
+        """The connections that this node's nearest peers report, at most LINKS_KEPT_S old."""
         async with self._asking:
             if trio.current_time() - self._links_at > LINKS_KEPT_S:
                 nearest = [link.peer for link in self._own_links()][:MAX_NODES]
@@ -95,7 +95,7 @@ class Inspection:
             return self._links
 
     async def trace(self, request_id: bytes) -> TraceView:
-        """What every node that had to do with the request says of it, in the order of time."""
+        """The steps that the nodes on a request's way report, in the order of time, and the nodes without an answer."""
         rows: list[TraceRow] = []
         silent: list[str] = []
         seen = {self._network.peer_id}
@@ -132,7 +132,7 @@ def _links_row(peer: bytes, answer: Links) -> LinksRow:
 
 
 async def _is_open(address: str, port: int) -> bool:
-    """Whether TCP connects to ``port`` of a multiaddr's host. The host is an IP address: that of a connection."""
+    """Whether TCP connects to ``port`` at the IP address of a multiaddr."""
     _, kind, host, *_ = [*address.split("/"), "", "", ""]
     if kind not in ("ip4", "ip6"):
         return False

@@ -1,8 +1,9 @@
-"""The models of the swarm at one node: who serves them, what peers are told and tell, and how one is found.
+"""The swarm's models as one node knows them: the nodes that serve them, the exchange of this knowledge with peers, and
+the search for a model.
 
-What is heard is never decided by: a model that no connected node serves is looked up in the DHT, its nodes are dialled,
-and they serve it when their own Hello says so. Where none can be dialled, as behind a router, the prompt enters at a
-peer that is connected with one.
+Peers' reports are only hints. To find a model that no connected node serves, this node looks it up in the DHT and dials
+its nodes, whose own Hello must name the model. If none can be dialled (they may be behind routers), the prompt enters
+at a peer that is connected with one.
 """
 
 import math
@@ -29,36 +30,36 @@ from mycelia.proto.wire.messages import Models, ModelsQuery
 log = structlog.get_logger()
 
 MODELS = "/mycelia/models/1"
-"""A protocol of its own: to an older node the question would be an offence."""
+"""A separate protocol, since an older node would treat this question as an offence."""
 MAX_ROWS = 256
-"""Models that are told of: peers name theirs as they like."""
+"""Models that are listed: peers can report any number of names."""
 MAX_ENTRIES = 3
-"""Nodes that a prompt for another model is offered to."""
+"""Nodes at which a prompt for another model may enter."""
 ASK_EVERY_S = 60.0
-"""Peers pass on what they heard, so all of a swarm is known some minutes after it began."""
+"""Peers pass on these reports, so nodes know all models of a swarm some minutes after its start."""
 NUM_ASKED_STEADILY, NUM_ASKED_NOW = 3, 8
 FRESH_S = 3.0
-"""Nobody is asked again sooner, however many look or ask for models that nobody serves."""
+"""Shortest pause between questions that clients cause: many may list models or ask for models that no node serves."""
 TELL_EVERY_S = 1.0
-"""For so long peers get the same answer, unless a node joins: they may ask as often as they like."""
+"""Time for which peers get the same answer, unless a node joins: peers may ask at any rate."""
 ANSWER_DEADLINE_S = 2.0
 LOOKUP_DEADLINE_S = 3.0
 HELLO_DEADLINE_S = 2.0
 FIND_DEADLINE_S = 8.0
-"""Of all of these together, for a model that was never asked for before."""
+"""Time for all these steps together, for a model that no client asked for before."""
 MAX_FINDING = 4
-"""Models looked for at once for this node's own clients, and as many for peers: a liar tells of more models than can
-be looked for. A client or subnet has three places of them at most, and with a public address one."""
+"""Searches at once for this node's own clients, and as many for peers: a liar reports more models than a node can look
+for. A client or a subnet has at most three of these places, and one if its address is public."""
 MISSED_S, MAX_MISSED = 60.0, 128
-"""For how long nodes that could not be dialled are not looked up again."""
+"""Time for which namespaces whose nodes could not be dialled are not looked up again."""
 MAX_MET = 16
-"""Connections kept because of other models; over which nothing is asked go first."""
+"""Connections kept because of other models. Those without an open exchange are closed first."""
 MAX_NAMESPACES = 2
-"""Of one name that are looked up."""
+"""Namespaces that are looked up for one model name."""
 
 
 class SwarmModels:
-    """One node's side of it, asking and answering."""
+    """Knows the swarm's models, exchanges this knowledge with peers and finds nodes for a model."""
 
     def __init__(self, network: Network, overlay: Overlay, driver: OverlayDriver, engine: Engine) -> None:
         self._network = network
@@ -72,16 +73,16 @@ class SwarmModels:
         self._told_at = -math.inf
         self._told_before = driver.joined
         self._finding: dict[str, trio.Event] = {}
-        """Model that is being looked for -> when that is over."""
+        """Model that is being looked for -> the event that is set at the end of the search."""
         self._places_of_clients = Places(MAX_FINDING, per_key=MAX_FINDING)
         self._places_of_peers = Places(MAX_FINDING, per_key=MAX_FINDING)
         self._missed: OrderedDict[bytes, float] = OrderedDict()
-        """Namespace -> when none of its nodes could be reached."""
+        """Namespace -> the time at which none of its nodes could be reached."""
         self._met: OrderedDict[bytes, None] = OrderedDict()
-        """Peers that were dialled for another model, the one whose model was asked for last at the end."""
+        """Peers that were dialled for another model, ordered by the last request for their model."""
 
     async def keep_asking(self) -> None:
-        """Until cancelled."""
+        """Asks some peers about every ASK_EVERY_S. Never returns."""
         while True:
             joined = self._driver.joined
             if not self._peers():
@@ -90,7 +91,7 @@ class SwarmModels:
             await trio.sleep(ASK_EVERY_S * random.uniform(0.75, 1.25))  # noqa: S311  jitter, no secret
 
     async def serve_stream(self, stream: MessageStream) -> None:
-        """One question of a peer, answered."""
+        """Answers one question of a peer. Raises RemoteError for another message."""
         question = await receive_opening(stream)
         if not isinstance(question, ModelsQuery):
             raise RemoteError(f"a {type(question).__name__} where a ModelsQuery belongs")
@@ -101,7 +102,7 @@ class SwarmModels:
         await stream.send(self._told)
 
     async def rows(self) -> list[ModelRow]:
-        """See ``Api.models``. Asks peers if that was not done just now, for ANSWER_DEADLINE_S at most."""
+        """See ``Api.models``. Asks peers first, for at most ANSWER_DEADLINE_S, unless their answers are recent."""
         await self._ask_now()
         own = self._engine.info.name
         num_connected = Counter({own: 1})
@@ -110,7 +111,7 @@ class SwarmModels:
         num_nodes, context_tokens = Counter[str](), Counter[str]()
         for known in self._directory.known(self._seen(), self._driver.now()):
             num_nodes[known.model] += known.num_nodes
-            # (what strangers say of a context does not change what its nodes say themselves)
+            # (strangers' reports of a context's size do not change what its own nodes report)
             if known.num_seen or not num_connected[known.model]:
                 context_tokens[known.model] = max(context_tokens[known.model], known.context_tokens)
         connected = sorted(
@@ -122,7 +123,7 @@ class SwarmModels:
         return [rows[0], *sorted(rows[1:], key=lambda row: row.model)]
 
     def servers(self, model: str) -> list[bytes]:
-        """Connected nodes that serve it, the least loaded first."""
+        """At most MAX_ENTRIES connected nodes that serve ``model``, the least loaded first."""
         loads = {
             view.peer: (served.vitals.active_requests + served.vitals.waiting_requests) / max(served.vitals.slots, 1)
             for view in self._peers()
@@ -132,13 +133,14 @@ class SwarmModels:
         return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
 
     async def find(self, model: str, client: bytes = b"", peer: bytes = b"") -> list[bytes]:
-        """Connected peers at which a prompt for it can enter, the best first: nodes that serve it, which are looked for
-        and dialled if need be, or else peers that are connected with one. Takes FIND_DEADLINE_S at most. client, peer:
-        who asks, the one or the other; who has several models looked for already gets what is known."""
+        """Connected peers at which a prompt for ``model`` can enter, the best first. These are nodes that serve it,
+        which this node looks for and dials if none is connected, or otherwise peers that are connected with one. Takes
+        at most FIND_DEADLINE_S. client, peer: the asking client or peer; if its share of searches is in use, only
+        known nodes are returned."""
         if not self.servers(model):
             with trio.move_on_after(FIND_DEADLINE_S):
                 while not self.servers(model) and (over := self._finding.get(model)) is not None:
-                    await over.wait()  # (who looked may have left in the middle of it)
+                    await over.wait()  # (the search may have been cancelled, as its client left)
                 if not self.servers(model):
                     await self._look_in_turn(model, client, peer)
         servers = self.servers(model)
@@ -167,7 +169,7 @@ class SwarmModels:
         return {key: SeenModel(context_tokens[key], frozenset(marks)) for key, marks in nodes.items()}
 
     async def _ask_now(self) -> None:
-        """Hears what some peers know, unless somebody wanted that less than FRESH_S ago."""
+        """Asks some peers, unless this was done less than FRESH_S ago."""
         async with self._asking:
             if trio.current_time() - self._asked_at >= FRESH_S:
                 await self._ask(NUM_ASKED_NOW)
@@ -198,7 +200,7 @@ class SwarmModels:
             places.free(peer or client, share)
 
     async def _look_for(self, model: str) -> None:
-        """Connects with nodes that serve it, if any can be found and dialled."""
+        """Connects with nodes that serve ``model``, if any can be found and dialled."""
         if self.servers(model):
             return
         await self._ask_now()
@@ -213,7 +215,7 @@ class SwarmModels:
                         self._missed.popitem(last=False)
 
     async def _meet(self, namespace: bytes, model: str) -> None:
-        """Dials some of those that the DHT tells of, and waits for what they say they serve."""
+        """Dials some nodes that the DHT names, and waits until one of them reports that it serves ``model``."""
         before = {view.peer for view in self._peers()}
         providers: list[bytes] = []
         with trio.move_on_after(LOOKUP_DEADLINE_S), suppress(NetworkError):

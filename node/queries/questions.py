@@ -1,4 +1,4 @@
-"""Exchanges of one question and its answer, as ``mycelia/inspect`` and ``mycelia/models`` are."""
+"""Exchanges of one question and one answer, such as ``mycelia/inspect`` and ``mycelia/models``."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,11 +15,11 @@ ANSWER_DEADLINE_S = 3.0
 async def ask_all(
     network: Network, protocol: str, question: Message, peers: Iterable[bytes], deadline_s: float = ANSWER_DEADLINE_S
 ) -> dict[bytes, Message]:
-    """The answers of those that gave one in time."""
+    """The answers that arrive in time, by peer."""
     answers: dict[bytes, Message] = {}
 
     async def ask(peer: bytes) -> None:
-        # (an older node does not know the question, and one may just have left)
+        # (an older node does not know the question, and a node may just have left)
         with trio.move_on_after(deadline_s), suppress(NetworkError, RemoteError):
             answers[peer] = await answer_of(network, protocol, question, peer)
 
@@ -30,7 +30,7 @@ async def ask_all(
 
 
 async def answer_of(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
-    """What one peer answers. Raises NetworkError and RemoteError."""
+    """The answer of one peer. Raises NetworkError and RemoteError."""
     stream = await network.open(peer, protocol, waits=False)
     is_over = False
     try:

@@ -1,4 +1,4 @@
-"""Whether peers can dial this node, as they see it. A node that they cannot dial takes places at relays."""
+"""The check whether peers can dial this node. A node that they cannot dial uses relays."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,7 +22,8 @@ ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 
 
 async def keep_reachable(network: Network, peers: Callable[[], list[bytes]], joined: Callable[[], trio.Event]) -> None:
-    """Until cancelled; at once if this node listens nowhere. peers: connected nodes. joined: what the next one sets."""
+    """Asks peers again and again whether they can dial this node. Returns at once if it listens nowhere, otherwise
+    never. peers: the connected nodes. joined: the event that the next node to join sets."""
     port = next((port_of(address) for address in network.addresses() if not is_circuit(address)), 0)
     while port:
         event = joined()
@@ -41,14 +42,14 @@ async def keep_reachable(network: Network, peers: Callable[[], list[bytes]], joi
 
 
 def seen_from_outside(told: Iterable[Reach], own: set[str]) -> tuple[str, str]:
-    """The address of this machine as most of those see it that are farthest away, empty: nobody tells; and whether
-    most of these could connect to it: open, closed or untried. own: the addresses that it has itself, by which peers
-    in the same house see it."""
+    """The address of this machine that most peers outside its own network see (if there are none, most peers inside;
+    empty: no answers), and the outcome that most of these peers report: open, closed or untried. own: the addresses of
+    this machine's interfaces, which only peers in its own network see."""
     views = [(host, reach.outcome) for reach in told if (host := host_of(reach.address))]
     hosts = Counter(host for host, _ in views if host not in own) or Counter(host for host, _ in views)
     outside = max(hosts, key=lambda host: hosts[host], default="")
     outcomes = Counter(outcome for host, outcome in views if host == outside and outcome != "untried")
-    # (of as many of both: something may have kept one of them from it)
+    # (open if both are equally frequent: a connection may fail for other reasons)
     return outside, max(outcomes, key=lambda outcome: (outcomes[outcome], outcome == "open"), default="untried")
 
 

@@ -1,4 +1,4 @@
-"""The folder in which a node keeps its files."""
+"""The directory in which a node keeps its files."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,12 @@ from mycelia.proto.wire.errors import LocalError
 
 
 def default_data_dir() -> Path:
-    """Where this user's node lives unless told otherwise."""
+    """The data directory of this user's node without --data-dir."""
     return Path(platformdirs.user_data_dir("mycelia", appauthor=False))
 
 
 def prepare_data_dir(path: Path) -> Path:
-    """Make the directory if needed. Raises LocalError when it cannot be written to."""
+    """Makes the directory if needed. Raises LocalError when it is not writable."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:

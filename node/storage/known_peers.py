@@ -1,11 +1,11 @@
-"""The nodes that this one was connected to for a while, so that a restarted node finds its swarm again.
+"""The nodes with which this node had long connections. After a restart it finds its swarm through them.
 
-Addresses are hints: whoever is dialled proves by the handshake that it is the peer that was meant. A node is worth as
-much as its longest connection lasted, and half of that after each day in which it was not seen: a crowd of newcomers
-does not push out those that have been there for long, and those that are gone for good make room.
+Addresses are hints: the handshake proves that the dialled peer is the right one. A node's worth is the length of its
+longest connection, halved for each day without a connection. Therefore many newcomers do not replace long-known nodes,
+and nodes that never return make room.
 
-Keys are free: of one subnet (``admission/subnets.py``) few peers are remembered, those of the longest
-connections. Of one private address that may be most of them, since whole swarms live on one machine.
+Keys are free, so few peers of one public subnet (``admission/subnets.py``) are remembered, those of the greatest worth.
+One private address may have most of the places, since whole swarms run on one machine.
 
 Invariant: at most ``MAX_KNOWN`` peers, of which ``MAX_OF_A_SUBNET`` of one public subnet and
 ``MAX_OF_A_LOCAL_ADDRESS`` of one private address, each with 1 to ``MAX_ADDRESSES`` addresses that can be dialled.
@@ -29,32 +29,31 @@ MAX_ADDRESSES = 4
 MAX_ADDRESS_CHARS = 128
 MAX_NAMESPACES = 16
 STABLE_S = 10.0
-"""A connection that held this long was no accident."""
+"""Shortest connection with a node to be remembered."""
 HALF_LIFE_S = 86_400.0
 MAX_CONNECTED_S = 365 * 86_400.0
 MAX_ENTRIES = 8
-"""That a command asks."""
+"""Nodes that a command tries when its own node is lost."""
 
 
 @dataclass(frozen=True)
 class KnownPeer:
-    """A node, as it was when it was last seen."""
+    """A node at the time of its last connection."""
 
     peer: bytes
     addresses: tuple[str, ...]
-    """Multiaddrs without its id; first the one that was dialled, then those that it told."""
+    """Multiaddrs without the peer id: first the one that was dialled, then those that the peer announced."""
     namespaces: tuple[bytes, ...]
-    """Of the models that it served."""
+    """The namespaces of the models that it served."""
     connected_s: float
-    """How long the longest connection with it lasted, halved for each day without one."""
+    """The length of the longest connection with it, halved for each day without one."""
     seen_at: float
     """Unix time in seconds."""
     subnet: str = ""
-    """Of the connection with it, which the peer cannot choose as it can its addresses. Empty, in files of earlier
-    versions: that of its first address."""
+    """The subnet of the connection with it. The peer can choose its addresses, but not this. Empty in files of earlier
+    versions, where the first address's subnet is used."""
 
     def full_addresses(self) -> list[str]:
-        """With its id."""
         return [f"{address}/p2p/{peer_text(self.peer)}" for address in self.addresses]
 
 
@@ -62,11 +61,11 @@ PEERS_FILE = SealedFile("peers.msgpack", list[KnownPeer], "the node joins throug
 
 
 class KnownPeers:
-    """See the module's text. Times are Unix seconds."""
+    """The remembered nodes. Times are Unix seconds."""
 
     def __init__(self, known: Sequence[KnownPeer] = (), now: float = 0.0) -> None:
-        """known: what ``rows`` returned before a restart. What cannot be meant is left out, and times to come are
-        ``now``: the clock was wrong then, or is now."""
+        """known: the result of ``rows`` before a restart. Impossible values are left out, and times in the future
+        become ``now``: the clock was or is wrong."""
         self._known: dict[bytes, KnownPeer] = {}
         for one in known:
             if is_ed25519(one.peer) and math.isfinite(one.connected_s) and math.isfinite(one.seen_at):
@@ -82,8 +81,8 @@ class KnownPeers:
         now: float,
         remote_address: str = "",
     ) -> None:
-        """``peer`` is connected, for ``connected_s`` by now, with the multiaddr ``remote_address`` at its other end.
-        Too short ones, and nodes that nobody can dial, are not remembered. Mutates."""
+        """Remembers ``peer``, which has been connected for ``connected_s``, unless that is too short or no address can
+        be dialled. remote_address: the multiaddr of the connection's other end. Mutates."""
         if connected_s < STABLE_S:
             return
         before = self._known.get(peer)
@@ -92,19 +91,19 @@ class KnownPeers:
         self._put(KnownPeer(peer, tuple(addresses), tuple(namespaces), longest_s, now, subnet), now)
 
     def forget(self, peer: bytes) -> None:
-        """It misbehaved. Mutates."""
+        """Removes a peer that misbehaved. Mutates."""
         self._known.pop(peer, None)
 
     def __len__(self) -> int:
         return len(self._known)
 
     def full_addresses(self) -> list[str]:
-        """Of all of them, with their ids, those of the most trusted first."""
+        """All addresses with their peer ids, those of the nodes of the greatest worth first."""
         now = max((one.seen_at for one in self._known.values()), default=0.0)
         return [address for one in self.rows(now) for address in one.full_addresses()]
 
     def rows(self, now: float) -> list[KnownPeer]:
-        """All of them, the most trusted first."""
+        """All nodes, those of the greatest worth first."""
         return sorted(self._known.values(), key=lambda one: (-self._worth(one, now), one.peer))
 
     def _put(self, one: KnownPeer, now: float) -> None:
@@ -125,8 +124,8 @@ class KnownPeers:
 
 
 def entries_known(data_dir: Path, namespace: bytes, now: float) -> list[str]:
-    """Full multiaddrs at which to ask for an answer of ``namespace`` (empty: of any) when the node of ``data_dir`` is
-    lost: of the nodes that it knew best, at most MAX_ENTRIES of them. Changes nothing."""
+    """Full multiaddrs of the best at most MAX_ENTRIES nodes of ``namespace`` (empty: of any) that the node of
+    ``data_dir`` remembers, for asking them when that node is lost. Changes nothing."""
     rows = KnownPeers(PEERS_FILE.peek(data_dir) or [], now).rows(now)
     fit = [one for one in rows if not namespace or namespace in one.namespaces]
     return [address for one in fit[:MAX_ENTRIES] for address in one.full_addresses()]

@@ -1,7 +1,7 @@
-"""The data directory's lock and run file: one node a directory, and a way for commands to find it.
+"""The lock and the run file of a data directory. They allow one node per directory, and let commands find that node.
 
-The lock is the operating system's (flock), so that a killed node leaves no stale one. The run file tells where the
-local API listens; it counts only while the lock is held.
+The lock is the operating system's (flock), so a killed node leaves no stale lock. The run file contains the address of
+the local API. It is valid only while the lock is held.
 """
 
 import fcntl
@@ -23,23 +23,23 @@ _RUN_FILE = "node.json"
 _EPOCH_FILE = "epoch"
 _MAX_BYTES = 4_096
 _LOOK_S, _MAX_LOOKS = 0.02, 10
-"""A command that looks whether a node is here holds the lock for an instant: no reason to refuse to start."""
+"""A starting node tries several times: a command that looks for a node holds the lock for an instant."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A running node, as its run file describes it."""
+    """The content of a running node's run file."""
 
     pid: int
     api_url: str
     peer: str
     api_key: str = ""
-    """One that opens the API; empty: it needs none. The data directory is its owner's alone."""
+    """A key that the API accepts; empty: it needs none. Only the directory's owner can read the file."""
 
 
 @contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """Hold the directory. Raises LocalError when another node holds it."""
+    """Holds the directory's lock. Raises LocalError when another node holds it."""
     with _open_lock(data_dir, os.O_RDWR | os.O_CREAT) as lock:
         for _ in range(_MAX_LOOKS):
             if _try_lock(lock, fcntl.LOCK_EX):
@@ -57,12 +57,12 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def write_run_info(data_dir: Path, info: RunInfo) -> None:
-    """Tell where the node is. Call while holding the lock."""
+    """Writes the run file. Call it while holding the lock."""
     write_atomically(data_dir / _RUN_FILE, json.dumps(asdict(info)).encode())
 
 
 def find_running(data_dir: Path) -> RunInfo | None:
-    """The node that runs with this directory now, if any."""
+    """The node that runs with this directory now; None: there is none."""
     try:
         info = msgspec.json.decode(_read(data_dir / _RUN_FILE), type=RunInfo)
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def find_running(data_dir: Path) -> RunInfo | None:
 
 
 def is_held(data_dir: Path) -> bool:
-    """Whether a node runs with this directory, be it still starting or on its way out."""
+    """Whether a node runs with this directory, including one that is starting or ending."""
     try:
         with _open_lock(data_dir, os.O_RDONLY) as lock:
             return not _try_lock(lock, fcntl.LOCK_SH)  # shared, so that two commands do not see each other
@@ -80,7 +80,7 @@ def is_held(data_dir: Path) -> bool:
 
 
 def next_epoch(data_dir: Path, now: float) -> int:
-    """See ``epoch_after``; remembered for the next start."""
+    """The epoch of this start, see ``epoch_after``. It is saved for the next start."""
     path = data_dir / _EPOCH_FILE
     try:
         last = int(_read(path))
@@ -92,8 +92,8 @@ def next_epoch(data_dir: Path, now: float) -> int:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The file has its old content or all of ``data``, whatever happens, and is its owner's alone: some hold keys.
-    The caller holds the directory's lock: what a killed node left half written is replaced. Raises LocalError."""
+    """Replaces a file so that even after a crash it has its old content or all of ``data``. Only its owner can read it,
+    since some files hold keys. Call it while holding the directory's lock. Raises LocalError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb", opener=_private) as file:
@@ -108,7 +108,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """Whatever became of the file, no more than it may hold. Raises OSError."""
+    """At most _MAX_BYTES of a file, which may have been damaged. Raises OSError."""
     with path.open("rb") as file:
         return file.read(_MAX_BYTES)
 

@@ -1,5 +1,5 @@
-"""What a node remembers over restarts, and when it is written: now and then, soon after what matters most, and at the
-end. A killed node forgets at most what it heard since the last time; each file is whole or the one before.
+"""The state that a node keeps over restarts. It is written every SAVE_INTERVAL_S, soon after the most important changes
+and at the end. A killed node loses only the changes since the last write. Each file is either the new or the old one.
 """
 
 import math
@@ -27,16 +27,16 @@ run_in_thread = trio.to_thread.run_sync
 
 SAVE_INTERVAL_S = 60.0
 AT_ONCE_S = 1.0
-"""After a quarantine began: many at once are one write."""
+"""Time from a quarantine's beginning to the write, so that several at once cause only one write."""
 NEW_PEER_S = STABLE_S + 2.0
-"""After a node joined: by then it counts as known, if it stays."""
+"""Time from a node's joining to the write: a node that is still there then is remembered."""
 
 FLOORS_FILE = SealedFile("floors.msgpack", list[Floor], "old digests of peers may come back")
 
 
 @dataclass(frozen=True)
 class KeptTrust:
-    """What was held against peers, and observed of them."""
+    """The offences of peers, and the observations of peers that served requests."""
 
     offenders: list[Offender] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
@@ -47,16 +47,16 @@ TRUST_FILE = SealedFile("trust.msgpack", KeptTrust, "peers in quarantine come ba
 
 @dataclass(frozen=True)
 class Kept:
-    """What earlier runs of a node left."""
+    """The state that earlier runs of a node left."""
 
     floors: Sequence[Floor] = ()
     trust: KeptTrust = field(default_factory=KeptTrust)
     known: KnownPeers = field(default_factory=KnownPeers)
-    """Changes as the node meets others."""
+    """Mutable: the node adds others to it."""
 
 
 def load_kept(data_dir: Path, now: float) -> Kept:
-    """What is damaged is set aside, logged and forgotten. now: Unix seconds."""
+    """Loads the files. A damaged file is set aside, logged and counts as empty. now: Unix seconds."""
     known = KnownPeers(PEERS_FILE.load(data_dir) or (), now)
     if len(known):
         log.info("remembers_peers", count=len(known))
@@ -64,12 +64,12 @@ def load_kept(data_dir: Path, now: float) -> Kept:
 
 
 def restored(kept: Kept) -> list[Event]:
-    """For an overlay, before anything of the network."""
+    """The events with which to restore an overlay before it gets events of the network."""
     return [FloorsRestored(kept.floors), TrustRestored(kept.trust.offenders, kept.trust.observations)]
 
 
 class StateSaver:
-    """Writes what one overlay and its network know into the files of a data directory."""
+    """Writes the state of an overlay and its network to the files of a data directory."""
 
     def __init__(
         self, data_dir: Path, overlay: Overlay, network: Network, known: KnownPeers, now: Callable[[], float]
@@ -85,7 +85,7 @@ class StateSaver:
         self._due_sooner = trio.Event()
 
     def note(self, effect: Emit) -> None:
-        """What the overlay tells: some of it is worth a write of its own."""
+        """Takes an event of the overlay, and schedules an early write after some of them."""
         if effect.event == "node_joined":
             self._save_within(NEW_PEER_S)
         elif effect.event == "peer_quarantined":
@@ -95,7 +95,7 @@ class StateSaver:
             self._save_within(AT_ONCE_S)
 
     async def run(self) -> None:
-        """Saves what has changed, and once more when cancelled. Never returns."""
+        """Saves changed values from time to time, and once more when cancelled. Never returns."""
         try:
             while True:
                 self._due_at = trio.current_time() + SAVE_INTERVAL_S
@@ -104,7 +104,7 @@ class StateSaver:
                     with trio.move_on_at(self._due_at):
                         await self._due_sooner.wait()
                 for file, value in self._changed():
-                    # (a disk may take seconds for it; this waits for its end also when cancelled)
+                    # (a disk may take seconds; a cancelled task waits for the write, too)
                     await run_in_thread(self._save, file, value)
         finally:
             for file, value in self._changed():

@@ -1,8 +1,7 @@
-"""A file that a node keeps something in over restarts: written atomically, checked on load, set aside when damaged.
+"""A file with a value that a node keeps over restarts, written atomically and checked on load by its BLAKE3 hash.
 
-It begins with the BLAKE3 of the rest. What is kept so is worth much only while it is true: a version with a flipped bit
-would keep a peer's digests out for ever. So a file that is not what was written counts as none, and is kept beside for
-whoever wants to look; the node goes on with what it hears from now on.
+A wrong value does harm: a version with a flipped bit would exclude a peer's digests for ever. Therefore a damaged file
+counts as missing. It is renamed for later inspection, and the node starts without the value.
 """
 
 from pathlib import Path
@@ -19,24 +18,24 @@ log = structlog.get_logger()
 
 SEAL_BYTES = 16
 MAX_FILE_BYTES = 2**24
-"""Eight times the largest that is written: 16,384 version floors."""
+"""Eight times the largest file that is written, with 16,384 version floors."""
 MAX_ASIDE = 8
-"""Damaged files that are kept of each; then the last one is replaced."""
+"""Damaged files that are kept for each name. The last one is then replaced."""
 
 T = TypeVar("T")
 
 
 class SealedFile(Generic[T]):
-    """One kind of file. Whoever loads or saves holds the data directory's lock; anybody may ``peek``."""
+    """One kind of file. ``load`` and ``save`` need the data directory's lock, ``peek`` does not."""
 
     def __init__(self, name: str, kind: type[T], effect: str) -> None:
-        """kind: what msgspec is to make of it. effect: of its loss, for the log."""
+        """kind: the type of the value, for msgspec. effect: the consequence of a loss, for the log."""
         self.name = name
         self._kind = kind
         self._effect = effect
 
     def load(self, data_dir: Path) -> T | None:
-        """What was saved; None: nothing, or it cannot be used. Then the file is set aside and that is logged."""
+        """The saved value; None: there is no file or it is damaged. Sets aside and logs a damaged file."""
         path = data_dir / self.name
         try:
             return self._read(path)
@@ -47,14 +46,14 @@ class SealedFile(Generic[T]):
             return None
 
     def peek(self, data_dir: Path) -> T | None:
-        """The same for a command that only looks: whatever is wrong, nothing is changed or said."""
+        """The saved value; None: there is no usable one. For commands: changes and logs nothing."""
         try:
             return self._read(data_dir / self.name)
         except (OSError, ValueError):
             return None
 
     def save(self, data_dir: Path, value: T) -> None:
-        """Raises LocalError; the file is as it was then."""
+        """Writes a value. Raises LocalError, and then the file is unchanged."""
         body = msgspec.msgpack.encode(value)
         if SEAL_BYTES + len(body) > MAX_FILE_BYTES:
             raise LocalError(f"cannot write {data_dir / self.name}: {len(body)} bytes are too many")
@@ -70,8 +69,8 @@ class SealedFile(Generic[T]):
 
 
 def set_aside(path: Path, reason: Exception, effect: str) -> None:
-    """Moves what cannot be used out of the way, over nothing that was set aside before, and says so. It stays where it
-    is if it cannot be moved. effect: of its loss."""
+    """Renames an unusable file and logs that. Replaces no earlier one while a name is free. A file that cannot be
+    renamed stays. effect: the consequence of its loss."""
     names = [f"{path.stem}.damaged{number}" for number in ("", *(f"-{n}" for n in range(2, MAX_ASIDE + 1)))]
     places = [path.with_name(name) for name in names]
     aside = next((place for place in places if not place.exists()), places[-1])
