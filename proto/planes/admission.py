@@ -1,10 +1,10 @@
 """Which requests an entry node lets in, which it refuses and for how long, and which wait here for a place.
 
-A request is refused where its client has its share of this node's places in flight (``EntryPlaces``), and where all
-nodes are busy: then the client gets a time (``retry_times.py``), and a request that comes at that time is *held* while
-no node has a place for it, for up to ``MAX_HELD_S``.
+A request is refused if its client has used up its share of this node's places in flight (``EntryPlaces``), or if all
+nodes are busy. Then the client gets a time (``retry_times.py``). A request that comes at that time is *held* for up to
+``MAX_HELD_S`` while no node has a place for it.
 
-Invariant: while requests are held, a timer is set for the next look whether a node has a place.
+Invariant: while requests are held, a timer is set for the next check whether a node has a place.
 """
 
 import math
@@ -22,10 +22,10 @@ from mycelia.proto.planes.request import Request
 from mycelia.proto.wire.blocks import pack_tokens
 
 _FEW = 1.5
-"""Requests a slot up to which a node has room for a prompt that has no retry time."""
+"""Requests per slot up to which a node has room for a prompt that has no retry time."""
 _LOOK_S, _LOOKED_S = 0.02, 0.002
-"""Time between two looks whether a held request can go on, and the time more for each request that was looked at in
-vain: about 50 us of work."""
+"""Seconds between two checks whether a held request can go on, and what each request checked in vain adds, which takes
+about 50 us."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Admission:
         self._retry_times = RetryTimes()
         self._held = self._retry_times.held
         self._look_at = math.inf
-        """When the next look is due; infinity: no request is held."""
+        """When the next check is due; infinity: no request is held."""
 
     @property
     def num_retry_times(self) -> int:
@@ -100,7 +100,7 @@ class Admission:
         return RetryAfter(wait_s, "all nodes are busy")
 
     def on_cancelled(self, request: Request, now: float) -> None:
-        """Its client gave ``request`` up, perhaps because a choice beside it was refused. Mutates."""
+        """Its client gave ``request`` up, perhaps because another choice of its prompt was refused. Mutates."""
         if self._retry_times and not request.generated:
             self._retry_times.another(_key(request), now)
         self.release(request)
@@ -112,7 +112,7 @@ class Admission:
     # --- held requests ---------------------------------------------------------------------------------------------
 
     def may_hold(self, request: Request, now: float) -> bool:
-        """Whether ``request`` may wait here rather than being refused."""
+        """Whether ``request`` may wait here instead of being refused."""
         return now < request.may_be_held_until and self._retry_times.has_room(request.subnet)
 
     def hold(self, request: Request, now: float) -> list[Effect]:
@@ -122,12 +122,12 @@ class Admission:
         return self._look_in(_LOOK_S, now)
 
     def release(self, request: Request) -> None:
-        """``request`` waits here no longer, if it did. Mutates."""
+        """``request`` no longer waits here, if it did. Mutates."""
         self._held.discard(request.request_id)
 
     def next_held(self, requests: Mapping[bytes, Request], now: float) -> tuple[Request | None, int]:
-        """The first held request for which a node has a place or which was held long enough, and how many were looked
-        at in vain. Call ``look_again`` when it has gone on: the others follow one by one, as each takes a place.
+        """The first held request for which a node has a place or which was held long enough, and how many were checked
+        in vain. Call ``look_again`` when it has gone on: the others follow one by one, as each takes a place.
         Mutates."""
         self._look_at = math.inf
         for request_id in self._held:
@@ -137,11 +137,11 @@ class Admission:
         return None, len(self._held)
 
     def look_again(self, num_looks: int, now: float) -> list[Effect]:
-        """num_looks: requests that were just looked at in vain. Mutates."""
+        """num_looks: requests that were just checked in vain. Mutates."""
         return self._look_in(_LOOK_S + _LOOKED_S * num_looks, now)
 
     def check_invariants(self, requests: Collection[bytes]) -> None:
-        """Raises AssertionError unless the requests held are ``requests``."""
+        """Raises AssertionError unless exactly ``requests`` are held."""
         assert set(self._held) == set(requests)
         assert not self._held or self._look_at < math.inf
         self._retry_times.check_invariants()
@@ -159,5 +159,5 @@ class Admission:
 
 
 def _key(request: Request) -> bytes:
-    """By which a prompt is known that comes again."""
+    """The key by which a prompt that comes again is recognised."""
     return blake3(request.client + b"\0" + pack_tokens(request.prompt)).digest(length=16)

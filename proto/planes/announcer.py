@@ -1,6 +1,6 @@
 """When this node's digests go out: deltas on average one per interval, a few of them early, and heartbeats between.
 
-The interval stretches while more is received than a node should: all see the same excess and answer alike.
+The interval stretches while more is received than a node should: all nodes see the same excess and react alike.
 """
 
 import random
@@ -18,7 +18,7 @@ from mycelia.proto.wire.blocks import STRIDE, block_hashes
 
 
 def jittered(interval_s: float, config: DigestConfig, rng: random.Random) -> float:
-    """``interval_s``, a little longer or shorter by chance, so that nodes do not keep step."""
+    """``interval_s``, a little longer or shorter at random, so that nodes do not act in step."""
     return interval_s * rng.uniform(1 - config.jitter, 1 + config.jitter)
 
 
@@ -41,19 +41,19 @@ class Announcer:
         self._sender = sender
         self._traffic = traffic
         self._stretch = 1.0
-        """Factor of the interval between deltas, for what is received."""
+        """Factor on the interval between deltas, from the traffic received."""
         self._delta_at: dict[bytes, float] = {}
         self._paced_until: dict[bytes, float] = {}
         """When the deltas sent so far are paid for, at one per interval."""
         self._due: dict[bytes, float] = {}
 
     def on_served(self, namespace: bytes, now: float) -> list[Effect]:
-        """A new namespace. Its head goes out not at once: the engine is about to say what it kept over a restart, and
-        the first head shall show it."""
+        """A new namespace. Its head waits a moment: the engine first reports what it kept over a restart, and the first
+        head shall include it."""
         return self._set_due(namespace, now + self._config.delta_delay_s)
 
     def hasten(self, namespace: bytes, now: float) -> list[Effect]:
-        """Other nodes shall hear of this one soon."""
+        """Other nodes shall learn of this one soon."""
         return self._set_due(namespace, min(self._due[namespace], self._next_delta(namespace, now)))
 
     def on_cache_changed(self, event: CacheChanged, now: float) -> list[Effect]:
@@ -71,7 +71,7 @@ class Announcer:
         return self._set_due(event.namespace, at)
 
     def publish(self, namespace: bytes, now: float) -> list[Effect]:
-        """Sends the digest, whose timer has come, and sets the timer for the next one."""
+        """Sends the digest whose timer is due, and sets the timer for the next one."""
         ready_at = self._sender.ready_at(now)
         if ready_at > now:
             self._traffic.num_postponed += 1
@@ -97,8 +97,8 @@ class Announcer:
         return max(now + self._config.delta_delay_s, budget, spaced)
 
     def _stretched_interval(self, now: float) -> float:
-        """The interval between deltas: longer by the square root of the excess each time, until what is received fits,
-        and back. (By the whole excess it would swing: all nodes see the same and answer alike.)"""
+        """The interval between deltas, stretched by the square root of the excess each time until the traffic fits, and
+        back. (By the whole excess it would swing, because all nodes see the same and react alike.)"""
         excess = self._traffic.digests_per_s(now) / self._config.receive_bytes_per_s
         self._stretch = min(max(self._stretch * excess**0.5, 1.0), self._config.max_stretch)
         return self._config.delta_interval_s * self._stretch

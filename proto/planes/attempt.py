@@ -1,6 +1,6 @@
-"""One try of a request at one node: what was expected of the node when it was chosen, and how far it has come.
+"""One attempt of a request at one node: what was expected of the node when it was chosen, and how far it has come.
 
-An attempt is made whole when the request is sent and dropped whole when it ends: nothing of it outlives it.
+An attempt is created when the request is sent and dropped when it ends; nothing of it remains.
 """
 
 import math
@@ -17,7 +17,7 @@ def _no_pace() -> TokenPace:
 
 @dataclass
 class Attempt:
-    """Only ``Request`` changes the progress, which is the last three fields and ``pace``."""
+    """An attempt. Only ``Request`` changes the progress: the last three fields and ``pace``."""
 
     number: int
     """From 1, within the request."""
@@ -28,34 +28,33 @@ class Attempt:
     sent_at: float
     """Unix seconds."""
     expected_s: float = 0.0
-    """Until the first token."""
+    """Seconds until the first token."""
     promised_tokens: int = 0
-    """The match that the node was chosen for."""
+    """The match for which the node was chosen."""
     patience_s: float | None = None
-    """The node may hand the request back if the first token would take longer; None: it may not."""
+    """The node may hand the request back if the first token would take longer; None: it must not."""
     due_at: float = math.inf
-    """When a node that did not hand the request back is overdue; infinity: never."""
+    """When the node is overdue if it has not handed the request back; infinity: never."""
     prefill_s: float = 0.0
-    """Expected for the prompt."""
+    """Seconds expected for the prompt."""
     max_withheld: int = 0
     """Tokens that may be held back, see ``Request.max_withheld``."""
     is_watched: bool = False
-    """The request may move once the node has begun and is too slow."""
+    """Whether the request may move if the node has begun and is too slow."""
     pace: TokenPace = field(default_factory=_no_pace)
     position: int = 0
     """Tokens that came."""
     uncached_tokens: int = 0
-    """Tokens that the node has to compute, as it said when it began; 0 before."""
+    """Tokens that the node must compute, by its report at the start; 0 before."""
     vitals: Vitals | None = None
     """The node's load when it began; None before."""
 
     @property
     def patience_ms(self) -> int:
-        """``patience_s`` as it is sent; 0: the node may not hand the request back."""
+        """``patience_s`` in ms as it is sent; 0: the node must not hand the request back."""
         return 0 if self.patience_s is None else min(max(round(1000 * self.patience_s), 1), MAX_SMALL)
 
     def on_accepted(self, frame: Accepted) -> None:
-        """The node has begun with the prompt. Mutates."""
         self.uncached_tokens = max(self.num_tokens - frame.cached_tokens, 1)
         self.vitals = frame.vitals
 
@@ -64,11 +63,10 @@ class Attempt:
         return self.prefill_s * max(self.uncached_tokens / max(self.num_tokens - self.promised_tokens, 1), 1.0)
 
     def silence_s(self, config: RequestConfig) -> float:
-        """How long the node may say nothing, by its rates when it began.
+        """How long the node may send nothing, by its rates when it began.
 
-        First it computes the prompt; then it may hold back tokens that could begin a stop string, one for each byte of
-        that. The requests that it works on share its rates. A node that has not begun has said nothing but what it was
-        chosen on.
+        It first computes the prompt. Then it may hold back tokens that could begin a stop string: one per byte of the
+        string. The requests it works on share its rates. Of a node that has not begun only the expected time is known.
         """
 
         def allowed_s(word_s: float) -> float:

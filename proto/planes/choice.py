@@ -1,7 +1,7 @@
-"""Who could answer a request of this entry node now: the nodes with what is known of each, less those that shall not.
+"""Which nodes could answer a request of this entry node now, with what is known of each, and which are left out.
 
-Besides what they tell, a node knows what it sent where (``dispatches.py``), who refused lately (``overload.py``) and
-who has served long enough to be given as much as its word is worth (``newcomers.py``).
+Besides reports, this node uses what it sent where (``dispatches.py``), which nodes refused lately (``overload.py``) and
+which have served long enough for their claims to count fully (``newcomers.py``).
 """
 
 import math
@@ -25,7 +25,7 @@ from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
 
 
 class Choice:
-    """The candidates for each request. ``dispatches`` and ``busy`` are its caller's to write."""
+    """The candidates for each request. The caller changes ``dispatches`` and ``busy``."""
 
     def __init__(
         self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane, has_policy: bool
@@ -37,7 +37,7 @@ class Choice:
         self._digests = digests
         self._has_policy = has_policy
         self._dispatches: dict[bytes, Dispatches] = {}
-        """By namespace."""
+        """Namespace -> dispatches."""
         self.busy = BusyPeers()
         self._newcomers = Newcomers()
 
@@ -46,27 +46,27 @@ class Choice:
         return sum(space.in_flight(peer) for space in self._dispatches.values())
 
     def dispatches(self, request: Request) -> Dispatches:
-        """Of its namespace."""
+        """The dispatches of the request's namespace."""
         space = self._dispatches.get(request.namespace)
         if space is None:
             space = self._dispatches[request.namespace] = Dispatches()
         return space
 
     def remember(self, request: Request, peer: bytes, chain: Sequence[int], now: float) -> None:
-        """``peer`` got it, or holds it with its answer: a chain of its owner's. Mutates."""
+        """``peer`` got the request, or holds it with its answer. ``chain`` is masked for its owner. Mutates."""
         config = self._config
         keep_s = config.private_dispatch_s if request.salt.scope != EVERYBODY else config.own_dispatch_s
         self.dispatches(request).remember(peer, chain, now + keep_s)
 
     def on_peer_lost(self, peer: bytes) -> None:
-        """Its cache is gone. Mutates."""
+        """The peer's cache is gone. Mutates."""
         for space in self._dispatches.values():
             space.forget(peer)
 
     def candidates(
         self, request: Request, now: float, without: Set[bytes] = frozenset(), *, also_full: bool = False
     ) -> Candidates:
-        """also_full: also those whose queues are as long as they shall be."""
+        """The candidates for ``request``. also_full: include those whose queues are as long as allowed."""
         namespace, chain = request.namespace, request.chain
         table, space = self._members.loads(namespace), self.dispatches(request)
         sent = space.matches(request.own_chain, now)
@@ -94,7 +94,7 @@ class Choice:
         )
 
     def sent(self, request: Request, decision: Decision, now: float) -> None:
-        """It goes to the chosen node. Mutates."""
+        """The request goes to the chosen node. Mutates."""
         chosen, expected_s = decision.chosen, decision.expected_s
         uncached = max(request.num_tokens - decision.matched_tokens, 0)
         self._newcomers.sent(chosen, self._members.loads(request.namespace), now)
@@ -102,15 +102,15 @@ class Choice:
         self.remember(request, chosen, request.own_chain, now)
 
     def may_wait_long(self, request: Request) -> bool:
-        """Whether it goes to full nodes as well, which then say themselves what they can take: because nobody else
-        would be sooner, because its answer has begun, because another rule than ours chooses, or because
-        this node is leaving, which tells everybody that it is full."""
+        """Whether the request may also go to full nodes, which then decide themselves: because no other node would be
+        sooner, its answer has begun, another rule than this protocol's chooses, or this node is leaving and thus
+        reports to all that it is full."""
         has_begun = bool(request.generated)
         return self._is_alone(request) or has_begun or self._has_policy or self._members.is_leaving
 
     def has_turn_here(self, request: Request) -> bool:
-        """Whether it goes to this node's own engine whoever else comes: nobody else could answer, and the engine, which
-        knows who waits there, has a turn for a subnet that has nothing else in flight here."""
+        """Whether the request goes to this node's own engine in any case: no other node could answer, and the engine,
+        which knows what waits there, has a turn for a subnet with nothing else in flight here."""
         own_vitals = self._members.own_vitals(request.namespace)
         return request.is_first and self._is_alone(request) and own_vitals is not None and own_vitals.slots > 0
 
@@ -119,22 +119,22 @@ class Choice:
         return len(peers) == 1 and peers[0] == self._me
 
     def has_place(self, request: Request, now: float) -> bool:
-        """Whether it would be sent somewhere."""
+        """Whether the request would be sent to a node now."""
         return len(self._fitting(request, now, also_full=self.may_wait_long(request))) > 0
 
     def place_s(self, request: Request, now: float) -> float:
-        """Between two requests that the fastest node ends, as the nodes say; 0.0: none does."""
+        """Seconds between two requests that the fastest node ends, by the nodes' reports; 0.0: unknown."""
         nodes = self._fitting(request, now, also_full=True)
         told_s = (nodes.hold_s / np.maximum(nodes.slots, 1.0))[nodes.hold_s > 0]
         return float(told_s.min()) if len(told_s) else 0.0
 
     def busy_ms(self, request: Request, now: float) -> int:
-        """Until one of those that are busy may be asked for this request; 0: none of them is."""
+        """Milliseconds until a busy node may get this request; 0: none is busy."""
         peers = self._members.fitting(request.namespace, request.num_tokens)
         return self.busy.least_wait_ms([self.busy_key(request, peer) for peer in peers], now)
 
     def busy_key(self, request: Request, peer: bytes) -> bytes:
-        """This node's own engine knows its clients apart; to a peer they are all this node."""
+        """The key in ``busy``: this node's own engine distinguishes its clients; to a peer they are all this node."""
         return self._me + request.subnet if peer == self._me else peer
 
     def check_invariants(self, running: Collection[Request]) -> None:
@@ -146,19 +146,18 @@ class Choice:
         assert sum(space.num_in_flight() for space in self._dispatches.values()) == len(running)
 
     def _fitting(self, request: Request, now: float, also_full: bool) -> Candidates:
-        """As ``candidates``, without what they hold of it."""
+        """The candidates, without what they hold of the prompt."""
         table, running = self._members.loads(request.namespace), self.dispatches(request).running()
         most = math.inf if also_full else self._config.max_waiting_per_slot
         return table.candidates(request.num_tokens, {}, {}, running, self._left_out(request, now), now, most)
 
     def _left_out(self, request: Request, now: float) -> set[bytes]:
-        """To whom it is not sent whatever they cost."""
+        """Nodes to which the request is not sent, whatever they cost."""
         setbacks = request.setbacks
         may_kill_engines = setbacks.num_engine_losses >= self._config.max_engine_losses
         only_here = may_kill_engines or (request.is_doubted and self._me not in setbacks.failed_peers)
         is_own_free = not self.busy.is_busy(self.busy_key(request, self._me), now)
         if setbacks.tries + 1 >= self._config.max_attempts and self._me not in setbacks.failed_peers and is_own_free:
-            # (refusals are free of charge)
             only_here = only_here or self._members.own_vitals(request.namespace) is not None
         left_out = setbacks.failed_peers | self.busy.now(now) - {self._me}
         if not is_own_free:

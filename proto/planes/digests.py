@@ -1,15 +1,15 @@
-"""Digests out, digests in, repair and reconciliation: when to say what to whom.
+"""Digests out, digests in, repair and reconciliation: when to send what to which peer.
 
 The rules of the sets themselves are in ``digest.py`` (the owner's side) and ``estimates.py`` (the reader's). Here are
-only time, peers and limits. Everything lost is found again by one of three: the next heartbeat shows the gap, a repair
-fetches it, and pairwise reconciliation finds what neither saw.
+only time, peers and limits. Everything lost is found again in one of three ways: the next heartbeat shows the gap, a
+repair fetches it, and pairwise reconciliation finds what neither saw.
 
-Gossip brings each node every message several times. So only heads and small changes travel there; a larger change is
-announced, and each node fetches it once, from the neighbour that the announcement came from. That neighbour may be
-fetching it too: then it answers as soon as it has it, and the change flows down the tree of first announcements.
+Gossip brings each node every message several times. So only heads and small changes are gossiped. Of a larger change
+the head is announced, and each node fetches the change once, from the neighbour that sent the announcement. If that
+neighbour is fetching it too, it answers as soon as it has it: the change flows down the tree of first announcements.
 
 Gossip and reconciliation stay within this node's cell (``cells.py``). Connected nodes of other cells are asked for
-their own digests now and then: requests go to them too.
+their own digests from time to time, because requests go to them too.
 """
 
 import random
@@ -34,16 +34,16 @@ from mycelia.proto.wire.refusals import Refusal
 
 _SWEEP_S = 5.0
 _MANY = 3
-"""Subnets that would have to tell of invented owners before a cell splits for them."""
+"""Subnets that would have to announce invented owners before a cell splits for them."""
 _HASTY_PER_S, _HASTY_BURST = 1 / 20, 4.0
 """Reconciliations of one peer that come too soon after its last one. A node starts one each 24 s or later, with a
-random peer, and no delay on the way makes five of them come within a minute."""
+random peer, and no delay on the way brings five of them within a minute."""
 _MAX_OUTSIDERS = 16
-"""Connected nodes of other cells whose digests are kept up with, besides those that were sought out."""
+"""Connected nodes of other cells whose digests are followed, besides those that a lookup led to."""
 
 
 class DigestPlane:
-    """This node's digests and its estimates of everybody else's."""
+    """This node's digests and its estimates of all others."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class DigestPlane:
         self._reconciled: Limits[bytes] = Limits(1 / config.min_reconcile_gap_s, 1.0)
         self._hasty: Limits[bytes] = Limits(_HASTY_PER_S, _HASTY_BURST)
         self._gossiped: Limits[tuple[bytes, Key]] = Limits(config.heads_per_s, config.heads_burst)
-        """Of (forwarder, (owner, namespace)): nobody can use up what an owner may say by repeating it."""
+        """Per (forwarder, (owner, namespace)): no peer can use up an owner's limit by repeating its heads."""
         self._sought: set[bytes] = set()
         """Nodes of other cells that a lookup led to."""
         self.estimates = Estimates(me, verify, config, refusals, members.source)
@@ -87,11 +87,11 @@ class DigestPlane:
         return self._own.get(namespace)
 
     def position(self, namespace: bytes) -> CellPosition | None:
-        """Which cells this node is in; None in a namespace it does not serve."""
+        """The cells of this node; None in a namespace it does not serve."""
         return self._positions.get(namespace)
 
     def follow(self, peer: bytes) -> None:
-        """Keep up with ``peer``'s digest once it is connected, whatever its cell."""
+        """Follow ``peer``'s digest once it is connected, whatever its cell."""
         self._sought.add(peer)
 
     def unfollow(self, peer: bytes) -> None:
@@ -139,7 +139,7 @@ class DigestPlane:
                 raise AssertionError(f"unknown timer {timer.kind}")
 
     def _move(self, namespace: bytes, now: float) -> list[Effect]:
-        """Go to another cell, if the count of the own one says so."""
+        """Move to another cell if the node count requires it."""
         position = self._positions[namespace]
         move = position.tick(self.estimates.live(namespace, self._cell_config.max_cell_nodes // _MANY), now)
         effects: list[Effect] = [JoinCell(namespace, cell) for cell in move.joined]
@@ -148,17 +148,17 @@ class DigestPlane:
             self.estimates.forget_unwanted(namespace, now)
         if not move.joined:
             return effects
-        # Its nodes shall hear of this one soon, and the others see that it goes.
+        # Nodes of the new cell shall learn of this node soon, and the others shall see that it leaves.
         effects += self._announcer.hasten(namespace, now)
         return [*effects, Emit("cell_changed", {"namespace": namespace, "bits": position.bits})]
 
     def _is_near(self, peer: bytes, namespace: bytes) -> bool:
-        """Whether ``peer`` is of this node's cell."""
+        """Whether ``peer`` is in this node's cell."""
         position = self._positions.get(namespace)
         return position is not None and position.holds(peer)
 
     def _reconcile(self, now: float) -> list[Effect]:
-        """Tell one random peer of the same cell every version held of that cell."""
+        """Send one random peer of the same cell every version held of that cell."""
         partners = sorted(
             {m.peer for space in self._own for m in self._members.nodes(space) if self._is_near(m.peer, space)}
         )
@@ -170,8 +170,8 @@ class DigestPlane:
         return self._sender.ask(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
 
     def _outsiders(self, namespace: bytes) -> list[bytes]:
-        """Connected nodes of other cells, of whose digests no gossip tells here: those that were sought out, and a few
-        that have been there the longest."""
+        """Connected nodes of other cells, whose digests no gossip brings here: those that a lookup led to, and the few
+        that were connected first."""
         position = self._positions[namespace]
         others = [member for member in self._members.nodes(namespace) if not position.covers(member.peer)]
         others.sort(key=lambda member: member.connected_at)
@@ -196,7 +196,7 @@ class DigestPlane:
     # --- peers -----------------------------------------------------------------------------------------------------
 
     def on_peer_ready(self, peer: bytes, now: float) -> list[Effect]:
-        """The peer said what it serves: ask for what this node does not have of it."""
+        """The peer sent its hello: ask for its digests that this node lacks."""
         self.estimates.reinstate(peer, now)
         spaces = [
             space
@@ -240,7 +240,7 @@ class DigestPlane:
         return self.repairs.on_request(peer, request, now)
 
     def on_reconcile(self, peer: bytes, message: Reconcile, now: float) -> list[Effect]:
-        """Push what is newer here, ask for what is newer there."""
+        """Send what is newer here, ask for what is newer there."""
         if not self._reconciled.take(peer, now):
             if not self._hasty.take(peer, now):
                 raise RemoteError("too many reconciliations", Refusal.TOO_MANY)
@@ -271,7 +271,7 @@ class DigestPlane:
         return effects
 
     def _would_keep(self, reader: bytes, key: Key) -> bool:
-        """Whether ``reader`` is likely to be of the same cell as the owner, as its own head says."""
+        """Whether ``reader`` is probably in the owner's cell, by the depth in the reader's own head."""
         depth = self.estimates.depth(reader, key[1])
         bits = depth if depth is not None else self._positions[key[1]].bits
         return cell_of(key[1], reader, bits).holds(address_of(key[1], key[0]))

@@ -1,15 +1,15 @@
-"""Which models the swarm has, and how many nodes serve each: what this node sees itself, and what others tell.
+"""Which models the swarm has, and how many nodes serve each: what this node sees itself, and what others report.
 
-What a node is connected with it knows; for everything else it asks a few connected nodes now and then, and tells what
-it heard on when it is asked itself. Every telling carries its *age*: how long ago somebody was connected with a node of
-the model. It grows wherever the telling lies and never shrinks, so what is gone is forgotten everywhere after
-HEARSAY_S, however often nodes tell it each other. Of a model that a node is connected with it tells only what it sees,
-and of others only the youngest telling: else nodes that left would be passed on for as long as the model exists.
+A node knows the models of its connected nodes. For all others it asks a few connected nodes from time to time, and
+passes on what it heard when it is asked itself. Every report carries its *age*: how long ago any node was connected
+with a node of the model. The age grows at every holder and never shrinks, so all nodes forget a model that is gone
+after HEARSAY_S, however often they pass it on. About a model of its connected nodes a node reports only what it sees,
+about others only the youngest report. Otherwise nodes that left would stay in reports as long as the model exists.
 
-Hearsay is a hint: it is shown, and tells where to look for a model. Nobody is believed to serve one before his Hello.
+A report is a hint: it is displayed, and says where to look for a model. No node counts as serving one before its Hello.
 
-Invariant: of each of the MAX_INFORMANTS nodes heard last the newest answer is kept, and nothing else; so what liars can
-make up crowds out no other's word, and memory is bounded by the size of their answers.
+Invariant: only the newest answer of each of the MAX_INFORMANTS nodes heard last is kept. So invented reports push out
+no other node's reports, and memory is bounded by the size of the answers.
 """
 
 from collections import OrderedDict
@@ -32,25 +32,25 @@ ModelKey = tuple[bytes, str]
 
 @dataclass(frozen=True)
 class SeenModel:
-    """What this node knows itself of a model."""
+    """What this node itself sees of a model."""
 
     context_tokens: int
-    """The most that any of the nodes takes."""
+    """The longest context of any of the nodes."""
     nodes: frozenset[int]
-    """Marks of those that serve it."""
+    """Marks of the nodes that serve it."""
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """All that is known of a model."""
+    """Everything known of a model."""
 
     namespace: bytes
     model: str
     context_tokens: int
     num_seen: int
-    """Nodes that this one knows of itself."""
+    """Nodes that this node sees itself."""
     num_nodes: int
-    """At least so many, with those that others told of."""
+    """At least this many, with those in other nodes' reports."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,18 @@ class _Telling:
 
 
 def mark_of(peer: bytes) -> int:
-    """What stands for a node in a telling: the last 8 bytes of its id, which are of its public key."""
+    """The mark of a node in a report: the last 8 bytes of its id, which are part of its public key."""
     return int.from_bytes(peer[-8:], "big")
 
 
 class Directory:
-    """Time comes from the caller, in seconds."""
+    """The reports heard and what follows from them. The caller gives the time, in seconds."""
 
     def __init__(self) -> None:
         self._heard: OrderedDict[bytes, dict[ModelKey, _Telling]] = OrderedDict()
 
     def hear(self, informant: bytes, told: Sequence[ModelNodes], now: float) -> None:
-        """The answer of a node, instead of its last one. Raises RemoteError for nodes that are not packed as they must
-        be. Mutates."""
+        """Store the answer of a node in place of its last one. Raises RemoteError for wrongly packed nodes. Mutates."""
         for one in told:
             unpack_hashes(one.nodes)
         self._heard[informant] = {
@@ -88,7 +87,7 @@ class Directory:
             self._heard.popitem(last=False)
 
     def known(self, seen: Mapping[ModelKey, SeenModel], now: float) -> list[KnownModel]:
-        """Every model: those in ``seen``, then those that most others told of first. Does not mutate."""
+        """Every model: first those in ``seen``, then the others, those in most reports first. Does not mutate."""
         heard = self._by_model(now)
         models = []
         for key in (*seen, *(key for key in _most_told(heard) if key not in seen)):
@@ -100,9 +99,9 @@ class Directory:
         return models
 
     def told(self, seen: Mapping[ModelKey, SeenModel], now: float) -> tuple[ModelNodes, ...]:
-        """What to tell who asks, at most MAX_MODELS: the first in ``seen``, which is this node's own, the others there
-        with the most nodes, and what most others told of. A peer may say that it serves what it likes, but it is one
-        node. Does not mutate."""
+        """The answer to a query, at most MAX_MODELS: the first in ``seen``, which is this node's own, then those there
+        with the most nodes, and those in most reports. A peer may claim many models, but it is one node. Does not
+        mutate."""
         own = list(seen)[:1]
         others = sorted(list(seen)[1:], key=lambda key: -len(seen[key].nodes))
         heard = self._by_model(now)
@@ -113,17 +112,17 @@ class Directory:
                 rows.append(_model_nodes(key, view.context_tokens, 0, nodes))
             else:
                 youngest = max(heard[key], key=lambda telling: telling.born_at)
-                # (0 would say that this node is connected with one of them)
+                # (0 would say that this node is connected with a node of it)
                 age_s = max(round(now - youngest.born_at), 1)
                 rows.append(_model_nodes(key, youngest.context_tokens, age_s, youngest.packed))
         return tuple(rows)
 
     def namespaces(self, model: str, now: float) -> list[bytes]:
-        """In which others told of nodes that serve it, the one that most told of first. Does not mutate."""
+        """Namespaces with reported nodes that serve ``model``, those in most reports first. Does not mutate."""
         return [namespace for namespace, name in _most_told(self._by_model(now)) if name == model]
 
     def informants(self, model: str, since: float) -> list[bytes]:
-        """Who said since then that it is itself connected with a node that serves it. Does not mutate."""
+        """Nodes that reported, since ``since``, to be connected to a node of ``model`` themselves. Does not mutate."""
         return [
             informant
             for informant, tellings in self._heard.items()
@@ -134,7 +133,7 @@ class Directory:
         ]
 
     def _by_model(self, now: float) -> dict[ModelKey, list[_Telling]]:
-        """What is young enough; of each informant one telling."""
+        """Reports that are young enough, one per informant."""
         found: dict[ModelKey, list[_Telling]] = {}
         for tellings in self._heard.values():
             for key, telling in tellings.items():
@@ -144,7 +143,7 @@ class Directory:
 
 
 def shared_room(seen: Sequence[T], heard: Sequence[T], most: int) -> list[T]:
-    """At most ``most``: the first ones of both, where half of the room is for ``heard`` if it needs that much."""
+    """The first ones of both, at most ``most``; half of the room is for ``heard`` if it needs that much."""
     return [*seen[: most - min(len(heard), most // 2)], *heard][:most]
 
 

@@ -1,4 +1,4 @@
-"""Sends a request to one of its candidates: chooses, says what is expected of the attempt, and counts it there."""
+"""Sends a request to one of its candidates: chooses, states what is expected of the attempt, and counts it there."""
 
 import math
 
@@ -32,7 +32,7 @@ class Dispatcher:
         choice: Choice,
         policy: Policy | None,
     ) -> None:
-        """policy: instead of this protocol's own choice, for comparisons."""
+        """policy: replaces this protocol's own choice, for comparisons."""
         self._me = me
         self._config = config
         self._routing = routing
@@ -89,7 +89,7 @@ class Dispatcher:
         )
 
     def _prefill_s(self, request: Request, decision: Decision) -> float:
-        """Expected for the prompt; where the chosen node's rate is not known, the longest that is usual."""
+        """Seconds expected for the prompt; if the chosen node's rate is unknown, the longest that is usual."""
         rates = decision.candidates.prefill_rate
         if rates[decision.place]:
             return decision.prefill_s

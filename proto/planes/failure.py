@@ -1,7 +1,7 @@
 """Why an attempt ended without an answer, and what follows from that.
 
 A *fault* counts against the node that served the attempt. After a *loss*, of a node or of its engine, the request may
-rest and begin anew, as the lost one may soon be back.
+rest and begin anew, because the lost one may soon be back.
 """
 
 from enum import Enum

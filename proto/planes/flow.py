@@ -1,6 +1,6 @@
 """How a request gets from one state to the next (``request.py``), and the effects of that.
 
-Every method takes a request in flight and mutates it; it leaves the request waiting, at a node, or over and forgotten.
+Every method takes a request in flight and mutates it. It then waits, is at a node, or is over and forgotten.
 """
 
 import math
@@ -19,7 +19,7 @@ from mycelia.proto.planes.request import Request
 from mycelia.proto.wire.messages import Usage
 
 _MAX_REASON = 512
-"""Characters, as many as ``Failed`` has room for."""
+"""Characters: as many as ``Failed`` can hold."""
 
 
 class RequestFlow:
@@ -41,10 +41,10 @@ class RequestFlow:
         self._dispatcher = dispatcher
         self._observer = observer
         self.requests: dict[bytes, Request] = {}
-        """By their ids."""
+        """Request id -> request."""
 
     def start(self, request: Request, now: float) -> list[Effect]:
-        """Waits for a lookup, if one may help; else routes at once."""
+        """Waits for a lookup if one may help; otherwise routes at once."""
         if not self._ladder.may_help(request.namespace, request.num_tokens):
             return self.route(request, now)
         best = int(self._choice.candidates(request, now).matched_tokens.max(initial=0))
@@ -55,13 +55,13 @@ class RequestFlow:
         return seek
 
     def wake(self, request: Request, now: float) -> list[Effect]:
-        """Waits no longer, whatever for."""
+        """Ends the request's wait, of any kind, and routes it."""
         self._admission.release(request)
         request.wake()
         return self.route(request, now)
 
     def route(self, request: Request, now: float) -> list[Effect]:
-        """Sends the request to a node; if there is none, lets it wait, or ends it."""
+        """Sends the request to a node; if there is none, lets it wait or ends it."""
         candidates = self._choice.candidates(request, now, also_full=self._choice.may_wait_long(request))
         if len(candidates) and not request.is_last_attempt(self._config):
             return self._dispatcher.send(request, candidates, now)
@@ -96,7 +96,7 @@ class RequestFlow:
         return [lost, *self.route(request, now)]
 
     def take_away(self, request: Request, now: float) -> list[Effect]:
-        """From the node where it is too slow to another one."""
+        """Moves the request from the node where it is too slow to another one."""
         self._observer.taken_away(request.attempt, now)
         abandon = Abandon(request.request_id, request.attempt.number)
         if request.has_begun:
@@ -108,13 +108,13 @@ class RequestFlow:
         return [abandon, *failed]
 
     def finish(self, request: Request, reason: str, usage: Usage | None) -> list[Effect]:
-        """The answer is complete. usage: as the serving node accounts for its last attempt; None: that was lost."""
+        """The answer is complete. usage: the serving node's account of its last attempt; None: it was lost."""
         peer = request.peer
         self.end(request)
         return [Finish(request.request_id, peer, reason, request.usage(usage), request.resumed)]
 
     def end(self, request: Request) -> None:
-        """Forgets the request, however it ended."""
+        """Forgets the request, whatever its outcome."""
         if request.is_running:
             self._choice.dispatches(request).end(request.request_id, request.peer)
         request.end()

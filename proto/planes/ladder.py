@@ -1,7 +1,7 @@
-"""The prefix ladder in a node: when to provide, when a request waits for a lookup, whom to connect with.
+"""The prefix ladder in a node: when to provide, when a request waits for a lookup, which nodes to connect to.
 
-The rules are in ``ladder.py``; here are time, peers and effects. Whoever performs ``FindProviders`` reports each key
-once with ``ProvidersFound``; what never comes is given up after ``lookup_over_s``.
+The rules are in ``cells/ladder.py``; here are time, peers and effects. The performer of ``FindProviders`` reports each
+key once with ``ProvidersFound``; missing reports are given up after ``lookup_over_s``.
 """
 
 import random
@@ -15,11 +15,11 @@ from mycelia.proto.planes.digests import DigestPlane
 from mycelia.proto.planes.membership import Membership
 
 _ONE_CELL_PAUSE_S = 60.0
-"""How often a node that provides nothing looks whether its cell has become a part."""
+"""How often a node that provides nothing checks whether there are other cells now."""
 
 
 class LadderPlane:
-    """Provides this node's rungs and looks up those of its requests."""
+    """Provides this node's rungs and looks up the rungs of its requests."""
 
     def __init__(
         self, me: bytes, config: LadderConfig, rng: random.Random, members: Membership, digests: DigestPlane
@@ -40,7 +40,6 @@ class LadderPlane:
         return [self._again(event.namespace, now)]
 
     def on_due(self, namespace: bytes, now: float) -> list[Effect]:
-        """Provide the next key."""
         own = self._digests.own(namespace)
         effects: list[Effect] = [self._again(namespace, now)]
         if own is None or not self._is_part(namespace):
@@ -50,13 +49,13 @@ class LadderPlane:
         return effects if block is None else [Provide(namespace, ladder_key(namespace, block)), *effects]
 
     def may_help(self, namespace: bytes, num_tokens: int) -> bool:
-        """Whether ``seek`` is worth asking about a prompt of so many tokens."""
+        """Whether ``seek`` may help a prompt of this many tokens."""
         return num_tokens >= self._config.min_prompt_tokens and self._is_part(namespace)
 
     def seek(
         self, request_id: bytes, namespace: bytes, chain: Sequence[int], num_tokens: int, best: int, now: float
     ) -> list[Effect]:
-        """What to look up for a prompt of which ``best`` tokens are known to be held; nothing if it is not to wait.
+        """What to look up for a prompt of which ``best`` tokens are known to be held; nothing if it shall not wait.
         ``on_wait_over`` comes when it has waited long enough."""
         keys = self._lookups.begin(request_id, namespace, chain, num_tokens, best, now)
         if not keys:
@@ -67,8 +66,8 @@ class LadderPlane:
         return [FindProviders(request_id, namespace, keys), SetTimer(timer, now + wait_s)]
 
     def on_found(self, event: ProvidersFound, now: float) -> tuple[list[Effect], list[bytes]]:
-        """What to do, and whose digests the request may wait for if it still waits; none if all is known that will
-        be. The lists are empty while other keys are looked for."""
+        """The effects, and the peers whose digests the request may wait for if it still waits; no peers if nothing more
+        will come. Both are empty while other keys are looked up."""
         if not self._lookups.found(event.request_id, event.key, event.providers):
             return [], []
         return self._connect(event.request_id, now)
@@ -77,7 +76,7 @@ class LadderPlane:
         return self._lookups.over_at(request_id) is not None
 
     def on_wait_over(self, request_id: bytes, namespace: bytes, now: float) -> list[Effect]:
-        """The request waits no longer; what is found from now on serves the next ones."""
+        """The request waits no longer; later finds serve later requests."""
         over_at = self._lookups.over_at(request_id)
         if over_at is None:
             return []

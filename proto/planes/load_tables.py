@@ -1,4 +1,4 @@
-"""A connected peer, and the tables of who is how loaded, which routing reads (``routing/load_table.py``)."""
+"""Connected peers, and the tables of their load that routing reads (``routing/load_table.py``)."""
 
 from collections.abc import Callable, ItemsView
 from dataclasses import dataclass, field
@@ -17,23 +17,23 @@ class Member:
     address: str
     connected_at: float
     subnet: str = ""
-    """Of the address; its own where that tells none."""
+    """The subnet of the address; the peer's own if the address has none."""
     is_node: bool = False
     wire_version: int = 0
-    """Of its hello; 0: none yet."""
+    """The version in its hello; 0: none yet."""
     is_confirmed: bool = False
-    """Whether Connected told of it, and not only a Hello that overtook that."""
+    """Whether Connected reported it, and not only a Hello that came earlier."""
     agent: str = ""
     served: dict[bytes, Served] = field(default_factory=dict)
     told_at: dict[bytes, float] = field(default_factory=dict)
-    """Namespace -> when its load there was last heard of."""
+    """Namespace -> when its load there was last reported."""
     holds_until: dict[bytes, float] = field(default_factory=dict)
-    """Namespace -> until when silence means that its load is still that."""
+    """Namespace -> until when silence means that its load is unchanged."""
     round_trip_s: float | None = None
     hello_sent_at: float = 0.0
     num_repeats: int = 0
     makes_way: bool = False
-    """It is being disconnected for another one, and counts no more."""
+    """Whether it is being disconnected for another peer and no longer counts."""
 
 
 class LoadTables:
@@ -55,33 +55,32 @@ class LoadTables:
         self.observed = Observed(config, self._observe)
 
     def get(self, namespace: bytes) -> LoadTable | None:
-        """None: nobody has asked for it."""
+        """The table; None: not needed yet."""
         return self._tables.get(namespace)
 
     def items(self) -> ItemsView[bytes, LoadTable]:
         return self._tables.items()
 
     def begin(self, namespace: bytes) -> LoadTable:
-        """An empty table, which is kept from now on. Mutates, as all that follow."""
+        """An empty table, kept from now on. Mutates, like all methods below."""
         table = LoadTable(self._me, self._config, self.observed, self._counted_as, self._connected_at)
         self._tables[namespace] = table
         return table
 
     def put(self, member: Member, namespace: bytes) -> None:
-        """The load of ``member`` in ``namespace``, as it stands there."""
+        """Put the load of ``member`` in ``namespace`` into its table."""
         table = self._tables.get(namespace)
         if table is not None:
             told_at, until = member.told_at[namespace], member.holds_until.get(namespace, 0.0)
             table.put(member.peer, member.served[namespace], told_at, until, member.round_trip_s)
 
     def put_own(self, served: Served, told_at: float) -> None:
-        """This node's own load."""
+        """Put this node's own load into its table."""
         table = self._tables.get(served.namespace)
         if table is not None:
             table.put(self._me, served, told_at, 0.0, 0.0)
 
     def remove(self, peer: bytes, namespace: bytes) -> None:
-        """``peer`` does not serve ``namespace`` any more."""
         table = self._tables.get(namespace)
         if table is not None:
             table.remove(peer)

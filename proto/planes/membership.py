@@ -1,13 +1,13 @@
-"""Who is connected, what they serve and how loaded they are.
+"""Which peers are connected, what they serve, and their load.
 
-A connection becomes a *node* by its Hello. Connections that never say hello (light clients, relays, other software)
-are left alone and never routed to.
+A connection becomes a *node* by its Hello. Others (light clients, relays, other software) are never routed to.
 
-When there are ``max_peers``, silent ones make way as long as they are more than half, the longest connected first; then
-the newest of a subnet that has at least two more than the newcomer's. So nobody keeps all others out with many keys.
+With ``max_peers`` connections, silent ones are closed for newcomers while they are more than half, the longest
+connected first; otherwise the newest one of a subnet that has at least two more than the newcomer's. So many keys do
+not keep all others out.
 
-Invariant: one member a connected peer; members are only added by Connected or Hello and only removed by Disconnected,
-or when no Connected followed a Hello in time: that Hello was the last word of a connection already gone.
+Invariant: one member per connected peer. Members are only added by Connected or Hello, and only removed by Disconnected
+or when no Connected followed a Hello in time: then the connection of that Hello was already gone.
 """
 
 import math
@@ -26,13 +26,13 @@ from mycelia.proto.routing.load_table import LoadTable
 from mycelia.proto.wire.messages import MAX_SMALL, Hello, Served, Vitals, VitalsUpdate
 
 QUESTIONS_PER_S, QUESTIONS_BURST = 10.0, 64.0
-"""To one peer, of all kinds together: hellos, subscriptions, repair requests, reconciliations. With as many answers to
-the peer's own questions, and this node's load each second, that stays below the 50 messages a second, and 200 at once,
-that a peer takes (``node/network/libp2p/streams.py``)."""
+"""Questions to one peer, of all kinds together: hellos, subscriptions, repair requests, reconciliations. With as many
+answers to the peer's own questions, and this node's load each second, this stays below the 50 messages a second, and
+200 at once, that a peer accepts (``node/network/libp2p/streams.py``)."""
 
 
 class Membership:
-    """The connected peers and this node's own announcement to them."""
+    """The connected peers and what this node tells them of itself."""
 
     def __init__(self, me: bytes, config: OverlayConfig) -> None:
         self._me = me
@@ -48,23 +48,23 @@ class Membership:
         self.observed = self._tables.observed
 
     def nodes(self, namespace: bytes | None = None) -> list[Member]:
-        """Connected nodes (that serve ``namespace``), sorted by peer id so that effects come in one order."""
+        """Connected nodes (that serve ``namespace``), sorted by peer id so that effects have a fixed order."""
         return sorted(
             (m for m in self._members.values() if m.is_node and (namespace is None or namespace in m.served)),
             key=lambda m: m.peer,
         )
 
     def understands(self, wire_version: int) -> bool:
-        """Whether a node of that version and this one have one in common: everybody speaks the version before its own
-        too."""
+        """Whether a node of that version and this one have a version in common: every node also speaks the version
+        before its own."""
         return abs(wire_version - self._config.wire_version) <= 1
 
     def subnet(self, client: bytes) -> str:
-        """The subnet that a client counts to, see ``Source.name``. Never empty: this node's own clients are one."""
+        """The subnet in which a client is counted, see ``Source.name``. Not empty: this node's own clients are one."""
         return self.source(client).name or "own"
 
     def wire_version(self, peer: bytes) -> int:
-        """What ``peer`` and this node speak with each other; this node's own with a peer that has not said it."""
+        """The version that ``peer`` and this node speak with each other; this node's own before the peer's hello."""
         member = self._members.get(peer)
         own = self._config.wire_version
         return min(own, member.wire_version) if member and member.is_node else own
@@ -73,7 +73,7 @@ class Membership:
         return peer in self._members
 
     def is_node(self, peer: bytes) -> bool:
-        """Whether ``peer`` is connected and said hello."""
+        """Whether ``peer`` is connected and sent a hello."""
         member = self._members.get(peer)
         return member is not None and member.is_node
 
@@ -83,12 +83,12 @@ class Membership:
         return member.connected_at if member else math.inf
 
     def source(self, peer: bytes) -> Source:
-        """What counts when ``peer`` makes this node keep or send something; of an unknown one its id alone."""
+        """How ``peer`` is counted when it makes this node keep or send something; an unknown one by its id alone."""
         member = self._members.get(peer)
         return Source(peer, member.subnet if member else peer.hex(), member is not None and member.is_node)
 
     def is_unconfirmed(self, peer: bytes) -> bool:
-        """Whether ``peer`` said hello on a connection that nobody told of."""
+        """Whether ``peer`` sent a hello on a connection that Connected has not reported."""
         member = self._members.get(peer)
         return member is not None and not member.is_confirmed
 
@@ -106,25 +106,25 @@ class Membership:
         return served.vitals if served else None
 
     def round_trip_s(self, peer: bytes) -> float:
-        """To ``peer``, as measured; what is usual until then."""
+        """The measured round trip to ``peer``; the usual one before it is measured."""
         member = self._members.get(peer)
         measured = member.round_trip_s if member else None
         return self._config.routing.default_round_trip_s if measured is None else measured
 
     def is_idle(self, peer: bytes, namespace: bytes) -> bool:
-        """Whether ``peer`` said last that nobody waits there and a slot is free."""
+        """Whether by the last report of ``peer`` nothing waits there and a slot is free."""
         member = self._members.get(peer)
         served = member.served.get(namespace) if member else None
         return served is not None and not served.vitals.waiting_requests and _has_slot(served.vitals)
 
     def context_tokens(self, peer: bytes, namespace: bytes) -> int:
-        """Of ``peer``, as it said; 0 for one that does not serve ``namespace``."""
+        """The context that ``peer`` reported; 0 if it does not serve ``namespace``."""
         member = self._members.get(peer)
         served = member.served.get(namespace) if member else None
         return served.context_tokens if served else 0
 
     def fitting(self, namespace: bytes, num_tokens: int) -> list[bytes]:
-        """Nodes whose context holds a prompt of so many tokens, and this one."""
+        """This node, and the nodes whose context holds a prompt of this many tokens."""
         fit = [member.peer for member in self.nodes(namespace) if member.served[namespace].context_tokens > num_tokens]
         return [self._me, *fit]
 
@@ -172,7 +172,7 @@ class Membership:
                 Disconnect(peer, reason, now),
             ]
         member = self._members.get(peer)
-        if member is None:  # its first stream can overtake the news of the connection
+        if member is None:  # a peer's first stream can come before Connected
             if self._is_full():
                 return [Disconnect(peer, "too many peers", now)]
             member = self._members[peer] = Member(peer, "", now, peer.hex())
@@ -189,14 +189,14 @@ class Membership:
         timeout = now + self._config.hello_timeout_s
         effects: list[Effect] = [CancelTimer(timer) if member.is_confirmed else SetTimer(timer, timeout)]
         if not is_new and now - member.hello_sent_at >= self._config.hello_timeout_s / 2:
-            effects.append(self._say_hello(member, now))  # it says hello again: perhaps it never got ours
+            effects.append(self._say_hello(member, now))  # (a repeated hello: perhaps it never got this node's)
         if is_new:
             models = sorted(served.model for served in hello.served)
             effects.append(Emit("node_joined", {"peer": peer, "models": models, "address": member.address}))
         return effects
 
     def on_hello_timeout(self, peer: bytes, now: float) -> list[Effect]:
-        """Say it again, in case one of the two hellos was lost. After some repeats the connection counts as a
+        """Send the hello again, in case one of the two was lost. After some repeats the connection counts as a
         client's."""
         member = self._members.get(peer)
         if member is None or member.num_repeats >= self._config.hello_repeats:
@@ -217,11 +217,11 @@ class Membership:
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
     def as_told(self, vitals: Vitals) -> Vitals:
-        """The engine's load as others are to see it: who leaves is as full as can be."""
+        """The engine's load as other nodes shall see it: a leaving node reports itself full."""
         return msgspec.structs.replace(vitals, waiting_requests=MAX_SMALL) if self.is_leaving else vitals
 
     def on_own_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> bool:
-        """The engine told its load. Whether that is news."""
+        """The engine reported its load. Returns whether that changed what is known."""
         vitals = self.as_told(vitals)
         served = self._own.get(namespace)
         if served is None:
@@ -232,7 +232,7 @@ class Membership:
         return served.vitals != vitals
 
     def on_round_trip(self, peer: bytes, seconds: float) -> None:
-        """Measured by the network."""
+        """The network measured a round trip."""
         member = self._members.get(peer)
         if member is not None:
             member.round_trip_s = seconds
@@ -240,8 +240,8 @@ class Membership:
                 self._tables.put(member, namespace)
 
     def on_vitals_update(self, peer: bytes, update: VitalsUpdate, now: float, until: float) -> None:
-        """Its load. until: if ``peer`` tells nothing else by then, it is still that. Of a namespace that the peer never
-        said it serves: ignored."""
+        """The load of ``peer``. until: without another report it stays the same until then. Ignored for a namespace
+        that the peer never said it serves."""
         member = self._members.get(peer)
         served = member.served.get(update.namespace) if member else None
         if member is not None and served is not None:
@@ -251,7 +251,7 @@ class Membership:
             self._tables.put(member, update.namespace)
 
     def loads(self, namespace: bytes) -> LoadTable:
-        """Of every node of ``namespace``, this one included; kept from the first call on."""
+        """The load of every node of ``namespace``, this one included; kept up to date from the first call on."""
         table = self._tables.get(namespace)
         if table is None:
             table = self._tables.begin(namespace)
@@ -270,7 +270,7 @@ class Membership:
         return sum(not member.makes_way for member in self._members.values()) >= self._config.max_peers
 
     def _makes_way_for(self, newcomer: str) -> Member | None:
-        """Whom a peer of the subnet ``newcomer`` displaces; None: nobody."""
+        """The member that a peer of the subnet ``newcomer`` displaces; None: no member."""
         staying = [member for member in self._members.values() if not member.makes_way]
         silent = [member for member in staying if not member.is_node]
         if len(silent) > self._config.max_peers / 2:
@@ -288,7 +288,7 @@ class Membership:
             self._tables.put_own(served, self._own_told_at[namespace])
 
     def _counted_as(self, peer: bytes) -> bytes:
-        """What ``peer`` counts as where all keys of a subnet count together: in a private network itself."""
+        """The group in which ``peer`` is counted: its subnet, or itself in a private network."""
         member = self._members.get(peer)
         if member is None or is_local(member.subnet) or member.subnet == peer.hex():
             return peer

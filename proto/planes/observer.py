@@ -1,7 +1,7 @@
 """What the attempts of this node's requests show of the nodes that serve them.
 
-Beliefs about a node's speed, pace and cache (``routing/observed.py``) change with what was seen, its load with what it
-says in each frame, and what it holds with what it was sent.
+Observations change what is believed of a node's speed, pace and cache (``routing/observed.py``), each frame its load,
+and each dispatch what it holds.
 """
 
 from mycelia.proto.cache.sharing import EVERYBODY
@@ -54,7 +54,7 @@ class AttemptObserver:
             self._observed.on_prefilled(attempt.peer, attempt.uncached_tokens / computing_s, now)
 
     def bounced(self, request: Request, attempt: Attempt, frame: Bounced, wait_s: float, now: float) -> None:
-        """``attempt`` was handed back, for it would wait ``wait_s``."""
+        """``attempt`` was handed back because it would wait ``wait_s``."""
         peer = attempt.peer
         self.load_in_frame(request, peer, frame.vitals, now)
         way_s = self._members.round_trip_s(peer)
@@ -80,11 +80,11 @@ class AttemptObserver:
             self._observed.on_first_token(attempt.peer, attempt.expected_s, now - attempt.sent_at, now)
 
     def final(self, request: Request, frame: Final, now: float) -> None:
-        """The last frame of the running attempt: its node's load, how much that had, and the pace that was seen."""
+        """The last frame of the running attempt: its node's load, how much was cached, and the observed pace."""
         attempt, peer = request.attempt, request.peer
         if attempt.promised_tokens:
             self._observed.on_cached(peer, attempt.promised_tokens, frame.usage.cached_tokens, now)
-        if request.salt.scope != EVERYBODY:  # (which no digest will tell)
+        if request.salt.scope != EVERYBODY:  # (no digest will contain it)
             self._choice.remember(request, peer, request.answered_chain, now)
         if peer != self._me and frame.reason != "cancelled":
             self._observed.on_answered(peer, min(self._members.connected_at(peer), now), now)

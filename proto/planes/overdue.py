@@ -1,9 +1,9 @@
-"""When a request is taken away from a node that is too slow with it, and starts anew elsewhere.
+"""When a request is moved from a node that is too slow with it, and starts anew elsewhere.
 
 A node may be late in three ways: the prefill does not begin in time, it takes too long, or the tokens come too slowly
-(``token_pace.py``). In each the request waits until it is late by as much as starting anew elsewhere would take: so it
-waits twice as long at most as if the future were known (Karlin et al., "Competitive snoopy caching", Algorithmica 3,
-1988). Of work that has begun a moment's pause is nothing (``late_s``), and each move of that kind doubles what is borne
+(``token_pace.py``). In each case the request waits until it is late by as much as a new start elsewhere would take. So
+it waits at most twice as long as if the future were known (Karlin et al., "Competitive snoopy caching", Algorithmica 3,
+1988). A short pause in work that has begun does not count (``late_s``), and each such move doubles what is accepted
 after it: where all nodes are slow for now, moving does not help.
 """
 
@@ -15,18 +15,18 @@ from mycelia.proto.planes.request import Request
 from mycelia.proto.routing.choose import choose
 
 _LOOK_AGAIN_S = 0.1
-"""At most so often."""
+"""Least time between two checks."""
 
 
 class Overdue:
-    """Says when to look at a request again, and when to move it. Changes nothing."""
+    """Decides when to check a request again, and when to move it. Does not mutate."""
 
     def __init__(self, config: RoutingConfig, choice: Choice) -> None:
         self._config = config
         self._choice = choice
 
     def look_at(self, request: Request, now: float) -> float:
-        """When to look at it next if nothing comes until then; ``now``: move it now; infinity: never."""
+        """When to check it next if nothing comes until then; ``now``: move it now; infinity: never."""
         if request.has_begun:
             return self._later(request, now)
         if now < request.attempt.due_at:
@@ -38,7 +38,7 @@ class Overdue:
         return now if now >= move_at else max(move_at, now + _LOOK_AGAIN_S)
 
     def _later(self, request: Request, now: float) -> float:
-        """Likewise, of one whose prefill has begun."""
+        """The same for a request whose prefill has begun."""
         if not request.attempt.is_watched:
             return math.inf
         patience = 2.0**request.num_late_moves
@@ -54,6 +54,6 @@ class Overdue:
         return max(look_at, now + _LOOK_AGAIN_S)
 
     def _elsewhere_s(self, request: Request, now: float) -> float | None:
-        """Until the next token if it starts anew at another node; None: there is none with a place."""
+        """Seconds until the next token after a new start at another node; None: no other node has a place."""
         others = self._choice.candidates(request, now, {request.peer})
         return choose(others, request.num_tokens, self._config).late_s if len(others) else None

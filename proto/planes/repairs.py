@@ -1,13 +1,13 @@
-"""Repair: whom to ask for the bytes of a newer head, and what to answer who asks.
+"""Repair: which peer to ask for the bytes of a newer head, and how to answer such questions.
 
-Who told of a head is asked for its bytes, then the owner where it is connected, then others that told of it. After them
-comes any node of the cell, which is likely to have it after a partition: not often, and only for an owner whose digest
-this node has held. So an owner that somebody invented costs whoever told of it.
+First the peer that announced the head is asked, then the owner if it is connected, then other peers that announced it.
+After them comes any node of the cell, which probably has it after a partition: not often, and only for an owner whose
+digest this node has held. So an invented owner costs only the peer that announced it.
 
 A neighbour that asks for what this node is fetching itself waits, and is answered as soon as it has come.
 
-Bounds: MAX_PENDING gaps in all and MAX_PENDING_OF for one teller's subnet, of which the oldest makes way; what is
-missed so is found again by the next head.
+Bounds: MAX_PENDING gaps in total and MAX_PENDING_OF for one announcing subnet; the oldest is dropped for a new one. The
+next head shows a dropped gap again.
 """
 
 import random
@@ -33,9 +33,9 @@ MAX_PENDING_OF = 64
 _MAX_WAITING_PER_REPAIR = 16
 """Above gossipsub's largest mesh."""
 _GUESSES_PER_S, _GUESSES_BURST = 2.0, 32.0
-"""Questions to nodes that told nothing of the owner, of all nodes together."""
+"""Questions to nodes that announced nothing of the owner, for all nodes together."""
 _MAX_OWED = 256
-"""Repairs that one peer may bring at once because it was asked for them."""
+"""Repairs that one peer may bring at once because this node asked for them."""
 
 
 @dataclass
@@ -43,14 +43,14 @@ class _Pending:
     """A repair under way."""
 
     teller: str
-    """Whose places it takes."""
+    """The subnet in whose places it counts."""
     attempts: int = 0
     waiting: dict[bytes, RepairRequest] = field(default_factory=dict)
-    """Who asked this node for the same bytes meanwhile."""
+    """Peers that asked this node for the same bytes meanwhile."""
 
 
 class Repairs:
-    """Both sides of repair, of one node."""
+    """Both sides of repair, for one node."""
 
     def __init__(
         self,
@@ -64,8 +64,7 @@ class Repairs:
         refusals: Counter[Refusal],
         is_near: Callable[[bytes, bytes], bool],
     ) -> None:
-        """own: by namespace; looked at, never changed. is_near: whether a peer is of this node's cell of a
-        namespace."""
+        """own: by namespace; read-only. is_near: whether a peer is in this node's cell of a namespace."""
         self._me = me
         self._config = config
         self._rng = rng
@@ -79,19 +78,18 @@ class Repairs:
         self._pending: dict[Key, _Pending] = {}
         """The oldest first."""
         self._num_of: Counter[str] = Counter()
-        """Teller -> places taken."""
+        """Subnet -> places taken."""
         self._repaired: Limits[Key] = Limits(config.repairs_per_minute / 60, config.repairs_per_minute, 16_384)
-        """Of (reader, owner): repairs with bytes."""
+        """Per (reader, owner): repairs with bytes."""
         self._unasked: Limits[bytes] = Limits(config.repairs_per_s, config.repairs_burst)
-        """Of peers that bring repairs nobody asked them for."""
+        """Per peer: repairs that this node did not ask for."""
         self._owed: Counter[bytes] = Counter()
-        """Connected peer -> repairs it was asked for and has not brought: after a partition that can be many."""
+        """Connected peer -> repairs it was asked for and has not brought: after a partition there can be many."""
 
     # --- asking ----------------------------------------------------------------------------------------------------
 
     def note(self, outcome: Outcome, owner: bytes, namespace: bytes, now: float, at_once: bool = False) -> list[Effect]:
-        """A digest message had this outcome. at_once: nothing that is under way can make the repair of a gap
-        smaller."""
+        """A digest message had this outcome. at_once: waiting cannot make the repair of a gap smaller."""
         key = (owner, namespace)
         timer = Timer("repair", owner, namespace)
         if outcome is Outcome.APPLIED:
@@ -107,7 +105,7 @@ class Repairs:
         return [*effects, SetTimer(timer, now + self._rng.uniform(*self._config.repair_delay_s))]
 
     def on_due(self, key: Key, now: float) -> list[Effect]:
-        """Ask the next of those who should have the bytes."""
+        """Ask the next peer that should have the bytes."""
         pending = self._pending.get(key)
         if pending is None:
             return []
@@ -124,28 +122,27 @@ class Repairs:
         return [*effects, SetTimer(Timer("repair", *key), now + 2.0**pending.attempts)]
 
     def ask(self, peer: bytes, key: Key, now: float) -> list[Effect]:
-        """Asks ``peer`` for what this node does not have of a digest."""
+        """Asks ``peer`` for what this node lacks of a digest."""
         effects = self._sender.ask(peer, self._estimates.request(*key, peer, now), now)
         if effects and self._members.is_connected(peer):
             self._owed[peer] = min(self._owed[peer] + 1, _MAX_OWED)
         return effects
 
     def on_brought(self, peer: bytes, now: float) -> None:
-        """``peer`` brought a repair. Raises RemoteError when it brings too many that nobody asked it for."""
+        """``peer`` brought a repair. Raises RemoteError if it brings too many without a question."""
         if self._owed[peer] > 0:
             self._owed[peer] -= 1
         elif not self._unasked.take(peer, now):
             raise RemoteError("too many repairs", Refusal.TOO_MANY)
 
     def on_peer_lost(self, peer: bytes) -> None:
-        """What it was asked for and what it asked for is over: answers that it gets in its next life could be more than
-        it then asked for."""
+        """Forget questions to and from the peer: answers after its restart could be more than it then asked for."""
         del self._owed[peer]
         for pending in self._pending.values():
             pending.waiting.pop(peer, None)
 
     def _open(self, key: Key, now: float) -> list[Effect]:
-        """A place for a new gap, if need be another one's."""
+        """Take a place for a new gap; if necessary another gap's."""
         account = self._members.source((self._estimates.tellers(*key) or (key[0],))[0])
         crowd = account.name
         if len(self._pending) >= MAX_PENDING:
@@ -159,7 +156,7 @@ class Repairs:
         return effects
 
     def _end(self, key: Key, now: float) -> list[Effect]:
-        """Serve those who wait for the same bytes, with what there is now."""
+        """Answer the peers that wait for the same bytes with what there is now."""
         pending = self._pending.pop(key)
         self._num_of[pending.teller] -= 1
         if not self._num_of[pending.teller]:
@@ -193,7 +190,7 @@ class Repairs:
 
     @property
     def num_pending(self) -> int:
-        """Repairs under way."""
+        """Repairs in progress."""
         return len(self._pending)
 
     def check_invariants(self) -> None:

@@ -6,13 +6,13 @@
        ^           |           |             |
        +-----------+-----------+-------------+    (stream lost, refused for now, handed back, or too slow)
 
-``TRANSITIONS`` has every step. ROUTING lasts only while one event is handled: then the request waits, is at a node, or
-is over.
+``TRANSITIONS`` has every step. ROUTING lasts only while one event is handled: after it the request waits, is at a node,
+or is over.
 
-A stream that ends without its final frame is resumed on another node with prompt + tokens so far. Exactly once holds
-because a frame is accepted only if it starts at the position where this attempt stands, and frames of earlier
-attempts are ignored. A node that failed a request is not tried again for it. One that handed it back may be, knowing
-what it said.
+A stream that ends without its final frame is resumed at another node with prompt + tokens so far. Each token is
+delivered exactly once because a frame is accepted only if it starts at the current position of the attempt, and frames
+of earlier attempts are ignored. A node that failed a request is not tried again for it. A node that handed it back may
+be, with what it reported.
 
 Invariants: there is an attempt in SENT, COMPUTING and STREAMING and in no other state; ``len(generated) <=
 max_tokens``; ``attempt.position`` counts the running attempt's tokens only.
@@ -44,27 +44,26 @@ from mycelia.proto.wire.messages import (
 
 
 class State(Enum):
-    """Where a request stands."""
+    """The state of a request."""
 
     ROUTING = auto()
     """No node has it, and it waits for nothing."""
     LOOKING = auto()
-    """It waits for a lookup of the ladder, or for the digests of the nodes that one found."""
+    """It waits for a lookup of the ladder, or for the digests of the nodes that the lookup found."""
     HELD = auto()
-    """It came when told, and waits until a node has a place."""
+    """It came at its retry time, and waits until a node has a place."""
     RESTING = auto()
     """The nodes that had it were lost: it waits until they may be back."""
     SENT = auto()
-    """A node has it, and has not said that it began."""
+    """A node has it, and has not reported a start."""
     COMPUTING = auto()
-    """The node computes the prompt."""
     STREAMING = auto()
     """Tokens of this attempt have come."""
     OVER = auto()
 
 
 class Step(Enum):
-    """What happens to a request, each by the method named beside it."""
+    """What happens to a request; the comments name the methods."""
 
     LOOK_UP = auto()  # look_up
     HOLD = auto()  # hold
@@ -107,23 +106,23 @@ RUNNING = frozenset({State.SENT, State.COMPUTING, State.STREAMING})
 
 @dataclass
 class Setbacks:
-    """What counts against a request, and against nodes for it, since the last token came."""
+    """What counts against a request, and against nodes for it, since its last token."""
 
     tries: int = 0
-    """Attempts, also since the request last waited."""
+    """Attempts since the request last waited."""
     num_rests: int = 0
     num_engine_losses: int = 0
     failed_peers: set[bytes] = field(default_factory=set)
     """Nodes that are not tried again."""
     busy_peers: set[bytes] = field(default_factory=set)
-    """Those of them that only were busy."""
+    """Those of them that were only busy."""
 
 
 @dataclass
 class Request:
     """State of one request; ``RequestPlane`` drives it and turns what it returns into effects.
 
-    Every method that takes a ``Step`` raises LocalError, and changes nothing, where ``TRANSITIONS`` has none.
+    Every method that takes a ``Step`` raises LocalError, and changes nothing, if ``TRANSITIONS`` does not allow it.
     """
 
     request_id: bytes
@@ -131,15 +130,15 @@ class Request:
     prompt: Sequence[int]
     sampling: Sampling
     client: bytes = b""
-    """See ``RequestSubmitted.client``, as for ``salt`` and ``open_tokens``."""
+    """See ``RequestSubmitted`` for ``client``, ``salt`` and ``open_tokens``."""
     subnet: bytes = b""
-    """What counts where requests are counted by who asks, see ``Membership.subnet``."""
+    """The group in which its client is counted, see ``Membership.subnet``."""
     is_first: bool = False
     """Nothing else of its subnet was in flight here when it came."""
     salt: Salt = Salt()  # noqa: RUF009  immutable
     open_tokens: int = 0
     spelling: Spelling | None = None
-    """Follows the text of the answer; None: the vocabulary is not known."""
+    """Follows the text of the answer; None: the vocabulary is unknown."""
     generated: list[int] = field(default_factory=list)
     state: State = State.ROUTING
     num_attempts: int = 0
@@ -151,17 +150,17 @@ class Request:
     """The same in words; empty: no attempt has failed."""
     num_bounces: int = 0
     num_moves: int = 0
-    """How often the request was taken from a node that did not begin in time."""
+    """How often the request was moved from a node that did not begin in time."""
     num_late_moves: int = 0
-    """How often it was taken from a node that had begun."""
+    """How often it was moved from a node that had begun."""
     truths: dict[bytes, int] = field(default_factory=dict)
-    """Tokens of the prompt that nodes which handed the request back hold, as they said."""
+    """Peer -> tokens of the prompt it holds, as it reported when it handed the request back."""
     sought: Set[bytes] = frozenset()
     """Nodes whose digests a lookup waits for; empty while it goes on."""
     may_be_held_until: float = 0.0
-    """The request came when told, and until then waits rather than being refused again; 0: it did not."""
+    """The request came at its retry time and until then waits instead of being refused; 0: it did not."""
     is_doubted: bool = False
-    """A peer called the request impossible: this node's own engine is asked next, and its word is final."""
+    """A peer called the request impossible: this node's own engine is asked next and decides."""
     _attempt: Attempt | None = None
 
     @property
@@ -173,7 +172,7 @@ class Request:
 
     @property
     def peer(self) -> bytes:
-        """The node that serves the running attempt; empty if none runs."""
+        """The node of the running attempt; empty if none runs."""
         return self._attempt.peer if self._attempt is not None else b""
 
     @property
@@ -186,7 +185,7 @@ class Request:
 
     @property
     def has_begun(self) -> bool:
-        """The node of the running attempt has begun to compute."""
+        """Whether the node of the running attempt has begun to compute."""
         return self.state in (State.COMPUTING, State.STREAMING)
 
     @cached_property
@@ -196,12 +195,12 @@ class Request:
 
     @cached_property
     def own_chain(self) -> list[int]:
-        """``chain``, as the entry node remembers what it sent where: apart for each owner."""
+        """``chain`` as the entry node remembers what it sent where: different for each owner."""
         return self._own(self.chain)
 
     @property
     def answered_chain(self) -> list[int]:
-        """The same of prompt and answer."""
+        """The same for prompt and answer."""
         return self._own(block_hashes(self.namespace, [*self.prompt, *self.generated]))
 
     @property
@@ -211,21 +210,21 @@ class Request:
 
     @property
     def is_complete(self) -> bool:
-        """Every token that was asked for has arrived, though the final frame may have been lost."""
+        """Whether every token that was asked for has come, though the final frame may be lost."""
         return len(self.generated) >= self.sampling.max_tokens
 
     @property
     def max_withheld(self) -> int:
-        """Tokens that may be held back, as they may be the beginning of a stop string: one for each byte of it."""
+        """Tokens that may be held back because they may begin a stop string: one per byte of it."""
         return max((len(stop.encode()) for stop in self.sampling.stop), default=0)
 
     def is_last_attempt(self, config: RequestConfig) -> bool:
-        """No further attempt may follow those that were made."""
+        """Whether no further attempt may follow."""
         return self.setbacks.tries >= config.max_attempts
 
     def may_rest(self, config: RequestConfig, is_busy: bool) -> bool:
-        """Whether the request failed only because nodes were lost, which may be back soon, or, if its answer has begun,
-        because they are busy. Not a request that may be what ends engines."""
+        """Whether the request failed only because nodes were lost, which may be back soon, or, after its answer has
+        begun, because they are busy. Never for a request that may be what kills engines."""
         if self.setbacks.num_engine_losses >= config.max_engine_losses or self.is_doubted:
             return False
         was_loss = self.last_failure is not None and self.last_failure.is_loss
@@ -236,7 +235,6 @@ class Request:
     # --- steps: all mutate -----------------------------------------------------------------------------------------
 
     def look_up(self) -> None:
-        """Wait for a lookup of the ladder."""
         self._step(Step.LOOK_UP)
         self.sought = frozenset()
 
@@ -246,18 +244,17 @@ class Request:
         self._forget_busy()
 
     def rest(self) -> None:
-        """Wait until nodes that failed may be tried again. It counts."""
+        """Wait until nodes that failed may be tried again. The number of rests is bounded."""
         self._step(Step.REST)
         self.setbacks.num_rests += 1
         self._forget_busy()
         self.setbacks.failed_peers.clear()
 
     def wake(self) -> None:
-        """Wait no longer."""
         self._step(Step.WAKE)
 
     def begin_attempt(self, attempt: Attempt) -> Generate:
-        """Start ``attempt``, whose number is the next one. Returns what to send its node."""
+        """Start ``attempt``, whose number is the next one. Returns what to send to its node."""
         if attempt.number != self.num_attempts + 1:
             raise LocalError(f"attempt {attempt.number} after {self.num_attempts}")
         self._step(Step.SEND)
@@ -283,15 +280,15 @@ class Request:
         )
 
     def on_accepted(self, frame: Accepted) -> None:
-        """The node has begun. Raises RemoteError unless this is the first frame of the attempt: others could keep it
-        open for ever."""
+        """The node has begun. Raises RemoteError unless this is the first frame of the attempt: repeated ones could
+        keep it open for ever."""
         if self.has_begun:
             raise RemoteError("accepted in the middle of an answer")
         self._step(Step.ACCEPT)
         self.attempt.on_accepted(frame)
 
     def on_bounced(self, frame: Bounced, wait_s: float) -> None:
-        """The node handed the request back: by what it says, the first token would come after ``wait_s``. Raises
+        """The node handed the request back: by its report the first token would come after ``wait_s``. Raises
         RemoteError, and changes nothing, if that is no reason or it began to serve."""
         if self.has_begun:
             raise RemoteError("handed back in the middle of an answer")
@@ -303,13 +300,13 @@ class Request:
         self.num_bounces += 1
 
     def on_tokens(self, frame: Tokens, is_own: bool = False) -> tuple[tuple[int, ...], bytes]:
-        """The new tokens of a frame and their text. Raises RemoteError, and changes nothing, if it is out of place,
-        more than was asked for, or says something else than its tokens. is_own: it is of this node's own engine."""
+        """The new tokens of a frame and their text. Raises RemoteError, and changes nothing, if the frame is out of
+        place, has more than was asked for, or text that is not its tokens'. is_own: this node's engine sent it."""
         if frame.position != self.attempt.position:
             raise RemoteError(f"tokens at {frame.position}, expected {self.attempt.position}")
         tokens = unpack_tokens(frame.tokens)
         if not tokens:
-            raise RemoteError("text without tokens")  # (which no max_tokens would bound)
+            raise RemoteError("text without tokens")  # (no max_tokens would bound it)
         if len(self.generated) + len(tokens) > self.sampling.max_tokens:
             raise RemoteError("more tokens than were asked for")
         if len(frame.text) > len(tokens) * MAX_TEXT_BYTES_PER_TOKEN:
@@ -329,9 +326,9 @@ class Request:
     def fail_attempt(self, failure: Failure, reason: str) -> None:
         """The running attempt ended without an answer.
 
-        If tokens came, everything that was counted against the request and against nodes begins anew: the request ends
-        no engine, and nodes that failed it before may be back. Each such beginning costs a token, so there is an end.
-        Nodes that were left stay left if the tokens only were too slow: theirs may be as well.
+        If tokens came, all counts against the request and against nodes begin anew: the request kills no engine, and
+        nodes that failed before may be back. Each such reset costs a token, so there is an end. If the tokens were only
+        too slow, failed nodes stay excluded: they may be slow as well.
         """
         peer, position, setbacks = self.attempt.peer, self.attempt.position, self.setbacks
         self._step(Step.FAIL)
@@ -347,14 +344,13 @@ class Request:
         self.last_failure, self.last_reason = failure, reason
 
     def end(self) -> None:
-        """The request is over, however it ended."""
         self._step(Step.END)
 
     # --- the end of an answer --------------------------------------------------------------------------------------
 
     def ends_short(self, reason: str, context_tokens: int) -> bool:
-        """Whether the answer ended before it was as long as it may be, as its node, whose context is ``context_tokens``
-        long, has no room for more. Raises RemoteError for an end that no honest node gives."""
+        """Whether the answer ended early because its node, whose context is ``context_tokens`` long, has no room for
+        more. Raises RemoteError for an end that no honest node gives."""
         if self.spelling is not None and reason != "cancelled":
             self.spelling.end(reason)
         if reason != "length" or self.is_complete:
@@ -393,7 +389,6 @@ class Request:
             self._attempt = None
 
     def _forget_busy(self) -> None:
-        """Nodes that were busy may be tried again later."""
         self.setbacks.tries = 0
         self.setbacks.failed_peers -= self.setbacks.busy_peers
         self.setbacks.busy_peers.clear()

@@ -1,10 +1,10 @@
 """Requests that entered at this node: route, dispatch, stream, resume, finish.
 
-``request.py`` has the states of one request and ``flow.py`` the way from one to the next. ``admission.py`` says which
+``request.py`` has the states of one request and ``flow.py`` the steps between them. ``admission.py`` decides which
 requests enter, ``choice.py`` and ``dispatcher.py`` which node gets one, ``observer.py`` what that shows of the node,
-and ``overdue.py`` when a request is taken away from it. Here events find the request that they are about.
+and ``overdue.py`` when a request is moved. Here events find the request that they are about.
 
-A peer's word that a request is impossible costs one attempt, not the answer: only this node's own engine is believed.
+If a peer calls a request impossible, that costs one attempt, not the answer: only this node's own engine decides.
 
 A long prompt of which little is known may wait a moment for a lookup (``ladder.py``) before its first attempt.
 
@@ -51,7 +51,7 @@ class RequestPlane:
         ladder: LadderPlane,
         policy: Policy | None = None,
     ) -> None:
-        """policy: instead of this protocol's own choice, for comparisons."""
+        """policy: replaces this protocol's own choice, for comparisons."""
         self._me = me
         self._config = config.request
         self._routing = config.routing
@@ -65,13 +65,13 @@ class RequestPlane:
         self._observer = AttemptObserver(me, config.routing, members, vitals, self._choice)
         dispatcher = Dispatcher(me, config.request, config.routing, chance, members, vitals, self._choice, policy)
         self.admission = Admission(config.request.max_in_flight, self._choice)
-        """Which requests enter. To look at, not to change."""
+        """Decides which requests enter. Read-only."""
         self._flow = RequestFlow(config.request, ladder, self._choice, self.admission, dispatcher, self._observer)
         self._requests = self._flow.requests
 
     @property
     def in_flight(self) -> Mapping[bytes, Request]:
-        """The requests that are not over, by their ids. To look at, not to change."""
+        """Request id -> request that is not over. Read-only."""
         return self._requests
 
     def num_at(self, peer: bytes) -> int:
@@ -84,7 +84,7 @@ class RequestPlane:
         return request.peer if request else None
 
     def silence_s(self, request_id: bytes, attempt: int) -> float:
-        """See ``Attempt.silence_s``; something long for an attempt that is not the running one."""
+        """See ``Attempt.silence_s``; ``max_silence_s`` for an attempt that is not the running one."""
         request = self._running(request_id, attempt)
         return request.attempt.silence_s(self._config) if request else self._config.max_silence_s
 
@@ -134,14 +134,14 @@ class RequestPlane:
         return abandon
 
     def on_served(self, event: ModelServed) -> None:
-        """This node knows the vocabulary of a model from now on."""
+        """Store the vocabulary of the model, if this node knows it."""
         if event.vocabulary is not None:
             self._vocabularies[event.namespace] = event.vocabulary
 
     # --- events that requests wait for -----------------------------------------------------------------------------
 
     def on_found(self, event: ProvidersFound, now: float) -> list[Effect]:
-        """A lookup that a request waits for, or did, brought something."""
+        """A lookup that a request waits or waited for found something."""
         was_looking = self._ladder.is_looking(event.request_id)
         effects, sought = self._ladder.on_found(event, now)
         is_over = was_looking and not self._ladder.is_looking(event.request_id)
@@ -158,7 +158,7 @@ class RequestPlane:
         return effects + self._ladder.on_wait_over(timer.subject, timer.namespace, now)
 
     def on_digest(self, owner: bytes, now: float) -> list[Effect]:
-        """``owner`` said hello or its digest came: requests that waited for what is known of it now go on."""
+        """``owner`` sent a hello or its digest came: requests that waited for it go on."""
         estimates = self._digests.estimates
         ready = [
             request
@@ -170,7 +170,7 @@ class RequestPlane:
         return [effect for request in ready for effect in self._flow.wake(request, now)]
 
     def on_rested(self, request_id: bytes, now: float) -> list[Effect]:
-        """Nodes that were lost may be back: try again."""
+        """Lost nodes may be back: try again."""
         return self._wake_from(State.RESTING, request_id, now)
 
     def on_place_due(self, now: float) -> list[Effect]:
@@ -207,7 +207,7 @@ class RequestPlane:
         self._observer.load(peer, vitals)
 
     def on_peer_lost(self, peer: bytes, now: float) -> list[Effect]:
-        """Move every request that the peer was serving, without waiting for each stream to notice."""
+        """Moves every request that the peer was serving, without waiting for each stream to fail."""
         self._choice.on_peer_lost(peer)
         effects: list[Effect] = []
         for request in [r for r in self._requests.values() if r.peer == peer]:
@@ -272,7 +272,7 @@ class RequestPlane:
         return self._flow.finish(request, frame.reason, frame.usage)
 
     def _on_bounced(self, request: Request, frame: Bounced, now: float) -> list[Effect]:
-        """Raises RemoteError when nothing that the frame says is a reason."""
+        """Raises RemoteError if the frame's values are no reason to hand back."""
         attempt = request.attempt
         wait_s = wait_here_s(frame.vitals, request.num_tokens - frame.cached_tokens, self._routing)
         request.on_bounced(frame, wait_s)

@@ -1,13 +1,13 @@
-"""What the digest plane may send to one peer: bytes shared among subnets, and questions paced for each peer.
+"""What the digest plane may send to one peer: bytes shared among subnets, and questions paced per peer.
 
-Heads of this node come first: everything else leaves a part of the bucket to them. Answers are paid by who asks. Their
-bytes are the *level* of the asker's subnet, which decays in the time that fills the bucket, and an answer goes out
-only while that is below a share of what is left in the bucket (the dynamic threshold of ``subnets.py``). So k that
-ask without end get a k-th of the rate each, and leave a k-th of the bucket to those who ask now and then. Half of
-it is kept for peers that said hello.
+Heads of this node come first: everything else leaves a part of the bucket to them. Answers are paid by the asker: their
+bytes are the *level* of its subnet, which decays in the time that fills the bucket. An answer goes out only while the
+level is below a share of what is left in the bucket (the dynamic threshold of ``subnets.py``). So k subnets that ask
+without end get a k-th of the rate each, and leave a k-th of the bucket to those that ask rarely. Half of the bucket is
+kept for peers that sent a hello.
 
-Questions are paced for each peer, whatever they are about (``Membership.questions``): what others make this node ask
-never comes near the rate at which an honest peer stops listening.
+All questions to a peer have one pace (``Membership.questions``): whatever others make this node ask, it never comes
+near the rate at which an honest peer stops reading.
 """
 
 import math
@@ -22,9 +22,9 @@ from mycelia.proto.planes.membership import Membership
 from mycelia.proto.wire.messages import Control, Gossip, Reconcile, Repair, RepairRequest
 
 NODE_SHARE = 1.0
-"""Of what is left: one node's subnet alone gets half."""
+"""Share of what is left: one node's subnet alone gets half."""
 _KEPT_FOR_HEADS, _KEPT_FOR_NODES = 1 / 16, 1 / 2
-"""Of the bucket."""
+"""Shares of the bucket."""
 _MAX_LEVELS = 1_024
 
 
@@ -37,8 +37,7 @@ class Sender:
         self._traffic = traffic
         self._budget = SendBudget(config.send_bytes_per_s, config.send_burst_bytes, 0.0)
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Subnet, or peer of a private network -> bytes of answers that count against it, and when they were so
-        many."""
+        """Subnet, or peer of a private network -> (bytes of answers that count against it, the time of that count)."""
 
     def ready_at(self, now: float) -> float:
         """When this node's next head may go out; ``now`` if it may already."""
@@ -51,8 +50,7 @@ class Sender:
         self._traffic.sent_kinds[type(message).__name__] += num_bytes
 
     def ask(self, peer: bytes, message: RepairRequest | Reconcile, now: float) -> list[Effect]:
-        """Sends a question, unless this node asked ``peer`` too much of late: whatever it is for is asked again, or
-        comes with the next round."""
+        """Sends a question, unless this node asked ``peer`` too much lately: then a later round asks again."""
         has_room = self._left(now) > _KEPT_FOR_HEADS * self._config.send_burst_bytes
         if not has_room or not self._members.questions.take(peer, now):
             return self._drop()
@@ -60,7 +58,7 @@ class Sender:
         return [Send(peer, message)]
 
     def answer(self, peer: bytes, message: Repair, now: float) -> list[Effect]:
-        """Sends an answer if the asker's share allows; what is dropped is asked for again."""
+        """Sends an answer if the asker's share allows; the asker asks again for a dropped one."""
         source = self._members.source(peer)
         kept = _KEPT_FOR_HEADS if source.is_node else _KEPT_FOR_NODES
         share = NODE_SHARE if source.is_node else PUBLIC_SHARE

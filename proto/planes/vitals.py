@@ -1,16 +1,15 @@
-"""Load that travels: to whom this node tells its own, and whose load it wants to hear of.
+"""Load reports: to which peers this node reports its load, and whose load it asks for.
 
-A node tells its load when it changed, at most each ``vitals_interval_s``, to everybody who subscribed and to some
-others by chance, at most ``vitals_fanout`` of them together unless there are more subscribers. Whoever routes
-subscribes to the nodes that its decisions were between of late: those that stood among the cheapest. A subscription is
-a lease, asked for again while it is used; it is confirmed by the load that comes at once. Replies of all kinds bring
-the load too.
+A node reports its load after a change, at most each ``vitals_interval_s``, to all subscribers and to some random other
+nodes, at most ``vitals_fanout`` of them together unless there are more subscribers. A node that routes subscribes to
+the nodes that were among the cheapest in its recent decisions. A subscription is a lease, renewed while it is used; the
+load that comes at once confirms it. Replies of all kinds bring the load too.
 
-Silence of a node whose subscription holds means that its load is the same, so it does not grow old meanwhile
+Silence of a node with a valid subscription means that its load is unchanged, so it does not age
 (``Member.holds_until``).
 
-Invariants: at most ``max_subscribers`` leases are given a namespace and ``subscriptions`` are held; both end by
-themselves. Leases are given only of namespaces that this node serves, to nodes that are connected.
+Invariants: at most ``max_subscribers`` leases are given per namespace and ``subscriptions`` are held; both end by
+themselves. Leases are given only for namespaces that this node serves, to nodes that are connected.
 """
 
 import random
@@ -36,16 +35,16 @@ class VitalsPlane:
         self._sent_at: dict[bytes, float] = {}
         self._pending: set[bytes] = set()
         self._told: dict[bytes, Vitals] = {}
-        """Namespace -> what every subscriber was told."""
+        """Namespace -> the load that every subscriber knows."""
         self._leases: dict[bytes, dict[bytes, float]] = {}
         """Namespace -> subscriber -> until when."""
         self._wanted: dict[bytes, OrderedDict[bytes, float]] = {}
-        """Namespace -> node subscribed to -> when a decision was last between it and others, the latest last."""
+        """Namespace -> node subscribed to -> when a decision last had it among the cheapest, the latest last."""
 
     # --- this node's own load --------------------------------------------------------------------------------------
 
     def on_own(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
-        """The engine told its load."""
+        """The engine reported its load."""
         if not self._members.on_own_vitals(namespace, vitals, now) or namespace in self._pending:
             return []
         self._pending.add(namespace)
@@ -53,7 +52,7 @@ class VitalsPlane:
         return [SetTimer(Timer("vitals", namespace=namespace), due)]
 
     def on_leaving(self, now: float) -> list[Effect]:
-        """Tell everybody at once that this node takes no new requests."""
+        """Report to all peers at once that this node takes no new requests."""
         effects: list[Effect] = []
         for served in self._members.own():
             self._members.on_own_vitals(served.namespace, served.vitals, now)
@@ -62,14 +61,14 @@ class VitalsPlane:
         return effects
 
     def on_due(self, namespace: bytes, now: float) -> list[Effect]:
-        """A load that is again what everybody believes it is needs no message."""
+        """Report the load, unless it is again what all peers know."""
         self._pending.discard(namespace)
         vitals = self._members.own_vitals(namespace)
         if vitals is None or vitals == self._told.get(namespace):
             return []
         subscribers = self.subscribers(namespace, now)
         others = [member.peer for member in self._members.nodes(namespace) if member.peer not in subscribers]
-        # Whoever did not subscribe must not believe for ever what it was told at the busiest moment.
+        # Nodes without a subscription must not believe the busiest moment's report for ever.
         fanout = self._config.vitals_fanout
         room = max(fanout - len(subscribers), fanout // 4)
         is_part = len(others) > room
@@ -77,13 +76,13 @@ class VitalsPlane:
             others = self._rng.sample(others, room)
         effects = self._tell(namespace, sorted([*subscribers, *others]), now)
         if is_part and not subscribers:
-            # Some believe otherwise, and may be told in the next round though nothing has changed then.
+            # Some nodes know another load; they may get the next report though nothing changes until then.
             del self._told[namespace]
         return effects
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
-        """``peer`` asks to be told. Of too many, one of the subnet with the most loses its lease, by chance: nobody
-        keeps all others out."""
+        """``peer`` asks for reports. If there are too many, a random one of the subnet with the most loses its lease:
+        no subnet keeps all others out."""
         vitals = self._members.own_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
             return []
@@ -93,14 +92,14 @@ class VitalsPlane:
         if peer not in leases and len(leases) >= self._config.max_subscribers:
             del leases[self._rng.choice(self._crowd(leases, peer))]
         if vitals != self._told.get(message.namespace):
-            self._told.pop(message.namespace, None)  # (this one believes otherwise than the others)
+            self._told.pop(message.namespace, None)  # (this peer now knows another load than the others)
         leases[peer] = now + min(message.seconds, self._config.lease_s)
         return [Send(peer, VitalsUpdate(namespace=message.namespace, vitals=vitals))]
 
     # --- that of others --------------------------------------------------------------------------------------------
 
     def on_decision(self, namespace: bytes, decision: Decision, now: float) -> list[Effect]:
-        """Subscribe to the nodes that this decision was between."""
+        """Subscribe to the nodes that were among the cheapest in this decision."""
         if not self._config.subscriptions:
             return []
         wanted = self._wanted.setdefault(namespace, OrderedDict())
@@ -124,7 +123,7 @@ class VitalsPlane:
         return effects
 
     def on_renewal_due(self, namespace: bytes, now: float) -> list[Effect]:
-        """Ask again for the leases that are used; let go of the others."""
+        """Renew the leases that are used; drop the others."""
         wanted = self._wanted.get(namespace)
         if wanted is None:
             return []
@@ -144,12 +143,12 @@ class VitalsPlane:
         self._members.on_vitals_update(peer, update, now, until)
 
     def on_peer_lost(self, peer: bytes) -> None:
-        """Its subscriptions and those to it are over."""
+        """The subscriptions of the peer and those to it are over."""
         for of_namespace in (*self._leases.values(), *self._wanted.values()):
             of_namespace.pop(peer, None)
 
     def subscribers(self, namespace: bytes, now: float) -> list[bytes]:
-        """The peers that asked to be told of each change."""
+        """The peers that asked for a report of each change."""
         return [peer for peer, until in self._leases.get(namespace, {}).items() if until > now]
 
     def check_invariants(self) -> None:
@@ -167,7 +166,7 @@ class VitalsPlane:
         return [Send(peer, VitalsUpdate(namespace=namespace, vitals=vitals)) for peer in peers]
 
     def _crowd(self, leases: Collection[bytes], newcomer: bytes) -> list[bytes]:
-        """Those of ``leases`` whose subnets have the most, once the newcomer is one of them."""
+        """Those of ``leases`` whose subnet has the most, with the newcomer counted in."""
         name_of = {peer: self._members.source(peer).name for peer in (*leases, newcomer)}
         num_of = Counter(name_of.values())
         most = max(num_of[name_of[peer]] for peer in leases)
