@@ -1,4 +1,4 @@
-"""The delay proxy: bytes come late, in order, all of them; ends and breaks pass through it. All in virtual time."""
+"""The delay proxy in virtual time: all bytes arrive late and in order, and ends and breaks pass through it."""
 
 import random
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ Stream = trio.abc.HalfCloseableStream
 
 @asynccontextmanager
 async def relayed(line: Line | None = None) -> AsyncIterator[tuple[Stream, Stream]]:
-    """(the dialler's end, the node's end) of a connection through a relay."""
+    """The dialler's and the node's end of a connection through ``relay``."""
     near, left = memory_stream_pair()
     right, far = memory_stream_pair()
     async with trio.open_nursery() as nursery:
@@ -93,7 +93,7 @@ async def test_what_is_lost_is_sent_again_and_what_follows_waits_for_it(autojump
 
 
 async def test_a_bad_line_that_is_cut_is_mended_and_healed_apart(autojump_clock: MockClock) -> None:
-    """So that faults which overlap end each when it is its turn."""
+    """Faults that overlap end independently of each other."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         proxy = DelayProxy(listener, ONE_WAY_S)
@@ -140,7 +140,7 @@ async def test_the_sender_waits_when_too_much_is_under_way(
         assert await receive_all(far) == bytes(1_000)
         assert (
             trio.current_time() - began >= 10 * ONE_WAY_S - 1e-9
-        )  # (a window for each time that a byte is on its way)
+        )  # (one window for each one-way time)
         nursery.cancel_scope.cancel()
 
 

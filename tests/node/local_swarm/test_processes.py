@@ -1,4 +1,4 @@
-"""What is kept of a local node's log."""
+"""The part of a local node's log that is kept."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The identity file is made once, is private, and is never overwritten; signatures verify by peer id alone."""
+"""The identity file is made once, is private and is never overwritten. The peer id suffices to verify signatures."""
 
 import stat
 from pathlib import Path

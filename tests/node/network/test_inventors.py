@@ -1,4 +1,4 @@
-"""Three real nodes on loopback, and strangers that tell them of owners nobody ever met."""
+"""Three real nodes on loopback, and strangers that send them digest versions of owners that do not exist."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +20,7 @@ QUESTION_BYTES = 160
 
 @asynccontextmanager
 async def three_nodes() -> AsyncIterator[list[Node]]:
-    """Each knows the two others."""
+    """Three nodes that all know each other."""
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -39,7 +39,7 @@ async def three_nodes() -> AsyncIterator[list[Node]]:
 
 
 def num_asked(node: Node) -> int:
-    """Questions for digests that ``node`` was asked."""
+    """The number of repair requests that ``node`` received."""
     return node.state().traffic.received_kinds.get("RepairRequest", 0) // QUESTION_BYTES
 
 

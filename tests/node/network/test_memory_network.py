@@ -172,7 +172,7 @@ async def test_a_message_over_the_limit_ends_the_exchange(autojump_clock: trio.t
 
 
 async def run_lossy(seed: int) -> list[int]:
-    """The sequence numbers that one node hears of another's 200 messages."""
+    """The sequence numbers of those of another node's 200 messages that arrive."""
     sender = Identity(b"a" * 32)
     async with (
         swarm(seed, gossip_loss=0.3) as world,

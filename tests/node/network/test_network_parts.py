@@ -1,4 +1,4 @@
-"""The small parts: the event queue, the quota, and addresses as users write them."""
+"""Small parts of the network: the event queue, the quota, and addresses from users and peers."""
 
 import pytest
 import trio
@@ -213,7 +213,7 @@ def test_dial_order() -> None:
 
 
 def pieces(good: bytes) -> st.SearchStrategy[bytes]:
-    """``good`` with a byte changed, or cut off."""
+    """``good`` with one byte changed, or only its beginning."""
     at = st.integers(0, len(good) - 1)
     changed = st.builds(lambda at, byte: good[:at] + bytes([byte]) + good[at + 1 :], at, st.integers(0, 255))
     return st.one_of(changed, at.map(lambda at: good[:at]))
@@ -221,7 +221,7 @@ def pieces(good: bytes) -> st.SearchStrategy[bytes]:
 
 @given(st.one_of(st.binary(max_size=40), pieces(Multiaddr(f"{RELAY}/p2p-circuit").to_bytes())))
 @example(b"\x36\x03x/y\x06\x00\x01")  # /dns4 with a slash in the name: has protocols and no text
-@example(b"\xff\xff\x03")  # a protocol that there is not
+@example(b"\xff\xff\x03")  # an unknown protocol
 @example(b"\x04\x01")  # cut off
 def test_an_address_of_a_stranger_may_be_any_bytes(sent: bytes) -> None:
     good = Multiaddr("/ip4/10.0.0.1/tcp/1")

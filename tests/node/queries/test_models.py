@@ -1,4 +1,4 @@
-"""Models that no connected node serves: they are listed, found and answered, and nobody's word is taken for it."""
+"""Models that no connected node serves: they are listed, found and answered, and peers' reports are only hints."""
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ THREE = ("small", "medium", "large")
 
 
 async def rows_of(member: Member) -> dict[str, tuple[int, int]]:
-    """Model -> (nodes, connected ones)."""
+    """Model -> (number of nodes, number of connected nodes)."""
     return {row.model: (row.nodes, row.connected) for row in await member.node.models()}
 
 
@@ -90,7 +90,7 @@ async def test_a_peer_that_never_answers_holds_nobody_up_for_long(autojump_clock
 
     async with open_members(3, models=THREE, links=LINE) as (_, (one, two, _)):
         two.network.serve(MODELS, silent)
-        await trio.sleep(HEARSAY_S)  # (of virtual time: what it told before is forgotten)
+        await trio.sleep(HEARSAY_S)  # (of virtual time: its earlier reports are forgotten)
         began = trio.current_time()
         assert await rows_of(one) == {"small": (1, 1), "medium": (1, 1)}
         frames = await frames_of(one, an_ask(LONG, model="large"))
@@ -129,7 +129,7 @@ async def test_hearsay_crosses_the_swarm_and_ends_with_what_it_told_of(
 
 
 async def tell(stream: MessageStream, *names: str, nodes: bytes = pack_hashes([1])) -> None:
-    """A liar's answer."""
+    """Answers a question with invented models."""
     await stream.receive()
     models = [
         ModelNodes(namespace=name.encode().ljust(16), model=name, context_tokens=9, age_s=0, nodes=nodes)
@@ -210,7 +210,7 @@ async def test_a_light_client_finds_models_through_any_node(autojump_clock: trio
 async def test_models_that_strangers_have_looked_for_keep_no_others_waiting(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A liar tells of models whose nodes are never found, and asks for them."""
+    """A liar reports models whose nodes are never found, and asks for them."""
     ghosts = [f"ghost {number}" for number in range(24)]
 
     async def lie(stream: MessageStream) -> None:

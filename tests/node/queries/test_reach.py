@@ -1,4 +1,4 @@
-"""Whether peers can dial a node: what it makes of their words, and when it wants a relay."""
+"""The check whether peers can dial a node: the conclusion from their answers, and when the node wants a relay."""
 
 import pytest
 import trio
@@ -45,7 +45,7 @@ def test_a_strangers_address_may_be_anything(text: str) -> None:
 
 
 class Listening:
-    """A member's network that says it listens somewhere."""
+    """A member's network with addresses at which it claims to listen."""
 
     def __init__(self, member: Member) -> None:
         self._network = member.network

@@ -1,4 +1,4 @@
-"""The files of a data directory that are not sealed, damaged in every way: one clear line, and nothing is lost."""
+"""Unsealed files of a data directory, damaged in every way: the error is one clear line, and no file is lost."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from tests.damage import contents, damaged, fill_disk
 
 
 def test_a_damaged_identity_is_told_and_kept_or_does_not_matter(tmp_path: Path) -> None:
-    """As where only the case of a digit changed: it is never another node's."""
+    """Damage does not matter where only a digit's case changed. The identity is never another node's."""
     identity = load_or_create_identity(tmp_path)
     path = tmp_path / IDENTITY_FILE
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Processes that do nothing but write what a node keeps, killed at any moment: what is there is whole."""
+"""Processes that only write a node's files, killed at any moment: the files are always whole."""
 
 import os
 import random
@@ -21,7 +21,7 @@ from tests.node.engine.child.tier.test_tier_files import KEY, readable
 
 NUM_KILLS = 12
 LONGEST_S = 0.05
-"""From the first write to the kill: some hundred writes."""
+"""Longest time from the first write to the kill, enough for some hundred writes."""
 
 WRITER = """
 import itertools, logging, sys, time
@@ -64,7 +64,7 @@ def test_a_writer_that_is_killed_leaves_whole_files(tmp_path: Path, seed: int) -
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as writer:
             assert writer.stdout is not None
             first = int(writer.stdout.readline())
-            time.sleep(rng.uniform(0, LONGEST_S))  # (not for anything: any moment will do)
+            time.sleep(rng.uniform(0, LONGEST_S))  # (waits for no event: a random moment is wanted)
             writer.send_signal(signal.SIGKILL)
             written = [first, *map(int, writer.stdout.read().split()[:-1])]  # (the last number may be torn)
         last = max(last, written[-1])

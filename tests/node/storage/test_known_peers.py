@@ -1,4 +1,4 @@
-"""The nodes that a node remembers."""
+"""The nodes that a node remembers over restarts."""
 
 import math
 from dataclasses import replace
@@ -71,7 +71,7 @@ def test_a_crowd_of_newcomers_pushes_nobody_out_who_was_there_for_long() -> None
 
 
 def test_the_keys_of_one_network_push_out_nobody_of_another() -> None:
-    """Each with addresses of networks of its own, which it may tell as it likes."""
+    """Each key announces addresses of other networks, which a peer can choose freely."""
     known = KnownPeers()
     for number in range(8):
         known.note(peer(number), [address(number)], [NAMESPACE], 60.0, NOW, f"/ip4/1.1.{number}.1/tcp/7117")

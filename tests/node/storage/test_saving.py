@@ -1,4 +1,4 @@
-"""When what a node remembers is written: it outlives a kill at any moment, but for what was news just then."""
+"""The times at which a node writes its state. After a kill at any moment only the latest changes are missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ STABLE_ENOUGH_S = 11.0
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for them."""
+    """Runs the writes without threads, for which virtual time would not wait."""
 
     async def run_here(work: Callable[..., None], *args: object) -> None:
         await trio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""Files that are written atomically, checked on load and set aside when damaged: every one that a node keeps so."""
+"""All sealed files of a node: they are written atomically, checked on load and set aside when damaged."""
 
 import os
 from dataclasses import replace
@@ -27,7 +27,7 @@ FILES: list[tuple[SealedFile[Any], Any, Any]] = [
     (PEERS_FILE, PEERS[:1], PEERS * 2),
     (TRUST_FILE, TRUST, replace(TRUST, offenders=TRUST.offenders * 2)),
 ]
-"""Each with what it may hold, and what it may hold next."""
+"""(file, a value for it, a later value for it)."""
 
 every_file = pytest.mark.parametrize(("file", "value", "next_value"), FILES, ids=lambda one: getattr(one, "name", ""))
 
@@ -91,7 +91,7 @@ def test_a_full_disk_leaves_the_old_file(
 
 
 def test_a_value_of_another_kind_is_damage(tmp_path: Path) -> None:
-    """As an older or newer version may have written it."""
+    """An older or newer version may have written it."""
     SealedFile(FLOORS_FILE.name, dict[str, int], "").save(tmp_path, {"a": 1})
     assert FLOORS_FILE.load(tmp_path) is None and (tmp_path / "floors.damaged").exists()
 
@@ -126,7 +126,7 @@ def test_a_file_of_any_size_costs_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
-    """BLAKE3 of the rest, then msgpack."""
+    """The format is the BLAKE3 hash of the rest, then msgpack."""
     FLOORS_FILE.save(tmp_path, FLOORS)
     body = (tmp_path / FLOORS_FILE.name).read_bytes()[16:]
     assert msgspec.msgpack.decode(body)[0]["seq"] == 0

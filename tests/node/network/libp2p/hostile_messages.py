@@ -1,4 +1,4 @@
-"""What hostile peers say to the Kademlia and gossip of others, beside what ``bench/attacks/messages.py`` has."""
+"""Messages of hostile peers to Kademlia and gossip, in addition to those of ``bench/attacks/messages.py``."""
 
 import secrets
 from contextlib import suppress
@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES = 1 << 24
 async def idle_streams(
     network: Libp2pNetwork, victim: bytes, count: int, protocol: str, first: bytes = b"\x80"
 ) -> list[INetStream]:
-    """Streams on which nothing is said after ``first``, half of a length: those that open within a second each."""
+    """Opens streams and sends only ``first``, half of a length, on each. Leaves out those that take over a second."""
     opened: list[INetStream] = []
     for _ in range(count):
         with trio.move_on_after(1), suppress(NetworkError):
@@ -36,7 +36,7 @@ async def idle_streams(
 
 
 async def ask(network: Libp2pNetwork, victim: bytes, data: bytes) -> bytes:
-    """What the victim's Kademlia answers to ``data``. Raises what the stream raises."""
+    """The answer of the victim's Kademlia to ``data``. Raises the stream's errors."""
     stream = await say(network, victim, KAD_PROTOCOL, [data])
     answer = await read_varint_prefixed_bytes_limited(stream, MAX_ANSWER_BYTES)
     await stream.close()
@@ -48,7 +48,7 @@ def get_providers(key: bytes) -> bytes:
 
 
 def prune_with_peers(topic: str, addresses: list[str]) -> bytes:
-    """One that names a peer, by a record that is signed, for each address."""
+    """A PRUNE that names a peer with a signed record for each address."""
     prune = rpc_pb2.ControlPrune(topicID=topic)
     for address in addresses:
         pair = create_new_key_pair(secrets.token_bytes(32))
@@ -59,7 +59,7 @@ def prune_with_peers(topic: str, addresses: list[str]) -> bytes:
 
 
 def wrongly_signed(topic: str, count: int) -> bytes:
-    """Messages of authors that do not exist, with signatures of nobody."""
+    """Messages of authors that do not exist, with invalid signatures."""
     rpc = rpc_pb2.RPC()
     for number in range(count):
         author = create_new_key_pair(secrets.token_bytes(32)).public_key

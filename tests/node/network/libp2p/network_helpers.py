@@ -1,4 +1,4 @@
-"""What the network tests share: nodes on loopback, a log of events to wait on, and messages to send."""
+"""Helpers of the network tests: nodes on loopback, a log of events to wait for, and messages to send."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ T = TypeVar("T")
 NAMESPACE = b"namespace-------"
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 PATIENCE_S = 60
-"""Far above what anything takes: a test that fails by this has hung."""
+"""Far more than any step takes: a test that exceeds it hangs."""
 
 
 def node(**changes: Any) -> NetworkSettings:
@@ -56,7 +56,7 @@ def final() -> Final:
 
 
 async def eventually(holds: Callable[[], object]) -> None:
-    """Waits for a state that nothing announces."""
+    """Polls for a state that no event announces."""
     with trio.fail_after(PATIENCE_S):
         while not holds():  # noqa: ASYNC110
             await trio.sleep(0.01)
@@ -84,7 +84,7 @@ class EventLog:
                 await self._changed.wait()
 
     async def has(self, kind: type[T], where: Callable[[T], object] = lambda event: True) -> T:
-        """The first event of ``kind`` for which ``where`` holds, now or later."""
+        """Waits for the first past or future event of ``kind`` for which ``where`` holds."""
         await self.until(lambda log: any(where(event) for event in log.of(kind)))
         return next(event for event in self.of(kind) if where(event))
 

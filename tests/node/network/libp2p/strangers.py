@@ -1,4 +1,4 @@
-"""What a stranger can make of a node with few bytes: connections of many keys, from an address of its choice."""
+"""Strangers for tests: cheap connections with many keys, from any address."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +26,7 @@ NEAR, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 
 
 async def socket_to(network: Libp2pNetwork, host: str = NEAR) -> trio.SocketStream:
-    """A TCP connection from ``host`` that says nothing."""
+    """A TCP connection from ``host`` on which nothing is sent."""
     port = int(network.addresses()[0].split("/")[4])
     raw = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_STREAM)
     await raw.bind((host, 0))
@@ -35,14 +35,14 @@ async def socket_to(network: Libp2pNetwork, host: str = NEAR) -> trio.SocketStre
 
 
 class Strangers:
-    """Connections of peers with fresh keys, which say nothing but what a test has them say."""
+    """Connections of peers with fresh keys, which send only what a test sends on them."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self.connections: list[YamuxConnection] = []
 
     async def connect(self, network: Libp2pNetwork, host: str = NEAR) -> YamuxConnection:
-        """One more. Raises whatever comes of it."""
+        """Adds a connection. Raises any error."""
         peer = ID(addresses.parse_peer(network.addresses()[0])[0])
         key = create_new_key_pair()
         noise = NoiseTransport(key, noise_privkey=create_noise_key_pair().private_key)
@@ -65,7 +65,7 @@ class Strangers:
 
 
 async def opened(connection: YamuxConnection, protocol: str, said: bytes = b"") -> YamuxStream:
-    """A stream on which ``said`` follows the proposal of ``protocol``."""
+    """A stream on which the proposal of ``protocol`` and ``said`` are sent."""
     stream = await connection.open_stream()
     await stream.write(negotiation.proposal(protocol) + said)
     return stream
@@ -79,7 +79,7 @@ async def strangers() -> AsyncIterator[Strangers]:
 
 
 def dial_from(network: Libp2pNetwork, host: str) -> None:
-    """``network`` makes its connections from ``host``."""
+    """Makes ``network`` dial from the address ``host``."""
     (transport,) = network.host.swarm.transport_manager.get_transports()
     dial = transport._dial_resolved  # type: ignore[attr-defined]  # noqa: SLF001  no other way
     transport._dial_resolved = lambda address, source=None: dial(address, (host, 0))  # type: ignore[attr-defined]  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Whom a node dials on the word of others, how often, and that none of it holds up what it dials for itself."""
+"""Dials of addresses that peers announced: which ones a node makes, how often, and that they delay none of its own."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, li
 
 
 class Trap:
-    """A socket that takes connections and says nothing."""
+    """A socket that accepts connections and sends nothing."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self.num_connections = 0
@@ -46,13 +46,13 @@ async def trapped() -> AsyncIterator[Trap]:
 
 
 async def told(network: Libp2pNetwork, peer: bytes, address: Multiaddr) -> None:
-    """``network`` dials on the word of others, in vain."""
+    """Makes ``network`` dial an address from peers, which has to fail."""
     with pytest.raises(NetworkError):
         await network.host.outbound.dial(peer, [address], Origin.TOLD)
 
 
 async def test_dials_on_the_word_of_others_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody answers at the addresses that strangers tell, of any peer and of the one that is wanted."""
+    """Strangers announce addresses that do not answer, also for the peer that the node wants to dial."""
     monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 1_000.0)
     async with (
         open_network(node()) as wanted,
@@ -72,7 +72,7 @@ async def test_dials_on_the_word_of_others_hold_up_nothing_else(monkeypatch: pyt
 
 
 async def test_an_address_is_not_dialled_again_and_again_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever peers it is said to be of."""
+    """It is announced as the address of many peers."""
     monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.1)
     async with open_network(light_client()) as one, trapped() as trap, trio.open_nursery() as nursery:
         for _ in range(20):
@@ -121,7 +121,7 @@ async def test_what_a_peer_outside_says_of_itself_leads_nobody_to_private_addres
 
 
 async def test_at_an_announced_node_who_comes_from_a_private_address_may_be_a_stranger() -> None:
-    """Behind a port proxy all of them do."""
+    """Behind a port proxy all strangers seem to come from one private address."""
     async with (
         open_network(node(announce=("/ip4/8.8.8.8/tcp/7117",))) as one,
         open_network(node()) as two,

@@ -1,4 +1,4 @@
-"""What ``proto/interoperability.md`` tells of the network is what the network does."""
+"""The limits of the network in ``proto/interoperability.md`` are those of the code."""
 
 import re
 
@@ -169,7 +169,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Deadline: dial of one address, s": (outbound.DIAL_DEADLINE_S,),
     "Deadline: publishing and closing, s": (gossip.PUBLISH_DEADLINE_S, closing.CLOSE_DEADLINE_S),
 }
-"""The rows that tell constants of ``node``."""
+"""The rows with constants of ``node``."""
 
 IN_A_PRIVATE_NETWORK = {
     "Relay: new circuits a second to one node; at once": relaying.CONNECTS_IN_A_PRIVATE_NETWORK,
@@ -193,7 +193,7 @@ OTHERS = {
     ),
     "Deadline: dial of one address, s": (outbound.MAX_DIAL_ADDRESSES, addresses.MAX_RELAYS),
 }
-"""Numbers in the notes beside them."""
+"""The numbers in the notes of these rows."""
 
 
 @pytest.mark.parametrize("what", VALUES)
@@ -270,7 +270,7 @@ def test_the_record_of_a_provider_is_written_as_the_document_has_it() -> None:
 def test_the_texts_that_hashes_are_derived_with_are_told() -> None:
     sources = [path.read_text("utf-8") for folder in (FOLDER, FOLDER.parent / "node") for path in folder.rglob("*.py")]
     used = {context for source in sources for context in re.findall(r'"(mycelia 2026 [^"]+)"', source)}
-    own = {"mycelia 2026 prefix owner v1"}  # (of a node's own memory: no other one sees what it makes)
+    own = {"mycelia 2026 prefix owner v1"}  # (only for a node's own memory: other nodes never see its results)
     assert used - own == set(re.findall(r"mycelia 2026 [a-z ]+ v\d+", INTEROPERABILITY))
 
 

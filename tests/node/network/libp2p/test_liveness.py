@@ -1,4 +1,4 @@
-"""What an idle or busy connection is spared: pings of peers that talk."""
+"""Pings on connections: peers that send bytes are not pinged."""
 
 import pytest
 import trio
@@ -10,7 +10,7 @@ from tests.node.network.libp2p.test_network import connect, opened
 
 
 class Talker:
-    """Looks like a muxer that hears of its peer each second until ``silent_at``."""
+    """A fake muxer that receives bytes each second until ``silent_at``."""
 
     is_closed = False
 
@@ -26,7 +26,7 @@ class Talker:
 
 
 async def quiet_after(silent_s: float) -> float:
-    """Seconds until ``watch`` would ping a peer that is silent from then on."""
+    """Seconds until ``watch`` pings a peer that falls silent after ``silent_s``."""
     began = trio.current_time()
     await liveness.wait_quiet(Talker(began + silent_s))  # type: ignore[arg-type]
     return trio.current_time() - began

@@ -1,4 +1,4 @@
-"""The real network on loopback: nodes find each other, exchange everything, and survive what peers do."""
+"""The real network on loopback: nodes find each other, exchange messages and withstand hostile peers."""
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -78,7 +78,7 @@ async def opened(settings: NetworkSettings, **handlers: object) -> AsyncIterator
 
 
 async def echo(stream: MessageStream) -> None:
-    """Sends back what arrives; a Hello named "fail" makes it fail as only a bug could."""
+    """Sends the message back. Fails, as if by a bug, after a Hello named "fail"."""
     message = await stream.receive()
     if message == hello("fail"):
         raise RuntimeError("a bug")
@@ -101,7 +101,7 @@ async def connect(one: Libp2pNetwork, other: Libp2pNetwork) -> None:
 
 
 async def exchange(network: Libp2pNetwork, peer: bytes, waits: bool = True) -> int:
-    """Runs one echo exchange; how many token frames came."""
+    """Runs one echo exchange. Returns the number of token frames that arrived."""
     with trio.fail_after(PATIENCE_S):
         stream = await network.open(peer, ECHO, waits)
         await stream.send(hello())
@@ -114,7 +114,7 @@ async def exchange(network: Libp2pNetwork, peer: bytes, waits: bool = True) -> i
 
 
 async def publish_until_told(network: Libp2pNetwork, first_seq: int = 1, cell: Cell = ROOT) -> None:
-    """A mesh takes a moment to form; what is published before is lost, as everywhere in gossip."""
+    """Publishes again and again: messages are lost until gossip's mesh has formed."""
     for seq in range(first_seq, first_seq + 10_000):
         await network.publish(NAMESPACE, announce(network.peer_id, seq), cell)
         await trio.sleep(0.1)
@@ -140,7 +140,7 @@ async def test_nodes_that_know_only_the_first_find_each_other() -> None:
 
 
 async def test_an_announced_address_is_all_that_others_are_told() -> None:
-    """Nodes find each other through a port that forwards to the first one's, and no other way."""
+    """Nodes find each other only through a port that forwards to the first node's own."""
     async with open_delay_proxy(0.001) as proxy:
         announced = f"/ip4/127.0.0.1/tcp/{proxy.port}"
         async with opened(node(announce=(announced,))) as (one, _):
@@ -191,7 +191,7 @@ async def test_a_first_message_need_not_wait_until_the_peer_has_named_the_protoc
             stream = await two.open(one.peer_id, ECHO, waits=False)
             with trio.CancelScope() as scope:
                 scope.cancel()
-                await stream.receive()  # (of which nothing is lost)
+                await stream.receive()  # (a cancelled call loses nothing)
             many = Tokens(position=0, tokens=bytes(4_096), text=b"")
             await stream.send(many)
             assert await stream.receive() == many and await stream.receive() == tokens(0)
@@ -219,7 +219,7 @@ async def test_a_light_client_talks_but_takes_no_part() -> None:
 
 
 async def test_a_node_that_accepts_no_connections_takes_part_all_the_same() -> None:
-    """Behind a NAT: it finds and dials the others, and gossip reaches it over its own connections."""
+    """A node behind a NAT finds and dials the others, and gossip reaches it over its own connections."""
     async with opened(node()) as (one, _):
         known = tuple(one.addresses())
         async with opened(node(bootstrap=known)) as (two, _), opened(node(listen=(), bootstrap=known)) as (hidden, log):
@@ -253,7 +253,7 @@ def knows(network: Libp2pNetwork, peer: Libp2pNetwork, told: list[str]) -> bool:
 
 
 async def test_a_node_tells_where_its_peers_can_be_dialled_again() -> None:
-    """Of whoever dialled it, too: the address that the connection comes from is none."""
+    """It also knows addresses of a peer that dialled it, though the connection's own address cannot be dialled."""
     async with opened(node()) as (one, _), opened(node()) as (two, _), opened(light_client()) as (client, _):
         await connect(two, one)
         await connect(client, one)
@@ -264,7 +264,7 @@ async def test_a_node_tells_where_its_peers_can_be_dialled_again() -> None:
 
 
 async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything() -> None:
-    """libp2p takes any bytes for one, and stores them."""
+    """libp2p accepts any bytes as an address and stores them."""
     poison = Multiaddr(b"\x36\x03x/y\x06\x00\x01")
     async with opened(node()) as (one, _), opened(node()) as (liar, _), opened(node()) as (honest, _):
         liar.host.raw.get_addrs = lambda: [poison]  # type: ignore[method-assign]
@@ -291,7 +291,7 @@ def has_more(kind: type[Connected | Disconnected], count: int, log: EventLog) ->
 
 
 async def test_a_node_without_bootstrap_finds_whom_it_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when nobody was there at first, and when all were lost."""
+    """It does so too when no remembered node is there at first, and when all connections were lost."""
     monkeypatch.setattr(discovery, "BOOTSTRAP_FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(discovery, "PEER_FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(discovery, "BOOTSTRAP_LONGEST_PAUSE_S", 0.1)
@@ -316,7 +316,7 @@ async def test_remembered_nodes_are_left_alone_while_enough_are_connected(monkey
             assert (await log.has(Connected)).peer == two.peer_id
             await trio.testing.wait_all_tasks_blocked(0.2)
             assert one.peers() == [two.peer_id]
-            await one.disconnect(two.peer_id)  # (a moment ago it was dialled: the next one's turn)
+            await one.disconnect(two.peer_id)  # (it was dialled a moment ago, so the next node is tried)
             assert (await log.has(Connected, lambda event: event.peer == three.peer_id)).peer == three.peer_id
 
 
@@ -419,7 +419,7 @@ async def test_bootstrap_is_tried_until_it_is_there_and_again_after_a_restart() 
 
 
 async def test_a_peer_that_comes_again_is_told_as_lost_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a power cut: its old connection still looks alive when the new one arrives."""
+    """After a power cut its old connection still looks alive when the new one arrives."""
     monkeypatch.setattr(peers, "RESTART_S", 0)
     identity = new_identity()
     async with opened(node()) as (one, log_one):
@@ -435,7 +435,7 @@ async def test_a_peer_that_comes_again_is_told_as_lost_and_found(monkeypatch: py
 async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_peers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A provider record of a dead node is a hint that fails, and costs nothing but the dial."""
+    """A provider record of a dead node costs only a failed dial."""
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.2,) * 50)
     async with opened(node()) as (one, _):
         known = tuple(one.addresses())
@@ -472,7 +472,7 @@ async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeyp
                 nursery.start_soon(publish_until_told, two, 1, cell)
                 assert (await log_one.has(Gossiped)).cell == cell
                 nursery.cancel_scope.cancel()
-            # Still found under the model's own key.
+            # The nodes are still found under the model's own key.
             key = discovery.provider_key(NAMESPACE).encode()
             dht = one.discovery.dht
             await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 3)
@@ -652,7 +652,7 @@ async def test_a_cancelled_send_leaves_the_connection_whole() -> None:
 
 
 async def test_a_claim_of_a_huge_negotiation_ends_the_connection() -> None:
-    """Before the handshake, so from anybody: what is claimed must not be waited for, nor kept."""
+    """Any program can send it before the handshake. A node must neither wait for the bytes nor reserve memory."""
     async with opened(node()) as (one, _), opened(light_client()) as (evil, _):
         port = int(one.addresses()[0].split("/")[4])
         with trio.fail_after(PATIENCE_S / 4):
@@ -686,7 +686,7 @@ async def test_what_is_read_in_small_pieces_is_not_announced_piece_by_piece(monk
         await connect(client, one)
         assert await exchange(client, one.peer_id) == 100
         assert num_updates < 50
-        # Several windows long: room is announced in time, or this would never end.
+        # These messages fill several windows, so this ends only if the receiver returns room in time.
         async with trio.open_nursery() as nursery:
             stream = await client.open(one.peer_id, SINK)
             nursery.start_soon(stream.receive)
@@ -708,7 +708,7 @@ async def test_raw_noise_at_the_port_is_harmless() -> None:
 
 
 async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peers decide what its code meets, and it raises whatever comes of that."""
+    """Peers can make libp2p's code raise any error."""
     met: set[str] = set()
     all_met = trio.Event()
 
@@ -737,7 +737,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
                 await two.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(new_identity().peer_id)}")
             with trio.fail_after(PATIENCE_S):
                 await all_met.wait()
-        # The failing pings have cut that connection, or soon will; so another node asks whether all still works.
+        # The failing pings have cut that connection, or soon will. Therefore another node checks the network.
         monkeypatch.undo()
         async with opened(node(bootstrap=known)) as (three, log_three):
             await log_three.has(Connected)
@@ -745,7 +745,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_provider_that_never_stays_is_dialled_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one that is banned here, and found again at every lookup."""
+    """For example, a banned peer is found again by every lookup."""
     async with opened(node()) as (one, log_one), opened(node()) as (two, _):
         seeker, peer = one.discovery, two.peer_id
         providers = [PeerInfo(ID(peer), [Multiaddr(two.addresses()[0].partition("/p2p/")[0])])]
@@ -757,7 +757,7 @@ async def test_a_provider_that_never_stays_is_dialled_ever_more_rarely(monkeypat
                 await log_one.until(lambda log, times=times: len(log.of(Disconnected)) == times)  # type: ignore[misc]
             await seeker.dial_providers(providers, NAMESPACE, ROOT)
             assert not one.peers()
-            # One that stays is forgiven.
+            # The pause of a peer that stays is forgotten.
             await connect(one, two)
             monkeypatch.setattr(discovery, "STABLE_S", 0)
             await seeker.dial_providers(providers, NAMESPACE, ROOT)
@@ -770,7 +770,7 @@ async def test_a_peer_that_is_gone_leaves_no_quota_behind() -> None:
         stream = await evil.host.outbound.open(one.peer_id, streams.CONTROL_PROTOCOL)
         await evil.disconnect(one.peer_id)
         await eventually(lambda: not evil.peers())
-        # Its streams may be served a moment after its connection is gone.
+        # A peer's streams may be served for a moment after its connection is gone.
         await evil.streams.serve_control(stream)
         message = rpc_pb2.Message(from_id=new_identity().peer_id, data=b"", topicIDs=["x"])
         assert one.gossip is not None

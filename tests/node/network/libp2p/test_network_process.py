@@ -1,4 +1,4 @@
-"""What takes a second process: one that is stopped, one that is killed, and how one ends."""
+"""Tests with a second process: one that is stopped, one that is killed, and the way that one ends."""
 
 import os
 import signal
@@ -73,7 +73,7 @@ async def test_a_signal_ends_the_process_without_a_word(signal_number: int) -> N
 
 
 async def test_libp2p_is_imported_only_when_a_network_is_opened() -> None:
-    """It takes a second, and most commands need no network of their own."""
+    """The import takes a second, and most commands need no network of their own."""
     modules = "mycelia.node.network.libp2p.network, mycelia.node.network.memory, mycelia.node.network.identity"
     code = f"import sys, {modules}; sys.exit('libp2p' in sys.modules)"
     with trio.fail_after(PATIENCE_S):

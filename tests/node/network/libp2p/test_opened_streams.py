@@ -1,5 +1,4 @@
-"""An exchange that this node opened is given back whatever goes wrong: else a stranger could use them all up, and with
-them the way to another node."""
+"""An opened exchange frees its place after any failure. Otherwise a stranger could use up a node's places."""
 
 import pytest
 import trio
@@ -61,5 +60,5 @@ async def test_openings_that_are_cancelled_at_any_moment_use_up_no_streams() -> 
             for index in range(MAX_STREAMS):
                 await cancelled_after(num_steps, waits=bool(index % 2))
         assert not two.num_exchanges(one.peer_id)
-        stream = await two.open(one.peer_id, ECHO, waits=False)  # (raises when all are in use)
+        stream = await two.open(one.peer_id, ECHO, waits=False)  # (raises when all places are in use)
         await stream.reset()

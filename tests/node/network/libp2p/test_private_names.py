@@ -1,4 +1,4 @@
-"""How much of libp2p the node reaches for that libp2p does not promise to keep."""
+"""The number of libp2p's private names that the node uses, which may change with any version."""
 
 import ast
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from mycelia.node.network.libp2p import fixes
 
 MAX_PRIVATE_NAMES = 35
-"""Lower it when one is no longer needed. A new one is a reason to look for a public way first."""
+"""Lower it when a name is no longer needed. Before adding a name, look for a public one."""
 
 
 def listed() -> list[str]:
@@ -23,7 +23,7 @@ def test_the_number_of_private_names_does_not_grow(record_property: Callable[[st
 
 
 def test_every_private_name_in_use_is_listed() -> None:
-    """``._name`` of anything is a name that the package defines itself, or one of the list."""
+    """Every attribute ``._name`` in the package's code is defined by the package itself or is in the list."""
     used: dict[str, str] = {}
     own: set[str] = set()
     for path in Path(fixes.__file__).parent.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Private swarms on loopback: those with the key meet, directly and through a relay; others get noise."""
+"""Private swarms on loopback: nodes with the key connect, directly and through a relay. Others get only noise."""
 
 import socket
 from contextlib import suppress

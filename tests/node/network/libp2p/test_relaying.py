@@ -1,4 +1,4 @@
-"""Circuits on loopback: a node that nobody can dial is reached through a peer, which gives no more than it said."""
+"""Circuits on loopback: peers reach a node that they cannot dial through a relay, which keeps to its limits."""
 
 from contextlib import AsyncExitStack
 
@@ -40,7 +40,7 @@ async def placed(hidden: Libp2pNetwork, relay: Libp2pNetwork) -> str:
 
 
 async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
-    """The status that a relay answers with."""
+    """The status in a relay's answer."""
     stream = await network.host.outbound.open(relay, HOP_PROTOCOL)
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
     answer = HopMessage()
@@ -49,7 +49,7 @@ async def hop(network: Libp2pNetwork, relay: bytes, request: HopMessage) -> int:
 
 
 async def stop(network: Libp2pNetwork, target: bytes) -> int:
-    """What a node answers who is told that somebody comes through ``network``."""
+    """The status in a node's answer to an incoming circuit through ``network``."""
     stream = await network.host.outbound.open(target, STOP_PROTOCOL)
     request = StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=new_identity().peer_id))
     await stream.write(encode_varint_prefixed(request.SerializeToString()))
@@ -80,7 +80,7 @@ async def test_a_node_that_nobody_can_dial_is_reached_through_its_relay() -> Non
             await eventually(lambda: hidden.remote_address(client.peer_id))
             await hidden.send(client.peer_id, hello("through the relay"))
             stream = await client.open(hidden.peer_id, ECHO)
-            for num_chars in (1, 200_000, 500_000):  # (more than any window on the way)
+            for num_chars in (1, 200_000, 500_000):  # (the last one exceeds all windows on the way)
                 await stream.send(an_ask(num_chars))
                 assert await stream.receive() == an_ask(num_chars)
             await client.disconnect(hidden.peer_id)
@@ -112,7 +112,7 @@ async def test_the_loss_of_the_relay_is_the_loss_of_the_connection_and_another_o
 async def test_a_place_is_worth_no_more_than_the_connection_that_it_was_given_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A relay that restarts knows of none, though it is connected again a moment later."""
+    """A restarted relay has no reservations, even if the node connects with it again a moment later."""
     monkeypatch.setattr(relaying, "RETRY_S", 0.5)
     async with open_network(node()) as relay, open_network(node(listen=())) as hidden:
         with trio.fail_after(PATIENCE_S):
@@ -162,7 +162,7 @@ async def test_one_subnet_does_not_take_all_places(monkeypatch: pytest.MonkeyPat
 
 
 async def test_one_subnet_does_not_take_all_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target of its own, and a circuit for each of its keys; nor does it lead all of them to others."""
+    """It cannot take all of them by its own target and a client for each circuit, nor by circuits to other targets."""
     monkeypatch.setattr(relaying, "MAX_CIRCUITS", 8)
     async with open_network(node()) as relay, AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(open_network(node(listen=()))) for _ in range(2)]
@@ -205,7 +205,7 @@ async def test_a_flood_of_circuits_to_one_node_ends_at_the_relay(monkeypatch: py
 
 
 async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
-    """But not when it carries another circuit meanwhile."""
+    """A failed circuit ends the connection with its relay, unless another circuit uses that connection."""
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,
@@ -232,7 +232,7 @@ async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
                         await client.connect(nobody)
 
                 nursery.start_soon(in_vain)
-                await eventually(client.peers)  # (of the two it is the one that dialled the relay)
+                await eventually(client.peers)  # (so it is this dial that connected with the relay)
                 await client.connect(address)
             assert set(client.peers()) == {relay.peer_id, hidden.peer_id}
 
@@ -261,7 +261,7 @@ async def test_a_peer_is_found_at_its_relay_by_the_dht() -> None:
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,
-        open_network(node(announce=("/ip4/127.0.0.1/tcp/1",))) as seeker,  # (else the other one dials it)
+        open_network(node(announce=("/ip4/127.0.0.1/tcp/1",))) as seeker,  # (so that the hidden node cannot dial it)
     ):
         with trio.fail_after(PATIENCE_S):
             await placed(hidden, relay)
@@ -297,7 +297,7 @@ async def test_what_a_relay_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             await client.connect(unwilling.addresses()[0])
             with pytest.raises(NetworkError, match="does not speak"):
                 await hop(client, unwilling.peer_id, reserve)
-            # Nobody but its relays may bring a node connections, and there are no circuits in circuits.
+            # Only a node's relays may pass it circuits, and no circuit leads through another.
             assert await stop(client, hidden.peer_id) == Status.PERMISSION_DENIED
             hidden.relaying.relays[client.peer_id] = (Multiaddr("/ip4/127.0.0.1/tcp/1"), trio.current_time())
             assert await stop(client, hidden.peer_id) == Status.PERMISSION_DENIED
@@ -337,13 +337,13 @@ async def test_garbage_and_silence_cost_a_relay_nothing(monkeypatch: pytest.Monk
             for garbage in (b"", b"\xff" * 20, b"\xff\xff\x7f", b"\x03abc"):
                 stream = await evil.host.outbound.open(relay.peer_id, HOP_PROTOCOL)
                 await stream.write(garbage)
-                with pytest.raises((BaseLibp2pError, IOException)):  # (reset, at the deadline at the latest)
+                with pytest.raises((BaseLibp2pError, IOException)):  # (a reset, at the latest at the deadline)
                     await read_varint_prefixed_bytes_limited(stream, 4_096)
             assert await hop(evil, relay.peer_id, HopMessage(type=HopMessage.RESERVE)) == Status.OK
 
 
 async def test_who_lies_behind_a_relay_is_not_taken_for_another() -> None:
-    """The relay leads to somebody else than was wanted: Noise tells."""
+    """Noise detects a relay that connects the client with another peer."""
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,

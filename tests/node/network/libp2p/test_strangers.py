@@ -1,4 +1,4 @@
-"""Strangers at one address take what they can of a node on loopback; a peer at another address notices nothing."""
+"""Strangers at one address take all that they can of a node on loopback. Peers at other addresses are not affected."""
 
 from contextlib import AsyncExitStack, suppress
 
@@ -34,7 +34,7 @@ async def echo(stream: MessageStream) -> None:
 
 
 async def asked(network: Libp2pNetwork, peer: bytes) -> None:
-    """One exchange that succeeds."""
+    """Makes one exchange, which has to succeed."""
     with trio.fail_after(PATIENCE_S):
         stream = await network.open(peer, ECHO, waits=False)
         await stream.send(hello())
@@ -43,7 +43,7 @@ async def asked(network: Libp2pNetwork, peer: bytes) -> None:
 
 
 async def welcomed(network: Libp2pNetwork, host: str = ELSEWHERE) -> None:
-    """A peer from another address connects with ``network``, says hello and asks."""
+    """Connects a peer at ``host`` with ``network``, which has to accept its hello and its exchange."""
     async with open_network(light_client()) as honest:
         dial_from(honest, host)
         with trio.fail_after(PATIENCE_S):
@@ -86,7 +86,7 @@ async def test_who_is_connected_and_busy_stays_when_strangers_come() -> None:
 
 
 async def test_an_idle_stranger_makes_room_for_one_of_its_own_subnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever shares an address with an attacker still gets in."""
+    """A peer that shares an address with an attacker can still connect."""
     monkeypatch.setattr(inbound, "STRANGER_IDLE_S", 0.0)
     async with open_network(node(max_connections=4), {ECHO: echo}) as one, strangers() as silent:
         with trio.fail_after(PATIENCE_S):
@@ -97,7 +97,7 @@ async def test_an_idle_stranger_makes_room_for_one_of_its_own_subnet(monkeypatch
 
 
 async def test_there_is_room_for_peers_that_this_node_wants() -> None:
-    """Strangers of many addresses hold every place that they can get."""
+    """Strangers from many addresses hold every place that they can get."""
     async with open_network(node(), {ECHO: echo}) as wanted, strangers() as silent:
         settings = node(max_connections=8, bootstrap=(wanted.addresses()[0],))
         async with open_network(settings) as one, following(one) as log:
@@ -129,7 +129,7 @@ async def test_of_slow_handshakes_of_one_address_the_oldest_goes() -> None:
 
 
 async def held_streams(silent: Strangers, one: Libp2pNetwork, protocol: str, said: bytes) -> None:
-    """More of them than a node takes, of nine peers at one address."""
+    """Opens more streams than a node accepts, of nine peers at one address."""
     for _ in range(9):
         connection = await silent.connect(one)
         for _ in range(62):
@@ -146,7 +146,7 @@ async def test_streams_without_a_byte_keep_nobody_out(protocol: str) -> None:
 
 
 async def test_streams_that_never_end_keep_nobody_out() -> None:
-    """Each has begun an exchange, as one whose answer takes long."""
+    """Each stream has an exchange under way, like one whose answer takes long."""
 
     async def endless(stream: MessageStream) -> None:
         await stream.receive()
@@ -224,7 +224,7 @@ async def test_a_second_control_stream_takes_the_place_of_the_first() -> None:
 
 
 async def test_control_messages_wait_by_what_they_cost_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A burst is taken at once, a flood at the rate: its sender waits, and nobody else does."""
+    """A burst is read at once, a flood at the rate. Only its sender waits."""
     owner = new_identity().peer_id
     large = Reconcile(
         versions=tuple(Version(owner=owner, namespace=NAMESPACE, epoch=2**40, seq=seq) for seq in range(1_024))
@@ -311,7 +311,7 @@ async def test_a_node_opens_no_more_exchanges_with_a_peer_than_that_one_takes(mo
 
 
 async def test_who_floods_frames_is_read_slowly_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams are opened and ended as fast as bytes can say it, without waiting for anything."""
+    """The flood opens and ends streams as fast as the bytes can be sent."""
     monkeypatch.setattr(inbound, "FRAMES_OF_A_PEER", Rate(1_000.0, 2_000.0))
     num_sent = num_read = 0
     on_opened = yamux.YamuxConnection.on_opened

@@ -1,4 +1,4 @@
-"""Framing against a peer that lies, stops, stalls or vanishes. The stream beneath is a fake with a byte script."""
+"""Framing with a peer that lies, stops, stalls or vanishes. The stream below is a fake with a script of bytes."""
 
 import math
 
@@ -22,7 +22,7 @@ PEER = new_identity().peer_id
 
 
 class FakeStream:
-    """Serves ``incoming`` in pieces of at most ``piece`` bytes, then ends, or is silent for ever."""
+    """A stream that delivers ``incoming`` in pieces of at most ``piece`` bytes and then ends or is silent for ever."""
 
     def __init__(self, incoming: bytes = b"", piece: int = 7, silent: bool = False) -> None:
         self.incoming = incoming

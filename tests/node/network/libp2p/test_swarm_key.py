@@ -11,7 +11,7 @@ KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 
 
 class Wire(ReadWriteCloser):
-    """What one side wrote, for the other to read a few bytes at a time."""
+    """The bytes that one side wrote. The other side reads at most five at a time."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -56,7 +56,7 @@ async def test_the_cipher_is_nacls() -> None:
         wire, key = Wire(), os.urandom(32)
         await KeyedSocket(wire, key).write(bytes(32 + 100))
         nonce, sealed = wire.data[:24], wire.data[24:]
-        # (a secret box spends the first 32 bytes of its key stream on its seal, of 16 bytes)
+        # (a secret box uses the first 32 bytes of its key stream for its seal of 16 bytes)
         assert crypto_secretbox(bytes(100), nonce, key)[16:] == sealed[32:]
 
 

@@ -1,4 +1,4 @@
-"""Our Yamux against libp2p's own over real Noise, and against peers that break the protocol."""
+"""This node's Yamux with libp2p's own over real Noise, and with peers that break the protocol."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,7 +29,7 @@ AnyMuxer = YamuxConnection | Yamux
 
 
 class Wire(ReadWriteCloser):
-    """A memory stream as libp2p's sockets look. Counts writes; reads at most ``piece`` bytes at once."""
+    """A memory stream in the form of libp2p's sockets. Counts writes and reads at most ``piece`` bytes at once."""
 
     def __init__(self, stream: Memory, piece: int) -> None:
         self._stream = stream
@@ -55,7 +55,7 @@ class Wire(ReadWriteCloser):
 
 @dataclass
 class Ends:
-    """Two finished Noise sessions and what is below the first."""
+    """Two finished Noise sessions and the wire below the first."""
 
     dialler: SecureSession
     listener: SecureSession
@@ -107,7 +107,7 @@ async def ours(piece: int = 1 << 20) -> AsyncIterator[tuple[YamuxConnection, Yam
 
 
 async def echo(muxer: AnyMuxer) -> None:
-    """Serve one stream until its end."""
+    """Sends back the bytes of one stream until its end."""
     stream = await muxer.accept_stream()
     try:
         while True:
@@ -122,7 +122,7 @@ async def test_streams_with_libp2ps_own_implementation(
 ) -> None:
     ends = await sessions()
     one, two = of(dialler, ends.dialler), of(listener, ends.listener)
-    data = bytes(range(256)) * (3 * WINDOW_BYTES // 256)  # several windows: room has to be given back on both sides
+    data = bytes(range(256)) * (3 * WINDOW_BYTES // 256)  # several windows: both sides have to return room
     async with running(one, two), trio.open_nursery() as nursery:
         for opener, other in ((one, two), (two, one)):
             nursery.start_soon(echo, other)
@@ -268,7 +268,7 @@ async def send(stranger: NoisePackets, data: bytes) -> None:
 
 @asynccontextmanager
 async def with_stranger() -> AsyncIterator[tuple[YamuxConnection, NoisePackets]]:
-    """A connection of ours, and its other end by hand."""
+    """A connection, and its other end as packets that a test sends."""
     ends = await sessions()
     one = YamuxConnection(ends.dialler, ends.dialler.get_remote_peer())
     async with running(one):
@@ -311,7 +311,7 @@ async def test_what_nobody_reads_any_more_is_not_kept() -> None:
         await mine.close()
         mine.discard()
         await theirs.write(bytes(100_000))
-        await two.ping()  # (the answer comes behind the data)
+        await two.ping()  # (the answer arrives after the data)
         await one.ping()
         assert not mine.num_unread
         await one.close()

@@ -1,4 +1,4 @@
-"""Gossip: what of a stranger's reaches gossipsub, what it makes a node keep, and whom it costs."""
+"""Gossip from strangers: the parts that reach gossipsub, the memory that they take and the peers that they delay."""
 
 import secrets
 import time
@@ -32,7 +32,7 @@ from tests.node.network.libp2p.test_network import connect, opened, publish_unti
 
 TOPIC = gossip.topic_of(NAMESPACE, ROOT)
 MARK = "mycelia/1/" + 32 * "f"
-"""A topic whose subscription shows that all before it was read."""
+"""A topic whose subscription shows that a node has read all earlier messages."""
 
 
 def services(network: Libp2pNetwork) -> tuple[BoundedPubsub, Router]:
@@ -70,7 +70,7 @@ async def test_a_prune_that_names_peers_makes_a_node_dial_none() -> None:
         await connect(evil, one)
         told = prune_with_peers(TOPIC, [f"/ip4/127.0.0.1/tcp/{port}"] * 16)
         await say(evil, one.peer_id, GOSSIP_PROTOCOL, [told] * 4 + [mark()])
-        await eventually(lambda: is_read(one, evil.peer_id))  # (libp2p dials before it reads on)
+        await eventually(lambda: is_read(one, evil.peer_id))  # (libp2p would dial before it reads the mark)
         assert not num_dialled
         nursery.cancel_scope.cancel()
 
@@ -120,7 +120,7 @@ async def test_wrong_signatures_cost_the_forwarder_and_hold_up_nobody() -> None:
 
 
 async def test_a_message_that_is_refused_by_one_way_may_come_by_another() -> None:
-    """A peer could else keep an author silent: it forwards more of its messages than it may, the new ones first."""
+    """Otherwise a peer could silence an author by forwarding more of its messages than the rate allows."""
     async with opened(node()) as (one, log_one), opened(node()) as (two, _), opened(node()) as (three, _):
         for network in (one, two):
             await network.join(NAMESPACE)
@@ -145,7 +145,7 @@ async def test_a_message_that_is_refused_by_one_way_may_come_by_another() -> Non
 
 
 async def test_signed_records_of_addresses_are_not_read() -> None:
-    """Anybody's could come with any message; libp2p compares each address with each, and took seconds for 8,000."""
+    """Any message may carry any peer's record, and libp2p compares each address with each: 8,000 took seconds."""
     async with opened(node()) as (one, log_one), opened(light_client()) as (evil, _):
         await connect(evil, one)
         await log_one.has(Connected)

@@ -1,4 +1,4 @@
-"""Kademlia on loopback: what is answered while strangers do what they like, and what they make a node keep."""
+"""Kademlia on loopback: the answers that a node gives and the data that it keeps while strangers attack it."""
 
 import random
 from collections.abc import AsyncIterator, Iterable
@@ -47,7 +47,7 @@ ADDRESS = Multiaddr("/ip4/127.0.0.1/tcp/4001").to_bytes()
 
 @asynccontextmanager
 async def strangers(victim: Libp2pNetwork, count: int) -> AsyncIterator[list[Libp2pNetwork]]:
-    """So many peers that are connected with ``victim``."""
+    """``count`` peers that are connected with ``victim``."""
     async with trio.open_nursery() as nursery:
         opened: list[Libp2pNetwork] = []
 
@@ -130,7 +130,7 @@ async def test_an_answer_is_small_whatever_was_told() -> None:
 
 
 async def test_records_of_one_address_leave_those_of_another() -> None:
-    """As a stranger would push the nodes of a model out: one key after the other says that it provides it."""
+    """A stranger could otherwise push out a model's nodes by announcing it with one key after the other."""
     async with (
         open_network(node()) as one,
         open_network(node(listen=("/ip4/127.0.0.2/tcp/0",))) as honest,
@@ -189,7 +189,7 @@ async def test_a_node_is_found_by_its_id_and_pings_are_answered() -> None:
 
 
 async def test_a_lookup_dials_few_peers_on_the_word_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And none at an address of this machine, when it comes from elsewhere."""
+    """It dials none at an address of this machine when the peer that names them is on another machine."""
     dialled: list[bytes] = []
     made_up = tuple(Contact(new_identity().peer_id, (ADDRESS,)) for _ in range(20))
     async with open_network(node()) as liar, open_network(node()) as one:
