@@ -1,4 +1,4 @@
-"""What an overlay wants done: imperatives, performed by the shell or the simulator in the order given."""
+"""What an overlay wants done: imperatives, performed by the shell or the simulator in the given order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from mycelia.proto.wire.messages import Control, Generate, Gossip, TokenLogprobs
 
 @dataclass(frozen=True)
 class Publish:
-    """To the gossip topic of a cell of ``namespace`` that was joined. May be lost."""
+    """Send to the gossip topic of a joined cell of ``namespace``. May be lost."""
 
     namespace: bytes
     message: Gossip
@@ -20,8 +20,8 @@ class Publish:
 
 @dataclass(frozen=True)
 class JoinCell:
-    """Subscribe to the gossip of a cell of ``namespace``, be found by its nodes and look for them. ROOT was joined when
-    the namespace was; being found under the namespace itself never ends."""
+    """Subscribe to the gossip of a cell of ``namespace``, be found by its nodes and look for them. ROOT was joined with
+    the namespace; a node can always be found under the namespace itself."""
 
     namespace: bytes
     cell: Cell
@@ -29,7 +29,7 @@ class JoinCell:
 
 @dataclass(frozen=True)
 class LeaveCell:
-    """End what JoinCell began; of ROOT only the subscription."""
+    """End what JoinCell began; for ROOT only the subscription."""
 
     namespace: bytes
     cell: Cell
@@ -67,14 +67,14 @@ class Disconnect:
 
 @dataclass(frozen=True)
 class Connect:
-    """Dial a peer that ProvidersFound told of. May fail; nothing waits for it."""
+    """Dial a peer named in ProvidersFound. May fail; nothing waits for it."""
 
     peer: bytes
 
 
 @dataclass(frozen=True)
 class Provide:
-    """Tell the DHT that this node provides ``key`` (16 bytes, see ``ladder.py``), for half an hour."""
+    """Announce to the DHT that this node provides ``key`` (16 bytes, see ``ladder.py``), for half an hour."""
 
     namespace: bytes
     key: bytes
@@ -82,8 +82,8 @@ class Provide:
 
 @dataclass(frozen=True)
 class FindProviders:
-    """Look up all ``keys`` in the DHT at once. Report each as ProvidersFound as soon as it is done, also if nobody
-    provides it."""
+    """Look up all ``keys`` in the DHT at once. Report each as ProvidersFound as soon as it is done, also without
+    providers."""
 
     request_id: bytes
     namespace: bytes
@@ -106,7 +106,7 @@ class Dispatch:
 
 @dataclass(frozen=True)
 class Begin:
-    """A node has begun with the request; again when it moved. cached_tokens: of the prompt there."""
+    """A node has begun with the request; again when it moved. cached_tokens: prompt tokens in its cache."""
 
     request_id: bytes
     served_by: bytes
@@ -121,7 +121,7 @@ class Deliver:
     tokens: tuple[int, ...]
     text: bytes
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """One a token if the request asks for them, else none."""
+    """One per token if the request asks for them, else none."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Fail:
-    """The request is not going to be answered; fields as in ``messages.Failed``."""
+    """The request will not be answered; fields as in ``messages.Failed``."""
 
     request_id: bytes
     code: str
@@ -156,7 +156,7 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Emit:
-    """Something worth a log line or a counter."""
+    """An event for a log line or a counter."""
 
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What happens to an overlay: past facts, handed to ``Overlay.handle`` by the shell or the simulator."""
+"""What happens to an overlay: past facts, given to ``Overlay.handle`` by the shell or the simulator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from mycelia.proto.wire.refusals import Refusal
 
 @dataclass(frozen=True)
 class Timer:
-    """Names one timer; setting it again moves it."""
+    """The name of one timer; setting it again moves it."""
 
     kind: str
     subject: bytes = b""
@@ -63,7 +63,7 @@ class Gossiped:
 
 @dataclass(frozen=True)
 class Malformed:
-    """``peer`` sent bytes that are no message, or a kind that does not belong where it came."""
+    """``peer`` sent bytes that are no message, or a kind on the wrong stream."""
 
     peer: bytes
     reason: str
@@ -72,7 +72,7 @@ class Malformed:
 
 @dataclass(frozen=True)
 class RoundTripMeasured:
-    """Of a connection with ``peer``, each half minute or oftener."""
+    """The round trip of a connection with ``peer``, at least each half minute."""
 
     peer: bytes
     seconds: float
@@ -83,7 +83,7 @@ NetworkEvent = Connected | Disconnected | Received | Gossiped | Malformed | Roun
 
 @dataclass(frozen=True)
 class ProvidersFound:
-    """Who says to provide one key of a FindProviders; nobody, if none was found or the lookup failed."""
+    """The peers that claim to provide one key of a FindProviders; none if the lookup found none or failed."""
 
     request_id: bytes
     key: bytes
@@ -107,9 +107,9 @@ class ModelServed:
     context_tokens: int
     vitals: Vitals
     epoch: int
-    """Version epoch of this node's digest: larger than every one it used before, normally the Unix time in ms."""
+    """Version epoch of this node's digest: larger than every earlier one, normally the Unix time in ms."""
     vocabulary: Vocabulary | None = None
-    """Of the model: what peers answer is held against it. None: it cannot be."""
+    """The model's vocabulary, by which peers' answers are checked. None: they cannot be."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ class Leaving:
 
 @dataclass(frozen=True)
 class FloorsRestored:
-    """What ``Overlay.floors`` returned before this node restarted. Hand it over before anything of the network."""
+    """What ``Overlay.floors`` returned before this node restarted. Must come before any event of the network."""
 
     floors: Sequence[Floor]
 
 
 @dataclass(frozen=True)
 class TrustRestored:
-    """What ``Overlay.offenders`` and ``Overlay.observations`` returned before this node restarted. Likewise."""
+    """What ``Overlay.offenders`` and ``Overlay.observations`` returned before a restart. Must come as early."""
 
     offenders: Sequence[Offender]
     observations: Sequence[Observation]
@@ -134,8 +134,8 @@ class TrustRestored:
 
 @dataclass(frozen=True)
 class CacheChanged:
-    """The engine's prefix cache: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves, given as
-    paths (``sharing.py``)."""
+    """The engine's prefix cache changed: forget all leaves if ``reset``, drop ``evicted`` ids, add ``stored`` leaves,
+    given as paths (``sharing.py``)."""
 
     namespace: bytes
     stored: Sequence[tuple[int, Sequence[int]]]
@@ -161,13 +161,13 @@ class RequestSubmitted:
     prompt: Sequence[int]
     sampling: Sampling
     client: bytes = b""
-    """Who asks: a light client's peer id; empty for this node's own, which share their places."""
+    """The client: a light client's peer id; empty for this node's own clients, which share their places."""
     generated: Sequence[int] = ()
-    """Tokens of the answer that the client has already: it came from another entry node."""
+    """Tokens of the answer that the client already has, from another entry node."""
     salt: Salt = Salt()  # noqa: RUF009  immutable
-    """Whose cached prefixes it may reuse, at any node."""
+    """Names the owner whose cached prefixes the request may reuse, at any node."""
     open_tokens: int = 0
-    """Of its leading tokens, as many as hold no secrets."""
+    """Number of leading tokens that hold no secrets."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class FrameReceived:
 
 @dataclass(frozen=True)
 class StreamLost:
-    """The exchange of an attempt broke before its final frame."""
+    """The stream of an attempt broke before its final frame."""
 
     request_id: bytes
     attempt: int

@@ -1,12 +1,11 @@
 """The whole protocol of one node: ``handle(event, now) -> list[Effect]``.
 
-``now`` is Unix time in seconds that never goes back. The caller performs the effects in order and hands what happens
-back as events. Nothing here waits, and the order of effects depends only on the events, ``now`` and ``rng``.
+``now`` is Unix time in seconds that never goes back. The caller performs the effects in order and returns what happens
+as events. Nothing here waits, and the order of effects depends only on the events, ``now`` and ``rng``.
 
-``Overlay`` composes five rooms and keeps none of their rules: ``Membership`` (who is connected and what they serve),
-``VitalsPlane`` (who tells whom how loaded it is),
-``DigestPlane`` (digests out, digests in, repair and reconciliation), ``LadderPlane`` (prefixes held in other cells) and
-``RequestPlane`` (requests that entered here).
+``Overlay`` composes five planes and has none of their rules: ``Membership`` (which peers are connected and what they
+serve), ``VitalsPlane`` (which nodes report their load to which), ``DigestPlane`` (digests out, digests in, repair and
+reconciliation), ``LadderPlane`` (prefixes held in other cells) and ``RequestPlane`` (requests that entered here).
 """
 
 import random
@@ -75,8 +74,8 @@ from mycelia.proto.wire.messages import (
 from mycelia.proto.wire.refusals import Refusal
 
 HELLOS_PER_S, HELLOS_BURST = 1.0, 64.0
-"""Of one peer that are looked at. A node says hello once for each model that its engine gets ready, and when it is said
-hello to again."""
+"""Hellos of one peer that are looked at. A node sends one for each model that its engine gets ready, and in answer to
+another hello."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +106,16 @@ class Overlay:
         verify: Verify,
         policy: Policy | None = None,
     ) -> None:
-        """policy: another rule of who answers a prompt than the protocol's own."""
+        """policy: another rule than the protocol's own for choosing the serving node."""
         self.me = me
         self.refusals: Counter[Refusal] = Counter()
-        """What of peers was not used, and why. Only read it."""
+        """Why peers' messages were not used. Read-only."""
         self.traffic = Traffic(config.digest.gossip_copies)
-        """What each plane received and the digests sent. Only read it."""
+        """What each plane received and the digests sent. Read-only."""
         self._config = config
         self._trust = Trust(config.trust)
         self._hellos: Limits[bytes] = Limits(HELLOS_PER_S, HELLOS_BURST)
-        # The planes are there to look at: only ``handle`` changes them.
+        # The planes are public for reading: only ``handle`` changes them.
         self.members = Membership(me, config)
         self.reports = VitalsPlane(me, config.vitals, rng, self.members)
         self.digests = DigestPlane(
@@ -202,11 +201,11 @@ class Overlay:
 
     @property
     def estimates(self) -> Estimates:
-        """What is believed of everybody's cache. To look at, not to change."""
+        """What is believed of all peers' caches. Read-only."""
         return self.digests.estimates
 
     def own_digest(self, namespace: bytes) -> OwnDigest | None:
-        """What this node tells of its own cache; None in a namespace it does not serve. To look at."""
+        """The digest of this node's own cache; None in a namespace it does not serve. Read-only."""
         return self.digests.own(namespace)
 
     def floors(self) -> list[Floor]:
@@ -214,11 +213,11 @@ class Overlay:
         return self.digests.estimates.floors()
 
     def offenders(self, now: float) -> list[Offender]:
-        """What this node holds against peers, to be kept and given back as TrustRestored. Does not mutate."""
+        """The offences counted against peers, to be kept and given back as TrustRestored. Does not mutate."""
         return self._trust.offenders(now)
 
     def observations(self, now: float) -> list[Observation]:
-        """Likewise, how true beliefs of peers were. Does not mutate."""
+        """What was observed of peers, to be kept and given back as TrustRestored. Does not mutate."""
         return self.members.observed.observations(now)
 
     def cell(self, namespace: bytes) -> Cell | None:
@@ -231,7 +230,7 @@ class Overlay:
         return self.members.own_vitals(namespace)
 
     def as_told(self, vitals: Vitals) -> Vitals:
-        """This node's load as peers are to see it. Does not mutate."""
+        """This node's load as peers shall see it. Does not mutate."""
         return self.members.as_told(vitals)
 
     def subnet(self, client: bytes) -> str:
@@ -240,7 +239,7 @@ class Overlay:
 
     def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
         """What to answer instead of serving ``request``, if this node is leaving or the first token would come later
-        here than its sender has patience for. tag: of the request's owner. Does not mutate."""
+        than its sender's patience. tag: the one of the request's owner. Does not mutate."""
         if self.members.is_leaving:
             return Failed(code=LEAVING, message=LEAVING_MESSAGE, retryable=True)
         vitals = self.members.own_vitals(request.namespace)
@@ -253,7 +252,7 @@ class Overlay:
         return Bounced(cached_tokens=held, vitals=vitals) if wait_s * 1000 > request.patience_ms else None
 
     def silence_s(self, request_id: bytes, attempt: int) -> float:
-        """How long the node that serves this attempt may say nothing, see ``Attempt.silence_s``. Does not mutate."""
+        """How long the node of this attempt may send nothing, see ``Attempt.silence_s``. Does not mutate."""
         return self.requests.silence_s(request_id, attempt)
 
     def check_invariants(self) -> None:
@@ -284,7 +283,7 @@ class Overlay:
                 return self.digests.on_gossip(event, now)
             return self._on_control(event, now)
         except Equivocation as exc:
-            # Two signed heads of one version prove the owner's lie, whoever brought them.
+            # Two signed heads of one version prove the owner's lie, whichever peer brought them.
             assert owner is not None
             return self._offence(owner, str(exc), exc.refusal, now, self._config.trust.offences_to_quarantine)
         except RemoteError as exc:
@@ -300,7 +299,7 @@ class Overlay:
                 effects = self.members.on_hello(event.peer, message, now)
                 if not self.members.understands(message.wire_version):
                     self.refusals[Refusal.WRONG_VERSION] += 1
-                elif self.members.is_node(event.peer):  # (else there was no room for it)
+                elif self.members.is_node(event.peer):  # (otherwise there was no room for it)
                     effects += self.digests.on_peer_ready(event.peer, now)
                     effects += self.requests.on_digest(event.peer, now)
                 return effects
@@ -367,7 +366,7 @@ class Overlay:
 
 
 def _digest_owner(message: Control | Gossip) -> bytes | None:
-    """Whose digest a message brings, if it brings one."""
+    """The owner of the digest in ``message``, if it has one."""
     match message:
         case Repair() | Delta() | Announce():
             return message.head.owner

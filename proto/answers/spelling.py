@@ -1,11 +1,11 @@
-"""Whether the text of an answer is what its tokens say.
+"""Whether the text of an answer is the text of its tokens.
 
-A serving node sends tokens and their text. The entry node has the same vocabulary, as the namespace names the model
-file, so it knows that text byte for byte: a node that sends another one lies.
+A serving node sends tokens and their text. The namespace names the model file, so the entry node has the same
+vocabulary and knows the text byte for byte: a node that sends another text lies.
 
-Only at the end of an answer tokens come without (all of) their text (``Tokens``): what is *withheld* then is a stop
-string and what the last token says after it, or the beginning of a character that was never finished; before a stop
-string, both. So withheld text is bounded at every moment, and known to be rightly withheld once the answer ends.
+Only at the end of an answer may tokens lack (part of) their text (``Tokens``). The *withheld* text is then a stop
+string and the rest of the last token's text, or the beginning of a character that was never finished; before a stop
+string, both. So withheld text is bounded at every moment, and can be checked once the answer ends.
 """
 
 from array import array
@@ -20,17 +20,17 @@ _MOST_UNFINISHED = 3
 
 
 class Vocabulary:
-    """The bytes of every token of a model; none for control tokens. In two arrays: 250,000 tokens take 3 MB."""
+    """The bytes of every token of a model; empty for control tokens. In two arrays: 250,000 tokens take 3 MB."""
 
     def __init__(self, ends: bytes, text: bytes) -> None:
-        """As ``packed`` returns it. Raises RemoteError for what is not."""
+        """Takes what ``packed`` returns. Raises RemoteError for anything else."""
         self._starts = array("I", [0])
         self._starts.extend(token_array(ends))
         self._text = text
 
     @classmethod
     def of(cls, pieces: Sequence[bytes]) -> "Vocabulary":
-        """pieces: of each token, in the order of their ids."""
+        """pieces: the text of each token, in the order of their ids."""
         ends, end = array("I"), 0
         for piece in pieces:
             end += len(piece)
@@ -45,11 +45,11 @@ class Vocabulary:
         return len(self._starts) - 1
 
     def piece(self, token: int) -> bytes:
-        """What a token of the vocabulary says."""
+        """The text of a token of the vocabulary."""
         return self._text[self._starts[token] : self._starts[token + 1]]
 
     def text_of(self, tokens: Sequence[int]) -> bytes:
-        """What tokens of the vocabulary say."""
+        """The text of tokens of the vocabulary."""
         text, starts = self._text, self._starts
         return b"".join([text[starts[token] : starts[token + 1]] for token in tokens])
 
@@ -58,28 +58,28 @@ class Spelling:
     """Follows the text of one answer over all attempts. Errors are the serving node's."""
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], generated: Sequence[int] = ()) -> None:
-        """generated: tokens of the answer that came before. Raises RemoteError for tokens that there are not."""
+        """generated: earlier tokens of the answer. Raises RemoteError for tokens outside the vocabulary."""
         self._vocabulary = vocabulary
         self._stops = [stop.encode() for stop in stops if stop]
         self._longest = max(map(len, self._stops), default=0)
         self._tail = b""
-        """The last bytes said, of which a stop string may be the continuation."""
+        """The last bytes of text, which a stop string may continue."""
         self._withheld = b""
-        """By the running attempt."""
+        """Text withheld by the running attempt."""
         self._owed = b""
-        """Withheld by attempts that broke off: text of the answer if it goes on, and else its end."""
+        """Text withheld by broken attempts: part of the answer if it continues, otherwise its withheld end."""
         self._remember(self._said(generated))
 
     def begin_attempt(self) -> None:
-        """A node goes on after all tokens so far. Mutates."""
+        """A node continues after all tokens so far. Mutates."""
         self._owed, self._withheld = self._owed + self._withheld, b""
 
     def add(
         self, tokens: Sequence[int], text: bytes, logprobs: Sequence[TokenLogprobs] = (), is_own: bool = False
     ) -> bytes:
-        """The next tokens of the running attempt, at least one, and the text that came with them; the text that there
-        is then. Raises RemoteError, and changes nothing, if that text is not theirs. is_own: it is, for this node's own
-        engine made it. Mutates."""
+        """The next tokens of the running attempt, at least one, and the text that came with them. Returns the text to
+        deliver. Raises RemoteError, and changes nothing, if the text is not theirs. is_own: not checked, because this
+        node's own engine made it. Mutates."""
         said = self._said(tokens)
         if not is_own:
             self._check_logprobs(logprobs)
@@ -90,7 +90,7 @@ class Spelling:
         return text
 
     def end(self, reason: str) -> None:
-        """The running attempt's last frame says ``reason``. Raises RemoteError if text was withheld for nothing."""
+        """The last frame of the running attempt has this ``reason``. Raises RemoteError for wrongly withheld text."""
         withheld = self._withheld
         if not withheld or _is_unfinished(withheld):
             return
@@ -100,7 +100,7 @@ class Spelling:
         raise RemoteError("tokens without their text at the end")
 
     def _checked(self, tokens: Sequence[int], text: bytes, said: bytes) -> bytes:
-        """What is withheld then."""
+        """The text withheld after these tokens. Raises RemoteError if ``text`` is not theirs."""
         if self._withheld and text:
             raise RemoteError("text after its end")
         if not said.startswith(text):
@@ -134,12 +134,12 @@ class Spelling:
 
 
 def _is_unfinished(data: bytes) -> bool:
-    """Whether ``data`` is the beginning of one UTF-8 character, and not all of it."""
+    """Whether ``data`` is the incomplete beginning of one UTF-8 character."""
     return 0 < len(data) < character_length(data[0]) and all(byte & 0b1100_0000 == 0b1000_0000 for byte in data[1:])
 
 
 def character_length(first: int) -> int:
-    """Bytes of the UTF-8 character that begins with ``first``; 1 for bytes that begin none."""
+    """Bytes of the UTF-8 character that begins with ``first``; 1 if none does."""
     if 0xC2 <= first <= 0xDF:
         return 2
     if 0xE0 <= first <= 0xEF:

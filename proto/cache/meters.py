@@ -1,7 +1,7 @@
-"""What vitals tell of an engine, measured alike by real and simulated ones. Pure: the caller has the clock."""
+"""What vitals report of an engine, measured alike by real and simulated engines. Pure: the caller has the clock."""
 
 _HOLD_WEIGHT = 0.1
-"""Of the newest request: about the last ten count, which follows a change of what is asked within a minute or so."""
+"""Weight of the newest request: about the last ten count, which follows a changed workload within about a minute."""
 
 
 class HoldMeter:
@@ -12,13 +12,13 @@ class HoldMeter:
         self._has_any = False
 
     def add(self, seconds: float) -> None:
-        """A request is over after so long. Mutates."""
+        """A request is over after this time. Mutates."""
         self._mean_s += (seconds - self._mean_s) * (_HOLD_WEIGHT if self._has_any else 1.0)
         self._has_any = True
 
     @property
     def mean_ms(self) -> int:
-        """0 before anything was measured."""
+        """The mean in ms; 0 before anything was measured."""
         return round(1000 * self._mean_s)
 
 
@@ -34,7 +34,6 @@ class TokenRateMeter:
         self._seconds = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        """Note that ``num_tokens`` took ``seconds``."""
         keep = 0.5 ** (num_tokens / self._window_tokens)
         self._tokens = self._tokens * keep + num_tokens
         self._seconds = self._seconds * keep + seconds

@@ -8,12 +8,12 @@ no id: any leaf below one covers its tokens, so copying ``length`` cells from su
                                 └──" cook."──┬──" Soup"    leaf 1
                                              └──" Stew"    leaf 7
 
-A sequence that is a prefix of another holds nothing of its own, so it never stays: ``insert`` names the ids that became
-redundant and the caller frees them. The tokens of a leaf's own edge are exactly the cells that evicting it frees.
+A sequence that is a prefix of another holds nothing of its own, so it never stays: ``insert`` returns the ids that
+became redundant and the caller frees them. Evicting a leaf frees exactly the tokens of the leaf's own edge.
 
-Each edge remembers when and how often it was used (``proto.value``), so that a prompt that many share stays known as
-such when all but one of the sequences below it are gone and it is a leaf's again. Only what a request really shares is
-used: of an edge that it leaves half-way, the upper half.
+Each edge stores when and how often it was used (``cache/value.py``). So a prompt that many requests share is still
+known as such when only one of the sequences below it is left and it is part of a leaf again. Only the tokens that a
+request really shares count as used: of an edge that it leaves half-way, the upper half.
 
 Invariants (``check_invariants``):
   - every node but the root has a non-empty edge, and siblings differ in their edges' first token;
@@ -22,7 +22,7 @@ Invariants (``check_invariants``):
   - uses are within their bounds and not later than the latest ``now``;
   - ids are unique, pins are never negative, ``num_tokens`` is the sum of the edges' lengths.
 
-No clock, no IO; ``now`` is the caller's, in seconds. Nothing here recurses, so depth is bounded by memory alone.
+No clock, no IO; ``now`` is the caller's, in seconds. Nothing here recurses, so only memory bounds the depth.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ from mycelia.proto.cache.value import MAX_USES, Reuse
 
 
 class _Node:
-    """One edge and what hangs below it. ``seq_id`` is set on leaves only."""
+    """One edge and what is below it. ``seq_id`` is set on leaves only."""
 
     __slots__ = ("children", "edge", "parent", "pins", "reuse", "seq_id")
 
@@ -47,7 +47,7 @@ class _Node:
 
 @dataclass(frozen=True)
 class TreeRow:
-    """One edge of the tree, for drawing. ``level`` 0 hangs at the root; ``seq_id`` is None for inner nodes."""
+    """One edge of the tree, for display. ``level`` 0 is below the root; ``seq_id`` is None for inner nodes."""
 
     level: int
     tokens: tuple[int, ...]
@@ -71,14 +71,14 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 class RadixTree:
-    """Maps token prefixes to the ids of cached sequences. See the module's text for the rules."""
+    """Maps token prefixes to the ids of cached sequences, by the rules above."""
 
     def __init__(self) -> None:
         self.root = _Node((), None, None, Reuse(0.0))
         self._leaves: dict[int, _Node] = {}
         self._num_tokens = 0
         self._latest_s = 0.0
-        """The latest ``now`` of a change: when values are compared."""
+        """The latest ``now`` of a change, at which values are compared."""
 
     def __len__(self) -> int:
         """Number of leaves."""
@@ -97,7 +97,7 @@ class RadixTree:
         return list(self._leaves)
 
     def most_recent(self) -> list[int]:
-        """Ids of all leaves, the one used last first."""
+        """Ids of all leaves, the last used one first."""
         return sorted(self._leaves, key=lambda seq_id: -self._leaves[seq_id].reuse.last_used_s)
 
     # --- lookup: does not modify the tree -------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class RadixTree:
         node, length, _ = self._walk(tuple(tokens))
         if length == 0:
             return 0, None
-        # The walk ended at the end of `node`'s edge or inside it: any leaf below covers what matched.
+        # The walk ended at the end of `node`'s edge or inside it: any leaf below covers the match.
         return length, _any_leaf(node).seq_id
 
     def tokens_of(self, seq_id: int) -> tuple[int, ...]:
@@ -131,9 +131,9 @@ class RadixTree:
         return self._leaves[seq_id].reuse.copy()
 
     def least_valuable(self) -> int | None:
-        """The unpinned leaf that is least likely to be used again, at the latest ``now`` that the tree was given.
+        """The unpinned leaf that is least likely to be used again, as of the latest ``now`` of a change.
 
-        None when every leaf is pinned. Of equals, the one with the lowest id. Looks at every leaf: 0.1 ms for 256.
+        None when every leaf is pinned. Among equals the lowest id. Looks at every leaf: 0.1 ms for 256.
         """
         now = self._latest_s
         free = ((node.reuse.chance(now), seq_id) for seq_id, node in self._leaves.items() if not node.pins)
@@ -165,11 +165,11 @@ class RadixTree:
     def insert(self, tokens: Sequence[int], seq_id: int, now: float, counted: int = 0) -> list[int]:
         """Add a leaf; returns the ids that hold nothing of their own any more, for the caller to free.
 
-        That is ``[seq_id]`` itself when a leaf covers ``tokens`` already, or the leaf that ``tokens`` extend, whose
-        pins pass to the new leaf. A leaf may be extended under its own id, which frees nothing. What the tree held of
-        ``tokens`` was used, which counts unless they extend a leaf, and beyond the first ``counted`` tokens, whose use
-        was counted before. Raises ValueError for no tokens, or for an id that is present and not what ``tokens``
-        extend.
+        That is ``[seq_id]`` itself when a leaf already covers ``tokens``, or the leaf that ``tokens`` extend, whose
+        pins pass to the new leaf. A leaf may be extended under its own id, which frees nothing. Tokens that the tree
+        already held count as used, except those of a leaf that ``tokens`` extend and the first ``counted`` tokens,
+        whose use was counted before. Raises ValueError for no tokens, or for an id that is present and not what
+        ``tokens`` extend.
         """
         wanted = tuple(tokens)
         if not wanted:
@@ -200,7 +200,7 @@ class RadixTree:
         return []
 
     def remove(self, seq_id: int) -> int:
-        """Drop a leaf; returns the number of tokens that only it held.
+        """Remove a leaf; returns the number of tokens that only it held.
 
         Raises KeyError for an unknown id and ValueError for a pinned leaf.
         """
@@ -217,15 +217,15 @@ class RadixTree:
         return len(node.edge)
 
     def use(self, tokens: Sequence[int], now: float, counted: int = 0) -> None:
-        """Count a use of the longest prefix of ``tokens`` in the tree, of its last edge as a whole.
+        """Count a use of the longest prefix of ``tokens`` in the tree; its last edge counts as a whole.
 
-        Not for what ``insert`` is called for as well: that counts what it finds. counted: as for ``insert``.
+        Not for tokens that are also given to ``insert``, which counts what it finds. counted: as for ``insert``.
         """
         node, length, rest = self._walk(tuple(tokens))
         self._count(node, now, length, rest, counted)
 
     def pin(self, seq_id: int) -> None:
-        """Keep a leaf from eviction until as many ``unpin``. Raises KeyError for an unknown id."""
+        """Keep a leaf from eviction until the same number of ``unpin``. Raises KeyError for an unknown id."""
         self._leaves[seq_id].pins += 1
 
     def unpin(self, seq_id: int) -> None:
@@ -278,7 +278,6 @@ class RadixTree:
             above = above.parent
 
     def check_invariants(self) -> None:
-        """Raise AssertionError when the module's invariants do not hold."""
         total, leaves = 0, {}
         stack = [self.root]
         while stack:
@@ -308,7 +307,7 @@ def _any_leaf(node: _Node) -> _Node:
 
 
 def _split(node: _Node, length: int) -> _Node:
-    """Cut ``node``'s edge after ``length`` tokens; returns the new upper half, which ``node`` now hangs from."""
+    """Cut ``node``'s edge after ``length`` tokens; returns the new upper half, now the parent of ``node``."""
     parent = node.parent
     assert parent is not None and 0 < length < len(node.edge)
     upper = _Node(node.edge[:length], parent, None, node.reuse.copy())

@@ -1,34 +1,34 @@
-"""Whose cached prefixes a request may reuse, so that a cache tells nobody what others asked.
+"""Whose cached prefixes a request may reuse, so that a cache reveals to no client what others asked.
 
-Theory. Reuse shows: in the count of cached tokens, and in the time that the rest takes. A cache that matches any two
-prompts token by token is an oracle for each token: 123 probes spelled a credit card number of another user. So every
-request has an *owner*, and sees a cache that holds two things:
+Theory. Reuse is visible: in the count of cached tokens, and in the time that the other tokens take. A cache that
+matches any two prompts token by token can be asked for each token: 123 probes found a credit card number of another
+user. So every request has an *owner*, and sees a cache that holds two things:
 
 - what the same owner computed, token by token;
-- what is *open*: whole blocks (``STRIDE`` tokens) that two subnets computed on their own before and then went on
-  differently, or that a request computed which says that they hold no secrets: a ``PUBLIC`` one of all its tokens,
-  any other of its first ones (``Generate.open_tokens``).
+- what is *open*: whole blocks (``STRIDE`` tokens) that two subnets computed independently before and then continued
+  differently, or that a request computed and declared free of secrets: a ``PUBLIC`` request all its tokens, any other
+  its first ones (``Generate.open_tokens``).
 
-An owner is named by a *tag* of 16 bytes, which only those know who may use its prefixes: the entry node makes it of a
-secret and of the user, or of the ``cache_salt`` that the request names (``node/requests/salts.py``), and of the serving
-node, which can so use it at no other one (``Salt``). ``PUBLIC`` is a tag that everybody knows. An owner without a
-subnet opens nothing.
+A *tag* of 16 bytes names an owner. Only those that may use its prefixes know it. The entry node makes it from a secret
+and the user, or from the ``cache_salt`` of the request (``node/requests/salts.py``), and from the serving node, which
+can therefore use it at no other node (``Salt``). Every node knows the tag ``PUBLIC``. An owner without a subnet opens
+nothing.
 
-What others computed and is not open is not only left unused, it leaves no trace. Each sequence has a place of its own
-in the tree: a *path* is its open tokens as they are and then the rest, the first of which carries the tag, so that no
-other owner's match goes on there (``paint``). If equal prefixes of two owners were one entry, an owner would notice
-that its own entry outlives its own use, and a flood that displaces everything else would make that an oracle for single
-tokens. The price is that cells of equal private prefixes are held, and computed, once an owner.
+What others computed and is not open is not only unused, it leaves no trace. Each sequence has its own place in the
+tree: a *path* is its open tokens as they are and then the others, the first of which carries the tag, so that no other
+owner's match continues there (``paint``). If equal prefixes of two owners were one entry, an owner would notice that
+its entry outlives its own use, and a flood that displaces everything else would reveal single tokens. The price is that
+cells of equal private prefixes are computed and held once per owner.
 
-Why *went on differently*: the second subnet must have had the tokens from elsewhere than from the first one's
-conversation. A user who goes on with a conversation through another entry node is no second subnet.
+Why *continued differently*: the second subnet must have got the tokens from elsewhere than the first one's
+conversation. A user who continues a conversation through another entry node is no second subnet.
 
-What remains: who guesses the *whole* next block after a prefix that it knows can learn by one computed request a guess
-(and a look at the digest, or a second request) whether some subnet had asked exactly that. Within a block nothing
-shows. Who wants to exclude that too gives its requests a ``cache_salt``: what they compute never opens.
+What remains: a client that knows a prefix and guesses the *whole* next block can learn whether some subnet had asked
+exactly that. Each guess costs a computed request (and a look at the digest, or a second request). Within a block
+nothing shows. A client can exclude this too with a ``cache_salt``: what its requests compute then never opens.
 
-``Sharing`` remembers blocks by hashes under a secret key, whether or not the cache still holds them: what is open stays
-so. Invariants: at most ``max_blocks`` are remembered, those of prefixes longest unused go first, the deepest first; a
+``Sharing`` stores blocks by hashes under a secret key, whether or not the cache still holds them: open blocks stay
+open. Invariants: at most ``max_blocks`` are stored; those of the longest unused prefixes go first, the deepest first. A
 block keeps at most ``MAX_SUBNETS`` subnets, an open one none.
 
 No clock, no IO. Methods say whether they mutate.
@@ -44,13 +44,13 @@ from mycelia.proto.cache.radix import RadixTree, TreeRow
 from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
 
 CLIENTS, SALTED, EVERYBODY = range(3)
-"""``Generate.scope``: whom what a request computes may become open to. By the rule of two subnets; nobody; everybody
-at once."""
+"""``Generate.scope``: to which requests the computed tokens may become open. By the rule of two subnets; to none; to
+all at once."""
 TAG_BYTES = 16
 
 BLOCK_BYTES = 4 * STRIDE
 MAX_BLOCKS = 16_384
-"""A million tokens; 8 MB where no two prompts share anything."""
+"""A million tokens; 8 MB if no two prompts share anything."""
 MAX_SUBNETS = 4
 
 _UNIT_BITS = 64
@@ -58,7 +58,7 @@ _UNIT = (1 << _UNIT_BITS) - 1
 
 
 class Owner(NamedTuple):
-    """Who computes, as far as reuse goes."""
+    """The owner of a computation, as far as reuse is concerned."""
 
     tag: bytes = b""
     subnet: str = ""
@@ -69,7 +69,7 @@ PUBLIC = Owner(b"public")
 
 
 def owner_of(tag: bytes, scope: int, peer: bytes, subnet: str) -> Owner:
-    """Of a request that ``peer`` sends: who knows a tag is its owner, and without one it is the peer's own."""
+    """The owner of a request that ``peer`` sends: named by the tag, or without one by the peer itself."""
     if scope == EVERYBODY:
         return PUBLIC
     secret, what = (tag, b"tag") if tag else (peer, b"peer")
@@ -78,14 +78,14 @@ def owner_of(tag: bytes, scope: int, peer: bytes, subnet: str) -> Owner:
 
 
 class Salt(NamedTuple):
-    """What an entry node knows an owner by, at whatever node it is served."""
+    """The secret by which an entry node names an owner, independent of the serving node."""
 
     key: bytes = b""
-    """A secret; empty: the entry node's own, or everybody's."""
+    """A secret; empty: the entry node's own, or public."""
     scope: int = CLIENTS
 
     def tag_at(self, peer: bytes) -> bytes:
-        """``Generate.tag`` for ``peer``: it says nothing about the owner's tags at others."""
+        """``Generate.tag`` for ``peer``. It reveals nothing about the owner's tags at other nodes."""
         if not self.key:
             return b""
         context = "mycelia 2026 prefix tag v1"
@@ -93,23 +93,23 @@ class Salt(NamedTuple):
 
     @property
     def mask(self) -> int:
-        """Tells this owner's block hashes from others' where an entry node remembers them."""
+        """Distinguishes this owner's block hashes from others' where an entry node remembers them."""
         return int.from_bytes(blake3(self.key).digest(length=8)) if self.key else 0
 
 
 class Path(NamedTuple):
-    """A sequence with what others may reuse of it."""
+    """A sequence and how much of it others may reuse."""
 
     tokens: Sequence[int]
     num_open: int
-    """Of the leading tokens."""
+    """Number of leading open tokens."""
     tag: bytes | None
-    """The owner's of the rest; None: there is no rest."""
+    """The owner's tag of the other tokens; None: there are no others."""
 
 
 def paint(tokens: Sequence[int], num_open: int, tag: bytes) -> tuple[int, ...]:
-    """The place of ``tokens`` in a tree: a match never goes from one owner's into another's. Units may be tokens or
-    block hashes, anything below 2**64."""
+    """The place of ``tokens`` in a tree: a match never continues from one owner's into another's. Units may be tokens
+    or block hashes, anything below 2**64."""
     if num_open >= len(tokens):
         return tuple(tokens)
     return (*tokens[:num_open], _colour(tag) | tokens[num_open], *tokens[num_open + 1 :])
@@ -130,17 +130,17 @@ def match(tree: RadixTree, owner: Owner, tokens: Sequence[int], num_open: int) -
     leaf that covers it; and how many tokens of its path are open there, 0 or ``num_open``. Does not mutate."""
     own = tree.match(paint(tokens, 0, owner.tag))
     opened = tree.match(paint(tokens, num_open, owner.tag)) if num_open else own
-    # What is open can be left at whole blocks only, and that of PUBLIC is in the tree as its own, too.
+    # Open tokens can only be left at whole blocks, and those of PUBLIC are also in the tree as its own.
     if own[0] >= opened[0] if owner == PUBLIC else own[0] > opened[0]:
         return *own, 0
     return *opened, num_open
 
 
 def tags_of(rows: Iterable[TreeRow]) -> list[bytes | None]:
-    """Whose each edge of a tree of paths is; None: it is open."""
+    """The owner's tag of each edge of a tree of paths; None: the edge is open."""
     tags: list[bytes | None] = []
     above: list[bytes | None] = []
-    """Of the edges from the root to the last one."""
+    """Tags of the edges from the root to the last one."""
     for row in rows:
         del above[row.level :]
         inherited = above[-1] if above else None
@@ -150,7 +150,7 @@ def tags_of(rows: Iterable[TreeRow]) -> list[bytes | None]:
 
 
 def plain(path: Sequence[int]) -> list[int]:
-    """The tokens of a path, or of a part of one."""
+    """The tokens of a path or of a part of it."""
     return [unit & _UNIT for unit in path]
 
 
@@ -159,24 +159,24 @@ def _colour(tag: bytes) -> int:
 
 
 class Sharing:
-    """Which blocks are open. See the module's text."""
+    """Knows which blocks are open, by the rules above."""
 
     def __init__(self, secret: bytes, max_blocks: int = MAX_BLOCKS) -> None:
-        """secret: key of the hashes, of any length; without it blocks could be made that count as others."""
+        """secret: key of the hashes, of any length. Without it, a client could make blocks that count as another's."""
         self._secret = secret
         self._max_blocks = max_blocks
         self._blocks: OrderedDict[int, dict[str, bytes] | None] = OrderedDict()
-        """Hash of a prefix of whole blocks -> subnet -> what of the next block it went on with; None: open."""
+        """Hash of a prefix of whole blocks -> subnet -> its part of the next block; None: open."""
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def chain(self, tokens: Sequence[int]) -> Sequence[int]:
-        """What ``num_open`` knows a prompt by. Does not mutate."""
+        """The hashes by which ``num_open`` knows a prompt. Does not mutate."""
         return block_hashes(self._secret, tokens)
 
     def num_open(self, chain: Sequence[int]) -> int:
-        """Leading tokens that any request may reuse: whole blocks. Mutates only their age."""
+        """Number of leading tokens that any request may reuse: whole blocks. Mutates only their age."""
         count = 0
         while count < len(chain) and self._blocks.get(chain[count], _UNKNOWN) is None:
             count += 1
@@ -184,8 +184,8 @@ class Sharing:
         return count * STRIDE
 
     def note(self, owner: Owner, tokens: Sequence[int], declared: int = 0) -> Sequence[int]:
-        """``owner`` has computed ``tokens``, or reused what it may. declared: as many of the first hold no secrets.
-        Returns their ``chain``. Mutates."""
+        """``owner`` has computed ``tokens``, or reused what it may. declared: number of leading tokens that hold no
+        secrets. Returns the ``chain`` of ``tokens``. Mutates."""
         chain = self.chain(tokens)
         if owner.tag == PUBLIC.tag or owner.subnet or declared >= STRIDE:
             self.note_blocks(owner, chain, pack_tokens(tokens), BLOCK_BYTES, declared // STRIDE)
@@ -194,7 +194,7 @@ class Sharing:
     def note_blocks(
         self, owner: Owner, chain: Sequence[int], content: bytes, block_bytes: int, declared: int = 0
     ) -> None:
-        """As ``note``, for a sequence of blocks whose contents are ``block_bytes`` long, and a rest. Mutates."""
+        """The same for a sequence of blocks whose contents are ``block_bytes`` long, and a rest. Mutates."""
         self._open(chain, len(chain) if owner.tag == PUBLIC.tag else declared)
         if owner.subnet and owner.tag != PUBLIC.tag:
             for place in range(len(chain) - 1, -1, -1):
@@ -215,7 +215,7 @@ class Sharing:
             self._blocks.popitem(last=False)
 
     def _note_block(self, subnet: str, block: int, following: bytes) -> bool:
-        """Whether the block is open, or is to be."""
+        """Note how ``subnet`` continued after ``block``; returns whether the block is open or must become so."""
         subnets = self._blocks.setdefault(block, {})
         if subnets is None:
             return True
@@ -233,7 +233,7 @@ class Sharing:
             self._blocks[block] = None
 
     def _touch(self, chain: Sequence[int]) -> None:
-        for block in reversed(chain):  # (the first one last: without it the rest counts for nothing)
+        for block in reversed(chain):  # (the first one last: without it the others count for nothing)
             if block in self._blocks:
                 self._blocks.move_to_end(block)
 
@@ -246,5 +246,5 @@ _UNKNOWN: dict[str, bytes] = {}
 
 
 def _differ(one: bytes, other: bytes) -> bool:
-    """Whether they went on differently, and not only one farther than the other."""
+    """Whether both continued differently, and not only one further than the other."""
     return not (one.startswith(other) or other.startswith(one))

@@ -1,31 +1,31 @@
 """Cells: the part of a namespace that a node gossips with, and when that part becomes smaller or larger.
 
 Every node of a namespace has an *address*, a hash of namespace and peer id. A cell of depth b is all nodes whose
-addresses begin with the same b bits; depth 0 is everybody. Nobody assigns cells: each node counts the live owners in
-its own cell and from that alone decides to go one bit deeper (more than ``max_cell_nodes``) or back (fewer than
+addresses begin with the same b bits; depth 0 is all nodes. Cells are not assigned: each node counts the live owners in
+its own cell and decides from that alone to go one bit deeper (more than ``max_cell_nodes``) or back (fewer than
 ``min_cell_nodes``: twice as many would still be few). Addresses are uniform, so all cells grow alike.
 
-What every owner signs into its head is how deep it is. So each node sees how the others of its cell decided, and near
-a limit, where counts differ by what each happened to hear, it goes with them:
+Every owner signs its depth into its head. So each node sees how the others of its cell decided. Near a limit, where
+counts differ by what each node happened to receive, it follows them:
 
     count > max                                                          -> deeper
     count > 7/8 max, and a quarter of the half it would move to is there -> deeper
-    most of that half are there: they left, and this node is a straggler -> deeper
+    most of that half are there: they left, and this node is late        -> deeper
     most of the cell are less deep                                       -> back
     count < 5/4 min, and a quarter of the cell, or most outside, are     -> back
         less deep
     count < min, and most outside are no deeper                          -> back
         (both only if those it then knows of are fewer than 7/8 max)
 
-A wish is followed once it has lasted for a hold time. Then for ``cell_grace_s`` the node listens and publishes in both
-cells, so that nobody loses sight of it while the others decide; during that time only its own count moves it, and only
-deeper. What outside nodes say keeps one small cell among larger ones from climbing to the top, where nobody is; below
-a quarter of ``min_cell_nodes`` that cannot be chance, and a node then does what most of its connected peers do. So does
-a newcomer, which has nothing to count yet.
+A node follows a wish once it has lasted for a hold time. Then for ``cell_grace_s`` the node listens and publishes in
+both cells, so that no node loses it while the others decide; during that time only its own count moves it, and only
+deeper. The depths of outside nodes keep one small cell among larger ones from moving up to the top, where no node is.
+Below a quarter of ``min_cell_nodes`` a small cell cannot be chance, and a node does what most of its connected peers
+do. So does a newcomer, which has nothing to count yet.
 
-Nobody can be pushed far: what peers say only tips a count that is near a limit, or needs most of the cell. Owners cost
+No node can be pushed far: peers' claims only decide when a count is near a limit, or need most of the cell. Owners cost
 nothing to invent, and invented ones are counted; so a node goes deeper only while it is *connected* to
-``min_cell_peers`` of those it would then gossip with. Digests of connected peers are kept whatever their cell.
+``min_cell_peers`` of the nodes it would then gossip with. Digests of connected peers are kept whatever their cell.
 
 Invariant: the cells a node listens to all contain it; the current one is its own at its depth.
 """
@@ -58,17 +58,17 @@ class Cell:
         return address >> (MAX_CELL_BITS - self.bits) == self.prefix
 
     def suffix(self) -> str:
-        """What is added to the names of the namespace's topic and provider key: nothing at depth 0."""
+        """The end of the names of the namespace's topic and provider key: empty at depth 0."""
         return f"/{self.prefix:0{self.bits}b}" if self.bits else ""
 
 
 ROOT = Cell()
-"""Everybody."""
+"""All nodes."""
 
 
 @lru_cache(maxsize=65_536)
 def address_of(namespace: bytes, peer: bytes) -> int:
-    """The MAX_CELL_BITS bits that place ``peer`` in a cell at every depth. Uniform, unless ids are ground for it: b
+    """The MAX_CELL_BITS bits that place ``peer`` in a cell at every depth. Uniform, unless ids are searched for it: b
     bits cost 2^b keys."""
     digest = blake3(namespace + peer, derive_key_context="mycelia 2026 cell v1").digest(length=MAX_CELL_BITS // 8)
     return int.from_bytes(digest, "big")
@@ -84,13 +84,13 @@ class Owner(NamedTuple):
 
     peer: bytes
     bits: int
-    """Its depth, as its newest head says."""
+    """Its depth, by its newest head."""
     is_connected: bool
 
 
 @dataclass(frozen=True)
 class Move:
-    """What changed: cells to join and to leave."""
+    """Cells to join and to leave."""
 
     joined: tuple[Cell, ...] = ()
     left: tuple[Cell, ...] = ()
@@ -98,7 +98,7 @@ class Move:
 
 @dataclass(frozen=True)
 class _Wish:
-    """A change that what is known has spoken for since some time."""
+    """A change of depth that the known owners have supported for some time."""
 
     is_deeper: bool
     due: float
@@ -106,7 +106,7 @@ class _Wish:
 
 @dataclass
 class CellPosition:
-    """Where this node is in one namespace. Call ``tick`` every few seconds."""
+    """The cells of this node in one namespace. Call ``tick`` every few seconds."""
 
     namespace: bytes
     me: bytes
@@ -115,7 +115,7 @@ class CellPosition:
     started_at: float
     bits: int = 0
     cell: Cell = field(init=False)
-    """Its own, at its depth."""
+    """The node's own cell at its depth."""
     _leaving: dict[Cell, float] = field(default_factory=dict)
     """Cells that are still listened to -> until when."""
     _wish: _Wish | None = None
@@ -124,20 +124,20 @@ class CellPosition:
         self.cell = cell_of(self.namespace, self.me, self.bits)
 
     def cells(self) -> list[Cell]:
-        """Those it listens to and publishes in, its own first."""
+        """The cells it listens to and publishes in, its own first."""
         return [self.cell, *self._leaving]
 
     def holds(self, peer: bytes) -> bool:
-        """Whether ``peer`` is of its own cell."""
+        """Whether ``peer`` is in this node's own cell."""
         return self.cell.holds(address_of(self.namespace, peer))
 
     def covers(self, peer: bytes) -> bool:
-        """Whether ``peer`` is of a cell that it listens to."""
+        """Whether ``peer`` is in a cell that this node listens to."""
         address = address_of(self.namespace, peer)
         return self.cell.holds(address) or any(cell.holds(address) for cell in self._leaving)
 
     def tick(self, known: Sequence[Owner], now: float) -> Move:
-        """Time passed. ``known``: every live owner of the namespace that this node knows, without itself. Mutates."""
+        """Time passed. ``known``: every other live owner of the namespace that this node knows. Mutates."""
         listened = self.cells()
         self._leaving = {cell: until for cell, until in self._leaving.items() if until > now}
         target = self._target(known, now)
@@ -160,7 +160,6 @@ class CellPosition:
         assert self.cell not in self._leaving
 
     def _target(self, known: Sequence[Owner], now: float) -> int:
-        """The depth to have from now on."""
         usual = _median((owner.bits for owner in known if owner.is_connected), self.bits)
         if now < self.started_at + self.config.newcomer_s:
             return self._reachable(usual, known)
@@ -175,7 +174,7 @@ class CellPosition:
         return wanted if now >= self._wish.due else self.bits
 
     def _wanted(self, known: Sequence[Owner], usual: int) -> int:
-        """The depth that what is known speaks for. ``usual``: that of most connected peers."""
+        """The depth that the known owners support. ``usual``: the depth of most connected peers."""
         config, bits = self.config, self.bits
         members = self._of(self.cell, known)
         count = len(members) + 1
@@ -199,8 +198,8 @@ class CellPosition:
         return bits - 1 if ((is_near or is_small) and fits) or is_left_behind else bits
 
     def _reachable(self, usual: int, known: Sequence[Owner]) -> int:
-        """``usual``, or as near to it as it is connected: what others say of their depth costs them nothing, nodes of
-        this node's own cell do."""
+        """``usual``, or the nearest depth at which this node has enough connections: claims about depth cost peers
+        nothing, nodes of this node's own cell do."""
         connected = [owner for owner in known if owner.is_connected]
         for bits in range(usual, self.bits, -1):
             if len(self._of(cell_of(self.namespace, self.me, bits), connected)) >= self.config.min_cell_peers:
@@ -217,7 +216,7 @@ class CellPosition:
         half = self._of(below, members)
         if sum(owner.is_connected for owner in half) < config.min_cell_peers:
             return False
-        # (on the way to a larger cell the others are still where this node comes from)
+        # (on the way to a larger cell the others still have this node's old depth)
         deeper = 0.0 if self._leaving else _share(owner.bits > self.bits for owner in half)
         is_near = count > _NEAR_MAX * config.max_cell_nodes and deeper >= _TIPPING_SHARE
         is_left_behind = len(half) >= _QUORUM and deeper > 1 / 2
@@ -225,7 +224,7 @@ class CellPosition:
 
 
 def _median(values: Iterable[int], otherwise: int) -> int:
-    """The lower one of two: less deep is where more nodes are."""
+    """The lower one of two: at lesser depth there are more nodes."""
     ranked = sorted(values)
     return ranked[(len(ranked) - 1) // 2] if ranked else otherwise
 

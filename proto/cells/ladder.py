@@ -1,19 +1,19 @@
 """The prefix ladder: which node of another cell holds a long prompt.
 
-Cells do not gossip with each other, so the index knows the own cell alone. For the long tail there are records in the
-DHT, at a few depths of a prompt's chain of block hashes, the *rungs*: "this node holds the prefix that ends here". A
-node in a cell of depth > 0 provides up to ``ladder_keys`` of them, one at a time, spread over ``republish_s``; while
-everybody is one cell it provides and looks up nothing.
+Cells do not gossip with each other, so the index knows only the node's own cell. For long prompts there are records in
+the DHT, at a few depths of a prompt's chain of block hashes, the *rungs*: "this node holds the prefix that ends here".
+A node in a cell of depth > 0 provides up to ``ladder_keys`` of them, one at a time, spread over ``republish_s``. While
+all nodes are one cell it provides and looks up nothing.
 
-Looked up is only what may pay: a prompt of at least ``min_prompt_tokens`` of which the best known match covers less
-than ``known_share``. All rungs deeper than that match are looked up at once. The request waits for them no longer than
-a share of the time that the missing tokens would take to compute, and is then routed with what is known: in 0.3 s no
-lookup between homes all over the world is done, but a processor computes 3,000 tokens in 10 s. Of the deepest rung that
-anybody provides, up to ``max_dials`` nodes are dialled; a node says hello and its digest comes as every connected
-node's does. So a record is only a hint: a false or stale one costs a dial, and routing never believes it.
+Only what may pay is looked up: a prompt of at least ``min_prompt_tokens`` of which the best known match covers less
+than ``known_share``. All rungs deeper than that match are looked up at once. The request waits at most for a share of
+the time that the missing tokens would take to compute, and is then routed with what is known: in 0.3 s no lookup
+between homes all over the world is done, but a processor computes 3,000 tokens in 10 s. Of the deepest rung with a
+provider, up to ``max_dials`` nodes are dialled; such a node sends a hello and its digest like every connected node. So
+a record is only a hint: a false or stale one costs a dial, and routing never believes it.
 
-Bounded: lookups in flight, lookups a second, dials a lookup, and the connections made for it, of which the oldest idle
-one is closed when there are too many. Nobody is asked twice within a minute for the same deepest rung.
+Bounded: lookups in flight, lookups a second, dials per lookup, and the connections made for them, of which the oldest
+idle one is closed if there are too many. The same deepest rung is not looked up twice within a minute.
 """
 
 import random
@@ -30,7 +30,7 @@ from mycelia.proto.wire.blocks import HASH_BYTES, STRIDE
 RUNGS = (256, 1_024, 4_096, 16_384)
 """Depths in tokens."""
 MAX_PROVIDERS = 20
-"""Of one key that are looked at: a DHT returns no more."""
+"""Providers of one key that are looked at: a DHT returns no more."""
 _MAX_REMEMBERED = 1_024
 _ASK_AGAIN_S = 60.0
 
@@ -47,9 +47,9 @@ def rungs_of(chain: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class Publisher:
-    """What to provide next, of one namespace.
+    """Chooses what to provide next, in one namespace.
 
-    Invariant: in any ``republish_s`` at most ``ladder_keys`` keys, if ``next_block`` is called at most once in
+    Invariant: at most ``ladder_keys`` keys in any ``republish_s``, if ``next_block`` is called at most once in
     ``pause_s``.
     """
 
@@ -62,8 +62,8 @@ class Publisher:
         return self._config.republish_s / self._config.ladder_keys
 
     def next_block(self, wanted: Iterable[int], now: float) -> int | None:
-        """The block to provide the key of now; None if all is said. ``wanted``: of the rungs of the cache, the most
-        valuable first. Mutates."""
+        """The block whose key to provide now; None if all were provided recently. ``wanted``: the rungs of the cache,
+        the most valuable first. Mutates."""
         chosen = list(dict.fromkeys(wanted))[: self._config.ladder_keys]
         self._provided_at = {block: self._provided_at[block] for block in chosen if block in self._provided_at}
         block = next((block for block in chosen if block not in self._provided_at), None)
@@ -78,16 +78,16 @@ class Publisher:
 
 @dataclass
 class Lookup:
-    """The rungs of one request."""
+    """The lookup of one request's rungs."""
 
     namespace: bytes
     depths: dict[bytes, int]
-    """Key -> its depth in tokens; keys that were answered are taken out."""
+    """Key -> its depth in tokens; answered keys are removed."""
     over_at: float
     deepest: int = 0
-    """Of those that somebody provides."""
+    """The deepest rung with a provider."""
     providers: list[bytes] = field(default_factory=list)
-    """Of the deepest."""
+    """Providers of the deepest."""
 
 
 class Lookups:
@@ -100,9 +100,9 @@ class Lookups:
         self._lookups: dict[bytes, Lookup] = {}
         self._bucket = TokenBucket(config.lookups_per_s, config.lookups_burst, 0.0)
         self._asked_at: OrderedDict[bytes, float] = OrderedDict()
-        """Deepest key of a lookup -> when."""
+        """Deepest key of a lookup -> when it was asked."""
         self._dialled: OrderedDict[bytes, None] = OrderedDict()
-        """Connections that were made for it, oldest first."""
+        """Connections made for lookups, oldest first."""
 
     def __len__(self) -> int:
         return len(self._lookups)
@@ -110,8 +110,8 @@ class Lookups:
     def begin(
         self, request_id: bytes, namespace: bytes, chain: Sequence[int], num_tokens: int, best: int, now: float
     ) -> tuple[bytes, ...]:
-        """The keys to look up for a prompt of ``num_tokens`` of which ``best`` are known to be held; none if it would
-        not pay or may not be now. Report each with ``found``. Mutates."""
+        """The keys to look up for a prompt of ``num_tokens`` of which ``best`` are known to be held; none if that would
+        not pay or is not allowed now. Report each with ``found``. Mutates."""
         config = self._config
         if num_tokens < config.min_prompt_tokens or best >= config.known_share * num_tokens:
             return ()
@@ -137,7 +137,7 @@ class Lookups:
         return min(config.lookup_wait_share * (num_tokens - best) / prefill_rate, config.max_lookup_wait_s)
 
     def found(self, request_id: bytes, key: bytes, providers: Sequence[bytes]) -> bool:
-        """Somebody's answer about one key. Whether nothing deeper can be found any more: ``end`` it then. Mutates."""
+        """The answer about one key. Returns whether nothing deeper can be found any more: then ``end`` it. Mutates."""
         lookup = self._lookups.get(request_id)
         depth = lookup.depths.pop(key, None) if lookup else None
         if lookup is None or depth is None:
@@ -148,20 +148,20 @@ class Lookups:
         return all(depth < lookup.deepest for depth in lookup.depths.values())
 
     def over_at(self, request_id: bytes) -> float | None:
-        """When a lookup that is not complete ends all the same; None if there is none."""
+        """When an incomplete lookup ends anyway; None if there is none."""
         lookup = self._lookups.get(request_id)
         return lookup.over_at if lookup else None
 
     def end(self, request_id: bytes) -> list[bytes]:
-        """The nodes that may hold most of the prompt, at most ``max_dials`` of them: connect with them. Mutates."""
+        """The nodes that may hold most of the prompt, at most ``max_dials``: connect to them. Mutates."""
         lookup = self._lookups.pop(request_id, None)
         if lookup is None:
             return []
         return self._rng.sample(lookup.providers, min(self._config.max_dials, len(lookup.providers)))
 
     def may_dial(self, peer: bytes, is_busy: Callable[[bytes], bool]) -> tuple[bool, bytes | None]:
-        """Whether to make a connection for a lookup, and which other one to close for it, if any: the oldest over which
-        no answer comes. Mutates: ``peer`` counts as dialled then."""
+        """Whether to make a connection for a lookup, and which other one to close for it, if any: the oldest one
+        without an answer in progress. Mutates: ``peer`` then counts as dialled."""
         surplus = None
         if peer not in self._dialled and len(self._dialled) >= self._config.ladder_peers:
             surplus = next((other for other in self._dialled if not is_busy(other)), None)
@@ -173,7 +173,7 @@ class Lookups:
         return True, surplus
 
     def forget(self, peer: bytes) -> None:
-        """The connection is gone."""
+        """The connection is gone. Mutates."""
         self._dialled.pop(peer, None)
 
     def check_invariants(self) -> None:

@@ -1,15 +1,15 @@
-"""Block hash -> small number, for millions of blocks: a hash table whose every operation takes many keys at once.
+"""Block hash -> small number, for millions of blocks: a hash table whose operations take many keys at once.
 
-A prompt asks for a hundred blocks and a digest brings thousands. What that costs is the memory they are scattered over,
-so here a look-up touches one cache line and the processor fetches all of them at the same time, where a dictionary
-touches four, one after another.
+A prompt looks up a hundred blocks and a digest brings thousands. Their cost is scattered memory. So a look-up here
+touches one cache line and the processor fetches all lines at the same time; a dictionary touches four, one after
+another.
 
-Layout: buckets of ``_WIDTH`` keys beside their values; a key's bucket is its highest bits, for block hashes are as good
-as random already, and a sorted digest then runs through the memory from one end to the other. A key whose bucket is
-full goes to an ordinary dictionary: one in 1,000 at the load at which the table grows, and all of those that somebody
-invented to have one bucket, so that no choice of keys makes this slower than a dictionary.
+Layout: buckets of ``_WIDTH`` keys beside their values. A key's bucket is its highest bits: block hashes are already as
+good as random, and a sorted digest then runs through the memory from one end to the other. A key whose bucket is full
+goes to an ordinary dictionary. These are one in 1,000 at the load at which the table grows, and all keys that an
+attacker made for one bucket, so that no choice of keys makes this slower than a dictionary.
 
-Invariants: 0 marks a free place among the keys (so key 0 lives in the dictionary), a place is free if and only if its
+Invariants: 0 marks a free place among the keys (so key 0 is in the dictionary), a place is free if and only if its
 value is 0, and no key is stored twice.
 """
 
@@ -24,16 +24,16 @@ _WIDTH = 8
 """64 bytes of keys: a cache line."""
 _LEAST_BUCKETS = 16
 _MOST_LOAD, _LEAST_LOAD = 0.4, 0.08
-"""Of all places: the table doubles above the one and halves below the other."""
+"""Shares of all places: the table doubles above the first and halves below the second."""
 
 
 class BlockTable:
-    """A map from 64-bit keys to numbers from 1 to 2**32 - 1; 0 says that a key is not there."""
+    """A map from 64-bit keys to numbers from 1 to 2**32 - 1; 0 means that a key is missing."""
 
     def __init__(self) -> None:
         self._overflow: dict[int, int] = {}
         self.num_resizes = 0
-        """How often all keys were placed anew, which costs as much as they are many."""
+        """How often all keys were placed anew, which takes time proportional to their number."""
         self._clear(_LEAST_BUCKETS)
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class BlockTable:
 
     @property
     def num_bytes(self) -> int:
-        """Of the arrays."""
+        """Size of the arrays."""
         return self._keys.nbytes + self._values.nbytes
 
     def get(self, keys: Keys) -> Values:
@@ -55,8 +55,8 @@ class BlockTable:
         return values
 
     def get_leading(self, keys: Keys) -> Values:
-        """The values of ``keys`` up to the first that is not there. Does not mutate."""
-        if not len(keys) or not self._has(int(keys[0])):  # (most prompts are nobody else's)
+        """The values of ``keys`` up to the first missing one. Does not mutate."""
+        if not len(keys) or not self._has(int(keys[0])):  # (most prompts are in no other cache)
             return np.zeros(0, np.uint32)
         found, values = self._look_up(keys)
         is_gapless = len(found) > 0 and int(found[-1]) == len(found) - 1
@@ -79,7 +79,7 @@ class BlockTable:
             self._insert(keys[is_new], values[is_new])
 
     def remove(self, keys: Keys) -> None:
-        """Remove distinct ``keys``, ascending; those that are not there are ignored. Mutates."""
+        """Remove distinct ``keys``, ascending; missing ones are ignored. Mutates."""
         is_missing, places = self._find_stored(keys)
         self._keys.put(places, 0)
         self._values.put(places, 0)
@@ -118,11 +118,11 @@ class BlockTable:
         return (keys >> self._shift).astype(np.intp)
 
     def _has(self, key: int) -> bool:
-        """For a single one a fifth of what arrays cost."""
+        """Whether one key is present: a fifth of the time that arrays take."""
         return key in self._overflow or (key != 0 and key in self._keys[key >> int(self._shift)].tolist())
 
     def _look_up(self, keys: Keys) -> tuple[_Places, Values]:
-        """Rows of ``keys`` that are in a bucket, and their values. Key 0 is met, with value 0, in each free place."""
+        """Rows of ``keys`` that are in a bucket, and their values. Key 0 is found in each free place, with value 0."""
         buckets = self._buckets(keys)
         (found,) = (self._keys.take(buckets, axis=0).ravel() == keys.repeat(_WIDTH)).nonzero()
         return found // _WIDTH, self._values.take(buckets, axis=0).take(found)
@@ -139,14 +139,14 @@ class BlockTable:
         return is_missing, buckets[rows] * _WIDTH + columns
 
     def _insert(self, keys: Keys, values: Values) -> None:
-        """Add keys that are not there, ascending."""
+        """Add missing keys, ascending."""
         if self._num_placed + len(keys) > _MOST_LOAD * self._keys.size:
             self._grow(len(self) + len(keys))
         for _ in range(_WIDTH):
             if not len(keys):
                 return
             buckets = self._buckets(keys)
-            is_first = np.diff(buckets, prepend=-1) > 0  # One a bucket at a time.
+            is_first = np.diff(buckets, prepend=-1) > 0  # (one per bucket at a time)
             first_keys, first_values, first_buckets = keys[is_first], values[is_first], buckets[is_first]
             free = self._keys.take(first_buckets, axis=0) == 0
             places = first_buckets * _WIDTH + free.argmax(axis=1)
@@ -156,15 +156,14 @@ class BlockTable:
             self._num_placed += int(fits.sum())
             self._spill(first_keys[~fits], first_values[~fits])
             keys, values = keys[~is_first], values[~is_first]
-        self._spill(keys, values)  # (all places of their bucket were offered)
+        self._spill(keys, values)  # (all places of their buckets were tried)
 
     def _spill(self, keys: Keys, values: Values) -> None:
-        """Into the dictionary."""
         self._overflow.update(zip(keys.tolist(), values.tolist(), strict=True))
 
     def _grow(self, num_keys: int) -> None:
-        """Room for ``num_keys`` by splitting every bucket in two, where each key keeps its place: half the time of
-        inserting all anew, 80 ms for a million."""
+        """Make room for ``num_keys`` by splitting every bucket in two, in which each key keeps its place. Takes half
+        the time of inserting all keys anew: 80 ms for a million."""
         while num_keys > _MOST_LOAD * self._keys.size:
             rows, columns = self._keys.nonzero()
             keys, values = self._keys[rows, columns], self._values[rows, columns]
@@ -180,7 +179,7 @@ class BlockTable:
         self._insert(np.array([key for key, _ in crowded], np.uint64), np.array([v for _, v in crowded], np.uint32))
 
     def _resize(self, num_keys: int) -> None:
-        """Room for ``num_keys``, at a load between the two."""
+        """Make room for ``num_keys``, at a load between the two limits."""
         self.num_resizes += 1
         keys, values = self.items()
         num_buckets = _LEAST_BUCKETS

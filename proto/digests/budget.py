@@ -1,12 +1,12 @@
 """Bytes: what the digest plane may send, and how fast each plane receives.
 
 Sending is paid from one bucket. A message goes out when the bucket is not empty and may leave a debt, so that the
-largest one needs no bucket of its own size: in any window of t seconds at most ``burst + rate * t`` bytes and one
-message more are sent. What cannot be sent now is a delta, which waits and then tells the newest state, or a repair or
-question, which is dropped, because whoever needs it asks again.
+largest message needs no bucket of its own size: in any window of t seconds at most ``burst + rate * t`` bytes and one
+message more are sent. A delta that cannot be sent now waits and then carries the newest state. A repair or question is
+dropped, because the node that needs it asks again.
 
-Receiving cannot be refused without losing what was paid for already, so it is made rarer at its source: when more comes
-in than a node should receive, every node that measures it stretches the interval between its own deltas.
+Receiving cannot be refused without losing what was already paid for. So it is reduced at its source: a node that
+receives more than it should stretches the interval between its own deltas, as do all nodes that measure the same.
 """
 
 import math
@@ -29,11 +29,11 @@ from mycelia.proto.wire.messages import (
 )
 
 METER_TAU_S = 30.0
-"""Memory of a rate: three batch intervals, so that one burst is no trend."""
+"""Memory of a rate in seconds: three delta intervals, so that one burst is no trend."""
 
 _GOSSIP_OVERHEAD_BYTES = 224
-"""What libp2p adds to each copy of a gossip message, beyond ``size_of``: its signed envelope, and the message's share
-of lazy announcements."""
+"""Bytes that libp2p adds to each copy of a gossip message, beyond ``size_of``: its signed envelope, and the message's
+share of lazy announcements."""
 
 
 class Plane(StrEnum):
@@ -43,7 +43,7 @@ class Plane(StrEnum):
 
 
 class SendBudget:
-    """Bytes per second with a burst. Invariant: see above, if nothing is spent while ``ready_at`` is in the future."""
+    """Bytes a second with a burst. Invariant: see above, if nothing is spent while ``ready_at`` is in the future."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self._rate = rate
@@ -57,7 +57,7 @@ class SendBudget:
         return now + max(0.0, -self._left) / self._rate
 
     def left(self, now: float) -> float:
-        """Bytes that lie there; negative: a debt."""
+        """Bytes in the bucket; negative: a debt."""
         self._refill(now)
         return self._left
 
@@ -72,7 +72,7 @@ class SendBudget:
 
 
 class RateMeter:
-    """Mean rate of what is added, the past weighing less with time (exponentially, ``METER_TAU_S``)."""
+    """Mean rate of what is added; the past weighs exponentially less with time (``METER_TAU_S``)."""
 
     def __init__(self) -> None:
         self._weight = 0.0
@@ -83,7 +83,7 @@ class RateMeter:
         self._at = max(now, self._at)
 
     def per_s(self, now: float) -> float:
-        """Does not mutate."""
+        """The mean rate. Does not mutate."""
         return self._decayed(now) / METER_TAU_S
 
     def _decayed(self, now: float) -> float:
@@ -91,16 +91,15 @@ class RateMeter:
 
 
 class Traffic:
-    """What a node sent and received, plane by plane. Sent bytes are counted for the digests alone: they have a
-    budget."""
+    """What a node sent and received, per plane. Sent bytes are counted only for digests, which have a budget."""
 
     def __init__(self, gossip_copies: float) -> None:
-        """gossip_copies: times that the transport receives each gossip message."""
+        """gossip_copies: how often the transport receives each gossip message."""
         self._gossip_copies = gossip_copies
         self.received: Counter[Plane] = Counter()
-        """Bytes since the start. Of gossip the first copy: the transport drops the others before anybody sees them."""
+        """Bytes since the start. Of gossip only the first copy: the transport drops the others unseen."""
         self.received_kinds: Counter[str] = Counter()
-        """The same by the kind of the message: the name of its class."""
+        """The same by kind of message: the name of its class."""
         self.sent_kinds: Counter[str] = Counter()
         """Bytes of digests; a gossip message counts once, whatever the transport makes of it."""
         self.num_postponed = 0
@@ -113,7 +112,7 @@ class Traffic:
 
     @property
     def sent_bytes(self) -> int:
-        """Of digests, all kinds together."""
+        """Bytes of digests sent, all kinds together."""
         return self.sent_kinds.total()
 
     def note_received(self, message: Control | Gossip | ServingFrame, now: float) -> None:
@@ -126,11 +125,11 @@ class Traffic:
             self._copies.add(on_the_line - num_bytes, now)
 
     def received_per_s(self, plane: Plane, now: float) -> float:
-        """Bytes a second, lately."""
+        """Recent bytes a second."""
         return self._meters[plane].per_s(now)
 
     def digests_per_s(self, now: float) -> float:
-        """Bytes of digests a second, lately, as they come over the line: gossip with all its copies and envelopes."""
+        """Recent bytes of digests a second on the line: gossip with all its copies and envelopes."""
         return self._meters[Plane.DIGESTS].per_s(now) + self._copies.per_s(now)
 
 
@@ -145,7 +144,7 @@ def plane_of(message: Control | Gossip | ServingFrame) -> Plane:
 
 
 def size_of(message: Control | Gossip | ServingFrame) -> int:
-    """About the encoded length of ``message``, in bytes: never less for digests, and no encoding to find out."""
+    """The approximate encoded length of ``message`` in bytes, without encoding it; never too low for digests."""
     match message:
         case Delta() | Repair():
             return 256 + len(message.upserts) + len(message.removes)

@@ -1,17 +1,17 @@
-"""A digest: the set of block hashes one node tells of one namespace. This file: its byte forms and the owner's side.
+"""A digest: the set of block hashes that one node announces in one namespace. Here: byte forms and the owner's side.
 
-Theory. Each set has one writer, its owner, so no conflict resolution is needed, only order: versions (epoch, seq),
-compared as pairs. The owner signs a *head* - (owner, namespace, epoch, seq, count, root, issued_at, cell_bits) - where
-root is BLAKE3-128 over the sorted entries. Whoever holds a head can check any bytes, from any relay, against it: they
-are right if and only if they hash to the root. So heads are signed and repair bytes are not.
+Theory. Each set has one writer, its owner, so conflicts need no resolution, only order: versions (epoch, seq), compared
+as pairs. The owner signs a *head* - (owner, namespace, epoch, seq, count, root, issued_at, cell_bits) - where root is
+BLAKE3-128 over the sorted entries. With a head, any bytes from any relay can be checked: they are right if and only if
+they hash to the root. So heads are signed and repair bytes are not.
 
 A delta carries the *final* state of every key touched in (from_seq, seq], never a list in which an add and a later
 remove cancelled out: a reader inside the range would keep what was removed.
 
-Epoch grows with every start of the owner, so that versions never repeat even if the owner's memory was lost.
+The epoch grows with every start of the owner, so that versions never repeat even if the owner's memory was lost.
 
-Invariants of ``OwnDigest``: the advertised set is prefix-closed and within the budget; the log's ranges are adjacent
-and end at the current seq; ``seq`` grows with every published head, heartbeats included.
+Invariants of ``OwnDigest``: the announced set is prefix-closed and within the budget; the log's ranges are adjacent and
+end at the current seq; ``seq`` grows with every published head, heartbeats included.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,16 +67,16 @@ def root_of(entries: Mapping[int, int]) -> bytes:
 
 
 def epoch_after(last: int, now: float) -> int:
-    """The version epoch of a node that starts at ``now``, Unix seconds, and last used ``last`` (0: none that it knows
-    of): larger than every one before, normally the Unix time in ms."""
+    """The version epoch of a node that starts at ``now`` (Unix seconds) and last used ``last`` (0: none known). Larger
+    than every epoch before, normally the Unix time in ms."""
     now_ms = int(now * 1000)
-    # A last epoch far in the future comes from a clock that was wrong then; continuing from it would have this node's
-    # digests refused everywhere until that time comes.
+    # A last epoch far in the future comes from a clock that was wrong then. If the node continued from it, its digests
+    # would be refused everywhere until that time comes.
     return max(now_ms, last + 1) if last < now_ms + 3_600_000 else now_ms
 
 
 def signed_payload(head: Head) -> bytes:
-    """What the owner's signature covers: every field of the head but the signature, at fixed places."""
+    """The bytes that the owner signs: every field of the head except the signature, at fixed places."""
     return b"".join(
         (
             _SIGNING_CONTEXT,
@@ -103,7 +103,7 @@ class _LogEntry:
 
 
 class ChangeLog:
-    """Which keys changed lately, within one epoch: kept by owners and by readers, who serve each other from it.
+    """The keys that changed lately, within one epoch. Owners and readers keep it and serve each other from it.
 
     Invariant: the entries' ranges are adjacent.
     """
@@ -113,11 +113,11 @@ class ChangeLog:
     def __init__(self) -> None:
         self._entries: list[_LogEntry] = []
         self.last_repair: Repair | None = None
-        """Made from this log as it is now: several neighbours ask for the same."""
+        """The last repair made from this log as it is now: several neighbours ask for the same."""
 
     def add(self, from_seq: int, seq: int, touched: Keys, num_keys: int) -> None:
-        """(from_seq, seq] touched these keys; what does not join on to the log begins a new one. The log is kept while
-        it is smaller than a snapshot of ``num_keys``: a reader that fell off it then pays no more."""
+        """(from_seq, seq] touched these keys. A range that does not continue the log begins a new one. The log is kept
+        while it is smaller than a snapshot of ``num_keys``: a reader that it no longer covers then pays no more."""
         self.last_repair = None
         entries = self._entries
         last = entries[-1] if entries else None
@@ -139,7 +139,7 @@ class ChangeLog:
         self._entries.clear()
 
     def touched_since(self, seq: int) -> Keys | None:
-        """The keys touched after ``seq``; None if the log does not reach back so far."""
+        """The keys touched after ``seq``; None if the log does not reach back that far."""
         if not self._entries or seq < self._entries[0].from_seq:
             return None
         later = [entry.touched for entry in self._entries if entry.seq > seq]
@@ -156,17 +156,17 @@ class _Leaf(NamedTuple):
     """A sequence in the cache."""
 
     chain: Sequence[int]
-    """Its block hashes, from the root."""
+    """Block hashes of the sequence, from the root."""
     num_open: int
-    """Of these, as many as any request may reuse."""
+    """Number of leading blocks that any request may reuse."""
     num_told: int
-    """And as many as peers may know of."""
+    """Number of leading blocks that peers may know of."""
     tag: bytes | None
-    """The owner's of the rest."""
+    """The owner's tag of the other blocks."""
 
 
 class OwnDigest:
-    """The owner's side for one namespace: what the local prefix cache holds, as it was last told."""
+    """The owner's side for one namespace: what the local prefix cache holds, and the set last announced."""
 
     def __init__(self, owner: bytes, namespace: bytes, epoch: int, sign: Sign, config: DigestConfig) -> None:
         self._owner = owner
@@ -195,22 +195,22 @@ class OwnDigest:
         self._leaves.clear()
 
     def store(self, leaf: int, chain: Sequence[int], num_open: int | None = None, tag: bytes | None = None) -> None:
-        """The cache holds ``chain`` (block hashes from the root) under id ``leaf``: its first ``num_open`` (None: all)
-        for any request, and the rest for the owner ``tag``, see ``sharing.py``."""
+        """The cache holds ``chain`` (block hashes from the root) under id ``leaf``: the first ``num_open`` blocks
+        (None: all) for any request, the others for the owner ``tag``, see ``sharing.py``."""
         num_open = len(chain) if num_open is None else num_open
         self._leaves.pop(leaf, None)
         self._leaves[leaf] = _Leaf(chain, num_open, len(chain) if tag == PUBLIC.tag else num_open, tag)
 
     def evict(self, leaf: int) -> None:
-        """The cache dropped ``leaf``. Unknown ids are ignored: the cache may be ahead of what was told."""
+        """The cache dropped ``leaf``. Unknown ids are ignored."""
         self._leaves.pop(leaf, None)
 
     def chains(self) -> Iterator[Sequence[int]]:
-        """The chains of block hashes in the cache that may be told of, the newest first."""
+        """The chains of block hashes in the cache that may be announced, the newest first."""
         return (leaf.chain[: leaf.num_told] for leaf in reversed(self._leaves.values()))
 
     def holds(self, chain: Sequence[int], tag: bytes) -> int:
-        """Leading blocks of ``chain`` in the cache now, told or not, that the owner ``tag`` may reuse."""
+        """Leading blocks of ``chain`` in the cache now, announced or not, that the owner ``tag`` may reuse."""
         best = 0
         for leaf in self._leaves.values():
             depth = 0
@@ -223,8 +223,8 @@ class OwnDigest:
         return best
 
     def advance(self, now: float, cell_bits: int = 0) -> Delta | Announce:
-        """Publish the cache as it is now: a new version, also when nothing changed (a heartbeat). ``cell_bits``: depth
-        of this node's cell. Mutates."""
+        """Publish the cache as it is now, as a new version also without changes (a heartbeat). ``cell_bits``: depth of
+        this node's cell. Mutates."""
         target = self._advertised()
         touched = self._entries.changed(target)
         previous = self._head.seq if self._head else 0
@@ -239,11 +239,11 @@ class OwnDigest:
         return Delta(head=self._head, from_seq=previous, upserts=upserts, removes=removes)
 
     def is_behind(self) -> bool:
-        """Whether the cache changed in a way that the published set does not show."""
+        """Whether the cache has changes that the published set lacks."""
         return self._advertised() != self._entries
 
     def repair(self, request: RepairRequest) -> Repair | None:
-        """What brings the asker to the current head; None before the first head or if it has that already."""
+        """A repair that brings the asker to the current head; None before the first head or if the asker has it."""
         head = self._head
         if head is None or (request.epoch, request.seq) >= (head.epoch, head.seq):
             return None
@@ -256,7 +256,7 @@ class OwnDigest:
             self._log.check_invariants(self._head.seq)
 
     def _advertised(self) -> EntrySet:
-        """Newest leaves first, each from its root on, until the budget is spent: always prefix-closed."""
+        """The newest leaves first, each from its root, until the budget is spent: always prefix-closed."""
         target: dict[int, int] = {}
         for chain in self.chains():
             for key in chain:
@@ -281,7 +281,7 @@ class OwnDigest:
 
 
 def repair_from(head: Head, entries: EntrySet, log: ChangeLog, request: RepairRequest) -> Repair:
-    """What brings the asker to ``head`` with the fewest bytes; owners and relays do the same."""
+    """A repair that brings the asker to ``head`` with the fewest bytes, for owners and relays."""
     if request.root == head.root and request.count == head.count:
         return Repair(head=head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
     made = log.last_repair

@@ -1,7 +1,7 @@
-"""A digest's entries, held as they travel: sorted by hash, 9 bytes each.
+"""A digest's entries in their wire form: sorted by hash, 9 bytes each.
 
-A node keeps a million of them. As a dictionary that would be 100 bytes each, and packing, merging and hashing would
-take a step of Python for every entry; here each takes a few copies.
+A node keeps a million of them. In a dictionary each would take 100 bytes, and packing, merging and hashing would take a
+Python step per entry; here each operation takes a few copies.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,6 @@ def keys_of(hashes: Iterable[int]) -> Keys:
 
 
 def pack_keys(keys: Keys) -> bytes:
-    """8 bytes each, big-endian."""
     return keys.astype(_PACKED_HASH).tobytes()
 
 
@@ -38,7 +37,7 @@ def unpack_keys(data: bytes) -> Keys:
 
 
 def without(keys: Keys, others: Keys) -> Keys:
-    """Those of ``keys`` that are not among ``others``."""
+    """The ``keys`` that are not among ``others``."""
     return keys[~_are_in(keys, others)]
 
 
@@ -69,7 +68,7 @@ class EntrySet(Mapping[int, int]):
         return cls(_ascending(packed["hash"].astype(np.uint64)), packed["kind"].copy())
 
     def pack(self) -> bytes:
-        """Sorted by hash, 9 bytes each: hash big-endian, class."""
+        """The entries sorted by hash, 9 bytes each: hash big-endian, class."""
         packed = np.empty(len(self.hashes), _PACKED)
         packed["hash"], packed["kind"] = self.hashes, self.kinds
         return packed.tobytes()
@@ -79,7 +78,7 @@ class EntrySet(Mapping[int, int]):
         return blake3(self.pack(), derive_key_context="mycelia 2026 digest root v1").digest(length=16)
 
     def only(self, keys: Keys) -> "EntrySet":
-        """Those of its entries that are among ``keys``."""
+        """The entries whose hash is among ``keys``."""
         is_in = _are_in(self.hashes, keys)
         return EntrySet(self.hashes[is_in], self.kinds[is_in])
 
@@ -93,7 +92,7 @@ class EntrySet(Mapping[int, int]):
         return EntrySet(hashes[order], kinds[order])
 
     def changed(self, other: "EntrySet") -> Keys:
-        """The hashes that are in one of both alone, or of another class in each."""
+        """The hashes that are in only one of both, or in both with different classes."""
         gone, new = without(self.hashes, other.hashes), without(other.hashes, self.hashes)
         ours, theirs = self.only(other.hashes), other.only(self.hashes)
         differing = ours.hashes[ours.kinds != theirs.kinds]
@@ -121,7 +120,7 @@ NOTHING = EntrySet(np.zeros(0, np.uint64), np.zeros(0, np.uint8))
 
 
 def _are_in(keys: Keys, others: Keys) -> "npt.NDArray[np.bool_]":
-    """Of each of ``keys``, whether it is among ``others``."""
+    """For each of ``keys`` whether it is among ``others``."""
     if not len(others):
         return np.zeros(len(keys), np.bool_)
     places = np.searchsorted(others, keys)

@@ -16,7 +16,7 @@ MAX_TELLERS = 4
 
 
 class State(Enum):
-    """Of an estimate; see ``estimates.py``."""
+    """The state of an estimate; see ``estimates.py``."""
 
     SYNCING = auto()
     LIVE = auto()
@@ -24,27 +24,27 @@ class State(Enum):
 
 
 class Source(NamedTuple):
-    """A peer, as far as it matters what it makes this node keep."""
+    """A peer that makes this node keep digests, and how it is counted."""
 
     peer: bytes
     subnet: str
     is_node: bool
-    """Whether it said hello."""
+    """Whether the peer sent a hello."""
 
     @property
     def name(self) -> str:
-        """Whom its share is of: the subnet, or of a private network the peer alone."""
+        """The name of its share: the subnet, or in a private network the peer alone."""
         return self.subnet if self.subnet and not is_local(self.subnet) else self.peer.hex()
 
 
 @dataclass(slots=True)
 class Estimate:
-    """Of one owner in one namespace."""
+    """The estimate of one owner's digest in one namespace."""
 
     account: Source
-    """What is kept counts as kept for this peer: the owner while it is connected, else who told of it first."""
+    """The peer for which this counts as kept: the owner while connected, otherwise the first peer that announced it."""
     head: Head | None = None
-    """Of the set held; None before the first set."""
+    """Head of the set held; None before the first set."""
     entries: EntrySet = field(default_factory=lambda: NOTHING)
     wanted: Head | None = None
     """Newest verified head, when it is newer than ``head``."""
@@ -53,11 +53,11 @@ class Estimate:
     heard_at: float = 0.0
     suspect: bool = False
     is_doubted: bool = False
-    """A relay's log did not lead on from the set held: it or the owner lied, so the next set comes whole."""
+    """A relay's log did not lead on from the set held: relay or owner lied, so the next set is fetched whole."""
     paid_until: float = 0.0
-    """When the sets taken so far are paid for, at one per ``delta_min_gap_s``."""
+    """Time at which the sets taken so far are paid for, at one per ``delta_min_gap_s``."""
     log: ChangeLog = field(default_factory=ChangeLog)
-    """Of the set held, to serve others that are a little behind."""
+    """Changes of the set held, to serve readers that are a little behind."""
 
     @property
     def state(self) -> State:
@@ -71,13 +71,13 @@ class Estimate:
         return self.wanted or self.head
 
     def told_by(self, peer: bytes) -> None:
-        """``peer`` brought a head that is in order. Mutates."""
+        """``peer`` brought a valid head. Mutates."""
         if peer and self.tellers[:1] != (peer,):
             self.tellers = (peer, *(other for other in self.tellers if other != peer))[:MAX_TELLERS]
 
 
 def version_of(head: Head | None) -> tuple[int, int]:
-    """(0, 0) for none."""
+    """The version of ``head``; (0, 0) for None."""
     return (head.epoch, head.seq) if head is not None else (0, 0)
 
 

@@ -11,12 +11,12 @@ Invariants:
 - an estimate equals the set its owner had at exactly its (epoch, seq), because it hashes to that signed root;
 - versions per (owner, namespace) never decrease, also across eviction (floors);
 - the index holds exactly the entries of the estimates;
-- at most ``max_owners`` estimates with ``max_entries`` entries together, shared as ``room.py`` says.
+- at most ``max_owners`` estimates with ``max_entries`` entries in total, shared as ``room.py`` says.
 
-Every method that takes bytes of a peer checks the signature before it changes anything, and raises RemoteError for
-what only a misbehaving sender can cause. Late, duplicated and reordered messages are not misbehaviour, and neither is a
-relayed head that was in order on the relay's clock and is not on this one: they are no-ops. A relay's log that does not
-lead on from the set held is no offence either: the owner may have signed two sets under one version and shown the relay
+Every method that takes a peer's bytes checks the signature before it changes anything, and raises RemoteError for what
+only a misbehaving sender can cause. Late, duplicated and reordered messages are no misbehaviour and do nothing. The
+same holds for a relayed head that was valid by the relay's clock and is not by this node's. A relay's log that does not
+lead on from the set held is no offence either: the owner may have signed two sets under one version and sent the relay
 the other one.
 """
 
@@ -49,7 +49,7 @@ from mycelia.proto.wire.refusals import Refusal
 __all__ = ["Equivocation", "Estimates", "Key", "Outcome", "State"]
 
 _WRONG_LOGS_PER_S, _WRONG_LOGS_BURST = 1 / 60, 3.0
-"""Logs that one relay may bring which do not lead on from the set held."""
+"""Logs that one relay may bring without leading on from the set held."""
 
 
 class Outcome(Enum):
@@ -62,7 +62,7 @@ class Outcome(Enum):
     GAP = auto()
     """The head is newer, but the bytes to reach it are missing: ask for a repair."""
     DOUBT = auto()
-    """As a gap, and a relay's log did not lead on from what is held: ask the relay for the whole set."""
+    """A gap, and a relay's log did not lead on from the set held: ask the relay for the whole set."""
 
 
 class Equivocation(RemoteError):
@@ -73,7 +73,7 @@ class Equivocation(RemoteError):
 
 
 class Estimates(EstimateStore):
-    """What peers send changes what is kept."""
+    """Changes the store by what peers send."""
 
     def __init__(
         self,
@@ -83,15 +83,15 @@ class Estimates(EstimateStore):
         refusals: Counter[Refusal] | None = None,
         source_of: Callable[[bytes], Source] = lambda peer: Source(peer, peer.hex(), True),
     ) -> None:
-        """refusals, source_of: see ``EstimateStore``; what costs its sender is raised."""
+        """refusals, source_of: see ``EstimateStore``. Refusals that cost their sender are raised."""
         super().__init__(config, refusals, source_of)
         self._me = me
         self._verify = verify
         self._wrong_logs: Limits[bytes] = Limits(_WRONG_LOGS_PER_S, _WRONG_LOGS_BURST)
-        """Of relays."""
+        """Per relay."""
 
     def request(self, owner: bytes, namespace: bytes, of: bytes = b"", now: float = 0.0) -> RepairRequest:
-        """Asks peer ``of`` for ``owner``'s digest, from what is held of it; for all of it where a log would not do."""
+        """Asks peer ``of`` for ``owner``'s digest, from the version held; for all of it where a log would not do."""
         estimate = self._estimates.get((owner, namespace))
         is_whole = estimate is None or estimate.is_doubted or not self._wrong_logs.has(of, now)
         head = None if is_whole or estimate is None else estimate.head
@@ -105,7 +105,7 @@ class Estimates(EstimateStore):
         )
 
     def unused(self, head: Head, now: float) -> Refusal | None:
-        """Why ``head`` is of no use, as far as that shows without its signature; None if it may be. Does not mutate."""
+        """Why ``head`` is useless, before its signature is checked; None if it may be useful. Does not mutate."""
         key = (head.owner, head.namespace)
         if head.namespace not in self._indexes:
             return Refusal.WRONG_NAMESPACE
@@ -133,7 +133,7 @@ class Estimates(EstimateStore):
         if estimate is None:
             return Outcome.STALE
         head = message.head
-        # A head that changes nothing, as every heartbeat's: no bytes, no root to compute.
+        # A head that changes nothing, like every heartbeat's: no bytes, no root to compute.
         says_nothing = isinstance(message, Announce) or not (message.upserts or message.removes)
         if says_nothing and same_set(head, estimate.head):
             return self._replace(estimate, head, estimate.entries, NOTHING.hashes, now)
@@ -166,14 +166,14 @@ class Estimates(EstimateStore):
             if estimate.head is not None:
                 estimate.is_doubted = True
                 return Outcome.DOUBT if self._note(estimate, head, now) is Outcome.GAP else Outcome.STALE
-        # The set that was SAME when the repair was asked for may have moved on since: a gap, nobody's fault.
+        # The set that was SAME when the repair was requested may have changed since: a gap, and no offence.
         return self._note(estimate, head, now)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _admit(self, head: Head, now: float, by: bytes) -> Estimate | None:
-        """The estimate that ``head`` may advance, not yet kept if it is new; None if ``head`` is old news or there is
-        no room. Cheap checks before the signature."""
+        """The estimate that ``head`` may advance, not yet kept if it is new; None if ``head`` is old or there is no
+        room. Cheap checks come before the signature."""
         key = (head.owner, head.namespace)
         refusal = self.unused(head, now)
         if refusal is not None:
@@ -193,8 +193,8 @@ class Estimates(EstimateStore):
         return estimate
 
     def _may_compute(self, estimate: Estimate, head: Head, now: float) -> bool:
-        """Whether the owner may cost another root now: what comes too soon is noted and fetched later. Nothing is
-        computed for what has no room."""
+        """Whether the owner may cost another root now; a set that comes too soon is noted and fetched later. Sets
+        without room are not computed."""
         ahead = (self._config.max_version_burst - 1) * self._config.delta_min_gap_s
         return estimate.paid_until <= now + ahead and self._fits(estimate, head)
 
@@ -204,7 +204,7 @@ class Estimates(EstimateStore):
         return reaches(estimate.head, head, from_seq) and self._may_compute(estimate, head, now)
 
     def _note(self, estimate: Estimate, head: Head, now: float) -> Outcome:
-        """A newer head is known; keep what is held until its bytes come."""
+        """A newer head is known; keep the present set until its bytes come."""
         if same_set(head, estimate.head):
             return self._replace(estimate, head, estimate.entries, NOTHING.hashes, now)
         if not self._keep(estimate, head, 0, now):
@@ -215,7 +215,7 @@ class Estimates(EstimateStore):
         return Outcome.GAP
 
     def _take(self, estimate: Estimate, head: Head, entries: EntrySet, touched: Keys | None, now: float) -> Outcome:
-        """``entries``, which ``head`` commits to, become what is held. ``touched``: None if that is not known."""
+        """``entries``, which ``head`` commits to, become the set held. ``touched``: None if unknown."""
         estimate.paid_until = max(estimate.paid_until, now) + self._config.delta_min_gap_s
         return self._replace(estimate, head, entries, touched, now)
 
@@ -244,7 +244,6 @@ class Estimates(EstimateStore):
 
 
 def _patched(estimate: Estimate, message: Delta | Repair) -> tuple[EntrySet, Keys]:
-    """The set held as ``message`` changes it, and the keys that it touches. Raises RemoteError for bytes that are not
-    packed as they must be."""
+    """The set held after ``message``, and the keys that it touches. Raises RemoteError for wrongly packed bytes."""
     upserts, removes = EntrySet.unpack(message.upserts), unpack_keys(message.removes)
     return estimate.entries.patched(upserts, removes), np.union1d(upserts.hashes, removes)

@@ -1,9 +1,9 @@
-"""Version floors: what is remembered of digests that are no longer held, so that old heads of theirs stay refused.
+"""Version floors: which versions of forgotten digests stay refused.
 
-A reader forgets an owner that went quiet, and everything when it restarts. Whoever recorded an older head could then
-present it as news. The floor of an owner is the version up to which nothing is accepted any more.
+A reader forgets an owner that went quiet, and all owners when it restarts. A peer that recorded an older head could
+then present it as new. The floor of an owner is the highest version that is no longer accepted.
 
-Invariant: at most ``max_floors``, the most recently set; a floor never sinks.
+Invariant: at most ``max_floors`` floors, the most recently set; a floor never sinks.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Floor:
 
 
 class Floors:
-    """At most ``max_floors`` of them, each for ``keep_s`` seconds after its owner was last held."""
+    """At most ``max_floors`` floors, each for ``keep_s`` seconds after its owner was last held."""
 
     def __init__(self, max_floors: int, keep_s: float) -> None:
         self._max_floors = max_floors
@@ -39,16 +39,16 @@ class Floors:
         return key in self._floors
 
     def __iter__(self) -> Iterator[Floor]:
-        """The one set first comes first."""
+        """Iterates from the floor set first."""
         return iter(self._floors.values())
 
     def refuse(self, owner: bytes, namespace: bytes, version: tuple[int, int]) -> bool:
-        """Whether ``version``, (epoch, seq), is one of the past. Does not mutate."""
+        """Whether ``version``, (epoch, seq), is below or at the floor. Does not mutate."""
         floor = self._floors.get((owner, namespace))
         return floor is not None and version <= (floor.epoch, floor.seq)
 
     def set(self, floor: Floor) -> None:
-        """Unless there is a higher one. The oldest goes when there are too many. Mutates."""
+        """Set the floor unless there is a higher one. Drops the oldest if there are too many. Mutates."""
         key = (floor.owner, floor.namespace)
         if self.refuse(*key, (floor.epoch, floor.seq)):
             return
@@ -58,7 +58,7 @@ class Floors:
         self._floors[key] = floor
 
     def expire(self, now: float) -> None:
-        """Drop what is too old. Call every few seconds. Mutates."""
+        """Drop floors that are too old. Call every few seconds. Mutates."""
         keep_from = now - self._keep_s
         for key in [key for key, floor in self._floors.items() if floor.at < keep_from]:
             del self._floors[key]

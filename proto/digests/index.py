@@ -1,11 +1,11 @@
 """Block hash -> which peers hold it, and the longest match of every peer at once.
 
-Theory: a peer's advertised set is prefix-closed, so along a prompt's block hashes the set of peers that hold block i
-only shrinks with i, and whoever holds the last block before a change, and not the one after, matches up to there. Equal
-sets have one number, so the walk reads the numbers of all blocks at once and then only looks where they change.
+Theory: a peer's announced set is prefix-closed. So along a prompt's block hashes the set of peers that hold block i
+only shrinks with i, and a peer that holds the last block before a change, and not the one after, matches up to there.
+Equal sets share one number: a walk reads the numbers of all blocks at once and then looks only where they change.
 
-A peer whose set is not prefix-closed (it lies, or its digest was cut to a budget) gets some match between the true
-one and its deepest block. Routing hints may be wrong; answers are not, the engine compares tokens.
+A peer whose set is not prefix-closed (it lies, or its digest was cut to a budget) gets a match between the true one and
+its deepest block. Routing hints may be wrong; answers are not, because the engine compares tokens.
 
 Invariants: a block is kept if and only if at least one peer holds it, a set if and only if it is that of a block; every
 bit of every set belongs to a current peer.
@@ -21,17 +21,17 @@ from mycelia.proto.digests.block_table import BlockTable, Keys
 
 Hashes = Collection[int] | Keys
 _FEW = 16
-"""Up to so many ones of a mask are faster found one by one."""
+"""Up to this many ones of a mask are found faster one by one."""
 
 
 class Index:
-    """Residencies of one namespace."""
+    """Which peers hold which blocks in one namespace."""
 
     def __init__(self) -> None:
         self._table = BlockTable()
         """Block -> number of the set of its holders."""
         self._sets: list[int] = [0]
-        """Number -> the set, a bit a peer. Number 0 is the empty one, and -1 stands at free numbers."""
+        """Number -> the set, one bit per peer. Number 0 is the empty set; free numbers have -1."""
         self._sizes: list[int] = [0]
         """Number -> blocks with that set."""
         self._number_of: dict[int, int] = {0: 0}
@@ -42,11 +42,11 @@ class Index:
         self._free_bits: list[int] = []
 
     def __len__(self) -> int:
-        """Number of distinct blocks held by anybody."""
+        """Number of distinct blocks held by any peer."""
         return len(self._table)
 
     def add(self, peer: bytes, hashes: Hashes) -> None:
-        """``peer`` holds ``hashes`` too. Adding twice changes nothing."""
+        """``peer`` also holds ``hashes``. Adding twice changes nothing."""
         bit = self._bit_of.get(peer)
         if bit is None:
             bit = self._free_bits.pop() if self._free_bits else len(self._peer_at)
@@ -63,7 +63,7 @@ class Index:
             self._change(_distinct(hashes), 0, 1 << bit)
 
     def forget(self, peer: bytes, hashes: Hashes) -> None:
-        """Remove ``peer`` for good; ``hashes`` must be everything it holds."""
+        """Remove ``peer``; ``hashes`` must be everything it holds."""
         self.discard(peer, hashes)
         bit = self._bit_of.pop(peer, None)
         if bit is not None:
@@ -71,8 +71,8 @@ class Index:
             self._free_bits.append(bit)
 
     def matches(self, chain: Collection[int]) -> "Matches":
-        """Which peers hold how much of the beginning of ``chain``. Fastest for the ``array("Q")`` that
-        ``proto.blocks.block_hashes`` returns. Use what is returned before the next change of this index."""
+        """Peer -> how much of the beginning of ``chain`` it holds. Fastest for the ``array("Q")`` that ``block_hashes``
+        returns. Use the result before the next change of this index."""
         numbers = self._table.get_leading(_keys(chain))
         if not len(numbers):
             return Matches((), self._bit_of, self._peer_at)
@@ -83,7 +83,7 @@ class Index:
         return Matches(levels, self._bit_of, self._peer_at)
 
     def _change(self, keys: Keys, added: int, removed: int) -> None:
-        """Put the bits ``added`` into the sets of ``keys`` and take ``removed`` out of them."""
+        """Add the bits ``added`` to the sets of ``keys`` and remove the bits ``removed``."""
         before = self._table.get(keys)
         numbers, counts = np.unique(before, return_counts=True)
         moves = list(zip(numbers.tolist(), counts.tolist(), strict=True))
@@ -106,7 +106,6 @@ class Index:
         self._table.put(keys[is_changed], after[is_changed])
 
     def _number(self, holders: int) -> int:
-        """The number of this set."""
         number = self._number_of.get(holders)
         if number is None:
             if self._free_numbers:
@@ -137,14 +136,14 @@ class Index:
 class Matches(Mapping[bytes, int]):
     """Peer -> number of leading blocks that it holds, for every peer that holds any: the result of ``Index.matches``.
 
-    A popular prompt is held by everybody and a router looks at a few, so peers are not written out until asked for.
+    All peers may hold a popular prompt while a router looks at few, so peers are listed only on demand.
     """
 
     def __init__(
         self, levels: Sequence[tuple[int, int]], bit_of: Mapping[bytes, int], peer_at: Sequence[bytes]
     ) -> None:
-        """levels: (number of blocks, who holds so many), ascending; each one's peers are among those of the one before,
-        but for peers whose sets are not prefix-closed."""
+        """levels: (number of blocks, peers that hold this many), ascending. Each level's peers are among those of the
+        one before, except peers whose sets are not prefix-closed."""
         self._levels = levels
         self._bit_of = bit_of
         self._peer_at = peer_at
@@ -180,7 +179,7 @@ class Matches(Mapping[bytes, int]):
 
 
 def _bits(mask: int) -> list[int]:
-    """The places of its ones."""
+    """The places of the ones in ``mask``."""
     data = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), np.uint8)
     ones: list[int] = np.unpackbits(data, bitorder="little").nonzero()[0].tolist()
     return ones
@@ -195,6 +194,6 @@ def _keys(hashes: Hashes) -> Keys:
 
 
 def _distinct(hashes: Hashes) -> Keys:
-    """Ascending, as they come from the wire."""
+    """The distinct keys, ascending, as they come from the wire."""
     keys = _keys(hashes)
     return keys if (keys[1:] > keys[:-1]).all() else np.unique(keys)

@@ -1,15 +1,16 @@
-"""Who makes this node keep how much of other nodes' digests, and what makes way when the room is spent.
+"""How much of other nodes' digests each peer may make this node keep, and what is dropped when the room is full.
 
-Owners cost nothing to invent, so what counts is who told of them. Every estimate is kept on the *account* of one peer:
-the owner's own while it is connected, else of who told of it first. A peer's account holds at most three sixteenths of
-all entries, one if it never said hello. What a subnet tells of others is no more than that either; its own connected
-nodes' may be three quarters where it is an address of a private network, which may have a whole swarm.
+Owners cost nothing to invent, so the peer that announced them counts. Every estimate is kept on the *account* of one
+peer: the owner's own while it is connected, otherwise the first peer that announced it. A peer's account holds at most
+three sixteenths of all entries, or one sixteenth without a hello. The same bound holds for all that a subnet announces
+of other owners. A subnet's own connected nodes may have three quarters if it is an address of a private network, which
+may have a whole swarm.
 
-When all room is spent, suspect owners make way, then those that are not connected for those that are, and then those
-of subnets that hold a quarter more than the newcomer's would. So whoever fills the room only pushes out its own, and
-there is always some for a connected owner of another subnet.
+When the room is full, suspect owners are dropped first, then unconnected owners in favour of connected ones, then
+owners of subnets that hold a quarter more than the newcomer's would. So a peer that fills the room only pushes out its
+own entries, and a connected owner of another subnet always finds room.
 
-Invariant: the books here are the sums over the estimates.
+Invariant: the counts here are the sums over the estimates.
 """
 
 from collections import Counter
@@ -21,15 +22,15 @@ from mycelia.proto.config import DigestConfig
 from mycelia.proto.digests.estimate import Estimate, Key, Source
 
 NODE_SHARE, STRANGER_SHARE, LOCAL_SHARE = 3 / 16, 1 / 16, 3 / 4
-"""Of all entries: for one peer and what its subnet tells of others, the same without a hello, and for the nodes of
-one address of a private network. At the default the first are 15 MB."""
+"""Shares of all entries: for one peer and what its subnet announces of others, the same without a hello, and for the
+nodes of one address of a private network. At the default the first is 15 MB."""
 _MUCH = 1.25
-"""Times as much as the newcomer's: subnets that are about equal do not displace each other in turns."""
+"""Factor on the newcomer's share: subnets of about equal size do not displace each other in turns."""
 
 
 @dataclass
 class _Need:
-    """What has to go."""
+    """What has to be dropped."""
 
     num_owners: int
     num_entries: int
@@ -45,25 +46,25 @@ class _Need:
 
 
 class Room:
-    """The books of all accounts. It decides; ``Estimates`` does."""
+    """The counts of all accounts. It only decides; ``Estimates`` acts."""
 
     def __init__(self, config: DigestConfig, estimates: Mapping[Key, Estimate], connected: Set[bytes]) -> None:
-        """estimates, connected: looked at, never changed."""
+        """estimates, connected: read-only."""
         self._config = config
         self._estimates = estimates
         self._connected = connected
         self.num_entries = 0
-        """Kept of all owners together."""
+        """Entries kept of all owners together."""
         self._entries_of: Counter[bytes | str] = Counter()
-        """Of peers and of subnets."""
+        """Entries by peer and by subnet."""
         self._owners_of: Counter[str] = Counter()
         self._told_of: Counter[str] = Counter()
-        """Subnet -> entries of other owners than the account's."""
+        """Subnet -> entries of owners other than the account's peer."""
         self._suspects: dict[Key, None] = {}
         """The longest suspect first."""
 
     def add(self, owner: bytes, account: Source, num_owners: int, num_entries: int) -> None:
-        """So much more of ``owner``, or less if negative, is kept on ``account``. Mutates."""
+        """This much more of ``owner``, or less if negative, is kept on ``account``. Mutates."""
         if account.peer != owner:
             self._told_of[account.subnet] += num_entries
             if not self._told_of[account.subnet]:
@@ -78,7 +79,7 @@ class Room:
             del self._owners_of[account.subnet]
 
     def fits(self, owner: bytes, account: Source, num_entries: int) -> bool:
-        """Whether ``account`` may hold so many more of ``owner``. Does not mutate."""
+        """Whether ``account`` may hold ``num_entries`` more of ``owner``. Does not mutate."""
         share = NODE_SHARE if account.is_node else STRANGER_SHARE
         of_subnet = LOCAL_SHARE if is_local(account.subnet) else share
         most = self._config.max_entries
@@ -89,7 +90,7 @@ class Room:
         )
 
     def surplus(self, account: Source) -> list[Key]:
-        """What of ``account`` is over its bound, the longest quiet first. Does not mutate."""
+        """The estimates by which ``account`` is over its bound, the longest quiet first. Does not mutate."""
         mine = sorted((one.heard_at, key) for key, one in self._estimates.items() if one.account.peer == account.peer)
         gone, num_gone = [], 0
         for _, key in mine:
@@ -100,15 +101,15 @@ class Room:
         return gone
 
     def note_suspect(self, key: Key, is_suspect: bool) -> None:
-        """Whether the owner of ``key`` is suspect now. Mutates."""
+        """The owner of ``key`` is or is no longer suspect. Mutates."""
         if is_suspect:
             self._suspects.setdefault(key)
         else:
             self._suspects.pop(key, None)
 
     def victims(self, key: Key, account: Source, num_entries: int) -> list[Key] | None:
-        """What has to be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None: it cannot. Does
-        not mutate. Cheap for those that hold the most, since they come the most often."""
+        """What must be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None: impossible. Does
+        not mutate. Cheap for accounts that hold the most, because they ask most often."""
         need = _Need(
             len(self._estimates) + (key not in self._estimates) - self._config.max_owners,
             self.num_entries + num_entries - self._config.max_entries if num_entries > 0 else 0,

@@ -1,6 +1,6 @@
-"""What is kept of every peer's digests: estimates, the index over them, version floors, and the room that they share.
+"""What is kept of every peer's digests: estimates, the index over them, version floors, and the room they share.
 
-The rules of how an estimate changes are in ``estimates.py``, with the theory and the invariants.
+The rules for changes are in ``estimates.py``, with the theory and the invariants.
 """
 
 from collections import Counter
@@ -24,8 +24,7 @@ class EstimateStore:
     def __init__(
         self, config: DigestConfig, refusals: Counter[Refusal] | None, source_of: Callable[[bytes], Source]
     ) -> None:
-        """refusals: counts what is not used and costs nobody. source_of: what is known of a peer that tells of
-        digests."""
+        """refusals: counts what is not used and costs no peer. source_of: how a peer that brings digests is counted."""
         self._refusals: Counter[Refusal] = Counter() if refusals is None else refusals
         self._config = config
         self._source_of = source_of
@@ -40,7 +39,7 @@ class EstimateStore:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def follow(self, namespace: bytes, covers: Callable[[bytes], bool] = lambda owner: True) -> None:
-        """Accept digests of ``namespace`` from now on: of owners that are connected, and of those that ``covers``."""
+        """Accept digests of ``namespace`` from now on: of connected owners, and of those that ``covers`` accepts."""
         self._indexes.setdefault(namespace, Index())
         self._covers[namespace] = covers
 
@@ -48,16 +47,16 @@ class EstimateStore:
         return namespace in self._indexes
 
     def matches(self, namespace: bytes, chain: Sequence[int]) -> Mapping[bytes, int]:
-        """Owner -> leading blocks of ``chain`` it is estimated to hold; nothing in a namespace that is not followed."""
+        """Owner -> leading blocks of ``chain`` it is estimated to hold; empty in a namespace that is not followed."""
         index = self._indexes.get(namespace)
         return index.matches(chain) if index else {}
 
     def items(self) -> ItemsView[Key, Estimate]:
-        """Every estimate. To look at, not to change."""
+        """Every estimate. Read-only."""
         return self._estimates.items()
 
     def state(self, owner: bytes, namespace: bytes) -> State | None:
-        """None for an unknown owner."""
+        """The state of an owner's estimate; None for an unknown owner."""
         estimate = self._estimates.get((owner, namespace))
         return estimate.state if estimate else None
 
@@ -77,7 +76,7 @@ class EstimateStore:
 
     @property
     def num_entries(self) -> int:
-        """Kept of all owners together."""
+        """Entries kept of all owners together."""
         return self._room.num_entries
 
     def needs_repair(self, owner: bytes, namespace: bytes) -> bool:
@@ -86,7 +85,7 @@ class EstimateStore:
         return estimate is not None and estimate.wanted is not None and self._fits(estimate, estimate.wanted)
 
     def tellers(self, owner: bytes, namespace: bytes) -> tuple[bytes, ...]:
-        """Peers that brought heads of ``owner``, the latest first: whom to ask for its bytes."""
+        """Peers that brought heads of ``owner``, the latest first: they can be asked for its bytes."""
         estimate = self._estimates.get((owner, namespace))
         return estimate.tellers if estimate else ()
 
@@ -97,12 +96,12 @@ class EstimateStore:
         return (estimate is not None and estimate.head is not None) or key in self._floors
 
     def account(self, owner: bytes, namespace: bytes) -> Source | None:
-        """Of whom it counts as kept; None for an unknown owner."""
+        """The peer for which the owner's digest counts as kept; None for an unknown owner."""
         estimate = self._estimates.get((owner, namespace))
         return estimate.account if estimate else None
 
     def versions(self) -> list[Version]:
-        """Of every set held and not suspect, sorted: the vector for a reconciliation."""
+        """The version of every set held and not suspect, sorted: the vector for a reconciliation."""
         held = [
             (key, estimate.head)
             for key, estimate in self._estimates.items()
@@ -111,8 +110,8 @@ class EstimateStore:
         return [Version(owner=k[0], namespace=k[1], epoch=h.epoch, seq=h.seq) for k, h in sorted(held, key=_by_key)]
 
     def live(self, namespace: bytes, most_told: int = 2**31) -> list[Owner]:
-        """Owners that are not suspect, with their depths as their newest heads say: the connected ones, and of those
-        that one subnet told of at most ``most_told``, none if it never said hello."""
+        """Owners that are not suspect, with the depths in their newest heads: all connected ones, and at most
+        ``most_told`` others per subnet that announced them, none if it sent no hello."""
         num_told: Counter[str] = Counter()
         live = []
         for (owner, space), estimate in self._estimates.items():
@@ -126,18 +125,18 @@ class EstimateStore:
         return live
 
     def depth(self, owner: bytes, namespace: bytes) -> int | None:
-        """Of its cell, as its newest head says; None for an unknown owner."""
+        """The depth of an owner's cell, by its newest head; None for an unknown owner."""
         estimate = self._estimates.get((owner, namespace))
         newest = estimate.newest if estimate else None
         return newest.cell_bits if newest else None
 
     def wants(self, owner: bytes, namespace: bytes) -> bool:
-        """Whether ``owner``'s digest is kept here, if there is room."""
+        """Whether ``owner``'s digest is kept here if there is room."""
         covers = self._covers.get(namespace)
         return covers is not None and (owner in self._connected or covers(owner))
 
     def relay(self, request: RepairRequest) -> Repair | None:
-        """Serve another owner's digest: what is held of it, if that is newer than what the asker has."""
+        """A repair of another owner's digest from the set held, if that is newer than the asker's."""
         estimate = self._estimates.get((request.owner, request.namespace))
         head = estimate.head if estimate and not estimate.suspect else None
         if estimate is None or head is None or (request.epoch, request.seq) >= version_of(head):
@@ -145,8 +144,8 @@ class EstimateStore:
         return repair_from(head, estimate.entries, estimate.log, request)
 
     def floors(self) -> list[Floor]:
-        """What to ``restore`` after a restart. Of an owner that is held, its newest version stays acceptable: it may
-        have none newer for a while."""
+        """What ``restore`` takes after a restart. The newest version of an owner that is held stays acceptable: the
+        owner may publish none for a while."""
         held = [(key, estimate.newest, estimate.heard_at) for key, estimate in self._estimates.items()]
         return [*self._floors, *(Floor(*key, head.epoch, head.seq - 1, at) for key, head, at in held if head)]
 
@@ -158,8 +157,8 @@ class EstimateStore:
     # --- what time and the network do ------------------------------------------------------------------------------
 
     def suspect(self, peer: bytes) -> None:
-        """The connection with ``peer`` is gone: do not count on its digests until it is heard again. What it made this
-        node keep of others without ever having said hello goes with it."""
+        """The connection with ``peer`` is gone: its digests do not count until it sends something again. If it sent no
+        hello, what it announced of others is dropped. Mutates."""
         self._connected.discard(peer)
         for key, estimate in self._of(peer):
             self._doubt(key, estimate)
@@ -168,8 +167,7 @@ class EstimateStore:
             self._drop(key)
 
     def reinstate(self, owner: bytes, now: float) -> None:
-        """``owner`` is connected and talks: count on what is held of it until it says otherwise. Undone by
-        ``suspect``."""
+        """``owner`` is connected and sends: what is held of it counts, until ``suspect``. Mutates."""
         self._connected.add(owner)
         account = self._source_of(owner)
         for key, estimate in self._of(owner):
@@ -186,12 +184,12 @@ class EstimateStore:
             self._evict(key, now)
 
     def forget_unwanted(self, namespace: bytes, now: float) -> None:
-        """Drop what ``wants`` no longer holds for: call when the cells changed."""
+        """Drop the digests that ``wants`` no longer accepts: call when the cells changed."""
         for key in [key for key in self._estimates if key[1] == namespace and not self.wants(*key)]:
             self._evict(key, now)
 
     def sweep(self, now: float) -> list[Key]:
-        """Suspect the quiet, forget the gone; returns the forgotten. Call every few seconds."""
+        """Suspect quiet owners and forget lost ones; returns the forgotten. Call every few seconds."""
         gone = []
         for key, estimate in self._estimates.items():
             quiet = now - estimate.heard_at
@@ -226,7 +224,7 @@ class EstimateStore:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _keep(self, estimate: Estimate, head: Head, num_entries: int, now: float) -> bool:
-        """Hold ``estimate``, which is about to grow by ``num_entries``. False if there is no room for that."""
+        """Keep ``estimate``, which is about to grow by ``num_entries``. False if there is no room for that."""
         key = (head.owner, head.namespace)
         is_new = key not in self._estimates
         if num_entries <= 0 and not is_new:
@@ -244,7 +242,7 @@ class EstimateStore:
         return True
 
     def _of(self, owner: bytes) -> list[tuple[Key, Estimate]]:
-        """Of ``owner``, in all namespaces."""
+        """The estimates of ``owner`` in all namespaces."""
         keys = [(owner, namespace) for namespace in self._indexes]
         return [(key, self._estimates[key]) for key in keys if key in self._estimates]
 
@@ -258,7 +256,7 @@ class EstimateStore:
         self._room.note_suspect(key, True)
 
     def _evict(self, key: Key, now: float) -> None:
-        """Leaves a floor."""
+        """Drop the estimate and leave a floor."""
         head = self._drop(key).head
         if head is not None:
             self._floors.set(Floor(*key, *version_of(head), now))

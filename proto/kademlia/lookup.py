@@ -1,13 +1,13 @@
 """A lookup in the Kademlia table: which peers to ask next, and when it is over.
 
 A lookup asks ever nearer peers, ``WIDTH`` at once, until ``enough`` have answered that are nearer to the key than all
-that were not asked. It goes on as soon as one peer answers. (libp2p asks in rounds that each wait for the slowest; with
-a tenth of the peers gone a lookup of a provider takes 2 s here, simulated, and 17 s there.)
+peers not asked. It goes on as soon as one peer answers. (libp2p asks in rounds that each wait for the slowest peer.
+With a tenth of the peers gone a lookup of a provider takes 2 s here, simulated, and 17 s there.)
 
-The node and the simulator drive the same object: call ``hear`` for every peer that is known or that an answer names,
+The node and the simulator drive the same object: call ``hear`` for every peer that is known or named in an answer,
 ``next_peers`` for those to ask now, ``answered`` or ``failed`` for each of these, until ``is_over``.
 
-Invariant: at most ``MAX_ASKED`` peers are asked, whatever liars tell.
+Invariant: at most ``MAX_ASKED`` peers are asked, whatever dishonest peers answer.
 """
 
 from typing import Generic, TypeVar
@@ -20,20 +20,20 @@ PeerT = TypeVar("PeerT")
 
 
 class Lookup(Generic[PeerT]):
-    """One lookup under way. Points and ``target`` are integers whose XOR is the distance."""
+    """One lookup in progress. Points and ``target`` are integers whose XOR is the distance."""
 
     def __init__(self, target: int, enough: int) -> None:
         self._target = target
         self._enough = enough
         self._distances: dict[PeerT, int] = {}
-        """Of every peer that was heard of."""
+        """Peer -> distance, for every peer that was named."""
         self._asked: set[PeerT] = set()
         self._answered: list[PeerT] = []
         self._num_under_way = 0
         self._is_stopped = False
 
     def hear(self, peer: PeerT, point: int) -> bool:
-        """Whether ``peer`` was not heard of before. Mutates."""
+        """Add a peer; returns whether it is new. Mutates."""
         if peer in self._distances:
             return False
         self._distances[peer] = point ^ self._target
@@ -50,7 +50,7 @@ class Lookup(Generic[PeerT]):
         return peers
 
     def answered(self, peer: PeerT) -> None:
-        """``peer``, which was asked, has answered. Call ``hear`` for what it told before. Mutates."""
+        """``peer``, which was asked, has answered. Call ``hear`` for the peers in the answer before. Mutates."""
         self._num_under_way -= 1
         self._answered.append(peer)
 
@@ -59,12 +59,12 @@ class Lookup(Generic[PeerT]):
         self._num_under_way -= 1
 
     def stop(self) -> None:
-        """What was looked for is found. Mutates."""
+        """The wanted result is found. Mutates."""
         self._is_stopped = True
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is gained by waiting for those that are being asked."""
+        """Whether waiting for the peers in flight gains nothing."""
         if self._is_stopped or len(self._asked) >= MAX_ASKED:
             return self._is_stopped or not self._num_under_way
         return not self._wanted() and (len(self._answered) >= self._enough or not self._num_under_way)
@@ -74,7 +74,7 @@ class Lookup(Generic[PeerT]):
         return sorted(self._answered, key=self._distances.__getitem__)
 
     def _wanted(self) -> list[PeerT]:
-        """Those not asked that are nearer than the ``enough`` nearest that answered, nearest first."""
+        """Peers not asked that are nearer than the ``enough`` nearest that answered, nearest first."""
         reach = sorted(map(self._distances.__getitem__, self._answered))[: self._enough]
         limit = reach[-1] if len(reach) == self._enough else None
         left = (

@@ -1,8 +1,8 @@
 """The peers that a node knows in the Kademlia table: 20 of each distance, and few of one subnet.
 
-A peer enters while it is connected: what others tell of it is not enough. It stays when its connection ends, until it
-does not answer or a connected one needs its place. libp2p's table asks the oldest peer of a full bucket for a sign of
-life, by a dial if need be, while all others that come wait: strangers could make that long.
+A peer enters while it is connected: what others report of it is not enough. After its connection ended it stays until
+it does not answer or a connected peer needs its place. libp2p's table asks the oldest peer of a full bucket for a sign
+of life, if necessary by a dial, while all newcomers wait: strangers could make that long.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ BUCKET_SIZE = 20
 PER_SUBNET_AND_BUCKET = 2
 PER_SUBNET = 10
 PER_RELAY_AND_BUCKET, PER_RELAY = 5, 40
-"""Likewise of one subnet behind relays: few relays serve many homes."""
+"""The same for one subnet behind relays: few relays serve many homes."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Entry:
 
 
 def point_of(key: bytes) -> int:
-    """Where a key, or a peer of that id, lies: libp2p compares hashes."""
+    """The point of a key, or of a peer with that id: libp2p compares hashes."""
     return int.from_bytes(hashlib.sha256(key).digest(), "big")
 
 
@@ -43,7 +43,7 @@ class PeerBuckets:
         self._me = me
         self._point = point_of(me)
         self._buckets: dict[int, OrderedDict[bytes, Entry]] = {}
-        """Distance (its bits) -> peers, the one that was heard of longest ago first."""
+        """Distance (its bits) -> peers, the longest quiet one first."""
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
@@ -87,7 +87,7 @@ class PeerBuckets:
         return num_near < near and sum(e.subnet == subnet for peer, e in everywhere if peer != but) < far
 
     def remove(self, peer: bytes) -> None:
-        """It did not answer. Nothing happens if it is not in the table. Mutates."""
+        """The peer did not answer: remove it if it is in the table. Mutates."""
         distance = self._distance_of(peer)
         bucket = self._buckets.get(distance, OrderedDict())
         bucket.pop(peer, None)

@@ -1,13 +1,13 @@
-"""Provider records that a node keeps for others in the Kademlia table: who told that it provides which key.
+"""Provider records that a node keeps for others in the Kademlia table: which peer provides which key.
 
-Anybody may tell any number of records, under any number of peer ids, so what is kept is bounded by subnet (see
-``subnets``), and nobody's records push out those of another subnet:
+Any peer may send any number of records, under any number of peer ids. So what is kept is bounded by subnet (see
+``subnets``), and no records push out those of another subnet:
 
-- Of one key at most MAX_PROVIDERS, and of one subnet at most PER_SUBNET of them (a private network: most).
-  Half of the places belong to the providers that are known the longest and still there; the other half goes round at
-  random, so that newcomers are found too, and not everybody connects with the same few.
-- In all at most ``max_records``, each subnet within its share of what is free. A peer or a subnet that is over
-  its own bound loses its own quietest record.
+- Per key at most MAX_PROVIDERS, and of one subnet at most PER_SUBNET of them (a private network: most).
+  Half of the places belong to the providers that are known for longest and still there. The other half changes at
+  random, so that newcomers are found too and not all nodes connect to the same few.
+- In total at most ``max_records``, each subnet within its share of what is free. A peer or subnet over its own bound
+  loses its own quietest record.
 
 Invariants: see ``check_invariants``.
 """
@@ -23,15 +23,15 @@ MAX_PROVIDERS = 20
 """Kademlia's k."""
 PER_SUBNET = 2
 PER_RELAY = 4
-"""Of one subnet behind relays: few relays serve many homes."""
+"""Providers of one subnet behind relays: few relays serve many homes."""
 PER_LOCAL = 15
-"""Of one address of a private network: a swarm on one machine."""
+"""Providers of one address of a private network: a swarm on one machine."""
 MAX_RECORDS_PER_PEER = 128
 """A node of a split swarm provides up to 64 prefixes at a time."""
 EXPIRY_S = 48 * 3_600.0
-"""As in libp2p. Providers say it again every few minutes or half hours."""
+"""As in libp2p. Providers repeat their record every few minutes or half hours."""
 FRESH_S = 1_800.0
-"""For so long a provider that is not connected counts as still there."""
+"""How long a provider that is not connected counts as still there."""
 
 
 @dataclass
@@ -44,14 +44,14 @@ class _Record:
 
 @dataclass(frozen=True)
 class Contact:
-    """A peer and binary multiaddrs of it, as somebody told them."""
+    """A peer and its binary multiaddrs, as reported."""
 
     peer: bytes
     addresses: tuple[bytes, ...]
 
 
 class ProviderRecords:
-    """Records of one kind of keys. ``rng`` draws what is evicted."""
+    """Records of one kind of keys. ``rng`` chooses what is evicted."""
 
     def __init__(self, max_records: int, rng: random.Random) -> None:
         self._rng = rng
@@ -69,8 +69,8 @@ class ProviderRecords:
         return len(self._keys)
 
     def add(self, key: bytes, told: Contact, subnet: str, is_there: Callable[[bytes], bool], now: float) -> bool:
-        """Keeps that ``told.peer`` provides ``key``, or that it does so still; False if there is no place for it.
-        subnet: where the peer was seen, not what it says. is_there: whether a peer is connected. Mutates."""
+        """Store that ``told.peer`` provides ``key``, or still does; False if there is no place for it. subnet: where
+        the peer was seen, not what it reports. is_there: whether a peer is connected. Mutates."""
         record = self._keys.get(key, {}).get(told.peer)
         first_at = record.first_at if record else now
         if record is not None:
@@ -87,7 +87,7 @@ class ProviderRecords:
         return True
 
     def providers(self, key: bytes, now: float) -> list[Contact]:
-        """Those that are not expired. Mutates: the others go."""
+        """The providers that are not expired. Mutates: drops the expired ones."""
         for peer in [peer for peer, record in self._keys.get(key, {}).items() if now - record.last_at > EXPIRY_S]:
             self._remove(key, peer)
         return [Contact(peer, record.addresses) for peer, record in self._keys.get(key, {}).items()]
@@ -98,7 +98,7 @@ class ProviderRecords:
         peers = self._told_by.get(subnet)
         if not peers:
             return False
-        # (its own, if it has too many; else those of its subnet that was quiet the longest)
+        # (the peer's own record, if it has too many; otherwise one of the longest quiet peer of its subnet)
         victim = peer if peer in peers and len(peers[peer]) >= MAX_RECORDS_PER_PEER else next(iter(peers))
         self._remove(next(iter(peers[victim])), victim)
         return self._places.take(peer, subnet)
@@ -122,7 +122,7 @@ class ProviderRecords:
     def _unsettled(
         self, peers: Iterable[bytes], records: dict[bytes, _Record], is_there: Callable[[bytes], bool], now: float
     ) -> list[bytes]:
-        """All but the half that are there and known the longest."""
+        """All but the half that is still there and known for longest."""
         by_age = sorted(peers, key=lambda peer: records[peer].first_at)
         settled = [peer for peer in by_age if is_there(peer) or now - records[peer].last_at < FRESH_S]
         return [peer for peer in by_age if peer not in settled[: len(by_age) // 2]]
@@ -151,7 +151,7 @@ class ProviderRecords:
 
 
 def max_per_subnet(subnet: str) -> int:
-    """Providers of one key that may be of it."""
+    """Largest number of providers of one key in ``subnet``."""
     if is_local(subnet):
         return PER_LOCAL
     return PER_RELAY if subnet.startswith(VIA) else PER_SUBNET
