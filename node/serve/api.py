@@ -14,36 +14,36 @@ from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
 
 @dataclass(frozen=True)
 class Embedded:
-    """Texts as vectors, in their order."""
+    """The vectors of texts, in the order of the texts."""
 
     vectors: list[NDArray[np.float32]]
-    """Of length 1 each, as wide as the model."""
+    """Each of length 1 and as wide as the model."""
     num_tokens: int
 
 
 class Api(Protocol):
-    """See the module's text."""
+    """The node as the gateway sees it."""
 
     @property
     def model(self) -> str:
-        """The one served here."""
+        """The name of the model served here."""
         ...
 
     def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        """deadline_s: what the answer may take; None: any time. client: whose share of this node it takes."""
+        """deadline_s: limit for the answer; None: no limit. client: the client whose share of this node it takes."""
         ...
 
     async def models(self) -> list[ModelRow]:
-        """Of the swarm, as far as peers tell within some seconds; the one served here first."""
+        """The models of the swarm, as peers report them within some seconds; the one served here comes first."""
         ...
 
     def state(self) -> NodeState: ...
 
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
-        """The prefix cache's radix tree, each edge with the beginning of its text; for a client with a key, of its own
-        edges and of those that are open to all."""
+        """The radix tree of the prefix cache, each edge with the beginning of its text. A client with a key sees the
+        text only of its own edges and of those that are open to all."""
         ...
 
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
@@ -56,21 +56,21 @@ class Api(Protocol):
         ...
 
     def recent_requests(self) -> list[RequestRow]:
-        """That entered here, the newest last."""
+        """The requests that entered here, the newest last."""
         ...
 
     async def requests_changed(self, version: int) -> int:
-        """Wait until they are newer than ``version``, which this returned last (0: anything is); their version."""
+        """Waits until the requests are newer than ``version``, an earlier result (0: any); returns their version."""
         ...
 
     async def trace(self, prefix: str) -> TraceView | None:
-        """The way of the request whose id begins with ``prefix``; None: none that is known here does, or several do."""
+        """The steps of the request whose id begins with ``prefix``; None if no known request matches, or several do."""
         ...
 
     async def links(self) -> list[LinksRow]:
-        """Whom this node's peers say that they are connected to."""
+        """The connections that this node's peers report."""
         ...
 
     def metrics(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         ...

@@ -1,9 +1,8 @@
-"""HTTP on every node: everything that is served there, and who may ask for it.
+"""HTTP on every node: everything that a node serves, and which clients may use it.
 
-Without keys only this machine is served, and what a web page could forge is refused: the Host must be local, and no
-page of another origin may ask, also when it could not read the answer.
-With keys every request must carry one, and then it does not matter where it comes from; only the page itself, which
-asks its reader for the key, is for everybody.
+Without keys, a node serves only its own machine and refuses what a web page could forge: the Host must be local, and no
+page of another origin may send a request, even if it could not read the answer. With keys, every request must carry
+one, and its origin does not matter. Only the page itself, which asks its reader for the key, is open to all.
 """
 
 import socket
@@ -40,21 +39,21 @@ _HEADERS = [
     "x-request-id",
     "retry-after",
 ]
-"""That scripts of web pages may read."""
+"""Response headers that scripts of web pages may read."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may use the gateway."""
+    """The clients that may use the gateway."""
 
     keys: tuple[str, ...] = ()
-    """Any of them opens it; none: no key is needed, and only local Hosts are answered."""
+    """Any of them is accepted; empty: no key is needed, and only local Hosts are served."""
     origins: tuple[str, ...] = ()
-    """Of web pages whose scripts may use it."""
+    """Origins of web pages whose scripts may use the gateway."""
 
 
 def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) -> Starlette:
-    """The ASGI application in front of ``api``. drain: is told of the work."""
+    """The ASGI application in front of ``api``. drain: counts the requests in progress."""
     middleware = [Middleware(DrainMiddleware, drain=drain)] if drain else []
     if access.origins:
         middleware.append(
@@ -89,14 +88,13 @@ async def serve_gateway(
 
 
 def _refusal(path: str, status: int, message: str) -> Response:
-    """In the shape of the API that ``path`` belongs to."""
+    """A response in the shape of the API that ``path`` belongs to."""
     if path.startswith(PREFIX):
         return openai_refusal(status, message)
     return refusal(status, message)
 
 
 async def _on_http_error(request: Request, exc: Exception) -> Response:
-    """No such path, wrong method."""
     assert isinstance(exc, HTTPException)
     response = _refusal(request.scope["path"], exc.status_code, exc.detail)
     response.headers.update(exc.headers or {})
@@ -104,7 +102,7 @@ async def _on_http_error(request: Request, exc: Exception) -> Response:
 
 
 async def _on_bug(request: Request, exc: Exception) -> Response:
-    """An error that nothing expected costs its request, and is told in the log."""
+    """An unexpected error fails its request and is logged."""
     log.error("api_request_failed", exc_info=exc)
     message = "an error inside the node; its log says more"
     if request.scope["path"].startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""What clients send in bodies, read within bounds, and what all refusals have in common."""
+"""Request bodies, read within bounds, and the common parts of refusals."""
 
 import math
 from collections.abc import Callable
@@ -15,37 +15,36 @@ from mycelia.node.serve.http.places import hold
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
 
 MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
-"""JSON spells a control character with six bytes: whatever prompt the command line takes fits."""
+"""JSON spells a control character with six bytes: any prompt that the command line accepts fits."""
 MAX_CONTAINERS = 131_072
-"""Brackets and braces that open in a body, also in texts: a million empty arrays would be decoded for 0.5 s and take
-65 MB. A chat of the largest size that is all program text has fewer."""
+"""Opening brackets and braces in a body, also in its texts: a million empty arrays take 0.5 s and 65 MB to decode. A
+chat of the largest size that is all program text has fewer."""
 BODY_DEADLINE_S = 30.0
 BUSY_RETRY_S = 1
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 Refusal = Callable[[str, int, str], Response]
-"""(path, status, message) -> the response that says so."""
+"""(path, status, message) -> the response."""
 
 
 @dataclass
 class HttpError(Exception):
-    """A request that is refused before anything was done for it."""
+    """A request that is refused before any work on it."""
 
     status: int
     message: str
     code: str | None = None
-    """For programs, where the status says too little."""
+    """For programs, if the status does not say enough."""
     param: str | None = None
-    """The field at fault, where one is."""
+    """The wrong field, if it is one."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """What belongs to the status: a client that finds too much going on may come again."""
         return {"retry-after": str(BUSY_RETRY_S)} if self.status == 503 else {}
 
 
 async def read_json(request: Request, kind: type[_Body]) -> _Body:
-    """The body as ``kind``; what it takes is held until the request is done. Raises HttpError."""
+    """The body as ``kind``. Its bytes count as held until the request is done. Raises HttpError."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, "the body must be application/json")
     body = bytearray()
@@ -71,10 +70,9 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
 
 
 def retry_after(failed: Failed) -> tuple[bytes, bytes]:
-    """The header, which knows no parts of seconds."""
+    """The header, in whole seconds."""
     return b"retry-after", str(max(math.ceil(failed.retry_after_ms / 1000), 1)).encode()
 
 
 def json_response(value: object, status: int = 200) -> Response:
-    """``value`` as JSON."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -1,4 +1,4 @@
-"""A client that goes away takes what is done for it along."""
+"""Work for a client ends when the client disconnects."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,9 +9,8 @@ from starlette.types import Receive
 
 @asynccontextmanager
 async def cancelled_at_disconnect(receive: Receive) -> AsyncIterator[trio.Nursery]:
-    """The block, and what it starts in the nursery, is cancelled when the client disconnects; what it started also at
-    its end. Send the end of the response after it: that reads as a disconnect too, and would break off its own
-    tidying up."""
+    """Cancels the block and its nursery when the client disconnects, and the nursery also after the block. Send the end
+    of the response after the block: it too counts as a disconnect, and would cancel the block's clean-up."""
 
     async def watch(scope: trio.CancelScope) -> None:
         while (await receive())["type"] != "http.disconnect":

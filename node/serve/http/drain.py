@@ -1,4 +1,4 @@
-"""Leaving without breaking anything off: what is being answered is finished, and nothing new is taken."""
+"""A leaving node finishes its HTTP answers."""
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,7 +9,7 @@ log = structlog.get_logger()
 
 
 class DrainMiddleware:
-    """Every POST is work until its last byte is written; pages that only look are not."""
+    """Each POST counts as work until its last byte is written; pages for watching do not."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app

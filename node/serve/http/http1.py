@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection: h11 between a socket and an ASGI application, in a single task.
 
-It is our own for its bounds: a node's HTTP faces strangers, and what they can take of its memory and its event loop is
-decided here, below the application, where no server for trio lets us decide it. A newcomer ends the longest waiting
-connection (``places.py``); parsing is done in turns and a few kilobytes at a time (``turns.py``); the pieces of a body,
-the lines of a head and what is read ahead of an answer are bounded; a client that reads nothing is dropped. Speed is no
-reason: the first event of an answer comes 0.3 to 0.5 ms sooner than behind Hypercorn. See
+This server is our own for its bounds: strangers use a node's HTTP, and here, below the application, is decided what
+they can take of its memory and its event loop. No server for trio lets us decide it. A new connection ends the one that
+has waited longest (``places.py``). Parsing is done in turns and a few kilobytes at a time (``turns.py``). The pieces of
+a body, the lines of a head and the bytes read ahead of an answer are bounded, and a client that reads nothing is
+dropped. Speed is no reason: the first event of an answer comes 0.3 to 0.5 ms sooner than behind Hypercorn. See
 ``docs/decisions/http-loop.md``.
 
 The application reads and writes the socket itself, in the task that calls ``receive`` and ``send``.
@@ -30,22 +30,22 @@ log = structlog.get_logger()
 WRITE_DEADLINE_S = 30.0
 """A client that reads nothing for this long is dropped."""
 HEAD_DEADLINE_S = 30.0
-"""Between two requests, the head of the second included."""
+"""From the end of an answer to the end of the next request's head."""
 LINGER_S = 2.0
-"""How long a connection that is over still takes what the client is sending: one closed with unread bytes is reset, and
-the client would lose the very answer that refused them."""
+"""How long an ended connection still reads what the client sends. A connection that is closed with unread bytes is
+reset, and the client would lose the very answer that refused these bytes."""
 MAX_HEAD_BYTES = 65_536
-"""As much may wait behind a request that is being answered. Both give or take one read."""
+"""Also the limit of bytes that wait behind a request being answered. Both are exceeded by one read at most."""
 MAX_HEAD_LINES = 128
-"""Of a head or a trailer, give or take what h11 is fed at once: 16,000 empty ones take 25 ms to parse."""
+"""Of a head or a trailer, exceeded by one feed of h11 at most: 16,000 empty lines take 25 ms to parse."""
 MAX_PIECES = 4_096
-"""Chunks of a body: each costs h11 as much time as a kilobyte of text costs JSON."""
+"""Chunks of a body: each costs h11 as much time as parsing a kilobyte of JSON."""
 MAX_REST_PIECES = 64
-"""Pieces that are taken of a body that nobody asked for, and of any body in one turn: half a millisecond."""
+"""Pieces read of a body that the application does not want, and of any body in one turn: half a millisecond."""
 
 _READ_BYTES = 16_384
 _FEED_BYTES = 4_096
-"""What h11 is fed at once: 2 ms of the shortest lines."""
+"""Bytes given to h11 at once: 2 ms if the lines are of the shortest."""
 _GONE: Message = {"type": "http.disconnect"}
 
 
@@ -58,21 +58,21 @@ class HttpConnection:
         self._place = place
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._ahead = bytearray()
-        """What has come and h11 was not fed."""
+        """Bytes read from the socket that h11 has not got yet."""
         self._body = bytearray()
-        """What was parsed of a body and the application has not received."""
+        """Parsed bytes of a body that the application has not received yet."""
         self._num_pieces = 0
-        """Of this body."""
+        """Of the present body."""
         self._has_length = False
-        """The body is as long as its head says, so that a feed is one piece."""
+        """The head gives the body's length, so a feed is one piece."""
         self._head = b""
-        """The head of the response, sent together with the first of its body."""
+        """The head of the response. It is sent together with the first bytes of the body."""
         self._has_body = True
         self._unsent = b""
-        """What h11 counts as sent and the socket had no room for. The task that waited for that may have been
-        cancelled: it goes before everything else."""
+        """Bytes that h11 counts as sent, for which the socket had no room. The task that waited for room may have been
+        cancelled, so these bytes go before all others."""
         self._gone = trio.Event()
-        """Nothing more can be sent, or nothing more will come."""
+        """Set when nothing more can be sent or received."""
 
     async def serve(self) -> None:
         """Answer requests until the client or an error ends the connection, and close it."""
@@ -96,11 +96,11 @@ class HttpConnection:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def _next_request(self) -> h11.Request | None:
-        """None: the client is gone, sends nothing or what is no request; then it was told."""
+        """None: the client is gone, or sent no request; in that case it got a refusal."""
         self._has_body, self._has_length, self._num_pieces = True, False, 0
         with trio.move_on_after(HEAD_DEADLINE_S):
             try:
-                if self.num_ahead:  # (it need not be waited for: others have their turn)
+                if self.num_ahead:  # (no wait is needed: other connections get their turn)
                     await trio.lowlevel.checkpoint()
                     await self._place.turn()
                 while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -115,15 +115,15 @@ class HttpConnection:
                 return None
             names = {name for name, _ in event.headers}
             if {b"content-length", b"transfer-encoding"} <= names:
-                await self._refuse(400, "the body has two lengths")  # (a proxy in front might believe the other one)
+                await self._refuse(400, "the body has two lengths")  # (a proxy in front may use the other one)
                 return None
             self._has_length = b"content-length" in names
             return event
         return None
 
     async def _feed(self) -> None:
-        """Give h11, which needs data, a little of what has come, or of what comes next; at the end of the connection,
-        the end. Being cancelled loses nothing. Raises RemoteProtocolError."""
+        """Gives h11 a part of the bytes read ahead, or of the next ones; at the end of the connection, the end. Loses
+        nothing when cancelled. Raises RemoteProtocolError."""
         if not self._ahead:
             self._ahead += await self._read()
         if not self._has_length:
@@ -138,7 +138,7 @@ class HttpConnection:
         del self._ahead[:_FEED_BYTES]
 
     def _take_rest(self) -> None:
-        """What of a body nobody asked for has come already: the next request is behind it."""
+        """Skips the part of an unwanted body that has come already: the next request is behind it."""
         with suppress(h11.RemoteProtocolError):
             for _ in range(MAX_REST_PIECES):
                 if self._http.their_state is not h11.SEND_BODY:
@@ -150,10 +150,10 @@ class HttpConnection:
                     self._feed_ahead()
 
     async def _refuse(self, status: int, message: str) -> None:
-        """Instead of an answer, if none has begun; the last thing that is said."""
+        """Sends a refusal if no answer has begun. The connection ends after it."""
         body = f"{message}\n".encode()
         headers = [("content-type", "text/plain"), ("content-length", str(len(body))), ("connection", "close")]
-        with suppress(h11.LocalProtocolError):  # (one has)
+        with suppress(h11.LocalProtocolError):  # (an answer has begun)
             data = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
             if self._has_body:
                 data += self._http.send(h11.Data(data=body)) or b""
@@ -169,7 +169,7 @@ class HttpConnection:
             await self._app(self._scope_of(request), self._receive, self._send)
         except Exception as exc:  # noqa: BLE001  the edge of the application
             failure = exc
-        # (if the application's own handler has told the client, it has told the log too)
+        # (if the application's own handler has sent a response, it has also logged the error)
         if self._http.our_state is h11.ERROR or not (self._is_answered or self._is_gone):
             log.error("api_answer_broke", exc_info=failure)
             await self._refuse(500, "an error inside the node; its log says more")
@@ -195,8 +195,8 @@ class HttpConnection:
         }
 
     async def _receive(self) -> Message:
-        """A piece of the body; after its end, and the answer's, the client's going away. One that has only ended its
-        own direction counts as gone too."""
+        """The next piece of the body. After the end of the body, or of the answer, the disconnect of the client; a
+        client that closes only its own direction counts as disconnected."""
         if self._is_gone or self._is_answered:
             return _GONE
         if self._http.their_state is not h11.SEND_BODY:
@@ -210,8 +210,8 @@ class HttpConnection:
         return {"type": "http.request", "body": body, "more_body": not is_over}
 
     async def _read_body(self) -> bool:
-        """Wait for a piece of the body, and take all that came with it. Whether that was the last. Being cancelled
-        loses nothing. Raises RemoteProtocolError, and HttpError for a body in too many pieces."""
+        """Waits for a piece of the body, and takes all that came with it. True: it was the last. Loses nothing when
+        cancelled. Raises RemoteProtocolError, and HttpError for a body in too many pieces."""
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
@@ -233,26 +233,26 @@ class HttpConnection:
 
     @property
     def num_ahead(self) -> int:
-        """Bytes that came behind what is being answered, or are still to be parsed."""
+        """Bytes that came behind the request being answered, or that are not parsed yet."""
         return len(self._ahead) + len(self._http.trailing_data[0])
 
     async def _wait_gone(self) -> None:
         while not self._is_gone:
-            if self.num_ahead > MAX_HEAD_BYTES:  # (it sends on and on: what is written to it will tell when it is gone)
+            if self.num_ahead > MAX_HEAD_BYTES:  # (it sends too much: only writing will show its end)
                 await self._gone.wait()
                 return
             self._ahead += await self._read()
 
     async def _send(self, message: Message) -> None:
-        """Nothing is sent to a client that is gone, nor after the end of the answer."""
+        """Sends nothing to a client that is gone, nor after the end of the answer."""
         if self._is_gone or self._is_answered:
             return
         if message["type"] == "http.response.start":
             headers = [(b"date", _date()), *message.get("headers", ())]
-            is_last = not self._place.is_admitted  # (refusing one more must cost the client more than a line)
+            is_last = not self._place.is_admitted  # (each refusal must cost the client more than a line)
             if message["status"] >= 400:
                 self._take_rest()
-                is_last = is_last or self._http.their_state is h11.SEND_BODY  # (nobody will read the rest of it)
+                is_last = is_last or self._http.their_state is h11.SEND_BODY  # (nothing will read the rest of the body)
             if is_last:
                 headers.append((b"connection", b"close"))
             self._head = self._http.send(h11.Response(status_code=message["status"], headers=headers)) or b""
@@ -268,7 +268,7 @@ class HttpConnection:
     # --- the socket -------------------------------------------------------------------------------------------------
 
     async def _read(self) -> bytes:
-        """Empty: nothing will come any more."""
+        """Empty: nothing more will come."""
         try:
             data = await receive_some(self._socket, _READ_BYTES)
         except (OSError, trio.ClosedResourceError):
@@ -278,8 +278,7 @@ class HttpConnection:
         return data
 
     async def _write(self, data: bytes | None) -> None:
-        """Being cancelled loses nothing. One caller at a time: what several tasks send at once is theirs to keep
-        apart."""
+        """Loses nothing when cancelled. One caller at a time: callers have to separate the writes of several tasks."""
         self._unsent += data or b""
         try:
             while self._unsent:
@@ -290,10 +289,10 @@ class HttpConnection:
         except (OSError, trio.ClosedResourceError, trio.TooSlowError):
             self._unsent = b""
             self._gone.set()
-            self._socket.close()  # (whoever waits for something to read learns of it)
+            self._socket.close()  # (ends the tasks that wait for something to read)
 
     async def _linger(self) -> None:
-        """Waits until the client has ended the connection too."""
+        """Waits until the client has closed the connection too."""
         with trio.move_on_after(LINGER_S), suppress(OSError, trio.ClosedResourceError):
             self._socket.shutdown(trio.socket.SHUT_WR)
             while await receive_some(self._socket, 65_536):

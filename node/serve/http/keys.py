@@ -1,7 +1,7 @@
-"""Who may use a node's HTTP: with keys, whoever knows one; without, whoever is on this machine.
+"""Access to a node's HTTP: with keys, for clients that know one; without, for clients on this machine.
 
-The check is an ASGI application of its own in front of everything, and cheap: guesses at a key must not cost more than
-what they ask for.
+The check is a separate ASGI application in front of everything, and cheap: guessing keys must not cost the node more
+than a normal request.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ _SCHEME = b"bearer "
 
 
 class KeyGate:
-    """Lets requests through that carry one of ``keys`` as OpenAI's clients send it."""
+    """Lets through the requests that carry one of ``keys`` as OpenAI's clients send it."""
 
     def __init__(self, app: ASGIApp, keys: Collection[str], refusal: Refusal, open_paths: Collection[str] = ()) -> None:
-        """refusal: makes the response to everybody else. open_paths: need no key, because they tell nothing."""
+        """refusal: makes the response to all other requests. open_paths: need no key, because they reveal nothing."""
         self._app = app
         self._open_paths = frozenset(open_paths)
         self._digests = [_digest(key.encode()) for key in keys]
@@ -48,7 +48,7 @@ class KeyGate:
         await self._app(scope, receive, send)
 
     def _known(self, scope: Scope) -> bytes | None:
-        """The digest of the key that came along, None: there is none or it is wrong."""
+        """The digest of the request's key; None: there is no key, or a wrong one."""
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         if given[: len(_SCHEME)].lower() != _SCHEME:
             return None
@@ -58,14 +58,14 @@ class KeyGate:
 
 
 class LocalGate:
-    """Lets through what a program or a page of this machine asks for. A web page of elsewhere can send requests here
-    without reading the answers, or make its own name lead here; browsers say so in the headers."""
+    """Lets through requests of programs and pages on this machine. A web page from elsewhere can send requests here
+    without reading the answers, or make its own name point here; browsers report this in the headers."""
 
     def __init__(
         self, app: ASGIApp, refusal: Refusal, origins: Collection[str] = (), open_paths: Collection[str] = ()
     ) -> None:
-        """refusal: makes the response to everybody else. origins: of pages that may ask, ``*``: all. open_paths: what
-        pages may lead to, because it tells nothing."""
+        """refusal: makes the response to all other requests. origins: web origins that may send requests, ``*``: all.
+        open_paths: any page may lead to them, because they reveal nothing."""
         self._app = app
         self._refusal = refusal
         self._origins = frozenset(origins)
@@ -90,8 +90,8 @@ class LocalGate:
         await self._app(scope, receive, send)
 
     def _is_own_page(self, headers: Mapping[bytes, str]) -> bool:
-        """Whether no page, one of this node, or one that is allowed asks. Of a request that a page makes without CORS
-        (an image, a link) only Sec-Fetch-Site tells; another port of this machine is another origin."""
+        """Whether the request comes from no page, from a page of this node or from an allowed one. For a page's request
+        without CORS (an image, a link) only Sec-Fetch-Site tells it; another port of this machine is another origin."""
         origin = headers.get(b"origin")
         if origin is not None and (origin in self._origins or "*" in self._origins):
             return True
@@ -101,7 +101,7 @@ class LocalGate:
 
 
 def client_of(scope: Scope) -> bytes:
-    """Whose share of this node a request takes: its key's. Empty where nobody needs one."""
+    """The client whose share of this node a request takes: its key's. Empty if no key is needed."""
     return bytes(scope.get(_CLIENT, b""))
 
 

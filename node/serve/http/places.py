@@ -1,16 +1,15 @@
-"""The places for HTTP connections: who gets one, and whose connection ends when there is none left.
+"""The places for HTTP connections, and which connection ends when none is left.
 
-A connection *waits* until a gate has let its request in, and again after the answer. Everything that needs no key is
-done while waiting: half a head, an idle connection, a refusal that its client does not read. Waiting places are shared
-among the subnets that the connections come from, and a new connection always gets one: its subnet gives up its
-own longest waiting connection when it has taken its share, else the subnet with the most does when all places are
-taken.
+A connection *waits* until a gate has admitted its request, and again after the answer. Everything that needs no key
+happens while waiting: half a head, an idle connection, a refusal that the client does not read. Waiting places are
+shared among the subnets of the connections, and a new connection always gets one: if its subnet has used its share, the
+subnet's longest waiting connection ends; otherwise, if all places are taken, that of the subnet with the most.
 
-A connection whose request was let in is never ended here. Those are shared among clients (keys), since behind a proxy
-all come from one address; without keys there is one client, this machine, and nothing to share.
+A connection with an admitted request never ends here. These connections are shared among clients (keys), because behind
+a proxy all have one address. Without keys there is one client, this machine, and nothing to share.
 
-With its place, a connection has a share of two more things: the bytes of bodies that are held until their requests are
-done, and the turns at parsing what came (``turns.py``). Each is its subnet's, or its client's once it was let in.
+Each place also has a share of two other things: the bytes of bodies that are held until their requests are done, and
+the turns for parsing (``turns.py``). The share is that of the subnet, or of the client after admission.
 """
 
 import socket
@@ -25,10 +24,10 @@ from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 
 MAX_HELD_BODY_BYTES = 32 << 20
-"""Of all bodies: ten of the longest, of which one client alone may hold five. A request holds two to four times as much
-while its text is decoded."""
+"""For all bodies: ten of the longest, of which one client alone may hold five. While its text is decoded, a request
+holds two to four times as much."""
 PLACE = "mycelia.place"
-"""Where a request's scope has the place of its connection."""
+"""Key of a request's scope under which the place of its connection is."""
 
 
 class HttpPlaces:
@@ -42,8 +41,8 @@ class HttpPlaces:
         """Subnet -> its waiting connections, the longest waiting first."""
 
     def enter(self, subnet: str, end: Callable[[], None]) -> "HttpPlace | None":
-        """A place for a new connection, of which ``end`` is called when it must go; call ``leave`` at its end. None:
-        all connections are being answered. May end another connection."""
+        """A place for a new connection. ``end`` is called when the connection must end; then call ``leave``. None: all
+        places have admitted requests. May end another connection."""
         if not self._places.has_room(subnet):
             fullest = max(self._waiting.values(), key=len, default=None)
             crowd = self._waiting.get(subnet, fullest)
@@ -57,7 +56,7 @@ class HttpPlaces:
         return place
 
     def count(self, place: "HttpPlace", name: str, is_known: bool = False) -> bool:
-        """Whether ``place``, which is not counted, now counts for ``name``, a subnet or client. Mutates."""
+        """Counts ``place``, so far uncounted, for ``name``, a subnet or client; False if there is no room. Mutates."""
         if not self._places.take(b"", name, is_known):
             return False
         place.counted_for = name
@@ -66,7 +65,6 @@ class HttpPlaces:
         return True
 
     def uncount(self, place: "HttpPlace") -> None:
-        """``place`` counts for nobody. Mutates."""
         name, place.counted_for = place.counted_for, None
         if name is None:
             return
@@ -85,13 +83,13 @@ class HttpPlace:
         self.subnet = subnet
         self.end = end
         self.counted_for: str | None = None
-        """Whose share it takes; None: it was given up."""
+        """The subnet or client whose share it takes; None: the place was given up."""
         self._num_held = 0
         self._held_for = ""
 
     @property
     def is_admitted(self) -> bool:
-        """Whether a gate has let in the request that is being answered."""
+        """Whether a gate has admitted the request being answered."""
         return self.counted_for not in (None, self.subnet)
 
     async def turn(self) -> None:
@@ -99,8 +97,8 @@ class HttpPlace:
         await self._places.turns.take(self._share)
 
     def hold(self, num_bytes: int) -> bool:
-        """So many more bytes of its request's body are to be held until it rests or leaves. False: its share of them
-        is taken. Mutates."""
+        """Hold more bytes of the request's body until the place rests or leaves. False: the share of them is used up.
+        Mutates."""
         self._held_for = self._held_for or self._share
         if not self._places.bodies.take(self._held_for, num_bytes):
             return False
@@ -108,7 +106,7 @@ class HttpPlace:
         return True
 
     def admit(self, client: bytes) -> bool:
-        """Its request was let in, and is ``client``'s. False: that client has its share already. Mutates."""
+        """The request was admitted, for ``client``. False: that client has used up its share. Mutates."""
         if self.counted_for is None:
             return False
         self._places.uncount(self)
@@ -118,14 +116,14 @@ class HttpPlace:
         return False
 
     def rest(self) -> None:
-        """Its request is answered, and it waits again. Mutates."""
+        """The request is answered, and the connection waits again. Mutates."""
         self._let_go()
         if self.is_admitted:
             self._places.uncount(self)
             self._places.count(self, self.subnet, is_known=True)
 
     def leave(self) -> None:
-        """The connection is over. Mutates."""
+        """The connection has ended. Mutates."""
         self._let_go()
         self._places.uncount(self)
 
@@ -140,18 +138,18 @@ class HttpPlace:
 
 
 def admit(scope: Scope, client: bytes) -> bool:
-    """Whether the request may be answered now; see ``HttpPlace.admit``. Call once a gate has let it in."""
+    """Whether the request may be answered now, see ``HttpPlace.admit``. Call once, after a gate has admitted it."""
     place: HttpPlace | None = scope.get(PLACE)
     return place is None or place.admit(client)
 
 
 def hold(scope: Scope, num_bytes: int) -> bool:
-    """Whether so many more bytes of the request's body may be held; see ``HttpPlace.hold``."""
+    """Whether more bytes of the request's body may be held, see ``HttpPlace.hold``."""
     place: HttpPlace | None = scope.get(PLACE)
     return place is None or place.hold(num_bytes)
 
 
 def subnet_of_socket(connected: trio.socket.SocketType) -> str:
-    """Where the other end is. Raises OSError when it is gone."""
+    """The subnet of the other end. Raises OSError if that end is gone."""
     kind = "ip6" if connected.family == socket.AF_INET6 else "ip4"
     return subnet_of(f"/{kind}/{connected.getpeername()[0]}")

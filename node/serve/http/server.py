@@ -1,4 +1,4 @@
-"""Where a node's gateway listens, and the connections that come in."""
+"""The listening socket of a node's gateway, and its connections."""
 
 import ipaddress
 import socket
@@ -14,11 +14,11 @@ from mycelia.proto.wire.errors import LocalError
 log = structlog.get_logger()
 
 MAX_CONNECTIONS = 256
-"""Far below the usual limit of 1,024 open files, which the peers' connections need too."""
+"""Far below the usual limit of 1,024 open files, which peers' connections need too."""
 
 
 def bind_api(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises LocalError that says what to do when there is none to be had."""
+    """A listening socket. Raises LocalError with the remedy if there can be none."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as exc:
@@ -38,14 +38,14 @@ def bind_api(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where programs on this machine reach it."""
+    """The URL for programs on this machine."""
     host, port = listener.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared with, not bound to
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether only this machine can reach ``host``."""
     try:
         addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -67,7 +67,7 @@ async def serve_http(
                 if place is not None:
                     await HttpConnection(app, stream, place).serve()
             except OSError:
-                pass  # (its client was gone before it was accepted)
+                pass  # (the client was gone before its connection was accepted)
             except Exception:
                 log.exception("api_connection_failed")
             finally:

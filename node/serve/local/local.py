@@ -1,13 +1,13 @@
 """The local API of a node, for the command line and for programs on the same machine.
 
-    POST /api/ask      a conversation in, the frames of its answer out, one JSON object a line as they come; or status
-                       429 with Retry-After while all nodes are busy
+    POST /api/ask      a conversation in, the frames of its answer out as they come, one JSON object per line;
+                       status 429 with Retry-After while all nodes are busy
     POST /api/tokenize the prompt tokens of a conversation
     GET  /api/state    the node and its peers
     GET  /api/models   the models of the swarm
     GET  /api/tree     the local radix tree
 
-A body must say that it is JSON, which a browser does not send across origins without asking first.
+A body must be declared as JSON, which browsers do not send to another origin without asking it first.
 """
 
 import secrets
@@ -43,10 +43,10 @@ from mycelia.proto.wire.messages import (
 from mycelia.proto.wire.messages import Route as RouteFrame
 
 HOLD_S = 0.5
-"""How long the status line of an answer waits for the first text: a node refuses within two round trips, and only
-before the status line can a refusal be a status. Later everything streams at once, so that a long prefill shows where
-the prompt went and a client knows that the node has taken it; a refusal that comes still later, of what was held at the
-entry, is the last line of the stream."""
+"""How long the status line of an answer waits for the first text. A node refuses within two round trips, and a refusal
+can only be a status before the status line is sent. Later everything streams at once: so a long prefill shows where the
+prompt went, and the client knows that a node has accepted it. A later refusal, of a prompt held at the entry node, is
+the last line of the stream."""
 DEFAULT_MAX_TOKENS = 256
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -64,9 +64,9 @@ class _Conversation(msgspec.Struct, forbid_unknown_fields=True):
 class _AskBody(_Conversation, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=128)] = ""
     request_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")] | None = None
-    """The client's own name for it, random, to ask for its trace; otherwise the header x-request-id tells one."""
+    """The client's own random id for the request, to ask for its trace; without it, see the header x-request-id."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
-    """The answer is cancelled when it takes longer, and fails with code ``deadline``."""
+    """A longer answer is cancelled and fails with code ``deadline``."""
     max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float = 0.0
     seed: int = 0
@@ -92,11 +92,11 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
 
 
 def local_routes(api: Api) -> list[Route]:
-    """The paths below /api."""
+    """The routes below /api."""
 
     async def ask(request: Request) -> Response:
         body = await read_json(request, _AskBody)
-        # (Starlette takes any ASGI application for a response)
+        # (Starlette accepts any ASGI application as a response)
         return cast(Response, _Answer(api, _to_ask(body), body.timeout_s, client_of(request.scope)))
 
     async def tokenize(request: Request) -> Response:
@@ -124,12 +124,12 @@ def local_routes(api: Api) -> list[Route]:
 
 
 def refusal(status: int, message: str) -> Response:
-    """In the shape of this API's failures."""
+    """A refusal in the shape of this API's failures."""
     return json_response(FailedView("bad_request", message, False), status)
 
 
 def _refusing(handler: _Handler) -> _Handler:
-    """What ``handler`` raises of what the client got wrong, as a response."""
+    """Turns what ``handler`` raises for a client's mistake into a response."""
 
     async def handle(request: Request) -> Response:
         try:
@@ -145,7 +145,7 @@ def _refusing(handler: _Handler) -> _Handler:
 
 
 class _Answer:
-    """The frames of an answer as JSON lines. A client that goes away cancels the request."""
+    """The frames of an answer as JSON lines. A client that disconnects cancels the request."""
 
     def __init__(self, api: Api, ask: Ask, timeout_s: float | None, client: bytes) -> None:
         self._api = api
@@ -164,7 +164,7 @@ class _Answer:
 
 
 class _LateResponse:
-    """Holds an answer's first routes back for HOLD_S at most, so that a refusal can be its status. See ``HOLD_S``."""
+    """Holds back an answer's first routes, so that a refusal can be its status. See ``HOLD_S``."""
 
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
@@ -181,7 +181,7 @@ class _LateResponse:
     async def add(self, frame: EntryFrame) -> None:
         async with self._sending:
             if isinstance(frame, Failed) and frame.code == OVERLOADED and not self._has_begun:
-                self._held.clear()  # (nothing came of the routes)
+                self._held.clear()  # (the routes led nowhere)
                 await self._begin(429, [retry_after(frame)])
             self._held.append(msgspec.json.encode(frame_view(frame)) + b"\n")
             if not isinstance(frame, RouteFrame | Begun):

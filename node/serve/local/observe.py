@@ -1,8 +1,8 @@
-"""What a node tells of itself while it works, for its page, for people and for Prometheus.
+"""What a working node reports about itself, for its page, for users and for Prometheus.
 
 GET /api/requests      the last requests that entered here, the newest last
-GET /api/trace/ID      the way of one of them over all nodes; the first digits of an id are enough
-GET /api/links         whom this node's peers are connected to
+GET /api/trace/ID      one request's steps at all nodes; the first digits of its id are enough
+GET /api/links         the connections of this node's peers
 GET /api/events        the state each second and every change of a request, as server-sent events
 GET /metrics           for Prometheus
 """
@@ -26,17 +26,17 @@ from mycelia.node.views import FailedView
 from mycelia.proto.admission.subnets import Places, of_client
 
 MAX_STREAMS = 16
-"""Of events, at once: pages that are looked at. A key has three quarters of them at most."""
+"""Event streams at once, one for each open page. A key has three quarters of them at most."""
 MAX_TRACES = 4
-"""At once: each asks up to 16 nodes."""
+"""Traces at once: each asks up to 16 nodes."""
 STATE_EVERY_S = 1.0
 LEAST_BETWEEN_S = 0.1
-"""Changes of requests that are closer together are told together."""
+"""Changes of requests within this time are sent together."""
 MIN_ID_CHARS = 6
 
 
 def observe_routes(api: Api) -> list[Route]:
-    """See the module's text."""
+    """The routes of this module."""
     streams = Places(MAX_STREAMS, per_key=MAX_STREAMS)
     tracing = trio.CapacityLimiter(MAX_TRACES)
 
@@ -104,7 +104,7 @@ class _EventStream:
 
 
 async def _events(api: Api) -> AsyncGenerator[bytes, None]:
-    """Rows that changed are told LEAST_BETWEEN_S later at the earliest, the state every STATE_EVERY_S."""
+    """Changed rows, LEAST_BETWEEN_S apart or more, and the state every STATE_EVERY_S."""
     known = {row.id: row for row in api.recent_requests()}
     version = 0
     state_at = trio.current_time()

@@ -1,7 +1,7 @@
 """The page at /: one document with everything in it, which loads nothing from anywhere else.
 
-Its style and its script stand in files of their own, and are put into the document here. The browser is told by their
-hashes that nothing else may run, whatever a stranger's words might do to the page.
+Its style and script are files of their own, inserted here. Their hashes tell the browser to run nothing else, whatever
+text of a stranger appears on the page.
 """
 
 import base64
@@ -17,8 +17,6 @@ PAGE = "/"
 
 
 def page_routes() -> list[Route]:
-    """The page."""
-
     async def page(_: Request) -> Response:
         document, policy = _document()
         headers = {

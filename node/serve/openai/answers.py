@@ -1,4 +1,4 @@
-"""From the frames of answers to OpenAI's responses, whole or as a stream of server-sent events."""
+"""Turns the frames of answers into OpenAI's responses, whole or as a stream of server-sent events."""
 
 import secrets
 import time
@@ -49,11 +49,11 @@ from mycelia.proto.wire.messages import (
 )
 
 HOLD_S = 5.0
-"""How long the status line of a stream waits for the first text. The headers that say who serves can only tell what is
-known by then, and a refusal can only be a status before it. While the request is held at the entry and is sent nowhere,
-which may end with a refusal, the status line waits on, for up to ``MAX_HELD_S``."""
+"""How long the status line of a stream waits for the first text. Its headers can only name a serving node that is known
+by then, and a refusal can only be a status before it. While the request is held at the entry node, which may end with a
+refusal, the status line waits longer, up to ``MAX_HELD_S``."""
 KEEP_ALIVE_S = 10.0
-"""Between comments in a stream whose first text is still to come: proxies and clients take silence for death."""
+"""Interval of comments in a stream before its first text: proxies and clients take silence for a lost connection."""
 _MAX_HEADER_CHARS = 256
 _COMMENT = b": waiting for the next token\n\n"
 
@@ -65,13 +65,13 @@ class Choice:
     index: int
     reader: ToolCallReader
     text: list[str] = field(default_factory=list)
-    """What is said, whole responses only."""
+    """The text without tool calls, for whole responses only."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_chars: int = 0
     route: Route | None = None
     begun: Begun | None = None
     first_s: float | None = None
-    """When its first text came."""
+    """Time of its first text."""
     end: Answered | None = None
 
     @property
@@ -81,7 +81,7 @@ class Choice:
 
 
 class Shape(ABC):
-    """How one of the two kinds of responses is written."""
+    """The form of one of the two kinds of responses."""
 
     def __init__(self, wanted: Wanted, model: str) -> None:
         self._wanted = wanted
@@ -95,7 +95,7 @@ class Shape(ABC):
     def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct: ...
 
     def opening(self, choice: Choice) -> msgspec.Struct | None:
-        """Before a choice's first piece."""
+        """Comes before the first piece of a choice."""
         return None
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Shape(ABC):
 
     @abstractmethod
     def ending(self, choice: Choice) -> msgspec.Struct:
-        """After its last."""
+        """Comes after the last piece of a choice."""
 
     @abstractmethod
     def usage(self, usage: Usage) -> msgspec.Struct: ...
@@ -192,7 +192,7 @@ class TextShape(Shape):
 
 
 class OpenAiAnswer:
-    """An ASGI application that asks and answers. A client that goes away cancels all that it asked for."""
+    """An ASGI application that asks the node and responds. A client that disconnects cancels all its asks."""
 
     def __init__(self, api: Api, wanted: Wanted, shape: Shape, client: bytes) -> None:
         self._api = api
@@ -203,7 +203,7 @@ class OpenAiAnswer:
         self._began_s = trio.current_time()
         self._failed: Failed | None = None
         self._all_routed = trio.Event()
-        """Every choice was sent to a node."""
+        """Set when every choice was sent to a node."""
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         out: _Whole | _Stream = _Stream(self, send) if self._wanted.is_stream else _Whole(self, send)
@@ -212,12 +212,12 @@ class OpenAiAnswer:
             nursery.start_soon(out.keep_alive)
             await self._follow_all(out)
             is_over = True
-        if is_over:  # (else nobody is there any more)
+        if is_over:  # (otherwise the client is gone)
             await out.end(self._failed)
 
     async def _follow_all(self, out: "_Whole | _Stream") -> None:
-        """Until each choice has ended or one has failed."""
-        if len(self._choices) == 1:  # (most have one, which needs no other task)
+        """Runs until all choices have ended or one has failed."""
+        if len(self._choices) == 1:  # (most requests have one, which needs no other task)
             await self._follow(self._choices[0], self._wanted.asks[0], out)
             return
         async with trio.open_nursery() as asking:
@@ -230,7 +230,7 @@ class OpenAiAnswer:
                 asking.start_soon(follow, choice, ask)
 
     async def _follow(self, choice: Choice, ask: Ask, out: "_Whole | _Stream") -> bool:
-        """False: it failed."""
+        """False: the choice failed."""
         async with self._api.ask(ask, self._wanted.timeout_s, self._client) as frames:
             async for frame in frames:
                 if isinstance(frame, Failed):
@@ -277,7 +277,7 @@ class OpenAiAnswer:
         return self._shape.whole(self._choices, self.usage())
 
     def usage(self) -> Usage:
-        """Of all choices that have ended. Choices of one prompt compute it once, so it counts once."""
+        """The usage of all choices that have ended. Choices of one prompt compute it once, so it counts once."""
         ends = [choice.end for choice in self._choices]
         prompts = [end.usage for end in ends[:: self._wanted.choices_a_prompt] if end is not None]
         prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
@@ -288,7 +288,7 @@ class OpenAiAnswer:
         return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details, resumed)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What is known by now of the first choice."""
+        """The facts known by now about the first choice."""
         choice = self._choices[0]
         told: dict[str, str] = {}
         if choice.begun is not None:
@@ -305,7 +305,7 @@ class OpenAiAnswer:
 
 
 class _Whole:
-    """One JSON object, when everything is there."""
+    """One JSON object, when the answer is complete."""
 
     def __init__(self, answer: OpenAiAnswer, send: Send) -> None:
         self._answer = answer
@@ -315,7 +315,7 @@ class _Whole:
         """Nothing can be sent before the status."""
 
     async def still_there(self) -> None:
-        """Likewise."""
+        """Nothing can be sent before the status."""
 
     async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
         choice.text.append(text)
@@ -336,7 +336,7 @@ class _Whole:
 
 
 class _Stream:
-    """Events, as pieces come."""
+    """Server-sent events, as pieces come."""
 
     def __init__(self, answer: OpenAiAnswer, send: Send) -> None:
         self._answer = answer
@@ -347,7 +347,7 @@ class _Stream:
         self._opened: set[int] = set()
 
     async def keep_alive(self) -> None:
-        """Until there is text."""
+        """Sends comments until there is text."""
         with trio.move_on_after(HOLD_S):
             await self._has_text.wait()
         with trio.move_on_after(MAX_HELD_S):
@@ -358,7 +358,7 @@ class _Stream:
                 await self._has_text.wait()
 
     async def still_there(self) -> None:
-        """An answer that began may have moved, and be computed anew."""
+        """An answer that has begun may move and be computed again."""
         if self._has_text.is_set():
             await self._write(_COMMENT)
 
@@ -381,7 +381,7 @@ class _Stream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _opening(self, choice: Choice) -> bytes:
-        """Before what is the first of a choice."""
+        """What comes before a choice's first piece; empty before later ones."""
         self._has_text.set()
         if choice.index in self._opened:
             return b""
@@ -391,7 +391,7 @@ class _Stream:
 
     async def _write(self, data: bytes) -> None:
         try:
-            self._sending.acquire_nowait()  # (waiting for a lock that is free costs a round of the scheduler)
+            self._sending.acquire_nowait()  # (waiting for a free lock costs a round of the scheduler)
         except trio.WouldBlock:
             await self._sending.acquire()
         try:
@@ -414,7 +414,7 @@ async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence
 
 
 def header_value(text: str) -> bytes:
-    """``text``, which may be a peer's words, as the value of a header: printable ASCII, and not too long."""
+    """``text``, which may come from a peer, as a header's value: printable ASCII, and not too long."""
     return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_HEADER_CHARS]).strip().encode()
 
 

@@ -1,13 +1,13 @@
-"""OpenAI's HTTP API, so that existing tools can talk to a swarm.
+"""OpenAI's HTTP API, so that existing tools can use a swarm.
 
     POST /v1/chat/completions    conversations, with tools and structured output
-    POST /v1/completions         texts, with no chat template around them
+    POST /v1/completions         texts, without a chat template
     GET  /v1/models              every model of the swarm, with the number of its nodes
     GET  /v1/models/NAME
     POST /v1/embeddings          vectors for texts, by this node's own model
-    GET  /openapi.json           what of this there is, for programs
+    GET  /openapi.json           a description of this API, for programs
 
-A prompt for a model that this node does not serve enters at one that can be found; embeddings are never sent on.
+A prompt for a model that this node does not serve enters at one that does. Embeddings are never passed on.
 """
 
 from collections.abc import Awaitable, Callable
@@ -33,11 +33,11 @@ _Handler = Callable[[Request], Awaitable[Response]]
 
 
 def openai_routes(api: Api) -> list[Route]:
-    """The paths below /v1."""
+    """The routes below /v1."""
 
     async def chat(request: Request) -> Response:
         wanted = wanted_chat(await read_json(request, ChatRequest))
-        # (Starlette takes any ASGI application for a response)
+        # (Starlette accepts any ASGI application as a response)
         return cast(Response, OpenAiAnswer(api, wanted, ChatShape(wanted, api.model), client_of(request.scope)))
 
     async def complete(request: Request) -> Response:
@@ -73,7 +73,7 @@ def openai_routes(api: Api) -> list[Route]:
 
 
 def openai_refusal(status: int, message: str, code: str | None = None, param: str | None = None) -> Response:
-    """In the shape of this API's errors."""
+    """A refusal in the shape of this API's errors."""
     return json_response(errors(status, message, code, param), status)
 
 
@@ -82,7 +82,7 @@ async def _models(api: Api) -> list[Model]:
 
 
 def _refusing(handler: _Handler) -> _Handler:
-    """What ``handler`` raises of what the client got wrong, as a response."""
+    """Turns what ``handler`` raises for a client's mistake into a response."""
 
     async def handle(request: Request) -> Response:
         try:

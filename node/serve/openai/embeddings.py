@@ -20,13 +20,13 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Failed
 
 MAX_TEXTS = 256
-"""Of one request."""
+"""Texts of one request."""
 RETRY_MS = 1_000
-"""Where no better time is known."""
+"""Used when no better time is known."""
 
 
 def wanted_texts(body: EmbeddingRequest, model: str) -> list[str | Sequence[int]]:
-    """What is to be embedded. Raises HttpError for what this node, which serves ``model``, cannot do."""
+    """The texts or tokens to embed. Raises HttpError for what this node, which serves ``model``, cannot do."""
     if body.model not in ("", model):
         message = f"embeddings come from the node's own model, {model!r}, not from {body.model!r}"
         raise HttpError(404, message, "model_not_found", "model")
@@ -36,7 +36,7 @@ def wanted_texts(body: EmbeddingRequest, model: str) -> list[str | Sequence[int]
 
 
 class EmbeddingAnswer:
-    """An ASGI application. A client that goes away cancels what it asked for."""
+    """An ASGI application. A client that disconnects cancels its request."""
 
     def __init__(self, api: Api, texts: list[str | Sequence[int]], is_base64: bool, client: bytes) -> None:
         self._api = api
@@ -48,7 +48,7 @@ class EmbeddingAnswer:
         response = None
         async with cancelled_at_disconnect(receive):
             response = await self._response()
-        if response is not None:  # (else nobody is there any more)
+        if response is not None:  # (otherwise the client is gone)
             await response(scope, receive, send)
 
     async def _response(self) -> Any:

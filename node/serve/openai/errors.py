@@ -15,18 +15,18 @@ _STATUS = {
     "leaving": 503,
     "engine_lost": 503,
 }
-"""Of failures of a request; 500 for any other."""
+"""The status for each failure of a request; 500 for any other."""
 _CODES = {
     "too_long": "context_length_exceeded",
     "unknown_model": "model_not_found",
     "overloaded": "rate_limit_exceeded",
 }
-"""Names that OpenAI has for the same."""
+"""OpenAI's names for the same failures."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 def status_of(failed: Failed) -> tuple[int, list[tuple[bytes, bytes]]]:
-    """And the headers that belong to it."""
+    """The status of a failure, and its headers."""
     status = _STATUS.get(failed.code, 500)
     return status, [retry_after(failed)] if status in (429, 503) else []
 
@@ -37,6 +37,5 @@ def error_body(failed: Failed) -> Errors:
 
 
 def errors(status: int, message: str, code: str | None = None, param: str | None = None) -> Errors:
-    """The body of a refusal."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return Errors(Error(message, kind, code, param))

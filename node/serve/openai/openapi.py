@@ -1,4 +1,4 @@
-"""The gateway's description of itself, OpenAPI 3.1, made from the very types that requests are checked against."""
+"""The gateway's description in OpenAPI 3.1, made from the types that check the requests."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ _REFUSALS = {
 
 
 def openapi() -> dict[str, Any]:
-    """The document."""
+    """The OpenAPI document."""
     bodies = (ChatRequest, CompletionRequest, EmbeddingRequest)
     replies = (ChatCompletion, Completion, EmbeddingList, Models, Model, Errors)
     _, components = msgspec.json.schema_components((*bodies, *replies), ref_template=_REFS)

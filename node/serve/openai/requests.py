@@ -1,4 +1,4 @@
-"""From what an OpenAI client wrote to what a node is asked. Everything raises HttpError for what cannot be served."""
+"""Turns an OpenAI client's request into requests to a node. Every function raises HttpError for what is not served."""
 
 import json
 import secrets
@@ -27,32 +27,31 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, ChatMessage, Sampling
 
 _SEEDS = 2**32 - 1
-"""llama.cpp's last seed means a random one."""
+"""llama.cpp takes the highest seed for a random one."""
 _DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One HTTP request, understood."""
+    """The meaning of one HTTP request."""
 
     asks: list[Ask]
-    """One a choice."""
+    """One for each choice."""
     model: str
     """As the client named it."""
     timeout_s: float | None
     is_stream: bool
     includes_usage: bool
-    """In the stream."""
     with_logprobs: bool
     num_top: int
-    """Alternatives a token that the client wants to see."""
+    """Alternatives per token that the client gets."""
     functions: frozenset[str] = frozenset()
-    """Names of those that the model may call."""
+    """Names of the functions that the model may call."""
     choices_a_prompt: int = 1
 
 
 def wanted_chat(body: ChatRequest) -> Wanted:
-    """Of POST /v1/chat/completions."""
+    """The meaning of POST /v1/chat/completions."""
     if body.top_logprobs is not None and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     tools = body.tools or []
@@ -87,7 +86,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
 
 
 def wanted_completion(body: CompletionRequest) -> Wanted:
-    """Of POST /v1/completions."""
+    """The meaning of POST /v1/completions."""
     n = body.n or 1
     if body.echo or body.suffix or body.best_of not in (None, n):
         raise HttpError(400, "echo, suffix and best_of are not served")
@@ -128,8 +127,8 @@ def _wanted(body: AnyRequest, asks: list[Ask], with_logprobs: bool, num_top: int
 
 
 def read_prompts(prompt: str | list[Any], most: int, param: str) -> list[tuple[str, bytes]]:
-    """(text, packed tokens), one of them empty, of at most ``most`` prompts in the body's field ``param``. Raises
-    HttpError."""
+    """(text, packed tokens), one of them empty, for each of at most ``most`` prompts in the body's field ``param``.
+    Raises HttpError."""
     is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
     items = [prompt] if is_one else prompt
     if len(items) > most:
@@ -143,7 +142,7 @@ def read_prompts(prompt: str | list[Any], most: int, param: str) -> list[tuple[s
 
 
 def _choices(sampling: Sampling, n: int) -> list[Sampling]:
-    """The same, drawn apart."""
+    """The same sampling with a different seed for each choice."""
     return [msgspec.structs.replace(sampling, seed=(sampling.seed + place) % _SEEDS) for place in range(n)]
 
 
@@ -178,7 +177,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def _response_schema(body: ChatRequest) -> object:
-    """What the answer must fit, None: anything."""
+    """The JSON schema that the answer must fit; None: any answer."""
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return None
@@ -190,7 +189,7 @@ def _response_schema(body: ChatRequest) -> object:
 
 
 def _call_schema(tools: Sequence[Tool], name: str | None) -> object:
-    """Of one call of any function, or of the one named."""
+    """The schema of one call of any function, or of the named one."""
     wanted = [tool.function for tool in tools if name is None or tool.function.name == name]
     if not wanted:
         what = (
@@ -247,7 +246,7 @@ def _text(part: ContentPart) -> str:
 
 
 def _told_call(call: ToolCall) -> dict[str, Any]:
-    """As templates expect it: arguments as an object."""
+    """A call in the form that templates expect: arguments as an object."""
     try:
         arguments: Any = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):

@@ -1,13 +1,13 @@
-"""Reads from an answer's text which functions the model calls, while the rest is passed on as it comes.
+"""Reads the function calls of a model from an answer's text, and passes on the rest as it comes.
 
 Models write calls in different ways; these are read:
 
-    <tool_call>{"name": ..., "arguments": {...}}</tool_call>      Hermes, Qwen, and our own words
+    <tool_call>{"name": ..., "arguments": {...}}</tool_call>      Hermes, Qwen, and our own tool prompt
     [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]          Mistral
     {"name": ..., "parameters": {...}}                            Llama 3, and answers made to fit one schema
 
-Whatever turns out to be no call of a known function is text. What may still become a call is held back, so nobody sees
-the beginning of one.
+Anything that is not a call of a known function is text. Text that may still become a call is held back, so that no
+client gets the beginning of one.
 """
 
 import json
@@ -20,25 +20,25 @@ from mycelia.node.serve.openai.types import CalledFunction
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _WHOLE = ("{", "[TOOL_CALLS]", "<|python_tag|>")
-"""Answers that begin like this may be calls from the first to the last character."""
+"""An answer that begins like this may be one call, or a list of calls, as a whole."""
 
 
 class ToolCallReader:
-    """Of one answer. Feed it all text, then ``end``."""
+    """Reads one answer. ``feed`` it all text, then call ``end``."""
 
     def __init__(self, names: Collection[str]) -> None:
-        """names: of the functions that may be called; without any, all text is text."""
+        """names: the functions that may be called; with none, everything is text."""
         self._names = frozenset(names)
         self._held = ""
         self._is_whole: bool | None = None
-        """Whether all of the answer is held; None: not known yet."""
+        """Whether the whole answer is held back; None: not known yet."""
         self._follows_call = False
-        """Nothing but white space has come since the last call."""
+        """Only white space has come since the last call."""
         self.calls: list[CalledFunction] = []
-        """Read so far."""
+        """The calls read so far."""
 
     def feed(self, text: str) -> str:
-        """What of the answer is surely text by now."""
+        """The next part of the answer that is certainly text."""
         if not self._names:
             return text
         self._held += text
@@ -47,7 +47,7 @@ class ToolCallReader:
         return self._split() if self._is_whole is False else ""
 
     def end(self) -> str:
-        """What is left and is text after all."""
+        """The rest of the answer that turns out to be text."""
         held, self._held = self._held, ""
         if not held or not self._names:
             return held
@@ -58,8 +58,8 @@ class ToolCallReader:
         return ""
 
     def _split(self) -> str:
-        """Takes whole calls out of what is held; returns the text before what may be the next one. White space around
-        a call is its frame, not something said."""
+        """Takes complete calls out of the held text. Returns the text before the next possible call. White space around
+        a call belongs to the call, not to the text."""
         said = ""
         while True:
             if self._follows_call:
@@ -86,7 +86,7 @@ class ToolCallReader:
                 self._follows_call = True
 
     def _read(self, text: str) -> list[CalledFunction] | None:
-        """The calls that ``text`` is; None: it is none."""
+        """The calls that ``text`` consists of; None: it is no call."""
         body = text.strip()
         for mark in ("[TOOL_CALLS]", "<|python_tag|>", _OPEN):
             body = body.removeprefix(mark)
@@ -100,7 +100,7 @@ class ToolCallReader:
         return calls if calls and len(calls) == len(found) else None
 
     def _call(self, value: Any) -> CalledFunction | None:
-        """None: it is none. Raises RecursionError."""
+        """None: ``value`` is no call. Raises RecursionError."""
         if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or name not in self._names:
             return None
         arguments = value.get("arguments", value.get("parameters", {}))
@@ -110,7 +110,7 @@ class ToolCallReader:
 
 
 def _begins_whole(text: str) -> bool | None:
-    """None: too short to tell."""
+    """None: the text is too short to know."""
     text = text.lstrip()
     if any(text.startswith(mark) for mark in _WHOLE):
         return True

@@ -1,7 +1,7 @@
-"""OpenAI's HTTP shapes, as far as they are served: what clients send, checked, and what they get.
+"""OpenAI's HTTP shapes, as far as they are served: requests, which are checked, and responses.
 
-Fields that say nothing about the answer (``user``, ``store``, ``metadata`` and whatever comes next) are let through
-unread, as clients send them without being asked. What would change the answer and is not served is refused.
+Fields that do not change the answer (``user``, ``store``, ``metadata`` and so on) are ignored, because clients send
+them unasked. Fields that would change the answer and are not served are refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from mycelia.proto.wire.messages import (
 )
 
 DEFAULT_MAX_TOKENS = 1_024
-"""Of an answer, where the client says nothing: cells are promised for as many as there may be."""
+"""Default of a client that sets no limit. KV cells are reserved for as many tokens as the limit allows."""
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_TOOLS = 128
@@ -42,7 +42,6 @@ class ContentPart(msgspec.Struct):
 class CalledFunction(msgspec.Struct):
     name: Name
     arguments: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
-    """JSON."""
 
 
 class ToolCall(msgspec.Struct):
@@ -80,7 +79,7 @@ class FunctionName(msgspec.Struct):
 
 
 class ToolChoice(msgspec.Struct):
-    """That this function is to be called."""
+    """The model has to call this function."""
 
     function: FunctionName
     type: Literal["function"] = "function"
@@ -103,8 +102,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class AnyRequest(msgspec.Struct, kw_only=True):
-    """What chats and completions have in common. Penalties and so on are OpenAI's; the last five are not, for those who
-    want them."""
+    """The common fields of chats and completions. The last five are not OpenAI's."""
 
     model: Annotated[str, Meta(max_length=128)] = ""
     stream: bool | None = None
@@ -122,9 +120,9 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
-    """The answer is cancelled when it takes longer."""
+    """A longer answer is cancelled."""
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
-    """Requests with the same one reuse each other's prefixes, and nobody else does; "public": everybody does."""
+    """Only requests with the same value reuse each other's prefixes; "public": all requests do."""
 
 
 class ChatRequest(AnyRequest, kw_only=True):
@@ -141,7 +139,7 @@ class ChatRequest(AnyRequest, kw_only=True):
 
 class CompletionRequest(AnyRequest, kw_only=True):
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
-    """A text, the tokens of one, or a list of either."""
+    """A text, its tokens, or a list of texts or tokens."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -150,7 +148,7 @@ class CompletionRequest(AnyRequest, kw_only=True):
 
 class EmbeddingRequest(msgspec.Struct):
     input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
-    """A text, the tokens of one, or a list of either."""
+    """A text, its tokens, or a list of texts or tokens."""
     model: Annotated[str, Meta(max_length=128)] = ""
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
@@ -164,14 +162,14 @@ class PromptDetails(msgspec.Struct):
 
 
 class Usage(msgspec.Struct, omit_defaults=True):
-    """Of all choices together; their prompt counts once, as it is computed once."""
+    """The usage of all choices together. Their prompt counts once, as it is computed once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
     resumed: int = msgspec.field(name="x-mycelia-resumed", default=0)
-    """How often an answer went on at another node after its first token. Left out when none did."""
+    """How often the answers moved to another node after their first token. Left out if 0."""
 
 
 class TopLogprob(msgspec.Struct):
@@ -244,7 +242,7 @@ class ChatChunk(msgspec.Struct):
 
 
 class TextLogprobs(msgspec.Struct):
-    """In columns, one entry a token."""
+    """Columns with one entry per token."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -260,7 +258,7 @@ class TextChoice(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    """Also each chunk of one that is streamed."""
+    """A response, or each chunk of a streamed one."""
 
     id: str
     created: int
@@ -274,11 +272,11 @@ class Completion(msgspec.Struct):
 class Model(msgspec.Struct):
     id: str
     nodes: int
-    """That serve it: at least so many, as far as peers tell the truth."""
+    """Nodes that serve it: a lower bound, if the peers' reports are true."""
     context_tokens: int
-    """Of a prompt with its answer; 0 where no node told."""
+    """The longest prompt with its answer; 0 if no node reported it."""
     connected: int = 0
-    """Of these nodes: the one that was asked, and those that it is connected with; 0: it only heard of the model."""
+    """Those of ``nodes`` that are the asked node or connected to it; 0: the model is known only from other nodes."""
     created: int = 0
     object: str = "model"
     owned_by: str = "mycelia"
@@ -292,7 +290,7 @@ class Models(msgspec.Struct):
 class Embedding(msgspec.Struct):
     index: int
     embedding: list[float] | str
-    """Or, in base64, as little-endian numbers of 32 bits."""
+    """With encoding base64: little-endian numbers of 32 bits."""
     object: str = "embedding"
 
 
