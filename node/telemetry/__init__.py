@@ -1,1 +1,1 @@
-"""What a node tells about itself: its last requests step by step, counters, metrics, traces over several nodes."""
+"""What a node reports about itself: its last requests step by step, counters, metrics, traces over several nodes."""

@@ -1,14 +1,14 @@
-"""The journal of the requests that entered at a node: a record when one enters, another when it ends, so that people
-still see them after a restart, and which of them ended with the node.
+"""The journal of the requests that entered at a node: one record when a request enters, another when it ends. So users
+still see them after a restart, and also which of them were interrupted.
 
-Each record is a line of its own between two newlines: BLAKE3 of the rest in hexadecimal, a space, JSON. So a tail that
-is torn, a disk that fills up in the middle of a record, or bytes that change cost the records that they are in, and no
-other. A thread appends them; nothing waits for the disk, and nothing is synced to it: the kernel keeps what a killed
-process wrote. Two files: when the one is full, what is to be kept of both is written to the other, by the rule of
-``requests.surplus``, so that no client's requests push out another's.
+Each record is a line between two newlines: BLAKE3 of the rest in hexadecimal, a space, JSON. So a torn tail, a disk
+that fills up within a record, or changed bytes cost only the records that contain them. A thread appends the records.
+Nothing waits for the disk, and nothing is synced to it: the kernel keeps what a killed process wrote. There are two
+files: when one is full, the records to keep of both are written to the other, by the rule of ``requests.surplus``, so
+that no client's requests displace those of another client.
 
-No prompt and no answer is written, and no words of other nodes, who may know them: of steps that tell such words only
-the name is kept.
+The journal has no prompts and no answers, nor texts from other nodes, which may quote them: a step with such a text
+keeps only its name.
 """
 
 import os
@@ -33,18 +33,18 @@ log = structlog.get_logger()
 
 JOURNAL_FILE, OLD_FILE = "requests.journal", "requests.journal.old"
 MAX_FILE_BYTES = 2**21
-"""MAX_REQUESTS requests of 10 steps are about half of it."""
+"""MAX_REQUESTS requests of 10 steps take about half of it."""
 GATHER_S = 0.005
-"""From a record to its writing. A thread that wakes just when a request has entered delays its way to the engine by a
-millisecond; a little later the node has nothing to do but to wait for the first token."""
+"""Delay before a record is written. A thread that wakes just when a request has entered delays its way to the engine by
+a millisecond; a little later the node only waits for the first token."""
 MAX_QUEUED = 1_024
-"""Records that wait for a slow disk; more are dropped, and that is logged."""
+"""Records that may wait for a slow disk. Further ones are dropped, and the log gives their number."""
 _SEAL_BYTES = 16
 _EFFECT = "requests of earlier are not shown"
 _OWN_WORDS = frozenset(
     "entered tokenized relayed routed begun bounced answered serving prefilling served handed_back".split()  # noqa: SIM905
 )
-"""Steps whose detail is this node's."""
+"""Steps whose detail this node wrote itself."""
 _REASONS = CODES | {"", "stop", "length", "cancelled"}
 INTERRUPTED = TraceStep(at_ms=0, name="interrupted", detail="the node ended before the answer did")
 
@@ -52,7 +52,7 @@ run_in_thread = trio.to_thread.run_sync
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A request as it was when it entered, or when it had ended."""
+    """A request at its entry or after its end."""
 
     row: RequestRow
     steps: tuple[TraceStep, ...]
@@ -60,8 +60,8 @@ class Record(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def open_request_log(data_dir: Path | None) -> AsyncIterator[RequestLog]:
-    """A log that knows the requests of before and writes down those to come. data_dir: None for neither. Whoever opens
-    it holds the directory's lock. Leaving writes what is left."""
+    """A log with the requests of earlier runs, which writes the new ones to the journal. data_dir: None: no journal.
+    The caller must hold the directory's lock. Leaving writes the rest."""
     if data_dir is None:
         yield RequestLog(trio.current_time)
         return
@@ -74,12 +74,10 @@ async def open_request_log(data_dir: Path | None) -> AsyncIterator[RequestLog]:
             yield requests
             nursery.cancel_scope.cancel()
     finally:
-        journal.flush()  # (only now: what is cancelled together with this may have ended later)
+        journal.flush()  # (not earlier: other tasks may still note their ends while cancelled)
 
 
 class Journal:
-    """The writing side."""
-
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / JOURNAL_FILE
         self._old_path = data_dir / OLD_FILE
@@ -97,7 +95,7 @@ class Journal:
         self._queued.set()
 
     async def run(self) -> None:
-        """Writes what is queued, until cancelled; ``flush`` then writes the rest."""
+        """Writes queued records until cancelled; ``flush`` then writes the rest."""
         while True:
             await self._queued.wait()
             await trio.sleep(GATHER_S)
@@ -105,7 +103,7 @@ class Journal:
             await run_in_thread(self.flush)
 
     def flush(self) -> None:
-        """Write what is queued. One thread at a time."""
+        """Write queued records. One thread at a time."""
         records = [self._queue.popleft() for _ in range(len(self._queue))]
         num_dropped, self._num_dropped = self._num_dropped, 0
         if num_dropped:
@@ -156,14 +154,14 @@ class Journal:
 
 
 def read_journal(data_dir: Path) -> list[Record]:
-    """The newest MAX_REQUESTS requests, the newest last. One that had not ended is told as interrupted. What is damaged
-    is logged, and taken out of the file; a file with nothing whole in it is set aside."""
+    """The newest MAX_REQUESTS requests, the newest last; unfinished ones are marked as interrupted. Damaged records are
+    logged and removed from the file; a file without a whole record is set aside."""
     records = _newest(record for name in (OLD_FILE, JOURNAL_FILE) for record in _read(data_dir / name))
     return [_ended(record) for record in records]
 
 
 def _newest(records: Iterable[Record]) -> list[Record]:
-    """MAX_REQUESTS at most, each request once."""
+    """Each request once, at most MAX_REQUESTS."""
     found: dict[str, Record] = {}
     for record in records:
         if record.row.status == "running":
@@ -205,7 +203,7 @@ def _rewrite(path: Path, whole: Iterable[bytes], num_lost: int) -> None:
     try:
         write_atomically(path, b"".join(b"\n" + line + b"\n" for line in whole))
     except LocalError as exc:
-        reason = str(exc)  # (it is as it was, and is read the same way next time)
+        reason = str(exc)  # (the file is unchanged, and is read the same way next time)
     log.warning("journal_damaged", file=str(path), num_lost=num_lost, reason=reason or "it was changed or cut")
 
 

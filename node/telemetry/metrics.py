@@ -1,6 +1,6 @@
-"""A node's metrics in Prometheus' text format: names and units in ``docs/metrics.md``.
+"""A node's metrics in Prometheus' text format. ``docs/metrics.md`` has their names and units.
 
-Made when they are asked for, from the node's state and the sums of its requests, so nothing is counted twice.
+They are made on request from the node's state and the sums of its requests, so that nothing is counted twice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,6 @@ from mycelia.node.views import NodeState
 
 
 def exposition(state: NodeState, requests: RequestLog) -> bytes:
-    """What Prometheus reads."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_NodeCollector(state, requests))
     return generate_latest(registry)

@@ -1,10 +1,10 @@
-"""The last requests that a node had to do with: the steps of each with their times, and the sums over all of them.
+"""The last requests of a node: the steps of each with their times, and the sums over all of them.
 
-One log for both sides of a request. Those that entered here are also rows, for people. What is kept is bounded, for
-each side by itself, so that nobody who is served pushes out what entered here: the oldest requests and everything after
-the first steps of a long one are forgotten. The rows are shared among those who ask: the oldest row of the client with
-the most goes first, where all peers together count as one client, so their requests push out no other's. Likewise only
-so many requests of peers a second are told to the journal and the log.
+One log covers both sides of a request: entry and serving. Requests that entered here are also rows, for users. The log
+is bounded for each side separately, so that served requests never displace entered ones: it forgets the oldest
+requests, and all but the first steps of a long one. Rows are shared among clients: the first to go is the oldest row of
+the client with the most rows. All peers together count as one client here, so their requests displace only each other.
+Also, only a limited number of peers' requests per second reaches the journal and the log.
 """
 
 import secrets
@@ -40,18 +40,18 @@ from mycelia.proto.wire.messages import (
 log = structlog.get_logger()
 
 MAX_REQUESTS = 512
-"""Of each side."""
+"""On each side."""
 CODES = frozenset(
     "bad_request too_long overloaded unknown_model engine_lost no_peer deadline timeout leaving internal".split()  # noqa: SIM905
 )
-"""Of failures; others are a peer's invention and are counted together."""
+"""Codes of failures; a peer's other codes are counted together."""
 MAX_DETAIL_CHARS = 256
 PEER_RATE, PEER_BURST = 2.0, 64.0
-"""Requests of peers a second that the journal and the log are told of; of more than that only the sums tell."""
+"""Requests of peers per second that reach the journal and the log; further ones only count in the sums."""
 _PEERS = "peers"
 _MAX_AT_MS = 2**31 - 1
 _RECENT = 256
-"""Answers that the medians are over."""
+"""Answers that the medians are made of."""
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -60,37 +60,35 @@ class _Record:
     started_at: float
     """Seconds of the monotonic clock."""
     row: RequestRow | None = None
-    """Of a request that entered here."""
+    """Only for a request that entered here."""
     steps: list[TraceStep] = field(default_factory=list)
     matched_tokens: dict[bytes, int] = field(default_factory=dict)
-    """Peer -> what its digest promised when it was chosen."""
+    """Peer -> the cached tokens its digest promised when it was chosen."""
     is_told: bool = True
-    """The journal and the log are told of it."""
+    """Whether it reaches the journal and the log."""
 
 
 @dataclass
 class Totals:
-    """Sums since the start. Requests by outcome: answered, cancelled, or the code of the failure."""
+    """Sums since the start. Requests are counted by outcome: answered, cancelled, or the code of the failure."""
 
     entered: Counter[str] = field(default_factory=Counter)
     served: Counter[str] = field(default_factory=Counter)
     computed_tokens: int = 0
-    """Of prompts served here; with the next one, all prompt tokens."""
+    """Prompt tokens computed here; with ``cached_tokens`` all prompt tokens of requests served here."""
     cached_tokens: int = 0
     generated_tokens: int = 0
     promised_tokens: int = 0
-    """What digests promised of the prompts that entered here, and how much of that was found."""
+    """Cached tokens that digests promised for prompts that entered here; ``found_tokens`` of them were found."""
     found_tokens: int = 0
     moves: int = 0
-    """Attempts after the first of a request that entered here."""
     evictions: int = 0
-    """Prefixes that left the KV cache."""
     entered_prompt_tokens: int = 0
     entered_cached_tokens: int = 0
 
 
 def surplus(clients: Sequence[str]) -> int:
-    """Which of rows of these clients, the oldest first, goes when one must; see the module's text."""
+    """The index of the row to remove from rows of these clients, the oldest first; see the module's text."""
     groups = [_PEERS if _is_peer(client) else client for client in clients]
     ((largest, _),) = Counter(groups).most_common(1)
     if largest != _PEERS:
@@ -100,7 +98,7 @@ def surplus(clients: Sequence[str]) -> int:
 
 
 def _is_peer(client: str) -> bool:
-    """A shorter one stands for an API key, or this machine."""
+    """A shorter name is that of an API key, or of this machine."""
     return len(client) > 32
 
 
@@ -113,8 +111,8 @@ class RequestLog:
         wall: Callable[[], float] = time.time,
         on_change: Callable[[RequestRow, Sequence[TraceStep]], None] = lambda row, steps: None,
     ) -> None:
-        """clock, wall: seconds; the first one measures, the second one dates. on_change: told of every request that
-        enters here, and again when it has ended."""
+        """clock, wall: seconds; the first one measures, the second one dates. on_change: called when a request enters
+        here, and when it ends."""
         self._clock = clock
         self._wall = wall
         self.on_change = on_change
@@ -122,7 +120,7 @@ class RequestLog:
         self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
         self._changed: trio.Event | None = None
-        """None: nobody waits."""
+        """None: no task waits."""
         self._version = 0
         self._peer_bucket = TokenBucket(PEER_RATE, PEER_BURST, clock())
         self.totals = Totals()
@@ -132,7 +130,7 @@ class RequestLog:
         self.per_token = _histogram("mycelia_time_per_output_token", "Of requests served here, while decoding.")
 
     def restore(self, requests: Iterable[tuple[RequestRow, Sequence[TraceStep]]]) -> None:
-        """Requests that entered before a restart, the newest last, all of them ended. They count in no sum."""
+        """Add ended requests from before a restart, the newest last. They count in no sum."""
         now, wall = self._clock(), self._wall()
         for row, steps in requests:
             age_s = min(max(wall - row.started_at, 0.0), _MAX_AT_MS / 1000)
@@ -142,7 +140,7 @@ class RequestLog:
     # --- to look at -------------------------------------------------------------------------------------------------
 
     def steps(self, request_id: bytes) -> tuple[TraceStep, ...]:
-        """None: the request is not known, or not any more."""
+        """The request's steps on both sides, in order of time; empty if it is unknown or forgotten."""
         records = [one for one in (self._entered.get(request_id), self._served.get(request_id)) if one is not None]
         if len(records) < 2:
             return tuple(records[0].steps) if records else ()
@@ -164,7 +162,7 @@ class RequestLog:
         return [record.row for record in self._entered.values() if record.row is not None]
 
     async def changed(self, version: int) -> int:
-        """Wait until the rows are newer than ``version``, which this returned last (0: anything is); their version."""
+        """Waits until the rows are newer than ``version``, an earlier result (0: any); returns their version."""
         while self._version <= version:
             if self._changed is None:
                 self._changed = trio.Event()
@@ -172,7 +170,6 @@ class RequestLog:
         return self._version
 
     def stats(self) -> StatsView:
-        """The sums, and what was usual lately."""
         totals, ttfts = self.totals, sorted(self._ttfts_ms)
         return StatsView(
             entered=dict(totals.entered),
@@ -193,15 +190,15 @@ class RequestLog:
     # --- where it entered -------------------------------------------------------------------------------------------
 
     def new_id(self, wanted: bytes) -> bytes:
-        """For a request: the client's own id if it chose one that nobody here has, so that it can ask what happened.
-        Whoever was interrupted by the end of this node may come back with his."""
+        """An id for a request: the id wanted by the client if no request here has it, so that the client can ask for a
+        trace. A client whose request was interrupted by the end of this node may use its id again."""
         record = self._entered.get(wanted)
         if any(wanted) and (record is None or (record.row is not None and record.row.status == "interrupted")):
             return wanted
         return secrets.token_bytes(16)  # (two clients may choose the same)
 
     def entered(self, request_id: bytes, model: str, client: bytes) -> None:
-        self._entered.pop(request_id, None)  # (only of one that was interrupted, see new_id)
+        self._entered.pop(request_id, None)  # (it is there only if interrupted, see new_id)
         row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
         record = _Record(self._clock(), row)
         record.is_told = not _is_peer(row.client) or self._peer_bucket.take(self._clock())
@@ -216,11 +213,11 @@ class RequestLog:
         self.update(request_id, prompt_tokens=num_tokens)
 
     def relayed(self, request_id: bytes, peer: bytes) -> None:
-        """It went on to another node as its entry."""
+        """The request was passed on to another entry node."""
         self._step(request_id, "relayed", "serves the model", peer)
 
     def relayed_frame(self, request_id: bytes, frame: EntryFrame) -> None:
-        """What that node says."""
+        """A frame of that entry node."""
         match frame:
             case Route():
                 self.update(
@@ -257,7 +254,7 @@ class RequestLog:
         self.update(request_id, ttft_ms=self._ms(record))
 
     def emitted(self, request_id: bytes, name: str, peer: bytes, detail: str) -> None:
-        """What the protocol says about it."""
+        """An event of the protocol about the request."""
         self._step(request_id, name, detail, peer)
 
     def answered(self, request_id: bytes, answered: Answered) -> None:
@@ -295,7 +292,7 @@ class RequestLog:
 
     @contextmanager
     def serving(self, request: Generate, client: bytes) -> "Iterator[Callable[[EngineItem], None]]":
-        """Around the serving of a request; to be called with every item of its answer."""
+        """Context of serving a request. Call its value with every item of the answer."""
         request_id = request.request_id
         promised = f"promised {request.promised_tokens} of {len(request.prompt) // 4} tokens"
         self.served_step(request_id, "serving", promised, client)
@@ -340,7 +337,7 @@ class RequestLog:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> _Record:
-        """Its record. One that was forgotten is not kept anew: it would be nobody's."""
+        """Adds a step and returns the record. A forgotten request gets no new record, for nothing would show it."""
         record = self._entered.get(request_id) or _Record(self._clock())
         self._add(record, request_id, name, detail, peer)
         return record
@@ -357,7 +354,7 @@ class RequestLog:
         if len(record.steps) < MAX_TRACE_STEPS:
             step = TraceStep(at_ms=self._ms(record), name=name, detail=detail[:MAX_DETAIL_CHARS], peer=peer[:64])
             record.steps.append(step)
-        if name not in _ENDS:  # (which are told with all that is known then)
+        if name not in _ENDS:  # (which are logged with all facts at the end)
             log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
 
     def _keep(self, request_id: bytes, record: _Record) -> None:

@@ -1,6 +1,5 @@
-"""``mycelia chat``: a conversation on the terminal. Every turn sends all that was said before, which the swarm has
-computed: it goes where the conversation is, and only what is new costs time.
-"""
+"""``mycelia chat``: a conversation on the terminal. Each turn sends the whole conversation, most of which the swarm has
+computed. It goes to the node that has it cached, so only the new text costs time."""
 
 import json
 import secrets
@@ -42,10 +41,10 @@ class Chat:
     system: str = ""
     turns: list[ChatMessage] = field(default_factory=list)
     routes: list[RouteView] = field(default_factory=list)
-    """Of the last prompt: more than one if it moved."""
+    """The routes of the last prompt: several if it moved."""
 
     async def take(self, line: str) -> bool:
-        """A line that somebody wrote; False when it ends the conversation."""
+        """Handle a line of input; False if it ends the conversation."""
         text = line.strip()
         if not text:
             return True
@@ -72,7 +71,7 @@ class Chat:
         return True
 
     async def _answer(self, prompt: str) -> None:
-        """What goes wrong is told, and the prompt forgotten; an answer that is broken off stays as far as it came."""
+        """Errors are shown, and their prompt is forgotten; of an answer that breaks off, the text so far is kept."""
         before = [ChatMessage(role="system", content=self.system)] if self.system else []
         user = ChatMessage(role="user", content=prompt)
         if len(before) + len(self.turns) >= MAX_CHAT_MESSAGES:
@@ -94,7 +93,7 @@ class Chat:
             if said:
                 click.echo()
             self._say(str(exc))
-        finally:  # (also when it is cancelled)
+        finally:  # (also when cancelled)
             if said:
                 self.turns += [user, ChatMessage(role="assistant", content="".join(said))]
 

@@ -1,4 +1,4 @@
-"""A node as a child process, and a panel of what it does on the terminal."""
+"""A node as a child process, with a panel of its work on the terminal."""
 
 import json
 import subprocess
@@ -25,18 +25,16 @@ _LOG_LINES = 6
 
 
 class _Child:
-    """The node's process and the last lines of its log."""
-
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self.lines: deque[str] = deque(maxlen=_LOG_LINES)
         self.info: RunInfo | None = None
-        """Once it serves."""
+        """Set once the node serves."""
         self.tree: list[TreeRowView] = []
         self._tree_due_s = 0.0
 
     async def follow(self) -> None:
-        """Until its log ends, as it does with the process."""
+        """Reads the log to its end, which is the process's end too."""
         assert self.process.stderr is not None
         rest = b""
         async for chunk in self.process.stderr:
@@ -45,7 +43,7 @@ class _Child:
                 self._note(line.decode(errors="replace"))
 
     async def refresh_tree(self, info: RunInfo) -> None:
-        """Now and then: the engine spells out its texts, and a busy one keeps the last."""
+        """Limited in rate: the engine has to detokenize the texts. While a busy engine refuses, the last tree stays."""
         if trio.current_time() >= self._tree_due_s:
             self._tree_due_s = trio.current_time() + TREE_REFRESH_S
             with suppress(LocalError):
@@ -58,7 +56,7 @@ class _Child:
             self.lines.append(line)
             return
         if event.get("event") == "ready":
-            self.info = find_running(Path(event["data_dir"]))  # (it holds a key, if the node needs one)
+            self.info = find_running(Path(event["data_dir"]))  # (the run file has the node's key, if it needs one)
         if event.get("event", "").startswith("request_"):
             return  # (the panel has a table of them)
         fields = [f"{name}={value}" for name, value in event.items() if name not in ("event", "level", "timestamp")]
@@ -66,16 +64,14 @@ class _Child:
 
 
 async def watch_node(command: Sequence[str]) -> None:
-    """Until cancelled, which stops the node. command: the arguments of ``mycelia`` that run it.
-
-    Raises LocalError when the node ends by itself.
-    """
+    """Runs until cancelled, which stops the node. command: the arguments of ``mycelia`` that run it. Raises LocalError
+    when the node ends by itself."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-P", "-m", "mycelia.node", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # (Ctrl-C is for this program, which then stops the node)
+        start_new_session=True,  # (Ctrl-C ends this program, which then stops the node)
     )
     child = _Child(process)
     try:

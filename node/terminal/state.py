@@ -1,4 +1,4 @@
-"""What people are shown of a node's state: for ``status``, ``stats``, ``trace`` and the panel of ``up``."""
+"""Tables and panels of a node's state, for ``status``, ``stats``, ``trace`` and ``up``."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def show_status(console: Console, state: NodeState) -> None:
 
 
 def status_table(state: NodeState) -> Table:
-    """A line a fact."""
+    """A line for each fact."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -68,9 +68,9 @@ def show_requests(console: Console, rows: Sequence[RequestRow]) -> None:
 
 
 def requests_table(rows: Sequence[RequestRow], width: int) -> Table:
-    """The newest last. width: columns of the terminal."""
+    """The newest request last. width: columns of the terminal."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    # (else the reasons would take the others' room)
+    # (otherwise the reasons would take the room of the other columns)
     for name, least in (("request", SHORT_REQUEST), ("at", 8), ("status", 13), ("served by", 9)):
         table.add_column(name, min_width=least, no_wrap=True)
     for name, least in (("prompt", 6), ("cached", 6), ("TTFT ms", 7), ("tokens", 6)):
@@ -94,7 +94,7 @@ def requests_table(rows: Sequence[RequestRow], width: int) -> Table:
 
 
 def show_trace(console: Console, trace: TraceView) -> None:
-    """A line a step."""
+    """A line for each step."""
     table = Table(title=f"request {trace.id}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("ms", justify="right", no_wrap=True)
     for name in ("node", "step"):
@@ -116,7 +116,7 @@ def panel(
     api_url: str,
     width: int,
 ) -> RenderableType:
-    """What ``mycelia up`` shows, newest at the bottom. width: columns of the terminal."""
+    """The panel of ``mycelia up``, the newest lines at the bottom. width: columns of the terminal."""
     peers = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("peer", "models", "digest"):
         peers.add_column(name, no_wrap=True)
@@ -148,7 +148,7 @@ _MAX_PEERS, _MAX_REQUESTS, _MAX_BRANCHES = 8, 6, 3
 
 
 def _largest(tree: Sequence[TreeRowView]) -> list[str]:
-    """The branches at the root of the radix tree that hold the most, and how much: what prompts here share."""
+    """The largest branches at the root of the radix tree, with their sizes: the prefixes that prompts share here."""
     branches: list[tuple[int, int, str]] = []
     for row in tree:
         if row.level == 0:
@@ -160,7 +160,6 @@ def _largest(tree: Sequence[TreeRowView]) -> list[str]:
 
 
 def hits(stats: StatsView) -> str:
-    """Of the prompts that entered here."""
     return _share(stats.entered_cached_tokens, stats.entered_prompt_tokens, "of prompt tokens were cached")
 
 
@@ -179,7 +178,6 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Of bytes."""
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 

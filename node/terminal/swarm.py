@@ -1,4 +1,4 @@
-"""``mycelia swarm``: real nodes on this machine, for those who try things or develop them."""
+"""``mycelia swarm``: real nodes on this machine, to try things or to develop them."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,10 +15,10 @@ from mycelia.proto.wire.errors import LocalError
 
 
 async def run_swarm(count: int, rtt_s: float, options: tuple[str, ...], root: Path | None, console: Console) -> None:
-    """Until cancelled. Raises LocalError when a node cannot start, or ends by itself.
+    """Runs until cancelled. Raises LocalError when a node cannot start, or ends by itself.
 
-    rtt_s: between all nodes, made by a proxy in front of each; 0: none. root: where nodes and logs stay afterwards;
-    None: nowhere.
+    rtt_s: round trip between all nodes, made by a proxy in front of each; 0: none. root: where nodes and logs stay
+    afterwards; None: a temporary folder.
     """
     async with AsyncExitStack() as stack:
         if root is None:
@@ -60,6 +60,6 @@ async def _show(nodes: list[LocalNode], rtt_s: float, console: Console) -> None:
 
 
 async def _watch(node: LocalNode) -> None:
-    """Raises LocalError when it ends."""
+    """Raises LocalError when the node ends."""
     while True:
         await node.wait_next_event()

@@ -1,4 +1,4 @@
-"""What commands print for people. Programs get ``--json`` instead."""
+"""The tables and lines that commands print for people. Programs use ``--json`` instead."""
 
 import math
 import unicodedata
@@ -14,13 +14,13 @@ from mycelia.node.views import AnsweredView, FailedView, ModelRow, PeerRow, Rout
 from mycelia.proto.admission.overload import OVERLOADED
 
 SHORT_ID = 8
-"""Ed25519 peer ids share their beginning; their last characters tell them apart."""
+"""Ed25519 peer ids have the same beginning; their last characters differ."""
 WIDE = 120
-"""Columns of a terminal on which addresses and reasons have room."""
+"""Columns of a terminal that has room for addresses and reasons."""
 
 
 def printable(text: str) -> str:
-    """``text`` without what would steer a terminal: the words come from other people's nodes."""
+    """``text`` without control characters, which could come from other people's nodes and control the terminal."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
@@ -30,13 +30,13 @@ def short(peer: str) -> str:
 
 
 def show_route(console: Console, route: RouteView) -> None:
-    """The table of ``--explain``: every candidate's terms, the chosen one first. The cost is (2 round trips +
-    queue + prefill) x load + late + again, in seconds; prefill is of what is not matched, as far as matches
-    there came true, and "again" is what it costs others that it is computed again."""
+    """The table of ``--explain``: the terms of each candidate, the chosen one first. The cost is (2 round trips + queue
+    + prefill) x load + late + again, in seconds. Prefill is the time for the tokens not matched, corrected by how often
+    matches there came true. "Again" is the cost for others of computing tokens again."""
     title = f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("node", no_wrap=True)
-    # (two lines: eleven columns are to fit a terminal of 80)
+    # (two lines: eleven columns must fit a terminal of 80)
     for name in (
         "matched\ntokens",
         "came\ntrue",
@@ -70,7 +70,7 @@ def show_route(console: Console, route: RouteView) -> None:
 
 
 def show_answered(console: Console, answered: AnsweredView, request_id: str = "") -> None:
-    """One line under an answer, and how to see the request's way if its id is given."""
+    """One line under an answer, and with ``request_id`` a second one about its trace."""
     parts = [
         f"served by {short(answered.served_by)}",
         f"{answered.cached_tokens} of {answered.prompt_tokens} prompt tokens cached",
@@ -137,7 +137,7 @@ def show_models(console: Console, models: Sequence[ModelRow]) -> None:
 
 
 def show_tree(console: Console, rows: Sequence[TreeRowView]) -> None:
-    """The radix tree; each line is an edge: its tokens, the tokens from the root, the beginning of its text."""
+    """The radix tree. Each line is an edge: its tokens, the tokens from the root, the beginning of its text."""
     total = sum(row.tokens for row in rows)
     root = Tree(f"{total} tokens in {sum(row.is_leaf for row in rows)} cached sequences")
     branches = [root]
