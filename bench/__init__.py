@@ -1,4 +1,4 @@
-"""``mycelia bench``: measurements on the user's own machine, beside what people would use instead.
+"""``mycelia bench``: measurements on the user's own machine, compared with alternatives that people use.
 
-A benchmark never fails for being slow; it fails when it could not measure.
+A benchmark never fails for a slow result; it fails when it could not measure.
 """

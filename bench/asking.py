@@ -1,4 +1,4 @@
-"""How benchmarks wait for real nodes and ask them over HTTP."""
+"""Helpers with which benchmarks wait for real nodes and ask them over HTTP."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,6 @@ def in_time(deadline_s: float, failure: str) -> Iterator[None]:
 
 
 def http_client(timeout_s: float) -> httpx.AsyncClient:
-    """A client with any number of connections."""
-    # A node closes a connection that was idle for 5 s: one about to end must not be used again.
+    # A node closes a connection that was idle for 5 s; a connection about to be closed must not be used again.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
     return httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=False)

@@ -1,5 +1,5 @@
-"""``mycelia bench``: the command line of the benchmarks. What they can be told is in ``plans.py``; heavy imports happen
-inside the commands."""
+"""``mycelia bench``: the command line of the benchmarks. Their options are in ``plans.py``; heavy imports happen inside
+the commands."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -33,7 +33,7 @@ def bench() -> None:
 
 
 def _measures(plan: type, *examples: str, name: str | None = None) -> Callable[[Callable[[Any], "Report"]], None]:
-    """Make a command of a function that measures what a ``plan`` says; the report is printed."""
+    """A decorator that makes a command of a function that measures a ``plan``; the command prints the report."""
 
     def decorate(measure: Callable[[Any], "Report"]) -> None:
         @options_of(plan)
@@ -113,7 +113,7 @@ def scale(plan: plans.ScaleBench) -> "Report":
     plans.SoakBench, "--minutes 5 --model fake --plot soak.svg", "--minutes 480 --nodes 8 --every 60 --json > soak.json"
 )
 def soak(plan: plans.SoakBench) -> "Report":
-    """Real nodes under mixed load while others are killed: whether memory, files, tasks or streams pile up."""
+    """Real nodes under mixed load while others are killed: whether they leak memory, files, tasks or streams."""
     from mycelia.bench.chaos.soak import bench_soak, plot_of
     from mycelia.bench.report.atomic import replaced
     from mycelia.bench.report.extra import check_extra
@@ -131,8 +131,8 @@ def soak(plan: plans.SoakBench) -> "Report":
 def overload(plan: plans.OverloadBench) -> "Report":
     """A swarm that gets up to three times the prompts it can answer: goodput, refusals, whether Retry-After is true.
 
-    Clients that are refused come again when told (rows retry_), or go away (leave_); one in twenty asks again early, to
-    see when it would be let in. Takes some 15 minutes; with real nodes seven, on a machine that does nothing else.
+    Refused clients ask again at the given time (rows retry_), or go away (leave_); one in twenty asks again early, to
+    see when it would be admitted. Takes some 15 minutes; with real nodes seven, on a machine that does nothing else.
     """
     from mycelia.bench.overload.overload import bench_overload
     from mycelia.bench.overload.real import bench_real_overload
@@ -168,9 +168,9 @@ def chaos_sim(plan: plans.ChaosSimBench) -> "Report":
     "--seed 7 --json > chaos.json",
 )
 def chaos(plan: plans.ChaosBench) -> "Report":
-    """Real nodes that die under load, and every answer compared with that of a node left alone.
+    """Real nodes that fail under load, and a comparison of every answer with that of an undisturbed node.
 
-    The seed decides which node is struck. When exactly it is struck does not repeat.
+    The seed decides which node fails. The exact time of a fault does not repeat.
     """
     from mycelia.bench.chaos.chaos import bench_chaos
 
@@ -179,7 +179,7 @@ def chaos(plan: plans.ChaosBench) -> "Report":
 
 @_measures(plans.LivenessBench, "--nodes 8 --runs 10 --json > liveness.json")
 def liveness(plan: plans.LivenessBench) -> "Report":
-    """How soon nodes know that another one was killed, is frozen, cut off, without an engine, or back.
+    """How soon nodes know that another one was killed, frozen, cut off, without an engine, or back.
 
     Real nodes on this machine with the fake engine; some 40 s a run.
     """
@@ -190,9 +190,9 @@ def liveness(plan: plans.LivenessBench) -> "Report":
 
 @_measures(plans.AttacksBench, "--only newcomer --only floods --runs 1", "--json > attacks.json")
 def attacks(plan: plans.AttacksBench) -> "Report":
-    """What strangers with one address can do to real nodes on this machine, beside what honest peers get when idle.
+    """What strangers with one address can do to real nodes on this machine, compared with idle nodes.
 
-    All attackers and all attacked nodes are processes on loopback. About 20 minutes.
+    All attackers and all attacked nodes are processes on loopback. Takes about 20 minutes.
     """
     from mycelia.bench.attacks.command import bench_attacks
 
@@ -210,12 +210,12 @@ def attacks(plan: plans.AttacksBench) -> "Report":
 @options_of(plans.SwarmBench)
 @as_json
 def swarm(plan: plans.SwarmBench, as_json: bool) -> None:
-    """Real nodes on this machine, with distance between them, beside what the simulator predicts of them.
+    """Real nodes on this machine with distance between them, compared with the simulator's prediction.
 
     A proxy in front of each node makes the distance. Prompts are MMLU's with five examples; they come as a Poisson
     process and enter at random nodes. The simulator gets the same requests and the speed of this machine, which is
-    measured first: leave the machine alone meanwhile. TTFT is that of the client, from its HTTP request to the first
-    text. About ten minutes on two cores.
+    measured first: run nothing else meanwhile. TTFT is the client's, from its HTTP request to the first text. Takes
+    about ten minutes on two cores.
     """
     from mycelia.bench.swarm.swarm import bench_swarm, show_swarm
     from mycelia.node.commands.checks import check_policy

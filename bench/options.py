@@ -13,11 +13,10 @@ import click
 from mycelia.sim.setting import METADATA, Setting
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-"""The option that every command that measures has."""
 
 
 class FiniteRange(click.FloatRange):
-    """A range of floats without NaN and infinity, which click lets through."""
+    """A range of floats without NaN and infinity, which click accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -28,7 +27,7 @@ class FiniteRange(click.FloatRange):
 
 def options_of(plan: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that gives a command one option for each field of ``plan`` that is a ``setting``. The command gets
-    one ``plan`` in their place, after those of decorators above this one."""
+    one ``plan`` instead of them, after the arguments of decorators above this one."""
     hints = get_type_hints(plan)
     options = {one.name: (one.metadata[METADATA], one.default) for one in fields(plan) if METADATA in one.metadata}
 
@@ -47,12 +46,12 @@ def options_of(plan: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def epilog(*examples: str) -> str:
-    """The end of a command's help."""
+    """The examples at the end of a command's help."""
     return "\n".join(["\b", "Examples:", *(f"  mycelia {example}" for example in examples)])
 
 
 def _click_option(name: str, option: Setting, default: Any, hint: Any) -> Callable[..., Any]:
-    """``hint``: the field's type: ``T``, ``T | None`` or ``tuple[T, ...]``."""
+    """hint: the field's type: ``T``, ``T | None`` or ``tuple[T, ...]``."""
     is_many = get_origin(hint) is tuple
     (kind, *_) = [one for one in get_args(hint) or (hint,) if one not in (NoneType, Ellipsis)]
     shows = option.shows_default and default not in (None, ())

@@ -1,5 +1,5 @@
-"""What each benchmark measures, how often and how long: the options of ``mycelia bench``. Imports nothing heavy, as
-``mycelia bench NAME --help`` does no more than read this."""
+"""The options of ``mycelia bench``: what each benchmark measures, how often and how long. Imports nothing heavy,
+because ``mycelia bench NAME --help`` reads only this."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from mycelia.node.plugins import OWN_POLICY
 from mycelia.sim.setting import setting
 
 CAPACITY = 1.0
-"""The load with which others are compared."""
+"""The load that the others are compared with."""
 KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
 SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
 FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
-"""What can happen to real nodes: ``chaos/faults.py`` tells of each."""
+"""The faults of real nodes, described in ``chaos/faults.py``."""
 ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 RANDOM = "random"
 
@@ -140,7 +140,7 @@ class SoakBench:
     think_s: float = 1.0
     """Mean pause of a client."""
     quiet_s: float = 10.0
-    """A node is idle when nothing has decreased for so long."""
+    """A node is idle when no count has decreased for this time."""
 
     @property
     def warm_s(self) -> float:
@@ -149,7 +149,6 @@ class SoakBench:
 
     @property
     def num_watched(self) -> int:
-        """Number of nodes that are spared."""
         return (self.num_nodes + 1) // 2
 
 
@@ -176,10 +175,10 @@ class OverloadBench:
     )
     seeds: int = setting(3, "Runs with different seeds; with --real there is one run.", least=1, most=100)
     kinds: tuple[str, ...] = ("retry", "leave")
-    """What clients do that are refused: come again when told, or not."""
+    """The reaction of refused clients: to ask again at the given time, or to go away."""
 
     def filled(self) -> "OverloadBench":
-        """This plan with numbers for all that is not given."""
+        """This plan with a number for each option that was left open."""
         loads, num_nodes, seconds = (
             ((CAPACITY, 3.0), 4, 45.0) if self.real else ((0.5, 0.8, CAPACITY, 1.5, 2.0, 3.0), 8, 60.0)
         )

@@ -1,8 +1,7 @@
 """``mycelia bench attacks``: what strangers with a few keys and one address can do to real nodes on this machine.
 
-``strangers`` are the attackers, in a process of their own and always on 127.0.0.2; ``honest`` is who comes from
-127.0.0.1 and wants something; ``command`` runs the one beside the other and tells the ratio to idle.
+``strangers`` are the attackers, in a process of their own and always on 127.0.0.2. ``honest`` are the attacked nodes
+and the peers and clients that use them, on 127.0.0.1. ``command`` runs both and reports the ratio to idle.
 
-The attackers are bounded in number and in what they send, and only connect to the addresses of nodes that the benchmark
-has started itself.
+The attackers are bounded in number and in what they send. They connect only to nodes that the benchmark itself started.
 """

@@ -1,4 +1,4 @@
-"""Prompts of light clients, and what comes of them."""
+"""Prompts of light clients, and their answers."""
 
 import secrets
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def ask_for(text: str, sampling: Sampling, model: str = "", tokens: bytes = b"")
 
 
 async def answer_of(network: Network, peer: bytes, ask: Ask) -> Answer:
-    """The whole answer to ``ask`` at a connected node."""
+    """The whole answer of a connected node to ``ask``."""
     began, answer = trio.current_time(), Answer()
     try:
         stream = await network.open(peer, ASK, waits=False)

@@ -1,4 +1,4 @@
-"""What ``mycelia bench attacks`` measures, group by group."""
+"""The groups of rows that ``mycelia bench attacks`` measures."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ NEWCOMER = ("sockets", "connections", "streams", "kad_streams")
 ENGINE = ("cells", "sibyls", "slow_grammars", "refused_grammars")
 FLOODS = ("prunes", "provider_records", "digests")
 SETTLE_S = 2.0
-"""After an attack, before what comes next."""
+"""Pause after an attack, before the next measurement."""
 FLOOD_S = 20.0
 NUM_GETS = 10
 LIARS, LIAR_S = (Conduct.COMPUTES, Conduct.GARBAGE, Conduct.STALLS), 60.0
@@ -35,7 +35,7 @@ KEY = "a key of the benchmark alone"
 
 
 async def bench_attacks(bench: AttacksBench) -> Report:
-    """Measure. Raises LocalError when nodes do not come up."""
+    """Run the benchmark. Raises LocalError when nodes do not start."""
     measure: dict[str, Callable[[AttacksBench, Progress], Awaitable[list[Row]]]] = {
         "newcomer": _newcomer,
         "http": _http,
@@ -54,13 +54,13 @@ async def bench_attacks(bench: AttacksBench) -> Report:
 
 
 async def _newcomer(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """Nobody is kept out: time to join, find another node and have an answer of both."""
+    """Whether newcomers are kept out: the time to join, to find another node and to get an answer of both."""
     async with open_victims([FAKE_MODEL] * 2) as victims:
         return await _in_turns("newcomer", NEWCOMER, bench, progress, victims, partial(honest.newcomer_s, victims))
 
 
 async def _http(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """A key opens the API although others hold all connections that they get."""
+    """Whether a key opens the API although others hold all the connections that they can get."""
     async with open_victims([FAKE_MODEL], key=KEY) as victims:
         url = await victims.api_url()
 
@@ -78,7 +78,7 @@ async def _in_turns(
     victims: Victims,
     measure_s: Callable[[], Awaitable[float]],
 ) -> list[Row]:
-    """Rows of seconds when idle, and of how many times as long it takes under each attack."""
+    """Rows of seconds when idle, and of the ratio to idle under each attack."""
     idle: list[float] = []
     ratios: dict[str, list[float]] = {attack: [] for attack in attacks}
     for run in range(bench.runs):
@@ -94,7 +94,7 @@ async def _in_turns(
 
 
 async def _floods(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """Memory that stays, and how long the event loop is away."""
+    """The memory that stays allocated, and the longest pauses of the event loop."""
     rows: list[Row] = []
     pauses: list[float] = []
     for attack in FLOODS:
@@ -113,7 +113,7 @@ async def _floods(bench: AttacksBench, progress: Progress) -> list[Row]:
 
                     nursery.start_soon(watch)
                     async with attacked(await victims.plan(attack)):
-                        pass  # (these are in place when they are over)
+                        pass  # (these attacks are complete when in place)
                 await trio.sleep(SETTLE_S)
                 grown.append(victims.resident_mib() - before)
         rows.append(row_of(f"{attack}_rss_mib", "MiB that stay", grown))
@@ -136,7 +136,7 @@ async def _bans(bench: AttacksBench, progress: Progress) -> list[Row]:
 
 
 async def _engine(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """What is left for another client of a real engine."""
+    """The speed of a real engine for another client."""
     idle_ttfts: list[float] = []
     ttfts: dict[str, list[float]] = {attack: [] for attack in ENGINE}
     rates: dict[str, list[float]] = {attack: [] for attack in ENGINE}
@@ -167,7 +167,7 @@ _ENGINE_OPTIONS = ("--threads", "1", "--cells", "8192")
 
 
 async def _prefix(bench: AttacksBench, progress: Progress) -> list[Row]:
-    """How much of another client's prompt can be guessed, token by token, from what is told of the cache."""
+    """How much of another client's prompt can be guessed, token by token, from a node's reports of cached tokens."""
     recovered: list[float] = []
     async with open_victims([bench.model], _ENGINE_OPTIONS) as victims:
         url = await victims.api_url()
@@ -190,7 +190,7 @@ async def _prefix(bench: AttacksBench, progress: Progress) -> list[Row]:
 
 
 async def _probed(address: str, known: str, tokens_of: Callable[[str], Awaitable[list[int]]]) -> int:
-    """Characters of the secret that come out."""
+    """The number of characters of the secret that were found."""
     found = ""
     settings = NetworkSettings(identity=new_identity(), overlay=False, dial_host="127.0.0.2")
     async with open_network(settings) as stranger:

@@ -1,4 +1,4 @@
-"""The nodes that are attacked, and the honest peers and clients on 127.0.0.1 that use them."""
+"""The attacked nodes, and the honest peers and clients on 127.0.0.1 that use them."""
 
 import subprocess
 import sys
@@ -28,14 +28,14 @@ from mycelia.proto.wire.messages import Sampling
 
 START_DEADLINE_S = 120.0
 PATIENCE_S = 30.0
-"""After that an honest peer counts as kept out, and this is its time."""
+"""After this time an honest peer counts as kept out, and gets this as its time."""
 LOOK_EVERY_S = 0.005
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 MIB = 2**20
 
 
 class Victims:
-    """Node processes, the first one found by all others. Made by ``open_victims``."""
+    """Node processes; all others found the first one. Made by ``open_victims``."""
 
     def __init__(self, nodes: list[LocalNode], addresses: list[str], namespaces: list[bytes]) -> None:
         self.nodes = nodes
@@ -58,8 +58,8 @@ class Victims:
 
 @asynccontextmanager
 async def open_victims(models: Sequence[str], options: Sequence[str] = (), key: str = "") -> AsyncIterator[Victims]:
-    """A node for each model, which all know each other. key: of their API; empty: none. Raises LocalError when they do
-    not come up."""
+    """A node for each model; all of them know each other. key: their API key; empty: none. Raises LocalError when they
+    do not start."""
     with TemporaryDirectory(prefix="mycelia-attacks-", ignore_cleanup_errors=True) as root:
         if key:
             await trio.Path(root, "keys").write_text(f"{key}\n")
@@ -79,7 +79,7 @@ async def open_victims(models: Sequence[str], options: Sequence[str] = (), key: 
 
 @asynccontextmanager
 async def attacked(plan: Plan | None) -> AsyncIterator[None]:
-    """Around what is measured while ``plan`` is carried out, None: nothing is. Begins when the attack is in place."""
+    """The attack of ``plan`` runs around the block, and is in place at its start. None: no attack."""
     if plan is None:
         yield
         return
@@ -101,7 +101,7 @@ async def attacked(plan: Plan | None) -> AsyncIterator[None]:
 
 async def newcomer_s(victims: Victims) -> float:
     """Seconds until a node that knows only the first victim has joined, has found the second one, and has an answer of
-    both. PATIENCE_S: it has not."""
+    both; PATIENCE_S if it fails."""
     identity = new_identity()
     settings = NetworkSettings(identity, listen=(LOOPBACK,), bootstrap=(victims.addresses[0],))
     wanted = [(await node.wait_ready()).peer for node in victims.nodes]
@@ -131,7 +131,7 @@ async def _first_answer(network: Network, address: str) -> Answer:
 
 
 async def client_answer(address: str, num_words: int = 40, max_tokens: int = 24) -> Answer:
-    """What a light client with a fresh key gets for a prompt that no node has cached."""
+    """The answer that a light client with a fresh key gets for a prompt that no node has cached."""
     answer = Answer(failure="kept out")
     with trio.move_on_after(PATIENCE_S), suppress(NetworkError):
         async with open_network(NetworkSettings(identity=new_identity(), overlay=False)) as network:
@@ -142,7 +142,7 @@ async def client_answer(address: str, num_words: int = 40, max_tokens: int = 24)
 
 
 async def keyed_get_s(api_url: str, key: str) -> float:
-    """Seconds for a connection and a small answer to a holder of ``key``. PATIENCE_S: there was none."""
+    """Seconds for a connection and a small answer with ``key``; PATIENCE_S if there was none."""
     began = trio.current_time()
     with trio.move_on_after(PATIENCE_S):
         while True:
@@ -155,8 +155,8 @@ async def keyed_get_s(api_url: str, key: str) -> float:
 
 
 async def longest_pause_s(api_url: str, seconds: float) -> float:
-    """The longest time that the node's event loop left a small request without an answer, within ``seconds``; what this
-    process was away itself does not count."""
+    """The longest time within ``seconds`` in which the node's event loop left a small request unanswered, without the
+    pauses of this process itself."""
     longest = own_s = 0.0
     until = trio.current_time() + seconds
 

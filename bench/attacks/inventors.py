@@ -1,7 +1,7 @@
 """Strangers that announce digests of invented owners: what ``make_owners_up`` does to running nodes.
 
-Each stranger has a fresh key and sends signed heads of fresh owners, as repairs that bring no bytes. A node that
-believed them would ask for the bytes, and one that asked its neighbours would flood them in the strangers' stead.
+Each stranger has a fresh key and sends signed heads of fresh owners, as repairs without any bytes. A node that believed
+them would ask for the bytes, and a node that asked its neighbours would flood them for the strangers.
 """
 
 import time
@@ -18,12 +18,12 @@ from mycelia.proto.digests.digest import SAME, OwnDigest
 from mycelia.proto.wire.messages import Hello, Repair, Served, Vitals
 
 BURST = 180
-"""Repairs that a stranger sends at once: below what a node takes of anybody."""
+"""Repairs that a stranger sends at once: fewer than a node accepts from any peer."""
 _IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
 
 def made_up(owner: Identity, namespace: bytes) -> Repair:
-    """A repair that tells of a digest of ``owner``, a block long, and brings nothing of it."""
+    """A repair that announces a digest of ``owner``, a block long, and brings nothing of it."""
     own = OwnDigest(owner.peer_id, namespace, int(time.time() * 1000), owner.sign, DigestConfig())
     own.store(1, [int.from_bytes(owner.peer_id[-8:], "big")])
     return Repair(head=own.advance(time.time()).head, mode=SAME, from_seq=0, upserts=b"", removes=b"")
@@ -37,8 +37,9 @@ async def make_owners_up(
     per_s: float = 15.0,
     says_hello: bool = False,
 ) -> int:
-    """``num_strangers`` connect with the nodes at the full ``addresses`` and tell each of BURST owners at once and then
-    of ``per_s`` a second, for so many seconds. Owners told of in all. Raises NetworkError when no stranger gets in."""
+    """``num_strangers`` connect to the nodes at the full ``addresses``. Each announces BURST owners to each node at
+    once, then ``per_s`` a second, for ``seconds``. Returns the number of owners. Raises NetworkError when no stranger
+    gets in."""
     told = [0] * num_strangers
 
     async def one(place: int) -> None:

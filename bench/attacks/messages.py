@@ -1,4 +1,4 @@
-"""What hostile peers say to the Kademlia and gossip of others; ``mycelia bench attacks`` measures what it does."""
+"""Kademlia and gossip messages of hostile peers; ``mycelia bench attacks`` measures their effect."""
 
 from collections.abc import Iterable
 
@@ -31,7 +31,7 @@ def add_provider(key: bytes, peer: bytes, addresses: list[bytes]) -> bytes:
 
 
 def many_addresses(count: int) -> list[bytes]:
-    """Different ones of 8 bytes."""
+    """Different addresses of 8 bytes."""
     return [b"\x04" + (0x0800_0000 + number).to_bytes(4, "big") + b"\x06\x10\x00" for number in range(count)]
 
 

@@ -1,5 +1,5 @@
-"""The attackers. Run as a module with a plan in JSON as its argument: attacks until its standard input ends, and says
-``in place`` once there is nothing more to build up."""
+"""The attackers. Run as a module with a plan in JSON as its argument. It attacks until its standard input ends, and
+prints ``in place`` when the attack is complete."""
 
 import secrets
 import sys
@@ -25,9 +25,9 @@ from mycelia.proto.wire.messages import Head, Repair, Sampling
 
 HOST = "127.0.0.2"
 AGAIN_S = 0.5
-"""Before what was refused or ended is tried again."""
+"""Pause before a refused or ended action is tried again."""
 AGAIN_RATE = 50.0
-"""Tries a second in all: what held the places of older nodes needed 13. Many more would measure the machine."""
+"""Tries per second in all: older nodes could be blocked with 13. Many more would measure the machine."""
 NUM_CONNECTIONS, NUM_SOCKETS, NUM_HALF_HEADS = 128, 128, 256
 NUM_KEYS, STREAMS_A_KEY = 9, 62
 NUM_KAD_STREAMS = 100
@@ -43,16 +43,16 @@ class Plan(msgspec.Struct, frozen=True):
 
     kind: str
     addresses: list[str]
-    """Full multiaddrs of the attacked nodes; of most attacks there is one."""
+    """Full multiaddrs of the attacked nodes, for most attacks one."""
     namespace: bytes = b""
-    """Namespace of the model that the victims serve."""
+    """Namespace of the victims' model."""
     api_port: int = 0
     model: str = ""
-    """Name of the model that the other victims serve."""
+    """Name of the other victims' model."""
 
 
 Attack = Callable[[Plan, trio.Nursery], Awaitable[None]]
-"""Returns when it is in place; what goes on is in the nursery."""
+"""Returns when the attack is in place; its tasks go on in the nursery."""
 
 
 async def sockets(plan: Plan, nursery: trio.Nursery) -> None:
@@ -68,7 +68,7 @@ async def half_heads(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def connections(plan: Plan, nursery: trio.Nursery) -> None:
-    """Connections of a key each that say nothing."""
+    """Silent connections, each with its own key."""
 
     async def connection(in_place: Callable[[], None]) -> None:
         async with stranger(plan) as (network, _):
@@ -81,7 +81,7 @@ async def connections(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def streams(plan: Plan, nursery: trio.Nursery) -> None:
-    """Open control streams without a message, until no victim takes another one."""
+    """Open control streams without a message, as many as the victim accepts."""
     await _held(nursery, NUM_KEYS, partial(_streams, plan, CONTROL_PROTOCOL, STREAMS_A_KEY))
 
 
@@ -91,7 +91,7 @@ async def kad_streams(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def cells(plan: Plan, nursery: trio.Nursery) -> None:
-    """One prompt with an answer as long as may be."""
+    """One prompt with the longest allowed answer."""
     sampling = Sampling(max_tokens=131_072, temperature=100.0, top_k=0)
     await _held(nursery, 1, partial(_asking, plan, sampling, 2))
 
@@ -108,19 +108,19 @@ async def slow_grammars(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def refused_grammars(plan: Plan, nursery: trio.Nursery) -> None:
-    """Grammars that are none: each was compiled to find out."""
+    """Invalid grammars: each was compiled to find out."""
     sampling = Sampling(max_tokens=4, grammar="root ::= nothing", grammar_kind="gbnf")
     await _held(nursery, NUM_REFUSED, partial(_asking, plan, sampling, 4))
 
 
 async def prunes(plan: Plan, nursery: trio.Nursery) -> None:
-    """Announce gossip topics that no node has, each once."""
+    """Prunes of gossip topics that no node has, each once."""
     from mycelia.bench.attacks import messages as attackers
 
     async with stranger(plan) as (network, victim):
         topics = [secrets.token_hex(32) for _ in range(NUM_TOPICS)]
         parts = (attackers.prunes(topics[at : at + TOPICS_AN_RPC]) for at in range(0, NUM_TOPICS, TOPICS_AN_RPC))
-        with suppress(Exception):  # (it may be stopped; what it has sent by then is what counts)
+        with suppress(Exception):  # (it may be stopped; only what was sent by then counts)
             await attackers.say(network, victim, attackers.GOSSIP_PROTOCOL, parts)
 
 
@@ -146,7 +146,7 @@ async def digests(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def repairs(plan: Plan, nursery: trio.Nursery) -> None:
-    """Announce digests of owners that do not exist, without their content: every node asks its peers for them."""
+    """Heads of owners that do not exist, without their digests: every node asks its peers for them."""
 
     async def tell(address: str, in_place: Callable[[], None]) -> None:
         async with stranger(plan, address) as (network, victim):
@@ -184,14 +184,14 @@ ATTACKS: dict[str, Attack] = {
 
 @asynccontextmanager
 async def stranger(plan: Plan, address: str = "") -> AsyncIterator[tuple[Libp2pNetwork, bytes]]:
-    """A peer with a fresh key, connected with an attacked node. Raises NetworkError."""
+    """A peer with a fresh key, connected to an attacked node. Raises NetworkError."""
     settings = NetworkSettings(identity=new_identity(), overlay=False, dial_host=HOST)
     async with open_network(settings) as network:
         yield network, await network.connect(address or plan.addresses[0])
 
 
 async def _held(nursery: trio.Nursery, count: int, hold: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
-    """``hold`` ``count`` times at once, each begun again when it ends. Returns when all were in place or refused."""
+    """Runs ``hold`` ``count`` times at once, again each time it ends. Returns when all were in place or refused."""
     num_left, all_there, again = count, trio.Event(), trio.Lock()
 
     async def keep() -> None:
@@ -235,7 +235,7 @@ async def _streams(plan: Plan, protocol: str, count: int, in_place: Callable[[],
             with trio.move_on_after(1), suppress(NetworkError):
                 opened.append(await network.open(victim, protocol))
         in_place()
-        for stream in opened:  # (the victim ends them, or not)
+        for stream in opened:  # (the victim may end them)
             with suppress(NetworkError, MyceliaError):
                 await stream.receive()
 
@@ -265,7 +265,7 @@ def _snapshot(plan: Plan, owner: Identity, entries: dict[int, int]) -> Repair:
 
 
 async def main(plan: Plan) -> None:
-    """See the module's text."""
+    """Runs one attack."""
     if not all(address.startswith("/ip4/127.") for address in plan.addresses):
         raise LocalError("only nodes on this machine are attacked")
     async with trio.open_nursery() as nursery:

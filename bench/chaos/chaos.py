@@ -1,10 +1,10 @@
-"""``mycelia bench chaos``: real nodes that are killed, frozen and robbed of their engines, and every answer compared.
+"""``mycelia bench chaos``: real nodes are killed, frozen or lose their engines, and every answer is compared.
 
-Clients are what ``mycelia ask`` is on a machine without a node: each joins through whichever node answers, so a fault
-takes entry nodes as well as serving ones. First one node, left alone, answers every prompt greedily; then the swarm
-answers them under faults. In exact mode (``mycelia node --exact``) a token does not depend on what was cached or on who
-else was answered, so every difference is a fault of the protocol; without it, the first difference of an answer may be
-a tie, which is looked at: where the two likeliest tokens are as good as equal it is counted apart.
+Clients are like ``mycelia ask`` on a machine without a node: each joins through the node that answers first, so a fault
+hits entry nodes as well as serving ones. First one undisturbed node answers every prompt greedily; then the swarm
+answers them under faults. In exact mode (``mycelia node --exact``) a token depends neither on cached prefixes nor on
+other answers, so every difference is a fault of the protocol. Without exact mode, the first difference of an answer may
+be a tie: if the two likeliest tokens there are about equal, it is counted separately.
 """
 
 import random
@@ -31,7 +31,7 @@ from mycelia.sim.outcome import percentile
 
 ANSWER_DEADLINE_S = 600.0
 TIE_GAP = 1e-3
-"""Between the natural logarithms of two probabilities: below it, rounding decides."""
+"""Difference between the natural logarithms of two probabilities below which rounding decides."""
 REFERENCE_AT_ONCE = 4
 
 _TOPICS = ("a lighthouse", "two rivers", "the old mill", "a night train", "an island of goats", "the glass maker")
@@ -52,25 +52,25 @@ class Stream:
     """Longest time between two texts."""
     resumed: int = 0
     computed_s: float = 0.0
-    """Time that the last node took before its first token: waiting for a slot, and computing what it had not cached."""
+    """Time that the last node took before its first token: waiting for a slot, and computing what was not cached."""
     failure: str = ""
     num_retries: int = 0
-    """Asked again, after a refusal before the first token."""
+    """Retries after a refusal before the first token."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What an answer has otherwise than the undisturbed one."""
+    """The differences between an answer and the undisturbed one."""
 
     num_lost: int = 0
     num_repeated: int = 0
     num_wrong: int = 0
     first: int | None = None
-    """Where it begins; None: nowhere."""
+    """Place of the first one; None: there is none."""
 
 
 def compare(expected: Sequence[int], got: Sequence[int]) -> Difference:
-    """Tokens that are missing, that are too many, and that stand where others belong."""
+    """Counts missing, surplus and different tokens."""
     lost = repeated = wrong = 0
     first = None
     for kind, a, b, c, d in SequenceMatcher(None, expected, got, autojunk=False).get_opcodes():
@@ -83,7 +83,7 @@ def compare(expected: Sequence[int], got: Sequence[int]) -> Difference:
 
 
 async def bench_chaos(bench: ChaosBench) -> Report:
-    """Measure. Raises LocalError when a swarm does not come up, or without a fault."""
+    """Run the benchmark. Raises LocalError when a swarm does not start, or no fault happened."""
     faults = FAULTS if "all" in bench.faults else bench.faults
     bench = replace(bench, faults=faults, num_prompts=min(bench.num_prompts, bench.num_streams))
     asks = [_ask_of(bench, number) for number in range(bench.num_prompts)]
@@ -117,7 +117,7 @@ def _rows(
     finished = [place for place, stream in enumerate(streams) if not stream.failure]
     counted = [differences[place] for place in finished if place not in ties]
     gaps_s = sorted(stream.gap_s for stream in streams if stream.resumed) or [0.0]
-    # (where an answer moved once, what its last node computed first is the gap's own part)
+    # (if an answer moved once, the gap includes what its last node computed first)
     over_s = sorted(max(one.gap_s - one.computed_s, 0.0) for one in streams if one.resumed == 1) or [0.0]
     rows = [
         ("finished", "streams", len(finished)),
@@ -169,7 +169,7 @@ async def _ask_all(asks: Sequence[Ask], addresses: Sequence[str], at_once: int, 
 
 
 async def ask_once(ask: Ask, addresses: Sequence[str]) -> Stream:
-    """As ``mycelia ask --wait`` does where no node runs."""
+    """Asks like ``mycelia ask --wait`` on a machine without a node."""
     due_at = trio.current_time() + ANSWER_DEADLINE_S
     num_retries = 0
     client = LightClient()
@@ -188,7 +188,7 @@ async def _follow(
 ) -> FailedView | None:
     """None: answered."""
     last_s: float | None = None
-    nowhere = Path("/nonexistent")  # (no node of this machine's user is meant)
+    nowhere = Path("/nonexistent")  # (so that no node of this user is found)
     try:
         async with ask_swarm(ask, nowhere, addresses, left_s, client) as frames:
             async for frame in frames:
@@ -215,7 +215,7 @@ async def _follow(
 
 
 async def _undisturbed(bench: ChaosBench, asks: Sequence[Ask], root: Path, progress: Progress) -> list[Stream]:
-    """What one node answers that is left alone."""
+    """The answers of one undisturbed node."""
     async with open_nodes(1, bench.options, root) as nodes:
         expected = await _ask_all(asks, nodes.addresses, REFERENCE_AT_ONCE, progress)
     for stream in expected:

@@ -1,4 +1,4 @@
-"""``mycelia bench chaos-sim``: a simulated swarm of volunteers under every fault there is, see ``sim/faults.py``."""
+"""``mycelia bench chaos-sim``: a simulated swarm of volunteers under every kind of fault, see ``sim/faults.py``."""
 
 import gc
 import itertools
@@ -16,7 +16,7 @@ _COLLECTED_STEPS = 10
 
 
 def bench_chaos_sim(bench: ChaosSimBench) -> Report:
-    """One run. Raises LocalError when nothing was asked."""
+    """Run the benchmark once. Raises LocalError when no prompt was asked."""
     plan = FaultPlan(bench.faults or FAULTS, bench.session_s, bench.partition_every_s, bench.partition_s)
     scenario = ChaosScenario(bench.num_peers, bench.loss, bench.length_s, bench.rate, bench.workload, plan)
     steps = itertools.count(1)
@@ -24,7 +24,7 @@ def bench_chaos_sim(bench: ChaosSimBench) -> Report:
     def step(what: str) -> None:
         progress.step(what)
         if not next(steps) % _COLLECTED_STEPS:
-            gc.collect()  # (each node that stopped is some megabytes)
+            gc.collect()  # (each node that stopped takes some megabytes)
 
     with Progress(scenario.num_steps) as progress:
         with no_garbage_collection():

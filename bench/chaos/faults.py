@@ -1,16 +1,16 @@
-"""Real nodes on fixed ports of this machine, and what happens to them.
+"""Real nodes on fixed ports of this machine, and their faults.
 
 - ``kill``: SIGKILL, and a new start.
 - ``freeze``: SIGSTOP for longer than peers wait for a sign of life.
 - ``engine``: SIGKILL of the engine process.
 - ``storm``: all nodes but one are killed at once, and start again at once.
-- ``flap``: a node is killed again whenever it has just come back, some times over.
-- ``full-disk``: for a while every write of a node and of its engine to a file fails, by a limit of the size of files.
-- ``slow-disk``: for a while whatever opens, syncs, moves or removes a file takes a node and its engine a quarter of a
-  second more: by strace, which must be installed, and must be allowed to trace.
-- ``clock``: a node's clock jumps by an hour, to and fro, while it runs: by libfaketime, which must be installed.
-- ``delay``, ``loss``: for a while what others send to a node takes longer, or is lost at first and sent again.
-- ``partition``: for a while nothing passes between one part of the nodes and the other.
+- ``flap``: a node is killed again each time it has just come back, some times.
+- ``full-disk``: for a while every write of a node and its engine to a file fails, by a limit of file sizes.
+- ``slow-disk``: for a while each call of a node and its engine that opens, syncs, moves or removes a file takes a
+  quarter of a second longer. Needs strace, and the right to trace.
+- ``clock``: a running node's clock jumps by an hour and back. Needs libfaketime.
+- ``delay``, ``loss``: for a while messages to a node take longer, or are lost at first and sent again.
+- ``partition``: for a while nothing passes between two parts of the nodes.
 
 For the last three each node is behind a proxy (``delay_proxy.py``).
 """
@@ -39,13 +39,13 @@ from mycelia.proto.wire.errors import LocalError
 FROZEN_S = 12.0
 FULL_S = 12.0
 SLOW_S, SLOWED_S = 0.25, 12.0
-"""By how much a disk is slow, and for how long."""
+"""Added time of a slow disk's calls, and the length of the fault."""
 FLAPS = 3
 JUMPS_S = (-3_600, 3_600)
 JUMPED_S = 6.0
-"""Between a jump and the one back."""
+"""Time between a jump and the jump back."""
 ADDED_S, LOST, BAD_S = 0.5, 0.3, 12.0
-"""By what delay, and which share, lines are bad, and for how long."""
+"""Added delay, share of lost data, and length of the fault."""
 PARTED_S = 15.0
 """Longer than nodes wait for a sign of life of each other."""
 START_DEADLINE_S = 120.0
@@ -60,11 +60,11 @@ _FILE_CALLS = ",".join(  # (not every machine knows all of them)
     )
 )
 _ATTACHED_S = 0.5
-"""Longer than strace takes to say that it may not trace."""
+"""Longer than strace takes to report that it may not trace."""
 
 
 class Nodes:
-    """Node processes by number, each restarted where it was found before. Made by ``open_nodes``."""
+    """Node processes by number. Each restarts at its old address. Made by ``open_nodes``."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class Nodes:
         clocks: Sequence[Path],
         proxies: Sequence[DelayProxy],
     ) -> None:
-        """clocks: a file for each node that moves its clock; none: clocks are true. proxies: in front of each node;
-        none: they listen where they say."""
+        """clocks: a file for each node that moves its clock; empty: clocks are true. proxies: one in front of each
+        node; empty: nodes announce their own ports."""
         self._swarm = swarm
         self._options = options
         self._ports = ports
@@ -106,7 +106,7 @@ class Nodes:
         await node.wait_ready()
 
     def move_clock(self, number: int, seconds: int) -> None:
-        """How far it is off from now on."""
+        """Sets how far the clock is off from now on."""
         self._clocks[number].write_text(f"{seconds:+d}")
 
 
@@ -114,8 +114,8 @@ class Nodes:
 async def open_nodes(
     count: int, options: Sequence[str], root: Path, faults: Collection[str] = ()
 ) -> AsyncIterator[Nodes]:
-    """``count`` nodes that know each other; leaving ends them. options: of ``mycelia node``, for all. faults: that are
-    to be done to them. Raises LocalError when they do not come up in time, or a fault needs what is not installed."""
+    """``count`` nodes that know each other; leaving ends them. options: for ``mycelia node``, the same for all. faults:
+    to be injected later. Raises LocalError when nodes do not start in time, or a fault needs a missing program."""
     await trio.Path(root).mkdir(exist_ok=True)
     clocks = [root / f"{_CLOCK_FILE}-{number}" for number in range(count)] if CLOCK in faults else []
     if clocks and not can_move_clocks():
@@ -172,7 +172,7 @@ def _faketime() -> Path | None:
 
 
 def _with_clock(file: Path) -> tuple[str, ...]:
-    """Before a command: its clock follows that file. Monotonic time goes on as ever."""
+    """The start of a command whose clock follows that file. Monotonic time stays true."""
     return (
         "env",
         f"LD_PRELOAD={_faketime()}",
@@ -183,7 +183,7 @@ def _with_clock(file: Path) -> tuple[str, ...]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that no process listens on now. They stay, for a node that is started again must be found where it was."""
+    """Ports that no process listens on now. They are fixed, so that peers find a restarted node."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -195,12 +195,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 class FaultInjector:
-    """Does one thing after the other to nodes that are up. At least one is left alone at any time."""
+    """Injects one fault after another into running nodes. At least one node is left alone at any time."""
 
     def __init__(
         self, nodes: Nodes, faults: Sequence[str], every_s: float, rng: random.Random, spared: Sequence[int] = ()
     ) -> None:
-        """spared: numbers of nodes to which nothing is ever done."""
+        """spared: numbers of nodes without any fault."""
         self._nodes = nodes
         self._faults = faults
         self._every_s = every_s
@@ -211,11 +211,11 @@ class FaultInjector:
         self.num_faults = 0
 
     def stop(self) -> None:
-        """Do nothing more: ``run`` returns when all nodes serve again."""
+        """Inject no more faults: ``run`` returns when all nodes serve again."""
         self._stopped.set()
 
     async def run(self) -> None:
-        """Strike nodes until ``stop`` is called or this is cancelled. May be run again."""
+        """Inject faults until ``stop`` is called or this is cancelled. May be run again."""
         self._stopped = trio.Event()
         async with trio.open_nursery() as nursery:
             while True:
@@ -288,7 +288,7 @@ class FaultInjector:
                 await strace.wait()
                 raise LocalError(f"strace ended with exit code {strace.returncode}: the disk was not slow")
         finally:
-            strace.terminate()  # (it lets go of them)
+            strace.terminate()  # (this detaches it)
             with trio.CancelScope(shield=True):
                 await strace.wait()
 
@@ -303,7 +303,7 @@ class FaultInjector:
         self._nodes.proxies[number].mend()
 
     async def _part(self, number: int) -> None:
-        """The node and half of the others from the rest."""
+        """Separates the node and half of the others from the rest."""
         count = len(self._nodes.nodes)
         others = self._rng.sample([one for one in range(count) if one != number], count // 2 - 1)
         part(self._nodes.nodes, self._nodes.proxies, [int(one == number or one in others) for one in range(count)])

@@ -1,7 +1,7 @@
-"""``mycelia bench liveness``: how soon the others know that a node is gone, silent, without an engine, or back.
+"""``mycelia bench liveness``: how soon the other nodes know that a node is gone, silent, without an engine, or back.
 
-Real nodes that serve the fake engine. What a node knows is what its ``/api/state`` lists, asked for every 10 ms: a peer
-that is listed there may be chosen. Each time is that of the slowest of the others, and counted from the signal.
+Real nodes serve the fake engine. The knowledge of a node is the list in its ``/api/state``, read every 10 ms: a listed
+peer may be chosen. Each time is that of the slowest of the other nodes, counted from the signal.
 """
 
 import signal
@@ -27,7 +27,7 @@ LOOK_EVERY_S = 0.01
 GIVE_UP_S = 90.0
 
 Sees = Callable[[PeerRow | None], bool]
-"""Whether what a node lists of the struck one (None: nothing) is what is waited for."""
+"""Whether a node's row for the node at fault (None: no row) shows the awaited state."""
 
 
 _UNITS = {
@@ -43,7 +43,7 @@ _UNITS = {
 
 
 async def bench_liveness(bench: LivenessBench) -> Report:
-    """Measure. Raises LocalError when the nodes do not come up, or something takes GIVE_UP_S."""
+    """Run the benchmark. Raises LocalError when the nodes do not start, or something takes GIVE_UP_S."""
     times: dict[str, list[float]] = {name: [] for name in _UNITS}
     with (
         Progress(1 + 4 * bench.runs) as progress,
@@ -66,20 +66,20 @@ async def bench_liveness(bench: LivenessBench) -> Report:
 
 
 class _Watch:
-    """What the other nodes list of the struck one. Their connections are open before anything happens: to open one
-    takes longer than what is measured."""
+    """The other nodes' rows for the node at fault. Their connections are opened before the fault, because opening one
+    takes longer than the measured time."""
 
     def __init__(self, peer: str, clients: Sequence[httpx.AsyncClient]) -> None:
         self._peer = peer
         self._clients = clients
 
     async def since(self, began: float, sees: Sees) -> float:
-        """Seconds until the last of them saw that. Raises LocalError when one of them does not in time."""
+        """Seconds until all of the nodes saw it. Raises LocalError when one does not in time."""
         seen_at = began
 
         async def watch(http: httpx.AsyncClient) -> None:
             nonlocal seen_at
-            while not sees(await self.row(http)):  # noqa: ASYNC110  (of another process)
+            while not sees(await self.row(http)):  # noqa: ASYNC110 (of another process)
                 await trio.sleep(LOOK_EVERY_S)
             seen_at = max(seen_at, trio.current_time())
 
@@ -92,7 +92,7 @@ class _Watch:
         return seen_at - began
 
     async def row(self, http: httpx.AsyncClient) -> PeerRow | None:
-        """Raises LocalError when the node does not say."""
+        """Raises LocalError when the node does not answer."""
         try:
             state = msgspec.json.decode((await http.get("/api/state")).content, type=NodeState)
         except (httpx.HTTPError, msgspec.DecodeError) as exc:

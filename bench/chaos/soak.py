@@ -1,12 +1,12 @@
-"""``mycelia bench soak``: real nodes under mixed load while others around them are killed, and what piles up in them.
+"""``mycelia bench soak``: real nodes under mixed load while others are killed, and what the nodes leak.
 
-Half of the nodes are spared and watched; the others are killed and started again, one every ``every_s``. Clients hold
-conversations over HTTP, ask for embeddings, break off in the middle of answers, send nonsense, and ask as
-``mycelia ask`` does on a machine without a node. First a warm-up, in which caches fill; then the clients pause until
-nothing goes on, and what the nodes have then is what they have at idle; the same again at the end.
+Half of the nodes are spared and watched; the others are killed and restarted, one every ``every_s``. Clients hold
+conversations over HTTP, ask for embeddings, break off in the middle of answers, send nonsense, and ask as ``mycelia
+ask`` does on a machine without a node. First comes a warm-up, in which caches fill. Then the clients pause until all
+work has ended, and the idle nodes are measured; the same again at the end.
 
-Engines run with ``--debug``, in which whenever one falls idle it compares its books with llama.cpp's: every cell and
-every sequence must belong to a cached prefix. An engine that finds otherwise dies of it, and is counted.
+Engines run with ``--debug``: each time one becomes idle, it compares its records with llama.cpp's. Every cell and every
+sequence must belong to a cached prefix. An engine that finds a difference dies, and is counted.
 """
 
 import random
@@ -36,7 +36,7 @@ SAMPLE_S = 5.0
 QUIET_DEADLINE_S = 120.0
 TIMEOUT_S = 120.0
 CELLS, RAM_TIER_MIB = 4_096, 64
-"""Sizes of each node's caches: both are full after the warm-up, as memory counts once it is touched."""
+"""Sizes of each node's caches. Both are full after the warm-up, because memory counts once it is touched."""
 _MIB = 1 << 20
 
 _TOPICS = ("the tide", "bread", "a long winter", "radio waves", "an orchard", "sand", "old maps", "the colour blue")
@@ -50,7 +50,7 @@ _NONSENSE: tuple[bytes, ...] = (
 
 @dataclass(frozen=True)
 class Sample:
-    """What one node holds at one time."""
+    """The resources of one node at one time."""
 
     at_s: float
     node_rss: int
@@ -63,12 +63,12 @@ class Sample:
 
 @dataclass
 class Soak:
-    """What was measured. Times since the nodes were up."""
+    """The measurements. Times count from when the nodes were up."""
 
     warm_s: float = 0.0
     """When the load began again after the warm-up."""
     samples: dict[int, list[Sample]] = field(default_factory=dict)
-    """Samples of each watched node, under load and not."""
+    """Samples of each watched node, with and without load."""
     idle: dict[int, Sample] = field(default_factory=dict)
     after: dict[int, Sample] = field(default_factory=dict)
     num_answered: int = 0
@@ -81,7 +81,7 @@ class Soak:
 
 
 async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
-    """Measure. Raises LocalError when the nodes do not come up, or a watched one dies."""
+    """Run the benchmark. Raises LocalError when the nodes do not start, or a watched one dies."""
     soak = Soak()
     caches = ["--cells", str(CELLS), "--ram-tier", str(RAM_TIER_MIB)]
     options = ["--model", bench.model, "--threads", str(bench.threads), *caches, "--debug"]
@@ -157,8 +157,8 @@ async def _sample(node: LocalNode, began: float) -> Sample:
 
 
 async def _quiet(bench: SoakBench, nodes: Nodes, began: float) -> dict[int, Sample]:
-    """What each watched node has once all nodes are connected and nothing gets less any more: of each quantity the
-    least that was seen."""
+    """The resources of each watched node when all nodes are connected and no count decreases any more: the least seen
+    of each count."""
     least: dict[int, Sample] = {}
     give_up_at = trio.current_time() + QUIET_DEADLINE_S
     changed_at = trio.current_time()
@@ -190,7 +190,7 @@ Kind = Callable[[SoakBench, Nodes, Soak, random.Random], Awaitable[None]]
 
 
 async def _client(kind: Kind, bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
-    """One after the other, until cancelled. A node that is being killed is no failure of what is asked there."""
+    """Asks one thing after the other until cancelled. A failure at a node that is being killed does not count."""
     while True:
         with suppress(httpx.HTTPError, OSError, trio.BrokenResourceError, LocalError):
             await kind(bench, nodes, soak, rng)
@@ -198,7 +198,6 @@ async def _client(kind: Kind, bench: SoakBench, nodes: Nodes, soak: Soak, rng: r
 
 
 async def _url(nodes: Nodes, rng: random.Random) -> str:
-    """The address of the API of any node that is up."""
     return (await rng.choice(nodes.nodes).wait_ready()).api_url
 
 
@@ -299,8 +298,8 @@ _KINDS: tuple[Kind, ...] = (_converse, _converse, _break_off, _embed, _send_nons
 
 
 def growth(soak: Soak, rss: Callable[[Sample], int]) -> float:
-    """Growth of the watched node that grew most: median of the last tenth of the samples under load / that of the
-    first tenth after the warm-up, - 1. Raises ValueError where there were none."""
+    """Growth of the watched node that grew most: median of the last tenth of the samples under load / median of the
+    first tenth after the warm-up, - 1. Raises ValueError without samples."""
     found = []
     for samples in soak.samples.values():
         sizes = [rss(sample) for sample in samples if sample.at_s >= soak.warm_s]

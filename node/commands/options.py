@@ -47,9 +47,7 @@ def check_model(name: str) -> None:
 
 
 def check_unicode(name: str, value: str) -> None:
-    """Raises click.UsageError when ``value`` is not UTF-8: Python then puts lone surrogates in it, which cannot be
-    encoded.
-    """
+    """Raises click.UsageError for a ``value`` that was not UTF-8: Python put lone surrogates in it."""
     try:
         value.encode()
     except UnicodeEncodeError as exc:

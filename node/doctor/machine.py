@@ -1,8 +1,8 @@
-"""What a node would find on this machine, and what is in its way. Starts one short process; writes nothing, but a
-packaged model that comes in parts is put together.
+"""What a node would find on this machine, and what would stop it. Starts one short process. Writes nothing, except that
+a packaged model in parts is put together.
 
-Reads the file system, /proc and, through ``engine/probe.py``, llama.cpp. Whatever goes wrong is a problem of the
-report, never an exception.
+Reads the file system, /proc and, through ``engine/probe.py``, llama.cpp. Every error becomes a problem in the report,
+never an exception.
 """
 
 import os
@@ -24,25 +24,25 @@ from mycelia.node.version import VERSION
 from mycelia.proto.wire.errors import LocalError
 
 LEAST_DISK_BYTES = 16 * MIB
-"""For a node's identity and state, with room to spare."""
+"""Enough for a node's identity and state, with room to spare."""
 PACKAGED_MODEL = "smollm2"
 NVIDIA_DEVICE = Path("/dev/nvidia0")
-"""There when NVIDIA's driver runs and has a GPU."""
+"""It exists when NVIDIA's driver runs and has a GPU."""
 
 
 class LlamaCpp(Struct, frozen=True):
-    """llama.cpp as it is installed."""
+    """The installed llama.cpp."""
 
     version: str
     bindings_version: str
-    """Of llama-cpp-python."""
+    """The version of llama-cpp-python."""
     built_for: list[str]
-    """Such as CUDA and CPU, whether or not there is such a device."""
+    """Backends such as CUDA and CPU, with or without such a device."""
     can_offload: bool
 
 
 class ModelReport(Struct, frozen=True):
-    """What a node would do with the model, unless its command line says otherwise."""
+    """How a node would run the model, unless its command line differs."""
 
     name: str
     path: str
@@ -55,20 +55,20 @@ class ModelReport(Struct, frozen=True):
     """The output counts as one, as in ``--gpu-layers``."""
     gpu_layers: int
     offload: str
-    """Which layers on which GPUs, for people; empty: none."""
+    """Which layers go to which GPUs, for people; empty: none."""
     cells: int
     cells_bytes: int
     context_tokens: int
 
 
 class Report(Struct, frozen=True):
-    """The shape of ``mycelia doctor --json``. Strings are single lines; None stands for what is not known."""
+    """The shape of ``mycelia doctor --json``. Strings are single lines; None means unknown."""
 
     ok: bool
     problems: list[str]
-    """Why no node could run; each says what to do."""
+    """Reasons why no node could run, each with its fix."""
     hints: list[str]
-    """What works, but could work better."""
+    """Things that work, but could work better."""
     mycelia: str
     python: str
     llama_cpp: LlamaCpp | None
@@ -80,20 +80,20 @@ class Report(Struct, frozen=True):
     packaged_model: str | None
     model: ModelReport | None
     outlook: list[Line] = []
-    """Ports, bootstrap peers, clock and reachability; none: they were not looked at."""
+    """Ports, bootstrap peers, clock and reachability; empty: not checked."""
     faults: list[Line] = []
-    """Those of ``problems`` that are of this machine, each with what it is of: llama.cpp, data or model."""
+    """The ``problems`` of this machine, each with its subject: llama.cpp, data or model."""
 
 
 def with_outlook(report: Report, outlook: list[Line]) -> Report:
-    """``report`` with what was seen of the network; what is wrong there is a problem too."""
+    """``report`` with the findings about the network; faults among them are problems too."""
     wrong = [one_line(f"{line.what}: {line.says}; {line.fix}") for line in outlook if not line.ok]
     problems = [*report.problems, *wrong]
     return msgspec.structs.replace(report, outlook=outlook, problems=problems, ok=not problems)
 
 
 def examine(model: str, data_dir: Path) -> Report:
-    """Look at everything; blocks for about a second. model: a registered name or a path."""
+    """Check everything; blocks for about a second. model: a registered name or a path."""
     path, model_problem = (None, "") if model == FAKE_MODEL else _find(model)
     settings, memory = EngineSettings(path or Path(model)), available_memory_bytes()
     host_bytes = None if memory is None else memory - settings.ram_tier_bytes
@@ -128,7 +128,7 @@ def examine(model: str, data_dir: Path) -> Report:
 
 
 def _find(model: str) -> tuple[Path | None, str]:
-    """The model's file, or why there is none."""
+    """The model's file, or the reason why there is none."""
     try:
         return resolve_model(model), ""
     except LocalError as exc:
@@ -136,7 +136,7 @@ def _find(model: str) -> tuple[Path | None, str]:
 
 
 def _disk(data_dir: Path) -> tuple[int | None, str]:
-    """Free bytes where the data directory is or would be made, and what is wrong with it."""
+    """Free bytes where the data directory is or would be made, and the fault there."""
     place = data_dir.absolute()
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -158,7 +158,7 @@ def _llama_cpp(library: Library) -> LlamaCpp:
 def _devices(library: Library, memory: int | None) -> list[Device]:
     devices = []
     for device in library.devices:
-        # ggml says of a processor that all its memory is free.
+        # ggml reports all memory of a processor as free.
         free = memory if device.kind == "cpu" and memory is not None else device.free_bytes
         text = one_line(device.description)
         devices.append(Device(one_line(device.name), text, device.kind, device.total_bytes, free))
