@@ -1,7 +1,7 @@
-"""``mycelia bench engine``: this engine alone, or run for run beside llama-server on the same model file.
+"""``mycelia bench engine``: this engine alone, or compared run for run with llama-server on the same model file.
 
-Prompts are random token ids (seeded), so that nothing is cached by chance. Each run asks both sides the same prompts,
-in alternating order; a ratio compares the two sides of one run, which share the machine's mood.
+Prompts are random token ids (seeded), so that nothing is cached by chance. Each run gives both sides the same prompts,
+in alternating order. A ratio compares the two sides of one run, because the machine's speed varies between runs.
 """
 
 import random
@@ -58,8 +58,6 @@ class OurEngine:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Fresh random prompts of one vocabulary."""
-
     rng: random.Random
     num_vocab: int
 
@@ -72,7 +70,7 @@ Measure = Callable[[Target, list[list[int]]], Awaitable[float]]
 
 @dataclass(frozen=True)
 class Workload:
-    """One row: prompts made anew for each run, and what to measure with them."""
+    """One row: new prompts for each run, and the measurement made with them."""
 
     name: str
     unit: str
@@ -143,7 +141,7 @@ WORKLOADS = (
 
 
 async def bench_engine(bench: EngineBench) -> Report:
-    """Measure. Raises LocalError when something could not be measured."""
+    """Run the benchmark. Raises LocalError when a measurement fails."""
     model, settings = resolve_model(bench.model), Settings(bench.threads, bench.cells, bench.slots)
     runs, against, seed = bench.runs, bench.against, bench.seed
     if against:
@@ -195,7 +193,7 @@ async def _targets(
 
 
 async def _loop_lags_ms(target: Target, prompts: _Prompts) -> list[float]:
-    """How late trio's timers fire while eight streams decode."""
+    """The delays of trio's timers while eight streams decode."""
     lags: list[float] = []
 
     async def watch() -> None:

@@ -1,11 +1,11 @@
-"""What no client of the engine sees: how much of a decode step is not llama.cpp's, and what a restore costs.
+"""Measurements inside the engine: the part of a decode step that is not llama.cpp's, and the cost of a restore.
 
-Measured on the engine's own step loop, in a process of its own, with the settings, the memory tier and the pipe to a
-parent that it has in a node. The clock hangs on llama.cpp's functions, where the bindings keep them: the engine's code
-runs unchanged and knows nothing of it.
+They are made on the engine's own step loop, in a process of its own, with the settings, the memory tier and the pipe to
+a parent that it has in a node. The clock wraps llama.cpp's functions in the bindings, so the engine's code runs
+unchanged.
 
-Run as a module it is that process: its reports go to stdout, like the engine's, and the result is the last line of
-stderr.
+Run as a module, this file is that process: its reports go to stdout, like the engine's, and the result is the last line
+of stderr.
 """
 
 import random
@@ -40,12 +40,12 @@ from mycelia.proto.wire.messages import Sampling
 STREAMS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 50, 48
 RESTORED_TOKENS, RESTORES = 1_000, 5
 MIN_STEPS = 8
-"""Fewer steps with all streams, because answers ended early, would say nothing."""
+"""With fewer steps with all streams, because answers ended early, the result would mean nothing."""
 _TIER_BYTES = 4 * GIB
 
 
 class Shares(msgspec.Struct, frozen=True):
-    """The result: one entry a run."""
+    """The result, with one entry for each run."""
 
     step_overhead: list[float]
     """See ``step_overhead_share``."""
@@ -92,10 +92,10 @@ class LlamaClock:
 
 
 class Bench:
-    """A model and the step loop over it, as the engine's own process makes them."""
+    """A model and the step loop over it, made as in the engine's own process."""
 
     def __init__(self, model: Path, settings: Settings, replies: ipc.Replies, seed: int) -> None:
-        """replies: where the loop reports to. seed: of the prompts. Raises LocalError for a model that fails."""
+        """replies: where the loop reports. seed: for the prompts. Raises LocalError for a model that fails."""
         wanted = EngineSettings(model, threads=settings.threads, cells=settings.cells, slots=settings.slots)
         service = Service(replies)
         self._loop, _ = load(load_message(wanted, wanted.cells), replies, service)
@@ -107,11 +107,11 @@ class Bench:
     def step_overhead_share(self) -> float:
         """Share of a decode step's wall time that is neither inside ``llama_decode`` nor inside the C sampler's call.
 
-        Eight greedy answers to short unrelated prompts. Counted are the loop's whole steps that give each of the eight
-        exactly one token, from taking messages to reports written to the pipe; also those in which answers end. So the
-        overhead is all Python of the step, the conversion of arguments aside, and the engine's other calls into
-        llama.cpp: texts of tokens, copies and removals of cells. What the parent does with a report is no part of it.
-        Raises LocalError when too few steps had eight streams.
+        Eight greedy answers to short unrelated prompts. Only whole steps of the loop count that give each of the eight
+        exactly one token, from reading messages to writing reports to the pipe; steps in which answers end count too.
+        So the overhead is all Python of the step, except the conversion of arguments, and the engine's other calls into
+        llama.cpp: texts of tokens, copies and removals of cells. The parent's work on a report is not included. Raises
+        LocalError when too few steps had eight streams.
         """
         for _ in range(STREAMS):
             self._num_requests += 1
@@ -135,9 +135,9 @@ class Bench:
     def tier_restore_share(self) -> float | None:
         """Time to restore the cells of 1,000 tokens from host memory, in units of the time to compute them.
 
-        The prefill is one decode call on cells that no other sequence uses, the fastest there is. The restore is the
-        engine's own: finding the blobs, their hashes checked, and the positions read back; the median of several. None
-        for a model whose cells cannot be saved.
+        The prefill is one decode call on cells that no other sequence uses, the fastest way. The restore is the
+        engine's own: finding the blobs, checking their hashes, and reading the positions back. It is the median of
+        several. None for a model whose cells cannot be saved.
         """
         if not self._llama.can_save:
             return None
@@ -203,7 +203,7 @@ def _measure(model: str, threads: int, cells: int, slots: int, runs: int, seed: 
     settings = Settings(threads=threads, cells=cells, slots=slots)
     bench = Bench(Path(model), settings, ipc.Replies(1), seed)
     overheads = [bench.step_overhead_share() for _ in range(runs)]
-    # Last, because it clears the cells under the loop.
+    # Last, because it clears the cells that the loop uses.
     restores = [bench.tier_restore_share() for _ in range(runs)]
     return Shares(overheads, [share for share in restores if share is not None])
 

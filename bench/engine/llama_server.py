@@ -1,6 +1,6 @@
-"""llama-server's own code beside ours: the C++ server as the package ``xllamacpp`` ships it, in a process of its own.
+"""llama-server's own code for comparison: the C++ server in the package ``xllamacpp``, in a process of its own.
 
-Run as a module it is that process: it serves HTTP on a free port until standard input ends.
+Run as a module, this file is that process: it serves HTTP on a free port until standard input ends.
 """
 
 import json
@@ -53,7 +53,7 @@ class LlamaServer:
 
 
 def check_installed() -> None:
-    """Raises LocalError that says how to install it."""
+    """Raises LocalError with the command that installs it."""
     check_extra(_PACKAGE, "--against llama-server")
 
 

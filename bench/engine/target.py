@@ -1,16 +1,16 @@
-"""What is compared: anything that completes a token prompt and says how long it took."""
+"""The interface of compared engines: each completes a token prompt and reports the time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 FIRST_PLAIN_TOKEN = 1_000
-"""Below are the control tokens of common vocabularies."""
+"""The control tokens of common vocabularies are below it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Equal for everything that is compared in one run."""
+    """Settings that are equal for all engines compared in one run."""
 
     threads: int
     cells: int = 8192
@@ -34,5 +34,5 @@ class Target(Protocol):
     """An engine under measurement."""
 
     async def complete(self, prompt: Sequence[int], max_tokens: int) -> Timing:
-        """Greedy completion of token ids. Raises LocalError when it fails: then nothing was measured."""
+        """Greedy completion of token ids. Raises LocalError on failure, so that nothing is measured."""
         ...

@@ -1,4 +1,4 @@
-"""What the evaluation is judged by: each bar with what was measured, and every place where another rule is better."""
+"""The bars by which the evaluation is judged, with their measurements, and all places where another rule is better."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ _LEAST_S = 1e-6
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell and what came out."""
+    """A cell with its outcomes."""
 
     cell: Cell
     result: Result
 
     @property
     def name(self) -> str:
-        """Its section and what sets it apart there."""
+        """The section and the labels of the cell."""
         return ", ".join(filter(None, [self.cell.section, self.title]))
 
     @property
     def title(self) -> str:
-        """What sets it apart in its section."""
+        """The labels of the cell within its section."""
         return ", ".join(f"{name} {value}" for name, value in self.cell.labels)
 
     @property
@@ -36,15 +36,14 @@ class Measured:
         return any(one.num_failed for of_seeds in self.result.values() for one in of_seeds)
 
     def mean(self, quantity: str, policy: str = OWN) -> float:
-        """Over the seeds; ``quantity``: a field of Outcome."""
+        """The mean over the seeds. quantity: a field of Outcome."""
         return fmean(getattr(one, quantity) for one in self.result[policy])
 
     def ratio(self, quantity: str, other: str, policy: str = OWN) -> Ratio:
-        """``policy`` / ``other``, seed by seed."""
         return ratio_of(quantity, self.result[policy], self.result[other])
 
     def best_baseline(self, quantity: str) -> str | None:
-        """The one with the least of ``quantity``, without the oracle and the protocol's own; None if there is none."""
+        """The baseline with the least ``quantity``, not the oracle or the protocol's own; None if there is none."""
         others = [name for name in self.result if name != ORACLE and not name.startswith(OWN)]
 
         def typical(name: str) -> float:
@@ -54,7 +53,7 @@ class Measured:
 
 
 def ratio_of(quantity: str, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> Ratio:
-    """Ratios of a quantity, seed by seed. Zero counts as very little: no wait is that short."""
+    """Ratios of a quantity, seed by seed. Zero counts as a very small value: no wait is that short."""
     return paired_ratio(
         [max(getattr(one, quantity), _LEAST_S) for one in ours],
         [max(getattr(one, quantity), _LEAST_S) for one in theirs],
@@ -72,7 +71,7 @@ class Bar:
 
 
 def bars(everything: Sequence[Measured]) -> list[Bar]:
-    """Those that could be measured: of a shorter plan, fewer."""
+    """The bars that could be measured; a shorter plan has fewer."""
     made: list[Callable[[Sequence[Measured]], list[Bar]]] = [
         _tails, _medians, _hits, _freshness, _imbalance, _no_sharing, _liars, _churn,
     ]  # fmt: skip
@@ -80,7 +79,7 @@ def bars(everything: Sequence[Measured]) -> list[Bar]:
 
 
 def losses(everything: Sequence[Measured]) -> list[tuple[Measured, str, str, Ratio]]:
-    """(where, quantity, who is better, mycelia / that one) wherever the best baseline's TTFT is less on average: the
+    """(cell, quantity, better policy, mycelia / that policy) wherever the best baseline's mean TTFT is less:
     differences beyond noise first, the largest ones first."""
     found = []
     for one in everything:

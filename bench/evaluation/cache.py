@@ -1,7 +1,7 @@
-"""Outcomes of runs on disk, so that an evaluation that is cut off goes on where it was.
+"""Outcomes of runs on disk, so that an interrupted evaluation continues where it stopped.
 
 A run's key is a hash of everything that its outcome depends on: scenario, policy, seed, the content of the files that
-it reads, and the sources of ``proto/`` and ``sim/``. So nothing old is ever taken for new, and nothing needs clearing.
+it reads, and the sources of ``proto/`` and ``sim/``. So no old outcome is taken for a new one.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,6 @@ from mycelia.sim.traces import TraceRow
 
 
 class Cache:
-    """A directory of outcomes."""
-
     def __init__(self, directory: Path) -> None:
         """Makes the directory. Raises LocalError when that is not possible."""
         self._directory = directory
@@ -32,7 +30,7 @@ class Cache:
             raise LocalError(f"cannot write {directory}: {exc.strerror or exc}") from exc
 
     def get(self, run: Run) -> Outcome | None:
-        """None for one that was not kept, or that cannot be read."""
+        """None if it was not kept or cannot be read."""
         try:
             return msgspec.json.decode(self._path(run).read_bytes(), type=Outcome)
         except (OSError, msgspec.MsgspecError):
@@ -47,7 +45,7 @@ class Cache:
 
 
 def outcomes_kept(runs: list[Run], jobs: int, cache: Cache) -> Iterator[tuple[Run, Outcome, bool]]:
-    """(run, its outcome, whether it was run now): first what is kept, then the others as they end. Equal runs once."""
+    """(run, its outcome, whether it ran now): first kept ones, then the others as they end. Equal runs come once."""
     missing = []
     for run in dict.fromkeys(runs):
         kept = cache.get(run)
@@ -61,7 +59,7 @@ def outcomes_kept(runs: list[Run], jobs: int, cache: Cache) -> Iterator[tuple[Ru
 
 
 def key_of(run: Run) -> str:
-    """32 hex digits."""
+    """32 hexadecimal digits."""
     scenario = run.scenario
     read = [_digest_of_trace(scenario.trace), _digest_of_file(scenario.rtt_file) if scenario.rtt_file else ""]
     told = asdict(replace(scenario, trace=(), rtt_file=None))

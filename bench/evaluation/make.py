@@ -1,6 +1,6 @@
 """``make evaluation``: every experiment of docs/evaluation.md, and that document.
 
-Runs are kept in a directory as they end, so that one that is cut off goes on where it was.
+Runs are kept in a directory as they end, so that an interrupted evaluation continues where it stopped.
 """
 
 import time
@@ -52,7 +52,7 @@ def evaluate(
     out: Path | None,
     keep: Path,
 ) -> None:
-    """Simulate every experiment of docs/evaluation.md and write it. Cut off, it goes on where it was."""
+    """Simulate every experiment of docs/evaluation.md and write it. After an interruption, continue."""
     check_extra("scipy", "the evaluation")
     size = {None: FULL, "short": SHORT, "quick": QUICK}[scale]
     cells = plan(size, data, only or SECTIONS)
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def measure(cells: Sequence[Cell], num_seeds: int, jobs: int, cache: Cache) -> list[Measured]:
-    """Everything that ``cells`` ask for, what is kept included. Raises LocalError as ``simulate``."""
+    """All outcomes that ``cells`` need, kept ones included. Raises LocalError as ``simulate``."""
     runs = [run for cell in cells for run in cell.runs(num_seeds)]
     distinct = list(dict.fromkeys(runs))
     found: dict[Run, Outcome] = {}
@@ -99,7 +99,7 @@ def measure(cells: Sequence[Cell], num_seeds: int, jobs: int, cache: Cache) -> l
 
 
 def told_command(scale: str | None, has_data: bool, num_seeds: int, only: Sequence[str]) -> str:
-    """What gives the same numbers, without what is different on each machine: where data lies, how many cores."""
+    """A command that gives the same numbers, without what differs between machines: folders and cores."""
     options = [
         *([f"--{scale}"] if scale else []),
         *(["--data DIR"] if has_data else []),
@@ -110,7 +110,7 @@ def told_command(scale: str | None, has_data: bool, num_seeds: int, only: Sequen
 
 
 def _work(run: Run) -> float:
-    """How long a run takes, in some unit: prompts in its time."""
+    """The approximate work of a run: its number of prompts."""
     scenario = run.scenario
     return (scenario.load or 1.0) * scenario.num_peers * (20.0 + scenario.warm_s + scenario.measured_s)
 

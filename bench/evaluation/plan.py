@@ -1,7 +1,7 @@
-"""What ``make evaluation`` simulates: cells, each a scenario under several policies, in sections.
+"""The simulations of ``make evaluation``: cells, each a scenario under several policies, in sections.
 
-Run lengths are a compromise: on two cores all of it takes some hours. Prompts are some 50 a second where 30
-machines are loaded, so a p99 of one run is that of a few thousand prompts.
+Run lengths are a compromise: on two cores all of it takes some hours. Where 30 machines are loaded, there are some 50
+prompts a second, so a p99 of one run is that of a few thousand prompts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,17 +20,17 @@ NO_SHARING, LIARS, CHURN, TALKS, ABLATION = "no sharing", "liars", "churn", "con
 
 INTERNET = "internet"
 FRESH = (1.0, 0.1)
-"""Digests and load, seconds old: fresher than this nothing is told in any system."""
+"""Ages of digests and load in seconds: no system announces anything fresher."""
 LIAR_SHARE = 0.3
 CHURN_S = 20 * 60.0
 
 _BASE = Scenario(zipf=1.1, rate=None, load=0.7, digest_age_s=30.0, load_age_s=1.0, drain_s=120.0)
 _SLOW_DRAIN_S = 600.0
 _CLOSE = ("least_load", "longest_prefix", "lmetric", "gorgo", OWN, ORACLE)
-"""Policies where not all are run: the paper's, the best baselines, and what bounds them."""
+"""Policies of the sections that compare few: the paper's, the best baselines, and their bound."""
 
 Labels = tuple[tuple[str, str], ...]
-"""What sets a cell apart in its section: (name, value)."""
+"""The labels of a cell within its section: (name, value)."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Cell:
     scenario: Scenario
     policies: tuple[str, ...]
     workload: str = ""
-    """As ``mycelia simulate`` names it, where that is not the scenario's name."""
+    """The name for ``mycelia simulate``, if it differs from the scenario's."""
 
     def label(self, name: str) -> str:
-        """Raises KeyError for one that it does not have."""
+        """Raises KeyError for a label that the cell does not have."""
         return dict(self.labels)[name]
 
     def runs(self, num_seeds: int) -> list[Run]:
@@ -55,32 +55,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """The size of the evaluation."""
 
     num_peers: int = 30
     delays: tuple[str, ...] = ("0", "20", "80", "200", INTERNET)
-    """Round trips in ms between all, or the internet's."""
+    """Round trips in ms between any two nodes, or the internet's."""
     zipfs: tuple[float, ...] = (0.0, 0.8, 1.1, 1.5)
     loads: tuple[float, ...] = (0.5, 0.7, 0.9)
     policies: tuple[str, ...] = NAMES
     peers: tuple[int, ...] = (8, 16, 64, 256)
     sweep_s: tuple[float, float] = (30.0, 20.0)
-    """Warm-up and measured, of each cell of the sweep. A shorter warm-up measures empty caches."""
+    """Warm-up and measured time of each cell of the sweep. A shorter warm-up measures empty caches."""
     large_s: tuple[float, float] = (40.0, 20.0)
     """The same for swarms of more than 64 nodes."""
     long_s: tuple[float, float] = (60.0, 60.0)
     """The same for the other sections."""
     even_s: tuple[float, float] = (60.0, 120.0)
-    """Where utilisation is compared: in half a minute chance alone makes the busiest of 16 nodes a tenth busier."""
+    """The same where utilisation is compared: in half a minute, chance makes the busiest of 16 nodes a tenth busier."""
     slow_s: tuple[float, float] = (90.0, 300.0)
-    """Where prompts are few, or nodes come and go."""
+    """The same where prompts are few, or nodes come and go."""
     trace_s: tuple[float, float] = (200.0, 400.0)
     """The same for measured traces, whose caches fill slowly."""
     few: tuple[str, ...] = _CLOSE
     """Policies of the sections that compare few."""
     liar_loads: tuple[float, ...] = (0.3, 0.5)
     ablated: tuple[str, ...] = ("mmlu", "multi-turn")
-    """Workloads."""
+    """Workloads of the section of ablations."""
 
 
 FULL = Size()
@@ -115,8 +115,8 @@ SECTIONS = (SWEEP, SIZES, IMBALANCE, FRESHNESS, NO_SHARING, LIARS, CHURN, TALKS,
 
 
 def plan(size: Size, data: Path | None, only: Collection[str] = SECTIONS) -> list[Cell]:
-    """Everything in the sections ``only``, in the order of the report. data: where measured traces and round trips
-    lie; without it there are none. Raises LocalError when one is missing."""
+    """All cells in the sections ``only``, in the order of the report. data: the folder of measured traces and round
+    trips; None: there are none. Raises LocalError when a file is missing."""
     rtt_file = internet_of(data) if data is not None else None
     base = replace(_BASE, num_peers=size.num_peers, rtt_file=rtt_file)
     cells = [*_sweep(size, base), *_sizes(size, base), *_robustness(size, base)]
@@ -186,7 +186,7 @@ def _timed(scenario: Scenario, lasts: tuple[float, float]) -> Scenario:
 
 
 def command_of(cell: Cell, num_seeds: int, data: str = "DIR") -> str:
-    """The ``mycelia simulate`` that gives this cell's numbers."""
+    """The ``mycelia simulate`` command that gives this cell's numbers."""
     scenario = cell.scenario
     rtt = INTERNET if scenario.rtt_s is None else f"{1000 * scenario.rtt_s:g}"
     options: Mapping[str, object] = {

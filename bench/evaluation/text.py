@@ -1,4 +1,4 @@
-"""``docs/evaluation.md`` from the outcomes: ``evaluation.md.j2`` with their numbers."""
+"""Writes ``docs/evaluation.md``: the template ``evaluation.md.j2`` with the numbers of the outcomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _TEMPLATE = files("mycelia.bench.evaluation").joinpath("evaluation.md.j2")
 
 @dataclass(frozen=True)
 class Made:
-    """How the numbers came about."""
+    """The origin of the numbers."""
 
     command: str
     code_version: str
@@ -28,7 +28,7 @@ class Made:
 
 
 def page_of(everything: Sequence[Measured], made: Made) -> str:
-    """The whole document. ``everything`` in the order of the plan."""
+    """The whole document. everything: in the order of the plan."""
     sections = {name: [one for one in everything if one.cell.section == name] for name in SECTIONS}
     delays: dict[str, list[Measured]] = {}
     for one in sections[SWEEP]:

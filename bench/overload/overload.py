@@ -1,6 +1,6 @@
-"""``mycelia bench overload``: a swarm that is asked up to three times what it can answer, simulated or of real nodes.
+"""``mycelia bench overload``: a swarm that gets up to three times the prompts it can answer, simulated or real.
 
-What the users do is told in ``sim/overload.py``; with real nodes, in ``real.py``.
+The behaviour of users is described in ``sim/overload.py``; for real nodes, in ``real.py``.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _UNITS = {
     "total_p99_s": "s, of accepted",
 }
 _SHARES_OF = {"told_true": "num_told", "kept": "num_on_time"}
-"""Rows of shares, each left out when there is nothing that it is a share of."""
+"""Row of a share -> its denominator; the row is left out where that is 0."""
 _COMPARED = ("ttft_p50_s", "ttft_p99_s", "total_p99_s")
 
 
@@ -65,8 +65,8 @@ def bench_overload(bench: OverloadBench) -> Report:
 
 
 def rows_of(prefix: str, found: dict[float, list[OverloadOutcome]]) -> list[Row]:
-    """The rows of one kind of client. ``found``: outcomes by load, seed by seed. Raises LocalError when nothing was
-    answered."""
+    """The rows of one kind of client. found: outcomes by load, seed by seed. Raises LocalError if nothing was answered.
+    """
     runs = range(len(next(iter(found.values()))))
     peaks = [max(outcomes[run].answered for outcomes in found.values()) for run in runs]
     token_peaks = [max(outcomes[run].answered_tokens for outcomes in found.values()) for run in runs]

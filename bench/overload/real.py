@@ -1,8 +1,8 @@
-"""``mycelia bench overload --real``: as ``sim/overload.py``, of real nodes, over their OpenAI API.
+"""``mycelia bench overload --real``: the same as ``sim/overload.py`` with real nodes, over their OpenAI API.
 
-The engines are fake: letters, at the rates of ``engine/fake/worker.py`` for each of few slots, so that neither nodes
-nor clients need all of the processor. What they can answer is known from that: prompts share nothing, and an answer
-ends after each token with a chance of 1 in 64.
+The engines are fake. They write letters at the rates of ``engine/fake/worker.py`` in few slots, so that neither nodes
+nor clients need the whole processor. Their capacity follows from these rates: prompts share nothing, and an answer ends
+after each token with a chance of 1 in 64.
 """
 
 import random
@@ -32,7 +32,7 @@ from mycelia.sim.sessions import arrivals
 SLOTS, MAX_TOKENS, PROMPT_BYTES = 2, 44, 400
 """Slots of each node, most tokens of an answer, length of a prompt."""
 RAMP_S, POLL_S, TIMEOUT_S = 15.0, 0.5, 120.0
-"""Before anything counts; between two looks at the queues."""
+"""Time before anything counts, interval of reading the queues, timeout of a request."""
 PATIENCE_S, KNOCKERS_PATIENCE_S = 20.0, 60.0
 _STOP_CHANCE = 1 / 64
 
@@ -47,7 +47,7 @@ def capacity(bench: OverloadBench) -> float:
 class _Try:
     at: float
     status: int = 0
-    """0: it is not over."""
+    """0: the try has not ended."""
     told_s: float = 0.0
     first_s: float = 0.0
     done_s: float = 0.0
@@ -63,7 +63,7 @@ class _User:
 
     @property
     def is_told_true(self) -> bool | None:
-        """As ``sim.overload.User``."""
+        """See ``sim.overload.User``."""
         refused, last = self.tries[0], self.tries[-1]
         if not self.knocks or refused.status != httpx.codes.TOO_MANY_REQUESTS:
             return None
@@ -75,7 +75,7 @@ class _User:
 
 
 async def bench_real_overload(bench: OverloadBench) -> Report:
-    """Fresh nodes for each load. Raises LocalError when they do not come up or answer nothing."""
+    """New nodes for each load. Raises LocalError when they do not start or answer nothing."""
     bench = bench.filled()
     rows = []
     with Progress(len(bench.loads) * len(bench.kinds)) as progress:
@@ -111,7 +111,7 @@ class _Run:
         self._from_s = self._until_s = 0.0
 
     async def run(self) -> None:
-        """Ask until each knocker of the measured time was let in or has given up."""
+        """Ask until each knocker of the measured time was admitted or has given up."""
         tail_s = KNOCKERS_PATIENCE_S if self._rate > capacity(self._bench) * CAPACITY else 0.0
         async with http_client(TIMEOUT_S) as http, trio.open_nursery() as looking:
             looking.start_soon(self._look)
@@ -201,7 +201,7 @@ async def _send(http: httpx.AsyncClient, api_url: str, text: str, one: _Try) -> 
                 _, found, rest = line.partition('"content":"')
                 if found and not rest.startswith('"'):
                     one.first_s = one.first_s or trio.current_time()
-                    one.num_tokens += len(rest.partition('"')[0])  # (a letter a token)
+                    one.num_tokens += len(rest.partition('"')[0])  # (a letter is a token)
     except httpx.HTTPError:
         one.status = one.status if one.status != httpx.codes.OK else -1
     one.done_s = trio.current_time()

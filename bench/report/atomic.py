@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from mycelia.proto.wire.errors import LocalError
 
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[str]]:
-    """A file beside ``path`` that takes its place at the end, and is removed if something is raised before. Raises
-    LocalError at once when nothing can be written there."""
+    """A file beside ``path`` that replaces it at the end, and is removed after an exception. Raises LocalError at once
+    when nothing can be written there."""
     if path.is_dir():
         raise LocalError(f"cannot write {path}: it is a directory")
     beside = path.with_name(f".{path.name[:100]}.{os.getpid()}")

@@ -1,9 +1,9 @@
-"""What several seeds say: means with their range, and whether one policy beats another by more than chance.
+"""Statistics over seeds: means with their range, and whether one policy beats another by more than chance.
 
-Equal seeds have equal machines, homes, prompts and times of arrival under every policy, so two policies are compared
-seed by seed: the ratio of both, its geometric mean, and the interval in which that mean lies with 95 % confidence if
-the logarithms are normally distributed (Student's t for n - 1 degrees of freedom). With three seeds that interval is
-wide, 2.5 standard deviations each way; the least and the largest ratio are reported too.
+Equal seeds have equal machines, homes, prompts and arrival times under every policy. So two policies are compared seed
+by seed: by the geometric mean of their ratios, and by the interval in which that mean lies with 95 % confidence if the
+logarithms are normally distributed (Student's t for n - 1 degrees of freedom). With three seeds that interval is wide,
+2.5 standard deviations each way, so the least and the largest ratio are reported too.
 """
 
 import math
@@ -17,7 +17,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean over the seeds, with the least and the largest of them."""
+    """Mean over the seeds, with the least and the largest value."""
 
     value: float
     min: float
@@ -32,7 +32,7 @@ class Ratio:
     """Geometric mean over the seeds."""
     low: float
     high: float
-    """The interval of that mean with 95 % confidence; the value itself for one seed, which says nothing."""
+    """The interval of that mean with 95 % confidence; with one seed the value itself, which means nothing."""
     min: float
     max: float
     """The least and the largest ratio of a seed."""
@@ -57,7 +57,7 @@ def measured(values: Sequence[float]) -> Measured:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """ours / theirs; the same seeds in the same order, all positive. Raises ValueError otherwise. Needs the extra
+    """ours / theirs, for the same seeds in the same order, all positive; else raises ValueError. Needs the extra
     ``bench``."""
     from scipy.special import stdtrit
 

@@ -1,7 +1,7 @@
 """Plots as SVG, drawn by matplotlib, which is in the extra ``bench``.
 
-``curves`` and ``bars`` are parts of a page that may be light or dark: their colours are the page's CSS variables
-``--s0``, ``--s1``, ... for series, ``--ink``, ``--soft`` and ``--edge``. ``lines`` is a file of its own.
+``curves`` and ``bars`` are parts of a page with a light or dark theme: their colours are the page's CSS variables
+``--s0``, ``--s1``, ... for series, ``--ink``, ``--soft`` and ``--edge``. ``lines`` makes a separate file.
 """
 
 import io
@@ -18,13 +18,13 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 _WIDTH, _HEIGHT, _ROW, _FRAME = 460, 300, 22, 48
 _DPI = 72
-"""Then a point is a unit of the SVG."""
+"""With it, a point is a unit of the SVG."""
 NUM_STYLES = 12
-"""Colours of series that a page has."""
+"""Number of colours for series on a page."""
 _VARIABLES = {f"#ab{number:02x}cd": f"var(--s{number})" for number in range(NUM_STYLES)}
 _INK, _SOFT, _EDGE = "#abcd01", "#abcd02", "#abcd03"
 _VARIABLES |= {_INK: "var(--ink)", _SOFT: "var(--soft)", _EDGE: "var(--edge)"}
-"""matplotlib knows no CSS: what it draws in the colour on the left gets the one on the right."""
+"""matplotlib knows no CSS, so each colour on the left is replaced by the variable on the right."""
 _STYLES = list(_VARIABLES)[:NUM_STYLES]
 _DASHES = ("solid", (0, (5, 3)), (0, (9, 2)), (0, (2, 2)))
 _RC: Any = {
@@ -47,7 +47,7 @@ _THEMED |= {"grid.color": _EDGE}
 
 @dataclass(frozen=True)
 class Curve:
-    """One series. ``style``: number of its colour on a page."""
+    """One series. style: number of its colour on a page."""
 
     name: str
     style: int
@@ -66,7 +66,7 @@ class Bar:
     high: float
     mark: float | None = None
     text: str = ""
-    """The value as it is to be read."""
+    """The value as text."""
 
 
 def curves(series: Sequence[Curve], x_label: str, y_label: str) -> Markup:
@@ -88,8 +88,8 @@ def curves(series: Sequence[Curve], x_label: str, y_label: str) -> Markup:
 
 
 def bars(rows: Sequence[Bar], title: str, is_log: bool = False, origin: float | None = 0.0) -> Markup:
-    """A row a name: a dot, a line from the least to the largest, a tick at its mark. ``is_log``: values above 0 only.
-    ``origin``: where the axis begins otherwise; None: near the least. Raises ValueError without a row."""
+    """A row for each name: a dot, a line from the least to the largest, a tick at the mark. is_log: values above 0
+    only. origin: start of a linear axis; None: near the least. Raises ValueError without a row."""
     shown = [value for row in rows for value in (row.low, row.high, row.mark) if value is not None]
     if not shown:
         raise ValueError("a plot without a row")

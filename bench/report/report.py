@@ -1,4 +1,4 @@
-"""What every benchmark prints: progress while it runs, then a table or one JSON object."""
+"""The output of every benchmark: progress while it runs, then a table or one JSON object."""
 
 import os
 import platform
@@ -57,7 +57,7 @@ def rows_of(values: Iterable[tuple[str, str, float]]) -> list[Row]:
 
 
 def chosen(only: Collection[str], names: Sequence[str], kind: str) -> list[str]:
-    """The ``names`` that ``only`` has, all when it is empty. Raises LocalError for one that there is not."""
+    """The ``names`` in ``only``; all if it is empty. Raises LocalError for an unknown name."""
     unknown = sorted(set(only) - set(names))
     if unknown:
         raise LocalError(f"no {kind} {unknown[0]}; there are {', '.join(names)}")
@@ -69,7 +69,7 @@ def report_of(bench: str, rows: list[Row]) -> Report:
 
 
 def machine() -> str:
-    """The processor and what this process may use of it, in one line."""
+    """The processor and the number of cores that this process may use, in one line."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -81,8 +81,8 @@ def machine() -> str:
 
 
 class Progress:
-    """Lines on stderr: one that is overwritten on a terminal, one a step otherwise. As a context manager it removes its
-    line at the end."""
+    """Lines on stderr: on a terminal one line, overwritten; otherwise one for each step. As a context manager it
+    removes its line at the end."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -96,19 +96,19 @@ class Progress:
         self.close()
 
     def step(self, what: str) -> None:
-        """The next of ``total`` steps begins, or is done where several run at once."""
+        """Call when the next of ``total`` steps begins, or if several run at once, ends."""
         self._done += 1
         self.show(what)
 
     def show(self, what: str) -> None:
-        """Without a step."""
+        """Like ``step``, without counting one."""
         line = f"[{self._done}/{self._total}] {what}"
         end = "" if self._is_terminal else "\n"
         start = "\r\033[K" if self._is_terminal else ""
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)  # noqa: T201
 
     def step_of(self, row: str) -> Callable[[str], None]:
-        """``step`` with the name of what is measured before each step."""
+        """``step`` with ``row``, the name of the measurement, in front."""
         return lambda what: self.step(f"{row}: {what}")
 
     def close(self) -> None:

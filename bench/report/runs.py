@@ -1,7 +1,7 @@
-"""Many runs of the simulator at once, one process a core. What comes out does not depend on how many.
+"""Many runs of the simulator at once, one process per core. The results do not depend on the number of processes.
 
-Workers are spawned, not forked: nothing of this process is shared. They end with it, also when it is killed, and leave
-Ctrl-C to it.
+Workers are spawned, not forked, so they share nothing with this process. They end with it, even if it is killed, and
+leave Ctrl-C to it.
 """
 
 import gc
@@ -22,21 +22,18 @@ from mycelia.sim.simulate import simulate
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the simulator."""
-
     scenario: Scenario
     policy: str
     seed: int
 
 
 def num_cores() -> int:
-    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Outcome]]:
-    """(place in ``runs``, its outcome) of each, in the order in which they end. ``jobs`` processes; 1: this one alone.
-    Raises what ``simulate`` raises, and then, as when the caller stops early, ends what still runs."""
+    """(place in ``runs``, its outcome) for each, in the order in which they end. jobs: number of processes; 1: only
+    this one. Raises what ``simulate`` raises. Then, and when the caller stops early, the remaining runs are ended."""
     if min(jobs, len(runs)) <= 1:
         for place, run in enumerate(runs):
             yield place, _perform(run)
@@ -44,7 +41,7 @@ def outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Outcome]]:
     others = set(active_children())
     executor = ProcessPoolExecutor(min(jobs, len(runs)), mp_context=get_context("spawn"), initializer=_end_with_parent)
     try:
-        with _sigint_ignored():  # (which the workers inherit)
+        with _sigint_ignored():  # (the workers inherit it)
             places = {executor.submit(_perform, run): place for place, run in enumerate(runs)}
         for future in as_completed(places):
             yield places[future], future.result()
@@ -88,7 +85,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """A simulation keeps millions of objects and makes no cycles: looking for some doubles its time."""
+    """No garbage collection: a simulation keeps millions of objects without cycles, and the search doubles its time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

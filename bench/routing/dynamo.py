@@ -1,4 +1,4 @@
-"""The index of NVIDIA's Dynamo beside ours: its router's ``RadixTree``, as the package ai-dynamo-runtime ships it."""
+"""The index of NVIDIA's Dynamo, for comparison: its router's ``RadixTree`` from the package ai-dynamo-runtime."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from mycelia.proto.wire.blocks import STRIDE
 
 
 class Dynamo:
-    """An index of which worker holds which blocks, and the longest match of every worker."""
+    """An index of the blocks that workers hold, and the longest match of every worker."""
 
     def __init__(self, module: Any) -> None:
         self._hashes = module.compute_block_hash_for_seq
@@ -19,7 +19,7 @@ class Dynamo:
 
     def store(self, worker: int, tokens: Sequence[int]) -> None:
         """``worker`` holds the whole blocks of ``tokens``."""
-        # Dynamo names a block by its own hash to find it and by the engine's hash of the whole prefix to remove it.
+        # Dynamo finds a block by the block's own hash, and removes it by the engine's hash of the whole prefix.
         blocks, name = [], 0
         for block in self._hashes(list(tokens), STRIDE):
             name = hash((name, block)) % 2**64
@@ -35,6 +35,6 @@ class Dynamo:
 
 
 def open_dynamo() -> Dynamo:
-    """An empty index. Raises LocalError that says how to install it."""
+    """An empty index. Raises LocalError with the command that installs it."""
     check_extra("dynamo", "--against dynamo")
     return Dynamo(import_module("dynamo._core"))

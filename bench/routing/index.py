@@ -1,17 +1,17 @@
-"""``mycelia bench index``: how fast the longest match of all peers is found, and what the index costs.
+"""``mycelia bench index``: the time to find the longest match of all peers, and the cost of the index.
 
-The population: families of prompts of ``PROMPT_TOKENS`` random tokens, which begin alike: a system prompt, a tool's
-description, few-shot examples. Each peer holds prompts that it draws with Zipf weights, half of them whole, half cut
-somewhere behind what the family shares, until it holds its share of the residencies. A lookup asks for a prompt drawn
-likewise. Without families each prompt is alone and its holders hold any part of it, so that the set of holders changes
-at almost every holder: the index's worst case.
+The population: prompts of ``PROMPT_TOKENS`` random tokens, in families with equal beginnings, as a system prompt, a
+tool's description or few-shot examples. Each peer draws prompts with Zipf weights until it holds its share of the
+residencies; it holds half of them whole, and half cut somewhere after the family's beginning. A lookup asks for a
+prompt drawn in the same way. Without families no prompts share a beginning and a holder has any part of a prompt, so
+the set of holders changes at almost every holder: the index's worst case.
 
-Each side gets a prompt as it takes it fastest: Dynamo a list, ours the array that a node has from its tokenizer and the
-wire; the row with ``list`` in its name gives ours the list too. The rows with ``all`` write out every peer's match, as
-Dynamo does and a router has no need to; the ratio is of those.
+Each side gets a prompt in its fastest form: Dynamo a list, ours the array that a node gets from its tokenizer and the
+wire. In the row with ``list`` in its name, ours gets the list too. The rows with ``all`` write out every peer's match,
+as Dynamo does and a router need not; the ratio compares these.
 
-Updates and memory: a digest of 4,096 blocks from each of 100 peers, of the same kind of population; the rows with
-``unrelated`` in their names instead of blocks that are no prefix, the worst that peers could announce.
+Updates and memory: a digest of 4,096 blocks from each of 100 peers of such a population. The rows with ``unrelated`` in
+their names use blocks that are no prefix, the worst that peers could announce.
 """
 
 import random
@@ -42,7 +42,7 @@ _NAMESPACE = bytes(16)
 
 @dataclass(frozen=True)
 class Population:
-    """Which peer holds which prompts."""
+    """The prompts that each peer holds."""
 
     prompts: Sequence["array[int]"]
     """Tokens."""
@@ -66,11 +66,8 @@ class Population:
 
 
 def make_population(peers: int, residencies: int, zipf: float, families: int, rng: random.Random) -> Population:
-    """About ``residencies`` blocks spread over ``peers``, out of about half as many distinct ones, or more where peers
-    are few. ``families``: 0 for prompts that share nothing.
-
-    Raises LocalError when there are fewer blocks than peers.
-    """
+    """About ``residencies`` blocks spread over ``peers``, about half as many of them distinct, or more if peers are
+    few. families: 0 for prompts that share nothing. Raises LocalError when there are fewer blocks than peers."""
     share = residencies // peers
     if not share:
         raise LocalError(f"{residencies} blocks cannot be spread over {peers} peers")
@@ -95,7 +92,7 @@ def make_population(peers: int, residencies: int, zipf: float, families: int, rn
 
 
 def _make_prompts(count: int, families: int, rng: random.Random) -> tuple[list["array[int]"], list[int]]:
-    """Prompts, and of each the number of blocks that its family shares."""
+    """Prompts, and the number of blocks that each shares with its family."""
 
     def tokens(number: int) -> "array[int]":
         return array("I", (rng.randrange(50_000) for _ in range(number)))
@@ -107,7 +104,7 @@ def _make_prompts(count: int, families: int, rng: random.Random) -> tuple[list["
 
 
 def bench_index(bench: IndexBench) -> Report:
-    """Measure. Raises LocalError when something could not be measured."""
+    """Run the benchmark. Raises LocalError when a measurement fails."""
     dynamo = open_dynamo() if bench.against else None
     runs, zipf, families = bench.runs, bench.zipf, bench.families
     progress = Progress(3 + runs)
@@ -141,12 +138,12 @@ def bench_index(bench: IndexBench) -> Report:
 
 
 def _lookups(index: Index, population: Population, dynamo: Dynamo | None, rng: random.Random) -> dict[str, float]:
-    """Times of one run, in microseconds. All sides are asked for the same prompts, one side after the other, so that
-    each finds the processor's caches as its own lookups left them."""
+    """Times of one run, in microseconds. All sides get the same prompts, one side after the other, so that each finds
+    the processor's caches as its own lookups left them."""
     drawn = [population.draw(rng) for _ in range(_LOOKUPS)]
     prompts = [population.prompts[number] for number in drawn]
     plain = [_timed(index.matches, population.chains[number]) for number in drawn]
-    # Copied right before, for a tokenizer has just written a prompt that is asked for.
+    # Copied right before, because a tokenizer has just written a prompt when it is looked up.
     hashed = [_timed(_hash_and_match, index, prompt[:]) for prompt in prompts]
     written = [_timed(_hash_and_write_out, index, prompt[:]) for prompt in prompts]
     listed = [_timed(_hash_and_write_out, index, prompt.tolist()) for prompt in prompts]
@@ -180,7 +177,7 @@ def _timed(call: Callable[..., object], *args: object) -> float:
 
 
 def _update_rate(digests: Sequence[list[int]]) -> float:
-    """Blocks a second, half of them added and half removed, a whole digest at a time."""
+    """Blocks per second, half of them added and half removed, a whole digest at a time."""
     index = Index()
     began = time.perf_counter()
     for number, hashes in enumerate(digests):
@@ -191,7 +188,7 @@ def _update_rate(digests: Sequence[list[int]]) -> float:
 
 
 def _bytes_per_residency(digests: Sequence[list[int]]) -> float:
-    """Memory of an index filled from bytes, as they come from the wire: so its keys count too."""
+    """Memory of an index filled from the bytes of the wire, so that its keys count too."""
     packed = [pack_hashes(hashes) for hashes in digests]
     tracemalloc.start()
     index = Index()
@@ -203,7 +200,7 @@ def _bytes_per_residency(digests: Sequence[list[int]]) -> float:
 
 
 def _random_digests(rng: random.Random) -> list[list[int]]:
-    """Blocks that are no prefixes, each at two peers on average: hardly two of them have equal holders."""
+    """Blocks that are no prefixes, each at two peers on average: almost no two of them have equal holders."""
     pool = [rng.getrandbits(64) for _ in range(_UPDATE_PEERS * _UPDATE_BLOCKS // 2)]
     return [sorted(rng.sample(pool, _UPDATE_BLOCKS)) for _ in range(_UPDATE_PEERS)]
 

@@ -1,8 +1,8 @@
-"""``mycelia bench routing``: what one decision takes of the node where a prompt enters.
+"""``mycelia bench routing``: the cost of one decision at the entry node.
 
-A node of a full cell: it is connected with all others, has their digests and their load, and observed some of their
-answers. A prompt begins with one of ``_PREFIXES`` prefixes, each held by a third of the nodes. Timed is all that
-happens between the prompt's arrival and the effect that sends it: block hashes, index, cost, bookkeeping.
+The entry node is in a full cell: it is connected to all other nodes, has their digests and their load, and has observed
+some of their answers. A prompt begins with one of ``_PREFIXES`` prefixes, each held by a third of the nodes. The
+measured time is from the prompt's arrival to the effect that sends it: block hashes, index, cost, bookkeeping.
 """
 
 import random
@@ -25,7 +25,6 @@ _SETTLE_S = 30.0
 
 
 def bench_routing(bench: RoutingBench) -> Report:
-    """Measure."""
     nodes, tokens, runs = bench.num_nodes, bench.tokens, bench.runs
     progress = Progress(1 + runs)
     rng = random.Random(bench.seed)  # noqa: S311  no secret
@@ -48,7 +47,7 @@ def bench_routing(bench: RoutingBench) -> Report:
 
 
 def _full_cell(nodes: int, prefixes: Sequence[Sequence[int]], rng: random.Random, seed: int) -> World:
-    """Node 0 is connected with all other nodes, and knows them."""
+    """Node 0 is connected to all other nodes, and knows them."""
     links = Links(constant_rtt(nodes, 0.05), seed)
     links.set_mesh([(0, number) for number in range(1, nodes)])
     world = World(links, nodes, seed, readers=[0], perform_request=lambda *_: None)
@@ -75,7 +74,7 @@ def _full_cell(nodes: int, prefixes: Sequence[Sequence[int]], rng: random.Random
 def _decisions(
     world: World, prefixes: Sequence[Sequence[int]], tokens: int, run: int, rng: random.Random
 ) -> list[float]:
-    """Microseconds each."""
+    """Microseconds of each decision."""
     overlay = world.node(0).overlay
     took_us: list[float] = []
     for number in range(_REQUESTS):

@@ -1,9 +1,9 @@
-"""What a node costs besides its engine: the rows ``cpu_share_*`` of ``mycelia bench gossip``.
+"""The processor time of a node without its engine: the rows ``cpu_share_*`` of ``mycelia bench gossip``.
 
-Unlike the simulated rows of that command these are of real processes: a swarm on this machine, as
-``node/local_swarm/processes.py`` starts it, that serves the fake engine. A node's share is the processor time (user and
-system) of its own process over a window, divided by the window: 0.01 is a hundredth of one core. The engine is a
-process of its own and stands for a GPU here, so it has rows of its own; the client that makes the load is in neither.
+Unlike the simulated rows of that command, these are of real processes: a swarm on this machine, started by
+``node/local_swarm/processes.py``, that serves the fake engine. A node's share is the processor time (user and system)
+of its own process over a window, divided by the window: 0.01 is a hundredth of one core. The engine is a separate
+process, stands for a GPU here and has its own rows. The client that makes the load is in no row.
 
 One window gives one value, the mean over all nodes. The value of a row is the median of its windows.
 """
@@ -26,14 +26,14 @@ from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
 from mycelia.proto.wire.errors import LocalError
 
 REST, EACH_2RPS, SWARM_2RPS = "cpu_share_rest", "cpu_share_2rps", "cpu_share_2rps_in_all"
-"""At rest; with 2 requests/s that enter at each node; with 2 requests/s that enter somewhere."""
+"""At rest; with 2 requests/s that enter at each node; with 2 requests/s in the whole swarm."""
 ROWS = (REST, EACH_2RPS)
-"""What ``--only`` takes. Each brings further rows that begin with its name."""
+"""Names for ``--only``. Each brings further rows that begin with it."""
 CELLS = 32_768
 MAX_LATE_S = 1.0
-"""Most by which a window may end late: if it is more, the whole machine stood still for a while."""
+"""A window that ends later than this is discarded: the whole machine stood still for a while."""
 MAX_WINDOWS = 3
-"""Tried for each one that is wanted."""
+"""Tries for each window."""
 START_DEADLINE_S, SETTLE_DEADLINE_S, ANSWER_DEADLINE_S = 180.0, 240.0, 30.0
 """For a slow machine; a quick one takes 15 s, a minute and a second."""
 
@@ -42,17 +42,17 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """How much is measured, and for how long."""
+    """The size and length of the measurement."""
 
     num_nodes: int = 12
     num_windows: int = 3
     rest_window_s: float = 30.0
-    """As long as a round of anti-entropy, and the mean is over nodes that are not in step."""
+    """As long as a round of anti-entropy; the mean is over nodes at different points of it."""
     load_window_s: float = 20.0
     ramp_s: float = 15.0
-    """Length of load before the first window: caches fill, the pace of digests settles."""
+    """Load before the first window: caches fill, and the pace of digests settles."""
     settles: bool = True
-    """Wait until every node has made its early, frequent lookups. False only to test this file."""
+    """Wait until every node has made its early, frequent lookups. False only in tests of this file."""
 
     def num_steps(self, rows: Sequence[str]) -> int:
         """Calls of a Step while ``rows`` are measured."""
@@ -63,14 +63,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of one core over one window, one a node."""
+    """Shares of one core over one window, one for each node."""
 
     nodes: list[float]
     engines: list[float]
 
 
 async def measure_cpu(rows: Sequence[str], setting: Setting, load: Load, step: Step) -> list[Row]:
-    """Start a swarm, measure ``rows`` (of ``ROWS``) and end it. Raises LocalError when that could not be done."""
+    """Start a swarm, measure ``rows`` (of ``ROWS``) and end it. Raises LocalError when that fails."""
     result: list[Row] = []
     async with _swarm(setting, step) as nodes:
         meter = _Meter(nodes)
@@ -111,7 +111,7 @@ def _rows(name: str, windows: Sequence[Shares]) -> list[Row]:
 
 @asynccontextmanager
 async def _swarm(setting: Setting, step: Step) -> AsyncIterator[list[LocalNode]]:
-    """Nodes that all know each other and have calmed down."""
+    """Nodes that all know each other and have settled."""
     with TemporaryDirectory(prefix="mycelia-bench-") as root:
         async with open_local_swarm(Path(root)) as swarm:
             step(f"starting {setting.num_nodes} nodes")
@@ -133,8 +133,8 @@ class _Meter:
         self._engines = [psutil.Process(_engine_pid(node)) for node in nodes]
 
     async def windows(self, count: int, seconds: float, step: Callable[[], None]) -> list[Shares]:
-        """``count`` windows of ``seconds``, one after the other. One in which the machine stood still says nothing, and
-        another is measured in its place. Raises LocalError when too many did, or when a process has ended."""
+        """``count`` windows of ``seconds``, one after the other. A window in which the machine stood still is replaced.
+        Raises LocalError when there were too many of these, or a process has ended."""
         shares: list[Shares] = []
         for _ in range(MAX_WINDOWS * count):
             step()

@@ -1,7 +1,7 @@
-"""``mycelia bench gossip``: the metadata plane over the simulator, which drives the protocol objects of the node.
+"""``mycelia bench gossip``: the metadata plane in the simulator, which drives the node's protocol objects.
 
-One row, one simulated swarm; the settings are in the functions below. All quantities are of virtual time and of
-counted bytes, so they are the same on every machine. The rows about processor time alone are of real processes: see
+Each row is one simulated swarm; the settings are in the functions below. All quantities are of virtual time and counted
+bytes, so they are the same on every machine. Only the rows about processor time are of real processes: see
 ``cpu_share.py``.
 """
 
@@ -23,12 +23,12 @@ from mycelia.sim.metadata import Setting, Step
 
 CELL_NODES = 256
 _STORES_PER_S = 1 / 60
-"""A node, in the rows about convergence."""
+"""For each node, in the rows about convergence."""
 _CHANGE_S = 30.0
 _APART_S = 600.0
 _CHANGES_PER_S, _PROMPTS_PER_S = 5.0, 2.0
 _CACHE_BLOCKS = 256
-"""16,384 tokens of KV cache a node, in the rows about bytes: full within a minute, so that blocks also leave."""
+"""16,384 tokens of KV cache per node, in the rows about bytes: full within a minute, so that blocks also leave."""
 _TRAFFIC_S = 60.0
 _RESTART_NODES, _RESTART_LEAVES = 40, 128
 _NUM_STEPS = 3
@@ -36,7 +36,7 @@ _NUM_STEPS = 3
 
 
 class _Bench:
-    """The swarm's settings and a method a row (or a few that one simulation yields)."""
+    """The swarm's settings, and a method for each row (or for a few from one simulation)."""
 
     def __init__(self, num_nodes: int, rtt_file: Path | None, seed: int) -> None:
         self._num_nodes = num_nodes
@@ -95,7 +95,7 @@ class _Bench:
 
 
 def bench_gossip(plan: GossipBench) -> Report:
-    """Simulate. Raises LocalError when something could not be measured."""
+    """Simulate. Raises LocalError when a quantity could not be measured."""
     bench = _Bench(plan.num_nodes, plan.rtt_file, plan.seed)
     measures: dict[str, Callable[[Step], list[Row]]] = {
         "same_repair_bytes": bench.same_repair_bytes,

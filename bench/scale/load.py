@@ -1,4 +1,4 @@
-"""An open-loop client: prompts that arrive at every node of a swarm whether or not it keeps up."""
+"""An open-loop client: prompts arrive at every node of a swarm whether or not it keeps up."""
 
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -17,15 +17,15 @@ MAX_FAILED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Load:
-    """What arrives at each node. The fake engine takes a byte for a token."""
+    """The requests that arrive at each node. The fake engine takes a byte for a token."""
 
     rate: float = 2.0
     """Requests/s at each node, as a Poisson process."""
     num_prefixes: int = 64
-    """Shared by all prompts of the swarm, chosen by Zipf's law with exponent 1."""
+    """Prefixes shared by all prompts of the swarm, chosen by Zipf's law with exponent 1."""
     prefix_tokens: int = 512
     own_tokens: tuple[int, int] = (64, 448)
-    """Least and most tokens that follow the prefix, which no other prompt has."""
+    """Least and most tokens after the prefix; no other prompt has them."""
     max_tokens: int = 44
     """The fake engine ends an answer after each token with a chance of 1 in 64, so answers have 32 on average."""
     timeout_s: float = 30.0
@@ -48,7 +48,7 @@ class Client:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Client"]:
-        """Asks while the block runs. Leaving breaks off what is not answered yet."""
+        """Asks while the block runs. Leaving breaks off unfinished answers."""
         async with http_client(self._load.timeout_s) as http, trio.open_nursery() as nursery:
             for api_url in self._api_urls:
                 nursery.start_soon(self._arrivals, http, api_url)
@@ -56,7 +56,7 @@ class Client:
             nursery.cancel_scope.cancel()
 
     def check(self) -> None:
-        """Raises LocalError when too few prompts were answered for a measurement to mean anything."""
+        """Raises LocalError when too few prompts were answered for a meaningful measurement."""
         if self.num_failed > MAX_FAILED_SHARE * (self.num_answered + self.num_failed) or not self.num_answered:
             raise LocalError(
                 f"{self.num_failed} of {self.num_answered + self.num_failed} prompts failed: {self.last_failure}"

@@ -1,7 +1,7 @@
-"""``mycelia bench scale``: swarms of one model that are larger than a cell, over the simulator.
+"""``mycelia bench scale``: simulated swarms of one model that are larger than a cell.
 
-What is simulated in full and what of a sample is told in docs/scale.md. All quantities are of virtual time and counted
-bytes, so they are the same on every machine; ``rss_per_node`` is not.
+docs/scale.md says what is simulated in full and what of a sample. All quantities except ``rss_per_node`` are of virtual
+time and counted bytes, so they are the same on every machine.
 """
 
 import random
@@ -28,7 +28,7 @@ _NUM_STEPS = {"cells": 1, "digests": 3, "dht": 1, "reuse": 4, "growth": 3}
 
 
 class _Bench:
-    """A method a group of rows."""
+    """A method for each group of rows."""
 
     def __init__(self, num_nodes: int, seed: int) -> None:
         self._num_nodes = num_nodes
@@ -37,7 +37,7 @@ class _Bench:
         self._dht: Kademlia | None = None
 
     def cells(self, step: Step) -> list[Row]:
-        """Where the rules lead, by the addresses of the nodes."""
+        """The cells that the rules make of the nodes' addresses."""
         step("addresses")
         found = [float(size) for size in sizes(self._num_nodes, self._config.cells)]
         return [
@@ -62,7 +62,7 @@ class _Bench:
         ]
 
     def dht(self, step: Step) -> list[Row]:
-        """Lookups of one key between all nodes, a tenth of them dead."""
+        """Lookups of one key among all nodes, a tenth of them dead."""
         step("lookups")
         dht, rng = self._kademlia(), self._rng()
         hits, misses, publishes = [], [], []
@@ -80,7 +80,7 @@ class _Bench:
         ]
 
     def reuse(self, step: Step) -> list[Row]:
-        """What share of all prompt tokens was found cached, of the same requests four times."""
+        """The share of prompt tokens found cached, with the same requests four times."""
         dht = self._kademlia()
 
         def run(kind: str, wait_s: float) -> Reuse:
@@ -108,7 +108,7 @@ class _Bench:
         ]
 
     def growth(self, step: Step) -> list[Row]:
-        """A fifth of the nodes, then all, then 15 %: every overlay simulated."""
+        """A fifth of the nodes, then all, then 15 %: every overlay is simulated."""
         grown = min(self._num_nodes, GROWN)
         rtt = modelled_rtt(grown, self._rng())
         shrunk = round(grown * SHRUNK_SHARE)
@@ -167,5 +167,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _rss_bytes() -> float:
-    """The most that this process ever held."""
+    """The peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

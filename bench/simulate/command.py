@@ -1,4 +1,4 @@
-"""``mycelia simulate``: its command line. Heavy imports happen inside."""
+"""The command line of ``mycelia simulate``. Heavy imports happen inside."""
 
 import shlex
 import sys
@@ -23,7 +23,7 @@ DEFAULT_RATE = 8.0
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What is run and shown, beside the scenario."""
+    """What is run and shown, besides the scenario."""
 
     data: Path | None = setting(
         None,
@@ -78,8 +78,8 @@ def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
     """Simulate a swarm that answers prompts, with one or several routing policies.
 
     Nodes run the protocol itself, in virtual time; their machines are drawn from each seed: prefill 300 to 3,000
-    tokens/s, decode 10 to 60, 1 to 8 slots, caches of 38,400 to 153,600 tokens. Equal seeds, equal numbers. A row is
-    the mean over the seeds; --json also has the least and the largest.
+    tokens/s, decode 10 to 60, 1 to 8 slots, caches of 38,400 to 153,600 tokens. Equal seeds give equal numbers. A row
+    is the mean over the seeds; --json also has the least and the largest.
     """
     if plan.rate is not None and scenario.load is not None:
         raise click.UsageError("--rate and --load say the same thing twice")

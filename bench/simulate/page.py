@@ -1,4 +1,4 @@
-"""``mycelia simulate --report``: one HTML file that needs no other, with plots of every quantity."""
+"""``mycelia simulate --report``: one self-contained HTML file, with plots of every quantity."""
 
 from collections.abc import Iterator
 from importlib.resources import files
@@ -44,7 +44,7 @@ _PLOTS: tuple[tuple[str, str, str, str, dict[str, object]], ...] = (
 
 
 def page_of(report: SimulationReport, command: str) -> str:
-    """The page as text. ``command``: what made it."""
+    """The page as text. command: the command that made it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         files("mycelia.bench.simulate").joinpath("simulation.html").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def page_of(report: SimulationReport, command: str) -> str:
 
 
 def summary_of(report: SimulationReport) -> list[str]:
-    """What the numbers say, a sentence each."""
+    """The conclusions from the numbers, a sentence for each."""
     by_name = {row.policy: row for row in report.rows}
     best = min(
         (row for row in report.rows if row.policy not in (OWN, ORACLE)),

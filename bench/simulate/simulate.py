@@ -1,4 +1,4 @@
-"""``mycelia simulate``: runs the simulator for each policy and seed, and prints one row a policy."""
+"""``mycelia simulate``: runs the simulator for each policy and seed, and prints one row for each policy."""
 
 import statistics
 import sys
@@ -23,7 +23,7 @@ _LEAST_WIDTH = 112
 _DIGITS = 4
 _QUANTITIES = [one.name for one in fields(Outcome) if one.name != "ttft_quantiles_s"]
 _RENAMED = {"num_requests": "requests", "num_failed": "failed"}
-"""Names of an outcome's fields that a row has by other names."""
+"""Fields of an outcome that have other names in a row."""
 _LEGEND = """\
 hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
 seconds to the first token; of seeds: the least and the largest p99. load: the share of
@@ -67,7 +67,6 @@ class Paired:
     """The protocol's own rule / another one, on the same seeds."""
 
     policy: str
-    """The other one."""
     ttft_p50: Ratio
     ttft_p99: Ratio
 
@@ -81,14 +80,14 @@ class SimulationReport:
     seeds: list[int]
     rows: list[PolicyRow]
     paired: list[Paired]
-    """With each other policy; empty without the protocol's own, and where it is not asked for."""
+    """The comparison with each other policy; empty without the protocol's own, and if not requested."""
 
 
 def run_policies(
     scenario: Scenario, policies: Sequence[str], seeds: Sequence[int], shown: dict[str, Any], jobs: int, compares: bool
 ) -> SimulationReport:
-    """Every policy on every seed, ``jobs`` runs at once. ``shown``: the scenario as the report names it. ``compares``:
-    with ``paired``, which needs the extra ``bench``. Raises LocalError as ``simulate``."""
+    """Every policy on every seed, ``jobs`` runs at once. shown: the scenario as the report names it. compares: fills
+    ``paired``, which needs the extra ``bench``. Raises LocalError as ``simulate``."""
     runs = [Run(scenario, policy, seed) for policy in policies for seed in seeds]
     found: dict[Run, Outcome] = {}
     with Progress(len(runs)) as progress:
@@ -140,14 +139,14 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
         ]
         table.add_row(row.policy, *cells, *([f"{row.failed.value:.0f}"] if failed else []))
     console = Console(highlight=False)
-    console.width = max(console.width, _LEAST_WIDTH)  # (a cell that is cut short is worse than a long line)
+    console.width = max(console.width, _LEAST_WIDTH)  # (a truncated table cell is worse than a long line)
     console.print(f"{told_scenario(report)}; {len(report.seeds)} seeds", soft_wrap=True)
     console.print(table)
     console.print(_LEGEND)
 
 
 def told_scenario(report: SimulationReport) -> str:
-    """In one line."""
+    """The scenario in one line."""
     return ", ".join(f"{name} {value}" for name, value in report.scenario.items() if value is not None)
 
 

@@ -1,9 +1,9 @@
-"""How fast this machine's engines are, as the simulator wants to know it: measured while no swarm runs, with engines
-as its nodes have them and with its own prompts.
+"""The speed of this machine's engines as input for the simulator. It is measured while no swarm runs, with engines like
+those of the nodes and with the nodes' prompts.
 
 Prefill is fitted as start + tokens x (1 / rate + depth x tokens before them), over cold and warm prompts of one engine
-alone, by least squares of the relative errors. What several engines take from each other is measured with 1, 2, ... of
-them at once.
+alone, by least squares of the relative errors. The slowdown of several engines is measured with 1, 2, ... of them at
+once.
 """
 
 import random
@@ -29,14 +29,14 @@ NUM_COLD, NUM_WARM = 6, 6
 DECODED_TOKENS, NUM_SHUFFLED = 32, 50
 AT_ONCE_RUNS = 2
 ENGINES_A_CORE = 2
-"""Measured at once, at most: more of them only divide what the cores do."""
+"""Most engines measured at once: further ones only divide the power of the cores."""
 _WARM_SHARE = 0.5
-"""A prompt is warm if this much of it should be cached."""
+"""A prompt is warm if more than this share of it should be cached."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured."""
+    """The result of a calibration."""
 
     spec: EngineSpec
     """The speed of one engine alone."""
@@ -46,12 +46,12 @@ class Machine:
     """The tokens of the prompts, as engines see them."""
 
     def cold_rate(self) -> float:
-        """Prompts a second that all engines together answer when nothing is cached."""
+        """Prompts per second that all engines together answer when nothing is cached."""
         seconds = [self.spec.prefill_s(0, len(prompt)) for prompt in self.prompts]
         return len(self.speeds) * self.speeds[-1] * len(seconds) / sum(seconds)
 
     def halfway_to(self, later: "Machine") -> "Machine":
-        """What takes each prefill and each token of an answer the mean of the seconds that it takes both."""
+        """A machine that takes, for each prefill and each token of an answer, the mean of both machines' seconds."""
         ours, theirs = self.spec, later.spec
         spec = replace(
             ours,
@@ -93,14 +93,12 @@ def num_measured(num_engines: int) -> int:
 
 
 def num_steps(num_engines: int) -> int:
-    """Steps that a calibration reports."""
     return 2 + num_measured(num_engines)
 
 
 def speeds_of(walls_s: Sequence[float], num_at_full_speed: float) -> tuple[float, ...]:
-    """Speed of each engine while 1, 2, ... compute, from how long equal prompts took then. What other programs did
-    meanwhile makes some of them too good to be true: more engines are never faster, nor all together than the cores
-    there are."""
+    """Speed of each engine while 1, 2, ... compute, from the times of equal prompts. Other programs may have made some
+    of them too good to be true, so they are limited: more engines are never faster, nor all together than the cores."""
     speeds: list[float] = []
     for count, wall_s in enumerate(walls_s, start=1):
         speeds.append(min(walls_s[0] / wall_s, max(num_at_full_speed, 1.0) / count, speeds[-1] if speeds else 1.0))
@@ -122,7 +120,7 @@ def _check_room(engine: ProcessEngine, prompts: Sequence[Sequence[int]], max_tok
 async def _measure_alone(
     target: OurEngine, prompts: Sequence[Sequence[int]], cache_tokens: int, rng: random.Random
 ) -> EngineSpec:
-    """Some prompts cold, and some that find most of themselves cached after those."""
+    """Some cold prompts, and some that find most of themselves cached after those."""
     asked: list[Sequence[int]] = []
     measured: list[tuple[int, int, float]] = []
     missing = {False: NUM_COLD, True: NUM_WARM}
@@ -134,7 +132,7 @@ async def _measure_alone(
             timing = await target.complete(prompt, 1)
             measured.append((timing.cached_tokens, len(prompt), timing.ttft_s))
     start_s, token_s, depth_s = fit_prefill(measured)
-    # (to a question of MMLU the answer may be one token)
+    # (the answer to a question of MMLU may be one token)
     decoded = await target.complete(rng.sample(prompts[0], min(len(prompts[0]), NUM_SHUFFLED)), 1 + DECODED_TOKENS)
     num_decoded = decoded.completion_tokens - 1
     decode_s = (decoded.total_s - decoded.ttft_s) / num_decoded if num_decoded > 0 else token_s
@@ -150,11 +148,11 @@ async def _measure_alone(
 
 
 def fit_prefill(measured: Sequence[tuple[int, int, float]]) -> tuple[float, float, float]:
-    """(cached, prompt, seconds) -> (start, seconds a token, seconds a token and token before it), none below 0."""
+    """(cached, prompt, seconds) -> (start, seconds per token, seconds per token and token before it), none below 0."""
     seconds = np.array([ttft_s for _, _, ttft_s in measured])
     every_term = np.array([(1.0, n - cached, (n - cached) * (cached + n) / 2) for cached, n, _ in measured])
     fits = []
-    for terms in ([0, 1, 2], [0, 1], [1, 2], [1]):  # (the tokens themselves are always in)
+    for terms in ([0, 1, 2], [0, 1], [1, 2], [1]):  # (the tokens themselves are always included)
         matrix = every_term[:, terms] / seconds[:, None]
         found, *_ = np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)
         if (found > 0).all():
@@ -165,7 +163,7 @@ def fit_prefill(measured: Sequence[tuple[int, int, float]]) -> tuple[float, floa
 
 
 async def _at_once(targets: Sequence[OurEngine], prompt: Sequence[int], rng: random.Random) -> float:
-    """Mean seconds until the first token of prompts like ``prompt`` of which nothing is cached, one at each."""
+    """Mean seconds until the first token of prompts like ``prompt``, one at each engine, with nothing cached."""
     waits_s: list[float] = []
 
     async def one(target: OurEngine) -> None:

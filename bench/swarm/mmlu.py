@@ -1,9 +1,9 @@
-"""Prompts in the usual 5-shot form of MMLU (Hendrycks et al., arXiv 2009.03300): a prefix that all questions of a
-subject share, and a question that no other prompt has.
+"""Prompts in the usual 5-shot form of MMLU (Hendrycks et al., arXiv 2009.03300): a prefix shared by all questions of a
+subject, and a question that no other prompt has.
 
-From the real texts where there are any: a folder with ``mmlu.jsonl`` or ``mmlu.jsonl.gz``, a question a line, as
-{"split": "dev" or "test", "subject", "question", "choices": four texts, "answer": "A" to "D"}. Else made of common
-words, with prefixes as long as the 57 real ones.
+The real texts come from a folder with ``mmlu.jsonl`` or ``mmlu.jsonl.gz``, a question a line, as {"split": "dev" or
+"test", "subject", "question", "choices": four texts, "answer": "A" to "D"}. Without it, texts are made of common words,
+with prefixes as long as the 57 real ones.
 """
 
 import gzip
@@ -40,16 +40,16 @@ class _Row(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Subject:
-    """What its prompts are made of."""
+    """The parts of a subject's prompts."""
 
     name: str
     prefix: str
     questions: Sequence[str]
-    """Each ends where the answer is to follow."""
+    """Each ends where the answer has to follow."""
 
 
 def load_subjects(folder: Path) -> list[Subject]:
-    """The real ones, by name. Raises LocalError for a folder without them."""
+    """The real subjects, by name. Raises LocalError for a folder without them."""
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
         raise LocalError(f"{folder} has no {' and no '.join(FILES)}; without --data the prompts are made up")
@@ -75,7 +75,7 @@ def load_subjects(folder: Path) -> list[Subject]:
 
 
 def made_up_subjects(num_questions: int, seed: int) -> list[Subject]:
-    """57 of the real lengths, with ``num_questions`` each."""
+    """57 subjects of the real lengths, with ``num_questions`` each."""
     rng = random.Random(seed)  # noqa: S311  no secret
 
     def words(count: int) -> str:
@@ -93,8 +93,8 @@ def made_up_subjects(num_questions: int, seed: int) -> list[Subject]:
 
 
 def draw_prompts(subjects: Sequence[Subject], count: int, zipf: float, rng: random.Random) -> list[str]:
-    """Subjects by Zipf's law, in an order of popularity that is drawn too; no question again before all of its subject
-    were asked."""
+    """Subjects by Zipf's law, in an order of popularity that is drawn too. A question is asked again only after all
+    others of its subject."""
     order = rng.sample(subjects, len(subjects))
     weights = list(accumulate((rank + 1) ** -zipf for rank in range(len(order))))
     left: dict[str, list[str]] = {}

@@ -1,9 +1,9 @@
-"""A swarm of real nodes on this machine, with distance between them, that is asked given prompts at given times.
+"""A swarm of real nodes on this machine, with distance between them, that gets given prompts at given times.
 
-Each node listens on a port of loopback that it announces to no other node; what it announces is a proxy in front of it,
-which delays every byte by half of the round trip in each direction. Nodes know each other from what they announce, so
-each of their connections crosses exactly one proxy. That is not taken on trust: the round trips that the nodes measure
-themselves are read before the first prompt, and must all be as long as they were asked to be.
+Each node listens on a port of loopback that it does not announce. It announces a proxy in front of it, which delays
+every byte by half of the round trip in each direction. Nodes know each other from what they announce, so each
+connection crosses exactly one proxy. This is verified: the round trips that the nodes measure are read before the first
+prompt, and none may be shorter than requested.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,7 +35,7 @@ class Question:
     """One prompt."""
 
     at_s: float
-    """Since the first one could have come."""
+    """Time since the start of the run."""
     entry: int
     """Number of the node."""
     text: str
@@ -44,15 +44,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one, at its client. All 0 if it failed."""
+    """The outcome of one prompt, at its client. All 0 if it failed."""
 
     ttft_s: float = 0.0
-    """From the begin of the HTTP request to the first text of the answer, or to its end if it has none."""
+    """From the start of the HTTP request to the first text of the answer, or to its end if it has none."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """As the engine reports."""
     served_by: int = -1
-    """Number of the node."""
     failure: str = ""
 
 
@@ -63,20 +61,20 @@ class Run:
     outcomes: list[Outcome]
     """In the order of the questions."""
     rtts_s: list[float]
-    """As nodes measured them before the first prompt, one for each peer of each."""
+    """As nodes measured them before the first prompt, one for each peer of each node."""
     others_cores: float
-    """Cores that were busy with anything else than this swarm, while it was asked."""
+    """Cores that other programs kept busy while the swarm answered."""
 
 
 class RealSwarm:
-    """Made by ``open_real_swarm``."""
+    """A running swarm. Made by ``open_real_swarm``."""
 
     def __init__(self, nodes: Sequence[LocalNode], rtts_s: list[float]) -> None:
         self._nodes = nodes
         self.rtts_s = rtts_s
 
     async def ask(self, questions: Sequence[Question], on_answer: Callable[[], None]) -> Run:
-        """Every question at its time, whether or not those before it are answered. on_answer: called after each."""
+        """Send every question at its time, without waiting for earlier answers. on_answer: called after each answer."""
         infos = [await node.wait_ready() for node in self._nodes]
         numbers = {info.peer: number for number, info in enumerate(infos)}
         outcomes: dict[int, Outcome] = {}
@@ -97,15 +95,15 @@ class RealSwarm:
 
 @asynccontextmanager
 async def open_real_swarm(settings: SwarmSettings) -> AsyncIterator[RealSwarm]:
-    """Nodes that all know each other at the distance that was asked for. Raises LocalError when they do not."""
+    """Nodes that all know each other, at the requested distance. Raises LocalError when they do not."""
     with TemporaryDirectory(prefix="mycelia-bench-", ignore_cleanup_errors=True) as root:
         async with open_local_swarm(Path(root)) as swarm, open_at_a_distance(swarm, settings) as nodes:
             yield RealSwarm(nodes, await _measured_rtts(nodes, settings.rtt_s))
 
 
 async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float]:
-    """Round trips of every node to every other. Raises LocalError when one is shorter than ``rtt_s``: it crosses no
-    proxy."""
+    """Round trips of every node to every other. Raises LocalError for one shorter than ``rtt_s``: it crosses no proxy.
+    """
     infos = [await node.wait_ready() for node in nodes]
     with in_time(MEASURE_DEADLINE_S, "the nodes did not measure the round trips between them in time"):
         while True:
@@ -114,7 +112,7 @@ async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float
             if len(rtts_s) == len(peers) == len(nodes) * (len(nodes) - 1):
                 break
             await trio.sleep(POLL_S)
-    if rtts_s and min(rtts_s) < rtt_s - 0.001:  # (they are told in tenths of a millisecond)
+    if rtts_s and min(rtts_s) < rtt_s - 0.001:  # (nodes report tenths of a millisecond)
         raise LocalError(f"a connection has a round trip of {min(rtts_s) * 1000:.1f} ms: it goes past the proxies")
     return rtts_s
 
@@ -130,7 +128,7 @@ async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, number
     outcome = Outcome(failure="the answer ended before it was finished")
     try:
         async with http.stream("POST", f"{api_url}/api/ask", json=body) as response:
-            async for line in response.aiter_lines():  # (to the end: httpx minds if one stops)
+            async for line in response.aiter_lines():  # (to the end: httpx complains about an early stop)
                 match frame := msgspec.json.decode(line, type=FrameView):
                     case TextView() if frame != STILL_THERE_VIEW:
                         first = first or trio.current_time()
@@ -148,7 +146,7 @@ async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, number
 
 
 class _Meter:
-    """Processor time of everything else on this machine than the nodes, since it was made."""
+    """Processor time of all other programs on this machine, since the meter was made."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         nodes = [psutil.Process(pid) for pid in pids]

@@ -1,9 +1,9 @@
-"""``mycelia bench swarm``: real nodes with a real model and distance between them, beside what the simulator predicts.
+"""``mycelia bench swarm``: real nodes with a real model and distance between them, beside the simulator's prediction.
 
-The very same requests go both ways: the same tokens, at the same times, in at the same nodes, under the same policy.
-The simulator is told how fast this machine computes, which is measured before and after each policy's turn, for it
-changes with what else the machine is doing; nothing of the run itself. Each policy starts with a fresh swarm and empty
-caches, and everything counts from the first request on.
+Both get the same requests: the same tokens, at the same times, at the same entry nodes, under the same policy. The
+simulator also gets the speed of this machine, but nothing of the run itself. That speed is measured before and after
+each policy's turn, because other work on the machine changes it. Each policy starts with a new swarm and empty caches,
+and everything counts from the first request on.
 """
 
 import random
@@ -35,18 +35,18 @@ from mycelia.sim.sessions import Prompt, arrivals, hit_bound
 STEPS_A_RUN = 10
 """Steps of the progress line while requests are answered."""
 MAX_OTHERS_CORES = 0.25
-"""Most that other programs may use before the table warns that the prediction means nothing."""
+"""Most cores that other programs may use before the table warns that the prediction means nothing."""
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _ANSWER = 1 << 30
-"""Where the tokens begin that stand for answers: no model has them."""
+"""The first of the tokens that stand for answers: no model has them."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What one swarm did, real or simulated, under one policy."""
+    """The results of one swarm, real or simulated, under one policy."""
 
     hit_ratio: float
-    """Prompt tokens that were cached where they were answered / all of them, of answered requests."""
+    """Prompt tokens that were cached where they were answered / all prompt tokens, of answered requests."""
     waits_s: list[float]
     """Times to the first token, sorted."""
     num_failed: int
@@ -83,7 +83,7 @@ class Round:
 
 
 async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
-    """Measure. Raises LocalError when something could not be."""
+    """Run the benchmark. Raises LocalError when a measurement fails."""
     subjects = load_subjects(bench.data) if bench.data else made_up_subjects(bench.num_requests, bench.seed)
     texts = [
         draw_prompts(subjects, bench.num_requests, bench.zipf, random.Random(f"prompts {bench.seed + run}"))  # noqa: S311
@@ -122,7 +122,7 @@ async def _one_run(
     rate: float,
     progress: Progress,
 ) -> Round:
-    """since_last: measures what this machine was between the last measurement and now."""
+    """since_last: measures the machine's mean speed between the last measurement and now."""
     seed = bench.seed + run
     times = list(islice(arrivals(rate, random.Random(f"arrivals {seed}")), len(texts)))  # noqa: S311
     clients = random.Random(f"clients {seed}")  # noqa: S311
@@ -130,7 +130,7 @@ async def _one_run(
     questions = [Question(*one, bench.max_tokens) for one in zip(times, entries, texts, strict=True)]
     requests = requests_of(questions, prompts)
     pairs = []
-    # Turn about, so that what changes on the machine meanwhile is nobody's advantage in the median.
+    # Alternating order, so that changes of the machine favour no policy in the median.
     for policy in bench.policies if run % 2 == 0 else reversed(bench.policies):
         measured = await _ask_real_swarm(bench, policy, questions, progress)
         machine = await since_last()
@@ -169,7 +169,7 @@ def _engine_settings(bench: SwarmBench) -> EngineSettings:
 
 
 def requests_of(questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> list[Request]:
-    """The same for the simulator. Answers are as long as they may be, and like no others."""
+    """The questions for the simulator. Answers have the greatest allowed length, and share no tokens."""
     return [
         Request(question.at_s, question.entry, Prompt(tuple(prompt), (_ANSWER + place,) * question.max_tokens))
         for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
@@ -182,7 +182,7 @@ def bound_of(prompts: Sequence[Sequence[int]]) -> float:
     chains = []
     for prompt in prompts:
         chain, before = [], 0
-        for token in prompt:  # (a prefix's number is that of the one before it and a token)
+        for token in prompt:  # (the number of a prefix is that of its parent prefix and its last token)
             before = numbers.setdefault((before, token), len(numbers) + 1)
             chain.append(before)
         chains.append((chain, len(prompt), len(prompt)))
@@ -190,7 +190,7 @@ def bound_of(prompts: Sequence[Sequence[int]]) -> float:
 
 
 def compare(policy: str, run: Run, requests: Sequence[Request], swarm: Swarm, seed: int) -> Pair:
-    """What was measured beside what the simulator says of the same requests. Raises LocalError if nothing was."""
+    """The measurement and the simulator's prediction for its requests. Raises LocalError if nothing was answered."""
     return Pair(policy, _real(run), _simulated(requests, swarm, policy, seed), run)
 
 
@@ -212,7 +212,7 @@ def _simulated(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int
 
 
 def _error(predicted: float, measured: float) -> float:
-    """Relative; of nothing, all or nothing."""
+    """The relative error. If 0 was measured: 0 or 1."""
     return abs(predicted - measured) / measured if measured else float(predicted != 0)
 
 
@@ -220,7 +220,7 @@ def _error(predicted: float, measured: float) -> float:
 
 
 def rows_of(rounds: Sequence[Round], machines: Sequence[Machine], rate: float) -> list[Row]:
-    """All of them; those of the first policy have no prefix. machines: every measurement."""
+    """All rows; those of the first policy have no prefix. machines: every measurement."""
     policies = [pair.policy for pair in rounds[0].pairs]
     of = {name: [pair for one in rounds for pair in one.pairs if pair.policy == name] for name in policies}
     rows = [row_of("hit_bound", "of the prompt tokens", [one.bound for one in rounds])]
@@ -279,7 +279,7 @@ def _policy_rows(prefix: str, pairs: Sequence[Pair], bounds: Sequence[float]) ->
 
 
 def show_swarm(report: Report, rounds: Sequence[Round], as_json: bool) -> None:
-    """Print to stdout: one JSON object, or a table with the prediction beside what was measured."""
+    """Print to stdout: one JSON object, or a table with prediction and measurement."""
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return
