@@ -1,9 +1,9 @@
-"""A conversation with a swarm through OpenAI's own SDK (pip install openai), as a stream.
+"""A streamed conversation with a swarm, through OpenAI's own SDK (pip install openai).
 
     python examples/chat_openai.py "Why is the sky blue?" "And at sunset?"
 
-Every argument is a turn; each turn finds the ones before it computed. Needs a node that runs on this machine
-(mycelia node), or OPENAI_BASE_URL and OPENAI_API_KEY of one elsewhere.
+Every argument is a turn, and each turn finds the earlier ones cached. Needs a node on this machine (mycelia node), or
+the OPENAI_BASE_URL and OPENAI_API_KEY of another one.
 """
 
 import os
@@ -14,7 +14,6 @@ from openai.types.chat import ChatCompletionMessageParam
 
 
 def main() -> None:
-    """Ask what stands on the command line."""
     url = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:7118/v1")
     client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     turns: list[ChatCompletionMessageParam] = []
@@ -29,7 +28,7 @@ def main() -> None:
 
 
 def answer(client: OpenAI, model: str, turns: list[ChatCompletionMessageParam]) -> str:
-    """Prints it as it comes, and then what the swarm had of its prompt."""
+    """Prints the answer as it comes, and then how much of the prompt was cached."""
     stream = client.chat.completions.create(
         model=model, messages=turns, max_tokens=80, temperature=0, stream=True, stream_options={"include_usage": True}
     )

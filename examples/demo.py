@@ -1,9 +1,9 @@
-"""Three nodes, twelve prompts, three shared prefixes: watch prompts go where they are already computed.
+"""Three nodes, twelve prompts, three shared prefixes: prompts go where they are already computed.
 
     python examples/demo.py
 
 Starts three nodes as processes of their own (nodes 2 and 3 know only node 1's address), asks twelve questions through
-different entry nodes with ``mycelia ask``, and prints what each one cost.
+different entry nodes with ``mycelia ask``, and prints the cost of each.
 """
 
 import subprocess
@@ -135,8 +135,6 @@ GROUPS: list[tuple[str, str, list[str]]] = [
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question of the demo."""
-
     group: str
     text: str
     prefix: str
@@ -144,19 +142,19 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one question took, and what an ideal cache would have saved."""
+    """The cost of one question, and the tokens that an ideal cache would have saved."""
 
     prompt: Prompt
     entry: LocalNode
     answered: AnsweredView
     ideal_tokens: int
-    """Longest common prefix with any earlier prompt: what one infinite cache would have had."""
+    """Longest common prefix with any earlier prompt: the hit of one infinite cache."""
     is_cold: bool
-    """First of its group anywhere."""
+    """First of its group at any node."""
 
 
 def prompts() -> list[Prompt]:
-    """Group by group in turn, as different people would ask: no two neighbours share a prefix."""
+    """The groups in turn, as different people would ask: no two consecutive prompts share a prefix."""
     rounds = zip(
         *([Prompt(name, prefix + question, prefix) for question in qs] for name, prefix, qs in GROUPS), strict=True
     )
@@ -165,7 +163,7 @@ def prompts() -> list[Prompt]:
 
 async def ask(prompt: Prompt, entry: LocalNode, console: Console) -> AnsweredView:
     """Run ``mycelia ask`` at the entry node and show the answer as it streams."""
-    shared = ["--cache-salt", "public"]  # (else each node's users have their prefixes to themselves)
+    shared = ["--cache-salt", "public"]  # (otherwise each node's users share prefixes with no one)
     arguments = ["ask", "--json", "--data-dir", str(entry.data_dir), "--max-tokens", str(MAX_TOKENS), *shared, "-"]
     process = await trio.lowlevel.open_process(
         [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -197,7 +195,7 @@ async def ask(prompt: Prompt, entry: LocalNode, console: Console) -> AnsweredVie
 
 
 async def tokenize(info: RunInfo, text: str) -> list[int]:
-    """The tokens that ``text`` becomes with the model's chat template."""
+    """The tokens of ``text`` in the model's chat template."""
     async with httpx.AsyncClient(base_url=info.api_url, trust_env=False) as http:
         response = await http.post("/api/tokenize", json={"messages": [{"role": "user", "content": text}]})
         response.raise_for_status()
@@ -214,7 +212,7 @@ async def run(root: Path, console: Console) -> None:
         seen: list[list[int]] = []
         outcomes: list[Outcome] = []
         for number, prompt in enumerate(prompts()):
-            # The entry node moves on by one more each round, so that no group keeps coming in at the same node.
+            # The entry node shifts by one more each round, so that no group always enters at the same node.
             entry = nodes[(number + number // len(GROUPS)) % len(nodes)]
             tokens = await tokenize(infos[0], prompt.text)
             ideal = max((common_prefix(tokens, earlier) for earlier in seen), default=0)

@@ -1,10 +1,9 @@
-"""Many questions behind the same examples, side by side, and how much of them the swarm had computed before
-(pip install openai).
+"""Many questions after the same examples, in parallel, and how much of them the swarm had cached (pip install openai).
 
     python examples/few_shot_batch.py
 
-Few-shot prompts are what a swarm is best at: the examples are computed once. Needs a node that runs on this machine
-(mycelia node), or OPENAI_BASE_URL and OPENAI_API_KEY of one elsewhere.
+Few-shot prompts suit a swarm best: the examples are computed once. Needs a node on this machine (mycelia node), or the
+OPENAI_BASE_URL and OPENAI_API_KEY of another one.
 """
 
 import asyncio
@@ -40,7 +39,7 @@ REVIEWS = [
 
 
 async def main() -> None:
-    """Ask the first one alone, so that its examples are computed, then all the others at once."""
+    """Ask the first question alone, so that its examples are computed, then all the others at once."""
     url = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:7118/v1")
     async with AsyncOpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none")) as client:
         try:
@@ -64,9 +63,7 @@ async def ask(client: AsyncOpenAI, model: str, review: str) -> tuple[str, int, i
         max_tokens=2,
         temperature=0,
         stop="\n",
-        extra_body={
-            "cache_salt": "public"
-        },  # nothing here is a secret: whoever asks with the same examples shares them
+        extra_body={"cache_salt": "public"},  # no secrets: all clients may share the cached examples
     )
     assert done.usage is not None
     details = done.usage.prompt_tokens_details

@@ -3,8 +3,8 @@
     python examples/local_swarm.py
     python examples/local_swarm.py 5 --model fake
 
-Asks the same question at two nodes, kills the node that answered (as a power cut would), and asks again. For a swarm
-that stays until Ctrl-C there is `mycelia swarm`.
+Asks the same question at two nodes, kills the node that answered (like a power cut), and asks again. ``mycelia swarm``
+runs a swarm until Ctrl-C.
 """
 
 import argparse
@@ -27,7 +27,7 @@ QUESTION = f"These are the notes of a gardener.\n{NOTES}Did the plant grow well?
 async def ask(node: LocalNode, model: str) -> str:
     """The id of the node that answered."""
     api = (await node.wait_ready()).api_url
-    # (Without the salt what node 1 computed would be its own users' alone.)
+    # (Without this salt, only node 1's own users could reuse what node 1 computed.)
     turns = [{"role": "user", "content": QUESTION}]
     body = {"model": model, "max_tokens": 24, "messages": turns, "cache_salt": "public"}
     async with httpx.AsyncClient(timeout=120) as http:
@@ -47,7 +47,7 @@ async def main(count: int, model: str) -> None:
             nodes = await swarm.start_many(count, ["--model", model, "--threads", "1"])
             peers = {(await node.wait_ready()).peer: node for node in nodes}
             await ask(nodes[0], model)
-            await trio.sleep(2)  # until the others have heard what is computed there
+            await trio.sleep(2)  # until the other nodes have its digest
             served_by = await ask(nodes[1], model)
             victim = peers[served_by]
             victim.kill()

@@ -1,5 +1,5 @@
-"""Takes docs/dashboard.png anew, of a real swarm in Debian's chromium: ``make screenshot``. Given a folder, it puts the
-picture there, and also those of the dark page and of a phone."""
+"""Makes docs/dashboard.png, of a real swarm in Debian's chromium: ``make screenshot``. With a folder as its argument,
+it writes the picture there, with those of the dark page and of a phone."""
 
 import sys
 import tempfile
@@ -47,7 +47,7 @@ async def main(folder: Path, is_all: bool) -> None:
                     entry = urls[0] if number % 3 or number < 3 else urls[1 + number % 4]
                     await ask(entry, SHARED[number % len(SHARED)] + f" Question {number}: what comes next?")
                     await trio.sleep(1)
-                async with trio.open_nursery() as nursery:  # (so that there is something to see)
+                async with trio.open_nursery() as nursery:  # (so that the page shows running requests)
                     for number in range(4):
                         nursery.start_soon(ask, urls[0], SHARED[number % 3] + f" Tell a story about {number} ships.")
                     await trio.sleep(1.5)
