@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Fixtures and output for all tests."""
 
 import os
 import sys
@@ -18,14 +18,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_tracebacks() -> None:
-    """As in ``node/log.py``: the default formatter would hold up a test for tens of seconds at each error."""
+    """As in ``node/log.py``: the default formatter would delay a test for tens of seconds at each error."""
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nobodys_configuration() -> None:
-    """What whoever runs the tests has configured for his own node is not for theirs."""
+    """Tests ignore the configuration of the user who runs them."""
     for name in [name for name in os.environ if name.startswith("MYCELIA_")]:
         del os.environ[name]
     os.environ["MYCELIA_CONFIG"] = os.devnull
@@ -33,7 +33,7 @@ def nobodys_configuration() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def close_what_llama_cpp_opened() -> Iterator[None]:
-    """Its package opens /dev/null twice on import and leaves both to the interpreter, which complains at the end."""
+    """llama.cpp's package opens /dev/null twice on import and never closes it; the interpreter complains."""
     yield
     utils = sys.modules.get("llama_cpp._utils")
     if utils is not None:

@@ -1,4 +1,4 @@
-"""What may happen to a node's files: for the tests of each of them, and of whole nodes."""
+"""Damage to a node's files, for the tests of these files and of whole nodes."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ def damaged(whole: bytes) -> list[bytes]:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """From now on whatever is opened under ``folder`` for writing is opened and takes no byte: a disk that is full."""
+    """Makes ``folder`` a full disk: from now on a file opened there for writing takes no byte."""
     real_open = os.open
 
     def full_open(path: str | Path, flags: int, mode: int = 0o777, **options: int) -> int:

@@ -1,4 +1,4 @@
-"""How many examples the property tests try: their own number, or 3,000 and more in ``make nightly``."""
+"""The number of examples for property tests: their own, or 3,000 and more in ``make nightly``."""
 
 from hypothesis import settings
 
@@ -7,5 +7,5 @@ settings.register_profile("nightly", max_examples=NIGHTLY_EXAMPLES, deadline=Non
 
 
 def examples(usual: int) -> int:
-    """``usual`` in ``make test``. Chance differs from run to run in both; a failure prints how to see it again."""
+    """``usual`` in ``make test``. The examples differ between runs in both; a failure prints how to repeat it."""
     return max(usual, NIGHTLY_EXAMPLES) if settings.get_current_profile_name() == "nightly" else usual

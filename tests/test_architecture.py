@@ -9,11 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 DEEP = ("node/engine", "node/network", "node/serve")
-"""Folders that are shown with their own folders; others have two levels."""
+"""Folders shown with all their subfolders; others have two levels."""
 
 
 def told_folders() -> set[str]:
-    """The folders of the tree, with their parents by indentation."""
+    """The folders of the tree in the page, with their parents by indentation."""
     tree = TEXT[TEXT.index("## The house") : TEXT.index("`tests/test_architecture.py`")]
     told, parents = set[str](), dict[int, str]()
     for indent, name in re.findall(r"^ {4}( *)([\w.]+)/ ", tree, re.MULTILINE):
@@ -24,7 +24,7 @@ def told_folders() -> set[str]:
 
 
 def folders() -> set[str]:
-    """Those that git knows, or would know after ``git add``, as deep as the tree goes; without hidden ones."""
+    """Folders that git knows, or would know after ``git add``, as deep as the tree goes; without hidden ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0:

@@ -1,4 +1,4 @@
-"""``constraints.txt``: every direct dependency is there, within its range, and nothing of the machine that wrote it."""
+"""``constraints.txt`` has every direct dependency within its range, and nothing of the machine that wrote it."""
 
 import configparser
 import re

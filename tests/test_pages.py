@@ -1,4 +1,4 @@
-"""What the pages link to and name exists."""
+"""Links and names in the pages exist."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "proto").glob("*.md")])
 FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples"
 BY_FILE_UNDER_TESTS = "security.md"
-"""The page that says so: it names tests by their file under ``tests/``."""
+"""The page that names tests by their file under ``tests/``, as it says."""
 
 
 def anchors(page: Path) -> set[str]:

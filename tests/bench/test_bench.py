@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic and output; what they measure is not for tests."""
+"""The benchmarks' own arithmetic and output; the measurements themselves are not for tests."""
 
 import json
 import os

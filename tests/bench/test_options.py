@@ -1,4 +1,4 @@
-"""Options that are made from dataclasses: ranges, defaults, units; and what the real ones say of themselves."""
+"""Options made from dataclasses: ranges, defaults, units, and the help of the real ones."""
 
 from dataclasses import dataclass
 from pathlib import Path

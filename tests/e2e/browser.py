@@ -12,7 +12,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @contextmanager
 def open_browser(folder: Path) -> Iterator[Chrome]:
-    """Debian's chromium with a profile of its own in ``folder``; its console is kept."""
+    """Debian's chromium with its own profile in ``folder``; its console is recorded."""
     options = ChromeOptions()
     assert CHROMIUM is not None and DRIVER is not None
     options.binary_location = CHROMIUM

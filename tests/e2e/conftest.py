@@ -14,13 +14,11 @@ from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, o
 from mycelia.node.views import AnsweredView, FrameView, PeerRow, RouteView, TextView
 
 DEADLINE_S = 120.0
-"""For anything a test waits for: generous, because the machine may be busy."""
+"""For every wait of a test: long, because the machine may be busy."""
 
 
 @dataclass
 class Finished:
-    """A command that ended."""
-
     returncode: int
     stdout: str
     stderr: str
@@ -28,7 +26,7 @@ class Finished:
 
 @dataclass
 class Answer:
-    """What ``mycelia ask --json`` printed."""
+    """The output of ``mycelia ask --json``."""
 
     route: RouteView
     text: str
@@ -36,7 +34,6 @@ class Answer:
 
 
 async def run_mycelia(*arguments: str, stdin: bytes = b"") -> Finished:
-    """Run a command to its end."""
     with trio.fail_after(DEADLINE_S):
         done = await trio.run_process(
             [*COMMAND, *arguments], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
@@ -45,7 +42,7 @@ async def run_mycelia(*arguments: str, stdin: bytes = b"") -> Finished:
 
 
 async def ask(node: LocalNode, prompt: str, *options: str) -> Answer:
-    """Ask through ``node``, what all nodes share, and require an answer."""
+    """Ask through ``node``, with prefixes open to all nodes, and require an answer."""
     here = ["--data-dir", str(node.data_dir), "--cache-salt", "public"]
     done = await run_mycelia("ask", "--json", *here, *options, "-", stdin=prompt.encode())
     assert done.returncode == 0, done.stderr
@@ -73,7 +70,7 @@ async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
 
 
 def process_ids(nodes: list[LocalNode]) -> list[int]:
-    """Of the nodes and of every engine they started."""
+    """The nodes, and every engine that they started."""
     engines = [
         int(str(event["pid"])) for node in nodes for event in node.events if event.get("event") == "engine_ready"
     ]
@@ -82,7 +79,7 @@ def process_ids(nodes: list[LocalNode]) -> list[int]:
 
 
 async def wait_gone(pid: int) -> None:
-    """Until the process has ended, whoever its parent is."""
+    """Waits until the process has ended, also if another process is its parent."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -95,7 +92,7 @@ async def wait_gone(pid: int) -> None:
 
 
 async def becomes_idle(node: LocalNode) -> None:
-    """Until the node's engine has nothing to do; every look waits for one more change of its load."""
+    """Waits until the node's engine has nothing to do; it looks at each change of the load."""
     info = await node.wait_ready()
     while (await fetch_state(info)).active_requests:
         await node.wait_next_event()

@@ -1,4 +1,4 @@
-"""What users get wrong: one clear line on stderr, the right exit code, never a traceback."""
+"""Mistakes of users: one clear line on stderr, the right exit code, never a traceback."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The benchmark of attacks finds out what it says: its attackers do what they are told, and only on this machine."""
+"""The benchmark of attacks: its attackers follow their plans, and attack only this machine."""
 
 import msgspec
 import pytest

@@ -1,7 +1,7 @@
-"""Real nodes that die under load: every answer is the undisturbed one. How long clients wait is not for tests.
+"""Real nodes that fail under load: every answer is the undisturbed one. How long clients wait is not for tests.
 
-Most of this takes a minute of faults by the clock, and runs in ``make nightly``; in ``make test`` the simulated chaos
-strikes the same faults.
+Most of this takes a minute of faults and runs in ``make nightly``; in ``make test`` the simulated chaos has the same
+faults.
 """
 
 import subprocess
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 
 SMALL = ChaosBench(num_nodes=3, num_prompts=3, max_tokens=150, at_once=3, every_s=1.0, model="fake", exact=False)
 PROMPT = "Tell a long story."
-"""The fake model's answer to it is long enough to be killed in."""
+"""The fake model's answer takes long enough for a kill in the middle."""
 
 
 @pytest.mark.nightly
@@ -68,7 +68,7 @@ async def test_no_answer_suffers_from_storms_bad_disks_wrong_clocks_and_bad_line
 async def test_others_know_who_is_killed_frozen_cut_off_or_without_an_engine_and_who_is_back() -> None:
     with trio.fail_after(3 * DEADLINE_S):
         report = await bench_liveness(LivenessBench(num_nodes=3, runs=1))
-    # (the nodes learned all of it, or it would have been given up; how soon is not for tests)
+    # (all nodes noticed each fault, or the benchmark would have given up; how soon is not for tests)
     assert len(report.rows) == 8 and all(row.value > 0 for row in report.rows), report.rows
 
 

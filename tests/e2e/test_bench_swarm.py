@@ -1,4 +1,4 @@
-"""That a swarm behind delay proxies is measured and predicted; how it does is not for tests."""
+"""A swarm behind delay proxies can be measured and predicted; its results are not for tests."""
 
 import pytest
 import trio
@@ -18,7 +18,7 @@ async def test_two_nodes_at_a_distance_are_measured_and_predicted() -> None:
         report, rounds = await bench_swarm(bench)
     value = {row.name: row.value for row in report.rows}
     assert value["requests"] == 8 and value["failed"] == 0
-    assert value["rtt_ms_min"] >= 29.9  # (told in tenths of a millisecond)
+    assert value["rtt_ms_min"] >= 29.9  # (reported in tenths of a millisecond)
     assert 0 <= value["hit_ratio"] <= value["hit_bound"] <= 1
     assert value["sim_ttft_p50_s"] > 0
     (only,) = rounds

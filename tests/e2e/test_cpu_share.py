@@ -1,4 +1,4 @@
-"""That the processor time of real nodes can be measured; how much it is, is not for tests."""
+"""The processor time of real nodes can be measured; its value is not for tests."""
 
 from math import isfinite
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a node's files: it starts and says what was lost, or says in one line why it does not."""
+"""With any damage to its files, a node starts and reports what was lost, or reports in one line why it does not."""
 
 import shutil
 import subprocess
@@ -60,12 +60,12 @@ JOURNAL = "requests.journal"
 async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
     swarm: LocalSwarm, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    """A killed one, so that also what is only there while it runs is left. What was not damaged is there again."""
+    """The node is killed, so that files that exist only while it runs remain too. Undamaged files are used again."""
     with trio.fail_after(2 * DEADLINE_S):
         first = await swarm.start("damaged", options=OPTIONS)
         peer = (await first.wait_ready()).peer
         await ask(first, "Hi", "--max-tokens", "2")
-        await first.stop()  # (which saves what is saved at the end)
+        await first.stop()  # (this saves the state that is saved at the end)
         node = await swarm.start("damaged", options=OPTIONS)
         assert (await node.wait_ready()).peer == peer
         node.kill()
@@ -106,7 +106,7 @@ async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
 
 @contextmanager
 def small_disk(path: Path, num_bytes: int) -> Iterator[Path]:
-    """A file system of its own. Skips the test where nothing may be mounted."""
+    """A separate file system. Skips the test where mounting is not allowed."""
     path.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={num_bytes},mode=700", "none", str(path)]
     if shutil.which("mount") is None or subprocess.run(["mount", *options], check=False).returncode:
@@ -124,7 +124,7 @@ def fill(disk: Path) -> None:
 
 
 async def test_a_full_disk_costs_nothing_that_was_there(swarm: LocalSwarm, tmp_path: Path) -> None:
-    """Neither at the start, which is refused in one line, nor while a node runs, which goes on."""
+    """Neither at the start, which is refused in one line, nor while a node runs, which continues."""
     with trio.fail_after(3 * DEADLINE_S), small_disk(tmp_path / "disk", 512 * 1024) as disk:
         data_dir = disk / "data"
         options = [*OPTIONS, "--debug", "--data-dir", str(data_dir)]
@@ -133,14 +133,14 @@ async def test_a_full_disk_costs_nothing_that_was_there(swarm: LocalSwarm, tmp_p
         info = await node.wait_ready()
         assert (await run_mycelia("ask", *here, "--max-tokens", "2", "Hi")).returncode == 0
         fill(disk)
-        while not node.counts["journal_not_written"]:  # (its last page takes a few more)
+        while not node.counts["journal_not_written"]:  # (the last page of the disk takes a few more records)
             assert (await run_mycelia("ask", *here, "--max-tokens", "2", "Hi")).returncode == 0
         told = await node.wait_event(lambda event: event.get("event") == "journal_not_written")
         assert told["reason"] == "No space left on device"
         node.kill()
         await node.process.wait()
 
-        (data_dir / "node.json").unlink()  # (of the killed one; nobody needs it)
+        (data_dir / "node.json").unlink()  # (of the killed node, and not needed)
         fill(disk)
         before = contents(data_dir)
         refused = await swarm.start("full", options=options)

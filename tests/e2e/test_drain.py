@@ -1,4 +1,4 @@
-"""A node that is told to leave finishes its answers; told twice, it leaves and its answers go on elsewhere."""
+"""A node that has to leave finishes its answers; after a second signal, its answers continue at other nodes."""
 
 import signal
 import subprocess
@@ -36,7 +36,7 @@ async def started(entry: LocalNode, *options: str) -> trio.Process:
 
 
 async def output(process: trio.Process, until: bytes = b"") -> str:
-    """What it writes until it wrote ``until``; all of it, once it has ended, by default."""
+    """The process's output up to ``until``; by default all of it, after its end."""
     assert process.stdout is not None
     seen = b""
     while not until or until not in seen:

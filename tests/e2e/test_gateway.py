@@ -1,4 +1,4 @@
-"""The gateway of real nodes: keys, models of others, and what is said to a machine that misuses it."""
+"""The gateway of real nodes: keys, models of other nodes, and replies to misuse."""
 
 import sys
 from pathlib import Path
@@ -76,7 +76,7 @@ async def test_a_prompt_for_another_nodes_model_is_answered_there(swarm: LocalSw
 
 
 async def test_a_model_of_a_node_that_this_one_is_not_connected_with(swarm: LocalSwarm) -> None:
-    """Two nodes that nobody can dial, as behind routers, and one between them."""
+    """Two nodes that no peer can dial, as behind routers, and one node between them."""
     unreachable = ["--announce", "/ip4/127.0.0.1/tcp/1"]
     with trio.fail_after(DEADLINE_S):
         middle = await swarm.start("middle", options=["--model", "fake"])
@@ -104,7 +104,7 @@ async def test_nothing_that_fits_the_gateways_own_description_breaks_it(swarm: L
         url = (await node.wait_ready()).api_url
         options = ("--max-examples", "20", "--checks", "not_a_server_error", "--phases", "coverage,fuzzing")
         schemathesis = str(Path(sys.executable).with_name("schemathesis"))
-        # (whoever gives an answer no time is told that there was none)
+        # (a client that allows no time gets the status of a timeout)
         expected = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", 504]\n'
         await trio.Path(node.data_dir / "schemathesis.toml").write_text(expected)
         done = await trio.run_process(

@@ -1,4 +1,4 @@
-"""Clients that break off at every stage, and clients that misuse the gateway: afterwards nothing of them is left."""
+"""Clients that break off at every stage, and clients that misuse the gateway, leave nothing behind."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def is_clean(state: NodeState) -> bool:
 
 
 async def becomes_clean(*infos: RunInfo) -> None:
-    """Until no node has a request, a place in its queue or a stream of one, and knows of none that runs."""
+    """Waits until no node has a running request, a waiting one or a stream of one, and none is listed as running."""
     for info in infos:
         while True:
             state, rows = await fetch_state(info), await fetch_requests(info)
@@ -66,13 +66,13 @@ async def send_and_leave(port: int, data: bytes, enough: Callable[[bytes], bool]
                 if not piece:
                     return
                 seen += bytes(piece)
-        except trio.BrokenResourceError:  # (the node has said no and closed)
+        except trio.BrokenResourceError:  # (the node has refused the request and closed)
             return
 
 
 async def test_nothing_is_left_of_clients_that_break_off(swarm: LocalSwarm) -> None:
-    """The answers are served at another node, so that all of it has to be taken back: the gateway's side, the stream
-    between the nodes, and the engine's."""
+    """Another node serves the answers, so the gateway's side, the stream between the nodes and the engine have to end.
+    """
     with trio.fail_after(2 * DEADLINE_S):
         first, second = await swarm.start_many(2, ["--model", "fake"])
         infos = [await first.wait_ready(), await second.wait_ready()]

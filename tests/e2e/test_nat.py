@@ -42,7 +42,7 @@ pytestmark = [
 
 
 class Internet:
-    """A namespace with PEERS' addresses. ``home`` adds one behind a router of its own."""
+    """A namespace with PEERS' addresses. ``home`` adds a namespace behind a router."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -63,7 +63,7 @@ class Internet:
             run("ip", "-n", self.namespace, "address", "add", f"{address}/24", "dev", "switch")
 
     def home(self, public: str) -> "Home":
-        """public: the address of its router."""
+        """public: the address of the home's router."""
         number = public.rpartition(".")[2]
         home, router = self._new(f"home{number}"), self._new(f"nat{number}")
         self._namespaces += [home, router]
@@ -85,7 +85,7 @@ class Internet:
 
 
 class Home:
-    """A machine behind a router, which translates addresses."""
+    """A machine behind a router that translates addresses."""
 
     def __init__(self, namespace: str, router: str, public: str) -> None:
         self.namespace, self._router, self.public = namespace, router, public
@@ -106,7 +106,7 @@ class Home:
 
 
 def inside(namespace: str) -> tuple[str, ...]:
-    """What runs ``mycelia`` there."""
+    """The command prefix that runs ``mycelia`` in a namespace."""
     return ("ip", "netns", "exec", namespace, *COMMAND)
 
 
@@ -120,7 +120,7 @@ def internet() -> Iterator[Internet]:
 
 
 async def public_peers(swarm: LocalSwarm, internet: Internet, count: int) -> list[str]:
-    """Their addresses."""
+    """The addresses of ``count`` public nodes."""
     addresses = []
     for number, host in enumerate(PEERS[:count]):
         options = ["--model", "fake", "--listen", f"/ip4/{host}/tcp/7117"]
@@ -130,7 +130,7 @@ async def public_peers(swarm: LocalSwarm, internet: Internet, count: int) -> lis
 
 
 async def examined(home: Home, bootstrap: list[str], data_dir: Path) -> dict[str, dict[str, object]]:
-    """The last line of each kind that ``mycelia doctor`` prints there."""
+    """The last line of each kind that ``mycelia doctor`` prints in the home."""
     words = [*inside(home.namespace), "doctor", "--json", "--data-dir", str(data_dir)]
     for address in bootstrap:
         words += ["--bootstrap", address]

@@ -1,4 +1,4 @@
-"""What users set on the command line reaches the engine, and a restarted node begins warm."""
+"""Options on the command line reach the engine, and a restarted node begins warm."""
 
 import json
 import os
@@ -71,7 +71,7 @@ async def test_a_node_heeds_its_file_the_environment_and_flags(tmp_path: Path) -
 
 
 async def run_mycelia_with(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """As a user would, with whatever is configured."""
+    """Like a user's call, with the user's configuration."""
     command = [sys.executable, "-m", "mycelia.node", *arguments]
     return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, of real nodes."""
+"""The page of real nodes in a real browser."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ CHAT = {"messages": [{"role": "user", "content": "Tell me about the sea. " * 20}
 
 @asynccontextmanager
 async def browser_at(url: str, folder: Path) -> AsyncIterator[Chrome]:
-    """A page that has no error on its console when it is left."""
+    """A page that must have no error on its console at the end."""
     with open_browser(folder) as browser:
         await trio.to_thread.run_sync(browser.get, url)
         yield browser
@@ -33,13 +33,13 @@ async def browser_at(url: str, folder: Path) -> AsyncIterator[Chrome]:
 
 
 def text(browser: Chrome, selector: str) -> str:
-    """Of the first such element, empty if there is none. In one go: the page draws itself anew all the time."""
+    """The text of the first such element, empty if there is none. In one call: the page redraws itself often."""
     found = browser.execute_script("return document.querySelector(arguments[0])?.innerText", selector)
     return str(found or "")
 
 
 async def until(browser: Chrome, holds: Callable[[Chrome], object]) -> None:
-    """Each look asks the browser, in a thread; the test's deadline bounds it."""
+    """Each check asks the browser in a thread; the test's deadline bounds it."""
     while not await trio.to_thread.run_sync(holds, browser):
         pass
 

@@ -1,4 +1,4 @@
-"""Two halves of a swarm of real nodes lose each other, both go on serving, and find each other again."""
+"""Two halves of a swarm of real nodes lose each other, keep serving, and find each other again."""
 
 from itertools import permutations
 
@@ -18,7 +18,7 @@ SIDES = (0, 0, 1, 1)
 
 
 def long_prompt(word: str) -> str:
-    """Long enough that computing it again takes longer than the way to who holds it."""
+    """So long that computing it again takes longer than the way to the node that holds it."""
     return f"{word} " * (4_000 // (len(word) + 1))
 
 
@@ -54,7 +54,7 @@ async def test_halves_that_both_kept_serving_converge_without_a_restart(swarm: L
 
 
 async def counted(node: LocalNode, event: str, count: int) -> None:
-    """Until ``node`` has told of so many ``event``."""
+    """Waits until ``node`` has logged ``count`` events of this name."""
     while node.counts[event] < count:
         await node.wait_next_event()
 
@@ -64,7 +64,7 @@ async def rows_of(node: LocalNode) -> list[PeerRow]:
 
 
 async def learned(reader: LocalNode, owner: LocalNode) -> None:
-    """Until ``reader`` believes of the cache of ``owner`` what is true: one sequence at most is in it."""
+    """Waits until ``reader`` has the right estimate of the cache of ``owner``, which holds at most one sequence."""
     state = await fetch_state(await owner.wait_ready())
     true = (state.peer, state.cached_tokens // STRIDE)
     while true not in {(row.peer, row.digest_blocks) for row in await rows_of(reader)}:

@@ -1,4 +1,4 @@
-"""A node that is killed at any moment is itself again when it comes back."""
+"""A node that is killed at any moment continues after a restart."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ async def killed(node: LocalNode) -> None:
 
 
 async def has_saved(node: LocalNode, name: str, after: int = 0) -> int:
-    """Until the node has written a file once more than ``after``; how often by now."""
+    """Waits until the node has written a file once more than ``after``; returns how often it has."""
     while (num := sum(event.get("event") == "saved" and event["file"] == name for event in node.events)) <= after:
         await node.wait_next_event()
     return num
 
 
 async def knows(node: LocalNode) -> None:
-    """Until it has written down whom it is connected to."""
+    """Waits until the node has written down its connections."""
     await node.wait_peers(1)
     await has_saved(node, "peers.msgpack")
 
@@ -48,7 +48,7 @@ async def test_a_killed_node_finds_its_swarm_again_without_bootstrap(swarm: Loca
 
 
 async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSwarm) -> None:
-    """It goes on at a node that the killed one knew, with no other address given."""
+    """The answer continues at a node that the killed one knew, without any other given address."""
     with trio.fail_after(2 * DEADLINE_S):
         _, mine = await swarm.start_many(2, [*ONE_THREAD, "--debug"])
         await knows(mine)
@@ -62,7 +62,7 @@ async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSw
 
 
 async def test_a_killed_node_shows_its_requests_again(swarm: LocalSwarm) -> None:
-    """Also the one that it was answering: it ended with the node."""
+    """Also the request that it was answering, as interrupted."""
     with trio.fail_after(2 * DEADLINE_S):
         node = await swarm.start("alone", options=ONE_THREAD)
         await node.wait_ready()
@@ -96,14 +96,14 @@ async def test_a_node_without_a_journal_writes_none(swarm: LocalSwarm) -> None:
 
 
 async def test_a_killed_node_serves_from_its_disk_tier(swarm: LocalSwarm, tmp_path: Path) -> None:
-    """What left the KV cache is on disk at once; files that the kill tore are misses."""
+    """Prefixes evicted from the KV cache are on disk at once; files torn by the kill are misses."""
     options = [*ONE_THREAD, "--cache-dir", str(tmp_path / "cache")]
     with trio.fail_after(2 * DEADLINE_S):
         node = await swarm.start("warm", options=options)
         await node.wait_ready()
         cold = await ask(node, LONG, "--max-tokens", "2")
         assert cold.answered.cached_tokens < cold.answered.prompt_tokens / 10
-        for prompt in ("Something else.", "And more."):  # (what is idle, and not what the next one begins with, leaves)
+        for prompt in ("Something else.", "And more."):  # (idle sequences without a shared prefix leave)
             await ask(node, prompt, "--max-tokens", "2")
         with trio.fail_after(DEADLINE_S):
             while not (edges := list((tmp_path / "cache").rglob("*.edge"))):  # noqa: ASYNC110  nothing announces it

@@ -1,4 +1,4 @@
-"""A real swarm: prompts are answered, shared prefixes found, deaths survived, and nothing is left behind."""
+"""A real swarm answers prompts, finds shared prefixes, survives kills and leaves nothing behind."""
 
 import signal
 import subprocess
@@ -38,19 +38,19 @@ ONE_THREAD = ["--threads", "1", "--debug"]
 
 
 async def learned_of(node: LocalNode, owner: str) -> None:
-    """Until ``node`` holds a digest of ``owner`` that is not empty."""
+    """Waits until ``node`` holds a digest of ``owner`` that is not empty."""
     await node.wait_event(
         lambda e: e.get("event") == "digest_applied" and e.get("peer") == owner and e.get("blocks") != 0
     )
 
 
 async def test_a_swarm_answers_where_the_prefix_is_and_survives_a_kill(swarm: LocalSwarm, tmp_path: Path) -> None:
-    """One swarm for the whole story, because starting three real nodes takes most of the time."""
+    """One swarm for all steps, because starting three real nodes takes most of the time."""
     with trio.fail_after(3 * DEADLINE_S):
         nodes = await swarm.start_many(3, options=ONE_THREAD)
         first = nodes[0]
         infos = {node.name: await node.wait_ready() for node in nodes}
-        for node in nodes:  # 2 and 3 found each other through the first one's Kademlia
+        for node in nodes:  # nodes 2 and 3 found each other through the first one's Kademlia
             assert {row.peer for row in await peers_of(node)} == {i.peer for i in infos.values()} - {
                 infos[node.name].peer
             }

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 
 async def seen_until(master: int, what: str, seen: str = "") -> str:
-    """What the terminal shows until ``what`` is among it."""
+    """The terminal's content up to and including ``what``."""
     while what not in seen:
         seen += (await trio.to_thread.run_sync(os.read, master, 65_536, abandon_on_cancel=True)).decode(
             errors="replace"
@@ -33,7 +33,7 @@ async def test_up_shows_what_the_node_does_and_takes_it_along(tmp_path: Path) ->
     keys = tmp_path / "keys"
     keys.write_text("0123456789abcdef0123\n")
     options = ["--model", "fake", "--data-dir", str(tmp_path), "--listen", "/ip4/127.0.0.1/tcp/0", "--api-port", "0"]
-    options += ["--api-key-file", str(keys)]  # (the panel reads what needs one)
+    options += ["--api-key-file", str(keys)]  # (the panel reads pages that need a key)
     with trio.fail_after(DEADLINE_S):
         process = await trio.lowlevel.open_process(
             [*COMMAND, "up", *options], stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm"}

@@ -1,7 +1,7 @@
-"""The wheel: it installs into a fresh virtual environment, beside distributions that are called as its folders are.
+"""The wheel: it installs into a fresh virtual environment, beside distributions with the names of its folders.
 
-Nothing is downloaded. proto-plus installs a package ``proto``, and others one called ``node``: two tiny distributions
-stand for them here. Whichever is uninstalled, the files of the rest stay.
+Nothing is downloaded. proto-plus installs a package ``proto``, and other distributions one called ``node``: two tiny
+ones stand for them here. When any of the three is uninstalled, the files of the others stay.
 """
 
 import os
@@ -19,7 +19,7 @@ NEIGHBOURS = ("proto", "node")
 
 
 def run(*command: str | Path) -> str:
-    """What the command prints. Fails with its errors. Neither the folder nor the path of this Python adds packages."""
+    """The command's output. Fails with its errors. Neither the folder nor the path of this Python adds packages."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
     assert done.returncode == 0, done.stderr
@@ -28,7 +28,7 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what git tracks: the folder of the checkout holds other things, and gets none."""
+    """Built from a copy of the files that git tracks: the checkout has other files too, and must get no new ones."""
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, tracked.split("\0")):
@@ -56,7 +56,7 @@ def make_neighbour(folder: Path, package: str) -> Path:
 
 
 class Environment:
-    """A virtual environment that sees none of this one's packages."""
+    """A virtual environment without this one's packages."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False, symlinks=True)
@@ -73,14 +73,14 @@ class Environment:
         self.pip("uninstall", "--quiet", "--yes", name)
 
     def owner(self, package: str) -> str:
-        """Whose ``package`` an ``import`` finds."""
+        """The distribution whose ``package`` an ``import`` finds."""
         return run(self._python, "-I", "-c", f"import {package}; print({package}.OWNER)").strip()
 
     def wire_version(self) -> int:
         return int(run(self._python, "-I", "-c", "from mycelia.proto import WIRE_VERSION; print(WIRE_VERSION)"))
 
     def files_of_mycelia(self) -> set[Path]:
-        """Without what Python compiles itself."""
+        """All except what Python compiles itself."""
         return {
             path.relative_to(self.site)
             for pattern in ("mycelia/**/*", "mycelia-*/**/*")

@@ -1,11 +1,11 @@
-"""Hostile bytes out of valid messages: everything that CBOR can say and the wire does not allow.
+"""Hostile bytes made from valid messages: everything that CBOR can express and the wire does not allow.
 
-Two ways to spoil a message. ``spoil_bytes`` changes the encoding as it lies there: bits, cuts, splices, lengths that
-lie. ``spoil_value`` takes the message apart and writes it again, wrong on purpose: other types, other numbers, keys
-twice, out of order or missing, long integers, indefinite lengths, tags, deep nesting. ``bomb`` is made from nothing:
-much structure in few bytes.
+There are two ways to spoil a message. ``spoil_bytes`` changes the encoding directly: bits, cuts, splices, false
+lengths. ``spoil_value`` takes the message apart and writes it again with mistakes: other types, other numbers, keys
+twice, out of order or missing, long integers, indefinite lengths, tags, deep nesting. ``bomb`` starts from nothing and
+makes much structure in few bytes.
 
-Every function draws from the ``random.Random`` it is given and from nothing else.
+Every function draws only from the ``random.Random`` that it is given.
 """
 
 import math
@@ -25,7 +25,7 @@ _TAGS = (0, 1, 2, 3, 4, 5, 24, 25, 28, 29, 30, 35, 36, 37, 52, 100, 256, 258, 26
 
 
 def head(major: int, argument: int, width: int | None = None) -> bytes:
-    """A CBOR item's first bytes; ``width`` in bytes (0, 1, 2, 4, 8) for another than the shortest form."""
+    """The first bytes of a CBOR item. width: in bytes (0, 1, 2, 4, 8), for another than the shortest form."""
     if width is None:
         width = next(w for w, bound in ((0, 24), (1, 2**8), (2, 2**16), (4, 2**32), (8, 2**64)) if argument < bound)
     if width == 0:
@@ -64,7 +64,7 @@ def _repeat(data: bytearray, rng: random.Random) -> None:
 
 
 def _lie(data: bytearray, rng: random.Random) -> None:
-    """Some byte becomes the head of a string or container that claims a length which is not there."""
+    """Makes a byte the head of a string or container with a false length."""
     at = rng.randrange(len(data))
     width = rng.choice((1, 2, 4, 8))
     length = rng.choice(_LENGTHS) & (1 << 8 * width) - 1
@@ -94,13 +94,13 @@ def splice(one: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def spoil_value(value: object, rng: random.Random, wrongness: float) -> bytes:
-    """The message ``value`` (as cbor2 gives it) written again, with something wrong at a share of its places."""
+    """Writes the message ``value`` (as cbor2 returns it) again, with mistakes at a share of its places."""
     return b"".join(_Writer(rng, wrongness).write(value, 0))
 
 
 class _Writer:
-    """Writes one value, wrong at a share ``wrongness`` of its places. What it
-    adds is bounded: a list in a list in a list, each repeated, would never end."""
+    """Writes one value, with mistakes at a share ``wrongness`` of its places. Its additions are bounded: a list in a
+    list in a list, each repeated, would never end."""
 
     def __init__(self, rng: random.Random, wrongness: float) -> None:
         self._rng = rng
@@ -136,7 +136,7 @@ class _Writer:
         raise AssertionError(f"cbor2 made a {type(value).__name__}")
 
     def _odd(self, value: object) -> object:
-        """Something else for ``value``, or more of it."""
+        """Something else instead of ``value``, or more of it."""
         rng, way = self._rng, self._rng.randrange(9)
         if way == 0:
             return rng.choice(_ODD_INTEGERS)
@@ -192,7 +192,7 @@ def _write_integer(value: int, rng: random.Random, is_odd: bool) -> bytes:
 
 
 def _write_float(value: float, rng: random.Random, is_odd: bool) -> bytes:
-    """The shortest form that keeps the value, or any other."""
+    """The shortest form that keeps the value, or any other form."""
     forms = []
     for initial, layout in ((b"\xf9", ">e"), (b"\xfa", ">f"), (b"\xfb", ">d")):
         try:
@@ -244,7 +244,7 @@ _CRUMBS = (
 
 
 def bomb(rng: random.Random) -> bytes:
-    """Many small items, or deep nesting, or a claim of very many; sometimes as the field of a message."""
+    """Many small items, deep nesting, or a very large claimed length; sometimes as the field of a message."""
     way = rng.randrange(4)
     if way == 0:
         depth = rng.choice((9, 100, 10_000))

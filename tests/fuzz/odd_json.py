@@ -1,4 +1,4 @@
-"""Odd JSON out of valid values: other types, other keys, deep or wide ones, and text that is no JSON any more."""
+"""Odd JSON made from valid values: other types, other keys, deep or wide ones, and text that is no JSON any more."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def odd_value(value: Any, rng: random.Random, wrongness: float) -> Any:
 
 
 def odd_json(value: Any, rng: random.Random) -> str:
-    """The text of ``value`` with something wrong, or nothing, or everything."""
+    """The text of ``value`` with no, some or only mistakes."""
     way = rng.random()
     if way < 0.04:
         return nested(rng)

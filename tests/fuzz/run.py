@@ -1,12 +1,12 @@
 """``make fuzz``: hostile inputs for every entry that takes a stranger's bytes or text.
 
 A target (``Target``; one module each in ``tests/fuzz/targets``) makes inputs and checks them. Input number i of seed s
-for a target is always the same, so one that fails is found again by its target and its two numbers.
+for a target is always the same, so a failing one can be made again from its target and the two numbers.
 
-A failure is an exception that ``check`` lets out, more than HANG_S of CPU time in one check, or more memory than the
-target allows: what Python's allocators hold at once (tracemalloc) during one check, and the growth of the resident set
-over the target's whole run for what no allocator of Python's sees. The command runs the targets in a child process: an
-input that ends the process, or never comes back to Python, is named too.
+A failure is an exception that ``check`` raises, more than HANG_S of CPU time in one check, or more memory than the
+target allows. Memory is measured in two ways: what Python's allocators hold at once (tracemalloc) during one check, and
+for the rest the growth of the resident set over the target's whole run. The targets run in a child process, so that an
+input that ends the process, or never returns to Python, is named too.
 """
 
 import argparse
@@ -36,22 +36,22 @@ import tests.fuzz.targets
 HANG_S = 5.0
 """CPU time for one check."""
 LOST_S = 120.0
-"""For one batch, by the clock: a check that never comes back to Python cannot be interrupted otherwise."""
+"""Wall time for one batch: a check that never returns to Python can only be stopped in this way."""
 MAX_GROWTH_BYTES = 64 << 20
-"""Of the resident set in a target's whole run: one input of the largest size with all its copies, and a heap with
-gaps."""
+"""Growth of the resident set in a target's whole run: one input of the largest size with all its copies, and a heap
+with gaps."""
 TRACED_SHARE = 16
 BATCH = 512
 MAX_FAILURES = 10
-"""Then a target's run ends."""
+"""A target's run ends after so many."""
 FAILURES_DIR = Path(".fuzz")
 
 
 class Target(Protocol):
-    """One entry for strangers' inputs. A class without arguments to its constructor, which may set things up.
+    """One entry for strangers' inputs. Its constructor takes no arguments, and may set things up.
 
-    It may also have: ``weight`` (its share of all inputs, 1.0 without); ``allowance(item)`` (bytes of memory that
-    checking ``item`` may take; tracing that makes a check several times slower, so it is done for one input in
+    It may also have: ``weight`` (its share of all inputs; default 1.0); ``allowance(item)`` (bytes of memory that
+    checking ``item`` may take; tracing them makes a check several times slower, so it is done for one input in
     TRACED_SHARE and for those of which ``is_dear(item)``); ``close()``.
 
     Items should be literals (bytes, strings, numbers, tuples, lists, dicts of these), so that a failed one can be read
@@ -61,19 +61,19 @@ class Target(Protocol):
     name: str
 
     def make(self, rng: random.Random) -> Any:
-        """An input, drawn from ``rng`` alone."""
+        """An input, drawn only from ``rng``."""
 
     def check(self, item: Any) -> bool:
-        """Whether ``item`` was accepted as valid; False: refused as it should be. Whatever it raises is a failure."""
+        """Whether ``item`` was accepted as valid; False: rightly refused. Any exception is a failure."""
 
 
 class HangError(BaseException):
-    """A check took too long. No Exception: what is checked must not take it for one of its own."""
+    """A check took too long. Not an Exception, so that the checked code cannot handle it."""
 
 
 @dataclass
 class Report:
-    """What a run found at one target."""
+    """The results of a run at one target."""
 
     target: str
     seed: int
@@ -89,7 +89,7 @@ class Report:
 
 
 def found_targets() -> list[type[Target]]:
-    """Those in ``tests/fuzz/targets``, by name."""
+    """The targets in ``tests/fuzz/targets``, by name."""
     found = []
     for module in pkgutil.iter_modules(tests.fuzz.targets.__path__, "tests.fuzz.targets."):
         for value in vars(importlib.import_module(module.name)).values():
@@ -99,13 +99,12 @@ def found_targets() -> list[type[Target]]:
 
 
 def shares(targets: Sequence[type[Target]], num_inputs: int) -> list[int]:
-    """Inputs for each target, by weight; one at least."""
+    """Inputs for each target, by weight, at least one."""
     weights = [getattr(target, "weight", 1.0) for target in targets]
     return [max(1, round(num_inputs * weight / sum(weights))) for weight in weights]
 
 
 def make_input(target: Target, seed: int, number: int) -> Any:
-    """Input ``number`` of ``seed`` for ``target``."""
     return target.make(random.Random(f"{target.name}/{seed}/{number}"))
 
 
@@ -126,7 +125,7 @@ def run(
             numbers = range(first, min(first + BATCH, num_inputs))
             made = [(number, make_input(target, report.seed, number)) for number in numbers]
             traced = {number for number, item in made if allowance and (number % TRACED_SHARE == 0 or is_dear(item))}
-            # (tracing is turned on once a batch: that alone takes longer than most checks)
+            # (tracing is turned on once per batch: that alone takes longer than most checks)
             for is_traced in (True, False) if traced else (False,):
                 if is_traced:
                     tracemalloc.start()
@@ -148,7 +147,7 @@ def run(
 
 
 def _check_one(target: Target, number: int, item: Any, report: Report, allowed_bytes: int | None) -> None:
-    """allowed_bytes: of memory; None: it is not traced."""
+    """allowed_bytes: of memory; None: not traced."""
     report.num_inputs += 1
     before = 0
     if allowed_bytes is not None:
@@ -157,7 +156,7 @@ def _check_one(target: Target, number: int, item: Any, report: Report, allowed_b
     signal.setitimer(signal.ITIMER_PROF, HANG_S)
     try:
         report.num_accepted += target.check(item)
-    except (Exception, SystemExit, HangError) as exc:  # noqa: BLE001  that is what is looked for
+    except (Exception, SystemExit, HangError) as exc:  # noqa: BLE001 any exception is a finding
         signal.setitimer(signal.ITIMER_PROF, 0)
         report.failures.append(_describe(report, number, item, f"{type(exc).__name__}: {exc}"))
         return
@@ -173,7 +172,7 @@ def _check_one(target: Target, number: int, item: Any, report: Report, allowed_b
 
 @contextmanager
 def _hangs_raised() -> Iterator[None]:
-    """The timer's signal raises HangError."""
+    """Lets the timer's signal raise HangError."""
 
     def too_long(_number: int, _frame: FrameType | None) -> None:
         raise HangError(f"more than {HANG_S:g} s of CPU time")
@@ -187,7 +186,7 @@ def _hangs_raised() -> Iterator[None]:
 
 
 def _describe(report: Report, number: int, item: Any, what: str) -> str:
-    """Keeps the input in a file; how to see it again."""
+    """Keeps the input in a file, and says how to check it again."""
     FAILURES_DIR.mkdir(exist_ok=True)
     path = FAILURES_DIR / f"{report.target}-{report.seed}-{number}"
     kept = repr(item)
@@ -243,7 +242,7 @@ def _summary(report: Report) -> Iterator[str]:
 
 
 def _run_all(targets: Sequence[type[Target]], seed: int, num_inputs: int, running: Path) -> int:
-    """The exit status. While a check runs, ``running`` holds its target and number."""
+    """Returns the exit status. While a check runs, ``running`` holds its target and number."""
     num_failures = 0
     progress = _progress()
     fd = os.open(running, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -272,14 +271,14 @@ def _run_all(targets: Sequence[type[Target]], seed: int, num_inputs: int, runnin
 
 
 def run_in_child(targets: Sequence[type[Target]], seed: int, num_inputs: int) -> int:
-    """As ``_run_all``, and 1 when the child ended otherwise than by itself, with the input that it was at."""
+    """Like ``_run_all``; also 1, with the input of the last check, when the child was killed or crashed."""
     FAILURES_DIR.mkdir(exist_ok=True)
     running = FAILURES_DIR / f"running-{os.getpid()}"
     child = os.fork()
     if child == 0:
         os._exit(_run_all(targets, seed, num_inputs, running))
     while True:
-        with suppress(KeyboardInterrupt):  # (the child has it too, and says what it found)
+        with suppress(KeyboardInterrupt):  # (the child gets it too, and prints its findings)
             _, status = os.waitpid(child, 0)
             break
     at = running.read_text().split() if running.exists() else []
@@ -304,7 +303,7 @@ def _run_one(target: Target, item: Any) -> int:
 
 
 def main() -> int:
-    """0 when every input was answered as it should be, 1 when not, 130 when interrupted."""
+    """0 when every input passed, 1 when not, 130 when interrupted."""
     found = {target.name: target for target in found_targets()}
     parser = argparse.ArgumentParser(prog="make fuzz", description="Hostile inputs for what strangers can reach.")
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")

@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that models come with: each does with messages and tools what some of these do."""
+"""Chat templates of the kinds that models have; together they treat messages and tools in all these ways."""
 
 CHATML = (
     "{% for message in messages %}"

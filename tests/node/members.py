@@ -1,4 +1,4 @@
-"""Nodes for tests: whole ones over the in-memory network, with fake engines."""
+"""Whole nodes for tests: over the in-memory network, with fake engines."""
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ LONG = "the quick brown fox jumps over the lazy dog and " * 8
 
 
 class Member:
-    """A node of the test swarm with its parts in reach."""
+    """A node of the test swarm, with access to its parts."""
 
     def __init__(self, node: Node, engine: FakeEngine, network: MemoryNetwork) -> None:
         self.node = node
@@ -40,8 +40,8 @@ async def open_members(
     listen: Callable[[int], tuple[str, ...]] = lambda number: (),
     **engine_options: float,
 ) -> AsyncIterator[tuple[MemorySwarm, list[Member]]]:
-    """``count`` nodes, connected and introduced to each other. models: of each, where they differ. links: who with
-    whom, beside those of one model; None: all. listen: where the first one (1) and the others listen."""
+    """``count`` nodes, connected and introduced to each other. models: one for each node, if they differ. links: pairs
+    of connected nodes, besides those of one model; None: all. listen: for the first (1) and the others."""
     links = list(combinations(range(count), 2) if links is None else links)
     async with AsyncExitStack() as stack:
         swarm = await stack.enter_async_context(MemorySwarm(random.Random(1)))
@@ -59,7 +59,7 @@ async def open_members(
         if models:  # (nodes of one model find each other, others by their bootstrap addresses)
             for one, other in links:
                 swarm.link(members[one].peer, members[other].peer)
-        await trio.sleep(2)  # of virtual time, in which all introductions are over
+        await trio.sleep(2)  # of virtual time, in which all introductions end
         for one, other in links:
             assert swarm.connected(members[one].peer, members[other].peer)
         assert all(len(member.node.state().peers) == len(member.network.peers()) for member in members)

@@ -1,4 +1,4 @@
-"""Log lines: what peers cause is bounded in rate, and their words steer no terminal."""
+"""Log lines: those that peers cause are bounded in rate, and peers' text does not control the terminal."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from mycelia.node.log import LINE_BURST, LINE_RATE, LineLimit, configure
 
 
 class Terminal(io.StringIO):
-    """Says that a person looks at it."""
+    """A file that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True

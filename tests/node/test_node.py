@@ -214,11 +214,11 @@ async def test_a_deadline_that_is_kept_or_passes_at_once(autojump_clock: trio.te
         async with one.node.ask(an_ask("hello"), 0.0) as stream:
             last = [frame async for frame in stream][-1]
         assert isinstance(last, Failed) and last.code == "deadline"
-        await trio.sleep(200)  # of virtual time: nothing goes off late
+        await trio.sleep(200)  # of virtual time: nothing happens late
 
 
 class SlowReader(FakeEngine):
-    """It never comes to reading a conversation."""
+    """An engine that never tokenizes a conversation."""
 
     async def tokenize_chat(self, *_: object, **__: object) -> list[int]:
         await trio.sleep_forever()
@@ -238,7 +238,7 @@ async def test_a_deadline_passes_before_the_prompt_is_read(
 
 
 class BusyReader(FakeEngine):
-    """Too much waits to be read."""
+    """An engine with too many texts waiting."""
 
     async def tokenize_chat(self, *_: object, **__: object) -> list[int]:
         raise BusyError("too many texts wait to be read", 1.5)
@@ -355,7 +355,7 @@ async def test_a_swarm_over_the_limit_splits_into_cells_and_goes_on_answering(
         again = []
         for member in members:
             again.append(await frames_of(member, an_ask(LONG + "two")))
-            await trio.sleep(2)  # (of virtual time, until everybody knows that the node is idle again)
+            await trio.sleep(2)  # (of virtual time, until all nodes know that the node is idle again)
     assert isinstance(first[-1], Answered)
     for frames in again:
         assert isinstance(frames[-1], Answered) and text_of(frames) == text_of(again[0])
@@ -378,13 +378,13 @@ async def test_a_crowd_at_one_node_is_told_when_to_come_back_and_delays_nobody_e
             (refused, *others) = [end for end in ends if isinstance(end, Failed)]
             assert refused.code == "overloaded" and refused.retryable and 0 < refused.retry_after_ms < 20_000
             assert len(others) == 3, "two run, and each engine lets one client have half of its queue"
-            # At the other node the crowd is one client beside its own.
+            # At the other node the crowd counts as one client beside its own.
             began = trio.current_time()
             neighbour = await frames_of(two, an_ask("somebody else", max_tokens=20))
             assert isinstance(neighbour[-1], Answered) and trio.current_time() - began < 2 * 5 + 2.5
         await trio.sleep(max(0.0, refused.retry_after_ms / 1000 - (trio.current_time() - began)))
         assert isinstance((await frames_of(one, an_ask("again")))[-1], Answered)
-        # (where the neighbour's request went is a matter of luck)
+        # (the neighbour's request may have gone to either node)
         assert b"" in {request.client for request in one.engine.requests} <= {b"", two.peer}
         assert one.peer in {request.client for request in two.engine.requests} <= {b"", one.peer}
         assert sum(isinstance(end, Answered) for end in ends) == 6

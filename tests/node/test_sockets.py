@@ -1,4 +1,4 @@
-"""Reads and writes past trio's own streams: whole, in order, and over when the other side or this one closes."""
+"""Reads and writes without trio's streams: complete, in order, and ended when either side closes."""
 
 import os
 from contextlib import suppress

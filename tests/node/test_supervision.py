@@ -1,4 +1,4 @@
-"""What peers, clients and mistakes of our own can do to a node: cost a request or a line in the log, never the node."""
+"""Faults of peers, of clients and of this program: they cost a request or a log line, never the node."""
 
 import fcntl
 from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ class ScriptedOverlay:
 
 
 class BrokenNetwork:
-    """Everything that is asked of it fails."""
+    """Every call of it fails."""
 
     def __init__(self, error: Exception) -> None:
         self.queue = EventQueue()
@@ -176,7 +176,7 @@ async def flood(stream: MessageStream) -> None:
 async def test_clients_that_stall_leave_no_traceback(
     protocol: str, autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One says nothing, one never reads its answer, one goes away in the middle of it."""
+    """One sends nothing, one never reads its answer, one leaves in the middle of it."""
     async with open_members(1, decode_rate=1_000.0) as (swarm, (one,)):
         async with swarm.open_network(NetworkSettings(identity=new_identity(), overlay=False)) as client:
             swarm.link(client.peer_id, one.peer)

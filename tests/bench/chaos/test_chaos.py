@@ -1,4 +1,4 @@
-"""How answers are compared, and which differences are counted as what."""
+"""How answers are compared, and as what each difference counts."""
 
 import click
 import pytest
@@ -32,7 +32,7 @@ def test_differences(expected: list[int], got: list[int], difference: Difference
         difference.num_wrong,
     )
     assert (found.first is None) == (difference.first is None)
-    if difference.first is not None and not difference.num_repeated:  # (which of two equal ones is the repeated one?)
+    if difference.first is not None and not difference.num_repeated:  # (which of two equal tokens repeats?)
         assert found.first == difference.first
 
 

@@ -1,4 +1,4 @@
-"""What the soak makes of its samples; what it measures is not for tests."""
+"""What the soak computes from its samples; the measurements themselves are not for tests."""
 
 from xml.etree import ElementTree as ET
 
@@ -13,7 +13,7 @@ def sample(at_s: float, node_rss: int, num_tasks: int = 10, num_files: int = 20)
 
 def soak(sizes: list[int]) -> Soak:
     made = Soak(warm_s=100.0)
-    # (what was before the end of the warm-up does not count)
+    # (samples before the end of the warm-up do not count)
     made.samples = {0: [sample(50.0, 1), *(sample(100.0 + at, size) for at, size in enumerate(sizes))]}
     made.idle, made.after = {0: sample(99.0, sizes[0])}, {0: sample(200.0, sizes[-1])}
     return made

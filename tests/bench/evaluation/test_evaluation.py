@@ -1,4 +1,4 @@
-"""``make evaluation``: it goes on where it was cut off, says what was met and missed, and its commands are real."""
+"""``make evaluation``: it continues after an interruption, reports bars met and missed, and its commands are valid."""
 
 import shlex
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monke
     cells = [Cell(SWEEP, (("rtt", "20"),), TINY, ("lmetric", "mycelia")), Cell(IMBALANCE, (), TINY, ("mycelia",))]
     cache = Cache(tmp_path / "kept")
     first = measure(cells, 2, 1, cache)
-    assert len(list((tmp_path / "kept").iterdir())) == 4  # (the second cell's runs are the first one's)
+    assert len(list((tmp_path / "kept").iterdir())) == 4  # (the second cell's runs are those of the first one)
     lost = next((tmp_path / "kept").iterdir())
     lost.write_text("{cut off")
     performed: list[Run] = []
@@ -63,7 +63,7 @@ def test_a_key_is_of_all_that_an_outcome_depends_on(tmp_path: Path) -> None:
         *(Run(replace(TINY, rtt_file=path), "mycelia", 1) for path in matrices),
     ]
     keys = [key_of(run) for run in runs]
-    assert keys[4] == keys[6]  # the same content elsewhere
+    assert keys[4] == keys[6]  # the same content at another path
     assert len(set(keys)) == len(keys) - 1
 
 

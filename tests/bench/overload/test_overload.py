@@ -1,4 +1,4 @@
-"""The overload benchmark: rows of small runs, and what counts as true."""
+"""The overload benchmark: rows of small runs, and which retry times count as true."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is made of several runs: intervals, the same numbers with any number of processes, and the page."""
+"""Reports of several runs: intervals, the same numbers with any number of processes, and the page."""
 
 import json
 import stat
@@ -16,11 +16,11 @@ from mycelia.proto.wire.errors import LocalError
 from tests.bench.simulate.test_simulate import SMALL, run
 
 LINE = '{{"timestamp": {}, "input_length": 600, "output_length": 3, "hash_ids": [0, {}]}}\n'
-"""Of a trace."""
+"""A line of a trace."""
 
 
 class _Page(HTMLParser):
-    """Its SVGs as they are written, and whatever would be fetched."""
+    """The page's SVGs as they are written, and everything that a browser would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_measured_data_needs_its_directory(tmp_path: Path) -> None:
 
 def test_seeds_are_compared_one_by_one() -> None:
     assert measured([1.0, 2.0, 6.0]).value == 3.0
-    # Twice as fast on each seed, however much the seeds differ.
+    # Twice as fast on each seed, although the seeds differ.
     ratio = paired_ratio([1.0, 10.0, 100.0], [2.0, 20.0, 200.0])
     assert ratio.value == ratio.low == ratio.high == 0.5 and ratio.is_better and not ratio.is_worse
     # t = 4.303 for two degrees of freedom: logarithms 0, 1, 2 have mean 1 and deviation 1.

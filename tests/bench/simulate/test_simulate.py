@@ -1,4 +1,4 @@
-"""``mycelia simulate`` at the command line: rows, the same every time, and what is wrong with a command line."""
+"""``mycelia simulate`` at the command line: rows, equal results of equal seeds, and wrong command lines."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`mycelia bench swarm` without a swarm: its prompts, its fit, its bound, and what is compared with what."""
+"""`mycelia bench swarm` without a swarm: its prompts, its fit, its bound, and its comparisons."""
 
 import gzip
 import json

@@ -1,1 +1,1 @@
-"""What ``make fuzz`` throws hostile inputs at: one module a target, found by ``tests.fuzz.run``; see ``run.Target``."""
+"""The targets of ``make fuzz``, one module each, found by ``tests.fuzz.run``; see ``run.Target``."""

@@ -1,8 +1,8 @@
-"""Hostile bytes for ``proto.codec.decode``, which answers any bytes with a Message or a RemoteError, within a bounded
-amount of memory.
+"""Hostile bytes for ``proto.codec.decode``, which answers any bytes with a Message or a RemoteError, within bounded
+memory.
 
-Tracing memory makes decoding three times slower, so it is on for every input that could be expensive - made of much
-structure, with lengths that lie, or long - and for a share of the rest.
+Tracing memory makes decoding three times slower. So it is on for every input that could be expensive (much structure,
+false lengths, or long) and for a share of the rest.
 """
 
 import random
@@ -30,8 +30,8 @@ from tests.proto.examples import EXAMPLES, HEAD, LOGPROBS, PEER, SAMPLING, SPACE
 STRUCTURE_BYTES = 1 << 20
 """Memory that any input may take."""
 STRING_FACTOR = 7
-"""And this times its own length: a chat in which one character needs four bytes has all of them in four bytes, and
-then its bytes and its encoding."""
+"""Additional memory, times the input's length: a chat with one character of four bytes has all characters in four
+bytes, then its bytes and its encoding."""
 DEAR_BYTES = 2_048
 
 LARGE: list[Message] = [
@@ -50,7 +50,7 @@ LARGE: list[Message] = [
     Announce(head=HEAD),
 ]
 CORPUS = [encode(message) for message in (*EXAMPLES, *EXAMPLES, *LARGE)]
-"""The small ones twice: they are where most kinds of mistakes fit, and cost little time."""
+"""The small messages twice: most kinds of mistakes fit there, and they cost little time."""
 VALUES = [cbor2.loads(data) for data in CORPUS]
 
 Item = tuple[bytes, bool]

@@ -58,7 +58,7 @@ class AskAtEntry:
 
 
 class _Addresses:
-    """All that an entry asks of the network before it has a prompt."""
+    """The part of the network that an entry needs before it has a prompt."""
 
     def remote_address(self, peer: bytes) -> str:
         return "/ip4/127.0.0.1/tcp/1"

@@ -1,6 +1,5 @@
-"""Hostile bytes for gossip: whatever an RPC is, what reaches libp2p of it is in bounds and about joined topics, libp2p
-takes that without an error, and nothing of other topics stays there.
-"""
+"""Hostile bytes for gossip. Whatever an RPC contains, the part that reaches libp2p is in bounds and about joined
+topics, libp2p handles it without an error, and keeps nothing of other topics."""
 
 import logging
 import random
@@ -82,7 +81,7 @@ class Target:
             self._router.mesh[topic] = set()
 
     def make(self, rng: random.Random) -> tuple[int, bytes]:
-        """The number of the peer that sends it, and what it sends."""
+        """The number of the sending peer, and the bytes."""
         data = rng.choice(self._corpus)
         way = rng.randrange(10)
         if way < 7:
@@ -128,7 +127,7 @@ def _check_bounds(found: Filtered, num_bytes: int) -> None:
 
 
 def _finish(task: Coroutine[Any, Any, None]) -> None:
-    """Runs what waits for nothing to its end."""
+    """Runs a coroutine that never waits to its end."""
     try:
         task.send(None)
     except StopIteration:

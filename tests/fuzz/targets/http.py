@@ -1,5 +1,5 @@
-"""Hostile bytes for a node's HTTP: whatever comes, complete responses and the end of the connection go back, no error
-inside the node is among them, and nothing is left running.
+"""Hostile bytes for a node's HTTP. Any input gets complete responses and the end of the connection. No response is an
+error inside the node, and nothing is left running.
 
 The bytes come over a socket pair to the whole gateway, with a node behind it that does nothing.
 """
@@ -31,7 +31,7 @@ _EVIL = b"https://evil.example"
 
 
 class _Node(Unobserved):
-    """Answers at once."""
+    """A node that answers at once."""
 
     model = "m"
 
@@ -190,14 +190,14 @@ async def _send(stream: trio.SocketStream, data: bytes, size: int) -> None:
             await stream.send_all(data[at : at + size])
         await stream.send_eof()
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # (it was refused before its end)
+        pass  # (the server refused the request before its end)
 
 
 def _statuses(answer: bytes) -> list[int]:
-    """Raises what h11 raises of what is no sequence of responses. The last one may break off: its client did."""
+    """Raises h11's error if the bytes are no sequence of responses. The last one may be cut off, as its request was."""
     statuses: list[int] = []
     while answer:
-        # (the method is not known here, so that a body may not be where a length promises one)
+        # (the method is not known here, and a response to HEAD has a length but no body)
         head, _, answer = answer.partition(b"\r\n\r\n")
         client: Any = h11.Connection(h11.CLIENT)
         client.send(h11.Request(method="HEAD", target="/", headers=[("host", "x")]))

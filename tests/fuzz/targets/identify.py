@@ -1,4 +1,4 @@
-"""Hostile bytes as what a peer says of itself: names and addresses within the bounds, and none that it may not tell."""
+"""Hostile identify messages: names and addresses stay within bounds, and no forbidden ones are kept."""
 
 import random
 

@@ -1,7 +1,7 @@
-"""Hostile words on their way to the engine process, and hostile bytes on the way back.
+"""Hostile text on its way to the engine process, and hostile bytes on the way back.
 
-What a node passes on of strangers to its engine process either cannot be written (then the caller learns so) or is read
-there as it was. What comes back, if it is anything, is messages or a LocalError.
+Strangers' text that a node passes to its engine process either cannot be written, which the caller learns, or is read
+there unchanged. Bytes that come back are messages or a LocalError.
 """
 
 import random
@@ -36,7 +36,7 @@ _FROM_CHILD = [
 ]
 
 Item = tuple[str, bytes | tuple[object, ...]]
-"""Which way, and the fields of a question or the bytes of an answer."""
+"""The direction, and the fields of a question or the bytes of an answer."""
 
 
 class Ipc:

@@ -1,6 +1,5 @@
-"""Hostile bytes for the Kademlia table: as a request, which is refused, or answered within bounds from what was kept of
-all requests before; as an answer to a lookup; and as the addresses of a peer.
-"""
+"""Hostile bytes for the Kademlia table: as a request, which is refused, or answered within bounds from what all earlier
+requests left; as an answer to a lookup; and as the addresses of a peer."""
 
 import random
 from contextlib import suppress
@@ -67,7 +66,7 @@ _CORPUS = [
 
 
 class _Table(set[bytes]):
-    """Peers that are connected, each from a network of its own."""
+    """Connected peers, each from a network of its own."""
 
     def remote_address(self, peer: bytes) -> str:
         return f"/ip4/8.8.{peer[-1]}.8/tcp/1"
@@ -100,7 +99,7 @@ class Target:
         )
 
     def make(self, rng: random.Random) -> tuple[int, bytes]:
-        """The number of the peer that sends it, and what it sends."""
+        """The number of the sending peer, and the bytes."""
         data = rng.choice(_CORPUS)
         way = rng.randrange(10)
         if way < 7:
@@ -129,7 +128,7 @@ class Target:
 
 
 def _ends_well(data: bytes) -> None:
-    """As a frame's length, as an answer of each kind, and as what is dialled after it."""
+    """Reads the bytes as a frame's length, as an answer of each kind, and as the addresses to dial after it."""
     with suppress(RemoteError):
         length_of(data)
     for kind in Kind:

@@ -1,6 +1,6 @@
-"""Hostile bytes as the beginning of a stream: they ask for a protocol that is served, or the stream ends.
+"""Hostile bytes at the start of a stream: they ask for a served protocol, or the stream ends.
 
-What the quick way does not take is read by libp2p's own, which is what a stranger's odd bytes meet.
+libp2p's own code reads what the quick way does not accept, so a stranger's odd bytes meet that code.
 """
 
 import random
@@ -29,7 +29,7 @@ _CORPUS = [
 
 
 class _Stream:
-    """What comes, and then the end."""
+    """A stream with the given bytes, and then the end."""
 
     def __init__(self, incoming: bytes) -> None:
         self._incoming = incoming

@@ -1,4 +1,4 @@
-"""Hostile bodies for OpenAI's paths and the local API: an HttpError, or what a node can be asked."""
+"""Hostile bodies for OpenAI's paths and the local API: an HttpError, or a valid request to a node."""
 
 import json
 import random
@@ -73,11 +73,11 @@ _ODD = (
 )
 
 Item = tuple[str, bytes]
-"""The kind of body, and it."""
+"""The kind of body, and the body."""
 
 
 class OpenAiBodies:
-    """The bodies of POST below /v1."""
+    """Bodies of POST requests below /v1."""
 
     name = "openai_bodies"
 
@@ -104,13 +104,13 @@ class OpenAiBodies:
                 case _:
                     return bool(wanted_texts(msgspec.json.decode(body, type=EmbeddingRequest), "m"))
         except (HttpError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False  # (the first one is a refusal, the others are made into one by ``read_json``)
+            return False  # (the first of these errors is a refusal; ``read_json`` makes one of the others)
         assert asks and all(decode(encode(ask)) == ask for ask in asks), "peers would not take it"
         return True
 
 
 def _spoiled(value: Any, rng: random.Random, share: float) -> Any:
-    """``value`` with parts of it changed, taken away or twice there."""
+    """``value`` with parts changed, removed or repeated."""
     if rng.random() < share:
         return rng.choice((*_ODD, [], {}, [value] * rng.choice((2, 20, 70)), {"a": value}))
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
 """Valid messages from arbitrary peers in arbitrary order: ``Overlay.handle`` raises nothing, keeps its invariants,
-holds what is wrong only against who sent or signed it, and asks no peer for more than its pace allows."""
+blames only the sender or signer of a wrong message, and asks no peer for more than its pace allows."""
 
 import random
 from collections import Counter
@@ -54,14 +54,14 @@ CONFIG = OverlayConfig(
     cells=CellConfig(max_cell_nodes=4, min_cell_nodes=2, min_cell_peers=1, split_hold_s=1.0, newcomer_s=1.0),
     max_peers=4,
 )
-"""So little room that everything is soon full."""
+"""Limits so small that everything is soon full."""
 
 Step = tuple[str, int, int, bytes, float]
 """What happens, to or by which peer, a number, a message, and the seconds before it."""
 
 
 class OverlaySteps:
-    """What peers make happen to a node."""
+    """A node's inputs that peers can cause."""
 
     name = "overlay"
     weight = 0.1

@@ -1,5 +1,5 @@
-"""Hostile bytes as messages of the relay protocol, to the relay and to the node behind it: a status, or the end of the
-stream."""
+"""Hostile messages of the relay protocol, to the relay and to the node behind it: a status, or the end of the stream.
+"""
 
 import random
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ _CORPUS = [
 
 
 class _Stream:
-    """What comes, in pieces, and then the end."""
+    """A stream with the given pieces, and then the end."""
 
     def __init__(self, incoming: bytes) -> None:
         self._incoming = incoming
@@ -52,7 +52,7 @@ class _Stream:
 
 
 class RelayMessages:
-    """One message, and which of the two it goes to."""
+    """One message, and which of the two receives it."""
 
     name = "relay"
 
@@ -100,7 +100,7 @@ class RelayMessages:
 
 
 class _Table:
-    """Of two peers, both connected."""
+    """Two connected peers."""
 
     def __contains__(self, peer: object) -> bool:
         return peer in (_PEER, _OTHER)

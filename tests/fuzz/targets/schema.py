@@ -1,5 +1,5 @@
-"""Hostile JSON schemas for ``schema_to_gbnf``: a grammar or a GrammarError. (It runs in a process that may die of it,
-under limits; here those of a check.)"""
+"""Hostile JSON schemas for ``schema_to_gbnf``: a grammar or a GrammarError. In a node it runs in a process that may die
+of it, under limits; here a check's limits hold."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Frames of an answer that a peer made up: what is passed on is the beginning of what the tokens say, without a stop
+"""Frames of an answer that a peer made up: the text passed on is a beginning of the tokens' text, without a stop
 string, and everything else is the peer's offence."""
 
 import random
@@ -15,7 +15,7 @@ Item = tuple[list[str], list[tuple[list[int], bytes]], str]
 
 
 class Spellings:
-    """Each frame's text is that of its tokens, or a part of it, or with another byte."""
+    """Each frame's text is that of its tokens, or a part of it, or has another byte."""
 
     name = "spelling"
 

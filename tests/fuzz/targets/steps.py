@@ -1,5 +1,5 @@
-"""Hostile requests for the engine's step loop, on a model that is a list: each ends or is refused, whatever runs beside
-it, and the books agree after every end."""
+"""Hostile requests for the engine's step loop, on a model that is a list. Each request ends or is refused, whatever
+runs beside it, and the invariants hold after every end."""
 
 import random
 
@@ -17,9 +17,9 @@ _TAGS = (b"", b"t" * 16, b"u" * 16)
 _MAX_STEPS = 3_000
 
 Request = tuple[list[int], int, tuple[str, ...], int, bool, int, int, int, int]
-"""prompt, max_tokens, stop, resumed_tokens, is it due at once, client, subnet, tag, open_tokens"""
+"""prompt, max_tokens, stop, resumed_tokens, whether it is due at once, client, subnet, tag, open_tokens"""
 Item = list[tuple[Request | float | int, int]]
-"""A request, or seconds that a text took, or the place of a request to cancel; and steps before what comes next."""
+"""A request, or seconds for a text, or the index of a request to cancel; and the steps before the next entry."""
 
 
 class Steps:

@@ -1,4 +1,4 @@
-"""Hostile conversations and tools for ``ChatTemplate``: tokens or a LocalError, whatever the model's template does."""
+"""Hostile conversations and tools for ``ChatTemplate``: tokens or a LocalError, for any template of a model."""
 
 import random
 
@@ -82,5 +82,5 @@ class Templates:
 
 
 def _tokenize(text: str, special: bool) -> list[int]:
-    """As many tokens as bytes; control tokens and others are told apart."""
+    """One token per byte; control tokens differ from others."""
     return [byte + 2 + 256 * special for byte in text.encode("utf-8", "replace")]

@@ -16,7 +16,7 @@ _LIMIT = PromptLimit(1_000, 90)
 
 
 class Texts:
-    """The text of an Ask, and what a conversation says."""
+    """The text of an Ask, and of a conversation's messages."""
 
     name = "texts"
     weight = 2.0

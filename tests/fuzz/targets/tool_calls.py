@@ -1,4 +1,4 @@
-"""Hostile answers for ``ToolCallReader``, which takes any text for text or calls, however it is cut."""
+"""Hostile answers for ``ToolCallReader``, which takes any text as text or calls, however it is cut."""
 
 import random
 
@@ -20,11 +20,11 @@ _VALUES = (
 _CALLS = [f"<tool_call>{value}</tool_call>" for value in _VALUES]
 
 Item = tuple[str, int]
-"""The text, and characters of a piece."""
+"""The text, and the characters of each piece."""
 
 
 class ToolCalls:
-    """The words of an answer that may call functions."""
+    """The text of an answer that may call functions."""
 
     name = "tool_calls"
     weight = 0.5

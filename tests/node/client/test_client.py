@@ -1,4 +1,4 @@
-"""A command on a machine without a node: its tries are one client's, at the entry node that told it to come again."""
+"""A command on a machine without a node: its retries are one client's, at the entry node that gave it a retry time."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -20,7 +20,7 @@ from mycelia.proto.wire.messages import Failed
 from tests.node.members import LONG, Member, an_ask, open_members
 
 NUM_RIVALS = 12
-"""At each node: more than have room there, and wait."""
+"""Clients at each node: more than run and wait there."""
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> "Opened":
 
 
 class Opened:
-    """In the place of libp2p: a network of ``swarm``, and whose they were."""
+    """A fake for libp2p: opens networks of ``swarm``, and records their peer ids."""
 
     def __init__(self) -> None:
         self.swarm: MemorySwarm | None = None
@@ -48,7 +48,7 @@ def addresses(members: Sequence[Member]) -> tuple[str, ...]:
 
 
 async def keep_busy(member: Member, name: str) -> None:
-    """Another client, that asks one prompt after the other and comes again when it is told to."""
+    """Another client: it sends one prompt after the other, and asks again after each given retry time."""
     number = 0
     while True:
         async with member.node.ask(an_ask(f"{name} {number}", max_tokens=50), None, name.encode()) as frames:

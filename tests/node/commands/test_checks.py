@@ -1,4 +1,4 @@
-"""What the command line of a node is checked for before anything starts."""
+"""The checks of a node's command line before anything starts."""
 
 from pathlib import Path
 

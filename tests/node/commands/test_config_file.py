@@ -1,4 +1,4 @@
-"""What can be configured, where, and what is said about what is wrong."""
+"""The configuration: its keys, its sources, and the errors about wrong ones."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Serving nodes that lie: what they send is not passed on, and the answer comes from elsewhere."""
+"""Serving nodes that lie: their frames are not passed on, and the answer comes from another node."""
 
 import msgspec
 import pytest
@@ -25,7 +25,7 @@ USAGE = Usage(prompt_tokens=1, cached_tokens=1, completion_tokens=1, queue_ms=0,
 
 
 async def lured(one: Member, two: Member) -> None:
-    """``two`` is known to hold LONG from now on."""
+    """Announces that ``two`` holds LONG."""
     await frames_of(two, an_ask(LONG, max_tokens=1))
     await trio.sleep(3)
 

@@ -1,4 +1,4 @@
-"""What a peer learns over the network of prompts that others asked: in memory, with fake engines that take time."""
+"""What a peer can learn over the network about others' prompts: in memory, with fake engines that take time."""
 
 import random
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ PREFILL_RATE = 10.0
 async def probed(
     stranger: Member, victim: Member, prompt: Sequence[int], tag: bytes = b"", scope: int = CLIENTS
 ) -> tuple[int, float]:
-    """(tokens said to be cached, seconds until the first token) of a request that only a peer can send."""
+    """(tokens reported as cached, seconds until the first token) of a request that only a peer can send."""
     generate = Generate(
         request_id=blake3(pack_tokens(prompt) + tag).digest(length=16),
         namespace=victim.engine.info.namespace,
@@ -63,7 +63,7 @@ async def probed(
 
 
 async def prompt_of(member: Member, text: str) -> list[int]:
-    """Up to the end of the text."""
+    """The tokens up to the end of the text."""
     prompt = await member.engine.tokenize_chat(an_ask(text).messages)
     return prompt[: bytes(token % 256 for token in prompt).index(text.encode()) + len(text)]
 
@@ -72,7 +72,7 @@ async def prompt_of(member: Member, text: str) -> list[int]:
 async def test_nothing_of_a_prompt_is_recovered_token_by_token(
     named: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Whatever a peer sends: what it hears, and when, is what it would have heard had the victim asked nothing."""
+    """Whatever a peer sends, it receives the same at the same time as if the victim had asked nothing."""
     heard = []
     for was_asked in (True, False):
         async with open_members(2, prefill_rate=PREFILL_RATE) as (_, (victim, stranger)):
@@ -88,7 +88,7 @@ async def test_nothing_of_a_prompt_is_recovered_token_by_token(
                     answers.append(await probed(stranger, victim, guess, tag, scope))
             heard.append(answers)
     assert heard[0] == heard[1]
-    if named != "publicly":  # (which says exactly what other public prompts hold)
+    if named != "publicly":  # (a public prompt shows exactly what other public prompts hold)
         assert all(cached % STRIDE == 0 for cached, _ in heard[0])
 
 
@@ -98,7 +98,7 @@ async def test_peers_are_told_of_what_is_open_alone(autojump_clock: trio.testing
         chain = block_hashes(one.engine.info.namespace, prompt)
 
         async def told() -> int:
-            await trio.sleep(15)  # (of virtual time: until every digest is out)
+            await trio.sleep(15)  # (of virtual time: until every digest is sent)
             matches = two.node.overlay.estimates.matches(one.engine.info.namespace, chain)
             return matches.get(one.peer, 0)
 
@@ -113,7 +113,7 @@ async def test_peers_are_told_of_what_is_open_alone(autojump_clock: trio.testing
 
 
 async def test_a_conversation_goes_back_to_where_it_was(autojump_clock: trio.testing.MockClock) -> None:
-    """Nobody is told that a node holds it, but the node where it entered knows."""
+    """The node's digest does not have the conversation, but the entry node knows where it was."""
     async with open_members(3, prefill_rate=PREFILL_RATE) as (_, (one, two, _three)):
         said, served = LONG, []
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""An answer whose entry node is lost goes on through another one: each token comes exactly once."""
+"""An answer whose entry node is lost continues through another one: each token comes exactly once."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ ANSWER_TOKENS = 30
 
 
 class LightClient:
-    """Enters at the members in turn, at the one it lost last."""
+    """Enters at the members in turn, and last at the one that it lost."""
 
     def __init__(self, network: Network, members: Sequence[Member]) -> None:
         self._network = network
@@ -80,7 +80,7 @@ def told_tokens(frames: Sequence[EntryFrame]) -> list[int]:
 
 @pytest.mark.parametrize("lost_after", [0, 1, 5, 20, ANSWER_TOKENS - 1])
 async def test_the_entry_node_vanishes_mid_answer(autojump_clock: trio.testing.MockClock, lost_after: int) -> None:
-    """It also served: nothing is left but what the client has."""
+    """The lost node also served, so only what the client has is left."""
     ask = an_ask(LONG, ANSWER_TOKENS)
     async with a_client(3) as (swarm, members, client):
         expected = await frames_of(members[0], ask)
@@ -131,7 +131,7 @@ async def until_the_end(ask: Ask, open_entry: OpenEntry, on_frame: Callable[[], 
 async def test_a_prompt_with_no_room_for_what_was_answered_is_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The tokens that the client has are part of what it asks elsewhere."""
+    """The tokens that the client has are part of its next request."""
     content = "x" * (MAX_MESSAGE_BYTES // 2)
     messages = tuple(ChatMessage(role="user", content=content[: len(content) - cut]) for cut in (0, 170))
     ask = msgspec.structs.replace(an_ask(LONG, ANSWER_TOKENS), messages=messages)
@@ -198,7 +198,7 @@ async def test_impossible_answers_so_far_are_refused(
 
 
 async def test_nobody_goes_on_with_another_models_answer(autojump_clock: trio.testing.MockClock) -> None:
-    """No model is named: the first one that answers does."""
+    """The request names no model, so the first node's model answers."""
     async with a_client(2, models=("small", "large")) as (swarm, members, client):
         num_told = 0
 
@@ -240,7 +240,7 @@ async def test_an_entry_node_cannot_send_more_than_was_asked_for(autojump_clock:
 async def test_an_entry_node_that_says_more_than_tokens_have_is_not_listened_to(
     autojump_clock: trio.testing.MockClock, text: Text
 ) -> None:
-    """It need not tell tokens, and a client that gathers the answer would gather it all."""
+    """Tokens are optional, and a client that collects the answer would collect all of this."""
 
     async def flood(stream: MessageStream) -> None:
         await stream.receive()
@@ -294,7 +294,7 @@ def test_the_tokens_so_far_are_bounded_and_whole() -> None:
 
 @pytest.mark.parametrize("slow", [0, 1])
 async def test_a_prompt_that_takes_long_is_no_loss_of_a_node(autojump_clock: trio.testing.MockClock, slow: int) -> None:
-    """Laptops take minutes for thousands of tokens, at the entry node or beyond it: clients are told that they work."""
+    """Laptops take minutes for thousands of tokens, at the entry node or behind it: clients get keep-alives."""
     async with a_client(2, prefill_rate=20.0, cells=16_384) as (_, members, client):
         engine = members[slow].engine  # (the prompt goes to the other one)
         engine.settings = dataclasses.replace(engine.settings, prefill_rate=2.0)
@@ -314,7 +314,7 @@ async def test_a_prompt_that_takes_long_is_no_loss_of_a_node(autojump_clock: tri
 async def test_who_has_only_just_come_is_told_nothing(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """Else a refusal that comes a moment later could no longer be the status of the response."""
+    """Otherwise a refusal a moment later could no longer be the status of the response."""
     entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     await trio.sleep(0.9 * KEEP_ALIVE_S)
@@ -329,7 +329,7 @@ async def test_who_has_only_just_come_is_told_nothing(
 
 
 async def test_text_and_tokens_never_come_apart() -> None:
-    """Frames that end inside a character, as a batch that is full may."""
+    """Frames may end inside a character, as those of a full batch do."""
     waiting = AnswerFrames(ByteShares(1_000_000), "")
     running = _Running(waiting, 0.0, None, b"")
     entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]

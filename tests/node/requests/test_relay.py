@@ -1,4 +1,4 @@
-"""Prompts for models of other nodes: strangers can neither have a node flood another, nor take all it passes on."""
+"""Prompts for models of other nodes: strangers cannot make a node flood another, nor take all that it passes on."""
 
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -41,7 +41,7 @@ async def strangers(stack: AsyncExitStack, swarm: MemorySwarm, entry: Member, co
 async def test_a_node_asks_another_no_more_than_that_one_takes(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three peers ask 40 times each for a model that is served elsewhere, and every answer takes for ever."""
+    """Three peers ask 40 times each for a model that another node serves, and no answer ever ends."""
     async with (
         open_members(2, models=("small", "large"), links=((0, 1),)) as (swarm, (one, two)),
         AsyncExitStack() as stack,
@@ -99,7 +99,7 @@ async def test_places_are_free_again(autojump_clock: trio.testing.MockClock) -> 
 
 
 def largest_ask(model: str) -> Ask:
-    """The longest message that a stream takes, before anything is added to it."""
+    """The longest message that a stream accepts, before anything is added to it."""
 
     def of(length: int) -> Ask:
         turns = ("a" * (MAX_MESSAGE_BYTES // 2), "b" * length)
@@ -113,7 +113,7 @@ def largest_ask(model: str) -> Ask:
 
 
 async def test_prompts_that_grow_over_a_message_cut_nobody_off(autojump_clock: trio.testing.MockClock) -> None:
-    """What is passed on has a salt added to it. Each exchange that was lost so would count for as long as the two nodes
+    """A salt is added to a prompt that is passed on. A stream lost in this way would count for as long as the two nodes
     are connected."""
     async with (
         open_members(2, models=("small", "large"), links=((0, 1),)) as (swarm, (one, two)),

@@ -1,4 +1,4 @@
-"""Answers that are read more slowly than they are written: what waits for their clients is bounded."""
+"""Answers that are read more slowly than they are written: the waiting frames are bounded."""
 
 import msgspec
 import pytest
@@ -16,7 +16,7 @@ PIECE = Text(text="x" * 1_000)
 
 
 def fill(frames: AnswerFrames) -> int:
-    """Frames for which there was room."""
+    """The number of frames for which there was room."""
     num_put = 0
     while frames.put(PIECE):
         num_put += 1
@@ -63,7 +63,7 @@ async def test_an_answer_that_is_not_read_ends_with_what_is_wrong(
     ask = an_ask("hello", 400)
     async with open_members(1, decode_rate=10.0) as (_, members):
         async with members[0].node.ask(ask) as stream:
-            await trio.sleep(100)  # (of virtual time, in which it would be over)
+            await trio.sleep(100)  # (of virtual time, in which it would end)
             frames: list[EntryFrame] = [frame async for frame in stream]
         ended = frames[-1]
         assert isinstance(ended, Failed) and ended.message == TOO_SLOW and not ended.retryable

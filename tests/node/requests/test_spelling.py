@@ -1,4 +1,4 @@
-"""Text is held against its tokens: what honest nodes send is right whatever they say, and what liars send is not."""
+"""Text is compared with its tokens: honest nodes always pass, and liars do not."""
 
 import random
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _stop = st.text(st.sampled_from(_BITS), min_size=1, max_size=4)
 def honest(
     tokens: Sequence[int], stops: Sequence[str], num_resumed: int, rng: random.Random
 ) -> tuple[list[tuple[list[int], bytes]], str]:
-    """The frames of an answer whose first ``num_resumed`` tokens came from elsewhere, and the reason of its end."""
+    """The frames of an answer whose first ``num_resumed`` tokens came from another node, and the reason of its end."""
     gate, frames, waiting = TextGate([stop.encode() for stop in stops]), list[tuple[list[int], bytes]](), list[int]()
     if stops and num_resumed:
         gate.skip(VOCABULARY.text_of(tokens[:num_resumed]))

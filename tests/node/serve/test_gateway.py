@@ -1,4 +1,4 @@
-"""The local API over real sockets: what clients get wrong, and what they must not be able to do."""
+"""The local API over real sockets: mistakes of clients, and attacks that must fail."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -26,11 +26,11 @@ BUSY = Failed(code="overloaded", message="all nodes are busy", retryable=True, r
 
 class FakeNode(Unobserved):
     """Answers "endless" for ever, routes "slow" and then waits, is too busy for "busy" and, after some text, for
-    "late", and answers anything else at once; its state is broken and its tokens are many."""
+    "late", and answers all else at once. Its state is broken, and its tokens are many."""
 
     def __init__(self) -> None:
         self.left = trio.Event()
-        """An answer's reader is gone."""
+        """Set when the reader of an answer is gone."""
         self.deadlines_s: list[float | None] = []
 
     @asynccontextmanager
@@ -160,7 +160,7 @@ async def test_own_pages_programs_and_allowed_origins_are_answered() -> None:
 
 
 async def test_clients_without_a_key_keep_no_key_holder_out() -> None:
-    """Half a head, a page that is asked for without its bytes being read, a body that does not come."""
+    """Half a head, a page whose bytes are not read, a body that does not come."""
     half = b"GET /api/state HTTP/1.1\r\nHost: x"
     unread = request("GET", "/", Connection="keep-alive") * 400
     no_body = request("POST", "/api/ask", conversation())[:-20]
@@ -183,7 +183,7 @@ async def test_who_sends_too_much_is_told_so_and_may_send_on() -> None:
     async with served() as (_, port), await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(data[:4_000_000])
         reply = await stream.receive_some()
-        await stream.send_all(data[4_000_000:])  # (a connection closed on unread bytes is reset, reply and all)
+        await stream.send_all(data[4_000_000:])  # (closing with unread bytes resets the connection)
         reply += b"".join([bytes(chunk) async for chunk in stream])
     assert b" 413 " in reply.partition(b"\r\n")[0] and b"over" in reply
 

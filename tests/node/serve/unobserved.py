@@ -1,4 +1,4 @@
-"""What a test's node behind the gateway tells of itself, when the test is about something else."""
+"""A node behind the gateway for tests that do not look at its state."""
 
 import trio
 
@@ -6,7 +6,7 @@ from mycelia.node.views import LinksRow, RequestRow, TraceView
 
 
 class Unobserved:
-    """A part of ``Api``: nothing ever happens."""
+    """A part of ``Api`` in which nothing ever happens."""
 
     def recent_requests(self) -> list[RequestRow]:
         return []

@@ -1,4 +1,4 @@
-"""The journal of requests: what entered is shown after a restart, whatever happened to the file and the disk."""
+"""The journal: requests are shown after a restart, whatever happened to the file and the disk."""
 
 import os
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ WALL_S = 1_800_000_000.0
 
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for them."""
+    """Virtual time does not wait for threads."""
 
     async def run_here(work: object, *args: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -46,7 +46,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(folder: Path, entered: Iterable[int], ended: Iterable[int] = ()) -> RequestLog:
-    """Requests that entered, and of these some that ended, as a process that was killed then left them."""
+    """Requests that entered, some of which ended, as a killed process would leave them."""
     journal = Journal(folder)
     log = RequestLog(clock=lambda: 0.0, wall=lambda: WALL_S, on_change=journal.note)
     for number in entered:
@@ -116,8 +116,8 @@ def test_a_request_that_is_served_here_again_keeps_its_steps_in_bounds(tmp_path:
 
 
 def test_damage_costs_the_records_that_it_is_in_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that change, newlines too; cuts anywhere."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # (thousands of them)
+    """Changed bytes, newlines too; cuts anywhere."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # (there would be thousands of them)
     written(tmp_path, range(2), [0])
     path = tmp_path / JOURNAL_FILE
     whole, lines = path.read_bytes(), whole_lines(tmp_path)
@@ -150,7 +150,7 @@ def test_a_torn_tail_is_told_once_and_costs_nothing_that_comes_after(tmp_path: P
     written(tmp_path, range(3))
     path = tmp_path / JOURNAL_FILE
     path.write_bytes(path.read_bytes()[:-20])
-    written(tmp_path, [3])  # (as if nobody had looked in between)
+    written(tmp_path, [3])  # (as if the damaged file had not been read in between)
     with structlog.testing.capture_logs() as logs:
         assert read(tmp_path) == {0: "interrupted", 1: "interrupted", 3: "interrupted"}
         read(tmp_path)
@@ -255,7 +255,7 @@ def test_requests_of_peers_push_no_others_out_of_the_journal(tmp_path: Path, mon
 
 def test_what_peers_ask_is_written_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now, noted, logs = 0.0, [], structlog.testing.LogCapture()
-    # (not capture_logs: a logger that was used after log.configure() has been called keeps its processors)
+    # (not capture_logs: a logger that was used after log.configure() keeps its processors)
     monkeypatch.setattr(
         requests_module, "log", structlog.wrap_logger(None, processors=[logs], wrapper_class=structlog.BoundLogger)
     )
@@ -342,7 +342,7 @@ async def test_a_node_that_is_killed_shows_its_requests_again(
 async def test_no_word_of_prompts_answers_and_others_is_written(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, no_threads: None
 ) -> None:
-    """Other nodes know the prompt, and what they say may hold it."""
+    """Other nodes know the prompt, and their texts may quote it."""
     journal = Journal(tmp_path)
     log = RequestLog(on_change=journal.note)
     async with open_members(1) as (_, (one,)):
@@ -373,7 +373,7 @@ async def test_it_can_be_turned_off(tmp_path: Path) -> None:
 
 
 async def test_what_ends_because_the_node_is_cancelled_is_written(tmp_path: Path) -> None:
-    """All tasks are cancelled at once, those that still have something to say too."""
+    """All tasks are cancelled at once, also those that still have records to write."""
     with trio.CancelScope() as scope:
         async with open_request_log(tmp_path) as requests:
             requests.entered(request_id(5), "m", b"")
@@ -388,7 +388,7 @@ async def test_what_ends_because_the_node_is_cancelled_is_written(tmp_path: Path
 
 
 async def test_what_entered_is_written_before_the_node_has_ended(tmp_path: Path) -> None:
-    """By a thread, and not only at the end."""
+    """A thread writes it, not only the end of the node."""
     async with open_request_log(tmp_path) as requests:
         requests.entered(request_id(5), "m", b"")
         with trio.fail_after(30):

@@ -1,4 +1,4 @@
-"""What a node tells of itself: its last requests, traces over nodes, links, metrics, and the events of its page."""
+"""A node's reports about itself: its last requests, traces over nodes, links, metrics, and the events of its page."""
 
 import json
 import re
@@ -234,7 +234,7 @@ async def test_links_are_those_of_the_peers(autojump_clock: trio.testing.MockClo
 
 
 async def reach_told(one: Member, two: Member, port: int) -> Reach:
-    """What ``two`` tells ``one``."""
+    """The reply of ``two`` to ``one``."""
     stream = await one.network.open(two.peer, INSPECT)
     await stream.send(ReachQuery(port=port))
     answer = await stream.receive()
@@ -265,7 +265,7 @@ async def test_who_asks_too_often_takes_nobody_elses_answer(monkeypatch: pytest.
 
 
 async def test_nobody_is_connected_to_for_who_came_through_a_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address of his connection is the relay's."""
+    """The address of the peer's connection is the relay's."""
     listener = bind_api("127.0.0.1", 0)
     port = listener.getsockname()[1]
     circuit = f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW/p2p-circuit"
@@ -342,7 +342,7 @@ async def test_events_tell_the_state_and_every_change_of_a_request() -> None:
 
 
 async def told(stream: trio.SocketStream) -> AsyncGenerator[tuple[str, Any], None]:
-    """Server-sent events: their kinds and data. (httpx leaves generators behind when its reader leaves early.)"""
+    """Server-sent events: their kinds and data. (httpx leaves generators behind when its reader stops early.)"""
     rest = b""
     async for chunk in stream:
         *lines, rest = (rest + bytes(chunk)).split(b"\n")
@@ -398,7 +398,7 @@ async def test_a_clients_id_reaches_the_node_it_asks(autojump_clock: trio.testin
     chosen = Ask(request_id=b"c" * 16, model="", messages=ask.messages, sampling=ask.sampling)
     async with open_members(1) as (_, (one,)):
         await frames_of(one, chosen)
-        await frames_of(one, chosen)  # (a second one of that name has another)
+        await frames_of(one, chosen)  # (a second request with that id gets another one)
         first, second = one.node.recent_requests()
     assert first.id == (b"c" * 16).hex() != second.id
 

@@ -1,4 +1,4 @@
-"""What other people's nodes say is shown, not obeyed."""
+"""Text from other people's nodes is shown, and never controls the terminal."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Small applications behind HTTP connections, and what a client says to them."""
+"""Small applications behind HTTP connections, and requests of a client to them."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,7 +29,7 @@ async def reply(send: Send, body: bytes, status: int = 200, **headers: str) -> N
 
 @asynccontextmanager
 async def connected(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
-    """A client's end of a connection to ``app``, behind a gate that lets in everything."""
+    """A client's end of a connection to ``app``, behind a gate that admits everything."""
 
     async def gate(scope: Scope, receive: Receive, send: Send) -> None:
         admit(scope, b"")
@@ -41,7 +41,7 @@ async def connected(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
 
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[trio.SocketStream]:
-    """Likewise without a gate."""
+    """A client's end of a connection to ``app``, without a gate."""
     listener = bind_api("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with trio.fail_after(DEADLINE_S):
@@ -73,7 +73,7 @@ async def rest_of(stream: trio.SocketStream) -> bytes:
 
 
 async def dial(stream: trio.SocketStream, source: str = "127.0.0.1") -> trio.SocketStream:
-    """One more connection to where ``stream`` leads."""
+    """One more connection to the server of ``stream``."""
     return await trio.open_tcp_stream("127.0.0.1", stream.socket.getpeername()[1], local_address=source)
 
 

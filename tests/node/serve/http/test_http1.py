@@ -11,19 +11,19 @@ from tests.node.serve.http.serving import body_of, connected, reply, request, re
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Says what it was asked."""
+    """Returns the request."""
     said = await body_of(receive)
     told = f"{scope['method']} {scope['path']} {scope['query_string'].decode()} ".encode() + said
     await reply(send, told, content_length=str(len(told)))
 
 
 async def deaf(_: Scope, __: Receive, send: Send) -> None:
-    """Refuses without looking at the body."""
+    """Refuses without reading the body."""
     await reply(send, b"no", 403, content_length="2")
 
 
 class Endless:
-    """Streams until the client goes away."""
+    """Streams until the client disconnects."""
 
     def __init__(self) -> None:
         self.gone = trio.Event()
@@ -39,7 +39,7 @@ class Endless:
 
 
 class Talker:
-    """Says the same over and over, until the client goes away."""
+    """Sends the same text again and again, until the client disconnects."""
 
     def __init__(self, piece: bytes, pause_s: float) -> None:
         self._piece = piece
@@ -132,7 +132,7 @@ async def test_a_refused_body_that_is_still_coming_does() -> None:
         data = request("POST", "/", b"x" * 1_000_000)
         await stream.send_all(data[:500_000])
         seen = await until(stream, b"no")
-        await stream.send_all(data[500_000:])  # (was it closed on unread bytes, the answer would be lost)
+        await stream.send_all(data[500_000:])  # (a connection closed with unread bytes would lose the answer)
         assert b" 403 " in seen + await rest_of(stream)
 
 
@@ -220,7 +220,7 @@ async def test_what_comes_during_an_answer_is_bounded_and_does_not_disturb_it() 
 
 
 async def pour(stream: trio.SocketStream) -> int:
-    """Send until it is not taken any more; how many bytes were."""
+    """Send until nothing more is accepted; returns the number of bytes."""
     num_sent = 0
     while True:
         try:

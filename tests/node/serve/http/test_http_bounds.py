@@ -1,4 +1,4 @@
-"""What one client may take of a node's event loop and memory over HTTP."""
+"""How much of a node's event loop and memory one client may take over HTTP."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ class Body(msgspec.Struct):
 
 
 class Reader:
-    """Lets requests in as that of the client in their path, reads their JSON, and answers once it may."""
+    """Admits each request as that of the client in its path, reads its JSON, and answers when allowed."""
 
     def __init__(self) -> None:
         self.may_end = trio.Event()
@@ -44,7 +44,7 @@ class Reader:
 
 
 class Rounds(trio.abc.Instrument):
-    """How often the scheduler looked for what else there is to do."""
+    """Counts the rounds of the scheduler."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -170,13 +170,13 @@ async def test_bodies_that_are_held_are_bounded_and_shared_by_client(monkeypatch
             assert b" 503 " in refused and b"\r\nretry-after: 1\r\n" in refused and b"connection: close" in refused
             app.may_end.set()
             async with await dial(stream) as honest:
-                for _ in range(20):  # (each gives back what it held)
+                for _ in range(20):  # (each releases what it held)
                     await honest.send_all(request("POST", "/honest", body(100_000), Content_Type=JSON))
                     await until(honest, b"x" * 99_989)
 
 
 async def first_of(streams: Sequence[trio.SocketStream]) -> bytes:
-    """What is said on the first of them on which anything is."""
+    """The first reply on any of the streams."""
     said, hear = trio.open_memory_channel[bytes](len(streams))
 
     async def wait(stream: trio.SocketStream) -> None:

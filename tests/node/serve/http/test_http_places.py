@@ -1,4 +1,4 @@
-"""Who gets a place for an HTTP connection, and whose connection ends for it."""
+"""Which HTTP connections get a place, and which end for them."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tests.node.serve.http.test_http1 import echo
 
 
 async def ended(streams: Sequence[trio.SocketStream], count: int) -> None:
-    """Wait until ``count`` of them were ended by the server."""
+    """Wait until the server has ended ``count`` of them."""
     send, receive = trio.open_memory_channel[None](len(streams))
 
     async def wait(stream: trio.SocketStream) -> None:
@@ -52,7 +52,7 @@ async def test_connections_that_wait_keep_nobody_out(begun: bytes) -> None:
 
 
 class Admitting:
-    """Lets every request in as that of the client in its path, says whether it could, and answers when told to."""
+    """Admits each request as that of the client in its path, reports whether it could, and answers on demand."""
 
     def __init__(self) -> None:
         self.may_end = trio.Event()

@@ -1,4 +1,4 @@
-"""The page at /: whole in itself, and closed to everything else."""
+"""The page at /: complete in itself, and closed to everything else."""
 
 import base64
 import hashlib

@@ -64,8 +64,8 @@ def answer(*pieces: str, reason: str = "stop") -> list[EntryFrame]:
 
 
 class ScriptedNode(Unobserved):
-    """Answers every prompt with the next of its scripts, the last one again and again. A script that ends without a
-    last frame waits for ever."""
+    """Answers each prompt with the next of its scripts, then repeats the last. A script without a last frame waits for
+    ever."""
 
     model = "fake"
 
@@ -152,7 +152,7 @@ def chat(content: str = "hello", **more: object) -> dict[str, object]:
 
 
 def events(text: str) -> list[Any]:
-    """Of a stream, without its end, which must be there."""
+    """The events of a stream without its end, which must be there."""
     lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
     assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
@@ -539,7 +539,7 @@ async def test_that_a_node_is_still_there_is_no_text(stream: bool) -> None:
 
 
 class HoldingNode(ScriptedNode):
-    """Holds every prompt for as long as entries do, and then refuses it."""
+    """Holds every prompt for as long as entry nodes do, and then refuses it."""
 
     @asynccontextmanager
     async def ask(

@@ -1,4 +1,4 @@
-"""Which functions a model calls, read from its answer however that is cut into pieces."""
+"""The function calls of a model, read from its answer however that is cut into pieces."""
 
 import json
 
@@ -16,7 +16,7 @@ TIME: tuple[str, dict[str, object]] = ("time", {})
 
 
 def read(pieces: list[str], names: tuple[str, ...] = NAMES) -> tuple[str, list[tuple[str, object]]]:
-    """(what is said, which functions are called)."""
+    """(the text, the called functions)."""
     reader = ToolCallReader(names)
     said = "".join([*map(reader.feed, pieces), reader.end()])
     return said, [(call.name, json.loads(call.arguments)) for call in reader.calls]
