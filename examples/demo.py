@@ -163,7 +163,7 @@ def prompts() -> list[Prompt]:
 
 async def ask(prompt: Prompt, entry: LocalNode, console: Console) -> AnsweredView:
     """Run ``mycelia ask`` at the entry node and show the answer as it streams."""
-    shared = ["--cache-salt", "public"]  # (otherwise each node's users share prefixes with no one)
+    shared = ["--cache-salt", "public"]  # (otherwise the users of different nodes share no prefixes)
     arguments = ["ask", "--json", "--data-dir", str(entry.data_dir), "--max-tokens", str(MAX_TOKENS), *shared, "-"]
     process = await trio.lowlevel.open_process(
         [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

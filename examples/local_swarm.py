@@ -47,7 +47,7 @@ async def main(count: int, model: str) -> None:
             nodes = await swarm.start_many(count, ["--model", model, "--threads", "1"])
             peers = {(await node.wait_ready()).peer: node for node in nodes}
             await ask(nodes[0], model)
-            await trio.sleep(2)  # until the other nodes have its digest
+            await trio.sleep(2)  # the other nodes need time to get its digest
             served_by = await ask(nodes[1], model)
             victim = peers[served_by]
             victim.kill()

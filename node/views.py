@@ -184,7 +184,7 @@ class PeerRow(msgspec.Struct, frozen=True):
     slots: int
     """Requests that the peer runs at once; 0: not reported yet."""
     prefill_rate: int
-    """As the peer measured it, tokens/s; 0 before its first request."""
+    """Measured by the peer, tokens/s; 0 before its first request."""
     round_trip_ms: float | None
     connected_s: float
 

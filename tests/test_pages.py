@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "proto").glob("*.md")])
 FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples"
 BY_FILE_UNDER_TESTS = "security.md"
-"""The page that names tests by their file under ``tests/``, as it says."""
+"""The page that, as it says itself, names tests by their file under ``tests/``."""
 
 
 def anchors(page: Path) -> set[str]:

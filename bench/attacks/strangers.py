@@ -81,7 +81,7 @@ async def connections(plan: Plan, nursery: trio.Nursery) -> None:
 
 
 async def streams(plan: Plan, nursery: trio.Nursery) -> None:
-    """Open control streams without a message, as many as the victim accepts."""
+    """Open control streams without a message, until the victim accepts no more."""
     await _held(nursery, NUM_KEYS, partial(_streams, plan, CONTROL_PROTOCOL, STREAMS_A_KEY))
 
 
@@ -132,7 +132,7 @@ async def provider_records(plan: Plan, nursery: trio.Nursery) -> None:
     for _ in range(NUM_RECORDS):
         async with stranger(plan) as (network, victim):
             record = attackers.add_provider(secrets.token_bytes(32), network.peer_id, addresses)
-            with suppress(Exception), trio.move_on_after(10):  # (as above)
+            with suppress(Exception), trio.move_on_after(10):  # (see above)
                 await attackers.say(network, victim, attackers.KAD_PROTOCOL, [record])
 
 

@@ -67,15 +67,15 @@ class Size:
     sweep_s: tuple[float, float] = (30.0, 20.0)
     """Warm-up and measured time of each cell of the sweep. A shorter warm-up measures empty caches."""
     large_s: tuple[float, float] = (40.0, 20.0)
-    """The same for swarms of more than 64 nodes."""
+    """``sweep_s`` for swarms of more than 64 nodes."""
     long_s: tuple[float, float] = (60.0, 60.0)
-    """The same for the other sections."""
+    """``sweep_s`` for the other sections."""
     even_s: tuple[float, float] = (60.0, 120.0)
-    """The same where utilisation is compared: in half a minute, chance makes the busiest of 16 nodes a tenth busier."""
+    """``sweep_s`` where utilisation is compared: in half a minute, chance makes the busiest of 16 nodes 10 % busier."""
     slow_s: tuple[float, float] = (90.0, 300.0)
-    """The same where prompts are few, or nodes come and go."""
+    """``sweep_s`` where prompts are few, or nodes come and go."""
     trace_s: tuple[float, float] = (200.0, 400.0)
-    """The same for measured traces, whose caches fill slowly."""
+    """``sweep_s`` for measured traces, whose caches fill slowly."""
     few: tuple[str, ...] = _CLOSE
     """Policies of the sections that compare few."""
     liar_loads: tuple[float, ...] = (0.3, 0.5)

@@ -23,7 +23,7 @@ DEFAULT_RATE = 8.0
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What is run and shown, besides the scenario."""
+    """The settings of a run and its report, besides the scenario."""
 
     data: Path | None = setting(
         None,

@@ -1,5 +1,5 @@
-"""What a node would find on this machine, and what would stop it. Starts one short process. Writes nothing, except that
-a packaged model in parts is put together.
+"""The state of this machine for a node, and the faults that would stop it. Starts one short process. Writes nothing,
+except that a packaged model in parts is put together.
 
 Reads the file system, /proc and, through ``engine/probe.py``, llama.cpp. Every error becomes a problem in the report,
 never an exception.

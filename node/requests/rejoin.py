@@ -48,7 +48,7 @@ class AnswerSoFar:
         self._tokens = bytearray(ask.answered)
         self._num_chars = self._num_logprobs = 0
         self.namespace = ask.namespace
-        """Of the model that was chosen; empty: none yet."""
+        """Namespace of the chosen model; empty: none yet."""
         self.num_rejoins = 0
 
     def routed(self, namespace: bytes) -> None:

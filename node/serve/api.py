@@ -1,4 +1,4 @@
-"""What the gateway needs of the node behind it."""
+"""The interface of the node that the gateway needs."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -22,7 +22,7 @@ class Embedded:
 
 
 class Api(Protocol):
-    """The node as the gateway sees it."""
+    """The node behind the gateway."""
 
     @property
     def model(self) -> str:

@@ -165,7 +165,7 @@ def _newest(records: Iterable[Record]) -> list[Record]:
     found: dict[str, Record] = {}
     for record in records:
         if record.row.status == "running":
-            found.pop(record.row.id, None)  # (it enters anew: its client came back after a restart)
+            found.pop(record.row.id, None)  # (it enters again: its client came back after a restart)
         found[record.row.id] = record
         if len(found) > MAX_REQUESTS:
             del found[list(found)[surplus([kept.row.client for kept in found.values()])]]

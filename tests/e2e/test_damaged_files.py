@@ -140,7 +140,7 @@ async def test_a_full_disk_costs_nothing_that_was_there(swarm: LocalSwarm, tmp_p
         node.kill()
         await node.process.wait()
 
-        (data_dir / "node.json").unlink()  # (of the killed node, and not needed)
+        (data_dir / "node.json").unlink()  # (it belongs to the killed node and is not needed)
         fill(disk)
         before = contents(data_dir)
         refused = await swarm.start("full", options=options)

@@ -62,7 +62,7 @@ async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSw
 
 
 async def test_a_killed_node_shows_its_requests_again(swarm: LocalSwarm) -> None:
-    """Also the request that it was answering, as interrupted."""
+    """The request that was being answered is shown too, as interrupted."""
     with trio.fail_after(2 * DEADLINE_S):
         node = await swarm.start("alone", options=ONE_THREAD)
         await node.wait_ready()

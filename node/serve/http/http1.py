@@ -35,9 +35,9 @@ LINGER_S = 2.0
 """How long an ended connection still reads what the client sends. A connection that is closed with unread bytes is
 reset, and the client would lose the very answer that refused these bytes."""
 MAX_HEAD_BYTES = 65_536
-"""Also the limit of bytes that wait behind a request being answered. Both are exceeded by one read at most."""
+"""Also the limit of bytes that wait behind a request being answered. One read may exceed either."""
 MAX_HEAD_LINES = 128
-"""Of a head or a trailer, exceeded by one feed of h11 at most: 16,000 empty lines take 25 ms to parse."""
+"""Lines of a head or a trailer; one feed of h11 may exceed it. 16,000 empty lines take 25 ms to parse."""
 MAX_PIECES = 4_096
 """Chunks of a body: each costs h11 as much time as parsing a kilobyte of JSON."""
 MAX_REST_PIECES = 64
@@ -62,7 +62,6 @@ class HttpConnection:
         self._body = bytearray()
         """Parsed bytes of a body that the application has not received yet."""
         self._num_pieces = 0
-        """Of the present body."""
         self._has_length = False
         """The head gives the body's length, so a feed is one piece."""
         self._head = b""

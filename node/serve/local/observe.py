@@ -1,4 +1,4 @@
-"""What a working node reports about itself, for its page, for users and for Prometheus.
+"""The reports of a working node about itself, for its page, for users and for Prometheus.
 
 GET /api/requests      the last requests that entered here, the newest last
 GET /api/trace/ID      one request's steps at all nodes; the first digits of its id are enough
@@ -76,8 +76,6 @@ def _not_found(message: str) -> Response:
 
 
 class _EventStream:
-    """Until the client leaves."""
-
     def __init__(self, api: Api, streams: Places, client: bytes) -> None:
         self._api = api
         self._streams = streams

@@ -72,7 +72,7 @@ async def prompt_of(member: Member, text: str) -> list[int]:
 async def test_nothing_of_a_prompt_is_recovered_token_by_token(
     named: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Whatever a peer sends, it receives the same at the same time as if the victim had asked nothing."""
+    """For every request that a peer can send: the replies and their times do not depend on the victim's prompts."""
     heard = []
     for was_asked in (True, False):
         async with open_members(2, prefill_rate=PREFILL_RATE) as (_, (victim, stranger)):
