@@ -1,14 +1,14 @@
-"""Questions to the engine process about texts: in turn, bounded, and none that killed it asked again.
+"""The parent's questions to the engine process about texts: in fair order, bounded, and not repeated if one killed it.
 
-Reading a text takes time that somebody else waits for, so what is to be read waits in fair queues (service: a token for
-every four bytes), one for short texts and one for long ones: nobody's question of an ordinary length waits for a long
-text. The child has a thread for either (``renders.py``) and is sent little at a time.
+While the child reads one text, others wait. So questions wait in fair queues (service: one token for every four bytes),
+one queue for short texts and one for long texts: a question of ordinary length never waits for a long text. The child
+has a thread for each queue (``renders.py``), and the parent sends it few questions at a time.
 
-When the child dies, what it was not at is asked again of the next one. The oldest question of a lane that was not
-answered is what the child was at there, if it was at any: it ends with an error, unless the child is known to have died
-of something else.
+When the child dies, the parent asks the next child the unanswered questions again, except those that the child may have
+died of: the oldest unanswered question of each lane is the one the child was reading, if any. Those end with an error,
+unless the child is known to have died of another cause.
 
-Questions that are alike, of one client at one time, are asked once: each choice of an answer asks for its prompt.
+Equal questions of one client at the same time are asked once: each choice of an answer asks for the same prompt.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -25,16 +25,16 @@ from mycelia.proto.admission.fair_queue import FairQueue, share_of
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
 MAX_WAITING = 256
-"""Questions of each lane. What waits longer than proto.fair_queue.MAX_WAIT_S is refused before."""
+"""Questions that wait in a lane, at most. An expected wait over ``proto.fair_queue.MAX_WAIT_S`` is refused earlier."""
 MAX_WAITING_BYTES = 32 << 20
-"""In each lane: 64 of the longest conversations."""
+"""Maximum bytes that wait in a lane: 64 of the longest conversations."""
 SHORT_WINDOW = 16
-"""Short questions that the child has at once, so that it never waits for the next one: 16 kB are read in 10 ms."""
+"""Short questions that the child has at once, so that it never waits for the next one: it reads 16 kB in 10 ms."""
 LONG_WINDOW = 1
 GUESS_S = 0.1
-"""Between two starts, before any was seen with others waiting."""
+"""Assumed seconds between two starts, before the first start with others waiting is measured."""
 RETRY_S = 1.0
-"""After a refusal for bytes, and after a death."""
+"""Retry time after a refusal for bytes, and for embeddings after the child's death."""
 BYTES_A_TOKEN = 4
 
 Answer = ipc.Rendered | ipc.Spelled | ipc.Embedded
@@ -51,13 +51,13 @@ class Call:
     subnet: str
     done: trio.Event = field(default_factory=trio.Event)
     answer: Answer | None = None
-    """None once it is done: the child died over it."""
+    """None when the call is done: the child died over it."""
     is_left: bool = False
-    """Nobody waits for the answer any more."""
+    """The caller does not wait for the answer any more."""
 
     @property
     def service(self) -> int:
-        """In tokens of a prompt."""
+        """The cost in prompt tokens."""
         return len(self.frame) // BYTES_A_TOKEN
 
     def end(self, answer: Answer | None) -> None:
@@ -66,21 +66,21 @@ class Call:
 
 
 class Lane:
-    """Questions of one kind: those that wait, and those that the child has. Pure but for the events of the calls.
+    """Questions of one kind, waiting or sent to the child. Pure except for the events of the calls.
 
-    Invariant: at most ``window`` are with the child; each of the others waits.
+    Invariant: the child has at most ``window`` of them; each of the others waits.
     """
 
     def __init__(self, window: int) -> None:
         self._window = window
         self._waiting: FairQueue[Call] = FairQueue(MAX_WAITING)
         self._sent: dict[int, Call] = {}
-        """By key, in the order in which they were sent."""
+        """Key -> call, in the order of sending."""
         self._bytes = ByteShares(MAX_WAITING_BYTES)
-        """Of what waits."""
+        """Bytes of the waiting calls."""
 
     def join(self, call: Call, now: float) -> float:
-        """0.0: ``call`` waits. Else it is refused, and may come again after so many seconds. Mutates."""
+        """Queue ``call`` and return 0.0, or refuse it and return the retry time in seconds. Mutates."""
         size, share = len(call.frame), share_of(call)
         if not self._bytes.take(share, size):
             return RETRY_S
@@ -90,7 +90,7 @@ class Lane:
         return wait_s
 
     def next_to_send(self, now: float) -> Call | None:
-        """What the child is to be sent now; None: nothing, or it has enough. Mutates."""
+        """The call to send to the child now; None: nothing waits, or the child has enough. Mutates."""
         if not self._waiting:
             return None
         if len(self._sent) >= self._window:
@@ -103,7 +103,7 @@ class Lane:
         return call
 
     def leave(self, call: Call) -> bool:
-        """Nobody waits for ``call`` any more. Whether the child has it: it keeps its place then. Mutates."""
+        """Note that the caller of ``call`` left. True: the child has the call, which keeps its place. Mutates."""
         call.is_left = True
         if call in self._waiting:
             self._waiting.withdraw(call)
@@ -111,14 +111,14 @@ class Lane:
         return call.key in self._sent
 
     def answered(self, key: int, answer: Answer | None) -> bool:
-        """The child is done with that question, if it had it. Mutates."""
+        """End the call that the child is done with. False: the child did not have it. Mutates."""
         call = self._sent.pop(key, None)
         if call is not None:
             call.end(answer)
         return call is not None
 
     def lost(self, num_ended: int) -> None:
-        """The child died: the first ``num_ended`` of what it had are over, the others wait again. Mutates."""
+        """After the child's death, end the first ``num_ended`` calls it had and queue the others again. Mutates."""
         sent = list(self._sent.values())
         self._sent.clear()
         for call in sent[:num_ended]:
@@ -133,7 +133,7 @@ class Lane:
 
 
 class _Shared:
-    """An answer that several wait for."""
+    """An answer that several callers wait for."""
 
     def __init__(self) -> None:
         self.over = trio.Event()
@@ -142,22 +142,20 @@ class _Shared:
 
 
 class Calls:
-    """All questions about texts to one engine process after the other."""
+    """All questions about texts, over restarts of the engine process."""
 
     def __init__(self, keys: Iterator[int]) -> None:
-        """keys: numbers that nothing else sent to the child has."""
+        """keys: numbers that no other message to the child uses."""
         self._keys = keys
         self._short, self._long = Lane(SHORT_WINDOW), Lane(LONG_WINDOW)
         self._embeds = Lane(MAX_WAITING)
-        """The child has a queue of its own for them."""
+        """The child has its own queue for embeddings."""
         self._send: Callable[[bytes], None] | None = None
         self._shared: dict[Hashable, _Shared] = {}
 
     async def ask(self, question: Callable[[int], Question], client: bytes = b"", subnet: str = "") -> Answer:
-        """The child's answer, also over restarts of it. question: makes it, given its key.
-
-        Raises TooLongError, BusyError when too much waits, LocalError for what the child refuses or died over.
-        """
+        """The child's answer, also over restarts of the child. question: makes the question, given its key. Raises
+        TooLongError, BusyError when too much waits, LocalError for a question that the child refuses or died over."""
         message = question(next(self._keys))
         try:
             call = Call(message.key, ipc.encode(message), client, subnet)
@@ -177,14 +175,14 @@ class Calls:
     async def ask_once(
         self, identity: Hashable, question: Callable[[int], Question], client: bytes, subnet: str
     ) -> Answer:
-        """As ``ask``; who asks the same meanwhile gets the same answer. identity: equal for the same question."""
+        """As ``ask``, but equal questions asked meanwhile get the same answer. identity: equal for equal questions."""
         identity = identity, client, subnet
         while (shared := self._shared.get(identity)) is not None:
             await shared.over.wait()
             if shared.error is not None:
                 raise shared.error
             if shared.answer is not None:
-                return shared.answer  # (else who asked has left)
+                return shared.answer  # (None: the first caller left before the answer came)
         shared = self._shared[identity] = _Shared()
         try:
             shared.answer = await self.ask(question, client, subnet)
@@ -197,24 +195,23 @@ class Calls:
         return shared.answer
 
     def start(self, send: Callable[[bytes], None]) -> None:
-        """There is a child, which takes questions by ``send``."""
+        """Begin to send questions to a new child, with ``send``."""
         self._send = send
         for lane in (self._short, self._long, self._embeds):
             self._send_from(lane)
 
     def stop(self) -> None:
-        """There is no child any more; ``lost`` is to follow."""
+        """Send nothing more: the child is gone. Call ``lost`` next."""
         self._send = None
 
     def lost(self, is_suspect: bool) -> None:
-        """What the child that died had not answered is over or waits for the next. is_suspect: a question may have
-        killed it."""
+        """End the unanswered questions of the dead child or queue them again. is_suspect: a question may have killed
+        it."""
         self._short.lost(int(is_suspect))
         self._long.lost(int(is_suspect))
         self._embeds.lost(MAX_WAITING if is_suspect else 0)
 
     def answered(self, answer: Answer) -> None:
-        """The child answered."""
         for lane in (self._short, self._long, self._embeds):
             if lane.answered(answer.key, answer):
                 self._send_from(lane)
@@ -230,7 +227,7 @@ class Calls:
             yield
         finally:
             if not call.done.is_set() and lane.leave(call) and lane is self._embeds:
-                lane.answered(call.key, None)  # (the child says nothing more of what is cancelled)
+                lane.answered(call.key, None)  # (the child does not answer a cancelled call)
                 if self._send is not None:
                     self._send(ipc.encode(ipc.Cancel(call.key)))
 

@@ -1,8 +1,8 @@
-"""Merges changes of a prefix cache while nobody reads them.
+"""Merges the changes of a prefix cache until they are read.
 
-The reader applies a change as "first evict, then store", so a merged change must hold, for every id, whether the
-reader's old leaf of that id goes and which tokens the new one has. The number of ids bounds it: sequences, and edges of
-the second tier.
+The reader applies a change as "first evict, then store". So a merged change holds for every id whether the reader's old
+leaf with that id is evicted, and which tokens the new leaf has. Its size is bounded by the number of ids: sequences,
+and edges of the second tier.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,21 @@ class ChangeLog:
         return bool(self._evicted or self._stored or self._reset)
 
     def store(self, seq_id: int, tokens: Sequence[int]) -> None:
-        """A leaf came; its id is new, or was evicted before."""
+        """Note a new leaf. Its id is new, or was evicted before."""
         self._stored[seq_id] = tokens
 
     def evict(self, seq_id: int) -> None:
-        """A leaf went."""
         if self._stored.pop(seq_id, None) is None:
             self._evicted[seq_id] = None
 
     def reset(self) -> None:
-        """Every leaf is gone."""
+        """Note that every leaf is gone."""
         self._evicted.clear()
         self._stored.clear()
         self._reset = True
 
     def add(self, change: CacheChange) -> None:
-        """Append another change."""
+        """Append a change that was merged elsewhere."""
         if change.reset:
             self.reset()
         for seq_id in change.evicted:
@@ -46,7 +45,7 @@ class ChangeLog:
             self.store(seq_id, tokens)
 
     def take(self) -> CacheChange:
-        """The net change; the log is empty afterwards."""
+        """The net change. Empties the log."""
         change = CacheChange(stored=list(self._stored.items()), evicted=list(self._evicted), reset=self._reset)
         self._evicted, self._stored, self._reset = {}, {}, False
         return change

@@ -1,4 +1,4 @@
-"""How the engine's process is started and ended, and what of its last words is shown."""
+"""Start and end of the engine's process."""
 
 import os
 
@@ -11,14 +11,15 @@ from mycelia.proto.wire.messages import Vitals
 
 
 def child_environment() -> dict[str, str]:
-    """The parent's environment, plus what keeps llama.cpp from starting a debugger, and glibc from keeping memory.
+    """The parent's environment, with variables that keep llama.cpp from starting a debugger, and glibc from keeping
+    memory.
 
-    Prefixes come to host memory and go again in pieces of megabytes and of all sizes. By default glibc soon takes such
-    pieces from its heap, which they leave full of holes: in 30 minutes of load an engine grew by 6 %. With a threshold
-    that is given it does not move, and what is longer goes back to the system at once.
+    The memory tier allocates and frees blocks of megabytes in all sizes. By default glibc soon takes such blocks from
+    its heap and leaves it full of holes: in 30 minutes of load an engine grew by 6 %. An explicit threshold stays
+    fixed, and larger blocks go back to the system at once.
 
-    OMP_WAIT_POLICY stays as it is: ``passive`` makes a decode step of two threads take twice as long (44 ms instead of
-    23 for four rows), and where others use the cores too it gains nothing that fewer threads would not.
+    OMP_WAIT_POLICY is not changed: with ``passive`` a decode step of two threads takes twice as long (44 ms instead of
+    23 ms for four rows), and if other processes use the cores, fewer threads gain as much.
     """
     environment = dict(os.environ)
     environment.setdefault("GGML_NO_BACKTRACE", "1")
@@ -27,7 +28,7 @@ def child_environment() -> dict[str, str]:
 
 
 async def end_process(child: trio.Process, grace_s: float) -> None:
-    """Close stdin, which ends the child; kill it when that takes too long."""
+    """Close stdin, which ends the child; kill it after ``grace_s``."""
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None
     await child.stdin.aclose()
     with trio.move_on_after(grace_s):
@@ -40,13 +41,13 @@ async def end_process(child: trio.Process, grace_s: float) -> None:
 
 
 def without_folder(words: str) -> str:
-    """A failed assertion of llama.cpp begins with the path of the file, on the machine that compiled it."""
+    """``words`` without the folder of the source file with which a failed assertion of llama.cpp begins."""
     place, separator, rest = words.partition(": ")
     return f"{place.rpartition('/')[2]}{separator}{rest}"
 
 
 def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
-    """The first message to a child. num_cells: None lets it choose."""
+    """The first message to a child. num_cells: None lets the child choose."""
     return ipc.Load(
         model_path=str(settings.model_path),
         threads=settings.num_threads,
@@ -68,5 +69,5 @@ def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
 
 
 def idle_vitals(slots: int) -> Vitals:
-    """slots: 0 while there is no child."""
+    """The vitals without any work. slots: 0 while there is no child."""
     return Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=slots)

@@ -1,8 +1,8 @@
-"""What the rest of a node knows of an engine. ``open_engine`` (process.py) gives the real one,
-``FakeEngine`` (fake/engine.py) is the one for tests.
+"""The interface between an engine and the rest of a node. ``open_engine`` (process.py) opens the real engine,
+``FakeEngine`` (fake/engine.py) is for tests.
 
-An engine holds one model, answers token prompts, reuses the longest cached prefix of each, and tells what its cache
-gained and lost. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
+An engine holds one model, answers token prompts, reuses the longest cached prefix of each prompt, and reports the
+changes of its cache. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
 """
 
 from collections.abc import AsyncIterator, MutableSequence, Sequence
@@ -26,14 +26,14 @@ from mycelia.proto.wire.messages import (
 )
 
 DEADLINE, TOO_LATE = "deadline", "the answer was not finished in the time it was given"
-"""Code and message of a request whose deadline passed."""
+"""Code and message for a request whose deadline passed."""
 MAX_ITEM_TOKENS = 256
-"""Of one item, so that it fits a frame; fewer with logprobs."""
+"""Maximum number of tokens in one item, so that it fits a frame; items with logprobs hold fewer."""
 
 COALESCE_S = 0.1
-"""Tokens chosen within this time of the last item of their answer share the next one: each item wakes seven tasks in
-two or three processes on its way to the client, and ten changes a second read as steady. The first token never waits,
-nor does the end."""
+"""Minimum seconds between two items of an answer; tokens chosen in between share an item. Each item wakes seven tasks
+in two or three processes on its way to the client, and a reader sees ten changes a second as a steady flow. The first
+token and the end of the answer never wait."""
 
 
 @dataclass(frozen=True)
@@ -41,45 +41,46 @@ class ModelInfo:
     """Facts of the loaded model, fixed for the engine's life."""
 
     name: str
-    """The name users give: the registered one (``smollm2``) or the file's stem."""
+    """The name that users give the model: the registered name (``smollm2``) or the file's stem."""
     namespace: bytes
     """16 bytes, see ``proto.blocks.namespace_key``."""
     context_tokens: int
-    """Longest prompt plus answer, in tokens."""
+    """Maximum length of prompt plus answer, in tokens."""
     num_vocab: int
     reuse: str
     """``prefix`` or ``none`` (recurrent and hybrid models), as the capability probe found."""
     num_cells: int = 0
     """Tokens that its KV cache holds."""
     token_bytes: int = 2**16
-    """The vocabulary's longest token, or more: a text of over ``context_tokens`` times that many does not fit."""
+    """Length of the vocabulary's longest token or an upper bound: a text of more than ``context_tokens`` times this
+    many bytes does not fit."""
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One prompt to answer. ``sampling.max_tokens`` counts new tokens only, and is cut to what the context leaves."""
+    """One prompt to answer. ``sampling.max_tokens`` counts new tokens only; the engine cuts it to fit the context."""
 
     request_id: bytes
     prompt: Sequence[int]
     sampling: Sampling
     resumed_tokens: int = 0
-    """Tokens at the end of ``prompt`` that were generated for this request before, elsewhere. Random numbers,
-    penalties, grammar and stop strings go on after them, so a resumed answer draws what the interrupted one would
-    have drawn."""
+    """Number of tokens at the end of ``prompt`` that another node generated for this request. Random numbers,
+    penalties, grammar and stop strings go on after them, so a resumed answer draws the same tokens as the interrupted
+    one would."""
     deadline_s: float | None = None
-    """Seconds from now that the answer may take, waiting included; then it ends with EngineFailed, not retryable, after
-    the tokens there are. None: no limit. Looked at between steps, which aim at 2 s at most, and once a
-    grammar is compiled; whoever waits keeps a clock of his own."""
+    """Seconds from now that the answer may take, waiting included. Then the tokens so far are sent, and the request
+    ends with EngineFailed, not retryable. None: no limit. The engine checks between steps, which aim at 2 s at most,
+    and after a grammar is compiled, so a caller that needs precision keeps its own clock."""
     client: bytes = b""
-    """Whose share of the engine it takes: a peer id that the transport has authenticated; empty for this node's own
-    requests. Clients are served in turn by the work done for them, see ``proto.fair_queue``."""
+    """The client whose share of the engine the request takes: an authenticated peer id, or empty for this node's own
+    requests. Clients are served in the order of the work done for them, see ``proto.fair_queue``."""
     subnet: str = ""
-    """The network that it came from, see ``proto.subnets``: its clients have one share together. Empty: that client
-    alone."""
+    """The network of the client, see ``proto.subnets``: all its clients have one share. Empty: the client has a share
+    of its own."""
     owner: Owner = Owner()  # noqa: RUF009  immutable
-    """Whose cached prefixes it may reuse, and who may reuse its own."""
+    """The owner whose cached prefixes the request may reuse, and who may reuse the prefixes of this request."""
     open_tokens: int = 0
-    """Of its leading tokens, as many as hold no secrets, so that everybody may reuse them."""
+    """Number of leading tokens that hold no secrets, so that every request may reuse them."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ class EngineTokens:
     tokens: Sequence[int]
     text: bytes
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """One a token if the request asks for them, else none."""
+    """One entry per token if the request asks for logprobs, else empty."""
 
     def joined(self, later: "EngineTokens") -> "EngineTokens | None":
-        """Both in one item, None if that is too large for one frame."""
+        """Both items as one; None if that is too large for one frame."""
         num_tokens, num_bytes = len(self.tokens) + len(later.tokens), len(self.text) + len(later.text)
         most = MAX_LOGPROBS_PER_FRAME if self.logprobs or later.logprobs else MAX_ITEM_TOKENS
         if num_tokens > most or num_bytes > MAX_TEXT_BYTES_PER_FRAME:
@@ -112,7 +113,7 @@ class EngineTokens:
 
 @dataclass(frozen=True)
 class EngineDone:
-    """Last item of an answered request. reason: stop, length or cancelled."""
+    """The last item of an answered request. reason: stop, length or cancelled."""
 
     reason: str
     usage: Usage
@@ -120,17 +121,17 @@ class EngineDone:
 
 @dataclass(frozen=True)
 class EngineFailed:
-    """Last item of a request that could not be answered; the fields are those of ``proto.messages.Failed``."""
+    """The last item of a request without a full answer; the fields are those of ``proto.messages.Failed``."""
 
     code: str
     message: str
     retryable: bool
     retry_after_s: float = 0.0
-    """When the client may come again, see ``proto.shares``; 0: unknown."""
+    """Seconds after which the client may ask again, see ``proto.shares``; 0: unknown."""
 
 
 def append_tokens(items: MutableSequence[EngineTokens], item: EngineTokens) -> None:
-    """Add ``item`` at the end, joined with the last one if both fit one frame. Mutates ``items``."""
+    """Append ``item``, joined with the last item if both fit one frame. Mutates ``items``."""
     joined = items[-1].joined(item) if items else None
     if joined is None:
         items.append(item)
@@ -142,17 +143,17 @@ EngineItem = EngineAccepted | EngineTokens | EngineDone | EngineFailed
 
 
 FIRST_EDGE_ID = 1024
-"""Leaves with ids from here on are not in the KV cache but in the second tier (memory or disk, see ``tier.py``); ids
-below are llama.cpp's sequences."""
+"""Smallest id of a leaf in the second tier (memory or disk, see ``tier.py``). Smaller ids are llama.cpp's sequences, in
+the KV cache."""
 
 
 @dataclass(frozen=True)
 class CacheChange:
-    """What the prefix cache gained and lost, in order: first ``evicted`` leaf ids go, then ``stored`` leaves come.
+    """A change of the prefix cache. Readers first remove the leaves ``evicted``, then add the leaves ``stored``.
 
-    A leaf stands for its whole token sequence from the root, given as a path (``proto.sharing.unpaint``). Ids may be
-    reused after they were evicted. ``reset``: forget every leaf first (the engine restarted). A leaf that moves to the
-    second tier is evicted and stored under another id at once. Leaves of the second tier may be prefixes of others.
+    A leaf stands for its whole token sequence from the root, given as a path (``proto.sharing.unpaint``). An id may be
+    reused after its eviction. ``reset``: forget every leaf first (the engine restarted). A leaf that moves to the
+    second tier is evicted and at once stored under another id. A leaf of the second tier may be a prefix of another.
     """
 
     stored: Sequence[tuple[int, Sequence[int]]]
@@ -161,14 +162,14 @@ class CacheChange:
 
 
 class Engine(Protocol):
-    """A running engine. ``generate`` may be used by many tasks at once."""
+    """A running engine. Many tasks may call ``generate`` at once."""
 
     @property
     def info(self) -> ModelInfo: ...
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """What each token says, as answers spell it; None: it is not known."""
+        """The text of each token, as answers spell it; None: unknown."""
         ...
 
     def vitals(self) -> Vitals:
@@ -176,36 +177,37 @@ class Engine(Protocol):
         ...
 
     async def vitals_changes(self) -> Vitals:
-        """Wait until the load differs from what this call last returned, or for the first time from what it was at the
-        start; the load then. One reader."""
+        """Wait until the load differs from the last result of this call (at the first call: from the load at the
+        start), and return it. One reader."""
         ...
 
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each token sequence, for display: bytes that are no UTF-8 are replaced. Raises LocalError."""
+        """The text of each token sequence, for display: invalid UTF-8 is replaced. Raises LocalError."""
         ...
 
     async def tokenize_chat(
         self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
     ) -> Sequence[int]:
-        """The prompt of a conversation, through the model's own chat template, ready for the assistant's turn; as
-        ``proto.blocks.token_array`` makes it or a list. tools: see ``Ask.tools``; client, subnet: whose turn it
-        takes.
+        """The prompt of a conversation, made by the model's own chat template and ready for the assistant's turn: a
+        list or the result of ``proto.blocks.token_array``. tools: see ``Ask.tools``; client, subnet: whose share of the
+        queue the work takes.
 
-        Contents are tokenized as plain text: spelling a control token in a message does not make one.
-        Raises TooLongError when it does not fit the context (not always: the caller counts, too), BusyError when too
-        much waits to be read, LocalError for an empty conversation or a template that refuses it.
+        Contents are tokenized as plain text: a control token that a message spells stays text.
+        Raises TooLongError when the prompt does not fit the context (not in every case: the caller counts, too),
+        BusyError when too much text waits, LocalError for an empty conversation or one that the template refuses.
         """
         ...
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        """The prompt that ``text`` is by itself, likewise; control tokens that it spells count."""
+        """The tokens of ``text`` without a template, else as ``tokenize_chat``; spelled control tokens become control
+        tokens."""
         ...
 
     async def embed(
         self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
-        """A vector of length 1 for each text, given as tokens. client, subnet: see ``EngineRequest``. Being
-        cancelled cancels. Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
+        """A vector of length 1 for each text, given as tokens. client, subnet: see ``EngineRequest``. Cancelling the
+        caller cancels the work. Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
         ...
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:
@@ -213,5 +215,5 @@ class Engine(Protocol):
         ...
 
     async def cache_changes(self) -> CacheChange:
-        """Wait for the next change of the prefix cache. One reader; changes are merged while nobody waits."""
+        """Wait for the next change of the prefix cache. One reader; changes that nobody reads are merged."""
         ...

@@ -1,8 +1,8 @@
-"""What the node and its engine process say to each other over the child's stdin and stdout.
+"""The messages between the node and its engine process, over the child's stdin and stdout.
 
-A frame is a 4-byte little-endian length and that many bytes of MessagePack: one tagged array a message. Both ends are
-ours and of one version; the bounds are there so that a stray write cannot make a reader wait for gigabytes.
-Tokens travel packed (``proto.blocks.pack_tokens``).
+A frame is a 4-byte little-endian length and that many bytes of MessagePack: one tagged array per message. Both ends
+have the same version; the bounds only ensure that a stray write cannot make a reader wait for gigabytes. Tokens are
+sent packed (``proto.blocks.pack_tokens``).
 """
 
 import os
@@ -19,10 +19,10 @@ from mycelia.proto.wire.errors import LimitExceeded, LocalError
 from mycelia.proto.wire.messages import ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-"""A conversation of several megabytes, or the tokens of a full cache."""
+"""Enough for a conversation of several megabytes, or for the tokens of a full cache."""
 
 LONG_CHARS = 16_384
-"""A question about more is a long one. An ordinary conversation is not."""
+"""A question about more characters is a long one. An ordinary conversation is shorter."""
 
 _HEADER_BYTES = 4
 
@@ -32,12 +32,12 @@ class _Frame(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Load(_Frame, frozen=True):
-    """First message to the child: what to load. See ``EngineSettings``."""
+    """The first message to the child, which names the model to load. See ``EngineSettings``."""
 
     model_path: str
     threads: int
     cells: int
-    """0: as many as are usual and fit."""
+    """0: the default number, or as many as fit."""
     sequences: int
     slots: int
     max_waiting: int
@@ -55,18 +55,18 @@ class Load(_Frame, frozen=True):
 
 
 class Submit(_Frame, frozen=True):
-    """A request. ``key`` is the parent's own number for it, never used twice."""
+    """A request. ``key`` is the parent's number for it, never used twice."""
 
     key: int
     prompt: bytes
     sampling: Sampling
-    """Checked by the parent: the child would die of one that is out of bounds."""
+    """Checked by the parent: the child would die of values out of bounds."""
     resumed_tokens: int
     due_s: float | None = None
-    """When it must be answered, by ``time.monotonic``, which is one clock for all processes; None: whenever."""
+    """Deadline of the answer by ``time.monotonic``, which is one clock for all processes; None: no deadline."""
     client: bytes = b""
     subnet: str = ""
-    """See ``EngineRequest``, both, and the owner's tag and subnet."""
+    """See ``EngineRequest`` for client, subnet, and the owner's tag and subnet."""
     tag: bytes = b""
     owner_subnet: str = ""
     open_tokens: int = 0
@@ -85,11 +85,10 @@ class Render(_Frame, frozen=True):
 
     key: int
     messages: list[tuple[str, str, str]]
-    """(role, content, extras); not ChatMessage, whose bounds are the wire's: the child would die of a longer one."""
+    """(role, content, extras). Not ChatMessage: it has the wire's bounds, and the child would die of a longer one."""
     tools: str = ""
     client: bytes = b""
     subnet: str = ""
-    """See ``EngineRequest``, both."""
 
     def turns(self) -> list[ChatMessage]:
         return [ChatMessage(role=role, content=content, extras=extras) for role, content, extras in self.messages]
@@ -118,7 +117,6 @@ class Embed(_Frame, frozen=True):
     texts: list[bytes]
     client: bytes = b""
     subnet: str = ""
-    """See ``EngineRequest``."""
 
 
 class Ping(_Frame, frozen=True):
@@ -126,7 +124,7 @@ class Ping(_Frame, frozen=True):
 
 
 class Loaded(_Frame, frozen=True):
-    """The child serves; facts of the model, see ``ModelInfo``."""
+    """The child is ready. Facts of the model: see ``ModelInfo``."""
 
     namespace: bytes
     context_tokens: int
@@ -134,20 +132,19 @@ class Loaded(_Frame, frozen=True):
     reuse: str
     cells: int = 0
     cells_note: str = ""
-    """Why there are fewer cells than usual, if there are."""
+    """The reason if there are fewer cells than usual; else empty."""
     offload: str = ""
-    """Which layers lie on which GPUs, for people; empty: none."""
+    """A text for people that names the layers on GPUs; empty: none."""
     cache_tokens: int = 0
-    """Of idle prefixes, as many as are kept in KV cells and host memory."""
+    """Maximum number of tokens of idle prefixes in KV cells and host memory."""
     piece_ends: bytes = b""
     pieces: bytes = b""
-    """What each token says: see ``Vocabulary.packed``."""
+    """The text of each token: see ``Vocabulary.packed``."""
     token_bytes: int = 2**16
-    """See ``ModelInfo``."""
 
 
 class LoadFailed(_Frame, frozen=True):
-    """The child could not load and exits."""
+    """The child could not load the model, and exits."""
 
     message: str
 
@@ -179,17 +176,16 @@ class Refused(_Frame, frozen=True):
 
 
 class Rendered(_Frame, frozen=True):
-    """``error`` empty: ``tokens`` are the prompt."""
+    """The tokens of a prompt, if ``error`` is empty. is_too_long: the prompt does not fit the model's context."""
 
     key: int
     tokens: bytes
     error: str
     is_too_long: bool = False
-    """For the model's context."""
 
 
 class Spelled(_Frame, frozen=True):
-    """``error`` empty: ``texts`` has one entry a sequence."""
+    """One text per sequence, if ``error`` is empty."""
 
     key: int
     texts: list[str]
@@ -197,7 +193,7 @@ class Spelled(_Frame, frozen=True):
 
 
 class Embedded(_Frame, frozen=True):
-    """``error`` empty: ``vectors`` has one entry a text, numbers of 32 bits. is_busy: it may be asked again, after
+    """One vector of 32-bit floats per text, if ``error`` is empty. is_busy: the client may ask again after
     ``retry_after_s``."""
 
     key: int
@@ -208,7 +204,7 @@ class Embedded(_Frame, frozen=True):
 
 
 class StoredLeaf(_Frame, frozen=True):
-    """A path, see ``proto.sharing``."""
+    """A leaf and its path, see ``proto.sharing``."""
 
     leaf: int
     tokens: bytes
@@ -222,7 +218,7 @@ class StoredLeaf(_Frame, frozen=True):
 
     @property
     def path(self) -> Sequence[int]:
-        """Raises RemoteError for what are no tokens."""
+        """The path. Raises RemoteError for invalid tokens."""
         tokens = unpack_tokens(self.tokens)
         return tokens if self.tag is None else paint(tokens, self.num_open, self.tag)
 
@@ -234,7 +230,7 @@ class CacheDelta(_Frame, frozen=True):
 
 
 class Pong(_Frame, frozen=True):
-    """What the thread that owns llama.cpp is at, and those that read texts; see ``watchdog.Pulse``."""
+    """The state of the thread that owns llama.cpp and of the threads that read texts; see ``watchdog.Pulse``."""
 
     is_decoding: bool
     busy_s: float
@@ -242,8 +238,6 @@ class Pong(_Frame, frozen=True):
 
 
 class LoadChanged(_Frame, frozen=True):
-    """The engine's load changed."""
-
     vitals: Vitals
 
 
@@ -269,7 +263,7 @@ _from_child = msgspec.msgpack.Decoder(FromChild)
 
 
 def is_long(question: Render | Parse | Spell) -> bool:
-    """Whether answering takes long. The parent and the child have to agree on it."""
+    """Whether the answer takes long. Parent and child must use the same rule."""
     match question:
         case Render():
             size = len(question.tools) + sum(len(content) + len(extras) for _, content, extras in question.messages)
@@ -281,7 +275,7 @@ def is_long(question: Render | Parse | Spell) -> bool:
 
 
 def encode(message: ToChild | FromChild) -> bytes:
-    """A whole frame. Raises LimitExceeded for one that the reader would refuse."""
+    """A whole frame. Raises LimitExceeded for a frame that the reader would refuse."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise LimitExceeded(f"{len(body)} bytes are too much for one engine message, {MAX_FRAME_BYTES} are allowed")
@@ -289,13 +283,13 @@ def encode(message: ToChild | FromChild) -> bytes:
 
 
 class FrameBuffer:
-    """Cuts the child's output into messages, however the pipe chops it."""
+    """Cuts the child's output into messages, independent of how the pipe splits it."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes | bytearray) -> list[FromChild]:
-        """The messages that ``data`` completes. Raises LocalError for bytes that are no frame."""
+        """The messages that ``data`` completes. Raises LocalError for bytes that are not a frame."""
         self._data += data
         messages, start = [], 0
         while len(self._data) - start >= _HEADER_BYTES:
@@ -325,7 +319,7 @@ def _body_length(header: bytes | bytearray) -> int:
 
 
 def read_message(stream: BinaryIO) -> ToChild | None:
-    """The next message to the child, blocking; None at the end, also in the middle of a frame."""
+    """The next message to the child, blocking; None at the end of the stream, also in the middle of a frame."""
     header = stream.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
         return None
@@ -338,7 +332,7 @@ def read_message(stream: BinaryIO) -> ToChild | None:
 
 
 class Replies:
-    """The pipe to the parent, written by both threads. ``put`` collects, ``send`` also writes what was collected."""
+    """The pipe to the parent, for any thread. ``put`` collects messages; ``send`` and ``flush`` write them."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

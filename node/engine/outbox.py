@@ -1,16 +1,16 @@
-"""Frames for the engine's child process, in order, written at once where its pipe has room."""
+"""The queue of frames for the engine's child process. A frame is written at once if the pipe has room."""
 
 import trio
 
 from mycelia.node.sockets import send_at_once, send_rest
 
 _PIPE_BYTES = 65_536
-"""What a pipe holds; what it has no room for is copied with each write."""
+"""Capacity of a pipe, and so the part of the queue that is copied per write."""
 
 
 class Outbox:
-    """``put`` never waits; ``run`` must be running for what the pipe has no room for. What is put is bounded by whoever
-    puts it. Frames for a child that has died are dropped: its reader learns of that."""
+    """Writes frames in order. ``put`` never waits; the task ``run`` writes the rest when the pipe is full. Callers
+    bound the queue. Frames for a dead child are dropped: the reader of its output notices the death."""
 
     def __init__(self, pipe: trio.lowlevel.FdStream) -> None:
         self._pipe = pipe
@@ -28,13 +28,13 @@ class Outbox:
             self._has_rest.set()
 
     async def run(self) -> None:
-        """Until cancelled, or the child has died."""
+        """Write queued frames until cancelled or the child has died."""
         try:
             while True:
                 await self._has_rest.wait()
                 data = bytes(self._rest[:_PIPE_BYTES])
                 await send_rest(self._pipe, data)
-                del self._rest[: len(data)]  # (only now: what comes meanwhile goes behind it)
+                del self._rest[: len(data)]  # (only now, so that new frames go behind it)
                 if not self._rest:
                     self._has_rest = trio.Event()
         except (OSError, trio.ClosedResourceError):

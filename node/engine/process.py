@@ -1,11 +1,11 @@
-"""The engine as the node sees it: a supervised child process that runs ``worker.py``.
+"""The node's engine: a supervised child process that runs ``child/worker.py``.
 
-llama.cpp ends its process on some errors and Python cannot catch that, so it runs in a child. When the child dies, the
-requests in flight end with ``engine_lost``, the prefix cache is reported lost, and a new child is started after a pause
-that doubles while it keeps dying.
+llama.cpp ends its process on some errors, which Python cannot catch, so it runs in a child. When the child dies, the
+requests in flight end with ``engine_lost``, the prefix cache is reported lost, and a new child starts after a pause
+that doubles while children keep dying.
 
-Back-pressure: the child never waits for a slow reader of one answer. Tokens that nobody took yet are joined into one
-item, which ``max_tokens`` bounds.
+Back-pressure: the child never waits for a slow reader of one answer. Tokens that are not read yet are joined into few
+items, bounded by ``max_tokens``.
 """
 
 import itertools
@@ -53,14 +53,14 @@ from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vit
 log = structlog.get_logger()
 
 MAX_IN_FLIGHT = 1024
-"""Requests the child may know of at once; far above its own queue's bound, it only bounds the pipe."""
+"""Maximum number of requests at the child at once: far above the bound of its queue, it only bounds the pipe."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
-"""Pause before a dead child is started again; it doubles each time until a request ends well."""
+"""Pause before a new child starts; it doubles with each death until a request succeeds."""
 CLOSE_GRACE_S = 2.0
 SAVE_GRACE_S = 10.0
-"""With a disk tier: more than the child takes to write its cache."""
+"""Grace with a disk tier: more than the child takes to write its cache."""
 LOAD_DEADLINE_S = 1_800.0
-"""For loading and hashing a model: 100 GB from a slow disk. A child that is stuck must not pass for a slow one."""
+"""Maximum time to load and hash a model: 100 GB from a slow disk. It distinguishes a stuck child from a slow one."""
 MAX_READ_BYTES = 65_536
 WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.child.worker")
 FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.fake.worker")
@@ -69,22 +69,22 @@ _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
 
 class ProcessEngine:
-    """An ``Engine`` in a child process. Made by ``open_engine``."""
+    """An ``Engine`` in a child process, opened by ``open_engine``."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._info: ModelInfo | None = None
         self.vocabulary: Vocabulary | None = None
         self.num_cells = settings.cells
-        """KV cells; None until the first child has chosen. Later ones take as many: what the node told others must
-        stay true."""
+        """KV cells; None until the first child has chosen. Later children take the same number, because the node
+        announced it."""
         self.cache_tokens = 0
-        """Of idle prefixes, as many as are kept in KV cells and host memory; 0 until a child has told."""
+        """Maximum number of tokens of idle prefixes in KV cells and host memory; 0 until a child has loaded."""
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
         self._calls = Calls(self._keys)
         self._text_is_suspect = False
-        """It may have been a text that the child was ended for."""
+        """Whether a text may be the reason for which the child was killed."""
         self._outbox: Outbox | None = None
         self._running = trio.Event()
         self._watchdog = Watchdog()
@@ -97,7 +97,7 @@ class ProcessEngine:
         self._pause_s = FIRST_PAUSE_S
         self._last_words: deque[str] = deque(maxlen=20)
         self.pid: int | None = None
-        """Process id of the present child, for tests and diagnostics."""
+        """Process id of the present child."""
         self.num_restarts = 0
         self.start_error = ""
 
@@ -109,13 +109,13 @@ class ProcessEngine:
         return self._info
 
     def vitals(self) -> Vitals:
-        """The load as the child last reported it; no slots while it is down."""
+        """See ``Engine.vitals``; no slots while there is no child."""
         return self._vitals
 
     async def tokenize_chat(
         self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
     ) -> Sequence[int]:
-        """See ``Engine.tokenize_chat``. Survives restarts of the child but those that the text may have caused."""
+        """See ``Engine.tokenize_chat``. Survives restarts of the child, except those that the text may have caused."""
         size = sum(len(message.content) for message in messages)
         turns = [(message.role, message.content, message.extras) for message in messages]
         identity = tuple(messages), tools
@@ -124,7 +124,7 @@ class ProcessEngine:
         )
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        """See ``Engine.tokenize_text``; as ``tokenize_chat``."""
+        """See ``Engine.tokenize_text``. Survives restarts like ``tokenize_chat``."""
         return await self._tokens(len(text), text, lambda key: ipc.Parse(key, text, client, subnet), client, subnet)
 
     async def _tokens(
@@ -136,7 +136,6 @@ class ProcessEngine:
         return token_array(answer.tokens)
 
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """See ``Engine.detokenize``."""
         packed = _packed(sequences)
         answer = await self._calls.ask(lambda key: ipc.Spell(key, packed))
         assert isinstance(answer, ipc.Spelled)
@@ -145,7 +144,7 @@ class ProcessEngine:
     async def embed(
         self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
-        """See ``Engine.embed``. As ``tokenize_chat``."""
+        """See ``Engine.embed``. Survives restarts like ``tokenize_chat``."""
         packed = _packed(texts)
         answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client, subnet), client, subnet)
         assert isinstance(answer, ipc.Embedded)
@@ -153,7 +152,6 @@ class ProcessEngine:
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
-        """See ``Engine.generate``."""
         key, stream = next(self._keys), AnswerStream()
         failure = self._submit(key, request)
         if failure is not None:
@@ -168,7 +166,6 @@ class ProcessEngine:
                 self._send(ipc.Cancel(key))
 
     async def vitals_changes(self) -> Vitals:
-        """See ``Engine.vitals_changes``."""
         await trio.lowlevel.checkpoint()
         while self._vitals == self._vitals_told:
             self._vitals_changed = trio.Event()
@@ -181,7 +178,6 @@ class ProcessEngine:
         self._vitals_changed.set()
 
     async def cache_changes(self) -> CacheChange:
-        """See ``Engine.cache_changes``."""
         await trio.lowlevel.checkpoint()
         while not self._changes:
             self._changed = trio.Event()
@@ -220,8 +216,8 @@ class ProcessEngine:
     async def supervise(self, first_start: trio.Event) -> None:
         """Keep a child running until cancelled.
 
-        Sets ``first_start`` when the first child has loaded, or has failed to: then ``start_error`` says why, and this
-        returns.
+        Sets ``first_start`` when the first child has loaded or failed. In the latter case ``start_error`` is the
+        reason, and the method returns.
         """
         await self._run_child(first_start.set)
         if self._info is None:
@@ -238,12 +234,12 @@ class ProcessEngine:
             await self._run_child(lambda: None)
 
     def _death(self, what: str) -> str:
-        """One line on how the child ended, with its last words."""
+        """One line on the child's death, with the last line of its stderr."""
         words = self._load_error or (without_folder(self._last_words[-1]) if self._last_words else "")
         return f"{what} ({words})" if words else what
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
-        """Start a child, serve it until it ends, clean up after it."""
+        """Start a child, exchange messages until it ends, clean up."""
         self._load_error, self._text_is_suspect = "", False
         self._last_words.clear()
         try:
@@ -254,7 +250,7 @@ class ProcessEngine:
                 stderr=subprocess.PIPE,
                 env=child_environment(),
             )
-        except OSError as exc:  # Out of memory or processes: it may pass.
+        except OSError as exc:  # Out of memory or processes, maybe for a short time.
             self._load_error = f"cannot start the engine process: {exc}"
             return
         assert isinstance(child.stdin, trio.lowlevel.FdStream), "POSIX"
@@ -274,17 +270,17 @@ class ProcessEngine:
                     self._text_is_suspect = True
                     child.kill()
                 with trio.move_on_after(CLOSE_GRACE_S):
-                    await words_end.wait()  # A dead child's stderr ends too; what it says there is why it died.
+                    await words_end.wait()  # A dead child's stderr ends, too; its last line is the reason.
                 nursery.cancel_scope.cancel()
         finally:
             self._lose_child()
             with trio.CancelScope(shield=True):
                 await end_process(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
-            # Who kills it from outside does so whatever it reads.
+            # A kill from outside has nothing to do with the text that the child reads.
             self._calls.lost(self._text_is_suspect or child.returncode not in (-signal.SIGKILL, -signal.SIGTERM))
 
     async def _read(self, stdout: trio.lowlevel.FdStream, outbox: Outbox, on_loaded: Callable[[], None]) -> bool:
-        """Handle the child's messages until it ends. False: it talks nonsense."""
+        """Handle the child's messages until it ends. False: a message is invalid."""
         frames = ipc.FrameBuffer()
         try:
             while data := await receive_some(stdout, MAX_READ_BYTES):
@@ -297,13 +293,13 @@ class ProcessEngine:
         except LocalError as exc:
             self._load_error = str(exc)
             return False
-        except RemoteError as exc:  # Well-formed frames whose contents are not.
+        except RemoteError as exc:  # (a valid frame with invalid contents)
             self._load_error = f"the engine process sent nonsense: {exc}"
             return False
         return True
 
     async def _watch_load(self, child: trio.Process) -> None:
-        """End a child that does not say in time whether it could load."""
+        """Kill a child that does not load in time."""
         with trio.move_on_after(LOAD_DEADLINE_S):
             await self._running.wait()
             return
@@ -311,7 +307,7 @@ class ProcessEngine:
         child.kill()
 
     async def _watch_pulse(self, child: trio.Process) -> None:
-        """End a child that stopped, deadlocked or hangs: what it would answer is lost anyway."""
+        """Kill a child that is stopped, deadlocked or hangs: its answers are lost anyway."""
         await self._running.wait()
         self._watchdog = Watchdog()
         while True:
@@ -343,7 +339,7 @@ class ProcessEngine:
         self.num_cells = self.num_cells or message.cells
         self.cache_tokens = message.cache_tokens
         self._outbox = outbox
-        self._set_vitals(idle_vitals(settings.slots))  # (the child tells of itself only once it works)
+        self._set_vitals(idle_vitals(settings.slots))  # (the child reports only when it has work)
         self._running.set()
         self._calls.start(outbox.put)
         threads = settings.num_threads
@@ -379,7 +375,7 @@ class ProcessEngine:
 
     def _deliver(self, key: int, item: EngineItem) -> None:
         stream = self._streams.get(key)
-        if stream is not None:  # Else its reader has left; the child learns by the cancel.
+        if stream is not None:  # (None: its reader has left and sent a cancel)
             if not stream.put(item):
                 del self._streams[key]
                 self._send(ipc.Cancel(key))
@@ -389,7 +385,7 @@ class ProcessEngine:
         self._changed.set()
 
     def _lose_child(self) -> None:
-        """End what was in flight and forget the cache."""
+        """End the requests in flight and report the cache lost."""
         was_loaded = self._outbox is not None
         self._outbox, self.pid = None, None
         self._calls.stop()
@@ -402,7 +398,7 @@ class ProcessEngine:
             self._add_change(CacheChange(stored=(), evicted=(), reset=True))
 
     async def _keep_last_words(self, stderr: trio.abc.ReceiveStream, end: trio.Event) -> None:
-        """Log what the child says besides the protocol, and remember the end of it for the report of its death."""
+        """Log the child's stderr, and keep its last lines for the report of its death."""
         rest = b""
         async for data in stderr:
             *lines, rest = (rest + data)[-65_536:].split(b"\n")
@@ -415,7 +411,7 @@ class ProcessEngine:
 
 
 def _packed(sequences: Sequence[Sequence[int]]) -> list[bytes]:
-    """Raises LocalError for what are no tokens."""
+    """The sequences, packed. Raises LocalError for invalid tokens."""
     try:
         return [pack_tokens(tokens) for tokens in sequences]
     except (OverflowError, TypeError) as exc:
@@ -424,10 +420,8 @@ def _packed(sequences: Sequence[Sequence[int]]) -> list[bytes]:
 
 @asynccontextmanager
 async def open_engine(settings: EngineSettings) -> AsyncIterator[ProcessEngine]:
-    """A loaded engine for the duration of the block; leaving it ends the child.
-
-    Raises LocalError, in one line, when the model cannot be loaded at the first start.
-    """
+    """A loaded engine for the duration of the block; leaving the block ends the child. Raises LocalError, in one line,
+    when the first child cannot load the model."""
     if not settings.fake:
         check_gguf(settings.model_path)
     engine, first_start = ProcessEngine(settings), trio.Event()
@@ -436,7 +430,7 @@ async def open_engine(settings: EngineSettings) -> AsyncIterator[ProcessEngine]:
         nursery.start_soon(engine.supervise, first_start)
         await first_start.wait()
         if not engine.start_error:
-            # The block's own exception must not come out wrapped in the nursery's group.
+            # The block's own exception must not be wrapped in the nursery's exception group.
             try:
                 yield engine
             except BaseException as exc:  # noqa: BLE001 - raised again below

@@ -1,12 +1,11 @@
-"""How long a prompt may be, found out before the work is done, and tokenized in pieces.
+"""The bounds of a prompt, checked before the work, and the cut of long texts into pieces.
 
-No token is longer than the longest of the vocabulary, so a text of more bytes than the context has tokens, times that,
-cannot fit: it is refused unread. What may fit is tokenized piece by piece, and no further once the pieces have more
-tokens than the context.
+A text with more bytes than the context's tokens times the length of the longest token cannot fit: it is refused unread.
+Any other text is tokenized piece by piece, until the pieces have more tokens than the context.
 
-A piece is also what bounds the time: llama.cpp looks for every spelling of a control token in all that is left of a
-text, for each one that it found, so that 520 kB of them take 5 s in one call, and 0.3 s in pieces. Texts of up to
-PIECE_CHARS are one piece; longer ones are cut where words meet, where the tokens of nearly all vocabularies do too.
+Pieces also bound the time. For each control token that llama.cpp finds, it searches the rest of the text for all of
+them again, so 520 kB of control tokens take 5 s in one call, and 0.3 s in pieces. A text of up to PIECE_CHARS is one
+piece. Longer texts are cut between words, where tokens end in nearly all vocabularies.
 """
 
 import re
@@ -17,9 +16,9 @@ from mycelia.proto.wire.errors import LocalError
 
 PIECE_CHARS = 8_192
 _LAST_CHARS = 1_024
-"""Of a piece: where the place to cut is looked for."""
+"""The end of a piece in which the place to cut is searched."""
 _PLACES = tuple(re.compile(pattern, re.DOTALL) for pattern in (r".*\w(?=[ ]\w)", r".*\S(?=\s)", r".+(?=<)"))
-"""Where to cut, the best first: between words, before other white space, before what may be a control token."""
+"""Places to cut, the best first: between words, before other white space, before a possible control token."""
 
 Tokenize = Callable[[str, bool], list[int]]
 """(text, whether control tokens count) -> tokens."""
@@ -31,14 +30,14 @@ class TooLongError(LocalError):
 
 @dataclass(frozen=True)
 class PromptLimit:
-    """What fits the context of a model."""
+    """The bounds that a model's context sets for a prompt."""
 
     context_tokens: int
     token_bytes: int
-    """The longest token's."""
+    """Length of the longest token."""
 
     def check_size(self, num_bytes: int) -> None:
-        """Raise TooLongError for a text that cannot fit, whatever it says. num_bytes: of it, or fewer."""
+        """Raise TooLongError for a text that cannot fit. num_bytes: its length or a lower bound."""
         if num_bytes > self.context_tokens * self.token_bytes:
             raise TooLongError(
                 f"the prompt has {num_bytes} bytes, of which no {self.context_tokens} tokens can be made: the model's"
@@ -46,7 +45,7 @@ class PromptLimit:
             )
 
     def check_tokens(self, num_tokens: int) -> None:
-        """Raise TooLongError when that many, of a prompt or its beginning, do not fit."""
+        """Raise TooLongError when a prompt that has, or begins with, so many tokens does not fit."""
         if num_tokens > self.context_tokens:
             raise TooLongError(
                 f"the prompt has more than {self.context_tokens} tokens with its template, the model's context;"
@@ -55,8 +54,8 @@ class PromptLimit:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """``text``, cut. Where the cuts are depends on what is before them alone: a longer text that begins with this one
-    is cut alike."""
+    """The pieces of ``text``. A cut depends only on the text around it and before it, so texts with the same beginning
+    have the same cuts there."""
     start = 0
     while len(text) - start >= PIECE_CHARS + 2:
         last = text[start + PIECE_CHARS - _LAST_CHARS : start + PIECE_CHARS + 2]

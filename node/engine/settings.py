@@ -1,4 +1,4 @@
-"""What an engine is started with."""
+"""The settings of an engine."""
 
 import os
 from dataclasses import dataclass
@@ -9,56 +9,56 @@ from mycelia.node.engine.sizing import Offload, available_kib, default_ram_mib
 from mycelia.proto.wire.errors import LocalError
 
 MAX_CELLS = 4_194_304
-"""About 90 GB for the smallest models. Far beyond it llama.cpp does not fail but works for minutes."""
+"""About 90 GB for the smallest models. With far more llama.cpp does not fail but works for minutes."""
 DEFAULT_SEQUENCES = 64
 MAX_TIER_GIB = 2**20
-"""A size beyond it is a slip of the pen."""
+"""A larger size is a typing error."""
 MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What to load and how large."""
+    """The model to load, and all sizes."""
 
     model_path: Path
     model_name: str = ""
-    """The name users give; empty: the file's stem."""
+    """The name for users; empty: the file's stem."""
     threads: int | None = None
-    """None: every core this process may use. Nodes that share a machine should share its cores: barriers between more
-    threads than cores are slow."""
+    """Number of threads. None: one per core that this process may use. Nodes on the same machine should divide its
+    cores: barriers between more threads than cores are slow."""
     cells: int | None = None
-    """Tokens the KV cache holds, over all requests and cached prefixes. None: 8,192, fewer when memory is short; with
+    """Tokens in the KV cache, over all requests and cached prefixes. None: 8,192, or fewer when memory is short; with
     all layers on GPUs as many as fit, at most 65,536 and no more than all slots can use. See ``sizing.py``."""
     slots: int = 8
     """Requests that run at once: throughput still grows at 8 on two cores."""
     sequences: int = DEFAULT_SEQUENCES
-    """llama.cpp's sequence ids: running requests plus cached leaves; 256 at most."""
+    """Number of llama.cpp's sequence ids, for running requests and cached leaves; at most 256."""
     max_waiting: int = 64
-    """Queued requests; more are refused as overloaded."""
+    """Maximum number of queued requests; further ones are refused as overloaded."""
     salt: bytes = b""
     """The swarm's salt: part of the namespace."""
     ram_tier_mib: int | None = None
-    """Host memory for prefixes that left the KV cache, in MiB. 0: none. None: a quarter of what is free when the engine
-    starts, at most 4096."""
+    """Host memory for prefixes that left the KV cache, in MiB. 0: none. None: a quarter of the free memory at the start
+    of the engine, at most 4096."""
     cache_dir: Path | None = None
-    """Folder where such prefixes are also written, so that a restarted node begins warm; made when it is not there. It
-    then holds prompts and answers, as tokens. None: nothing is written."""
+    """Folder in which these prefixes are also written, so that a restarted node begins with a warm cache; created if
+    missing. It contains prompts and answers as tokens. None: nothing is written."""
     disk_tier_gib: float = 8.0
-    """Most that the engine keeps in ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
+    """Maximum size of ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
     gpu_layers: int | None = None
-    """Layers on GPUs, the output counted as one; 0: none. None: all where llama.cpp sees a GPU."""
+    """Layers on GPUs, the output counted as one; 0: none. None: all if llama.cpp has a GPU."""
     tensor_split: tuple[float, ...] = ()
-    """Shares of the GPUs; empty: by their free memory."""
+    """Shares of the GPUs; empty: by free memory."""
     main_gpu: int | None = None
-    """Everything on this GPU; None: on all of them."""
+    """The only GPU to use; None: all GPUs."""
     exact: bool = False
-    """Logits that are the same bits with and without reuse, at a price: see ``exact.py``."""
+    """Logits that are the same bits with and without reuse, at a cost in speed: see ``exact.py``."""
     fake: bool = False
     """No model, only letters: see ``engine/fake/worker.py``."""
     check: bool = False
     """Check all invariants after every request (slow, for tests)."""
     check_idle: bool = False
-    """Check them whenever the last request has ended, when that delays nobody. A broken one ends the engine process."""
+    """Check all invariants when the last request has ended, which delays no request. A violation ends the process."""
 
     def __post_init__(self) -> None:
         counts = (self.cells, self.slots, self.max_waiting, self.threads)
@@ -81,24 +81,24 @@ class EngineSettings:
 
     @property
     def ram_tier_bytes(self) -> int:
-        """The memory tier's budget; reads how much memory is free when the settings leave it open."""
+        """The memory tier's budget. Without a setting, reads the size of the free memory."""
         return (free_ram_tier_mib() if self.ram_tier_mib is None else self.ram_tier_mib) * MIB
 
 
 def sequences_for(slots: int) -> int:
-    """As many ``sequences`` as go with so many ``slots``."""
+    """The number of ``sequences`` for so many ``slots``."""
     return max(DEFAULT_SEQUENCES, 2 * slots + 1)
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def available_memory_bytes() -> int | None:
-    """What programs could still take of this machine's memory; None where there is no /proc."""
+    """The memory of this machine that programs can still take; None where there is no /proc."""
     try:
         kib = available_kib(MEMINFO.read_text())
     except OSError:

@@ -1,12 +1,12 @@
-"""Which layers go to GPUs, and how many KV cells fit beside them. Pure arithmetic: others measure.
+"""The placement of layers on GPUs, and the number of KV cells that fit beside them. Pure arithmetic: callers measure.
 
-A layer's cells lie where the layer lies, so the cache is as large as the *fullest* of those memories allows:
+The cells of a layer lie in the same memory as the layer, so the *fullest* memory limits the size of the cache:
 
     cells <= room(memory) / (layers in that memory * bytes of one cell in one layer)
 
-Room is what stays free after the weights and what computing a batch takes. It is an estimate: GPU libraries allocate
-for themselves too, and a few models give their layers different numbers of heads. So part of a GPU stays free, and
-whoever opens the cache tries a smaller one when this one is refused.
+Room is the memory that stays free after the weights and the buffers of a batch. It is an estimate: GPU libraries also
+allocate memory, and in a few models the layers have different numbers of heads. So a part of each GPU stays free, and
+``Llama`` tries a smaller cache when llama.cpp refuses the estimated size.
 """
 
 from collections.abc import Sequence
@@ -15,33 +15,33 @@ from dataclasses import dataclass
 from mycelia.proto.wire.errors import LocalError
 
 DEFAULT_CELLS = 8192
-"""Without a GPU: attention walks all cells up to the last one in use, and more of them slow a processor down."""
+"""Default without a GPU. Attention reads all cells up to the last one in use, so more cells slow a processor down."""
 MAX_GPU_CELLS = 65_536
-"""Most that are taken without being asked: the processor fills a mask of this many columns for every row of a batch,
-also for a GPU. Not yet measured on one."""
+"""Maximum of the default on GPUs: also for a GPU, the processor fills a mask with this many columns for every row of a
+batch. Not yet measured on a GPU."""
 MIB = 2**20
 MICRO_BATCH_TOKENS = 512
-"""Rows that llama.cpp computes at once: what its buffers are made for."""
+"""Rows that llama.cpp computes at once; its buffers have this size."""
 MIN_CELLS = 512
-"""Fewer hold hardly one request."""
+"""Minimum of the default: fewer cells can hardly hold one request."""
 CELLS_STEP = 256
-"""llama.cpp rounds up to a multiple of it."""
+"""llama.cpp rounds the number of cells up to a multiple of this."""
 GPU_SHARE = 0.8
-"""Of what is free on a GPU after the weights."""
+"""The part of a GPU's free memory, after the weights, that the cells may take."""
 SPARE_BYTES = 128 * MIB
-"""Left in every memory, besides the batch's own buffers."""
+"""Bytes that stay free in every memory, besides the buffers of a batch."""
 MAX_GPUS = 16
-"""llama.cpp's own bound."""
+"""The bound of llama.cpp."""
 MAX_SHARE = 1_000_000
 MAX_LAYERS = 10_000
-"""More is a slip of the pen; the largest models have a few hundred."""
+"""The largest models have a few hundred layers; a larger number is a typing error."""
 
 _NO_GPU_BACKENDS = ("CPU", "BLAS", "RPC")
 
 
 @dataclass(frozen=True)
 class Device:
-    """Something that llama.cpp computes on. Sizes 0: it does not say."""
+    """A device that llama.cpp computes on. Sizes are 0 if the device does not report them."""
 
     name: str
     description: str
@@ -53,14 +53,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Offload:
-    """What the user wants on GPUs. Raises LocalError for what cannot be meant."""
+    """The user's options for GPUs. Raises LocalError for impossible values."""
 
     layers: int | None = None
-    """None: all when there is a GPU. The output counts as one layer more than the model has."""
+    """Layers on GPUs; the output counts as one more layer. None: all layers if there is a GPU."""
     split: tuple[float, ...] = ()
-    """Shares of the GPUs, in llama.cpp's order; those left out get nothing. Empty: by their free memory."""
+    """Shares of the GPUs, in llama.cpp's order; a GPU without a share gets nothing. Empty: by free memory."""
     main_gpu: int | None = None
-    """Everything on this GPU; None: on all of them."""
+    """The only GPU to use; None: all GPUs."""
 
     def __post_init__(self) -> None:
         if self.layers is not None and not 0 <= self.layers <= MAX_LAYERS:
@@ -76,36 +76,36 @@ class Offload:
 
     @property
     def asks_for_gpu(self) -> bool:
-        """Whether a machine without one cannot do what the user asks for."""
+        """Whether the options require a GPU."""
         return bool(self.layers) or (self.layers is None and (bool(self.split) or self.main_gpu is not None))
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a model file says that sizes depend on."""
+    """The facts of a model file that sizes depend on."""
 
     num_layers: int
     trained_tokens: int
-    """Longest sequence it was trained for; 0: it does not say."""
+    """Longest sequence that the model was trained on; 0: unknown."""
     weight_bytes: int
     layer_cell_bytes: int
     """Keys and values of one token in one layer."""
     batch_bytes: int
-    """Estimate of the buffers that computing one micro-batch takes; the logits are most of it."""
+    """Estimated size of the buffers for one micro-batch; the logits are most of it."""
 
     @property
     def cell_bytes(self) -> int:
-        """Of one token, all layers."""
+        """Keys and values of one token in all layers."""
         return self.num_layers * self.layer_cell_bytes
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the layers lie. ``counts[i]`` of the model's layers are on ``gpus[i]``, without the output."""
+    """The memories of the layers: ``counts[i]`` of the model's layers are on ``gpus[i]``, without the output."""
 
     num_layers: int
     offloaded: int
-    """As llama.cpp counts: the output is one more than the model's layers."""
+    """Layers on GPUs as llama.cpp counts them: the output is one more layer."""
     gpus: tuple[Device, ...] = ()
     counts: tuple[int, ...] = ()
 
@@ -114,7 +114,7 @@ class Placement:
         return self.num_layers - sum(self.counts)
 
     def describe(self) -> str:
-        """ "all 33 layers on CUDA0 (NVIDIA H200)"; empty when nothing is offloaded."""
+        """A text such as "all 33 layers on CUDA0 (NVIDIA H200)"; empty when nothing is offloaded."""
         if not self.offloaded:
             return ""
         every = self.num_layers + 1
@@ -125,26 +125,26 @@ class Placement:
 
 @dataclass(frozen=True)
 class CellBudget:
-    """What the default number of cells depends on besides model and devices."""
+    """The values, besides model and devices, that the default number of cells depends on."""
 
     slots: int
     host_bytes: int | None
-    """Memory of the host for weights and cells; None: unknown, and not asked about."""
+    """Memory of the host for weights and cells; None: unknown, so it sets no bound."""
 
 
 @dataclass(frozen=True)
 class CellChoice:
-    """How many cells, and why they are fewer than usual, if they are."""
+    """The number of cells, and the reason if it is less than usual."""
 
     cells: int
     note: str = ""
 
 
 def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[str]) -> tuple[Device, ...]:
-    """The GPUs that llama.cpp will spread the model over: integrated ones only where there are no others.
+    """The GPUs that llama.cpp will spread the model over. Integrated GPUs are used only if there are no others.
 
-    backends: what llama.cpp was built with, such as CUDA and CPU. Raises LocalError when the user asks for what is not
-    there.
+    backends: the backends of this build of llama.cpp, such as CUDA and CPU. Raises LocalError when a GPU that the user
+    asks for is missing.
     """
     gpus = [device for device in devices if device.kind == "gpu"]
     gpus = gpus or [device for device in devices if device.kind == "igpu"]
@@ -171,9 +171,9 @@ def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[
 
 
 def place_layers(num_layers: int, offload: Offload, gpus: Sequence[Device]) -> Placement:
-    """Where llama.cpp will put each layer: the last ones on GPUs, in runs as long as the GPUs' shares.
+    """The memory in which llama.cpp will put each layer: the last layers on GPUs, in runs in proportion to the shares.
 
-    gpus: as ``usable_gpus`` gave them, with the memory that is free *before* the weights are loaded.
+    gpus: the result of ``usable_gpus``, with the memory that is free *before* the weights are loaded.
     """
     wanted = num_layers + 1 if offload.layers is None else min(offload.layers, num_layers + 1)
     if not gpus or not wanted:
@@ -190,7 +190,7 @@ def place_layers(num_layers: int, offload: Offload, gpus: Sequence[Device]) -> P
 
 
 def _share_at(position: float, shares: Sequence[float]) -> int:
-    """In which of the shares, laid end to end over 0..1, ``position`` falls."""
+    """The index of the share that contains ``position``, when all shares are scaled to fill 0..1 in order."""
     total, passed = sum(shares), 0.0
     for index, share in enumerate(shares):
         passed += share
@@ -200,16 +200,17 @@ def _share_at(position: float, shares: Sequence[float]) -> int:
 
 
 def free_after_weights(model: ModelShape, placement: Placement) -> list[int]:
-    """Estimate of each GPU's free memory once the model is loaded, for whoever has not loaded it."""
+    """An estimate of each GPU's free memory after the model is loaded, for a caller that does not load it."""
     taken = [model.weight_bytes * count // max(model.num_layers, 1) for count in placement.counts]
     return [max(gpu.free_bytes - size, 0) for gpu, size in zip(placement.gpus, taken, strict=True)]
 
 
 def choose_cells(model: ModelShape, placement: Placement, gpu_free: Sequence[int], budget: CellBudget) -> CellChoice:
-    """The number of KV cells when the user names none. Raises LocalError when not even ``MIN_CELLS`` fit.
+    """The default number of KV cells. Raises LocalError when not even ``MIN_CELLS`` fit.
 
-    gpu_free: bytes free on each of the placement's GPUs with the weights loaded. On the processor, and where it has a
-    part in the work, ``DEFAULT_CELLS`` or what fits; on GPUs alone as many as fit, but no more than all slots can use.
+    gpu_free: free bytes on each of the placement's GPUs with the weights loaded. When the processor holds layers, the
+    result is ``DEFAULT_CELLS`` or as many as fit. With all layers on GPUs it is as many as fit, but no more than all
+    slots can use.
     """
     wanted = DEFAULT_CELLS
     if placement.offloaded and not placement.host_layers:
@@ -234,7 +235,7 @@ def choose_cells(model: ModelShape, placement: Placement, gpu_free: Sequence[int
 def _memories(
     model: ModelShape, placement: Placement, gpu_free: Sequence[int], budget: CellBudget
 ) -> list[tuple[str, int, int]]:
-    """(name, layers, bytes for their cells) of every memory that holds layers and whose size is known."""
+    """(name, layers, bytes for their cells) of every GPU and of the host, where the size of the memory is known."""
     host = budget.host_bytes
     memories = []
     for gpu, layers, free in zip(placement.gpus, placement.counts, gpu_free, strict=True):
@@ -250,23 +251,23 @@ def _memories(
 
 
 MAX_RAM_MIB = 4096
-"""Most that is taken without being asked: 190,000 tokens of a 135M model, 32,000 of an 8B one."""
+"""Maximum of the default: 190,000 tokens of a 135M model, 32,000 of an 8B model."""
 
 
 RAM_SHARE = 4
-"""Of the free memory, one part in this many: three nodes on one machine still leave some."""
+"""The default is the available memory divided by this: three nodes on one machine still leave some memory free."""
 
 
 def default_ram_mib(meminfo: str) -> int:
-    """The memory tier's size in MiB when the user names none. meminfo: text of Linux's /proc/meminfo.
+    """The default size of the memory tier in MiB. meminfo: text of Linux's /proc/meminfo.
 
-    0, no tier, when the text does not say how much is available: guessing high would drive the machine into swap.
+    0 (no tier) when the text does not say how much memory is available: a wrong guess could make the machine swap.
     """
     return min((available_kib(meminfo) or 0) // 1024 // RAM_SHARE, MAX_RAM_MIB)
 
 
 def available_kib(meminfo: str) -> int | None:
-    """What programs could still take, in KiB; None when the text does not say."""
+    """The memory that programs can still take, in KiB; None when the text does not say."""
     for line in meminfo.splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdigit():

@@ -1,15 +1,16 @@
-"""When an answer's text may leave the engine: nothing of a stop string, and whole characters at the end.
+"""Holds an answer's text back until it cannot be part of a stop string, and cuts its end at a whole character.
 
-Theory. Tokens bring bytes; a stop string, like a character, may begin in one token and end in another. For each stop
-string the Knuth-Morris-Pratt automaton tells after every byte how much of its beginning the text now ends with. The
-longest of these is what must be held back; when one is whole, the answer ends before it. Going byte by byte makes the
-result independent of how tokens cut the text: the stop string that is complete first wins, at the same byte the longer.
+Theory. A stop string, like a character, may begin in one token and end in another. For each stop string the
+Knuth-Morris-Pratt automaton gives after every byte the length of the longest beginning of the stop string with which
+the text ends. The longest of these must be held back. When a stop string is complete, the answer ends before it. The
+bytes are read one by one, so the result does not depend on the borders of tokens: the stop string that is complete
+first wins, and at the same byte the longer one.
 
-A byte is *decided* when it lies before everything held back and before a character that later bytes may complete. A
-token goes out when all its bytes are decided, so the tokens that went out say exactly the text that went out, and
-another node can go on from them alone. Only at the end of an answer tokens go out whose text was cut.
+A byte is *decided* when it is before everything held back and before a character that later bytes may complete. A token
+is sent when all its bytes are decided. So the sent tokens spell exactly the sent text, and another node can go on from
+the tokens alone. Only at the end of an answer are tokens sent whose text is cut.
 
-Invariant: ``_sent <= _num_decided() <= len(text)``; text before ``_sent`` is never cut any more.
+Invariant: ``_sent <= _num_decided() <= len(text)``; text before ``_sent`` is never cut.
 """
 
 from collections import deque
@@ -21,13 +22,13 @@ _LONGEST_CHARACTER = 4
 
 
 class StopScanner:
-    """Follows one stop string through a text, byte by byte."""
+    """Searches a text for one stop string, byte by byte."""
 
     def __init__(self, stop: bytes) -> None:
         """stop: not empty."""
         self.stop = stop
         self.matched = 0
-        """How many of its first bytes the text ends with."""
+        """Length of the longest beginning of the stop string with which the text ends."""
         # fallback[i]: the longest proper prefix of stop that ends stop[:i + 1].
         self._fallback = [0] * len(stop)
         length = 0
@@ -38,7 +39,7 @@ class StopScanner:
             self._fallback[i] = length
 
     def feed(self, byte: int) -> bool:
-        """Whether the stop string is complete with this byte; the scanner is used up then. Mutates."""
+        """Whether this byte completes the stop string; do not use the scanner after that. Mutates."""
         stop, matched = self.stop, self.matched
         while matched and byte != stop[matched]:
             matched = self._fallback[matched - 1]
@@ -49,37 +50,37 @@ class StopScanner:
 
 
 class TextGate:
-    """Lets the tokens of one answer out as their text is decided."""
+    """Releases the tokens of one answer when their text is decided."""
 
     def __init__(self, stops: Sequence[bytes] = ()) -> None:
         self._scanners = [StopScanner(stop) for stop in dict.fromkeys(stops) if stop]
         self._tail = b""
-        """The text from ``_tail_start`` on: what is undecided, and the bytes before it that a character may need."""
+        """The text from ``_tail_start`` on: the undecided text, and the bytes before it that a character may need."""
         self._tail_start = 0
         self._length = 0
         self._sent = 0
         self._ends: deque[int] = deque()
-        """Where in the text each token ends that has not gone out."""
+        """The end position in the text of each token that is not sent yet."""
         self._cut: int | None = None
 
     @property
     def is_stopped(self) -> bool:
-        """A stop string is complete: the answer is over."""
+        """Whether a stop string is complete, so that the answer is over."""
         return self._cut is not None
 
     def skip(self, text: bytes) -> None:
-        """Begin after ``text``, which went out elsewhere. Call before the first ``feed``. Mutates."""
+        """Begin after ``text``, which another node sent. Call before the first ``feed``. Mutates."""
         self._length = self._sent = self._tail_start = len(text)
         if any(scanner.stop in text for scanner in self._scanners):
             self._cut = self._length
             return
         longest = max((len(scanner.stop) for scanner in self._scanners), default=1)
-        for byte in text[-longest:]:  # More cannot be the beginning of one that is not complete.
+        for byte in text[-longest:]:  # (a longer part cannot be the beginning of an incomplete stop string)
             for scanner in self._scanners:
                 scanner.feed(byte)
 
     def feed(self, piece: bytes) -> None:
-        """The next token's bytes, maybe none. Ignored after a stop string but for the token's count. Mutates."""
+        """Append the bytes of the next token, maybe none. After a stop string only the token is counted. Mutates."""
         if not self.is_stopped:
             for i, byte in enumerate(piece, 1):
                 complete = [len(scanner.stop) for scanner in self._scanners if scanner.feed(byte)]
@@ -91,7 +92,7 @@ class TextGate:
         self._ends.append(self._length)
 
     def take(self) -> list[bytes]:
-        """The texts of the tokens that may go out now, in order. Mutates."""
+        """The texts of the tokens that may be sent now, in order. Mutates."""
         decided = self._num_decided()
         texts = []
         while self._ends and self._ends[0] <= decided:
@@ -101,7 +102,7 @@ class TextGate:
         return texts
 
     def end(self) -> list[bytes]:
-        """The texts of all tokens left: cut before the stop string, or before half a character. Mutates."""
+        """The texts of all tokens left, cut before the stop string or before an incomplete character. Mutates."""
         limit = self._cut if self._cut is not None else self._length
         limit = max(self._sent, limit - self._unfinished(limit))
         texts = [self._text_until(min(end, limit)) for end in self._ends]
@@ -120,7 +121,7 @@ class TextGate:
         return max(self._sent, decided - self._unfinished(decided))
 
     def _unfinished(self, end: int) -> int:
-        """How many bytes before ``end`` are the beginning of a character that is not whole; 0 to 3."""
+        """Number of bytes before ``end`` that begin an incomplete character; 0 to 3."""
         before = self._tail[: max(0, end - self._tail_start)][-_LONGEST_CHARACTER:]
         for length, byte in enumerate(reversed(before), 1):
             if byte & 0b1100_0000 != 0b1000_0000:  # Not a continuation: the last character begins here.

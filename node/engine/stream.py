@@ -1,4 +1,4 @@
-"""One answer on its way from the engine process to its reader."""
+"""The buffer between the engine process and the reader of one answer."""
 
 from collections import deque
 
@@ -7,15 +7,15 @@ import trio
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens, append_tokens
 
 MAX_WAITING_LOGPROBS = 1_024
-"""Tokens that wait with their alternatives: 2 kB each. Tokens alone take so little that ``max_tokens`` bounds them."""
+"""Maximum number of waiting tokens with logprobs, 2 kB each. Other tokens are small; ``max_tokens`` bounds them."""
 _TOO_SLOW = EngineFailed("engine_lost", "the answer was read more slowly than it was written", True)
 
 
 class AnswerStream:
-    """Holds at most one accepted, the tokens in as few items as fit frames, and one last item, however slow its reader:
-    an answer of which too many tokens with alternatives wait is ended.
+    """An iterator over the items of one answer. However slow its reader, it holds at most one EngineAccepted, the
+    tokens in as few items as fit frames, and the last item. An answer with too many waiting logprobs is ended.
 
-    ``put`` never waits. Iterating ends after the last item.
+    ``put`` never waits. The iteration ends after the last item.
     """
 
     def __init__(self) -> None:
@@ -23,12 +23,12 @@ class AnswerStream:
         self._tokens: deque[EngineTokens] = deque()
         self._last: EngineDone | EngineFailed | None = None
         self._wakeup = trio.Event()
-        """Set while there is something to read, or nothing more will come."""
+        """Set while there is an item to read, or no item will come any more."""
         self.ended = False
-        """The last item arrived, whether or not it was read."""
+        """Whether the last item arrived, read or not."""
 
     def put(self, item: EngineItem) -> bool:
-        """False: nothing more of this answer is wanted, its reader is too slow. It ends behind what waits."""
+        """Append an item. False: the reader is too slow, so the answer ends after the waiting items. Mutates."""
         match item:
             case EngineAccepted():
                 self._accepted = item
@@ -47,7 +47,7 @@ class AnswerStream:
     async def __anext__(self) -> EngineItem:
         await self._wakeup.wait()
         if self._last is not None and not (self._accepted or self._tokens):
-            await trio.lowlevel.checkpoint()  # (whoever passes the text on does so before the accounts are made up)
+            await trio.lowlevel.checkpoint()  # (other tasks send the text before the last item is handled)
         item = self._pop()
         if item is None:
             raise StopAsyncIteration

@@ -1,16 +1,16 @@
-"""What the engine does for whom, in one currency: service, counted in tokens of prompts.
+"""The engine's work for each client in one unit: service, counted in prompt tokens.
 
-| What | Service |
+| Work | Service |
 |---|---|
 | a token of a prompt, computed | 1 |
 | a token of an answer | ``ANSWER_WEIGHT`` |
-| a token of a text, embedded | 1, or what the engine prefills meanwhile if that is more |
-| the whole KV cache, held for a second | ``CELLS_SHARE`` of what the engine prefills in a second |
-| a second of CPU time of a grammar, of reading a text, or of choosing a token | what the engine prefills in a second |
+| a token of a text, embedded | 1, or the tokens that the engine prefills in that time if that is more |
+| the whole KV cache, held for a second | ``CELLS_SHARE`` of the tokens that it prefills in a second |
+| a second of CPU time for a grammar, a text or the choice of a token | tokens that the engine prefills in a second |
 | a grammar, to be compiled | ``COMPILE_SERVICE`` |
-| a request refused for what is in it | ``REFUSAL_SERVICE`` |
+| a request refused as invalid | ``REFUSAL_SERVICE`` |
 
-All of it goes to the counters of ``proto.fair_queue``, which say who starts next and who stops for others.
+The counters of ``proto.fair_queue`` add it up; they decide which client starts next, and which stops for others.
 """
 
 import math
@@ -20,19 +20,19 @@ from mycelia.node.engine.child.job import Job
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, FairQueue
 
 CELLS_SHARE = 0.25
-"""A request of 1,000 tokens that runs for 6 s beside seven like it pays a tenth more by it, one that fills the cache
-as much again as its answer costs."""
+"""A request of 1,000 tokens that runs for 6 s beside seven like it pays a tenth more because of this. A request that
+fills the cache pays as much again as its answer costs."""
 COMPILE_SERVICE = 1_000.0
 REFUSAL_SERVICE = 64.0
 UNKNOWN_RATE = 300.0
-"""Tokens of prompts a second that are assumed of an engine that has computed none."""
+"""Assumed prefill rate in tokens/s before the first measurement."""
 UNKNOWN_START_S = 1.0
-"""Expected between starts of an engine that has not computed anything yet."""
+"""Assumed seconds between starts before the first measurement."""
 LOOK_S = 0.05
 
 
 class Accounts:
-    """Charges clients. ``now`` is what the last call said."""
+    """Charges clients. ``now`` is the time of the last call that has one."""
 
     def __init__(self, waiting: FairQueue[Job], num_cells: int) -> None:
         self._waiting = waiting
@@ -42,43 +42,43 @@ class Accounts:
         self.now = 0.0
 
     def measured(self, prefill_rate: float, decode_rate: float) -> None:
-        """What the engine does, in tokens/s of all requests together; 0: not known yet."""
+        """Set the rates of all requests together, in tokens/s; 0: not known yet."""
         self._prefill_rate, self._decode_rate = prefill_rate, decode_rate
 
     def charge(self, client: bytes, subnet: str, service: float) -> None:
-        """``client`` received service; below 0: it did not after all. Mutates."""
+        """Charge ``client`` for ``service``; below 0: give back what was charged too much. Mutates."""
         self._waiting.charge(client, service, subnet)
 
     def tokens_per_s(self) -> float:
-        """What the engine prefills in a second."""
+        """The engine's prefill rate, measured or assumed."""
         return self._prefill_rate or UNKNOWN_RATE
 
     def embedded(self, client: bytes, subnet: str, num_tokens: int, seconds: float) -> None:
-        """A step computed ``num_tokens`` of a text of ``client``. Mutates."""
+        """Charge ``client`` for a step that computed ``num_tokens`` of its text. Mutates."""
         self._waiting.serve_beside(client, max(num_tokens, seconds * self.tokens_per_s()), subnet)
 
     def charge_seconds(self, client: bytes, subnet: str, seconds: float) -> None:
-        """``seconds`` of a processor were spent for ``client`` outside the model. Mutates."""
+        """Charge ``client`` for ``seconds`` of CPU time outside the model. Mutates."""
         self.charge(client, subnet, seconds * self.tokens_per_s())
 
     def start(self, job: Job) -> None:
-        """``job`` leaves the queue. Mutates."""
+        """Take ``job`` out of the queue and charge its prefill. Mutates."""
         self._waiting.start(job, job.remaining_prefill, self.now)
         job.charged_s = self.now
 
     def stop(self, job: Job, is_next: bool) -> None:
-        """``job`` is in the queue again; see ``FairQueue.put_back``. Mutates."""
+        """Put ``job`` back into the queue; see ``FairQueue.put_back``. Mutates."""
         self._waiting.put_back(job, job.remaining_prefill, is_next)
 
     def look(self, running: Sequence[Job], now: float) -> None:
-        """Charge the running jobs, if that is some time ago. Mutates."""
+        """Charge the running jobs, unless that happened in the last ``LOOK_S``. Mutates."""
         self.now = max(self.now, now)
         if not 0 <= now - self._looked_s < LOOK_S:
             self._looked_s = now
             self.charge_running(running)
 
     def charge_running(self, jobs: Sequence[Job]) -> None:
-        """What was generated, and held, since the last time. Mutates."""
+        """Charge ``jobs`` for the tokens generated and the cells held since the last charge. Mutates."""
         cell_s = CELLS_SHARE * self._prefill_rate / self._num_cells
         for job in jobs:
             service = ANSWER_WEIGHT * (job.num_generated - job.charged_tokens)
@@ -87,8 +87,8 @@ class Accounts:
             self.charge(job.client, job.subnet, service)
 
     def first_start_s(self, jobs: Sequence[Job]) -> float:
-        """Seconds between starts as the running jobs let expect before any was seen: all that is left of them, answers
-        as long as they may become, shared by their number."""
+        """An estimate of the seconds between starts, before any are measured: the time for the rest of all ``jobs``,
+        with answers of maximum length, divided by their number."""
         if not (jobs and self._prefill_rate and self._decode_rate):
             return UNKNOWN_START_S
         prefill_s = sum(job.remaining_prefill for job in jobs) / self._prefill_rate

@@ -1,4 +1,4 @@
-"""A running request's half that needs the model: how its tokens are chosen, and which of them may go out yet."""
+"""The part of a running request that needs the model: it chooses tokens and decides when they are sent."""
 
 import math
 from collections import deque
@@ -16,10 +16,10 @@ from mycelia.proto.wire.messages import Sampling, TokenLogprobs
 
 
 class Answer:
-    """The tokens of one answer from this node, from the first choice to the last item."""
+    """The tokens of one answer that this node generates."""
 
     def __init__(self, llama: Llama, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
-        """prompt: with its last ``resumed`` tokens, which another node gave as a part of this answer."""
+        """prompt: the last ``resumed`` tokens of it are the part of this answer that another node generated."""
         self._llama = llama
         self._num_logprobs = sampling.logprobs
         self._sampler = llama.sampler(sampling, prompt, resumed)
@@ -31,15 +31,15 @@ class Answer:
         self._waiting: deque[tuple[int, tuple[TokenLogprobs, ...]]] = deque()
         self._logprobs: tuple[TokenLogprobs, ...] = ()
         self.due_s = -math.inf
-        """When, by ``time.monotonic``, what there is should go out; kept by whoever calls ``take``."""
+        """The earliest time to send the next item, by ``time.monotonic``; set by the caller of ``take``."""
 
     @property
     def is_stopped(self) -> bool:
-        """A stop string is complete, here or before in the resumed tokens."""
+        """Whether a stop string is complete, here or already in the resumed tokens."""
         return self._gate.is_stopped
 
     def choose(self, output: int) -> int:
-        """The next token, from the row with this output index. ``add`` it unless it ends the answer. Not with a
+        """Choose the next token from the row with this output index; ``add`` it unless it ends the answer. Not with a
         grammar."""
         token = self._sampler.sample(output)
         if self._num_logprobs:
@@ -47,14 +47,14 @@ class Answer:
         return token
 
     def begin(self, output: int) -> NDArray[np.int64]:
-        """The same with a grammar: which of these tokens may come next? ``go_on`` with the reply."""
+        """Begin a choice with a grammar: the tokens to ask the grammar about. Call ``go_on`` with its reply."""
         if self._num_logprobs:
             self._logits = self._llama.logits(output).copy()
         self._choosing = self._sampler.choosing(output)
         return next(self._choosing)
 
     def go_on(self, passed: NDArray[np.bool_]) -> NDArray[np.int64] | int:
-        """The next token, or another such question. Raises GrammarError when none may come."""
+        """The next token, or more tokens to ask about. Raises GrammarError when no token is allowed."""
         assert self._choosing is not None
         try:
             return self._choosing.send(passed)
@@ -72,12 +72,12 @@ class Answer:
         self._logprobs = (logprobs(logits, token, self._num_logprobs, self._llama.piece),)
 
     def add(self, token: int) -> None:
-        """``token``, which was chosen last, belongs to the answer."""
+        """Append ``token``, the last one chosen, to the answer."""
         self._waiting.append((token, self._logprobs))
         self._gate.feed(self._llama.piece(token))
 
     def take(self, is_last: bool = False) -> list[EngineTokens]:
-        """What may go out now. ``is_last``: the answer is over, so everything, cut at its end."""
+        """The items that may be sent now. ``is_last``: the answer is over, so all that is left, cut at its end."""
         items: list[EngineTokens] = []
         for text in self._gate.end() if is_last else self._gate.take():
             token, logprobs = self._waiting.popleft()
@@ -85,5 +85,4 @@ class Answer:
         return items
 
     def close(self) -> None:
-        """Free the sampler."""
         self._sampler.close()

@@ -1,4 +1,4 @@
-"""The cells of the KV cache and the sequence ids: what is promised, held and free, and what has to leave for it.
+"""The accounts of the KV cells and sequence ids: promised, held and free ones, and the evictions that free more.
 
 The theory and both invariants are in ``scheduler.py``.
 """
@@ -14,19 +14,19 @@ from mycelia.proto.cache.value import Reuse
 
 @dataclass(frozen=True)
 class Evicted:
-    """A leaf that left the tree. Its sequence still has its cells, until the worker clears it."""
+    """A leaf that left the tree. Its sequence keeps its cells until the worker clears it."""
 
     seq_id: int
     path: Sequence[int]
-    """Its tokens from the root, see ``proto.sharing.unpaint``."""
+    """The leaf's tokens from the root, see ``proto.sharing.unpaint``."""
     start: int
-    """The cells from here on were the leaf's own; the tree still has those before."""
+    """Index of the first cell that only this leaf had; the tree keeps the cells before it."""
     reuse: Reuse
-    """How often those were used; see ``proto.value``."""
+    """The uses of the leaf's own cells; see ``proto.value``."""
 
 
 class Cells:
-    """The books of one pool. ``tree`` and ``running`` are the scheduler's own, which it changes."""
+    """The accounts of one pool. ``tree`` and ``running`` belong to the scheduler, which changes them."""
 
     def __init__(self, limits: Limits, tree: RadixTree, changes: ChangeLog, running: list[Job]) -> None:
         self._limits = limits
@@ -36,16 +36,16 @@ class Cells:
         self.free_ids = list(range(limits.num_sequences - 1, -1, -1))
 
     def reset(self) -> None:
-        """Nothing is held any more: the caller emptied the rest."""
+        """Free all ids. The caller empties the tree and the list of running jobs."""
         self.free_ids = list(range(self._limits.num_sequences - 1, -1, -1))
 
     def num_unpromised(self) -> int:
-        """Cells that may be promised."""
+        """Number of cells that may still be promised."""
         reserved = sum(job.own_cells for job in self._running)
         return self._limits.num_cells - reserved - self._tree.pinned_tokens()
 
     def freed_by(self, job: Job, others: Sequence[Job]) -> int:
-        """Cells that may be promised when a running job stops and ``others`` run on."""
+        """Number of cells that may be promised again when a running job stops and ``others`` go on."""
         is_last = job.pinned is not None and all(other.pinned != job.pinned for other in others)
         return job.own_cells + (len(self._tree.tokens_of(job.pinned)) if is_last and job.pinned is not None else 0)
 
@@ -55,11 +55,11 @@ class Cells:
         return has_id and self.num_unpromised() >= num_cells
 
     def num_free(self) -> int:
-        """Cells that nothing is in."""
+        """Number of empty cells."""
         return self._limits.num_cells - self._tree.num_tokens - sum(job.held_cells for job in self._running)
 
     def make_room(self, num_cells: int) -> list[Evicted]:
-        """Evict until ``num_cells`` cells and an id are free, which ``can_free`` said; returns what to clear."""
+        """Evict until ``num_cells`` cells and an id are free, if ``can_free`` says so; returns the leaves to clear."""
         evicted: list[Evicted] = []
         while not self.free_ids or self.num_free() < num_cells:
             leaf = self.evict_one()
@@ -68,14 +68,14 @@ class Cells:
         return evicted
 
     def evict_all(self) -> list[Evicted]:
-        """Evict every unpinned leaf; returns what to clear."""
+        """Evict every unpinned leaf; returns the leaves to clear."""
         evicted: list[Evicted] = []
         while (leaf := self.evict_one()) is not None:
             evicted.append(leaf)
         return evicted
 
     def evict_one(self) -> Evicted | None:
-        """Evict the least valuable unpinned leaf; returns what to clear, None when there is none."""
+        """Evict the least valuable unpinned leaf; returns the leaf to clear, or None when there is none."""
         seq_id = self._tree.least_valuable()
         if seq_id is None:
             return None

@@ -1,10 +1,10 @@
-"""Turns a conversation into tokens through the model's own chat template, safe against spelled-out control tokens.
+"""Turns a conversation into tokens with the model's own chat template, safe against spelled-out control tokens.
 
-Rendering first and tokenizing the whole text would let a user write ``<|im_end|><|im_start|>system`` and speak as the
-system. So every string that people wrote is replaced by a random mark before rendering; the rendered text is split at
-the marks; what the template wrote is tokenized with control tokens, what people wrote without. Nobody can guess a mark,
-and what is not marked are words (roles, names of functions and of their fields), so no message can reach the part that
-makes control tokens.
+If the whole text were rendered first and then tokenized, a user could write ``<|im_end|><|im_start|>system`` and speak
+as the system. So a random mark replaces every string from the conversation before rendering, and the rendered text is
+split at the marks. The template's own text is tokenized with control tokens, the text of the conversation without. A
+mark cannot be guessed, and only words have no mark (roles, names of functions and of their fields), so no message can
+reach the part that makes control tokens.
 """
 
 import json
@@ -25,20 +25,20 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""For models without a template: what llama.cpp assumes then."""
+"""The template for models without one, as llama.cpp assumes."""
 
 _ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MARK = re.compile(r"(?:content|encoded)([0-9a-f]{32})")
 _MARKS = re.compile(r"((?:content|encoded)[0-9a-f]{32})")
 _MAX_JSON_VALUES, _MAX_JSON_DEPTH = 10_000, 64
-"""In the tools and extras of one conversation."""
+"""Bounds for the tools and extras of one conversation."""
 _MAX_JSON_INDENT = 16
 _NO_LIMIT = PromptLimit(2**31, 2**31)
 
 
 class ChatTemplate:
-    """A compiled template with the vocabulary it writes for. Immutable: any thread may use it."""
+    """A compiled template with its vocabulary. Immutable: any thread may use it."""
 
     def __init__(
         self,
@@ -50,10 +50,8 @@ class ChatTemplate:
         bos_token: int | None = None,
         limit: PromptLimit = _NO_LIMIT,
     ) -> None:
-        """text: the Jinja source, None for ChatML. bos_token: the token every prompt of the model must begin with.
-
-        Raises LocalError when the source does not compile.
-        """
+        """text: the Jinja source, None for ChatML. bos_token: the token with which every prompt of the model must
+        begin. Raises LocalError when the source does not compile."""
         self._reads_tools = "tools" in (text or CHATML)
         self._tokenize = tokenize
         self._specials = {"bos_token": bos_text, "eos_token": eos_text}
@@ -64,13 +62,14 @@ class ChatTemplate:
     def tokens(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         """The prompt of a conversation, ready for the assistant's turn. tools: see ``Ask.tools``.
 
-        Raises TooLongError for what does not fit the context, LocalError for no messages, a role that is not a word,
-        what is no JSON, or a conversation that the template refuses.
+        Raises TooLongError when the prompt does not fit the context, LocalError for no messages, a role that is not a
+        word, invalid JSON, or a conversation that the template refuses.
         """
         return self._tokens_of(self._parts(messages, tools))
 
     def text_tokens(self, text: str) -> list[int]:
-        """The prompt that ``text`` is by itself; control tokens that it spells count. Raises TooLongError."""
+        """The tokens of ``text`` without the template; spelled control tokens become control tokens. Raises
+        TooLongError."""
         return self._tokens_of([(text, False)])
 
     def _tokens_of(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
@@ -85,7 +84,7 @@ class ChatTemplate:
         return tokens
 
     def _parts(self, messages: Sequence[ChatMessage], tools: str) -> list[tuple[str, bool]]:
-        """The rendered text, cut at the marks: (text, did people write it)."""
+        """The rendered text, split at the marks: (text, whether it comes from the conversation)."""
         if not messages:
             raise LocalError("a conversation needs at least one message")
         turns = [_turn(message) for message in messages]
@@ -122,7 +121,7 @@ def _parsed(name: str, text: str, kind: type[_Parsed]) -> _Parsed:
 
 
 def _check_values(values: Iterable[Any]) -> None:
-    """Raise LocalError when there are too many values in all, or too deep ones."""
+    """Raise LocalError when there are too many values in total, or too deeply nested ones."""
     num_values, level = 0, list(values)
     for _ in range(_MAX_JSON_DEPTH):
         num_values += len(level)
@@ -135,14 +134,13 @@ def _check_values(values: Iterable[Any]) -> None:
 
 
 def _to_json(value: object, indent: object = None, **_: object) -> str:
-    """The filter ``tojson``: Jinja's own would also escape what HTML minds, which no model was trained on."""
+    """The filter ``tojson``. Jinja's own filter also escapes characters for HTML, which no model was trained on."""
     spaces = min(indent, _MAX_JSON_INDENT) if isinstance(indent, int) else None
     return _MARK.sub(r"encoded\1", json.dumps(value, ensure_ascii=False, indent=spaces))
 
 
 class _Marks:
-    """Random words in the place of what people wrote: as it is, or, where a template makes JSON of it, as it stands
-    there."""
+    """Random words that replace texts of the conversation: one for the plain text, one for its form inside JSON."""
 
     def __init__(self) -> None:
         self._written: dict[str, str] = {}
@@ -151,15 +149,15 @@ class _Marks:
         return piece in self._written
 
     def written(self, piece: str) -> str:
-        """What stands for the mark ``piece``; anything else as it is."""
+        """The text that the mark ``piece`` replaced; any other text is returned unchanged."""
         return self._written.get(piece, piece)
 
     def turn(self, turn: dict[str, Any]) -> dict[str, Any]:
-        """With a mark for its content, whatever that is, and for all else in it that is no word."""
+        """The turn with a mark for its content, and for all other strings that are not words."""
         return {**self.value(turn), "role": turn["role"], "content": self._mark(turn["content"])}
 
     def value(self, value: Any) -> Any:
-        """A JSON value with marks for all strings in it that are no words."""
+        """The JSON value with marks for all strings that are not words."""
         if isinstance(value, str):
             return value if _WORD.fullmatch(value) else self._mark(value)
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The tokens that follow from a decode call: chosen at once, or once a grammar has said which may come next."""
+"""The choice of tokens after a decode call: at once, or after the grammar has replied."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mycelia.node.engine.child.scheduler import Scheduler
 
 
 class Choices:
-    """Chooses the next token of every job that has a row. For the owner of the llama.cpp context."""
+    """Chooses the next token of every job with a row. For the thread that owns the llama.cpp context."""
 
     def __init__(self, llama: Llama, scheduler: Scheduler, jobs: Jobs, grammars: GrammarPool) -> None:
         self._llama = llama
@@ -22,7 +22,7 @@ class Choices:
         self._grammars = grammars
 
     def accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
-        """Take the result of a decode call: positions, then tokens, then what others may share."""
+        """Take the result of a decode call: update positions, choose tokens, then publish prefixes."""
         chosen: list[tuple[Job, int]] = []
         for row, output in zip(rows, outputs, strict=True):
             job = row.job
@@ -40,7 +40,7 @@ class Choices:
                 with self._jobs.charged(job):
                     chosen.append((job, answer.choose(output)))
         for job, token in chosen:
-            if job.seq_id is not None:  # Else it was abandoned a moment ago.
+            if job.seq_id is not None:  # (None: it was abandoned a moment ago)
                 self._generated(job, token)
         for job in self._scheduler.prefixes.publishable():
             if not self._jobs.publish(job):
@@ -51,7 +51,7 @@ class Choices:
         self._scheduler.accounts.charge_seconds(request.client, request.subnet, event.cpu_s)
         job = self._jobs.choosing.get(event.key)
         if job is None:
-            return  # It ended meanwhile.
+            return  # (the job ended meanwhile)
         try:
             if error:
                 raise GrammarError(error)

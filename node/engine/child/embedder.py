@@ -1,11 +1,10 @@
-"""Embeddings: one vector for a text, the pooled hidden states of the model's last layer.
+"""Embeddings: one vector per text, the pooled hidden states of the model's last layer.
 
-A context of its own beside the one that answers, made when the first embedding is asked for: answers keep their cells,
-and what is computed here leaves nothing behind. The work comes in steps, so that the tokens of running answers pass in
-between.
+Embeddings are computed in a separate context, opened at the first request for embeddings: answers keep their cells, and
+no state stays after a text. The work is done in steps, so that steps of running answers can run in between.
 
-Pooling is the model's own where its file names one (mean, first or last token); generative models name none, and get
-the mean, as Ollama and sentence-transformers pool them. Vectors have length 1, as OpenAI's have.
+The pooling is the one that the model's file names (mean, first or last token). Generative models name none; they get
+the mean, as in Ollama and sentence-transformers. Vectors have length 1, as those of OpenAI.
 """
 
 from collections.abc import Sequence
@@ -20,18 +19,18 @@ from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.proto.wire.errors import LocalError
 
 STEP_TOKENS = 64
-"""Of one step: a tile of llama.cpp's attention. llama.cpp computes the vocabulary for each, so more would take memory:
-with 262,144 tokens this takes 67 MB."""
+"""Tokens per step: one tile of llama.cpp's attention. llama.cpp computes logits over the vocabulary for each token, so
+more tokens would take more memory: with a vocabulary of 262,144 tokens, 64 take 67 MB."""
 MAX_EMBEDDED_TOKENS = 8_192
-"""Of one text, as OpenAI allows; fewer where the model's context is shorter."""
+"""Maximum tokens of one text, as OpenAI allows; fewer if the model's context is shorter."""
 _SMALLEST_CONTEXT = 512
 
 
 class Embedder:
-    """Embeds one text at a time: ``begin``, then ``step`` until it returns the vector. The owner thread only."""
+    """Embeds one text at a time: call ``begin``, then ``step`` until it returns the vector. The owner thread only."""
 
     def __init__(self, llama: Llama, num_threads: int) -> None:
-        """Takes no memory before the first ``begin``."""
+        """Allocates no memory before the first ``begin``."""
         self._llama = llama
         self._num_threads = num_threads
         self._context: Any = None
@@ -45,15 +44,14 @@ class Embedder:
         self._sum = np.zeros(self._width)
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """Start with a text of 1 to ``max_tokens`` tokens of the vocabulary. Raises LocalError when there is no memory
-        for it."""
+        """Begin a text of 1 to ``max_tokens`` tokens of the vocabulary. Raises LocalError when memory is short."""
         self._open(len(tokens))
         L.llama_memory_clear(L.llama_get_memory(self._context), False)
         self._tokens, self._done = tokens, 0
         self._sum = np.zeros(self._width)
 
     def step(self) -> NDArray[np.float32] | None:
-        """Compute some more tokens; the vector once all are. Raises LocalError when llama.cpp cannot."""
+        """Compute the next tokens; returns the vector after the last ones. Raises LocalError when llama.cpp fails."""
         chunk = self._tokens[self._done : self._done + STEP_TOKENS]
         states = self._states(chunk)
         is_first, self._done = not self._done, self._done + len(chunk)
@@ -89,7 +87,7 @@ class Embedder:
         return np.ctypeslib.as_array(states, (size, self._width)).copy()
 
     def _open(self, num_tokens: int) -> None:
-        """A context of at least ``num_tokens`` cells, in sizes that double so that few are ever opened."""
+        """Open a context of at least ``num_tokens`` cells; sizes double, so that few contexts are ever opened."""
         wanted = _SMALLEST_CONTEXT
         while wanted < num_tokens:
             wanted *= 2
@@ -110,7 +108,7 @@ class Embedder:
         self._context_tokens = wanted
 
     def close(self) -> None:
-        """Free the memory; ``begin`` takes it again."""
+        """Free the memory; ``begin`` allocates it again."""
         if self._context:
             L.llama_free(self._context)
             self._context, self._context_tokens = None, 0

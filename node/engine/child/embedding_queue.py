@@ -1,12 +1,12 @@
-"""Texts that wait to be embedded: whose is next, how much may wait, and the work in steps.
+"""The queue of texts to embed: their order, the bounds, and the work in steps.
 
-One text is computed at a time, a piece a step. Between texts the next one is the first of the queue's order, which is
-``proto.fair_queue``'s: the owner first, fair among subnets and among their clients. A request keeps its place until
-its last text is done, so the pace of places is that of finished requests, and what a refused client is told follows
-from it. Whether a step may be taken beside the answers is decided by ``Accounts``.
+One text is computed at a time, a piece per step. After it comes the first text in the order of ``proto.fair_queue``:
+the owner's first, then fair among subnets and among their clients. A request keeps its place until its last text is
+done, so the pace of the queue is the pace of finished requests, and the retry time of a refused client follows from it.
+``Precedence`` and ``TextPace`` decide whether a step may run beside the answers.
 
-A text under way is finished before another begins, for it has the only context. So it gets its steps also on behalf of
-the requests behind it: none of them waits for longer than one text because another client is ahead of its share.
+A text is finished before another begins, because it uses the only context. So its steps are also taken for the requests
+behind it: none of them waits for longer than one text because another client is ahead of its share.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ from mycelia.proto.wire.blocks import token_array, unpack_tokens
 from mycelia.proto.wire.errors import LocalError
 
 MAX_WAITING_TOKENS = 2**23
-"""Tokens of all texts that wait: 32 MiB, four times the largest request."""
+"""Maximum number of tokens of all waiting texts: 32 MiB, four times the largest request."""
 TOKEN_BYTES = 4
 
 
@@ -43,13 +43,13 @@ class Embeds(Protocol):
 
 @dataclass(eq=False)
 class EmbeddingRequest:
-    """A request that waits, or of which a text is under way."""
+    """A request that waits or has a text in progress."""
 
     message: ipc.Embed
     texts: deque[bytes]
     """Texts not begun yet, packed."""
     num_left: int
-    """Tokens not computed yet, of the text under way too."""
+    """Tokens not computed yet, including those of the text in progress."""
     vectors: list[bytes] = field(default_factory=list)
 
     @property
@@ -62,7 +62,7 @@ class EmbeddingRequest:
 
 
 class EmbeddingStep(NamedTuple):
-    """A piece of work that was done: whose it was, its tokens, and the reply if it was the request's last."""
+    """The result of a step: its request, the number of tokens, and the reply if the request is done."""
 
     request: EmbeddingRequest
     num_tokens: int
@@ -77,7 +77,7 @@ class EmbeddingQueue:
         self._num_vocab = num_vocab
         self._waiting = FairQueue[EmbeddingRequest](num_places, slack=0.0)  # (a text is slack enough)
         self._current: EmbeddingRequest | None = None
-        """The request whose text is under way."""
+        """The request whose text is in progress."""
         self._current_left = 0
         """Tokens of that text that are not computed yet."""
 
@@ -85,7 +85,7 @@ class EmbeddingQueue:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[EmbeddingRequest]:
-        """In the order in which their texts should begin."""
+        """The requests in the order in which their texts should begin."""
         return iter(self._waiting)
 
     @property
@@ -94,7 +94,7 @@ class EmbeddingQueue:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a step, at most."""
+        """Maximum number of tokens of a step."""
         return self._embedder.step_tokens
 
     def has_any_of(self, client: bytes, subnet: str) -> bool:
@@ -102,7 +102,8 @@ class EmbeddingQueue:
         return self._waiting.num_of(client, subnet) > 0
 
     def add(self, message: ipc.Embed, now: float, tokens_per_s: float) -> ipc.Embedded | None:
-        """Take a request; the refusal if it cannot be served. tokens_per_s: for what is not measured yet. Mutates."""
+        """Queue a request; returns the refusal if it cannot be served. tokens_per_s: the assumed rate while none is
+        measured. Mutates."""
         error = self._error(message)
         if error:
             return ipc.Embedded(message.key, [], error)
@@ -120,7 +121,7 @@ class EmbeddingQueue:
         return None
 
     def cancel(self, key: int) -> bool:
-        """Whether there was such a request."""
+        """Remove the request with this key. False: there is none. Mutates."""
         for request in self._waiting:
             if request.message.key == key:
                 if request is self._current:
@@ -131,7 +132,7 @@ class EmbeddingQueue:
         return False
 
     def step(self, request: EmbeddingRequest, now: float) -> EmbeddingStep:
-        """A bounded piece of the text under way; if there is none, of the next one of ``request``, which waits here.
+        """Compute a piece of the text in progress or, if there is none, of the next text of the waiting ``request``.
         Mutates."""
         try:
             if self._current is None:
@@ -164,7 +165,7 @@ class EmbeddingQueue:
             self._embedder.close()
 
     def _error(self, message: ipc.Embed) -> str:
-        """Why such a request cannot be served; empty if it can."""
+        """The reason why such a request cannot be served; empty if it can."""
         if not message.texts or not all(message.texts):
             return "there is no text to embed"
         most = self._embedder.max_tokens
@@ -177,5 +178,5 @@ class EmbeddingQueue:
         return ""
 
     def tokens_of(self, request: EmbeddingRequest) -> int:
-        """Tokens that the share of ``request`` has waiting."""
+        """Waiting tokens of all requests of the same share as ``request``."""
         return sum(other.num_left for other in self._waiting if share_of(other) == share_of(request))

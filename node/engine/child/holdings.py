@@ -1,15 +1,16 @@
-"""Whose running requests stop, so that another may run: no client holds more than its share while others wait.
+"""The choice of running requests to stop for a waiting one: no client holds more than its share while others wait.
 
-What a client holds is its dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011): the larger of its
-part of the slots and its part of the KV cells that are promised; the owner's counts ``OWNER_WEIGHT`` times less. A
-running request stops for one that waits only where the client of the latter holds less even *with* it than the other's
-client held before. So every stop makes the largest holdings smaller, what stopped cannot claim its place back, and
-without new requests it comes to an end. It does not stop for clients that received more service than its own, by
-``SLACK``. And it stops for one that received less by ``SLICE``, whatever both hold: so those that wait at an engine
-full of endless answers are served, too. Compared are the owner with all others, subnets, and two clients of one
-subnet inside it.
+The *holding* of a client is its dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011): the larger of
+its part of the slots and its part of the promised KV cells. The owner's holding counts ``OWNER_WEIGHT`` times less.
+A running request stops for a waiting one if the waiting client, even *with* its request, would hold less than the
+running client holds now. So every stop reduces the largest holding, a stopped request cannot claim its place back, and
+without new requests the stops come to an end. There are two exceptions. A request does not stop for a client that
+received more service than its own client by ``SLACK``. And it stops for a client that received less service by
+``SLICE``, whatever both hold, so that waiting clients are served even at an engine full of endless answers.
 
-A request that is stopped loses nothing: what it computed stays cached, and it goes on where it was.
+The comparison is between the owner and all others, between subnets, or between two clients of one subnet.
+
+A stopped request loses nothing: its computed tokens stay cached, and it goes on where it stopped.
 """
 
 from collections import defaultdict
@@ -20,20 +21,22 @@ from mycelia.proto.admission.fair_order import Key
 from mycelia.proto.admission.fair_queue import OWNER_WEIGHT, SLACK, share_of
 
 SLICE = 4_096.0
-"""An answer of 2,048 tokens: 40 s on one core. Clients that always have something waiting are seldom so far apart."""
+"""Service of an answer of 2,048 tokens: 40 s on one core. Clients that always have requests waiting seldom differ by so
+much."""
 SLICE_S = 1.0
-"""What started runs that long at least before it stops for that reason."""
+"""Seconds that a request runs at least before it stops because of ``SLICE``."""
 
 
 def holding(jobs: Iterable[Job], limits: Limits, more_cells: int = 0) -> float:
-    """What running ``jobs`` of one client or subnet hold. more_cells: and one more with so many cells."""
+    """The holding of running ``jobs`` of one client or subnet. more_cells: above 0, plus one more job with so many
+    cells."""
     jobs = list(jobs)
     num_jobs = len(jobs) + (more_cells > 0)
     return max(num_jobs / limits.slots, (more_cells + sum(job.own_cells for job in jobs)) / limits.num_cells)
 
 
 def wanted_holding(job: Job, num_cells: int, running: Sequence[Job], limits: Limits, beside: Job) -> float:
-    """What the client of a waiting ``job`` would hold with it, compared as it must be with the client of ``beside``."""
+    """The weighted holding of a waiting ``job``'s client if it ran, at the level of a comparison with ``beside``."""
     own = [other for other in running if group_of(other, beside) == group_of(job, beside)]
     return holding(own, limits, num_cells) / _weight(job)
 
@@ -48,10 +51,10 @@ def victims(
     lead: Callable[[Job], tuple[float, float]],
     now: float,
 ) -> list[Job]:
-    """Which of the ``running`` have to stop so that ``job``, which waits, can start with ``num_cells`` cells; none when
-    it may not start by that. num_free: cells not promised. freed(job, others): those that come free when it stops and
-    ``others`` run on. lead: how much more service the client of another job received than that of ``job``, with what it
-    was charged ahead and without."""
+    """The ``running`` jobs to stop so that the waiting ``job`` can start with ``num_cells`` cells; none if it may not
+    start this way. num_free: cells that are not promised. freed(job, others): cells that become free when ``job`` stops
+    and ``others`` go on. lead(other): how much more service the client of ``other`` received than the client of
+    ``job``, with and without the service that was charged ahead."""
     left, gone = list(running), list[Job]()
     while len(left) >= limits.slots or num_free < num_cells:
         groups = defaultdict[tuple[Key, bytes], list[Job]](list)
@@ -79,7 +82,7 @@ def victims(
 
 
 def largest_of_all(running: Sequence[Job], limits: Limits) -> Job:
-    """The running job to stop because there are too few cells: one of the subnet that holds most."""
+    """The running job to stop when cells are short: one of the subnet with the largest holding."""
     subnets = defaultdict[Key, list[Job]](list)
     for job in running:
         subnets[share_of(job)].append(job)
@@ -87,8 +90,8 @@ def largest_of_all(running: Sequence[Job], limits: Limits) -> Job:
 
 
 def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Job:
-    """Of running ``jobs``, in order of admission, the one to stop: of the client that holds most the one with the most
-    cells, or if cells do not matter the last."""
+    """The one of ``jobs`` to stop, from the client with the largest holding: its job with the most cells or, unless
+    ``lacks_cells``, its last one. jobs: in order of admission."""
     clients = defaultdict[bytes, list[Job]](list)
     for job in jobs:
         clients[job.client].append(job)
@@ -97,8 +100,8 @@ def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Jo
 
 
 def group_of(job: Job, beside: Job) -> tuple[Key, bytes]:
-    """What ``job`` counts to where it is compared with ``beside``: the owner or all others, where one is the owner's;
-    its subnet; or its client, where they have one subnet."""
+    """The group of ``job`` in a comparison with ``beside``: the owner or all others if one job is the owner's; the
+    client if both have the same subnet; else the subnet."""
     share = share_of(job)
     if not (job.client and beside.client):
         return (b"", b"") if not job.client else ("others", b"")
@@ -106,7 +109,7 @@ def group_of(job: Job, beside: Job) -> tuple[Key, bytes]:
 
 
 def level_of(job: Job, beside: Job) -> int:
-    """The level of ``FairQueue.counter`` at which they are compared."""
+    """The level of ``FairQueue.counter`` for a comparison of the two jobs."""
     return 0 if not (job.client and beside.client) else 2 if share_of(job) == share_of(beside) else 1
 
 

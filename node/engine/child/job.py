@@ -1,4 +1,4 @@
-"""A request on its way through the engine, the bounds it has to keep, and why it may be refused."""
+"""A request inside the engine process, the engine's bounds, and the reasons for a refusal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,32 +8,32 @@ from mycelia.proto.cache.sharing import Owner, paint
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request cannot be taken; the fields are those of ``EngineFailed``."""
+    """The reason why the engine does not accept a request; the fields are those of ``EngineFailed``."""
 
     code: str
     message: str
     retryable: bool
     retry_after_s: float = 0.0
-    """When the client may come again; 0: unknown."""
+    """Seconds after which the client may ask again; 0: unknown."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds that the scheduler decides within."""
+    """The bounds of the scheduler's decisions."""
 
     num_cells: int
     context_tokens: int
-    """Longest prompt plus answer; at most ``num_cells``."""
+    """Maximum length of prompt plus answer; at most ``num_cells``."""
     num_vocab: int
     num_sequences: int = 64
     slots: int = 8
     """Requests that run at once. Each may pin one cached leaf, so ``num_sequences`` must exceed twice this."""
     max_waiting: int = 64
     batch_tokens: int = 2048
-    """Rows of one decode call."""
+    """Maximum number of rows of one decode call."""
     reuse: bool = True
     demote_idle: bool = False
-    """Idle leaves leave when a request starts, because a second tier takes them and gives them back at little cost."""
+    """Evict all idle leaves when a request starts: the second tier keeps them and restores them at little cost."""
 
     def __post_init__(self) -> None:
         if not 0 < self.context_tokens <= self.num_cells:
@@ -42,7 +42,7 @@ class Limits:
             raise ValueError("num_sequences must exceed twice the slots")
 
     def refusal(self, prompt: Sequence[int], max_tokens: int) -> Refusal | None:
-        """Why such a request cannot be served; None if it can."""
+        """The reason why such a request cannot be served; None if it can."""
         if not prompt:
             return Refusal("bad_request", "the prompt has no tokens", False)
         if not 0 <= min(prompt) <= max(prompt) < self.num_vocab:
@@ -57,7 +57,7 @@ class Limits:
 
 @dataclass(eq=False)
 class Job:
-    """One request on its way. ``tokens`` is the prompt plus what was generated; cells exist for ``num_computed``."""
+    """One request. ``tokens``: the prompt and the generated tokens, of which the first ``num_computed`` have cells."""
 
     key: int
     prompt: tuple[int, ...]
@@ -67,52 +67,52 @@ class Job:
     num_computed: int = 0
     cached_tokens: int = 0
     shared_tokens: int = 0
-    """How many of its tokens the tree holds and counts, by way of the pinned leaf."""
+    """Number of its leading tokens whose cells it shares with the tree, through the pinned leaf."""
     expected_cached: int = 0
-    """While it waits: how much of its prompt the tree held when it came, or that it waits for."""
+    """While the job waits: prompt tokens that the tree held at its arrival, or that another job computes for it."""
     seq_id: int | None = None
     pinned: int | None = None
     waited: bool = False
     awaits: "Job | None" = None
     awaited_tokens: int = 0
-    """The prefix it waits for ``awaits`` to compute."""
+    """Length of the prefix that ``awaits`` computes and this job waits for."""
     may_share: bool = True
     counted_tokens: int = 0
-    """How much of it was counted as a use of what the tree held."""
+    """Number of its leading tokens that are already counted as a use of the tree's tokens."""
     due_s: float | None = None
-    """When it must be answered; None: whenever."""
+    """Deadline of the answer; None: no deadline."""
     client: bytes = b""
     subnet: str = ""
-    """Whose share it takes, see ``proto.fair_queue``."""
+    """The client and the subnet whose share the job takes, see ``proto.fair_queue``."""
     owner: Owner = Owner()  # noqa: RUF009  immutable
-    """Whose prefixes it may reuse, see ``proto.sharing``."""
+    """The owner whose prefixes the job may reuse, see ``proto.sharing``."""
     declared_open: int = 0
-    """Of its leading tokens, as many as hold no secrets."""
+    """Number of leading tokens that the request declares free of secrets."""
     chain: Sequence[int] = ()
-    """What ``Sharing`` knows its prompt by."""
+    """The block hashes by which ``Sharing`` identifies the prompt."""
     num_open: int = 0
-    """Of its leading tokens, as many as its place in the tree has for everybody; fixed while it holds cells there."""
+    """Number of leading tokens that are open in the job's path in the tree; fixed while it holds cells there."""
     noted_tokens: int = 0
-    """Of them, as many as ``Sharing`` was told of."""
+    """Number of computed tokens that are already reported to ``Sharing``."""
     charged_tokens: int = 0
-    """Of its answer, charged to its client so far."""
+    """Number of answer tokens that are charged to the client so far."""
     charged_s: float = 0.0
-    """Until when it was charged for the cells that it holds."""
+    """The time up to which the client is charged for the cells that the job holds."""
     num_to_prefill: int = 0
-    """Its first tokens that are computed in chunks: the prompt, and once it was stopped what there is of the answer."""
+    """Number of leading tokens computed in chunks: the prompt; after a stop also the answer so far."""
     promised: int = 0
-    """Cells that it may use, shared ones included, while it runs."""
+    """Cells that the job may use while it runs, shared cells included."""
     num_starts: int = 0
-    """More than one: it was stopped and went on."""
+    """Number of starts: the first one, and one after each stop."""
     is_choosing: bool = False
-    """Its next token depends on a grammar that has not answered yet, so it has no row."""
+    """The next token depends on a grammar that has not replied yet, so the job has no row."""
     admitted_s: float = 0.0
-    """When it started first, and last."""
+    """Time of the first start; ``started_s`` is the time of the last one."""
     started_s: float = 0.0
     first_token_s: float | None = None
 
     def path(self, count: int) -> tuple[int, ...]:
-        """The place of its first ``count`` tokens in the tree."""
+        """The path of the first ``count`` tokens in the tree, see ``proto.sharing.paint``."""
         return paint(self.tokens[:count], self.num_open, self.owner.tag)
 
     @property
@@ -121,12 +121,12 @@ class Job:
 
     @property
     def own_cells(self) -> int:
-        """Cells that it was promised beyond those it shares."""
+        """Promised cells, without the shared ones."""
         return self.promised - self.shared_tokens
 
     @property
     def held_cells(self) -> int:
-        """Cells it holds beyond those it shares, those of its whole prompt included."""
+        """Cells that the job holds or has reserved for its whole prompt, without the shared ones."""
         return max(self.num_computed, self.num_to_prefill) - self.shared_tokens
 
     @property

@@ -1,7 +1,7 @@
-"""The life of every request for an answer: it waits, starts, stops for another and goes on, and ends.
+"""The life cycle of a request for an answer: it waits, starts, stops for another and goes on, and ends.
 
-``Scheduler`` decides; this carries the decisions out on the cells and tells the parent. What a request leaves in the
-cells when it stops or ends is cached.
+``Scheduler`` decides; ``Jobs`` carries the decisions out on the cells and reports to the parent. The cells of a request
+that stops or ends stay cached.
 """
 
 import time
@@ -21,7 +21,7 @@ from mycelia.proto.wire.blocks import unpack_tokens
 
 
 class Jobs:
-    """All requests that wait or run, with their answers. For the owner of the llama.cpp context."""
+    """All requests that wait or run, with their answers. For the thread that owns the llama.cpp context."""
 
     def __init__(
         self, llama: Llama, scheduler: Scheduler, replies: ipc.Replies, grammars: GrammarPool, tiers: TierStore | None
@@ -33,18 +33,18 @@ class Jobs:
         self._grammars = grammars
         self._tiers = tiers
         self.options: dict[int, ipc.Submit] = {}
-        """The requests as they came, of jobs that wait or run."""
+        """Key -> message, for jobs that wait or run."""
         self.answers: dict[int, Answer] = {}
-        """The answers of jobs that run, or were stopped."""
+        """Key -> answer, for jobs that run or were stopped."""
         self.choosing: dict[int, Job] = {}
-        """Jobs whose grammars were asked for the next token."""
+        """Key -> job, for jobs that wait for their grammar's reply."""
         self.reports = Reports(replies, scheduler, self.answers)
         self.sequences = Sequences(llama, scheduler, tiers)
         self.ended_any = False
-        """A job ended since the caller set this to False."""
+        """Whether a job ended since the caller set this to False."""
 
     def submit(self, message: ipc.Submit) -> None:
-        """Queue a request, or tell the parent why not."""
+        """Queue a request, or send the parent a refusal."""
         prompt = unpack_tokens(message.prompt)
         now, max_tokens = time.monotonic(), message.sampling.max_tokens
         outcome = self._scheduler.submit(
@@ -67,7 +67,7 @@ class Jobs:
         self.reports.are_due = True
 
     def admit(self) -> None:
-        """Start what can start, and stop what has to for that."""
+        """Start the jobs that can start, and stop running jobs where that is necessary."""
         while True:
             while (admission := self._scheduler.admit(time.monotonic())) is not None:
                 if not self.sequences.occupy(admission, self.reports.prefill.rate):
@@ -82,7 +82,7 @@ class Jobs:
                     return
 
     def _started(self, job: Job, length: int) -> bool:
-        """length: of its prefix in the tree. False: everything was abandoned."""
+        """length: tokens of the job's prefix in the tree. False: everything was abandoned."""
         options = self.options[job.key]
         if job.key not in self.answers:
             with self.charged(job):
@@ -90,13 +90,13 @@ class Jobs:
             self._replies.put(ipc.Started(job.key, job.cached_tokens))
         self.reports.are_due = True
         if job.num_computed > length and not self.publish(job):
-            return False  # Published at once, so that those that come next share the cells instead of restoring again.
-        if self.answers[job.key].is_stopped:  # The node that was lost had sent all but the end.
+            return False  # Published at once, so that the next jobs share the cells instead of restoring them again.
+        if self.answers[job.key].is_stopped:  # (the lost node had sent the whole answer except its end)
             self.finish(job, "stop")
         return True
 
     def preempt(self, job: Job) -> bool:
-        """A running job gives way and waits. False: everything was abandoned."""
+        """Stop a running job, which then waits. False: everything was abandoned."""
         if not self._share(job):
             return False
         self.sequences.clear(self._scheduler.preempt(job, time.monotonic()))
@@ -105,31 +105,31 @@ class Jobs:
         return True
 
     def finish(self, job: Job, reason: str) -> None:
-        """End a job, cache what it computed, tell the parent."""
+        """End a job, cache its computed tokens, notify the parent."""
         now = time.monotonic()
         if not self._leave(job):
             return
         if reason != "cancelled" and job.key in self.answers:
-            # Not when it was cancelled: a client that goes on elsewhere must not have got what was not decided.
+            # Not after a cancel: a client that goes on at another node must not have received undecided text.
             self.reports.fresh(job, is_last=True)
         self.reports.cache()
         self.reports.ended(job, reason, now)
         self._forget(job)
 
     def give_up(self, job: Job, code: str, message: str, retryable: bool) -> None:
-        """End a job without an answer, but cache what it computed."""
+        """End a job with a refusal, but cache its computed tokens."""
         if self._leave(job):
             self._fail(job, code, message, retryable)
 
     def _fail(self, job: Job, code: str, message: str, retryable: bool) -> None:
-        """Tell the parent that a job that already left the scheduler was not answered, after the tokens there are."""
+        """Send the parent the tokens so far and a refusal, for a job that already left the scheduler."""
         if job.key in self.answers:
             self.reports.fresh(job)
         self._forget(job)
         self._replies.put(ipc.Refused(job.key, code, message, retryable))
 
     def _leave(self, job: Job) -> bool:
-        """Take a job out of the scheduler, and cache what it computed. False: everything was abandoned."""
+        """Take a job out of the scheduler and cache its computed tokens. False: everything was abandoned."""
         if job.seq_id is None:
             self._scheduler.withdraw(job)
         elif not self._share(job):
@@ -139,21 +139,21 @@ class Jobs:
         return True
 
     def _share(self, job: Job) -> bool:
-        """Give up the job's duplicates of cells that the tree has. False: everything was abandoned."""
+        """Replace the job's duplicates of the tree's cells. False: everything was abandoned."""
         if self.sequences.share(job):
             return True
         self.abandon("the cache lost a sequence")
         return False
 
     def publish(self, job: Job) -> bool:
-        """Let others share what the job has computed or restored. False: everything was abandoned."""
+        """Let other jobs share the job's computed or restored prompt tokens. False: everything was abandoned."""
         if not self._share(job):
             return False
         self.sequences.clear(self._scheduler.prefixes.publish(job, time.monotonic()))
         return True
 
     def make_room(self) -> None:
-        """Cells ran out in spite of the reservations (padding, fragments): evict, or give up the newest job."""
+        """Evict a leaf, or give up the newest job, when cells ran out in spite of the promises (padding, fragments)."""
         leaf = self._scheduler.cells.evict_one()
         if leaf is not None:
             self.sequences.let_go([leaf])
@@ -161,12 +161,12 @@ class Jobs:
         self.give_up(self._scheduler.running[-1], "overloaded", "the KV cache is full", True)
 
     def abandon(self, why: str) -> None:
-        """Start over with an empty cache: what the cells hold is not known any more."""
+        """Start again with an empty cache, because the contents of the cells are unknown."""
         for job in self._scheduler.abandon():
             self._fail(job, "internal", why, True)
         self._llama.clear_all()
         if self._tiers is not None:
-            self._tiers.announce_all()  # Blobs are not cells: they are as good as before.
+            self._tiers.announce_all()  # (blobs are not cells: they stay valid)
         self.reports.cache()
 
     def _forget(self, job: Job) -> None:
@@ -180,8 +180,8 @@ class Jobs:
 
     @contextmanager
     def charged(self, job: Job) -> Iterator[None]:
-        """The CPU time of the block is charged to the job's client: by some options a token takes fifty times as long
-        to choose as by the usual ones (4.5 ms where the vocabulary has 49,152 tokens)."""
+        """Charge the CPU time of the block to the job's client: with some options the choice of a token takes fifty
+        times as long as usual (4.5 ms for a vocabulary of 49,152 tokens)."""
         began = time.thread_time()
         try:
             yield
@@ -189,7 +189,7 @@ class Jobs:
             self._scheduler.accounts.charge_seconds(job.client, job.subnet, time.thread_time() - began)
 
     def check_invariants(self) -> None:
-        """Raise AssertionError when the books do not fit each other or the cells. Call between steps."""
+        """Raise AssertionError when the accounts contradict each other or the cells. Call between steps."""
         self.sequences.check_invariants()
         jobs = [*self._scheduler.running, *(job for job in self._scheduler.waiting if job.num_starts)]
         assert self.answers.keys() == {job.key for job in jobs}, "answers without jobs"

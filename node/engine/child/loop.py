@@ -1,7 +1,7 @@
 """The engine's step loop: take messages, admit, decode one batch, sample, report.
 
-``Scheduler`` decides, ``Llama`` computes, ``Jobs`` keeps the two in agreement and ``Choices`` takes what a decode call
-gave. Everything runs in the engine process's main thread, the owner of the llama.cpp context.
+``Scheduler`` decides, ``Llama`` computes, ``Jobs`` keeps the two consistent, and ``Choices`` takes the results of a
+decode call. Everything runs in the main thread of the engine process, which owns the llama.cpp context.
 """
 
 import os
@@ -37,23 +37,23 @@ from mycelia.proto.admission.fair_queue import share_of
 from mycelia.proto.cache.sharing import Sharing
 
 SHARED_S = 60.0
-"""For so long after a request came while another one ran, steps are short."""
+"""Steps are short for so many seconds after a request arrived while another one ran."""
 STALL_S = 0.1
-"""The longest wait for a message while requests run of which none can have a row; deadlines are looked at then."""
+"""Maximum wait for a message while requests run but none can have a row. Then deadlines are checked."""
 CLOSE_DEADLINE_S = 8.0
-"""For writing the cache to disk at the end: 4 GB to an SSD. The parent waits a little longer."""
+"""Maximum time to write the cache to disk at the end: 4 GB to an SSD. The parent waits a little longer."""
 
 
 class Close:
-    """Message of the reader: the parent is done."""
+    """The reader's message that the parent is done."""
 
 
 class Wake:
-    """Message of the second tier's writer: also an idle loop should look at what it did."""
+    """The message of the second tier's writer that makes an idle loop check finished writes."""
 
 
 class TextRead(NamedTuple):
-    """Message of the threads that read texts: so much CPU time it took for that client."""
+    """The message of the threads that read texts with the CPU time spent for a client."""
 
     client: bytes
     subnet: str
@@ -80,9 +80,9 @@ class StepLoop:
         """check, check_idle: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.closed = threading.Event()
-        """Set once ``Close`` was handled; ``run`` returns then."""
+        """Set when ``Close`` is handled; then ``run`` returns."""
         self.prefilling: frozenset[int] = frozenset()
-        """Keys of the requests whose prompts the running decode computes; the reader looks before it aborts."""
+        """Keys of the requests whose prompts the running decode computes; the reader checks it before an abort."""
         self._llama = llama
         self.scheduler = Scheduler(limits, Sharing(os.urandom(16)))
         self._replies = replies
@@ -94,11 +94,11 @@ class StepLoop:
         self._choices = Choices(llama, self.scheduler, self.jobs, self.grammars)
         self._reports = self.jobs.reports
         self._is_stalled = False
-        """The last step had nothing to compute, though there is work."""
+        """Whether the last step had nothing to compute although there is work."""
         self._busy_since: float | None = None
         self.shared_until_s = time.monotonic() + SHARED_S
-        """Until then it is taken for likely that a request comes while another one runs, as one did: also at the start,
-        when those come at once that could go nowhere else."""
+        """The time until which a request is likely to arrive while another one runs, because one did lately. The same
+        is assumed at the start, when requests that had no other node arrive at once."""
         self._is_decoding = False
         self._tiers = tiers
         if tiers is not None:
@@ -109,7 +109,7 @@ class StepLoop:
                 self.scheduler.sharing.open(tokens)
 
     def pulse(self) -> tuple[bool, float]:
-        """(in a decode call, seconds since the last progress; 0 while idle). For any thread."""
+        """(whether in a decode call, seconds since the last progress or 0 while idle). For any thread."""
         since = self._busy_since
         return self._is_decoding, 0.0 if since is None else time.monotonic() - since
 
@@ -124,8 +124,8 @@ class StepLoop:
         return self._tiers is not None and self._tiers.has_disk
 
     def step(self) -> None:
-        """One round: messages, admission, one decode call, reports. Blocks while there is nothing to do."""
-        # Cleared before the messages are taken: a cancel that comes later raises it again and stops the decode below.
+        """Run one round: messages, admission, one decode call, reports. Blocks while there is no work."""
+        # Cleared before the messages are taken: a later cancel raises it again and stops the decode below.
         self._llama.abort.clear()
         self._take_messages()
         if self.closed.is_set():
@@ -166,7 +166,7 @@ class StepLoop:
         self._busy_since = time.monotonic()
 
     def _next_message(self, patience_s: float | None) -> Message | None:
-        """None: there is none within ``patience_s``, or at once if that is 0; None waits for one."""
+        """The next message, or None if none comes within ``patience_s`` (None: no limit)."""
         if patience_s != 0.0:
             self._busy_since = None
         with suppress(queue.Empty):
@@ -229,7 +229,7 @@ class StepLoop:
         accounts.charge_seconds(request.client, request.subnet, event.cpu_s)
         message = self.grammars.ready(event, time.monotonic())
         if message is None:
-            return  # Cancelled meanwhile.
+            return  # (cancelled meanwhile)
         if event.error:
             self.grammars.drop(event.key)
             is_ours = event.error == NO_PROCESS
@@ -242,21 +242,21 @@ class StepLoop:
     def _cancel(self, key: int) -> None:
         if self.grammars.drop_waiting(key) or self._embeddings.cancel(key):
             self._reports.are_due = True
-            return  # (whoever cancels reads no more: there is nobody to tell)
+            return  # (a caller that cancels reads nothing more)
         for job in [*self.scheduler.running, *self.scheduler.waiting]:
             if job.key == key:
                 self.jobs.finish(job, "cancelled")
                 return
 
     def _expire(self) -> None:
-        """End the requests whose time is over. What they had computed stays cached: they may be asked again."""
+        """End the requests whose deadline passed. Their computed tokens stay cached: clients may ask again."""
         now = time.monotonic()
         for key in self.grammars.expired(now):
             self.grammars.drop_waiting(key)
             self._replies.put(ipc.Refused(key, DEADLINE, TOO_LATE, False))
             self._reports.are_due = True
         for job in self.scheduler.expired(now):
-            if job.seq_id is not None or job in self.scheduler.waiting:  # Else it was abandoned with one before it.
+            if job.seq_id is not None or job in self.scheduler.waiting:  # (else abandoned with a job before it)
                 self.jobs.give_up(job, DEADLINE, TOO_LATE, False)
 
     # --- one decode call ------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ class StepLoop:
         return self._text_pace.may_step(self._embeddings.tokens_of(request), others)
 
     def _embed(self) -> bool:
-        """A piece of a text, if those whose answers wait for it meanwhile received as much. False: nothing was done."""
+        """Embed a piece of a text, if its client is not ahead of clients with running answers. False: nothing done."""
         request = self.scheduler.precedence.first_behind(self._embeddings, self._embeddings.step_tokens)
         if request is None or not self._may_embed(request):
             return False

@@ -1,7 +1,7 @@
-"""Which of two clients received less service, compared at the level at which they part; see ``proto.fair_queue``.
+"""Compares the service that two clients received, at the level where their groups differ; see ``proto.fair_queue``.
 
-Counters contain what was charged ahead: the prompt of a job that started, computed or not. What a client *received* is
-its counter less the prompt tokens of its running jobs that are not computed yet.
+Counters include service that was charged ahead: the whole prompt of a job that started. The service that a client
+*received* is its counter minus the prompt tokens of its running jobs that are not computed yet.
 """
 
 from collections import defaultdict
@@ -18,16 +18,16 @@ NUM_LEVELS = 3
 
 
 class Precedence:
-    """Compares the clients of what runs and waits at an engine. Nothing here mutates."""
+    """Compares the clients of running and waiting jobs. No method mutates."""
 
     def __init__(self, waiting: FairQueue[Job], running: Sequence[Job]) -> None:
-        """Both are the scheduler's own."""
+        """waiting, running: the scheduler's own collections."""
         self._waiting = waiting
         self._running = running
 
     def lead(self, job: Job, other: Job) -> tuple[float, float]:
-        """How much more service the client of ``other`` received than that of ``job``, or their subnets: by the
-        counters, and less what they were charged ahead. (What begins to wait starts from counters.)"""
+        """How much more service the client (or subnet) of ``other`` received than that of ``job``: by the counters, and
+        without service charged ahead. (A client that begins to wait starts from the counters.)"""
         (counter, received), (own_counter, own_received) = self._received(other, job), self._received(job, other)
         return counter - own_counter, received - own_received
 
@@ -37,9 +37,9 @@ class Precedence:
         return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
 
     def first_behind(self, items: Iterable[WaitingT], service: float) -> WaitingT | None:
-        """The first of ``items``, which wait elsewhere, that may receive ``service`` beside the jobs: after it its
-        client is not ahead of any other that has a job here. The owner may be, by ``SLACK``, and is never behind others
-        by less. The first of all while no job runs; None: each has to wait."""
+        """The first of ``items``, which wait outside this queue, that may receive ``service`` beside the jobs; None if
+        each has to wait. After the service its client must not be ahead of any other client with a job here. The owner
+        is compared with ``SLACK`` in its favour. While no job runs, the first item may receive it."""
         if not self._running:
             return next(iter(items), None)
         ahead = defaultdict[tuple[Key, ...], float](float)
@@ -58,7 +58,7 @@ class Precedence:
         def is_behind(item: WaitingT) -> bool:
             path = path_of(item.client, item.subnet)
             for level in range(NUM_LEVELS):
-                # Its own prompts that are not computed yet count: a client does not get texts instead of them.
+                # The client's own prompts that are not computed yet count: texts must not get ahead of them.
                 after = self._waiting.counter(item.client, item.subnet, level) + weighted(item.client, service)
                 after -= SLACK if path[level] == OWNER else 0.0
                 for other, counter in received[path[:level]].items():

@@ -1,13 +1,13 @@
-"""What requests reuse of each other: the prefix tree's leaves, the jobs that pin them, and the jobs that wait for them.
+"""The reuse of prefixes between requests: the leaves of the prefix tree, and the jobs that pin or await them.
 
-A running job pins the leaf whose cells it shares, so that the tree keeps counting them. A leaf's id may be the id of a
-running job (its prompt is published as soon as it is computed, so that others can share it at once): such a leaf is
-pinned by that job.
+A running job pins the leaf whose cells it shares, so that the tree keeps them. The id of a leaf may be the id of a
+running job, because a prompt is published as soon as it is computed, so that others can share it at once. Such a leaf
+is pinned by that job.
 
-A job that arrives while another computes a longer prefix of its prompt than the tree has waits for that prefix instead
-of computing it again, at most once.
+If another job is computing a longer prefix of a new job's prompt than the tree has, the new job waits for that prefix
+instead of computing it again, at most once.
 
-What a job may reuse at all, and where its own tokens stand in the tree, is decided by ``proto.sharing``: the tree knows
+``proto.sharing`` decides which prefixes a job may reuse, and the place of its tokens in the tree: the tree identifies
 sequences by their paths, not by their tokens.
 """
 
@@ -21,11 +21,11 @@ from mycelia.proto.cache.sharing import PUBLIC, Sharing
 from mycelia.proto.cache.sharing import match as match_path
 
 MIN_SHARED_TOKENS = 32
-"""Waiting for another request's prefix must save at least this much: less than a prefill chunk is not worth it."""
+"""Minimum number of tokens that waiting for another request's prefix must save: less is not worth the wait."""
 
 
 class Prefixes:
-    """Matches, publishes and pins prefixes. All collections are the scheduler's own."""
+    """Matches, publishes and pins prefixes. All collections belong to the scheduler."""
 
     def __init__(
         self,
@@ -48,19 +48,19 @@ class Prefixes:
         """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
 
     def match(self, job: Job) -> tuple[int, int | None]:
-        """The longest prefix that a job which does not run may reuse; the last token is always computed, for its
-        logits. Decides about the job's place in the tree: ``num_open``."""
+        """(length, leaf) of the longest prefix that a job, not running, may reuse. The last token is always computed,
+        for its logits. Sets the job's place in the tree: ``num_open``."""
         if not (self._limits.reuse and job.may_share):
             job.num_open = 0
             return 0, None
-        # A job that was stopped has its tokens where they were.
+        # The tokens of a stopped job are still at their old place.
         places = {self.open_tokens(job), job.num_open} if job.num_starts else {self.open_tokens(job)}
         found = [match_path(self._tree, job.owner, job.tokens[:-1], place) for place in sorted(places)]
         length, leaf, job.num_open = max(found, key=lambda one: one[0])
         return length, leaf
 
     def open_tokens(self, job: Job) -> int:
-        """Leading tokens of a job's prompt that any job may reuse where they are cached."""
+        """Number of leading prompt tokens that any job may reuse if they are cached."""
         return self.sharing.num_open(job.chain)
 
     def still_waits(self, job: Job) -> bool:
@@ -69,7 +69,7 @@ class Prefixes:
         return job.awaits.shared_tokens < job.awaited_tokens and self.match(job)[0] < job.awaited_tokens
 
     def should_wait(self, job: Job, length: int) -> bool:
-        """True when another job computes a clearly longer prefix of this one than the tree and second tier have."""
+        """Whether a running job computes a clearly longer prefix of ``job`` than tree and second tier have. Mutates."""
         job.awaits = None
         if job.waited or not (self._limits.reuse and job.may_share):
             return False
@@ -87,7 +87,7 @@ class Prefixes:
         return False
 
     def publishable(self) -> list[Job]:
-        """Jobs whose computed prompt tokens should enter the tree now: all are there, or another job waits for them."""
+        """Jobs whose computed prompt tokens should enter the tree now: all are computed, or another job awaits them."""
         if not self._limits.reuse:
             return []
         awaited: dict[Job, int] = {}
@@ -102,11 +102,9 @@ class Prefixes:
         return ready
 
     def shareable(self, job: Job) -> tuple[int, int] | None:
-        """(leaf, length) when the tree holds more of the job's computed tokens than the job shares. What it computed
-        may open now, which decides about its place in the tree.
-
-        The worker replaces the job's cells [0, length) by the leaf's before ``publish`` or ``finish``.
-        """
+        """(leaf, length) if the tree holds more of the job's computed tokens than the job shares. The worker replaces
+        the job's cells [0, length) by the leaf's before ``publish`` or ``finish``. May mutate the job's ``num_open``,
+        see ``note``."""
         if not self._limits.reuse:
             return None
         self.note(job)
@@ -116,10 +114,8 @@ class Prefixes:
         return source, length
 
     def publish(self, job: Job, now: float) -> list[int]:
-        """Insert the job's computed prompt tokens into the tree; returns the sequences to clear.
-
-        Does nothing when ``_may_pin`` says no, which is not so for jobs of ``publishable``.
-        """
+        """Insert the job's computed prompt tokens into the tree; returns the sequences to clear. Does nothing if the
+        job may not pin its leaf, which cannot happen for jobs of ``publishable``."""
         self.note(job)
         count = min(job.num_computed, len(job.prompt))
         if not self._may_pin(job):
@@ -131,8 +127,8 @@ class Prefixes:
         return cleared
 
     def insert(self, job: Job, count: int, now: float) -> list[int]:
-        """Insert its first ``count`` tokens under the job's id; frees and returns ids that became redundant and belong
-        to no running job."""
+        """Insert the job's first ``count`` tokens under its id. Frees and returns the ids that became redundant and
+        belong to no running job."""
         assert job.seq_id is not None
         path = job.path(count)
         length, leaf = self._tree.match(path)
@@ -140,7 +136,7 @@ class Prefixes:
             if job.counted_tokens < length:
                 self._tree.use(path, now, job.counted_tokens)
             job.counted_tokens = length
-            return []  # A leaf covers it, maybe the job's own; the job goes on with its own id.
+            return []  # (a leaf, maybe the job's own, covers the tokens; the job goes on with its own id)
         was_there = job.seq_id in self._tree
         redundant = self._tree.insert(path, job.seq_id, now, job.counted_tokens)
         job.counted_tokens = count
@@ -158,8 +154,8 @@ class Prefixes:
         return cleared
 
     def note(self, job: Job) -> None:
-        """What a running job has computed counts from now on as had by its owner; so some of it may open. As long as
-        the job holds nothing of its own in the tree, its place there is where all that is open is everybody's."""
+        """Report a running job's computed tokens to ``Sharing``, which may open some of them. While the job has no own
+        tokens in the tree, ``num_open`` follows. Mutates."""
         if job.noted_tokens == job.num_computed:
             return
         job.noted_tokens = job.num_computed
@@ -169,7 +165,7 @@ class Prefixes:
             job.num_open = max(job.num_open, self.sharing.num_open(chain))
 
     def _may_pin(self, job: Job) -> bool:
-        """False when a longer idle leaf has all that the job computed, and pinning it would break the promise."""
+        """False if a longer idle leaf covers the job's tokens and pinning it would break the promise invariant."""
         count = min(job.num_computed, len(job.prompt))
         covered, leaf = self._tree.match(job.path(count))
         if covered < count or leaf is None or self._tree.pins(leaf):

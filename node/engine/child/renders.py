@@ -1,11 +1,11 @@
-"""Where the engine process reads what strangers wrote: conversations and texts become tokens, tokens become text.
+"""Reads texts from strangers in the engine process: conversations and texts become tokens, tokens become text.
 
-Threads of their own, so that neither the step loop nor the answer to a ping waits for a text: one for the short ones
-and one for the long ones (``ipc.is_long``), each in the order in which they came. The parent counts on that: of what it
-asked and was not answered when this process dies, the first of each thread is what may have killed it.
+It has its own threads, so that neither the step loop nor the reply to a ping waits for a text: one for short texts and
+one for long ones (``ipc.is_long``). Each thread keeps the order of arrival. The parent relies on it: when this process
+dies, the first unanswered question of each thread may have killed it.
 
-Whatever goes wrong with a text is the answer to its question, and never the end of the process. What took long is
-charged to its client, whatever came of it, as all that the engine does (``accounts.py``).
+An error in a text is the answer to its question and never ends the process. The client pays for the time of a question,
+also of a failed one (``accounts.py``), unless it was very short.
 """
 
 import os
@@ -25,9 +25,9 @@ from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
 NICENESS = 10
 SWITCH_S = 0.0005
-"""After how long the interpreter takes turns. The step loop needs it several times a step, for moments."""
+"""Switch interval of the interpreter's threads. The step loop needs the interpreter briefly, several times a step."""
 CHARGED_S = 0.002
-"""Of CPU time. What takes less is not worth waking the step loop."""
+"""Minimum CPU time that is charged. Less is not worth waking the step loop."""
 _MAX_ERROR_CHARS = 200
 
 Question = ipc.Render | ipc.Parse | ipc.Spell
@@ -41,8 +41,8 @@ class Renders:
     def __init__(
         self, template: ChatTemplate, piece: Callable[[int], bytes], replies: ipc.Replies, charge: Charge
     ) -> None:
-        """piece: the bytes of a token; raises ValueError for one that is not in the vocabulary. charge: called from
-        the threads."""
+        """piece: the bytes of a token; raises ValueError for a token outside the vocabulary. charge: called from the
+        threads."""
         self._template = template
         self._piece = piece
         self._replies = replies
@@ -50,11 +50,11 @@ class Renders:
         self._short, self._long = _Thread(self._reply, gives_way=False), _Thread(self._reply, gives_way=True)
 
     def put(self, question: Question) -> None:
-        """Have it answered. Does not wait."""
+        """Queue a question. Does not wait."""
         (self._long if ipc.is_long(question) else self._short).questions.put(question)
 
     def busy_s(self) -> float:
-        """Seconds that the text has taken so far that has been read for the longest time; 0: none is."""
+        """Seconds since the start of the longest running question; 0: none runs."""
         return max(self._short.busy_s(), self._long.busy_s())
 
     def _reply(self, question: Question) -> None:
@@ -67,7 +67,7 @@ class Renders:
     def _answer_it(self, question: Question) -> None:
         try:
             self._replies.send(self._answer(question))
-        except Exception as exc:  # noqa: BLE001  it is this question's alone
+        except Exception as exc:  # noqa: BLE001  an error of this question only
             is_ours = not isinstance(exc, LocalError | LimitExceeded | ValueError)
             if is_ours:
                 traceback.print_exc()
@@ -92,7 +92,7 @@ class Renders:
 
 class _Thread:
     def __init__(self, reply: Callable[[Question], None], gives_way: bool) -> None:
-        """gives_way: it takes what others of this machine leave, or a tenth: answers are computed meanwhile."""
+        """gives_way: run at low priority, because answers are computed at the same time; at least a tenth of a core."""
         self.questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
         self._reply = reply
         self._gives_way = gives_way
@@ -113,6 +113,6 @@ class _Thread:
                 self._since = time.monotonic()
                 self._reply(question)
                 self._since = None
-        except BaseException:  # noqa: BLE001  nobody would be answered any more
+        except BaseException:  # noqa: BLE001  no question would be answered any more
             traceback.print_exc()
             os._exit(1)

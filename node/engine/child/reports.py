@@ -1,4 +1,4 @@
-"""What the step loop says to the parent: tokens, ends, cache changes and load."""
+"""The step loop's messages to the parent: tokens, ends, cache changes and load."""
 
 import time
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Usage, Vitals
 
 VITALS_INTERVAL_S = 0.1
-"""Vitals that change while nothing starts or ends go out at most this often."""
+"""Minimum seconds between two reports of vitals while no request starts or ends."""
 PREFILL_WINDOW_TOKENS, DECODE_WINDOW_TOKENS = 2048, 256
 
 
 class Reports:
-    """Says things, and measures what is to be said."""
+    """Sends the messages and measures the rates."""
 
     def __init__(self, replies: ipc.Replies, scheduler: Scheduler, answers: dict[int, Answer]) -> None:
         self._replies = replies
@@ -31,10 +31,10 @@ class Reports:
         self._vitals_sent: Vitals | None = None
         self._vitals_sent_s = 0.0
         self.are_due = True
-        """Vitals changed by something that started or ended."""
+        """Whether a start or end changed the vitals."""
 
     def measure(self, rows: Sequence[Row], seconds: float) -> None:
-        """Share a step's time between prefill and decode by rows: in one batch a row costs about the same."""
+        """Divide a step's time between prefill and decode by rows: all rows of a batch cost about the same."""
         num_decode = sum(1 for row in rows if not row.job.remaining_prefill)
         num_rows = sum(row.count for row in rows)
         if num_decode:
@@ -44,7 +44,7 @@ class Reports:
         self._scheduler.accounts.measured(self.prefill.rate, self.decode.rate)
 
     def step_ended(self, other_tokens: int, other_requests: int) -> None:
-        """Send what a step produced. other_tokens, other_requests: that wait outside the scheduler."""
+        """Send the results of a step. other_tokens, other_requests: waiting outside the scheduler."""
         now = time.monotonic()
         for job in self._scheduler.running:
             if now >= self._answers[job.key].due_s:
@@ -69,29 +69,29 @@ class Reports:
         )
 
     def fresh(self, job: Job, is_last: bool = False) -> None:
-        """The tokens of a job that may go out now."""
+        """Send the tokens of a job that are due."""
         answer = self._answers[job.key]
         for item in answer.take(is_last):
             answer.due_s = time.monotonic() + COALESCE_S
             self._replies.put(ipc.Generated(job.key, pack_tokens(item.tokens), item.text, item.logprobs))
 
     def fresh_of_all(self) -> None:
-        """Of all that run, at once."""
+        """Send and flush the tokens of all running jobs."""
         for job in self._scheduler.running:
             self.fresh(job)
         self._replies.flush()
 
     def cache(self) -> None:
-        """What the tree gained and lost."""
+        """Send the changes of the tree."""
         if self._scheduler.changes:
             change = self._scheduler.changes.take()
             stored = [ipc.StoredLeaf.of(seq_id, path) for seq_id, path in change.stored]
             self._replies.put(ipc.CacheDelta(list(change.evicted), [], change.reset))
-            for leaf in stored:  # One a frame: all leaves of a large cache would exceed the frame's bound.
+            for leaf in stored:  # One per frame: all leaves of a large cache would exceed the frame's bound.
                 self._replies.put(ipc.CacheDelta([], [leaf], False))
 
     def ended(self, job: Job, reason: str, now: float) -> None:
-        """An answer ended as it should."""
+        """Send the regular end of an answer."""
         admitted = job.admitted_s or now
         first = job.first_token_s or now
         usage = Usage(

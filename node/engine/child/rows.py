@@ -8,7 +8,7 @@ from mycelia.node.engine.child.job import Job
 
 @dataclass(frozen=True)
 class Row:
-    """A run of one job's tokens to decode; positions start at ``start``. ``wants_token``: sample after the last."""
+    """A run of one job's tokens to compute, from position ``start``. ``wants_token``: sample after the last."""
 
     job: Job
     start: int
@@ -21,10 +21,10 @@ class Row:
 
 
 def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int) -> list[Row]:
-    """One row per decoding job, then prefill chunks of ``prefill_tokens`` in all. jobs: in order of admission.
+    """One row per decoding job, then prefill chunks of ``prefill_tokens`` in total. jobs: in order of admission.
 
-    Half of the prefill goes to the job admitted first, so that none starves; the rest goes to the jobs with the least
-    left, so that a short prompt does not wait for a long one.
+    The job admitted first gets half of the prefill tokens, so that none starves. The jobs with the least left get the
+    rest, so that a short prompt does not wait for a long one.
     """
     rows = [Row(job, job.num_computed, 1, True) for job in jobs if not job.remaining_prefill]
     prefilling = [job for job in jobs if job.remaining_prefill]
@@ -45,40 +45,39 @@ def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int) -> li
 
 
 class GiveWay:
-    """Which running jobs sit out a step, so that clients that want little are answered at nearly the pace that they
-    would have alone.
+    """Chooses running jobs that skip a step, so that clients with little work are served nearly as fast as alone.
 
-    What a client (or subnet) *wants* is the service of all that it has in the engine, waiting or running, with
-    answers as long as they may become. It is *greedy* beside one that wants ``FACTOR`` times less, and ``LEAST`` less.
-    Beside such ones the greedy get ``PART`` of the time: steps without them earn it, what a step takes longer with
-    them spends it, and the first of these is earned ahead. Where a row more costs next to nothing, as on a GPU, none
-    sits out; and a client alone has all the time. It is shortest remaining processing time first, by clients, with a
-    rest for the long.
+    A client (or subnet) *wants* the service of all its jobs, waiting or running, with answers of maximum length. It is
+    *greedy* beside a client that wants ``FACTOR`` times less, and ``LEAST`` less. Beside such clients the greedy get
+    ``PART`` of the time: steps without them earn time, and the extra time of steps with them spends it; the time of
+    their first step must be earned in advance. If an extra row costs almost nothing, as on a GPU, no job skips a step.
+    A client alone gets all the time. This is shortest remaining processing time first, by clients, with a reserved part
+    for the long jobs.
 
-    Without it one row beside another had 0.46 of its pace alone, beside seven 0.18 (135M model, one thread).
+    Without it a row beside one other had 0.46 of its pace alone, beside seven others 0.18 (135M model, one thread).
     """
 
     def __init__(self) -> None:
         self._greedy: frozenset[Job] = frozenset()
         self._earned_s = 0.0
-        """At most 0: time is not saved up."""
+        """At most 0: time cannot be saved up."""
         self._spent_s = 0.0
-        """By a step with greedy ones, of late."""
+        """Extra seconds of a step with greedy jobs, moving average."""
         self._alone_s: dict[int, float] = {}
-        """Decoding jobs -> seconds of a step with so many rows and no others, of late."""
+        """Number of decoding jobs -> seconds of a step with only their rows, moving average."""
 
     def sitting_out(self, jobs: Sequence[Job], wanted: Mapping[Job, float]) -> Collection[Job]:
-        """Those of ``jobs``, all of which could have a row now, that sit out this step. wanted: by their clients. Call
-        ``computed`` after the step."""
+        """The jobs that skip this step. jobs: all that could have a row now. wanted: job -> service that its client
+        wants. Call ``computed`` after the step."""
         most = FACTOR * min((wanted[job] for job in jobs), default=0.0) + LEAST
         greedy = frozenset(job for job in jobs if wanted[job] > most)
-        if greedy and not self._greedy:  # An answer of a second should not begin with a step that takes half as long.
+        if greedy and not self._greedy:  # An answer of one second must not begin with a step of half a second.
             self._earned_s = min(self._earned_s, -self._spent_s)
         self._greedy = greedy
         return self._greedy if self._earned_s < 0 else ()
 
     def computed(self, rows: Sequence[Row], seconds: float) -> None:
-        """What was planned last took so long. Mutates."""
+        """Note that the last planned step took ``seconds``. Mutates."""
         if not self._greedy:
             return
         others = [row for row in rows if row.job not in self._greedy]
@@ -99,22 +98,23 @@ class GiveWay:
 
 
 class TextPace:
-    """Texts to embed give way like rows: beside clients that want much less they get ``PART`` of the time."""
+    """The same rule for texts to embed: beside clients that want much less they get ``PART`` of the time."""
 
     def __init__(self) -> None:
         self._owed_s = 0.0
-        """Time that texts took and have not earned since by steps of answers."""
+        """Time of texts that steps of answers have not earned yet."""
 
     def may_step(self, wanted: float, others: Collection[float]) -> bool:
-        """wanted: tokens of the texts of a client; others: what the other clients with running jobs want."""
+        """Whether a step of a text may run. wanted: tokens of the client's texts; others: the service that each other
+        client with running jobs wants."""
         return self._owed_s <= 0 or wanted <= FACTOR * min(others, default=wanted) + LEAST
 
     def embedded(self, seconds: float) -> None:
-        """A step of a text took so long. Mutates."""
+        """Note that a step of a text took ``seconds``. Mutates."""
         self._owed_s = min(self._owed_s + seconds, MOST_OWED_S)
 
     def computed(self, seconds: float) -> None:
-        """A step of answers took so long. Mutates."""
+        """Note that a step of answers took ``seconds``. Mutates."""
         self._owed_s = max(self._owed_s - PART / (1 - PART) * seconds, 0.0)
 
 

@@ -1,32 +1,33 @@
-"""Who runs next, and where its tokens live: every decision of the engine that needs no llama.cpp.
+"""The order of requests and the places of their tokens: every decision of the engine that needs no llama.cpp.
 
 Theory. The KV cache is one pool of ``num_cells`` cells. A cell belongs to the prefix tree (shared by any number of
-sequences) or to one running request. A request shares ``shared(r)`` tokens with the tree, holds ``held(r)`` cells
-beyond them, and was promised ``own(r) = promised(r) - shared(r)``. Two invariants:
+sequences) or to one running request. A request shares ``shared(r)`` tokens with the tree, holds ``held(r)`` more cells,
+and has a promise of ``own(r) = promised(r) - shared(r)`` cells. Two invariants:
 
     promise:  pinned tokens of the tree + sum of own(r)  <=  num_cells
     fact:     all tokens of the tree    + sum of held(r) <=  num_cells
 
-What is promised at admission is all that a request may need where that is a slot's part of the pool or less; else it is
-its prompt and a little more, and grows with the answer (``growing``). So a running request never finds the pool full:
-what is in its way can be evicted; or the promise cannot grow, and the largest holder stops (``preempt``). It also stops
-when one waits whose client holds less: see ``holdings.py``. What stops keeps what it computed in the tree, waits as the
-first of its client, and goes on where it was. A client alone may use everything.
+The promise at admission covers the whole request if that is at most a slot's part of the pool. Else it covers the
+prompt and a little more, and grows with the answer (``outgrown``). So a running request never finds the pool full:
+either leaves can be evicted, or the promise cannot grow and the request with the largest holding stops (``preempt``).
+A request also stops when the client of a waiting one holds less: see ``holdings.py``. A stopped request keeps its
+computed tokens in the tree, waits as the first of its client, and goes on where it stopped. A client alone may use
+everything.
 
-The fact is kept by evicting at admission for the prompt, which is certain to come, and step by step for the answer,
-which is usually much shorter than it may be (``room_for_step``). When a request's tokens enter the tree, its share
-grows by what the tree then holds for it. That is true of the real cells because the worker, before it inserts a
-request's tokens, swaps the request's duplicates of cells that the tree has for the tree's (``shareable``).
+The fact holds because leaves are evicted for the prompt at admission, as all of it will be computed, and for the answer
+step by step, as answers are usually much shorter than their limit (``room_for_step``). When a request's tokens enter
+the tree, its share grows by the tokens that the tree then holds for it. This is also true of the real cells: before the
+worker inserts a request's tokens, it replaces the request's duplicates of the tree's cells (``shareable``).
 
-Cells in use make every step slower, also those of idle leaves: attention walks all cells below the highest one in use.
-On one core, 6,800 idle cells of a 135M model made a prefill 1.4 times and a step of 8 rows 1.45 times as long, while a
-restore from host memory costs 7 ms per 1,000 tokens. So with ``demote_idle`` idle leaves leave at the next admission.
+All cells in use make every step slower, also those of idle leaves: attention reads all cells below the highest one in
+use. On one core, 6,800 idle cells of a 135M model made a prefill 1.4 times and a step of 8 rows 1.45 times as long,
+while a restore from host memory takes 7 ms per 1,000 tokens. So ``demote_idle`` evicts idle leaves at each admission.
 
-What waits starts in the order of ``proto.fair_queue``, which is fair among clients. A job whose turn it is and that
-lacks cells keeps its turn, whoever else comes or is served meanwhile, so that smaller ones do not starve it; but for
-those of clients that received less service and hold less than it wants to.
+Waiting jobs start in the order of ``proto.fair_queue``, which is fair among clients. A job that lacks cells when its
+turn comes keeps the turn, so that smaller jobs do not starve it. Only jobs of clients that received less service, and
+that will hold less than this job needs, may pass it.
 
-What requests reuse of each other: ``prefixes.py``.
+``prefixes.py`` has the rules of reuse between requests.
 
 Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
 """
@@ -50,14 +51,14 @@ from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import Owner, Sharing
 
 COMPARE_S, MAX_COMPARED = 0.1, 4
-"""How often it is looked whether what runs must stop, and for how many of a subnet: it takes 60 us each."""
+"""Seconds between two checks whether running jobs must stop, and clients compared per subnet: 60 us each."""
 GROWTH_TOKENS = 128
-"""Cells that a promise grows by: some seconds of an answer."""
+"""Cells by which a promise grows: some seconds of an answer."""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """A job starts. The worker saves what it wants of ``evicted``, copies, then clears: ``source`` may be evicted."""
+    """The start of a job. The worker saves ``evicted`` leaves, copies, then clears: ``source`` may be one of them."""
 
     job: Job
     source: int | None
@@ -69,7 +70,7 @@ class Scheduler:
     """Queue, running set, sequence ids and the prefix tree."""
 
     def __init__(self, limits: Limits, sharing: Sharing | None = None) -> None:
-        """sharing: with a secret of this engine's; None: for tests."""
+        """sharing: keyed with a secret of this engine; None: for tests."""
         self.limits = limits
         self.tree = RadixTree()
         self.sharing = sharing or Sharing(b"")
@@ -85,7 +86,7 @@ class Scheduler:
         self._turn: Job | None = None
         """A waiting job that lacked cells when it was its turn."""
         self._is_changed, self._compared_s = True, 0.0
-        """Whether what waits or runs did since it was compared, and when that was."""
+        """Whether waiting or running jobs changed since the last comparison, and its time."""
 
     # --- arrival --------------------------------------------------------------------------------------------------
 
@@ -101,9 +102,9 @@ class Scheduler:
         owner: Owner = Owner(),  # noqa: B008  immutable
         declared_open: int = 0,
     ) -> Job | Refusal:
-        """Queue a request, or say why not. ``max_tokens`` is cut to what the context leaves. due_s: see ``expired``.
-        client, subnet: whose share of the queue it takes; owner: whose prefixes it may reuse. declared_open: how
-        many of its leading tokens everybody may. What is wrong with a request costs its client, too."""
+        """Queue a request, or return the refusal. ``max_tokens`` is cut to fit the context. due_s: see ``expired``.
+        client, subnet: the share of the queue to take; owner: the owner of the prefixes that the request may reuse.
+        declared_open: leading tokens that every request may reuse. The client also pays for an invalid request."""
         limits = self.limits
         self.accounts.look(self.running, now)
         refusal = limits.refusal(prompt, max_tokens)
@@ -159,14 +160,14 @@ class Scheduler:
         return None
 
     def _may_pass(self, job: Job, turn: Job) -> bool:
-        """Whether ``job`` may start before ``turn``, whose turn it is and which lacks cells."""
+        """Whether ``job`` may start before the job ``turn``, which lacks cells."""
         if job is turn or (share_of(job), job.client) == (share_of(turn), turn.client):
             return False
         wants = wanted_holding(job, self._promise(job), self.running, self.limits, turn)
         return wants < holding((), self.limits, self._promise(turn)) and self.precedence.lead(job, turn)[0] >= -SLACK
 
     def to_preempt(self, now: float) -> Sequence[Job]:
-        """Running jobs that must stop so that one that waits can start: ``preempt`` each, then ``admit``."""
+        """Running jobs that must stop so that a waiting one can start: call ``preempt`` for each, then ``admit``."""
         is_due = self._is_changed or not 0 <= now - self._compared_s < COMPARE_S
         if not self.waiting or not self.running or not is_due:
             return ()
@@ -191,7 +192,7 @@ class Scheduler:
         return ()
 
     def preempt(self, job: Job, now: float) -> list[int]:
-        """A running job waits again, as the first of its client, and goes on later. Returns the sequences to clear."""
+        """Stop a running job, which then waits as the first of its client. Returns the sequences to clear."""
         self._settle(job, now)
         job.expected_cached = job.num_computed if self.limits.reuse else 0
         self.accounts.stop(job, is_next=False)
@@ -200,17 +201,17 @@ class Scheduler:
         return cleared
 
     def _promise(self, job: Job) -> int:
-        """Cells that a job is promised when it starts."""
+        """Number of cells promised to a job at its start."""
         limits = self.limits
         return min(job.limit_tokens, max(limits.num_cells // limits.slots, len(job.tokens) + GROWTH_TOKENS))
 
     def _start(self, job: Job, source: int | None, length: int, now: float) -> Admission | None:
-        """Reserve an id and cells for ``job``, evicting as needed. None when the running jobs leave too little."""
+        """Reserve an id and cells for ``job``, with evictions if necessary. None when running jobs leave too few."""
         pinned, promised = source, self._promise(job)
         if pinned is not None:
             self.tree.pin(pinned)
         if not self.cells.can_free(promised - length):
-            # The leaf it shares may be what fills the cache. Then take over its prefix and let the leaf go.
+            # The shared leaf itself may fill the cache. Then the job takes over its prefix, and the leaf is evicted.
             if pinned is not None:
                 self.tree.unpin(pinned)
                 pinned = None
@@ -230,7 +231,7 @@ class Scheduler:
         return Admission(job, source, length, evicted)
 
     def restored(self, job: Job, length: int) -> None:
-        """The worker gave a job that was just admitted cells up to ``length``, out of those reserved for it."""
+        """Note that the worker restored the first ``length`` tokens of a just admitted job, into its reserved cells."""
         assert job.num_computed <= length < job.num_to_prefill
         self.accounts.charge(job.client, job.subnet, job.num_computed - length)
         if job.num_starts == 1:
@@ -238,7 +239,8 @@ class Scheduler:
         job.num_computed = length
 
     def forget_match(self, job: Job) -> list[int]:
-        """The prefix could not be copied after all: the job is its client's next again, to compute all of it."""
+        """Queue a job again as the next of its client, to compute all tokens: its prefix could not be copied. Returns
+        the sequences to clear."""
         assert job.seq_id is not None
         self.accounts.stop(job, is_next=True)
         self._turn = job
@@ -252,7 +254,7 @@ class Scheduler:
         return [cleared]
 
     def abandon(self) -> list[Job]:
-        """Forget the whole cache and every running job, which is returned: nothing in the cells can be trusted."""
+        """Forget the whole cache and return all running jobs: the contents of the cells are unknown."""
         self.accounts.charge_running(self.running)
         abandoned = list(self.running)
         self.running.clear()
@@ -266,8 +268,8 @@ class Scheduler:
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def outgrown(self) -> Job | None:
-        """A running job that must stop before the next step, because the answers need more cells than there are:
-        ``preempt`` it and ask again. None: each has the cells for its next token."""
+        """A running job that must stop before the next step because the answers need more cells than there are:
+        ``preempt`` it and call again. None: each job has the cells for its next token. Grows promises."""
         for job in self.running:
             lacking = len(job.tokens) - job.promised
             if lacking > 0:
@@ -278,8 +280,8 @@ class Scheduler:
         return None
 
     def room_for_step(self) -> list[Evicted]:
-        """Evict what is in the way of the next step's generated tokens; returns what to save and clear before it. Call
-        when ``outgrown`` has nothing."""
+        """Evict leaves so that the next step's generated tokens have cells; returns the leaves to save and clear before
+        it. Call after ``outgrown`` returned None."""
         evicted: list[Evicted] = []
         while self.cells.num_free() < sum(1 for job in self.running if not job.remaining_prefill):
             leaf = self.cells.evict_one()
@@ -288,14 +290,14 @@ class Scheduler:
         return evicted
 
     def wanted(self) -> dict[Key, float]:
-        """The service of all that each share has here, waiting or running, with answers as long as they may become."""
+        """The service of all waiting and running jobs of each share, with answers of maximum length."""
         wanted = defaultdict[Key, float](float)
         for job in [*self.running, *self.waiting]:
             wanted[share_of(job)] += len(job.prompt) + ANSWER_WEIGHT * job.max_tokens
         return wanted
 
     def able(self) -> list[Job]:
-        """The running jobs that have a row in the next decode call, in order of admission."""
+        """The running jobs that get a row in the next decode call, in order of admission."""
         jobs = [job for job in self.running if not job.is_choosing]
         wanted = self.wanted()
         out = self.give_way.sitting_out(jobs, {job: wanted[share_of(job)] for job in jobs})
@@ -306,7 +308,7 @@ class Scheduler:
         return plan_rows(self.able(), prefill_tokens, self.limits.batch_tokens)
 
     def finish(self, job: Job, now: float) -> list[int]:
-        """End a running job and cache what it computed. Returns the sequences to clear."""
+        """End a running job and cache its computed tokens. Returns the sequences to clear."""
         self._settle(job, now)
         return self._leave(job, now)
 
@@ -330,19 +332,18 @@ class Scheduler:
         return cleared
 
     def withdraw(self, job: Job) -> None:
-        """Take a job out of the queue."""
         self.waiting.withdraw(job)
         if self._turn is job:
             self._turn = None
 
     def expired(self, now: float) -> list[Job]:
-        """Running and waiting jobs whose time is over: ``finish`` or ``withdraw`` each. Changes nothing."""
+        """Running and waiting jobs whose deadline passed: ``finish`` or ``withdraw`` each. Does not mutate."""
         return [job for job in [*self.running, *self.waiting] if job.due_s is not None and job.due_s <= now]
 
     # --- load -----------------------------------------------------------------------------------------------------
 
     def queued_tokens(self) -> int:
-        """Prompt tokens taken but not computed yet, less what waiting jobs will probably find in the tree."""
+        """Tokens accepted but not computed yet, without the cached tokens that waiting jobs expect."""
         waiting = sum(max(len(job.tokens) - job.expected_cached, 1) for job in self.waiting)
         return sum(job.remaining_prefill for job in self.running) + waiting
 

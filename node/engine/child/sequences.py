@@ -1,4 +1,4 @@
-"""llama.cpp's sequences, kept in agreement with the scheduler's picture of them; the second tier's in and out."""
+"""The sequences of llama.cpp, kept consistent with the scheduler's state, and their way to and from the second tier."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from mycelia.node.engine.child.tier.tier_store import TierStore
 
 
 class Sequences:
-    """Carries out on the cells what the scheduler decided. For the owner of the llama.cpp context."""
+    """Carries out the scheduler's decisions on the cells. For the thread that owns the llama.cpp context."""
 
     def __init__(self, llama: Llama, scheduler: Scheduler, tiers: TierStore | None) -> None:
         self._llama = llama
@@ -27,8 +27,8 @@ class Sequences:
         if self._tiers is not None and admission.evicted:
             self._tiers.protect(job.tokens, self._whose(job))
             self._keep(admission.evicted)
-        # Copy before clearing: the source itself may go. The job may even have got the source's id, or that of another
-        # evicted leaf, whose cells copy_prefix clears.
+        # Copy before clearing, because the source may be evicted. The job may even have the id of the source or of
+        # another evicted leaf, whose cells copy_prefix clears.
         if source is None:
             self._llama.clear(target)
             occupied = True
@@ -51,7 +51,7 @@ class Sequences:
         return length is not None
 
     def reach(self, job: Job, length: int) -> int:
-        """See ``Scheduler.reach``. Not without a second tier."""
+        """See ``Prefixes.reach``. Needs a second tier."""
         assert self._tiers is not None
         return self._tiers.reach(job.tokens[:-1], length, self._whose(job))
 
@@ -59,7 +59,7 @@ class Sequences:
         return Whose(job.owner.tag, self._scheduler.prefixes.open_tokens(job))
 
     def _keep(self, leaves: Iterable[Evicted]) -> None:
-        """Save evicted leaves to the second tier; before any of their cells is cleared."""
+        """Save evicted leaves to the second tier. Call before any of their cells is cleared."""
         if self._tiers is not None:
             for leaf in leaves:
                 self._tiers.keep(self._llama, leaf)
@@ -74,7 +74,7 @@ class Sequences:
             self._llama.clear(seq_id)
 
     def share(self, job: Job) -> bool:
-        """Give up the job's duplicates of cells that the tree has. False: the sequence is broken."""
+        """Replace the job's duplicates of the tree's cells. False: the sequence is broken."""
         shareable = self._scheduler.prefixes.shareable(job)
         if shareable is None:
             return True
@@ -83,7 +83,7 @@ class Sequences:
         return self._llama.replace_prefix(source, job.seq_id, length)
 
     def resync(self, rows: Sequence[Row]) -> bool:
-        """After an abort: keep the whole micro-batches that were finished, but redo the rows whose logits are lost.
+        """Keep the micro-batches that were finished before an abort, but plan the rows whose logits are lost again.
         False: a sequence is broken."""
         for row in rows:
             job = row.job
@@ -96,14 +96,14 @@ class Sequences:
         return True
 
     def close(self, deadline_s: float) -> None:
-        """Write the cache to disk; it takes at most about ``deadline_s``."""
+        """Write the cache to disk, for at most about ``deadline_s`` seconds."""
         if self._tiers is not None:
             tree = self._scheduler.tree
             leaves = [(seq_id, tree.tokens_of(seq_id)) for seq_id in tree.most_recent()]
             self._tiers.close(self._llama, leaves, time.monotonic() + deadline_s)
 
     def check_invariants(self) -> None:
-        """Raise AssertionError when the scheduler's picture and llama.cpp's cells differ. Call between steps."""
+        """Raise AssertionError when the scheduler's state and llama.cpp's cells differ. Call between steps."""
         scheduler = self._scheduler
         scheduler.check_invariants()
         if self._tiers is not None:

@@ -1,8 +1,8 @@
 """A model's Jinja template as a bounded program.
 
-A template comes with the model, its input from strangers. It runs in Jinja's sandbox, and with counted steps: each
-round of a loop and each call of a macro is one, so that neither loops within loops over what a stranger wrote nor a
-recursion through it runs on. What it writes is bounded while it is written, and so is what ``*`` and ``**`` make.
+A template comes with the model, its input from strangers. It runs in Jinja's sandbox, with counted steps: each round of
+a loop and each call of a macro is one step. This bounds nested loops and recursion over a stranger's input. The output
+and the results of ``*`` and ``**`` are bounded, too.
 """
 
 import threading
@@ -18,9 +18,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mycelia.proto.wire.errors import LocalError
 
 MAX_STEPS = 100_000
-"""In one rendering: 1,024 messages and 10,000 values are gone through some ten times. Takes 0.3 s."""
+"""Maximum number of steps of a rendering: about ten passes over 1,024 messages and 10,000 values. Takes 0.3 s."""
 MAX_CHARS = 4 << 20
-"""Of what is written: all marks of a conversation, ten times over."""
+"""Maximum number of characters that are written: all marks of a conversation, ten times over."""
 MAX_NUMBER_BITS = 1_024
 _MAX_REASON_CHARS = 200
 
@@ -41,7 +41,7 @@ class Template:
         self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
 
     def render(self, context: dict[str, Any]) -> str:
-        """Raises LocalError when the template refuses ``context``, breaks on it, or takes too much."""
+        """The rendered text. Raises LocalError when the template refuses ``context``, fails, or exceeds a bound."""
         self._environment.begin()
         try:
             return "".join(_bounded(self._template.generate(context)))
@@ -68,22 +68,22 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         self._steps = threading.local()
         self.globals["raise_exception"] = _raise_exception
-        # UTC, so that a template that writes the date writes the same one on every node: prompts must stay equal.
+        # UTC, so that a template writes the same date on every node: prompts must stay equal.
         self.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
 
     def begin(self) -> None:
-        """This thread's next rendering has all its steps."""
+        """Reset this thread's counter of steps."""
         self._steps.left = MAX_STEPS
 
     def count_step(self) -> bool:
-        """True. Raises LocalError when there were too many. Called by templates."""
+        """Count a step; always True. Raises LocalError when there are too many. Called by templates."""
         self._steps.left -= 1
         if self._steps.left < 0:
             raise LocalError("the model's chat template goes through this conversation for too long")
         return True
 
     def count_steps_in(self, tree: nodes.Template) -> None:
-        """Have every round of a loop and every call of a macro counted. Mutates ``tree``."""
+        """Insert a counter into every loop and every macro. Mutates ``tree``."""
         places: Iterable[Any] = tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
         for place in places:
             step = nodes.Call(nodes.EnvironmentAttribute("count_step"), [], [], None, None)

@@ -1,5 +1,5 @@
-"""Functions that a model may call, for chat templates that know nothing of them: told in words, in the form that Hermes
-and Qwen models were trained on, and that small models follow best.
+"""Descriptions of functions for chat templates without support for them: plain text in the form that Hermes and Qwen
+models were trained on, and that small models follow best.
 """
 
 import json
@@ -16,8 +16,8 @@ _HEAD = (
 
 
 def check_calls(calls: Any) -> None:
-    """Raise LocalError when ``calls``, the field tool_calls of a turn, are neither calls as OpenAI's clients send them
-    nor functions' names and arguments alone, nor nothing."""
+    """Raise LocalError unless ``calls``, the field tool_calls of a turn, is empty or a list of calls: as OpenAI's
+    clients send them, or only the names and arguments of functions."""
     if not isinstance(calls, list | None):
         raise LocalError("tool_calls of a message is no list")
     for call in calls or ():
@@ -26,8 +26,8 @@ def check_calls(calls: Any) -> None:
 
 
 def told_in_words(turns: Sequence[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """``turns`` for a template that reads no more than role and content: what is in ``tools`` is told by the system,
-    calls and their results are told by whoever made them."""
+    """``turns`` for a template that reads only role and content: the system's turn describes ``tools``, and calls and
+    their results are texts in the turns of their roles."""
     told = [_in_words(turn) for turn in turns]
     if not tools:
         return told

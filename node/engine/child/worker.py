@@ -1,13 +1,13 @@
 """The engine process: ``python -m mycelia.node.engine.child.worker``, started by ``process.py``, never by hand.
 
-Four threads. The main one owns the llama.cpp context and runs the step loop. The reader takes messages from stdin and
-hands them on, so that a ping is answered at once; and when stdin ends, which it does however the parent dies, it ends
-the process at once, also in the middle of a decode. With a disk tier it first gives the main thread a few seconds to
-write the cache. Two more read texts (``renders.py``), because the vocabulary is immutable: tokenizing never waits for a
-prefill.
+It has four threads. The main thread owns the llama.cpp context and runs the step loop. The reader takes messages from
+stdin and passes them on, so that a ping is answered at once. When stdin ends, as it does however the parent dies, the
+reader ends the process at once, also in the middle of a decode; with a disk tier it first gives the main thread a few
+seconds to write the cache. Two more threads read texts (``renders.py``), as the vocabulary is immutable: tokenizing
+never waits for a prefill.
 
-Stdin's end is the only sign of the parent's death that is used: Linux's PR_SET_PDEATHSIG fires when the *thread* that
-started the child ends, and that is a short-lived worker thread of trio's.
+The end of stdin is the only sign of the parent's death: Linux's PR_SET_PDEATHSIG fires when the *thread* that started
+the child ends, and that is one of trio's short-lived worker threads.
 """
 
 import os
@@ -43,12 +43,12 @@ from mycelia.proto.wire.errors import LocalError
 
 BATCH_TOKENS = 2048
 KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
-"""Whatever besides the model file changes the KV cells; part of the namespace. So an exact node reads no files of one
-that is not, and takes over no answer that such a one began."""
+"""Everything besides the model file that changes the KV cells; a part of the namespace. So a node in exact mode neither
+reads files of a node in normal mode nor continues its answers."""
 
 
 def _read_messages(stream: BinaryIO, service: "Service") -> None:
-    """The reader thread. Whatever ends it ends the process: without it a dead parent would go unnoticed."""
+    """Run the reader thread. Its end ends the process, which would not notice the parent's death otherwise."""
     try:
         while (message := ipc.read_message(stream)) is not None:
             service.handle(message)
@@ -60,7 +60,7 @@ def _read_messages(stream: BinaryIO, service: "Service") -> None:
 
 
 class Service:
-    """What the reader thread dispatches to. Empty until the model is loaded; the parent waits for that."""
+    """The receiver of the reader thread's messages. Empty until the model is loaded; the parent waits for that."""
 
     def __init__(self, replies: ipc.Replies) -> None:
         self._replies = replies
@@ -83,22 +83,22 @@ class Service:
                 self.llama.abort.raise_it()
 
     def close(self) -> None:
-        """Called by the reader thread: let the cache be written, if it is to be, within a bounded time."""
+        """Called by the reader thread: let the main thread write the cache, if there is a disk tier; bounded time."""
         if self.loop is not None and self.llama is not None and self.loop.saves_at_end:
             self.loop.inbox.put(Close())
             if self.llama.can_abort:
                 self.llama.abort.raise_it()
-            # A little more than the loop takes for itself: the step that runs now has to end first.
+            # A little more than the loop's own deadline: the running step has to end first.
             self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
 
 
 def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
-    """Everything slow before serving; fills ``service``. Raises LocalError."""
+    """Load the model and fill ``service``. Raises LocalError."""
     path = Path(message.model_path)
     memory = available_memory_bytes()
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
     sizes = {
-        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is the second tier's.
+        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is for the second tier.
         "num_threads": message.threads,
         "batch_tokens": BATCH_TOKENS,
     }
@@ -117,7 +117,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     namespace = namespace_key(file_digest(path), kv_settings, message.salt)
     tiers = _open_tiers(message, llama, namespace)
     tier_tokens = message.ram_tier_bytes // llama.cell_bytes if tiers is not None else 0
-    # Host memory must take all that can be idle at once. On a GPU the way there and back is not worth it.
+    # Host memory must hold all cells that can be idle at once. On a GPU the copies are not worth their time.
     demote_idle = not llama.offloaded and tier_tokens >= llama.num_cells
     limits = Limits(
         num_cells=llama.num_cells,
@@ -154,7 +154,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
 
 
 def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore | None:
-    """The second tier, None when it is turned off or cells of this model cannot be saved. Raises LocalError."""
+    """The second tier; None when it is off or this model's cells cannot be saved. Raises LocalError."""
     disk_bytes = message.disk_tier_bytes if message.cache_dir else 0
     if not llama.can_save or not (message.ram_tier_bytes or disk_bytes):
         return None

@@ -1,8 +1,7 @@
-"""An engine without a model, for tests: deterministic tokens, a real prefix tree, and time that passes as configured.
+"""An engine without a model, for tests: deterministic tokens, a real prefix tree, and configured durations.
 
-Every token is a function of all tokens before it, so an answer that is resumed on another FakeEngine goes on exactly as
-it would have here. Time passes through trio's clock: with ``trio.testing.MockClock(autojump_threshold=0)`` a second of
-prefill takes no time.
+Every token is a function of all tokens before it, so an answer goes on in the same way when it is resumed on another
+FakeEngine. Durations use trio's clock: with ``trio.testing.MockClock(autojump_threshold=0)`` they take no real time.
 """
 
 import math
@@ -43,14 +42,14 @@ from mycelia.proto.wire.messages import ChatMessage, Logprob, Sampling, TokenLog
 
 NUM_VOCAB = 258
 TURN_TOKEN, END_TOKEN = 256, 257
-"""Tokens below 256 are bytes; these two frame a turn."""
+"""The tokens that frame a turn. Tokens below 256 are bytes."""
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
 _STOP_ONE_IN = 64
 
 
 @dataclass(frozen=True)
 class FakeSettings:
-    """How large and how fast. Rates in tokens/s; 0 for no time at all."""
+    """Sizes and rates. Rates are in tokens/s; 0: no time passes."""
 
     model_name: str = "fake"
     cells: int = 65_536
@@ -58,9 +57,9 @@ class FakeSettings:
     max_waiting: int = 64
     prefill_rate: float = 0.0
     decode_rate: float = 0.0
-    """Of one request; requests do not slow each other."""
+    """Rate of each request; requests do not slow each other."""
     coalesce_s: float = 0.0
-    """See ``COALESCE_S``; 0: every token is an item of its own."""
+    """See ``COALESCE_S``; 0: one item per token."""
     salt: bytes = b""
 
 
@@ -70,10 +69,10 @@ class _Work:
 
     request: EngineRequest
     queued_tokens: int
-    """Of its prompt, not computed yet; ``cached_tokens`` were not to be."""
+    """Prompt tokens not computed yet, cached ones included."""
     cached_tokens: int = 0
     num_open: int = 0
-    """Of its path."""
+    """Number of open tokens of its path."""
     started: trio.Event = field(default_factory=trio.Event)
     generated: list[int] = field(default_factory=list)
 
@@ -87,7 +86,7 @@ class _Work:
 
 
 class FakeEngine:
-    """An ``Engine`` whose whole state is in this object. Needs no nursery: requests run in their callers' tasks."""
+    """An ``Engine`` with all state in this object. It needs no nursery: requests run in the tasks of their callers."""
 
     def __init__(self, settings: FakeSettings | None = None) -> None:
         self.settings = settings or FakeSettings()
@@ -104,17 +103,17 @@ class FakeEngine:
         self._epoch = 0
         self._fail_after: list[int] = []
         self.requests: deque[EngineRequest] = deque(maxlen=1_000)
-        """The last requests that came, for tests to look at."""
+        """The latest requests, for tests."""
         self.num_cancelled = 0
 
     # --- for tests ------------------------------------------------------------------------------------------------
 
     def fail_next(self, after_tokens: int) -> None:
-        """The next request ends with engine_lost once it has sent this many tokens."""
+        """Let the next request end with engine_lost after so many tokens."""
         self._fail_after.append(after_tokens)
 
     def crash(self) -> None:
-        """What a dying child does: requests in flight end with engine_lost, the cache is empty."""
+        """Behave as if the child died: requests in flight end with engine_lost, the cache is empty."""
         self._epoch += 1
         self._tree.clear()
         self._changes.reset()
@@ -223,7 +222,7 @@ class FakeEngine:
 
     @contextmanager
     def _place(self, work: _Work) -> Iterator[None]:
-        """``work`` waits and then runs, until the block ends."""
+        """Let ``work`` wait and then run until the block ends."""
         self._start_next()
         try:
             yield
@@ -235,8 +234,8 @@ class FakeEngine:
             self._start_next()
 
     def _first_start_s(self) -> float:
-        """Seconds between starts, before any was seen with others waiting: what is left of a running request, shared
-        by their number."""
+        """An estimate of the seconds between starts, before any are measured: the mean time for the rest of a running
+        request, divided by their number."""
         prefill_rate, decode_rate = self.settings.prefill_rate or math.inf, self.settings.decode_rate or math.inf
         left_s = [
             work.queued_tokens / prefill_rate + (work.request.sampling.max_tokens - len(work.generated)) / decode_rate
@@ -275,7 +274,6 @@ class FakeEngine:
         return None
 
     async def _run(self, work: _Work, arrived: float, fail_after: int | None) -> AsyncGenerator[EngineItem, None]:
-        """What happens once a slot is free."""
         request, cached = work.request, work.cached_tokens
         epoch, lost = self._epoch, EngineFailed("engine_lost", "the engine process died", True)
         late = EngineFailed(DEADLINE, TOO_LATE, False)
@@ -366,7 +364,7 @@ class FakeEngine:
 
 
 def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:
-    """How often each of eight kinds of token occurs, as a vector of length 1."""
+    """The frequencies of eight kinds of token, as a vector of length 1."""
     counts = np.bincount(np.asarray(tokens) % 8, minlength=8).astype(np.float32)
     vector: NDArray[np.float32] = counts / np.linalg.norm(counts)
     return vector
@@ -380,7 +378,7 @@ _VOCABULARY = Vocabulary.of([_piece(token) for token in range(NUM_VOCAB)])
 
 
 def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
-    """With logprobs that only say that the next letters would have been less likely."""
+    """An item; its logprobs, if any, only say that the next letters are less likely."""
     if not sampling.logprobs:
         return EngineTokens([token], text)
     others = [(token + i) % TURN_TOKEN for i in range(sampling.logprobs)]
@@ -389,13 +387,13 @@ def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
 
 
 async def _pass_time(num_tokens: int, rate: float, due: float) -> None:
-    """The time that tokens take, at most until ``due``."""
+    """Sleep for the time that tokens take, at most until ``due``."""
     needed = num_tokens / rate if rate else 0.0
     await trio.sleep(max(0.0, min(needed, due - trio.current_time())))
 
 
 def _next_token(tokens: Sequence[int], sampling: Sampling) -> int:
-    """The token after ``tokens``: a hash of them all, and of the seed where the temperature lets it matter."""
+    """The token after ``tokens``: a hash of all of them, and of the seed if the temperature is above 0."""
     seed = sampling.seed.to_bytes(4, "little") if sampling.temperature > 0 else b""
     digest = blake3(pack_tokens(tokens) + seed).digest(length=4)
     if int.from_bytes(digest[:2], "little") % _STOP_ONE_IN == 0:

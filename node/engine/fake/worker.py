@@ -1,8 +1,8 @@
 """The engine process of ``mycelia node --model fake``: letters without a model, as slow as a small GPU, at no cost.
 
-Speaks with ``process.py`` as ``worker.py`` does, so that everything around the engine is the real thing: for trying
-whole swarms on one machine, and for measuring what a node costs besides its engine. Without a model there is nothing
-to abort and no step loop: a ``Pong`` says that this process is alive.
+It speaks the same protocol with ``process.py`` as ``child/worker.py``, so that everything around the engine is real. It
+serves to try whole swarms on one machine, and to measure the cost of a node without its engine. Without a model there
+is no step loop and nothing to abort: a ``Pong`` means that this process is alive.
 """
 
 import os
@@ -29,12 +29,12 @@ from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
 PREFILL_RATE, DECODE_RATE = 5_000.0, 50.0
-"""Tokens/s of one request: a model of some 8 B parameters on a consumer's GPU. No measurement depends on them but
-through the pace of the frames, of which each carries five tokens."""
+"""Tokens/s of one request: about a model of 8 B parameters on a consumer GPU. Measurements depend on these rates only
+through the rate of frames, each with five tokens."""
 
 
 class FakeService:
-    """What the parent asks for, done on one ``FakeEngine``."""
+    """Serves the parent's messages with one ``FakeEngine``."""
 
     def __init__(self, engine: FakeEngine, replies: ipc.Replies, nursery: trio.Nursery) -> None:
         self._engine = engine
@@ -48,7 +48,7 @@ class FakeService:
         self._said.set()
 
     async def write(self) -> None:
-        """Until cancelled. What is said in one moment shares a write, as what one step of the real loop brings does."""
+        """Write until cancelled. Messages of one moment share a write, like those of a step of the real loop."""
         while True:
             await self._said.wait()
             for _ in range(2):  # rounds in which other tasks notice what has just happened
@@ -121,14 +121,12 @@ class FakeService:
             self._say(ipc.Embedded(message.key, [], str(exc)))
 
     async def follow_cache(self) -> None:
-        """Until cancelled."""
         while True:
             change = await self._engine.cache_changes()
             stored = [ipc.StoredLeaf.of(leaf, path) for leaf, path in change.stored]
             self._say(ipc.CacheDelta(list(change.evicted), stored, change.reset))
 
     async def follow_vitals(self) -> None:
-        """Until cancelled."""
         while True:
             self._say(ipc.LoadChanged(await self._engine.vitals_changes()))
 
@@ -182,7 +180,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
         read = partial(ipc.read_message, sys.stdin.buffer)
         while (message := await trio.to_thread.run_sync(read)) is not None:
             service.handle(message)
-        os._exit(0)  # The parent is gone, or done.
+        os._exit(0)  # The parent closed stdin or died.
 
 
 def main() -> None:

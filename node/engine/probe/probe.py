@@ -1,7 +1,6 @@
-"""Asks llama.cpp what it can do here, in a process of its own: it may abort(). For ``mycelia doctor``.
+"""Finds out what llama.cpp can do on this machine, for ``mycelia doctor``. A child process asks it, as it may abort().
 
-The child is ``worker.py``. It prints one JSON object a line, the library first: what it said before it died
-counts.
+The child is ``worker.py``. It prints one JSON object per line, the library first: the lines before a death count.
 """
 
 import signal
@@ -17,16 +16,16 @@ from mycelia.node.engine.child_process import child_environment, without_folder
 from mycelia.node.engine.sizing import Device
 
 DEADLINE_S = 120.0
-"""For starting Python, waking the GPUs and reading a model's metadata."""
+"""Maximum time to start Python, wake the GPUs and read a model's metadata."""
 PROBE_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.probe.worker")
 
 
 class Question(Struct, frozen=True):
-    """How an engine would be started, besides the model's path."""
+    """The settings of the engine that would be started, without the model's path."""
 
     slots: int
     cells: int
-    """0: as many as are usual and fit."""
+    """0: the default number, or as many as fit."""
     host_bytes: int | None
     """Memory for weights and cells; None: unknown."""
     gpu_layers: int | None = None
@@ -35,7 +34,7 @@ class Question(Struct, frozen=True):
 
 
 class Library(Struct, frozen=True, tag="library"):
-    """llama.cpp as it is installed here."""
+    """The installed llama.cpp."""
 
     llama_cpp: str
     bindings: str
@@ -46,14 +45,14 @@ class Library(Struct, frozen=True, tag="library"):
 
 
 class Model(Struct, frozen=True, tag="model"):
-    """What the engine would do with a model."""
+    """The engine's decisions for a model."""
 
     description: str
     weight_bytes: int
     trained_tokens: int
     may_reuse: bool
     layers: int
-    """The output counts as one, as in ``--gpu-layers``."""
+    """Number of layers; the output counts as one, as in ``--gpu-layers``."""
     gpu_layers: int
     offload: str
     cells: int
@@ -70,10 +69,8 @@ _decoder = msgspec.json.Decoder(Finding)
 
 
 def probe(question: Question, model: Path | None) -> list[Finding]:
-    """What llama.cpp says of itself and, if one is given, of a model. Blocks for some tenths of a second.
-
-    Never raises: whatever goes wrong is a Problem.
-    """
+    """The facts about llama.cpp and, if one is given, about a model. Blocks for some tenths of a second. Never raises:
+    an error is a Problem."""
     try:
         done = subprocess.run(
             [*PROBE_COMMAND, msgspec.json.encode(question).decode(), str(model or "")],
@@ -89,7 +86,7 @@ def probe(question: Question, model: Path | None) -> list[Finding]:
         return [Problem(f"cannot start a process for llama.cpp: {exc}")]
     findings: list[Finding] = []
     for line in done.stdout.splitlines():
-        with suppress(msgspec.MsgspecError):  # (some driver's word)
+        with suppress(msgspec.MsgspecError):  # (a driver may print, too)
             findings.append(_decoder.decode(line))
     if done.returncode != 0:
         findings.append(Problem(_death(done, was_over_model=bool(findings))))

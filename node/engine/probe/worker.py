@@ -1,4 +1,4 @@
-"""The process of ``mycelia doctor``'s questions, started by ``probe.py``."""
+"""The process that answers the questions of ``mycelia doctor``, started by ``probe.py``."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ from mycelia.proto.wire.errors import LocalError
 
 
 def inspect_library() -> Library:
-    """What this build of llama.cpp can do here."""
+    """The facts about this build of llama.cpp on this machine."""
     return Library(
         llama_cpp=library_version(L._lib),
         bindings=bindings_version(),
@@ -34,7 +34,7 @@ def inspect_library() -> Library:
 
 
 def inspect_model(path: Path, question: Question) -> Model:
-    """Read a model's metadata and decide as ``Llama`` would, without its weights. Raises LocalError."""
+    """Read a model's metadata, without its weights, and decide as ``Llama`` would. Raises LocalError."""
     log = Log()
     L.llama_backend_init()
     offload = Offload(question.gpu_layers, question.tensor_split, question.main_gpu)

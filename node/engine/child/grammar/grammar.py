@@ -1,11 +1,11 @@
-"""Grammars, each in a process of its own: what a stranger's grammar costs or breaks, it costs and breaks there.
+"""Grammars, each in its own process, so that a stranger's grammar cannot harm the engine.
 
 A grammar is a program. Thirty rules of two alternatives have 2^30 beginnings, thirty thousand parentheses overflow
-llama.cpp's stack, and no bound on the text tells such grammars from honest ones. So llama.cpp's grammar sampler runs in
-``grammar_worker.py`` under limits of CPU time and memory, with the vocabulary alone; when it dies the request is
-refused and nothing else happens. The engine asks it which of the tokens at hand may come next.
+llama.cpp's stack, and no bound on the text separates such grammars from honest ones. So llama.cpp's grammar sampler
+runs in ``grammar_worker.py`` under limits of CPU time and memory, with only the vocabulary. If the process dies, the
+request is refused and nothing else happens. The engine asks the process which of some tokens may come next.
 
-Compiling and asking take a while, so they are waited for on a thread: see ``grammar_pool.py``.
+Compiling and asking take time, so a thread waits for them: see ``grammar_pool.py``.
 """
 
 import socket
@@ -28,7 +28,7 @@ from mycelia.proto.wire.messages import Sampling
 COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.child.grammar.grammar_worker")
 
 MAX_START_CPU_S = 1.5
-"""CPU time of compiling, at most; the kernel ends the process then."""
+"""Maximum CPU time for compiling; then the kernel ends the process."""
 TOO_COSTLY = "the grammar is too large, too deep or too ambiguous"
 NO_PROCESS = "this node cannot start a process for the grammar now"
 
@@ -36,11 +36,11 @@ _HEADER_BYTES = 4
 
 
 class GrammarError(Exception):
-    """The grammar cannot be read, or costs too much, or allows nothing: the request's fault. One line."""
+    """The grammar is invalid, too costly, or allows no token: the fault of the request. One line."""
 
 
 class Compile(Struct, frozen=True, array_like=True):
-    """First message to the process. ``tokens``: packed, of the answer so far."""
+    """The first message to the process. ``tokens``: those of the answer so far, packed."""
 
     kind: str
     text: str
@@ -48,26 +48,24 @@ class Compile(Struct, frozen=True, array_like=True):
 
 
 class Compiled(Struct, frozen=True, array_like=True):
-    """``error`` empty: ready for questions."""
+    """The reply to Compile. An empty ``error`` means ready for questions. cpu_s: CPU time of the process so far."""
 
     error: str
     cpu_s: float = 0.0
-    """CPU time of the process so far."""
 
 
 class Filter(Struct, frozen=True, array_like=True):
-    """Asks which of ``candidates`` may follow once ``accepted`` are accepted (int32 each)."""
+    """The question which of ``candidates`` (int32 each) may follow after ``accepted``."""
 
     accepted: list[int]
     candidates: bytes
 
 
 class Filtered(Struct, frozen=True, array_like=True):
-    """One byte a candidate: 1 if it may come next."""
+    """The reply to Filter: one byte per candidate, 1 if it may come next. cpu_s: see ``Compiled``."""
 
     passed: bytes
     cpu_s: float
-    """See ``Compiled``."""
 
 
 _Message = TypeVar("_Message", bound=Struct)
@@ -92,7 +90,7 @@ def write_message(stream: Stream, message: Struct) -> None:
 
 
 def read_message(stream: Stream, kind: type[_Message]) -> _Message | None:
-    """The next message, blocking; None at the end, also in the middle of one."""
+    """The next message, blocking; None at the end of the stream, also in the middle of a message."""
     header = stream.read(_HEADER_BYTES)
     length = int.from_bytes(header, "little")
     body = stream.read(length) if len(header) == _HEADER_BYTES else b""
@@ -100,8 +98,8 @@ def read_message(stream: Stream, kind: type[_Message]) -> _Message | None:
 
 
 class GrammarServer:
-    """The process from which those of grammars are forked: it has the vocabulary, so that one more costs milliseconds.
-    Started with the first grammar, and again when it died. For any thread."""
+    """The process that forks one process per grammar. It has the vocabulary, so that a fork takes only milliseconds.
+    It is started with the first grammar, and again after its death. For any thread."""
 
     def __init__(self, model_path: Path) -> None:
         self._model_path = model_path
@@ -110,11 +108,11 @@ class GrammarServer:
         self._control: socket.socket | None = None
 
     def open(self, sampling: Sampling, tokens: Sequence[int]) -> "Grammar":
-        """A grammar of an answer that has ``tokens`` already."""
+        """The grammar of an answer that already has ``tokens``."""
         return Grammar(self, sampling, tokens)
 
     def connect(self) -> socket.socket:
-        """A new process's socket. Raises OSError when there can be none."""
+        """The socket of a new process. Raises OSError when no process can be started."""
         ours, theirs = socket.socketpair()
         with self._lock, theirs:
             try:
@@ -146,13 +144,13 @@ class GrammarServer:
 
 
 class Grammar:
-    """One answer's grammar. ``kill`` may be called at any time; else there is one call at a time, in any thread."""
+    """The grammar of one answer. ``kill`` may be called at any time, the other methods one at a time, in any thread."""
 
     cpu_s = 0.0
-    """CPU time that the process said to have used."""
+    """CPU time of the process, as last reported."""
 
     def __init__(self, server: GrammarServer, sampling: Sampling, tokens: Sequence[int]) -> None:
-        """tokens: of the answer so far. ``wait`` begins."""
+        """tokens: those of the answer so far. Starts nothing: call ``wait``."""
         self._server = server
         self._lock = threading.Lock()
         self._is_killed = False
@@ -162,7 +160,7 @@ class Grammar:
         self._compile = Compile(sampling.grammar_kind, sampling.grammar, pack_tokens(tokens))
 
     def wait(self) -> str:
-        """Block until the grammar is compiled; what is wrong with it, empty if nothing. Once, first."""
+        """Block until the grammar is compiled; returns the error, empty if none. The first call, made once."""
         try:
             connection = self._server.connect()
         except OSError:
@@ -178,14 +176,12 @@ class Grammar:
         return TOO_COSTLY if self._server.is_running else NO_PROCESS
 
     def accept(self, token: int) -> None:
-        """``token`` was chosen."""
+        """Note that ``token`` was chosen."""
         self._accepted.append(token)
 
     def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of ``tokens`` may come next. Blocks, for as long as the process's limit of CPU time lets it.
-
-        Raises GrammarError when the process died over it.
-        """
+        """Which of ``tokens`` may come next. Blocks, bounded by the process's CPU limit. Raises GrammarError when the
+        process dies."""
         question = Filter(self._accepted, tokens.astype(np.int32).tobytes())
         self._accepted = []
         answer = self._exchange(question, Filtered)
@@ -195,7 +191,7 @@ class Grammar:
         return np.frombuffer(answer.passed, np.bool_)
 
     def _exchange(self, question: Struct, kind: type[_Message]) -> _Message | None:
-        """The process's answer; None when it died."""
+        """The reply of the process; None when it died."""
         assert self._stream is not None
         try:
             write_message(self._stream, question)
@@ -204,7 +200,7 @@ class Grammar:
             return None
 
     def kill(self) -> None:
-        """End the process; what waits for it returns then."""
+        """End the process; a call that waits for it then returns."""
         with self._lock:
             self._is_killed = True
             if self._socket is not None:
@@ -216,6 +212,6 @@ class Grammar:
         self.kill()
         with self._lock:
             if self._stream is not None and self._socket is not None:
-                with suppress(OSError):  # It may not have been told everything.
+                with suppress(OSError):  # (unsent data may be left)
                     self._stream.close()
                 self._socket.close()

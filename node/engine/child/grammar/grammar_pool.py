@@ -1,16 +1,16 @@
-"""The grammars of all requests, each with a thread that waits for its process: the engine's steps never do.
+"""The grammars of all requests, each with a thread that waits for its process, so that the engine's steps never wait.
 
-A request waits for its grammar to be compiled, then for each of its tokens until the grammar has said which may come
-next; other requests go on meanwhile. Bounded are
+A request waits until its grammar is compiled, and then at each token for the grammar's reply; other requests go on in
+the meantime. The bounds are:
 
-- the requests that wait to be compiled, and their order: the fair queue's, see ``proto.fair_queue``;
-- the processes, ``limit`` in all, of which a subnet that is not the owner's has at most half, and ``MAX_COMPILING``
-  that compile at once, one of a subnet;
-- a subnet's CPU time for compiling, and for answers that ended by the next bound: ``COMPILE_BURST_S``, then
-  ``COMPILE_PART`` of the time, where each grammar counts for ``COMPILE_LEAST_S`` at least;
-- an answer's CPU time: ``ANSWER_BURST_S``, then ``TOKEN_S`` a token.
+- waiting requests: the bounds and the order of the fair queue, see ``proto.fair_queue``;
+- processes: ``limit`` in total. A subnet other than the owner's has at most half of them. ``MAX_COMPILING`` compile at
+  once, one per subnet;
+- CPU time of a subnet for compiling, and for answers ended by the next bound: ``COMPILE_BURST_S``, then
+  ``COMPILE_PART`` of the time; each grammar counts as at least ``COMPILE_LEAST_S``;
+- CPU time of an answer: ``ANSWER_BURST_S``, then ``TOKEN_S`` per token.
 
-What a process used is returned with each reply, so that it can be charged to the client.
+Each reply contains the CPU time that the process used, so that the client can be charged.
 """
 
 import queue
@@ -33,34 +33,33 @@ from mycelia.proto.wire.messages import Sampling
 
 MAX_COMPILING = 2
 COMPILE_BURST_S, COMPILE_PART, COMPILE_LEAST_S = 4.0, 0.1, 0.1
-"""About 30 grammars at once and one a second; an ordinary one takes 0.01 s."""
+"""About 30 grammars at once, then one a second; an ordinary grammar takes 0.01 s."""
 ANSWER_BURST_S = 1.0
 TOKEN_S, CANDIDATE_S = 0.01, 2e-7
-"""CPU time of a token on average, and more for each token of the vocabulary that it asks about: together 20 ms for the
-49,152 tokens of SmolLM2, for which ordinary grammars take 10 to 20."""
+"""Average CPU time per token of an answer, and per candidate token asked about: together 20 ms for the 49,152 tokens of
+SmolLM2, for which ordinary grammars take 10 to 20 ms."""
 
 
 class GrammarReady(Struct, frozen=True):
-    """In the engine's inbox: the grammar of this request is compiled, or cannot be (``error``)."""
+    """A message to the engine: the request's grammar is compiled, or failed (``error``). cpu_s: CPU time so far."""
 
     key: int
     error: str
     cpu_s: float
-    """That the process used so far."""
 
 
 class GrammarAnswered(Struct, frozen=True):
-    """In the engine's inbox: which of the tokens asked about may come next, or why the request must end (``error``)."""
+    """A message to the engine: which candidate tokens may come next, or why the request must end (``error``). cpu_s:
+    CPU time for this reply."""
 
     key: int
     passed: NDArray[np.bool_]
     error: str
     cpu_s: float
-    """That the process used for it."""
 
 
 class GrammarEnded(Struct, frozen=True):
-    """In the engine's inbox: the process of a request that was dropped is gone."""
+    """A message to the engine: the process of a dropped request is gone."""
 
     key: int
 
@@ -76,7 +75,7 @@ class _Live:
     message: ipc.Submit
     grammar: Grammar
     questions: queue.SimpleQueue[NDArray[np.int64] | None] = field(default_factory=queue.SimpleQueue)
-    """None: end."""
+    """Candidate tokens; None ends the thread."""
     is_ready: bool = False
     is_dropped: bool = False
     spare_s: float = ANSWER_BURST_S
@@ -89,13 +88,13 @@ class GrammarPool:
     def __init__(
         self, open_grammar: OpenGrammar, limit: int, num_places: int, announce: Callable[[Event], None]
     ) -> None:
-        """announce: called from other threads."""
+        """announce: puts a message into the engine's inbox; called from other threads."""
         self._open = open_grammar
         self._limit = limit
         self._announce = announce
         self._waiting = FairQueue[ipc.Submit](num_places)
         self._live: dict[int, _Live] = {}
-        """Key -> those that have a process, dropped ones too."""
+        """Key -> grammar with a process, dropped ones included."""
         self._budgets = Limits[Key](COMPILE_PART, COMPILE_BURST_S)
 
     def __len__(self) -> int:
@@ -103,18 +102,17 @@ class GrammarPool:
 
     @property
     def num_waiting(self) -> int:
-        """Requests whose grammar is not ready."""
+        """Number of requests whose grammar is not ready."""
         return len(self._waiting) + sum(not live.is_ready and not live.is_dropped for live in self._live.values())
 
     def add(self, message: ipc.Submit, now: float) -> float:
-        """0.0: it waits, or is being compiled. Else it is refused, and its client may come again after so many seconds.
-        Mutates."""
+        """Queue or start a request and return 0.0, or refuse it and return the retry time in seconds. Mutates."""
         wait_s = self._waiting.join(message, now)
         self.look(now)
         return wait_s
 
     def ready(self, event: GrammarReady, now: float) -> ipc.Submit | None:
-        """Take note of an event. The request, None if it was dropped meanwhile."""
+        """Take an event; returns its request, or None if it was dropped. Mutates."""
         live = self._live[event.key]
         live.is_ready = True
         if live.message.client:
@@ -123,13 +121,14 @@ class GrammarPool:
         return None if live.is_dropped else live.message
 
     def ask(self, key: int, tokens: NDArray[np.int64]) -> None:
-        """Which of ``tokens`` may come next? ``GrammarAnswered`` comes into the inbox. Not before the last one came."""
+        """Ask which of ``tokens`` may come next. The reply is a ``GrammarAnswered`` event; ask one question at a time.
+        Mutates."""
         live = self._live[key]
         live.spare_s += CANDIDATE_S * len(tokens)
         live.questions.put(tokens)
 
     def answered(self, event: GrammarAnswered, now: float) -> str:
-        """Take note of an event. Why its request must end; empty if it need not."""
+        """Take an event; returns the reason why its request must end, else an empty text. Mutates."""
         live = self._live[event.key]
         live.spare_s -= event.cpu_s
         error = event.error or (TOO_COSTLY if live.spare_s < 0 else "")
@@ -138,13 +137,13 @@ class GrammarPool:
         return error
 
     def accept(self, key: int, token: int) -> None:
-        """``token`` was chosen."""
+        """Note that ``token`` was chosen. Mutates."""
         live = self._live[key]
         live.spare_s += TOKEN_S
         live.grammar.accept(token)
 
     def is_dropped(self, key: int) -> bool:
-        """Whether events of this request are of no account."""
+        """Whether events of this request are ignored."""
         return self._live[key].is_dropped
 
     def request(self, key: int) -> ipc.Submit:
@@ -152,7 +151,7 @@ class GrammarPool:
         return self._live[key].message
 
     def drop(self, key: int) -> bool:
-        """Forget the grammar of a request, if it has one that is compiled or not. False: it has none. Mutates."""
+        """Forget the grammar of a request, compiled or not. False: it has none. Mutates."""
         live = self._live.get(key)
         if live is not None and not live.is_dropped:
             live.is_dropped = True
@@ -166,23 +165,23 @@ class GrammarPool:
         return False
 
     def drop_waiting(self, key: int) -> bool:
-        """The same only of a request that waits for its grammar."""
+        """As ``drop``, but only for a request that waits for its grammar."""
         live = self._live.get(key)
         return (live is None or not live.is_ready) and self.drop(key)
 
     def ended(self, event: GrammarEnded, now: float) -> None:
-        """Take note of an event. Mutates."""
+        """Take an event. Mutates."""
         del self._live[event.key]
         self.look(now)
 
     def expired(self, now: float) -> list[int]:
-        """Keys of those that still wait for their grammar and whose time is over. Changes nothing."""
+        """Keys of requests that wait for their grammar and whose deadline passed. Does not mutate."""
         compiling = [live.message for live in self._live.values() if not (live.is_ready or live.is_dropped)]
         waiting = [*self._waiting, *compiling]
         return [message.key for message in waiting if message.due_s is not None and message.due_s <= now]
 
     def look(self, now: float) -> None:
-        """Start what may be compiled now. Call now and then: a subnet may spend more without an event. Mutates."""
+        """Start the grammars that may be compiled now. Call regularly: budgets grow without an event. Mutates."""
         while (message := next(filter(lambda one: self._may_start(one, now), self._waiting), None)) is not None:
             self._waiting.start(message, int(COMPILE_SERVICE), now)
             prompt = unpack_tokens(message.prompt)
@@ -204,7 +203,6 @@ class GrammarPool:
         return is_first and num_own < max(self._limit // 2, 1) and self._budgets.has(share, now)
 
     def _work(self, key: int, live: _Live) -> None:
-        """The thread of one grammar."""
         grammar = live.grammar
         error = grammar.wait()
         self._announce(GrammarReady(key, error, grammar.cpu_s))

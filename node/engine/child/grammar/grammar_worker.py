@@ -1,9 +1,9 @@
 """The process of one grammar, forked from this module, which ``grammar.py`` starts.
 
-Its limits are its purpose. CPU time: a little for compiling, then a little more with every question, by the number of
-tokens asked about; the kernel ends the process beyond it, also inside llama.cpp, and however busy the machine is.
-Memory: so much more than the vocabulary takes (on Linux; elsewhere the time bounds it). It also ends with its
-connection. The engine comes first where both want the processor.
+Its purpose is to set limits. CPU time: a little for compiling, then more with every question, by the number of tokens
+asked about; beyond it the kernel ends the process, also inside llama.cpp and however busy the machine is. Memory: a
+fixed amount beyond the vocabulary (on Linux; elsewhere only the CPU time bounds it). The process also ends with its
+connection. It runs at low priority, so that the engine comes first.
 """
 
 import ctypes
@@ -41,16 +41,16 @@ from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.errors import LocalError
 
 QUESTION_CPU_S, TOKEN_CPU_S = 0.05, 2e-6
-"""Measured: 10 to 20 ms for the 49,152 tokens of SmolLM2 with an ordinary grammar; this is 150 ms."""
+"""Together 150 ms for the 49,152 tokens of SmolLM2. Measured: 10 to 20 ms with an ordinary grammar."""
 NICENESS = 10
-"""A tenth of a core where the engine uses all of them."""
+"""Leaves a tenth of a core if the engine uses all cores."""
 MEMORY_BYTES = 512 * 1024 * 1024
 MEMORY_PART = 16
-"""Of what is free, at most this part: all slots together half of it."""
+"""A process gets at most the free memory divided by this: all slots together at most half of it."""
 
 
 _REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{[^}]*\}|[\]}]", re.DOTALL)
-"""What a bracket of a pattern can stand in, or a bracket alone."""
+"""A part of a pattern that may contain brackets, or a single bracket."""
 
 
 class GrammarSampler:
@@ -60,14 +60,14 @@ class GrammarSampler:
         self._sampler = sampler
 
     def allowed(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Which of ``tokens`` may come next; tokens that end the answer may where it matches as it is."""
+        """Which of ``tokens`` may come next. Tokens that end the answer may if the answer matches as it is."""
         candidates = Candidates(tokens, np.zeros(len(tokens), np.float32))
         L.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
         passed: NDArray[np.bool_] = np.isfinite(candidates.data["logit"])
         return passed
 
     def accept(self, token: int) -> None:
-        """Go on after ``token``, which must be allowed: llama.cpp abort()s otherwise."""
+        """Advance by ``token``, which must be allowed: otherwise llama.cpp abort()s."""
         L.llama_sampler_accept(self._sampler, token)
 
 
@@ -85,18 +85,18 @@ class Vocabulary:
         self._vocab = L.llama_model_get_vocab(self._model)
 
     def reason(self) -> str:
-        """What llama.cpp logged last as an error."""
+        """The last error that llama.cpp logged."""
         return self._log.reason("it must have a rule root and no left recursion")[:200]
 
     def grammar(self, text: str) -> GrammarSampler | None:
-        """GBNF with a rule ``root``. None when it cannot be parsed; llama.cpp says why on stderr. May kill the
-        process."""
+        """A sampler for GBNF with a rule ``root``. None when the text cannot be parsed: llama.cpp writes the reason to
+        stderr. May kill the process."""
         sampler = L.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
         return GrammarSampler(sampler) if sampler else None
 
 
 class _Budget:
-    """CPU seconds this process may still use."""
+    """The limits of this process: memory, and CPU time, which ``grant`` extends."""
 
     def __init__(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -120,8 +120,8 @@ class _Budget:
 
 
 class _Converter(SchemaConverter):
-    """The converter of llama-cpp-python, with literals that are also right with quotes, backslashes and line ends.
-    It never ended at a ``]`` or ``}`` of a pattern that closes nothing: that is a literal here."""
+    """The converter of llama-cpp-python with two fixes: literals with quotes, backslashes and line ends are correct,
+    and a ``]`` or ``}`` in a pattern that closes nothing is a literal instead of an endless loop."""
 
     def _visit_pattern(self, pattern: str, name: str) -> Any:
         literal = _REGEX_PART.sub(lambda part: "\\" + part[0] if part[0] in ("]", "}") else part[0], pattern)
@@ -152,7 +152,7 @@ def schema_to_gbnf(text: str) -> str:
 
 
 def _compile(message: Compile, vocabulary: Vocabulary, said: IO[bytes]) -> GrammarSampler:
-    """Raises GrammarError, with llama.cpp's own words."""
+    """The sampler, after the tokens so far. Raises GrammarError with llama.cpp's message."""
     text = schema_to_gbnf(message.text) if message.kind == "json_schema" else message.text
     sampler = vocabulary.grammar(text)
     if sampler is None:
@@ -167,7 +167,7 @@ def _compile(message: Compile, vocabulary: Vocabulary, said: IO[bytes]) -> Gramm
 
 
 def _serve(connection: socket.socket, vocabulary: Vocabulary) -> None:
-    """One grammar, until the other end closes."""
+    """Serve one grammar until the other end closes."""
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     stream = connection.makefile("rwb")
     message = read_message(stream, Compile)
@@ -175,7 +175,7 @@ def _serve(connection: socket.socket, vocabulary: Vocabulary) -> None:
         return
     budget = _Budget()
     with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)  # llama.cpp's parser says there what is wrong.
+        os.dup2(said.fileno(), 2)  # llama.cpp's parser writes its errors there.
         try:
             sampler = _compile(message, vocabulary, said)
         except GrammarError as exc:
@@ -192,7 +192,7 @@ def _serve(connection: socket.socket, vocabulary: Vocabulary) -> None:
 
 
 def _end_with(connection: socket.socket) -> None:
-    """A thread: what nobody waits for any more ends at once, also inside llama.cpp."""
+    """Run a thread that ends the process with its connection, also inside llama.cpp."""
     poll = select.poll()
     poll.register(connection, getattr(select, "POLLRDHUP", 0))
     poll.poll()
@@ -200,12 +200,12 @@ def _end_with(connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """Load the vocabulary; fork a process for each connection that comes, until the other end closes."""
+    """Load the vocabulary, then fork a process for each received connection until the other end closes."""
     control, path = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
     os.nice(NICENESS)
     os.dup2(2, 1)
     vocabulary = Vocabulary(path)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The system forgets those that ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
     while True:
         said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not said:

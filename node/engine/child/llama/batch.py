@@ -11,7 +11,7 @@ from mycelia.node.engine.child.llama.bindings import L
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A run of tokens of one sequence, from position ``start`` on; ``wants_token``: logits of the last."""
+    """A run of tokens of one sequence, from position ``start``. ``wants_token``: logits of the last token."""
 
     seq_id: int
     start: int
@@ -20,10 +20,10 @@ class BatchRow:
 
 
 class Batch:
-    """One batch for the engine's life: llama.cpp reads these arrays, filled anew before each decode."""
+    """The arrays that llama.cpp reads, allocated once and filled before each decode."""
 
     def __init__(self, size: int, twins: int) -> None:
-        """twins: what to add to a sequence's id for its twin's, see ``Llama``; 0: there are none."""
+        """twins: the difference between the ids of a sequence and its twin, see ``Llama``; 0: no twins."""
         self._twins = twins
         self.tokens = np.zeros(size, np.int32)
         self.positions = np.zeros(size, np.int32)
@@ -43,11 +43,11 @@ class Batch:
             kind = dict(L.llama_batch._fields_)[name]
             setattr(batch, name, ctypes.cast(array.ctypes.data, kind))
         self.handle = batch
-        """llama.cpp's; it points at the arrays."""
+        """llama.cpp's batch, which points at the arrays."""
 
     def fill(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
-        """Number of rows of the arrays, and for each of ``rows`` its output index, -1 where no token is wanted. Raises
-        ValueError for more rows than the batch holds. Mutates."""
+        """Fill the arrays; returns their number of rows and, for each of ``rows``, its output index (-1: no token
+        wanted). Raises ValueError for more rows than the batch holds. Mutates."""
         length, outputs = 0, []
         if sum(len(row.tokens) for row in rows) > len(self.tokens):
             raise ValueError("more tokens than the batch holds")

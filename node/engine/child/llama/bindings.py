@@ -1,7 +1,6 @@
-"""llama.cpp's low-level API, and what every user of it needs: its log, a way to stop it, its arrays of candidates.
+"""The low-level API of llama.cpp with common helpers: its log, an abort flag, its arrays of candidates.
 
-Only this folder imports llama.cpp. (``grammar_worker.py``, a process without a context, takes the few calls it needs
-from here.)
+Only this folder imports llama.cpp; ``grammar_worker.py``, a process without a context, uses a few calls from here.
 """
 
 import ctypes
@@ -22,7 +21,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 def bindings_version() -> str:
-    """Version of llama.cpp's bindings: another one may serialise cells differently."""
+    """Version of llama.cpp's bindings: another version may serialise cells differently."""
     return str(llama_cpp.__version__)
 
 
@@ -40,7 +39,7 @@ class Log:
             self.errors.append(line)
 
     def reason(self, fallback: str) -> str:
-        """The first error since the last call, which names the cause; later ones only repeat that loading failed."""
+        """The first error since the last call: it names the cause, later errors only repeat that loading failed."""
         line = self.errors[0] if self.errors else fallback
         self.errors.clear()
         for prefix in (
@@ -56,9 +55,9 @@ class Log:
 class AbortFlag:
     """Stops a running decode from another thread.
 
-    llama.cpp calls back before every graph node. A Python callback would need the GIL there, thousands of times a step,
-    and a busy thread would then stall the computation. libc's ``strlen`` has the right shape: called with the flag's
-    address it returns 0 for an empty string (go on) and 1 for "\\1" (abort).
+    llama.cpp calls a callback before every graph node, thousands of times a step. A Python callback would need the GIL
+    there, and a busy thread would stall the computation. libc's ``strlen`` has the right signature: with the address of
+    the flag it returns 0 for an empty string (go on) and 1 for "\\1" (abort).
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""What llama.cpp computes on, and what of a model decides how much memory it takes.
+"""The devices that llama.cpp computes on, and the facts of a model that decide how much memory it takes.
 
-``llama.py`` hands in what is asked: this file imports nothing of llama.cpp. ggml's own functions, the device registry,
-are not declared by llama-cpp-python.
+This file imports nothing of llama.cpp: callers pass the library or its bindings. The functions of ggml's device
+registry are declared here, because llama-cpp-python does not declare them.
 """
 
 import ctypes
@@ -10,10 +10,10 @@ from typing import Any
 from mycelia.node.engine.sizing import MICRO_BATCH_TOKENS, Device, ModelShape
 
 _KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
-"""ggml's enum ggml_backend_dev_type, in its order."""
+"""The values of ggml's enum ggml_backend_dev_type, in order."""
 MAX_LISTED = 64
 KV_BYTES = 2
-"""Of one number in the KV cache, which holds 16-bit floats."""
+"""Size of one number in the KV cache: a 16-bit float."""
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_count": (ctypes.c_size_t, []),
@@ -29,25 +29,22 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Ggml:
-    """The device registry behind a loaded libllama, which finds ggml's functions as its dependency."""
+    """ggml's device registry, found through a loaded libllama, which depends on ggml."""
 
     def __init__(self, library: Any) -> None:
-        """library: the ctypes library. Raises AttributeError when it lacks one of the functions."""
+        """library: libllama as a ctypes library. Raises AttributeError when it lacks one of the functions."""
         self._calls: dict[str, Any] = {}
         for name, (result, arguments) in _FUNCTIONS.items():
-            # A function object of our own: the library's cached one may be declared otherwise by someone else.
+            # A new function object: other code may declare the library's cached one differently.
             self._calls[name] = ctypes.CFUNCTYPE(result, *arguments)((name, library))
 
     def backends(self) -> list[str]:
-        """What this build can compute with, such as CUDA and CPU, whether or not there is such a device."""
+        """The backends of this build, such as CUDA and CPU, with or without such a device."""
         count = min(self._call("reg_count"), MAX_LISTED)
         return [_text(self._call("reg_name", self._call("reg_get", index))) for index in range(count)]
 
     def devices(self) -> list[Device]:
-        """All of them, in the order in which llama.cpp numbers them, with the memory that is free now.
-
-        Of a processor ggml says that all its memory is free.
-        """
+        """All devices in llama.cpp's order, with their free memory; ggml reports all memory of a processor as free."""
         found = []
         for index in range(min(self._call("dev_count"), MAX_LISTED)):
             device = self._call("dev_get", index)
@@ -74,7 +71,7 @@ def _text(value: bytes | None) -> str:
 
 
 def library_version(library: Any) -> str:
-    """Version that a loaded libllama says it is; empty when it does not."""
+    """The version that a loaded libllama reports; empty when it reports none."""
     try:
         return _text(ctypes.CFUNCTYPE(ctypes.c_char_p)(("llama_version", library))())
     except AttributeError:
@@ -82,15 +79,15 @@ def library_version(library: Any) -> str:
 
 
 def read_shape(bindings: Any, model: Any) -> ModelShape:
-    """What of a loaded model its sizes follow from. bindings: llama_cpp's low-level module."""
+    """The facts of a loaded model that sizes depend on. bindings: llama_cpp's low-level module."""
     heads, width = int(bindings.llama_model_n_head(model)), int(bindings.llama_model_n_embd(model))
-    # Of the first layer, which in a hybrid may have none: then as if every head had cells of its own.
+    # The KV heads of the first layer. In a hybrid model it may have none: then assume one KV head per head.
     kv_heads = int(bindings.llama_model_n_head_kv(model)) or heads
     kind = read_metadata(bindings, model, "general.architecture")
     key = _number(bindings, model, f"{kind}.attention.key_length", width // max(heads, 1))
     value = _number(bindings, model, f"{kind}.attention.value_length", width // max(heads, 1))
     if read_metadata(bindings, model, f"{kind}.attention.key_length_mla"):
-        value = 0  # Latent attention computes the values from the keys and keeps none.
+        value = 0  # Latent attention computes the values from the keys and stores none.
     num_vocab = int(bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(model)))
     return ModelShape(
         num_layers=int(bindings.llama_model_n_layer(model)),
@@ -102,7 +99,7 @@ def read_shape(bindings: Any, model: Any) -> ModelShape:
 
 
 def read_metadata(bindings: Any, model: Any, name: str) -> str:
-    """A short text or number of the model file's header, as text; empty when it is missing or a list."""
+    """A short text or number from the model file's header, as text; empty when it is missing or a list."""
     text = ctypes.create_string_buffer(256)
     length = bindings.llama_model_meta_val_str(model, name.encode(), text, len(text))
     return text.value.decode("utf-8", "replace") if length > 0 else ""

@@ -1,26 +1,25 @@
-"""llama.cpp such that logits do not depend, not in one bit, on what was reused or on who else was computed beside.
+"""A llama.cpp context whose logits are the same bits, independent of reused prefixes and of other rows in the batch.
 
-A row's result depends on more than the tokens before it, for two reasons; this file takes away both.
+Without this, a row's result depends on more than the tokens before it, for two reasons.
 
-*The kernels.* llama.cpp chooses among kernels, which add up in different orders, by the number of rows: attention in
-tiles from 64 rows on, split over threads at exactly one; weights of some formats otherwise below 8 rows, or at one. So
-a micro-batch has 8, 16, 24 or 32 rows here, padded with rows of the spare sequence, and just as many of them, 8 at a
-time, are outputs: the last layer and the vocabulary are computed for outputs only. Within these bounds every kernel
-computes each row as if it were alone.
+*The kernels.* llama.cpp chooses kernels, which add numbers in different orders, by the number of rows: attention in
+tiles for 64 rows or more, split over threads for exactly one; weights of some formats differently below 8 rows, or for
+one. So every micro-batch here has 8, 16, 24 or 32 rows, padded with rows of the spare sequence. The number of outputs
+is a multiple of 8, too, because the last layer and the vocabulary are computed for outputs only. Within these bounds
+every kernel computes each row as if it were alone.
 
-*The order of the cells.* Attention adds up over the cells in the order in which they lie in the cache, leaving out the
-cells that the row does not attend to. Gaps do not matter, then, but order does, and llama.cpp puts new cells into any
-hole. The invariant: **the used cells are the first ones, without a hole, and those of each sequence lie in the order
-of their positions**. New cells then go behind all others, which keeps it. What frees cells may leave a hole, which is
-closed before the next cell is placed: saving and restoring the whole cache moves all cells to its beginning and keeps
-their order. That is a copy of the cache (10 ms for 1,000 tokens of a 135M model), the price of exactness after an
-eviction.
+*The order of the cells.* Attention adds over the cells in their order in the cache and skips the cells that the row
+does not attend to. So gaps do not matter, but the order does, and llama.cpp puts new cells into any hole. The
+invariant: **the used cells are the first ones, without a hole, and the cells of each sequence are in the order of their
+positions**. New cells then go behind all others, which keeps the invariant. Freed cells may leave a hole, which is
+closed before the next cell is placed: saving and restoring the whole cache moves all cells to its beginning in the same
+order. This copy of the cache (10 ms for 1,000 tokens of a 135M model) is the price of exactness after an eviction.
 
 So generated tokens are reused like prompts: a decode row is computed by the same kernels as a prefill row.
 
-Not covered, and refused: models with windowed attention (llama.cpp puts new cells over those that fell out of the
-window), with experts (each computes as many rows as happen to be routed to it), recurrent ones (which reuse nothing),
-and those without flash attention, whose sums depend on the gaps. GPUs are not used: their kernels choose otherwise.
+Refused are models with windowed attention (llama.cpp overwrites cells that left the window), models with experts (an
+expert computes as many rows as are routed to it), recurrent models (which reuse nothing), and models without flash
+attention, whose sums depend on the gaps. GPUs are not used: they choose kernels by other rules.
 """
 
 from collections.abc import Sequence
@@ -36,13 +35,13 @@ from mycelia.node.engine.sizing import CellBudget, Offload
 from mycelia.proto.wire.errors import LocalError
 
 ROWS = 8
-"""The least common multiple of what llama.cpp's kernels for weights want: 2 rows, groups of 4, at least 8."""
+"""The least common multiple of the needs of llama.cpp's kernels for weights: 2 rows, groups of 4, at least 8."""
 MICRO_BATCH_ROWS = 32
-"""Below the 64 at which attention is computed in tiles, whose borders depend on where the cells lie."""
+"""Fewer than 64, from which attention is computed in tiles whose borders depend on the places of the cells."""
 
 
 class ExactLlama(Llama):
-    """A ``Llama`` whose logits are the same bits with and without reuse, alone or in company."""
+    """A ``Llama`` whose logits are the same bits with and without reuse, alone or beside other rows."""
 
     micro_batch_tokens = MICRO_BATCH_ROWS
     flash_attention: Sequence[int] = (1,)
@@ -52,8 +51,8 @@ class ExactLlama(Llama):
     def __init__(
         self, path: Path, *, num_cells: int | CellBudget, num_sequences: int, num_threads: int, batch_tokens: int
     ) -> None:
-        """See ``Llama``. ``num_cells`` is less by the rows of padding. Raises LocalError for models that are refused,
-        ValueError when ``batch_tokens`` is no multiple of ``ROWS``."""
+        """See ``Llama``. The rows of padding reduce ``num_cells``. Raises LocalError for refused models, ValueError
+        when ``batch_tokens`` is not a multiple of ``ROWS``."""
         if batch_tokens % ROWS:
             raise ValueError(f"a padded batch has a multiple of {ROWS} rows")
         super().__init__(
@@ -88,7 +87,7 @@ class ExactLlama(Llama):
             outputs[np.flatnonzero(outputs == 0)[: -int(outputs.sum()) % ROWS]] = 1
         self._close_holes()
         result = super()._decode(padded)
-        L.llama_memory_seq_rm(self._memory, self.spare, -1, -1)  # They are the last cells: no hole.
+        L.llama_memory_seq_rm(self._memory, self.spare, -1, -1)  # These are the last cells: no hole.
         return result
 
     def _close_holes(self) -> None:
@@ -111,7 +110,7 @@ class ExactLlama(Llama):
         return super().truncate(seq_id, length)
 
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
-        # The source's cells may lie behind those that ``target`` keeps: so these are moved behind all others.
+        # The source's cells may be behind the cells that ``target`` keeps: so these are moved behind all others.
         end, tail = int(L.llama_memory_seq_pos_max(self._memory, target)) + 1, None
         if length < end:
             tail = self.save_range(target, length, end)
@@ -131,5 +130,5 @@ class ExactLlama(Llama):
         self._close_holes()
         result = super().restore_range(blob, held, target, start, end)
         if result == RESTORED and held == (start, end):
-            self._has_holes = False  # All that the spare sequence held is the target's now.
+            self._has_holes = False  # The target now has all cells of the spare sequence.
         return result

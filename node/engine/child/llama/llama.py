@@ -1,8 +1,8 @@
-"""A context of llama.cpp. Every known misuse becomes an error here, or is ruled out.
+"""A context of llama.cpp. Every known misuse raises an error here, or is impossible.
 
-Why so careful: llama.cpp abort()s on some mistakes (a batch longer than n_batch, an id of 256 or more, a partial copy
-in a cache that is not unified) and silently computes nonsense on others (a copy onto a sequence that is not empty,
-repeated positions, a partial copy in a windowed cache). So after every copy or removal the positions are read back.
+llama.cpp abort()s on some mistakes (a batch longer than n_batch, an id of 256 or more, a partial copy in a cache that
+is not unified). On others it silently computes nonsense (a copy onto a sequence that is not empty, repeated positions,
+a partial copy in a windowed cache). So the positions are read back after every copy or removal.
 
 Threads: one thread makes every call that takes the context. The vocabulary is immutable: ``tokenize``, ``piece`` and
 the template may be used from any thread at any time. ctypes releases the GIL during calls.
@@ -35,13 +35,13 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
 
 RESTORED, REFUSED, BROKEN = range(3)
-"""What ``restore_range`` returns."""
+"""The results of ``restore_range``."""
 
 MAX_SEQUENCES = 256
-"""llama.cpp gives no context for more."""
+"""The bound of llama.cpp for a context."""
 
 OK, NO_ROOM, ABORTED = 0, 1, 2
-"""What ``decode`` returns; anything else means that the batch or the context is broken."""
+"""The results of ``decode``. Any other result means that the batch or the context is broken."""
 
 
 class Llama(ModelVocabulary):
@@ -49,10 +49,10 @@ class Llama(ModelVocabulary):
 
     micro_batch_tokens = MICRO_BATCH_TOKENS
     flash_attention: Sequence[int] = (1, 0)
-    """To try in this order: some models have no flash attention kernel."""
+    """Values to try in this order: some models have no flash attention kernel."""
     can_abort = True
-    """Whether ``abort`` ends a decode in milliseconds. llama.cpp asks for it between the steps of a processor; what a
-    GPU was given runs to its end, so there a decode must be short."""
+    """Whether ``abort`` ends a decode in milliseconds. On a processor llama.cpp checks the flag between operations. On
+    a GPU a decode cannot be stopped, so it must be short."""
 
     def __init__(
         self,
@@ -64,10 +64,8 @@ class Llama(ModelVocabulary):
         batch_tokens: int,
         offload: Offload | None = None,
     ) -> None:
-        """Load. Raises LocalError, in one line, when the file, the sizes or the wanted GPUs are unusable.
-
-        num_cells: exactly as many; or as many as are usual and fit. offload: None leaves the choice of GPUs open.
-        """
+        """Load a model. Raises LocalError, in one line, when the file, the sizes or the wanted GPUs are unusable.
+        num_cells: a number is exact; with a budget, the default or as many as fit. offload: None for the default."""
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         if not 1 <= num_sequences <= MAX_SEQUENCES:
             raise LocalError(f"llama.cpp holds 1 to {MAX_SEQUENCES} sequences, not {num_sequences}")
@@ -75,14 +73,13 @@ class Llama(ModelVocabulary):
         L.llama_backend_init()
         offload = offload or Offload()
         gpus = find_gpus(offload)
-        self._model_params = model_params(offload, gpus)  # Kept: the model goes on pointing at the split.
+        self._model_params = model_params(offload, gpus)  # Kept: the model has a pointer to the split.
         super().__init__(load_model(path, self._model_params, self._log))
         self._check_kind(path)
-        # In a model with windowed attention llama.cpp puts new cells over those that fell out of their sequence's
-        # window, as long as only one sequence has them, and drops all before them. So each sequence gets a twin there,
-        # which has the same cells.
+        # In a model with windowed attention llama.cpp overwrites cells that left their sequence's window if only one
+        # sequence has them, and drops all cells before them. So each sequence gets a twin there with the same cells.
         self._twins = num_sequences if L.llama_model_n_swa(self.model) > 0 else 0
-        """What to add to a sequence's id for its twin's; 0: there are none."""
+        """The difference between the ids of a sequence and its twin; 0: no twins."""
         if num_sequences + self._twins > MAX_SEQUENCES:
             raise LocalError(f"at most {MAX_SEQUENCES // 2 - 1} sequences fit with {path}: its attention is windowed")
         self.placement = place_layers(int(L.llama_model_n_layer(self.model)), offload, gpus)
@@ -99,7 +96,7 @@ class Llama(ModelVocabulary):
                     raise
                 choice = CellChoice(choice.cells // 2, f"{choice.cells} KV cells did not fit, {choice.cells // 2} do")
         self.cells_note = choice.note
-        """Why there are fewer cells than usual; empty when there are not."""
+        """The reason if there are fewer cells than usual; else empty."""
         self._memory = L.llama_get_memory(self.context)
         self.num_cells = int(L.llama_n_ctx(self.context))
         self.batch_tokens = batch_tokens
@@ -108,14 +105,14 @@ class Llama(ModelVocabulary):
         self.context_tokens = min(self.num_cells, trained) if trained > 0 else self.num_cells
         self._batch = Batch(batch_tokens, self._twins)
         self.spare = num_sequences - 1
-        """The sequence that cells pass through on their way to and from the second tier; empty between calls."""
+        """The sequence used to copy cells to and from the second tier; empty between calls."""
         self.reuse = self._probe_reuse()
         self.cell_bytes = 0
-        """Size of a cell when it is serialised; 0 before one was."""
+        """Size of a serialised cell; 0: unknown."""
         self.can_save = self.reuse and num_sequences > 2 and self._probe_tier()
 
     def _check_kind(self, path: Path) -> None:
-        """Raise LocalError for a model that this class cannot serve, though llama.cpp could."""
+        """Raise LocalError for a model that llama.cpp can serve but this class cannot."""
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
         free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
@@ -143,8 +140,8 @@ class Llama(ModelVocabulary):
         return context
 
     def open_side_context(self, **params: Any) -> Any:
-        """Another context on the same model, by llama.cpp's own names of its parameters; free it with ``llama_free``.
-        Raises LocalError."""
+        """Another context on the same model, with llama.cpp's names of the parameters. The caller frees it with
+        ``llama_free``. Raises LocalError."""
         wanted = L.llama_context_default_params()
         for name, value in params.items():
             setattr(wanted, name, value)
@@ -158,8 +155,8 @@ class Llama(ModelVocabulary):
     def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
         """Compute ``rows`` in one call. Returns (OK, NO_ROOM, ABORTED or an error) and, for each row, its output index.
 
-        NO_ROOM leaves the cache unchanged. After ABORTED some rows have cells: ask ``end``. The index is what
-        ``Sampler.sample`` takes, -1 for rows that want no token. Raises ValueError for more rows than the batch holds.
+        NO_ROOM leaves the cache unchanged. After ABORTED some rows have cells: call ``end``. The index is for
+        ``Sampler.sample``; it is -1 for rows that want no token. Raises ValueError for more rows than the batch holds.
         """
         length, outputs = self._batch.fill(rows)
         return self._decode(length), outputs
@@ -169,11 +166,11 @@ class Llama(ModelVocabulary):
         self._batch.handle.n_tokens = length
         result = int(L.llama_decode(self.context, self._batch.handle))
         if not self.can_abort:
-            L.llama_synchronize(self.context)  # A GPU may still be at it, and whoever takes the time must know.
+            L.llama_synchronize(self.context)  # (a GPU may still compute, and callers measure the time)
         return result
 
     def end(self, seq_id: int) -> int:
-        """Number of positions that ``seq_id`` has cells for; 0 for an empty sequence. Raises LocalError for a hole."""
+        """Number of positions of ``seq_id``; 0 for an empty sequence. Raises LocalError if it begins later than 0."""
         last = int(L.llama_memory_seq_pos_max(self._memory, seq_id))
         first = int(L.llama_memory_seq_pos_min(self._memory, seq_id))
         if last >= 0 and first != 0:
@@ -188,14 +185,12 @@ class Llama(ModelVocabulary):
         L.llama_memory_clear(self._memory, True)
 
     def truncate(self, seq_id: int, length: int) -> bool:
-        """Drop positions from ``length`` on. False when the model cannot; clear the sequence then."""
+        """Drop all positions from ``length`` on. False when the model cannot: then clear the sequence."""
         return self._remove(seq_id, length, -1) and self._covers(seq_id, length)
 
     def copy_prefix(self, source: int, target: int, length: int) -> bool:
-        """Let ``target``, whatever it held, share the first ``length`` cells of ``source``: no cell is used.
-
-        False, with ``target`` empty, when the positions are not exactly 0..length-1 afterwards.
-        """
+        """Clear ``target``, then let it share the first ``length`` cells of ``source``, which uses no cell. False, with
+        ``target`` empty, when the positions are not exactly 0..length-1 afterwards."""
         self.clear(target)
         self._copy(source, target, 0, length)
         if self._covers(target, length):
@@ -204,7 +199,7 @@ class Llama(ModelVocabulary):
         return False
 
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
-        """Give up ``target``'s own cells 0..length-1 for the equal ones of ``source``. False: ``target`` is broken."""
+        """Replace ``target``'s own cells 0..length-1 by the equal cells of ``source``. False: ``target`` is broken."""
         end = int(L.llama_memory_seq_pos_max(self._memory, target)) + 1
         if not self._remove(target, 0, length):
             return False
@@ -212,10 +207,10 @@ class Llama(ModelVocabulary):
         return self._covers(target, end)
 
     def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
-        """The cells of positions ``start..end-1``, serialised; None when they are not all there. Changes nothing.
+        """The cells of positions ``start..end-1``, serialised; None when some are missing. Does not mutate ``seq_id``.
 
-        llama.cpp serialises whole sequences, so the spare one first shares just these cells: no cell is used, and
-        1,000 tokens of a 135M model (23 MB) take 6 ms.
+        llama.cpp serialises whole sequences, so the spare sequence first shares these cells, which uses no cell. 1,000
+        tokens of a 135M model (23 MB) take 6 ms.
         """
         spare = self.spare
         self.clear(spare)
@@ -223,7 +218,7 @@ class Llama(ModelVocabulary):
         blob = None
         if self._spans(spare, start, end):
             size = int(L.llama_state_seq_get_size(self.context, spare))
-            data = np.empty(size, np.uint8)  # Not a ctypes buffer: those are filled with zeros first.
+            data = np.empty(size, np.uint8)  # Not a ctypes buffer, which would first be filled with zeros.
             if L.llama_state_seq_get_data(self.context, address_of(data), size, spare) == size:
                 blob = data.data
         self.clear(spare)
@@ -232,13 +227,13 @@ class Llama(ModelVocabulary):
     def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
         """Extend ``target``, which must end at ``start``, to ``end`` by cells of ``blob``, which holds ``held``.
 
-        RESTORED; REFUSED, with ``target`` as it was, when llama.cpp refuses the blob or has no cells for all of it, for
-        it reads whole blobs; BROKEN when ``target`` is not what it must be: clear it. The blob's content must have been
-        verified before: llama.cpp looks only at its shape.
+        Returns RESTORED; REFUSED, with ``target`` unchanged, when llama.cpp refuses the blob or lacks cells for the
+        whole blob; BROKEN when ``target`` has wrong positions: clear it. The caller verifies the content of the blob
+        before: llama.cpp checks only its shape.
         """
         spare, data = self.spare, np.frombuffer(blob, np.uint8)
         self.clear(spare)
-        # It replaces its whole destination, so it cannot go to the target directly.
+        # llama.cpp replaces the whole destination, so the blob cannot go to the target directly.
         read = L.llama_state_seq_set_data(self.context, address_of(data), len(data), spare)
         if read != len(data) or not self._spans(spare, *held) or not held[0] <= start < end <= held[1]:
             self.clear(spare)
@@ -251,22 +246,20 @@ class Llama(ModelVocabulary):
         return RESTORED if intact else BROKEN
 
     def compact(self) -> bool:
-        """Move all cells to the beginning of the cache, in the order in which they lie; by way of a copy of them.
-
-        False, with the cache empty, when llama.cpp refuses.
-        """
+        """Move all cells to the beginning of the cache in their present order, by saving and restoring a copy. False,
+        with the cache empty, when llama.cpp refuses."""
         size = int(L.llama_state_get_size(self.context))
         data = np.empty(size, np.uint8)
         saved = L.llama_state_get_data(self.context, address_of(data), size)
         return bool(saved == size == L.llama_state_set_data(self.context, address_of(data), size))
 
     def _remove(self, seq_id: int, start: int, end: int) -> bool:
-        """llama.cpp's own removal, of the twin too: -1 stands for the first and the last position."""
+        """Remove positions of the sequence and its twin; -1 stands for the first or the last position."""
         twin_too = not self._twins or L.llama_memory_seq_rm(self._memory, seq_id + self._twins, start, end)
         return bool(L.llama_memory_seq_rm(self._memory, seq_id, start, end) and twin_too)
 
     def _copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Share cells with ``target`` and its twin, which must not have any at these positions."""
+        """Share cells with ``target`` and its twin, which must have no cells at these positions."""
         L.llama_memory_seq_cp(self._memory, source, target, start, end)
         if self._twins:
             L.llama_memory_seq_cp(self._memory, source, target + self._twins, start, end)
@@ -282,7 +275,7 @@ class Llama(ModelVocabulary):
         return bool(last == length - 1 and (first == 0 or length == 0))
 
     def _probe_reuse(self) -> bool:
-        """Whether prefixes can be shared: by what the model says of itself, then by trying it on eight tokens."""
+        """Whether prefixes can be shared: by the model's metadata, then by a test on eight tokens."""
         if keeps_states(self.model):
             return False
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
@@ -296,7 +289,7 @@ class Llama(ModelVocabulary):
         return works
 
     def _probe_tier(self) -> bool:
-        """Whether cells survive being serialised, tried on eight tokens. Needs a spare sequence and ``reuse``."""
+        """Whether cells can be saved and restored, tested on eight tokens. Needs a spare sequence and ``reuse``."""
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         works = self.decode([BatchRow(0, 0, tokens, True)])[0] == OK and self.copy_prefix(0, 1, 3)
         blob = self.save_range(0, 2, 8)
@@ -309,7 +302,7 @@ class Llama(ModelVocabulary):
     # --- choosing tokens: the owner thread only -------------------------------------------------------------------
 
     def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
-        """A chooser of tokens for an answer to ``prompt``, whose last ``resumed`` tokens were drawn elsewhere."""
+        """The sampler for an answer to ``prompt``, whose last ``resumed`` tokens another node drew."""
         return Sampler(self, sampling, prompt, resumed)
 
     def logits(self, output: int) -> NDArray[np.float32]:
@@ -319,7 +312,7 @@ class Llama(ModelVocabulary):
         return np.ctypeslib.as_array(L.llama_get_logits_ith(self.context, output), (self.num_vocab,))
 
     def sample(self, chain: Any, output: int) -> int:
-        """Let a chain choose and accept a token. Raises ValueError for no output, on which llama.cpp abort()s."""
+        """Let a chain choose and accept a token. Raises ValueError for no output, where llama.cpp would abort()."""
         if output < 0:
             raise ValueError("that row has no logits")
         return int(L.llama_sampler_sample(chain, self.context, output))

@@ -1,4 +1,4 @@
-"""Models and devices, before and beside a context."""
+"""Models and devices of llama.cpp, without a context."""
 
 import ctypes
 import os
@@ -15,33 +15,31 @@ from mycelia.proto.wire.errors import LocalError
 
 
 def file_digest(path: Path) -> bytes:
-    """BLAKE3 of a file: 0.14 s of CPU for 98 MB."""
+    """The BLAKE3 hash of a file: 0.14 s of CPU time for 98 MB."""
     hasher = blake3()
     hasher.update_mmap(path)
     return hasher.digest()
 
 
 def list_devices() -> list[Device]:
-    """Everything that llama.cpp could compute on here."""
     return Ggml(L._lib).devices()
 
 
 def list_backends() -> list[str]:
-    """What llama.cpp was built for, such as CUDA and CPU."""
     return Ggml(L._lib).backends()
 
 
 def find_gpus(offload: Offload) -> tuple[Device, ...]:
-    """Those that a model would be spread over, with their memory free now. Raises LocalError; see ``usable_gpus``."""
+    """The GPUs that a model would be spread over, with their free memory. Raises LocalError; see ``usable_gpus``."""
     return usable_gpus(list_devices(), offload, list_backends())
 
 
 def model_params(offload: Offload, gpus: Sequence[Device]) -> Any:
-    """llama.cpp's parameters for loading onto ``gpus``, as ``find_gpus`` gave them."""
+    """llama.cpp's parameters to load a model onto ``gpus``, the result of ``find_gpus``."""
     params = L.llama_model_default_params()
     params.n_gpu_layers = -1 if offload.layers is None else offload.layers
     if not gpus:
-        # With no layers on a GPU llama.cpp would still send large batches there; without a GPU it cannot.
+        # Even with no layers on a GPU llama.cpp would send large batches there, unless it has no GPU.
         params.n_gpu_layers, params.split_mode, params.main_gpu = 0, L.LLAMA_SPLIT_MODE_NONE, -1
     elif offload.main_gpu is not None:
         params.split_mode, params.main_gpu = L.LLAMA_SPLIT_MODE_NONE, offload.main_gpu
@@ -52,7 +50,7 @@ def model_params(offload: Offload, gpus: Sequence[Device]) -> Any:
 
 
 def load_model(path: Path, params: Any, log: Log) -> Any:
-    """A model of a kind that can be served. Raises LocalError."""
+    """Load a model. Raises LocalError, also for a kind of model that cannot be served."""
     model = L.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         reason = log.reason("llama.cpp gave no reason")
@@ -66,5 +64,5 @@ def load_model(path: Path, params: Any, log: Log) -> Any:
 
 
 def keeps_states(model: Any) -> bool:
-    """Whether it keeps one state a sequence besides or instead of cells, so that prefixes cannot be shared."""
+    """Whether the model keeps one state per sequence, besides or instead of cells: then prefixes cannot be shared."""
     return bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))

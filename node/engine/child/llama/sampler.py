@@ -1,4 +1,4 @@
-"""Choosing the tokens of one answer. The owner thread only."""
+"""The choice of the tokens of one answer. The owner thread only."""
 
 import ctypes
 from collections.abc import Callable, Generator, Sequence
@@ -11,20 +11,20 @@ from mycelia.node.engine.child.llama.bindings import Candidates, L
 from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
 
 MIN_TEMPERATURE = 0.001
-"""Below it sampling is greedy: dividing by less overflows to NaN."""
+"""Below this, sampling is greedy: a division by less overflows to NaN."""
 
 MAX_SEED = 2**32 - 2
-"""One more asks llama.cpp for a random seed: the answer could be neither repeated nor resumed."""
+"""With a larger seed llama.cpp takes a random one: the answer could be neither repeated nor resumed."""
 
 FEW_CANDIDATES = 256
-"""Tokens that a grammar is asked about first. Chosen so that the usual top-k of 40 is nearly always among them."""
+"""Tokens that a grammar is asked about first: enough that the usual top-k of 40 is nearly always among them."""
 
 Choosing = Generator[NDArray[np.int64], NDArray[np.bool_], int | None]
-"""Gives tokens, wants to be sent which of them may come next, and returns the one that does."""
+"""Yields tokens, expects a mask of the allowed ones, and returns the chosen token, or None."""
 
 
 class Outputs(Protocol):
-    """What was computed, see ``Llama``."""
+    """The outputs of a decode call, see ``Llama``."""
 
     num_vocab: int
 
@@ -34,12 +34,9 @@ class Outputs(Protocol):
 
 
 class Sampler:
-    """llama.cpp's own chain for one answer: penalties, then greedy at temperature 0, else top-k, top-p, min-p,
-    temperature and a seeded draw.
-
-    Each choice takes one random number, whatever was chosen. So an answer that is resumed elsewhere goes on in the
-    same stream of them.
-    """
+    """llama.cpp's sampler chain for one answer: penalties, then greedy at temperature 0, else top-k, top-p, min-p,
+    temperature and a seeded draw. Each choice takes exactly one random number, so a resumed answer goes on in the same
+    stream of random numbers."""
 
     def __init__(self, llama: Outputs, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
         self._llama = llama
@@ -49,7 +46,7 @@ class Sampler:
         if self._penalizes:
             self._add(L.llama_sampler_init_penalties(llama.num_vocab, sampling.repeat_last_n, *penalties))
         self._candidates_needed = 1
-        """How many allowed tokens, from the likeliest on, the chain looks at; 0: at all of them."""
+        """Number of likeliest allowed tokens that the chain reads; 0: all tokens."""
         if not sampling.temperature >= MIN_TEMPERATURE:  # Also for NaN.
             self._add(L.llama_sampler_init_greedy())
         else:
@@ -71,14 +68,15 @@ class Sampler:
         L.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, output: int) -> int:
-        """Choose the token after the row whose output index ``decode`` gave. Raises ValueError for no output."""
+        """Choose the token after the row with this output index of ``decode``. Raises ValueError for no output."""
         return self._llama.sample(self._chain, output)
 
     def choosing(self, output: int) -> Choosing:
-        """The same among the tokens that a grammar lets pass, step by step; None when it lets none.
+        """Choose step by step among the tokens that a grammar allows; the result is None when it allows none.
 
-        Asking for few tokens is much cheaper than for the vocabulary, and as good where enough of the likeliest pass:
-        the chain looks no further. Penalties change which are the likeliest, so with them all are asked for.
+        A question about few tokens is much cheaper than one about the vocabulary, and equivalent if enough of the
+        likeliest tokens are allowed, as the chain reads no others. Penalties change which tokens are the likeliest, so
+        with penalties the question is always about the vocabulary.
         """
         logits = self._llama.logits(output).copy()  # (there may be other decode calls before the grammar answers)
         if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
@@ -101,27 +99,27 @@ class Sampler:
         return int(candidates.data["id"][candidates.array.selected])
 
     def close(self) -> None:
-        """Free it. It must not be used afterwards."""
+        """Free the chain; the sampler must not be used afterwards."""
         if self._chain:
             L.llama_sampler_free(self._chain)
             self._chain = None
 
 
 def logprobs(row: NDArray[np.float32], token: int, count: int, piece: Callable[[int], bytes]) -> TokenLogprobs:
-    """How probable ``token`` was by a row of ``logits``, and the ``count`` likeliest tokens. piece: the
-    bytes of a token."""
+    """Log probabilities by a ``row`` of logits: of ``token``, and of the ``count`` likeliest tokens. piece: the bytes
+    of a token."""
     logits = row.astype(np.float64)
     logits -= logits.max()
     logits -= np.log(np.exp(logits).sum())
     likeliest = np.argpartition(logits, -count)[-count:]
-    # Equal ones by id, so that the order does not depend on the partition.
+    # Equal values are ordered by id, so that the order does not depend on the partition.
     likeliest = likeliest[np.lexsort((likeliest, -logits[likeliest]))]
     top = tuple(_logprob(int(other), logits, piece) for other in likeliest)
     return TokenLogprobs(chosen=_logprob(token, logits, piece), top=top)
 
 
 def _logprob(token: int, logprobs: NDArray[np.float64], piece: Callable[[int], bytes]) -> Logprob:
-    # Rounded to 32 bits, which the wire then needs; NaN, which a broken model may give, becomes the bound.
+    # Rounded to the 32 bits of the wire. NaN, which a broken model may give, becomes the bound.
     value = float(np.float32(logprobs[token]))
     value = min(value, 0.0) if value >= MIN_LOGPROB else MIN_LOGPROB
     return Logprob(token=token, text=piece(token)[:MAX_TEXT_BYTES_PER_TOKEN], logprob=value)

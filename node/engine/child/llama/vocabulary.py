@@ -11,14 +11,14 @@ class ModelVocabulary:
     """Texts to tokens and back."""
 
     def __init__(self, model: Any) -> None:
-        """model: llama.cpp's handle, which must outlive this."""
+        """model: llama.cpp's handle, which must outlive this object."""
         self.model = model
-        """llama.cpp's handle."""
         self._vocab = L.llama_model_get_vocab(model)
         self.num_vocab = int(L.llama_vocab_n_tokens(self._vocab))
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Tokens of ``text`` without any added ones. ``special``: spelled-out control tokens become control tokens."""
+        """The tokens of ``text``, none added. special: spelled control tokens become control tokens. Raises LocalError
+        for a text that is too long."""
         data = text.encode("utf-8", "replace")
         size = len(data) + 8
         while True:
@@ -43,7 +43,7 @@ class ModelVocabulary:
             size = -count
 
     def longest_piece(self) -> int:
-        """Bytes of the longest token, control tokens as they are spelled."""
+        """Length in bytes of the longest token; control tokens count as they are spelled."""
         vocab, piece = self._vocab, L.llama_token_to_piece
         return max(1, *(-int(piece(vocab, token, None, 0, 0, True)) for token in range(self.num_vocab)))
 
@@ -52,17 +52,17 @@ class ModelVocabulary:
 
     @property
     def chat_template(self) -> str | None:
-        """Text of the model's own Jinja template."""
+        """The source of the model's own Jinja template."""
         text = L.llama_model_chat_template(self.model, None)
         return text.decode("utf-8", "replace") if text else None
 
     @property
     def bos_token(self) -> int | None:
-        """The token that every prompt of this model begins with, if it has one."""
+        """The token with which every prompt of this model begins, if there is one."""
         return int(L.llama_vocab_bos(self._vocab)) if L.llama_vocab_get_add_bos(self._vocab) else None
 
     def special_texts(self) -> tuple[str, str]:
-        """Spelling of the begin and end tokens, which templates may ask for."""
+        """The spellings of the begin and end tokens, for templates."""
         begin, end = L.llama_vocab_bos(self._vocab), L.llama_vocab_eos(self._vocab)
         texts = [L.llama_vocab_get_text(self._vocab, token) if token >= 0 else b"" for token in (begin, end)]
         return texts[0].decode("utf-8", "replace"), texts[1].decode("utf-8", "replace")

@@ -1,10 +1,9 @@
-"""The second tier of the prefix cache: edges that left the KV cache, in host memory and on disk. Books only.
+"""The index of the second tier: edges of the prefix cache that left the KV cache, in host memory and on disk.
 
 Theory. When the scheduler evicts a leaf, the cells that only this leaf held are serialised, one blob for a run of at
-most ``RUN_TOKENS``: an *edge* here. It is kept under the *whole* token sequence from the root: the cells of a token
-depend on every token before it, so the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token.
-A prompt is restored by a chain of pieces, each of which begins where the cells so far end or before it and reaches
-further:
+most ``RUN_TOKENS``: this is an *edge*. Its key is the *whole* token sequence from the root: the cells of a token depend
+on every token before it, so the key of the cells ``start..end`` is ``tokens[:end]``, compared token for token. A prompt
+is restored by a chain of pieces. Each piece begins at the end of the cells so far or before it, and reaches further:
 
     prompt     |---------------------------------------------------->
     KV cache   |=========|                               covered
@@ -12,23 +11,23 @@ further:
     edge 2                       start|======================|end
     pieces               |------1------|------- 2 -----------|
 
-A digest of ``tokens[:start]`` only finds candidates; it never decides. An edge whose beginning is nowhere any more is
-kept (the prefix may be computed again) but gets no younger, so it goes first.
+A hash of ``tokens[:start]`` only finds candidates; it never decides. An edge whose prefix is lost is kept, because the
+prefix may be computed again, but it is not used any more, so it is evicted first.
 
-An edge has an owner or is open (``proto.sharing``): the owner's prompts are restored from the one, and from the other
-as much of any prompt as is open. A sequence is saved as open edges up to where its own tokens begin, and as its owner's
-from there on.
+An edge has an owner or is open (``proto.sharing``). An owner's edge restores prompts of the same owner; an open edge
+restores the open part of any prompt. The open part of a sequence is saved as open edges, the rest as edges of its
+owner.
 
 Each edge is in memory (``blob``), on disk (``on_disk``), or both; ``writing`` while a writer copies it to disk. Budgets
-count blobs and keys. What goes first is the edge of least value: tokens it saves per byte, times the chance that it is
-used again (``proto.value``, as for the leaves of the KV cache). Restoring it counts as a use; that its sequence is used
-by way of the KV cache only makes it recent.
+count blobs and keys. The edge of least value is evicted first: the tokens it saves per byte, times the chance of reuse
+(``proto.value``, as for the leaves of the KV cache). A restore counts as a use. A use of its sequence in the KV cache
+only makes the edge recent.
 
 Invariants (``check_invariants``):
   - an edge has 0 <= start < end, its key holds ``end`` tokens, and it is in memory or on disk;
-  - every edge is found under its start and the digest of its key's first ``start`` tokens, and ids are unique;
-  - memory holds no more than its budget, not counting edges that are being written, which the writer's queue bounds;
-  - files and files to come hold no more than the disk's budget.
+  - every edge is found under its start and the hash of its key's first ``start`` tokens, and ids are unique;
+  - memory holds at most its budget, without the edges that are being written, which the writer's queue bounds;
+  - files, including those to be written, hold at most the disk's budget.
 
 No clock, no IO, no thread; ``now`` is the caller's, in seconds.
 """
@@ -48,23 +47,23 @@ from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
 MIB, GIB = 2**20, 2**30
 
 MAX_EDGES = 8_192
-"""Two million tokens in full runs. Bounds the time of a lookup (3 ms) and of a choice of what goes (6 ms)."""
+"""Two million tokens in full runs. Bounds the time of a lookup (3 ms) and of the choice of an edge to evict (6 ms)."""
 
 RUN_TOKENS = 256
-"""Longest edge; edges end at its multiples. llama.cpp reads whole blobs only: of a prompt that shares half of a long
-one, half the cells would be read, and need room for a moment, in vain."""
+"""Length of the longest edge; edges end at its multiples. llama.cpp reads only whole blobs: for a prompt that shares
+half of a long edge, it would read half of the cells in vain, and need room for them."""
 
 TOKEN_BYTES = 4
 _DIGEST_BYTES = 16
 
 
 class Whose(NamedTuple):
-    """Who may use cells, see ``proto.sharing``."""
+    """The owner and the open part of a prompt or of an edge's sequence, see ``proto.sharing``."""
 
     tag: bytes | None
-    """The owner's; None: they are open."""
+    """The owner's tag; None: open."""
     num_open: int
-    """Leading tokens that are open, of the prompt that asks or of the sequence that an edge belongs to."""
+    """Number of leading tokens that are open."""
 
 
 OPEN = Whose(None, MAX_TOKENS_PER_REQUEST)
@@ -87,7 +86,7 @@ class Edge:
     on_disk: bool = False
     writing: bool = False
     gone: bool = False
-    """It left all tiers; code that still holds the object must not use it."""
+    """The edge left all tiers; code that still holds the object must not use it."""
 
     @property
     def end(self) -> int:
@@ -95,23 +94,23 @@ class Edge:
 
     @property
     def path(self) -> Sequence[int]:
-        """Its key's place in a tree, see ``proto.sharing``."""
+        """The key as a path, see ``proto.sharing``."""
         tokens = unpack_tokens(self.packed)
         return tokens if self.whose.tag is None else paint(tokens, self.whose.num_open, self.whose.tag)
 
     @property
     def num_bytes(self) -> int:
-        """What it costs where it lies: blob and key."""
+        """Size of blob and key."""
         return self.blob_bytes + len(self.packed)
 
     def value(self, now: float) -> float:
-        """What a byte of it is worth: tokens saved times the chance of reuse."""
+        """Value per byte: tokens saved times the chance of reuse."""
         return (self.end - self.start) / self.num_bytes * self.reuse.chance(now)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Restore cells ``start..end`` from ``edge``, which may hold more on both sides."""
+    """Cells ``start..end`` to restore from ``edge``, which may hold more cells on both sides."""
 
     edge: Edge
     start: int
@@ -120,24 +119,24 @@ class Piece:
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What the caller must do: forget ``gone`` edges, remove the files of ``unlink``. An edge may be in both."""
+    """Work for the caller: forget ``gone`` edges, remove the files of ``unlink`` edges. An edge may be in both."""
 
     gone: list[Edge] = field(default_factory=list)
     unlink: list[Edge] = field(default_factory=list)
 
 
 class Tier:
-    """Which edges there are, and which go. Budgets in bytes; 0 turns that tier off."""
+    """The edges and the choice of those to evict. Budgets in bytes; 0 turns that tier off."""
 
     def __init__(self, ram_bytes: int, disk_bytes: int) -> None:
         self.ram_bytes, self.disk_bytes = ram_bytes, disk_bytes
         self.ram_used = self.writing_used = self.disk_used = 0
-        """Bytes: blobs in memory, the part of them being written, and files with those to come."""
+        """Bytes of the edges in memory, of those being written, and of files, including those to be written."""
         self._edges: dict[int, Edge] = {}
         self._starts: list[int] = []
-        """Sorted and distinct: the only lengths at which a prompt's prefix is hashed."""
+        """Sorted, without duplicates: the only lengths at which a prompt's prefix is hashed."""
         self._found: dict[int, dict[bytes, list[Edge]]] = {}
-        """start -> digest of the key's first ``start`` tokens -> edges."""
+        """start -> hash of the key's first ``start`` tokens -> edges."""
         self._free_ids: list[int] = []
 
     def __len__(self) -> int:
@@ -150,11 +149,8 @@ class Tier:
     # --- lookup: changes nothing ----------------------------------------------------------------------------------
 
     def plan(self, packed: bytes, covered: int, whose: Whose = OPEN) -> list[Piece]:
-        """The pieces that extend cells ``0..covered`` of ``packed``, a prompt of ``whose``, as far as possible; as few
-        as possible.
-
-        They follow each other without gaps, from ``covered`` on. Empty when no edge reaches further.
-        """
+        """The pieces that extend cells ``0..covered`` of the prompt ``packed`` as far as possible, as few as possible.
+        They follow each other from ``covered`` on without gaps. Empty when no edge reaches further."""
         pieces: list[Piece] = []
         reached, hashed, hasher = covered, 0, blake3()
         best: Edge | None = None
@@ -173,14 +169,14 @@ class Tier:
                 end = common_tokens(edge.packed, packed)
                 if edge.whose.tag is None:
                     end = min(end, whose.num_open)
-                if end > best_end:  # Which is at least `start`: so the whole key up to there is equal.
+                if end > best_end:  # (best_end is at least ``start``, so the whole key up to there is equal)
                     best, best_end = edge, end
         if best is not None and best_end > reached:
             pieces.append(Piece(best, reached, best_end))
         return pieces
 
     def reach(self, packed: bytes, covered: int, whose: Whose = OPEN) -> int:
-        """How many leading tokens of ``packed`` the KV cache and the tiers hold together for ``whose``."""
+        """Number of leading tokens of ``packed`` that the KV cache and the tiers hold together for ``whose``."""
         pieces = self.plan(packed, covered, whose)
         return pieces[-1].end if pieces else covered
 
@@ -195,10 +191,8 @@ class Tier:
         reuse: Reuse,
         whose: Whose = OPEN,
     ) -> Edge:
-        """Take a blob into memory. reuse: when and how often it was used so far; copied.
-
-        ``trim`` afterwards: it may be what goes. Raises ValueError for no tokens.
-        """
+        """Add a blob in memory. reuse: its uses so far; copied. Raises ValueError for no tokens. Call ``trim``
+        afterwards, which may evict it."""
         edge = self._insert(packed, start, len(blob), content_hash, reuse.copy(), whose)
         edge.blob = blob
         self.ram_used += edge.num_bytes
@@ -213,32 +207,30 @@ class Tier:
         now: float,
         whose: Whose = OPEN,
     ) -> Edge:
-        """Take an edge that lies on disk already. ``trim`` afterwards. Raises ValueError for no tokens."""
+        """Add an edge that is already on disk. Call ``trim`` afterwards. Raises ValueError for no tokens."""
         edge = self._insert(packed, start, blob_bytes, content_hash, Reuse(now), whose)
         edge.on_disk = True
         self.disk_used += edge.num_bytes
         return edge
 
     def touch(self, edges: Iterable[Edge], now: float) -> None:
-        """Note that the sequences of edges are in use."""
+        """Note that the sequences of ``edges`` are in use."""
         for edge in edges:
             edge.reuse.touch(now)
 
     def count(self, edge: Edge, now: float) -> None:
-        """Count a use: the edge was restored."""
+        """Count a restore of ``edge`` as a use."""
         edge.reuse.count(now)
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
-        """A blob that was read from disk stays in memory too. ``trim`` afterwards."""
+        """Keep a blob that was read from disk also in memory. Call ``trim`` afterwards."""
         if edge.blob is None and not edge.gone:
             edge.blob = blob
             self.ram_used += edge.num_bytes
 
     def begin_write(self, edge: Edge) -> bool:
-        """Reserve disk for an edge in memory. False when it is there, on its way, or too much for the budget now.
-
-        ``trim`` afterwards, and ``end_write`` once it is written or not.
-        """
+        """Reserve disk for an edge in memory. False when it is already there, being written, or too large for the
+        budget now. If True, call ``trim`` afterwards, and ``end_write`` after the write, successful or not."""
         if edge.blob is None or edge.on_disk or edge.writing:
             return False
         if self.writing_used + edge.num_bytes > self.disk_bytes:
@@ -249,7 +241,7 @@ class Tier:
         return True
 
     def end_write(self, edge: Edge, written: bool) -> None:
-        """The writer is done with an edge. ``trim`` afterwards. A ``gone`` edge's file is the caller's to remove."""
+        """Note the end of a write. Call ``trim`` afterwards. The caller removes the file of a ``gone`` edge."""
         if edge.gone:
             return
         assert edge.writing
@@ -260,7 +252,7 @@ class Tier:
             self.disk_used -= edge.num_bytes
 
     def remove(self, edge: Edge) -> Trimmed:
-        """Take an edge out of all tiers: its blob is bad, or another covers it."""
+        """Remove an edge from all tiers."""
         if edge.gone:
             return Trimmed()
         unlink = [edge] if edge.on_disk else []
@@ -272,7 +264,7 @@ class Tier:
         return Trimmed([edge], unlink)
 
     def trim(self, now: float) -> Trimmed:
-        """Drop the least valuable edges until the budgets hold."""
+        """Evict the least valuable edges until all bounds hold."""
         gone: list[Edge] = []
         unlink: list[Edge] = []
         while len(self._edges) > MAX_EDGES:
@@ -368,7 +360,7 @@ class Tier:
 
 
 def runs(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cuts ``start..end`` into the edges it is saved as."""
+    """Cut ``start..end`` into the ranges of edges."""
     while start < end:
         stop = min(end, (start // RUN_TOKENS + 1) * RUN_TOKENS)
         yield start, stop

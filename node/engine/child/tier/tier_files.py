@@ -1,18 +1,18 @@
-"""The disk tier's files: one an edge, and the thread that writes them. It never touches llama.cpp or the books.
+"""The files of the disk tier, one per edge, and the thread that writes them. It never touches llama.cpp or ``Tier``.
 
     magic 8 | cells key 16 | start 4 | tokens 4 | blob bytes 8 | BLAKE3 of the blob 32 | open tokens 4 | tag 17
     tokens x 4 | BLAKE3 of all before 16 | blob
 
 Integers are little-endian. A tag is its length and its bytes; the length 255 means that the edge is open (``Whose``).
-The header names every token from the root, so the index is rebuilt from headers alone. A file whose length does not
-fit its header, or whose header does not fit its hash, was torn or is no file of ours: it is deleted. The blob is hashed
-when it is read. So nothing needs fsync: what a crash tears is a miss.
+The header contains every token from the root, so the index is rebuilt from the headers alone. If the length of a file
+does not match its header, or the header does not match its hash, the file is torn or foreign and is deleted. The hash
+of the blob is checked when it is read. So no fsync is needed: a file torn by a crash is a miss.
 
-``cells key`` stands for whatever must be equal for cells to mean the same: model, settings, llama.cpp's version. Each
-key has a folder of its own under the cache directory, which nodes with the same model may share: each trusts no file
-more than its hashes, and a file that another node removed is a miss.
+``cells key`` is a hash of everything that decides what cells mean: model, settings, version of llama.cpp. Each key has
+its own folder in the cache directory. Nodes with the same model may share it: each checks the hashes of every file, and
+a file that another node removed is a miss.
 
-The files hold prompts and answers in clear, as tokens: only the user may read them.
+The files contain prompts and answers in clear, as tokens: only the user may read them.
 """
 
 import errno
@@ -34,7 +34,7 @@ MAGIC = b"MYCKV\x00\x00\x02"
 SUFFIX, TEMPORARY = ".edge", ".tmp"
 MAX_KEY_TOKENS = 2**22
 MAX_QUEUED_BYTES = 256 * 2**20
-"""Blobs that wait for the writer: memory beyond the memory tier's budget."""
+"""Maximum size of the blobs that wait for the writer, in addition to the memory tier's budget."""
 
 _FIXED = struct.Struct("<8s16sIIQ32sIB16s")
 _MAX_TAG_BYTES, _NO_TAG = 16, 255
@@ -43,7 +43,7 @@ _SEAL_BYTES = 16
 
 @dataclass(frozen=True)
 class Found:
-    """What a file's header says."""
+    """The contents of a file's header."""
 
     packed: bytes
     start: int
@@ -51,11 +51,11 @@ class Found:
     content_hash: bytes
     whose: Whose
     modified_s: float
-    """Wall clock, seconds since 1970: when it was written or last used."""
+    """Time of the write or the last use, in seconds since 1970."""
 
 
 def header(cells_key: bytes, edge: Edge) -> bytes:
-    """Everything before the blob."""
+    """The part of the file before the blob."""
     tag, num_open = edge.whose
     owner = (0, _NO_TAG, b"") if tag is None else (num_open, len(tag), tag)
     fixed = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash, *owner)
@@ -64,13 +64,13 @@ def header(cells_key: bytes, edge: Edge) -> bytes:
 
 
 def file_name(packed: bytes, start: int, tag: bytes | None) -> str:
-    """Equal keys have equal names, so a file is replaced rather than written twice."""
+    """The name of an edge's file. Equal keys have equal names, so a second write replaces the first file."""
     owner = b"" if tag is None else b"\x01" + tag
     return blake3(start.to_bytes(4, "little") + packed + owner).hexdigest(length=16) + SUFFIX
 
 
 def read_header(path: Path, cells_key: bytes) -> Found | None:
-    """None for a file that is torn, changed or not ours. Raises OSError."""
+    """The header; None for a file that is torn, changed or foreign. Raises OSError."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         fixed = file.read(_FIXED.size)
@@ -94,14 +94,14 @@ def read_header(path: Path, cells_key: bytes) -> Found | None:
 
 
 class EdgeFiles:
-    """The folder of one cells key. One thread writes and removes; ``write`` and ``remove`` never wait for it.
+    """The folder of one cells key, with a thread that writes and removes files. ``write`` and ``remove`` never wait.
 
-    All methods are the owner's, one thread; the writer shares only the two queues.
+    One thread, the owner, calls all methods; it shares only the two queues with the writer.
     """
 
     def __init__(self, cache_dir: Path, cells_key: bytes) -> None:
-        """Raises OSError when the folder cannot be made or when others may write to it: they could plant cells that
-        make the model attend to tokens of their choice, which no hash that lies beside them finds out."""
+        """Raises OSError when the folder cannot be made or when other users may write to it: they could plant cells
+        that make the model attend to tokens of their choice, and the hash in the same file would not reveal it."""
         self._key = cells_key
         self._folder = cache_dir / cells_key.hex()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,9 +112,9 @@ class EdgeFiles:
         self._results: queue.SimpleQueue[tuple[Edge, bool, str]] = queue.SimpleQueue()
         self._queued_bytes = 0
         self.on_ended: Callable[[], None] = lambda: None
-        """Called by the writer's thread whenever ``finished`` has news."""
+        """Called by the writer's thread when ``finished`` has a result."""
         self.failure = ""
-        """Why a file could not be written; nothing is written any more then."""
+        """The reason why a write failed; then nothing more is written."""
         self._thread = threading.Thread(target=self._write_all, daemon=True)
         self._thread.start()
 
@@ -122,10 +122,8 @@ class EdgeFiles:
         return self._folder / file_name(edge.packed, edge.start, edge.whose.tag)
 
     def scan(self) -> tuple[list[Found], list[str]]:
-        """What the folder holds, the longest unused first, and the names of files that were not what they must be.
-
-        Those are deleted, as is what a crash left half written. Other names are not ours and stay.
-        """
+        """The edges in the folder, the longest unused first, and the names of invalid files. Invalid files are
+        deleted, also those that a crash left unfinished. Files with other suffixes stay."""
         found: list[Found] = []
         bad: list[str] = []
         for path in self._entries():
@@ -138,7 +136,7 @@ class EdgeFiles:
                     continue
                 path.unlink()
             except OSError:
-                pass  # Another node removed it, or it cannot be read: either way it is not in the index.
+                pass  # (removed by another node, or not readable: in both cases not in the index)
             bad.append(path.name)
         found.sort(key=lambda edge: edge.modified_s)
         return found, bad
@@ -148,7 +146,7 @@ class EdgeFiles:
             yield from sorted(self._folder.iterdir())
 
     def read(self, edge: Edge) -> memoryview | None:
-        """The blob of an edge on disk, not verified yet; None when its file is gone or has another size."""
+        """The blob of an edge on disk, not verified yet; None when its file is gone or has a wrong size."""
         offset = _FIXED.size + len(edge.packed) + _SEAL_BYTES
         try:
             with self.path(edge).open("rb") as file:
@@ -160,7 +158,7 @@ class EdgeFiles:
         return memoryview(data) if len(data) == edge.blob_bytes else None
 
     def write(self, edge: Edge) -> None:
-        """Queue a write of an edge in memory; ``finished`` tells of its end. Not while ``is_busy``."""
+        """Queue the write of an edge in memory; ``finished`` reports its end. Do not call while ``is_busy``."""
         assert edge.blob is not None
         self._queued_bytes += edge.blob_bytes
         self._jobs.put((edge, edge.blob))
@@ -171,11 +169,11 @@ class EdgeFiles:
         return self._queued_bytes >= MAX_QUEUED_BYTES
 
     def remove(self, edge: Edge) -> None:
-        """Queue the removal of a file; after the writes that were queued before."""
+        """Queue the removal of a file, after all queued writes."""
         self._jobs.put(self.path(edge))
 
     def finished(self, timeout_s: float = 0.0) -> list[tuple[Edge, bool]]:
-        """Edges whose write ended since the last call, and whether it went well. Waits for one, if any is due."""
+        """(edge, success) of writes that ended since the last call. Waits up to ``timeout_s`` for one if any is due."""
         ended: list[tuple[Edge, bool]] = []
         while self._queued_bytes:
             try:
@@ -209,14 +207,14 @@ class EdgeFiles:
             edge, blob = job
             try:
                 self._write(edge, blob)
-            except FileNotFoundError:  # A node that starts on the same folder took it for what a crash left.
+            except FileNotFoundError:  # A node that started with the same folder deleted it as unfinished.
                 self._results.put((edge, False, ""))
             except OSError as exc:
                 self._results.put((edge, False, exc.strerror or str(exc)))
             else:
                 self._results.put((edge, True, ""))
             self.on_ended()
-            del edge, blob, job  # Else the last blob stays in memory until the next one comes.
+            del edge, blob, job  # Otherwise the last blob would stay in memory until the next one comes.
 
     def _write(self, edge: Edge, blob: memoryview) -> None:
         path = self.path(edge)

@@ -1,12 +1,12 @@
-"""The second tier at work: cells out of llama.cpp, into memory and files, and back.
+"""The second tier of the prefix cache: moves cells from llama.cpp to memory and files, and back.
 
-``Tier`` keeps the books, ``EdgeFiles`` the files, ``Llama`` the cells; this file moves blobs between them and trusts
-none: a blob goes back into the KV cache only when its key equals the prompt token for token and its content its BLAKE3
-hash, and only positions 0..k-1 afterwards count as restored. Everything else is a miss.
+``Tier`` has the index, ``EdgeFiles`` the files, ``Llama`` the cells; this file moves blobs between them and trusts no
+blob. A blob goes back into the KV cache only if its key equals the prompt token for token and its content matches its
+BLAKE3 hash, and only if the sequence then has exactly the positions 0..k-1. Everything else is a miss.
 
-Every edge is written to disk as soon as it leaves the KV cache, so that a crash loses little; what never left it is
-written by ``close``. All methods are for the thread that owns the llama.cpp context. 1,000 tokens of a 135M model on
-one core: 11 ms to save, 8 ms to restore from memory, of which 5 ms are the hash; their prefill takes 7 s.
+Every edge is written to disk as soon as it leaves the KV cache, so that a crash loses little; ``close`` writes the
+rest. All methods are for the thread that owns the llama.cpp context. On one core, 1,000 tokens of a 135M model take
+11 ms to save and 8 ms to restore from memory, 5 ms of it for the hash; their prefill takes 7 s.
 """
 
 import sys
@@ -28,7 +28,7 @@ from mycelia.proto.wire.blocks import pack_tokens
 
 RATE_WINDOW_TOKENS = 8192
 TRY_AGAIN_EVERY = 16
-"""Restores that were judged too slow before the rates are measured anew: what made a disk slow may have passed."""
+"""Number of restores judged too slow after which the rates are measured again: the disk may be fast again."""
 
 
 class TierStore:
@@ -41,7 +41,7 @@ class TierStore:
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], object] = lambda line: sys.stderr.write(line + "\n"),
     ) -> None:
-        """files: None for no disk tier. say: takes one line for the log. Call ``follow`` and ``load`` before use."""
+        """files: None for no disk tier. say: logs one line. Call ``load`` and ``follow`` before use."""
         self.tier = tier
         self._files = files
         self._clock = clock
@@ -50,9 +50,9 @@ class TierStore:
         self._unwritten: dict[Edge, None] = {}
         """Edges in memory that the writer had no room for."""
         self._told: dict[Edge, None] = {}
-        """Edges that are leaves of the report: the last of each chain, since it stands for all tokens before it."""
+        """Edges that are reported as leaves: the last of each chain, which stands for all tokens before it."""
         self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
-        """Tokens restored a second, hashing included, from memory and from disk."""
+        """Tokens restored per second from memory and from disk, hashing included."""
         self._num_slow = 0
         self._closes_at_s: float | None = None
 
@@ -61,16 +61,14 @@ class TierStore:
         return self._files is not None
 
     def follow(self, changes: ChangeLog, wake: Callable[[], None]) -> None:
-        """Report to ``changes`` from now on what the tiers hold. Moving from memory to disk, or back, is no news.
-
-        wake: called by another thread when it is time for ``poll``.
-        """
+        """Report changes of the tiers' contents to ``changes`` from now on. Moves between memory and disk do not count.
+        wake: called by another thread when it is time for ``poll``."""
         self._changes = changes
         if self._files is not None:
             self._files.on_ended = wake
 
     def load(self, wall_s: float) -> None:
-        """Take over what an earlier run left on disk. wall_s: seconds since 1970, the files' own clock."""
+        """Add the edges that an earlier run left on disk. wall_s: the present time in seconds since 1970."""
         if self._files is None:
             return
         now = self._clock()
@@ -90,22 +88,22 @@ class TierStore:
                 )
 
     def open_prefixes(self) -> Iterator[Sequence[int]]:
-        """What any request may be restored from."""
+        """The paths of all open edges."""
         return (edge.path for edge in self.tier if edge.whose.tag is None)
 
     def announce_all(self) -> None:
-        """Report everything again, after a reset of the report."""
+        """Report all leaves again, after a reset of the cache."""
         for edge in self._told:
             self._announce(edge)
 
     # --- out of the KV cache --------------------------------------------------------------------------------------
 
     def keep(self, llama: Llama, leaf: Evicted) -> None:
-        """Save the cells of an evicted leaf that no tier has. Call before they are cleared."""
+        """Save the cells of an evicted leaf that no tier has yet. Call before they are cleared."""
         self._save(llama, leaf.seq_id, leaf.path, leaf.start, leaf.reuse)
 
     def _save(self, llama: Llama, seq_id: int, path: Sequence[int], start: int, reuse: Reuse) -> None:
-        """Save what no tier has of the cells from ``start`` on."""
+        """Save the cells from ``start`` on that no tier has yet."""
         tokens, num_open, tag = unpaint(path)
         packed, now = pack_tokens(tokens), self._clock()
         self._touch(packed, Whose(tag, num_open), now)
@@ -117,7 +115,7 @@ class TierStore:
     def _save_part(
         self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, reuse: Reuse, whose: Whose
     ) -> None:
-        """The same of cells that are all open, or all the owner's."""
+        """Save cells that are all open, or all the owner's."""
         last: Edge | None = None
         pieces = self.tier.plan(packed, start, whose)
         start = pieces[-1].end if pieces else start
@@ -138,21 +136,21 @@ class TierStore:
             self._announce_rest(last)
             return
         self._announce(last)
-        if before and before[-1].edge.end == start:  # Continued now, so no leaf any more.
+        if before and before[-1].edge.end == start:  # The new edges continue it, so it is not a leaf any more.
             self._retract(before[-1].edge)
 
     def _touch(self, packed: bytes, whose: Whose, now: float) -> None:
-        """What a used sequence is restored from must not go before what hangs on it."""
+        """Make the edges of a used sequence recent: they must not be evicted before the edges that continue them."""
         self.tier.touch((piece.edge for piece in self.tier.plan(packed, 0, whose)), now)
 
     # --- back into it ---------------------------------------------------------------------------------------------
 
     def reach(self, tokens: Sequence[int], covered: int, whose: Whose) -> int:
-        """``Tier.reach`` for the scheduler."""
+        """See ``Tier.reach``."""
         return self.tier.reach(pack_tokens(tokens), covered, whose) if len(self.tier) else covered
 
     def protect(self, tokens: Sequence[int], whose: Whose) -> None:
-        """``tokens`` are about to be restored: edges that are saved meanwhile must not displace theirs."""
+        """Protect the edges of ``tokens``, which will be restored next, from eviction by edges saved before that."""
         if len(self.tier):
             self._touch(pack_tokens(tokens), whose, self._clock())
 
@@ -167,8 +165,8 @@ class TierStore:
     ) -> int | None:
         """Extend ``seq_id``, which has the first ``covered`` of ``tokens``, as far as the tiers reach for ``whose``.
 
-        Returns how many it has then; None when the sequence is broken: clear it. Restores nothing when computing the
-        rest at ``prefill_rate`` tokens/s (0: unknown) is expected to be faster.
+        Returns the new number of tokens; None when the sequence is broken: clear it. Restores nothing if a prefill of
+        the rest at ``prefill_rate`` tokens/s (0: unknown) is expected to be faster.
         """
         if not len(self.tier):
             return covered
@@ -186,7 +184,7 @@ class TierStore:
             if result == BROKEN:
                 return None
             if result != RESTORED:
-                break  # The blob is good, so there is no room for all of it in a full cache.
+                break  # The blob is valid, so the cache lacks room for all of it.
             covered = piece.end
             now = self._clock()
             (self.disk_rate if from_disk else self.ram_rate).add(piece.end - piece.start, now - began)
@@ -209,7 +207,7 @@ class TierStore:
         return True
 
     def _verified(self, edge: Edge) -> memoryview | None:
-        """The edge's blob when it is what was saved; else the edge is dropped."""
+        """The edge's blob if it matches its hash; else None, and the edge is dropped."""
         blob = edge.blob
         if blob is None and self._files is not None:
             blob = self._files.read(edge)
@@ -225,15 +223,13 @@ class TierStore:
     # --- disk and books -------------------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Note which writes ended, and start the next. Call between steps and when woken; never waits."""
+        """Process finished writes and start the next. Call between steps and after ``wake``; never waits."""
         if self._files is not None and self._files.is_writing:
             self.note_written(0.0)
 
     def close(self, llama: Llama, leaves: Iterable[tuple[int, Sequence[int]]], deadline_s: float) -> None:
-        """Write what only the KV cache or memory has: ``leaves`` (id, path) first, the most valuable ones first.
-
-        Stops at ``deadline_s`` by the clock; files are whole or absent. Nothing else may be called afterwards.
-        """
+        """Write everything that is only in the KV cache or in memory. leaves: (id, path), the most valuable first; they
+        are written first. Stops at ``deadline_s`` by the clock; each file is complete or absent. The last call."""
         if self._files is None:
             return
         self._closes_at_s = deadline_s
@@ -249,7 +245,7 @@ class TierStore:
             self._files.close()
 
     def _wait_for_writer(self, deadline_s: float) -> bool:
-        """Wait until the writer's queue has room for more. False at the deadline, or when nothing can be written."""
+        """Wait until the writer's queue has room. False at the deadline, or when writes fail."""
         assert self._files is not None
         while self._files.is_busy and self._clock() < deadline_s:
             self.note_written(deadline_s - self._clock())
@@ -280,7 +276,7 @@ class TierStore:
             self._files.write(edge)
 
     def _settle(self, trimmed: Trimmed) -> None:
-        """Carry out what the books decided."""
+        """Carry out the decisions of ``Tier``."""
         for edge in trimmed.unlink:
             assert self._files is not None
             self._files.remove(edge)
@@ -296,7 +292,7 @@ class TierStore:
         self._changes.store(FIRST_EDGE_ID + edge.edge_id, edge.path)
 
     def _announce_rest(self, gone: Edge) -> None:
-        """The last edge of a chain went: the one before it is the last now."""
+        """Report the new last edge of a chain whose last edge is ``gone``."""
         pieces = self.tier.plan(gone.packed, 0, gone.whose)
         if pieces and pieces[-1].end == pieces[-1].edge.end and pieces[-1].edge not in self._told:
             self._announce(pieces[-1].edge)
@@ -307,7 +303,7 @@ class TierStore:
             self._changes.evict(FIRST_EDGE_ID + edge.edge_id)
 
     def check_invariants(self) -> None:
-        """Raise AssertionError when the books are wrong."""
+        """Raise AssertionError when the index or the reported leaves are inconsistent."""
         self.tier.check_invariants()
         for edge in self._unwritten:
             assert not edge.gone and edge.blob is not None and not edge.writing, "an edge waits for the writer in vain"
