@@ -43,8 +43,6 @@ Question = ipc.Render | ipc.Parse | ipc.Spell | ipc.Embed
 
 @dataclass(eq=False)
 class Call:
-    """One question."""
-
     key: int
     frame: bytes
     client: bytes
@@ -66,10 +64,8 @@ class Call:
 
 
 class Lane:
-    """Questions of one kind, waiting or sent to the child. Pure except for the events of the calls.
-
-    Invariant: the child has at most ``window`` of them; each of the others waits.
-    """
+    """Questions of one kind, waiting or sent to the child. Pure except for the events of the calls. Invariant: the
+    child has at most ``window`` of them; each of the others waits."""
 
     def __init__(self, window: int) -> None:
         self._window = window
@@ -77,7 +73,6 @@ class Lane:
         self._sent: dict[int, Call] = {}
         """Key -> call, in the order of sending."""
         self._bytes = ByteShares(MAX_WAITING_BYTES)
-        """Bytes of the waiting calls."""
 
     def join(self, call: Call, now: float) -> float:
         """Queue ``call`` and return 0.0, or refuse it and return the retry time in seconds. Mutates."""

@@ -30,7 +30,6 @@ class ChangeLog:
             self._evicted[seq_id] = None
 
     def reset(self) -> None:
-        """Note that every leaf is gone."""
         self._evicted.clear()
         self._stored.clear()
         self._reset = True

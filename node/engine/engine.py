@@ -92,10 +92,8 @@ class EngineAccepted:
 
 @dataclass(frozen=True)
 class EngineTokens:
-    """The next generated tokens and all their bytes (UTF-8 that may end inside a character).
-
-    The last tokens of an answer may come without their text: a stop string, or half a character.
-    """
+    """The next generated tokens and all their bytes (UTF-8 that may end inside a character). The last tokens of an
+    answer may come without their text: a stop string, or half a character."""
 
     tokens: Sequence[int]
     text: bytes
@@ -149,12 +147,10 @@ the KV cache."""
 
 @dataclass(frozen=True)
 class CacheChange:
-    """A change of the prefix cache. Readers first remove the leaves ``evicted``, then add the leaves ``stored``.
-
-    A leaf stands for its whole token sequence from the root, given as a path (``proto.sharing.unpaint``). An id may be
-    reused after its eviction. ``reset``: forget every leaf first (the engine restarted). A leaf that moves to the
-    second tier is evicted and at once stored under another id. A leaf of the second tier may be a prefix of another.
-    """
+    """A change of the prefix cache. Readers first remove the leaves ``evicted``, then add the leaves ``stored``. A leaf
+    stands for its whole token sequence from the root, given as a path (``proto.sharing.unpaint``). An id may be reused
+    after its eviction. ``reset``: forget every leaf first (the engine restarted). A leaf that moves to the second tier
+    is evicted and at once stored under another id. A leaf of the second tier may be a prefix of another."""
 
     stored: Sequence[tuple[int, Sequence[int]]]
     evicted: Sequence[int]
@@ -190,12 +186,9 @@ class Engine(Protocol):
     ) -> Sequence[int]:
         """The prompt of a conversation, made by the model's own chat template and ready for the assistant's turn: a
         list or the result of ``proto.blocks.token_array``. tools: see ``Ask.tools``; client, subnet: whose share of the
-        queue the work takes.
-
-        Contents are tokenized as plain text: a control token that a message spells stays text.
+        queue the work takes. Contents are tokenized as plain text: a control token that a message spells stays text.
         Raises TooLongError when the prompt does not fit the context (not in every case: the caller counts, too),
-        BusyError when too much text waits, LocalError for an empty conversation or one that the template refuses.
-        """
+        BusyError when too much text waits, LocalError for an empty conversation or one that the template refuses."""
         ...
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:

@@ -97,7 +97,6 @@ class ProcessEngine:
         self._pause_s = FIRST_PAUSE_S
         self._last_words: deque[str] = deque(maxlen=20)
         self.pid: int | None = None
-        """Process id of the present child."""
         self.num_restarts = 0
         self.start_error = ""
 
@@ -214,11 +213,8 @@ class ProcessEngine:
     # --- the child ------------------------------------------------------------------------------------------------
 
     async def supervise(self, first_start: trio.Event) -> None:
-        """Keep a child running until cancelled.
-
-        Sets ``first_start`` when the first child has loaded or failed. In the latter case ``start_error`` is the
-        reason, and the method returns.
-        """
+        """Keep a child running until cancelled. Sets ``first_start`` when the first child has loaded or failed. In the
+        latter case ``start_error`` is the reason, and the method returns."""
         await self._run_child(first_start.set)
         if self._info is None:
             self.start_error = self._load_error or self._death(
@@ -239,7 +235,6 @@ class ProcessEngine:
         return f"{what} ({words})" if words else what
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
-        """Start a child, exchange messages until it ends, clean up."""
         self._load_error, self._text_is_suspect = "", False
         self._last_words.clear()
         try:
@@ -299,7 +294,6 @@ class ProcessEngine:
         return True
 
     async def _watch_load(self, child: trio.Process) -> None:
-        """Kill a child that does not load in time."""
         with trio.move_on_after(LOAD_DEADLINE_S):
             await self._running.wait()
             return

@@ -91,7 +91,6 @@ def sequences_for(slots: int) -> int:
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -142,10 +142,8 @@ class CellChoice:
 
 def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[str]) -> tuple[Device, ...]:
     """The GPUs that llama.cpp will spread the model over. Integrated GPUs are used only if there are no others.
-
     backends: the backends of this build of llama.cpp, such as CUDA and CPU. Raises LocalError when a GPU that the user
-    asks for is missing.
-    """
+    asks for is missing."""
     gpus = [device for device in devices if device.kind == "gpu"]
     gpus = gpus or [device for device in devices if device.kind == "igpu"]
     if offload.layers == 0:
@@ -172,9 +170,7 @@ def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[
 
 def place_layers(num_layers: int, offload: Offload, gpus: Sequence[Device]) -> Placement:
     """The memory in which llama.cpp will put each layer: the last layers on GPUs, in runs in proportion to the shares.
-
-    gpus: the result of ``usable_gpus``, with the memory that is free *before* the weights are loaded.
-    """
+    gpus: the result of ``usable_gpus``, with the memory that is free *before* the weights are loaded."""
     wanted = num_layers + 1 if offload.layers is None else min(offload.layers, num_layers + 1)
     if not gpus or not wanted:
         return Placement(num_layers, 0)
@@ -206,12 +202,9 @@ def free_after_weights(model: ModelShape, placement: Placement) -> list[int]:
 
 
 def choose_cells(model: ModelShape, placement: Placement, gpu_free: Sequence[int], budget: CellBudget) -> CellChoice:
-    """The default number of KV cells. Raises LocalError when not even ``MIN_CELLS`` fit.
-
-    gpu_free: free bytes on each of the placement's GPUs with the weights loaded. When the processor holds layers, the
-    result is ``DEFAULT_CELLS`` or as many as fit. With all layers on GPUs it is as many as fit, but no more than all
-    slots can use.
-    """
+    """The default number of KV cells. Raises LocalError when not even ``MIN_CELLS`` fit. gpu_free: free bytes on each
+    of the placement's GPUs with the weights loaded. When the processor holds layers, the result is ``DEFAULT_CELLS`` or
+    as many as fit. With all layers on GPUs it is as many as fit, but no more than all slots can use."""
     wanted = DEFAULT_CELLS
     if placement.offloaded and not placement.host_layers:
         wanted = max(wanted, min(budget.slots * model.trained_tokens, MAX_GPU_CELLS))
@@ -259,10 +252,8 @@ RAM_SHARE = 4
 
 
 def default_ram_mib(meminfo: str) -> int:
-    """The default size of the memory tier in MiB. meminfo: text of Linux's /proc/meminfo.
-
-    0 (no tier) when the text does not say how much memory is available: a wrong guess could make the machine swap.
-    """
+    """The default size of the memory tier in MiB. meminfo: text of Linux's /proc/meminfo. 0 (no tier) when the text
+    does not say how much memory is available: a wrong guess could make the machine swap."""
     return min((available_kib(meminfo) or 0) // 1024 // RAM_SHARE, MAX_RAM_MIB)
 
 

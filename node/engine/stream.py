@@ -13,10 +13,8 @@ _TOO_SLOW = EngineFailed("engine_lost", "the answer was read more slowly than it
 
 class AnswerStream:
     """An iterator over the items of one answer. However slow its reader, it holds at most one EngineAccepted, the
-    tokens in as few items as fit frames, and the last item. An answer with too many waiting logprobs is ended.
-
-    ``put`` never waits. The iteration ends after the last item.
-    """
+    tokens in as few items as fit frames, and the last item. An answer with too many waiting logprobs is ended. ``put``
+    never waits. The iteration ends after the last item."""
 
     def __init__(self) -> None:
         self._accepted: EngineAccepted | None = None

@@ -36,12 +36,10 @@ class Watchdog:
         self._pulse = Pulse(is_decoding=False, busy_s=0.0)
 
     def asked(self, now: float) -> None:
-        """Note that a ping was sent."""
         if self._asked_at is None:
             self._asked_at = now
 
     def answered(self, pulse: Pulse) -> None:
-        """Note a reply."""
         self._asked_at = None
         self._pulse = pulse
 

@@ -55,7 +55,6 @@ class Cells:
         return has_id and self.num_unpromised() >= num_cells
 
     def num_free(self) -> int:
-        """Number of empty cells."""
         return self._limits.num_cells - self._tree.num_tokens - sum(job.held_cells for job in self._running)
 
     def make_room(self, num_cells: int) -> list[Evicted]:

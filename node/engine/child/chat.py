@@ -60,11 +60,9 @@ class ChatTemplate:
         self._template = Template(text or CHATML, _to_json)
 
     def tokens(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
-        """The prompt of a conversation, ready for the assistant's turn. tools: see ``Ask.tools``.
-
-        Raises TooLongError when the prompt does not fit the context, LocalError for no messages, a role that is not a
-        word, invalid JSON, or a conversation that the template refuses.
-        """
+        """The prompt of a conversation, ready for the assistant's turn. tools: see ``Ask.tools``. Raises TooLongError
+        when the prompt does not fit the context, LocalError for no messages, a role that is not a word, invalid JSON,
+        or a conversation that the template refuses."""
         return self._tokens_of(self._parts(messages, tools))
 
     def text_tokens(self, text: str) -> list[int]:

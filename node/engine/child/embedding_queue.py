@@ -29,8 +29,6 @@ TOKEN_BYTES = 4
 
 
 class Embeds(Protocol):
-    """See ``Embedder``."""
-
     max_tokens: int
     step_tokens: int
 
@@ -94,11 +92,9 @@ class EmbeddingQueue:
 
     @property
     def step_tokens(self) -> int:
-        """Maximum number of tokens of a step."""
         return self._embedder.step_tokens
 
     def has_any_of(self, client: bytes, subnet: str) -> bool:
-        """Whether a request of this client waits."""
         return self._waiting.num_of(client, subnet) > 0
 
     def add(self, message: ipc.Embed, now: float, tokens_per_s: float) -> ipc.Embedded | None:

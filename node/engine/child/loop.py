@@ -114,7 +114,6 @@ class StepLoop:
         return self._is_decoding, 0.0 if since is None else time.monotonic() - since
 
     def run(self) -> None:
-        """Serve until ``Close``."""
         while not self.closed.is_set():
             self.step()
 

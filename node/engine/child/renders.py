@@ -50,7 +50,6 @@ class Renders:
         self._short, self._long = _Thread(self._reply, gives_way=False), _Thread(self._reply, gives_way=True)
 
     def put(self, question: Question) -> None:
-        """Queue a question. Does not wait."""
         (self._long if ipc.is_long(question) else self._short).questions.put(question)
 
     def busy_s(self) -> float:

@@ -21,11 +21,9 @@ class Row:
 
 
 def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int) -> list[Row]:
-    """One row per decoding job, then prefill chunks of ``prefill_tokens`` in total. jobs: in order of admission.
-
-    The job admitted first gets half of the prefill tokens, so that none starves. The jobs with the least left get the
-    rest, so that a short prompt does not wait for a long one.
-    """
+    """One row per decoding job, then prefill chunks of ``prefill_tokens`` in total. jobs: in order of admission. The
+    job admitted first gets half of the prefill tokens, so that none starves. The jobs with the least left get the rest,
+    so that a short prompt does not wait for a long one."""
     rows = [Row(job, job.num_computed, 1, True) for job in jobs if not job.remaining_prefill]
     prefilling = [job for job in jobs if job.remaining_prefill]
     budget = min(prefill_tokens, batch_tokens - len(rows))
@@ -110,11 +108,9 @@ class TextPace:
         return self._owed_s <= 0 or wanted <= FACTOR * min(others, default=wanted) + LEAST
 
     def embedded(self, seconds: float) -> None:
-        """Note that a step of a text took ``seconds``. Mutates."""
         self._owed_s = min(self._owed_s + seconds, MOST_OWED_S)
 
     def computed(self, seconds: float) -> None:
-        """Note that a step of answers took ``seconds``. Mutates."""
         self._owed_s = max(self._owed_s - PART / (1 - PART) * seconds, 0.0)
 
 

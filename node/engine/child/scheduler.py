@@ -304,7 +304,6 @@ class Scheduler:
         return [job for job in jobs if job not in out]
 
     def plan(self, prefill_tokens: int) -> list[Row]:
-        """The rows of the next decode call; see ``rows.py``."""
         return plan_rows(self.able(), prefill_tokens, self.limits.batch_tokens)
 
     def finish(self, job: Job, now: float) -> list[int]:

@@ -65,8 +65,6 @@ class FakeSettings:
 
 @dataclass(eq=False)
 class _Work:
-    """One request that waits or runs."""
-
     request: EngineRequest
     queued_tokens: int
     """Prompt tokens not computed yet, cached ones included."""
@@ -103,7 +101,6 @@ class FakeEngine:
         self._epoch = 0
         self._fail_after: list[int] = []
         self.requests: deque[EngineRequest] = deque(maxlen=1_000)
-        """The latest requests, for tests."""
         self.num_cancelled = 0
 
     # --- for tests ------------------------------------------------------------------------------------------------
@@ -222,7 +219,6 @@ class FakeEngine:
 
     @contextmanager
     def _place(self, work: _Work) -> Iterator[None]:
-        """Let ``work`` wait and then run until the block ends."""
         self._start_next()
         try:
             yield
@@ -387,7 +383,6 @@ def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
 
 
 async def _pass_time(num_tokens: int, rate: float, due: float) -> None:
-    """Sleep for the time that tokens take, at most until ``due``."""
     needed = num_tokens / rate if rate else 0.0
     await trio.sleep(max(0.0, min(needed, due - trio.current_time())))
 

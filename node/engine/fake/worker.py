@@ -34,8 +34,6 @@ through the rate of frames, each with five tokens."""
 
 
 class FakeService:
-    """Serves the parent's messages with one ``FakeEngine``."""
-
     def __init__(self, engine: FakeEngine, replies: ipc.Replies, nursery: trio.Nursery) -> None:
         self._engine = engine
         self._replies = replies

@@ -23,7 +23,6 @@ from mycelia.proto.wire.errors import LocalError
 
 
 def inspect_library() -> Library:
-    """The facts about this build of llama.cpp on this machine."""
     return Library(
         llama_cpp=library_version(L._lib),
         bindings=bindings_version(),
@@ -69,7 +68,6 @@ def _say(finding: Finding) -> None:
 
 
 def main() -> None:
-    """Answer the question on the command line."""
     question, path = msgspec.json.decode(sys.argv[1], type=Question), sys.argv[2]
     _say(inspect_library())
     if path:

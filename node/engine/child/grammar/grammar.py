@@ -72,8 +72,6 @@ _Message = TypeVar("_Message", bound=Struct)
 
 
 class Stream(Protocol):
-    """Both directions of a connection."""
-
     def read(self, size: int, /) -> bytes: ...
 
     def write(self, data: bytes, /) -> int: ...
@@ -176,7 +174,6 @@ class Grammar:
         return TOO_COSTLY if self._server.is_running else NO_PROCESS
 
     def accept(self, token: int) -> None:
-        """Note that ``token`` was chosen."""
         self._accepted.append(token)
 
     def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:

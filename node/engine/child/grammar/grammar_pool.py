@@ -70,8 +70,6 @@ OpenGrammar = Callable[[Sampling, Sequence[int]], Grammar]
 
 @dataclass(eq=False)
 class _Live:
-    """A grammar with its process and thread."""
-
     message: ipc.Submit
     grammar: Grammar
     questions: queue.SimpleQueue[NDArray[np.int64] | None] = field(default_factory=queue.SimpleQueue)
@@ -137,7 +135,6 @@ class GrammarPool:
         return error
 
     def accept(self, key: int, token: int) -> None:
-        """Note that ``token`` was chosen. Mutates."""
         live = self._live[key]
         live.spare_s += TOKEN_S
         live.grammar.accept(token)
@@ -147,7 +144,6 @@ class GrammarPool:
         return self._live[key].is_dropped
 
     def request(self, key: int) -> ipc.Submit:
-        """The request of an event."""
         return self._live[key].message
 
     def drop(self, key: int) -> bool:
@@ -170,7 +166,6 @@ class GrammarPool:
         return (live is None or not live.is_ready) and self.drop(key)
 
     def ended(self, event: GrammarEnded, now: float) -> None:
-        """Take an event. Mutates."""
         del self._live[event.key]
         self.look(now)
 

@@ -85,7 +85,6 @@ class Vocabulary:
         self._vocab = L.llama_model_get_vocab(self._model)
 
     def reason(self) -> str:
-        """The last error that llama.cpp logged."""
         return self._log.reason("it must have a rule root and no left recursion")[:200]
 
     def grammar(self, text: str) -> GrammarSampler | None:
@@ -167,7 +166,6 @@ def _compile(message: Compile, vocabulary: Vocabulary, said: IO[bytes]) -> Gramm
 
 
 def _serve(connection: socket.socket, vocabulary: Vocabulary) -> None:
-    """Serve one grammar until the other end closes."""
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     stream = connection.makefile("rwb")
     message = read_message(stream, Compile)

@@ -53,12 +53,10 @@ class Log:
 
 
 class AbortFlag:
-    """Stops a running decode from another thread.
-
-    llama.cpp calls a callback before every graph node, thousands of times a step. A Python callback would need the GIL
-    there, and a busy thread would stall the computation. libc's ``strlen`` has the right signature: with the address of
-    the flag it returns 0 for an empty string (go on) and 1 for "\\1" (abort).
-    """
+    """Stops a running decode from another thread. llama.cpp calls a callback before every graph node, thousands of
+    times a step. A Python callback would need the GIL there, and a busy thread would stall the computation. libc's
+    ``strlen`` has the right signature: with the address of the flag it returns 0 for an empty string (go on) and 1 for
+    "\\1" (abort)."""
 
     def __init__(self) -> None:
         self._flag = ctypes.create_string_buffer(2)

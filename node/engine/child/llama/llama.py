@@ -154,15 +154,13 @@ class Llama(ModelVocabulary):
 
     def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
         """Compute ``rows`` in one call. Returns (OK, NO_ROOM, ABORTED or an error) and, for each row, its output index.
-
         NO_ROOM leaves the cache unchanged. After ABORTED some rows have cells: call ``end``. The index is for
-        ``Sampler.sample``; it is -1 for rows that want no token. Raises ValueError for more rows than the batch holds.
-        """
+        ``Sampler.sample``; it is -1 for rows that want no token. Raises ValueError for more rows than the batch
+        holds."""
         length, outputs = self._batch.fill(rows)
         return self._decode(length), outputs
 
     def _decode(self, length: int) -> int:
-        """Compute the first ``length`` rows of the batch's arrays."""
         self._batch.handle.n_tokens = length
         result = int(L.llama_decode(self.context, self._batch.handle))
         if not self.can_abort:
@@ -208,10 +206,8 @@ class Llama(ModelVocabulary):
 
     def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
         """The cells of positions ``start..end-1``, serialised; None when some are missing. Does not mutate ``seq_id``.
-
         llama.cpp serialises whole sequences, so the spare sequence first shares these cells, which uses no cell. 1,000
-        tokens of a 135M model (23 MB) take 6 ms.
-        """
+        tokens of a 135M model (23 MB) take 6 ms."""
         spare = self.spare
         self.clear(spare)
         self._copy(seq_id, spare, start, end)
@@ -226,11 +222,9 @@ class Llama(ModelVocabulary):
 
     def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
         """Extend ``target``, which must end at ``start``, to ``end`` by cells of ``blob``, which holds ``held``.
-
         Returns RESTORED; REFUSED, with ``target`` unchanged, when llama.cpp refuses the blob or lacks cells for the
         whole blob; BROKEN when ``target`` has wrong positions: clear it. The caller verifies the content of the blob
-        before: llama.cpp checks only its shape.
-        """
+        before: llama.cpp checks only its shape."""
         spare, data = self.spare, np.frombuffer(blob, np.uint8)
         self.clear(spare)
         # llama.cpp replaces the whole destination, so the blob cannot go to the target directly.

@@ -72,12 +72,10 @@ class Sampler:
         return self._llama.sample(self._chain, output)
 
     def choosing(self, output: int) -> Choosing:
-        """Choose step by step among the tokens that a grammar allows; the result is None when it allows none.
-
-        A question about few tokens is much cheaper than one about the vocabulary, and equivalent if enough of the
+        """Choose step by step among the tokens that a grammar allows; the result is None when it allows none. A
+        question about few tokens is much cheaper than one about the vocabulary, and equivalent if enough of the
         likeliest tokens are allowed, as the chain reads no others. Penalties change which tokens are the likeliest, so
-        with penalties the question is always about the vocabulary.
-        """
+        with penalties the question is always about the vocabulary."""
         logits = self._llama.logits(output).copy()  # (there may be other decode calls before the grammar answers)
         if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
             few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])

@@ -100,7 +100,6 @@ class Edge:
 
     @property
     def num_bytes(self) -> int:
-        """Size of blob and key."""
         return self.blob_bytes + len(self.packed)
 
     def value(self, now: float) -> float:
@@ -219,7 +218,6 @@ class Tier:
             edge.reuse.touch(now)
 
     def count(self, edge: Edge, now: float) -> None:
-        """Count a restore of ``edge`` as a use."""
         edge.reuse.count(now)
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
@@ -252,7 +250,6 @@ class Tier:
             self.disk_used -= edge.num_bytes
 
     def remove(self, edge: Edge) -> Trimmed:
-        """Remove an edge from all tiers."""
         if edge.gone:
             return Trimmed()
         unlink = [edge] if edge.on_disk else []

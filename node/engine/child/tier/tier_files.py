@@ -43,8 +43,6 @@ _SEAL_BYTES = 16
 
 @dataclass(frozen=True)
 class Found:
-    """The contents of a file's header."""
-
     packed: bytes
     start: int
     blob_bytes: int
@@ -95,9 +93,7 @@ def read_header(path: Path, cells_key: bytes) -> Found | None:
 
 class EdgeFiles:
     """The folder of one cells key, with a thread that writes and removes files. ``write`` and ``remove`` never wait.
-
-    One thread, the owner, calls all methods; it shares only the two queues with the writer.
-    """
+    One thread, the owner, calls all methods; it shares only the two queues with the writer."""
 
     def __init__(self, cache_dir: Path, cells_key: bytes) -> None:
         """Raises OSError when the folder cannot be made or when other users may write to it: they could plant cells
@@ -165,7 +161,6 @@ class EdgeFiles:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the queue is full."""
         return self._queued_bytes >= MAX_QUEUED_BYTES
 
     def remove(self, edge: Edge) -> None:

@@ -32,8 +32,6 @@ TRY_AGAIN_EVERY = 16
 
 
 class TierStore:
-    """The second tier of one model's prefix cache."""
-
     def __init__(
         self,
         tier: Tier,
@@ -88,7 +86,6 @@ class TierStore:
                 )
 
     def open_prefixes(self) -> Iterator[Sequence[int]]:
-        """The paths of all open edges."""
         return (edge.path for edge in self.tier if edge.whose.tag is None)
 
     def announce_all(self) -> None:
@@ -164,10 +161,8 @@ class TierStore:
         whose: Whose = OPEN,
     ) -> int | None:
         """Extend ``seq_id``, which has the first ``covered`` of ``tokens``, as far as the tiers reach for ``whose``.
-
         Returns the new number of tokens; None when the sequence is broken: clear it. Restores nothing if a prefill of
-        the rest at ``prefill_rate`` tokens/s (0: unknown) is expected to be faster.
-        """
+        the rest at ``prefill_rate`` tokens/s (0: unknown) is expected to be faster."""
         if not len(self.tier):
             return covered
         pieces = self.tier.plan(pack_tokens(tokens), covered, whose)
@@ -276,7 +271,6 @@ class TierStore:
             self._files.write(edge)
 
     def _settle(self, trimmed: Trimmed) -> None:
-        """Carry out the decisions of ``Tier``."""
         for edge in trimmed.unlink:
             assert self._files is not None
             self._files.remove(edge)
