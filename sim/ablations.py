@@ -1,25 +1,25 @@
 """The protocol's own rule with one term of its cost left out: ``mycelia-no-rtt`` and so on.
 
-Each either hides one thing from ``proto.routing.choose`` or sets one tunable so that it has no effect. What is hidden
-stays known to the rest of the node: only choices change.
+Each either hides one thing from ``proto.routing.choose`` or sets one tunable so that it has no effect. The rest of the
+node still knows what is hidden: only choices change.
 
 - ``no-rtt``: all nodes are equally near.
 - ``no-queue``: no tokens wait anywhere.
-- ``no-rate``: one prefill rate for all, the median of those known.
-- ``no-slots``: all work on equally many requests at once.
-- ``no-hold``: a node whose slots are all taken is not known to be later for that.
-- ``no-recompute``: it costs others nothing that tokens are computed again.
+- ``no-rate``: one prefill rate for all, the median of the known ones.
+- ``no-slots``: all nodes work on equally many requests at once.
+- ``no-hold``: a node whose slots are all taken does not count as later for that.
+- ``no-recompute``: computing tokens again costs other requests nothing.
 - ``no-load``: the time to the first token alone, without the factor for load.
-- ``no-ageing``: old reports of load count as fresh ones do.
-- ``no-precision``: beliefs about caches are taken for true.
-- ``no-lateness``: no node is found out to be slower than it reports.
+- ``no-ageing``: old load reports count like fresh ones.
+- ``no-precision``: beliefs about caches count as true.
+- ``no-lateness``: observed lateness of a node does not count.
 - ``no-keep``: a conversation moves for the least gain.
-- ``no-dispatches``: what this node itself sent where is not remembered, neither as load nor as cached.
-- ``no-crowd``: what is computed again costs others no more where the swarm is busy.
-- ``no-luck``: always the cheapest.
+- ``no-dispatches``: the node forgets what it sent where, both as load and as cached tokens.
+- ``no-crowd``: computing tokens again costs no more where the swarm is busy.
+- ``no-luck``: always the cheapest node.
 - ``no-bounce``: no node hands a request back.
-- ``no-moves``: what does not begin in time stays where it is.
-- ``no-subscriptions``: load is told to nodes by chance, and with replies.
+- ``no-moves``: a request that does not begin in time stays where it is.
+- ``no-subscriptions``: load is reported to random nodes, and with replies.
 """
 
 import random
@@ -44,7 +44,7 @@ _See = Callable[[Sequence[Candidate]], Sequence[Candidate]]
 @dataclass(frozen=True)
 class _Ablation:
     see: _See = tuple
-    """What ``choose`` is told instead."""
+    """What ``choose`` gets instead of the candidates."""
     config: RoutingConfig = RoutingConfig()  # noqa: RUF009  frozen
 
 
@@ -78,18 +78,18 @@ _OF_THE_NODE: Mapping[str, Callable[[OverlayConfig], OverlayConfig]] = {
     "moves": lambda config: replace(config, routing=replace(config.routing, max_moves=0)),
     "subscriptions": lambda config: replace(config, vitals=replace(config.vitals, subscriptions=0)),
 }
-"""Not of the choice itself."""
+"""Ablations that are not in the choice itself."""
 ABLATIONS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES, *_OF_THE_NODE))
 
 
 def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
-    """``config`` without what ``name`` leaves out, where that is not in the choice itself."""
+    """``config`` without what ``name`` leaves out, if that is not in the choice itself."""
     without = _OF_THE_NODE.get(name.removeprefix(PREFIX))
     return without(config) if without else config
 
 
 def make_ablation(name: str, rng: random.Random, told: Told) -> Policy | None:
-    """One of ``ABLATIONS``, None where the choice is the protocol's own; raises KeyError for another name."""
+    """The policy of one of ``ABLATIONS``; None: the protocol's own choice. Raises KeyError for another name."""
     term = name.removeprefix(PREFIX)
     if term in _OF_THE_NODE:
         return None

@@ -3,10 +3,10 @@
     requests/s of an engine  <=  prefill_rate / u                            prompts are prefilled one at a time
                              <=  slots / (u / prefill_rate + (a - 1) / decode_rate)      each holds a slot meanwhile
 
-u uncached tokens a prompt, a tokens an answer, both means of the workload, where every prompt finds what *one* cache
-without limits holds of it, as in ``sessions.hit_bound``. A swarm's capacity is the sum over its engines of the lesser
-bound: with perfect caches and perfect balance all of them are fully busy at a load of 1. No rule of who answers gets
-there, as caches are limited and prompts arrive by chance; a rule that finds less in caches is overloaded earlier.
+u is the number of uncached tokens of a prompt and a of tokens of an answer, both means of the workload, if every prompt
+finds what *one* unlimited cache holds of it, as in ``sessions.hit_bound``. A swarm's capacity is the sum over its
+engines of the lesser bound: with perfect caches and perfect balance all are fully busy at a load of 1. No routing rule
+reaches that, because caches are limited and prompts arrive at random; a rule with fewer hits is overloaded earlier.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,21 +19,21 @@ from mycelia.sim.sessions import Prompt, Session
 from mycelia.sim.world import NAMESPACE
 
 SAMPLE = 1_000
-"""Prompts that fill the one cache, and as many that count."""
+"""Prompts that fill the one cache, and the same number that is measured."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a prompt asks for, on average. Tokens."""
+    """Mean work of a prompt, in tokens."""
 
     uncached_tokens: float
     answer_tokens: float
 
 
 def mean_work(sessions: Iterable[Session]) -> Work:
-    """Mean work of the second ``SAMPLE`` prompts, or of the second half where there are fewer than twice as many.
-    Sessions count one after the other: to a cache without limits their order in time makes no difference. Raises
-    ValueError without a prompt."""
+    """Mean work of the second ``SAMPLE`` prompts, or of the second half if there are fewer than twice as many. Sessions
+    count one after the other: their order in time makes no difference to an unlimited cache. Raises ValueError without
+    prompts."""
     prompts = list(islice(_prompts(sessions), 2 * SAMPLE))
     if not prompts:
         raise ValueError("no prompts")

@@ -1,8 +1,8 @@
-"""A swarm that finds itself, splits into cells and merges again, through the nodes' own rules.
+"""A swarm that finds itself, splits into cells and merges again, by the nodes' own rules.
 
-Discovery is simulated as ``node/network/libp2p/discovery.py`` does it: a node dials providers of its cell's key until
-it is connected to CELL_PEERS of them, and of the model's key until it has DEGREE connections; after a start or a move
-it looks often, then once a minute. A lookup finds up to K random nodes that provide the key, in LOOKUP_S.
+Discovery is simulated as in ``node/network/libp2p/discovery.py``: a node dials providers of its cell's key until it is
+connected to CELL_PEERS of them, and of the model's key until it has DEGREE connections. After a start or a move it
+looks often, then once a minute. A lookup finds up to K random nodes that provide the key, in LOOKUP_S.
 """
 
 import random
@@ -30,11 +30,11 @@ LOOKUP_S = 0.5
 LOOKUP_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 LOOKUP_INTERVAL_S = 60.0
 SETTLED_S = 90.0
-"""A node that has been up this long, and at this depth, should know all of its cell: three heartbeats."""
+"""A node that has been up, and at this depth, this long should know all of its cell: three heartbeats."""
 
 
 class CellSwarm:
-    """Nodes that come, go and look for each other. ``join`` and ``leave`` them; ``wait`` in between."""
+    """Nodes that come, go and look for each other. Call ``join`` and ``leave``, and ``wait`` in between."""
 
     def __init__(self, rtt: Matrix, seed: int, config: OverlayConfig) -> None:
         self.world = World(Links(rtt, seed), len(rtt), seed, config, mesh_degree=MESH_DEGREE)
@@ -46,10 +46,10 @@ class CellSwarm:
         self._rng = random.Random(seed)
         self._up: list[int] = []
         self._since = np.full(len(rtt), np.inf)
-        """When each node started or moved last."""
+        """When each node last started or moved."""
 
     def join(self, number: int) -> None:
-        """A node starts, knowing one other."""
+        """A node starts and knows one other node."""
         world = self.world
         node = world.start(number)
         self._since[number] = world.now
@@ -57,7 +57,7 @@ class CellSwarm:
             world.connect(number, self._rng.choice(self._up))
         self._up.append(number)
         world.serve(node)
-        # A block of its own, so that there is something to know of it.
+        # A block of its own, so that its digest is not empty.
         world.handle(node, CacheChanged(NAMESPACE, [(1, [number] * 64)], []))
         self._seek(node, 0)
 
@@ -74,12 +74,12 @@ class CellSwarm:
         return self._up
 
     def sizes(self) -> Counter[Cell]:
-        """Nodes whose own cell it is."""
+        """Cell -> number of nodes whose own cell it is."""
         return Counter(self._cell(number) for number in self._up)
 
     def known_shares(self) -> list[float]:
-        """One number for every node that settled in its cell: the share of the others that settled there which it knows
-        and does not doubt."""
+        """For every node that has settled in its cell: the share of the other settled nodes there that it knows and
+        does not suspect."""
         world = self.world
         cells = {n: self._cell(n) for n in self._up if world.now - self._since[n] >= SETTLED_S}
         sizes = Counter(cells.values())
@@ -113,7 +113,7 @@ class CellSwarm:
     def _dial(self, node: SimNode, cell: Cell, num_lookups: int) -> None:
         world, number = self.world, node.number
         if world.nodes[number] is not node or self._cell(number) != cell:
-            return  # It is gone, or another search began when it moved.
+            return  # (the node is gone, or a move began another search)
         if cell != ROOT:
             assert world.meshes is not None
             address = {other: address_of(NAMESPACE, world.node(other).peer) for other in node.near}
@@ -130,7 +130,7 @@ class CellSwarm:
 
 @dataclass
 class Growth:
-    """What ``grow_and_shrink`` saw. Seconds of virtual time."""
+    """Results of ``grow_and_shrink``. Seconds of virtual time."""
 
     sizes: list[int] = field(default_factory=list)
     """Sizes of all cells, sorted, after the swarm has grown and settled."""
@@ -139,13 +139,13 @@ class Growth:
     known_min: float = 1.0
     """Lowest share of its cell that any settled node ever knew."""
     known_p01: float = 1.0
-    """The same of all but one in a hundred, at the worst moment."""
+    """The same without the lowest one in a hundred, at the worst moment."""
     moves_per_node: float = 0.0
     merged_sizes: list[int] = field(default_factory=list)
     """Sizes of all cells after the swarm has shrunk."""
     merged_s: float = 0.0
     known_after: float = 1.0
-    """Mean share of its cell that a node knows in the end."""
+    """Mean share of its cell that a node knows at the end."""
 
 
 def grow_and_shrink(
@@ -159,8 +159,8 @@ def grow_and_shrink(
     grow_s: float = 600.0,
     limit_s: float = 1_800.0,
 ) -> Growth:
-    """``start`` nodes, then ``grown`` over ``grow_s`` seconds, then ``shrunk`` over as many; each time until nobody has
-    moved for longer than any hold and grace, at most ``limit_s``."""
+    """``start`` nodes, then ``grown`` over ``grow_s`` seconds, then ``shrunk`` over as many. Each time until no node
+    has moved for longer than any hold and grace, at most ``limit_s``."""
     swarm, result = CellSwarm(rtt, seed, config), Growth()
     world, rng = swarm.world, random.Random(seed)
     for number in range(start):
@@ -199,7 +199,7 @@ def _watch_until_settled(swarm: CellSwarm, result: Growth, limit_s: float) -> No
 
 
 def _watch(swarm: CellSwarm, result: Growth, seconds: float) -> None:
-    """Lets time pass and looks every 10 s."""
+    """Lets time pass and measures every 10 s."""
     until = swarm.world.now + seconds
     while swarm.world.now < until:
         swarm.wait(10.0)
@@ -215,9 +215,9 @@ class CellTraffic:
 
     sizes: list[int]
     received_per_s: float
-    """Bytes a node, all planes."""
+    """Bytes per node, all planes."""
     entries: float
-    """Entries of all digests that a node keeps, its own not counted."""
+    """Entries of all other nodes' digests that a node keeps."""
     owners: float
 
 
@@ -231,7 +231,7 @@ def steady_change(
     config: OverlayConfig,
     step: Step,
 ) -> CellTraffic:
-    """All of ``rtt``'s nodes start as one cell and split into ``num_cells`` by themselves; then as
+    """All of ``rtt``'s nodes start as one cell and split into ``num_cells`` by their own rules; then as in
     ``metadata.steady_change``: full caches of ``blocks`` blocks, ``changes`` a second at each node."""
     num_nodes = len(rtt)
     swarm = CellSwarm(rtt, seed, config)

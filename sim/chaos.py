@@ -1,12 +1,12 @@
-"""Clients of a swarm whose nodes and lines fail in every way there is, and whether each got its answer, once.
+"""Clients of a swarm whose nodes and lines fail in many ways, and whether each gets its answer exactly once.
 
-A client is what ``mycelia ask --wait`` is where no node runs: it knows many nodes and enters at one of them. When that
-one is gone or leaving, or silent for longer than a connection lives, it goes on at another with the tokens that it has.
-A client that is told before the first token to come again does so, at the same node, until ``DEADLINE_S``; any other
-failure is final. What the answer must be is known beforehand.
+A client is like ``mycelia ask --wait`` on a machine without a node: it knows many nodes and enters at one of them. When
+that node is gone or leaving, or silent for longer than a connection lives, the client continues at another one with the
+tokens that it has. A client that gets a retry time before the first token comes again then, at the same node, until
+``DEADLINE_S``; any other failure is final. The right answer is known beforehand.
 
-A client is on that side of a partition where it entered. No two tokens of an answer are equal, so that a token which
-is lost, repeated or in another's place is seen.
+A client is on that side of a partition where it entered. No two tokens of an answer are equal, so that every lost,
+repeated or misplaced token is detected.
 """
 
 import math
@@ -34,57 +34,56 @@ DEADLINE_S = 600.0
 LEAST_RETRY_S = 0.5
 REJOIN_S = 0.1
 FRAME_S = 0.5
-"""Between two frames of tokens: real nodes send one each tenth of a second, at five times the events."""
+"""Seconds between two frames of tokens: real nodes send one each tenth of a second, with five times the events."""
 
 STEP_S = 60.0
 """Virtual time of one step of a progress line."""
 _MAX_CHECKED = 10
-"""Nodes whose invariants are looked at in each step; of all in the end. Of all in each it takes most of the time."""
+"""Nodes whose invariants are checked in each step; all at the end. Checking all in each step takes most of the time."""
 _ANSWER_TOKENS = 1 << 31
-"""Where the tokens of answers begin: above those of all prompts."""
+"""First token of answers, above those of all prompts."""
 
 Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ChaosScenario:
-    """A swarm, what is asked of it and what goes wrong."""
+    """A swarm, its prompts and its faults."""
 
     num_peers: int = 200
     loss: float = 0.1
     """Share of messages that each hop loses."""
     length_s: float = 3_600.0
     rate: float = 5.0
-    """Prompts a second in all."""
+    """Prompts a second in total."""
     workload: str = "multi-turn"
     plan: FaultPlan = field(default_factory=FaultPlan)
 
     @property
     def num_steps(self) -> int:
-        """Steps of a progress line."""
         return 2 + math.ceil(self.length_s / STEP_S)
 
 
 @dataclass
 class Answer:
-    """To one prompt, as its client sees it."""
+    """The answer to one prompt, as its client sees it."""
 
     prompt: Prompt
     asked_s: float
     tokens: list[int] = field(default_factory=list)
     first_s: float = 0.0
-    """When the first token came, and the last so far; 0: none."""
+    """When the first token came, and the last one so far; 0: none."""
     last_s: float = 0.0
     gap_s: float = 0.0
     """Longest time between two frames of tokens."""
     num_moves: int = 0
-    """From node to node after the first token, as entries say."""
+    """Moves between nodes after the first token, as the entry nodes report."""
     num_rejoins: int = 0
-    """At another entry, as the first one was lost."""
+    """Changes of the entry node because the first one was lost."""
     num_turned_away: int = 0
-    """To another entry, as one was leaving."""
+    """Changes of the entry node because it was leaving."""
     num_retries: int = 0
-    """When told to come again."""
+    """Returns at the retry time."""
     failure: str = ""
     is_finished: bool = False
 
@@ -104,11 +103,11 @@ class ChaosOutcome:
     answers: Sequence[Answer]
     faults: Counter[str]
     trace: str
-    """Equal seeds, equal traces."""
+    """Equal for equal seeds."""
 
     @property
     def failures(self) -> Counter[str]:
-        """Why prompts were not answered."""
+        """Reason -> prompts without an answer."""
         return Counter(answer.failure for answer in self.answers if answer.failure)
 
 
@@ -148,7 +147,7 @@ class _Run:
         self.answers: list[Answer] = []
         self._next_token = _ANSWER_TOKENS
         self._at_entry: list[list[_Client]] = [[] for _ in range(num_peers)]
-        """Clients that wait at each entry."""
+        """Clients that wait at each entry node."""
 
     def start(self) -> None:
         world = self.world
@@ -182,7 +181,7 @@ class _Run:
         return f"{len(self.answers)} prompts, {lost} lost, {self.faults.counts.total()} faults"
 
     def _begin_next(self, began: float) -> None:
-        """Only the next session is made: there is no end of them."""
+        """Only the next session is made, because they never end."""
         session = next(self._sessions)
         if session.at_s < self._scenario.length_s:
             self.world.call(began + session.at_s, lambda: self._begin(session, began))
@@ -232,12 +231,12 @@ class _Client:
         self._on_over = on_over
         self._entry = 0
         self._life: SimNode | None = None
-        """The life of the entry node in which this was asked: it may have restarted since."""
+        """The life of the entry node that got the prompt: it may have restarted since."""
         self._record: Record | None = None
 
     def enter(self, at: int, lost: int | None = None) -> None:
-        """At node ``at`` if that is up, else at another one that is reachable from where it is, now or soon. At
-        ``lost`` only if no other is."""
+        """Enters at node ``at`` if it is up, otherwise at another node reachable from there, now or soon. At ``lost``
+        only if there is no other."""
         world, answer = self._world, self._answer
         up = reachable(world, at, range(len(world.nodes)))
         if not up:
@@ -252,7 +251,7 @@ class _Client:
         )
 
     def on_entry_lost(self) -> None:
-        """The connection with it is gone. Nothing happens if that was of an earlier life of the node."""
+        """The connection with the entry node is gone. Does nothing if it belonged to an earlier life of the node."""
         life, world = self._life, self._world
         if self._record is None or (world.nodes[self._entry] is life and not world.is_frozen(self._entry)):
             return

@@ -1,4 +1,4 @@
-"""Measured data in a directory of the reader's, by the names that it has there. Nothing of it comes with Mycelia.
+"""Measured data in a directory of the user's, under the names used there. Mycelia contains none of it.
 
 - ``mooncake_conversation_trace.jsonl.gz``: Mooncake's conversation trace (Qin et al., arXiv 2407.00079).
 - ``hotspot_mix_trace.jsonl.gz``: the same form, with a few very popular prefixes mixed in.
@@ -15,12 +15,12 @@ INTERNET = "internet_rtt_242_cities.json.gz"
 
 
 def trace_of(directory: Path, workload: str) -> Path:
-    """Raises LocalError when it is not there."""
+    """The trace of a workload. Raises LocalError when it is missing."""
     return _there(directory / TRACES[workload])
 
 
 def internet_of(directory: Path) -> Path:
-    """Raises LocalError when it is not there."""
+    """The round trips between cities. Raises LocalError when they are missing."""
     return _there(directory / INTERNET)
 
 

@@ -3,16 +3,16 @@
     submit --> waiting (fair) --> prefill, one prompt at a time --> decode, side by side --> done
                                   uncached tokens / prefill_rate    tokens / decode_rate
 
-The queue is the real engine's own, ``proto.fair_queue``: bounded, and fair among clients. A request holds a slot from
-the start of its prefill to its last token; the first waiting one begins as soon as a slot is free and no other prefill
-runs. What is cached is looked up at that moment, as a real engine does, so a prompt finds what those before it left.
-The first token comes with the last of the prefill. The cache is the node's own ``proto.radix`` tree, in blocks of
-``STRIDE`` tokens in the place of tokens: leaves leave by the node's own rule of value, and none that is in use. An
-answer's whole blocks are kept too. Whose they are, and who else may reuse them, is decided by ``proto.sharing``.
+The queue is the real engine's, ``admission/fair_queue.py``: bounded, and fair among clients. A request holds a slot
+from the start of its prefill to its last token. The first waiting one begins as soon as a slot is free and no other
+prefill runs. The cache is looked up at that moment, as in a real engine, so a prompt finds what those before it left.
+The first token comes at the end of the prefill. The cache is the node's own ``cache/radix.py``, with blocks of
+``STRIDE`` tokens in place of tokens: leaves are evicted by the node's own rule of value, and never while in use. An
+answer's whole blocks are kept too. ``cache/sharing.py`` decides whose they are and who else may reuse them.
 
-Simplified: decode streams do not slow each other or a prefill down, a token costs the same wherever it stands, and a
-match ends at a whole block. The last two can be told otherwise (``EngineSpec``), and engines may share a machine
-(``Host``), for predictions of real ones.
+Simplified: decode streams do not slow each other or a prefill down, a token costs the same at any depth, and a match
+ends at a whole block. ``EngineSpec`` can change the last two, and engines may share a machine (``Host``), for
+predictions of real ones.
 """
 
 import math
@@ -31,10 +31,10 @@ from mycelia.proto.wire.messages import Vitals
 from mycelia.sim.host import Host, Work
 
 RATE_WINDOW_TOKENS = 2_048
-"""Over which a shared engine measures its rate, as real ones do."""
+"""Tokens over which a shared engine measures its rate, as real ones do."""
 
 MAX_WAITING = 64
-"""As many as wait at a real engine."""
+"""The number that may wait at a real engine."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class EngineSpec:
     cache_blocks: int
     """KV cells / STRIDE."""
     grain: int = STRIDE
-    """Tokens in which the cache counts: 1, or STRIDE, with which the tree is 64 times smaller."""
+    """Tokens per unit of the cache: 1, or STRIDE, with which the tree is 64 times smaller."""
     start_s: float = 0.0
-    """Fixed time of a prefill, beside its tokens."""
+    """Fixed time of a prefill, in addition to its tokens."""
     depth_s: float = 0.0
-    """Added time of a token for each token before it, whose cells it attends to."""
+    """Additional time of a token for each token before it, whose cells it attends to."""
 
     @property
     def context_tokens(self) -> int:
-        """Most tokens of prompt and answer."""
+        """Largest number of tokens of prompt and answer."""
         return self.cache_blocks * STRIDE
 
     def prefill_s(self, cached: int, num_prompt: int) -> float:
-        """Seconds to the first token of a prompt of which ``cached`` tokens are there."""
+        """Seconds to the first token of a prompt of which ``cached`` tokens are cached."""
         uncached = num_prompt - cached
         mean_depth = (cached + num_prompt) / 2
         return uncached / self.prefill_rate + self.start_s + uncached * self.depth_s * mean_depth
@@ -70,7 +70,7 @@ class EngineSpec:
 
 def draw_spec(rng: random.Random) -> EngineSpec:
     """A volunteer's machine, from an old laptop to a good GPU: prefill 300 to 3,000 tokens/s (log-uniform), decode 10
-    to 60 (log-uniform), 1 to 8 slots and 600 to 2,400 blocks of 64 tokens (uniform), each drawn by itself."""
+    to 60 (log-uniform), 1 to 8 slots and 600 to 2,400 blocks of 64 tokens (uniform), each drawn independently."""
     return EngineSpec(
         prefill_rate=math.exp(rng.uniform(math.log(300), math.log(3_000))),
         decode_rate=math.exp(rng.uniform(math.log(10), math.log(60))),
@@ -81,10 +81,10 @@ def draw_spec(rng: random.Random) -> EngineSpec:
 
 @dataclass(frozen=True)
 class Used:
-    """Engine capacity that was used so far. Either share of some time is at most that time's length."""
+    """Engine capacity used so far. In any period each of the two is at most the period's length."""
 
     prefill_s: float = 0.0
-    """Seconds in which it prefilled."""
+    """Seconds of prefill."""
     slots_s: float = 0.0
     """Seconds of slots in use / slots."""
 
@@ -96,7 +96,7 @@ class Used:
 
     @property
     def busy_s(self) -> float:
-        """Use of the resource that was used more: no engine does more work than its scarcer resource allows."""
+        """Use of the more used resource: no engine does more work than its scarcer resource allows."""
         return max(self.prefill_s, self.slots_s)
 
 
@@ -114,19 +114,19 @@ class Job:
     num_answer: int
     """At least 1."""
     client: bytes = b""
-    """Whose share of the engine it takes."""
+    """The client whose share of the engine it takes."""
     subnet: str = ""
     submitted_s: float = 0.0
     prefill_s: float = 0.0
-    """When it began; as the next two, 0 before."""
+    """When prefill began; 0 before, like the next two."""
     first_token_s: float = 0.0
     expected_cached: int = 0
-    """When it was submitted."""
+    """Cached tokens expected when it was submitted."""
     cached: int = 0
     owner: Owner = PUBLIC
-    """Whose prefixes it may reuse."""
+    """The owner whose prefixes it may reuse."""
     declared_open: int = 0
-    """Number of its first tokens that hold no secrets."""
+    """Number of leading tokens that hold no secrets."""
     num_open: int = 0
     """Length of the open part of its path, in the cache's units."""
     charged_tokens: int = 0
@@ -135,47 +135,47 @@ class Job:
     """The leaf of the cache that keeps its cells."""
     is_over: bool = False
     work: Work | None = None
-    """On a shared machine: what is computed now."""
+    """The present computation on a shared machine."""
 
     @property
     def prompt_chain(self) -> tuple[int, ...]:
         return self.chain[: self.num_prompt // STRIDE]
 
     def units(self, num_tokens: int, grain: int) -> tuple[int, ...]:
-        """What the cache's tree knows its first tokens by: themselves, or the hashes of whole blocks."""
+        """How the cache's tree names the first tokens: the tokens themselves, or the hashes of whole blocks."""
         return self.tokens[:num_tokens] if grain == 1 else self.chain[: num_tokens // STRIDE]
 
     def path(self, num_tokens: int, grain: int) -> tuple[int, ...]:
-        """Their place in the cache's tree."""
+        """The place of the first tokens in the cache's tree."""
         return paint(self.units(num_tokens, grain), self.num_open, self.owner.tag)
 
 
 @dataclass
 class Listener:
-    """Whom an engine tells. Each is called at the virtual time when it happens."""
+    """Callbacks of an engine, each called at the virtual time of its event."""
 
     at: Callable[[float, Callable[[], None]], None]
-    """Call me back at this time."""
+    """Call the function at this time."""
     on_begin: Callable[[Job], None]
-    """Prefill begins, and what was cached is known."""
+    """Prefill begins, and the number of cached tokens is known."""
     on_first: Callable[[Job], None]
     on_done: Callable[[Job], None]
     on_cache: Callable[[list[tuple[int, Sequence[int]]], list[int]], None]
-    """(leaf, tokens) stored, leaves dropped; one that is stored again under a new id is dropped under its old one."""
+    """(leaf, tokens) stored, leaves dropped; a leaf stored again under a new id is dropped under its old one."""
     on_load: Callable[[], None]
     """``vitals`` changed."""
 
 
 class Engine:
-    """See the module's text. ``now`` never goes back."""
+    """A simulated engine, see above. ``now`` never goes back."""
 
     def __init__(self, spec: EngineSpec, listener: Listener, host: Host | None = None) -> None:
-        """host: the machine that it shares with other engines; None: it has one of its own."""
+        """host: the machine that it shares with other engines; None: a machine of its own."""
         assert spec.grain in (1, STRIDE)
         self.spec = spec
         self._used = Used()
         self._counted_until = 0.0
-        """What ``_used`` tells of."""
+        """Time up to which ``_used`` counts."""
         self._host = host
         self._measured = TokenRateMeter(RATE_WINDOW_TOKENS)
         self._tell = listener
@@ -187,16 +187,17 @@ class Engine:
         self._prefilling: Job | None = None
         self._decoding: dict[tuple[bytes, int], Job] = {}
         self.most_waiting = 0
-        """Requests that ever waited at once."""
+        """Largest number of requests that waited at once."""
 
     def used(self, now: float) -> Used:
-        """Since it was made, what is under way included."""
+        """Capacity used since the start, work in progress included."""
         elapsed_s = now - self._counted_until
         prefill_s = elapsed_s if self._prefilling is not None else 0.0
         return self._used + Used(prefill_s, elapsed_s * self._num_active() / self.spec.slots)
 
     def submit(self, job: Job, now: float) -> float:
-        """0.0: it waits or has begun. Else it is refused, and its client may come again after so many seconds."""
+        """0.0: the job waits or has begun. Otherwise it is refused: the seconds after which its client may come
+        again."""
         self._count(now)
         self._charge_answers(now)
         job.submitted_s = now
@@ -209,7 +210,7 @@ class Engine:
         return wait_s
 
     def cancel(self, request_id: bytes, attempt: int, now: float) -> None:
-        """Nothing happens if that attempt is not here."""
+        """Cancel the attempt if it is here."""
         key = (request_id, attempt)
         found = next((job for job in self.jobs() if (job.request_id, job.attempt) == key), None)
         if found is None:
@@ -229,12 +230,12 @@ class Engine:
         self._tell.on_load()
 
     def jobs(self) -> list[Job]:
-        """Everything it works on, in order of arrival, then what waits, in the order in which it is to begin."""
+        """Running jobs in order of arrival, then the waiting ones in the order in which they are to begin."""
         prefilling = [self._prefilling] if self._prefilling else []
         return [*self._decoding.values(), *prefilling, *self._waiting]
 
     def match(self, job: Job) -> int:
-        """Tokens of its prompt in the cache now that it may reuse. The last one is always computed, for its logits."""
+        """Tokens of its prompt that are cached now for its owner. The last one is always computed, for its logits."""
         return self._match(job)[0]
 
     def _match(self, job: Job) -> tuple[int, int]:
@@ -250,7 +251,7 @@ class Engine:
         return match(self._tree, owner, chain, self._sharing.num_open(chain) // STRIDE)[0]
 
     def queued_tokens(self, now: float) -> float:
-        """To be computed before a prompt that is submitted now, less what they will probably find in the cache."""
+        """Tokens to compute before a prompt submitted now, less what they will probably find in the cache."""
         waiting = sum(job.num_prompt - job.expected_cached for job in self._waiting)
         job = self._prefilling
         if job is None:
@@ -261,11 +262,11 @@ class Engine:
         return waiting + max(0.0, job.num_prompt - job.cached - (now - job.prefill_s) * self.spec.prefill_rate)
 
     def num_requests(self) -> int:
-        """Active or waiting."""
+        """Number of active and waiting requests."""
         return self._num_active() + len(self._waiting)
 
     def vitals(self, now: float) -> Vitals:
-        """Rates are as they are, or on a shared machine as they were lately: 0 before any."""
+        """The engine's load. Rates are exact, or on a shared machine the recently measured ones: 0 before any."""
         rate = self.spec.prefill_rate
         if self._host is not None:
             rate = self._measured.rate
@@ -307,7 +308,7 @@ class Engine:
         self._compute(job, self.spec.prefill_s(job.cached, job.num_prompt), self._prefilled, now)
 
     def _compute(self, job: Job, seconds: float, then: Callable[[Job, float], None], now: float) -> None:
-        """``then`` is called when the machine has spent ``seconds`` on it."""
+        """Calls ``then`` when the machine has spent ``seconds`` on the job."""
         if self._host is not None:
             job.work = self._host.begin(self, seconds, partial(then, job), now)
         else:
@@ -360,7 +361,7 @@ class Engine:
         job.charged_tokens = decoded
 
     def _first_start_s(self) -> float:
-        """Seconds between starts, before any was seen with others waiting: as long as the one at work takes."""
+        """Seconds between starts, before any were observed while others waited: the time of the job in progress."""
         jobs = [*self._decoding.values(), *([self._prefilling] if self._prefilling else [])]
         prefill_s = sum(job.num_prompt - job.cached for job in jobs) / self.spec.prefill_rate
         decode_s = sum(job.num_answer for job in jobs) / self.spec.decode_rate / self.spec.slots
@@ -376,7 +377,7 @@ class Engine:
         return self.spec.context_tokens // self.spec.grain
 
     def _keep(self, job: Job, num_tokens: int, now: float) -> None:
-        """Its first ``num_tokens`` are computed: hold them, pinned for ``job``, and drop what there is no room for."""
+        """The first ``num_tokens`` of the job are computed: keep them, pinned, and drop what there is no room for."""
         grain = self.spec.grain
         self._note(job, num_tokens)
         units, num_prompt = job.path(num_tokens, grain), len(job.units(job.num_prompt, grain))
@@ -384,7 +385,7 @@ class Engine:
             return
         self._next_leaf += 1
         new = self._next_leaf
-        # What its prompt found was counted as a use when that was inserted.
+        # What the prompt found was already counted as a use when the prompt was inserted.
         counted = num_prompt if len(units) > num_prompt else 0
         redundant = self._tree.insert(units, new, now, counted)
         stored: list[tuple[int, Sequence[int]]] = []
@@ -392,7 +393,7 @@ class Engine:
             job.leaf = new
             tokens = job.tokens[: len(units) * grain]
             stored.append((new, paint(tokens, job.num_open * grain, job.owner.tag)))
-            for other in self._decoding.values():  # (pins passed to the leaf that extends theirs)
+            for other in self._decoding.values():  # (its pins passed to the new leaf)
                 if other.leaf in redundant:
                     other.leaf = new
         else:
@@ -411,7 +412,7 @@ class Engine:
             self._tell.on_cache(stored, dropped)
 
     def _note(self, job: Job, num_tokens: int) -> None:
-        """It has computed so many: some of them may open, and its path then begins there."""
+        """The job has computed ``num_tokens``: some blocks may become open, and its path then begins there."""
         chain = job.chain[: num_tokens // STRIDE]
         self._sharing.note_blocks(
             job.owner, chain, array("Q", chain).tobytes(), HASH_BYTES, job.declared_open // STRIDE

@@ -1,8 +1,8 @@
 """The serving side of requests: engines, and the frames that they send to the entry nodes.
 
-Frames keep their order. A message that the link loses is sent again after a round trip and ``RESEND_S``, as TCP does.
-Bandwidth is not modelled. Tokens travel in a frame each ``frame_s``: where nothing fails, nothing that is measured lies
-between the first and the last. When a node stops, those that it has decoded by then have arrived.
+Frames keep their order. A lost message is sent again after a round trip and ``RESEND_S``, as in TCP. Bandwidth is not
+modelled. Tokens travel in a frame each ``frame_s``: without faults, nothing between the first and the last token is
+measured. When a node stops, the tokens decoded by then have arrived.
 """
 
 import math
@@ -24,7 +24,7 @@ RESEND_S = 0.2
 
 
 class Engines:
-    """The engines of all nodes and the attempts under way to them. Parameters: see ``Serving``."""
+    """The engines of all nodes and the running attempts at them. Parameters: see ``Serving``."""
 
     def __init__(
         self,
@@ -45,32 +45,32 @@ class Engines:
         self.frame_s = frame_s
         self._deliver = deliver
         self.engines: list[Engine | None] = [None] * len(specs)
-        """None: that node is not up, or its engine."""
+        """None: the node or its engine is not up."""
         self.silent_until: dict[int, float] = {}
-        """Nodes whose engines are heard only later: they are frozen, or their disk is slow."""
+        """Nodes whose engine's frames arrive only later: they are frozen, or their disk is slow."""
         self._used = [Used()] * len(specs)
-        """Capacity that engines used which are gone."""
+        """Capacity used by engines that are gone."""
         self._claims: dict[int, Claims] = {}
-        """Claims of the liars that are up."""
+        """Claims of the dishonest nodes that are up."""
         self._attempts: dict[tuple[bytes, int], Attempt] = {}
         """The running attempt of each request is its last one."""
         self._coming: list[dict[tuple[bytes, int], Attempt]] = [{} for _ in specs]
-        """Attempts that were sent to each node and are not yet over."""
+        """Attempts sent to each node that are not over."""
 
     def add(self, attempt: Attempt) -> None:
-        """It is on its way now; it comes by ``arrive``."""
+        """The attempt is sent now; ``arrive`` receives it."""
         self._attempts[attempt.key] = self._coming[attempt.server][attempt.key] = attempt
 
     def attempt(self, request_id: bytes, number: int) -> Attempt | None:
-        """None for one that is over."""
+        """The attempt; None if it is over."""
         return self._attempts.get((request_id, number))
 
     def at(self, number: int) -> list[Attempt]:
-        """Attempts that were sent to a node and are not over, in order of dispatch."""
+        """Attempts sent to a node that are not over, in order of dispatch."""
         return list(self._coming[number].values())
 
     def claim(self, number: int, is_up: bool) -> None:
-        """A liar begins, or ends, to claim what others store."""
+        """A dishonest node begins, or stops, to claim what others store."""
         if is_up:
             self._claims[number] = Claims()
         else:
@@ -89,7 +89,7 @@ class Engines:
                     world.handle(world.node(liar), claims.hear(stored))
 
         def tell_load() -> None:
-            if not is_liar:  # (whose claims never change)
+            if not is_liar:  # (its claims never change)
                 world.handle(node, VitalsChanged(NAMESPACE, engine.vitals(world.now)))
 
         def at(time: float, action: Callable[[], None]) -> None:
@@ -122,7 +122,7 @@ class Engines:
             self.refuse(attempt, busy)
 
     def refuse(self, attempt: Attempt, failure: ServingFrame) -> None:
-        """Send a frame that says why it is not served, and end it."""
+        """Send a frame that says why the attempt is not served, and end it."""
         self.send(attempt.job, failure)
         self.end(attempt)
 
@@ -194,7 +194,7 @@ class Engines:
         self.end(attempt)
 
     def _cached(self, attempt: Attempt) -> int:
-        """Cached tokens that its node reports."""
+        """Cached tokens that the serving node reports."""
         return attempt.job.num_prompt - 1 if attempt.server in self.liars else attempt.job.cached
 
     def vitals(self, number: int) -> Vitals:
@@ -204,7 +204,7 @@ class Engines:
         return CLAIMED_VITALS if number in self.liars else engine.vitals(self.world.now)
 
     def _send_tokens(self, job: Job, until: int) -> None:
-        """The job's answer up to token ``until``, less what was sent before."""
+        """Send the job's answer up to token ``until``, less what was sent before."""
         frame = self._attempts[job.request_id, job.attempt].tokens(until)
         if frame is not None:
             self.send(job, frame)
@@ -219,7 +219,7 @@ class Engines:
         self.world.call(attempt.arrives_s, lambda: self._deliver(attempt, event))
 
     def hand_over_decoded(self, attempt: Attempt) -> None:
-        """Deliver of a broken-off answer what real nodes have sent by now, in frames of a tenth of a second."""
+        """Deliver the part of a broken answer that real nodes have sent by now, in frames of a tenth of a second."""
         job = attempt.job
         if not job.first_token_s or self.world.now < attempt.arrives_s:
             return
@@ -230,7 +230,7 @@ class Engines:
             self._deliver(attempt, FrameReceived(job.request_id, attempt.number, frame))
 
     def _num_decoded(self, attempt: Attempt) -> int:
-        """By now, of an answer that is not whole."""
+        """Tokens decoded by now of an incomplete answer."""
         job = attempt.job
         decoding_s = self.world.now - job.first_token_s
         if self.host is not None and job.work is not None:

@@ -5,15 +5,15 @@
 A trace is a file of JSON lines, gzipped or not, of one of these kinds:
 
   - blocks: ``timestamp`` (ms), ``input_length`` (tokens) and ``hash_ids``, as Mooncake publishes them. A block is one
-    token of the replay. The trace does not tell which blocks an answer becomes, so answers are left out.
+    token of the replay. The trace does not say which blocks an answer becomes, so answers are left out.
   - dialogues: ``turns`` (or ``history``) of ``user`` and ``assistant`` (or ``bot``), as in MT-Bench-101. Words are the
     tokens. Dialogues begin as a Poisson process, turns follow each other after about a minute.
-  - few-shot: ``question`` and ``answer``, with ``choices`` and ``subject`` where there are any, as in MMLU and GSM8K.
-    Each question comes after the same examples of its subject; subjects are drawn by Zipf's law, one prompt a second.
+  - few-shot: ``question`` and ``answer``, with ``choices`` and ``subject`` if present, as in MMLU and GSM8K. Each
+    question comes after the same examples of its subject; subjects are drawn by Zipf's law, one prompt a second.
 
-Requests come one after the other. A cache of a size of 0.05 holds a twentieth of all tokens of the trace, each shared
-prefix counted once. A table's cell is ``hit/saved``: the share of prompt tokens found in the cache, and of the prefill
-time that this saves when a token at 16,000 tokens' depth costs twice as much as the first one.
+Requests come one after the other. A cache of size 0.05 holds a twentieth of all tokens of the trace, each shared prefix
+counted once. A table cell is ``hit/saved``: the share of prompt tokens found in the cache, and of the prefill time that
+this saves if a token at a depth of 16,000 tokens costs twice as much as the first one.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from typing import Any
 from mycelia.proto.cache.radix import RadixTree
 
 TWICE_AT_TOKENS = 16_000
-"""Where attention costs as much as the rest: about 4,000 for a model of 135M parameters, 30,000 for one of 8B."""
+"""Depth at which attention costs as much as the rest: about 4,000 for a 135M model, 30,000 for an 8B model."""
 DIALOGUE_EVERY_S, THINK_S = 7.2, 60.0
 FEW_SHOT_REQUESTS, NUM_EXAMPLES = 3_000, 8
 
 
 @dataclass(frozen=True)
 class Request:
-    """``tokens`` are the prompt and then the answer; each stands for ``weight`` real ones."""
+    """``tokens`` are the prompt and then the answer; each stands for ``weight`` real tokens."""
 
     at_s: float
     tokens: tuple[int, ...]
@@ -70,7 +70,6 @@ def blocks(row: Row) -> Request:
 
 
 def dialogues(rows: list[Row], words: Words, rng: random.Random) -> Iterator[Request]:
-    """Every turn is a request with all turns before it."""
     begins_s = 0.0
     for row in rng.sample(rows, len(rows)):
         begins_s += rng.expovariate(1 / DIALOGUE_EVERY_S)
@@ -84,9 +83,8 @@ def dialogues(rows: list[Row], words: Words, rng: random.Random) -> Iterator[Req
 
 
 def few_shot(rows: list[Row], words: Words, rng: random.Random) -> Iterator[Request]:
-    """Questions, each after the first examples of its subject."""
     subjects: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.get("split") == "test"):  # Examples first.
+    for row in sorted(rows, key=lambda row: row.get("split") == "test"):  # (examples first)
         subjects.setdefault(row.get("subject", ""), []).append(row)
     ranked = rng.sample(sorted(subjects), len(subjects))
     at_s = 0.0
@@ -103,7 +101,7 @@ def question(row: Row) -> str:
 
 
 def mixed(traces: Sequence[list[Request]]) -> list[Request]:
-    """All traces at once, each stretched to the longest one's time."""
+    """All traces at once, each stretched to the time of the longest one."""
     span_s = max(trace[-1].at_s for trace in traces)
     stretched = (replace(request, at_s=request.at_s * span_s / trace[-1].at_s) for trace in traces for request in trace)
     return sorted(stretched, key=lambda request: request.at_s)
@@ -117,16 +115,16 @@ def least(tree: RadixTree, worth: Callable[[int], float]) -> int | None:
 
 
 def lru(tree: RadixTree, now: float, named_s: dict[int, float]) -> int | None:
-    """The leaf that was not added, or named by a lookup, for the longest time."""
+    """The leaf that was not added, or found by a lookup, for the longest time."""
     return least(tree, named_s.__getitem__)
 
 
 Policy = Callable[[RadixTree, float, dict[int, float]], int | None]
 POLICIES: dict[str, Policy] = {
     "lru": lru,
-    # LRU by the tree's own books, in which a request makes no more recent than what it shares.
+    # LRU by the tree's own records, in which a request makes only what it shares more recent.
     "recency": lambda tree, now, named_s: least(tree, lambda seq_id: tree.reuse(seq_id).last_used_s),
-    # What nodes do.
+    # The nodes' own rule.
     "value": lambda tree, now, named_s: tree.least_valuable(),
 }
 

@@ -1,15 +1,15 @@
-"""What happens to volunteers' machines and lines, all of it drawn from one seed.
+"""Faults of volunteers' machines and lines, all drawn from one seed.
 
-- ``kill``: a node's session ends (Weibull, as measured), for half of them with its machine: then no peer is told, and
-  its peers notice when it has been silent for a while. It comes back, empty.
-- ``leave``: a node is told to leave: it takes nothing new, finishes what it works on if that does not take too long,
-  and goes. It comes back, empty.
-- ``freeze``: a node does nothing for some seconds, while its engine goes on.
+- ``kill``: a node's session ends (Weibull, as measured), in half of the cases with its machine: then no peer is
+  notified, and its peers notice when it has been silent for a while. It comes back, empty.
+- ``leave``: a node is told to leave: it takes nothing new, finishes its work if that does not take too long, and goes.
+  It comes back, empty.
+- ``freeze``: a node does nothing for some seconds, while its engine works on.
 - ``engine``: a node's engine dies and is started again.
 - ``delay``, ``loss``: one node's line is slow, or loses many messages, for a while.
-- ``partition``: nothing passes between two parts of the swarm for a while.
-- ``slow-disk``: whatever a node's engine says comes late.
-- ``full-disk``: what a node wrote since is not there when it starts again: the versions of its peers and its epoch.
+- ``partition``: no message passes between two parts of the swarm for a while.
+- ``slow-disk``: all reports of a node's engine come late.
+- ``full-disk``: what a node wrote is missing at its next start: the versions of its peers and its epoch.
 - ``clock``: a node starts with a clock that is wrong by up to an hour, or by a day.
 - ``storm``: a quarter of all nodes stop within seconds, and are back soon.
 - ``flap``: the connections of one node break every few seconds.
@@ -36,11 +36,11 @@ SESSION_SHAPE = 0.608
 DOWN_S = 60.0
 """Mean time until a node that left is back, with an empty cache."""
 LIVENESS_S = (5.0, 9.0)
-"""Time until a node closes the connection with a peer that went silent: measured."""
+"""Measured time until a node closes the connection with a peer that went silent."""
 _REDIAL_S, _REDIAL_CHANCE = 2.0, 0.4
-"""Time between dials of a missing peer, and how often one succeeds: a partition has healed 15 s after its end."""
+"""Seconds between dials of a missing peer, and the chance of success: a partition has healed 15 s after its end."""
 _MEAN_S = {LEAVE: 60.0, FREEZE: 30.0, ENGINE: 30.0, DELAY: 60.0, LOSS: 60.0, SLOW_DISK: 30.0, STORM: 600.0, FLAP: 120.0}
-"""Between two faults of a kind, in a swarm of ``_SWARM`` nodes; in a smaller one they come more rarely."""
+"""Seconds between two faults of a kind in a swarm of ``_SWARM`` nodes; in a smaller one they are rarer."""
 _SWARM = 200
 _FROZEN_S, _ENGINE_DOWN_S, _SLOW_S, _IMPAIRED_S = (2.0, 30.0), (1.0, 6.0), (1.0, 20.0), (10.0, 60.0)
 _ADDED_S, _LOST = (0.5, 3.0), (0.3, 0.7)
@@ -48,20 +48,20 @@ _STORM_SHARE, _STORM_S, _STORM_DOWN_S = 0.25, 5.0, (5.0, 30.0)
 _FLAPS, _FLAP_S = 8, 5.0
 _WRONG_CLOCKS_S = (-86_400.0, -3_000.0, -600.0, 600.0, 3_000.0, 86_400.0)
 DRAIN_S, _DRAIN_STEP_S = 30.0, 0.5
-"""Longest time that a leaving node goes on working, as in ``mycelia leave``; time between two looks at it."""
+"""Longest time that a leaving node works on, as in ``mycelia leave``; time between two checks of it."""
 _RESTART_CHANCE = 0.1
 """Chance of a wrong clock, and of a full disk, at each start."""
 
 
 def session_s(median_s: float, rng: random.Random, is_running: bool = False) -> float:
-    """How long a volunteer's node stays. is_running: it began at an unknown time, so some part is over."""
+    """How long a volunteer's node stays. is_running: it began at an unknown time, so a part is over."""
     lasts_s = rng.weibullvariate(median_s / math.log(2) ** (1 / SESSION_SHAPE), SESSION_SHAPE)
     return lasts_s * rng.random() if is_running else lasts_s
 
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """Which faults, and how often the two whose pace is a scenario's own."""
+    """Which faults occur, and how often the two whose pace is set by the scenario."""
 
     kinds: tuple[str, ...] = FAULTS
     session_s: float = 1_200.0
@@ -69,11 +69,11 @@ class FaultPlan:
     partition_every_s: float = 300.0
     partition_s: float = 30.0
     pace: float = 1.0
-    """How many times as often as usual the others come."""
+    """How many times as often as usual the other faults come."""
 
 
 class Faults:
-    """Strikes the nodes of a world from ``begin`` to ``end``, and keeps the connections that they mean to have."""
+    """Strikes the nodes of a world from ``begin`` to ``end``, and restores the connections they should have."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Faults:
         rng: random.Random,
         on_entry_lost: Callable[[int], None],
     ) -> None:
-        """edges: the connections, each once. on_entry_lost: told when clients of a node notice that it is gone or
+        """edges: the connections, each once. on_entry_lost: called when clients of a node notice that it is gone or
         silent."""
         self._world = world
         self._serving = serving
@@ -121,7 +121,7 @@ class Faults:
                 self._again(kind, strikes[kind])
 
     def end(self) -> None:
-        """No new faults; those that began go on to their end, and nodes that are down come back."""
+        """Start no new faults; running ones go on to their end, and nodes that are down come back."""
         self._is_over = True
 
     # --- when ------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Faults:
         self._world.call(self._world.now + lasts_s, leave)
 
     def _pick(self) -> int | None:
-        """A node that is up and well, if there is one."""
+        """A node that is up and not frozen, if there is one."""
         well = [node.number for node in self._world.up() if node.held is None]
         return self._rng.choice(well) if well else None
 
@@ -174,7 +174,7 @@ class Faults:
         go()
 
     def _stop(self, number: int, down_s: float, is_noticed: bool | None = None) -> None:
-        """is_noticed: whether its peers are told at once; None: by chance."""
+        """is_noticed: whether its peers notice at once; None: at random."""
         world = self._world
         node = world.node(number)
         if FULL_DISK in self._plan.kinds and self._rng.random() < _RESTART_CHANCE:

@@ -1,33 +1,33 @@
-"""One machine under several engines: what each computes takes longer the more of them compute at the same moment.
+"""One machine under several engines: the more of them compute at the same moment, the longer each takes.
 
-An engine computes while it has any work here. All that do have the same speed, which was measured for every number of
-them: on two cores, two engines of one thread run at full speed each, and four at half of it. Time is the caller's.
+An engine computes while it has any work here. All computing engines have the same speed, measured for every number of
+them: on two cores, two engines of one thread run at full speed each, and four at half speed. The caller gives the time.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 Call = Callable[[float, Callable[[], None]], None]
-"""(when, what): call me back."""
+"""(when, what): calls ``what`` at that time."""
 
 
 @dataclass(eq=False)
 class Work:
-    """A piece of it, as long as it is not done."""
+    """A piece of unfinished work."""
 
     owner: Hashable
     """The engine."""
     left_s: float
-    """At full speed, as of the last change."""
+    """Seconds left at full speed, as of the last change."""
     then: Callable[[float], None]
 
 
 class Host:
-    """See the module's text. ``now`` never goes back."""
+    """The machine, see above. ``now`` never goes back."""
 
     def __init__(self, speeds: Sequence[float], at: Call) -> None:
-        """speeds: of each engine, relative to one alone, while 1, 2, ... of them compute; more than these have the last
-        one's share of what that many do together. Raises ValueError for what are no speeds."""
+        """speeds: of each engine, relative to one alone, while 1, 2, ... of them compute. More engines share what the
+        last number does together. Raises ValueError for invalid speeds."""
         if not speeds or not all(speed > 0 for speed in speeds):
             raise ValueError("speeds must be more than 0, one for each number of engines")
         self._speeds = tuple(speeds)
@@ -37,13 +37,13 @@ class Host:
         self._num_changes = 0
 
     def speed(self) -> float:
-        """Speed of each engine that computes now, or of one that begins while none does."""
+        """Speed of each engine that computes now, or of the first one that begins."""
         count = max(len({work.owner for work in self._works}), 1)
         last = len(self._speeds)
         return self._speeds[count - 1] if count <= last else self._speeds[-1] * last / count
 
     def begin(self, owner: Hashable, seconds: float, then: Callable[[float], None], now: float) -> Work:
-        """Work that one engine alone would do in ``seconds``. ``then`` is called when it is done, with the time."""
+        """Work that one engine alone would do in ``seconds``. When done, ``then`` is called with the time."""
         self._advance(now)
         work = Work(owner, seconds, then)
         self._works.append(work)
@@ -51,14 +51,14 @@ class Host:
         return work
 
     def drop(self, work: Work, now: float) -> None:
-        """It is not wanted any more. Nothing happens if it is done."""
+        """The work is not wanted any more. Does nothing if it is done."""
         if work in self._works:
             self._advance(now)
             self._works.remove(work)
             self._plan()
 
     def left_s(self, work: Work, now: float) -> float:
-        """What it would take alone from now on."""
+        """Seconds that the work would take alone from now on."""
         return max(0.0, work.left_s - (now - self._changed_s) * self.speed()) if work in self._works else 0.0
 
     def _advance(self, now: float) -> None:
@@ -76,7 +76,7 @@ class Host:
         due = self._changed_s + first.left_s / self.speed()
 
         def finish() -> None:
-            if number == self._num_changes:  # (else somebody began or left meanwhile)
+            if number == self._num_changes:  # (otherwise work began or was dropped meanwhile)
                 self._advance(due)
                 self._works.remove(first)
                 self._plan()

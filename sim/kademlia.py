@@ -1,8 +1,8 @@
 """A Kademlia DHT of all nodes: how long a lookup takes, what it costs, at which nodes it ends.
 
-Node ids are hashes; a node's routing table has up to K random nodes of each bucket, as tables look after a while. A
-request to a node that is not connected pays COLD_RTTS round trips (TCP, the choice of Noise, Noise, the choice of
-yamux, the stream's protocol, the request), to one that is, WARM_RTTS. Of all nodes, ``dead_share`` are gone but still
+Node ids are hashes. A node's routing table has up to K random nodes of each bucket, as tables look after a while. A
+request to a node that is not connected takes COLD_RTTS round trips (TCP, the choice of Noise, Noise, the choice of
+yamux, the stream's protocol, the request), to a connected one WARM_RTTS. ``dead_share`` of all nodes are gone but still
 in tables: each costs its asker DIAL_DEADLINE_S. Latencies come from ``links.Homes``. Not modelled: queues at busy nodes
 and lost packets.
 """
@@ -23,7 +23,7 @@ from mycelia.sim.world import peer_id
 
 K = 20
 ALPHA = 10
-"""Requests of a round, in py-libp2p 0.8.1."""
+"""Requests per round, in py-libp2p 0.8.1."""
 ENOUGH = 3
 """As in node/network/libp2p/kademlia/kademlia.py."""
 COLD_RTTS, WARM_RTTS = 6, 2
@@ -32,7 +32,7 @@ DIAL_DEADLINE_S = 5.0
 REPLICAS = 8
 """Nodes that keep the record of a prefix, as in node/network/libp2p/kademlia/kademlia.py."""
 NUM_CONNECTED = 32
-"""Nodes that one is connected with at any time."""
+"""Nodes that a node is connected with at any time."""
 
 PEER_BYTES = 270
 """A peer in an answer: id 38, two addresses, its signed record 200."""
@@ -48,7 +48,7 @@ class Found:
     sent_bytes: int
     num_asked: int
     is_found: bool
-    """Whether somebody who keeps the record answered."""
+    """Whether a node that keeps the record answered."""
 
 
 def _point(key: bytes) -> int:
@@ -56,7 +56,7 @@ def _point(key: bytes) -> int:
 
 
 class Kademlia:
-    """All nodes' routing tables, made when they are first looked at."""
+    """All nodes' routing tables, made on first use."""
 
     def __init__(self, homes: Homes, num_nodes: int, rng: random.Random, dead_share: float = 0.1) -> None:
         self._homes = homes
@@ -70,7 +70,7 @@ class Kademlia:
         self._connected: dict[int, set[int]] = {}
 
     def holders(self, key: bytes) -> list[int]:
-        """The REPLICAS live nodes nearest to ``key``, who keep its records."""
+        """The REPLICAS live nodes nearest to ``key``, which keep its records."""
         target = _point(key)
         live = (node for node in range(len(self._ids)) if not self.is_dead[node])
         return heapq.nsmallest(REPLICAS, live, key=lambda node: self._ids[node] ^ target)
@@ -98,7 +98,7 @@ class Kademlia:
 
     def find_providers(self, source: int, key: bytes, holders: Collection[int]) -> Found:
         """A lookup of providers as a node makes it for prefixes (``proto/kademlia/lookup.py``): over when the first of
-        ``holders``, who keep the records, has answered, or when the ENOUGH nearest of all have and are no holders."""
+        ``holders``, which keep the records, has answered, or when the ENOUGH nearest of all have and are no holders."""
         target = _point(key)
         asking, lookup = _Asking(self, source, target), Lookup[int](target, ENOUGH)
         for node in self.nearest_known(source, target):
@@ -121,19 +121,19 @@ class Kademlia:
         return asking.found(is_found)
 
     def provide_bytes(self, found: Found) -> int:
-        """Sent and received by a provider whose lookup ``found`` where to put its record; at worst, if it is connected
-        with none of them."""
+        """Bytes sent and received by a provider whose lookup ``found`` where to put its record; at worst, if it is
+        connected with none of the nodes."""
         return found.sent_bytes + found.received_bytes + REPLICAS * (ADD_PROVIDER_BYTES + HANDSHAKE_BYTES)
 
     def connect_s(self, one: int, other: int) -> float:
-        """From a dial until the digest of ``other`` is there: a connection, hello, question and repair."""
+        """Seconds from a dial until the digest of ``other`` has come: a connection, hello, question and repair."""
         return self._rtt(one, other) * (COLD_RTTS - 1 + 0.5 + WARM_RTTS)
 
     def is_connected(self, source: int, node: int) -> bool:
         return node in self._connections(source)
 
     def nearest_known(self, node: int, target: int) -> list[int]:
-        """What ``node`` answers when it is asked for the nodes nearest to ``target``."""
+        """The answer of ``node`` when asked for the nodes nearest to ``target``."""
         return heapq.nsmallest(K, self._table(node), key=lambda other: self._ids[other] ^ target)
 
     def request_s(self, source: int, node: int, is_warm: bool) -> float:
@@ -145,14 +145,14 @@ class Kademlia:
         return float(self._homes.rtt(np.array([one]), np.array([other]))[0, 0])
 
     def _connections(self, source: int) -> set[int]:
-        """Whom it is connected with: of its table, the live ones it happens to know."""
+        """The nodes that ``source`` is connected with: random live ones of its table."""
         if source not in self._connected:
             live = [node for node in self._table(source) if not self.is_dead[node]]
             self._connected[source] = set(self._rng.sample(live, min(NUM_CONNECTED, len(live))))
         return self._connected[source]
 
     def _table(self, node: int) -> list[int]:
-        """Up to K random nodes of each bucket: those that share exactly so many first bits with it."""
+        """Up to K random nodes of each bucket: those that share exactly this many first bits with it."""
         if node not in self._tables:
             table: list[int] = []
             low, high = 0, len(self._order)
@@ -173,7 +173,7 @@ class Kademlia:
 
 
 class _Asking:
-    """Requests of one lookup on their way, and what they cost."""
+    """Requests of one lookup in flight, and what they cost."""
 
     def __init__(self, dht: Kademlia, source: int, target: int) -> None:
         self._dht, self._source, self._target = dht, source, target

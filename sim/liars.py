@@ -1,10 +1,10 @@
-"""Nodes that claim everything: the worst that a peer can say within the protocol, and the least that it can do then.
+"""Dishonest nodes that claim everything: the worst reports that the protocol allows, with the least work.
 
-A liar's digest tells of every prefix that anybody in the swarm stores, the moment it is stored, as far as a digest's
-budget goes; its vitals say that it is idle, has many slots and the highest rate that anybody believes; and its frames
-claim that all of the prompt was cached. What it does with a prompt is its ``Conduct``.
+A dishonest node's digest announces every prefix that any node stores, at the moment it is stored, as far as a digest's
+budget goes. Its vitals say that it is idle and has many slots and the highest rate that is believed. Its frames claim
+that all of the prompt was cached. What it does with a prompt is its ``Conduct``.
 
-All of it goes through the liar's own overlay, as events with false content. It has no clients of its own: how a node
+All of it goes through the node's own overlay, as events with false content. It has no clients of its own: how a node
 treats those is its own affair.
 """
 
@@ -27,20 +27,20 @@ CLAIMED_VITALS = Vitals(
     decode_rate=10_000,
 )
 SILENT_VITALS = msgspec.structs.replace(CLAIMED_VITALS, prefill_rate=0, decode_rate=0)
-"""Told with what it says that it has begun: a node that knows no rates may be silent for longest."""
+"""Reported at the start of an answer: a node without known rates may be silent for longest."""
 CLAIMED_LEAVES = 1_024
-"""The newest of the swarm: more than a digest has room for, and only those are told."""
+"""The newest leaves of the swarm: more than a digest has room for, and it announces only those."""
 
 
 class Claims:
-    """What one liar tells of its cache."""
+    """What one dishonest node claims of its cache."""
 
     def __init__(self) -> None:
         self._leaves: deque[int] = deque()
         self._next = 0
 
     def hear(self, stored: Sequence[tuple[int, Sequence[int]]]) -> CacheChanged:
-        """Somebody stored these (leaf, tokens): hand the event to the liar's overlay. Mutates."""
+        """Other nodes stored these (leaf, tokens): give the event to the dishonest node's overlay. Mutates."""
         claimed: list[tuple[int, Sequence[int]]] = []
         dropped: list[int] = []
         for _, tokens in stored:

@@ -2,12 +2,12 @@
 
 Latencies come from an RTT matrix or, without one, from a model of the internet: nodes are scattered over the land's
 latitudes and RTT = 38.3 ms + 0.01634 ms/km, a least-squares fit to pings between 242 cities, plus a last mile of 5 to
-20 ms. Every message draws a log-normal jitter. Chance is seeded.
+20 ms. Every message draws a log-normal jitter. Randomness is seeded.
 
-Gossip is a flood over a mesh, as in gossipsub: a node that hears a message for the first time passes it to its other
-neighbours, so a node hears it about D - 1 times. Each hop has the link's latency and loses the message with the link's
-loss, which real gossipsub, on TCP, would not. Not modelled: the lazy pull by IHAVE/IWANT, which would bring most of
-what is lost within two seconds (its bytes are counted, see ``world.py``), and mesh repair after a partition.
+Gossip is a flood over a mesh, as in gossipsub: a node that receives a message for the first time passes it to its other
+neighbours, so a node receives it about D - 1 times. Each hop has the link's latency and loses the message with the
+link's loss, unlike real gossipsub, which runs on TCP. Not modelled: the lazy pull by IHAVE/IWANT, which would bring
+most of what is lost within two seconds (its bytes are counted, see ``world.py``), and mesh repair after a partition.
 """
 
 import gzip
@@ -36,7 +36,7 @@ def constant_rtt(num_nodes: int, rtt_s: float) -> Matrix:
 
 
 class Homes:
-    """Where ``num_nodes`` homes are, scattered over the world: their RTTs, without a matrix of all pairs."""
+    """The places of ``num_nodes`` homes, scattered over the world: their RTTs, without a matrix of all pairs."""
 
     def __init__(self, num_nodes: int, rng: random.Random) -> None:
         self._latitude = np.array([math.asin(rng.uniform(-0.6, 0.9)) for _ in range(num_nodes)])
@@ -61,8 +61,8 @@ def modelled_rtt(num_nodes: int, rng: random.Random) -> Matrix:
 
 
 def measured_rtt(path: Path, num_nodes: int, rng: random.Random) -> Matrix:
-    """RTTs in seconds of nodes that live in cities drawn from a file: JSON, gzipped or not, with the square matrix
-    ``rtt_ms``. Raises LocalError when the file has none."""
+    """RTTs in seconds of nodes in cities drawn from a file: JSON, gzipped or not, with the square matrix ``rtt_ms``.
+    Raises LocalError when the file has none."""
     try:
         data = path.read_bytes()
         text = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -84,7 +84,7 @@ class Partition:
     start_s: float
     end_s: float
     side: Sequence[bool]
-    """On which side each node is."""
+    """The side of each node."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class Impairment:
     """What is wrong with one node's line, in both directions."""
 
     added_s: float = 0.0
-    """Added delay of every message."""
+    """Additional delay of every message."""
     loss: float = 0.0
-    """Chance that a message is lost there, besides that of every hop."""
+    """Chance that a message is lost there, in addition to the loss of every hop."""
 
 
 class Links:
-    """All pairs of nodes. ``loss``: chance that one message on one hop is lost; ``jitter``: sigma of its log-normal."""
+    """All pairs of nodes. ``loss``: chance that a message is lost on one hop; ``jitter``: sigma of its log-normal."""
 
     def __init__(self, rtt_s: Matrix, seed: int, loss: float = 0.0, jitter: float = 0.05) -> None:
         self._one_way_s = rtt_s / 2
@@ -109,9 +109,9 @@ class Links:
         self._jitter = jitter
         self.partition: Partition | None = None
         self.impairments: dict[int, Impairment] = {}
-        """Node -> what is wrong with its line now. Of gossip only what passes later is delayed or lost."""
+        """Node -> what is wrong with its line now. It affects only gossip that passes later."""
         self._meshes: dict[Hashable, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Matrix]] = {}
-        """Topic -> both ends of every edge, in both directions, and how long it takes."""
+        """Topic -> both ends of every edge, in both directions, and its latency."""
 
     def is_cut(self, one: int, other: int, now: float) -> bool:
         """Whether a partition separates the two now."""
@@ -119,7 +119,7 @@ class Links:
         return cut is not None and cut.start_s <= now < cut.end_s and cut.side[one] != cut.side[other]
 
     def delay_s(self, sender: int, receiver: int, now: float) -> float | None:
-        """How long one message takes; None: it is lost."""
+        """The latency of one message; None: it is lost."""
         rng = self._rng
         if (self.loss and rng.random() < self.loss) or self.is_cut(sender, receiver, now):
             return None
@@ -134,7 +134,7 @@ class Links:
         return one_way * math.exp(rng.gauss(0.0, self._jitter)) if self._jitter else one_way
 
     def round_trip_s(self, one: int, other: int) -> float:
-        """Without jitter; 0 to oneself."""
+        """The round trip without jitter; 0 from a node to itself."""
         return 2 * self._rows[one][other] if one != other else 0.0
 
     def set_mesh(self, edges: Sequence[tuple[int, int]], topic: Hashable = None) -> None:
@@ -181,7 +181,7 @@ class Links:
         first = np.full(num_nodes, -1, dtype=np.int64)
         is_first = (heard[one] + seconds == heard[other]) & reached[other] & passes
         first[other[is_first]] = one[is_first]
-        # A node does not send a message back where it first came from.
+        # A node does not send a message back to the neighbour that it first came from.
         sends = sent_over & reached[one] & (first[one] != other)
         arrives = sends & passes
         sent = np.bincount(one[sends], minlength=num_nodes)
@@ -191,7 +191,7 @@ class Links:
 
 def random_graph(num_nodes: int, degree: int, rng: random.Random) -> list[tuple[int, int]]:
     """Connections as nodes make them: one after the other, each dials random others until it has ``degree``; the
-    dialled node accepts. Each edge once, sorted. Connected, as a ring through all is dialled first."""
+    dialled node accepts. Each edge once, sorted. Connected, because a ring through all is dialled first."""
     near: list[set[int]] = [set() for _ in range(num_nodes)]
 
     def link(one: int, other: int) -> None:
@@ -208,8 +208,8 @@ def random_graph(num_nodes: int, degree: int, rng: random.Random) -> list[tuple[
 
 
 def mesh_of(edges: Sequence[tuple[int, int]], num_nodes: int, degree: int, rng: random.Random) -> list[tuple[int, int]]:
-    """A gossip mesh within the connections: each node grafts random peers until it has ``degree``, or all it knows.
-    So degrees lie between ``degree`` and about twice that, as gossipsub's between D and D_high."""
+    """A gossip mesh within the connections: each node grafts random peers until it has ``degree``, or all it knows. So
+    degrees are between ``degree`` and about twice that, like gossipsub's between D and D_high."""
     known: list[list[int]] = [[] for _ in range(num_nodes)]
     for one, other in edges:
         known[one].append(other)

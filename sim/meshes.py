@@ -1,7 +1,7 @@
-"""Gossip meshes that follow their topics: one a cell, within the connections there are at the moment.
+"""Gossip meshes that follow their topics: one per cell, within the present connections.
 
-As gossipsub does in each heartbeat: a node with fewer than ``degree`` neighbours in a topic grafts random peers that
-are connected and subscribed; a neighbour that leaves the topic or the network is pruned.
+As in each heartbeat of gossipsub, a node with fewer than ``degree`` neighbours in a topic grafts random peers that are
+connected and subscribed; a neighbour that leaves the topic or the network is pruned.
 """
 
 import random
@@ -40,7 +40,6 @@ class Meshes:
         self._stale.add(cell)
 
     def leave_all(self, number: int) -> None:
-        """The node is gone."""
         for cell in sorted(self._cells_of[number]):
             self.leave(number, cell)
 
@@ -49,11 +48,11 @@ class Meshes:
         self._stale |= self._cells_of[one] & self._cells_of[other]
 
     def subscribers(self, cell: Cell) -> list[int]:
-        """Sorted."""
+        """The subscribers of ``cell``, sorted."""
         return sorted(self._subscribed.get(cell, {}))
 
     def prepare(self, cell: Cell, now: float) -> npt.NDArray[np.bool_]:
-        """The mesh of ``cell`` is as of the last heartbeat; who is subscribed to it."""
+        """Updates the mesh of ``cell`` as of the last heartbeat; returns which nodes are subscribed."""
         if cell in self._stale and now >= self._built_at.get(cell, -_HEARTBEAT_S) + _HEARTBEAT_S:
             self._build(cell)
             self._stale.discard(cell)

@@ -2,7 +2,7 @@
 
 All of them: nodes on a modelled or measured internet, connected as real nodes connect (each dials until it has
 ``DEGREE`` peers, so at 1,000 nodes an owner is connected to 4 % of its readers), one model, signed digests over gossip,
-repair and reconciliation. A node learns of owners that it is not connected to by gossip and from its neighbours.
+repair and reconciliation. A node learns of unconnected owners by gossip and from its neighbours.
 
 Rounds are those of ``reconcile_s``; a batch interval is ``delta_interval_s``.
 """
@@ -31,16 +31,16 @@ from mycelia.sim.world import NAMESPACE, SimNode, World
 MESH_DEGREE = 4
 """Neighbours of a node in the gossip mesh, as in node/network."""
 LIVENESS_S = 8.0
-"""Time until a node closes the connection with a peer that went silent; measured 5-9 s."""
+"""Measured time until a node closes the connection with a peer that went silent: 5-9 s."""
 REDIAL_S = 60.0
-"""Within this time of a partition's end, the connections it broke are back."""
+"""Time after a partition's end within which the connections it broke are back."""
 _START_S, _SETTLED_S = 20.0, 60.0
 PACE_S = 90.0
 """Time until pace and measured rate fit each other."""
 LEAF_BLOCKS = 4
 
 Step = Callable[[str], None]
-"""Told what begins, for a progress line."""
+"""Called with what begins, for a progress line."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Setting:
 
 @dataclass
 class Swarm:
-    """A running world and the connections its nodes mean to keep."""
+    """A running world and the connections that its nodes should keep."""
 
     world: World
     edges: Sequence[tuple[int, int]]
@@ -76,7 +76,7 @@ def start_all(world: World, edges: Sequence[tuple[int, int]]) -> None:
 
 
 def make_swarm(setting: Setting, cells: CellConfig = CellConfig()) -> Swarm:  # noqa: B008  frozen
-    """Its nodes are started and have heard of each other. Raises LocalError for a file without an RTT matrix."""
+    """The swarm, started and with all nodes known to each other. Raises LocalError for a file without an RTT matrix."""
     rng = random.Random(setting.seed)
     num_nodes = setting.num_nodes
     if setting.rtt_file is None:
@@ -86,7 +86,7 @@ def make_swarm(setting: Setting, cells: CellConfig = CellConfig()) -> Swarm:  # 
     links = Links(rtt, setting.seed, loss=setting.loss)
     edges = random_graph(num_nodes, DEGREE, rng)
     links.set_mesh(mesh_of(edges, num_nodes, MESH_DEGREE, rng))
-    # One cell, however many nodes: what is measured here is how far digests reach. ``cells.py`` has swarms that split.
+    # One cell for any number of nodes: this measures how far digests reach. ``cells.py`` has swarms that split.
     one_cell = replace(cells, max_cell_nodes=max(num_nodes, cells.max_cell_nodes))
     world = World(links, num_nodes, setting.seed, OverlayConfig(digest=setting.config, cells=one_cell))
     start_all(world, edges)
@@ -100,10 +100,10 @@ def make_swarm(setting: Setting, cells: CellConfig = CellConfig()) -> Swarm:  # 
 
 @dataclass
 class Churn:
-    """Every node stores a leaf of new blocks now and then (Poisson) and drops its oldest, until ``until``.
+    """Every node stores a leaf of new blocks from time to time (Poisson) and drops its oldest, until ``until``.
 
-    ``rate``: leaves a second a node; a leaf is ``leaf_blocks`` blocks, so once a cache is full there are
-    2 x ``leaf_blocks`` x ``rate`` changes a second a node.
+    ``rate``: leaves a second per node. A leaf is ``leaf_blocks`` blocks, so once a cache is full there are 2 x
+    ``leaf_blocks`` x ``rate`` changes a second per node.
     """
 
     world: World
@@ -121,7 +121,7 @@ class Churn:
             self._later(node)
 
     def fill(self) -> None:
-        """All caches at once."""
+        """Fill all caches at once."""
         for node in self.world.up():
             self._held[node.number] = deque()
             stored = [self._leaf(node) for _ in range(self.leaves)]
@@ -155,14 +155,14 @@ class _Owner:
     stored_at: list[float] = field(default_factory=list)
     """Stores that no head shows yet."""
     seqs: list[int] = field(default_factory=list)
-    """Sequence numbers of the heads that showed a store first, ascending; beside each, when the stores were and who
-    sees them."""
+    """Sequence numbers of the heads that first showed a store, ascending; below, at the same places, the times of the
+    stores and how many nodes see them."""
     stores: list[list[float]] = field(default_factory=list)
     seen_by: list[int] = field(default_factory=list)
 
 
 class Visibility:
-    """When each store was visible at ``share`` of the other nodes, in seconds after it."""
+    """Seconds after which each store was visible at ``share`` of the other nodes."""
 
     def __init__(self, world: World, share: float) -> None:
         self._world = world
@@ -173,11 +173,11 @@ class Visibility:
         world.on_publish, world.on_emit = self._on_publish, self._on_emit
 
     def on_store(self, node: SimNode) -> None:
-        """Call before the node is told."""
+        """Call before the node gets the event."""
         self._owners[node.number].stored_at.append(self._world.now)
 
     def missed(self) -> list[float]:
-        """How long ago the stores were that are not visible yet."""
+        """How long ago each store was that is not visible yet."""
         late = []
         for owner in self._owners:
             late += owner.stored_at
@@ -216,11 +216,11 @@ class Visible:
     """What ``store_visible`` measured."""
 
     seconds: list[float]
-    """Time until each store was visible, sorted; one that never was has the time until the end of the run."""
+    """Time until each store was visible, sorted; for one that never was, the time until the end of the run."""
     num_missed: int
     """Stores that never became visible."""
     receive_rate: float
-    """Bytes a second a node, all planes."""
+    """Bytes a second per node, all planes."""
 
 
 def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> Visible:
@@ -241,7 +241,7 @@ def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> 
 
 
 def received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Bytes each node received so far."""
+    """Bytes that each node received so far."""
     total: np.ndarray[tuple[int], np.dtype[np.int64]] = np.sum([world.received[plane] for plane in PLANES], axis=0)
     return total
 
@@ -250,7 +250,7 @@ def received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
 
 
 def is_converged(world: World) -> bool:
-    """Whether every node that serves has shown its cache, and every other holds just that of it."""
+    """Whether every serving node has published its cache, and every other node holds exactly that of it."""
     heads = []
     for node in world.up():
         own = node.overlay.own_digest(NAMESPACE)
@@ -261,7 +261,7 @@ def is_converged(world: World) -> bool:
 
 
 def seconds_to_converge(swarm: Swarm, limit_s: float) -> float:
-    """Runs until ``is_converged``, which is looked at every second, at most for ``limit_s``."""
+    """Runs until ``is_converged``, checked every second, at most for ``limit_s``."""
     began = swarm.world.now
     while swarm.world.now < began + limit_s:
         if is_converged(swarm.world):
@@ -271,7 +271,7 @@ def seconds_to_converge(swarm: Swarm, limit_s: float) -> float:
 
 
 def reconcile(setting: Setting, rate: float, seconds: float, step: Step) -> float:
-    """Seconds from the last change until all estimates equal truth."""
+    """Seconds from the last change until all estimates are exact."""
     step(f"{setting.num_nodes} nodes start")
     swarm = make_swarm(setting)
     world = swarm.world
@@ -283,7 +283,7 @@ def reconcile(setting: Setting, rate: float, seconds: float, step: Step) -> floa
 
 
 def partition(setting: Setting, rate: float, apart_s: float, step: Step) -> float:
-    """Seconds from the end of a partition into halves, with changes all through it, until all estimates equal truth.
+    """Seconds from the end of a partition into halves, with changes during all of it, until all estimates are exact.
 
     Connections across break LIVENESS_S after it begins, and each is back within REDIAL_S of its end.
     """
@@ -305,8 +305,8 @@ def partition(setting: Setting, rate: float, apart_s: float, step: Step) -> floa
 
 
 def restart(setting: Setting, leaves: int, step: Step) -> float:
-    """Bytes on direct streams, requests and repairs of its digest, that a restart of one node with its cache unchanged
-    costs for each peer it is connected with, until all of them have its new epoch."""
+    """Bytes on direct streams, requests and repairs of its digest, that a restart of one node with an unchanged cache
+    costs per connected peer, until all of them have its new epoch."""
     step(f"{setting.num_nodes} nodes start")
     swarm = make_swarm(setting)
     world = swarm.world
@@ -375,8 +375,8 @@ def steady_change(setting: Setting, changes: float, blocks: int, seconds: float,
 
 
 def mmlu(setting: Setting, rate: float, blocks: int, seconds: float, step: Step) -> Traffic:
-    """MMLU 5-shot prompts, Zipf 1, ``rate`` a second a node, over caches of ``blocks`` blocks. Each prompt is served
-    by that of 8 random nodes which holds most of it: about what routing by digests does, without its queues."""
+    """MMLU 5-shot prompts, Zipf 1, ``rate`` a second per node, over caches of ``blocks`` blocks. Each prompt is served
+    by the one of 8 random nodes that holds most of it: about what routing by digests does, without its queues."""
     step(f"{setting.num_nodes} nodes start")
     swarm = make_swarm(setting)
     world = swarm.world

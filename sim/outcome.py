@@ -1,4 +1,4 @@
-"""What a run came to, from the records of its requests."""
+"""The results of a run, from the records of its requests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class Window:
     from_s: float
     until_s: float
     objective_s: float
-    """Time to first token that is good enough."""
+    """Longest time to first token that counts as good."""
     rate: float
     """Prompts a second that were to enter."""
     utilisation: tuple[float, ...]
-    """The share of time in which each node prefilled, or the share of its slots in use, whichever is more."""
+    """Per node: the share of time with prefill, or the share of its slots in use, whichever is more."""
     num_digest_bytes: float
-    """Received by a node where requests enter."""
+    """Bytes of digests received by a node where requests enter."""
     liars: frozenset[int] = frozenset()
 
     def holds(self, record: Record) -> bool:
@@ -43,13 +43,13 @@ class Outcome:
 
     num_requests: int
     num_failed: int
-    """Not answered."""
+    """Requests without an answer."""
     rate: float
-    """Prompts a second in all, as asked for."""
+    """Prompts a second in total, as specified."""
     hit_ratio: float
     """Prompt tokens of answered requests found in the cache of the serving node / all of them."""
     hit_bound: float
-    """The same with one cache without limits."""
+    """The same with one unlimited cache."""
     ttft_p50_s: float
     ttft_p90_s: float
     ttft_p99_s: float
@@ -60,13 +60,13 @@ class Outcome:
     load_imbalance: float
     """Utilisation of the busiest node / mean of all nodes."""
     stale_share: float
-    """Share of the cached tokens that a node was chosen for and did not hold."""
+    """Share of the cached tokens for which a node was chosen and which it did not hold."""
     digest_bytes_per_s: float
-    """Received by a node where requests enter: gossip and repair."""
+    """Gossip and repair received by a node where requests enter."""
     goodput: float
-    """Requests a second whose first token came within the objective and that were answered."""
+    """Answered requests a second whose first token came within the objective."""
     liar_share: float
-    """Share of the answered requests that liars served."""
+    """Share of the answered requests that dishonest nodes served."""
 
 
 def outcome_of(records: Sequence[Record], window: Window, now: float) -> Outcome:
@@ -75,7 +75,7 @@ def outcome_of(records: Sequence[Record], window: Window, now: float) -> Outcome
     if not measured:
         raise LocalError("no request fell into the measured time: simulate longer, or at a higher rate")
     answered = [record for record in measured if record.done_s]
-    # What has no first token has waited until now, and failed requests have waited for nothing.
+    # Requests without a first token have waited until now; failed requests do not count.
     waits = sorted((record.first_token_s or now) - record.submitted_s for record in measured if not record.failure)
     tokens = sum(record.num_prompt for record in answered)
     promised = sum(record.promised_tokens for record in answered)
@@ -103,5 +103,5 @@ def outcome_of(records: Sequence[Record], window: Window, now: float) -> Outcome
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest rank in sorted ``values``; 0 without values, for NaN would not be JSON."""
+    """The nearest rank in sorted ``values``; 0 without values, because NaN would not be JSON."""
     return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0

@@ -1,12 +1,12 @@
 """More prompts than a swarm can answer: what it answers and refuses, and whether its Retry-After is true.
 
-Every user asks one prompt, through a node that cannot tell its users apart. A refused user goes away, or comes again
-when told, as ``mycelia ask --wait`` does, until ``PATIENCE_S`` are over. One in ``KNOCKERS`` knocks instead: it comes
-ten times as soon as told, and so sees when it would first be let in. What is told is true if that is neither sooner
-than after half of it nor later than after twice as long.
+Every user asks one prompt, through a node that cannot distinguish its users. A refused user goes away, or comes again
+at the retry time, like ``mycelia ask --wait``, until ``PATIENCE_S`` are over. One in ``KNOCKERS`` tries early instead:
+ten times as often as the retry time says, and so measures when it would first be let in. A retry time is true if that
+happens after half of it to twice as long.
 
-Accepted is what was not refused: its waits count from the moment when it came that time. Prompts go on to come until it
-is known of each knocker when it was let in.
+A try counts as accepted if it was not refused: its wait counts from that try. Prompts go on to come until it is known
+of each early user when it was let in.
 """
 
 import random
@@ -22,7 +22,7 @@ from mycelia.sim.simulate import Step, SwarmRun
 PATIENCE_S = 30.0
 KNOCKERS_PATIENCE_S = 90.0
 LEAST_AGAIN_S = 0.2
-"""As ``ask --wait``."""
+"""As in ``ask --wait``."""
 KNOCKERS = 20
 KNOCK_SHARE = 0.1
 TRUE_FACTOR = 2.0
@@ -37,12 +37,12 @@ class User:
     asked_s: float
     knocks: bool
     patience_s: float
-    """From ``asked_s``: then it comes no more."""
+    """From ``asked_s``; after it the user gives up."""
     refused_s: float = 0.0
-    """When it was first told to come again, and after how long; 0: never."""
+    """When the user first got a retry time, and how long it was; 0: never."""
     told_s: float = 0.0
     records: list[Record] = field(default_factory=list)
-    """Its tries."""
+    """The user's tries."""
 
     @property
     def last(self) -> Record:
@@ -50,7 +50,7 @@ class User:
 
     @property
     def is_told_true(self) -> bool | None:
-        """Whether a knocker was told the truth; None: it is not known when it would have been let in."""
+        """Whether an early user's retry time was true; None: unknown, because the user was not let in."""
         waited_s = self.last.submitted_s - self.refused_s
         is_late = waited_s > TRUE_FACTOR * self.told_s
         if not (self.knocks and self.told_s) or (is_refusal(self.last) and not is_late):
@@ -60,12 +60,12 @@ class User:
 
 @dataclass(frozen=True)
 class OverloadOutcome:
-    """One run. Rates a second; waits in seconds, of what was accepted."""
+    """One run. Rates a second; waits in seconds, of accepted tries."""
 
     offered: float
     """Prompts that came for the first time."""
     tries: float
-    """All that came, again or not."""
+    """All tries, first and repeated."""
     answered: float
     answered_tokens: float
     refused_share: float
@@ -73,30 +73,30 @@ class OverloadOutcome:
     unfinished: int
     """Tries that had neither an answer nor a refusal when the run ended."""
     failed: int
-    """For any other reason than that all are busy."""
+    """Tries that failed for any other reason than that all nodes are busy."""
     given_up: float
     """Users a second that went without an answer."""
     num_told: int
-    """Knocking users that were refused and whose time could be seen."""
+    """Early users that were refused and whose real time is known."""
     told_true: float
-    """Share of those."""
+    """Share of those whose retry time was true."""
     told_p50_s: float
     """Median Retry-After of all refusals."""
     num_on_time: int
-    """Tries that came when told."""
+    """Tries at the retry time."""
     kept: float
     """Share of those that were not refused."""
     most_waiting: int
-    """Requests at one engine."""
+    """Requests waiting at one engine."""
     most_in_flight: int
-    """Requests at one entry."""
+    """Requests in flight at one entry node."""
     ttft_p50_s: float
     ttft_p99_s: float
     total_p99_s: float
 
 
 def overload(scenario: Scenario, retries: bool, policy: str, seed: int, step: Step) -> OverloadOutcome:
-    """One run. retries: users come again when told."""
+    """One run. retries: users come again at their retry time."""
     run = _Run(scenario, policy, seed, retries=retries)
     step("nodes start")
     run.start()
@@ -148,7 +148,7 @@ class _Run(SwarmRun):
         asked = [user for user in self.users if window.from_s <= user.asked_s < window.until_s]
         tries = [record for record in self.records if window.holds(record)]
         refused = [record for record in tries if is_refusal(record)]
-        accepted = [record for record in tries if not record.failure]  # (what is unfinished counts as it waits)
+        accepted = [record for record in tries if not record.failure]  # (unfinished tries count with their wait so far)
         answered = [record for record in self.records if window.from_s <= record.done_s < window.until_s]
         lengths = {record.request_id: len(user.prompt.answer) for user in self.users for record in user.records}
         told = [user.is_told_true for user in asked if user.is_told_true is not None]
@@ -180,5 +180,5 @@ class _Run(SwarmRun):
 
 
 def is_refusal(record: Record) -> bool:
-    """All are busy, and it was told when to come again."""
+    """Whether all nodes were busy and the client got a retry time."""
     return bool(record.failure) and record.is_retryable and record.retry_after_s > 0

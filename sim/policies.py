@@ -1,23 +1,23 @@
-"""Rules of who answers a prompt, to compare the protocol's own with. Each entry node has its own rule object.
+"""Rules for which node answers a prompt, to compare with the protocol's own. Each entry node has its own rule object.
 
-They see what the protocol tells the entry (``Candidate``), stale as that is; only the oracle looks at the engines
-themselves. Re-implementations from the papers and the code of those systems, for peers of different speeds and without
-a central router: compare orderings, not absolutes. Matches are in whole blocks, ties go to the lowest peer id unless a
-rule says otherwise.
+They see what the protocol reports to the entry node (``Candidate``), with its staleness; only the oracle looks at the
+engines themselves. They are re-implementations from the papers and the code of those systems, for peers of different
+speeds and without a central router: compare orderings, not absolutes. Matches are in whole blocks; ties go to the
+lowest peer id unless a rule says otherwise.
 
-- ``random``, ``round_robin``: as they say.
+- ``random``, ``round_robin``: as the names say.
 - ``least_load``: fewest requests.
 - ``chwbl``: consistent hashing with bounded loads (Mirrokni et al., 2016; KubeAI). The prompt's first two blocks choose
   a place on the ring; the first peer from there on with load <= 1.25 x the mean, this prompt included.
-- ``longest_prefix``: arXiv 2606.17059. The longest estimated match; of equals the least loaded.
+- ``longest_prefix``: arXiv 2606.17059. The longest estimated match; among equals the least loaded.
 - ``sglang``: SGLang's router, cache_aware. Where loads differ by more than 32 and by more than a factor of 1.0001: the
-  least loaded; else the best match, if it is over half of the prompt, else the least loaded, where SGLang takes the
-  smallest tree.
+  least loaded; otherwise the best match, if it is over half of the prompt; otherwise the least loaded, where SGLang
+  takes the smallest tree.
 - ``lmetric``: arXiv 2603.15202. Least (uncached tokens) x (requests + 1).
 - ``gorgo``: arXiv 2602.11688. Least round trip + c x (queued + uncached tokens), one c for all peers: the inverse of
-  the median of the rates known.
-- ``oracle``: the protocol's own rule, with ``ORACLE_CONFIG``, if every report were true and fresh and told of what is
-  under way to each engine.
+  the median of the known rates.
+- ``oracle``: the protocol's own rule, with ``ORACLE_CONFIG``, if every report were true and fresh and included what is
+  in flight to each engine.
 - ``mycelia``: the protocol's own, ``proto.routing.choose``; ``mycelia-no-...``: without one of its terms, see
   ``ablations.py``.
 """
@@ -38,20 +38,20 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.ablations import ABLATIONS, Told, make_ablation
 
 CHWBL_LOAD = 1.25
-"""Most load of a node / the mean."""
+"""Largest load of a node / the mean."""
 CHWBL_BLOCKS = 2
 """Blocks that are hashed: a first block may be common to all prompts of a service."""
 _REPLICAS = 64
 """Places of each peer on the ring."""
 SGLANG_ABS, SGLANG_REL, SGLANG_MATCH = 32, 1.0001, 0.5
 DEFAULT_RATE = 1_000.0
-"""Tokens/s, where no peer's is known."""
+"""Tokens/s if no peer's rate is known."""
 
 Cost = Callable[[Candidate], float]
 
 
 def decide(candidates: Sequence[Candidate], prompt_tokens: int, cost: Cost, reason: str) -> Decision:
-    """The candidate that costs least, among equals the one with the lowest peer id. Raises LocalError when there is no
+    """The candidate that costs least; among equals the one with the lowest peer id. Raises LocalError when there is no
     candidate."""
     if not candidates:
         raise LocalError("no node serves this model")
@@ -62,7 +62,7 @@ def decide(candidates: Sequence[Candidate], prompt_tokens: int, cost: Cost, reas
 
 
 def _uncached(one: Candidate, prompt_tokens: int) -> int:
-    """Tokens; never 0, as the last one is always computed."""
+    """Tokens to compute; never 0, because the last one is always computed."""
     return max(prompt_tokens - one.matched_tokens // STRIDE * STRIDE, 1)
 
 
@@ -77,7 +77,7 @@ def choose_random(
 
 
 class RoundRobin:
-    """One after the other, in the order of their ids."""
+    """One peer after the other, in the order of their ids."""
 
     def __init__(self) -> None:
         self._last = b""
@@ -164,15 +164,14 @@ def gorgo(candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[i
 # --- with perfect knowledge -----------------------------------------------------------------------------------------
 
 ORACLE_CONFIG = RoutingConfig(load_exponent=0.6, crowd_weight=4.0)
-"""What the nodes of this protocol give for a hit where all are busy is more than what pays with perfect knowledge: with
-their weight the oracle would be slower than they are, and no yardstick."""
+"""With perfect knowledge a hit is worth less than what nodes of this protocol pay for it where all are busy. With their
+weight the oracle would be slower than they are, and useless as a bound."""
 
 Look = Callable[[Candidate, Sequence[int]], Candidate]
 """(what the protocol knows, the prompt's block hashes) -> the same candidate as it truly is at this moment."""
 
 
 def oracle(look: Look, candidates: Sequence[Candidate], prompt_tokens: int, chain: Sequence[int]) -> Decision:
-    """``look`` gives the true match, queue, rate, slots and round trip of each."""
     return choose(Candidates.of([look(one, chain) for one in candidates]), prompt_tokens, ORACLE_CONFIG)
 
 
@@ -187,7 +186,7 @@ _PLAIN: dict[str, Policy] = {
     "gorgo": gorgo,
 }
 NAMES = ("random", "round_robin", "least_load", "chwbl", *list(_PLAIN)[1:], OWN, ORACLE)
-"""Without the ablations."""
+"""All rules except the ablations."""
 
 
 def as_known(candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[Candidate]:

@@ -1,4 +1,4 @@
-"""Requests of a world as they go: at their client, and on the way to an engine and back."""
+"""Requests in progress: at their client, and on the way to an engine and back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from mycelia.sim.engine import Job
 
 @dataclass
 class Record:
-    """One request as its client saw it. Times are those of ``World.now``; 0: it never came to that."""
+    """One request as its client saw it. Times are those of ``World.now``; 0: it never happened."""
 
     request_id: bytes
     entry: int
@@ -30,13 +30,13 @@ class Record:
     found_tokens: int = 0
     """The same, of the attempt whose prefill began last."""
     promised_tokens: int = 0
-    """Cached tokens that the serving node was chosen for."""
+    """Cached tokens for which the serving node was chosen."""
     num_attempts: int = 0
     asked: set[int] = field(default_factory=set)
-    """Nodes that it was sent to."""
+    """Nodes that the request was sent to."""
     resumed: int = 0
     retry_after_s: float = 0.0
-    """Retry-After of a failure that may pass."""
+    """Retry-After of a retryable failure."""
     is_retryable: bool = False
     on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None
     on_over: Callable[["Record"], None] | None = None
@@ -48,7 +48,7 @@ class Record:
 
 @dataclass
 class Attempt:
-    """Under way to an engine or in it."""
+    """An attempt on the way to an engine or in it."""
 
     record: Record
     number: int
@@ -58,11 +58,11 @@ class Attempt:
     position: int = 0
     """Tokens sent so far."""
     arrives_s: float = 0.0
-    """The last frame."""
+    """When the last frame arrives."""
     heard_s: float = 0.0
-    """When its entry last received one."""
+    """When its entry node last received a frame."""
     watched_s: float = 0.0
-    """When its entry looks next whether it was silent for too long."""
+    """When its entry node next checks whether it was silent for too long."""
     is_over: bool = False
 
     @property
@@ -70,7 +70,7 @@ class Attempt:
         return self.record.request_id, self.number
 
     def tokens(self, until: int) -> Tokens | None:
-        """The next frame: the answer up to token ``until``, less what was sent before. None: there is nothing new."""
+        """The next frame: the answer up to token ``until``, less what was sent before. None: nothing new."""
         first = self.job.num_prompt + self.position
         tokens = self.job.tokens[first : self.job.num_prompt + until]
         if not tokens:

@@ -1,4 +1,4 @@
-"""Given requests through a given swarm: the prediction for a real one that is asked the very same.
+"""Given requests through a given swarm: the prediction for a real swarm that gets the same requests.
 
 All nodes are connected with each other, at one distance, and serve when the first request comes. Caches are empty then.
 """
@@ -22,7 +22,7 @@ from mycelia.sim.world import World
 START_S, SETTLE_S = 1.0, 15.0
 """As in ``simulate.py``."""
 DRAIN_S = 3_600.0
-"""For the last answers. What has none by then has failed."""
+"""Time for the last answers. A request without an answer by then has failed."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class Request:
     """One prompt of a client."""
 
     at_s: float
-    """Since the first one could have come."""
+    """Seconds since the start."""
     entry: int
     prompt: Prompt
 
 
 @dataclass(frozen=True)
 class Swarm:
-    """The nodes, and what lies between them."""
+    """The nodes, and the distance between them."""
 
     specs: Sequence[EngineSpec]
     rtt_s: float
     speeds: Sequence[float] | None = None
-    """Speeds of engines that share a machine, see ``Host``; None: each has its own."""
+    """Speeds of engines that share a machine, see ``Host``; None: each has its own machine."""
 
 
 def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) -> list[Record]:
-    """What becomes of ``requests``, in the order given. Equal seeds, equal runs. Raises LocalError for an unknown
+    """What becomes of ``requests``, in the order given. Equal seeds give equal runs. Raises LocalError for an unknown
     policy."""
     num_nodes = len(swarm.specs)
     world = World(

@@ -1,11 +1,11 @@
-"""How much of what is cached somewhere a swarm of cells finds: own cell only, with the prefix ladder, or knowing all.
+"""How much of what is cached anywhere a swarm of cells finds: only in its cell, with the prefix ladder, or knowing all.
 
 Every node takes requests at random (Poisson): a document, drawn by Zipf's law, and a tail of its own. A request goes to
 a node that holds the document, if one is known: of the own cell, connected outside it, or found through the ladder
-within the time that a request waits. Else to a random node of the cell. The serving node holds the document then, and
-drops the ones used longest ago. Digests are taken as fresh and queues as empty. The ladder is the node's own
-(``proto.ladder``), over records in a Kademlia whose lookups take what ``kademlia.py`` says, a sample of them simulated,
-the others drawn from that sample.
+within the time that a request waits. Otherwise it goes to a random node of the cell. The serving node holds the
+document then, and drops the least recently used ones. Digests count as fresh and queues as empty. The ladder is the
+node's own (``cells/ladder.py``), over records in a Kademlia whose lookups take what ``kademlia.py`` says: a sample is
+simulated, the others are drawn from it.
 """
 
 import random
@@ -27,12 +27,12 @@ from mycelia.sim.scenario import DEGREE
 from mycelia.sim.world import NAMESPACE, peer_id
 
 REQUESTS_PER_S = 0.05
-"""At each node."""
+"""Requests a second at each node."""
 TAIL_TOKENS = 512
 CACHE_TOKENS = 65_536
 DOCUMENTS_PER_NODE, ZIPF = 4, 0.8
 MEDIAN_TOKENS, SIGMA = 3_000, 0.8
-"""The documents' log-normal lengths, cut to 512 to 16,384 tokens."""
+"""The documents' log-normal lengths, clamped to 512 to 16,384 tokens."""
 WARM_S, COUNTED_S = 600.0, 300.0
 OUTSIDERS = DEGREE // 4
 _SAMPLED_LOOKUPS = 400
@@ -57,7 +57,7 @@ def cells_of(addresses: Sequence[int], max_nodes: int) -> list[Cell]:
 
 
 class _Chain(Sequence[int]):
-    """Block hashes of a document, made up when looked at."""
+    """Block hashes of a document, computed on access."""
 
     def __init__(self, document: int, num_tokens: int) -> None:
         self._document = document
@@ -72,7 +72,7 @@ class _Chain(Sequence[int]):
 
 @dataclass
 class Reuse:
-    """What one run found. Bytes are those at the asker or provider, sent and received."""
+    """The results of one run. Bytes are sent and received by the node that asks or provides."""
 
     hit_share: float = 0.0
     """Prompt tokens that were found cached / all prompt tokens."""
@@ -84,7 +84,7 @@ class Reuse:
     num_false: int = 0
     """Dials of nodes that no longer held what their record said."""
     lookup_bytes_per_s: float = 0.0
-    """A node."""
+    """Per node."""
     provide_bytes_per_s: float = 0.0
     provides: list[Found] = field(default_factory=list)
 
@@ -94,9 +94,9 @@ class _Node:
         self.cell = cell
         self.near = near
         self.sought: dict[int, None] = {}
-        """Connected through a lookup."""
+        """Nodes connected through a lookup."""
         self.cache: OrderedDict[int, int] = OrderedDict()
-        """Document -> tokens that it takes; the one used last at the end."""
+        """Document -> tokens that it takes; the last used one at the end."""
         self.publisher = Publisher(config)
         self.lookups = Lookups(peer_id(number), config, rng)
         self.used = 0
@@ -188,7 +188,7 @@ class Reusing:
         return next(known, None)
 
     def _look_up(self, entry: int, node: _Node, document: int, now: float) -> int | None:
-        """A node found in time; one found later is connected for the next requests."""
+        """A node found in time; one found later is connected for later requests."""
         request_id, length = b"request", self._lengths[document]
         keys = node.lookups.begin(request_id, NAMESPACE, _Chain(document, length), length + TAIL_TOKENS, 0, now)
         if not keys:
@@ -199,7 +199,7 @@ class Reusing:
             self._rng.shuffle(providers)
             took = max(took, self._lookup_of(entry, key, bool(providers)).seconds)
             if node.lookups.found(request_id, key, providers):
-                break  # (all are under way at once, and this is known before the shallower ones are)
+                break  # (all keys are looked up at once, and this result comes before the shallower ones)
         in_time = None
         dials = node.lookups.end(request_id)
         self.result.num_found += bool(dials)
@@ -243,7 +243,7 @@ class Reusing:
             self.result.provides.append(self._dht.find_providers(number, key, ()))
 
     def _rungs(self, document: int) -> list[int]:
-        """The blocks of its rungs, deepest first."""
+        """The blocks of the document's rungs, deepest first."""
         if document not in self._rung_blocks:
             self._rung_blocks[document] = [block for _, block in rungs_of(_Chain(document, self._lengths[document]))]
         return self._rung_blocks[document]

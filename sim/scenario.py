@@ -1,4 +1,4 @@
-"""What a run of the simulator is of: the swarm, what is asked of it and for how long."""
+"""The settings of a simulator run: the swarm, its prompts and the duration."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,18 +16,18 @@ TRICKLE_S = 25.0
 
 
 class Conduct(StrEnum):
-    """What a liar does with the prompts that it draws."""
+    """What a dishonest node does with the prompts that it gets."""
 
     COMPUTES = "computes"
     """It answers them, on a machine like others: the first token comes later than claimed."""
     GARBAGE = "garbage"
     """It answers at once, without a model."""
     MUTE = "mute"
-    """It says that it has begun, and nothing more."""
+    """It reports a start, and sends nothing more."""
     STALLS = "stalls"
-    """Two tokens at once, and nothing more."""
+    """It sends two tokens at once, and nothing more."""
     TRICKLES = "trickles"
-    """A token at once, and one more each ``TRICKLE_S``."""
+    """It sends a token at once, and one more each ``TRICKLE_S``."""
 
     def plan(self, num_tokens: int) -> list[tuple[float, int]]:
         """(seconds, tokens sent by then) of an answer of ``num_tokens`` that it does not compute."""
@@ -44,7 +44,7 @@ class Conduct(StrEnum):
 
 @dataclass(frozen=True)
 class Scenario:
-    """A swarm, what is asked of it and how long."""
+    """A swarm, its prompts and the duration."""
 
     workload: str = setting(
         "mmlu",
@@ -56,7 +56,7 @@ class Scenario:
     trace: tuple[TraceRow, ...] = ()
     zipf: float = setting(1.0, "Skew of the popularity of shared prefixes: Zipf's exponent.", least=0, most=3)
     rate: float | None = 8.0
-    """Prompts per second in the whole swarm; None: as the trace has them. Not used with ``load``."""
+    """Prompts a second in the whole swarm; None: as in the trace. Not used with ``load``."""
     load: float | None = setting(
         None,
         "Prompts per second / what the machines could answer with perfect caches and balance; instead of --rate.",
@@ -71,7 +71,7 @@ class Scenario:
         DEGREE, "Connections that a node dials for; prompts go to nodes it is connected with.", least=1, most=10_000
     )
     rtt_s: float | None = None
-    """Round trip between any two nodes; None: as ``rtt_file`` says, or the modelled internet without one."""
+    """Round trip between any two nodes; None: from ``rtt_file``, or the modelled internet without one."""
     rtt_file: Path | None = None
     loss: float = setting(0.0, "Share of messages that each hop loses.", least=0, most=0.9)
     digest_age_s: float | None = setting(
@@ -100,14 +100,14 @@ class Scenario:
         metavar="SHARE",
     )
     conduct: Conduct = Conduct.COMPUTES
-    """What liars do with prompts."""
+    """What dishonest nodes do with prompts."""
     liars_after_s: float = 0.0
-    """Liars join so long after the first prompts."""
+    """Time from the first prompts until dishonest nodes join."""
     warm_s: float = setting(60.0, "Virtual seconds before the measured time.", "--warmup", least=0)
-    """Prompts come at half the rate then, unless a trace says when they come."""
+    """Prompts come at half the rate then, unless a trace gives their times."""
     measured_s: float = setting(240.0, "Virtual seconds that are measured.", "--seconds", least=1)
     tail_s: float = 0.0
-    """Prompts go on to come for so long after the measured time."""
+    """How long prompts go on to come after the measured time."""
     objective_s: float = setting(
         2.0,
         "Longest time to first token of an answer that counts for goodput.",

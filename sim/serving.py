@@ -1,11 +1,11 @@
 """Requests in a world: from the client to the entry node, over the links to an engine, and back as frames.
 
-The entry's overlay decides (``Dispatch``) and is told what comes (``FrameReceived``), exactly as in a real node. Each
-engine tells its own node's overlay what its cache holds and how loaded it is; other nodes learn that through the
-protocol. What a node serves to itself crosses no link.
+The entry node's overlay decides (``Dispatch``) and gets what comes (``FrameReceived``), exactly as in a real node. Each
+engine reports its cache and its load to its own node's overlay; other nodes learn them through the protocol. Requests
+that a node serves itself cross no link.
 
-A stream opens in one round trip and then carries the prompt. What engines do with it: ``engines.py``. An entry gives up
-a node that is silent for longer than its overlay says, as ``node/requests/entry.py`` does.
+A stream opens in one round trip and then carries the prompt. What engines do with it: ``engines.py``. An entry node
+gives up a node that is silent for longer than its overlay says, as ``node/requests/entry.py`` does.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -44,17 +44,17 @@ class Serving:
     liars: Sequence[int] = ()
     """Nodes that claim everything, see ``liars.py``."""
     conduct: Conduct = Conduct.COMPUTES
-    """What liars do with prompts."""
+    """What dishonest nodes do with prompts."""
     host: Host | None = None
     """The machine that all engines share; None: each has its own."""
     frame_s: float = 1.0
-    """Between two frames of tokens. Real nodes send ten a second; an entry node that watches their pace needs fewer."""
+    """Seconds between two frames of tokens. Real nodes send ten a second; observing their pace needs fewer."""
     salts: dict[tuple[int, ...], Salt] = field(default_factory=dict)
     """Salts of prompts in flight, by their block hashes."""
     _records: dict[bytes, Record] = field(default_factory=dict)
     """Requests in flight."""
     _tokens: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
-    """Tokens of each request in flight: the prompt, then what will be the answer."""
+    """Tokens of each request in flight: the prompt, then the coming answer."""
     _num_requests: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Serving:
             self._cancel_for(number)
 
     def crash(self, number: int) -> None:
-        """The engine of a node dies under it. ``recover`` gives it another one."""
+        """The engine of a node dies; ``recover`` gives the node another one."""
         node = self.world.node(number)
         for attempt in self._side.at(number):
             if attempt.job.submitted_s:
@@ -97,12 +97,12 @@ class Serving:
         self.world.handle(node, VitalsChanged(NAMESPACE, NO_ENGINE))
 
     def recover(self, node: SimNode) -> None:
-        """Its engine is there again, and empty."""
+        """The node has an engine again, with an empty cache."""
         engine = self._side.start(node)
         self.world.handle(node, VitalsChanged(NAMESPACE, engine.vitals(self.world.now)))
 
     def disconnect(self, one: int, other: int) -> None:
-        """The connection breaks, and with it what either serves for the other."""
+        """The connection breaks, and with it what either node serves for the other."""
         self.world.disconnect(one, other)
         self._cancel_for(one, at=other)
         self._cancel_for(other, at=one)
@@ -120,8 +120,8 @@ class Serving:
         on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None,
         num_answered: int = 0,
     ) -> Record:
-        """A client hands ``prompt`` to node ``entry`` now. on_over: called when it is answered or has failed.
-        on_tokens: with tokens as they come. num_answered: tokens of the answer that it has already."""
+        """A client gives ``prompt`` to node ``entry`` now. on_over: called when it is answered or has failed.
+        on_tokens: called with tokens as they come. num_answered: tokens of the answer that the client already has."""
         self._num_requests += 1
         request_id = self._num_requests.to_bytes(16, "big")
         tokens = self._tokens[request_id] = prompt.tokens + prompt.answer
@@ -146,7 +146,7 @@ class Serving:
         return record
 
     def leave(self, record: Record) -> None:
-        """The client hears no more of it, for it went away or its entry did. Nothing happens if it is over."""
+        """The client went away, or its entry node did. Does nothing if the request is over."""
         if self._records.pop(record.request_id, None) is None:
             return
         del self._tokens[record.request_id]
@@ -156,12 +156,12 @@ class Serving:
             self._abandon(record, record.num_attempts)
 
     def run_until_over(self, records: Collection[Record], until: float) -> None:
-        """Virtual time goes on until all of ``records`` are over, or it is ``until``, to a second."""
+        """Runs until all of ``records`` are over, or until ``until``, to a second."""
         while self.world.now < until and not all(record.is_over for record in records):
             self.world.run(self.world.now + 1.0)
 
     def is_working(self, number: int) -> bool:
-        """Whether anything is under way that a node serves or that entered there."""
+        """Whether the node serves anything, or a request that entered there is in flight."""
         return bool(self._side.at(number)) or any(record.entry == number for record in self._records.values())
 
     def used(self, number: int) -> Used:
@@ -169,13 +169,13 @@ class Serving:
         return self._side.used(number)
 
     def coming(self, number: int) -> list[Job]:
-        """Jobs sent to a node that are not over, also those still on their way, in order of dispatch."""
+        """Jobs sent to a node that are not over, also those still on the way, in order of dispatch."""
         return [attempt.job for attempt in self._side.at(number)]
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
     def perform(self, node: SimNode, effect: RequestEffect) -> None:
-        """What an overlay wants done about a request. For ``World``."""
+        """Performs what an overlay wants done about a request. For ``World``."""
         record = self._records.get(effect.request_id)
         if record is None:
             return
@@ -191,7 +191,7 @@ class Serving:
                 record.done_s = self.world.now
                 record.served_by = self.world.number_of[effect.served_by]
                 record.resumed = effect.resumed
-                # Of an answer in parts the last one counts; and what is claimed is not measured.
+                # Of an answer in parts the last part counts; and a claim is not a measurement.
                 record.cached_tokens = min(effect.usage.cached_tokens, record.found_tokens)
                 self._over(record)
             case Fail():
@@ -203,7 +203,7 @@ class Serving:
         server = self.world.number_of[effect.peer]
         num_prompt = len(effect.generate.prompt) // 4
         tokens = self._tokens[record.request_id]
-        # To a peer all requests of an entry node are that node's.
+        # To a peer all requests of an entry node have that node as client.
         client = b"" if server == node.number else node.peer
         num_answer = len(tokens) - num_prompt
         job = Job(record.request_id, effect.attempt, record.chain, tokens, num_prompt, num_answer, client)
@@ -226,7 +226,7 @@ class Serving:
         self._watch(attempt)
 
     def _watch(self, attempt: Attempt) -> None:
-        """The entry ends it when it hears nothing for too long."""
+        """The entry node ends the attempt when it receives nothing for too long."""
         node, now = self.world.nodes[attempt.record.entry], self.world.now
         record = attempt.record
         if node is None or record.request_id not in self._records or record.num_attempts != attempt.number:
@@ -235,7 +235,7 @@ class Serving:
         if due_s <= now:
             self._cancel(attempt)
             self.world.handle(node, StreamLost(*attempt.key, "silent for too long"))
-        elif not now < attempt.watched_s <= due_s:  # (a look that comes sooner finds out when the next one is due)
+        elif not now < attempt.watched_s <= due_s:  # (an earlier check will find out when the next one is due)
             attempt.watched_s = due_s
             self.world.call(due_s, lambda: self._watch(attempt))
 
@@ -245,14 +245,14 @@ class Serving:
             self._cancel(attempt)
 
     def _cancel(self, attempt: Attempt) -> None:
-        """Its node hears of it after the way there, from an entry that is not frozen."""
+        """The serving node learns of it after the link's delay, from an entry node that is not frozen."""
         entry, server = attempt.record.entry, attempt.server
         sent_s = self.silent_until[entry] if self.world.is_frozen(entry) else self.world.now
         delay_s = 0.0 if server == entry else self._side.delay_s(entry, server)
         self.world.call(sent_s + delay_s, lambda: self._side.cancel(attempt))
 
     def _cancel_for(self, entry: int, at: int | None = None) -> None:
-        """What node ``at``, or any, serves for an entry that it has lost."""
+        """Cancel what node ``at``, or any node, serves for an entry node that it has lost."""
         for server in range(len(self.specs)) if at is None else (at,):
             for attempt in self._side.at(server):
                 if attempt.record.entry == entry != server:

@@ -1,14 +1,14 @@
-"""What clients ask, and when: workloads as streams of sessions, one prompt after the other in each.
+"""What clients ask, and when: workloads as streams of sessions, each with one prompt after the other.
 
-A session's next prompt comes ``think_s`` after the answer before it, so a slow answer delays what follows, as it does
-with people. Sessions begin as a Poisson process at a rate that makes ``rate`` prompts a second in all, or when the
-trace says. The tokens are numbers of no meaning: equal where prompts share a prefix, and new where they do not.
+A session's next prompt comes ``think_s`` after the previous answer, so a slow answer delays what follows, as with
+people. Sessions begin as a Poisson process at a rate that makes ``rate`` prompts a second in total, or at the trace's
+times. The tokens are numbers without meaning: equal where prompts share a prefix, and new where they do not.
 
-- ``mmlu``: one prompt a session, ``workload.Mmlu``: 57 shared prefixes drawn by Zipf's law, a question of its own, an
+- ``mmlu``: one prompt per session, ``workload.Mmlu``: 57 shared prefixes drawn by Zipf's law, a question of its own, an
   answer of 1 to 64 tokens.
 - ``multi-turn``: 8 system prompts of 100 to 800 tokens, drawn by Zipf's law; 1 to 9 turns of 20 to 200 tokens, answers
-  of 50 to 400, a pause of 20 s in the median before the next turn (log-normal, sigma 1). The users of
-  an entry node are one client, as they are to a real node without keys, and only the system prompts are shared by all.
+  of 50 to 400, a median pause of 20 s before the next turn (log-normal, sigma 1). The users of an entry node are one
+  client, as they are to a real node without keys, and only the system prompts are shared by all.
 - ``no-sharing``: prompts as long as those of ``mmlu``, which share nothing.
 - ``mooncake``: a trace, see ``read_mooncake``.
 """
@@ -28,7 +28,7 @@ TURNS, USER_TOKENS, ANSWER_TOKENS = (1, 9), (20, 200), (50, 400)
 THINK_S = 20.0
 
 _NEW_TOKENS = 1 << 30
-"""Where the tokens begin that no two pieces of text share; below are those of shared prefixes and of traces."""
+"""First token of those that no two pieces of text share; below are the tokens of shared prefixes and of traces."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Prompt:
     salt: Salt = Salt(scope=EVERYBODY)  # noqa: RUF009  immutable
     """Which prefixes it may reuse: without a salt all, as few-shot prompts should."""
     open_tokens: int = 0
-    """Number of its first tokens that hold no secrets."""
+    """Number of leading tokens that hold no secrets."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Session:
     """Prompts that come one after the other."""
 
     at_s: float
-    """The first one, since the workload's begin."""
+    """When the first prompt comes, in seconds since the workload's start."""
     prompts: tuple[Prompt, ...]
     think_s: tuple[float, ...] = ()
-    """Between the answer to a prompt and the next one."""
+    """Seconds between the answer to a prompt and the next one."""
 
 
 class _Text:
-    """Makes runs of tokens that are like no others."""
+    """Makes runs of tokens that differ from all others."""
 
     def __init__(self) -> None:
         self._num_pieces = 0
@@ -67,7 +67,7 @@ class _Text:
 
 
 def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
-    """A Poisson process: seconds since its begin, for ever."""
+    """A Poisson process without end: seconds since its start."""
     at_s = 0.0
     while True:
         at_s += rng.expovariate(rate)
@@ -104,15 +104,15 @@ def multi_turn(rate: float, zipf: float, rng: random.Random) -> Iterator[Session
 
 
 Generator = Callable[[float, float, random.Random], Iterator[Session]]
-"""(prompts a second, Zipf's exponent, chance) -> sessions in order of their begin, for ever."""
+"""(prompts a second, Zipf's exponent, random generator) -> sessions in order of their start, without end."""
 GENERATORS: dict[str, Generator] = {"mmlu": mmlu, "multi-turn": multi_turn, "no-sharing": no_sharing}
 
 
 def hit_bound(prompts: Sequence[tuple[Sequence[int], int, int]], counted: Sequence[bool], stride: int) -> float:
-    """The share of the counted prompts' tokens that one cache without limits would hold, in order of arrival.
+    """The share of the counted prompts' tokens that one unlimited cache would hold, in order of arrival.
 
-    prompts: (block hashes of prompt and answer, how many of them are the prompt's, tokens of the prompt). Answers are
-    known at once. 0 if nothing counts.
+    prompts: (block hashes of prompt and answer, number of the prompt's blocks, tokens of the prompt). Answers are known
+    at once. 0 if nothing counts.
     """
     held: set[int] = set()
     hits = tokens = 0

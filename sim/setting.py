@@ -1,5 +1,5 @@
-"""Fields of a dataclass that a user may set. What is said of one here is all that its command-line option needs:
-``bench/options.py`` makes the option from it."""
+"""Dataclass fields that a user may set. A field holds all that its option needs; ``bench/options.py`` makes the
+option."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,9 +43,9 @@ def setting(
 ) -> Any:
     """A field with an option.
 
-    ``flag``: the option, where it is not the field's name. ``least``, ``most``: the closed ends of its range;
-    ``above``, ``below``: open ends. ``path``: "file" or "folder", which must exist, or "output", a file to write.
-    ``scale``: the field's value / the number given to the option.
+    ``flag``: the option, if it is not the field's name. ``least``, ``most``: the closed ends of its range; ``above``,
+    ``below``: open ends. ``path``: "file" or "folder", which must exist, or "output", a file to write. ``scale``: the
+    field's value / the number given to the option.
     """
     option = Setting(help, flag, least, most, above, below, choices, metavar, path, scale, shows_default)
     return field(default=default, metadata={METADATA: option})

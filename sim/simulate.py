@@ -1,14 +1,14 @@
 """Requests routed through a simulated swarm: what share of them was cached, how soon they were answered.
 
-A run: nodes with engines of different speeds start and connect; requests enter at some of them and warm the caches;
-those of the time after that are measured, and answered to the end. The overlays are the node's own, so is what they
-know of each other. Equal seeds give equal runs: the machines, homes, prompts and times of arrival of a seed are the
-same for every policy.
+A run: nodes with engines of different speeds start and connect; requests enter at some of them and warm the caches; the
+requests after that time are measured and answered to the end. The overlays, and what they know of each other, are the
+node's own. Equal seeds give equal runs: the machines, homes, prompts and times of arrival of a seed are the same for
+every policy.
 
-Nodes dial until they have ``connections`` and route to nodes they are connected with, as real ones do. A swarm that is
-too large for one cell is split from the start, with no records in the DHT: a prompt is answered in the cell where it
-enters. Where not all nodes are entries, only entries read digests, and only of nodes that they are connected with; what
-repairs of the others' digests would cost them is added in proportion.
+Nodes dial until they have ``connections`` and route to connected nodes, as real ones do. A swarm too large for one cell
+is split from the start, without records in the DHT: a prompt is answered in the cell where it enters. If not all nodes
+are entry nodes, only entry nodes read digests, and only those of nodes they are connected with; what repairs of the
+other digests would cost them is added in proportion.
 """
 
 import random
@@ -37,10 +37,10 @@ from mycelia.sim.views import look, told
 from mycelia.sim.world import World
 
 START_S, SETTLE_S = 5.0, 15.0
-"""Nodes begin to serve within the one, and know each other after the other."""
+"""Nodes begin to serve within the first time, and know each other after the second."""
 
 Step = Callable[[str], None]
-"""Told what begins, for a progress line."""
+"""Called with what begins, for a progress line."""
 
 
 def simulate(scenario: Scenario, policy: str, seed: int, step: Step) -> Outcome:
@@ -55,7 +55,7 @@ def simulate(scenario: Scenario, policy: str, seed: int, step: Step) -> Outcome:
 
 @dataclass
 class SwarmRun:
-    """A swarm that is asked. Call ``start``, then ``ask``; ``submit`` is what each client does."""
+    """A swarm and its requests. Call ``start``, then ``ask``; ``submit`` is what each client does."""
 
     scenario: Scenario
     policy: str
@@ -68,7 +68,7 @@ class SwarmRun:
             raise LocalError(f"no workload {scenario.workload}; there are {', '.join(GENERATORS)}, mooncake:FILE")
         if scenario.entries < 1:
             raise LocalError("all nodes are liars: there is none where requests could enter")
-        self._policy_of(0)  # (an unknown name is an error now)
+        self._policy_of(0)  # (so that an unknown name is an error now)
         self.rng = random.Random(f"scenario {seed}")
         self.links = Links(self._rtt(), seed, loss=scenario.loss)
         self.world = World(
@@ -82,10 +82,10 @@ class SwarmRun:
         )
         self.num_cells = cells_for(scenario.num_peers)
         self.near: list[list[int]] = [[] for _ in range(scenario.num_peers)]
-        """Whom each node connects with."""
+        """The nodes that each node connects with."""
         machines = random.Random(f"machines {seed}")
         specs = [draw_spec(machines) for _ in range(scenario.num_peers)]
-        # Machines and homes are drawn node by node, so the last ones are like any others.
+        # Machines and homes are drawn node by node, so the last nodes are like any others.
         liars = range(scenario.num_peers - scenario.num_liars, scenario.num_peers)
         self.serving = Serving(self.world, specs, liars, scenario.conduct)
         self.rate = scenario.rate
@@ -95,7 +95,7 @@ class SwarmRun:
     # --- the swarm -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Everybody serves and is known."""
+        """All nodes start to serve and learn of each other."""
         world, num_peers = self.world, self.scenario.num_peers
         cells = [range(first, num_peers, self.num_cells) for first in range(self.num_cells)]
         mesh: list[tuple[int, int]] = []
@@ -103,7 +103,8 @@ class SwarmRun:
             within = random_graph(len(cell), self.scenario.connections, self.rng)
             mesh += [(cell[a], cell[b]) for a, b in mesh_of(within, len(cell), MESH_DEGREE, self.rng)]
             for one, other in within:
-                # Of connections between nodes where no requests enter, nothing is seen that is not counted as gossip.
+                # Connections between two nodes without entering requests carry nothing beyond the gossip already
+                # counted.
                 if min(cell[one], cell[other]) < self.scenario.entries:
                     self.near[cell[one]].append(cell[other])
                     self.near[cell[other]].append(cell[one])
@@ -193,7 +194,7 @@ class SwarmRun:
         session = next(sessions, None)
         if session is None:
             return
-        # At half the rate while caches are warmed: what waits then, for they are cold, must not be measured.
+        # Half the rate while caches warm up: the queues of cold caches must not be measured.
         slow_s = 0.0 if self.scenario.trace else self.scenario.warm_s / 2
         at_s = session.at_s + min(session.at_s, slow_s)
         if at_s >= self.scenario.warm_s + self.scenario.measured_s + self.scenario.tail_s:
@@ -207,7 +208,7 @@ class SwarmRun:
         self.world.call(began + at_s, begin)
 
     def submit(self, entry: int, session: Session, turn: int) -> None:
-        """The client of ``session`` asks its prompt number ``turn`` now, and the others after it."""
+        """The client of ``session`` asks its prompt number ``turn`` now, and then the following ones."""
 
         def on_over(record: Record) -> None:
             if record.failure or turn + 1 == len(session.prompts):
@@ -239,7 +240,7 @@ def _work(workload: str, zipf: float, trace: tuple[TraceRow, ...], seed: int) ->
 def _sessions(
     workload: str, rate: float | None, zipf: float, trace: tuple[TraceRow, ...], seed: int
 ) -> Iterator[Session]:
-    """What is said does not depend on the rate."""
+    """The sessions of a workload, whose content does not depend on the rate."""
     if workload == TRACE:
         return sessions_of(trace, rate)
     assert rate is not None
@@ -247,7 +248,7 @@ def _sessions(
 
 
 def cells_for(num_peers: int) -> int:
-    """Cells of equal size once each that was too large has split."""
+    """Number of equal cells after each too large one has split."""
     num_cells = 1
     while num_peers > num_cells * CellConfig().max_cell_nodes:
         num_cells *= 2

@@ -1,14 +1,14 @@
-"""Strangers in a swarm, who do all that free keys allow at the full rates that a node takes: what it costs the others.
+"""Strangers in a swarm that do all that free keys allow, at the full rates that a node accepts: what it costs others.
 
-A stranger is no node of the simulation. It has a key and connections with some nodes, says hello or not, and
+A stranger is no node of the simulation. It has a key and connections with some nodes, sends a hello or not, and
 
-- tells of owners that it invents, by repairs without bytes, by whole snapshots and by gossip that others pass on;
-- signs two sets under one version and shows them to different nodes;
-- asks for digests, reconciles, subscribes and says hello again and again;
+- announces owners that it invents, by repairs without bytes, by whole snapshots and by gossip that others pass on;
+- signs two sets under one version and sends them to different nodes;
+- asks for digests, reconciles, subscribes and sends hellos again and again;
 - asks nodes for answers, which they send on to each other.
 
-The nodes here hold against each other what nodes of the first versions did: more than 50 control messages a second from
-one peer, and more than 64 streams of one. So no honest node must ever reach either.
+Nodes here charge each other as nodes of the first versions did: for more than 50 control messages a second or 64
+streams from one peer. So no honest node must ever reach either.
 """
 
 import random
@@ -47,14 +47,14 @@ from mycelia.sim.metadata import Churn, Step, is_converged
 from mycelia.sim.world import CONTEXT_TOKENS, IDLE, NAMESPACE, SimNode, World, address_of, peer_id, sign_as
 
 CONTROL_RATE, CONTROL_BURST, MAX_STREAMS = 50.0, 200.0, 64
-"""What nodes of the first versions took of one peer."""
+"""What nodes of the first versions accepted from one peer."""
 TOLD_PER_S, TOLD_AT_ONCE = 18.0, 199
-"""Owners that a stranger invents for each node: below what a node takes unasked."""
+"""Owners that a stranger invents for each node: below what a node accepts without a question."""
 GOSSIP_PER_S = 6.0
-"""Owners that a stranger invents by gossip: of five of them about what a node passes on of one neighbour."""
+"""Owners that a stranger invents by gossip: for five strangers about what a node passes on from one neighbour."""
 ASKS_PER_S = 4.0
 HOLD_S = 2.0
-"""Time that an answer takes."""
+"""Seconds that an answer takes."""
 _START_S, _CHANGES_PER_S = 20.0, 1 / 30
 
 
@@ -64,33 +64,33 @@ class Attack:
 
     num_nodes: int = 12
     num_strangers: int = 5
-    """0: the same swarm in peace."""
+    """0: the same swarm without an attack."""
     degree: int = 6
-    """Connections of a node with others."""
+    """Connections of a node with other nodes."""
     reach: int = 12
-    """Nodes that a stranger connects with, at most."""
+    """Largest number of nodes that a stranger connects with."""
     seed: int = 1
     config: DigestConfig = field(default_factory=DigestConfig)
 
 
 @dataclass
 class Harm:
-    """What came of it."""
+    """The results of an attack."""
 
     banned: Counter[str] = field(default_factory=Counter)
     """"honest", "strangers" and "invented" (owners that proved that they lie) -> quarantines."""
     over_rates: Counter[str] = field(default_factory=Counter)
-    """"messages" and "streams" of honest nodes that another one would have held against them."""
+    """"messages" and "streams" of honest nodes for which another one would have charged them."""
     honest_bytes_per_s: float = 0.0
-    """Sent by a node to others."""
+    """Bytes sent by a node to others."""
     most_per_s: float = 0.0
     """Control messages a second of one node to one other, the most in any ten seconds."""
     converged_s: float = 0.0
-    """From the last change of the caches, while the attack goes on, until all honest nodes hold what is true."""
+    """From the last change of the caches, while the attack goes on, until all honest nodes hold exact estimates."""
     num_asked: int = 0
     num_answered: int = 0
     most_entries: int = 0
-    """Most entries of invented owners that one node kept."""
+    """Largest number of entries of invented owners that one node kept."""
 
 
 class Siege:
@@ -104,7 +104,7 @@ class Siege:
         links = Links(modelled_rtt(num_peers, rng), attack.seed)
         self._edges = random_graph(attack.num_nodes, attack.degree, rng)
         links.set_mesh(mesh_of(self._edges, num_peers, 4, rng))
-        # (one cell, though strangers that gossip can make it seem large: what is measured is which nodes it costs)
+        # (one cell, though gossip of strangers can make it seem large: this measures which nodes it costs)
         overlay = OverlayConfig(digest=attack.config, cells=CellConfig(max_cell_nodes=2**20))
         self.world = World(links, num_peers, attack.seed, overlay, perform_request=self._perform)
         self._rng = rng
@@ -122,8 +122,8 @@ class Siege:
         self.world.on_send, self.world.on_emit = self._note_sent, self._note_emitted
 
     def run(self, seconds: float, step: Step = lambda what: None) -> Harm:
-        """Peace until the nodes know each other, then ``seconds`` of attack while caches change, then no changes until
-        all know the truth, at most for 300 s."""
+        """Time without an attack until the nodes know each other, then ``seconds`` of attack while caches change, then
+        no changes until all estimates are exact, at most for 300 s."""
         world, harm = self.world, self.harm
         step("nodes start")
         for number in range(self.attack.num_nodes):
@@ -173,7 +173,7 @@ class Siege:
         self._repeat(0.2, partial(self._lie, stranger))
 
     def _repeat(self, per_s: float, act: Callable[[], None]) -> None:
-        """For ever, at random intervals."""
+        """Acts for ever, at random intervals."""
 
         def again() -> None:
             act()
@@ -182,7 +182,7 @@ class Siege:
         self.world.call(self.world.now + self._rng.expovariate(per_s), again)
 
     def _say(self, stranger: bytes, target: int, message: Control) -> None:
-        """If it is still connected."""
+        """Send ``message`` if the stranger is still connected."""
         node = self.world.node(target)
         if self.world.number_of[stranger] in node.near:
             self.world.handle(node, Received(stranger, message))
@@ -211,7 +211,7 @@ class Siege:
             self.world.publish(node, Publish(NAMESPACE, Announce(head=self._made_up().head)))
 
     def _lie(self, stranger: bytes) -> None:
-        """Two sets under one version, shown to two nodes, and a newer one that the first may pass on to the second."""
+        """Send two sets under one version to two nodes, and a newer one that the first may pass on to the second."""
         self._num_invented += 1
         owner = peer_id(10**6 + self._num_invented)
         one, other = self._rng.sample(self._targets[stranger], 2)
@@ -240,7 +240,7 @@ class Siege:
             self._say(stranger, target, nothing if way % 2 else Subscribe(namespace=NAMESPACE, seconds=20))
 
     def _ask(self, stranger: bytes, target: int) -> None:
-        """Through ``target`` as its entry node."""
+        """Ask through ``target`` as entry node."""
         self.harm.num_asked += 1
         prompt = [self._rng.randrange(1_000)] * STRIDE
         request_id = self._rng.randbytes(16)

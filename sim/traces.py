@@ -1,10 +1,10 @@
-"""Request traces in Mooncake's form: JSON lines, gzipped or not, one request a line.
+"""Request traces in Mooncake's form: JSON lines, gzipped or not, one request per line.
 
     {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1, 2, ...]}
 
 ``timestamp`` in ms, never falling; lengths in tokens; ``hash_ids`` one for each 512 tokens of the input, the last one
-of what is left: equal ids in the same place mean equal prefixes (Qin et al., arXiv 2407.00079). Other fields are
-ignored. Files are read where they lie.
+for the remaining ones: equal ids in the same place mean equal prefixes (Qin et al., arXiv 2407.00079). Other fields are
+ignored. Files are not copied.
 """
 
 import gzip
@@ -22,7 +22,7 @@ TRACE_BLOCK = 512
 MAX_INPUT_TOKENS = 1 << 24
 _MAX_ID = 1 << 29
 _ANSWER_TOKENS = 3 << 29
-"""Where the tokens of answers begin: above all ids, below 2**32, and not those of ``sessions``."""
+"""First token of answers: above all ids, below 2**32, and different from those of ``sessions``."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class TraceRow:
 
 
 def read_mooncake(path: Path) -> list[TraceRow]:
-    """All requests, their times beginning at 0. Requests of one timestamp, which such traces round to seconds, are
-    spread evenly until the next one. Raises LocalError, with the line's number and what is wrong with it."""
+    """All requests, with times from 0. Requests of one timestamp, which such traces round to seconds, are spread evenly
+    until the next one. Raises LocalError, with the line's number and what is wrong."""
     rows: list[TraceRow] = []
     number = 0
     try:
@@ -58,12 +58,12 @@ def read_mooncake(path: Path) -> list[TraceRow]:
 
 
 def trace_rate(rows: Sequence[TraceRow]) -> float:
-    """Requests a second; their number where all come at once."""
+    """Requests a second; their number if all come at once."""
     return len(rows) / (rows[-1].at_s or 1.0)
 
 
 def sessions_of(rows: Sequence[TraceRow], rate: float | None) -> Iterator[Session]:
-    """One prompt a session, each with an answer of its own. rate: the trace is stretched to so many a second."""
+    """One prompt per session, each with an answer of its own. rate: the trace is stretched to this many a second."""
     span_s = rows[-1].at_s
     stretch = len(rows) / rate / span_s if rate and span_s else 1.0
     for number, row in enumerate(rows):
@@ -81,7 +81,7 @@ def _open(path: Path) -> "gzip.GzipFile | IO[bytes]":
 
 
 def _row(line: bytes, latest_s: float) -> TraceRow:
-    """Raises ValueError."""
+    """The request of one line. Raises ValueError."""
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as exc:

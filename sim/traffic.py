@@ -1,4 +1,4 @@
-"""Bytes that nodes send and receive, by plane: those of the real codec plus what the transport adds to a message."""
+"""Bytes that nodes send and receive, per plane: those of the real codec plus what the transport adds to a message."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +9,14 @@ from mycelia.proto.wire.messages import Control, Message, Reconcile, Repair, Rep
 GOSSIP_ENVELOPE_BYTES = 204
 """What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
 STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
-"""Around a control message: its length, yamux's header, Noise's length and tag."""
+"""Bytes around a control message: its length, yamux's header, Noise's length and tag."""
 MESSAGE_ID_BYTES = 14
 """Size of one message in IHAVE: node/network/libp2p/gossip/gossip.py's id of 12 bytes, its tag and length."""
 ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
-"""gossipsub tells of each message in so many of its heartbeats, to so many peers outside its mesh (IHAVE)."""
+"""gossipsub announces each message in this many heartbeats, to this many peers outside its mesh (IHAVE)."""
 GOSSIP, LAZY, REPAIR, CONTROL = "gossip", "lazy", "repair", "control"
 PLANES = (GOSSIP, LAZY, REPAIR, CONTROL)
-"""Gossip pushed through the mesh; its lazy announcements; direct streams: repair and reconciliation; the rest."""
+"""Gossip pushed through the mesh; its lazy announcements; direct streams for repair and reconciliation; other ones."""
 
 
 class Traffic:
@@ -36,25 +36,25 @@ class Traffic:
         hears: npt.NDArray[np.bool_],
         num_hearing: int,
     ) -> None:
-        """One gossip message. reached, hears: which nodes got it, and which are announced to."""
+        """Count one gossip message. reached, hears: which nodes got it, and which get its announcements."""
         size = GOSSIP_ENVELOPE_BYTES + len(encode(message))
         self.sent[GOSSIP] += size * copies_sent
         self.received[GOSSIP] += size * copies_received
-        # A node that has the message announces it to LAZY_PEERS in each heartbeat: spread evenly, in expectation.
+        # A node that has the message announces it to LAZY_PEERS in each heartbeat: spread evenly here.
         share = reached.sum() / num_hearing
         lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * share)
         self.sent[LAZY] += lazy * reached
         self.received[LAZY] += lazy * hears
 
     def count_sent(self, sender: int, message: Control) -> int:
-        """A message on a stream: its bytes. It may be lost: ``received`` is for the caller to count."""
+        """Count a message sent on a stream; returns its bytes. It may be lost: the caller counts ``received``."""
         if self._sized is None or self._sized[0] is not message:  # (one repair goes to several neighbours)
             self._sized = (message, STREAM_ENVELOPE_BYTES + size_of(message))
         self.sent[plane_of(message)][sender] += self._sized[1]
         return self._sized[1]
 
     def state(self) -> bytes:
-        """For traces."""
+        """The counts as bytes, for traces."""
         return b"".join(self.received[plane].tobytes() + self.sent[plane].tobytes() for plane in PLANES)
 
 
@@ -64,7 +64,7 @@ def plane_of(message: Control) -> str:
 
 
 def size_of(message: Message) -> int:
-    """``len(encode(message))``. A version vector is summed up instead, which is 20 times faster and the same."""
+    """``len(encode(message))``. A version vector is summed up instead, with the same result 20 times faster."""
     if not isinstance(message, Reconcile):
         return len(encode(message))
     versions = message.versions

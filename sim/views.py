@@ -1,4 +1,4 @@
-"""What rules of routing may be shown besides what a node knows: how things truly are, and what it was told."""
+"""What routing rules may see besides what a node knows: the true state, and the bare reports."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from mycelia.sim.world import NAMESPACE
 
 
 def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> Candidate:
-    """``one`` as it truly is for a prompt that enters at ``entry``, counting what is still under way to it."""
+    """``one`` as it truly is for a prompt that enters at ``entry``, with what is still in flight to it."""
     number = serving.world.number_of[one.peer]
     engine = serving.engines[number]
     if engine is None:
@@ -19,7 +19,7 @@ def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> 
     jobs = serving.coming(number)
     there = engine.jobs()
     under_way = [job for job in jobs if job not in there]
-    # What is going to be computed before this prompt begins will be in the cache then.
+    # Prompts that will be computed before this one begins will be in the cache then.
     salt = serving.salts.get(tuple(chain), Salt(scope=EVERYBODY))
     owner = owner_of(salt.tag_at(one.peer), salt.scope, serving.world.node(entry).peer, "")
     pending = [job.prompt_chain for job in jobs if not job.first_token_s and job.owner.tag == owner.tag]
@@ -42,7 +42,7 @@ def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> 
 
 
 def told(serving: Serving, entry: int, candidates: Sequence[Candidate], chain: Sequence[int]) -> Sequence[Candidate]:
-    """``candidates`` as node ``entry`` was told of them: without what it remembers of its own dispatches."""
+    """``candidates`` as reported to node ``entry``, without what it remembers of its own dispatches."""
     overlay = serving.world.node(entry).overlay
     vitals = {
         view.peer: served.vitals
@@ -65,6 +65,5 @@ def told(serving: Serving, entry: int, candidates: Sequence[Candidate], chain: S
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Leading blocks that are equal."""
     shorter = min(len(one), len(other))
     return next((place for place in range(shorter) if one[place] != other[place]), shorter)

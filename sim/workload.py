@@ -1,4 +1,4 @@
-"""What caches go through: steady change, and the MMLU benchmark's prompts over caches of limited size."""
+"""Changes of caches: steady change, and the MMLU benchmark's prompts over caches of limited size."""
 
 import random
 from bisect import bisect
@@ -78,7 +78,7 @@ _QUESTION_BASE = 1_000
 class PrefixCache:
     """A node's prefix cache as its digest sees it: leaves of tokens, the least recently used dropped first.
 
-    ``store`` returns what ``CacheChanged`` is to be told. Blocks are counted as the wire does: whole, shared ones once.
+    ``store`` returns the contents of ``CacheChanged``. Blocks count as on the wire: whole, shared ones once.
     """
 
     def __init__(self, capacity_blocks: int) -> None:
@@ -89,7 +89,7 @@ class PrefixCache:
         self._next = 0
 
     def match(self, blocks: Sequence[bytes]) -> int:
-        """Leading blocks held."""
+        """Number of leading blocks held."""
         for depth, block in enumerate(blocks):
             if block not in self._uses:
                 return depth
@@ -122,7 +122,7 @@ class Mmlu:
         self._num_questions = 0
 
     def draw(self) -> list[int]:
-        """The tokens of the next prompt: no question comes twice."""
+        """The tokens of the next prompt; no question comes twice."""
         subject = self._subjects[bisect(self._weights, self._rng.random() * self._weights[-1])]
         self._num_questions += 1
         length = self._rng.randint(MMLU_QUESTION_TOKENS // 2, MMLU_QUESTION_TOKENS * 3 // 2)
@@ -130,7 +130,7 @@ class Mmlu:
 
 
 def blocks_of(tokens: Sequence[int]) -> list[bytes]:
-    """Names of the whole blocks' prefixes of a prompt of ``Mmlu.draw``: equal names, equal prefixes."""
-    # A prefix of such a prompt is its subject's tokens, then one question's: its last token and length tell it.
+    """Names of the prefixes of the whole blocks of a prompt of ``Mmlu.draw``: equal names, equal prefixes."""
+    # A prefix of such a prompt is its subject's tokens, then one question's: its last token and length identify it.
     ends = range(STRIDE, len(tokens) + 1, STRIDE)
     return [b"%d.%d.%d" % (tokens[0], tokens[end - 1], end) for end in ends]

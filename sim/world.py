@@ -1,12 +1,12 @@
-"""The event loop: overlays, their timers, and messages under way, in virtual time.
+"""The event loop: overlays, their timers, and messages in flight, in virtual time.
 
-Each node is a real ``proto.overlay.Overlay``, driven as ``node/driver.py`` drives it: network, timers and the
-engine become events, and effects are performed in order. A heap of (time, number, what) is all there is: no thread,
-no wall clock. Equal seeds give equal runs, to the byte of ``trace``; nothing depends on the order of a set.
+Each node is a real ``proto.overlay.Overlay``, driven as in ``node/driver.py``: network, timers and engine become
+events, and effects are performed in order. A heap of (time, number, what) is all there is: no thread, no wall clock.
+Equal seeds give equal runs, to the byte of ``trace``; nothing depends on the order of a set.
 
-Bytes are counted at each node and for each plane, sent and received, duplicates included. Signatures are keyed hashes,
-unforgeable as long as no node in the simulation tries: Ed25519 would cost 44 us to sign and 125 us to verify, which no
-simulated quantity depends on.
+Bytes are counted per node and plane, sent and received, duplicates included. Signatures are keyed hashes, unforgeable
+as long as no node in the simulation tries: Ed25519 would cost 44 us to sign and 125 us to verify, which no simulated
+quantity depends on.
 """
 
 import heapq
@@ -65,12 +65,12 @@ from mycelia.sim.traffic import Traffic, plane_of
 
 NAMESPACE = blake3(b"the simulated model").digest(length=16)
 EPOCH_START = 1_800_000_000.0
-"""Virtual time begins here, in Unix seconds."""
+"""Start of virtual time, in Unix seconds."""
 CONTEXT_TOKENS = 131_072
 IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
 MAX_SENDS_PER_PEER = 32
-"""As in node/driver.py: of what one event makes a node send to one peer, the rest is dropped."""
+"""As in node/driver.py: the most that one event makes a node send to one peer; the rest is dropped."""
 _TRACED = struct.Struct(">dIIQ")
 
 
@@ -84,7 +84,7 @@ def verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
 
 
 def peer_id(number: int) -> bytes:
-    """As long as that of a real node with an Ed25519 key."""
+    """An id as long as that of a real node with an Ed25519 key."""
     return b"\x00\x24\x08\x01\x12\x20" + blake3(b"node %d" % number).digest()
 
 
@@ -101,13 +101,13 @@ class SimNode:
     peer: bytes
     overlay: Overlay
     timers: dict[Timer, tuple[float, int]] = field(default_factory=dict)
-    """When each fires, and the number of the heap entry that does it."""
+    """When each timer fires, and the number of its heap entry."""
     near: set[int] = field(default_factory=set)
     """Connected nodes."""
     clock_s: float = 0.0
-    """How far its clock is ahead."""
+    """How far its clock is ahead, in seconds."""
     held: list[tuple[int, "Event | Timer"]] | None = None
-    """While it is frozen: what has happened to it meanwhile, with the numbers of the heap entries."""
+    """While the node is frozen: what has happened to it meanwhile, with the numbers of the heap entries."""
 
 
 class World:
@@ -124,13 +124,13 @@ class World:
         policy_of: Callable[[int], Policy | None] = lambda number: None,
         readers: Collection[int] | None = None,
     ) -> None:
-        """perform_request: where requests' effects go, if there are requests. mesh_degree: each cell has a mesh that
-        follows its subscribers; without it there is one mesh, that of ``links``, and no node moves. policy_of: the
-        rule by which each node routes; None is the protocol's own.
+        """perform_request: gets the effects of requests, if there are requests. mesh_degree: each cell has a mesh that
+        follows its subscribers; without it there is one mesh, that of ``links``, and no node moves. policy_of: the rule
+        by which each node routes; None is the protocol's own.
 
-        readers: only these nodes read digests, and only those of nodes that they are connected with, which they ask for
-        what they lack. The rest of the gossip is counted, and costs no time; other nodes relay no repairs and take no
-        part in reconciliation. None: every node reads everything."""
+        readers: only these nodes read digests, and only those of nodes they are connected with, which they ask for what
+        they lack. Other gossip is only counted. Other nodes relay no repairs and take no part in reconciliation. None:
+        every node reads everything."""
         self.links = links
         self.config = config
         self.now = EPOCH_START
@@ -146,11 +146,11 @@ class World:
         self.on_publish: Callable[[SimNode, Publish], None] = lambda *_: None
         self.on_emit: Callable[[SimNode, Emit], None] = lambda *_: None
         self.on_send: Callable[[SimNode, Send, int], None] = lambda *_: None
-        """Called with the bytes of the message too."""
+        """Also called with the bytes of the message."""
         self.on_cell: Callable[[SimNode, Cell], None] = lambda *_: None
         """Called when a node has joined a cell."""
         self.on_ladder: Callable[[SimNode, Connect | Provide | FindProviders], None] = lambda *_: None
-        """Without it no node gets records, and no node answers a lookup."""
+        """Without it no node gets records or an answer to a lookup."""
         self._near: list[set[int]] = [set() for _ in range(num_nodes)]
         self.meshes = Meshes(links, self._near, mesh_degree, random.Random(seed)) if mesh_degree else None
         self._perform_request = perform_request
@@ -172,8 +172,8 @@ class World:
         self._schedule(at, -1, action)
 
     def start(self, number: int, clock_s: float = 0.0, remembers: bool = True) -> SimNode:
-        """Start, or restart with an empty memory, one node. ``serve`` and ``connect`` it then. clock_s: how far its
-        clock is ahead. remembers: the last epoch of its digest, as nodes do on disk."""
+        """Start, or restart with an empty memory, one node. Then call ``serve`` and ``connect``. clock_s: how far its
+        clock is ahead. remembers: it has the last epoch of its digest, as nodes do on disk."""
         peer = peer_id(number)
         rng = random.Random(self.rng.random())
         overlay = Overlay(peer, self.config, rng, sign_as(peer), verify, self._policy_of(number))
@@ -184,13 +184,13 @@ class World:
         return node
 
     def serve(self, node: SimNode, vitals: Vitals = IDLE, context_tokens: int = CONTEXT_TOKENS) -> None:
-        """Its engine is ready, for NAMESPACE."""
+        """The node's engine is ready, for NAMESPACE."""
         if self.meshes is not None:
             self.meshes.join(node.number, ROOT)
         self.handle(node, ModelServed(NAMESPACE, "model", context_tokens, vitals, self._epochs[node.number]))
 
     def stop(self, number: int, is_noticed: bool = True) -> None:
-        """The node is gone without a word; its peers notice at once, or for each of them by ``forget``."""
+        """The node is gone without notice; its peers notice at once, or each by ``forget``."""
         node = self.node(number)
         if is_noticed:
             for other in sorted(node.near):
@@ -203,8 +203,8 @@ class World:
         self.is_up[number] = False
 
     def forget(self, number: int, gone: int) -> bool:
-        """Node ``number`` closes what is left of its connection with a node that stopped unnoticed, and may be up
-        again. False, and nothing happens, if it is down itself or has no such connection."""
+        """Node ``number`` closes its side of a connection with a node that stopped unnoticed, and may be up again.
+        False, and nothing happens, if it is down itself or has no such connection."""
         node = self.nodes[number]
         if node is None or gone not in node.near or number in self._near[gone]:
             return False
@@ -213,11 +213,11 @@ class World:
         return True
 
     def freeze(self, number: int) -> None:
-        """The node does nothing until ``thaw``, and then everything that has happened to it meanwhile."""
+        """The node does nothing until ``thaw``, and then handles everything that has happened meanwhile."""
         self.node(number).held = []
 
     def thaw(self, number: int) -> None:
-        """Nothing happens if it is not frozen."""
+        """Ends ``freeze``; does nothing if the node is not frozen."""
         node = self.node(number)
         held, node.held = node.held or [], None
         for order, what in held:
@@ -231,8 +231,8 @@ class World:
         return node is not None and node.held is not None
 
     def connect(self, one: int, other: int) -> None:
-        """Nothing happens if they are connected already. What is left of a connection with an earlier life of either
-        is closed first, as the host does."""
+        """Connect two nodes if they are not connected. Closes first what is left of a connection with an earlier life
+        of either, as the host does."""
         mine, theirs = self.node(one), self.node(other)
         if other in mine.near and one in theirs.near:
             return
@@ -244,13 +244,13 @@ class World:
             self.meshes.on_connections(one, other)
         self.handle(mine, Connected(theirs.peer, address_of(other)))
         self.handle(theirs, Connected(mine.peer, address_of(one)))
-        # Nodes measure it again and again; here it stays the same.
+        # Real nodes measure it again and again; here it stays the same.
         seconds = self.links.round_trip_s(one, other)
         self._schedule(self.now + seconds, one, RoundTripMeasured(theirs.peer, seconds))
         self._schedule(self.now + seconds, other, RoundTripMeasured(mine.peer, seconds))
 
     def disconnect(self, one: int, other: int) -> None:
-        """Nothing happens if they are not connected."""
+        """Disconnect two nodes if they are connected."""
         mine, theirs = self.node(one), self.node(other)
         if other not in mine.near:
             return
@@ -267,11 +267,11 @@ class World:
         return node
 
     def up(self) -> list[SimNode]:
-        """The nodes that run, in order."""
+        """The running nodes, in order."""
         return [node for node in self.nodes if node is not None]
 
     def run(self, until: float) -> None:
-        """Everything that happens up to and including ``until``."""
+        """Run everything up to and including ``until``."""
         heap = self._heap
         while heap and heap[0][0] <= until:
             at, order, number, what = heapq.heappop(heap)
@@ -297,7 +297,7 @@ class World:
         self.now = until
 
     def handle(self, node: SimNode, event: Event) -> None:
-        """Hand one event to one node now, or when it thaws, and perform what it asks for."""
+        """Give one event to one node now, or when it thaws, and perform the effects."""
         if node.held is not None:
             node.held.append((0, event))
             return
@@ -310,12 +310,12 @@ class World:
             self._perform(node, effect)
 
     def trace(self) -> str:
-        """A hash over everything that happened: equal seeds, equal traces."""
+        """A hash over everything that happened, equal for equal seeds."""
         return blake3(self._trace.digest() + self._traffic.state()).hexdigest()
 
     def check_invariants(self, most: int | None = None) -> None:
-        """Raises AssertionError when a documented invariant of an overlay is broken. most: of so many nodes, others
-        each time; None: of all. A node that knows 200 others takes a fifth of a second."""
+        """Raises AssertionError when an overlay breaks a documented invariant. most: number of nodes checked, others
+        each time; None: all. A node that knows 200 others takes a fifth of a second."""
         up = self.up()
         for node in up if most is None else self._checks.sample(up, min(most, len(up))):
             node.overlay.check_invariants()
@@ -373,14 +373,14 @@ class World:
         self.received[plane_of(effect.message)][receiver] += size
         if isinstance(effect.message, Reconcile | Repair) and not self._reads(receiver):
             return
-        # One stream a pair: what is sent later does not arrive before.
+        # One stream per pair: a later message does not arrive earlier.
         pair = (node.number, receiver)
         at = max(self.now + delay, self._arrived_at.get(pair, 0.0))
         self._arrived_at[pair] = at
         self._schedule(at, receiver, Received(node.peer, effect.message))
 
     def publish(self, node: SimNode, effect: Publish) -> None:
-        """Through the mesh, from ``node`` on; its author is the owner of the digest."""
+        """Flood a message through the mesh, from ``node`` on; its author is the owner of the digest."""
         self.on_publish(node, effect)
         hears, topic = self.is_up, None
         if self.meshes is not None:
@@ -414,7 +414,7 @@ class World:
 
 
 def _limited(effects: Sequence[Effect], emitted: Counter[str]) -> Iterator[Effect]:
-    """``effects`` without what a node drops."""
+    """``effects`` without those that a node drops."""
     sends: Counter[bytes] = Counter()
     for effect in effects:
         if isinstance(effect, Send):

@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 
 HALF_LIFE_S = 600.0
-"""Of 60 to 600 s and no decay, this gains most on shared prompts and loses nowhere on conversations."""
+"""Among 60 to 600 s and no decay, this gains most on shared prompts and loses nowhere on conversations."""
 MAX_USES = 8.0
 """A piece used this often outlives an unused one by a factor of nine, and only for minutes."""
 

@@ -1,7 +1,7 @@
 """Errors, split by blame (h11's rule).
 
 A ``RemoteError`` is the peer's fault and costs the peer. A ``LocalError`` is the caller's fault: a bug or bad input on
-this side. ``LimitExceeded`` says that a bound of this node was reached, whoever caused it.
+this side. ``LimitExceeded`` says that a bound of this node was reached, whatever the cause.
 """
 
 from mycelia.proto.wire.refusals import Refusal
