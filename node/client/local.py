@@ -83,7 +83,7 @@ async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
 
 def no_answer(info: RunInfo, exc: Exception) -> LocalError:
     reason = (
-        "it speaks another language"
+        "its reply cannot be read"
         if isinstance(exc, msgspec.DecodeError | RemoteError)
         else str(exc) or type(exc).__name__
     )

@@ -143,7 +143,7 @@ def _disk(data_dir: Path) -> tuple[int | None, str]:
     try:
         free = shutil.disk_usage(place).free
     except OSError as exc:
-        return None, f"cannot look at the data directory {data_dir}: {exc.strerror}; choose another with --data-dir"
+        return None, f"cannot read the data directory {data_dir}: {exc.strerror}; choose another with --data-dir"
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return free, f"cannot write to the data directory {data_dir}; choose another with --data-dir"
     if free < LEAST_DISK_BYTES:
@@ -178,8 +178,8 @@ def _hints(library: Library | None, model: Model | None) -> list[str]:
 
 
 def _model(name: str, path: str, found: Model) -> ModelReport:
-    kept = "its KV cache can be shared, which a node tries out when it starts"
-    lost = "it keeps one state a sequence, so every prompt is computed anew"
+    kept = "its KV cache can be shared, which a node tests when it starts"
+    lost = "it keeps one state per sequence, so every prompt is computed in full"
     return ModelReport(
         name=name,
         path=path,

@@ -67,7 +67,7 @@ KEEP_ALIVE_S = 15.0
 """Interval in which each client that got no frame since the last check gets a keep-alive: a long prompt takes minutes
 on a laptop, and clients take a longer silence for the loss of this node."""
 
-TOO_SLOW = "the answer was read more slowly than it was written, and too much of it waited"
+TOO_SLOW = "the client read the answer too slowly, and too much of it was waiting"
 
 SilenceS = Callable[[bytes, int], float]
 """``Overlay.silence_s``."""
@@ -239,7 +239,7 @@ class Entry:
                 " shorten the prompt or serve a model with a longer context",
             )
         if num_answered > min(ask.sampling.max_tokens, room):
-            raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than were asked for")
+            raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than the request allows")
         return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
 
     async def _open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:

@@ -83,7 +83,7 @@ class Relay:
 
         is_admitted = self._places.take(key, subnet, is_own)
         try:
-            frames = _frames(so_far, enter, due_at) if is_admitted else _refused("too many prompts are passed on here")
+            frames = _frames(so_far, enter, due_at) if is_admitted else _refused("this node passes on too many prompts")
             async with aclosing(frames), aclosing(logged(frames)) as told:
                 yield told
         finally:
@@ -106,7 +106,7 @@ class Relay:
                 await stream.send(ask)
                 return stream
         if is_busy:
-            raise _BusyError("the nodes that serve the model have all that this one may pass on to them")
+            raise _BusyError("this node may pass on no more prompts to the nodes of this model")
         raise NetworkError("no node that serves the model could be reached")
 
 

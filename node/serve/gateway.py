@@ -104,7 +104,7 @@ async def _on_http_error(request: Request, exc: Exception) -> Response:
 async def _on_bug(request: Request, exc: Exception) -> Response:
     """An unexpected error fails its request and is logged."""
     log.error("api_request_failed", exc_info=exc)
-    message = "an error inside the node; its log says more"
+    message = "an error inside the node; see its log"
     if request.scope["path"].startswith(PREFIX):
         return openai_refusal(500, message)
     return json_response(FailedView("internal", message, True), 500)

@@ -40,7 +40,7 @@ a millisecond; a little later the node only waits for the first token."""
 MAX_QUEUED = 1_024
 """Records that may wait for a slow disk. Further ones are dropped, and the log gives their number."""
 _SEAL_BYTES = 16
-_EFFECT = "requests of earlier are not shown"
+_EFFECT = "earlier requests are not shown"
 _OWN_WORDS = frozenset(
     "entered tokenized relayed routed begun bounced answered serving prefilling served handed_back".split()  # noqa: SIM905
 )

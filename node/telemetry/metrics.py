@@ -27,39 +27,39 @@ class _NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         state, traffic = self._state, self._state.traffic
         yield _info(state)
-        yield _gauge("mycelia_uptime_seconds", "Since the node's start.", state.uptime_s)
+        yield _gauge("mycelia_uptime_seconds", "Time since the node's start.", state.uptime_s)
         yield _gauge("mycelia_peers", "Connected nodes.", len(state.peers))
-        yield _gauge("mycelia_cell_bits", "Depth of the node's cell; 0: the swarm is one.", state.cell_bits)
-        yield _gauge("mycelia_slots", "Requests that the engine works on at once.", state.slots)
+        yield _gauge("mycelia_cell_bits", "Depth of the node's cell; 0: the swarm is one cell.", state.cell_bits)
+        yield _gauge("mycelia_slots", "Requests that the engine runs at once.", state.slots)
         yield _gauge("mycelia_requests_running", "Requests being prefilled or decoded here.", state.active_requests)
         yield _gauge("mycelia_requests_waiting", "Requests in this node's queue.", state.waiting_requests)
         yield _gauge("mycelia_exchanges", "Open streams of requests with peers.", state.exchanges)
-        yield _gauge("mycelia_tasks", "Of the node's event loop.", state.tasks)
+        yield _gauge("mycelia_tasks", "Tasks of the node's event loop.", state.tasks)
         yield _gauge("mycelia_kv_cells", "Tokens that the KV cache holds at most.", state.cells)
         yield _gauge("mycelia_kv_cached_tokens", "Tokens of prefixes in the KV cache.", state.cached_tokens)
         yield from self._of_requests()
-        yield _counter("mycelia_received_bytes", "From peers, by plane.", "plane", traffic.received_bytes)
-        yield _counter("mycelia_received_message_bytes", "From peers, by message.", "kind", traffic.received_kinds)
-        yield _counter("mycelia_digest_sent_bytes", "To peers, by message.", "kind", traffic.digests_sent_kinds)
-        yield _sum("mycelia_digest_deltas_postponed", "Waited for the budget of bytes.", traffic.deltas_postponed)
-        yield _sum("mycelia_digest_repairs_dropped", "Not sent for want of budget.", traffic.repairs_dropped)
-        yield _counter("mycelia_refused", "What of peers was not used.", "reason", state.refused)
+        yield _counter("mycelia_received_bytes", "Bytes from peers.", "plane", traffic.received_bytes)
+        yield _counter("mycelia_received_message_bytes", "Bytes from peers.", "kind", traffic.received_kinds)
+        yield _counter("mycelia_digest_sent_bytes", "Bytes to peers.", "kind", traffic.digests_sent_kinds)
+        yield _sum("mycelia_digest_deltas_postponed", "Deltas that waited for the budget.", traffic.deltas_postponed)
+        yield _sum("mycelia_digest_repairs_dropped", "Repairs and questions over the budget.", traffic.repairs_dropped)
+        yield _counter("mycelia_refused", "Things from peers that were not used.", "reason", state.refused)
 
     def _of_requests(self) -> Iterator[Metric]:
         totals = self._requests.totals
-        yield _counter("mycelia_requests", "That entered here, by how they ended.", "outcome", totals.entered)
-        yield _counter("mycelia_served_requests", "Served here for anybody.", "outcome", totals.served)
+        yield _counter("mycelia_requests", "Requests that entered here.", "outcome", totals.entered)
+        yield _counter("mycelia_served_requests", "Requests served here.", "outcome", totals.served)
         yield _counter(
             "mycelia_prompt_tokens",
-            "Of requests served here: found in the cache, or computed.",
+            "Prompt tokens of requests served here, found in the cache or computed.",
             "source",
             {"cached": totals.cached_tokens, "computed": totals.computed_tokens},
         )
-        yield _sum("mycelia_generated_tokens", "By requests served here.", totals.generated_tokens)
+        yield _sum("mycelia_generated_tokens", "Answer tokens of requests served here.", totals.generated_tokens)
         yield _sum("mycelia_request_moves", "Further attempts of requests that entered here.", totals.moves)
         yield _sum("mycelia_kv_evictions", "Prefixes that left the KV cache.", totals.evictions)
         yield _sum("mycelia_estimate_promised_tokens", "Prefix tokens promised by digests.", totals.promised_tokens)
-        yield _sum("mycelia_estimate_found_tokens", "And what of them was there.", totals.found_tokens)
+        yield _sum("mycelia_estimate_found_tokens", "Promised tokens that were found.", totals.found_tokens)
         for histogram in (self._requests.ttft, self._requests.duration, self._requests.queue, self._requests.per_token):
             yield from histogram.collect()
 

@@ -124,10 +124,10 @@ class RequestLog:
         self._version = 0
         self._peer_bucket = TokenBucket(PEER_RATE, PEER_BURST, clock())
         self.totals = Totals()
-        self.ttft = _histogram("mycelia_ttft", "From the arrival of a prompt that entered here to its first token.")
-        self.duration = _histogram("mycelia_request_duration", "Of answers to prompts that entered here.")
-        self.queue = _histogram("mycelia_queue_wait", "What requests served here waited for their turn.")
-        self.per_token = _histogram("mycelia_time_per_output_token", "Of requests served here, while decoding.")
+        self.ttft = _histogram("mycelia_ttft", "Time to first token of prompts that entered here.")
+        self.duration = _histogram("mycelia_request_duration", "Duration of answers to prompts that entered here.")
+        self.queue = _histogram("mycelia_queue_wait", "Time that requests served here waited.")
+        self.per_token = _histogram("mycelia_time_per_output_token", "Decode time per token of requests served here.")
 
     def restore(self, requests: Iterable[tuple[RequestRow, Sequence[TraceStep]]]) -> None:
         """Add ended requests from before a restart, the newest last. They count in no sum."""

@@ -17,14 +17,14 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CHAT_MESSAGES, Ask, ChatMessage, Sampling
 
 HELP = {
-    "/help": "what can be said besides words",
-    "/explain": "which nodes the last prompt could have gone to, and why it went where it went",
-    "/history": "all that was said",
-    "/undo": "take the last prompt and its answer back",
-    "/clear": "begin anew",
-    "/model NAME": "ask this model from now on; without a name say which one it is",
+    "/help": "list these commands",
+    "/explain": "show the candidate nodes of the last prompt, and why one was chosen",
+    "/history": "show the conversation so far",
+    "/undo": "remove the last prompt and its answer",
+    "/clear": "start a new conversation",
+    "/model NAME": "ask this model from now on; without a name, show the current one",
     "/save FILE": "write the conversation to a new file, as JSON",
-    "/quit": "end, as does Ctrl-D",
+    "/quit": "end the chat, like Ctrl-D",
 }
 
 AskSwarm = Callable[[Ask], AbstractAsyncContextManager[AsyncIterator[FrameView]]]
@@ -65,7 +65,7 @@ class Chat:
         }
         command = commands.get(name)
         if command is None:
-            self._say(f"there is no {name}; /help tells what there is")
+            self._say(f"unknown command {name}; /help lists the commands")
         else:
             command(argument.strip())
         return True
@@ -75,7 +75,7 @@ class Chat:
         before = [ChatMessage(role="system", content=self.system)] if self.system else []
         user = ChatMessage(role="user", content=prompt)
         if len(before) + len(self.turns) >= MAX_CHAT_MESSAGES:
-            self._say(f"a conversation has at most {MAX_CHAT_MESSAGES} messages; /clear begins anew")
+            self._say(f"a conversation has at most {MAX_CHAT_MESSAGES} messages; /clear starts a new one")
             return
         request = Ask(
             request_id=secrets.token_bytes(16),
@@ -121,7 +121,7 @@ class Chat:
 
     def _explain(self, _: str) -> None:
         if not self.routes:
-            self._say("nothing was asked yet")
+            self._say("no prompt yet")
         for route in self.routes:
             show_route(self.console, route)
 
@@ -140,7 +140,7 @@ class Chat:
     def _model(self, name: str) -> None:
         if name:
             self.model = name
-        self._say(f"asking {self.model or 'whatever the entry node serves'}")
+        self._say(f"asking {self.model or 'the model of the entry node'}")
 
     def _save(self, name: str) -> None:
         if not name:

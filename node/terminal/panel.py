@@ -105,5 +105,5 @@ async def _view(child: _Child, width: int) -> RenderableType:
 
 
 def _last_words(child: _Child, code: int) -> str:
-    said = child.lines[-1].removeprefix("mycelia: ") if child.lines else "it said nothing"
+    said = child.lines[-1].removeprefix("mycelia: ") if child.lines else "its log is empty"
     return f"the node ended with exit code {code}: {said}"

@@ -29,10 +29,10 @@ def status_table(state: NodeState) -> Table:
     models = sorted({model for peer in state.peers for model in peer.models} - {state.model})
     rates = state.traffic.received_bytes_per_s
     table.add_row("node", f"{state.peer}, version {state.version}, up {duration(state.uptime_s)}")
-    table.add_row("listens", "\n".join(state.addresses) or "nowhere")
+    table.add_row("listens", "\n".join(state.addresses) or "-")
     table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, reuse {state.reuse}")
     if models:
-        table.add_row("others'", printable(", ".join(models)))
+        table.add_row("other models", printable(", ".join(models)))
     table.add_row("load", load)
     table.add_row("cache", f"{state.cached_tokens} tokens{full}")
     table.add_row(
@@ -54,7 +54,7 @@ def show_stats(console: Console, stats: StatsView) -> None:
     table.add_row("hits", hits(stats))
     table.add_row("latency", ttft(stats))
     table.add_row("generated", f"{stats.generated_tokens} tokens")
-    table.add_row("digests", _share(stats.found_tokens, stats.promised_tokens, "of the tokens that they promised"))
+    table.add_row("digests", _share(stats.found_tokens, stats.promised_tokens, "of the promised tokens were found"))
     table.add_row("moves", f"{stats.moves} further attempts")
     table.add_row("evictions", f"{stats.evictions} prefixes left the KV cache")
     console.print(table)
@@ -105,7 +105,7 @@ def show_trace(console: Console, trace: TraceView) -> None:
         table.add_row(f"{row.at_ms:.0f}", short(row.node), printable(row.name), peer + printable(row.detail))
     console.print(table)
     for node in trace.silent:
-        console.print(f"{short(node)} did not tell")
+        console.print(f"{short(node)} sent no steps")
 
 
 def panel(
@@ -134,7 +134,7 @@ def panel(
         )
     left_out = len(state.peers) - _MAX_PEERS
     return Group(
-        Text(f"mycelia {state.version} · HTTP {api_url} · Ctrl-C leaves", style="bold"),
+        Text(f"mycelia {state.version} · HTTP {api_url} · Ctrl-C stops the node", style="bold"),
         status_table(state),
         *([peers] if state.peers else [Text("no peers yet", style="dim")]),
         *([Text(f"... and {left_out} more", style="dim")] if left_out > 0 else []),

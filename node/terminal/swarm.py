@@ -51,9 +51,9 @@ async def _show(nodes: list[LocalNode], rtt_s: float, console: Console) -> None:
     first = nodes[0].data_dir
     lines = [
         f"round trips of {1000 * rtt_s:g} ms" if rtt_s else "",
-        f'ask it:    mycelia ask --data-dir {first} --explain "Why is the sky blue?"',
-        f"look:      mycelia peers --data-dir {first}",
-        "stop it:   Ctrl-C",
+        f'ask:       mycelia ask --data-dir {first} --explain "Why is the sky blue?"',
+        f"see peers: mycelia peers --data-dir {first}",
+        "stop:      Ctrl-C",
     ]
     for line in filter(None, lines):
         console.print(line, soft_wrap=True)

@@ -83,7 +83,7 @@ def show_answered(console: Console, answered: AnsweredView, request_id: str = ""
         parts.append("cut at --max-tokens")
     console.print(Text(" · ".join(parts), style="dim"))
     if request_id:
-        console.print(Text(f"its way: mycelia trace {request_id[:8]}", style="dim"))
+        console.print(Text(f"its steps: mycelia trace {request_id[:8]}", style="dim"))
 
 
 def failure_text(failed: FailedView) -> str:

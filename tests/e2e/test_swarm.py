@@ -143,7 +143,7 @@ async def test_a_swarm_with_one_command_ends_with_it(tmp_path: Path, delay: str)
         )
         assert process.stdout is not None and process.stderr is not None
         seen = b""
-        while b"stop it" not in seen:
+        while b"stop:" not in seen:
             piece = await process.stdout.receive_some()
             assert piece, (await process.stderr.receive_some()).decode()
             seen += bytes(piece)

@@ -38,7 +38,7 @@ async def test_up_shows_what_the_node_does_and_takes_it_along(tmp_path: Path) ->
         process = await trio.lowlevel.open_process(
             [*COMMAND, "up", *options], stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm"}
         )
-        seen = await seen_until(master, "Ctrl-C leaves")
+        seen = await seen_until(master, "Ctrl-C stops the node")
         await seen_until(master, "no peers yet", seen)
         node = find_running(tmp_path)
         assert node is not None

@@ -1,5 +1,5 @@
 "use strict";
-// Everything that is shown may be a stranger's word: it goes into the page as text, never as markup, and only so much.
+// All displayed text may come from strangers: it is inserted as text, never as markup, and its length is limited.
 const MAX_DRAWN = 16, MAX_PEERS = 100, MAX_REQUESTS = 200, MAX_ROWS = 12, MAX_EDGES = 40, MAX_TEXT = 300;
 const TRAFFIC_MS = 600_000, LINKS_MS = 10_000, TREE_MS = 4_000;
 const SVG = "http://www.w3.org/2000/svg";
@@ -30,7 +30,7 @@ function median(values) {
   return sorted.length ? sorted[sorted.length >> 1] : null;
 }
 
-// Puts rows into the page only when they have changed, so that what a reader marks stays marked.
+// Replaces rows only when they have changed, so that a reader's selection stays.
 const drawn = new WeakMap();
 function replace(parent, what, make) {
   const said = JSON.stringify(what);
@@ -96,7 +96,7 @@ async function follow() {
 function unlock() {
   const form = by("unlock");
   by("main").hidden = true;
-  by("unlock-says").textContent = key ? "That is no key of this node." : "";
+  by("unlock-says").textContent = key ? "This is not a key of this node." : "";
   tell("locked", "locked");
   form.hidden = false;
   by("key").focus();
@@ -104,7 +104,7 @@ function unlock() {
     form.onsubmit = (event) => {
       event.preventDefault();
       key = by("key").value.trim();
-      try { sessionStorage.setItem("key", key); } catch { /* then it is asked for again */ }
+      try { sessionStorage.setItem("key", key); } catch { /* the page asks for it again */ }
       by("key").value = "";
       form.hidden = true;
       done();
@@ -144,7 +144,7 @@ function onRequest(row) {
 async function every(period, path, use) {
   for (;;) {
     if (state && !document.hidden && by("link").dataset.state === "live") {
-      try { use(await (await get(path)).json()); } catch { /* the next time */ }
+      try { use(await (await get(path)).json()); } catch { /* next time */ }
     }
     await new Promise((done) => setTimeout(done, state ? period : 300));
   }
@@ -186,7 +186,7 @@ const narrow = matchMedia("(max-width: 520px)");
 const HEIGHT = 410, MIDDLE_Y = 190;
 const width = () => (narrow.matches ? 360 : 640);
 
-// Places are by the order of ids and stay while nobody comes or goes.
+// Places follow the order of ids, so they stay while the peers stay the same.
 function places() {
   const peers = [...state.peers].sort((a, b) => (a.peer < b.peer ? -1 : 1)).slice(0, MAX_DRAWN);
   return new Map(peers.map((peer, n) => {
@@ -230,9 +230,9 @@ function drawMap() {
   const me = node(middle, MIDDLE_Y, 21, state.active_requests + state.waiting_requests, state.slots, "this node", "", "me");
   by("map").replaceChildren(...under, ...edges, ...labels, ...nodes, me);
   by("map").setAttribute("viewBox", `0 0 ${width()} ${HEIGHT}`);
-  by("map").setAttribute("aria-label", `This node and ${state.peers.length} peers; the list of peers says the same in words`);
+  by("map").setAttribute("aria-label", `This node and ${state.peers.length} peers; the table of peers has the same facts`);
   by("no-peers").hidden = state.peers.length > 0;
-  by("address").textContent = clip(state.addresses[0] || "it listens nowhere");
+  by("address").textContent = clip(state.addresses[0] || "no address");
 }
 
 const pulsed = new Map();

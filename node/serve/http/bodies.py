@@ -53,16 +53,16 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
                     if not hold(request.scope, len(chunk)):
-                        raise HttpError(503, "the bodies of too many requests are held at once")
+                        raise HttpError(503, "too many request bodies are held at once")
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
-                        raise HttpError(413, f"the body is over {MAX_BODY_BYTES} bytes")
+                        raise HttpError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
         except ClientDisconnect:
-            raise HttpError(400, "the body broke off") from None
+            raise HttpError(400, "the body ended early") from None
     if deadline.cancelled_caught:
         raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
-        raise HttpError(413, f"the body has over {MAX_CONTAINERS} brackets and braces")
+        raise HttpError(413, f"the body has more than {MAX_CONTAINERS} brackets and braces")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

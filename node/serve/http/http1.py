@@ -110,11 +110,11 @@ class HttpConnection:
             if not isinstance(event, h11.Request):
                 return None
             if event.http_version not in (b"1.0", b"1.1"):
-                await self._refuse(505, "this is HTTP/1.1")
+                await self._refuse(505, "this server speaks HTTP/1.0 and HTTP/1.1")
                 return None
             names = {name for name, _ in event.headers}
             if {b"content-length", b"transfer-encoding"} <= names:
-                await self._refuse(400, "the body has two lengths")  # (a proxy in front may use the other one)
+                await self._refuse(400, "two lengths: Content-Length and Transfer-Encoding")  # (a proxy may use one)
                 return None
             self._has_length = b"content-length" in names
             return event
@@ -171,7 +171,7 @@ class HttpConnection:
         # (if the application's own handler has sent a response, it has also logged the error)
         if self._http.our_state is h11.ERROR or not (self._is_answered or self._is_gone):
             log.error("api_answer_broke", exc_info=failure)
-            await self._refuse(500, "an error inside the node; its log says more")
+            await self._refuse(500, "an error inside the node; see its log")
 
     @property
     def _is_answered(self) -> bool:
@@ -223,7 +223,7 @@ class HttpConnection:
                 self._body += event.data
                 self._num_pieces += event.chunk_start
                 if self._num_pieces > MAX_PIECES:
-                    raise HttpError(400, f"the body comes in more than {MAX_PIECES} chunks")
+                    raise HttpError(400, f"the body has more than {MAX_PIECES} chunks")
                 if event.chunk_start and self._num_pieces % MAX_REST_PIECES == 0:
                     await self._place.turn()
             else:

@@ -34,14 +34,14 @@ class KeyGate:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             digest = self._known(scope)
             if digest is None:
-                message = "this needs a key: send it as 'Authorization: Bearer KEY'"
+                message = "an API key is needed: send it as 'Authorization: Bearer KEY'"
                 response = self._refusal(scope["path"], 401, message)
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
             scope[_CLIENT] = digest[:16]
             if not admit(scope, scope[_CLIENT]):
-                response = self._refusal(scope["path"], 503, "too many requests with this key are being answered")
+                response = self._refusal(scope["path"], 503, "too many requests with this key are running")
                 response.headers["retry-after"] = "1"
                 await response(scope, receive, send)
                 return
@@ -76,14 +76,14 @@ class LocalGate:
             headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
             if not _is_this_machine(headers.get(b"host", "")):
                 message = (
-                    "without keys this node answers only under a name of its own machine, as 127.0.0.1 or localhost;"
-                    " to serve others, start it with --api-key-file"
+                    "without API keys this node serves only its own machine, by a name such as 127.0.0.1 or localhost;"
+                    " to serve other machines, start it with --api-key-file"
                 )
                 await self._refusal(scope["path"], 400, message)(scope, receive, send)
                 return
             if scope["path"] not in self._open_paths:
                 if not self._is_own_page(headers):
-                    message = "this node does not answer pages of other origins: start it with --cors ORIGIN"
+                    message = "this node does not answer web pages of other origins; allow one with --cors ORIGIN"
                     await self._refusal(scope["path"], 403, message)(scope, receive, send)
                     return
                 admit(scope, b"")

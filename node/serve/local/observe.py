@@ -49,9 +49,7 @@ def observe_routes(api: Api) -> list[Route]:
             return _not_found(f"give at least {MIN_ID_CHARS} digits of the request's id")
         async with tracing:
             told = await api.trace(prefix)
-        return (
-            _not_found("no request known here, or more than one, has this id") if told is None else json_response(told)
-        )
+        return _not_found("this id fits no known request, or several") if told is None else json_response(told)
 
     async def links(_: Request) -> Response:
         return json_response(await api.links())
@@ -84,7 +82,7 @@ class _EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         share = of_client(self._client)
         if not self._streams.take(self._client, share, is_known=not self._client):
-            message = f"too many programs follow already: {MAX_STREAMS} may, and fewer with the same key"
+            message = f"too many event streams are open: at most {MAX_STREAMS}, and fewer for one key"
             await json_response(FailedView("overloaded", message, True), 503)(scope, receive, send)
             return
         try:

@@ -31,7 +31,7 @@ def wanted_texts(body: EmbeddingRequest, model: str) -> list[str | Sequence[int]
         message = f"embeddings come from the node's own model, {model!r}, not from {body.model!r}"
         raise HttpError(404, message, "model_not_found", "model")
     if body.dimensions is not None:
-        raise HttpError(400, "vectors have the width of the model: dimensions is not served", param="dimensions")
+        raise HttpError(400, "dimensions is not served: vectors have the width of the model", param="dimensions")
     return [text or unpack_tokens(tokens) for text, tokens in read_prompts(body.input, MAX_TEXTS, "input")]
 
 

@@ -20,16 +20,16 @@ from mycelia.node.version import VERSION
 _REFS = "#/components/schemas/{name}"
 _JSON, _EVENTS = "application/json", "text/event-stream"
 _REFUSALS = {
-    "400": "What cannot be served, and why.",
+    "400": "The request cannot be served; the message has the reason.",
     "401": "No key, or a wrong one.",
     "404": "No such model.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "415": "The body is no JSON.",
-    "429": "All nodes are busy; Retry-After says when to come back.",
+    "415": "The body is not JSON.",
+    "429": "All nodes are busy; Retry-After has the time to wait.",
     "500": "An error inside the node.",
     "503": "No node could answer.",
-    "504": "Not finished in the time that was given.",
+    "504": "The answer was not finished in time.",
 }
 
 
@@ -47,12 +47,12 @@ def openapi() -> dict[str, Any]:
         },
         "paths": {
             "/v1/chat/completions": {"post": _operation("chat", "Answer a conversation.", ChatCompletion, ChatRequest)},
-            "/v1/completions": {"post": _operation("complete", "Go on with a text.", Completion, CompletionRequest)},
+            "/v1/completions": {"post": _operation("complete", "Continue a text.", Completion, CompletionRequest)},
             "/v1/embeddings": {
                 "post": _operation("embed", "Vectors for texts.", EmbeddingList, EmbeddingRequest, is_streamed=False)
             },
             "/v1/models": {"get": _operation("models", "Every model of the swarm.", Models)},
-            "/v1/models/{name}": {"get": _operation("model", "One of them.", Model) | {"parameters": [_NAME]}},
+            "/v1/models/{name}": {"get": _operation("model", "One of these models.", Model) | {"parameters": [_NAME]}},
         },
         "components": {
             "schemas": components,

@@ -78,7 +78,7 @@ async def test_commands(swarm: Swarm, tmp_path: Path) -> None:
     for line in ("/explain", "/help", "One", "/explain", "/history", "/model other", "Two", "/undo", "/nonsense"):
         assert await chat.take(line)
     told = swarm.out.getvalue()
-    for text in ("nothing was asked yet", *HELP, "the only node", "user: One", "asking other", "there is no /nonsense"):
+    for text in ("no prompt yet", *HELP, "the only node", "user: One", "asking other", "unknown command /nonsense"):
         assert text in told
     assert swarm.asked[-1].model == "other" and swarm.said() == [("user", "One"), ("assistant", "Hello")]
     path = tmp_path / "talk.json"
