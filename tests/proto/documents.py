@@ -1,4 +1,4 @@
-"""The protocol's documents, read as the tests that compare them with the code need it."""
+"""Reads the protocol's documents for tests that compare them with the code."""
 
 import re
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
 
 
 def numbers_in(text: str) -> list[float]:
-    """Every number, in order; 16,384 is one."""
+    """Every number, in order; 16,384 is one number."""
     return [float(found.rstrip(",").replace(",", "")) for found in _NUMBER.findall(text)]
 
 
 def rows(text: str, header: str) -> Iterator[list[str]]:
-    """The cells of every row of every table that begins with ``header``."""
+    """The cells of every row of every table with this ``header``."""
     is_inside = False
     for line in text.splitlines():
         if line.startswith(header):
@@ -44,7 +44,7 @@ def settings() -> dict[str, list[float]]:
 
 
 def values() -> dict[str, tuple[list[float], list[float]]]:
-    """What -> the numbers of its value, and those of the notes beside it."""
+    """What -> (numbers of its value, numbers of its notes)."""
     return {what: (numbers_in(value), numbers_in(notes)) for what, value, notes in rows(INTEROPERABILITY, VALUES)}
 
 

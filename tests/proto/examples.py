@@ -1,4 +1,4 @@
-"""One valid message of every kind, every field with a value of its own."""
+"""One valid message of every kind; every field has a value of its own."""
 
 from mycelia.proto.wire.messages import (
     Accepted,

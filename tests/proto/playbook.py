@@ -1,4 +1,4 @@
-"""A small world for protocol tests: overlays, a bag of messages between them, and a clock that the test owns."""
+"""A small world for protocol tests: overlays, a bag of messages between them, and the test's own clock."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -42,20 +42,20 @@ def verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
 
 @dataclass
 class Node:
-    """An overlay with its timers and what it asked for."""
+    """An overlay with its timers and its effects."""
 
     overlay: Overlay
     timers: dict[Timer, float] = field(default_factory=dict)
     cells: set[Cell] = field(default_factory=lambda: {ROOT})
-    """Whose gossip it hears."""
+    """Cells whose gossip it receives."""
     checked: list[bytes] = field(default_factory=list)
     """The owners whose signatures it checked, in order."""
     effects: list[Effect] = field(default_factory=list)
-    """Everything since the last ``take``, in order."""
+    """All effects since the last ``take``, in order."""
 
     @property
     def own_digest(self) -> OwnDigest:
-        """What it tells of its cache in NAMESPACE."""
+        """The digest that it announces in NAMESPACE."""
         own = self.overlay.own_digest(NAMESPACE)
         assert own is not None
         return own
@@ -68,10 +68,10 @@ class Node:
 
 
 class World:
-    """Overlays that are all connected with each other. Nothing is delivered until the test says so."""
+    """Overlays that are all connected with each other. Only the test delivers messages."""
 
     check_every = 1
-    """Of the events, after which the invariants are checked."""
+    """Number of events after which the invariants are checked."""
     _num_events = 0
 
     def __init__(self, num_nodes: int, seed: int = 0, config: OverlayConfig = OverlayConfig()) -> None:
@@ -80,12 +80,12 @@ class World:
         self.config = config
         self.nodes: dict[bytes, Node] = {}
         self.in_flight: list[tuple[bytes, Event]] = []
-        """(receiver, event) in the order sent."""
+        """(receiver, event) in the order of sending."""
         for number in range(num_nodes):
             self.start(peer_id(number))
 
     def start(self, me: bytes) -> Node:
-        """Start (or restart, with an empty memory) a node; it serves NAMESPACE and is connected to everybody."""
+        """Start (or restart, with an empty memory) a node; it serves NAMESPACE and is connected to all others."""
         rng = random.Random(self.rng.random())
         checked = list[bytes]()
 
@@ -104,7 +104,7 @@ class World:
         return node
 
     def handle(self, me: bytes, event: Event) -> list[Effect]:
-        """Hand one event to one node; its sends join ``in_flight``, the rest is kept at the node."""
+        """Give one event to one node; its messages join ``in_flight``, other effects are kept at the node."""
         node = self.nodes[me]
         effects = node.overlay.handle(event, self.now)
         for effect in effects:
@@ -138,13 +138,13 @@ class World:
         self.handle(me, CacheChanged(NAMESPACE, [], [leaf]))
 
     def deliver(self, index: int = 0) -> None:
-        """Hand over one message in flight."""
+        """Deliver one message in flight."""
         receiver, event = self.in_flight.pop(index)
         if receiver in self.nodes:
             self.handle(receiver, event)
 
     def deliver_all(self) -> None:
-        """Until nothing is in flight; bounded, because an exchange that never ends is a bug."""
+        """Deliver until nothing is in flight; bounded, because an exchange that never ends is a bug."""
         for _ in range(10_000):
             if not self.in_flight:
                 return

@@ -1,6 +1,6 @@
 """The ten properties of the metadata plane. Few keys, so that many examples meet the same ones again.
 
-Where each is held to ("there" is test_digests.py):
+Where each is tested ("there" is test_digests.py):
 
 | 1 | every estimate equals a true historical state at exactly its (epoch, seq) | ``Reader``; ``History`` there |
 | 2 | versions per (reader, owner) never decrease, across eviction too | ``Reader``; ``Convergence`` there |
@@ -41,7 +41,7 @@ from tests.proto.wire.test_hostile import signed
 OWNER, READER = peer_id(0), peer_id(1)
 CONFIG = DigestConfig()
 CHAINS = [block_hashes(NAMESPACE, [number] * STRIDE * 2) for number in range(2)]
-"""Two prompts of two blocks: four keys in all."""
+"""Two prompts of two blocks: four keys in total."""
 NOTHING = RepairRequest(owner=OWNER, namespace=NAMESPACE, epoch=0, seq=0, count=0, root=bytes(16))
 
 Bytes = Delta | Announce | Repair
@@ -60,8 +60,8 @@ def take(estimates: Estimates, message: Bytes, now: float, by: bytes = b"") -> O
 
 
 class Reader(RuleBasedStateMachine):
-    """One owner that changes, falls silent and restarts; one reader; everything ever sent may come again, late, torn
-    or altered."""
+    """One owner that changes, falls silent and restarts; one reader; every sent message may come again, late, cut or
+    altered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Reader(RuleBasedStateMachine):
         self.publish()
 
     def started(self) -> OwnDigest:
-        self.epoch = max(self.epoch + 1, int(self.now * 1000))  # (as a node does: never one that it used before)
+        self.epoch = max(self.epoch + 1, int(self.now * 1000))  # (as a node does: never one used before)
         return OwnDigest(OWNER, NAMESPACE, self.epoch, sign_as(OWNER), CONFIG)
 
     def held(self) -> tuple[tuple[int, int], bytes]:
@@ -130,7 +130,7 @@ class Reader(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def deliver(self, data: st.DataObject) -> None:
-        """Anything that was ever sent: also late and again."""
+        """Deliver any message that was ever sent, also late and again."""
         message = data.draw(st.sampled_from(self.sent[-8:] + self.sent[:2]))
         known, state = self.held(), self.estimates.state(OWNER, NAMESPACE)
         is_expired = message.head.issued_at < (self.now - CONFIG.evict_s) * 1000
@@ -147,7 +147,7 @@ class Reader(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def deliver_altered(self, data: st.DataObject) -> None:
-        """One byte of the encoding is another: no state but a true one may come of it."""
+        """One byte of the encoding is different: only a true state may come of it."""
         message = data.draw(st.sampled_from(self.sent[-8:]))
         encoded = bytearray(encode(message))
         at = data.draw(st.integers(0, len(encoded) - 1))
@@ -161,7 +161,7 @@ class Reader(RuleBasedStateMachine):
         except RemoteError:
             assert self.held() == known
             return
-        # What is not signed - mode, from_seq, how a set is cut in upserts and removes - may still lead to the truth.
+        # Unsigned parts - mode, from_seq, the division into upserts and removes - may still lead to the true set.
         assert outcome is not Outcome.APPLIED or self.held()[0] == (altered.head.epoch, altered.head.seq)
 
     @precondition(lambda self: self.own.head is not None)
@@ -203,11 +203,11 @@ SOURCES = {
     b"neighbour": Source(b"neighbour", "local 192.168.0.9", True),
     b"child": Source(b"child", "local 192.168.0.9", False),
 }
-"""Who may tell of owners: two of one public network, two of one private address."""
+"""Peers that may announce owners: two of one public network, two of one private address."""
 
 
 class Room(RuleBasedStateMachine):
-    """Many owners, connected or invented, told of by many, and a reader with little room."""
+    """Many owners, connected or invented, announced by many peers, and a reader with little room."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ PROMPT = [0] * STRIDE + [1] * STRIDE
 
 
 def answer(world: World, rng: random.Random, loss: float) -> list[int]:
-    """The tokens that a client of node 0 gets, when every node gives the one true answer and some attempts break."""
+    """The tokens that a client of node 0 gets if every node gives the one true answer and some attempts break."""
     request_id = rng.randbytes(16)
     ask = RequestSubmitted(request_id, NAMESPACE, PROMPT, Sampling(max_tokens=len(ANSWER)))
     effects, got = world.handle(peer_id(0), ask), list[int]()

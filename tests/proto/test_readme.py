@@ -1,6 +1,6 @@
 """The protocol's documents are part of the specification: their numbers are those of the code.
 
-Rows that tell of the network are in ``tests/node/network/libp2p/test_documented_limits.py``.
+Rows about the network are tested in ``tests/node/network/libp2p/test_documented_limits.py``.
 """
 
 import re
@@ -59,7 +59,7 @@ VALUES: dict[str, tuple[float, ...]] = {
         provider_records.PER_LOCAL,
     ),
 }
-"""The rows that tell constants of ``proto``."""
+"""The rows that document constants of ``proto``."""
 
 
 def test_the_two_documents_and_their_parts_are_there() -> None:

@@ -1,5 +1,5 @@
-"""Peers with free keys who invent owners, ask, flood and fill: what that costs a node, and that it costs no honest one
-its connections."""
+"""Peers with free keys that invent owners, ask, flood and fill: what that costs a node, and that no honest node loses
+its connections by it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -44,7 +44,7 @@ CONTROL_RATE, CONTROL_BURST = 50.0, 200.0
 
 
 class Listening(World):
-    """Counts what nodes send to each other over the rate that the network takes, and what they hold against whom."""
+    """Counts messages between nodes above the rate that the network accepts, and the offences that they count."""
 
     check_every = 20
 
@@ -76,7 +76,7 @@ class Listening(World):
 
 
 def invented(number: int, seq: int = 1, count: int = 1, now: float = EPOCH_START) -> Head:
-    """A head of an owner that nobody ever met."""
+    """A head of an owner that no node ever met."""
     entries = {number * 100_000 + place: 0 for place in range(count)}
     return signed(b"invented%d" % number, entries, seq=seq, issued_at=int(now * 1000))
 
@@ -175,7 +175,7 @@ def test_keys_of_one_network_share_its_room_and_fill_only_their_own() -> None:
         world.meet(stranger, says_hello=True, address=f"/ip4/8.8.8.{place}/tcp/1")
         fill(world, stranger, place * 100)
     assert estimates.num_entries <= 600
-    for place, stranger in enumerate(STRANGERS):  # (now of five networks: they fill all there is)
+    for place, stranger in enumerate(STRANGERS):  # (now from five networks: they fill all there is)
         world.handle(ME, Disconnected(stranger))
         world.meet(stranger, says_hello=True, address=f"/ip4/8.8.{place + 9}.1/tcp/1")
         fill(world, stranger, 1_000 + place * 100)
@@ -192,7 +192,7 @@ def test_keys_of_one_network_share_its_room_and_fill_only_their_own() -> None:
 
 
 def test_a_relay_that_an_owner_deceived_pays_nothing_and_the_set_comes_whole() -> None:
-    """The owner signs two sets under one version and shows ME one, RELAY the other; RELAY's log is honest."""
+    """The owner signs two sets under one version and sends ME one, RELAY the other; RELAY's log is honest."""
     world = Listening(3)
     world.meet(STRANGERS[0], says_hello=True)
     for number in range(12):
@@ -235,7 +235,7 @@ def test_an_owner_of_as_many_models_as_there_can_be_may_change_them_all() -> Non
     estimates = world.nodes[ME].overlay.estimates
     for space in spaces:
         estimates.follow(space)
-    for _ in range(20):  # (two seconds apart, as fast as an owner may; held back on the way, and so at once)
+    for _ in range(20):  # (two seconds apart, as fast as an owner may; delayed on the way, they come at once)
         for own in owners:
             head = own.advance(world.now).head
             world.handle(ME, Gossiped(PEER, PEER, head.namespace, Announce(head=head)))
@@ -285,7 +285,7 @@ def test_reconciling_without_pause_is_an_offence_and_coming_late_is_none() -> No
     world = Listening(3)
     full = vector(MAX_VECTOR)
     world.handle(ME, Received(PEER, full))
-    for _ in range(4):  # (nothing on the way holds back more than this)
+    for _ in range(4):  # (no delay on the way brings more than this at once)
         world.handle(ME, Received(PEER, full))
     assert not world.offences
     cut = None
@@ -311,7 +311,7 @@ def test_hellos_without_end_are_looked_at_now_and_then() -> None:
 
 
 def crowded(address: str, says_hello: bool) -> tuple[Listening, list[bytes], list[Effect]]:
-    """A node whose members are all of ``address``, and what it does when one of another network comes."""
+    """A node whose members are all from ``address``, and its effects when a peer of another network comes."""
     world = Listening(1, OverlayConfig(max_peers=8))
     crowd = [b"crowd%d" % number for number in range(8)]
     for one in crowd:

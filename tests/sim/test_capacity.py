@@ -33,5 +33,5 @@ def test_work_depends_on_the_seed_and_not_on_the_rate() -> None:
         mean_work(GENERATORS["mmlu"](rate, 1.0, random.Random(seed))) for rate, seed in ((1.0, 1), (50.0, 1), (1.0, 2))
     )
     assert slow == fast != other
-    # A question and what is left over of its prefix's last block, of some 600 tokens.
+    # A question and the rest of its prefix's last block, of some 600 tokens.
     assert 104 < slow.uncached_tokens < 200

@@ -1,4 +1,4 @@
-"""Faults of a simulated swarm: each one strikes, no answer is lost, and the harness sees what would be."""
+"""Faults of a simulated swarm: each one occurs, no answer is lost, and the harness would see a lost one."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_no_fault_loses_an_answer(kind: str) -> None:
 
 
 def test_who_leaves_finishes_its_answers_first() -> None:
-    """Only what takes longer than it waits, which is rare, goes on elsewhere in the middle."""
+    """Only answers that take longer than the leaving node waits, which are rare, continue elsewhere in the middle."""
     outcomes = [run(seed, kinds=(LEAVE,), pace=40.0, length_s=480.0) for seed in (1, 2, 3)]
     num_left = sum(outcome.faults[LEAVE] for outcome in outcomes)
     assert num_left > 15

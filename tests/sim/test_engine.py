@@ -16,7 +16,7 @@ SPEC = EngineSpec(prefill_rate=1_000.0, decode_rate=10.0, slots=2, cache_blocks=
 
 @dataclass
 class Bench:
-    """One engine, a clock of its own, and what it told."""
+    """One engine, a clock of its own, and its reports."""
 
     spec: EngineSpec = SPEC
     now: float = 0.0
@@ -24,7 +24,7 @@ class Bench:
     first: dict[bytes, float] = field(default_factory=dict)
     done: dict[bytes, float] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
-    """Leaves, as somebody who was only told of changes knows them."""
+    """Leaves as a listener knows them that only gets changes."""
     _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _number: int = 0
 
@@ -61,7 +61,7 @@ class Bench:
         return job
 
     def knock(self, name: bytes, client: bytes) -> float:
-        """A prompt of ten blocks that nobody else sends, of ``client``."""
+        """Submit a prompt of ten new blocks for ``client``."""
         self._number += 1
         chain = range(1_000 * self._number, 1_000 * self._number + 10)
         job = Job(name, 1, tuple(chain), (0,) * (10 * STRIDE + 1), 10 * STRIDE, 1, client)
@@ -194,8 +194,8 @@ def test_a_prefill_can_be_cancelled() -> None:
 
 
 def test_what_is_used_of_an_engine_is_that_of_its_scarcer_resource() -> None:
-    bench = Bench()  # two slots
-    bench.submit(b"a", range(10), num_answer=11)  # 0.64 s of prefill, 1 s of decode
+    bench = Bench()  # (two slots)
+    bench.submit(b"a", range(10), num_answer=11)  # (0.64 s of prefill, 1 s of decode)
     bench.run(until=0.5)
     assert astuple(bench.engine.used(0.5)) == pytest.approx((0.5, 0.25))
     bench.run(until=1.0)
@@ -216,7 +216,7 @@ def test_machines_are_within_their_bounds() -> None:
 def test_who_floods_an_engine_is_refused_for_a_while_and_delays_nobody() -> None:
     bench = Bench()
     retries_s = [bench.knock(b"hog %d" % number, b"hog") for number in range(40)]
-    # One begins; of the others half of the queue.
+    # One begins; the others get half of the queue.
     assert retries_s[:33] == [0.0] * 33 and min(retries_s[33:]) > 0
     assert bench.knock(b"small", b"small") == 0.0
     bench.run(until=2.0)

@@ -43,7 +43,7 @@ def test_each_kind_of_trace_is_read(tmp_path: Path, rows: object, num_requests: 
 
 def test_questions_share_the_examples_of_their_subject(tmp_path: Path) -> None:
     requests = read(write(tmp_path / "trace", QUESTIONS), words, random.Random(0))
-    # Two subjects, of each the examples and two questions.
+    # Two subjects, each with its examples and two questions.
     assert working_set(requests) < 4 * len(requests[0].tokens)
 
 

@@ -1,4 +1,4 @@
-"""Engines that share a machine: who computes slows the others, all of it is done, what is dropped frees the rest."""
+"""Engines that share a machine: computing ones slow each other, all work is done, dropped work frees the machine."""
 
 import heapq
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def test_what_is_dropped_is_not_done_and_frees_the_machine() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.01, 5), st.floats(0, 5)), min_size=1, max_size=20))
 def test_no_work_is_lost_or_won(pieces: list[tuple[int, float, float]]) -> None:
-    """On a machine of one core the last piece is done when all were, plus the pauses."""
+    """On a machine of one core the last piece is done after the sum of all pieces, plus the pauses."""
     clock = Clock()
     host = Host([1.0, 1 / 2, 1 / 3, 1 / 4], clock.at)
 

@@ -1,4 +1,4 @@
-"""What nodes that claim everything get of the prompts, and what becomes of those that they do not answer."""
+"""The share of prompts that nodes get which claim everything, and what becomes of prompts that they do not answer."""
 
 import pytest
 
@@ -13,8 +13,8 @@ SWARM = Scenario(
 
 
 def asked(conduct: Conduct, after_s: float, seed: int = SEED) -> tuple[SwarmRun, float]:
-    """A run in which one liar joins ten others that have answered for ``after_s``; the share of the prompts of its
-    second minute that were sent to it, also of those that others answered then."""
+    """A run in which one dishonest node joins ten others that have answered for ``after_s``; and the share of the
+    prompts of its second minute that were sent to it, also of those that others then answered."""
     scenario = Scenario(
         **{**vars(SWARM), "conduct": conduct, "liars_after_s": after_s, "warm_s": after_s + 60.0, "measured_s": 60.0}
     )

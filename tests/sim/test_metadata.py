@@ -1,4 +1,4 @@
-"""The metadata plane in small swarms: the bars of ``mycelia bench gossip``, at sizes that take seconds."""
+"""The metadata plane in small swarms: the bounds of ``mycelia bench gossip``, at sizes that take seconds."""
 
 from mycelia.proto.cells.cells import ROOT
 from mycelia.proto.config import CellConfig, DigestConfig

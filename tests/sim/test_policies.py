@@ -1,4 +1,4 @@
-"""Each rule chooses as it says."""
+"""Each rule chooses as documented."""
 
 import random
 from collections import Counter
@@ -122,7 +122,7 @@ def test_an_ablation_hides_one_thing() -> None:
     untrue = candidate("a", 960, precision=0.1, prefill_rate=1_000.0)
     assert chosen("mycelia-no-precision", untrue, candidate("b", 640, prefill_rate=1_000.0)) == "a"
     assert chosen("mycelia-no-rtt", untrue, candidate("b", 640, prefill_rate=1_000.0)) == "b"
-    # (with so many slots that luck, which grows with how busy all are, cannot make up for it)
+    # (so many slots that the randomness, which grows with the load of all, cannot outweigh it)
     busy, calm = candidate("busy", 64, 8, slots=30, prefill_rate=900.0), candidate("calm", slots=30, prefill_rate=900.0)
     assert chosen("mycelia-no-load", busy, calm) == "busy" and chosen("mycelia-no-rtt", busy, calm) == "calm"
     idle = candidate("idle", slots=9, prefill_rate=900.0)

@@ -40,8 +40,8 @@ def test_a_token_may_cost_more_the_later_it_stands() -> None:
 @pytest.mark.parametrize(
     ("spec", "num_prompt", "num_answer"),
     [
-        (EngineSpec(1_000.0, 10.0, 1, 96, grain=1), 100, 2_000),  # A long answer.
-        (EngineSpec(25.0, 50.0, 1, 96, grain=1), 4_000, 10),  # A long prompt, and a laptop.
+        (EngineSpec(1_000.0, 10.0, 1, 96, grain=1), 100, 2_000),  # (a long answer)
+        (EngineSpec(25.0, 50.0, 1, 96, grain=1), 4_000, 10),  # (a long prompt, and a laptop)
     ],
 )
 def test_a_slow_node_is_not_given_up_while_it_works(spec: EngineSpec, num_prompt: int, num_answer: int) -> None:

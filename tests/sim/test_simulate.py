@@ -1,4 +1,4 @@
-"""Whole runs, small: requests are answered, equal seeds are equal, what a scenario asks for is what happens."""
+"""Whole small runs: requests are answered, equal seeds are equal, and a scenario gets what it specifies."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def test_equal_seeds_are_equal_runs_whatever_the_hash_seed() -> None:
 
 def test_far_nodes_answer_later() -> None:
     near, far = run("random", rtt_s=0.0), run("random", rtt_s=0.2)
-    # A round trip, but for what a node serves itself.
+    # A round trip, except for what a node serves itself.
     assert near.ttft_p50_s + 0.1 < far.ttft_p50_s < near.ttft_p50_s + 0.25
     assert near.hit_bound == far.hit_bound
 
@@ -84,7 +84,7 @@ def test_load_is_a_share_of_what_the_machines_can_answer() -> None:
     half, tenth = run(load=0.5), run(load=0.1)
     assert half.rate == pytest.approx(5 * tenth.rate, abs=1e-3)
     assert half.num_requests == pytest.approx(half.rate * SMALL.measured_s, rel=0.3)
-    # What is not cached where it is asked for comes on top.
+    # What is not cached where a prompt enters comes in addition.
     assert 0.4 < half.utilisation < 0.8 and 0.1 < tenth.utilisation < 0.2
     assert run("random", load=0.5).rate == half.rate != run(load=0.5, seed=2).rate
 
@@ -100,7 +100,7 @@ def test_liars_draw_prompts_until_they_are_late() -> None:
     believed, doubted = run("mycelia-no-lateness", **swarm), run(**swarm)
     assert doubted.liar_share < min(0.35, believed.liar_share), "two of eight draw no more than their share"
     assert doubted.ttft_p50_s < 0.4 * believed.ttft_p50_s
-    # What they claim is not what is measured.
+    # Claims of dishonest nodes do not count as measurements.
     assert doubted.hit_ratio < doubted.hit_bound and doubted.stale_share > 0 == doubted.num_failed
 
 

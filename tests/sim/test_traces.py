@@ -1,4 +1,4 @@
-"""Traces and sessions: what a bad file is told, and what prompts share."""
+"""Traces and sessions: the errors for bad files, and what prompts share."""
 
 import gzip
 import json

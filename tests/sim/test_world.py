@@ -1,4 +1,4 @@
-"""The simulator itself: equal runs, honest bytes, latency, loss and partitions."""
+"""The simulator itself: equal runs, true byte counts, latency, loss and partitions."""
 
 import os
 import random

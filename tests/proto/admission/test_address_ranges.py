@@ -1,4 +1,4 @@
-"""Every range of the IANA's registries of special-purpose addresses, whatever Python knows of it."""
+"""Every range of the IANA's registries of special-purpose addresses, independent of Python's own lists."""
 
 from ipaddress import ip_address, ip_network
 

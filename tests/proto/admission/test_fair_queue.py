@@ -38,7 +38,6 @@ def filled(*clients: bytes, places: int = 64, slack: float = 0.0) -> FairQueue[I
 
 
 def served(queue: FairQueue[Item], num: int) -> bytes:
-    """The clients of the next ``num``."""
     order = b""
     for _ in range(num):
         item = next(iter(queue))
@@ -86,14 +85,14 @@ def test_nobody_saves_up_while_it_asks_nothing() -> None:
     assert served(queue, 4) == b"abab"
     queue = filled(A)
     assert served(queue, 1) == b"a"
-    for client in (B, A, B, A):  # Nobody waits: the newcomer begins where the last one is.
+    for client in (B, A, B, A):  # (nothing waits: the newcomer begins where the last client is)
         queue.join(Item(client), 0.0)
     assert served(queue, 4) == b"baba"
 
 
 @pytest.mark.parametrize("num_fresh", [1, 4, 16])
 def test_who_is_ahead_is_served_however_many_come_that_never_came_before(num_fresh: int) -> None:
-    """B was given a long prompt; others under new names ask once each, so that one with less always waits."""
+    """B was given a long prompt; others ask once each under new names, so that one with less always waits."""
     queue = filled(A, B, slack=SLACK)
     lead, names = 8_000, itertools.count()
 
@@ -176,7 +175,7 @@ def test_the_keys_of_a_subnet_fill_no_more_places_than_one_client() -> None:
     assert len(queue) == 32
     told = queue.join(Item(b"late", 100, HOUSE), 0.0)
     assert told > 0
-    # What one of them was told is told to all: they do not come through the same door one after the other.
+    # The retry time of one key counts for all of its subnet: they cannot use it one after the other.
     assert sum(queue.join(Item(b"key%d" % number, 100, HOUSE), told * 1.01) == 0.0 for number in range(50)) == 1
 
 
@@ -291,14 +290,14 @@ def test_an_entrys_places_are_shared_and_its_pace_is_that_of_requests_that_end()
     assert places.join(A, in_flight, 0.0) > 0
     assert places.join(B, in_flight, 0.0) == 0.0
     in_flight.append(Flight(B))
-    del in_flight[:2]  # Two end in 10 s.
+    del in_flight[:2]  # (two ended within 10 s)
     assert places.join(B, in_flight, 10.0) == 0.0
     in_flight.append(Flight(B))
     assert places.shares.pace.seconds(10.0, 1.0) == pytest.approx(5.0, rel=0.05)
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Whoever received least comes next, no counter falls, and the bound holds, whatever happens in between."""
+    """The client that received least comes next, no counter falls, and the bound holds, in any order of events."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Who is refused at an entry is told its own time and finds a place then; those who do not come keep nobody out."""
+"""A refused client gets a time of its own and finds a place then; clients that do not come keep none out."""
 
 import math
 from itertools import pairwise
@@ -23,7 +23,7 @@ def key(number: int) -> bytes:
 
 
 def paced(place_s: float) -> RetryTimes:
-    """At an entry that lately got a place each ``place_s``, until time 0."""
+    """An entry node that lately got a place each ``place_s``, until time 0."""
     one = RetryTimes()
     one.make(b"first", A, place_s, -100 * place_s)
     for number in range(99):
@@ -139,7 +139,7 @@ def test_who_is_held_has_its_turn_after_one_of_every_other_client() -> None:
 
 
 def busy_world() -> World:
-    """Two nodes, and both are full."""
+    """Two nodes, both full."""
     world = World(2)
     world.deliver_all()
     world.advance(20)
@@ -148,7 +148,7 @@ def busy_world() -> World:
 
 
 def tell_load(world: World, own: Vitals, peers: Vitals | None = None) -> None:
-    """What this node and its peer, if it has one, say of themselves; peers: None: the same."""
+    """The reports of this node and of its peer, if it has one; peers: None: the same."""
     world.handle(ME, VitalsChanged(NAMESPACE, own))
     if PEER in world.nodes:
         world.handle(ME, Received(PEER, VitalsUpdate(namespace=NAMESPACE, vitals=peers or own)))
@@ -315,7 +315,7 @@ def test_who_knocks_gains_no_places() -> None:
 
 
 def held_world(num_tokens: list[int]) -> tuple[World, list[bytes]]:
-    """This node and one with a context of 1,000 tokens, both full, and who is held: prompts of so many tokens."""
+    """This node and one with a context of 1,000 tokens, both full, and the held requests: prompts of these lengths."""
     world = World(2)
     world.deliver_all()
     served = Served(namespace=NAMESPACE, model="model", context_tokens=1_000, vitals=FULL)

@@ -9,7 +9,7 @@ NEAR, OTHER = f"{LOCAL}127.0.0.1", f"{LOCAL}127.0.0.2"
 
 
 def filled(admission: Admission[int], subnet: str, num_holders: int, first: int = 0) -> list[int]:
-    """Those of ``num_holders`` that got a place, one a second."""
+    """The holders that got a place, of ``num_holders`` that ask one a second."""
     numbers = range(first, first + num_holders)
     return [one for one in numbers if admission.admit(one, b"%d" % one, subnet, float(one)) is not None]
 

@@ -37,7 +37,6 @@ def test_any_text_has_a_subnet_or_none(text: str) -> None:
 
 
 def fill(places: Places, subnet: str) -> int:
-    """How many keys of ``subnet`` get a place."""
     num = 0
     while places.take(f"{subnet}{num}".encode(), subnet):
         num += 1

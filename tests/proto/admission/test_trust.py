@@ -1,4 +1,4 @@
-"""What peers did outlives a restart, fades with time, and harms nobody for ever, whatever the file or the clock say."""
+"""Offences outlive a restart, fade with time, and harm no peer for ever, even with a wrong file or clock."""
 
 import math
 from dataclasses import replace

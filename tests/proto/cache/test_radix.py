@@ -74,7 +74,7 @@ def test_pins_pass_on_and_keep_from_eviction() -> None:
 
 
 def fill(tree: RadixTree, prompts: list[list[int]], room: int, began_s: float) -> None:
-    """One request a second, each of which evicts what is least valuable until ``room`` tokens are held."""
+    """One request a second, each of which evicts the least valuable leaves until ``room`` tokens are held."""
     for i, tokens in enumerate(prompts):
         now = began_s + i
         seq_id = 1 + max(tree.seq_ids(), default=-1)
@@ -90,7 +90,7 @@ def fill(tree: RadixTree, prompts: list[list[int]], room: int, began_s: float) -
 def test_a_prompt_that_many_share_survives_a_scan_of_one_off_prompts() -> None:
     tree, shared = RadixTree(), list(range(10))
     fill(tree, [[*shared, 100 + i] for i in range(5)], 60, 0.0)
-    # Ten prompts of ten tokens: LRU would drop all that is older than the last five or six.
+    # Ten prompts of ten tokens: LRU would drop all but the last five or six.
     fill(tree, [[1_000 + 20 * i + j for j in range(10)] for i in range(10)], 60, 5.0)
     assert tree.match(shared)[0] == 10
     # The answers to single questions under it are one-off prompts themselves.
@@ -123,7 +123,7 @@ def test_only_what_is_shared_counts_as_used() -> None:
     assert tree.reuse(0).uses == tree.reuse(1).uses == 0.0 and tree.reuse(0).last_used_s == 0.0
     assert tree.least_valuable() == 0
     tree.remove(0)
-    # Its edge holds the shared half, used once, and its own, used never.
+    # Its edge holds the shared half, used once, and its own half, never used.
     assert tree.reuse(1).uses == 0.5 and tree.reuse(1).last_used_s == 10.0
     tree.use([1, 2, 5, 6], 10.0)
     assert tree.reuse(1).uses == 1.5
@@ -169,7 +169,7 @@ class RadixMachine(RuleBasedStateMachine):
         self.pins: dict[int, int] = {}
         self.clock = 0
         self.latest = 0
-        """The last time the tree was told."""
+        """The latest time that the tree was given."""
 
     @rule(tokens=TOKENS, seq_id=SEQ_IDS)
     def insert(self, tokens: list[int], seq_id: int) -> None:
@@ -178,7 +178,7 @@ class RadixMachine(RuleBasedStateMachine):
         covering = [other for other, held in self.model.items() if held[: len(wanted)] == wanted]
         extended = [other for other, held in self.model.items() if wanted[: len(held)] == held and held != wanted]
         if seq_id in self.model and seq_id not in extended and covering != [seq_id]:
-            # With several leaves below, which one is touched is the tree's choice, so the error is its choice too.
+            # With several leaves below, the tree chooses which one is touched, and so whether that is an error.
             if len(covering) <= 1:
                 with pytest.raises(ValueError, match="other tokens"):
                     self.tree.insert(wanted, seq_id, self.clock)
@@ -223,7 +223,7 @@ class RadixMachine(RuleBasedStateMachine):
 
     @rule(tokens=TOKENS, late=st.integers(-2, 2_000))
     def use(self, tokens: list[int], late: int) -> None:
-        """A use changes no sequence, whenever it is said to have been."""
+        """A use changes no sequence, at any time."""
         self.tree.use(tokens, self.clock + late)
         self.latest = max(self.latest, self.clock + late)
         self.clock = max(self.clock, self.latest)

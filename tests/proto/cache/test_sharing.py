@@ -1,4 +1,4 @@
-"""Whose prefixes may be reused: the rules as properties, against a cache of each owner's own."""
+"""Whose prefixes may be reused: the rules as properties, compared with a separate cache for each owner."""
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +41,7 @@ def test_only_whole_common_blocks_open(common: int) -> None:
 
 @pytest.mark.parametrize("longer", [1, 30, STRIDE, 200])
 def test_who_only_goes_on_farther_is_the_same_conversation(longer: int) -> None:
-    """It went on through another entry node, or came again."""
+    """The conversation continued through another entry node, or came again."""
     sharing = Sharing(b"secret")
     whole = [*PREFIX, *range(1_000, 1_030)]
     sharing.note(ONE, whole)
@@ -70,7 +70,7 @@ def test_what_is_open_stays_so_while_it_is_used_and_the_books_are_bounded() -> N
     for number in range(20):
         sharing.note(ONE, [number + 50_000] * 5 * STRIDE)
     assert num_open(sharing, PREFIX) == 0
-    for number in range(2 * MAX_SUBNETS):  # (that went on alike, for they only repeat it)
+    for number in range(2 * MAX_SUBNETS):  # (that continued alike, because they only repeat it)
         sharing.note(Owner(bytes(16), f"house {number}"), PREFIX)
     assert num_open(sharing, PREFIX) == 0
 
@@ -91,8 +91,8 @@ OWNERS = st.sampled_from([ONE, TWO, SALTED, PUBLIC])
 @given(st.lists(st.tuples(OWNERS, TOKENS, st.integers(0, 3)), max_size=30))
 @settings(max_examples=examples(100), deadline=None)
 def test_an_owner_sees_its_own_tokens_and_whole_open_ones_alone(kept: list[tuple[Owner, list[int], int]]) -> None:
-    """In one tree for all, as if everyone had its own: what a match finds is explained by what the same owner left at
-    the same number of open tokens, or by the open tokens of others."""
+    """One tree for all behaves as if each owner had its own: a match is explained by what the same owner left with the
+    same number of open tokens, or by the open tokens of others."""
     tree, left = RadixTree(), list[tuple[Owner, list[int], int]]()
     for number, (owner, tokens, cut) in enumerate(kept):
         seen = tree.match(paint(tokens, cut, owner.tag))[0]

@@ -1,4 +1,4 @@
-"""Cells: who belongs where, when a node moves, that swarms split and merge by themselves, that liars move nobody."""
+"""Cells: which nodes they hold, when a node moves, that swarms split and merge alone, that liars move no node."""
 
 import random
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ ME = b"me"
 
 
 def peers_of(cell: Cell, count: int, tag: int = 0) -> list[bytes]:
-    """Ids that lie in ``cell``."""
+    """Ids of nodes in ``cell``."""
     found: list[bytes] = []
     number = 0
     while len(found) < count:
@@ -41,12 +41,12 @@ def owners(peers: Iterable[bytes], bits: int = 0, connected: int = 10**9) -> lis
 
 
 def position(bits: int = 0, config: CellConfig = CONFIG) -> CellPosition:
-    """Of a node that is no newcomer any more."""
+    """The position of a node that is no newcomer any more."""
     return CellPosition(NAMESPACE, ME, config, random.Random(1), START - config.newcomer_s, bits)
 
 
 def run(at: CellPosition, known: list[Owner], seconds: float, start: float = START) -> list[tuple[float, Move]]:
-    """Ticks each 5 s with the same owners; the moves that came of it."""
+    """Ticks each 5 s with the same owners; returns the resulting moves."""
     moves = []
     for tick in range(int(seconds / 5) + 1):
         move = at.tick(known, start + 5 * tick)
@@ -137,7 +137,7 @@ def test_near_the_limit_it_goes_with_the_others() -> None:
         moved = int(len(half) * share)
         run(at, owners(half[:moved], bits=1) + owners(half[moved:]) + owners(rest), 120)
         assert at.bits == goes
-    at = position()  # far from the limit a quarter does not count
+    at = position()  # (far from the limit a quarter does not count)
     run(at, owners(half[:50], bits=1) + owners(half[50:100]), 600)
     assert at.bits == 0
 
@@ -180,7 +180,7 @@ def test_a_small_swarm_is_not_led_away_by_peers_that_claim_to_be_elsewhere() -> 
 
 
 def test_one_small_cell_among_larger_ones_goes_up_once() -> None:
-    """Its sibling has too many to merge: it waits there, instead of climbing to where nobody is."""
+    """Its sibling has too many nodes to merge: it waits there, instead of moving up to where no node is."""
     at = position(bits=4)
     mine = peers_of(child_of(4), 70)
     outside = [peer for peer in peers_of(ROOT, 12, tag=1) if not child_of(3).holds(address_of(NAMESPACE, peer))]
@@ -220,7 +220,7 @@ def test_invented_owners_do_not_make_a_cell_smaller_than_its_connections() -> No
 
 
 def test_liars_below_a_majority_move_nobody() -> None:
-    """150 honest owners at depth 1; up to 70 liars in the same cell say anything."""
+    """150 honest owners at depth 1; up to 70 dishonest ones in the same cell announce any depth."""
     honest = owners(peers_of(child_of(1), 150), bits=1)
     for lie in (0, 2, 16):
         at = position(bits=1)
@@ -230,7 +230,7 @@ def test_liars_below_a_majority_move_nobody() -> None:
 @settings(max_examples=examples(40), deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_whatever_is_said_the_position_is_sound_and_moves_are_rare(data: st.DataObject, seed: int) -> None:
-    """Its cells all contain it, what it joins and leaves matches, and each move but a newcomer's had its hold."""
+    """Its cells all contain it, its joins and leaves match, and each move but a newcomer's waited for its hold."""
     config = CellConfig(max_cell_nodes=8, min_cell_nodes=3, min_cell_peers=1)
     at = CellPosition(NAMESPACE, ME, config, random.Random(seed), START)
     pool = [peer for bits in range(4) for peer in peers_of(child_of(bits), 12, tag=bits)]
@@ -271,7 +271,7 @@ def sizes(world: World) -> dict[Cell, int]:
 
 @pytest.fixture(scope="module")
 def split_world() -> World:
-    """12 nodes, all connected, where 8 fill a cell."""
+    """12 connected nodes, where 8 fill a cell."""
     world = World(12, seed=3, config=SMALL)
     world.advance(330)
     return world

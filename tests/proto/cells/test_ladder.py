@@ -230,7 +230,7 @@ def test_a_client_that_leaves_while_its_request_waits() -> None:
 
 
 def test_the_digest_of_who_was_found_ends_the_wait() -> None:
-    """A node of another cell that is not connected holds the prompt: it is found, dialled, says hello, and serves."""
+    """An unconnected node of another cell holds the prompt: it is found, dialled, sends its hello, and serves."""
     world = split_world()
     me = peer_id(0)
     cell = world.nodes[me].overlay.cell(NAMESPACE)
@@ -241,7 +241,7 @@ def test_the_digest_of_who_was_found_ends_the_wait() -> None:
     world.store(holder, 1, PROMPT)
     world.advance(1)
     world.nodes[me].overlay.estimates.forget(holder, world.now)
-    world.advance(40)  # (its next head is newer than what was forgotten, and no gossip tells of it)
+    world.advance(40)  # (its next head is newer than what was forgotten, and no gossip brings it here)
     lookup = the_lookup(world, me)
     for key in lookup.keys:
         world.handle(me, ProvidersFound(REQUEST, key, [holder]))

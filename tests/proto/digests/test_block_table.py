@@ -1,4 +1,4 @@
-"""The table of block hashes against a dictionary."""
+"""The table of block hashes compared with a dictionary."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from mycelia.proto.digests.block_table import BlockTable, Keys
 from tests.profiles import examples
 
 _keys = st.one_of(
-    st.integers(0, 40),  # All of one bucket, and key 0 among them.
+    st.integers(0, 40),  # (all in one bucket, and key 0 among them)
     st.integers(0, 2**64 - 1),
-    st.integers(0, 2**64 - 1).map(lambda key: key | (2**64 - 2**44)),  # Of the last buckets.
+    st.integers(0, 2**64 - 1).map(lambda key: key | (2**64 - 2**44)),  # (in the last buckets)
 )
 _steps = st.lists(
     st.one_of(

@@ -1,4 +1,4 @@
-"""Bytes: the bucket's promise in every window, and what the digest plane does when it is empty or hears too much."""
+"""Bytes: the bucket's bound in every window, and the digest plane when it is empty or receives too much."""
 
 import math
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_sizes_are_about_right_and_never_too_small_for_digests(message: Control 
 
 
 class Recorded(World):
-    """Keeps what node 0 sent of digests, and when."""
+    """Records the digest messages that node 0 sent, and when."""
 
     def __init__(self, num_nodes: int, config: DigestConfig) -> None:
         self.sent: list[tuple[float, Control | Gossip]] = []
@@ -103,7 +103,7 @@ def test_what_a_node_sends_stays_in_its_budget_and_the_newest_state_wins() -> No
 
 
 def interval_of(world: World, seconds: int, noise_bytes: int) -> float:
-    """Mean time between node 0's deltas while it changes every second and hears ``noise_bytes`` a second."""
+    """Mean time between node 0's deltas while it changes every second and receives ``noise_bytes`` a second."""
     own = world.nodes[ME].own_digest
     assert own.head is not None
     start = own.head.seq

@@ -40,7 +40,7 @@ def chain_of(number: int, num_blocks: int = 3) -> list[int]:
 
 
 class Pair:
-    """An owner's digest and a reader's estimate of it, with the messages in the test's hands."""
+    """An owner's digest and a reader's estimate of it; the test passes the messages."""
 
     def __init__(self, epoch: int = int(EPOCH_START * 1000)) -> None:
         self.own = OwnDigest(OWNER, NAMESPACE, epoch, sign_as(OWNER), CONFIG)
@@ -107,7 +107,7 @@ def test_a_gap_is_repaired_from_the_log_and_says_so() -> None:
 
 
 def test_an_add_and_its_remove_between_two_versions_do_not_diverge() -> None:
-    """A key that was added and removed inside a range must still be named: the reader may hold it."""
+    """A delta must name a key that was added and removed inside its range: the reader may hold it."""
     pair = Pair()
     pair.estimates.on_gossip(pair.advance(), pair.now)
     pair.own.store(1, chain_of(1))
@@ -306,7 +306,7 @@ def sent_by(event: object) -> bytes | None:
 
 
 def assert_converged(world: World) -> None:
-    """Every node's estimate of every other equals that node's published set, at its version."""
+    """Every node's estimate of every other one equals that node's published set, at its version."""
     for owner, node in world.nodes.items():
         truth = node.own_digest
         assert not truth.is_behind()
@@ -441,7 +441,7 @@ def test_a_lost_connection_suspects_at_once_and_a_return_reinstates() -> None:
 
 
 def leaf_of(number: int, num_blocks: int = 20) -> list[int]:
-    """Too large to push."""
+    """A leaf that is too large for a delta."""
     return [1_000 + number] * STRIDE * num_blocks
 
 
@@ -474,7 +474,7 @@ def test_a_relay_serves_a_reader_that_is_a_little_behind_from_its_log() -> None:
 
 
 def announced_change(world: World) -> Announce:
-    """What the owner gossips after a large change; nothing else stays under way."""
+    """The owner's announcement of a large change; no other message stays in flight."""
     world.store(OWNER, 1, leaf_of(1))
     world.advance(1, deliver=False)
     announced = [event.message for _, event in world.in_flight if isinstance(event, Gossiped)]
@@ -541,7 +541,7 @@ def test_a_restarted_node_shows_its_kept_cache_in_its_first_head() -> None:
 
 
 def test_the_pace_slows_down_when_everybody_has_much_to_say() -> None:
-    """Changes that are announced and fetched count as what is pushed does: the interval stretches as far as it may."""
+    """Announced and fetched changes count like pushed ones: the interval stretches as far as it may."""
 
     settled_s, length_s = 120, 210
 

@@ -1,4 +1,4 @@
-"""A set of entries is the same as the dictionary that it stands for, whatever is done with it."""
+"""A set of entries behaves like the dictionary that it stands for."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The index against a naive model."""
+"""The index compared with a naive model."""
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ def naive(held: dict[bytes, set[int]], chain: list[int]) -> dict[bytes, int]:
 @pytest.mark.properties
 @settings(max_examples=examples(150), deadline=None)
 def test_matches_of_prefix_closed_sets_equal_a_linear_walk(depths: list[int], branch: list[int], length: int) -> None:
-    """Each peer holds a prefix of the trunk and a branch of its own that leaves the trunk somewhere."""
+    """Each peer holds a prefix of the trunk and its own branch, which leaves the trunk somewhere."""
     index, held = Index(), {}
     for number, peer in enumerate(PEERS):
         blocks = set(range(depths[number])) | {1000 * (number + 1) + i for i in range(branch[number])}
@@ -65,7 +65,7 @@ def test_adding_and_discarding_keeps_exactly_what_is_held(steps: list[tuple[byte
 @given(st.lists(st.sets(st.integers(0, 20)), min_size=4, max_size=4), st.integers(0, 21))
 @settings(max_examples=examples(150), deadline=None)
 def test_a_set_with_gaps_matches_something_it_holds_and_disturbs_nobody(sets: list[set[int]], honest: int) -> None:
-    """Liars, and an honest peer among them."""
+    """Dishonest peers, and an honest one among them."""
     index, chain = Index(), list(range(21))
     for peer, blocks in zip(PEERS, sets, strict=True):
         index.add(peer, blocks)

@@ -1,4 +1,4 @@
-"""Lookups in the Kademlia table: whom they ask, when they end, and what liars can make of them."""
+"""Lookups in the Kademlia table: which peers they ask, when they end, and what dishonest peers can make of them."""
 
 import itertools
 import random
@@ -13,8 +13,8 @@ ENOUGH = 3
 def run(
     lookup: Lookup[int], told_by: dict[int, list[int]], dead: set[int], rng: random.Random
 ) -> tuple[int, list[int]]:
-    """Asks until it is over, answers come in any order; how many ended, and who is still being asked. A peer's point is
-    itself."""
+    """Runs a lookup to its end with answers in any order. Returns how many ended, and the peers still being asked. A
+    peer's point is the peer itself."""
     num_ended = 0
     under_way: list[int] = []
     while not lookup.is_over:

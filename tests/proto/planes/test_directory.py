@@ -1,4 +1,4 @@
-"""Which models there are: what is heard is counted, passed on, and forgotten everywhere when it is no longer true."""
+"""The models of a swarm: reports are counted, passed on, and forgotten everywhere when they are no longer true."""
 
 import random
 
@@ -72,7 +72,7 @@ def test_what_one_hears_is_never_told_as_seen() -> None:
 
 
 def test_nodes_that_tell_each_other_forget_what_is_gone() -> None:
-    """However often it goes round among them."""
+    """They forget it however often the report goes round among them."""
     rng = random.Random(1)
     nodes = [Directory() for _ in range(12)]
     gone_at = 200.0

@@ -1,4 +1,4 @@
-"""Requests under everything that peers, streams and clients can do, in any order: each token once, nothing leaks."""
+"""Requests under any order of peers', streams' and clients' actions: each token comes once, and nothing leaks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ FIRST_TOKEN = 1_000
 """The true answer to every prompt counts up from here."""
 CONFIG = OverlayConfig(request=RequestConfig(max_in_flight=4, max_attempts=3, begun_rests=6))
 MOST_ATTEMPTS = CONFIG.request.max_attempts * (CONFIG.request.begun_rests + 1)
-"""Without a token."""
+"""Attempts without a token."""
 
 
 # --- one request: all states and all steps --------------------------------------------------------------------------
@@ -68,7 +68,7 @@ WAYS: dict[State, tuple[Step, ...]] = {
     State.STREAMING: (Step.SEND, Step.TOKENS),
     State.OVER: (Step.END,),
 }
-"""To each state from the first one."""
+"""State -> the steps to it from the first state."""
 
 
 def request_in(state: State) -> Request:
@@ -104,7 +104,7 @@ def test_every_step_in_every_state_is_that_of_the_table_or_an_error_that_changes
 
 @dataclass
 class Attempt:
-    """A node at work on a request; it plays by the rules until a rule of the machine says otherwise."""
+    """A node at work on a request; it follows the protocol until a rule of the machine changes that."""
 
     dispatch: Dispatch
     is_accepted: bool = False
@@ -121,14 +121,14 @@ class Attempt:
 
 @dataclass
 class Client:
-    """Who waits for an answer."""
+    """A client that waits for an answer."""
 
     prompt: list[int]
     max_tokens: int
     delivered: list[int] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     tried: list[Attempt] = field(default_factory=list)
-    """Of them, those since a token came or the request rested; the one that brought the token is the first."""
+    """The attempts since a token came or the request rested; the one that brought the token is the first."""
     ends: list[Finish | Fail] = field(default_factory=list)
     is_cancelled: bool = False
 
@@ -192,7 +192,7 @@ class Requests(RuleBasedStateMachine):
                 pass
 
     def any_attempt(self, data: st.DataObject) -> tuple[bytes, Attempt]:
-        """Of any request, running or long over."""
+        """An attempt of any request, running or long over."""
         tried = sorted(request_id for request_id, client in self.clients.items() if client.attempts)
         request_id = data.draw(st.sampled_from(tried))
         return request_id, data.draw(st.sampled_from(self.clients[request_id].attempts[::-1]))
@@ -207,7 +207,7 @@ class Requests(RuleBasedStateMachine):
     @precondition(lambda self: any(client.attempts for client in self.clients.values()))
     @rule(data=st.data(), count=st.integers(1, 3))
     def serve(self, data: st.DataObject, count: int) -> None:
-        """The node of an attempt does the next thing in order, also when nobody waits for it any more."""
+        """The node of an attempt does the next step in order, also when no client waits any more."""
         request_id, attempt = self.any_attempt(data)
         limit = attempt.dispatch.generate.sampling.max_tokens
         frame: Accepted | Tokens | Final
@@ -255,7 +255,7 @@ class Requests(RuleBasedStateMachine):
     @precondition(lambda self: any(client.attempts for client in self.clients.values()))
     @rule(data=st.data(), shift=st.sampled_from([-1, 1, 5]), count=st.integers(1, 9))
     def speak_out_of_place(self, data: st.DataObject, shift: int, count: int) -> None:
-        """A frame again, or ahead of its place."""
+        """Repeat a frame, or send one ahead of its place."""
         request_id, attempt = self.any_attempt(data)
         position = max(0, attempt.position + shift)
         if position == attempt.position:
@@ -343,7 +343,7 @@ class Requests(RuleBasedStateMachine):
         return Final(reason=reason, usage=usage, vitals=IDLE)
 
     def teardown(self) -> None:
-        """Whatever runs is lost, again and again: every request ends, and nothing of it is left."""
+        """All running attempts are lost, again and again: every request ends, and nothing of it is left."""
         for _ in range(MOST_ATTEMPTS + CONFIG.request.max_attempts):  # (the running attempt may have brought a token)
             for request_id, client in list(self.clients.items()):
                 if client.is_running:

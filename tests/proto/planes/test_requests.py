@@ -63,7 +63,7 @@ def submit(
 
 
 def the(node: Node, kind: type) -> object:
-    """The one effect of ``kind`` since the last look."""
+    """The only effect of ``kind`` since the last look."""
     (effect,) = node.take(kind)
     return effect
 
@@ -135,7 +135,7 @@ def test_what_a_round_trip_costs_decides_between_two_that_hold_the_prompt() -> N
         submit(world)
         assert dispatched(world).peer == near
         world.handle(ME, RequestCancelled(REQUEST))
-        world.advance(70)  # (by then it counts no more that the prompt was sent there)
+        world.advance(70)  # (by then the prompt no longer counts as held there)
 
 
 def test_a_node_that_exaggerates_is_believed_less_and_one_that_is_slow_is_avoided() -> None:
@@ -273,7 +273,7 @@ def test_a_request_that_kills_engines_does_not_walk_through_the_swarm() -> None:
 
 
 def test_a_peers_word_that_a_request_is_impossible_costs_one_attempt_only() -> None:
-    """An impossible request, such as a grammar that takes seconds to refuse, does not walk through the swarm either."""
+    """An impossible request, such as a grammar that takes seconds to refuse, does not go through the swarm either."""
     world = quiet_world()
     world.store(HOLDER, 1, PROMPT)
     world.store(OTHER, 1, PROMPT)
@@ -420,7 +420,7 @@ def test_a_peer_whose_engine_was_lost_gets_nothing_new_until_it_is_back_or_silen
     tell(IDLE)
     assert goes_to() == HOLDER
     tell(lost)
-    world.advance(world.config.routing.told_half_life_s + 1)  # (its news of the new engine may have been lost)
+    world.advance(world.config.routing.told_half_life_s + 1)  # (the report of its new engine may be lost)
     assert goes_to() == HOLDER
 
 
@@ -430,7 +430,7 @@ def test_prompts_that_enter_while_the_engine_here_is_lost_go_elsewhere() -> None
     submit(world)
     assert dispatched(world).peer == HOLDER
     world.handle(ME, RequestCancelled(REQUEST))
-    world.advance(5 * world.config.routing.told_half_life_s)  # (a large model loads for minutes)
+    world.advance(5 * world.config.routing.told_half_life_s)  # (loading a large model takes minutes)
     submit(world)
     assert dispatched(world).peer == HOLDER
 
@@ -797,7 +797,7 @@ def test_resting_ends() -> None:
 
 
 def test_an_answer_that_has_begun_waits_for_a_place_where_it_can_go_on() -> None:
-    """As its client did wait for its place before it began."""
+    """Its client already waited for a place before it began."""
     world = quiet_world(1)
     submit(world)
     frame(world, 1, tokens(0, 5))
@@ -861,7 +861,7 @@ def test_who_rests_can_be_cancelled() -> None:
 
 
 def test_a_token_clears_what_was_counted_against_nodes_and_request() -> None:
-    """What kills engines brings no token: it is not passed around for ever."""
+    """A request that kills engines brings no token, so it is not passed around for ever."""
     world = quiet_world(3)
     submit(world)
     for round_ in range(6):

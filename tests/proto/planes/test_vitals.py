@@ -1,4 +1,4 @@
-"""Who is told of this node's load, and whose load it asks for."""
+"""Which peers get reports of this node's load, and whose load it asks for."""
 
 import random
 
@@ -26,7 +26,7 @@ def load(active: int) -> Vitals:
 
 
 class Node:
-    """Both rooms of a node, and what it was told."""
+    """Both sides of a node's subscriptions, and the reports it got."""
 
     def __init__(self, config: VitalsConfig = CONFIG) -> None:
         overlay = OverlayConfig(vitals=config)
@@ -41,18 +41,18 @@ class Node:
             self.members.on_hello(peer, Hello(wire_version=WIRE_VERSION, agent="", served=(served,)), 0.0)
 
     def told(self, active: int, now: float) -> dict[bytes, int]:
-        """Peer -> the load it is told of after a change to ``active``."""
+        """Peer -> the load reported to it after a change to ``active``."""
         self.plane.on_own(NAMESPACE, load(active), now)
         return updates(self.plane.on_due(NAMESPACE, now))
 
     def decide(self, *peers: bytes, now: float) -> set[bytes]:
-        """A decision between these, the first one chosen; whom it makes this node subscribe to."""
+        """A decision between these peers, the first one chosen; returns the peers that the node then subscribes to."""
         candidates = Candidates.of([Candidate(peer, 0, 0, is_local=peer == ME) for peer in peers])
         decision = Decision(candidates, Terms.of_costs(np.arange(len(peers), dtype=np.float64)), 0, 1)
         return asked(self.plane.on_decision(NAMESPACE, decision, now))
 
     def age(self, peer: bytes, now: float) -> float:
-        """Of its load, as routing takes it."""
+        """Age of the peer's load as routing sees it."""
         table = self.members.loads(NAMESPACE).candidates(1, {}, {}, {}, set(), now)
         return float(table.load_age_s[list(table.peers).index(peer)])
 
@@ -132,7 +132,7 @@ def test_a_node_subscribes_to_the_few_that_its_decisions_are_between() -> None:
     node.join(*PEERS)
     assert node.decide(ME, *PEERS, now=0.0) == set(PEERS[: CONFIG.rivals - 1])
     assert node.decide(ME, *PEERS, now=1.0) == set(), "it did already"
-    for number in range(10):  # many others, one after the other, at once
+    for number in range(10):  # (many other peers in a short time)
         node.decide(*PEERS[3 * number : 3 * number + 3], now=1.5)
         node.plane.check_invariants()
     assert len(asked(node.plane.on_renewal_due(NAMESPACE, 10.0))) == CONFIG.subscriptions

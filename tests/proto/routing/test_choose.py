@@ -1,4 +1,4 @@
-"""The cost of a candidate: what must hold whatever peers claim, and what is observed of them."""
+"""The cost of a candidate: what must hold for any claims of peers, and what is observed of them."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What newcomers get while others can serve; how long the tokens of an answer may take; what is believed of rates."""
+"""The share of newcomers while others can serve; how long an answer's tokens may take; which rates are believed."""
 
 from itertools import pairwise
 
@@ -62,7 +62,7 @@ class Swarm:
         return self.newcomers.look(self.table, lambda peer: in_flight, self.now)[1]
 
     def share(self, wish: list[bytes], num: int = 400) -> float:
-        """Of ``num`` prompts, those that went to one of ``wish``, who get whatever they may."""
+        """The share of ``num`` prompts that went to one of ``wish``, which get as many as they may."""
         got = 0
         for number in range(num):
             self.now += 0.1

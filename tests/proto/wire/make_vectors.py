@@ -1,5 +1,5 @@
-"""Writes the test vectors: ``python -m tests.proto.wire.make_vectors``. What they mean: ``vectors/README.md``. And the
-whole exchange at the end of ``proto/interoperability.md``.
+"""Writes the test vectors, ``python -m tests.proto.wire.make_vectors``, and the exchange at the end of
+``proto/interoperability.md``. ``vectors/README.md`` explains them.
 
 They are the protocol as other implementations see it. When one changes, the wire changed: run this on purpose, read the
 difference, and say in the commit why it had to.
@@ -38,7 +38,7 @@ from tests.proto.wire.transcript import DOCUMENT, written
 
 FOLDER = Path(__file__).parent / "vectors"
 SEED = bytes(range(32))
-"""Of the Ed25519 key that signs every head here."""
+"""Seed of the Ed25519 key that signs every head here."""
 KEY = SigningKey(SEED)
 OWNER = bytes.fromhex("002408011220") + bytes(KEY.verify_key)
 NAMESPACE = namespace_key(bytes(32), "f16", b"")
@@ -292,7 +292,7 @@ def invalid_messages() -> Json:
 
 
 def invalid_digests() -> Json:
-    """Messages in good order that a reader who holds the exchange's first delta must refuse."""
+    """Well-formed messages that a reader with the exchange's first delta must refuse."""
     own = digest()
     own.store(1, hashes(list(range(2 * STRIDE))))
     first = own.advance(START_MS / 1000)
@@ -346,7 +346,7 @@ def generate() -> dict[str, Json]:
 
 
 def text_of(contents: Json) -> str:
-    """One case a line, so that a difference shows which one changed."""
+    """One case per line, so that a difference shows which one changed."""
 
     def lines(value: Json, indent: str, depth: int) -> str:
         if depth == 0 or not isinstance(value, dict | list) or not value:

@@ -1,4 +1,4 @@
-"""``wire.cddl`` and ``messages.py`` say the same: every example validates, and no schema accepts another's message."""
+"""``wire.cddl`` and ``messages.py`` agree: every example validates, and no schema accepts another kind's message."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ SOURCE = (Path(wire.__file__).parent / "wire.cddl").read_text("utf-8")
 
 
 def rule_name(kind: type) -> str:
-    """RepairRequest is repair-request."""
+    """The rule of a kind: RepairRequest is repair-request."""
     special: dict[type, str] = {Text: "text-frame", CandidateTerms: "candidate"}  # (CDDL has a type called text)
     return special.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
 
@@ -76,7 +76,7 @@ RULES = {
 
 
 def schema_text(info: inspect.Type) -> str:
-    """What ``wire.cddl`` says, aliases written out, of a field with these bounds in ``messages.py``."""
+    """The text in ``wire.cddl``, aliases written out, for a field with these bounds in ``messages.py``."""
     match info:
         case inspect.IntType():
             return f"{info.ge}..{info.le}"

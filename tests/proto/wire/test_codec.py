@@ -1,4 +1,4 @@
-"""The codec: round trips of every kind, and nothing but Message or RemoteError for any bytes."""
+"""The codec: round trips of every kind, and for any bytes nothing but a Message or RemoteError."""
 
 import math
 import tracemalloc
@@ -149,7 +149,7 @@ def test_absurd_logprobs_are_refused(logprob: float) -> None:
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
 def test_a_message_without_one_of_its_fields_is_refused(message: Message) -> None:
-    """Also of those that have a default in Python."""
+    """This also holds for fields that have a default in Python."""
     value = wire_form(message)
     for key in value.keys() - {int(name) for name in LEFT_OUT.get(type(message), {})}:
         with pytest.raises(RemoteError):
@@ -239,8 +239,8 @@ def test_any_well_formed_map(value: dict[int, object]) -> None:
 
 
 def peak_bytes(data: bytes) -> int:
-    """The most memory that is held at once while ``data`` is decoded."""
-    assert_total(data)  # (what is allocated once only is there by now)
+    """The most memory held at once while ``data`` is decoded."""
+    assert_total(data)  # (so that one-time allocations are already made)
     tracemalloc.start()
     try:
         assert_total(data)
@@ -309,7 +309,7 @@ def test_the_largest_of_every_structure_is_accepted_and_costs_a_megabyte_at_most
 
 
 def test_the_bounds_on_structure_leave_little_room() -> None:
-    """They follow from the kinds' own bounds: nothing valid is refused, and hardly anything else passes."""
+    """They follow from the kinds' own bounds: no valid message is refused, and hardly any other one passes."""
 
     def count(value: object) -> tuple[int, int]:
         inner = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else []

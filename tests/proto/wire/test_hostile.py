@@ -1,4 +1,4 @@
-"""Peers that lie, flood and replay: what they send never raises, never costs others, and costs a bounded amount."""
+"""Peers that lie, flood and replay: their messages never raise, never cost others, and cost a bounded amount."""
 
 import math
 
@@ -141,7 +141,7 @@ def test_a_refused_set_leaves_no_empty_estimate_behind() -> None:
 
 
 def test_a_version_between_the_one_held_and_the_one_wanted_is_taken() -> None:
-    """Gossip reorders, and a relay may be behind the newest head: whatever is newer than what is held is progress."""
+    """Gossip reorders, and a relay may be behind the newest head: every version newer than the held one is progress."""
     estimates = reader()
     first, second, third = blocks_of(1, 1), blocks_of(1, 2), blocks_of(1, 3)
     estimates.on_repair(snapshot(signed(PEER, first), first), EPOCH_START)
@@ -176,7 +176,7 @@ def offences(world: World, me: bytes = ME) -> list[object]:
 
 
 def test_a_relay_does_not_pay_for_an_owner_whose_clock_is_ahead() -> None:
-    """On the relay's clock, a little ahead of this one, the head was in order."""
+    """By the relay's clock, a little ahead of this one, the head was valid."""
     world = World(3)
     world.deliver_all()
     ahead = int((world.now + CONFIG.max_clock_skew_s) * 1000)
@@ -454,7 +454,7 @@ _events = st.one_of(
 @given(st.lists(st.tuples(_events, st.sampled_from([0.0, 0.0, 0.0, 3.0, 95.0])), max_size=25))
 @settings(max_examples=examples(120), deadline=None)
 def test_nothing_that_a_peer_says_raises_or_breaks_an_invariant(steps: list[tuple[Event, float]]) -> None:
-    """And whatever this node says in turn is a message that others accept."""
+    """Every message that this node sends in return is one that others accept."""
     world = World(1)
     world.store(ME, 1, [1] * STRIDE * 2)
     world.advance(3, deliver=False)

@@ -28,7 +28,7 @@ CONFIG = DigestConfig()
 
 
 def quiet_world() -> World:
-    """ME holds a digest of PEER (version 2 or more) and knows RELAY; STRANGER is connected to nobody."""
+    """ME holds a digest of PEER (version 2 or more) and knows RELAY; STRANGER is not connected."""
     world = World(3)
     world.deliver_all()
     world.advance(1)  # (its first head shows nothing)
@@ -45,7 +45,7 @@ def true_head(world: World) -> Head:
 
 
 def next_head(world: World, owner: bytes = PEER, entries: dict[int, int] | None = None, **changes: int) -> Head:
-    """What PEER could sign next."""
+    """A head that PEER could sign next."""
     head, now_ms = true_head(world), int(world.now * 1000)
     fields = {"epoch": head.epoch, "seq": head.seq + 1, "issued_at": now_ms, **changes}
     return signed(owner, entries or {}, **fields)
@@ -68,7 +68,7 @@ def far(world: World) -> int:
 
 
 def late_delta(world: World) -> Delta:
-    """From the version that ME holds, but not to what the head says."""
+    """A delta from the version that ME holds, but not to the set of its head."""
     head = next_head(world, entries={5: 0})
     return Delta(head=head, from_seq=true_head(world).seq, upserts=pack_entries({6: 0}), removes=b"")
 
@@ -79,7 +79,7 @@ def wrong_log(world: World) -> Repair:
 
 
 def other_cell() -> Cell:
-    """One that PEER is not in."""
+    """A cell that PEER is not in."""
     return Cell(1, cell_of(NAMESPACE, PEER, 1).prefix ^ 1)
 
 
@@ -93,7 +93,7 @@ class Case:
     event: Callable[[World], Event]
     refusal: Refusal
     pays: bytes | None
-    """Whose offence it is."""
+    """The peer whose offence it is."""
 
 
 CASES = [
@@ -142,7 +142,7 @@ CASES = [
 
 
 def held(overlay: Overlay) -> object:
-    """Everything of ``overlay`` that a refused message could have changed."""
+    """Everything in ``overlay`` that a refused message could have changed."""
     estimates = overlay.estimates
     known = {key: (e.head, dict(e.entries), e.wanted, e.suspect) for key, e in estimates.items()}
     return known, estimates.floors(), overlay.digests.repairs.num_pending, overlay.peers(0.0)
@@ -205,7 +205,7 @@ def test_asking_too_often_and_another_version_are_counted() -> None:
 
 
 class Flood:
-    """PEER's valid heads, each newer than the one before, as many as are asked for."""
+    """PEER's valid heads, each newer than the one before, without end."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -222,7 +222,7 @@ def test_a_thousand_heads_a_second_are_cut_off_without_hurting_the_others(direct
     node, flood = world.nodes[ME], Flood(world)
     node.checked.clear()
     cut_after = None
-    for number in range(5_000):  # five seconds
+    for number in range(5_000):  # (five seconds)
         if number % 2_500 == 0:
             world.store(RELAY, number, [number + 7] * STRIDE)
         head = flood.head()
@@ -261,14 +261,14 @@ def test_a_flood_through_a_relay_costs_neither_the_relay_nor_what_else_it_brings
 
 
 def test_what_was_asked_for_is_never_too_much() -> None:
-    """After a partition one neighbour may be asked for hundreds of digests, and answer as fast as it is asked."""
+    """After a partition one neighbour may get hundreds of questions, and answer as fast as they come."""
     world = quiet_world()
     world.check_every = 50
     overlay = world.nodes[ME].overlay
     owners = {b"owner%d" % number for number in range(300)}
     first_asked: list[int] = []
     for second in range(30):
-        for owner in sorted(owners):  # (each heartbeat tells of them again)
+        for owner in sorted(owners):  # (each heartbeat announces them again)
             head = signed(owner, {5: 0}, seq=second + 1, issued_at=int(world.now * 1000))
             world.handle(ME, Gossiped(owner, RELAY, NAMESPACE, Announce(head=head)))
         sent = [event.message for to, event in world.in_flight if to == RELAY and isinstance(event, Received)]
@@ -309,7 +309,7 @@ def test_limits_are_kept_for_a_bounded_number_of_keys() -> None:
 
 
 def versions(ours: int, theirs: int) -> World:
-    """Two nodes of different ages, connected, their hellos exchanged."""
+    """Two nodes of different wire versions, connected, after their hellos."""
     world = World(1, config=OverlayConfig(wire_version=ours))
     world.config = OverlayConfig(wire_version=theirs)
     world.start(PEER)

@@ -1,4 +1,4 @@
-"""The whole exchange that ``proto/interoperability.md`` ends with."""
+"""The whole exchange at the end of ``proto/interoperability.md``."""
 
 import hashlib
 import re
@@ -67,7 +67,7 @@ def _message(framed: bytes) -> Message:
 
 
 def test_what_is_derived_in_it_is_as_the_document_says() -> None:
-    """With hash functions alone, as its section 2 describes them."""
+    """Computed with hash functions alone, as section 2 describes."""
 
     def derived(context: str, data: bytes, length: int) -> bytes:
         return blake3(data, derive_key_context=f"mycelia 2026 {context} v1").digest(length=length)

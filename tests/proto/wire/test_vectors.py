@@ -1,4 +1,4 @@
-"""The test vectors and this implementation agree, read the way another implementation would read them."""
+"""The test vectors and this implementation agree, read as another implementation would read them."""
 
 import json
 import re
@@ -38,7 +38,7 @@ HASHES, DIGESTS, INVALID = load("hashes.json"), load("digests.json"), load("inva
 
 
 def from_plain(value: object) -> object:
-    """JSON of the vectors to what a CBOR library encodes."""
+    """Turns the vectors' JSON into what a CBOR library encodes."""
     match value:
         case str() if found := re.fullmatch(r"h'([0-9a-f]*)'", value):
             return bytes.fromhex(found[1])
@@ -51,7 +51,7 @@ def from_plain(value: object) -> object:
 
 
 def verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
-    """A peer id of an Ed25519 key ends with the key."""
+    """Verifies with the key at the end of an Ed25519 peer id."""
     try:
         VerifyKey(owner[-32:]).verify(payload, signature)
     except BadSignatureError:
@@ -91,7 +91,7 @@ def test_what_is_no_message_is_refused(vector: Vector) -> None:
 
 
 SCHEMA_ALLOWS = {
-    # The deterministic encoding is a rule of its own, which no schema sees.
+    # The deterministic encoding is a separate rule, which no schema checks.
     "a map of indefinite length",
     "a key twice",
     "keys out of order",
@@ -100,11 +100,11 @@ SCHEMA_ALLOWS = {
     "a float longer than need be",
     "a byte after the end",
     "a bignum",
-    # pycddl takes bytes where a text with a .size belongs, and looks for a .regexp anywhere in the text (RFC 8610 means
-    # the whole text). Choices of literal texts, which would need no .regexp, make it panic.
+    # pycddl accepts bytes for a text with a .size, and looks for a .regexp anywhere in the text (RFC 8610 means the
+    # whole text). Choices of literal texts, which would need no .regexp, make it panic.
     "bytes for text",
     "a reason that does not exist",
-    # Bounds of floats are in the comments: pycddl's verdicts on ranges of floats cannot be relied on.
+    # Bounds of floats are in the comments: pycddl is unreliable on ranges of floats.
     "not a number",
     "a probability over 1",
 }

@@ -1,7 +1,7 @@
-"""One whole exchange between two nodes, byte by byte: two real overlays, with real keys and a clock of the test's own.
+"""One whole exchange between two nodes, byte by byte: two real overlays, with real keys and the test's own clock.
 
 *Entry* has a context too small for the prompt that a client gives it, so *server*, which holds the first block of that
-prompt, answers. The frames of the answer are what an engine would say; all other bytes are what the overlays send.
+prompt, answers. The frames of the answer are invented; all other bytes are what the overlays send.
 """
 
 import random
@@ -87,7 +87,7 @@ def _verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
 
 
 class Exchange:
-    """Runs it, and keeps what was said."""
+    """Runs the exchange and keeps its steps."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -98,7 +98,7 @@ class Exchange:
         self._dispatch: Dispatch | None = None
 
     def run(self) -> None:
-        """Raises AssertionError when a side does not take what the other one says."""
+        """Raises AssertionError when a side refuses a message of the other one."""
         server, entry = self._server, self._entry
         epoch = int(self._now * 1000)
         self._handle(server, ModelServed(NAMESPACE, "m", 2048, VITALS, epoch))
@@ -172,7 +172,7 @@ class Exchange:
 
 
 def opening(protocol: str) -> bytes:
-    """What opens a stream, and what accepts it: two lines of multistream-select, each after its length."""
+    """The bytes that open a stream, and that accept it: two lines of multistream-select, each after its length."""
     lines = ("/multistream/1.0.0\n", f"{protocol}\n")
     return b"".join(bytes((len(line),)) + line.encode() for line in lines)
 
@@ -182,7 +182,6 @@ def _words(message: Message) -> str:
 
 
 def whole_exchange() -> list[Step]:
-    """The steps, in order."""
     run = Exchange()
     run.run()
     (finish,) = run.finished
@@ -195,13 +194,13 @@ _BEGIN, _END = "```text\n", "```\n"
 
 
 def written(document: str) -> str:
-    """``proto/interoperability.md`` with the exchange as it is now, in the place of the one that it has."""
+    """``proto/interoperability.md`` with the present exchange in place of its old one."""
     before, rest = document.split(_BEGIN)
     return f"{before}{_BEGIN}{as_text(whole_exchange())}\n{_END}{rest.split(_END, 1)[1]}"
 
 
 def as_text(steps: list[Step]) -> str:
-    """As the document shows it."""
+    """The steps as the document shows them."""
     lines = []
     for number, step in enumerate(steps, 1):
         lines.append(f"{number}. {step.sender}, {step.over}: {step.what} ({len(step.data)} bytes)")
