@@ -45,8 +45,6 @@ def _only(what: str, metavar: str = "GROUP", choices: Sequence[str] = ()) -> Any
 
 @dataclass(frozen=True)
 class EngineBench:
-    """``mycelia bench engine``"""
-
     model: str = _model()
     threads: int = setting(1, "Threads of the engine.", least=1, most=1_024)
     cells: int = setting(8_192, "Number of KV cells.", least=2_048, most=16_777_216)
@@ -60,8 +58,6 @@ class EngineBench:
 
 @dataclass(frozen=True)
 class IndexBench:
-    """``mycelia bench index``"""
-
     peers: int = setting(1_000, "Number of nodes that hold blocks.", least=1, most=100_000)
     residencies: int = setting(1_000_000, "Pairs of a node and a block that it holds.", least=1_000, most=100_000_000)
     zipf: float = setting(0.8, "Skew of the popularity of prompts: Zipf's exponent.", least=0, most=3)
@@ -77,8 +73,6 @@ class IndexBench:
 
 @dataclass(frozen=True)
 class GatewayBench:
-    """``mycelia bench gateway``"""
-
     runs: int = _runs(5)
     requests: int = setting(30, "Requests of each kind per run.", least=1, most=10_000)
     streams: int = setting(64, "Streams that are open at the same time.", least=1, most=127)
@@ -88,8 +82,6 @@ class GatewayBench:
 
 @dataclass(frozen=True)
 class RoutingBench:
-    """``mycelia bench routing``"""
-
     num_nodes: int = _nodes(256, 1, 2_000, "Number of candidate nodes, the entry node included.")
     tokens: int = setting(2_048, "Tokens of each prompt.", least=256, most=100_000)
     runs: int = _runs(5)
@@ -98,8 +90,6 @@ class RoutingBench:
 
 @dataclass(frozen=True)
 class GossipBench:
-    """``mycelia bench gossip``"""
-
     num_nodes: int = _nodes(1_000, 8, 10_000, "Number of simulated nodes.")
     rtt_file: Path | None = setting(
         None,
@@ -114,8 +104,6 @@ class GossipBench:
 
 @dataclass(frozen=True)
 class ScaleBench:
-    """``mycelia bench scale``"""
-
     num_nodes: int = _nodes(1_000, 40, 100_000, "Number of nodes that serve one model.")
     only: tuple[str, ...] = _only("Measure only these rows: cells, digests, dht, reuse or growth; may be repeated.")
     seed: int = _seed("everything: equal seeds, equal runs")
@@ -123,8 +111,6 @@ class ScaleBench:
 
 @dataclass(frozen=True)
 class SoakBench:
-    """``mycelia bench soak``"""
-
     length_s: float = setting(
         1_800.0, "Length of the run in minutes.", "--minutes", least=0.2, most=100_000, scale=60.0
     )
@@ -144,7 +130,6 @@ class SoakBench:
 
     @property
     def warm_s(self) -> float:
-        """Length of the warm-up."""
         return min(0.25 * self.length_s, 600.0)
 
     @property
@@ -154,7 +139,7 @@ class SoakBench:
 
 @dataclass(frozen=True)
 class OverloadBench:
-    """``mycelia bench overload``. Call ``filled`` before use."""
+    """Call ``filled`` before use."""
 
     real: bool = setting(False, "Use real nodes with fake engines on this machine instead of simulated nodes.")
     loads: tuple[float, ...] = setting(
@@ -189,8 +174,6 @@ class OverloadBench:
 
 @dataclass(frozen=True)
 class ChaosSimBench:
-    """``mycelia bench chaos-sim``"""
-
     num_peers: int = _nodes(200, 2, 1_000, "Number of simulated nodes.")
     length_s: float = setting(
         3_600.0, "Length of the run in virtual minutes.", "--minutes", least=0.1, most=10_000, scale=60.0
@@ -219,8 +202,6 @@ class ChaosSimBench:
 
 @dataclass(frozen=True)
 class ChaosBench:
-    """``mycelia bench chaos``"""
-
     num_nodes: int = _nodes(4, 2, 32, "Number of real nodes.")
     num_streams: int = setting(100, "Number of answers.", "--streams", least=1, most=100_000)
     at_once: int = setting(4, "Number of clients, each with one answer at a time.", least=1, most=64)
@@ -249,16 +230,12 @@ class ChaosBench:
 
 @dataclass(frozen=True)
 class LivenessBench:
-    """``mycelia bench liveness``"""
-
     num_nodes: int = _nodes(4, 3, 32, "Number of real nodes.")
     runs: int = _runs(5)
 
 
 @dataclass(frozen=True)
 class AttacksBench:
-    """``mycelia bench attacks``"""
-
     runs: int = _runs(3, "Runs of each attack.")
     minutes: float = setting(
         2.0, "Length of the attacks that try to make honest nodes ban each other.", least=0.1, most=1_000
@@ -275,8 +252,6 @@ class AttacksBench:
 
 @dataclass(frozen=True)
 class SwarmBench:
-    """``mycelia bench swarm``"""
-
     num_nodes: int = _nodes(4, 2, 32, "Number of real nodes.")
     rtt_ms: float = setting(80.0, "Round trip between any two nodes.", "--rtt", least=0, most=2_000, metavar="MS")
     zipf: float = setting(1.0, "Skew of the popularity of subjects: Zipf's exponent.", least=0, most=3)

@@ -131,7 +131,6 @@ class Node:
 
     @property
     def model(self) -> str:
-        """The name of the model served here."""
         return self._engine.info.name
 
     def ask(

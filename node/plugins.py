@@ -36,7 +36,6 @@ class Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that ``args`` name, imported."""
         self.load(*args[:1])
         return super().resolve_command(ctx, args)
 

@@ -268,7 +268,6 @@ class RequestRow(msgspec.Struct, frozen=True):
     """The reason for the end: stop, length, or the code of the failure."""
     served_by: str = ""
     reason: str = ""
-    """Why that node was chosen."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

@@ -45,7 +45,6 @@ class Plan(msgspec.Struct, frozen=True):
     addresses: list[str]
     """Full multiaddrs of the attacked nodes, for most attacks one."""
     namespace: bytes = b""
-    """Namespace of the victims' model."""
     api_port: int = 0
     model: str = ""
     """Name of the other victims' model."""
@@ -265,7 +264,6 @@ def _snapshot(plan: Plan, owner: Identity, entries: dict[int, int]) -> Repair:
 
 
 async def main(plan: Plan) -> None:
-    """Runs one attack."""
     if not all(address.startswith("/ip4/127.") for address in plan.addresses):
         raise LocalError("only nodes on this machine are attacked")
     async with trio.open_nursery() as nursery:

@@ -44,12 +44,9 @@ _PREFACE = (
 
 @dataclass
 class Stream:
-    """One answer at its client."""
-
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     gap_s: float = 0.0
-    """Longest time between two texts."""
     resumed: int = 0
     computed_s: float = 0.0
     """Time that the last node took before its first token: waiting for a slot, and computing what was not cached."""
@@ -153,7 +150,6 @@ def _ask_of(bench: ChaosBench, number: int) -> Ask:
 
 
 async def _ask_all(asks: Sequence[Ask], addresses: Sequence[str], at_once: int, progress: Progress) -> list[Stream]:
-    """The answers, in the order of ``asks``."""
     streams: dict[int, Stream] = {}
     places = iter(range(len(asks)))
 
@@ -215,7 +211,6 @@ async def _follow(
 
 
 async def _undisturbed(bench: ChaosBench, asks: Sequence[Ask], root: Path, progress: Progress) -> list[Stream]:
-    """The answers of one undisturbed node."""
     async with open_nodes(1, bench.options, root) as nodes:
         expected = await _ask_all(asks, nodes.addresses, REFERENCE_AT_ONCE, progress)
     for stream in expected:

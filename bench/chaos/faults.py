@@ -85,7 +85,6 @@ class Nodes:
             proxy.forward_to(port)
         self.nodes: list[LocalNode] = []
         self.addresses: list[str] = []
-        """Full multiaddrs."""
 
     async def start(self, number: int, bootstrap: Sequence[str]) -> LocalNode:
         """For the first time, or again. Returns at once."""
@@ -145,7 +144,6 @@ async def open_nodes(
 
 
 def can_move_clocks() -> bool:
-    """Whether ``clock`` is possible here."""
     return _faketime() is not None
 
 

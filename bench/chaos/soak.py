@@ -211,7 +211,6 @@ async def _connect(nodes: Nodes, rng: random.Random) -> trio.SocketStream:
 
 
 def _note(soak: Soak, response: httpx.Response) -> bool:
-    """Whether it is an answer."""
     if response.status_code == httpx.codes.OK:
         soak.num_answered += 1
         return True

@@ -30,14 +30,11 @@ SHARED_TOKENS, OWN_TOKENS = 800, 50
 
 
 class OurEngine:
-    """This engine as a ``Target``."""
-
     def __init__(self, engine: ProcessEngine) -> None:
         self._engine = engine
         self._count = 0
 
     async def complete(self, prompt: Sequence[int], max_tokens: int) -> Timing:
-        """See ``Target.complete``."""
         self._count += 1
         request = EngineRequest(self._count.to_bytes(16, "big"), prompt, Sampling(max_tokens=max_tokens))
         began, first, cached = trio.current_time(), None, 0

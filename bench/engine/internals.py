@@ -48,7 +48,6 @@ class Shares(msgspec.Struct, frozen=True):
     """The result, with one entry for each run."""
 
     step_overhead: list[float]
-    """See ``step_overhead_share``."""
     tier_restore: list[float]
     """See ``tier_restore_share``; empty for a model whose cells cannot be saved."""
 

@@ -28,7 +28,6 @@ class LlamaServer:
         self._http = http
 
     async def complete(self, prompt: Sequence[int], max_tokens: int) -> Timing:
-        """See ``Target.complete``."""
         body = {
             "prompt": list(prompt),
             "n_predict": max_tokens,

@@ -31,8 +31,6 @@ class Timing:
 
 
 class Target(Protocol):
-    """An engine under measurement."""
-
     async def complete(self, prompt: Sequence[int], max_tokens: int) -> Timing:
         """Greedy completion of token ids. Raises LocalError on failure, so that nothing is measured."""
         ...

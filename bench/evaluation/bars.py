@@ -16,8 +16,6 @@ _LEAST_S = 1e-6
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell with its outcomes."""
-
     cell: Cell
     result: Result
 

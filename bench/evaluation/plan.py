@@ -49,14 +49,11 @@ class Cell:
         return dict(self.labels)[name]
 
     def runs(self, num_seeds: int) -> list[Run]:
-        """Policy by policy, seeds in order."""
         return [Run(self.scenario, policy, seed) for policy in self.policies for seed in range(1, num_seeds + 1)]
 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of the evaluation."""
-
     num_peers: int = 30
     delays: tuple[str, ...] = ("0", "20", "80", "200", INTERNET)
     """Round trips in ms between any two nodes, or the internet's."""
@@ -77,10 +74,8 @@ class Size:
     trace_s: tuple[float, float] = (200.0, 400.0)
     """``sweep_s`` for measured traces, whose caches fill slowly."""
     few: tuple[str, ...] = _CLOSE
-    """Policies of the sections that compare few."""
     liar_loads: tuple[float, ...] = (0.3, 0.5)
     ablated: tuple[str, ...] = ("mmlu", "multi-turn")
-    """Workloads of the section of ablations."""
 
 
 FULL = Size()

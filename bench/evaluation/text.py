@@ -15,8 +15,6 @@ _TEMPLATE = files("mycelia.bench.evaluation").joinpath("evaluation.md.j2")
 
 @dataclass(frozen=True)
 class Made:
-    """The origin of the numbers."""
-
     command: str
     code_version: str
     num_seeds: int

@@ -66,7 +66,6 @@ class Bar:
     high: float
     mark: float | None = None
     text: str = ""
-    """The value as text."""
 
 
 def curves(series: Sequence[Curve], x_label: str, y_label: str) -> Markup:

@@ -101,7 +101,6 @@ class Progress:
         self.show(what)
 
     def show(self, what: str) -> None:
-        """Like ``step``, without counting one."""
         line = f"[{self._done}/{self._total}] {what}"
         end = "" if self._is_terminal else "\n"
         start = "\r\033[K" if self._is_terminal else ""
@@ -117,7 +116,6 @@ class Progress:
 
 
 def show(report: Report, as_json: bool) -> None:
-    """Print the whole report to stdout."""
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return

@@ -45,7 +45,6 @@ class Population:
     """The prompts that each peer holds."""
 
     prompts: Sequence["array[int]"]
-    """Tokens."""
     chains: Sequence["array[int]"]
     """Block hashes of each prompt."""
     weights: Sequence[float]
@@ -54,7 +53,6 @@ class Population:
     """For each peer: prompt -> number of leading blocks."""
 
     def draw(self, rng: random.Random) -> int:
-        """A prompt, by its chance."""
         return bisect(self.weights, rng.random() * self.weights[-1])
 
     def digests(self) -> list[list[int]]:

@@ -34,8 +34,6 @@ token met the objective."""
 
 @dataclass(frozen=True)
 class Ttft:
-    """Time to first token."""
-
     p50: Measured
     p90: Measured
     p99: Measured
@@ -114,7 +112,6 @@ def row_of_policy(policy: str, of_seeds: Sequence[Outcome]) -> PolicyRow:
 
 
 def show_simulation(report: SimulationReport, as_json: bool) -> None:
-    """Print the whole report to stdout."""
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return
@@ -146,7 +143,6 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
 
 
 def told_scenario(report: SimulationReport) -> str:
-    """The scenario in one line."""
     return ", ".join(f"{name} {value}" for name, value in report.scenario.items() if value is not None)
 
 

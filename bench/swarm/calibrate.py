@@ -36,8 +36,6 @@ _WARM_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Machine:
-    """The result of a calibration."""
-
     spec: EngineSpec
     """The speed of one engine alone."""
     speeds: tuple[float, ...]
@@ -88,7 +86,6 @@ async def calibrate(
 
 
 def num_measured(num_engines: int) -> int:
-    """How many of ``num_engines`` are started."""
     return min(num_engines, ENGINES_A_CORE * usable_cores())
 
 

@@ -40,8 +40,6 @@ class _Row(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Subject:
-    """The parts of a subject's prompts."""
-
     name: str
     prefix: str
     questions: Sequence[str]

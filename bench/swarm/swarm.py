@@ -159,7 +159,6 @@ async def _ask_real_swarm(bench: SwarmBench, policy: str, questions: Sequence[Qu
 
 
 def _engine_settings(bench: SwarmBench) -> EngineSettings:
-    """As the nodes will have them."""
     fake = bench.model == FAKE_MODEL
     path = Path(FAKE_MODEL) if fake else resolve_model(bench.model)
     return EngineSettings(path, threads=bench.threads, cells=bench.cells, ram_tier_mib=bench.ram_tier_mib, fake=fake)

@@ -31,8 +31,6 @@ _OTHER_VARIABLES = {"MYCELIA_CONFIG", "MYCELIA_API_KEY"}
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and its source."""
-
     value: object
     source: str
     """The path of the file, the name of the variable, or "default"."""
@@ -50,8 +48,6 @@ def default_file() -> Path:
 
 
 class Schema:
-    """The settings of a group of commands."""
-
     def __init__(self, group: click.Group) -> None:
         self.sections: dict[str, dict[str, click.Option]] = {"": {}}
         self._commands: dict[str, click.Command] = {}
@@ -77,7 +73,6 @@ class Schema:
         return {_variable(section, key): (section, key) for section, key in self.all_keys()}
 
     def all_keys(self) -> Iterator[tuple[str, str]]:
-        """Section and key of every setting."""
         for section, options in self.sections.items():
             for key in options:
                 yield section, key

@@ -31,11 +31,8 @@ NVIDIA_DEVICE = Path("/dev/nvidia0")
 
 
 class LlamaCpp(Struct, frozen=True):
-    """The installed llama.cpp."""
-
     version: str
     bindings_version: str
-    """The version of llama-cpp-python."""
     built_for: list[str]
     """Backends such as CUDA and CPU, with or without such a device."""
     can_offload: bool
@@ -197,7 +194,6 @@ def _model(name: str, path: str, found: Model) -> ModelReport:
 
 
 def lines(report: Report) -> list[str]:
-    """The report for people."""
     llama, model = report.llama_cpp, report.model
     rows = [("mycelia", f"{report.mycelia}, Python {report.python}")]
     if llama is not None:

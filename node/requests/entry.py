@@ -134,7 +134,6 @@ class Entry:
 
     @property
     def num_running(self) -> int:
-        """Unfinished requests that entered here."""
         return len(self._running)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

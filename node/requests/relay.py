@@ -38,8 +38,6 @@ class _BusyError(NetworkError):
 
 
 class Relay:
-    """The prompts that one node passes on."""
-
     def __init__(self, network: Network, requests: RequestLog, own: str) -> None:
         """own: the model served here, named in the error for an unknown model."""
         self._network = network

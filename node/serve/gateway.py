@@ -44,8 +44,6 @@ _HEADERS = [
 
 @dataclass(frozen=True)
 class Access:
-    """The clients that may use the gateway."""
-
     keys: tuple[str, ...] = ()
     """Any of them is accepted; empty: no key is needed, and only local Hosts are served."""
     origins: tuple[str, ...] = ()

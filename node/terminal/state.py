@@ -20,7 +20,6 @@ def show_status(console: Console, state: NodeState) -> None:
 
 
 def status_table(state: NodeState) -> Table:
-    """A line for each fact."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -94,7 +93,6 @@ def requests_table(rows: Sequence[RequestRow], width: int) -> Table:
 
 
 def show_trace(console: Console, trace: TraceView) -> None:
-    """A line for each step."""
     table = Table(title=f"request {trace.id}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("ms", justify="right", no_wrap=True)
     for name in ("node", "step"):

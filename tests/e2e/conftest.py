@@ -64,7 +64,6 @@ async def peers_of(node: LocalNode) -> list[PeerRow]:
 
 @pytest.fixture
 async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
-    """Node processes that end with the test."""
     async with open_local_swarm(tmp_path) as local_swarm:
         yield local_swarm
 

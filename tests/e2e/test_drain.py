@@ -17,7 +17,6 @@ ONE_THREAD = ["--threads", "1"]
 
 
 async def started(entry: LocalNode, *options: str) -> trio.Process:
-    """``ask`` as a process of its own."""
     return await trio.lowlevel.open_process(
         [
             *COMMAND,

@@ -63,7 +63,6 @@ class Internet:
             run("ip", "-n", self.namespace, "address", "add", f"{address}/24", "dev", "switch")
 
     def home(self, public: str) -> "Home":
-        """public: the address of the home's router."""
         number = public.rpartition(".")[2]
         home, router = self._new(f"home{number}"), self._new(f"nat{number}")
         self._namespaces += [home, router]
@@ -120,7 +119,6 @@ def internet() -> Iterator[Internet]:
 
 
 async def public_peers(swarm: LocalSwarm, internet: Internet, count: int) -> list[str]:
-    """The addresses of ``count`` public nodes."""
     addresses = []
     for number, host in enumerate(PEERS[:count]):
         options = ["--model", "fake", "--listen", f"/ip4/{host}/tcp/7117"]

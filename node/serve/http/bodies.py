@@ -36,7 +36,6 @@ class HttpError(Exception):
     code: str | None = None
     """For programs, if the status does not say enough."""
     param: str | None = None
-    """The wrong field, if it is one."""
 
     @property
     def headers(self) -> dict[str, str]:

@@ -76,8 +76,6 @@ class HttpPlaces:
 
 
 class HttpPlace:
-    """The place of one connection."""
-
     def __init__(self, places: HttpPlaces, subnet: str, end: Callable[[], None]) -> None:
         self._places = places
         self.subnet = subnet

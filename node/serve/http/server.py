@@ -38,7 +38,6 @@ def bind_api(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """The URL for programs on this machine."""
     host, port = listener.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared with, not bound to
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"

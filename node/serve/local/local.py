@@ -92,8 +92,6 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
 
 
 def local_routes(api: Api) -> list[Route]:
-    """The routes below /api."""
-
     async def ask(request: Request) -> Response:
         body = await read_json(request, _AskBody)
         # (Starlette accepts any ASGI application as a response)

@@ -36,7 +36,6 @@ MIN_ID_CHARS = 6
 
 
 def observe_routes(api: Api) -> list[Route]:
-    """The routes of this module."""
     streams = Places(MAX_STREAMS, per_key=MAX_STREAMS)
     tracing = trio.CapacityLimiter(MAX_TRACES)
 

@@ -33,7 +33,6 @@ def page_routes() -> list[Route]:
 
 @cache
 def _document() -> tuple[str, str]:
-    """The page and its content security policy."""
     folder = files("mycelia.node.serve") / "dashboard"
     page, style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.html", "style.css", "app.js"))
     document = page.replace("/*style*/", style).replace("/*script*/", script)

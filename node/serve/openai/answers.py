@@ -71,7 +71,6 @@ class Choice:
     route: Route | None = None
     begun: Begun | None = None
     first_s: float | None = None
-    """Time of its first text."""
     end: Answered | None = None
 
     @property

@@ -33,8 +33,6 @@ _Handler = Callable[[Request], Awaitable[Response]]
 
 
 def openai_routes(api: Api) -> list[Route]:
-    """The routes below /v1."""
-
     async def chat(request: Request) -> Response:
         wanted = wanted_chat(await read_json(request, ChatRequest))
         # (Starlette accepts any ASGI application as a response)

@@ -34,7 +34,6 @@ _REFUSALS = {
 
 
 def openapi() -> dict[str, Any]:
-    """The OpenAPI document."""
     bodies = (ChatRequest, CompletionRequest, EmbeddingRequest)
     replies = (ChatCompletion, Completion, EmbeddingList, Models, Model, Errors)
     _, components = msgspec.json.schema_components((*bodies, *replies), ref_template=_REFS)

@@ -33,8 +33,6 @@ _DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
 
 @dataclass(frozen=True)
 class Wanted:
-    """The meaning of one HTTP request."""
-
     asks: list[Ask]
     """One for each choice."""
     model: str
@@ -51,7 +49,6 @@ class Wanted:
 
 
 def wanted_chat(body: ChatRequest) -> Wanted:
-    """The meaning of POST /v1/chat/completions."""
     if body.top_logprobs is not None and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     tools = body.tools or []
@@ -86,7 +83,6 @@ def wanted_chat(body: ChatRequest) -> Wanted:
 
 
 def wanted_completion(body: CompletionRequest) -> Wanted:
-    """The meaning of POST /v1/completions."""
     n = body.n or 1
     if body.echo or body.suffix or body.best_of not in (None, n):
         raise HttpError(400, "echo, suffix and best_of are not served")

@@ -35,7 +35,6 @@ class ToolCallReader:
         self._follows_call = False
         """Only white space has come since the last call."""
         self.calls: list[CalledFunction] = []
-        """The calls read so far."""
 
     def feed(self, text: str) -> str:
         """The next part of the answer that is certainly text."""

@@ -11,20 +11,16 @@ from tests.node.serve.http.serving import body_of, connected, reply, request, re
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Returns the request."""
     said = await body_of(receive)
     told = f"{scope['method']} {scope['path']} {scope['query_string'].decode()} ".encode() + said
     await reply(send, told, content_length=str(len(told)))
 
 
 async def deaf(_: Scope, __: Receive, send: Send) -> None:
-    """Refuses without reading the body."""
     await reply(send, b"no", 403, content_length="2")
 
 
 class Endless:
-    """Streams until the client disconnects."""
-
     def __init__(self) -> None:
         self.gone = trio.Event()
 
