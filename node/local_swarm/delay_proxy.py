@@ -116,14 +116,12 @@ class DelayProxy:
             line.heal()
 
     def line_of(self, port: int) -> Line:
-        """Makes the line of a new connection from ``port``."""
         line = self._lines[port] = Line(self._quality)
         if self._is_cut(port):
             line.cut()
         return line
 
     async def serve(self) -> None:
-        """Never returns."""
         await trio.serve_listeners(self._connect, [self._listener])
 
     async def _connect(self, dialler: trio.SocketStream) -> None:

@@ -29,7 +29,6 @@ class SwarmSettings:
 
 @asynccontextmanager
 async def open_at_a_distance(swarm: LocalSwarm, settings: SwarmSettings) -> AsyncIterator[list[LocalNode]]:
-    """The nodes of ``open_behind_proxies``."""
     async with open_behind_proxies(swarm, settings) as (nodes, _):
         yield nodes
 
@@ -85,7 +84,6 @@ async def _start(swarm: LocalSwarm, settings: SwarmSettings, proxies: Sequence[D
 
 
 async def _bound_port(node: LocalNode) -> int:
-    """The port on which the node itself listens."""
     event = await node.wait_event(lambda event: event.get("event") == "listening")
     listen = event["listen"]
     assert isinstance(listen, list)

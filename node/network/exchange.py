@@ -24,8 +24,7 @@ async def receive_opening(stream: MessageStream) -> Message:
 async def cancelled_at_end(stream: MessageStream) -> AsyncIterator[None]:
     """Cancels the block when the other side ends the exchange. Exceptions of the block come out unchanged.
 
-    The other side sends nothing after its opening message, so the end of the wait for more is the end of the exchange.
-    """
+    The other side sends nothing after its opening message, so a ``receive`` returns only at the end of the exchange."""
 
     async def watch(scope: trio.CancelScope) -> None:
         with suppress(NetworkError, RemoteError):

@@ -63,10 +63,8 @@ def verify(owner_peer_id: bytes, payload: bytes, signature: bytes) -> bool:
 
 
 def load_or_create_identity(data_dir: Path) -> Identity:
-    """The identity in ``data_dir``, made on first use. Two processes that start at once get the same one.
-
-    Raises LocalError when the file cannot be read, written or understood; a damaged file is never overwritten.
-    """
+    """The identity in ``data_dir``, made on first use. Two processes that start at once get the same one. Raises
+    LocalError when the file cannot be read, written or understood; a damaged file is never overwritten."""
     path = data_dir / IDENTITY_FILE
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

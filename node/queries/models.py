@@ -169,7 +169,6 @@ class SwarmModels:
         return {key: SeenModel(context_tokens[key], frozenset(marks)) for key, marks in nodes.items()}
 
     async def _ask_now(self) -> None:
-        """Asks some peers, unless this was done less than FRESH_S ago."""
         async with self._asking:
             if trio.current_time() - self._asked_at >= FRESH_S:
                 await self._ask(NUM_ASKED_NOW)

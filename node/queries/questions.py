@@ -30,7 +30,7 @@ async def ask_all(
 
 
 async def answer_of(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
-    """The answer of one peer. Raises NetworkError and RemoteError."""
+    """Raises NetworkError and RemoteError."""
     stream = await network.open(peer, protocol, waits=False)
     is_over = False
     try:

@@ -55,7 +55,6 @@ class Frames:
             raise NetworkError(f"the peer does not take an answer: {type(exc).__name__}") from exc
 
     async def close(self) -> None:
-        """Closes the stream, see ``close_stream``."""
         await close_stream(self._stream)
 
     async def _fill(self) -> bool:
