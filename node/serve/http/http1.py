@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection: h11 between a socket and an ASGI application, in a single task.
 
-This server is our own for its bounds: strangers use a node's HTTP, and here, below the application, is decided what
-they can take of its memory and its event loop. No server for trio lets us decide it. A new connection ends the one that
-has waited longest (``places.py``). Parsing is done in turns and a few kilobytes at a time (``turns.py``). The pieces of
-a body, the lines of a head and the bytes read ahead of an answer are bounded, and a client that reads nothing is
-dropped. Speed is no reason: the first event of an answer comes 0.3 to 0.5 ms sooner than behind Hypercorn. See
+This server is our own for its bounds: strangers use a node's HTTP, and a layer below the application has to limit how
+much of its memory and event loop they take. No server for trio has these limits. A new connection ends the one that has
+waited longest (``places.py``). Parsing is done in turns and a few kilobytes at a time (``turns.py``). The pieces of a
+body, the lines of a head and the bytes read ahead of an answer are bounded, and a client that reads nothing is dropped.
+Speed is no reason: the first event of an answer comes 0.3 to 0.5 ms sooner than behind Hypercorn. See
 ``docs/decisions/http-loop.md``.
 
 The application reads and writes the socket itself, in the task that calls ``receive`` and ``send``.
