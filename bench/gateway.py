@@ -33,6 +33,7 @@ from mycelia.proto.wire.messages import ChatMessage
 
 _PROMPT_CHARS = 3_000
 """0.6 s of the fake engine's time: a node that has the prompt wins by that, wherever it is."""
+_ELSEWHERE = "a prompt was not served where it is cached"
 _START_DEADLINE_S, _WARM_DEADLINE_S = 120.0, 60.0
 _KEY = "a key for the benchmark alone"
 _WRONG_KEY = "another one of that length!!!"
@@ -75,7 +76,8 @@ async def _added(
     direct = OurEngine(engine)
     await _answer(near, prompts["near"])
     await _answer(far, prompts["far"])
-    await _wait_warm(near, prompts["far"], (await far.wait_ready()).peer)
+    near_peer, far_peer = [(await node.wait_ready()).peer for node in (near, far)]
+    await _wait_warm(near, prompts["far"], far_peer)
 
     async def of_engine() -> float:
         began = trio.current_time()
@@ -89,8 +91,9 @@ async def _added(
     async with _connection(near) as stream:
         kinds: list[Callable[[], Awaitable[float]]] = [
             of_engine,
-            partial(_ttft_s, stream, prompts["near"]),
-            partial(_ttft_s, stream, prompts["far"]),
+            partial(_ttft_s, stream, prompts["near"], near_peer),
+            partial(_ttft_s, stream, prompts["near"], near_peer),  # (a newcomer gets less than half of the prompts)
+            partial(_ttft_s, stream, prompts["far"], far_peer),
         ]
         for number in range(bench.runs):
             progress.step(f"time to first token, run {number + 1}")
@@ -99,7 +102,7 @@ async def _added(
     return [
         row_of("engine_ttft_ms_p50", "ms, conversation to token, called directly", [run[0] for run in medians]),
         row_of("local_added_ttft_ms_p50", "ms", [run[1] - run[0] for run in medians]),
-        row_of("hop_added_ttft_ms_p50", "ms", [run[2] - run[0] for run in medians]),
+        row_of("hop_added_ttft_ms_p50", "ms", [run[3] - run[0] for run in medians]),
     ]
 
 
@@ -123,8 +126,8 @@ async def _answer(node: LocalNode, prompt: str) -> str:
     return response.headers["x-mycelia-served-by"]
 
 
-async def _ttft_s(stream: trio.SocketStream, prompt: str) -> float:
-    """Over a connection that stays, as clients' libraries keep theirs."""
+async def _ttft_s(stream: trio.SocketStream, prompt: str, peer: str) -> float:
+    """Over a connection that stays, as clients' libraries keep theirs. peer: the node that has to serve it."""
     data = _request("POST", "/v1/chat/completions", _KEY, _body(prompt, 1, stream=True))
     began, ttft_s, seen = trio.current_time(), 0.0, b""
     await stream.send_all(data)
@@ -136,6 +139,8 @@ async def _ttft_s(stream: trio.SocketStream, prompt: str) -> float:
             if b"HTTP/1.1 2" not in seen:
                 break
             if seen.endswith(b"\r\n0\r\n\r\n"):  # (the last chunk)
+                if peer.encode() not in seen.partition(b"\r\n\r\n")[0]:
+                    raise LocalError(_ELSEWHERE)
                 return ttft_s
     raise LocalError("a node refused a prompt")
 
@@ -157,13 +162,15 @@ async def _disconnects(bench: GatewayBench, near: LocalNode, far: LocalNode, pro
             progress.step(f"clients that leave, run {number + 1}")
             times: list[float] = []
             for _ in range(bench.requests):
+                for _ in range(2):  # (a newcomer gets less than half of the prompts)
+                    await _answer(near, "n" * _PROMPT_CHARS)
                 async with _connection(near) as stream, aclosing(_pieces(stream)) as pieces:
                     await stream.send_all(data)
                     async for piece in pieces:
                         if b"data: " in piece:
                             break
                     if not await is_busy():
-                        raise LocalError("a prompt was not served where it is cached")
+                        raise LocalError(_ELSEWHERE)
                 left = trio.current_time()
                 while await is_busy():
                     pass
@@ -245,14 +252,15 @@ async def _storm(bench: GatewayBench, node: LocalNode, progress: Progress) -> li
             else:
                 other += 1
 
+    peer = (await node.wait_ready()).peer
     for number in range(bench.runs):
         progress.step(f"wrong keys, run {number + 1}")
         async with _connection(node) as stream, trio.open_nursery() as nursery:
-            idle_s = median([await _ttft_s(stream, prompt) for _ in range(bench.requests)])
+            idle_s = median([await _ttft_s(stream, prompt, peer) for _ in range(bench.requests)])
             before, began = refused, trio.current_time()
             for _ in range(_STORM_CLIENTS):
                 nursery.start_soon(guess)
-            times = [await _ttft_s(stream, prompt) for _ in range(bench.requests)]
+            times = [await _ttft_s(stream, prompt, peer) for _ in range(bench.requests)]
             await trio.sleep_until(began + _STORM_S)
             nursery.cancel_scope.cancel()
         rates.append((refused - before) / (trio.current_time() - began))

@@ -6,7 +6,7 @@ from pathlib import Path
 from mycelia.node.plugins import OWN_POLICY
 from mycelia.proto.wire.errors import LocalError
 
-DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7117"
+DEFAULT_PORT = 7117
 DEFAULT_API_HOST = "127.0.0.1"
 DEFAULT_API_PORT = 7118
 DEFAULT_DRAIN_S = 30.0

@@ -65,8 +65,7 @@ def bench_overload(bench: OverloadBench) -> Report:
 
 
 def rows_of(prefix: str, found: dict[float, list[OverloadOutcome]]) -> list[Row]:
-    """The rows of one kind of client. found: outcomes by load, seed by seed. Raises LocalError if nothing was answered.
-    """
+    """The rows of one kind of client. found: outcomes by load, by seed. Raises LocalError if nothing was answered."""
     runs = range(len(next(iter(found.values()))))
     peaks = [max(outcomes[run].answered for outcomes in found.values()) for run in runs]
     token_peaks = [max(outcomes[run].answered_tokens for outcomes in found.values()) for run in runs]

@@ -102,8 +102,7 @@ async def open_real_swarm(settings: SwarmSettings) -> AsyncIterator[RealSwarm]:
 
 
 async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float]:
-    """Round trips of every node to every other. Raises LocalError for one shorter than ``rtt_s``: it crosses no proxy.
-    """
+    """Round trips of every node to every other. Raises LocalError for one below ``rtt_s``: it crosses no proxy."""
     infos = [await node.wait_ready() for node in nodes]
     with in_time(MEASURE_DEADLINE_S, "the nodes did not measure the round trips between them in time"):
         while True:

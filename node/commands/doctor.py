@@ -66,11 +66,12 @@ def doctor(
     from mycelia.node.commands.checks import check_listen, read_bootstrap, read_swarm_key
     from mycelia.node.doctor.machine import examine, lines, with_outlook
     from mycelia.node.doctor.network import look_out
-    from mycelia.node.settings import DEFAULT_API_PORT, DEFAULT_LISTEN
+    from mycelia.node.network.addresses import default_listen
+    from mycelia.node.settings import DEFAULT_API_PORT, DEFAULT_PORT
     from mycelia.node.storage.data_dir import default_data_dir
 
     where, peers = data_dir or default_data_dir(), read_bootstrap(bootstrap)
-    ports = check_listen(listen or (DEFAULT_LISTEN,)), DEFAULT_API_PORT if api_port is None else api_port
+    ports = check_listen(listen or default_listen(DEFAULT_PORT)), DEFAULT_API_PORT if api_port is None else api_port
     key = read_swarm_key(swarm_key)
     report = examine(model, where)
     if not offline:

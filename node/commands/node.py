@@ -184,7 +184,8 @@ def node(
         read_swarm_key,
         read_tensor_split,
     )
-    from mycelia.node.settings import DEFAULT_API_HOST, DEFAULT_API_PORT, DEFAULT_LISTEN, NodeSettings
+    from mycelia.node.network.addresses import default_listen
+    from mycelia.node.settings import DEFAULT_API_HOST, DEFAULT_API_PORT, DEFAULT_PORT, NodeSettings
     from mycelia.node.storage.data_dir import default_data_dir
 
     if tensor_split and main_gpu is not None:
@@ -194,7 +195,7 @@ def node(
     settings = NodeSettings(
         data_dir=data_dir or default_data_dir(),
         model=model,
-        listen=check_listen(listen or (DEFAULT_LISTEN,)),
+        listen=check_listen(listen or default_listen(DEFAULT_PORT)),
         announce=check_announce(announce),
         bootstrap=read_bootstrap(bootstrap),
         swarm_key=read_swarm_key(swarm_key),

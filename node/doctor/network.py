@@ -19,8 +19,8 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.network import Network, NetworkError, NetworkSettings
 from mycelia.node.queries.inspection import INSPECT
 from mycelia.node.queries.questions import answer_of
-from mycelia.node.queries.reach import ANSWER_DEADLINE_S, own_hosts, seen_from_outside
-from mycelia.node.settings import DEFAULT_LISTEN
+from mycelia.node.queries.reach import ANSWER_DEADLINE_S, View, own_hosts, seen_from_outside
+from mycelia.node.settings import DEFAULT_PORT
 from mycelia.node.storage.rundir import find_running
 from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import Reach, ReachQuery
@@ -28,8 +28,6 @@ from mycelia.proto.wire.messages import Reach, ReachQuery
 CONNECT_DEADLINE_S = 6.0
 MAX_SKEW_S = 30.0
 MAX_ASKED = 8
-USUAL_PORT = int(DEFAULT_LISTEN.rpartition("/")[2])
-"""Tried from outside where a node would take any free one."""
 
 
 class Line(Struct, frozen=True):
@@ -48,7 +46,7 @@ async def look_out(
     """Takes some seconds when bootstrap peers do not answer. Raises nothing. listen, api_port: what a node here would
     listen on, where none runs."""
     running = find_running(data_dir)
-    port, addresses, lines = port_of(listen[0]) or USUAL_PORT, list[str](), list[Line]()
+    port, addresses, lines = port_of(listen[0]) or DEFAULT_PORT, list[str](), list[Line]()
     if running is not None:
         try:
             addresses = (await fetch_state(running)).addresses
@@ -170,23 +168,30 @@ def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = No
     if not seen:
         return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
     own = own_hosts()
-    outside, outcome = seen_from_outside((one.reach for one in seen), own)
-    announce = f"mycelia node --announce /{'ip6' if ':' in outside else 'ip4'}/{outside}/tcp/{port}"
+    views = seen_from_outside((one.reach for one in seen), own)
     relays = [address.split("/p2p/")[1].partition("/")[0] for address in told or () if is_circuit(address)]
-    fix = ""
-    if outcome == "open":
-        reachable = _reachable(outside, port, announce, outside in own, told)
-    elif outcome == "untried":
-        reachable = Line("reachable", True, "unknown: the peers were asked too often; try again in a minute")
-    else:
-        fix = f"let port {port} through to this machine (firewall, router), then: {announce}"
-        says = f"peers cannot connect to port {port} of {outside}"
-        if relays:
-            reachable = Line("reachable", True, f"{says}, but through the relay; for direct connections {fix}")
-            fix = ""
-        else:
-            reachable = Line("reachable", False, says, fix)
-    return [_clock(seen), _translation(seen, own, fix), _relay(relays, told is not None, bool(fix)), reachable]
+    fix = f"let TCP port {port} through to this machine (firewall; on a router: forward it)"
+    is_shut = any(view.outcome == "closed" for view in views.values()) and not relays
+    return [
+        _clock(seen),
+        _translation(seen, own, fix if is_shut else ""),
+        _relay(relays, told is not None, is_shut),
+        *(_reachable(view, port, fix, bool(relays)) for view in reversed(views.values())),
+    ]
+
+
+def _reachable(view: View, port: int, fix: str, is_relayed: bool) -> Line:
+    """Whether peers can connect in one address family. What is open the node finds out and announces by itself."""
+    match view.outcome:
+        case "open":
+            return Line("reachable", True, f"peers can connect to port {port} of {view.host}")
+        case "untried":
+            return Line("reachable", True, "unknown: the peers were asked too often; try again in a minute")
+        case _ if is_relayed:
+            says = f"peers cannot connect to port {port} of {view.host}, but through the relay"
+            return Line("reachable", True, f"{says}; for direct connections {fix}")
+        case _:
+            return Line("reachable", False, f"peers cannot connect to port {port} of {view.host}", fix)
 
 
 def _clock(seen: Sequence[Seen]) -> Line:
@@ -229,16 +234,6 @@ def _relay(relays: Sequence[str], is_running: bool, is_needed: bool) -> Line:
     if is_running:
         why = "no connected peer gives the node a place, or it runs with --no-relay"
     return Line("relay", True, f"none is in use: {why}")
-
-
-def _reachable(outside: str, port: int, announce: str, is_own: bool, told: Sequence[str] | None) -> Line:
-    """Peers can connect; whether they know where."""
-    says = f"peers can connect to port {port} of {outside}"
-    if is_own or any(host_of(address) == outside and not is_circuit(address) for address in told or ()):
-        return Line("reachable", True, says)
-    if told is None:
-        return Line("reachable", True, f"{says}; tell them so: {announce}")
-    return Line("reachable", False, f"{says}, but the node tells them other addresses", f"start it so: {announce}")
 
 
 _CLOCK_FIX = "timedatectl set-ntp true"

@@ -24,6 +24,20 @@ UNREADABLE = (MultiaddrError, ValueError, TypeError, OverflowError)
 """The errors that the library raises for a stranger's bytes, either when it parses them or when they are used."""
 
 
+def default_listen(port: int) -> tuple[str, ...]:
+    """All addresses of this machine, in each family that it has."""
+    return (f"/ip4/0.0.0.0/tcp/{port}", *([f"/ip6/::/tcp/{port}"] if _has_ipv6() else []))
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
 def parse(text: str) -> Multiaddr:
     """A TCP multiaddr of a host. Raises LocalError for anything else."""
     try:
@@ -117,10 +131,25 @@ def host_of(address: str) -> str:
         return ""
 
 
+def family_of(host: str) -> str:
+    """The family of an IP address as multiaddrs name it: "ip4" or "ip6"."""
+    return "ip6" if ":" in host else "ip4"
+
+
+def is_public_host(host: str) -> bool:
+    """Whether an IP address may mean the same machine everywhere."""
+    return is_public(_ip(host))
+
+
 def is_global(address: Multiaddr) -> bool:
     """Whether the address may lead to the same machine from everywhere. True for names."""
     _, kind, host, *_ = str(address).split("/")
     return kind.startswith("dns") or is_public(_ip(host))
+
+
+def is_plain_public(address: Multiaddr) -> bool:
+    """Whether it is a public IP address, no name and no circuit."""
+    return not is_name(address) and relay_of(address) is None and is_global(address)
 
 
 def _ip(host: str) -> IPv4Address | IPv6Address:
@@ -140,9 +169,9 @@ def is_wildcard(address: Multiaddr) -> bool:
 def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]:
     """At most ``limit`` distinct addresses that can be dialled, through at most MAX_RELAYS relays.
 
-    Loopback comes last: from another machine's view it leads to this node itself. A peer that announces a relay cannot
-    be reached directly from everywhere, so its private addresses come after the relay: in another network they are
-    another machine's, and a dial to them may take long to fail."""
+    Public addresses come first, then those at relays, which lead to the peer from everywhere. Private addresses come
+    after them: in another network they are another machine's. Loopback comes last: from another machine's view it leads
+    to this node itself."""
     usable: dict[str, Multiaddr] = {}
     relays: set[bytes] = set()
     for address in addresses:
@@ -166,7 +195,7 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
     def rank(address: Multiaddr) -> int:
         if relay_of(address) is not None:
             return 1
-        return 3 if is_loopback(address) else 2 * (bool(relays) and not is_global(address))
+        return 3 if is_loopback(address) else 2 * (not is_global(address))
 
     return sorted(usable.values(), key=rank)[:limit]
 

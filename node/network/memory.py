@@ -10,7 +10,7 @@ and gossip goes from its publisher straight to every other node of its cell that
 import heapq
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Self
@@ -29,6 +29,7 @@ from mycelia.node.network.network import (
     NetworkError,
     NetworkEvent,
     NetworkSettings,
+    Reachability,
     Received,
     RoundTripMeasured,
     StreamHandler,
@@ -194,7 +195,7 @@ class MemoryNetwork:
         """Namespace -> cells whose gossip it receives."""
         self.bootstrap = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         self.handlers = dict(handlers)
-        self.wants_relays = False
+        self.reachability = Reachability()
         """Only noted: there are no relays here."""
         self._settings = settings
         self._swarm = swarm
@@ -293,8 +294,10 @@ class MemoryNetwork:
     def remote_address(self, peer: bytes) -> str:
         return "/ip4/127.0.0.1/tcp/1" if self._swarm.connected(self.peer_id, peer) else ""
 
-    def want_relays(self, is_wanted: bool) -> None:
-        self.wants_relays = is_wanted
+    def set_reachability(self, reachability: Reachability) -> None:
+        self.reachability = reachability
+
+    def interfaces_changed(self, hosts: Collection[str]) -> None: ...
 
     def num_circuits(self) -> int:
         return 0

@@ -3,7 +3,7 @@
 Every message that arrives has passed ``proto/wire/codec.py``; bytes that do not decode arrive as ``Malformed``.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,7 @@ __all__ = [
     "NetworkError",
     "NetworkEvent",
     "NetworkSettings",
+    "Reachability",
     "Received",
     "RoundTripMeasured",
     "StreamHandler",
@@ -66,6 +67,18 @@ class NetworkSettings:
     must connect with no address twice."""
     debug: bool = False
     """Whether libp2p's own log reaches the root logger. Otherwise none of it is shown."""
+
+
+@dataclass(frozen=True)
+class Reachability:
+    """How peers reach this node, as they see it. Families are "ip4" and "ip6"."""
+
+    open: tuple[str, ...] = ()
+    """Multiaddrs at which peers connected to this node: it announces them."""
+    closed: frozenset[str] = frozenset()
+    """Families in which peers could not connect: this node does not announce its own public addresses there."""
+    relayed: frozenset[str] = frozenset()
+    """Families in which this node needs relays, at which others can dial it."""
 
 
 class MessageStream(Protocol):
@@ -178,9 +191,14 @@ class Network(Protocol):
         ``receive`` checks that answer."""
         ...
 
-    def want_relays(self, is_wanted: bool) -> None:
-        """Sets whether this node is to be reachable through relays, since peers cannot dial it. Its addresses at them
-        are then among ``addresses``."""
+    def set_reachability(self, reachability: Reachability) -> None:
+        """Sets how peers reach this node. Its addresses, at relays too, and its part in the DHT follow from that: a
+        node that nobody can dial serves no lookups."""
+        ...
+
+    def interfaces_changed(self, hosts: Collection[str]) -> None:
+        """Tells that this machine has the IP addresses ``hosts`` from now on: they are announced, and the connections
+        from others end, since nothing arrives on them any more."""
         ...
 
     def num_circuits(self) -> int:

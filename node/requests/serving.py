@@ -132,8 +132,7 @@ async def serve_generate_stream(
 
 
 def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:
-    """Rounds down what peers learn of a cache; also of their own prefixes, so that no error of this node reveals more.
-    """
+    """Rounds down what peers learn of a cache; also of their own prefixes, so that no error here reveals more."""
     match frame:
         case Accepted():
             return msgspec.structs.replace(frame, cached_tokens=_whole(frame.cached_tokens))

@@ -88,7 +88,6 @@ class RatedCandidate:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-
     candidates: Candidates
     terms: Terms
     place: int

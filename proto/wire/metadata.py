@@ -40,7 +40,6 @@ class Vitals(Record, frozen=True, kw_only=True):
 
 
 class Served(Record, frozen=True, kw_only=True):
-
     namespace: NamespaceKey = field(name="1")
     model: ModelName = field(name="2")
     context_tokens: Small = field(name="3")
@@ -81,7 +80,6 @@ class Hello(Kind, frozen=True, kw_only=True, tag=1):
 
 
 class VitalsUpdate(Kind, frozen=True, kw_only=True, tag=2):
-
     namespace: NamespaceKey = field(name="1")
     vitals: Vitals = field(name="2")
 

@@ -71,8 +71,7 @@ async def send_and_leave(port: int, data: bytes, enough: Callable[[bytes], bool]
 
 
 async def test_nothing_is_left_of_clients_that_break_off(swarm: LocalSwarm) -> None:
-    """Another node serves the answers, so the gateway's side, the stream between the nodes and the engine have to end.
-    """
+    """Another node serves, so the gateway's side, the stream between the nodes and the engine have to end."""
     with trio.fail_after(2 * DEADLINE_S):
         first, second = await swarm.start_many(2, ["--model", "fake"])
         infos = [await first.wait_ready(), await second.wait_ready()]

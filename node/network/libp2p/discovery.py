@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 BOOTSTRAP_FIRST_PAUSE_S = 1.0
 BOOTSTRAP_LONGEST_PAUSE_S = 60.0
+ALONE_LONGEST_PAUSE_S = 8.0
+"""The same while no peer is connected: a node is back soon after its line is."""
 FEW_PEERS = 8
 """Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
 REMEMBERED_DIALS = 4
@@ -77,7 +79,10 @@ class Discovery:
         self._host = host
         self._table: PeerTable = host.table
         self._rng = rng
-        self._bootstrap = [addresses.parse_peer(text) for text in host.settings.bootstrap]
+        self._bootstrap: dict[bytes, list[Multiaddr]] = {}
+        for text in host.settings.bootstrap:
+            peer, address = addresses.parse_peer(text)
+            self._bootstrap.setdefault(peer, []).append(address)
         self.dht = Kademlia(host, rng) if host.settings.overlay else None
         self.backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
@@ -87,9 +92,9 @@ class Discovery:
     async def run(self) -> None:
         """Never returns."""
         async with trio.open_nursery() as nursery:
-            for peer, address in self._bootstrap:
+            for peer, candidates in self._bootstrap.items():
                 if peer != self._host.settings.identity.peer_id:
-                    nursery.start_soon(supervised, self._keep_bootstrap, peer, address)
+                    nursery.start_soon(supervised, self._keep_bootstrap, peer, candidates)
             nursery.start_soon(supervised, self._keep_remembered)
             nursery.start_soon(supervised, self._host.keep_peerstore)
             if self.dht is not None:
@@ -100,6 +105,13 @@ class Discovery:
         peer when none was connected, and after a change of this node's addresses."""
         self._restarted.set()
         self._restarted = trio.Event()
+
+    def back_online(self) -> None:
+        """Forgets which peers and addresses could not be dialled, and starts over: this machine was offline, or has
+        another line now."""
+        self.backoffs.clear()
+        self._host.outbound.forget_silent()
+        self.start_over()
 
     async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
         """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
@@ -173,22 +185,25 @@ class Discovery:
         wanted = target - target // OUTSIDERS_SHARE
         return wanted - sum(cell.holds(address_of(namespace, peer)) for peer in self._table.peers())
 
-    async def _keep_bootstrap(self, peer: bytes, address: Multiaddr) -> None:
+    async def _keep_bootstrap(self, peer: bytes, candidates: list[Multiaddr]) -> None:
         pause_s = BOOTSTRAP_FIRST_PAUSE_S
         while True:
+            was_alone = not len(self._table)
             try:
-                await self._host.outbound.dial(peer, [address])
+                await self._host.outbound.dial(peer, candidates)
             except NetworkError as exc:
                 log.info("bootstrap peer is not reachable", peer=peer_text(peer), reason=str(exc), retry_s=pause_s)
             else:
                 connected_at = trio.current_time()
                 self._introduce(peer)
+                if was_alone:
+                    self.back_online()
                 self.start_over()
                 await self._table.wait_gone(peer)
                 if trio.current_time() - connected_at > STABLE_S:
                     pause_s = BOOTSTRAP_FIRST_PAUSE_S
             await trio.sleep(self._jittered(pause_s))
-            pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, self._longest_pause_s())
 
     async def _keep_remembered(self) -> None:
         """Dials remembered nodes, round after round, while few peers are connected. Never returns."""
@@ -197,12 +212,15 @@ class Discovery:
             while len(self._table) >= FEW_PEERS:
                 await self._table.lost.wait()
             was_alone = not len(self._table)
-            await self._dial_remembered(BOOTSTRAP_LONGEST_PAUSE_S if was_alone else PEER_LONGEST_PAUSE_S)
+            await self._dial_remembered(self._longest_pause_s() if was_alone else PEER_LONGEST_PAUSE_S)
             if was_alone and len(self._table):
-                self.start_over()
+                self.back_online()
             with trio.move_on_after(self._jittered(pause_s)) as pause:
                 await self._table.lost.wait()
-            pause_s = min(2 * pause_s, BOOTSTRAP_LONGEST_PAUSE_S) if pause.cancelled_caught else BOOTSTRAP_FIRST_PAUSE_S
+            pause_s = min(2 * pause_s, self._longest_pause_s()) if pause.cancelled_caught else BOOTSTRAP_FIRST_PAUSE_S
+
+    def _longest_pause_s(self) -> float:
+        return BOOTSTRAP_LONGEST_PAUSE_S if len(self._table) else ALONE_LONGEST_PAUSE_S
 
     async def _dial_remembered(self, longest_pause_s: float) -> None:
         """Dials each remembered node that is due, until enough peers are connected."""

@@ -5,13 +5,13 @@ and the addresses that it announces. ``inbound.py`` has what peers open, ``outbo
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 import trio
 from libp2p import new_host
-from libp2p.abc import INetStream, IRawConnection
+from libp2p.abc import INetConn, INetStream, IRawConnection
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -33,7 +33,7 @@ from mycelia.node.network import addresses
 from mycelia.node.network.deadlines import shielded
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection
 from mycelia.node.network.libp2p.fixes import apply_module_fixes, check_private_names
-from mycelia.node.network.libp2p.identify import take_over_identify
+from mycelia.node.network.libp2p.identify import push_identify, take_over_identify
 from mycelia.node.network.libp2p.inbound import Inbound
 from mycelia.node.network.libp2p.inbound_streams import InboundStreams
 from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
@@ -41,7 +41,7 @@ from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.libp2p.services import run_service
 from mycelia.node.network.libp2p.swarm_key import keyed
 from mycelia.node.network.libp2p.yamux import YamuxConnection
-from mycelia.node.network.network import NetworkSettings
+from mycelia.node.network.network import NetworkSettings, Reachability
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.errors import LocalError
 
@@ -77,6 +77,7 @@ class Host:
         self._listen = [addresses.parse_listen(text) for text in settings.listen]
         self._announce = [addresses.parse_announce(text) for text in settings.announce]
         self._expanded: tuple[float, list[Multiaddr]] = (-math.inf, [])
+        self._reachability = Reachability()
         self.circuits: Callable[[], list[Multiaddr]] = list
         """The addresses of this node at its relays."""
         self._host = self._build()
@@ -164,9 +165,30 @@ class Host:
         return [str(address) for address in self._host.get_addrs()] if self._listen or self.circuits() else []
 
     def _all_addresses(self) -> list[Multiaddr]:
-        """The addresses at relays come first, because peers keep only the first few of many."""
+        """The addresses that lead here from everywhere come first, because peers keep only the first few of many."""
         circuits = [Multiaddr(f"{circuit}/p2p/{self._host.get_id()}") for circuit in self.circuits()]
-        return [*circuits, *self._own_addresses()]
+        own = self._own_addresses()
+        num_public = sum(map(addresses.is_global, own))
+        return [*own[:num_public], *circuits, *own[num_public:]]
+
+    def set_reachability(self, reachability: Reachability) -> bool:
+        """Returns whether this node announces other addresses than before."""
+        before, self._reachability = self._reachability, reachability
+        return (before.open, before.closed) != (reachability.open, reachability.closed)
+
+    def connections_from_others(self, hosts: Collection[str]) -> list[INetConn]:
+        """The connections that use an address of this machine other than ``hosts``."""
+        return [
+            connection
+            for connection in self.swarm.get_connections()
+            if isinstance(connection.muxed_conn, YamuxConnection)
+            and (host := connection.muxed_conn.local_host.removeprefix("::ffff:"))
+            and host not in hosts
+        ]
+
+    def interfaces_changed(self) -> None:
+        """Announces what the interfaces have now."""
+        self._expanded, self._reachability = (-math.inf, []), Reachability()
 
     def addresses_of(self, peer: bytes) -> list[Multiaddr]:
         """Addresses at which to dial a connected peer again: the one it was dialled at and those that it announced."""
@@ -185,7 +207,8 @@ class Host:
         return addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES)
 
     def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
-        """Replaces 0.0.0.0 by the machine's addresses, looked up at most once a minute. Loopback comes last."""
+        """The addresses that peers found open, then those of the machine, looked up at most once a minute, except the
+        public ones that peers found closed. Loopback comes last."""
         if self._announce:
             return self._announce
         expires, expanded = self._expanded
@@ -195,7 +218,9 @@ class Host:
                 expanded += expand_wildcard_address(address) if addresses.is_wildcard(address) else [address]
             expanded = addresses.in_dial_order(expanded, limit=16)
             self._expanded = (time.monotonic() + 60, expanded)
-        return expanded
+        closed = [f"/{family}/" for family in self._reachability.closed]
+        own = [one for one in expanded if not (addresses.is_global(one) and str(one).startswith(tuple(closed)))]
+        return addresses.in_dial_order([*map(Multiaddr, self._reachability.open), *own], limit=16)
 
     async def disconnect(self, peer: bytes) -> None:
         async with trio.open_nursery() as nursery:
@@ -204,6 +229,13 @@ class Host:
 
     def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
         self._host.set_stream_handler(TProtocol(protocol), handler)
+
+    async def push_identify(self) -> None:
+        """Tells the connected peers this node's present addresses and protocols."""
+        await push_identify(self._host)
+
+    def serve_no_more(self, protocol: str) -> None:
+        self._host.remove_stream_handler(TProtocol(protocol))
 
     def forget(self, peer: bytes) -> None:
         """Deletes libp2p's data of a peer, which would otherwise stay in memory after its last connection."""

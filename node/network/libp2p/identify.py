@@ -14,7 +14,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.identity.identify.pb.identify_pb2 import Identify
-from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.identity.identify_push.identify_push import ID_PUSH, push_identify_to_peers
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
@@ -56,6 +56,12 @@ def _address(raw: bytes) -> Multiaddr | None:
         return Multiaddr(raw)
     except addresses.UNREADABLE:
         return None
+
+
+async def push_identify(host: BasicHost) -> None:
+    """Tells the connected peers this node's present addresses and protocols."""
+    with trio.move_on_after(DEADLINE_S):
+        await push_identify_to_peers(host)
 
 
 def take_over_identify(host: BasicHost, table: PeerTable) -> None:

@@ -1,7 +1,7 @@
 """The real network. It imports libp2p only when a network is opened, since that import takes a second."""
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from mycelia.node.network.network import (
     NetworkError,
     NetworkEvent,
     NetworkSettings,
+    Reachability,
     RoundTripMeasured,
     StreamHandler,
 )
@@ -69,11 +70,13 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.discovery import Discovery
         from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
         from mycelia.node.network.libp2p.host import Host
+        from mycelia.node.network.libp2p.liveness import Starvation
         from mycelia.node.network.libp2p.peers import PeerTable
         from mycelia.node.network.libp2p.relaying import Relaying
         from mycelia.node.network.libp2p.streams import Streams
 
         self._settings = settings
+        self._starvation = Starvation()
         self.events_queue = EventQueue()
         self.table = PeerTable(
             self._peer_up,
@@ -90,9 +93,7 @@ class Libp2pNetwork:
             self.gossip = GossipService(self.host, self.events_queue, self._charge)
         self.discovery = Discovery(self.host, random.SystemRandom())
         offers_relay = settings.relay and settings.overlay
-        self.relaying = Relaying(
-            self.host, self.table, offers_relay, random.SystemRandom(), on_change=self.discovery.start_over
-        )
+        self.relaying = Relaying(self.host, self.table, offers_relay, random.SystemRandom(), on_change=self._announce)
         self.nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
         """The cells whose nodes this node looks for."""
@@ -101,6 +102,7 @@ class Libp2pNetwork:
 
     def start(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
+        nursery.start_soon(self._starvation.run)
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(supervised, self.relaying.keep_reserved)
         if self.gossip is not None:
@@ -110,7 +112,7 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.liveness import watch
 
         if self.nursery is not None:
-            self.nursery.start_soon(supervised, watch, connection, self.table)
+            self.nursery.start_soon(supervised, watch, connection, self.table, self._starvation)
 
     def _start_over(self, peer: bytes) -> None:
         """Ends all connections with the peer, which dials again. Gossip would not move to its new connection."""
@@ -221,8 +223,29 @@ class Libp2pNetwork:
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
         return await self.streams.open(peer, protocol, waits)
 
-    def want_relays(self, is_wanted: bool) -> None:
-        self.relaying.want(is_wanted and self._settings.relay)
+    def set_reachability(self, reachability: Reachability) -> None:
+        is_new = self.host.set_reachability(reachability)
+        if self.discovery.dht is not None:
+            is_new |= self.discovery.dht.set_serving(bool(reachability.open) or not reachability.closed)
+        if is_new:
+            self._announce()
+        self.relaying.want(reachability.relayed if self._settings.relay else frozenset())
+
+    def interfaces_changed(self, hosts: Collection[str]) -> None:
+        self.host.interfaces_changed()
+        self.discovery.back_online()
+        from mycelia.node.network.libp2p.closing import close_connection
+
+        if self.nursery is not None:
+            for connection in self.host.connections_from_others(hosts):
+                self.nursery.start_soon(supervised, close_connection, connection)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Tells what is new of this node's addresses and protocols: in the DHT and to the connected peers."""
+        self.discovery.start_over()
+        if self.nursery is not None:
+            self.nursery.start_soon(supervised, self.host.push_identify)
 
     def num_circuits(self) -> int:
         return self.relaying.num_circuits

@@ -83,5 +83,13 @@ class NoisePackets:
         else:
             await send_rest(self._socket, packets)
 
+    @property
+    def local_host(self) -> str:
+        """The address of this machine that the connection uses; empty: unknown, or a circuit."""
+        try:
+            return "" if self._socket is None else str(self._socket.getsockname()[0])
+        except OSError:
+            return ""
+
     async def aclose(self) -> None:
         await self.raw.close()

@@ -1,8 +1,9 @@
 """The connections and streams that this node opens. Addresses are dialled directly or through a relay, at most one at a
 time for each peer. Streams are opened on existing connections."""
 
+import math
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum, auto
@@ -34,8 +35,13 @@ from mycelia.proto.admission.limits import Limits, TokenBucket
 
 DIAL_DEADLINE_S = 5.0
 ADDRESS_TTL_S = 7_200
-MAX_DIAL_ADDRESSES = 4
-MAX_PARALLEL_DIALS = 8
+HEAD_START_S = 0.25
+"""Time that one address of a peer is tried alone, before the next one is tried as well."""
+SILENT_S, MAX_SILENT = 60.0, 1_024
+"""How long an address that did not answer is not dialled again, unless the operator named it; and the number of such
+addresses."""
+MAX_DIAL_ADDRESSES = 6
+MAX_PARALLEL_DIALS = 16
 """Number of dials at once of origin TOLD. As many dials of the other two origins may run beside them."""
 TOLD_RATE, TOLD_BURST = 4.0, 128.0
 """Addresses from peers that are dialled per second. A lookup in a swarm that just started dials some dozens."""
@@ -74,6 +80,8 @@ class Outbound:
         self._told_limiter = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
         self._told = TokenBucket(TOLD_RATE, TOLD_BURST, 0.0)
         self._told_addresses: Limits[str] = Limits(ADDRESS_RATE, ADDRESS_BURST)
+        self._silent: OrderedDict[str, float] = OrderedDict()
+        """Address that did not answer -> when it may be dialled again on the word of peers."""
         self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
         """(relay, peer) -> the pipe that replaces a socket to the peer. Raises NetworkError."""
         # libp2p dials for every stream that it opens, also to a peer that was just disconnected. This node would not
@@ -83,25 +91,59 @@ class Outbound:
     async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
         """Connects, unless connected. Raises a NetworkError that says what was tried.
 
-        libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them in turn."""
-        tried = []
+        libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them all, each HEAD_START_S
+        after the one before or as soon as that one failed (RFC 8305), and keeps the first connection."""
+        tried: list[str] = []
         is_told = origin is Origin.TOLD
         async with self._only_dial(peer, is_told), self._told_limiter if is_told else self._own_limiter:
             with self._as_wanted(peer, origin):
-                for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
-                    if peer in self._table:
-                        return
-                    try:
-                        with trio.fail_after(DIAL_DEADLINE_S):
-                            await self._dial_from(peer, address, origin)
-                    except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
-                        tried.append(f"{address}: {_root_cause(exc)}")
-                    else:
-                        self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
-                        return
+                async with trio.open_nursery() as nursery:
+                    for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
+                        if peer in self._table:
+                            break
+                        is_over = trio.Event()
+                        nursery.start_soon(self._try, peer, address, origin, tried, is_over, nursery.cancel_scope)
+                        with trio.move_on_after(HEAD_START_S):
+                            await is_over.wait()
             if peer in self._table:
                 return
         raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
+
+    async def _try(
+        self,
+        peer: bytes,
+        address: Multiaddr,
+        origin: Origin,
+        tried: list[str],
+        is_over: trio.Event,
+        others: trio.CancelScope,
+    ) -> None:
+        """Dials one address. A success cancels ``others``; a failure is added to ``tried``."""
+        text, now = str(address), trio.current_time()
+        try:
+            if origin is not Origin.OWN and self._silent.get(text, -math.inf) > now:
+                raise NetworkError("did not answer a moment ago")
+            with trio.fail_after(DIAL_DEADLINE_S):
+                await self._dial_from(peer, address, origin)
+        except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
+            tried.append(f"{text}: {_root_cause(exc)}")
+            if isinstance(exc, trio.TooSlowError):
+                self._note_silent(text, now)
+        else:
+            self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
+            others.cancel()
+        finally:
+            is_over.set()
+
+    def forget_silent(self) -> None:
+        """Dials all addresses again: this machine's own line may have been at fault."""
+        self._silent.clear()
+
+    def _note_silent(self, address: str, now: float) -> None:
+        self._silent[address] = now + SILENT_S
+        self._silent.move_to_end(address)
+        if len(self._silent) > MAX_SILENT:
+            self._silent.popitem(last=False)
 
     async def _dial_from(self, peer: bytes, address: Multiaddr, origin: Origin) -> None:
         """Raises any error, as do the other dialling methods below."""

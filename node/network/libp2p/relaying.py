@@ -15,7 +15,7 @@ connection that it was made on.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 import trio
@@ -129,11 +129,12 @@ class Relaying:
         self._pace = Pace(CONNECTS, CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK)
         self._paced_at = 0.0
         """The time at which all bytes copied so far would be through at RELAYED_BYTES_PER_S."""
-        self._is_wanted = False
+        self._families: frozenset[str] = frozenset()
+        """The address families in which this node is to be reachable through relays."""
         self._changed = trio.Event()
         """Set and replaced when this node's reservations are to be checked at once."""
-        self.relays: dict[bytes, tuple[Multiaddr, float]] = {}
-        """Relay at which this node has a place -> (the relay's address, the time of the reservation)."""
+        self.relays: dict[bytes, tuple[list[Multiaddr], float]] = {}
+        """Relay at which this node has a place -> (the relay's addresses, the time of the reservation)."""
         self._refused: dict[bytes, float] = {}
         """Peer that refused a place -> the time from which it may be asked again."""
         self._on_change = on_change
@@ -285,10 +286,10 @@ class Relaying:
 
     # --- as the node behind a router -------------------------------------------------------------------------------
 
-    def want(self, is_wanted: bool) -> None:
-        """Sets whether this node needs relays."""
-        if is_wanted != self._is_wanted:
-            self._is_wanted = is_wanted
+    def want(self, families: frozenset[str]) -> None:
+        """Sets the address families in which this node needs relays; empty: it needs none."""
+        if families != self._families:
+            self._families = families
             self._look_again()
 
     def forget(self, peer: bytes) -> None:
@@ -302,49 +303,67 @@ class Relaying:
         self._changed = trio.Event()
 
     def circuits(self) -> list[Multiaddr]:
-        return [addresses.circuit(address, relay) for relay, (address, _) in self.relays.items()]
+        return [addresses.circuit(address, relay) for relay, (known, _) in self.relays.items() for address in known]
 
     async def keep_reserved(self) -> None:
         """Makes and renews this node's reservations while it needs relays. Never returns."""
-        told: set[bytes] = set()
+        told: list[Multiaddr] = []
         while True:
-            changed = self._changed
-            if self._is_wanted:
-                await self._seek_places(trio.current_time())
-            else:
-                self.relays.clear()
-            if set(self.relays) != told:
-                told = set(self.relays)
+            changed, peer_came = self._changed, self._table.changed
+            await self._seek_places(trio.current_time())
+            if self.circuits() != told:
+                told = self.circuits()
                 log.info("relays_changed", relays=[peer_text(relay) for relay in self.relays])
                 self._on_change()
-            with trio.move_on_after(RETRY_S if self._is_wanted else float("inf")):
-                await changed.wait()
+            with trio.move_on_after(RETRY_S if self._families else float("inf")):
+                async with trio.open_nursery() as nursery:
+                    if self._families and len(self.relays) < NUM_RELAYS:
+                        nursery.start_soon(_ended_by, peer_came, nursery.cancel_scope)
+                    await changed.wait()
+                    nursery.cancel_scope.cancel()
 
     async def _seek_places(self, now: float) -> None:
-        for relay, (address, given_at) in list(self.relays.items()):
-            if relay in self.relays and now - given_at > RENEW_S and not await self._place_given(relay, address):
+        for relay, (known, given_at) in list(self.relays.items()):
+            is_due = now - given_at > RENEW_S or not self._fitting(known)
+            if relay in self.relays and is_due and not await self._place_given(relay, self._fitting(known)):
                 self.relays.pop(relay, None)
-        for relay, address in self.candidates(now):
+        for relay, known in self.candidates(now):
             if len(self.relays) >= NUM_RELAYS:
                 break
-            await self._place_given(relay, address)
+            await self._place_given(relay, known)
 
-    def candidates(self, now: float) -> list[tuple[bytes, Multiaddr]]:
-        """Peers that may become relays: this node dialled them, so other nodes can. Those with public addresses come
-        first. The order among equals is random, so that nodes do not all choose the same few."""
+    def _fitting(self, known: Iterable[Multiaddr]) -> list[Multiaddr]:
+        """The addresses of a relay that other nodes are to dial: the first of each family in which this node needs
+        relays."""
+        found: dict[str, Multiaddr] = {}
+        for address in known:
+            family = "ip6" if str(address).startswith(("/ip6/", "/dns6/")) else "ip4"
+            if family in self._families:
+                found.setdefault(family, address)
+        return list(found.values())
+
+    def candidates(self, now: float) -> list[tuple[bytes, list[Multiaddr]]]:
+        """Peers that may become relays, with the addresses at which other nodes can dial them: this node dialled the
+        first one itself, the peer announces the public ones. Peers with public addresses come first. The order among
+        equals is random, so that nodes do not all choose the same few."""
         self._refused = {peer: until for peer, until in self._refused.items() if until > now}
         found = []
         for peer in self._table.peers():
             for connection in self._table.connections(peer):
                 told = connection.get_transport_addresses()
                 if peer not in self.relays and peer not in self._refused and told and _is_dialled(connection):
-                    found.append((peer, Multiaddr(str(told[0]).partition("/p2p/")[0])))
+                    dialled = Multiaddr(str(told[0]).partition("/p2p/")[0])
+                    announced = [one for one in self._host.addresses_of(peer) if addresses.is_plain_public(one)]
+                    if known := self._fitting([dialled, *announced]):
+                        found.append((peer, known))
                     break
         self._rng.shuffle(found)
-        return sorted(found, key=lambda one: not addresses.is_global(one[1]))
+        return sorted(found, key=lambda one: not addresses.is_global(one[1][0]))
 
-    async def _place_given(self, relay: bytes, address: Multiaddr) -> bool:
+    async def _place_given(self, relay: bytes, known: list[Multiaddr]) -> bool:
         """Asks for a place or for its renewal. Returns whether the relay gave it."""
+        if not known:
+            return False  # (its address is of a family in which this node needs no relay any more)
         answer = HopMessage()
         try:
             with trio.fail_after(STEP_DEADLINE_S):
@@ -359,7 +378,7 @@ class Relaying:
         if relay not in self._table:
             return False  # (no refusal: the peer may connect again in a moment)
         if answer.type == HopMessage.STATUS and answer.status == Status.OK:
-            self.relays[relay] = (address, trio.current_time())
+            self.relays[relay] = (known, trio.current_time())
             return True
         self._refused[relay] = trio.current_time() + REFUSED_S
         return False
@@ -375,7 +394,7 @@ class Relaying:
             await stream.close()
             return
         await _say(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
-        address = addresses.circuit(self.relays[relay][0], relay)
+        address = addresses.circuit(self.relays[relay][0][0], relay)
         await self._host.inbound.serve_circuit(Pipe(stream), address)
 
     # --- as the peer that dials ------------------------------------------------------------------------------------
@@ -396,6 +415,11 @@ class Relaying:
             return Pipe(stream)
         await Pipe(stream).close()
         raise NetworkError(f"the relay {peer_text(relay)} refuses: status {answer.status}")
+
+
+async def _ended_by(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _is_dialled(connection: INetConn) -> bool:

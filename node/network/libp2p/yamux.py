@@ -114,6 +114,11 @@ class YamuxConnection(Connection):
         return self._is_initiator
 
     @property
+    def local_host(self) -> str:
+        """The address of this machine that the connection uses; empty: unknown, or a circuit."""
+        return self._packets.local_host
+
+    @property
     def is_established(self) -> bool:
         return self.event_started.is_set() and not self._ended.is_set()
 

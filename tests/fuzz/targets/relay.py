@@ -1,5 +1,4 @@
-"""Hostile messages of the relay protocol, to the relay and to the node behind it: a status, or the end of the stream.
-"""
+"""Hostile messages of the relay protocol, to the relay and to the node behind it: a status, or the stream ends."""
 
 import random
 from types import SimpleNamespace

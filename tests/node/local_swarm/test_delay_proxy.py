@@ -138,9 +138,7 @@ async def test_the_sender_waits_when_too_much_is_under_way(
         await near.send_all(bytes(1_000))
         await near.send_eof()
         assert await receive_all(far) == bytes(1_000)
-        assert (
-            trio.current_time() - began >= 10 * ONE_WAY_S - 1e-9
-        )  # (one window for each one-way time)
+        assert trio.current_time() - began >= 10 * ONE_WAY_S - 1e-9  # (one window for each one-way time)
         nursery.cancel_scope.cancel()
 
 

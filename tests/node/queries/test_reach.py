@@ -4,9 +4,9 @@ import pytest
 import trio
 
 from mycelia.node.network.addresses import host_of, port_of
-from mycelia.node.network.network import MessageStream
+from mycelia.node.network.network import MessageStream, Reachability
 from mycelia.node.queries.inspection import INSPECT
-from mycelia.node.queries.reach import CHECK_EVERY_S, RETRY_S, keep_reachable, seen_from_outside
+from mycelia.node.queries.reach import CHECK_EVERY_S, RETRY_S, View, keep_reachable, reachability, seen_from_outside
 from mycelia.proto.wire.messages import Reach
 from tests.node.members import Member, open_members
 
@@ -34,7 +34,8 @@ def reach(address: str, outcome: str) -> Reach:
     ],
 )
 def test_what_follows_from_peers_words(told: list[Reach], result: tuple[str, str]) -> None:
-    assert seen_from_outside(told, {"192.168.1.5"}) == result
+    views = seen_from_outside(told, {"192.168.1.5"})
+    assert views == ({"ip4": View(*result)} if result[0] else {})
 
 
 @pytest.mark.parametrize(
@@ -44,25 +45,51 @@ def test_a_strangers_address_may_be_anything(text: str) -> None:
     assert host_of(text) == "" and port_of(text) == 0
 
 
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        ({"ip4": View("192.168.1.5", "open")}, Reachability()),  # a swarm in one house
+        ({"ip4": View("45.10.1.7", "closed")}, Reachability((), frozenset({"ip4"}), frozenset({"ip4", "ip6"}))),
+        (
+            {"ip4": View("45.10.1.7", "open")},
+            Reachability(("/ip4/45.10.1.7/tcp/7117",), frozenset(), frozenset({"ip6"})),
+        ),
+        (
+            {"ip4": View("45.10.1.7", "closed"), "ip6": View("2a10::7", "open")},
+            Reachability(("/ip6/2a10::7/tcp/7117",), frozenset({"ip4"}), frozenset({"ip4"})),
+        ),
+        (
+            {"ip4": View("45.10.1.7", "open"), "ip6": View("2a10::7", "open")},
+            Reachability(("/ip4/45.10.1.7/tcp/7117", "/ip6/2a10::7/tcp/7117")),
+        ),
+    ],
+)
+def test_relays_are_for_the_families_in_which_peers_cannot_connect(
+    views: dict[str, View], expected: Reachability
+) -> None:
+    assert reachability(views, 7117) == expected
+
+
 class Listening:
     """A member's network with addresses at which it claims to listen."""
 
     def __init__(self, member: Member) -> None:
         self._network = member.network
-        self.wants: list[bool] = []
+        self.told: list[Reachability] = []
         self.open = member.network.open
 
     def addresses(self) -> list[str]:
         return ["/ip4/203.0.113.1/tcp/1/p2p/x/p2p-circuit/p2p/y", "/ip4/192.168.1.5/tcp/7117/p2p/y"]
 
-    def want_relays(self, is_wanted: bool) -> None:
-        self.wants.append(is_wanted)
+    def set_reachability(self, reachability: Reachability) -> None:
+        self.told.append(reachability)
 
 
 async def test_a_node_that_cannot_be_dialled_wants_a_relay_until_it_can(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     outcomes = ["untried", "closed", "untried", "open"]
+    closed = Reachability(closed=frozenset({"ip4"}), relayed=frozenset({"ip4", "ip6"}))
 
     async def tell(stream: MessageStream) -> None:
         await stream.receive()
@@ -73,11 +100,11 @@ async def test_a_node_that_cannot_be_dialled_wants_a_relay_until_it_can(
         network = Listening(one)
         nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event)  # type: ignore[arg-type]
         await trio.sleep(1)
-        assert network.wants == [] and outcomes[0] == "closed"
+        assert network.told == [] and outcomes[0] == "closed"
         await trio.sleep(1.25 * RETRY_S)
-        assert network.wants == [True]
+        assert network.told == [closed]
         await trio.sleep(1.25 * (CHECK_EVERY_S + RETRY_S))
-        assert network.wants == [True, False]
+        assert network.told == [closed, Reachability()]
         nursery.cancel_scope.cancel()
 
 

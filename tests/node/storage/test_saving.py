@@ -12,7 +12,7 @@ from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
-from mycelia.node.storage import keeping
+from mycelia.node.storage import saving
 from mycelia.node.storage.known_peers import PEERS_FILE
 from mycelia.node.storage.saving import AT_ONCE_S, FLOORS_FILE, NEW_PEER_S, SAVE_INTERVAL_S, TRUST_FILE, load_kept
 from mycelia.proto.events import Malformed
@@ -31,7 +31,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.lowlevel.checkpoint()
         work(*args)
 
-    monkeypatch.setattr(keeping, "run_in_thread", run_here)
+    monkeypatch.setattr(saving, "run_in_thread", run_here)
 
 
 def listens_at(port: int) -> tuple[str, ...]:

@@ -107,8 +107,8 @@ class Kademlia:
         self._rng = rng
         self.buckets = PeerBuckets(self._me)
         self.server = KademliaServer(host, self.buckets, rng)
-        if host.settings.listen:  # (a node that cannot be dialled is of no use in the tables of others)
-            host.serve(KAD_PROTOCOL, self.server.serve)
+        self._is_serving = False
+        self.set_serving(True)
 
     async def run(self) -> None:
         """Looks for new peers, near and far, every REFRESH_INTERVAL_S. Until the first time, the node's own lookups
@@ -119,6 +119,18 @@ class Kademlia:
                 await self._walk(Kind.FIND_NODE, self._me, BUCKET_SIZE)
                 for _ in range(min(len(self.buckets), 8)):
                     await self._walk(Kind.FIND_NODE, secrets.token_bytes(32), WALK_ENOUGH)
+
+    def set_serving(self, is_wanted: bool) -> bool:
+        """Sets whether this node answers the lookups of others: one that they cannot dial is of no use in their tables.
+        Returns whether that is new."""
+        is_wanted = is_wanted and bool(self._host.settings.listen)
+        is_new = is_wanted != self._is_serving
+        self._is_serving = is_wanted
+        if is_new and is_wanted:
+            self._host.serve(KAD_PROTOCOL, self.server.serve)
+        elif is_new:
+            self._host.serve_no_more(KAD_PROTOCOL)
+        return is_new
 
     def introduce(self, peer: bytes) -> None:
         """Adds ``peer``, which this node found and is connected with, to the table."""

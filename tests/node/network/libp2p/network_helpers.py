@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 import trio
 
 from mycelia.node.network.identity import new_identity
-from mycelia.node.network.network import Network, NetworkEvent, NetworkSettings
+from mycelia.node.network.network import Network, NetworkEvent, NetworkSettings, Reachability
 from mycelia.proto.wire.messages import Announce, Final, Head, Hello, Tokens, Usage, Vitals
 
 T = TypeVar("T")
 NAMESPACE = b"namespace-------"
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+HIDDEN = Reachability(closed=frozenset({"ip4"}), relayed=frozenset({"ip4", "ip6"}))
+"""The state of a node behind a router."""
 PATIENCE_S = 60
 """Far more than any step takes: a test that exceeds it hangs."""
 

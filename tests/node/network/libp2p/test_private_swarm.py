@@ -9,7 +9,15 @@ import trio
 from mycelia.node.network.libp2p.network import open_network
 from mycelia.node.network.network import Connected, MessageStream, NetworkError
 from mycelia.node.peer_id import peer_text
-from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, following, hello, light_client, node
+from tests.node.network.libp2p.network_helpers import (
+    HIDDEN,
+    PATIENCE_S,
+    eventually,
+    following,
+    hello,
+    light_client,
+    node,
+)
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 ECHO = "/mycelia/test-echo/1"
@@ -40,7 +48,7 @@ async def test_nodes_with_the_key_meet_through_a_relay() -> None:
             open_network(light_client(swarm_key=KEY)) as other,
         ):
             await hidden.connect(relay.addresses()[0])
-            hidden.want_relays(True)
+            hidden.set_reachability(HIDDEN)
             await eventually(lambda: any("/p2p-circuit" in address for address in hidden.addresses()))
             circuit = next(address for address in hidden.addresses() if "/p2p-circuit" in address)
             stream = await other.open(await other.connect(circuit), ECHO)

@@ -15,11 +15,11 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import inbound_streams, relaying
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.libp2p.relaying import HOP_PROTOCOL, STOP_PROTOCOL
-from mycelia.node.network.network import MessageStream, NetworkError
+from mycelia.node.network.network import MessageStream, NetworkError, Reachability
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import Rate
 from mycelia.proto.wire.messages import Ask, Sampling
-from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, hello, light_client, node
+from tests.node.network.libp2p.network_helpers import HIDDEN, PATIENCE_S, eventually, hello, light_client, node
 
 ECHO = "/mycelia/test-echo/1"
 
@@ -32,7 +32,7 @@ async def echo(stream: MessageStream) -> None:
 async def placed(hidden: Libp2pNetwork, relay: Libp2pNetwork) -> str:
     """The address at which ``hidden`` can be reached through ``relay``."""
     await hidden.connect(relay.addresses()[0])
-    hidden.want_relays(True)
+    hidden.set_reachability(HIDDEN)
     await eventually(hidden.addresses)
     (address,) = hidden.addresses()
     assert address == f"{relay.addresses()[0]}/p2p-circuit/p2p/{peer_text(hidden.peer_id)}"
@@ -85,7 +85,7 @@ async def test_a_node_that_nobody_can_dial_is_reached_through_its_relay() -> Non
                 assert await stream.receive() == an_ask(num_chars)
             await client.disconnect(hidden.peer_id)
             await eventually(lambda: not relay.num_circuits())
-            hidden.want_relays(False)
+            hidden.set_reachability(Reachability())
             await eventually(lambda: not hidden.addresses())
 
 
@@ -133,6 +133,7 @@ async def test_not_all_nodes_have_their_places_at_the_same_relays() -> None:
     ):
         for relay in (one, two, three):
             await hidden.connect(relay.addresses()[0])
+        hidden.relaying.want(frozenset({"ip4"}))
         orders = {tuple(peer for peer, _ in hidden.relaying.candidates(0.0)) for _ in range(50)}
         assert all(sorted(order) == sorted(network.peer_id for network in (one, two, three)) for order in orders)
         assert len(orders) > 1

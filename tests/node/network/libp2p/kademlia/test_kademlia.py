@@ -112,7 +112,7 @@ async def test_a_provider_of_very_many_addresses_is_not_kept() -> None:
             await ask(evil, one.peer_id, huge)
         await answered(evil, one.peer_id, add_provider(KEY, evil.peer_id, many_addresses(1_500)))
         answer = await answered(honest, one.peer_id, get_providers(KEY))
-        assert [len(provider.addrs) for provider in answer.providerPeers] == [4]
+        assert [len(provider.addrs) for provider in answer.providerPeers] == [MAX_DIAL_ADDRESSES]
         assert answer.ByteSize() < 64 * 1_024
 
 
@@ -241,7 +241,7 @@ async def test_the_keys_of_one_network_are_one_teller(monkeypatch: pytest.Monkey
 async def test_a_liar_that_answers_first_does_not_choose_a_providers_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = new_identity().peer_id
     real = Multiaddr("/ip4/9.9.9.9/tcp/1")
-    bogus = [Multiaddr(f"/ip4/8.1.1.{last}/tcp/1") for last in range(4)]
+    bogus = [Multiaddr(f"/ip4/8.1.1.{last}/tcp/1") for last in range(MAX_DIAL_ADDRESSES)]
     liar_was_heard = trio.Event()
     async with open_network(node()) as liar, open_network(node()) as honest, open_network(node()) as one:
         for network, told in ((liar, bogus), (honest, [real])):

@@ -1,0 +1,206 @@
+"""An internet of network namespaces: peers in the open, and homes behind routers of every kind (the kernel's own NAT).
+
+As on the real internet, packets to addresses that lead nowhere vanish: no router answers "unreachable", and no firewall
+answers for a closed port. Addresses come from ranges that nodes take for public ones.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mycelia.node.local_swarm.processes import COMMAND
+
+PORT = 7117
+PEERS = (1, 2)
+"""Numbers of the hosts in the open: 45.10.1.1 and 45.10.2.1, 2a10:1::1 and 2a10:2::1."""
+FIRST_HOME = 11
+
+
+class Kind(StrEnum):
+    """What lies between a home and the internet. Each router drops what it was not asked for, unless said."""
+
+    FORWARDED = "forwarded"
+    """One port leads to the home."""
+    UPNP = "upnp"
+    """The home may ask the router to forward ports (miniupnpd)."""
+    CONE = "cone"
+    """Every port leads to the home."""
+    RESTRICTED = "restricted"
+    """Ports stay what they are when addresses are translated; only peers that were dialled get in."""
+    SYMMETRIC = "symmetric"
+    """A random port for each connection."""
+    DOUBLE = "double"
+    """A restricted router behind a carrier's."""
+    ONLY_443 = "443"
+    """Nothing but TCP port 443 leads out."""
+    IPV6 = "ipv6"
+    """No IPv4; a firewall instead of a router."""
+
+
+def run(*words: str, stdin: str = "") -> None:
+    subprocess.run(words, input=stdin.encode(), check=True, capture_output=True)
+
+
+def can_make_routers() -> bool:
+    if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("nft")):
+        return False
+    table = f"mycelia_probe_{os.getpid()}"
+    try:
+        run("nft", "add", "table", "ip", table)
+        run("nft", "add", "chain", "ip", table, "out", "{ type nat hook postrouting priority 100; }")
+        run("nft", "delete", "table", "ip", table)
+        run("ip", "netns", "list")
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+def inside(namespace: str) -> tuple[str, ...]:
+    """What runs ``mycelia`` there."""
+    return ("ip", "netns", "exec", namespace, *COMMAND)
+
+
+def public_address(number: int) -> str:
+    """The IPv4 address of a host in the open, or of a home's outermost router."""
+    return f"45.10.{number}.1"
+
+
+def public_address_v6(number: int) -> str:
+    return f"2a10:{number}::1"
+
+
+class Internet:
+    """A namespace with the addresses of PEERS, on a switch to which the routers of homes are connected."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._namespaces: list[str] = []
+        self.namespace = self.new("net")
+        run("ip", "-n", self.namespace, "link", "add", "switch", "type", "bridge")
+        run("ip", "-n", self.namespace, "link", "set", "switch", "up")
+        for number in PEERS:
+            self._address(self.namespace, "switch", f"{public_address(number)}/8")
+            self._address(self.namespace, "switch", f"{public_address_v6(number)}/128")
+        self._address(self.namespace, "switch", "2a10:ffff::1/32")
+        self.swallow(self.namespace)
+        self._num_homes = 0
+
+    def new(self, part: str) -> str:
+        """A namespace of this internet."""
+        namespace = f"{self._name}-{part}"
+        run("ip", "netns", "add", namespace)
+        self._namespaces.append(namespace)
+        run("ip", "-n", namespace, "link", "set", "lo", "up")
+        for setting in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
+            run("ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.{setting}=1")
+        return namespace
+
+    def swallow(self, namespace: str) -> None:
+        """Has packets to anywhere else vanish."""
+        self.cable(namespace, "void", namespace, "sink")
+        run("ip", "-n", namespace, "link", "set", "void", "arp", "off")  # (what arrives is then for nobody)
+        for family in ("-4", "-6"):
+            run("ip", family, "-n", namespace, "route", "add", "default", "dev", "void")
+
+    def home(self, kind: Kind = Kind.RESTRICTED, network: int = 0) -> "Home":
+        """network: the third byte of its private addresses, 192.168.N; 0: one of its own."""
+        number = FIRST_HOME + self._num_homes
+        self._num_homes += 1
+        home, router = self.new(f"home{number}"), self.new(f"router{number}")
+        self.cable(router, "lan", home, "lan")
+        outermost = router
+        if kind is Kind.DOUBLE:
+            outermost = self.new(f"carrier{number}")
+            self.cable(outermost, "lan", router, "wan")
+            self._address(outermost, "lan", "100.64.0.1/24")
+            self._address(router, "wan", "100.64.0.2/24")
+            run("ip", "-n", router, "route", "add", "default", "via", "100.64.0.1")
+        self.cable(outermost, "wan", self.namespace, f"to{number}")
+        run("ip", "-n", self.namespace, "link", "set", f"to{number}", "master", "switch")
+        self.swallow(outermost)
+        if kind is Kind.IPV6:
+            self._address(outermost, "wan", f"2a10:ffff:{number}::1/32")
+            self._address(router, "lan", f"2a10:{number}::f/64")
+            self._address(home, "lan", f"{public_address_v6(number)}/64")
+            run("ip", "-6", "-n", home, "route", "add", "default", "via", f"2a10:{number}::f")
+            run("ip", "-n", outermost, "route", "add", "2a10::/16", "via", "2a10:ffff::1")
+            run("ip", "-n", self.namespace, "route", "add", f"2a10:{number}::/32", "via", f"2a10:ffff:{number}::1")
+        else:
+            lan = f"192.168.{network or number}"
+            self._address(outermost, "wan", f"{public_address(number)}/8")
+            self._address(router, "lan", f"{lan}.1/24")
+            self._address(home, "lan", f"{lan}.2/24")
+            run("ip", "-n", home, "route", "add", "default", "via", f"{lan}.1")
+        made = Home(kind, number, home, router, outermost, f"192.168.{network or number}.2")
+        made.translate(kind)
+        return made
+
+    def cable(self, one: str, one_end: str, other: str, other_end: str) -> None:
+        """Connects two namespaces."""
+        run("ip", "-n", one, "link", "add", one_end, "type", "veth", "peer", "name", other_end, "netns", other)
+        run("ip", "-n", one, "link", "set", one_end, "up")
+        run("ip", "-n", other, "link", "set", other_end, "up")
+
+    def _address(self, namespace: str, interface: str, address: str) -> None:
+        nodad = ("nodad",) if ":" in address else ()  # (else it can be used only a second later)
+        run("ip", "-n", namespace, "address", "add", address, "dev", interface, *nodad)
+
+    def remove(self) -> None:
+        for namespace in self._namespaces:
+            subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A machine behind a router."""
+
+    kind: Kind
+    number: int
+    namespace: str
+    router: str
+    outermost: str
+    """The router with the public address: ``router``, or the carrier's."""
+    private: str
+
+    @property
+    def public(self) -> str:
+        return public_address_v6(self.number) if self.kind is Kind.IPV6 else public_address(self.number)
+
+    def translate(self, kind: Kind) -> None:
+        """Has the router behave as ``kind`` from now on."""
+        if kind is Kind.IPV6:
+            self._load(self.router, _FIREWALL)
+            return
+        how = "fully-random" if kind is Kind.SYMMETRIC else ""
+        into = {Kind.FORWARDED: f"tcp dport {PORT} dnat to {self.private}", Kind.CONE: f"dnat to {self.private}"}
+        out = "tcp dport != 443 drop" if kind is Kind.ONLY_443 else "accept"
+        is_open = kind in into
+        rules = _ROUTER.format(how=how, into=into.get(kind, "accept"), out=out, new="accept" if is_open else "drop")
+        self._load(self.router, rules)
+        if self.outermost != self.router:
+            self._load(self.outermost, _ROUTER.format(how="", into="accept", out="accept", new="drop"))
+
+    def _load(self, router: str, rules: str) -> None:
+        run("ip", "netns", "exec", router, "nft", "-f", "-", stdin="flush ruleset\n" + rules)
+
+
+_ROUTER = """
+table ip nat {{
+    chain out {{ type nat hook postrouting priority 100; oifname "wan" masquerade {how}; }}
+    chain in {{ type nat hook prerouting priority -100; iifname "wan" {into}; }}
+}}
+table inet filter {{
+    chain through {{
+        type filter hook forward priority 0;
+        iifname "wan" ct state new {new};
+        iifname "lan" ct state new meta l4proto tcp {out};
+    }}
+    chain here {{ type filter hook input priority 0; iifname "wan" ct state new drop; }}
+}}"""
+_FIREWALL = """
+table inet filter {
+    chain through { type filter hook forward priority 0; iifname "wan" ct state new drop; }
+    chain here { type filter hook input priority 0; iifname "wan" ct state new meta l4proto tcp drop; }
+}"""
