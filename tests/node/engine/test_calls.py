@@ -1,4 +1,4 @@
-"""Questions about texts: whose turn it is, what the child is sent, and what is asked again after it died."""
+"""Questions about texts: their order, the window of the child, and the repetition after its death."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,12 +17,12 @@ LONG = "x" * (ipc.LONG_CHARS + 1)
 
 
 class Child:
-    """Takes frames and answers when it is told to."""
+    """A child that answers when the test calls ``answer``."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self.texts: list[str] = []
-        """Of the questions that came, in order."""
+        """Texts of the received questions, in order."""
         self._keys: list[int] = []
         calls.start(self._take)
 
@@ -41,16 +41,16 @@ class Child:
 
 
 class Asked:
-    """Questions under way, and what became of them."""
+    """Running questions and their results."""
 
     def __init__(self, calls: Calls, nursery: trio.Nursery) -> None:
         self._calls = calls
         self._nursery = nursery
         self.ends: dict[str, str] = {}
-        """Text -> "answered", or the error."""
+        """Text -> "answered" or the error."""
 
     async def ask(self, text: str, client: bytes = b"") -> trio.CancelScope:
-        """Returns once it waits or is with the child."""
+        """Ask, and return when the question waits or the child has it."""
         scope = trio.CancelScope()
         self._nursery.start_soon(self._ask, text, client, scope)
         await wait_all_tasks_blocked()

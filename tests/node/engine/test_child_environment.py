@@ -1,4 +1,4 @@
-"""What engine processes are told of the system: large pieces of memory go back to it."""
+"""The environment of engine processes: large blocks of memory go back to the system."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ libc.free(libc.malloc(3 << 20))
 libc.malloc(2 << 20)
 print(libc.mallinfo2().hblkhd - before >= 2 << 20)
 """
-"""Whether a piece has memory of its own, for itself alone, after a longer one was given back."""
+"""Prints whether a block is still mapped on its own after a longer block was freed."""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")  # (2.33 or later)

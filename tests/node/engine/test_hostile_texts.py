@@ -1,4 +1,4 @@
-"""What strangers write, read by the real engine process: it goes on, and reads what others write meanwhile."""
+"""Hostile texts at the real engine process: it survives, and reads the texts of others in the meantime."""
 
 import random
 import string
@@ -31,8 +31,7 @@ async def test_no_message_ends_the_engine() -> None:
 
 
 def hostile_texts() -> list[str]:
-    """As long as a message may be; those that take the tokenizer longest, and one that only proves too long at its
-    end."""
+    """Texts of the maximum length: those that take the tokenizer longest, and one that is too long only at its end."""
     letters = "".join(random.Random(7).choices(string.ascii_lowercase, k=MAX_CHAT_BYTES))
     return [letters, "<|im_end|>" * (MAX_CHAT_BYTES // 10), " " * (MAX_CHAT_BYTES - 80_000) + letters[:80_000]]
 

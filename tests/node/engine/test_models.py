@@ -1,4 +1,4 @@
-"""Finding model files."""
+"""The search for model files."""
 
 import sys
 from hashlib import sha256
@@ -38,7 +38,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def packaged_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: bytes) -> Path:
-    """A registered model ``parted`` in two packages; returns where it is to be put together."""
+    """Register a model ``parted`` in two packages; returns the path of the joined file."""
     for module, data in (("parted_model", b"GG"), ("parted_model_rest", b"UF!")):
         (tmp_path / module).mkdir()
         (tmp_path / module / "__init__.py").write_text("raise ImportError('packages of models are not imported')")

@@ -1,4 +1,4 @@
-"""Frames for the engine's child: in order, whole, and nobody waits for a pipe that is full or gone."""
+"""Frames for the engine's child: in order and whole, without waiting for a full or closed pipe."""
 
 import os
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ Pipe = tuple[trio.lowlevel.FdStream, trio.lowlevel.FdStream]
 
 @pytest.fixture
 async def pipe() -> AsyncIterator[Pipe]:
-    """What is written to the second one can be read from the first."""
+    """(reading end, writing end)."""
     reader, writer = map(trio.lowlevel.FdStream, os.pipe())
     async with reader, writer:
         yield reader, writer
@@ -24,7 +24,7 @@ async def pipe() -> AsyncIterator[Pipe]:
 
 async def test_a_frame_is_written_at_once(pipe: Pipe) -> None:
     reader, writer = pipe
-    Outbox(writer).put(b"a frame")  # (nobody runs it)
+    Outbox(writer).put(b"a frame")  # (without ``run``)
     assert os.read(reader.fileno(), 100) == b"a frame"
 
 

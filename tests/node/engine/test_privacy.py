@@ -1,5 +1,5 @@
-"""What a stranger learns of others' prompts from the engine: how many tokens were cached, and how many were computed,
-which takes time."""
+"""The facts about others' prompts that a stranger can learn from the engine, by the number of cached tokens and of
+computed tokens, which take time."""
 
 import random
 from collections.abc import Sequence
@@ -20,8 +20,7 @@ from tests.node.engine.child.tier.test_tier_store import Tiers, opened
 
 VICTIM = Owner(b"v" * 16, "victim's")
 OTHER = Owner(b"o" * 16, "other's")
-DIGITS = range(10, 20)
-"""Tokens."""
+DIGITS = range(10, 20)  # (tokens)
 
 
 def strangers(count: int) -> list[Owner]:
@@ -29,7 +28,7 @@ def strangers(count: int) -> list[Owner]:
 
 
 def ask(rig: Rig, key: int, prompt: Sequence[int], owner: Owner, open_tokens: int = 0) -> tuple[int, int]:
-    """(tokens said to be cached, tokens computed) of a prompt that is alone at the engine."""
+    """(tokens reported as cached, tokens computed) for a prompt alone at the engine."""
     rig.llama.calls.clear()
     rig.submit(key, prompt, 1, owner=owner, open_tokens=open_tokens)
     ended = rig.run(key)
@@ -38,8 +37,8 @@ def ask(rig: Rig, key: int, prompt: Sequence[int], owner: Owner, open_tokens: in
 
 
 def tried(known: list[int], asked: list[int] | None, has_tier: bool) -> list[tuple[int, int]]:
-    """What strangers see who know all before a digit and try each: twice under one name, and once under names of their
-    own. asked: what the victim asked before, if it did."""
+    """The results of strangers who know all tokens before a digit and try each digit: twice under one name, and once
+    under different names. asked: the victim's earlier prompt, if any."""
     rig = Tiers(2_000).rig if has_tier else Rig(2_000)
     if asked is not None:
         ask(rig, 0, asked, VICTIM)
@@ -52,8 +51,8 @@ def tried(known: list[int], asked: list[int] | None, has_tier: bool) -> list[tup
 @pytest.mark.parametrize("has_tier", [False, True])
 @pytest.mark.parametrize("num_before", [20, STRIDE - 6, STRIDE + 20])
 def test_no_digit_of_a_card_number_is_recovered(num_before: int, has_tier: bool) -> None:
-    """Even of those who know all digits before it. Only who guesses the last token of a block, and knows all others in
-    it, guesses a whole block; see below."""
+    """Even if the stranger knows all digits before it. Only a stranger that knows all other tokens of a block can guess
+    its last one; see below."""
     chance = random.Random(num_before)
     before = [chance.randrange(10, VOCAB - 1) for _ in range(num_before)]
     number, recovered = [chance.choice(DIGITS) for _ in range(16)], 0
@@ -67,7 +66,7 @@ def test_no_digit_of_a_card_number_is_recovered(num_before: int, has_tier: bool)
 
 
 def test_a_whole_block_can_be_guessed_by_two_requests_a_guess() -> None:
-    """What remains where two subnets open a block: all its tokens have to be right. A salt takes that away."""
+    """The remaining leak when two subnets open a block: the guess must have all its tokens. A salt prevents it."""
     block = [20 + number % 7 for number in range(STRIDE)]
     names = strangers(6)
     for victim, right in ((VICTIM, STRIDE), (Owner(b"salt".ljust(16)), 0)):
@@ -85,8 +84,8 @@ LIMITS = Limits(num_cells=2_000, context_tokens=60, num_vocab=10, num_sequences=
 
 
 def transcript(actions: Sequence[tuple[bool, int, list[int]]], victim: Owner | None, in_steps: bool) -> list[int]:
-    """What strangers are told, one after the other. victim: who else asks, if anybody does. in_steps: its prompts are
-    not awaited."""
+    """The cached tokens reported to strangers that ask in turn. victim: another owner that asks, if any. in_steps: the
+    strangers do not wait for the victim's answers."""
     sched, told = Scheduler(LIMITS, SmallBlocks(b"")), []
     names = [*strangers(3), PUBLIC]
     for key, (is_victims, name, prompt) in enumerate(actions):
@@ -118,14 +117,14 @@ def test_with_a_salt_nobody_can_tell_that_anything_was_asked(
 @given(ACTIONS, st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_without_one_only_whole_blocks_can_show(actions: list[tuple[bool, int, list[int]]], in_steps: bool) -> None:
-    """Blocks have four tokens here."""
+    """Blocks have four tokens in this test."""
     seen, control = transcript(actions, VICTIM, in_steps), transcript(actions, None, in_steps)
     assert all(found == without or found % 4 == 0 for found, without in zip(seen, control, strict=True))
 
 
 def test_what_is_kept_for_others_does_not_outlive_its_own_use() -> None:
-    """A stranger leaves guesses, displaces everything that nobody uses, and looks which of its guesses is still there:
-    not the one that a running prompt of somebody else begins with."""
+    """A stranger stores guesses, displaces everything unused, and checks which guesses are still cached. The beginning
+    of another client's running prompt must not be among them."""
     rig = Rig(400)
     secret = [10, 11, 12, 13, 14, 15]
     rig.submit(0, [*secret, *[16] * 30], 100, owner=VICTIM)

@@ -1,4 +1,4 @@
-"""The real engine on the real model: grouped, because every engine is a process that loads 98 MB."""
+"""The real engine with the real model. Checks are grouped, because every engine is a process that loads 98 MB."""
 
 import os
 import signal
@@ -32,13 +32,13 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import ChatMessage, Sampling
 
 LIMIT_S = 180
-"""On a whole test: beside other work a minute was too little."""
+"""Time limit of a test: beside other work a minute was too short."""
 STORY = "The river ran past the old mill, and every morning the miller counted his sacks. "
 
 
 @asynccontextmanager
 async def engine(cells: int = 1024, slots: int = 8) -> AsyncIterator[ProcessEngine]:
-    """A small engine, checked after every request, with a limit on the whole test."""
+    """A small engine, checked after every request, with a time limit for the whole test."""
     settings = EngineSettings(resolve_model("smollm2"), "smollm2", cells=cells, slots=slots, check=True)
     with trio.fail_after(LIMIT_S):
         async with open_engine(settings) as running:
@@ -80,7 +80,7 @@ async def chat(running: ProcessEngine, text: str) -> list[int]:
 
 
 async def until_idle(running: ProcessEngine) -> None:
-    """A short request goes through the same loop: once it is answered, earlier cancels were handled."""
+    """Send a short request through the same loop: after its answer, earlier cancels are handled."""
     done(await answer(running, request([5], 1)))
 
 
@@ -93,11 +93,11 @@ async def test_answers_reuse_and_refusals() -> None:
         assert done(second).usage.cached_tokens == len(prompt) - 1 == done(first).usage.prompt_tokens - 1
         assert text_of(first) == text_of(second) != b""
 
-        # The next turn contains the first one's prompt and answer.
+        # The next turn contains the prompt and the answer of the first one.
         turn = [*prompt, *tokens_of(first), *await chat(running, "And of Italy?")]
         assert done(await answer(running, request(turn))).usage.cached_tokens >= len(prompt)
 
-        # Resuming: prompt and half of an answer, as if another node had been lost. Same seed, same stream.
+        # A resumed answer: prompt and half of an answer, as after the loss of another node. Same seed, same stream.
         whole = tokens_of(await answer(running, request(prompt, 8, temperature=0.8)))
         resumed = EngineRequest(b"r" * 16, [*prompt, *whole[:4]], Sampling(max_tokens=4, temperature=0.8, seed=11), 4)
         assert len(tokens_of(await answer(running, resumed))) <= 4
@@ -115,7 +115,7 @@ async def test_answers_reuse_and_refusals() -> None:
         assert attack.count(2) == (await chat(running, "x")).count(2)
         assert running.vitals().prefill_rate > 0 and running.vitals().active_requests == 0
 
-        # What the child's reader thread cannot answer must not end the child.
+        # A question that the child's threads cannot answer must not end the child.
         for sequence in ([10**6], [-1], [2**40]):
             with pytest.raises(LocalError):
                 await running.detokenize([[5, 6], sequence])
@@ -124,7 +124,7 @@ async def test_answers_reuse_and_refusals() -> None:
         for text in ("\ud800", "7" * (5 * ipc.MAX_FRAME_BYTES // 4)):
             with pytest.raises(LocalError):
                 await chat(running, text)
-        # The greatest seed is a seed like any other.
+        # The largest seed is valid.
         last_seed = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=8, temperature=5.0, seed=2**32 - 1))
         assert len({tuple(tokens_of(await answer(running, last_seed))) for _ in range(4)}) == 1
         assert running.num_restarts == 0
@@ -142,7 +142,7 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
         async with trio.open_nursery() as nursery:
             for i in range(4):
                 nursery.start_soon(ask, i)
-        # The shared beginning was computed once: three of the four found it.
+        # The shared beginning was computed once: three of the four requests found it.
         cached = sorted(done(items).usage.cached_tokens for items in results.values())
         assert cached[0] == 0 and cached[1] > 80
 
@@ -158,18 +158,18 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
                 pass
         await until_idle(running)
         assert running.vitals().active_requests == running.vitals().waiting_requests == 0
-        # It stopped on the way: asked again, a part of it is cached, and not more than a part.
+        # The prefill stopped in the middle: when asked again, only a part of it is cached.
         async with running.generate(request(long, 5)) as items:
             accepted = await anext(items)
             assert isinstance(accepted, EngineAccepted) and accepted.cached_tokens < len(long) - 1
 
-        # A reader that never reads hinders nobody and gets everything at last.
+        # A reader that never reads delays no other request, and gets everything in the end.
         async with running.generate(request(prompts[1], 20)) as slow:
             done(await answer(running, request(prompts[2], 20)))
             late = [item async for item in slow]
         assert done(late).usage.completion_tokens == len(tokens_of(late))
 
-        # More than the cache holds: old leaves go, and the parent's picture follows.
+        # More than the cache holds: old leaves are evicted, and the parent's mirror follows.
         for first in range(3):
             filler = await answer(running, request([200 + first] * 400, 2))
             assert done(filler).usage.prompt_tokens == 400
@@ -178,7 +178,7 @@ async def test_many_at_once_cancels_and_the_mirror() -> None:
         for seq_id in change.evicted:
             tree.remove(seq_id)
         cells = [(seq_id, path) for seq_id, path in change.stored if seq_id < FIRST_EDGE_ID]
-        # What left the cells is still advertised, from memory.
+        # Prefixes that left the cells are still reported, from memory.
         saved = [plain(path) for seq_id, path in change.stored if seq_id >= FIRST_EDGE_ID]
         assert any(tokens[: len(prompts[0])] == prompts[0] for tokens in saved)
         for seq_id, path in cells:
@@ -205,7 +205,7 @@ async def test_more_than_a_thousand_requests_at_once_are_answered_or_refused() -
         assert all(item.code == "overloaded" and item.retryable for item in refusals)
         assert sum("in flight" in item.message for item in refusals) == 50
         answered = [item for item in last if isinstance(item, EngineDone)]
-        # The queue holds 64, of one client half of that, and nothing is refused before.
+        # The queue holds 64 requests, and half of that of one client; no request is refused before.
         assert len(answered) >= 32 and len(answered) + len(refusals) == count
         await until_idle(running)
         assert running.vitals().waiting_requests == running.vitals().active_requests == 0
@@ -218,7 +218,7 @@ async def test_a_child_that_is_killed_again_and_again_is_replaced_each_time(monk
         prompt = await chat(running, "Tell me a long story.")
         tree = RadixTree()
         for kill in range(1, 6):
-            # One decodes, one prefills, one waits.
+            # One request decodes, one prefills, one waits.
             wanted = [request(prompt, 400), request([100 + kill] * 400, 9), request([7] * 50, 9)]
             async with AsyncExitStack() as stack:
                 answers = [await stack.enter_async_context(running.generate(one)) for one in wanted]
@@ -242,7 +242,7 @@ RESTARTING = EngineFailed("overloaded", "the engine is restarting", True)
 
 
 async def follow(running: ProcessEngine, tree: RadixTree, until: Callable[[], bool]) -> None:
-    """Apply what the engine tells of its cells to ``tree``, as a node does."""
+    """Apply the engine's cache changes to ``tree``, as a node does."""
     while not until():
         change = await running.cache_changes()
         if change.reset:
@@ -300,7 +300,7 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         try:
             child = int(await parent.stdout.receive_some())
-            # The pidfd tells when the process is gone, whoever its parent is by then.
+            # The pidfd reports the end of the process, independent of its present parent.
             watch = os.pidfd_open(child)
             try:
                 parent.kill()
@@ -348,7 +348,7 @@ pipe.read()
 
 
 def stub_worker(monkeypatch: pytest.MonkeyPatch, *said: bytes) -> None:
-    """Replaces the child by one that says ``said``, one entry for each message it is sent."""
+    """Replace the child by one that sends ``said``, one entry for each message it gets."""
     monkeypatch.setattr(process, "WORKER_COMMAND", (sys.executable, "-c", STUB.format(said=said)))
 
 
@@ -382,7 +382,7 @@ async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.
 
 
 async def test_a_child_that_has_loaded_has_slots_before_it_says_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent to a node that tells of none."""
+    """A node that reports no slots gets no requests."""
     with trio.fail_after(LIMIT_S):
         stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")))
         async with open_engine(EngineSettings(resolve_model("smollm2"), slots=3)) as running:

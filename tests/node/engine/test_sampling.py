@@ -1,4 +1,4 @@
-"""Sampling options through the real engine and the real model."""
+"""Sampling options with the real engine and the real model."""
 
 import json
 import math
@@ -71,7 +71,7 @@ async def test_stop_strings_grammars_and_logprobs() -> None:
             assert 0.0 < sum(math.exp(other.logprob) for other in entry.top) < 1.0001
         assert b"".join(entry.chosen.text for entry in logprobs_of(whole)) == text
 
-        # A stop string that begins and ends inside tokens, then the same where all but the end had arrived.
+        # A stop string that begins and ends inside tokens, then the same in a resumed answer that lacks only its end.
         stop = text[len(text) // 2 - 3 : len(text) // 2 + 4].decode()
         sampling = Sampling(max_tokens=24, stop=("no such text", stop))
         stopped = await ask(running, prompt, sampling)
@@ -81,13 +81,13 @@ async def test_stop_strings_grammars_and_logprobs() -> None:
         again = await ask(running, [*prompt, *tokens_of(stopped)], sampling, num_tokens)
         assert isinstance(again[0], EngineAccepted) and tokens_of(again) == [] and done(again).reason == "stop"
 
-        # Half a character at the end: the first token of an emoji brings no whole one.
+        # Half a character at the end: the first token of an emoji is not a whole character.
         emoji = Sampling(max_tokens=8, grammar='root ::= "😀"+')
         for max_tokens in (1, 2, 8):
             items = await ask(running, prompt, Sampling(max_tokens=max_tokens, grammar=emoji.grammar))
             assert set(text_of(items).decode()) <= {"😀"} and done(items).usage.completion_tokens == max_tokens
 
-        # A grammar holds for the whole answer, greedy or drawn, in whatever pieces.
+        # A grammar holds for the whole answer, greedy or drawn, also for a resumed one.
         choice = await ask(running, prompt, Sampling(max_tokens=24, grammar='root ::= "yes" | "no"'))
         assert done(choice).reason == "stop" and text_of(choice) in (b"yes", b"no")
         options = {"grammar": json.dumps(PERSON), "grammar_kind": "json_schema", "temperature": 0.8, "seed": 3}
@@ -105,21 +105,21 @@ async def test_stop_strings_grammars_and_logprobs() -> None:
 
 
 def interval(entry: TokenLogprobs, temperature: float) -> tuple[float, float]:
-    """Which random numbers choose this token: its part of the distribution of the tokens reported with it."""
+    """The interval of random numbers that choose this token: its part of the reported distribution."""
     shares = [math.exp(other.logprob / temperature) for other in entry.top]
     place = [other.token for other in entry.top].index(entry.chosen.token)
     return sum(shares[:place]) / sum(shares), sum(shares[: place + 1]) / sum(shares)
 
 
 async def test_an_answer_does_not_depend_on_its_company() -> None:
-    """But for rounding, which depends on the batch. Where two answers part, the same random number must lie in both
-    tokens' intervals, which rounding alone has moved."""
+    """Except for rounding, which depends on the batch. Where two answers differ, the same random number must be in the
+    intervals of both tokens, which only rounding has moved."""
     async with engine(2048) as running:
         prompts = [await chat(running, f"Tell me about {what}.") for what in ("cats", "rain", "ships", "bread", "Mars")]
         alone, together = {}, dict[int, list[EngineItem]]()
 
         def sampling(i: int) -> Sampling:
-            # The chain sees exactly the tokens that are reported, so the test can redo the draw.
+            # The chain uses exactly the reported tokens, so the test can repeat the draw.
             return Sampling(max_tokens=24, temperature=0.8, seed=i, top_k=20, top_p=1.0, min_p=0.0, logprobs=20)
 
         async def ask_together(i: int) -> None:
@@ -154,7 +154,7 @@ BOMBS = {
     "nonsense": "root ::= ((",
 }
 LATE_BOMB = BOMBS["alternatives"].replace("root ::= r0", 'root ::= "So be it" r0')
-"""Harmless until its first words are out."""
+"""A grammar that is harmless until its first words are sent."""
 SCHEMA_BOMBS = {
     "many items": '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
     "deep": "[" * 20_000,
@@ -178,7 +178,7 @@ BAD_OPTIONS: list[dict[str, object]] = [
 
 
 async def test_no_request_harms_the_engine() -> None:
-    """Anything the interface can be asked, much of it at once: an answer or a clear error, and the same child."""
+    """All kinds of requests, many at once: each gets an answer or a clear error, and the child survives."""
     chance = random.Random(7)
     async with engine(512) as running:
         pid, outcomes = running.pid, list[str]()
@@ -196,7 +196,7 @@ async def test_no_request_harms_the_engine() -> None:
             async with running.generate(EngineRequest(b"r" * 16, prompt, sampling, resumed)) as items:
                 async for item in items:
                     if isinstance(item, EngineTokens) and len(prompt) % 7 == 0:
-                        return  # Leaves in the middle.
+                        return  # (leaves in the middle of the answer)
                     if isinstance(item, EngineFailed):
                         assert item.code == "overloaded", item
                     if isinstance(item, EngineDone | EngineFailed):

@@ -1,4 +1,4 @@
-"""Where layers go and how many KV cells fit, on made-up machines; and the engine told of GPUs that are not there."""
+"""The placement of layers and the number of KV cells on made-up machines, and an engine with GPUs that do not exist."""
 
 from dataclasses import replace
 
@@ -32,11 +32,11 @@ LARGE_GPU = Device("CUDA1", "large", "gpu", 24 * GIB, 21 * GIB)
 CHIP = Device("Vulkan0", "on the chip", "igpu", 8 * GIB, 4 * GIB)
 
 TINY = ModelShape(num_layers=30, trained_tokens=8192, weight_bytes=92 * MIB, layer_cell_bytes=768, batch_bytes=96 * MIB)
-"""SmolLM2-135M: 23,040 bytes a cell, as llama.cpp's log says too."""
+"""SmolLM2-135M: 23,040 bytes per cell, as in llama.cpp's log."""
 LARGE = ModelShape(
     num_layers=32, trained_tokens=131_072, weight_bytes=5 * GIB, layer_cell_bytes=4096, batch_bytes=256 * MIB
 )
-"""Like an 8B model, 4 bits a weight: 128 KiB a cell."""
+"""Like an 8B model with 4 bits per weight: 128 KiB per cell."""
 
 
 # --- which GPUs ---------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_the_shape_of_a_model_is_as_the_library_sees_it() -> None:
 
 
 def test_a_model_on_a_gpu_that_only_we_believe_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build without GPUs ignores the parameters and computes; everything on our side behaves as on a GPU."""
+    """A build without GPUs ignores the parameters and computes; all other code behaves as with a GPU."""
     gpu = replace(SMALL_GPU, free_bytes=400 * MIB)
     monkeypatch.setattr(models, "list_devices", lambda: [gpu, CPU])
     llama = small_llama(CellBudget(8, 0), Offload(split=(1.0,)))
@@ -238,4 +238,4 @@ def test_a_cache_that_is_refused_is_tried_smaller(monkeypatch: pytest.MonkeyPatc
     assert tried == [8192, 4096, 2048] and llama.num_cells == 2048
     assert "4096 KV cells did not fit" in llama.cells_note
     with pytest.raises(LocalError, match="no memory"):
-        small_llama(4096)  # what a user names is taken literally
+        small_llama(4096)  # (an explicit number is exact)

@@ -1,4 +1,4 @@
-"""Answers of a real model that stop for others and go on: every token as if nothing had happened."""
+"""Answers of a real model that stop for others and go on with exactly the same tokens."""
 
 import trio
 
@@ -23,7 +23,7 @@ OPTIONS = (Sampling(max_tokens=40, temperature=0.9, seed=3), WORDS)
 
 
 async def answer(running: ProcessEngine, request: EngineRequest, seen: trio.Event | None = None) -> list[object]:
-    """Its tokens, texts and logprobs. seen: set once there are some."""
+    """The tokens, texts and logprobs of an answer. seen: set at the first ones."""
     items: list[object] = []
     async with running.generate(request) as frames:
         async for item in frames:
@@ -58,7 +58,7 @@ async def test_an_answer_that_stops_for_the_owner_goes_on_as_if_it_had_not() -> 
                     has_begun = trio.Event()
                     nursery.start_soon(keep, running, request, has_begun, again, ended)
                     await has_begun.wait()
-                    # It needs all cells but a few, so that those of the other answer leave, too.
+                    # This request needs nearly all cells, so the cells of the other answer are evicted, too.
                     await answer(running, EngineRequest(b"o" * 16, [9] * 480, Sampling(max_tokens=4)))
                     ended.append("owner")
                 assert ended == ["owner", "stranger"], "there is one slot"

@@ -1,4 +1,4 @@
-"""The text gate: what goes out, when, and that tokens and their text never come apart."""
+"""The text gate: sent text, its time, and the agreement of tokens and text."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def pieces_of(text: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 
 def expected(text: bytes, stops: Sequence[bytes]) -> tuple[bytes, bool]:
-    """The definition: before the stop string that is complete first, the longest of those; else before half a
-    character."""
+    """The definition: the text ends before the stop string that is complete first (at the same byte the longest), else
+    before an incomplete character."""
     for end in range(len(text) + 1):
         complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -56,7 +56,7 @@ def test_the_text_is_what_the_definition_says_however_tokens_cut_it(
 def test_a_second_gate_goes_on_from_the_tokens_that_went_out(
     text: str, stops: list[str], cuts: list[int], handover: int
 ) -> None:
-    """After any token the first node may be lost; the second knows the tokens alone."""
+    """After any token the first node may be lost; the second node knows only the tokens."""
     data, ends = text.encode(), [stop.encode() for stop in stops]
     pieces = pieces_of(data, cuts)
     first, sent = TextGate(ends), list[bytes]()
@@ -64,7 +64,7 @@ def test_a_second_gate_goes_on_from_the_tokens_that_went_out(
         first.feed(piece)
         sent += first.take()
         if first.is_stopped:
-            sent += first.end()  # All of the answer arrived, only its last frame did not.
+            sent += first.end()  # (the whole answer arrived, except its last frame)
             break
     second = TextGate(ends)
     second.skip(b"".join(pieces[: len(sent)]))

@@ -1,4 +1,4 @@
-"""Items of one answer: joined while nobody reads, but never so that text and tokens come apart or a frame bursts."""
+"""The items of one answer: unread ones are joined, but keep text with its tokens and never exceed a frame."""
 
 from mycelia.node.engine.engine import EngineDone, EngineFailed, EngineItem, EngineTokens
 from mycelia.node.engine.stream import MAX_WAITING_LOGPROBS, AnswerStream
@@ -10,7 +10,7 @@ USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=0, queue_ms=0,
 
 
 async def read(items: list[EngineTokens]) -> list[EngineTokens]:
-    """What a reader gets who comes when all is over."""
+    """The items that a reader gets after the end of the answer."""
     stream = AnswerStream()
     for item in items:
         stream.put(item)

@@ -1,4 +1,4 @@
-"""When a living engine process is given up, and that it is really replaced."""
+"""The conditions for killing a running engine process, and its replacement."""
 
 import os
 import signal

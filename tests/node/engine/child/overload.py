@@ -1,7 +1,7 @@
-"""An engine under more load than it can take, in virtual time: the real scheduler with a token clock.
+"""An overloaded engine in virtual time: the real scheduler with a token clock.
 
-A run is a function of its arguments, so what would have happened had a client come back at another time is found by
-running it again with that client's arrivals replaced.
+A run is a function of its arguments. To find out what would have happened if a client had come back at another time,
+run it again with that client's arrivals replaced.
 """
 
 import heapq
@@ -15,29 +15,29 @@ from mycelia.node.engine.child.scheduler import Scheduler
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT
 
 PREFILL_RATE, DECODE_RATE = 2_000.0, 200.0
-"""Tokens/s of the whole engine. With the sizes below about one request a second."""
+"""Tokens/s of the whole engine: with the sizes below, about one request a second."""
 STEP_TOKENS = 256
 SLOTS, MAX_WAITING, CELLS = 8, 64, 16_384
 MAX_PROMPT, MAX_ANSWER = 1_500, 400
 WARM_UP_S = 120.0
-"""Then queues are full."""
+"""Seconds after which queues are full."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request. Its prompt is its own."""
+    """One request, with a prompt that no other shares."""
 
     at: float
     client: bytes
     num_prompt: int
     num_answer: int
     max_tokens: int
-    """What the client allows; the answer ends sooner."""
+    """The client's bound; the answer is shorter."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An arrival that found no place, and when it was told to come again."""
+    """An arrival that was refused, with its retry time."""
 
     arrival: Arrival
     retry_after_s: float
@@ -45,22 +45,20 @@ class Refused:
 
 @dataclass
 class Run:
-    """What happened."""
-
     refused: list[Refused] = field(default_factory=list)
     waits_s: dict[bytes, list[float]] = field(default_factory=dict)
-    """Client -> from arrival to start, of what was started."""
+    """Client -> seconds from arrival to start of each started request."""
     service: dict[bytes, float] = field(default_factory=dict)
     """Client -> tokens of prompts computed + ANSWER_WEIGHT x tokens of answers."""
     lead: float = 0.0
-    """The most by which the service of one of ``rivals`` grew more than another's since ``WARM_UP_S``."""
+    """Largest difference between the growths of two rivals' service since ``WARM_UP_S``."""
     let_in_s: float | None = None
-    """After which time the client that knocks was let in."""
+    """Seconds after which the client ``knock`` was accepted."""
 
 
 def poisson(seed: int, client: bytes, rate: float, until: float, num_answer: int = 100) -> list[Arrival]:
-    """Requests at ``rate`` a second; prompts of uniform length, answers of exponential length with mean
-    ``num_answer``, so that nobody knows when a slot will be free."""
+    """Requests at ``rate`` a second, with prompts of uniform length and answers of exponential length with mean
+    ``num_answer``, so that no client can predict a free slot."""
     rng = random.Random(f"{seed} {client!r}")
     arrivals, now = [], rng.expovariate(rate)
     while now < until:
@@ -78,8 +76,8 @@ def run(
     obedient: Collection[bytes] = (),
     rivals: Collection[bytes] = (),
 ) -> Run:
-    """Everything up to ``until``. knock: its client sends nothing else from then on and knocks each ``knock_s`` times
-    the time that it was told, until it is let in; the run ends then. obedient: clients that come again when told."""
+    """Run up to ``until``. knock: a refusal after which its client only repeats this request, every ``knock_s`` x its
+    retry time, until it is accepted; then the run ends. obedient: clients that ask again after their retry time."""
     limits = Limits(
         num_cells=CELLS, context_tokens=4_096, num_vocab=2**31, slots=SLOTS, max_waiting=MAX_WAITING, reuse=False
     )
@@ -129,7 +127,7 @@ def run(
 
 
 def _start(sched: Scheduler, now: float) -> Iterator[Job]:
-    """What starts for the first time."""
+    """Admit, and yield the jobs that start for the first time."""
     while True:
         while (admission := sched.admit(now)) is not None:
             if admission.job.num_starts == 1:
@@ -142,7 +140,7 @@ def _start(sched: Scheduler, now: float) -> Iterator[Job]:
 
 
 def _step(sched: Scheduler, asked: dict[int, Arrival], service: dict[bytes, float], now: float) -> float:
-    """One decode call, and the seconds it takes."""
+    """Run one decode call; returns its seconds."""
     while (outgrown := sched.outgrown()) is not None:
         sched.preempt(outgrown, now)
     rows = sched.plan(STEP_TOKENS)

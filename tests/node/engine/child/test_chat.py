@@ -1,4 +1,4 @@
-"""Chat templates: rendering, refusals, and that nobody can spell a control token."""
+"""Chat templates: rendering, refusals, and no control tokens from spelled ones."""
 
 import json
 
@@ -13,7 +13,7 @@ SPECIALS = {"<|im_start|>": 1000, "<|im_end|>": 1001}
 
 
 def tokenize(text: str, special: bool) -> list[int]:
-    """Characters as tokens; control tokens where they count."""
+    """Characters as tokens; with ``special``, control tokens."""
     tokens: list[int] = []
     while text:
         name = next((name for name in SPECIALS if special and text.startswith(name)), None)
@@ -86,7 +86,7 @@ def test_the_begin_token_is_added_once() -> None:
 
 
 def text_of(tokens: list[int]) -> str:
-    """Control tokens as the letters § and ¶."""
+    """The text, with the letters § and ¶ for control tokens."""
     return "".join({1000: "§", 1001: "¶"}.get(token) or chr(token) for token in tokens)
 
 

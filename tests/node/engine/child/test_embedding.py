@@ -1,4 +1,4 @@
-"""Embeddings: who waits for what, and what the real model makes of texts."""
+"""Embeddings: the order of the queue, and the vectors of the real model."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ STRANGER, OTHER = b"stranger", b"other"
 
 
 class CountingEmbedder:
-    """Two tokens a step; the vector is the text's length."""
+    """Computes two tokens a step; the vector is the text's length."""
 
     max_tokens = 8
     step_tokens = 2
@@ -54,7 +54,7 @@ def embed(key: int, *texts: list[int], client: bytes = b"", subnet: str = "") ->
 
 
 class Queue(EmbeddingQueue):
-    """A queue at an engine that does nothing else."""
+    """The queue of an engine without other work."""
 
     def __init__(self, embedder: CountingEmbedder, num_places: int) -> None:
         super().__init__(embedder, num_places, VOCAB)
@@ -63,7 +63,7 @@ class Queue(EmbeddingQueue):
         return self.add(message, now, 100.0)
 
     def until_reply(self) -> tuple[ipc.Embedded, int]:
-        """The next reply, and after how many steps."""
+        """(next reply, number of steps until it)."""
         for num_steps in range(1, 1_000):
             if (reply := self.step(next(iter(self)), 0.0).reply) is not None:
                 return reply, num_steps
@@ -156,7 +156,7 @@ def whole(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
 
 
 def test_vectors_are_llama_cpps_own_mean() -> None:
-    """Whatever the text's length in steps, and whatever the cells of the answers hold."""
+    """For any length of the text in steps, and any content of the answers' cells."""
     llama = Llama(resolve_model("smollm2"), num_cells=256, num_sequences=4, num_threads=1, batch_tokens=256)
     text = llama.tokenize("The ship left the harbour at dawn. " * 20, False)
     assert len(text) > 2 * STEP_TOKENS
@@ -204,5 +204,5 @@ async def test_an_engine_embeds_while_it_answers() -> None:
                 await engine.embed([[5] * 8_000])
             assert leaving.cancelled_caught
             assert len(await engine.embed([prompt])) == 1
-            while engine.vitals().queued_tokens:  # (half a minute of work, had it not been cancelled)
+            while engine.vitals().queued_tokens:  # (half a minute of work if it were not cancelled)
                 await engine.vitals_changes()

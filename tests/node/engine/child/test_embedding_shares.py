@@ -1,4 +1,4 @@
-"""Embeddings beside answers: they are charged in the same currency, and wait for those that received less."""
+"""Embeddings beside answers: they are charged in the same unit, and wait for clients that received less service."""
 
 import time
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class EndlessSampler(ListSampler):
 
 
 class Clock:
-    """Seconds that the model's work takes."""
+    """A clock that only the model's work advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -58,7 +58,7 @@ class EndlessLlama(ListLlama):
 
 
 class StepEmbedder:
-    """Computes as many tokens a step as the real one."""
+    """Computes as many tokens a step as the real embedder."""
 
     max_tokens, step_tokens = 8_192, STEP_TOKENS
 
@@ -103,7 +103,7 @@ class Rig:
             self.loop.step()
 
     def until(self, kind: type[Any], key: int) -> int:
-        """Steps of texts that were taken until such a message came."""
+        """Number of text steps until a message of this kind for ``key``."""
         before = self.embedder.num_steps
         for _ in range(2_000):
             if any(isinstance(message, kind) and message.key == key for message in self.replies.messages):
@@ -150,7 +150,7 @@ def test_texts_are_served_beside_answers_that_never_end(rig: Rig) -> None:
 
 
 def test_a_client_that_embedded_alone_is_not_behind_those_that_come_later(rig: Rig) -> None:
-    """Nor are they behind it: each begins where the others are."""
+    """Nor are the others behind it: each client begins at the level of the others."""
     rig.embed(1, STRANGER, *[TEXT] * 8)
     rig.steps(150)
     rig.ask(2, OTHER, 60, 5_000)
@@ -221,7 +221,7 @@ def test_what_is_wrong_with_texts_costs_their_client_too(rig: Rig, texts: list[l
 
 
 def test_texts_wait_while_the_grammar_of_another_client_is_asked(rig: Rig) -> None:
-    """An answer whose grammar is asked for each token has no row meanwhile, and is not delayed by that."""
+    """An answer has no row while its grammar is asked, but texts do not delay it."""
     rig.embed(1, STRANGER, *[TEXT] * 8)
     rig.steps(5)
     rig.ask(2, OTHER, 60, 10, grammar=" ".join(map(str, range(VOCAB))))

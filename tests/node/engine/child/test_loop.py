@@ -1,4 +1,4 @@
-"""The step loop against a llama.cpp made of lists: what it does when a decode call does not simply succeed."""
+"""The step loop with a llama.cpp made of lists: the handling of decode calls that fail in any way."""
 
 import threading
 import time
@@ -65,7 +65,7 @@ class NoFlag:
 
 
 class ListLlama(Llama):
-    """Sequences are lists of tokens. ``results`` scripts the next decode calls; ``finished`` rows survive an abort."""
+    """Sequences are lists of tokens. ``results`` scripts the next decode calls; an abort keeps ``finished`` rows."""
 
     def __init__(self) -> None:
         self.cells: dict[int, list[int]] = {}
@@ -74,7 +74,7 @@ class ListLlama(Llama):
         self.finished = 0
         self.copies_fail = False
         self.restores: list[int] = []
-        """Scripts the next restores, instead of success."""
+        """Results of the next restores; success when empty."""
         self.abort = NoFlag()  # type: ignore[assignment]
         self.calls: list[list[BatchRow]] = []
         self.replaced: list[tuple[int, int, int]] = []
@@ -145,7 +145,7 @@ class ListLlama(Llama):
 
 
 class FakeGrammar(Grammar):
-    """Ready at once; allows the tokens that its text lists."""
+    """A grammar that is ready at once and allows the tokens listed in its text."""
 
     opened: ClassVar[list["FakeGrammar"]] = []
 
@@ -175,7 +175,7 @@ class FakeGrammar(Grammar):
 
 
 class Inbox(ipc.Replies):
-    """Keeps what the parent would get."""
+    """Collects the messages to the parent."""
 
     def __init__(self) -> None:
         self.messages: list[ipc.FromChild] = []
@@ -188,7 +188,7 @@ class Inbox(ipc.Replies):
 
 
 class Rig:
-    """A loop, its model and what it said."""
+    """A loop, its model and its messages."""
 
     def __init__(
         self, cells: int = 200, tiers: TierStore | None = None, check: bool = True, check_idle: bool = False
@@ -212,7 +212,7 @@ class Rig:
         self.loop.inbox.put(ipc.Submit(key, pack_tokens(prompt), sampling, 0, due_s, b"", "", *owner, open_tokens))
 
     def run(self, key: int) -> ipc.Ended | ipc.Refused:
-        """Step until ``key`` ended; the invariants are checked after every end."""
+        """Step until ``key`` has ended; invariants are checked after every end."""
         for _ in range(1000):
             for message in self.replies.messages:
                 if isinstance(message, ipc.Ended | ipc.Refused) and message.key == key:
@@ -268,7 +268,7 @@ def test_steps_are_shorter_for_a_while_after_requests_came_together(monkeypatch:
     rig = Rig(cells=4000)
 
     def first_step(key: int) -> int:
-        """Tokens of a long prompt that it takes."""
+        """Number of tokens of a long prompt in its first step."""
         rig.loop.jobs.reports.prefill = TokenRateMeter(100)
         rig.loop.jobs.reports.prefill.add(1_000, 1.0)
         rig.llama.calls.clear()
@@ -302,7 +302,7 @@ def test_no_room_evicts_then_gives_up_the_newest() -> None:
 
 
 def test_a_job_that_is_given_up_gives_up_its_duplicates_first() -> None:
-    """What enters the tree must not occupy more cells than the tree counts."""
+    """Tokens that enter the tree must not occupy more cells than the tree counts."""
     rig = Rig()
     rig.submit(1, [1, 2, 3], 6)
     rig.submit(2, [1, 2, 3], 30)
@@ -359,7 +359,7 @@ def test_cancel_keeps_what_was_computed() -> None:
     rig.submit(2, [1, 2, 3, 4, 5, 9])
     ended = rig.run(2)
     assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 5
-    # A key that is unknown, because it ended a moment ago, is no error.
+    # An unknown key is no error: its request may have ended a moment ago.
     rig.loop.inbox.put(ipc.Cancel(77))
     rig.submit(3, [8])
     rig.run(3)
@@ -375,8 +375,8 @@ def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.Mo
     rig.submit(1, [1, 2, 3], 100, due_s=101.0)
     for key in (2, 3, 4):
         rig.submit(key, [5 + key], 6)
-    rig.submit(5, [20, 21], due_s=101.0)  # All slots are taken.
-    rig.submit(6, [20, 21], due_s=99.0)  # It came too late.
+    rig.submit(5, [20, 21], due_s=101.0)  # (all slots are taken)
+    rig.submit(6, [20, 21], due_s=99.0)  # (the deadline has passed)
     FakeGrammar.opened.clear()
     rig.submit(7, [22], grammar="endless", due_s=101.0)
     for _ in range(3):
@@ -389,7 +389,7 @@ def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.Mo
     assert rig.tokens(1) == [4, 5, 6], "what was there in time came in time"
     for key in (2, 3, 4):
         assert isinstance(rig.run(key), ipc.Ended)
-    # What was computed in vain is cached all the same.
+    # The tokens computed in vain are cached.
     rig.submit(8, [1, 2, 3, 4, 5, 9], due_s=102.0)
     ended = rig.run(8)
     assert isinstance(ended, ipc.Ended) and ended.usage.cached_tokens == 5
@@ -422,7 +422,7 @@ def test_invariants_can_be_checked_whenever_the_last_request_ended(check_idle: b
     rig.submit(1, [1, 2, 3], 2)
     rig.submit(2, [7, 8, 9], 5)
     rig.loop.step()
-    rig.llama.cells[8] = [5]  # Cells that nobody knows of.
+    rig.llama.cells[8] = [5]  # Cells that the scheduler does not know.
     rig.run(1)
     if not check_idle:
         rig.run(2)
@@ -482,7 +482,7 @@ def test_a_grammar_that_allows_nothing_more_is_refused() -> None:
 def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None:
     FakeGrammar.opened.clear()
     rig = Rig()
-    for key in range(2):  # As many as are compiled at once: none of them ever gets ready.
+    for key in range(2):  # As many as are compiled at once; none of them becomes ready.
         rig.submit(key, [1, 2, 3], grammar="endless")
     for key in range(4, 9):
         rig.submit(key, [1, 2, 3], grammar="4 5 6")
@@ -495,7 +495,7 @@ def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None
         assert isinstance(rig.run(key), ipc.Ended) and rig.tokens(key) == [4, 5, 6]
     assert len(FakeGrammar.opened) == 6
     while not all(grammar.is_closed for grammar in FakeGrammar.opened):
-        rig.loop.step()  # A killed one is closed when its thread says so, which it may do last.
+        rig.loop.step()  # (the thread of a killed grammar closes it, maybe last)
 
 
 def test_tokens_after_the_first_share_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The step loop among clients: answers that stop for others and go on, and grammars that are waited for."""
+"""The step loop with several clients: answers that stop for others and go on, and slow grammars."""
 
 import threading
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ STRANGER, OTHER = b"stranger", b"other"
 
 
 class SlowGrammar(FakeGrammar):
-    """Says what may come next only when it is let, and then how much time that took."""
+    """A grammar that replies once per release of ``let``, and then reports ``token_s`` of CPU time."""
 
     let: ClassVar[threading.Semaphore] = threading.Semaphore(0)
     token_s: ClassVar[float] = 0.0
@@ -42,7 +42,7 @@ class SlowGrammar(FakeGrammar):
 
 
 class SeenSampler(ListSampler):
-    """Chooses by how often it chose: what an answer that lost its sampler's state would not repeat."""
+    """Chooses by the number of its choices, so an answer that lost its sampler's state would differ."""
 
     def __init__(self, llama: ListLlama) -> None:
         super().__init__(llama)
@@ -146,7 +146,7 @@ def test_a_request_whose_grammar_thinks_can_be_cancelled() -> None:
 
 
 def test_a_grammar_that_costs_too_much_a_token_ends_its_request() -> None:
-    """Measured: a class of 400 characters takes 0.1 s a token of 49,152 candidates."""
+    """Measured: a class of 400 characters takes 0.1 s per token with 49,152 candidates."""
     SlowGrammar.token_s = 0.1
     rig = Clients()
     for _ in range(100):
@@ -163,7 +163,7 @@ def test_a_grammar_that_costs_too_much_a_token_ends_its_request() -> None:
 
 
 class Compiling:
-    """A pool whose grammars end when they are told to."""
+    """A pool with grammars that the test ends."""
 
     def __init__(self) -> None:
         self.events: list[object] = []
@@ -182,7 +182,7 @@ class Compiling:
         return key
 
     def compiled(self, key: int, cpu_s: float, now: float) -> None:
-        """As if its process had said so; it goes then."""
+        """Behave as if the process had compiled the grammar, and drop the request."""
         self.pool.ready(GrammarReady(key, "nonsense", cpu_s), now)
         self.pool.drop(key)
         self.pool.ended(GrammarEnded(key), now)

@@ -1,4 +1,4 @@
-"""An overloaded engine: what it says of when to come back is true, and nobody suffers from another's greed."""
+"""An overloaded engine: its retry times are true, and greedy clients do not harm others."""
 
 import random
 import statistics
@@ -15,13 +15,13 @@ UNTIL_S = 400.0
 
 
 def crowd(seed: int) -> list[Arrival]:
-    """An engine that serves about one request a second, and thirteen that arrive."""
+    """About thirteen arrivals a second, at an engine that serves about one."""
     rates = {HOG: 10.0, GREEDY: 2.0, BUSY: 1.0, SMALL: 0.1}
     return [one for client, rate in rates.items() for one in poisson(seed, client, rate, UNTIL_S)]
 
 
 def test_who_is_refused_is_told_the_truth() -> None:
-    """Each of these refusals again, with that client knocking on and on instead, to see when it is let in."""
+    """Runs again for some refusals, with clients that ask again and again, to measure when they are accepted."""
     ratios = []
     for seed in (1, 2):
         arrivals = crowd(seed)
@@ -50,9 +50,9 @@ def test_a_hog_delays_a_small_client_no_more_than_an_equal_competitor_does(seed:
         waits_s[rate] = statistics.mean(waits[SMALL])
         if rate == 10.0:
             assert statistics.mean(waits[HOG]) > 10 * waits_s[rate], "the hog waits for itself"
-    # Beside a competitor that takes what is left of the engine, ten times its load adds next to nothing.
+    # Beside a competitor that takes the rest of the engine, ten times its load adds almost nothing.
     assert waits_s[10.0] < 1.3 * waits_s[1.0] + 0.2
-    # Against an engine with idle slots the price is one start or two: of a request of six seconds, two and a half.
+    # Compared with idle slots the delay is one or two starts: 2.5 s, where a request takes 6 s.
     assert waits_s[10.0] - waits_s[0.2] < 2.5
 
 
@@ -60,7 +60,7 @@ def test_a_hog_delays_a_small_client_no_more_than_an_equal_competitor_does(seed:
 def test_clients_that_always_wait_are_served_alike_whatever_they_ask(seed: int) -> None:
     rivals = [HOG, GREEDY, BUSY]
     result = run(crowd(seed), UNTIL_S, rivals=rivals)
-    # The paper's bound, with all slots in the longest answers.
+    # The bound of the paper, with the longest answers in all slots.
     assert result.lead <= 2 * max(MAX_PROMPT, ANSWER_WEIGHT * SLOTS * MAX_ANSWER)
     shares = [result.service[client] for client in rivals]
     assert max(shares) < 1.1 * min(shares)
@@ -78,6 +78,6 @@ def test_the_first_refusal_of_all_goes_by_what_is_left_of_the_running_jobs() -> 
     refusal = sched.submit(3, [1], 1, 0.0)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after_s == pytest.approx(2 * (1_000 / 100 + 50 / 10) / 2)
-    # An engine that stalls is noticed by the time that passes.
+    # The time that passes reveals an engine that stalls.
     refusal = sched.submit(4, [1], 1, 200.0)
     assert isinstance(refusal, Refusal) and refusal.retry_after_s > 20

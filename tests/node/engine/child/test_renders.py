@@ -1,4 +1,4 @@
-"""The threads that read texts: whatever happens there is an answer, and what it took is charged."""
+"""The threads that read texts: every error is an answer, and clients are charged for the time."""
 
 import os
 import queue
@@ -28,7 +28,7 @@ def piece(token: int) -> bytes:
 
 
 class Read:
-    """Renders with a pipe at the other end, and what they charged."""
+    """Renders with a pipe for replies, and the charges."""
 
     def __init__(self) -> None:
         self._fd, write_fd = os.pipe()

@@ -1,4 +1,4 @@
-"""Options by which a token takes long to choose: whoever sets them pays, and others keep most of their pace."""
+"""Options with which the choice of a token takes long: their client pays, and others keep most of their pace."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LIGHT = Sampling(max_tokens=200)
 
 
 class TimedSampler(ListSampler):
-    """Takes ``CHOICE_S`` where no top-k cuts the vocabulary."""
+    """Takes ``CHOICE_S`` per choice unless top-k cuts the vocabulary."""
 
     def __init__(self, llama: "TimedLlama", is_heavy: bool) -> None:
         super().__init__(llama)
@@ -54,7 +54,7 @@ class Rig(EmbeddingRig):
         self.loop.inbox.put(ipc.Submit(key, pack_tokens([key + 1] * 20), sampling, resumed, None, client))
 
     def until_ended(self, key: int) -> float:
-        """Seconds until then."""
+        """Step until ``key`` has ended; returns the seconds."""
         began = self.clock.now
         self.until(ipc.Ended, key)
         return self.clock.now - began

@@ -1,4 +1,4 @@
-"""The scheduler's decisions without a model, and a stateful run that keeps all its books."""
+"""The scheduler's decisions without a model, and a stateful test of all its accounts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ def submit(sched: Scheduler, key: int, prompt: list[int], max_tokens: int = 4, c
 
 
 def compute(sched: Scheduler, budget: int = 64, token: int = 1, now: float = 1.0) -> None:
-    """One step of a model that always chooses ``token``."""
+    """Run one step of a model that always chooses ``token``."""
     while (job := sched.outgrown()) is not None:
         sched.preempt(job, now)
     sched.room_for_step()
@@ -55,7 +55,7 @@ def admit_all(sched: Scheduler, now: float = 0.0) -> list[Admission]:
 
 
 def make_way(sched: Scheduler, now: float = 0.0) -> tuple[list[int], list[int]]:
-    """Keys of what stops, and of what starts then."""
+    """(keys of the jobs that stop, keys of the jobs that then start)."""
     stopped, started = [], [one.job.key for one in admit_all(sched, now)]
     while jobs := sched.to_preempt(now):
         for job in jobs:
@@ -142,9 +142,9 @@ def test_decode_rows_come_first_and_prefill_is_shared_fairly() -> None:
     submit(sched, 3, [3] * 5)
     submit(sched, 4, [4] * 100)
     admit_all(sched)
-    # The oldest gets half of the budget, the short one all it needs, the rest goes to the next shortest.
+    # The oldest job gets half of the budget, the short one all it needs, the next shortest the rest.
     assert [(row.job.key, row.count) for row in sched.plan(40)] == [(1, 1), (2, 20), (3, 5), (4, 15)]
-    # The batch bounds it all.
+    # The batch bounds the sum.
     assert sum(row.count for row in sched.plan(1_000)) == 64
 
 
@@ -157,7 +157,7 @@ def test_least_recent_leaf_goes_when_cells_run_out() -> None:
     submit(sched, 9, [4] * 30)
     (admission,) = admit_all(sched)
     assert [leaf.seq_id for leaf in admission.evicted] == [0]
-    assert sched.changes.take().evicted == []  # Stored and evicted before anybody looked.
+    assert sched.changes.take().evicted == []  # (stored and evicted before the change was read)
 
 
 def test_a_request_that_may_become_long_empties_the_cache_only_as_it_does() -> None:
@@ -195,7 +195,7 @@ def test_a_repeated_prompt_stays_and_takes_its_uses_along() -> None:
     for key, first in enumerate((1, 2, 2, 3)):
         submit(sched, key, [first] * 29, 1)
         run_to_end(sched, now=float(key))
-    # An answer of one token is never decoded, so the prompt is inserted twice: no use of it.
+    # An answer of one token is never decoded, so the prompt is inserted twice; that counts as no use.
     uses = {plain(sched.tree.tokens_of(seq_id))[0]: sched.tree.reuse(seq_id).uses for seq_id in sched.tree.seq_ids()}
     assert uses == {1: 0.0, 2: 1.0, 3: 0.0}
     for key, first in enumerate((4, 5), 4):
@@ -324,7 +324,7 @@ def test_rates() -> None:
     assert prefill_budget(292, 1, 2048, is_shared=True) == 63
     assert prefill_budget(50_000, 0, 2048) == 2048
     assert prefill_budget(50, 100, 2048) == 28
-    # Where nothing ends a running step, a cancel waits for no more than 0.25 s of work.
+    # If a running step cannot be aborted, a cancel waits for at most 0.25 s of work.
     assert prefill_budget(4_000, 0, 2048, can_abort=False, is_shared=True) == 960
     assert prefill_budget(4_000, 0, 2048, can_abort=False) == 960
     assert prefill_budget(50_000, 0, 2048, can_abort=False) == 2048
@@ -332,11 +332,11 @@ def test_rates() -> None:
 
 
 CLIENTS = {b"": "", b"one": "", b"two": "10.0.0.0/24", b"three": "10.0.0.0/24"}
-"""And their subnets."""
+"""Client -> subnet."""
 
 
 class SmallBlocks(Sharing):
-    """Blocks of four tokens, so that short prompts have many."""
+    """A ``Sharing`` with blocks of four tokens, so that short prompts have many."""
 
     def chain(self, tokens: Sequence[int]) -> Sequence[int]:
         packed = pack_tokens(tokens)
@@ -356,7 +356,7 @@ OWNERS = [Owner(bytes([number]) * 16, f"subnet {number % 3}") for number in rang
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Random requests over a tiny alphabet; real cells are tracked as sets, as llama.cpp would hold them."""
+    """Random requests over a tiny alphabet, with a model of the cells that llama.cpp would hold."""
 
     LIMITS = Limits(
         num_cells=48, context_tokens=40, num_vocab=3, num_sequences=9, slots=3, max_waiting=12, batch_tokens=16
@@ -372,7 +372,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.mirror: dict[int, tuple[int, ...]] = {}
         self.comes_at: dict[bytes | str, tuple[float, float]] = {}
-        """When subnets were refused first and when they were told to come again."""
+        """Subnet or client -> (time of the refusal, time of the retry)."""
 
     @initialize(demote_idle=st.booleans())
     def start(self, demote_idle: bool) -> None:
@@ -408,15 +408,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert outcome.code == "overloaded" and 0 < outcome.retry_after_s <= MAX_RETRY_S
             assert num_waiting, "an engine at which nobody waits refuses nobody"
             at = self.now + outcome.retry_after_s
-            if share not in self.comes_at or abs(self.comes_at[share][1] - at) > 1e-6:  # (the last word counts)
+            if share not in self.comes_at or abs(self.comes_at[share][1] - at) > 1e-6:  # (the last retry time counts)
                 self.comes_at[share] = (self.now, at)
         else:
-            # Whoever waits as told may be over its share by one each time: an engine that stalls keeps its word, too.
+            # A client that keeps its retry time may exceed its share by one each time, also when the engine stalls.
             assert num_waiting < 12 and (num_own <= 5 or was_told)
             self.comes_at.pop(share, None)
 
     def num_waiting(self, client: bytes) -> tuple[int, int]:
-        """Of its subnet, and in all that share places with it."""
+        """(waiting jobs of the client's subnet, of all clients that share places with it)."""
         rivals = [job for job in self.sched.waiting if bool(job.client) == bool(client)]
         share = CLIENTS[client] or client
         return sum((job.subnet or job.client) == share for job in rivals), len(rivals)
@@ -434,7 +434,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.comes_at)
     @rule(data=st.data())
     def come_again(self, data: st.DataObject) -> None:
-        """Who comes when it was told finds a place, unless there is none at all."""
+        """A client that comes at its retry time finds a place, unless all are taken."""
         share = data.draw(st.sampled_from(sorted(self.comes_at, key=str)))
         client = next(client for client in CLIENTS if (CLIENTS[client] or client) == share)
         refused_at, at = self.comes_at[share]

@@ -1,4 +1,4 @@
-"""What one client or subnet can take from others at an engine: the real scheduler, without a model."""
+"""The harm that one client or subnet can do to others at an engine: the real scheduler, without a model."""
 
 import itertools
 from collections import Counter
@@ -18,8 +18,8 @@ STRANGER, OTHER, OWNER = b"stranger", b"other", b""
 
 
 class Engine:
-    """The scheduler with a model that computes a step in a hundredth of a second. Every token is a function of all
-    before it, so that an answer that lost or repeated one would go on otherwise."""
+    """The scheduler with a model that computes a step in 0.01 s. Every token is a function of all tokens before it, so
+    an answer that lost or repeated a token would go on differently."""
 
     def __init__(self, **changes: int) -> None:
         self.sched = Scheduler(replace(LIMITS, **changes))  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ class Engine:
         self.sched.check_invariants()
 
     def run_until(self, job: Job, most: int = 3_000) -> int:
-        """Steps until ``job`` has its first token."""
+        """Number of steps until ``job`` has its first token."""
         for num_steps in range(most):
             if job.first_token_s is not None:
                 return num_steps
@@ -90,7 +90,7 @@ def test_a_request_that_may_fill_the_cache_keeps_no_other_waiting() -> None:
     for _ in range(5):
         engine.step()
     assert engine.run_until(engine.add(OTHER, 1_000)) <= 8
-    # Alone it may fill the cache. Then it gives way, and goes on as if nothing had happened.
+    # Alone it may fill the cache. Then it stops for another, and goes on unchanged.
     while len(endless.tokens) < 8_000:
         engine.step()
     assert not engine.stopped
@@ -135,7 +135,7 @@ def test_sixty_keys_of_one_subnet_have_one_share_together() -> None:
 
 
 def test_prompts_that_were_charged_and_not_computed_yet_keep_nobody_waiting() -> None:
-    """A client that begins to wait starts from the counter of those that run, who paid for their prompts ahead."""
+    """A client that begins to wait starts from the counters of running clients, charged ahead for their prompts."""
     engine = Engine()
     for number in range(60):
         engine.submit(b"%d" % number, 400, 16, "203.0.113.0/24")
@@ -201,7 +201,7 @@ def test_cells_cost_by_the_time_that_they_are_held() -> None:
     engine.step()
     before = [engine.sched.waiting.counter(client) for client in (STRANGER, OTHER)]
     for job in (large, small):
-        job.is_choosing = True  # Both hold their slots and compute nothing.
+        job.is_choosing = True  # (both hold their slots and compute nothing)
     for _ in range(1_000):
         engine.step()
     after = [engine.sched.waiting.counter(client) for client in (STRANGER, OTHER)]
@@ -214,8 +214,8 @@ def rows_of(jobs: list[Job]) -> list[Row]:
 
 @pytest.mark.parametrize(("row_s", "at_least"), [(0.012, 0.78), (0.0001, 0.78)])
 def test_beside_those_that_want_much_others_keep_most_of_their_pace(row_s: float, at_least: float) -> None:
-    """One light client beside seven rows of a heavy one: on a processor, where a row more takes as long as one, and on
-    a GPU, where it takes next to nothing."""
+    """One light client beside seven rows of a heavy one: on a processor, where the time grows with each row, and on a
+    GPU, where an extra row costs almost nothing."""
     heavy = [Job(key, (1,), 9, 0.0, client=STRANGER) for key in range(7)]
     light = Job(7, (1,), 9, 0.0, client=OTHER)
     wanted = dict.fromkeys(heavy, 9_000.0) | {light: 100.0}

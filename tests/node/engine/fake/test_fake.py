@@ -1,4 +1,4 @@
-"""The fake engine behaves like the real one where tests rely on it."""
+"""The fake engine behaves like the real one in all that tests rely on."""
 
 from collections.abc import Sequence
 

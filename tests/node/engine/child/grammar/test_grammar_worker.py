@@ -1,4 +1,4 @@
-"""Grammars of JSON schemas, as the process of one grammar makes them."""
+"""Grammars made from JSON schemas, in the process of a grammar."""
 
 import json
 

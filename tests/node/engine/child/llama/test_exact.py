@@ -1,8 +1,8 @@
-"""Exact mode on the real model: reuse never changes an answer, not in one bit of the logits.
+"""Exact mode on the real model: reuse never changes a bit of an answer's logits.
 
-Random pairs of prompts share a random prefix, or the second continues the first one's answer. They run several at once
-in the step loop, on a cache that holds a fraction of them, and the logits of every sampled token are compared with
-those of the same tokens computed alone in an empty cache.
+Random pairs of prompts share a random prefix, or the second prompt continues the answer to the first. Several run at
+once in the step loop, on a cache that holds only a fraction of them. The logits of every sampled token are compared
+with those of the same token computed alone in an empty cache.
 """
 
 import random
@@ -41,9 +41,9 @@ CELLS, SLOTS, SEQUENCES = 256, 4, 14
 SHORTEST, LONGEST, ANSWER = 16, 48, 3
 IN_FLIGHT = 6
 RAM_BYTES = 4 * MIB
-"""The second tier of half of the pairs: about 180 tokens."""
+"""Size of the second tier for half of the pairs: about 180 tokens."""
 FEW_PAIRS = 20
-"""What ``make test`` runs."""
+"""Number of pairs in ``make test``."""
 ANYTHING = range(1000, 40_000)
 """Token ids that are plain text."""
 
@@ -53,18 +53,18 @@ Logits = list[bytes]
 
 @dataclass
 class Counts:
-    """What a run did; a test in which nothing was reused would prove nothing."""
+    """The events of a run; a test without reuse would prove nothing."""
 
     reused: int = 0
     reused_answers: int = 0
-    """Requests that reused tokens which the model had generated."""
+    """Requests that reused generated tokens."""
     restored: int = 0
     replaced: int = 0
     compacted: int = 0
 
 
 class GreedySampler(Sampler):
-    """Notes the logits of every choice."""
+    """Records the logits of every choice."""
 
     def __init__(self, llama: Llama, seen: Logits) -> None:
         self._llama, self._seen = llama, seen
@@ -79,7 +79,7 @@ class GreedySampler(Sampler):
 
 
 class Recorder(Llama):
-    """Mixed into the ``Llama`` under test."""
+    """A mixin for the ``Llama`` under test."""
 
     def __init__(self) -> None:
         self.counts = Counts()
@@ -99,7 +99,7 @@ class Recorder(Llama):
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
         restored = self.counts.restored
         replaced = super().replace_prefix(source, target, length)
-        self.counts.restored = restored  # Exact mode moves cells as if they came from the second tier.
+        self.counts.restored = restored  # (exact mode moves cells as if they came from the second tier)
         self.counts.replaced += 1
         return replaced
 
@@ -142,7 +142,7 @@ def random_tokens(rng: random.Random, count: int) -> Prompt:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts; the second shares ``answered`` tokens and some of their answer with the first, or just a prefix."""
+    """Two prompts. The second shares the first ``answered`` tokens and a part of their answer, or only a prefix."""
 
     first: Prompt
     second: Prompt
@@ -150,7 +150,7 @@ class Pair:
 
 
 def make_pairs(llama: Recorder, rng: random.Random, count: int) -> tuple[list[Pair], dict[Prompt, Logits]]:
-    """Pairs, and the logits of each prompt's answer alone."""
+    """Random pairs, and the logits of each prompt's answer alone."""
     pairs, expected = [], {}
     for _ in range(count):
         first = random_tokens(rng, rng.randint(SHORTEST, LONGEST - 8))
@@ -168,7 +168,7 @@ def make_pairs(llama: Recorder, rng: random.Random, count: int) -> tuple[list[Pa
 
 
 def run(llama: Recorder, pairs: Sequence[Pair], rng: random.Random, ram_bytes: int) -> None:
-    """Answer all prompts, some at once: the pairs in a random order, the second of each some requests later."""
+    """Answer all prompts, some at once: pairs in random order, the second prompt of each some requests later."""
     llama.clear_all()
     tiers = TierStore(Tier(ram_bytes, 0), None) if ram_bytes else None
     limits = Limits(
@@ -205,7 +205,7 @@ def no_grammar(sampling: Sampling, tokens: Sequence[int]) -> Grammar:
 
 
 def compare(llama: Recorder, request: pytest.FixtureRequest) -> tuple[int, str]:
-    """How many random pairs get other logits when they run at once and reuse what they can; and a line about it."""
+    """(number of random pairs whose logits differ when they run at once with reuse, a line about the run)."""
     count, seed = request.config.getoption("exact_pairs"), request.config.getoption("exact_seed")
     rng = random.Random(seed)
     pairs, expected = make_pairs(llama, rng, count)
@@ -232,11 +232,11 @@ def llama() -> RecordedExactLlama:
 
 
 def positions(llama: Llama, seq_id: int) -> list[int]:
-    """Those of a sequence's cells, in the order in which the cells lie: the order in which llama.cpp saves them."""
+    """The positions of a sequence's cells in their order in the cache, which is the order in llama.cpp's blob."""
     num_cells = llama.end(seq_id)
     blob = llama.save_range(seq_id, 0, num_cells)
     assert blob is not None
-    # A mark, the sequence, how many streams and cells; then of each cell: position, how many sequences, which.
+    # A mark, the sequence, the numbers of streams and cells; then per cell: position, number of sequences, sequences.
     header = np.frombuffer(blob, np.int32, 4 + 3 * num_cells)
     assert header[3] == num_cells
     return [int(position) for position in header[4::3]]
@@ -257,23 +257,23 @@ def test_cells_lie_in_the_order_of_their_positions(llama: RecordedExactLlama) ->
     llama.clear_all()
     add((0, 40), (1, 21))
     llama.clear(0)
-    add((1, 10))  # llama.cpp itself would put them before the others of the sequence.
+    add((1, 10))  # llama.cpp would put these before the sequence's other cells.
     assert llama.copy_prefix(1, 2, 25)
     add((0, 1), (2, 9), (1, 3))
     assert llama.truncate(1, 12)
     add((2, 1), (1, 1))
-    # Both have computed the same 20 tokens by turns; one gives up its own, but keeps what comes after them.
+    # Both computed the same 20 tokens by turns; one gives up its own cells for them, but keeps the cells after them.
     add((3, 10), (4, 23))
     add((3, 10), (4, 2))
     assert llama.replace_prefix(3, 4, 20)
     check()
-    # Of a saved range only a part comes back, and the rest leaves holes.
+    # Only a part of a saved range is restored; the rest leaves holes.
     blob = llama.save_range(4, 5, 25)
     assert blob is not None
     llama.clear(4)
     assert llama.copy_prefix(3, 4, 9) and llama.restore_range(blob, (5, 25), 4, 9, 20) == RESTORED
     add((4, 5), (2, 1))
-    # There is room for all that is promised, whatever padding it takes.
+    # All promised cells can be used, in spite of the padding.
     llama.clear_all()
     add((0, llama.num_cells - 1))
     add((1, 1))
@@ -285,12 +285,12 @@ def test_reuse_never_changes_an_answer(llama: RecordedExactLlama, request: pytes
     assert changed == 0, line
     counts = llama.counts
     assert counts.reused and counts.reused_answers and counts.replaced and counts.compacted, line
-    # So few prompts seldom come back from the second tier; the next test does that, by way of files.
+    # So few prompts are seldom restored from the second tier; the next test does that, through files.
     assert counts.restored or len(llama.seen) <= 2 * FEW_PAIRS, line
 
 
 async def test_an_exact_engine_repeats_itself_bit_for_bit(tmp_path: Path) -> None:
-    """Cold, from the KV cache and from disk, through everything; and reads nothing that another kind of run wrote."""
+    """Cold, from the KV cache and from disk, in a whole engine, which reads no files of an engine in normal mode."""
     settings = EngineSettings(
         resolve_model("smollm2"), threads=1, cells=256, slots=2, sequences=9, check=True, cache_dir=tmp_path, exact=True
     )
@@ -314,7 +314,7 @@ async def test_an_exact_engine_repeats_itself_bit_for_bit(tmp_path: Path) -> Non
 
 
 def test_without_exact_mode_it_does(request: pytest.FixtureRequest) -> None:
-    """Which shows that the test above can fail. How often depends on the processor, so no bound but one is checked."""
+    """Shows that the test above can fail. The frequency depends on the processor, so one difference is enough."""
     if request.config.getoption("exact_pairs") <= FEW_PAIRS:
         pytest.skip("takes as long as the other one: with more --exact-pairs only")
     changed, line = compare(RecordedLlama(), request)

@@ -1,8 +1,8 @@
-"""A model with sliding-window attention: Gemma 3 looks at the last 512 tokens in most of its layers, at all in others.
+"""A model with sliding-window attention: in most layers Gemma 3 attends to the last 512 tokens, in others to all.
 
-llama.cpp silently drops the cells that left the window unless it is told to keep them, and a reused prefix that lacks
-cells gives wrong answers, not errors. So the prompts here are longer than the window and contain random passages that
-the model repeats by heart once it is given a passage's beginning, as long as it sees the cells of that passage.
+llama.cpp silently drops the cells that left the window unless an option keeps them, and a reused prefix without all
+cells gives wrong answers, not errors. So the prompts here are longer than the window and contain random passages. After
+the beginning of a passage the model repeats the rest, if it has the cells of that passage.
 """
 
 import random
@@ -31,9 +31,9 @@ WINDOW = 512
 BEGIN_TOKEN = 2
 PREFIX_TOKENS = 620
 CUE, RECALLED = 20, 8
-"""Tokens of a passage that are given, and that are then expected."""
+"""Tokens of a passage that are given, and tokens that are then expected."""
 FAR, NEAR = 70, 400
-"""Where two passages begin: outside of the window at the prefix's end, and inside."""
+"""The beginnings of two passages, one outside of the window at the prefix's end, one inside."""
 
 
 def random_prefix() -> list[int]:
@@ -47,7 +47,7 @@ def llama() -> Llama:
 
 
 def test_cells_outside_the_window_are_not_given_to_others(llama: Llama) -> None:
-    """llama.cpp would, once there is a hole before them; a prefix without its beginning can never be reused."""
+    """llama.cpp would reuse such cells after a hole before them; a prefix without its beginning can never be reused."""
     rng = random.Random(2)
     for seq_id, length in ((0, 100), (1, WINDOW + 300), (2, 300), (3, WINDOW + 200)):
         tokens = [rng.randrange(2_000, 20_000) for _ in range(length)]
@@ -63,10 +63,8 @@ def test_cells_outside_the_window_are_not_given_to_others(llama: Llama) -> None:
 
 
 def recall(llama: Llama, prefix: Sequence[int], passage: int, seq_id: int, held: int) -> float:
-    """Log-probability of how the passage at ``passage`` goes on, after the whole prefix and the passage's beginning.
-
-    Computes everything but the first ``held`` tokens, for which ``seq_id`` has cells.
-    """
+    """Log-probability of the rest of the passage at ``passage``, after the whole prefix and the passage's beginning.
+    Computes everything except the first ``held`` tokens, for which ``seq_id`` has cells."""
     middle = passage + CUE
     expected = random_prefix()[middle : middle + RECALLED]
     tokens = [*prefix, *random_prefix()[passage:middle]][held:]
@@ -98,7 +96,7 @@ def test_a_reused_prefix_longer_than_the_window_is_all_there(llama: Llama) -> No
         restored = recall(llama, prefix, passage, 2, held)
         assert reused == pytest.approx(fresh, abs=2.0) and restored == pytest.approx(fresh, abs=2.0)
 
-    # What it would be without the passage's cells.
+    # The value without the passage's cells.
     llama.clear_all()
     middle = FAR + CUE
     without = [*prefix[:middle], *prefix[middle : middle + RECALLED][::-1], *prefix[middle + RECALLED :]]
@@ -117,13 +115,13 @@ async def test_the_engine_reuses_restores_and_renders() -> None:
             assert done(warm).usage.cached_tokens == len(prompt) - 1
             assert tokens_of(warm)[0] == tokens_of(cold)[0]
 
-            done(await answer(running, request([BEGIN_TOKEN, *[9] * 450], 1)))  # The prefix has to leave the cells.
+            done(await answer(running, request([BEGIN_TOKEN, *[9] * 450], 1)))  # Evicts the prefix.
             other = [*random_prefix(), *random_prefix()[FAR : FAR + CUE]]
             restored = await answer(running, request(other, 4))
             assert done(restored).usage.cached_tokens == PREFIX_TOKENS
             assert tokens_of(restored)[0] == random_prefix()[FAR + CUE]
 
-            # It has no chat template: ChatML, behind the token that all its prompts begin with.
+            # The model has no chat template: ChatML, after the token with which all its prompts begin.
             conversation = await chat(running, "Hello")
             assert conversation[0] == BEGIN_TOKEN
             assert "<|im_start|>user\nHello<|im_end|>" in (await running.detokenize([conversation]))[0]

@@ -1,4 +1,4 @@
-"""The engine on a GPU. Skipped where llama.cpp sees none."""
+"""The engine on a GPU. Skipped if llama.cpp has no GPU."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 FIRST_TOKENS = 8
-"""Kernels differ in the last bits, so that greedy texts may part later, at near-ties."""
+"""Tokens that are compared. Kernels differ in the last bits, so greedy texts may differ later, at near-ties."""
 LONG_TOKENS = 7000
 
 
@@ -82,8 +82,8 @@ async def test_cells_fill_the_gpu_and_a_long_prefill_is_cancelled_between_chunks
             assert DEFAULT_CELLS <= engine.num_cells <= MAX_GPU_CELLS
             request = EngineRequest(b"r" * 16, [7] * LONG_TOKENS, Sampling(max_tokens=9))
             async with engine.generate(request) as items:
-                await anext(items)  # It has begun.
-            # The next one is answered at once: what ran when the first one was cancelled was one chunk.
+                await anext(items)  # (the answer has begun)
+            # The next request is answered at once: when the first one was cancelled, only one chunk was running.
             began = trio.current_time()
             async with engine.generate(EngineRequest(b"s" * 16, [9] * 20, Sampling(max_tokens=1))) as items:
                 answer = [item async for item in items]

@@ -1,4 +1,4 @@
-"""llama.cpp's sampler chain as the engine builds it, on made-up logits: no model is needed for that."""
+"""llama.cpp's sampler chain as the engine builds it, on made-up logits, without a model."""
 
 import ctypes
 from collections.abc import Callable
@@ -17,7 +17,7 @@ VOCAB = 1000
 
 
 class Dice(Llama):
-    """Logits by output index, the same every time."""
+    """Random logits by output index, the same every time."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.num_vocab = VOCAB

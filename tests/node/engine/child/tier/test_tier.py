@@ -1,4 +1,4 @@
-"""The second tier's books: lookups against a plain search, budgets, and what goes first."""
+"""The index of the second tier: lookups against a plain search, budgets, and the order of evictions."""
 
 from dataclasses import dataclass
 
@@ -50,7 +50,7 @@ def test_pieces_follow_each_other_and_are_few() -> None:
     assert tier.plan(pack_tokens([1, 2, 3, 4, 5, 6]), 0)[1].edge is long
     assert planned(tier, [1, 2, 3, 9, 9, 9], 2) == [(2, 5)]
     assert planned(tier, [1, 2, 3, 4, 5, 6, 7], 7) == [] == planned(tier, [2, 2], 0) == planned(tier, [], 0)
-    # The same last tokens after another beginning are other cells.
+    # The same last tokens after another beginning have other cells.
     assert planned(tier, [7, 2, 3, 9, 9], 2) == []
 
 
@@ -82,7 +82,7 @@ def test_the_least_recent_goes_and_of_one_sequence_the_end() -> None:
 
 
 def test_what_was_used_outlives_what_only_came_later() -> None:
-    tier = Tier(40, 0)  # Room for two.
+    tier = Tier(40, 0)  # (room for two)
     carried = tier.add(pack_tokens([1, 2]), 0, BLOB, b"h" * 32, Reuse(0.0, 4.0))
     restored, touched = add(tier, [3, 4], 0, 0.0), add(tier, [5, 6], 0, 0.0)
     tier.count(restored, 1.0)
@@ -99,7 +99,7 @@ def test_memory_over_its_budget_stays_on_disk() -> None:
     tier = Tier(20, 40)
     first, second = add(tier, [1, 2], 0, 1.0), add(tier, [3, 4], 0, 2.0)
     assert tier.begin_write(first) and not tier.begin_write(first)
-    # What is being written is not displaced: that would be lost on the way.
+    # An edge that is being written is not evicted: it would be lost.
     assert tier.trim(2.0) == Trimmed() and tier.ram_used == 36
     tier.end_write(first, written=True)
     assert tier.trim(2.0) == Trimmed() and first.on_disk and first.blob is None and tier.ram_used == 18
@@ -147,7 +147,7 @@ def test_common_tokens_is_common_prefix(first: list[int], second: list[int]) -> 
 
 @dataclass
 class Known:
-    """What the model remembers of an edge."""
+    """The test model's data of an edge."""
 
     tokens: list[int]
     start: int
@@ -157,7 +157,7 @@ TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=8)
 
 
 class TierMachine(RuleBasedStateMachine):
-    """Random edges over two tokens, with writes that end late or badly, against a plain search."""
+    """Random edges over two tokens, with late and failed writes, against a plain search."""
 
     def __init__(self) -> None:
         super().__init__()

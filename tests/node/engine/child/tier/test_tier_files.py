@@ -1,4 +1,4 @@
-"""The disk tier's files: whatever happens to one of them costs that one, and is a miss."""
+"""The files of the disk tier: damage costs only the damaged file, and is a miss."""
 
 import os
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def write(files: EdgeFiles, edge: Edge) -> bool:
 
 
 def readable(files: EdgeFiles) -> dict[bytes, bytes]:
-    """Tokens -> the blob, of everything in the folder whose hashes are right."""
+    """Tokens -> blob, for all files in the folder with correct hashes."""
     found = {}
     for one in files.scan()[0]:
         edge = Edge(0, one.packed, one.start, len(one.packed) // 4, one.content_hash, Reuse(0.0))

@@ -1,4 +1,4 @@
-"""The second tier on the real model: cells come back bit for bit, and a restarted engine is warm."""
+"""The second tier with the real model: cells are restored bit for bit, and a restarted engine has a warm cache."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def llama() -> Llama:
 
 
 def greedy(llama: Llama, seq_id: int, start: int, token: int, count: int = 32) -> tuple[list[int], list[bytes]]:
-    """The next ``count`` tokens and their logits' bytes, one decode call each."""
+    """The next ``count`` tokens and the bytes of their logits, one decode call each."""
     chosen, seen = [], []
     for position in range(start, start + count):
         result, (output,) = llama.decode([BatchRow(seq_id, position, [token], True)])
@@ -39,12 +39,9 @@ def greedy(llama: Llama, seq_id: int, start: int, token: int, count: int = 32) -
 
 
 def test_restored_cells_are_the_saved_ones(llama: Llama) -> None:
-    """Bit for bit, also in what is computed on top of them: the same text from the same logits.
-
-    That holds for the same placement of the cells. A blob that is cut when it is restored leaves a hole, the cells
-    after it move, and attention adds up in another order: the logits then differ in their last bits, like those of any
-    reused prefix.
-    """
+    """Bit for bit, also in the tokens computed after them: the same text from the same logits. This holds for the same
+    placement of the cells. A blob that is restored in part leaves a hole, the cells after it move, and attention adds
+    in another order: then the last bits of the logits differ, as with any reused prefix."""
     llama.clear_all()
     tokens = llama.tokenize(STORY * 8, False)[:150]
     assert llama.decode([BatchRow(0, 0, tokens, False)])[0] == OK
@@ -83,13 +80,13 @@ def test_what_is_no_blob_leaves_everything_as_it_was(llama: Llama) -> None:
         (blob[:50], (20, 60), 20, 60),
         (memoryview(b""), (20, 60), 20, 60),
         (memoryview(bytes(len(blob))), (20, 60), 20, 60),
-        (blob, (10, 50), 20, 50),  # Other positions than the key says.
+        (blob, (10, 50), 20, 50),  # (other positions than in the key)
         (blob, (20, 60), 30, 70),
     ]
     for data, held, start, end in cases:
         assert llama.restore_range(data, held, 1, start, end) == REFUSED
         assert llama.end(1) == 20 and llama.end(llama.spare) == 0
-    # No room for all of it, though there is for what is wanted.
+    # No room for the whole blob, but enough for the wanted part.
     assert llama.decode([BatchRow(2, 0, [7] * (CELLS - 60 - 39), False)])[0] == OK
     assert llama.restore_range(blob, (20, 60), 1, 20, 30) == REFUSED
     llama.clear(2)
@@ -97,7 +94,7 @@ def test_what_is_no_blob_leaves_everything_as_it_was(llama: Llama) -> None:
 
 
 async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
-    """From memory while it runs, from disk after a clean end and after a kill."""
+    """From memory while the node runs, from disk after a clean end and after a kill."""
     settings = EngineSettings(
         resolve_model("smollm2"), cells=512, slots=2, sequences=9, check=True, ram_tier_mib=64, cache_dir=tmp_path / "c"
     )
@@ -110,13 +107,13 @@ async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
             done(await answer(running, request([9] * 400, 4)))
             restored = await answer(running, request(prompt, 32))
             assert done(restored).usage.cached_tokens == len(prompt) - 1
-            # The rest may differ in near-ties: after the eviction the cells lie elsewhere.
+            # Later tokens may differ in near-ties, because the cells have other places after the eviction.
             assert tokens_of(restored)[0] == tokens_of(warm)[0]
             assert running.num_restarts == 0
         async with open_engine(settings) as running:
             again = await answer(running, request(prompt, 32))
             assert done(again).usage.cached_tokens == len(prompt) - 1
-            # Left in the middle of a prefill, below: what is there is written all the same.
+            # The prefill below is interrupted by the end of the engine, which still writes the cache.
             assert done(await answer(running, request([3] * 60, 1))).usage.cached_tokens == 0
             async with running.generate(request([8] * 490, 5)) as items:
                 await anext(items)
@@ -130,7 +127,7 @@ async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
             await chat(running, "x")
             assert done(await answer(running, request(prompt, 4))).usage.cached_tokens == len(prompt) - 1
             await until_idle(running)
-        # Another model's cells would be nonsense; another swarm's are somebody else's.
+        # Cells of another model would be nonsense; cells of another swarm are not this swarm's.
         settings = EngineSettings(resolve_model("smollm2"), cells=512, salt=b"s", cache_dir=tmp_path / "c")
         async with open_engine(settings) as running:
             assert done(await answer(running, request(prompt, 1))).usage.cached_tokens == 0

@@ -1,4 +1,4 @@
-"""The second tier under the step loop, with llama.cpp made of lists: what is restored, and what is a miss."""
+"""The second tier in the step loop, with a llama.cpp made of lists: restores and misses."""
 
 import itertools
 import os
@@ -30,12 +30,12 @@ PROMPT = list(range(40)) * 2
 
 
 class Tiers:
-    """A store, what it said, and a rig that uses it."""
+    """A store, its log lines, and a rig that uses it."""
 
     def __init__(self, cells: int = 100, ram: int = LARGE, disk: int = 0, folder: Path | None = None) -> None:
         self.said: list[str] = []
         self.files = EdgeFiles(folder, KEY) if folder is not None else None
-        # A clock that hardly moves: computing takes no time here either, and restoring should be the faster of the two.
+        # A clock that hardly moves: computing takes no time here, and restoring must be faster.
         ticks = itertools.count()
         self.store = TierStore(Tier(ram, disk), self.files, lambda: 1e-12 * next(ticks), self.said.append)
         self.store.load(0.0)
@@ -43,7 +43,7 @@ class Tiers:
         self.key = 0
 
     def ask(self, prompt: list[int], max_tokens: int = 3, owner: Owner = Owner()) -> int:
-        """Tokens of the prompt that were not computed. The answer must be what the prompt leads to."""
+        """Answer a prompt and check the answer; returns the number of cached tokens."""
         self.key += 1
         self.rig.submit(self.key, prompt, max_tokens, owner=owner)
         ended = self.rig.run(self.key)
@@ -52,7 +52,7 @@ class Tiers:
         return ended.usage.cached_tokens
 
     def evict(self) -> None:
-        """Fill the cells with something else."""
+        """Fill the cells with another prompt."""
         assert self.ask([41] * 90) < 90
 
     def written(self) -> None:
@@ -73,7 +73,7 @@ def test_a_prefix_that_left_the_cells_is_restored() -> None:
     tiers.evict()
     assert tiers.ask([*PROMPT, 7]) == len(PROMPT)
     tiers.evict()
-    # Half of it, and only what no tier has is saved: the edge of the second prompt begins inside the first.
+    # Half of it, and only tokens that no tier has are saved: the edge of the second prompt begins inside the first.
     assert tiers.ask([*PROMPT[:50], 3]) == 50
     assert max(edge.num_bytes for edge in tiers.store.tier) < 10 * len(PROMPT)
     assert tiers.said == []
@@ -130,7 +130,7 @@ def test_a_broken_decode_leaves_the_tier_as_it_was() -> None:
 
 
 def told(tiers: Tiers) -> set[tuple[int, ...]]:
-    """The leaves of the second tier, as the node knows them."""
+    """The leaves of the second tier, as reported to the node."""
     leaves: dict[int, tuple[int, ...]] = {}
     for message in tiers.rig.replies.messages:
         if isinstance(message, ipc.CacheDelta):
@@ -164,7 +164,7 @@ def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tm
         assert tiers.ask(list(longer), 1) == 41
         tiers.evict()
         assert [tokens for tokens in told(tiers) if tokens[0] == 0] == [longer]
-        # The end goes: what is left is told instead.
+        # When the last edge goes, the edge before it is reported.
         (last,) = [edge for edge in tiers.store.tier if edge.packed == pack_tokens(longer)]
         tiers.store.discard(last)
         tiers.rig.loop.jobs.reports.cache()
@@ -175,7 +175,7 @@ def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_restoring_must_be_faster_than_computing() -> None:
-    """And is tried again now and then, when it was slow once."""
+    """Slow restores are tried again from time to time."""
     tiers = Tiers()
     tiers.ask(PROMPT)
     tiers.evict()
@@ -253,7 +253,7 @@ def test_bad_files_are_deleted_with_one_line_and_others_stay(tmp_path: Path) -> 
 @given(data=st.binary(max_size=300), at=st.integers(0, 400))
 @settings(max_examples=200, deadline=None)
 def test_no_file_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
-    """Any bytes are an edge or none."""
+    """Any bytes in a file are an edge or ignored."""
     packed = pack_tokens([1, 2, 3])
     whose = Whose(b"tag", 1)
     edge = Edge(0, packed, 1, 4, bytes(32), Reuse(0.0), whose)
@@ -298,7 +298,7 @@ def test_what_the_writer_has_no_room_for_is_written_later(tmp_path: Path, monkey
     with opened(tmp_path) as tiers:
         for token in range(6):
             tiers.ask([token] * 80)
-        # Nothing else happens: the writer itself wakes the loop.
+        # No other event occurs: the writer itself wakes the loop.
         while not all(edge.on_disk for edge in tiers.store.tier):
             tiers.rig.loop.step()
         for token in range(6, 12):
@@ -307,7 +307,7 @@ def test_what_the_writer_has_no_room_for_is_written_later(tmp_path: Path, monkey
 
 
 def test_closing_waits_for_a_slow_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also without a memory tier, where nothing can be kept meanwhile."""
+    """Also without a memory tier, which could keep the blobs."""
     monkeypatch.setattr(tier_files, "MAX_QUEUED_BYTES", 1)
     monkeypatch.setattr(tier_module, "RUN_TOKENS", 16)
     with opened(tmp_path, ram=0) as tiers:
@@ -331,7 +331,7 @@ PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=60)
 @given(st.lists(st.tuples(PROMPTS, st.integers(1, 5), st.booleans()), max_size=25), st.sampled_from([150, 900, LARGE]))
 @settings(max_examples=80, deadline=None)
 def test_whatever_is_asked_the_cells_are_the_prompts(requests: list[tuple[list[int], int, bool]], ram: int) -> None:
-    """The loop checks all books after each request; here: every row is computed after exactly its prompt's tokens."""
+    """The loop checks all accounts after each request; the test checks that each row follows exactly its own tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tier_module, "RUN_TOKENS", 8)
         tiers = Tiers(ram=ram)
