@@ -164,7 +164,7 @@ class Calls:
         with self._leaving(lane, call):
             await call.done.wait()
         if call.answer is None and lane is self._embeds:
-            raise BusyError("the engine process died", RETRY_S)  # (of any of many)
+            raise BusyError("the engine process died", RETRY_S)  # (any of many questions may be the cause)
         return _checked(call.answer)
 
     async def ask_once(

@@ -50,7 +50,6 @@ class ModelInfo:
     reuse: str
     """``prefix`` or ``none`` (recurrent and hybrid models), as the capability probe found."""
     num_cells: int = 0
-    """Tokens that its KV cache holds."""
     token_bytes: int = 2**16
     """Length of the vocabulary's longest token or an upper bound: a text of more than ``context_tokens`` times this
     many bytes does not fit."""
@@ -158,7 +157,7 @@ class CacheChange:
 
 
 class Engine(Protocol):
-    """A running engine. Many tasks may call ``generate`` at once."""
+    """A running engine. Many tasks may call ``generate`` at the same time."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -208,5 +207,5 @@ class Engine(Protocol):
         ...
 
     async def cache_changes(self) -> CacheChange:
-        """Wait for the next change of the prefix cache. One reader; changes that nobody reads are merged."""
+        """Wait for the next change of the prefix cache. One reader; unread changes are merged."""
         ...

@@ -18,8 +18,6 @@ READING_S = 120.0
 
 @dataclass(frozen=True)
 class Pulse:
-    """The state of the child's threads."""
-
     is_decoding: bool
     busy_s: float
     """Seconds since the last progress of the thread that owns llama.cpp; 0 while it waits for work."""

@@ -75,9 +75,8 @@ class EmbeddingQueue:
         self._num_vocab = num_vocab
         self._waiting = FairQueue[EmbeddingRequest](num_places, slack=0.0)  # (a text is slack enough)
         self._current: EmbeddingRequest | None = None
-        """The request whose text is in progress."""
         self._current_left = 0
-        """Tokens of that text that are not computed yet."""
+        """Tokens of the text in progress that are not computed yet."""
 
     def __len__(self) -> int:
         return len(self._waiting)

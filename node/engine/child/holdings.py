@@ -6,9 +6,8 @@ A running request stops for a waiting one if the waiting client, even *with* its
 running client holds now. So every stop reduces the largest holding, a stopped request cannot claim its place back, and
 without new requests the stops come to an end. There are two exceptions. A request does not stop for a client that
 received more service than its own client by ``SLACK``. And it stops for a client that received less service by
-``SLICE``, whatever both hold, so that waiting clients are served even at an engine full of endless answers.
-
-The comparison is between the owner and all others, between subnets, or between two clients of one subnet.
+``SLICE``, whatever both hold, so that waiting clients are served even at an engine full of endless answers. The
+comparison is between the owner and all others, between subnets, or between two clients of one subnet.
 
 A stopped request loses nothing: its computed tokens stay cached, and it goes on where it stopped.
 """

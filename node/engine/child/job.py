@@ -19,8 +19,6 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of the scheduler's decisions."""
-
     num_cells: int
     context_tokens: int
     """Maximum length of prompt plus answer; at most ``num_cells``."""
@@ -80,7 +78,6 @@ class Job:
     counted_tokens: int = 0
     """Number of its leading tokens that are already counted as a use of the tree's tokens."""
     due_s: float | None = None
-    """Deadline of the answer; None: no deadline."""
     client: bytes = b""
     subnet: str = ""
     """The client and the subnet whose share the job takes, see ``proto.fair_queue``."""

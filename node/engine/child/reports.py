@@ -19,8 +19,6 @@ PREFILL_WINDOW_TOKENS, DECODE_WINDOW_TOKENS = 2048, 256
 
 
 class Reports:
-    """Sends the messages and measures the rates."""
-
     def __init__(self, replies: ipc.Replies, scheduler: Scheduler, answers: dict[int, Answer]) -> None:
         self._replies = replies
         self._scheduler = scheduler

@@ -34,8 +34,6 @@ class Question(Struct, frozen=True):
 
 
 class Library(Struct, frozen=True, tag="library"):
-    """The installed llama.cpp."""
-
     llama_cpp: str
     bindings: str
     """Version of llama-cpp-python."""

@@ -43,7 +43,6 @@ class Batch:
             kind = dict(L.llama_batch._fields_)[name]
             setattr(batch, name, ctypes.cast(array.ctypes.data, kind))
         self.handle = batch
-        """llama.cpp's batch, which points at the arrays."""
 
     def fill(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
         """Fill the arrays; returns their number of rows and, for each of ``rows``, its output index (-1: no token

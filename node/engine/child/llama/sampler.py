@@ -24,8 +24,6 @@ Choosing = Generator[NDArray[np.int64], NDArray[np.bool_], int | None]
 
 
 class Outputs(Protocol):
-    """The outputs of a decode call, see ``Llama``."""
-
     num_vocab: int
 
     def logits(self, output: int) -> NDArray[np.float32]: ...

@@ -63,7 +63,6 @@ class Whose(NamedTuple):
     tag: bytes | None
     """The owner's tag; None: open."""
     num_open: int
-    """Number of leading tokens that are open."""
 
 
 OPEN = Whose(None, MAX_TOKENS_PER_REQUEST)

@@ -53,7 +53,7 @@ class Found:
 
 
 def header(cells_key: bytes, edge: Edge) -> bytes:
-    """The part of the file before the blob."""
+    """The file before the blob."""
     tag, num_open = edge.whose
     owner = (0, _NO_TAG, b"") if tag is None else (num_open, len(tag), tag)
     fixed = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash, *owner)

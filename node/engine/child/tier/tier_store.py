@@ -93,7 +93,7 @@ class TierStore:
         for edge in self._told:
             self._announce(edge)
 
-    # --- out of the KV cache --------------------------------------------------------------------------------------
+    # --- from the KV cache ----------------------------------------------------------------------------------------
 
     def keep(self, llama: Llama, leaf: Evicted) -> None:
         """Save the cells of an evicted leaf that no tier has yet. Call before they are cleared."""
@@ -140,7 +140,7 @@ class TierStore:
         """Make the edges of a used sequence recent: they must not be evicted before the edges that continue them."""
         self.tier.touch((piece.edge for piece in self.tier.plan(packed, 0, whose)), now)
 
-    # --- back into it ---------------------------------------------------------------------------------------------
+    # --- to the KV cache -------------------------------------------------------------------------------------------
 
     def reach(self, tokens: Sequence[int], covered: int, whose: Whose) -> int:
         """See ``Tier.reach``."""
@@ -215,7 +215,7 @@ class TierStore:
         self._say(f"cache: a saved prefix of {edge.end} tokens could not be restored and is dropped")
         self._settle(self.tier.remove(edge))
 
-    # --- disk and books -------------------------------------------------------------------------------------------
+    # --- disk and index -------------------------------------------------------------------------------------------
 
     def poll(self) -> None:
         """Process finished writes and start the next. Call between steps and after ``wake``; never waits."""
