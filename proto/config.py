@@ -268,7 +268,7 @@ class VitalsConfig:
 
 @dataclass(frozen=True)
 class TrustConfig:
-    """What misbehaviour costs."""
+    """The price of misbehaviour."""
 
     offences_to_quarantine: int = 10
     """Number of offences at which a peer is cut off."""

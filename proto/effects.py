@@ -1,4 +1,4 @@
-"""What an overlay wants done: imperatives, performed by the shell or the simulator in the given order."""
+"""The effects that an overlay wants: imperatives, performed by the shell or the simulator in the given order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What happens to an overlay: past facts, given to ``Overlay.handle`` by the shell or the simulator."""
+"""The events of an overlay: past facts, given to ``Overlay.handle`` by the shell or the simulator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,14 +119,14 @@ class Leaving:
 
 @dataclass(frozen=True)
 class FloorsRestored:
-    """What ``Overlay.floors`` returned before this node restarted. Must come before any event of the network."""
+    """The result of ``Overlay.floors`` before this node restarted. Must come before any event of the network."""
 
     floors: Sequence[Floor]
 
 
 @dataclass(frozen=True)
 class TrustRestored:
-    """What ``Overlay.offenders`` and ``Overlay.observations`` returned before a restart. Must come as early."""
+    """The results of ``Overlay.offenders`` and ``Overlay.observations`` before a restart. Must come as early."""
 
     offenders: Sequence[Offender]
     observations: Sequence[Observation]

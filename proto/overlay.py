@@ -111,7 +111,7 @@ class Overlay:
         self.refusals: Counter[Refusal] = Counter()
         """Why peers' messages were not used. Read-only."""
         self.traffic = Traffic(config.digest.gossip_copies)
-        """What each plane received and the digests sent. Read-only."""
+        """Traffic that each plane received, and digests sent. Read-only."""
         self._config = config
         self._trust = Trust(config.trust)
         self._hellos: Limits[bytes] = Limits(HELLOS_PER_S, HELLOS_BURST)
@@ -126,7 +126,7 @@ class Overlay:
         self.ladder.is_busy = lambda peer: self.requests.num_at(peer) > 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """What ``event`` makes this node do. Never raises for anything a peer did."""
+        """The effects of ``event``. Never raises for anything a peer did."""
         match event:
             case Connected():
                 if self._trust.is_banned(event.peer, now):
@@ -201,7 +201,7 @@ class Overlay:
 
     @property
     def estimates(self) -> Estimates:
-        """What is believed of all peers' caches. Read-only."""
+        """The beliefs about all peers' caches. Read-only."""
         return self.digests.estimates
 
     def own_digest(self, namespace: bytes) -> OwnDigest | None:
@@ -209,7 +209,7 @@ class Overlay:
         return self.digests.own(namespace)
 
     def floors(self) -> list[Floor]:
-        """What this node remembers of its peers' versions, to be kept on disk and given back as FloorsRestored."""
+        """The versions of its peers that this node remembers, to be kept on disk and given back as FloorsRestored."""
         return self.digests.estimates.floors()
 
     def offenders(self, now: float) -> list[Offender]:
@@ -217,7 +217,7 @@ class Overlay:
         return self._trust.offenders(now)
 
     def observations(self, now: float) -> list[Observation]:
-        """What was observed of peers, to be kept and given back as TrustRestored. Does not mutate."""
+        """The observations of peers, to be kept and given back as TrustRestored. Does not mutate."""
         return self.members.observed.observations(now)
 
     def cell(self, namespace: bytes) -> Cell | None:
@@ -238,8 +238,8 @@ class Overlay:
         return self.members.subnet(client)
 
     def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
-        """What to answer instead of serving ``request``, if this node is leaving or the first token would come later
-        than its sender's patience. tag: the one of the request's owner. Does not mutate."""
+        """The answer to ``request`` instead of serving it, if this node is leaving or the first token would come later
+        than the sender's patience; otherwise None. tag: the one of the request's owner. Does not mutate."""
         if self.members.is_leaving:
             return Failed(code=LEAVING, message=LEAVING_MESSAGE, retryable=True)
         vitals = self.members.own_vitals(request.namespace)

@@ -44,7 +44,7 @@ _See = Callable[[Sequence[Candidate]], Sequence[Candidate]]
 @dataclass(frozen=True)
 class _Ablation:
     see: _See = tuple
-    """What ``choose`` gets instead of the candidates."""
+    """The candidates as ``choose`` gets them."""
     config: RoutingConfig = RoutingConfig()  # noqa: RUF009  frozen
 
 

@@ -211,7 +211,7 @@ def _watch(swarm: CellSwarm, result: Growth, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class CellTraffic:
-    """What nodes of ordinary cells receive and keep under steady change."""
+    """Bytes and entries at nodes of ordinary cells under steady change."""
 
     sizes: list[int]
     received_per_s: float

@@ -98,7 +98,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ChaosOutcome:
-    """What became of all prompts."""
+    """The results of one run."""
 
     answers: Sequence[Answer]
     faults: Counter[str]

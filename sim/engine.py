@@ -39,7 +39,7 @@ MAX_WAITING = 64
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What a node can do."""
+    """The capacity of a node."""
 
     prefill_rate: float
     """Tokens/s, of one prompt at a time."""
@@ -385,7 +385,7 @@ class Engine:
             return
         self._next_leaf += 1
         new = self._next_leaf
-        # What the prompt found was already counted as a use when the prompt was inserted.
+        # The use of the prompt's cached part was already counted when the prompt was inserted.
         counted = num_prompt if len(units) > num_prompt else 0
         redundant = self._tree.insert(units, new, now, counted)
         stored: list[tuple[int, Sequence[int]]] = []

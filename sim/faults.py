@@ -2,7 +2,7 @@
 
 - ``kill``: a node's session ends (Weibull, as measured), in half of the cases with its machine: then no peer is
   notified, and its peers notice when it has been silent for a while. It comes back, empty.
-- ``leave``: a node is told to leave: it takes nothing new, finishes its work if that does not take too long, and goes.
+- ``leave``: a node is asked to leave: it takes nothing new, finishes its work if that does not take too long, and goes.
   It comes back, empty.
 - ``freeze``: a node does nothing for some seconds, while its engine works on.
 - ``engine``: a node's engine dies and is started again.
@@ -93,7 +93,7 @@ class Faults:
         self._rng = rng
         self._on_entry_lost = on_entry_lost
         self._kept: dict[int, tuple[FloorsRestored, TrustRestored]] = {}
-        """What is on the disks of nodes that are down."""
+        """Contents of the disks of nodes that are down."""
         self._num_freezes = Counter[int]()
         self._is_over = False
         self.counts = Counter[str]()

@@ -41,7 +41,7 @@ REQUEST_BYTES, HANDSHAKE_BYTES, ADD_PROVIDER_BYTES = 130, 1_100, 650
 
 @dataclass(frozen=True)
 class Found:
-    """What one lookup took."""
+    """The cost of one lookup."""
 
     seconds: float
     received_bytes: int

@@ -33,7 +33,7 @@ CLAIMED_LEAVES = 1_024
 
 
 class Claims:
-    """What one dishonest node claims of its cache."""
+    """The cache that one dishonest node claims."""
 
     def __init__(self) -> None:
         self._leaves: deque[int] = deque()

@@ -1,4 +1,4 @@
-"""What lies between the nodes: latency, jitter, loss, partitions, and the mesh that gossip runs over.
+"""The links between nodes: latency, jitter, loss, partitions, and the mesh that gossip runs over.
 
 Latencies come from an RTT matrix or, without one, from a model of the internet: nodes are scattered over the land's
 latitudes and RTT = 38.3 ms + 0.01634 ms/km, a least-squares fit to pings between 242 cities, plus a last mile of 5 to
@@ -89,7 +89,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Impairment:
-    """What is wrong with one node's line, in both directions."""
+    """The impairment of one node's line, in both directions."""
 
     added_s: float = 0.0
     """Additional delay of every message."""

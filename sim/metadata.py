@@ -213,7 +213,7 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Visible:
-    """What ``store_visible`` measured."""
+    """The results of ``store_visible``."""
 
     seconds: list[float]
     """Time until each store was visible, sorted; for one that never was, the time until the end of the run."""

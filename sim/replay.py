@@ -46,7 +46,7 @@ class Swarm:
 
 
 def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) -> list[Record]:
-    """What becomes of ``requests``, in the order given. Equal seeds give equal runs. Raises LocalError for an unknown
+    """The records of ``requests``, in the order given. Equal seeds give equal runs. Raises LocalError for an unknown
     policy."""
     num_nodes = len(swarm.specs)
     world = World(

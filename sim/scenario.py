@@ -16,7 +16,7 @@ TRICKLE_S = 25.0
 
 
 class Conduct(StrEnum):
-    """What a dishonest node does with the prompts that it gets."""
+    """The handling of prompts by a dishonest node."""
 
     COMPUTES = "computes"
     """It answers them, on a machine like others: the first token comes later than claimed."""
@@ -100,7 +100,7 @@ class Scenario:
         metavar="SHARE",
     )
     conduct: Conduct = Conduct.COMPUTES
-    """What dishonest nodes do with prompts."""
+    """How dishonest nodes handle prompts."""
     liars_after_s: float = 0.0
     """Time from the first prompts until dishonest nodes join."""
     warm_s: float = setting(60.0, "Virtual seconds before the measured time.", "--warmup", least=0)

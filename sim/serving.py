@@ -44,7 +44,7 @@ class Serving:
     liars: Sequence[int] = ()
     """Nodes that claim everything, see ``liars.py``."""
     conduct: Conduct = Conduct.COMPUTES
-    """What dishonest nodes do with prompts."""
+    """How dishonest nodes handle prompts."""
     host: Host | None = None
     """The machine that all engines share; None: each has its own."""
     frame_s: float = 1.0
@@ -191,7 +191,7 @@ class Serving:
                 record.done_s = self.world.now
                 record.served_by = self.world.number_of[effect.served_by]
                 record.resumed = effect.resumed
-                # Of an answer in parts the last part counts; and a claim is not a measurement.
+                # The last part of an answer in parts counts; and a claim is not a measurement.
                 record.cached_tokens = min(effect.usage.cached_tokens, record.found_tokens)
                 self._over(record)
             case Fail():

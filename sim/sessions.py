@@ -1,4 +1,4 @@
-"""What clients ask, and when: workloads as streams of sessions, each with one prompt after the other.
+"""Prompts of clients and their times: workloads as streams of sessions, each with one prompt after the other.
 
 A session's next prompt comes ``think_s`` after the previous answer, so a slow answer delays what follows, as with
 people. Sessions begin as a Poisson process at a rate that makes ``rate`` prompts a second in total, or at the trace's
@@ -33,7 +33,7 @@ _NEW_TOKENS = 1 << 30
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a client asks and what any model will answer."""
+    """A client's prompt and the answer that any model will give."""
 
     tokens: tuple[int, ...]
     answer: tuple[int, ...]

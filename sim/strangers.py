@@ -47,7 +47,7 @@ from mycelia.sim.metadata import Churn, Step, is_converged
 from mycelia.sim.world import CONTEXT_TOKENS, IDLE, NAMESPACE, SimNode, World, address_of, peer_id, sign_as
 
 CONTROL_RATE, CONTROL_BURST, MAX_STREAMS = 50.0, 200.0, 64
-"""What nodes of the first versions accepted from one peer."""
+"""Limits that nodes of the first versions had for one peer."""
 TOLD_PER_S, TOLD_AT_ONCE = 18.0, 199
 """Owners that a stranger invents for each node: below what a node accepts without a question."""
 GOSSIP_PER_S = 6.0

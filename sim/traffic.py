@@ -7,7 +7,7 @@ from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
 from mycelia.proto.wire.messages import Control, Message, Reconcile, Repair, RepairRequest
 
 GOSSIP_ENVELOPE_BYTES = 204
-"""What libp2p 0.8.1 wraps around a gossip message: author, sequence number, topic, signature, key."""
+"""Bytes that libp2p 0.8.1 adds to a gossip message: author, sequence number, topic, signature, key."""
 STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
 """Bytes around a control message: its length, yamux's header, Noise's length and tag."""
 MESSAGE_ID_BYTES = 14
@@ -20,7 +20,7 @@ PLANES = (GOSSIP, LAZY, REPAIR, CONTROL)
 
 
 class Traffic:
-    """What each node sent and received so far: plane -> bytes by node number."""
+    """Bytes that each node sent and received so far: plane -> bytes by node number."""
 
     def __init__(self, num_nodes: int) -> None:
         self.sent = {plane: np.zeros(num_nodes, dtype=np.int64) for plane in PLANES}

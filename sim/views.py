@@ -1,4 +1,4 @@
-"""What routing rules may see besides what a node knows: the true state, and the bare reports."""
+"""Knowledge for routing rules beyond a node's own: the true state, and the bare reports."""
 
 from collections.abc import Sequence
 from dataclasses import replace

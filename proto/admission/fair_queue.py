@@ -1,4 +1,4 @@
-"""What waits at an engine, and what starts next: fair among clients by the work done for them, bounded for each.
+"""The requests that wait at an engine, and which starts next: fair among clients by work done, bounded for each.
 
 *Levels.* Keys are free, so the order has three levels (``fair_order.py`` three times): the owner and all others share
 the engine, subnets (``subnets.py``) the part of the others, and the keys of a subnet its part. A client without a

@@ -24,7 +24,7 @@ HolderT = TypeVar("HolderT")
 
 
 class Rank(IntEnum):
-    """What a holder of a place has done to keep it."""
+    """How much the holder of a place has done to keep it."""
 
     IDLE = 0
     PROVEN = 1

@@ -1,4 +1,4 @@
-"""What counts as one client: keys are free, addresses are not.
+"""Subnets, by which clients are counted: keys are free, addresses are not.
 
 A *subnet* is the network that an address belongs to. Of a public address it is the IPv4 /24 or the IPv6 /48, which one
 customer of a provider can own, and few customers pay for more than one. Of a private or loopback address it is the

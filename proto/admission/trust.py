@@ -1,4 +1,4 @@
-"""What a peer's misbehaviour costs it.
+"""The price of a peer's misbehaviour.
 
 An offence is anything the protocol forbids: bytes that are no message, a wrong signature, a repair that does not hash
 to its root. Offences decay with time, so that a rare accident is forgiven; a peer that reaches the limit is cut off for
@@ -70,7 +70,7 @@ class Trust:
         return self._decayed(record, now) if record else 0.0
 
     def offenders(self, now: float) -> list[Offender]:
-        """What ``restore`` takes after a restart, without forgiven peers. Does not mutate."""
+        """The argument of ``restore`` after a restart, without forgiven peers. Does not mutate."""
         return [
             Offender(peer, record.offences, record.updated_at, record.banned_until)
             for peer, record in self._records.items()

@@ -1,4 +1,4 @@
-"""What vitals report of an engine, measured alike by real and simulated engines. Pure: the caller has the clock."""
+"""Meters for the vitals of an engine, the same for real and simulated engines. Pure: the caller has the clock."""
 
 _HOLD_WEIGHT = 0.1
 """Weight of the newest request: about the last ten count, which follows a changed workload within about a minute."""

@@ -1,4 +1,4 @@
-"""What a cached piece is worth: the chance that it is used again, from when and how often it was used.
+"""The value of a cached piece: the chance that it is used again, from when and how often it was used.
 
 One rule for the leaves of the prefix tree and for the edges of the second tier: evict where ``tokens saved x chance of
 reuse / room held`` is least. A leaf of the tree saves one token per cell, so there only the chance decides; the second
@@ -35,7 +35,7 @@ class Reuse:
     """Uses as of ``last_used_s``, fading since; 0..MAX_USES. The first computation is not one."""
 
     def uses_at(self, now: float) -> float:
-        """What is left of ``uses`` at ``now``."""
+        """The rest of ``uses`` at ``now``."""
         return self.uses * math.exp2(-max(0.0, now - self.last_used_s) / HALF_LIFE_S)
 
     def chance(self, now: float) -> float:

@@ -91,7 +91,7 @@ class RateMeter:
 
 
 class Traffic:
-    """What a node sent and received, per plane. Sent bytes are counted only for digests, which have a budget."""
+    """Bytes that a node sent and received, per plane. Sent bytes are counted only for digests, which have a budget."""
 
     def __init__(self, gossip_copies: float) -> None:
         """gossip_copies: how often the transport receives each gossip message."""
@@ -108,7 +108,7 @@ class Traffic:
         """Repairs and questions that the budget did not allow."""
         self._meters = {plane: RateMeter() for plane in Plane}
         self._copies = RateMeter()
-        """What gossip costs beyond the messages as seen here."""
+        """Bytes of gossip beyond the messages as seen here."""
 
     @property
     def sent_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What is believed of one owner in one namespace, and how its heads compare. The rules are in ``estimates.py``."""
+"""The beliefs about one owner in one namespace, and how its heads compare. The rules are in ``estimates.py``."""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto

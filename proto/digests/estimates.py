@@ -53,7 +53,7 @@ _WRONG_LOGS_PER_S, _WRONG_LOGS_BURST = 1 / 60, 3.0
 
 
 class Outcome(Enum):
-    """What a digest message did."""
+    """The effect of a digest message."""
 
     APPLIED = auto()
     """The estimate advanced."""

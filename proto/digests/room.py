@@ -30,7 +30,7 @@ _MUCH = 1.25
 
 @dataclass
 class _Need:
-    """What has to be dropped."""
+    """Entries and owners that must be dropped."""
 
     num_owners: int
     num_entries: int
@@ -108,8 +108,8 @@ class Room:
             self._suspects.pop(key, None)
 
     def victims(self, key: Key, account: Source, num_entries: int) -> list[Key] | None:
-        """What must be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None: impossible. Does
-        not mutate. Cheap for accounts that hold the most, because they ask most often."""
+        """The estimates that must be forgotten so that ``key`` can have ``num_entries`` more on ``account``; None:
+        impossible. Does not mutate. Cheap for accounts that hold the most, because they ask most often."""
         need = _Need(
             len(self._estimates) + (key not in self._estimates) - self._config.max_owners,
             self.num_entries + num_entries - self._config.max_entries if num_entries > 0 else 0,

@@ -1,4 +1,4 @@
-"""What is kept of every peer's digests: estimates, the index over them, version floors, and the room they share.
+"""The store of every peer's digests: estimates, the index over them, version floors, and the room they share.
 
 The rules for changes are in ``estimates.py``, with the theory and the invariants.
 """
@@ -144,8 +144,8 @@ class EstimateStore:
         return repair_from(head, estimate.entries, estimate.log, request)
 
     def floors(self) -> list[Floor]:
-        """What ``restore`` takes after a restart. The newest version of an owner that is held stays acceptable: the
-        owner may publish none for a while."""
+        """The argument of ``restore`` after a restart. The newest version of an owner that is held stays acceptable:
+        the owner may publish none for a while."""
         held = [(key, estimate.newest, estimate.heard_at) for key, estimate in self._estimates.items()]
         return [*self._floors, *(Floor(*key, head.epoch, head.seq - 1, at) for key, head, at in held if head)]
 

@@ -152,7 +152,7 @@ class Choice:
         return table.candidates(request.num_tokens, {}, {}, running, self._left_out(request, now), now, most)
 
     def _left_out(self, request: Request, now: float) -> set[bytes]:
-        """Nodes to which the request is not sent, whatever they cost."""
+        """Nodes to which the request is not sent at any cost."""
         setbacks = request.setbacks
         may_kill_engines = setbacks.num_engine_losses >= self._config.max_engine_losses
         only_here = may_kill_engines or (request.is_doubted and self._me not in setbacks.failed_peers)

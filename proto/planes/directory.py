@@ -32,7 +32,7 @@ ModelKey = tuple[bytes, str]
 
 @dataclass(frozen=True)
 class SeenModel:
-    """What this node itself sees of a model."""
+    """A model as this node itself sees it."""
 
     context_tokens: int
     """The longest context of any of the nodes."""

@@ -55,7 +55,7 @@ class LadderPlane:
     def seek(
         self, request_id: bytes, namespace: bytes, chain: Sequence[int], num_tokens: int, best: int, now: float
     ) -> list[Effect]:
-        """What to look up for a prompt of which ``best`` tokens are known to be held; nothing if it shall not wait.
+        """The lookup for a prompt of which ``best`` tokens are known to be held; empty if it shall not wait.
         ``on_wait_over`` comes when it has waited long enough."""
         keys = self._lookups.begin(request_id, namespace, chain, num_tokens, best, now)
         if not keys:

@@ -32,7 +32,7 @@ answers to the peer's own questions, and this node's load each second, this stay
 
 
 class Membership:
-    """The connected peers and what this node tells them of itself."""
+    """The connected peers and what this node sends them of itself."""
 
     def __init__(self, me: bytes, config: OverlayConfig) -> None:
         self._me = me
@@ -43,7 +43,7 @@ class Membership:
         self.is_leaving = False
         """Whether this node takes no new requests."""
         self.questions: Limits[bytes] = Limits(QUESTIONS_PER_S, QUESTIONS_BURST)
-        """What this node may ask each peer. Take from it for every question."""
+        """Limits on the questions to each peer. Take from it for every question."""
         self._tables = LoadTables(me, config.routing, self._counted_as, self.connected_at)
         self.observed = self._tables.observed
 
@@ -98,7 +98,7 @@ class Membership:
         return sorted(member.served) if member else []
 
     def own(self) -> tuple[Served, ...]:
-        """What this node serves, with its current vitals."""
+        """The models that this node serves, with its current vitals."""
         return tuple(self._own.values())
 
     def own_vitals(self, namespace: bytes) -> Vitals | None:

@@ -1,4 +1,4 @@
-"""What the attempts of this node's requests show of the nodes that serve them.
+"""Observations of nodes, from the attempts of this node's requests at them.
 
 Observations change what is believed of a node's speed, pace and cache (``routing/observed.py``), each frame its load,
 and each dispatch what it holds.

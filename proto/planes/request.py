@@ -63,7 +63,7 @@ class State(Enum):
 
 
 class Step(Enum):
-    """What happens to a request; the comments name the methods."""
+    """An action on a request; the comments name the methods."""
 
     LOOK_UP = auto()  # look_up
     HOLD = auto()  # hold
@@ -106,7 +106,7 @@ RUNNING = frozenset({State.SENT, State.COMPUTING, State.STREAMING})
 
 @dataclass
 class Setbacks:
-    """What counts against a request, and against nodes for it, since its last token."""
+    """Counts against a request, and against nodes for it, since its last token."""
 
     tries: int = 0
     """Attempts since the request last waited."""
@@ -360,7 +360,7 @@ class Request:
         return True
 
     def usage(self, last: Usage | None) -> Usage:
-        """What the whole request took, from the serving node's account of its last attempt (None: it was lost)."""
+        """The usage of the whole request, from the serving node's account of its last attempt (None: it was lost)."""
         return Usage(
             prompt_tokens=len(self.prompt),
             cached_tokens=min(last.cached_tokens, len(self.prompt)) if last else 0,

@@ -1,4 +1,4 @@
-"""What the digest plane may send to one peer: bytes shared among subnets, and questions paced per peer.
+"""Limits on what the digest plane sends to one peer: bytes shared among subnets, and questions paced per peer.
 
 Heads of this node come first: everything else leaves a part of the bucket to them. Answers are paid by the asker: their
 bytes are the *level* of its subnet, which decays in the time that fills the bucket. An answer goes out only while the

@@ -1,4 +1,4 @@
-"""What this node sent to which peer: knowledge that no digest and no load report contains yet.
+"""The prompts that this node sent to each peer: knowledge that no digest and no load report contains yet.
 
 From the moment a prompt goes to a peer until the peer's next digest, the sender already knows that the peer will hold
 the prompt and has one more request. Routing uses both as lower bounds. A prefix that only its owner may reuse

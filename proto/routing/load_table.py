@@ -1,4 +1,4 @@
-"""What this node knows of the load of every node of one namespace, in columns that are updated when news arrives.
+"""The load of every node of one namespace as this node knows it, in columns that are updated when news arrives.
 
 A decision reads all rows at once and news changes one row, so a row is written when its news arrives. Invariant: rows 0
 .. len(peers) - 1 are the connected nodes that serve the namespace, and this node if it serves it. Their order has no

@@ -1,4 +1,4 @@
-"""What this node itself observed of the nodes it sent requests to: how true the beliefs were on which it chose them.
+"""This node's own observations of the nodes it sent requests to: how true the beliefs were on which it chose them.
 
 *Precision* is the share of the tokens believed to be cached that were found cached; digests grow old, and dishonest
 nodes exaggerate. *Lateness* is how many seconds later than expected first tokens came; a machine may be busy with other
@@ -50,7 +50,7 @@ _MAX_NUM_LATE = 1_000
 
 @dataclass(frozen=True)
 class Observation:
-    """What is remembered of a peer."""
+    """The stored observations of a peer."""
 
     peer: bytes
     imprecision: float
@@ -92,7 +92,7 @@ class Observed:
         return len(self._records)
 
     def on_first_token(self, peer: bytes, expected_s: float, observed_s: float, now: float) -> None:
-        """The first token came after ``observed_s``; the peer's reports said ``expected_s``. Mutates."""
+        """The first token came after ``observed_s`` instead of the reported ``expected_s``. Mutates."""
         record = self._faded(peer, now)
         late_s = min(max(observed_s - expected_s, 0.0), self._config.max_lateness_s)
         record.num_late += 1
@@ -167,8 +167,8 @@ class Observed:
         return 1.0 - record.imprecision * self._fading(record, now) if record else 1.0
 
     def observations(self, now: float) -> list[Observation]:
-        """What ``restore`` takes after a restart: every peer of which something is left, the last observed one at the
-        end. Does not mutate."""
+        """The argument of ``restore`` after a restart: every peer of which something is left, the last observed one at
+        the end. Does not mutate."""
         return [
             Observation(peer, **vars(record))
             for peer, record in self._records.items()

@@ -31,7 +31,7 @@ class ChatMessage(Record, frozen=True, kw_only=True):
 
 
 class CandidateTerms(Record, frozen=True, kw_only=True):
-    """What the entry node knew of one candidate when it chose."""
+    """The entry node's knowledge of one candidate when it chose."""
 
     peer: PeerId = field(name="1")
     matched_tokens: Small = field(name="2")
@@ -117,7 +117,7 @@ class Text(Kind, frozen=True, kw_only=True, tag=15):
 
 
 STILL_THERE = Text(text="")
-"""What an entry node sends when it has no news: the answer is still in work."""
+"""Sent by an entry node without news: the answer is still in work."""
 
 
 class Answered(Kind, frozen=True, kw_only=True, tag=16):

@@ -70,7 +70,7 @@ class ReachQuery(Kind, frozen=True, kw_only=True, tag=24):
 
 
 class Reach(Kind, frozen=True, kw_only=True, tag=25):
-    """What the sender sees of its peer."""
+    """The sender's view of its peer."""
 
     address: Annotated[str, Meta(max_length=128)] = field(name="1")
     """Multiaddr of the other end of the connection."""

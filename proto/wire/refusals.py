@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Refusal(StrEnum):
-    """What was wrong. The first group costs the sender, or the owner if the owner signed it."""
+    """The reason of a refusal. The first group costs the sender, or the owner if the owner signed it."""
 
     MALFORMED = "malformed"
     """Bytes that are no message, a kind on the wrong stream, records out of order."""

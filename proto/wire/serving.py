@@ -56,7 +56,7 @@ class Sampling(Record, frozen=True, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = field(name="12", default=0)
     """Alternatives to report per token, with its own probability; 0 reports nothing."""
     grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = field(name="13", default="")
-    """What the answer must match; empty: anything."""
+    """A grammar that the answer must match; empty: anything."""
     grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema)$")] = field(name="14", default="gbnf")
     """How to read ``grammar``: llama.cpp's GBNF with a rule ``root``, or a JSON schema."""
 
@@ -79,7 +79,7 @@ class TokenLogprobs(Record, frozen=True, kw_only=True):
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """What a finished request took, as measured by the engine that served it."""
+    """The tokens and time of a finished request, as measured by the engine that served it."""
 
     prompt_tokens: Small = field(name="1")
     cached_tokens: Small = field(name="2")

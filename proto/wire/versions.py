@@ -1,4 +1,4 @@
-"""What a wire version added to older kinds, and how nodes of two versions work together.
+"""The fields that a wire version added to older kinds, and how nodes of two versions work together.
 
 A node speaks its own version and the one before. A version adds fields with a default at the end of a kind. They are
 left out of the encoding while they have their default, and are never sent to a peer of the version before.

@@ -44,7 +44,7 @@ def settings() -> dict[str, list[float]]:
 
 
 def values() -> dict[str, tuple[list[float], list[float]]]:
-    """What -> (numbers of its value, numbers of its notes)."""
+    """Name of a value -> (numbers of its value, numbers of its notes)."""
     return {what: (numbers_in(value), numbers_in(notes)) for what, value, notes in rows(INTEROPERABILITY, VALUES)}
 
 

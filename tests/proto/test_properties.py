@@ -69,7 +69,7 @@ class Reader(RuleBasedStateMachine):
         self.epoch = 0
         self.own = self.started()
         self.leaves: dict[int, Sequence[int]] = {}
-        """What the owner's cache holds, the oldest first."""
+        """The content of the owner's cache, the oldest first."""
         self.estimates = fresh_reader()
         self.sent: list[Bytes] = []
         self.history: dict[tuple[int, int], dict[int, int]] = {(0, 0): {}}

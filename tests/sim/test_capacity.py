@@ -1,4 +1,4 @@
-"""What a load of 1 means."""
+"""The meaning of a load of 1."""
 
 import random
 

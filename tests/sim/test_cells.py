@@ -48,7 +48,7 @@ def test_what_a_node_receives_is_bounded_by_its_cell() -> None:
     one = steady_change(modelled_rtt(14, random.Random(1)), 1, 5.0, 64, 30.0, 1, TINY, quiet)
     two = steady_change(modelled_rtt(28, random.Random(1)), 2, 5.0, 64, 30.0, 1, TINY, quiet)
     assert len(one.sizes) == 1 and max(two.sizes) <= 16
-    # Connections to other cells, here as many as inside, cost less than a larger cell would.
+    # Connections to other cells, here as numerous as inside, cost less than a larger cell would.
     assert 0 < two.received_per_s < 1.5 * one.received_per_s
 
 

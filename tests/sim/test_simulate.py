@@ -84,7 +84,7 @@ def test_load_is_a_share_of_what_the_machines_can_answer() -> None:
     half, tenth = run(load=0.5), run(load=0.1)
     assert half.rate == pytest.approx(5 * tenth.rate, abs=1e-3)
     assert half.num_requests == pytest.approx(half.rate * SMALL.measured_s, rel=0.3)
-    # What is not cached where a prompt enters comes in addition.
+    # Tokens that are not cached where a prompt enters come in addition.
     assert 0.4 < half.utilisation < 0.8 and 0.1 < tenth.utilisation < 0.2
     assert run("random", load=0.5).rate == half.rate != run(load=0.5, seed=2).rate
 
