@@ -268,8 +268,6 @@ class VitalsConfig:
 
 @dataclass(frozen=True)
 class TrustConfig:
-    """The price of misbehaviour."""
-
     offences_to_quarantine: int = 10
     """Number of offences at which a peer is cut off."""
     offence_decay_s: float = 60.0
@@ -282,8 +280,6 @@ class TrustConfig:
 
 @dataclass(frozen=True)
 class OverlayConfig:
-    """All settings of ``Overlay``."""
-
     digest: DigestConfig = DigestConfig()
     cells: CellConfig = CellConfig()
     ladder: LadderConfig = LadderConfig()

@@ -190,8 +190,6 @@ class StreamLost:
 
 @dataclass(frozen=True)
 class RequestCancelled:
-    """The client went away."""
-
     request_id: bytes
 
 

@@ -53,7 +53,6 @@ def mean_work(sessions: Iterable[Session]) -> Work:
 
 
 def capacity(specs: Sequence[EngineSpec], work: Work) -> float:
-    """Requests/s of engines of these ``specs`` together."""
     return sum(_requests_per_s(spec, work) for spec in specs)
 
 

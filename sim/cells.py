@@ -199,7 +199,6 @@ def _watch_until_settled(swarm: CellSwarm, result: Growth, limit_s: float) -> No
 
 
 def _watch(swarm: CellSwarm, result: Growth, seconds: float) -> None:
-    """Lets time pass and measures every 10 s."""
     until = swarm.world.now + seconds
     while swarm.world.now < until:
         swarm.wait(10.0)

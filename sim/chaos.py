@@ -98,8 +98,6 @@ class Answer:
 
 @dataclass(frozen=True)
 class ChaosOutcome:
-    """The results of one run."""
-
     answers: Sequence[Answer]
     faults: Counter[str]
     trace: str

@@ -39,8 +39,6 @@ MAX_WAITING = 64
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The capacity of a node."""
-
     prefill_rate: float
     """Tokens/s, of one prompt at a time."""
     decode_rate: float
@@ -84,7 +82,6 @@ class Used:
     """Engine capacity used so far. In any period each of the two is at most the period's length."""
 
     prefill_s: float = 0.0
-    """Seconds of prefill."""
     slots_s: float = 0.0
     """Seconds of slots in use / slots."""
 
@@ -210,7 +207,6 @@ class Engine:
         return wait_s
 
     def cancel(self, request_id: bytes, attempt: int, now: float) -> None:
-        """Cancel the attempt if it is here."""
         key = (request_id, attempt)
         found = next((job for job in self.jobs() if (job.request_id, job.attempt) == key), None)
         if found is None:
@@ -262,7 +258,6 @@ class Engine:
         return waiting + max(0.0, job.num_prompt - job.cached - (now - job.prefill_s) * self.spec.prefill_rate)
 
     def num_requests(self) -> int:
-        """Number of active and waiting requests."""
         return self._num_active() + len(self._waiting)
 
     def vitals(self, now: float) -> Vitals:

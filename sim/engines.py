@@ -51,7 +51,6 @@ class Engines:
         self._used = [Used()] * len(specs)
         """Capacity used by engines that are gone."""
         self._claims: dict[int, Claims] = {}
-        """Claims of the dishonest nodes that are up."""
         self._attempts: dict[tuple[bytes, int], Attempt] = {}
         """The running attempt of each request is its last one."""
         self._coming: list[dict[tuple[bytes, int], Attempt]] = [{} for _ in specs]
@@ -127,7 +126,6 @@ class Engines:
         self.end(attempt)
 
     def _lie(self, attempt: Attempt) -> None:
-        """Answer without a model."""
         job, now = attempt.job, self.world.now
         self.send(job, Accepted(cached_tokens=job.num_prompt - 1, vitals=SILENT_VITALS))
 
@@ -198,7 +196,6 @@ class Engines:
         return attempt.job.num_prompt - 1 if attempt.server in self.liars else attempt.job.cached
 
     def vitals(self, number: int) -> Vitals:
-        """The load that a node with an engine reports."""
         engine = self.engines[number]
         assert engine is not None
         return CLAIMED_VITALS if number in self.liars else engine.vitals(self.world.now)

@@ -41,8 +41,6 @@ REQUEST_BYTES, HANDSHAKE_BYTES, ADD_PROVIDER_BYTES = 130, 1_100, 650
 
 @dataclass(frozen=True)
 class Found:
-    """The cost of one lookup."""
-
     seconds: float
     received_bytes: int
     sent_bytes: int

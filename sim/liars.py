@@ -33,8 +33,6 @@ CLAIMED_LEAVES = 1_024
 
 
 class Claims:
-    """The cache that one dishonest node claims."""
-
     def __init__(self) -> None:
         self._leaves: deque[int] = deque()
         self._next = 0

@@ -84,15 +84,11 @@ class Partition:
     start_s: float
     end_s: float
     side: Sequence[bool]
-    """The side of each node."""
 
 
 @dataclass(frozen=True)
 class Impairment:
-    """The impairment of one node's line, in both directions."""
-
     added_s: float = 0.0
-    """Additional delay of every message."""
     loss: float = 0.0
     """Chance that a message is lost there, in addition to the loss of every hop."""
 
@@ -114,7 +110,6 @@ class Links:
         """Topic -> both ends of every edge, in both directions, and its latency."""
 
     def is_cut(self, one: int, other: int, now: float) -> bool:
-        """Whether a partition separates the two now."""
         cut = self.partition
         return cut is not None and cut.start_s <= now < cut.end_s and cut.side[one] != cut.side[other]
 

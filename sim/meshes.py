@@ -44,7 +44,6 @@ class Meshes:
             self.leave(number, cell)
 
     def on_connections(self, one: int, other: int) -> None:
-        """The two were connected or disconnected."""
         self._stale |= self._cells_of[one] & self._cells_of[other]
 
     def subscribers(self, cell: Cell) -> list[int]:

@@ -45,8 +45,6 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """A swarm to simulate."""
-
     num_nodes: int
     loss: float
     seed: int = 1
@@ -111,7 +109,6 @@ class Churn:
     until: float
     leaf_blocks: int = LEAF_BLOCKS
     leaves: int = 4
-    """Leaves that a node holds."""
     on_store: Callable[[SimNode], None] | None = None
     _next_leaf: int = 0
     _held: dict[int, deque[int]] = field(default_factory=dict)
@@ -121,7 +118,6 @@ class Churn:
             self._later(node)
 
     def fill(self) -> None:
-        """Fill all caches at once."""
         for node in self.world.up():
             self._held[node.number] = deque()
             stored = [self._leaf(node) for _ in range(self.leaves)]
@@ -213,8 +209,6 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Visible:
-    """The results of ``store_visible``."""
-
     seconds: list[float]
     """Time until each store was visible, sorted; for one that never was, the time until the end of the run."""
     num_missed: int
@@ -241,7 +235,6 @@ def store_visible(setting: Setting, rate: float, seconds: float, step: Step) -> 
 
 
 def received(world: World) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Bytes that each node received so far."""
     total: np.ndarray[tuple[int], np.dtype[np.int64]] = np.sum([world.received[plane] for plane in PLANES], axis=0)
     return total
 

@@ -39,8 +39,6 @@ class Window:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run."""
-
     num_requests: int
     num_failed: int
     """Requests without an answer."""

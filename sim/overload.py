@@ -30,8 +30,6 @@ TRUE_FACTOR = 2.0
 
 @dataclass
 class User:
-    """A client with one prompt."""
-
     entry: int
     prompt: Prompt
     asked_s: float
@@ -42,7 +40,6 @@ class User:
     """When the user first got a retry time, and how long it was; 0: never."""
     told_s: float = 0.0
     records: list[Record] = field(default_factory=list)
-    """The user's tries."""
 
     @property
     def last(self) -> Record:

@@ -93,8 +93,6 @@ def least_load(candidates: Sequence[Candidate], prompt_tokens: int, chain: Seque
 
 
 class BoundedLoads:
-    """Consistent hashing with bounded loads."""
-
     def __init__(self) -> None:
         self._peers: tuple[bytes, ...] = ()
         self._ring: list[tuple[int, bytes]] = []

@@ -23,7 +23,6 @@ class Record:
     done_s: float = 0.0
     failure: str = ""
     code: str = ""
-    """Code of the failure."""
     served_by: int = -1
     cached_tokens: int = 0
     """Tokens of the prompt in the cache of the serving node."""
@@ -33,7 +32,6 @@ class Record:
     """Cached tokens for which the serving node was chosen."""
     num_attempts: int = 0
     asked: set[int] = field(default_factory=set)
-    """Nodes that the request was sent to."""
     resumed: int = 0
     retry_after_s: float = 0.0
     """Retry-After of a retryable failure."""

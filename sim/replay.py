@@ -27,8 +27,6 @@ DRAIN_S = 3_600.0
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt of a client."""
-
     at_s: float
     """Seconds since the start."""
     entry: int

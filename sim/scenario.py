@@ -44,8 +44,6 @@ class Conduct(StrEnum):
 
 @dataclass(frozen=True)
 class Scenario:
-    """A swarm, its prompts and the duration."""
-
     workload: str = setting(
         "mmlu",
         "What clients ask: mmlu, multi-turn, no-sharing, or mooncake:FILE, a trace in Mooncake's form; with --data also"

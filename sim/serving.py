@@ -175,7 +175,6 @@ class Serving:
     # --- effects ---------------------------------------------------------------------------------------------------
 
     def perform(self, node: SimNode, effect: RequestEffect) -> None:
-        """Performs what an overlay wants done about a request. For ``World``."""
         record = self._records.get(effect.request_id)
         if record is None:
             return

@@ -11,8 +11,6 @@ METADATA = "setting"
 
 @dataclass(frozen=True)
 class Setting:
-    """The option of one field."""
-
     help: str
     flag: str
     least: float | None

@@ -165,7 +165,6 @@ class SwarmRun:
     # --- requests --------------------------------------------------------------------------------------------------
 
     def ask(self) -> None:
-        """Warm up, measure, and wait for the last answers."""
         world, scenario = self.world, self.scenario
         clients = random.Random(f"clients {self.seed}")
         sessions = _sessions(scenario.workload, self.rate, scenario.zipf, scenario.trace, self.seed)

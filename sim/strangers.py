@@ -60,8 +60,6 @@ _START_S, _CHANGES_PER_S = 20.0, 1 / 30
 
 @dataclass(frozen=True)
 class Attack:
-    """Which nodes attack which."""
-
     num_nodes: int = 12
     num_strangers: int = 5
     """0: the same swarm without an attack."""
@@ -75,8 +73,6 @@ class Attack:
 
 @dataclass
 class Harm:
-    """The results of an attack."""
-
     banned: Counter[str] = field(default_factory=Counter)
     """"honest", "strangers" and "invented" (owners that proved that they lie) -> quarantines."""
     over_rates: Counter[str] = field(default_factory=Counter)

@@ -27,8 +27,6 @@ _ANSWER_TOKENS = 3 << 29
 
 @dataclass(frozen=True)
 class TraceRow:
-    """One request of a trace."""
-
     at_s: float
     input_length: int
     output_length: int

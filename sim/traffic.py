@@ -59,7 +59,6 @@ class Traffic:
 
 
 def plane_of(message: Control) -> str:
-    """The plane of a message to one peer."""
     return REPAIR if isinstance(message, Reconcile | Repair | RepairRequest) else CONTROL
 
 

@@ -89,7 +89,6 @@ class PrefixCache:
         self._next = 0
 
     def match(self, blocks: Sequence[bytes]) -> int:
-        """Number of leading blocks held."""
         for depth, block in enumerate(blocks):
             if block not in self._uses:
                 return depth

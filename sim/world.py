@@ -148,7 +148,6 @@ class World:
         self.on_send: Callable[[SimNode, Send, int], None] = lambda *_: None
         """Also called with the bytes of the message."""
         self.on_cell: Callable[[SimNode, Cell], None] = lambda *_: None
-        """Called when a node has joined a cell."""
         self.on_ladder: Callable[[SimNode, Connect | Provide | FindProviders], None] = lambda *_: None
         """Without it no node gets records or an answer to a lookup."""
         self._near: list[set[int]] = [set() for _ in range(num_nodes)]
@@ -168,7 +167,6 @@ class World:
     # --- for scenarios ---------------------------------------------------------------------------------------------
 
     def call(self, at: float, action: Callable[[], None]) -> None:
-        """Do ``action`` at virtual time ``at``."""
         self._schedule(at, -1, action)
 
     def start(self, number: int, clock_s: float = 0.0, remembers: bool = True) -> SimNode:
@@ -267,7 +265,6 @@ class World:
         return node
 
     def up(self) -> list[SimNode]:
-        """The running nodes, in order."""
         return [node for node in self.nodes if node is not None]
 
     def run(self, until: float) -> None:

@@ -26,16 +26,13 @@ class ByteShares:
         return True
 
     def force(self, client: Hashable, num_bytes: int) -> None:
-        """Count bytes that are held in any case. Mutates."""
         self._held[client] += num_bytes
 
     def free(self, client: Hashable, num_bytes: int) -> None:
-        """Give back what ``take`` or ``force`` counted. Mutates."""
         self._held[client] -= num_bytes
         if not self._held[client]:
             del self._held[client]
 
     @property
     def total(self) -> int:
-        """Bytes held by all clients."""
         return self._held.total()

@@ -77,7 +77,6 @@ class FairOrder(Generic[LineT]):
 
     @property
     def num_waiting(self) -> int:
-        """Number of shares in which something waits."""
         return len(self._waiting)
 
     def line(self, key: Key) -> LineT | None:
@@ -138,7 +137,6 @@ class FairOrder(Generic[LineT]):
         self._level += LEVEL_SHARE * max(service, 0.0) / (num_others + 1)
 
     def counter(self, key: Key) -> float:
-        """The service that a share counts as having received."""
         share = self._shares.get(key)
         return share.counter if share else self._floor()
 

@@ -61,8 +61,6 @@ MAX_CLIENTS, MAX_KEYS = 1_024, 64
 
 
 class Waiting(Protocol):
-    """An item that can wait."""
-
     @property
     def client(self) -> bytes:
         """The client: an authenticated peer id; empty for this node's own requests."""
@@ -86,7 +84,6 @@ def share_of(item: Waiting) -> Key:
 
 
 def weighted(client: bytes, service: float) -> float:
-    """How much ``service`` counts for a client."""
     return service if client else service / OWNER_WEIGHT
 
 
@@ -155,13 +152,11 @@ class FairQueue(Generic[T]):
         self._num_waiting += 1
 
     def withdraw(self, item: T) -> None:
-        """``item`` leaves without being served. Mutates."""
         self._remove(item)
         if not self._num_waiting:
             self._shares.pace.nobody_waits()
 
     def charge_answer(self, client: bytes, num_tokens: int, subnet: str = "") -> None:
-        """``num_tokens`` more tokens of an answer came for ``client``. Mutates."""
         self.charge(client, ANSWER_WEIGHT * num_tokens, subnet)
 
     def charge(self, client: bytes, service: float, subnet: str = "") -> None:
@@ -176,7 +171,6 @@ class FairQueue(Generic[T]):
         return order.counter(key)
 
     def num_of(self, client: bytes, subnet: str = "") -> int:
-        """Number of waiting items of ``client``."""
         return len(self._line(client, subnet))
 
     def check_invariants(self) -> None:

@@ -64,7 +64,6 @@ class Limits(Generic[KeyT]):
         return self._bucket(key, now).take(now)
 
     def spend(self, key: KeyT, tokens: float, now: float) -> None:
-        """``key`` used ``tokens``. Mutates."""
         self._bucket(key, now).spend(now, tokens)
 
     def _bucket(self, key: KeyT, now: float) -> TokenBucket:

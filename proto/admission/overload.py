@@ -23,8 +23,6 @@ MAX_BUSY = 4_096
 
 
 class Asked(Protocol):
-    """A request in flight."""
-
     @property
     def subnet(self) -> bytes: ...
 
@@ -62,7 +60,6 @@ class BusyPeers:
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
     def refused(self, peer: bytes, frame: Failed, now: float) -> None:
-        """``peer`` refused a request as overloaded. Mutates."""
         wait_s = min(frame.retry_after_ms / 1000 or UNKNOWN_RETRY_S, MAX_RETRY_S)
         self._until[peer] = now + wait_s
         self._until.move_to_end(peer)
@@ -78,7 +75,6 @@ class BusyPeers:
         return now < self._until.get(peer, 0.0)
 
     def now(self, now: float) -> set[bytes]:
-        """All busy peers."""
         return {peer for peer, until in self._until.items() if now < until}
 
     def least_wait_ms(self, peers: Iterable[bytes], now: float) -> int:

@@ -98,7 +98,6 @@ class Admission(Generic[HolderT]):
             self._held[holder].rank = Rank.KEPT
 
     def use(self, key: bytes, now: float) -> None:
-        """``key`` uses what it holds. Mutates."""
         for held in self._held.values():
             if held.key == key:
                 held.used_at = now

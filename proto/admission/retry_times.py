@@ -126,7 +126,6 @@ class _RetryTime(NamedTuple):
     """The request is let in from this time until:"""
     lapses_at: float
     length: int
-    """See ``_length``."""
     made_at: float
     num: int
     """Number of requests of the same prompt."""
@@ -143,9 +142,7 @@ class RetryTimes:
         self._lapses: list[tuple[float, bytes]] = []
         """A heap: when each lapses, also of those that were kept, up to 2 x MAX_RETRY_TIMES in total."""
         self._num_made = [0] * _NUM_LENGTHS
-        """Number of ``_made`` by length."""
         self._num_of = Counter[bytes]()
-        """Number of ``_made`` by client."""
         self._kept = [1.0] * _NUM_LENGTHS
         """Share of the last ones that came, by length."""
         self._next_at = 0.0
@@ -201,7 +198,6 @@ class RetryTimes:
             self._pace.nobody_waits()
 
     def has_room(self, client: bytes) -> bool:
-        """Whether one more request of ``client`` may be held."""
         return has_room(self.held.num_of(client), len(self.held), MAX_HELD)
 
     def come(self, key: bytes, now: float) -> None:

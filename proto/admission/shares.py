@@ -61,7 +61,6 @@ class Pace:
         self._since = now if somebody_waits else None
 
     def nobody_waits(self) -> None:
-        """Time stops counting. Mutates."""
         self._since = None
 
     def seconds(self, now: float, guess_s: float) -> float:

@@ -85,7 +85,6 @@ class Places:
         return is_free and self._of_subnet[subnet] < share * num_free
 
     def free(self, key: bytes, subnet: str) -> None:
-        """Give back what ``take`` gave. Mutates."""
         self._of_key[key] -= 1
         self._of_subnet[subnet] -= 1
         if not self._of_key[key]:
@@ -100,11 +99,9 @@ class Places:
         return self._num_places - self.num_taken <= self._num_kept
 
     def is_at_limit(self, key: bytes) -> bool:
-        """Whether ``key`` holds as many places as one key may."""
         return self._of_key[key] >= self._per_key
 
     def num_of(self, subnet: str) -> int:
-        """Places that ``subnet`` holds."""
         return self._of_subnet[subnet]
 
     def check_invariants(self) -> None:

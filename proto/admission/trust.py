@@ -36,8 +36,6 @@ class Offender:
 
 
 class Trust:
-    """Offences of every peer seen."""
-
     def __init__(self, config: TrustConfig) -> None:
         self._config = config
         self._records: dict[bytes, _Record] = {}
@@ -65,7 +63,6 @@ class Trust:
         return self.banned_until(peer) > now
 
     def offences(self, peer: bytes, now: float) -> float:
-        """Current offences after decay."""
         record = self._records.get(peer)
         return self._decayed(record, now) if record else 0.0
 

@@ -45,11 +45,9 @@ class Vocabulary:
         return len(self._starts) - 1
 
     def piece(self, token: int) -> bytes:
-        """The text of a token of the vocabulary."""
         return self._text[self._starts[token] : self._starts[token + 1]]
 
     def text_of(self, tokens: Sequence[int]) -> bytes:
-        """The text of tokens of the vocabulary."""
         text, starts = self._text, self._starts
         return b"".join([text[starts[token] : starts[token + 1]] for token in tokens])
 

@@ -41,7 +41,6 @@ class TokenPace:
         self._due_at = self._base_at + self._allowed_s * (1 + self._max_withheld)
 
     def late_s(self, now: float) -> float:
-        """Seconds by which the next token is late."""
         return max(0.0, now - self._due_at)
 
     def late_at(self, late_s: float) -> float:

@@ -12,7 +12,6 @@ class HoldMeter:
         self._has_any = False
 
     def add(self, seconds: float) -> None:
-        """A request is over after this time. Mutates."""
         self._mean_s += (seconds - self._mean_s) * (_HOLD_WEIGHT if self._has_any else 1.0)
         self._has_any = True
 

@@ -236,7 +236,6 @@ class RadixTree:
         node.pins -= 1
 
     def clear(self) -> None:
-        """Forget everything, pinned or not."""
         self.root = _Node((), None, None, Reuse(0.0))
         self._leaves.clear()
         self._num_tokens = 0
@@ -270,7 +269,6 @@ class RadixTree:
             self._touch(above, now)
 
     def _touch(self, node: _Node, now: float) -> None:
-        """All tokens from the root to ``node`` are in use."""
         self._latest_s = max(self._latest_s, now)
         above: _Node | None = node
         while above is not None:

@@ -159,8 +159,6 @@ def _colour(tag: bytes) -> int:
 
 
 class Sharing:
-    """Knows which blocks are open, by the rules above."""
-
     def __init__(self, secret: bytes, max_blocks: int = MAX_BLOCKS) -> None:
         """secret: key of the hashes, of any length. Without it, a client could make blocks that count as another's."""
         self._secret = secret

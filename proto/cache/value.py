@@ -35,7 +35,6 @@ class Reuse:
     """Uses as of ``last_used_s``, fading since; 0..MAX_USES. The first computation is not one."""
 
     def uses_at(self, now: float) -> float:
-        """The rest of ``uses`` at ``now``."""
         return self.uses * math.exp2(-max(0.0, now - self.last_used_s) / HALF_LIFE_S)
 
     def chance(self, now: float) -> float:

@@ -75,7 +75,6 @@ def address_of(namespace: bytes, peer: bytes) -> int:
 
 
 def cell_of(namespace: bytes, peer: bytes, bits: int) -> Cell:
-    """The cell of depth ``bits`` that ``peer`` belongs to."""
     return Cell(bits, address_of(namespace, peer) >> (MAX_CELL_BITS - bits))
 
 
@@ -90,8 +89,6 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True)
 class Move:
-    """Cells to join and to leave."""
-
     joined: tuple[Cell, ...] = ()
     left: tuple[Cell, ...] = ()
 
@@ -115,7 +112,6 @@ class CellPosition:
     started_at: float
     bits: int = 0
     cell: Cell = field(init=False)
-    """The node's own cell at its depth."""
     _leaving: dict[Cell, float] = field(default_factory=dict)
     """Cells that are still listened to -> until when."""
     _wish: _Wish | None = None
@@ -128,7 +124,6 @@ class CellPosition:
         return [self.cell, *self._leaving]
 
     def holds(self, peer: bytes) -> bool:
-        """Whether ``peer`` is in this node's own cell."""
         return self.cell.holds(address_of(self.namespace, peer))
 
     def covers(self, peer: bytes) -> bool:

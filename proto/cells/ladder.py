@@ -78,8 +78,6 @@ class Publisher:
 
 @dataclass
 class Lookup:
-    """The lookup of one request's rungs."""
-
     namespace: bytes
     depths: dict[bytes, int]
     """Key -> its depth in tokens; answered keys are removed."""
@@ -173,7 +171,6 @@ class Lookups:
         return True, surplus
 
     def forget(self, peer: bytes) -> None:
-        """The connection is gone. Mutates."""
         self._dialled.pop(peer, None)
 
     def check_invariants(self) -> None:

@@ -41,7 +41,6 @@ class BlockTable:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the arrays."""
         return self._keys.nbytes + self._values.nbytes
 
     def get(self, keys: Keys) -> Values:

@@ -62,7 +62,6 @@ class SendBudget:
         return self._left
 
     def spend(self, num_bytes: int, now: float) -> None:
-        """A message of ``num_bytes`` goes out. Mutates."""
         self._refill(now)
         self._left -= num_bytes
 
@@ -83,7 +82,6 @@ class RateMeter:
         self._at = max(now, self._at)
 
     def per_s(self, now: float) -> float:
-        """The mean rate. Does not mutate."""
         return self._decayed(now) / METER_TAU_S
 
     def _decayed(self, now: float) -> float:
@@ -125,7 +123,6 @@ class Traffic:
             self._copies.add(on_the_line - num_bytes, now)
 
     def received_per_s(self, plane: Plane, now: float) -> float:
-        """Recent bytes a second."""
         return self._meters[plane].per_s(now)
 
     def digests_per_s(self, now: float) -> float:

@@ -153,8 +153,6 @@ class ChangeLog:
 
 
 class _Leaf(NamedTuple):
-    """A sequence in the cache."""
-
     chain: Sequence[int]
     """Block hashes of the sequence, from the root."""
     num_open: int
@@ -182,7 +180,6 @@ class OwnDigest:
 
     @property
     def head(self) -> Head | None:
-        """The last published head."""
         return self._head
 
     @property

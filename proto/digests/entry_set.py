@@ -37,7 +37,6 @@ def unpack_keys(data: bytes) -> Keys:
 
 
 def without(keys: Keys, others: Keys) -> Keys:
-    """The ``keys`` that are not among ``others``."""
     return keys[~_are_in(keys, others)]
 
 
@@ -52,7 +51,6 @@ class EntrySet(Mapping[int, int]):
 
     @classmethod
     def of(cls, entries: Mapping[int, int]) -> "EntrySet":
-        """``entries`` in this form."""
         if isinstance(entries, EntrySet):
             return entries
         hashes = np.fromiter(entries, np.uint64, len(entries))
@@ -78,7 +76,6 @@ class EntrySet(Mapping[int, int]):
         return blake3(self.pack(), derive_key_context="mycelia 2026 digest root v1").digest(length=16)
 
     def only(self, keys: Keys) -> "EntrySet":
-        """The entries whose hash is among ``keys``."""
         is_in = _are_in(self.hashes, keys)
         return EntrySet(self.hashes[is_in], self.kinds[is_in])
 
@@ -120,7 +117,6 @@ NOTHING = EntrySet(np.zeros(0, np.uint64), np.zeros(0, np.uint8))
 
 
 def _are_in(keys: Keys, others: Keys) -> "npt.NDArray[np.bool_]":
-    """For each of ``keys`` whether it is among ``others``."""
     if not len(others):
         return np.zeros(len(keys), np.bool_)
     places = np.searchsorted(others, keys)

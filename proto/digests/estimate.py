@@ -16,8 +16,6 @@ MAX_TELLERS = 4
 
 
 class State(Enum):
-    """The state of an estimate; see ``estimates.py``."""
-
     SYNCING = auto()
     LIVE = auto()
     SUSPECT = auto()
@@ -39,8 +37,6 @@ class Source(NamedTuple):
 
 @dataclass(slots=True)
 class Estimate:
-    """The estimate of one owner's digest in one namespace."""
-
     account: Source
     """The peer for which this counts as kept: the owner while connected, otherwise the first peer that announced it."""
     head: Head | None = None
@@ -67,7 +63,6 @@ class Estimate:
 
     @property
     def newest(self) -> Head | None:
-        """The newest verified head."""
         return self.wanted or self.head
 
     def told_by(self, peer: bytes) -> None:
@@ -101,5 +96,4 @@ def reaches(held: Head | None, head: Head, from_seq: int) -> bool:
 
 
 def commits(head: Head, entries: EntrySet) -> bool:
-    """Whether ``head`` commits to ``entries``."""
     return head.count == len(entries) and head.root == entries.root()

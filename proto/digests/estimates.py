@@ -53,8 +53,6 @@ _WRONG_LOGS_PER_S, _WRONG_LOGS_BURST = 1 / 60, 3.0
 
 
 class Outcome(Enum):
-    """The effect of a digest message."""
-
     APPLIED = auto()
     """The estimate advanced."""
     STALE = auto()

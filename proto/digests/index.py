@@ -162,7 +162,6 @@ class Matches(Mapping[bytes, int]):
         return self._levels[0][1].bit_count() if self._levels else 0
 
     def to_dict(self) -> dict[bytes, int]:
-        """All peers at once."""
         result: dict[bytes, int] = {}
         peer_at, seen = self._peer_at, 0
         for num_blocks, holders in reversed(self._levels):

@@ -30,8 +30,6 @@ _MUCH = 1.25
 
 @dataclass
 class _Need:
-    """Entries and owners that must be dropped."""
-
     num_owners: int
     num_entries: int
     gone: list[Key] = field(default_factory=list)

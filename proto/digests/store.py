@@ -242,7 +242,6 @@ class EstimateStore:
         return True
 
     def _of(self, owner: bytes) -> list[tuple[Key, Estimate]]:
-        """The estimates of ``owner`` in all namespaces."""
         keys = [(owner, namespace) for namespace in self._indexes]
         return [(key, self._estimates[key]) for key in keys if key in self._estimates]
 

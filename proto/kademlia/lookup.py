@@ -55,11 +55,9 @@ class Lookup(Generic[PeerT]):
         self._answered.append(peer)
 
     def failed(self, peer: PeerT) -> None:
-        """``peer``, which was asked, does not answer. Mutates."""
         self._num_under_way -= 1
 
     def stop(self) -> None:
-        """The wanted result is found. Mutates."""
         self._is_stopped = True
 
     @property
@@ -70,7 +68,6 @@ class Lookup(Generic[PeerT]):
         return not self._wanted() and (len(self._answered) >= self._enough or not self._num_under_way)
 
     def nearest_answered(self) -> list[PeerT]:
-        """The peers that answered, nearest first."""
         return sorted(self._answered, key=self._distances.__getitem__)
 
     def _wanted(self) -> list[PeerT]:

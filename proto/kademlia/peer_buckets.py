@@ -95,7 +95,6 @@ class PeerBuckets:
             self._buckets.pop(distance, None)
 
     def nearest(self, key: bytes, limit: int) -> list[bytes]:
-        """The peers of the table that are nearest to ``key``, in order."""
         target = point_of(key)
         entries = [(entry.point ^ target, peer) for bucket in self._buckets.values() for peer, entry in bucket.items()]
         return [peer for _, peer in sorted(entries)[:limit]]

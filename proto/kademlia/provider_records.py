@@ -151,7 +151,6 @@ class ProviderRecords:
 
 
 def max_per_subnet(subnet: str) -> int:
-    """Largest number of providers of one key in ``subnet``."""
     if is_local(subnet):
         return PER_LOCAL
     return PER_RELAY if subnet.startswith(VIA) else PER_SUBNET

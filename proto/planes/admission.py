@@ -112,7 +112,6 @@ class Admission:
     # --- held requests ---------------------------------------------------------------------------------------------
 
     def may_hold(self, request: Request, now: float) -> bool:
-        """Whether ``request`` may wait here instead of being refused."""
         return now < request.may_be_held_until and self._retry_times.has_room(request.subnet)
 
     def hold(self, request: Request, now: float) -> list[Effect]:
@@ -122,7 +121,6 @@ class Admission:
         return self._look_in(_LOOK_S, now)
 
     def release(self, request: Request) -> None:
-        """``request`` no longer waits here, if it did. Mutates."""
         self._held.discard(request.request_id)
 
     def next_held(self, requests: Mapping[bytes, Request], now: float) -> tuple[Request | None, int]:

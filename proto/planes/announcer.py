@@ -23,8 +23,6 @@ def jittered(interval_s: float, config: DigestConfig, rng: random.Random) -> flo
 
 
 class Announcer:
-    """Publishes the digests in ``own``, each at its time."""
-
     def __init__(
         self,
         config: DigestConfig,

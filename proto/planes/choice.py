@@ -46,7 +46,6 @@ class Choice:
         return sum(space.in_flight(peer) for space in self._dispatches.values())
 
     def dispatches(self, request: Request) -> Dispatches:
-        """The dispatches of the request's namespace."""
         space = self._dispatches.get(request.namespace)
         if space is None:
             space = self._dispatches[request.namespace] = Dispatches()
@@ -59,7 +58,6 @@ class Choice:
         self.dispatches(request).remember(peer, chain, now + keep_s)
 
     def on_peer_lost(self, peer: bytes) -> None:
-        """The peer's cache is gone. Mutates."""
         for space in self._dispatches.values():
             space.forget(peer)
 
@@ -94,7 +92,6 @@ class Choice:
         )
 
     def sent(self, request: Request, decision: Decision, now: float) -> None:
-        """The request goes to the chosen node. Mutates."""
         chosen, expected_s = decision.chosen, decision.expected_s
         uncached = max(request.num_tokens - decision.matched_tokens, 0)
         self._newcomers.sent(chosen, self._members.loads(request.namespace), now)
@@ -119,7 +116,6 @@ class Choice:
         return len(peers) == 1 and peers[0] == self._me
 
     def has_place(self, request: Request, now: float) -> bool:
-        """Whether the request would be sent to a node now."""
         return len(self._fitting(request, now, also_full=self.may_wait_long(request))) > 0
 
     def place_s(self, request: Request, now: float) -> float:

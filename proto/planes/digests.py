@@ -139,7 +139,6 @@ class DigestPlane:
                 raise AssertionError(f"unknown timer {timer.kind}")
 
     def _move(self, namespace: bytes, now: float) -> list[Effect]:
-        """Move to another cell if the node count requires it."""
         position = self._positions[namespace]
         move = position.tick(self.estimates.live(namespace, self._cell_config.max_cell_nodes // _MANY), now)
         effects: list[Effect] = [JoinCell(namespace, cell) for cell in move.joined]

@@ -42,8 +42,6 @@ class SeenModel:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """Everything known of a model."""
-
     namespace: bytes
     model: str
     context_tokens: int

@@ -19,8 +19,6 @@ from mycelia.proto.wire.versions import for_version
 
 
 class Dispatcher:
-    """Begins attempts."""
-
     def __init__(
         self,
         me: bytes,

@@ -17,8 +17,6 @@ ENGINE_LOST = "engine_lost"
 
 
 class Failure(Enum):
-    """A reason for which an attempt ended without an answer."""
-
     LOST = "the stream or the connection ended, or the node stopped serving"
     ENGINE_LOST = "the node's engine died"
     ENGINE_LOST_BY_REQUEST = "the node's engine died, and the node says that it would again"
@@ -53,7 +51,7 @@ class Failure(Enum):
 
     @classmethod
     def of(cls, frame: Failed, was_idle: bool) -> "Failure":
-        """The failure that a peer reports; was_idle: by its last word it was idle."""
+        """The failure that a peer reports; was_idle: its last report said that it was idle."""
         if frame.code == OVERLOADED and frame.retryable:
             return cls.BUSY_AFTER_IDLE if was_idle else cls.BUSY
         if frame.code == ENGINE_LOST:

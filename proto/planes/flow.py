@@ -41,7 +41,6 @@ class RequestFlow:
         self._dispatcher = dispatcher
         self._observer = observer
         self.requests: dict[bytes, Request] = {}
-        """Request id -> request."""
 
     def start(self, request: Request, now: float) -> list[Effect]:
         """Waits for a lookup if one may help; otherwise routes at once."""
@@ -114,7 +113,6 @@ class RequestFlow:
         return [Finish(request.request_id, peer, reason, request.usage(usage), request.resumed)]
 
     def end(self, request: Request) -> None:
-        """Forgets the request, whatever its outcome."""
         if request.is_running:
             self._choice.dispatches(request).end(request.request_id, request.peer)
         request.end()

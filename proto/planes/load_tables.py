@@ -11,8 +11,6 @@ from mycelia.proto.wire.messages import Served
 
 @dataclass
 class Member:
-    """A connected peer."""
-
     peer: bytes
     address: str
     connected_at: float
@@ -68,14 +66,12 @@ class LoadTables:
         return table
 
     def put(self, member: Member, namespace: bytes) -> None:
-        """Put the load of ``member`` in ``namespace`` into its table."""
         table = self._tables.get(namespace)
         if table is not None:
             told_at, until = member.told_at[namespace], member.holds_until.get(namespace, 0.0)
             table.put(member.peer, member.served[namespace], told_at, until, member.round_trip_s)
 
     def put_own(self, served: Served, told_at: float) -> None:
-        """Put this node's own load into its table."""
         table = self._tables.get(served.namespace)
         if table is not None:
             table.put(self._me, served, told_at, 0.0, 0.0)

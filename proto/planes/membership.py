@@ -232,7 +232,6 @@ class Membership:
         return served.vitals != vitals
 
     def on_round_trip(self, peer: bytes, seconds: float) -> None:
-        """The network measured a round trip."""
         member = self._members.get(peer)
         if member is not None:
             member.round_trip_s = seconds

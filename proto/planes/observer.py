@@ -44,7 +44,6 @@ class AttemptObserver:
             self.load(peer, vitals)
 
     def first_token(self, request: Request, was_accepted: bool, now: float) -> None:
-        """The running attempt brought its first tokens."""
         attempt = request.attempt
         self._choice.dispatches(request).on_first_token(request.request_id, attempt.peer)
         took_s = now - attempt.sent_at

@@ -40,8 +40,6 @@ _MAX_OWED = 256
 
 @dataclass
 class _Pending:
-    """A repair under way."""
-
     teller: str
     """The subnet in whose places it counts."""
     attempts: int = 0
@@ -190,7 +188,6 @@ class Repairs:
 
     @property
     def num_pending(self) -> int:
-        """Repairs in progress."""
         return len(self._pending)
 
     def check_invariants(self) -> None:

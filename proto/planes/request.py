@@ -44,8 +44,6 @@ from mycelia.proto.wire.messages import (
 
 
 class State(Enum):
-    """The state of a request."""
-
     ROUTING = auto()
     """No node has it, and it waits for nothing."""
     LOOKING = auto()
@@ -190,7 +188,6 @@ class Request:
 
     @cached_property
     def chain(self) -> Sequence[int]:
-        """Block hashes of the prompt."""
         return block_hashes(self.namespace, self.prompt)
 
     @cached_property

@@ -29,8 +29,6 @@ _MAX_LEVELS = 1_024
 
 
 class Sender:
-    """The budget of one node's digest plane."""
-
     def __init__(self, config: DigestConfig, members: Membership, traffic: Traffic) -> None:
         self._config = config
         self._members = members
@@ -44,7 +42,6 @@ class Sender:
         return self._budget.ready_at(now)
 
     def spend(self, message: Control | Gossip, now: float, times: int = 1) -> None:
-        """``message`` goes out. Mutates."""
         num_bytes = times * size_of(message)
         self._budget.spend(num_bytes, now)
         self._traffic.sent_kinds[type(message).__name__] += num_bytes

@@ -44,7 +44,6 @@ class VitalsPlane:
     # --- this node's own load --------------------------------------------------------------------------------------
 
     def on_own(self, namespace: bytes, vitals: Vitals, now: float) -> list[Effect]:
-        """The engine reported its load."""
         if not self._members.on_own_vitals(namespace, vitals, now) or namespace in self._pending:
             return []
         self._pending.add(namespace)
@@ -143,7 +142,6 @@ class VitalsPlane:
         self._members.on_vitals_update(peer, update, now, until)
 
     def on_peer_lost(self, peer: bytes) -> None:
-        """The subscriptions of the peer and those to it are over."""
         for of_namespace in (*self._leases.values(), *self._wanted.values()):
             of_namespace.pop(peer, None)
 

@@ -74,8 +74,6 @@ class Terms:
 
 @dataclass(frozen=True)
 class RatedCandidate:
-    """A candidate with the terms of its cost."""
-
     candidate: Candidate
     cost: float
     queue_s: float = 0.0
@@ -100,7 +98,6 @@ class Decision:
 
     @property
     def chosen(self) -> bytes:
-        """The chosen node's peer id."""
         return self.candidates.peers[self.place]
 
     @property

@@ -55,7 +55,6 @@ class Dispatches:
                 sent.pop(block, None)
 
     def end(self, request_id: bytes, peer: bytes) -> None:
-        """A dispatched request is over, whatever its outcome."""
         running = self._running.get(peer, {})
         running.pop(request_id, None)
         if not running:
@@ -70,7 +69,6 @@ class Dispatches:
         return sum(map(len, self._running.values()))
 
     def on_first_token(self, request_id: bytes, peer: bytes) -> None:
-        """The first token of the request has come from ``peer``."""
         running = self._running[peer]
         running[request_id] = running[request_id]._replace(due_at=math.inf)
 

@@ -91,7 +91,6 @@ class LoadTable:
             self._columns[_IMPRECISION:, row] = self._observed.record(peer, self._connected_at(peer))
 
     def remove(self, peer: bytes) -> None:
-        """Remove ``peer`` if it is in the table. Mutates."""
         row = self._row_of.pop(peer, None)
         if row is None:
             return

@@ -53,7 +53,6 @@ class Newcomers:
         """Pasts of the nodes that had a place, sorted."""
 
     def sent(self, peer: bytes, table: LoadTable, now: float) -> None:
-        """A prompt goes to ``peer``. Mutates."""
         subnet = table.subnet(peer)
         share = self._share(subnet)
         self._num_sent += 1

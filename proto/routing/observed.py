@@ -50,8 +50,6 @@ _MAX_NUM_LATE = 1_000
 
 @dataclass(frozen=True)
 class Observation:
-    """The stored observations of a peer."""
-
     peer: bytes
     imprecision: float
     lateness_s: float

@@ -100,7 +100,6 @@ class Begun(Kind, frozen=True, kw_only=True, tag=19):
 
 
 MAX_TEXT_TOKENS = 1_024
-"""Tokens in one Text."""
 
 
 class Text(Kind, frozen=True, kw_only=True, tag=15):

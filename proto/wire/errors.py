@@ -17,7 +17,6 @@ class RemoteError(MyceliaError):
     def __init__(self, message: str, refusal: Refusal = Refusal.MALFORMED) -> None:
         super().__init__(message)
         self.refusal = refusal
-        """The kind of refusal to count."""
 
 
 class LocalError(MyceliaError):

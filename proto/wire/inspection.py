@@ -21,8 +21,6 @@ from mycelia.proto.wire.bounds import (
 
 
 class TraceStep(Record, frozen=True, kw_only=True):
-    """One event in the life of a request."""
-
     at_ms: Small = field(name="1")
     """Time since the first step at this node."""
     name: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="2")

@@ -121,8 +121,6 @@ class Attempt:
 
 @dataclass
 class Client:
-    """A client that waits for an answer."""
-
     prompt: list[int]
     max_tokens: int
     delivered: list[int] = field(default_factory=list)

@@ -51,8 +51,6 @@ VITALS = Vitals(
 
 @dataclass(frozen=True)
 class Step:
-    """Bytes that one side sends."""
-
     sender: str
     over: str
     what: str
@@ -87,8 +85,6 @@ def _verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
 
 
 class Exchange:
-    """Runs the exchange and keeps its steps."""
-
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.finished: list[Finish] = []
@@ -200,7 +196,6 @@ def written(document: str) -> str:
 
 
 def as_text(steps: list[Step]) -> str:
-    """The steps as the document shows them."""
     lines = []
     for number, step in enumerate(steps, 1):
         lines.append(f"{number}. {step.sender}, {step.over}: {step.what} ({len(step.data)} bytes)")
