@@ -1,7 +1,6 @@
 """The Mycelia protocol, pure: no clock, socket, thread, environment or log.
 
-``Overlay.handle(event, now) -> list[Effect]`` drives everything here; the node's shell and the simulator drive the same
-objects.
+``Overlay.handle(event, now) -> list[Effect]`` drives everything here, in the node's shell and in the simulator.
 """
 
 WIRE_VERSION = 2

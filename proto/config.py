@@ -12,8 +12,7 @@ class DigestConfig:
     delta_delay_s: float = 0.5
     """From a change to its delta, if the pace allows: stores come in bursts, and one message covers a burst."""
     delta_interval_s: float = 10.0
-    """Between deltas under steady change. On real traces digests 10 s old cost under 0.1 points of hit ratio compared
-    with fresh ones."""
+    """Between deltas under steady change. On real traces digests 10 s old cost under 0.1 points of hit ratio."""
     delta_burst: int = 3
     """Deltas that may go out ahead of that pace, so that the first changes after a quiet time are known at once."""
     delta_min_gap_s: float = 2.0
@@ -46,8 +45,7 @@ class DigestConfig:
     """Sets of one owner that a reader computes ahead of one per ``delta_min_gap_s``. Each costs a root over the whole
     set, about 10 ms at the hard limit, however few bytes the change has."""
     heads_per_s: float = 1.0
-    """New versions a second of one owner in one namespace that one peer may bring by gossip: twice what
-    ``delta_min_gap_s`` allows."""
+    """New versions of a digest a second that one peer may bring by gossip: twice what ``delta_min_gap_s`` allows."""
     heads_burst: float = 30.0
     """The same versions at once: gossip that was delayed for a minute arrives in one moment."""
     repairs_per_s: float = 20.0
@@ -93,8 +91,7 @@ class CellConfig:
     """Number of nodes below which a cell merges with its neighbour. Halves of a split have about 128 nodes and merged
     cells about 160: far enough from both limits that random changes do not undo a move."""
     min_cell_peers: int = 4
-    """Connected nodes of a smaller cell without which a node does not move there: owners can be invented, connections
-    cannot."""
+    """Connected nodes of a smaller cell needed to move there: owners can be invented, connections cannot."""
     split_hold_s: float = 30.0
     """How long a count must exceed its limit before a split; up to half as long again, at random. Nodes that left are
     forgotten by then."""
@@ -109,8 +106,7 @@ class CellConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """DHT records of long prefixes, for requests whose prefix another cell may hold: ``ladder.py``. Times in
-    seconds."""
+    """DHT records of long prefixes, for requests that another cell may know: ``ladder.py``. Times in seconds."""
 
     ladder_keys: int = 64
     """Keys that a node provides, one each 19 s. Simulated, one costs about 100 kB, so this many cost 6 kB/s; four times
@@ -162,8 +158,7 @@ class RequestConfig:
     """Engines that died on one request, as their nodes say, before only this node's own is tried. The request may be
     the cause, but dishonest nodes must not be able to say so for all."""
     min_silence_s: float = 5.0
-    """Least silence after which a working node is given up. What its next tokens may take by its own rates is added,
-    ``silence_factor`` times."""
+    """Least silence before a working node is given up; ``silence_factor`` x its time for the next tokens is added."""
     max_silence_s: float = 120.0
     """The silence allowed if the node's rates are unknown, and the most otherwise: claims alone make no request wait
     much longer. The first token of a long prompt may take ``silence_factor`` times as long as at
@@ -189,7 +184,7 @@ class RoutingConfig:
     recompute_weight: float = 0.5
     """Cost to others of computing tokens again while all nodes are idle, as a share of the usual node's time for it."""
     crowd_weight: float = 7.0
-    """The same while nodes are busy: this times (1 + n) ** 2 - 1 for n requests per slot is added. At 0 hit ratios are
+    """The same while nodes are busy: this times (1 + n) ** 2 - 1 is added for n requests per slot. At 0 hit ratios are
     4 points lower there."""
     spread: float = 0.7
     """Random spread of costs where the swarm is busy: each is multiplied by 1 to 1 + this."""
@@ -250,8 +245,7 @@ class VitalsConfig:
     """Which nodes report their load to which; see ``planes/vitals.py``. Times in seconds."""
 
     vitals_interval_s: float = 1.0
-    """Least time between two reports of load. Routing on load 1 s old is near routing on fresh load; 30 s old is
-    far."""
+    """Least time between two reports of load. Routing on load 1 s old is near that on fresh load, 30 s old is far."""
     vitals_fanout: int = 16
     """Peers that get a report of one change, unless more subscribed. Bounds messages a second."""
     max_subscribers: int = 64

@@ -82,8 +82,7 @@ class Provide:
 
 @dataclass(frozen=True)
 class FindProviders:
-    """Look up all ``keys`` in the DHT at once. Report each as ProvidersFound as soon as it is done, also without
-    providers."""
+    """Look up all ``keys`` in the DHT at once. Report each as ProvidersFound when done, also without providers."""
 
     request_id: bytes
     namespace: bytes

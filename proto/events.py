@@ -51,8 +51,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Gossiped:
-    """A message on the gossip topic of a cell of ``namespace``: signed by ``author``, last forwarded by
-    ``forwarder``."""
+    """A message on a cell's gossip topic, signed by ``author``, last forwarded by ``forwarder``."""
 
     author: bytes
     forwarder: bytes

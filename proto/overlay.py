@@ -74,8 +74,7 @@ from mycelia.proto.wire.messages import (
 from mycelia.proto.wire.refusals import Refusal
 
 HELLOS_PER_S, HELLOS_BURST = 1.0, 64.0
-"""Hellos of one peer that are looked at. A node sends one for each model that its engine gets ready, and in answer to
-another hello."""
+"""Hellos of one peer that are looked at. A node sends one for each model that gets ready, and in answer to others."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,7 @@ class Work:
 
 def mean_work(sessions: Iterable[Session]) -> Work:
     """Mean work of the second ``SAMPLE`` prompts, or of the second half if there are fewer than twice as many. Sessions
-    count one after the other: their order in time makes no difference to an unlimited cache. Raises ValueError without
-    prompts."""
+    count one after the other: their order does not matter to an unlimited cache. Raises ValueError without prompts."""
     prompts = list(islice(_prompts(sessions), 2 * SAMPLE))
     if not prompts:
         raise ValueError("no prompts")

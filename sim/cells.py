@@ -78,8 +78,7 @@ class CellSwarm:
         return Counter(self._cell(number) for number in self._up)
 
     def known_shares(self) -> list[float]:
-        """For every node that has settled in its cell: the share of the other settled nodes there that it knows and
-        does not suspect."""
+        """For every node settled in its cell: the share of the other settled nodes there that it knows as live."""
         world = self.world
         cells = {n: self._cell(n) for n in self._up if world.now - self._since[n] >= SETTLED_S}
         sizes = Counter(cells.values())

@@ -11,8 +11,7 @@ The first token comes at the end of the prefill. The cache is the node's own ``c
 answer's whole blocks are kept too. ``cache/sharing.py`` decides whose they are and who else may reuse them.
 
 Simplified: decode streams do not slow each other or a prefill down, a token costs the same at any depth, and a match
-ends at a whole block. ``EngineSpec`` can change the last two, and engines may share a machine (``Host``), for
-predictions of real ones.
+ends at a whole block. ``EngineSpec`` can change the last two, and engines may share a machine (``Host``).
 """
 
 import math
@@ -193,8 +192,7 @@ class Engine:
         return self._used + Used(prefill_s, elapsed_s * self._num_active() / self.spec.slots)
 
     def submit(self, job: Job, now: float) -> float:
-        """0.0: the job waits or has begun. Otherwise it is refused: the seconds after which its client may come
-        again."""
+        """0.0: the job waits or has begun. Otherwise it is refused: seconds until its client may come again."""
         self._count(now)
         self._charge_answers(now)
         job.submitted_s = now

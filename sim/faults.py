@@ -84,8 +84,7 @@ class Faults:
         rng: random.Random,
         on_entry_lost: Callable[[int], None],
     ) -> None:
-        """edges: the connections, each once. on_entry_lost: called when clients of a node notice that it is gone or
-        silent."""
+        """edges: the connections, each once. on_entry_lost: called when clients of a node notice its loss."""
         self._world = world
         self._serving = serving
         self._edges = edges

@@ -4,8 +4,7 @@ A dishonest node's digest announces every prefix that any node stores, at the mo
 budget goes. Its vitals say that it is idle and has many slots and the highest rate that is believed. Its frames claim
 that all of the prompt was cached. What it does with a prompt is its ``Conduct``.
 
-All of it goes through the node's own overlay, as events with false content. It has no clients of its own: how a node
-treats those is its own affair.
+All of it goes through the node's own overlay, as events with false content. It has no clients of its own.
 """
 
 from collections import deque

@@ -51,8 +51,7 @@ Cost = Callable[[Candidate], float]
 
 
 def decide(candidates: Sequence[Candidate], prompt_tokens: int, cost: Cost, reason: str) -> Decision:
-    """The candidate that costs least; among equals the one with the lowest peer id. Raises LocalError when there is no
-    candidate."""
+    """The candidate that costs least; among equals the lowest peer id. Raises LocalError without candidates."""
     if not candidates:
         raise LocalError("no node serves this model")
     costs = [cost(one) for one in candidates]

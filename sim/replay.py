@@ -44,8 +44,7 @@ class Swarm:
 
 
 def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) -> list[Record]:
-    """The records of ``requests``, in the order given. Equal seeds give equal runs. Raises LocalError for an unknown
-    policy."""
+    """The records of ``requests``, in their order, equal for equal seeds. Raises LocalError for an unknown policy."""
     num_nodes = len(swarm.specs)
     world = World(
         Links(constant_rtt(num_nodes, swarm.rtt_s), seed, jitter=0.0),

@@ -1,5 +1,4 @@
-"""Dataclass fields that a user may set. A field holds all that its option needs; ``bench/options.py`` makes the
-option."""
+"""Dataclass fields that a user may set. A field holds all that ``bench/options.py`` needs to make its option."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

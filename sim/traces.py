@@ -4,7 +4,7 @@
 
 ``timestamp`` in ms, never falling; lengths in tokens; ``hash_ids`` one for each 512 tokens of the input, the last one
 for the remaining ones: equal ids in the same place mean equal prefixes (Qin et al., arXiv 2407.00079). Other fields are
-ignored. Files are not copied.
+ignored.
 """
 
 import gzip

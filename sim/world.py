@@ -5,8 +5,8 @@ events, and effects are performed in order. A heap of (time, number, what) is al
 Equal seeds give equal runs, to the byte of ``trace``; nothing depends on the order of a set.
 
 Bytes are counted per node and plane, sent and received, duplicates included. Signatures are keyed hashes, unforgeable
-as long as no node in the simulation tries: Ed25519 would cost 44 us to sign and 125 us to verify, which no simulated
-quantity depends on.
+as long as no node in the simulation tries: Ed25519 takes 44 us to sign and 125 us to verify, which matters to no
+result.
 """
 
 import heapq
@@ -229,8 +229,8 @@ class World:
         return node is not None and node.held is not None
 
     def connect(self, one: int, other: int) -> None:
-        """Connect two nodes if they are not connected. Closes first what is left of a connection with an earlier life
-        of either, as the host does."""
+        """Connect two nodes if they are not connected. Closes first what is left of an earlier one, as the host
+        does."""
         mine, theirs = self.node(one), self.node(other)
         if other in mine.near and one in theirs.near:
             return

@@ -45,8 +45,7 @@ _LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 _SHARED = [ip_network("100.64.0.0/10")]
 _TRANSLATED_HERE = [ip_network("64:ff9b:1::/48")]
 _IPV4_INSIDE = [ip_network(text) for text in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
-"""IPv6 addresses that end in the IPv4 address they lead to: mapped, compatible (deprecated), and as an IPv6-only
-network sees them (RFC 6052)."""
+"""IPv6 addresses that end in an IPv4 address: mapped, compatible (deprecated), IPv6-only networks' (RFC 6052)."""
 _6TO4 = ip_network("2002::/16")
 
 
@@ -68,9 +67,8 @@ def may_tell(teller: Address | None, ip: Address) -> bool:
     """Whether this node may connect to ``ip`` because a peer at ``teller`` (None: unknown place) announced it. Both
     must be ``unwrapped``.
 
-    Any peer may announce public addresses, a peer on this machine also loopback ones, a peer in a private network
-    private ones. Customers behind one provider's NAT may announce each other only. The place of a peer behind an
-    address translator is unknown."""
+    Any peer may announce public addresses, a peer on this machine also loopback ones, one in a private network private
+    ones. Customers behind one provider's NAT may announce each other only. A translated peer's place is unknown."""
     if _is_in(ip, _NOBODY):
         return False
     if is_public(ip):

@@ -14,8 +14,7 @@ OWNER = b""
 """The key of this node's own requests. It comes before all others whose counters are near its own."""
 LEVEL_SHARE = 0.5
 """Share of the service by which the level rises. A client that sometimes asks an engine kept busy by eight others waits
-8.7 s at 1 instead of 5.9 s, as it begins in their middle; 6.4 s at 1/2; 6.0 s at 1/4, but there a client that is ahead
-may wait twice as long as at 1/2."""
+8.7 s at 1 (instead of 5.9 s), 6.4 s at 1/2, 6.0 s at 1/4; there a client that is ahead may wait twice as long."""
 
 Key = bytes | str
 
@@ -100,8 +99,7 @@ class FairOrder(Generic[LineT]):
         return share.line
 
     def lifted(self, key: Key) -> LineT:
-        """The line of a share that begins to wait in another queue: its counter becomes what it would be if it waited
-        here. Mutates."""
+        """The line of a share that begins to wait elsewhere: its counter rises as if it waited here. Mutates."""
         floor = self._floor()
         share = self._known(key)
         share.counter = max(share.counter, floor)

@@ -131,14 +131,13 @@ class FairQueue(Generic[T]):
         self._shares.pace.freed(now, len(self) > 0)
 
     def enter_beside(self, client: bytes, subnet: str = "") -> None:
-        """The first item of ``client`` waits in another queue for the same engine: here its counter is raised as if it
-        waited here. Mutates."""
+        """The first item of ``client`` waits in another queue: its counter rises as if it waited here. Mutates."""
         side, share, key = path_of(client, subnet)
         self._order.lifted(side).lifted(share).lifted(key)
 
     def serve_beside(self, client: bytes, service: float, subnet: str = "") -> None:
-        """An item that waits in another queue received service: a client that begins to wait in an empty queue here
-        starts from that counter. Mutates."""
+        """An item of another queue got service: a client that comes to an empty queue starts at its counter.
+        Mutates."""
         for order, key in self._levels(client, subnet):
             order.starts(key)
         self.charge(client, service, subnet)
@@ -165,8 +164,7 @@ class FairQueue(Generic[T]):
             order.charge(key, weighted(client, service))
 
     def counter(self, client: bytes, subnet: str = "", level: int = 1) -> float:
-        """The service that the client counts as having received at a level. 0: the owner or all others; 1: its subnet;
-        2: the client in its subnet."""
+        """The service counted for the client at a level. 0: the owner or all others; 1: its subnet; 2: itself."""
         order, key = self._levels(client, subnet)[level]
         return order.counter(key)
 

@@ -36,8 +36,7 @@ class EntryPlaces:
         self._num_over = 0
 
     def join(self, subnet: bytes, in_flight: Collection[Asked], now: float) -> float:
-        """0.0: one more request of ``subnet`` may enter beside those in flight. Otherwise it may after this many
-        seconds. Mutates."""
+        """0.0: one more request of ``subnet`` may enter now. Otherwise the seconds after which it may. Mutates."""
         num_over = self._num_joined - len(in_flight)
         for _ in range(min(num_over - self._num_over, self.shares.num_places)):
             self.shares.pace.freed(now, somebody_waits=True)

@@ -70,9 +70,8 @@ class Admission(Generic[HolderT]):
         is_proven: bool = False,
         busy: Container[bytes] = (),
     ) -> list[HolderT] | None:
-        """None: there is no place for ``holder``. Otherwise the holders that gave up their place, at most one: end
-        them, they are already released. is_known, is_proven: see ``Places.take``. busy: keys whose holders keep their
-        places. Mutates."""
+        """None: no place for ``holder``. Otherwise the holders that gave up theirs, at most one: end them, they are
+        released. is_known, is_proven: see ``Places.take``. busy: keys whose holders keep their places. Mutates."""
         given_up: list[HolderT] = []
         if not self._places.take(key, subnet, is_known, is_proven):
             other = self._idlest(key, subnet, now, is_known, busy)

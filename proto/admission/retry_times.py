@@ -211,8 +211,7 @@ class RetryTimes:
         self._let_in(now)
 
     def may_pass(self, now: float) -> bool:
-        """Whether a prompt without a retry time may be let in: fewer come than there are places. Mutates: it is let in
-        then."""
+        """Whether a prompt without a retry time may be let in: places are left over. Mutates: it is let in."""
         if self._made and now < self._next_at:
             return False
         self._let_in(now)

@@ -19,8 +19,7 @@ client, trying early gains nothing, and clients that wait lose nothing to those 
 after as long again. If the estimates are too short, queues are a little over the thresholds and the next estimates
 longer, as they are counted from there.
 
-The callers count what waits. Clients cannot be trusted to be different: identities are free, and a client with a
-hundred has a hundred shares.
+The callers count what waits. Identities are free: a client with a hundred has a hundred shares.
 """
 
 import math

@@ -10,8 +10,7 @@ Networking 6(2), 1998): a subnet may take one more while it holds less than its 
 
     num_held(subnet) < SHARE * (num_places - num_taken)
 
-Each of k greedy subnets holds num_places / (k + 1 / SHARE), and something stays free for the next one, without a
-configured limit for any subnet.
+Each of k greedy subnets holds num_places / (k + 1 / SHARE), and some stay free for the next one.
 """
 
 from collections import Counter

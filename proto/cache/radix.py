@@ -168,8 +168,7 @@ class RadixTree:
         That is ``[seq_id]`` itself when a leaf already covers ``tokens``, or the leaf that ``tokens`` extend, whose
         pins pass to the new leaf. A leaf may be extended under its own id, which frees nothing. Tokens that the tree
         already held count as used, except those of a leaf that ``tokens`` extend and the first ``counted`` tokens,
-        whose use was counted before. Raises ValueError for no tokens, or for an id that is present and not what
-        ``tokens`` extend.
+        whose use was counted before. Raises ValueError for no tokens, or if the id is present and not extended.
         """
         wanted = tuple(tokens)
         if not wanted:

@@ -44,8 +44,7 @@ from mycelia.proto.cache.radix import RadixTree, TreeRow
 from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
 
 CLIENTS, SALTED, EVERYBODY = range(3)
-"""``Generate.scope``: to which requests the computed tokens may become open. By the rule of two subnets; to none; to
-all at once."""
+"""``Generate.scope``: whether computed tokens become open: by the rule of two subnets; never; to all at once."""
 TAG_BYTES = 16
 
 BLOCK_BYTES = 4 * STRIDE

@@ -68,8 +68,7 @@ ROOT = Cell()
 
 @lru_cache(maxsize=65_536)
 def address_of(namespace: bytes, peer: bytes) -> int:
-    """The MAX_CELL_BITS bits that place ``peer`` in a cell at every depth. Uniform, unless ids are searched for it: b
-    bits cost 2^b keys."""
+    """The MAX_CELL_BITS bits that place ``peer`` in a cell at every depth. Uniform; to choose b bits costs 2^b keys."""
     digest = blake3(namespace + peer, derive_key_context="mycelia 2026 cell v1").digest(length=MAX_CELL_BITS // 8)
     return int.from_bytes(digest, "big")
 

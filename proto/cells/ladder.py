@@ -62,8 +62,7 @@ class Publisher:
         return self._config.republish_s / self._config.ladder_keys
 
     def next_block(self, wanted: Iterable[int], now: float) -> int | None:
-        """The block whose key to provide now; None if all were provided recently. ``wanted``: the rungs of the cache,
-        the most valuable first. Mutates."""
+        """The block whose key to provide now; None: none is due. ``wanted``: the cache's rungs, best first. Mutates."""
         chosen = list(dict.fromkeys(wanted))[: self._config.ladder_keys]
         self._provided_at = {block: self._provided_at[block] for block in chosen if block in self._provided_at}
         block = next((block for block in chosen if block not in self._provided_at), None)

@@ -32,8 +32,7 @@ METER_TAU_S = 30.0
 """Memory of a rate in seconds: three delta intervals, so that one burst is no trend."""
 
 _GOSSIP_OVERHEAD_BYTES = 224
-"""Bytes that libp2p adds to each copy of a gossip message, beyond ``size_of``: its signed envelope, and the message's
-share of lazy announcements."""
+"""Bytes that libp2p adds to each copy of a gossip message: signed envelope and share of lazy announcements."""
 
 
 class Plane(StrEnum):

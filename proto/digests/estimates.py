@@ -16,8 +16,7 @@ Invariants:
 Every method that takes a peer's bytes checks the signature before it changes anything, and raises RemoteError for what
 only a misbehaving sender can cause. Late, duplicated and reordered messages are no misbehaviour and do nothing. The
 same holds for a relayed head that was valid by the relay's clock and is not by this node's. A relay's log that does not
-lead on from the set held is no offence either: the owner may have signed two sets under one version and sent the relay
-the other one.
+lead on from the set held is no offence either: the owner may have sent the relay another set under the same version.
 """
 
 from collections import Counter
@@ -125,8 +124,7 @@ class Estimates(EstimateStore):
         return None
 
     def on_gossip(self, message: Delta | Announce, now: float, by: bytes = b"") -> Outcome:
-        """Apply a delta or note a head that peer ``by`` passed on. Raises RemoteError (Equivocation) if the owner
-        lied."""
+        """Apply a delta or note a head from peer ``by``. Raises RemoteError (Equivocation) if the owner lied."""
         estimate = self._admit(message.head, now, by)
         if estimate is None:
             return Outcome.STALE
@@ -191,8 +189,7 @@ class Estimates(EstimateStore):
         return estimate
 
     def _may_compute(self, estimate: Estimate, head: Head, now: float) -> bool:
-        """Whether the owner may cost another root now; a set that comes too soon is noted and fetched later. Sets
-        without room are not computed."""
+        """Whether the owner may cost another root now and there is room; a set too soon is noted and fetched later."""
         ahead = (self._config.max_version_burst - 1) * self._config.delta_min_gap_s
         return estimate.paid_until <= now + ahead and self._fits(estimate, head)
 

@@ -24,8 +24,7 @@ from mycelia.proto.wire.blocks import pack_tokens
 _FEW = 1.5
 """Requests per slot up to which a node has room for a prompt that has no retry time."""
 _LOOK_S, _LOOKED_S = 0.02, 0.002
-"""Seconds between two checks whether a held request can go on, and what each request checked in vain adds, which takes
-about 50 us."""
+"""Seconds between two checks of held requests, and the addition per request checked in vain (about 50 us)."""
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,7 @@ class Announcer:
         self._due: dict[bytes, float] = {}
 
     def on_served(self, namespace: bytes, now: float) -> list[Effect]:
-        """A new namespace. Its head waits a moment: the engine first reports what it kept over a restart, and the first
-        head shall include it."""
+        """A new namespace. Its head waits a moment, to include what the engine kept over a restart."""
         return self._set_due(namespace, now + self._config.delta_delay_s)
 
     def hasten(self, namespace: bytes, now: float) -> list[Effect]:

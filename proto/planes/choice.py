@@ -99,9 +99,8 @@ class Choice:
         self.remember(request, chosen, request.own_chain, now)
 
     def may_wait_long(self, request: Request) -> bool:
-        """Whether the request may also go to full nodes, which then decide themselves: because no other node would be
-        sooner, its answer has begun, another rule than this protocol's chooses, or this node is leaving and thus
-        reports to all that it is full."""
+        """Whether the request may also go to full nodes, which then decide: no other node would be sooner, its answer
+        has begun, another rule chooses, or this node is leaving and thus reports itself full."""
         has_begun = bool(request.generated)
         return self._is_alone(request) or has_begun or self._has_policy or self._members.is_leaving
 

@@ -169,8 +169,7 @@ class DigestPlane:
         return self._sender.ask(self._rng.choice(partners), Reconcile(versions=tuple(versions)), now)
 
     def _outsiders(self, namespace: bytes) -> list[bytes]:
-        """Connected nodes of other cells, whose digests no gossip brings here: those that a lookup led to, and the few
-        that were connected first."""
+        """Connected nodes of other cells to follow: those that a lookup led to, and the few connected first."""
         position = self._positions[namespace]
         others = [member for member in self._members.nodes(namespace) if not position.covers(member.peer)]
         others.sort(key=lambda member: member.connected_at)

@@ -98,8 +98,7 @@ class Directory:
 
     def told(self, seen: Mapping[ModelKey, SeenModel], now: float) -> tuple[ModelNodes, ...]:
         """The answer to a query, at most MAX_MODELS: the first in ``seen``, which is this node's own, then those there
-        with the most nodes, and those in most reports. A peer may claim many models, but it is one node. Does not
-        mutate."""
+        with the most nodes (a peer is one node), and those in most reports. Does not mutate."""
         own = list(seen)[:1]
         others = sorted(list(seen)[1:], key=lambda key: -len(seen[key].nodes))
         heard = self._by_model(now)

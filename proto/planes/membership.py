@@ -55,8 +55,7 @@ class Membership:
         )
 
     def understands(self, wire_version: int) -> bool:
-        """Whether a node of that version and this one have a version in common: every node also speaks the version
-        before its own."""
+        """Whether a node of that version and this one can talk: each also speaks the version before its own."""
         return abs(wire_version - self._config.wire_version) <= 1
 
     def subnet(self, client: bytes) -> str:
@@ -196,8 +195,7 @@ class Membership:
         return effects
 
     def on_hello_timeout(self, peer: bytes, now: float) -> list[Effect]:
-        """Send the hello again, in case one of the two was lost. After some repeats the connection counts as a
-        client's."""
+        """Send the hello again, in case one was lost. After some repeats the peer counts as a client."""
         member = self._members.get(peer)
         if member is None or member.num_repeats >= self._config.hello_repeats:
             return [Emit("no_hello", {"peer": peer})]

@@ -1,7 +1,6 @@
 """Observations of nodes, from the attempts of this node's requests at them.
 
-Observations change what is believed of a node's speed, pace and cache (``routing/observed.py``), each frame its load,
-and each dispatch what it holds.
+They change what is believed of a node's speed, pace, cache (``routing/observed.py``), load and content.
 """
 
 from mycelia.proto.cache.sharing import EVERYBODY

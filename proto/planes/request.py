@@ -277,8 +277,7 @@ class Request:
         )
 
     def on_accepted(self, frame: Accepted) -> None:
-        """The node has begun. Raises RemoteError unless this is the first frame of the attempt: repeated ones could
-        keep it open for ever."""
+        """The node has begun. Raises RemoteError for a repeated frame, which could keep the attempt open for ever."""
         if self.has_begun:
             raise RemoteError("accepted in the middle of an answer")
         self._step(Step.ACCEPT)

@@ -80,8 +80,7 @@ class VitalsPlane:
         return effects
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
-        """``peer`` asks for reports. If there are too many, a random one of the subnet with the most loses its lease:
-        no subnet keeps all others out."""
+        """``peer`` asks for reports. If there are too many, a random one of the largest subnet loses its lease."""
         vitals = self._members.own_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
             return []

@@ -216,8 +216,7 @@ def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
 
 
 def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> float:
-    """Seconds until the first token of a prompt that has arrived at the node with this load. 0 if its speed is
-    unknown."""
+    """Seconds until the first token of a prompt that is at the node with this load. 0: its speed is unknown."""
     if not vitals.prefill_rate:
         return 0.0
     rate_ = min(max(float(vitals.prefill_rate), config.min_prefill_rate), config.max_prefill_rate)

@@ -1,8 +1,7 @@
 """The load of every node of one namespace as this node knows it, in columns that are updated when news arrives.
 
 A decision reads all rows at once and news changes one row, so a row is written when its news arrives. Invariant: rows 0
-.. len(peers) - 1 are the connected nodes that serve the namespace, and this node if it serves it. Their order has no
-meaning.
+.. len(peers) - 1 are the connected nodes that serve the namespace, and this node if it serves it, in any order.
 """
 
 import math
@@ -35,8 +34,7 @@ class LoadTable:
         subnet_of: Callable[[bytes], bytes] = lambda peer: peer,
         connected_at: Callable[[bytes], float] = lambda peer: 0.0,
     ) -> None:
-        """subnet_of: the group in which a peer is counted; all keys of a subnet count together. connected_at: the time
-        at which a peer connected."""
+        """subnet_of: the group in which a peer is counted. connected_at: the time at which it connected."""
         self._me = me
         self._config = config
         self._observed = observed

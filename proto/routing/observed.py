@@ -109,8 +109,7 @@ class Observed:
         self._on_news(peer)
 
     def on_cached(self, peer: bytes, believed_tokens: int, cached_tokens: int, now: float) -> None:
-        """``cached_tokens`` of a prompt were in the peer's cache; ``believed_tokens``, at least 1, were expected there.
-        Mutates."""
+        """``cached_tokens`` of a prompt were cached; ``believed_tokens``, at least 1, were expected. Mutates."""
         record = self._faded(peer, now)
         missing = 1.0 - min(cached_tokens / believed_tokens, 1.0)
         record.imprecision += self._config.observation_weight * (missing - record.imprecision)
@@ -146,8 +145,7 @@ class Observed:
 
     def record(self, peer: bytes, connected_at: float) -> tuple[float, float, float, float, float]:
         """(1 - precision, lateness in seconds, the time of these values, speed, when the past began). The first two
-        halve every ``observation_half_life_s`` from then on. Zeros for an unknown peer; infinity for no past. Does not
-        mutate."""
+        halve every ``observation_half_life_s`` from then on. Zeros: unknown peer; infinity: no past."""
         record = self._records.get(peer)
         if record is None:
             return 0.0, 0.0, 0.0, 0.0, connected_at
@@ -165,8 +163,7 @@ class Observed:
         return 1.0 - record.imprecision * self._fading(record, now) if record else 1.0
 
     def observations(self, now: float) -> list[Observation]:
-        """The argument of ``restore`` after a restart: every peer of which something is left, the last observed one at
-        the end. Does not mutate."""
+        """The argument of ``restore`` after a restart, in order of the last observation. Does not mutate."""
         return [
             Observation(peer, **vars(record))
             for peer, record in self._records.items()
@@ -174,8 +171,7 @@ class Observed:
         ]
 
     def restore(self, observations: Sequence[Observation], now: float) -> None:
-        """Remember what was observed before a restart. Values out of bounds are clamped; times in the future become
-        ``now``. Mutates."""
+        """Remember observations from before a restart. Clamps values out of bounds and times after ``now``. Mutates."""
         for one in observations:
             numbers = (one.imprecision, one.lateness_s, one.at, one.token_s, one.prefill_rate, one.since)
             if not all(map(math.isfinite, numbers)) or not self._is_left(one.at, one.num_good, now):

@@ -8,8 +8,7 @@ The encoding is deterministic CBOR (RFC 8949, 4.2). ``decode`` encodes the messa
 This also rejects trailing bytes, non-minimal integers, integers for floats and left-out fields, so that a message has
 one byte form only. Fields that a later version added are left out while they have their default (``versions.py``). Tags
 are refused before cbor2 acts on them: its built-in decoders would compile regular expressions and build huge decimals
-for a peer. Long messages are walked through before anything is built: a megabyte of empty maps took 145 MB and seconds
-to be refused.
+for a peer. Long messages are walked through first: a megabyte of empty maps took 145 MB and seconds to refuse.
 """
 
 import re

@@ -54,8 +54,7 @@ class CandidateTerms(Record, frozen=True, kw_only=True):
 
 
 class Ask(Kind, frozen=True, kw_only=True, tag=13):
-    """A prompt: a conversation, a text or tokens. Answered by Route; after a node has begun by Begun and Text*; then by
-    Answered or Failed."""
+    """A prompt: a conversation, a text or tokens. Answered by Route, then Begun and Text*, then Answered or Failed."""
 
     request_id: RequestId = field(name="1")
     model: Annotated[str, Meta(max_length=128)] = field(name="2")

@@ -37,8 +37,7 @@ class TraceQuery(Kind, frozen=True, kw_only=True, tag=20):
 
 
 class Trace(Kind, frozen=True, kw_only=True, tag=21):
-    """The steps of a request at this node in order, the first ones if there are too many; none: unknown or
-    forgotten."""
+    """The steps of a request at this node, in order; the first ones of too many; none: unknown or forgotten."""
 
     steps: Annotated[tuple[TraceStep, ...], Meta(max_length=MAX_TRACE_STEPS)] = field(name="1")
 

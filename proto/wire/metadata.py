@@ -100,7 +100,7 @@ class Repair(Kind, frozen=True, kw_only=True, tag=4):
 
     head: Head = field(name="1")
     mode: Annotated[int, Meta(ge=0, le=2)] = field(name="2")
-    """0 SAME: the entries held are right. 1 LOG: final state of every key touched since ``from_seq``. 2 SNAPSHOT:
+    """0 SAME: the set held is right. 1 LOG: final state of every key touched since ``from_seq``. 2 SNAPSHOT:
     ``upserts`` is everything."""
     from_seq: Counter = field(name="3")
     upserts: PackedEntries = field(name="4")
@@ -108,8 +108,7 @@ class Repair(Kind, frozen=True, kw_only=True, tag=4):
 
 
 class Reconcile(Kind, frozen=True, kw_only=True, tag=5):
-    """Pairwise anti-entropy: the versions that the sender holds. The receiver sends newer ones and asks for those it
-    lacks."""
+    """Pairwise anti-entropy: the versions that the sender holds. The receiver sends newer ones and asks for others."""
 
     versions: Annotated[tuple[Version, ...], Meta(max_length=MAX_VECTOR)] = field(name="1")
 

@@ -16,15 +16,13 @@ class Refusal(StrEnum):
     OVERSIZED = "oversized"
     """A claimed length above the limit; no byte of it is read."""
     TOO_MANY = "too_many"
-    """More than a sender may send, and more than any delay on the way could bring at once. An offence only of the
-    direct sender."""
+    """More than a sender may send and any delay could bring at once. An offence only of the direct sender."""
     WRONG_OWNER = "wrong_owner"
     """Gossip about another owner's digest."""
     WRONG_NAMESPACE = "wrong_namespace"
     """A head of another namespace than its topic's. No offence in a repair, which may be honest."""
     WRONG_CELL = "wrong_cell"
-    """Gossip of an owner outside its topic's cell. In a repair, a digest of a cell that this node is not in; no
-    offence."""
+    """Gossip of an owner outside its topic's cell; in a repair, a digest of another cell, no offence."""
     WRONG_SIGNATURE = "wrong_signature"
     WRONG_DELTA = "wrong_delta"
     """A delta, or the log in a repair, that does not lead to the set its head commits to. No offence of a relay."""

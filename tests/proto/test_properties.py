@@ -60,8 +60,7 @@ def take(estimates: Estimates, message: Bytes, now: float, by: bytes = b"") -> O
 
 
 class Reader(RuleBasedStateMachine):
-    """One owner that changes, falls silent and restarts; one reader; every sent message may come again, late, cut or
-    altered."""
+    """One owner that changes, falls silent and restarts; one reader; messages may come again, late, cut or altered."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Peers with free keys that invent owners, ask, flood and fill: what that costs a node, and that no honest node loses
-its connections by it."""
+"""Peers with free keys that invent owners, ask, flood and fill: the cost to a node; no honest node is cut off."""
 
 from collections import Counter
 from dataclasses import replace

@@ -13,8 +13,8 @@ ENOUGH = 3
 def run(
     lookup: Lookup[int], told_by: dict[int, list[int]], dead: set[int], rng: random.Random
 ) -> tuple[int, list[int]]:
-    """Runs a lookup to its end with answers in any order. Returns how many ended, and the peers still being asked. A
-    peer's point is the peer itself."""
+    """Runs a lookup with answers in any order. Returns how many ended, and the peers still asked. A peer's point is the
+    peer itself."""
     num_ended = 0
     under_way: list[int] = []
     while not lookup.is_over:
