@@ -156,7 +156,7 @@ class RequestConfig:
     place once, and is not refused in the middle because other nodes are busy or gone for now."""
     max_engine_losses: int = 2
     """Engines that died on one request, as their nodes say, before only this node's own is tried. The request may be
-    the cause, but dishonest nodes must not be able to say so for all."""
+    the cause, but one dishonest node must not keep it from all others."""
     min_silence_s: float = 5.0
     """Least silence before a working node is given up; ``silence_factor`` x its time for the next tokens is added."""
     max_silence_s: float = 120.0
