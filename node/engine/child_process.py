@@ -2,12 +2,15 @@
 
 import os
 
+import structlog
 import trio
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.tier.tier import GIB
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.messages import Vitals
+
+log = structlog.get_logger()
 
 
 def child_environment() -> dict[str, str]:
@@ -40,12 +43,6 @@ async def end_process(child: trio.Process, grace_s: float) -> None:
     await child.stderr.aclose()
 
 
-def without_folder(words: str) -> str:
-    """``words`` without the folder of the source file with which a failed assertion of llama.cpp begins."""
-    place, separator, rest = words.partition(": ")
-    return f"{place.rpartition('/')[2]}{separator}{rest}"
-
-
 def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
     """The first message to a child. num_cells: None lets the child choose."""
     return ipc.Load(
@@ -71,3 +68,31 @@ def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
 def idle_vitals(slots: int) -> Vitals:
     """The vitals without any work. slots: 0 while there is no child."""
     return Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=slots)
+
+
+class LastWords:
+    """The last line that a child wrote to its stderr: usually the reason for its death."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def clear(self) -> None:
+        self.last = ""
+
+    async def read(self, stderr: trio.abc.ReceiveStream, end: trio.Event) -> None:
+        """Logs the child's stderr. Sets ``end`` when the child has closed it."""
+        rest = b""
+        async for data in stderr:
+            *lines, rest = (rest + data)[-65_536:].split(b"\n")
+            for line in lines:
+                text = line.decode("utf-8", "replace").strip()
+                if text:
+                    self.last = without_folder(text)
+                    log.debug("engine_said", text=text)
+        end.set()
+
+
+def without_folder(words: str) -> str:
+    """``words`` without the folder of the source file with which a failed assertion of llama.cpp begins."""
+    place, separator, rest = words.partition(": ")
+    return f"{place.rpartition('/')[2]}{separator}{rest}"

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from mycelia.node.engine import ipc
 from mycelia.node.engine.calls import Calls, Question
 from mycelia.node.engine.changes import ChangeLog
-from mycelia.node.engine.child_process import child_environment, end_process, idle_vitals, load_message, without_folder
+from mycelia.node.engine.child_process import LastWords, child_environment, end_process, idle_vitals, load_message
 from mycelia.node.engine.engine import (
     CacheChange,
     EngineAccepted,
@@ -95,7 +94,7 @@ class ProcessEngine:
         self._changes = ChangeLog()
         self._changed = trio.Event()
         self._pause_s = FIRST_PAUSE_S
-        self._last_words: deque[str] = deque(maxlen=20)
+        self._last_words = LastWords()
         self.pid: int | None = None
         self.num_restarts = 0
         self.start_error = ""
@@ -188,20 +187,11 @@ class ProcessEngine:
             return EngineFailed("overloaded", "the engine is restarting", True)
         if len(self._streams) >= MAX_IN_FLIGHT:
             return EngineFailed("overloaded", f"{MAX_IN_FLIGHT} requests are in flight", True)
-        wanted = request.sampling.max_tokens
-        sampling = msgspec.structs.replace(request.sampling, max_tokens=min(wanted, MAX_TOKENS_PER_REQUEST))
+        submission = _submission(key, request)
+        if isinstance(submission, EngineFailed):
+            return submission
         try:
-            check_sampling(sampling)
-            prompt = pack_tokens(request.prompt)
-        except LocalError as exc:
-            return EngineFailed("bad_request", str(exc), False)
-        except (OverflowError, TypeError):
-            return EngineFailed("bad_request", _NO_TOKENS, False)
-        resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
-        due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
-        try:
-            asked_by = request.client, request.subnet, *request.owner
-            self._send(ipc.Submit(key, prompt, sampling, resumed, due_s, *asked_by, request.open_tokens))
+            self._send(submission)
         except LimitExceeded:
             return EngineFailed("too_long", f"{len(request.prompt)} tokens are more than any context holds", False)
         return None
@@ -231,7 +221,7 @@ class ProcessEngine:
 
     def _death(self, what: str) -> str:
         """One line on the child's death, with the last line of its stderr."""
-        words = self._load_error or (without_folder(self._last_words[-1]) if self._last_words else "")
+        words = self._load_error or self._last_words.last
         return f"{what} ({words})" if words else what
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
@@ -256,7 +246,7 @@ class ProcessEngine:
         try:
             async with trio.open_nursery() as nursery:
                 words_end = trio.Event()
-                nursery.start_soon(self._keep_last_words, child.stderr, words_end)
+                nursery.start_soon(self._last_words.read, child.stderr, words_end)
                 nursery.start_soon(outbox.run)
                 outbox.put(ipc.encode(load_message(self._settings, self.num_cells)))
                 nursery.start_soon(self._watch_load, child)
@@ -391,17 +381,22 @@ class ProcessEngine:
         if was_loaded:
             self._add_change(CacheChange(stored=(), evicted=(), reset=True))
 
-    async def _keep_last_words(self, stderr: trio.abc.ReceiveStream, end: trio.Event) -> None:
-        """Log the child's stderr, and keep its last lines for the report of its death."""
-        rest = b""
-        async for data in stderr:
-            *lines, rest = (rest + data)[-65_536:].split(b"\n")
-            for line in lines:
-                text = line.decode("utf-8", "replace").strip()
-                if text:
-                    self._last_words.append(text)
-                    log.debug("engine_said", text=text)
-        end.set()
+
+def _submission(key: int, request: EngineRequest) -> ipc.Submit | EngineFailed:
+    """The message for the child, or the refusal of a request that it cannot run."""
+    wanted = request.sampling.max_tokens
+    sampling = msgspec.structs.replace(request.sampling, max_tokens=min(wanted, MAX_TOKENS_PER_REQUEST))
+    try:
+        check_sampling(sampling)
+        prompt = pack_tokens(request.prompt)
+    except LocalError as exc:
+        return EngineFailed("bad_request", str(exc), False)
+    except (OverflowError, TypeError):
+        return EngineFailed("bad_request", _NO_TOKENS, False)
+    resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
+    due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
+    asked_by = request.client, request.subnet, *request.owner
+    return ipc.Submit(key, prompt, sampling, resumed, due_s, *asked_by, request.open_tokens)
 
 
 def _packed(sequences: Sequence[Sequence[int]]) -> list[bytes]:

@@ -72,6 +72,7 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.host import Host
         from mycelia.node.network.libp2p.liveness import Starvation
         from mycelia.node.network.libp2p.peers import PeerTable
+        from mycelia.node.network.libp2p.relay_server import RelayServer
         from mycelia.node.network.libp2p.relaying import Relaying
         from mycelia.node.network.libp2p.streams import Streams
 
@@ -92,8 +93,8 @@ class Libp2pNetwork:
         if settings.overlay:
             self.gossip = GossipService(self.host, self.events_queue, self._charge)
         self.discovery = Discovery(self.host, random.SystemRandom())
-        offers_relay = settings.relay and settings.overlay
-        self.relaying = Relaying(self.host, self.table, offers_relay, random.SystemRandom(), on_change=self._announce)
+        self.relay_server = RelayServer(self.host, self.table, settings.relay and settings.overlay)
+        self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self._announce)
         self.nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
         """The cells whose nodes this node looks for."""
@@ -132,6 +133,7 @@ class Libp2pNetwork:
         self.host.forget(peer)
         self.streams.forget(peer)
         self.relaying.forget(peer)
+        self.relay_server.forget(peer)
         if self.gossip is not None:
             self.gossip.forget(peer)
         self.events_queue.put(Disconnected(peer))
@@ -248,7 +250,7 @@ class Libp2pNetwork:
             self.nursery.start_soon(supervised, self.host.push_identify)
 
     def num_circuits(self) -> int:
-        return self.relaying.num_circuits
+        return self.relay_server.num_circuits
 
     def num_exchanges(self, peer: bytes = b"") -> int:
         return sum(peer in (b"", stream.peer) for stream in self.streams.exchanges)

@@ -10,8 +10,10 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Reservation, Status, StopMessage
 from libp2p.utils.varint import encode_varint_prefixed
 
+from mycelia.node.network.libp2p.circuits import HOP_PROTOCOL, STOP_PROTOCOL
 from mycelia.node.network.libp2p.closing import BROKEN
-from mycelia.node.network.libp2p.relaying import HOP_PROTOCOL, STOP_PROTOCOL, Relaying
+from mycelia.node.network.libp2p.relay_server import RelayServer
+from mycelia.node.network.libp2p.relaying import Relaying
 from mycelia.node.network.network import NetworkError
 from mycelia.proto.admission.subnets import subnet_of
 from tests.fuzz.mutate import splice, spoil_bytes
@@ -67,7 +69,8 @@ class RelayMessages:
             serve=self._handlers.__setitem__,
         )
         table = _Table()
-        self._relaying = Relaying(host, table, True, random.Random(1), lambda: None)  # type: ignore[arg-type]
+        self._server = RelayServer(host, table, True)  # type: ignore[arg-type]
+        Relaying(host, table, random.Random(1), lambda: None)  # type: ignore[arg-type]
 
     def make(self, rng: random.Random) -> tuple[bytes, str]:
         data = rng.choice(_CORPUS)
@@ -94,7 +97,7 @@ class RelayMessages:
             if type(exc).__name__ == "DecodeError":
                 return False
             raise
-        assert stream.written and self._relaying.num_circuits == 0
+        assert stream.written and self._server.num_circuits == 0
         return True
 
 

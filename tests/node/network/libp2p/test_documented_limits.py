@@ -16,6 +16,7 @@ from mycelia.node.engine.stream import MAX_WAITING_LOGPROBS
 from mycelia.node.network import addresses, exchange
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import (
+    circuits,
     closing,
     frames,
     identify,
@@ -25,6 +26,7 @@ from mycelia.node.network.libp2p import (
     negotiation,
     outbound,
     peers,
+    relay_server,
     relaying,
     streams,
     yamux,
@@ -67,19 +69,19 @@ VALUES: dict[str, tuple[float, ...]] = {
     "identify: protocols read, and characters of each": (identify.MAX_PROTOCOLS, identify.MAX_PROTOCOL_CHARS),
     "identify: addresses kept": (identify.MAX_ADDRESSES,),
     "identify: answer due, s": (identify.DEADLINE_S,),
-    "Relay: reservations": (relaying.MAX_RESERVATIONS,),
-    "Relay: reservation lasts, s": (relaying.RESERVATION_S,),
+    "Relay: reservations": (relay_server.MAX_RESERVATIONS,),
+    "Relay: reservation lasts, s": (circuits.RESERVATION_S,),
     "Relay: circuits; of one opener; to one target": (
-        relaying.MAX_CIRCUITS,
-        relaying.MAX_CIRCUITS_PER_PEER,
-        relaying.MAX_CIRCUITS_PER_TARGET,
+        relay_server.MAX_CIRCUITS,
+        relay_server.MAX_CIRCUITS_PER_PEER,
+        relay_server.MAX_CIRCUITS_PER_TARGET,
     ),
-    "Relay: new circuits a second to one node; at once": both(relaying.CONNECTS),
-    "Relay: a circuit lasts, s": (relaying.MAX_CIRCUIT_S,),
-    "Relay: bytes of a circuit": (relaying.MAX_CIRCUIT_BYTES,),
-    "Relay: silence of a circuit, s": (relaying.IDLE_S,),
-    "Relay: bytes a second, all circuits together": (relaying.RELAYED_BYTES_PER_S,),
-    "Relay: each step of the agreement, s": (relaying.STEP_DEADLINE_S,),
+    "Relay: new circuits a second to one node; at once": both(relay_server.CONNECTS),
+    "Relay: a circuit lasts, s": (relay_server.MAX_CIRCUIT_S,),
+    "Relay: bytes of a circuit": (relay_server.MAX_CIRCUIT_BYTES,),
+    "Relay: silence of a circuit, s": (relay_server.IDLE_S,),
+    "Relay: bytes a second, all circuits together": (relay_server.RELAYED_BYTES_PER_S,),
+    "Relay: each step of the agreement, s": (circuits.STEP_DEADLINE_S,),
     "Control messages to one peer: a second, at once": both(streams.OWN_CONTROL),
     "A peer dialled again counts as restarted after, s": (peers.RESTART_S,),
     "Kademlia: k, alpha, beta": (BUCKET_SIZE, WIDTH, kademlia.WALK_ENOUGH),
@@ -172,7 +174,7 @@ VALUES: dict[str, tuple[float, ...]] = {
 """The rows with constants of ``node``."""
 
 IN_A_PRIVATE_NETWORK = {
-    "Relay: new circuits a second to one node; at once": relaying.CONNECTS_IN_A_PRIVATE_NETWORK,
+    "Relay: new circuits a second to one node; at once": relay_server.CONNECTS_IN_A_PRIVATE_NETWORK,
     "Kademlia: the same, a subnet": server.REQUESTS_OF_A_PRIVATE_NETWORK,
     "Gossip: the same, a subnet": gossip.WORK_OF_A_PRIVATE_NETWORK,
     "Rate: handshakes of a subnet a second, at once": inbound.HANDSHAKES_IN_A_PRIVATE_NETWORK,
@@ -215,7 +217,7 @@ def test_the_traffic_of_the_network_follows_from_its_rates() -> None:
     told = {row[0]: numbers_in(row[1])[0] for row in rows(INTEROPERABILITY, "| Traffic | Bytes |")}
     assert told["control, all kinds"] == 1_024 * streams.CONTROL_OF_A_PEER.per_s
     assert told["exchanges"] == 1_024 * streams.EXCHANGES_OF_A_PEER.per_s
-    assert told["all circuits of a relay together"] == relaying.RELAYED_BYTES_PER_S
+    assert told["all circuits of a relay together"] == relay_server.RELAYED_BYTES_PER_S
 
 
 def test_every_row_with_a_value_is_compared_with_the_code() -> None:
@@ -229,7 +231,7 @@ def test_the_names_of_protocols_and_keys_are_told() -> None:
         negotiation.MULTISTREAM[1:-1].decode(),
         IDENTIFY,
         ID_PUSH,
-        relaying.HOP_PROTOCOL,
+        circuits.HOP_PROTOCOL,
         messages.KAD_PROTOCOL,
         streams.CONTROL_PROTOCOL,
         entry.GENERATE,

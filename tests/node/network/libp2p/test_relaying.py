@@ -12,9 +12,9 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 from multiaddr import Multiaddr
 
 from mycelia.node.network.identity import new_identity
-from mycelia.node.network.libp2p import inbound_streams, relaying
+from mycelia.node.network.libp2p import circuits, inbound_streams, relay_server, relaying
+from mycelia.node.network.libp2p.circuits import HOP_PROTOCOL, STOP_PROTOCOL
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
-from mycelia.node.network.libp2p.relaying import HOP_PROTOCOL, STOP_PROTOCOL
 from mycelia.node.network.network import MessageStream, NetworkError, Reachability
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import Rate
@@ -120,7 +120,7 @@ async def test_a_place_is_worth_no_more_than_the_connection_that_it_was_given_on
             await relay.disconnect(hidden.peer_id)
             await eventually(lambda: not hidden.remote_address(relay.peer_id))
             await hidden.connect(relay.addresses()[0])
-            await eventually(lambda: hidden.peer_id in relay.relaying.reserved)
+            await eventually(lambda: hidden.peer_id in relay.relay_server.reserved)
             await eventually(hidden.addresses)
 
 
@@ -140,7 +140,7 @@ async def test_not_all_nodes_have_their_places_at_the_same_relays() -> None:
 
 
 async def test_one_subnet_does_not_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "MAX_RESERVATIONS", 8)
+    monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 8)
     reserve = HopMessage(type=HopMessage.RESERVE)
     async with open_network(node()) as relay, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(open_network(light_client())) for _ in range(4)]
@@ -164,7 +164,7 @@ async def test_one_subnet_does_not_take_all_places(monkeypatch: pytest.MonkeyPat
 
 async def test_one_subnet_does_not_take_all_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot take all of them by its own target and a client for each circuit, nor by circuits to other targets."""
-    monkeypatch.setattr(relaying, "MAX_CIRCUITS", 8)
+    monkeypatch.setattr(relay_server, "MAX_CIRCUITS", 8)
     async with open_network(node()) as relay, AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(open_network(node(listen=()))) for _ in range(2)]
         clients = [await stack.enter_async_context(open_network(light_client())) for _ in range(4)]
@@ -190,7 +190,7 @@ async def test_one_subnet_does_not_take_all_circuits(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_flood_of_circuits_to_one_node_ends_at_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "CONNECTS", Rate(0.01, 3.0))
+    monkeypatch.setattr(relay_server, "CONNECTS", Rate(0.01, 3.0))
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,
@@ -239,7 +239,7 @@ async def test_a_relay_that_was_dialled_in_vain_is_let_go() -> None:
 
 
 async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "IDLE_S", 0.5)
+    monkeypatch.setattr(relay_server, "IDLE_S", 0.5)
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,
@@ -248,7 +248,7 @@ async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         with trio.fail_after(PATIENCE_S):
             await placed(hidden, relay)
 
-            async def say_nothing(pipe: relaying.Pipe, address: Multiaddr) -> None:
+            async def say_nothing(pipe: circuits.Pipe, address: Multiaddr) -> None:
                 await trio.sleep_forever()
 
             monkeypatch.setattr(hidden.host.inbound, "serve_circuit", say_nothing)
@@ -277,8 +277,8 @@ async def test_a_peer_is_found_at_its_relay_by_the_dht() -> None:
 
 
 async def test_what_a_relay_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "MAX_RESERVATIONS", 1)
-    monkeypatch.setattr(relaying, "MAX_CIRCUITS_PER_PEER", 1)
+    monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 1)
+    monkeypatch.setattr(relay_server, "MAX_CIRCUITS_PER_PEER", 1)
     async with (
         open_network(node()) as relay,
         open_network(node(listen=())) as hidden,
@@ -309,7 +309,7 @@ async def test_what_a_relay_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_CIRCUIT_BYTES", 200_000), ("MAX_CIRCUIT_S", 0.5)])
 async def test_a_circuit_ends_at_its_bounds(monkeypatch: pytest.MonkeyPatch, bound: str, value: float) -> None:
-    monkeypatch.setattr(relaying, bound, value)
+    monkeypatch.setattr(relay_server, bound, value)
     async with (
         open_network(node()) as relay,
         open_network(node(listen=()), {ECHO: echo}) as hidden,
@@ -330,7 +330,7 @@ async def test_a_circuit_ends_at_its_bounds(monkeypatch: pytest.MonkeyPatch, bou
 
 
 async def test_garbage_and_silence_cost_a_relay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "STEP_DEADLINE_S", 0.5)
+    monkeypatch.setattr(circuits, "STEP_DEADLINE_S", 0.5)
     monkeypatch.setattr(inbound_streams, "FIRST_MESSAGE_S", 0.5)
     async with open_network(node()) as relay, open_network(light_client()) as evil:
         await evil.connect(relay.addresses()[0])
@@ -354,12 +354,12 @@ async def test_who_lies_behind_a_relay_is_not_taken_for_another() -> None:
         with trio.fail_after(PATIENCE_S):
             address = await placed(hidden, relay)
             await placed(liar, relay)
-            opened_to = relay.relaying.opened_to
+            opened_to = relay.relay_server.opened_to
 
             async def wrong(target: bytes, source: bytes) -> object:
                 return await opened_to(liar.peer_id, source)
 
-            relay.relaying.opened_to = wrong  # type: ignore[method-assign, assignment]
+            relay.relay_server.opened_to = wrong  # type: ignore[method-assign, assignment]
             with pytest.raises(NetworkError):
                 await client.connect(address)
             await eventually(lambda: not relay.num_circuits())
