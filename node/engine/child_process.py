@@ -1,6 +1,8 @@
 """Start and end of the engine's process."""
 
 import os
+import subprocess
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -28,6 +30,12 @@ def child_environment() -> dict[str, str]:
     environment.setdefault("GGML_NO_BACKTRACE", "1")
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     return environment
+
+
+async def start_process(command: Sequence[str]) -> trio.Process:
+    """A child with pipes for stdin, stdout and stderr. Raises OSError."""
+    pipe = subprocess.PIPE
+    return await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe, stderr=pipe, env=child_environment())
 
 
 async def end_process(child: trio.Process, grace_s: float) -> None:

@@ -10,7 +10,6 @@ items, bounded by ``max_tokens``.
 
 import itertools
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from mycelia.node.engine import ipc
 from mycelia.node.engine.calls import Calls, Question
 from mycelia.node.engine.changes import ChangeLog
-from mycelia.node.engine.child_process import LastWords, child_environment, end_process, idle_vitals, load_message
+from mycelia.node.engine.child_process import LastWords, end_process, idle_vitals, load_message, start_process
 from mycelia.node.engine.engine import (
     CacheChange,
     EngineAccepted,
@@ -116,9 +115,8 @@ class ProcessEngine:
         """See ``Engine.tokenize_chat``. Survives restarts of the child, except those that the text may have caused."""
         size = sum(len(message.content) for message in messages)
         turns = [(message.role, message.content, message.extras) for message in messages]
-        identity = tuple(messages), tools
         return await self._tokens(
-            size, identity, lambda key: ipc.Render(key, turns, tools, client, subnet), client, subnet
+            size, (tuple(messages), tools), lambda key: ipc.Render(key, turns, tools, client, subnet), client, subnet
         )
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
@@ -228,13 +226,7 @@ class ProcessEngine:
         self._load_error, self._text_is_suspect = "", False
         self._last_words.clear()
         try:
-            child = await trio.lowlevel.open_process(
-                FAKE_WORKER_COMMAND if self._settings.fake else WORKER_COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=child_environment(),
-            )
+            child = await start_process(FAKE_WORKER_COMMAND if self._settings.fake else WORKER_COMMAND)
         except OSError as exc:  # Out of memory or processes, maybe for a short time.
             self._load_error = f"cannot start the engine process: {exc}"
             return
@@ -326,12 +318,7 @@ class ProcessEngine:
         self._set_vitals(idle_vitals(settings.slots))  # (the child reports only when it has work)
         self._running.set()
         self._calls.start(outbox.put)
-        threads = settings.num_threads
-        log.info("engine_ready", pid=self.pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
-        if message.offload:
-            log.info("on_gpu", layers=message.offload)
-        if message.cells_note:
-            log.warning("few_kv_cells", reason=message.cells_note)
+        _log_loaded(message, info, self.pid, settings.num_threads)
 
     def _handle(self, message: ipc.FromChild) -> None:
         match message:
@@ -359,10 +346,9 @@ class ProcessEngine:
 
     def _deliver(self, key: int, item: EngineItem) -> None:
         stream = self._streams.get(key)
-        if stream is not None:  # (None: its reader has left and sent a cancel)
-            if not stream.put(item):
-                del self._streams[key]
-                self._send(ipc.Cancel(key))
+        if stream is not None and not stream.put(item):  # (None: its reader has left and sent a cancel)
+            del self._streams[key]
+            self._send(ipc.Cancel(key))
 
     def _add_change(self, change: CacheChange) -> None:
         self._changes.add(change)
@@ -380,6 +366,14 @@ class ProcessEngine:
         self._streams.clear()
         if was_loaded:
             self._add_change(CacheChange(stored=(), evicted=(), reset=True))
+
+
+def _log_loaded(message: ipc.Loaded, info: ModelInfo, pid: int | None, threads: int) -> None:
+    log.info("engine_ready", pid=pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
+    if message.offload:
+        log.info("on_gpu", layers=message.offload)
+    if message.cells_note:
+        log.warning("few_kv_cells", reason=message.cells_note)
 
 
 def _submission(key: int, request: EngineRequest) -> ipc.Submit | EngineFailed:

@@ -224,7 +224,7 @@ class Peer:
         return stream
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Serves until cancelled."""
         while True:
             _, kind, flags, number, length = struct.unpack("!BBHII", await self._exactly(12))
             if kind == PING:

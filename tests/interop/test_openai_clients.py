@@ -42,7 +42,7 @@ async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
 
 
 async def two_nodes(swarm: LocalSwarm) -> tuple[LocalNode, LocalNode, str]:
-    """And where the second one's gateway is."""
+    """Two connected nodes, and the address of the second gateway."""
     options = ["--threads", "1"]
     first = await swarm.start("first", options=options)
     second = await swarm.start("second", [await first.address()], options)
