@@ -294,7 +294,7 @@ def test_the_tokens_so_far_are_bounded_and_whole() -> None:
 
 @pytest.mark.parametrize("slow", [0, 1])
 async def test_a_prompt_that_takes_long_is_no_loss_of_a_node(autojump_clock: trio.testing.MockClock, slow: int) -> None:
-    """Laptops take minutes for thousands of tokens, at the entry node or behind it: clients get keep-alives."""
+    """Laptops take minutes for thousands of tokens, at the entry node or behind it: clients get keep-alive messages."""
     async with a_client(2, prefill_rate=20.0, cells=16_384) as (_, members, client):
         engine = members[slow].engine  # (the prompt goes to the other one)
         engine.settings = dataclasses.replace(engine.settings, prefill_rate=2.0)
