@@ -41,11 +41,11 @@ async def started(swarm: LocalSwarm, internet: Internet, kinds: list[Kind]) -> d
         peer = (await node.wait_ready()).peer
         bootstrap += [f"{address}/p2p/{peer}" for address in addresses(number)] if name == "P" else []
         nodes[name] = node, internet.namespace
-    for kind in kinds:
-        home = internet.home(kind)
-        node = await swarm.start(kind, bootstrap, ["--model", "fake"], inside(home.namespace))
+    for number, kind in enumerate(kinds):
+        home, name = internet.home(kind), f"{kind}{'' if kinds.count(kind) == 1 else f' {number + 1}'}"
+        node = await swarm.start(name, bootstrap, ["--model", "fake"], inside(home.namespace))
         await node.wait_ready()
-        nodes[kind] = node, home.namespace
+        nodes[name] = node, home.namespace
     return nodes
 
 
@@ -71,6 +71,7 @@ def joined_at(node: LocalNode, peer: str, since: float) -> float | None:
 
 def can_be_direct(one: str, other: str) -> bool:
     """Whether there is a way without a relay: one side can be dialled, or both dial at once."""
+    one, other = one.partition(" ")[0], other.partition(" ")[0]
     if Kind.IPV6 in (one, other):
         return bool({"P", "Q"} & {one, other}) or one == other
     if Kind.ONLY_443 in (one, other):
@@ -106,7 +107,7 @@ async def measured(nodes: dict[str, tuple[LocalNode, str]]) -> int:
     await trio.sleep(float(os.environ.get("UPGRADE_S", "5")))  # (what is relayed may become direct)
     views = {name: await peers_at(*nodes[name]) for name in names}
     failed = 0
-    print("        " + "".join(f"{name:>12}" for name in names))
+    print(" " * 13 + "".join(f"{name:>13}" for name in names))
     for one in names:
         cells = []
         for other in names[: names.index(one)]:
@@ -116,7 +117,7 @@ async def measured(nodes: dict[str, tuple[LocalNode, str]]) -> int:
             failed += not is_good
             way = "-" if address is None else "R" if is_relayed else "D"
             cells.append(f"{way} {'never' if seconds is None else f'{seconds:.1f}'}{'' if is_good else ' !'}")
-        print(f"{one:>8}" + "".join(f"{cell:>12}" for cell in cells))
+        print(f"{one:>13}" + "".join(f"{cell:>13}" for cell in cells))
     print(f"{failed} of {len(pairs)} pairs fail; {await num_answered(nodes)} of {len(names)} asks are answered")
     return bool(failed)
 

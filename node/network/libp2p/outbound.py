@@ -35,8 +35,9 @@ from mycelia.proto.admission.limits import Limits, TokenBucket
 
 DIAL_DEADLINE_S = 5.0
 ADDRESS_TTL_S = 7_200
-HEAD_START_S = 0.25
-"""Time that one address of a peer is tried alone, before the next one is tried as well."""
+HEAD_START_S, BEFORE_RELAYS_S = 0.25, 1.5
+"""Time that one address of a peer is tried before the next one is tried as well, and before the first one at a relay: a
+circuit is there at once, and would win over a direct connection."""
 SILENT_S, MAX_SILENT = 60.0, 1_024
 """How long an address that did not answer is not dialled again, unless the operator named it; and the number of such
 addresses."""
@@ -91,17 +92,21 @@ class Outbound:
     async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
         """Connects, unless connected. Raises a NetworkError that says what was tried.
 
-        libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them all, each HEAD_START_S
+        libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them all, each a head start
         after the one before or as soon as that one failed (RFC 8305), and keeps the first connection."""
         tried: list[str] = []
         is_told = origin is Origin.TOLD
         async with self._only_dial(peer, is_told), self._told_limiter if is_told else self._own_limiter:
             with self._as_wanted(peer, origin):
                 async with trio.open_nursery() as nursery:
+                    is_over, is_direct = trio.Event(), False
                     for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
+                        if is_direct and addresses.relay_of(address) is not None:
+                            with trio.move_on_after(BEFORE_RELAYS_S - HEAD_START_S):
+                                await is_over.wait()
                         if peer in self._table:
                             break
-                        is_over = trio.Event()
+                        is_over, is_direct = trio.Event(), addresses.relay_of(address) is None
                         nursery.start_soon(self._try, peer, address, origin, tried, is_over, nursery.cancel_scope)
                         with trio.move_on_after(HEAD_START_S):
                             await is_over.wait()

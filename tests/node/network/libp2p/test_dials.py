@@ -164,3 +164,47 @@ async def test_a_connection_over_ipv6_has_an_address() -> None:
             await eventually(lambda: one.remote_address(client.peer_id))
         assert one.remote_address(client.peer_id).startswith("/ip6/::1/tcp/")
         assert client.remote_address(one.peer_id) == one.addresses()[0].removesuffix(f"/p2p/{peer_text(one.peer_id)}")
+
+
+async def test_an_address_that_does_not_answer_delays_no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 1_000.0)
+    async with open_network(node()) as wanted, open_network(light_client()) as one, trapped() as trap:
+        _, address = addresses.parse_peer(wanted.addresses()[0])
+        with trio.fail_after(PATIENCE_S):
+            await one.host.outbound.dial(wanted.peer_id, [trap.address, address])
+        assert one.peers() == [wanted.peer_id] and trap.num_connections == 1
+
+
+async def test_a_silent_address_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.1)
+    async with open_network(light_client()) as one, trapped() as trap:
+        peer = new_identity().peer_id
+        await told(one, peer, trap.address)
+        with pytest.raises(NetworkError, match="did not answer a moment ago"):
+            await one.host.outbound.dial(peer, [trap.address], Origin.TOLD)
+        assert trap.num_connections == 1
+        with pytest.raises(NetworkError, match="no answer in time"):
+            await one.host.outbound.dial(peer, [trap.address])  # (the operator's own word)
+        one.host.outbound.forget_silent()
+        await told(one, peer, trap.address)
+        assert trap.num_connections == 3
+
+
+async def test_a_circuit_is_tried_when_the_direct_address_had_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circuit over a connected relay is made at once, and would win over every direct connection."""
+    order: list[str] = []
+    async with open_network(light_client()) as one:
+
+        async def dialled(peer: bytes, address: Multiaddr, origin: Origin) -> None:
+            order.append("circuit" if addresses.relay_of(address) else "direct")
+            if order[-1] == "direct":
+                await trio.sleep(2 * outbound.HEAD_START_S)
+            raise NetworkError("not here")
+
+        monkeypatch.setattr(one.host.outbound, "_dial_from", dialled)
+        public = Multiaddr("/ip4/45.10.1.1/tcp/1")
+        circuits = [addresses.circuit(public, new_identity().peer_id)]
+        began = trio.current_time()
+        with pytest.raises(NetworkError):
+            await one.host.outbound.dial(new_identity().peer_id, [*circuits, public])
+        assert order == ["direct", "circuit"] and trio.current_time() - began >= 2 * outbound.HEAD_START_S

@@ -193,7 +193,12 @@ OTHERS = {
         1 / outbound.ADDRESS_RATE,
         outbound.ADDRESS_BURST,
     ),
-    "Deadline: dial of one address, s": (outbound.MAX_DIAL_ADDRESSES, addresses.MAX_RELAYS, outbound.HEAD_START_S),
+    "Deadline: dial of one address, s": (
+        outbound.MAX_DIAL_ADDRESSES,
+        addresses.MAX_RELAYS,
+        outbound.HEAD_START_S,
+        outbound.BEFORE_RELAYS_S,
+    ),
 }
 """The numbers in the notes of these rows."""
 
