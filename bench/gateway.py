@@ -1,8 +1,8 @@
-"""``mycelia bench gateway``: what HTTP adds to an engine's time to first token, and what a gateway bears.
+"""``mycelia bench gateway``: how much HTTP adds to an engine's time to first token, and how much load a gateway bears.
 
-Everything is of real processes on this machine that serve the fake engine, so that the engine costs next to nothing and
-what is measured is all around it. Prompts are warm where they are served. The client speaks HTTP over a bare socket:
-its own libraries would cost more than what is measured.
+Real processes on this machine serve the fake engine, which costs next to nothing, so that everything around the engine
+is measured. Prompts are cached where they are served. The client speaks HTTP over a bare socket: its usual libraries
+would cost more than the measured parts.
 """
 
 import json
@@ -32,7 +32,7 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import ChatMessage
 
 _PROMPT_CHARS = 3_000
-"""0.6 s of the fake engine's time: a node that has the prompt wins by that, wherever it is."""
+"""0.6 s of the fake engine's time. A node that has the prompt cached wins by that much."""
 _ELSEWHERE = "a prompt was not served where it is cached"
 _START_DEADLINE_S, _WARM_DEADLINE_S = 120.0, 60.0
 _KEY = "a key for the benchmark alone"
@@ -42,7 +42,7 @@ _STORM_S, _STORM_CLIENTS = 5.0, 20
 
 
 async def bench_gateway(bench: GatewayBench) -> Report:
-    """Measure. Raises LocalError when something could not be."""
+    """Run the benchmark. Raises LocalError when a measurement fails."""
     progress = Progress(3 + 4 * bench.runs)
     progress.step("starting nodes")
     async with AsyncExitStack() as stack:
@@ -107,7 +107,7 @@ async def _added(
 
 
 async def _wait_warm(node: LocalNode, prompt: str, peer: str) -> None:
-    """Wait until ``node`` knows that ``peer`` has the prompt and sends it there, without having it itself."""
+    """Wait until ``node`` knows that ``peer`` has the prompt and sends it there, without caching it itself."""
     with in_time(_WARM_DEADLINE_S, "the node did not learn in time what the other one has computed"):
         while True:
             await trio.sleep(1)  # (its digest is on its way)
@@ -127,7 +127,7 @@ async def _answer(node: LocalNode, prompt: str) -> str:
 
 
 async def _ttft_s(stream: trio.SocketStream, prompt: str, peer: str) -> float:
-    """Over a connection that stays, as clients' libraries keep theirs. peer: the node that has to serve it."""
+    """Uses a kept connection, as clients' libraries do. peer: the node that has to serve the prompt."""
     data = _request("POST", "/v1/chat/completions", _KEY, _body(prompt, 1, stream=True))
     began, ttft_s, seen = trio.current_time(), 0.0, b""
     await stream.send_all(data)
@@ -149,7 +149,7 @@ async def _ttft_s(stream: trio.SocketStream, prompt: str, peer: str) -> float:
 
 
 async def _disconnects(bench: GatewayBench, near: LocalNode, far: LocalNode, progress: Progress) -> list[Row]:
-    """From the client's closing of its connection to one node until the other one, which serves, is idle."""
+    """Time from closing the connection to one node until the other node, which serves, is idle."""
     worst_ms, medians_ms = [], []
     url = (await far.wait_ready()).api_url
     data = _request("POST", "/v1/chat/completions", _KEY, _body("f" * _PROMPT_CHARS, _STREAM_TOKENS, stream=True))
@@ -210,7 +210,7 @@ async def _streams(bench: GatewayBench, node: LocalNode, progress: Progress) -> 
 
 
 async def _stream(node: LocalNode, prompt: str, worst: list[float]) -> None:
-    """Adds the longest silence after the first text."""
+    """Appends the longest silence after the first text."""
     async with _connection(node) as stream:
         await stream.send_all(
             _request("POST", "/v1/chat/completions", _KEY, _body(prompt, _STREAM_TOKENS, stream=True))
@@ -284,7 +284,7 @@ async def _connection(node: LocalNode) -> AsyncIterator[trio.SocketStream]:
 
 
 async def _pieces(stream: trio.SocketStream) -> AsyncGenerator[bytes, None]:
-    """What comes, as it comes. Raises LocalError for silence."""
+    """The received bytes, as they come. Raises LocalError after silence."""
     while True:
         with trio.move_on_after(_START_DEADLINE_S) as silence:
             piece = bytes(await stream.receive_some(65_536))
@@ -296,7 +296,7 @@ async def _pieces(stream: trio.SocketStream) -> AsyncGenerator[bytes, None]:
 
 
 async def _status(stream: trio.SocketStream) -> int:
-    """The status of a reply, which is read to its end. Raises LocalError when there is none."""
+    """The status of a reply that is read to its end. Raises LocalError when there is none."""
     reply = b""
     async with aclosing(_pieces(stream)) as pieces:
         async for piece in pieces:

@@ -18,8 +18,6 @@ class UsageError(LocalError):
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """All settings of ``mycelia node``."""
-
     data_dir: Path
     """Directory of identity, lock and run file; one running node per directory."""
     model: str

@@ -32,8 +32,6 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt."""
-
     at_s: float
     """Time since the start of the run."""
     entry: int
@@ -67,7 +65,7 @@ class Run:
 
 
 class RealSwarm:
-    """A running swarm. Made by ``open_real_swarm``."""
+    """Made by ``open_real_swarm``."""
 
     def __init__(self, nodes: Sequence[LocalNode], rtts_s: list[float]) -> None:
         self._nodes = nodes

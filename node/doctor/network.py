@@ -1,6 +1,5 @@
-"""How a node would be placed in the network: its ports, its bootstrap peers, and how they see it. A part of
-``mycelia doctor``; joins as a light client for some seconds and changes nothing.
-"""
+"""How a node would be placed in the network: its ports, its bootstrap peers, and how they see it. Part of ``mycelia
+doctor``. Joins as a light client for some seconds and changes nothing."""
 
 import socket
 import time
@@ -31,20 +30,18 @@ MAX_ASKED = 8
 
 
 class Line(Struct, frozen=True):
-    """One finding."""
-
     what: str
     ok: bool
     says: str
     fix: str = ""
-    """A command, or what to do; empty where nothing is wrong."""
+    """A command or another remedy; empty if nothing is wrong."""
 
 
 async def look_out(
     data_dir: Path, bootstrap: Sequence[str], listen: Sequence[str], api_port: int, swarm_key: bytes = b""
 ) -> list[Line]:
-    """Takes some seconds when bootstrap peers do not answer. Raises nothing. listen, api_port: what a node here would
-    listen on, where none runs."""
+    """Takes some seconds when bootstrap peers do not answer. Raises nothing. listen, api_port: where a node would
+    listen, used if none runs."""
     running = find_running(data_dir)
     port, addresses, lines = port_of(listen[0]) or DEFAULT_PORT, list[str](), list[Line]()
     if running is not None:
@@ -80,14 +77,14 @@ def _port(what: str, host: str, port: int, fix: str) -> Line:
 
 @asynccontextmanager
 async def _listening(port: int, is_free: bool) -> AsyncIterator[None]:
-    """Where no node runs, somebody must listen for peers to find the port open."""
+    """Listens if no node runs: otherwise peers would find the port closed."""
     if not is_free:
         yield
         return
     try:
         listeners = await trio.open_tcp_listeners(port)
     except OSError:
-        yield  # (told already)
+        yield  # (already reported)
         return
     async with trio.open_nursery() as nursery:
         for listener in listeners:
@@ -103,18 +100,18 @@ async def _accept(listener: trio.SocketListener) -> None:
 
 
 class Seen(Struct):
-    """What a bootstrap peer told."""
+    """The report of a bootstrap peer."""
 
     reach: Reach
     skew_s: float
-    """Its clock less ours, as far as half of the round trip allows to say."""
+    """Its clock minus ours, uncertain by half of the round trip."""
     host: str = ""
-    """Its IP address."""
+    """The peer's IP address."""
 
 
 async def _ask(bootstrap: Sequence[str], port: int, swarm_key: bytes, lines: list[Line]) -> list[Seen]:
-    """Adds a line for each bootstrap peer. All connections go out from one port: what peers see of it tells what a
-    router makes of it."""
+    """Adds a line for each bootstrap peer. All connections leave from one port, so that the peers' reports show how a
+    router translates it."""
     from mycelia.node.network.libp2p.network import open_network
 
     seen: list[Seen] = []
@@ -128,11 +125,11 @@ async def _ask(bootstrap: Sequence[str], port: int, swarm_key: bytes, lines: lis
 
 @contextmanager
 def _reusable_port() -> Iterator[int]:
-    """Kept from others meanwhile; 0 where the system cannot do that."""
+    """A port that other programs cannot take meanwhile; 0 if the system does not support that."""
     with socket.socket() as reserved:
         try:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(("0.0.0.0", 0))  # noqa: S104  nobody listens
+            reserved.bind(("0.0.0.0", 0))  # noqa: S104 no process listens there
             port = int(reserved.getsockname()[1])
         except (AttributeError, OSError):
             port = 0
@@ -158,13 +155,13 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
             skew_s = answer.time_ms / 1000 - (asked + time.time()) / 2
             seen.append(Seen(answer, skew_s, host_of(network.remote_address(peer))))
     except (NetworkError, RemoteError, trio.TooSlowError):
-        pass  # (an older node: it can be joined through, and tells nothing)
+        pass  # (an older node: others can join through it, but it reports nothing)
     lines.append(Line("bootstrap", True, f"{name}: connected in {connected_ms:.0f} ms"))
 
 
 def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = None) -> list[Line]:
-    """What follows from how peers see this machine, where somebody listens on ``port``. told: the addresses that the
-    node running here tells of itself; None: there is none."""
+    """Conclusions from how peers see this machine, which listens on ``port``. told: the addresses that the node running
+    here announces; None: none runs."""
     if not seen:
         return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
     own = own_hosts()
@@ -203,9 +200,9 @@ def _clock(seen: Sequence[Seen]) -> Line:
 
 
 def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
-    """How a router between here and the peers translates addresses (NAT). All connections went out from one port: a
-    router that maps it to the same one for every peer lets others in there, one that does not never does. Peers at one
-    address tell nothing, since some routers distinguish only addresses. fix: empty unless nobody can connect."""
+    """How a router between here and the peers translates addresses (NAT). All connections left from one port. A router
+    that maps it to the same port for every peer lets others connect there; any other router never does. Peers at one
+    address prove nothing, since some routers distinguish only addresses. fix: empty unless no peer can connect."""
     views = {one.host: (host, port_of(one.reach.address)) for one in seen if (host := host_of(one.reach.address))}
     translated = {peer: view for peer, view in views.items() if view[0] not in own}
     if not views:
@@ -225,7 +222,7 @@ def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
 
 
 def _relay(relays: Sequence[str], is_running: bool, is_needed: bool) -> Line:
-    """relays: at which the node here has a place."""
+    """relays: those at which the node here has a place."""
     if relays:
         return Line("relay", True, f"in use: peers reach this node through {' and '.join(relays)}")
     if not is_needed:

@@ -1,4 +1,4 @@
-"""The check-up: what it finds here, what it makes of GPUs that are not here, and what it says when llama.cpp dies."""
+"""The doctor: its findings on this machine, its report of GPUs that are not here, and a crash of llama.cpp."""
 
 import os
 import socket
@@ -164,7 +164,7 @@ def seen(
 
 
 def seen_twice(outcome: str, address: str, by: str = "198.51.100.2") -> list[Seen]:
-    """By two peers."""
+    """Two peers' reports."""
     return [seen(outcome), seen(outcome, address, by=by)]
 
 
