@@ -97,7 +97,7 @@ async def _added(
         ]
         for number in range(bench.runs):
             progress.step(f"time to first token, run {number + 1}")
-            times = [[await kind() for kind in kinds] for _ in range(bench.requests)]  # (turn about)
+            times = [[await kind() for kind in kinds] for _ in range(bench.requests)]  # (in rotation)
             medians.append([1000 * median(column) for column in zip(*times, strict=True)])
     return [
         row_of("engine_ttft_ms_p50", "ms, conversation to token, called directly", [run[0] for run in medians]),

@@ -111,7 +111,7 @@ async def newcomer_s(victims: Victims) -> float:
             node = Node(identity, engine, network, epoch=1)
             began = trio.current_time()
             await nursery.start(node.run)
-            while not set(wanted) <= {row.peer for row in node.state().peers}:  # noqa: ASYNC110 (no event announces it)
+            while not set(wanted) <= {row.peer for row in node.state().peers}:  # noqa: ASYNC110  (no event announces it)
                 await trio.sleep(LOOK_EVERY_S)
             for address in victims.addresses:
                 while (await _first_answer(network, address)).failure:  # noqa: ASYNC110  (it asks each time)

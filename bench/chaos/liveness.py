@@ -79,7 +79,7 @@ class _Watch:
 
         async def watch(http: httpx.AsyncClient) -> None:
             nonlocal seen_at
-            while not sees(await self.row(http)):  # noqa: ASYNC110 (of another process)
+            while not sees(await self.row(http)):  # noqa: ASYNC110  (of another process)
                 await trio.sleep(LOOK_EVERY_S)
             seen_at = max(seen_at, trio.current_time())
 

@@ -129,7 +129,7 @@ def _reusable_port() -> Iterator[int]:
     with socket.socket() as reserved:
         try:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(("0.0.0.0", 0))  # noqa: S104 no process listens there
+            reserved.bind(("0.0.0.0", 0))  # noqa: S104  no process listens there
             port = int(reserved.getsockname()[1])
         except (AttributeError, OSError):
             port = 0
@@ -178,7 +178,7 @@ def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = No
 
 
 def _reachable(view: View, port: int, fix: str, is_relayed: bool) -> Line:
-    """Whether peers can connect in one address family. What is open the node finds out and announces by itself."""
+    """Whether peers can connect in one address family. A node finds its open addresses and announces them by itself."""
     match view.outcome:
         case "open":
             return Line("reachable", True, f"peers can connect to port {port} of {view.host}")
