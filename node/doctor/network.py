@@ -163,7 +163,7 @@ def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = No
     """Conclusions from how peers see this machine, which listens on ``port``. told: the addresses that the node running
     here announces; None: none runs."""
     if not seen:
-        return [Line(what, True, "unknown: no bootstrap peer tells") for what in ("NAT", "reachable")]
+        return [Line(what, True, "unknown: no bootstrap peer reports it") for what in ("NAT", "reachable")]
     own = own_hosts()
     views = seen_from_outside((one.reach for one in seen), own)
     relays = [address.split("/p2p/")[1].partition("/")[0] for address in told or () if is_circuit(address)]
@@ -206,17 +206,17 @@ def _translation(seen: Sequence[Seen], own: set[str], fix: str) -> Line:
     views = {one.host: (host, port_of(one.reach.address)) for one in seen if (host := host_of(one.reach.address))}
     translated = {peer: view for peer, view in views.items() if view[0] not in own}
     if not views:
-        return Line("NAT", True, "unknown: no peer told an address")
+        return Line("NAT", True, "unknown: no peer reported an address")
     if not translated:
         (address, _), *_ = views.values()
         return Line("NAT", True, f"none: this machine has the address {address}")
     outside = sorted({f"{host} port {port}" for host, port in translated.values()})
     if len(translated) == 1:
         (address, _), *_ = translated.values()
-        more = "two bootstrap peers at different addresses would tell of which kind"
+        more = "two bootstrap peers at different addresses would show its kind"
         return Line("NAT", True, f"address translation to {address}; {more}")
     if len(outside) == 1:
-        return Line("NAT", True, f"cone: {len(translated)} peers see {outside[0]}, so others can be let in")
+        return Line("NAT", True, f"cone: {len(translated)} peers see {outside[0]}, so the router can let others in")
     says = f"symmetric: different peers see {', '.join(outside[:3])}, so only a forwarded port lets others in"
     return Line("NAT", not fix, says, fix)
 
@@ -229,7 +229,7 @@ def _relay(relays: Sequence[str], is_running: bool, is_needed: bool) -> Line:
         return Line("relay", True, "none is in use")
     why = "a node here would be reached through a peer that relays, if there is one"
     if is_running:
-        why = "no connected peer gives the node a place, or it runs with --no-relay"
+        why = "no connected peer has room for the node, or it runs with --no-relay"
     return Line("relay", True, f"none is in use: {why}")
 
 
