@@ -12,7 +12,8 @@ from mycelia.node.commands.running import console, run
 Examples:
   mycelia swarm
   mycelia swarm 6 --delay-ms 80
-  mycelia swarm 3 --model fake --dir ./swarm"""
+  mycelia swarm 3 --model fake --dir ./swarm
+  mycelia swarm 5 --restart"""
 )
 @click.argument("count", type=click.IntRange(1, 64), default=4, metavar="[N]")
 @click.option(
@@ -36,8 +37,13 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory in which the nodes' data and logs are kept.  [default: a temporary one]",
 )
-def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None) -> None:
-    """Run a swarm of N nodes (default 4) on this machine until Ctrl-C, and collect their logs."""
+@click.option("--restart", "restarts", is_flag=True, help="Start nodes that end again, after growing pauses.")
+def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None, restarts: bool) -> None:
+    """Run a swarm of N nodes (default 4) on this machine until Ctrl-C, and collect their logs.
+
+    A node that ends is reported, and the others go on.
+    """
     from mycelia.node.terminal.swarm import run_swarm
 
-    run(lambda: run_swarm(count, delay_ms / 1000, ("--model", model, "--threads", str(threads)), root, console()))
+    options = ("--model", model, "--threads", str(threads))
+    run(lambda: run_swarm(count, delay_ms / 1000, options, root, console(), restarts))

@@ -74,17 +74,10 @@ async def _start(swarm: LocalSwarm, settings: SwarmSettings, proxies: Sequence[D
         node = await swarm.start(f"node-{number}", bootstrap, [*announced, *settings.options])
         nodes.append(node)
         if number == 1:
-            proxy.forward_to(await _bound_port(node))
+            proxy.forward_to(await node.bound_port())
     for node, proxy in zip(nodes, proxies, strict=True):
-        proxy.forward_to(await _bound_port(node))
+        proxy.forward_to(await node.bound_port())
     for node in nodes:
         await node.wait_ready()
         await node.wait_peers(settings.num_nodes - 1)
     return nodes
-
-
-async def _bound_port(node: LocalNode) -> int:
-    event = await node.wait_event(lambda event: event.get("event") == "listening")
-    listen = event["listen"]
-    assert isinstance(listen, list)
-    return int(str(listen[0]).rpartition("/tcp/")[2])

@@ -33,12 +33,15 @@ class LocalNode:
     name: str
     data_dir: Path
     process: trio.Process
+    options: tuple[str, ...] = ()
+    """The options it was started with."""
     events: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=_MAX_LOG_LINES))
     num_events: int = 0
     """The number of events since the start, including those no longer in ``events``."""
     counts: Counter[str] = field(default_factory=Counter)
     """Event name -> its number since the start."""
-    _ready: dict[str, object] | None = None
+    _places: dict[str, dict[str, object]] = field(default_factory=dict)
+    """The events that say where the node is, by name; ``events`` drops them."""
     _changed: trio.Event = field(default_factory=trio.Event)
     is_drained: bool = False
 
@@ -56,22 +59,30 @@ class LocalNode:
     async def wait_next_event(self) -> None:
         """Returns after the next log line. Raises LocalError when the node has ended."""
         if self.process.returncode is not None and self.is_drained:
-            raise LocalError(f"{self.name} ended with exit code {self.process.returncode}: {self._last_words()}")
+            raise LocalError(f"{self.name} {self._how_it_ended()}")
         await self._changed.wait()
+
+    async def wait_ended(self) -> str:
+        """Returns when the node has ended, and how that happened: the rest of a sentence about it."""
+        while self.process.returncode is None or not self.is_drained:
+            await self._changed.wait()
+        return self._how_it_ended()
 
     async def wait_ready(self) -> RunInfo:
         """Waits until the node serves, and returns its addresses."""
-        event = await self._wait_ready()
+        event = await self._wait_place("ready")
         return RunInfo(self.process.pid, str(event["api"]), str(event["peer"]))
 
     async def address(self) -> str:
         """A full multiaddr for the option --bootstrap of other nodes."""
-        listen = (await self._wait_ready())["listen"]
-        assert isinstance(listen, list)
-        return str(listen[0])
+        return _first_listening(await self._wait_place("ready"))
 
-    async def _wait_ready(self) -> dict[str, object]:
-        return self._ready or await self.wait_event(lambda e: e.get("event") == "ready")
+    async def bound_port(self) -> int:
+        """The port on which a node listens that announces another address, as soon as it listens."""
+        return int(_first_listening(await self._wait_place("listening")).rpartition("/tcp/")[2])
+
+    async def _wait_place(self, name: str) -> dict[str, object]:
+        return self._places.get(name) or await self.wait_event(lambda event: event.get("event") == name)
 
     async def wait_peers(self, count: int) -> None:
         """Returns when this node has logged that at least ``count`` other nodes joined."""
@@ -92,8 +103,8 @@ class LocalNode:
         if not isinstance(event, dict):
             event = {"event": event}
         name = str(event.get("event", ""))
-        if name == "ready":
-            self._ready = event
+        if name in ("ready", "listening"):
+            self._places.setdefault(name, event)
         if name in self.counts or len(self.counts) < _MAX_LOG_LINES:
             self.counts[name] += 1
         self.events.append(event)
@@ -104,8 +115,12 @@ class LocalNode:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _last_words(self) -> str:
-        return str(self.events[-1].get("event", "")) if self.events else "it said nothing"
+    def _how_it_ended(self) -> str:
+        code = self.process.returncode or 0
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        last_words = str(self.events[-1].get("event", "")) if self.events else "it said nothing"
+        return f"ended with exit code {code}: {last_words}"
 
     async def stop(self) -> None:
         await end(self.process)
@@ -113,6 +128,12 @@ class LocalNode:
     def kill(self) -> None:
         """Sends SIGKILL, which ends the node as a crash or a power cut would."""
         self.process.send_signal(signal.SIGKILL)
+
+
+def _first_listening(event: dict[str, object]) -> str:
+    listen = event["listen"]
+    assert isinstance(listen, list)
+    return str(listen[0])
 
 
 async def end(process: trio.Process) -> None:
@@ -166,10 +187,22 @@ class LocalSwarm:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        node = LocalNode(name, data_dir, process)
+        node = LocalNode(name, data_dir, process, tuple(options))
         self.nodes.append(node)
         self._nursery.start_soon(self._follow, node)
         return node
+
+    async def start_again(self, node: LocalNode, bootstrap: Sequence[str]) -> LocalNode:
+        """Starts a node that has ended with the same options and ports. Returns at once. The node has been ready
+        before, or was started by this method."""
+        options = list(node.options)
+        if "--listen" not in options:
+            port = await node.bound_port() if "--announce" in options else (await node.address()).split("/")[4]
+            options += ["--listen", f"/ip4/127.0.0.1/tcp/{port}"]
+        if "--api-port" not in options:
+            options += ["--api-port", (await node.wait_ready()).api_url.rpartition(":")[2]]
+        self.nodes.remove(node)
+        return await self.start(node.name, bootstrap, options)
 
     async def start_many(self, count: int, options: Sequence[str] = ()) -> list[LocalNode]:
         """Starts ``count`` nodes and waits until all know each other. The others get only the first one's address."""
@@ -195,6 +228,8 @@ class LocalSwarm:
                 for line in lines:
                     node.note(line)
         await node.process.wait()
+        if node.process.stdin is not None:
+            await node.process.stdin.aclose()
         node.is_drained = True
         node.wake()
 

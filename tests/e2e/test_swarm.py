@@ -1,5 +1,6 @@
 """A real swarm answers prompts, finds shared prefixes, survives kills and leaves nothing behind."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -8,10 +9,11 @@ import msgspec
 import pytest
 import trio
 
-from mycelia.node.client.local import fetch_tree
+from mycelia.node.client.local import fetch_state, fetch_tree
 from mycelia.node.doctor.machine import Report
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm
 from mycelia.node.storage.rundir import find_running
+from mycelia.node.terminal.swarm import EXAMPLE_FILE
 from mycelia.proto.wire.blocks import STRIDE
 from tests.e2e.conftest import (
     DEADLINE_S,
@@ -138,16 +140,10 @@ async def test_a_killed_nodes_engine_dies_with_it(swarm: LocalSwarm, tmp_path: P
 async def test_a_swarm_with_one_command_ends_with_it(tmp_path: Path, delay: str) -> None:
     options = ["--model", "fake", "--delay-ms", delay, "--dir", str(tmp_path / "all")]
     with trio.fail_after(DEADLINE_S):
-        process = await trio.lowlevel.open_process(
-            [*COMMAND, "swarm", "2", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None and process.stderr is not None
-        seen = b""
-        while b"stop:" not in seen:
-            piece = await process.stdout.receive_some()
-            assert piece, (await process.stderr.receive_some()).decode()
-            seen += bytes(piece)
-        assert b"node-2" in seen and (b"30 ms" in seen) == (delay == "30")
+        process = await trio.lowlevel.open_process([*COMMAND, "swarm", "2", *options], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        seen = await until(process.stdout, "stop:")
+        assert "node-2" in seen and ("30 ms" in seen) == (delay == "30")
         infos = [find_running(tmp_path / "all" / f"node-{number}") for number in (1, 2)]
         assert all(info is not None for info in infos)
         done = await run_mycelia("ask", "--data-dir", str(tmp_path / "all" / "node-1"), "--max-tokens", "4", "hello")
@@ -158,6 +154,70 @@ async def test_a_swarm_with_one_command_ends_with_it(tmp_path: Path, delay: str)
             assert info is not None
             await wait_gone(info.pid)
     assert (tmp_path / "all" / "node-2" / "mycelia.node.log").read_text()
+
+
+async def test_a_swarm_with_one_command_outlives_its_nodes(tmp_path: Path) -> None:
+    """One swarm for all steps. Its example is long enough that the second node to get it finds it cached."""
+    options = ["--model", "fake", "--restart", "--dir", str(tmp_path)]
+    with trio.fail_after(DEADLINE_S):
+        process = await trio.lowlevel.open_process([*COMMAND, "swarm", "2", *options], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        printed = await until(process.stdout, "stop:")
+        one, two = (find_running(tmp_path / name) for name in ("node-1", "node-2"))
+        assert one is not None and two is not None
+        assert f"page:      {one.api_url}/" in printed
+
+        prompt = (tmp_path / EXAMPLE_FILE).read_bytes()
+        example = ["ask", "--json", "--cache-salt", "public", "--max-tokens", "4", "-"]
+        cold = parse_answer((await run_mycelia(*example, "--data-dir", str(tmp_path / "node-1"), stdin=prompt)).stdout)
+        assert cold.answered.cached_tokens == 0
+        holder, other = (one, "node-2") if cold.answered.served_by == one.peer else (two, "node-1")
+        info = find_running(tmp_path / other)
+        assert info is not None
+        while not any(row.peer == holder.peer and row.digest_blocks for row in (await fetch_state(info)).peers):
+            pass  # (each look is an HTTP request)
+        warm = parse_answer((await run_mycelia(*example, "--data-dir", str(tmp_path / other), stdin=prompt)).stdout)
+        assert warm.answered.served_by == holder.peer
+        assert warm.answered.cached_tokens > 0.9 * warm.answered.prompt_tokens
+
+        os.kill(two.pid, signal.SIGKILL)
+        printed = await until(process.stdout, "node-2 runs again")
+        assert "node-2 was killed by SIGKILL; 1 of 2 nodes run; it starts again in 1 s\n" in printed
+        again = find_running(tmp_path / "node-2")
+        assert again is not None and again.pid != two.pid
+        assert (again.api_url, again.peer) == (two.api_url, two.peer)
+
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        for pid in (one.pid, again.pid):
+            await wait_gone(pid)
+
+
+async def test_a_swarm_without_nodes_ends(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        process = await trio.lowlevel.open_process(
+            [*COMMAND, "swarm", "2", "--model", "fake", "--dir", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        await until(process.stdout, "stop:")
+        infos = [find_running(tmp_path / name) for name in ("node-1", "node-2")]
+        for info in infos:
+            assert info is not None
+            os.kill(info.pid, signal.SIGKILL)
+        assert await process.wait() == 1
+        assert "all nodes have ended" in await until(process.stderr, "\n")
+
+
+async def until(stream: trio.abc.ReceiveStream, wanted: str) -> str:
+    """What comes from ``stream``, up to the first piece after which ``wanted`` has come."""
+    seen = ""
+    while wanted not in seen:
+        piece = await stream.receive_some()
+        assert piece, f"the end, after {seen}"
+        seen += bytes(piece).decode()
+    return seen
 
 
 async def test_the_doctor_asks_peers_how_they_see_this_machine(swarm: LocalSwarm) -> None:
