@@ -42,7 +42,7 @@ async def keep_reachable(network: Network, peers: Callable[[], list[bytes]], joi
         tried = {family: view for family, view in views.items() if view.outcome != "untried"}
         if tried:
             known |= tried
-            network.set_reachability(reachability(known, port))
+            network.set_reachability(reachability(known, port, own))
         with trio.move_on_after((CHECK_EVERY_S if tried == views != {} else RETRY_S) * uniform(0.75, 1.25)):  # noqa: S311  jitter
             await _other_than(own)
             hosts = own_hosts()
@@ -79,17 +79,18 @@ def _view(reports: list[tuple[str, str]], own: set[str]) -> View:
     return View(outside, max(outcomes, key=lambda outcome: (outcomes[outcome], outcome == "open"), default="untried"))
 
 
-def reachability(views: Mapping[str, View], port: int) -> Reachability:
+def reachability(views: Mapping[str, View], port: int, own: Iterable[str] = ()) -> Reachability:
     """What follows from peers' views of a node that listens on ``port``. A node that is open to the internet in one
-    family only needs a relay for the peers that speak only the other one."""
+    family only needs a relay for the peers that speak only the other one. own: the addresses of this machine's
+    interfaces. A public one counts as open until a peer found it closed."""
     is_open = {family for family, view in views.items() if view.outcome == "open"}
+    closed = frozenset(family for family, view in views.items() if view.outcome == "closed")
     public = {family for family in is_open if is_public_host(views[family].host)}
     relayed = {"ip4", "ip6"} - public if public or not is_open else set()
-    return Reachability(
-        open=tuple(f"/{family}/{views[family].host}/tcp/{port}" for family in sorted(public)),
-        closed=frozenset(family for family, view in views.items() if view.outcome == "closed"),
-        relayed=frozenset(relayed),
-    )
+    if public:
+        relayed -= {family_of(host) for host in own if is_public_host(host)} - closed
+    announced = tuple(f"/{family}/{views[family].host}/tcp/{port}" for family in sorted(public))
+    return Reachability(announced, closed, frozenset(relayed))
 
 
 async def _other_than(hosts: set[str]) -> None:
@@ -99,6 +100,7 @@ async def _other_than(hosts: set[str]) -> None:
 
 
 def own_hosts() -> set[str]:
-    """The IP addresses of this machine's interfaces."""
+    """The IP addresses of this machine's interfaces, except link-local ones, which no peer is told."""
     families = (socket.AF_INET, socket.AF_INET6)
-    return {one.address for ones in psutil.net_if_addrs().values() for one in ones if one.family in families}
+    found = {one.address for ones in psutil.net_if_addrs().values() for one in ones if one.family in families}
+    return {host for host in found if not host.startswith(("fe80:", "169.254."))}

@@ -43,7 +43,8 @@ async def started(swarm: LocalSwarm, internet: Internet, kinds: list[Kind]) -> d
         nodes[name] = node, internet.namespace
     for number, kind in enumerate(kinds):
         home, name = internet.home(kind), f"{kind}{'' if kinds.count(kind) == 1 else f' {number + 1}'}"
-        node = await swarm.start(name, bootstrap, ["--model", "fake"], inside(home.namespace))
+        listen = [word for host in ("/ip4/0.0.0.0", "/ip6/::") for word in ("--listen", f"{host}/tcp/{PORT}")]
+        node = await swarm.start(name, bootstrap, ["--model", "fake", *listen], inside(home.namespace))
         await node.wait_ready()
         nodes[name] = node, home.namespace
     return nodes

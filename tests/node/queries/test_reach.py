@@ -70,6 +70,12 @@ def test_relays_are_for_the_families_in_which_peers_cannot_connect(
     assert reachability(views, 7117) == expected
 
 
+def test_a_public_address_of_its_own_needs_no_relay_until_it_is_found_closed() -> None:
+    views, own = {"ip4": View("45.10.1.7", "open")}, {"45.10.1.7", "2a10::7", "192.168.1.5"}
+    assert reachability(views, 7117, own).relayed == frozenset()
+    assert reachability(views | {"ip6": View("2a10::7", "closed")}, 7117, own).relayed == frozenset({"ip6"})
+
+
 class Listening:
     """A member's network with addresses at which it claims to listen."""
 

@@ -185,7 +185,11 @@ async def test_entry_nodes_that_all_break_off_are_not_tried_for_ever(autojump_cl
 
 @pytest.mark.parametrize(
     ("answered", "max_tokens", "message"),
-    [(b"123", 8, "multiple of 4"), (pack_tokens([9_999]), 8, "below"), (pack_tokens([97] * 9), 8, "than the request allows")],
+    [
+        (b"123", 8, "multiple of 4"),
+        (pack_tokens([9_999]), 8, "below"),
+        (pack_tokens([97] * 9), 8, "than the request allows"),
+    ],
 )
 async def test_impossible_answers_so_far_are_refused(
     autojump_clock: trio.testing.MockClock, answered: bytes, max_tokens: int, message: str
