@@ -195,6 +195,8 @@ class MemoryNetwork:
         """Namespace -> cells whose gossip it receives."""
         self.bootstrap = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
         self.handlers = dict(handlers)
+        self.forgiving: set[str] = set()
+        """The protocols served with ``is_forgiving``."""
         self.reachability = Reachability()
         """Only noted: there are no relays here."""
         self._settings = settings
@@ -285,6 +287,7 @@ class MemoryNetwork:
         if handler is None or not self._swarm.connected(self.peer_id, peer):
             raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}")
         mine, theirs = MemoryStream(self._swarm, self, peer), MemoryStream(self._swarm, network, self.peer_id)
+        theirs.is_forgiving = protocol in network.forgiving
         mine.other, theirs.other = theirs, mine
         self._streams.setdefault(peer, set()).add(mine)
         network._streams.setdefault(self.peer_id, set()).add(theirs)
@@ -309,8 +312,10 @@ class MemoryNetwork:
     def num_exchanges(self, peer: bytes = b"") -> int:
         return sum(len(streams) for other, streams in self._streams.items() if peer in (b"", other))
 
-    def serve(self, protocol: str, handler: StreamHandler) -> None:
+    def serve(self, protocol: str, handler: StreamHandler, is_forgiving: bool = False) -> None:
         self.handlers[protocol] = handler
+        if is_forgiving:
+            self.forgiving.add(protocol)
 
     # --- what the swarm calls --------------------------------------------------------------------------------------
 
@@ -365,6 +370,8 @@ class MemoryStream:
         self._swarm = swarm
         self._network = network
         self._peer = peer
+        self.is_forgiving = False
+        """See ``Network.serve``."""
         self._arrived: deque[bytes] = deque()
         self._num_unread_bytes = 0
         self._ended = False
@@ -409,8 +416,9 @@ class MemoryStream:
         try:
             return decode(data)
         except RemoteError as exc:
-            self._network.charge(self._peer, str(exc))
-            await self.reset()
+            if not self.is_forgiving:
+                self._network.charge(self._peer, str(exc))
+                await self.reset()
             raise
 
     async def aclose(self) -> None:

@@ -209,7 +209,10 @@ class Network(Protocol):
         """Number of exchanges that are open with ``peer`` (empty: with all peers), opened by either side."""
         ...
 
-    def serve(self, protocol: str, handler: StreamHandler) -> None:
+    def serve(self, protocol: str, handler: StreamHandler, is_forgiving: bool = False) -> None:
         """Serves the inbound streams of ``protocol`` from now on. Handlers given to ``open_network`` are in place
-        before the first stream can arrive."""
+        before the first stream can arrive.
+
+        is_forgiving: bytes that are no message are no offence, and ``receive`` leaves the stream open for an answer
+        that says what was wrong."""
         ...

@@ -302,7 +302,7 @@ class Entry:
             case Finish():
                 self._send_text(running, b"", (), is_last=True)
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
-                answered = _answered(effect, ttft_s)
+                answered = answered_frame(effect, ttft_s)
                 self._requests.answered(effect.request_id, answered)
                 self._end(effect.request_id, answered)
             case Fail():
@@ -354,7 +354,7 @@ class Entry:
         def tell_route() -> None:
             if request_id in self._running and not scope.cancel_called:  # (it may have ended before this task ran)
                 self._requests.routed(effect)
-                running.tell(_route(effect.decision, self._engine.info.namespace))
+                running.tell(route_frame(effect.decision, self._engine.info.namespace))
 
         try:
             with scope:
@@ -407,10 +407,15 @@ class Entry:
 async def serve_ask_stream(
     ask_of: Callable[[Ask, bytes], AbstractAsyncContextManager[AsyncIterator[EntryFrame]]], stream: MessageStream
 ) -> None:
-    """Serves one inbound Ask of a light client or a node of another model, which cancels by ending the stream."""
-    ask = await receive_opening(stream)
-    if not isinstance(ask, Ask):
-        raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
+    """Serves one inbound Ask of a light client or a node of another model, which cancels by ending the stream. The
+    stream has to be a forgiving one."""
+    try:
+        ask = await receive_opening(stream)
+        if not isinstance(ask, Ask):
+            raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
+    except RemoteError as exc:  # (clients are also written by hand, and have to learn what is wrong)
+        await stream.send(Failed(code="bad_request", message=str(exc)[:512], retryable=False))
+        return
     async with cancelled_at_end(stream), ask_of(ask, stream.peer) as frames:
         async for frame in frames:
             await stream.send(frame)
@@ -430,7 +435,7 @@ def _reason(exc: Exception) -> str | None:
     return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
 
 
-def _route(decision: Decision, namespace: bytes) -> Route:
+def route_frame(decision: Decision, namespace: bytes) -> Route:
     return Route(
         namespace=namespace,
         chosen=decision.chosen,
@@ -459,7 +464,7 @@ def _ms(seconds: float) -> int:
     return min(round(seconds * 1000), MAX_SMALL)
 
 
-def _answered(effect: Finish, ttft_s: float) -> Answered:
+def answered_frame(effect: Finish, ttft_s: float) -> Answered:
     return Answered(
         served_by=effect.served_by,
         reason=effect.reason,

@@ -45,6 +45,8 @@ def _refuse_tag(*_: object) -> NoReturn:
     raise RemoteError("CBOR tags are not part of the wire format")
 
 
+_RULES = "shortest integers and lengths, floats as floats (0.0 is f90000), keys in order, fields with defaults left out"
+
 _BUILTIN_TAGS = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
 _TAG_DECODERS = dict.fromkeys(_BUILTIN_TAGS, _refuse_tag)
 
@@ -147,7 +149,7 @@ def decode(data: bytes, limit: int = MAX_MESSAGE_BYTES) -> Message:
             raise RemoteError("bytes after the message")
         message = _parse(data)
         if encode(message) != data:
-            raise RemoteError("not in deterministic encoding")
+            raise RemoteError(f"not in deterministic encoding: {_RULES}")
     except RemoteError:
         raise
     except Exception as exc:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from hashlib import sha256
 
 import cbor2
 import trio
@@ -14,6 +15,7 @@ from mycelia.node.engine.fake.engine import FakeEngine
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p.network import open_network
 from mycelia.node.network.network import NetworkSettings
+from mycelia.proto.config import TrustConfig
 from tests.interop.by_hand import PEER_PREFIX, Message, Peer, connected, field, rpc, varint
 from tests.node.network.libp2p.network_helpers import eventually
 
@@ -74,13 +76,33 @@ async def test_it_is_answered_and_an_answer_goes_on_with_the_same_tokens() -> No
         again = await _all_of((await peer.open("/mycelia/generate/1", resumed)).receive, {11, 12, 17})
         assert b"".join(frame[2] for frame in again if frame[0] == 10) == tokens[12:]
 
-        ask = {0: 13, 1: bytes(16), 2: model, 3: [], 4: SAMPLING, 5: "", 6: "", 7: PROMPT, 8: b"", 9: b""}
+        ask = an_ask(model)
         answer = await _all_of((await peer.open("/mycelia/ask/1", ask)).receive, {12, 16})
         assert [frame[0] for frame in answer[:2]] == [14, 19] and answer[-1][0] == 16, answer
         assert b"".join(frame[3] for frame in answer if frame[0] == 15) == tokens
 
         wrong = await peer.open("/mycelia/generate/1", {**generate, 2: bytes(16)})
         assert (await wrong.receive())[1] == "unknown_model"
+
+
+async def test_an_ask_that_is_no_message_is_answered_and_costs_nothing() -> None:
+    """Clients are written by hand, and CBOR libraries write 0.0 as the integer 0."""
+    async with greeted() as (node, peer, _, model):
+        wrong = (
+            {**an_ask(model), 4: {**SAMPLING, 2: 0}},
+            {**an_ask(model), 99: 1},
+            {0: 99},
+            {0: 20, 1: bytes(16)},  # (a trace-query, which belongs elsewhere)
+        )
+        for number in range(3 * TrustConfig().offences_to_quarantine):
+            stream = await peer.open("/mycelia/ask/1", wrong[number % len(wrong)])
+            failed = await stream.receive()
+            assert failed[0] == 12 and failed[1] == "bad_request" and failed[3] is False
+            if number == 0:
+                assert "floats" in failed[2]
+        assert not node.overlay.refusals
+        answer = await _all_of((await peer.open("/mycelia/ask/1", an_ask(model))).receive, {12, 16})
+        assert answer[-1][0] == 16, answer
 
 
 async def test_what_it_gossips_is_held_and_what_it_provides_is_told() -> None:
@@ -103,12 +125,17 @@ async def test_what_it_gossips_is_held_and_what_it_provides_is_told() -> None:
         await peer.open("/meshsub/1.1.0", rpc(topic, time.time_ns(), data, SigningKey(SEED)))
         await eventually(lambda: node.overlay.estimates.version(owner, namespace) == (now_ms, 1))
 
-        key = f"/mycelia/model/{namespace.hex()}".encode()
+        name = f"/mycelia/model/{namespace.hex()}".encode()
+        key = bytes.fromhex("1220") + sha256(name).digest()
         address = bytes.fromhex("047f000001061bcd")  # /ip4/127.0.0.1/tcp/7117
         told = field(1, 2) + field(2, key) + field(9, field(1, owner) + field(2, address) + field(3, 2))
         asked = field(1, 3) + field(2, key)
         stream = await peer.open("/mycelia/kad/1.0.0", b"".join(varint(len(one)) + one for one in (told, asked)))
         await eventually(lambda: field(9, field(1, owner) + field(2, address))[2:] in stream.data)
+
+
+def an_ask(model: str) -> Message:
+    return {0: 13, 1: bytes(16), 2: model, 3: [], 4: SAMPLING, 5: "", 6: "", 7: PROMPT, 8: b"", 9: b""}
 
 
 async def _all_of(receive: Callable[[], Awaitable[Message]], last: set[int]) -> list[Message]:

@@ -28,6 +28,7 @@ from mycelia.node.network.network import NetworkError
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.cells.cells import ROOT, Cell, address_of
+from mycelia.proto.kademlia.keys import model_key, prefix_key
 
 log = structlog.get_logger()
 
@@ -60,16 +61,6 @@ OUTSIDERS_SHARE = 4
 class _Backoff:
     pause_s: float
     until: float
-
-
-def provider_key(namespace: bytes, cell: Cell = ROOT) -> str:
-    """The Kademlia key under which the nodes of a namespace, or of a cell of it, are found."""
-    return f"/mycelia/model/{namespace.hex()}{cell.suffix()}"
-
-
-def prefix_key(key: bytes) -> str:
-    """The Kademlia key of a rung of the prefix ladder."""
-    return f"/mycelia/prefix/{key.hex()}"
 
 
 class Discovery:
@@ -116,7 +107,7 @@ class Discovery:
     async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
         """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
         num_lookups = 0
-        key = provider_key(namespace, cell).encode()
+        key = model_key(namespace, cell.suffix())
         while self.dht is not None:
             while not len(self._table):
                 await self._table.changed.wait()
@@ -144,7 +135,7 @@ class Discovery:
         if self.dht is None:
             raise NetworkError("a light client provides nothing")
         with _in_time(f"cannot provide {key.hex()}"):
-            num_told = await self.dht.provide_prefix(prefix_key(key).encode())
+            num_told = await self.dht.provide_prefix(prefix_key(key))
         if not num_told:
             raise NetworkError(f"nobody to keep {key.hex()}")
 
@@ -154,13 +145,13 @@ class Discovery:
 
     async def find_nodes(self, namespace: bytes) -> list[bytes]:
         """Peers that serve the model of ``namespace``. Keeps their addresses for ``dial_hint``. Raises NetworkError."""
-        return await self._find(provider_key(namespace))
+        return await self._find(model_key(namespace))
 
-    async def _find(self, key: str) -> list[bytes]:
+    async def _find(self, key: bytes) -> list[bytes]:
         if self.dht is None:
             raise NetworkError("a light client looks up nothing")
-        with _in_time(f"cannot look up {key}"):
-            found = await self.dht.find_first_providers(key.encode())
+        with _in_time(f"cannot look up {key.hex()}"):
+            found = await self.dht.find_first_providers(key)
         me = self._host.settings.identity.peer_id
         providers = {info.peer_id.to_bytes(): info.addrs for info in found if info.peer_id.to_bytes() != me}
         for peer, candidates in providers.items():

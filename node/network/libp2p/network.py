@@ -255,5 +255,5 @@ class Libp2pNetwork:
     def num_exchanges(self, peer: bytes = b"") -> int:
         return sum(peer in (b"", stream.peer) for stream in self.streams.exchanges)
 
-    def serve(self, protocol: str, handler: StreamHandler) -> None:
-        self.streams.serve(protocol, handler)
+    def serve(self, protocol: str, handler: StreamHandler, is_forgiving: bool = False) -> None:
+        self.streams.serve(protocol, handler, is_forgiving)

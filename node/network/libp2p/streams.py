@@ -77,10 +77,11 @@ class Libp2pStream:
         proposal: bytes = b"",
         pace: Callable[[int], Awaitable[None]] | None = None,
         on_end: "Callable[[Libp2pStream], None]" = lambda stream: None,
+        is_forgiving: bool = False,
     ) -> None:
         """proposal: bytes that the first frame follows, and that the peer has to answer with the same bytes. pace:
         called with the length of each message before it is read; it waits for the sender's turn or raises NetworkError.
-        on_end: called once, when this side closes or resets the stream."""
+        on_end: called once, when this side closes or resets the stream. is_forgiving: see ``Network.serve``."""
         self._pace = pace
         self._on_end = on_end
         self._stream = stream
@@ -88,6 +89,7 @@ class Libp2pStream:
         self._bytes: INetStream | IMuxedStream = stream.muxed_stream if isinstance(stream, NetStream) else stream
         self._peer = peer
         self._charge = charge
+        self._is_forgiving = is_forgiving
         self._buffer = bytearray()
         self._over = False
         self._to_say = self._to_hear = proposal
@@ -140,6 +142,8 @@ class Libp2pStream:
         try:
             return decode(data)
         except RemoteError as exc:
+            if self._is_forgiving:
+                raise
             await self._refuse(str(exc))
             raise AssertionError("unreachable") from exc
 
@@ -250,9 +254,9 @@ class Streams:
         self._ended.set()
         self._ended = trio.Event()
 
-    def serve(self, protocol: str, handler: StreamHandler) -> None:
+    def serve(self, protocol: str, handler: StreamHandler, is_forgiving: bool = False) -> None:
         async def serve_stream(raw: INetStream) -> None:
-            stream = self._wrap(raw, self._exchange_pace, EXCHANGE_PATIENCE_S)
+            stream = self._wrap(raw, self._exchange_pace, EXCHANGE_PATIENCE_S, is_forgiving)
             self.exchanges.add(stream)
             try:
                 await handler(stream)
@@ -291,7 +295,7 @@ class Streams:
     def forget(self, peer: bytes) -> None:
         self._outboxes.pop(peer, None)
 
-    def _wrap(self, raw: INetStream, pace: Pace, patience_s: float) -> Libp2pStream:
+    def _wrap(self, raw: INetStream, pace: Pace, patience_s: float, is_forgiving: bool = False) -> Libp2pStream:
         peer, subnet = raw.muxed_conn.peer_id.to_bytes(), self._host.inbound.subnet(raw.muxed_conn)
 
         async def wait(length: int) -> None:
@@ -302,7 +306,9 @@ class Streams:
             if delay_s:
                 await trio.sleep(delay_s)
 
-        return Libp2pStream(raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard)
+        return Libp2pStream(
+            raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard, is_forgiving=is_forgiving
+        )
 
     async def serve_control(self, raw: INetStream) -> None:
         """Serves a peer's control stream. Messages over the rate stay unread: the peer waits, and none is lost."""

@@ -25,6 +25,7 @@ from mycelia.node.network.libp2p.kademlia.server import KademliaServer
 from mycelia.node.network.libp2p.outbound import MAX_DIAL_ADDRESSES
 from mycelia.node.peer_id import ED25519_PREFIX, peer_text
 from mycelia.proto.admission.subnets import subnet_of
+from mycelia.proto.kademlia.keys import model_key, prefix_key
 from mycelia.proto.kademlia.peer_buckets import PeerBuckets
 from mycelia.proto.kademlia.provider_records import Contact
 from mycelia.proto.wire.errors import RemoteError
@@ -47,14 +48,14 @@ _ADDRESSES = (
 )
 _CONTACTS = tuple(Contact(_peer(number), _ADDRESSES[: number + 1]) for number in range(4))
 _CORPUS = [
-    *(encode_request(Request(kind, key)) for kind in Kind for key in (b"/mycelia/model/6e", b"/elsewhere", _peer(1))),
+    *(encode_request(Request(kind, key)) for kind in Kind for key in (model_key(b"n"), b"/elsewhere", _peer(1))),
     *(
-        encode_request(Request(Kind.ADD_PROVIDER, b"/mycelia/prefix/%d" % number, (_CONTACTS[number],)))
+        encode_request(Request(Kind.ADD_PROVIDER, prefix_key(bytes((number,)) * 16), (_CONTACTS[number],)))
         for number in range(4)
     ),
     Message(
         type=Message.GET_PROVIDERS,
-        key=b"/mycelia/model/6e",
+        key=model_key(b"n"),
         providerPeers=[
             Message.Peer(id=one.peer, addrs=one.addresses, connection=Message.CONNECTED) for one in _CONTACTS
         ],

@@ -7,15 +7,21 @@ import pytest
 from blake3 import blake3
 from nacl.signing import SigningKey
 
+from mycelia.node.requests.entry import ASK
 from mycelia.proto.wire.codec import LENGTH_PREFIX, decode
 from mycelia.proto.wire.messages import (
     Accepted,
+    Answered,
+    Ask,
+    Begun,
     Final,
     Generate,
     Hello,
     Message,
     RepairRequest,
+    Route,
     Subscribe,
+    Text,
     Tokens,
     VitalsUpdate,
 )
@@ -44,16 +50,21 @@ def test_it_reads_as_another_implementation_would_read_it() -> None:
         RepairRequest,
         Hello,
         RepairRequest,
+        Ask,
         Subscribe,
         VitalsUpdate,
+        Route,
         Generate,
         Accepted,
+        Begun,
         Tokens,
+        Text,
         Final,
+        Answered,
     ]
 
 
-@pytest.mark.parametrize("protocol", [CONTROL, GENERATE])
+@pytest.mark.parametrize("protocol", [CONTROL, ASK, GENERATE])
 def test_a_stream_begins_with_its_two_lines(protocol: str) -> None:
     first = next(step for step in STEPS if step.over == protocol)
     lines = first.data[: len(opening(protocol))]

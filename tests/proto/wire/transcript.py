@@ -1,7 +1,7 @@
 """One whole exchange between two nodes, byte by byte: two real overlays, with real keys and the test's own clock.
 
-*Entry* has a context too small for the prompt that a client gives it, so *server*, which holds the first block of that
-prompt, answers. The frames of the answer are invented; all other bytes are what the overlays send.
+*Client*, a light client, asks *entry*. *Server* holds the first block of that prompt and so answers it. The frames of
+the answer are invented; all other bytes are what the nodes send.
 """
 
 import random
@@ -13,9 +13,10 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from mycelia import proto
+from mycelia.node.requests.entry import ASK, answered_frame, route_frame
 from mycelia.proto.cache.sharing import SALTED, TAG_BYTES, Salt
 from mycelia.proto.config import OverlayConfig
-from mycelia.proto.effects import Dispatch, Effect, Finish, Publish, Send, SetTimer
+from mycelia.proto.effects import Begin, Deliver, Dispatch, Effect, Finish, Publish, Send, SetTimer
 from mycelia.proto.events import (
     CacheChanged,
     Connected,
@@ -31,7 +32,7 @@ from mycelia.proto.events import (
 from mycelia.proto.overlay import Overlay
 from mycelia.proto.wire.blocks import STRIDE, namespace_key, pack_tokens
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
-from mycelia.proto.wire.messages import Accepted, Final, Message, Sampling, Tokens, Usage, Vitals
+from mycelia.proto.wire.messages import Accepted, Ask, Begun, Final, Message, Sampling, Text, Tokens, Usage, Vitals
 from tests.interop.by_hand import rpc
 from tests.proto.wire.test_cddl import rule_name
 
@@ -40,6 +41,7 @@ SERVER_SEED, ENTRY_SEED = bytes(range(32)), bytes(range(32, 64))
 NAMESPACE = namespace_key(bytes(32), "f16", b"")
 PROMPT = list(range(1, STRIDE + 3))
 ANSWER, TEXT = [7, 8], b"Hi!"
+TTFT_S = 0.03
 REQUEST_ID = bytes(range(16))
 CONTROL, GENERATE, GOSSIP = "/mycelia/control/1", "/mycelia/generate/1", "/meshsub/1.1.0"
 TOPIC = f"mycelia/1/{NAMESPACE.hex()}"
@@ -97,8 +99,8 @@ class Exchange:
         """Raises AssertionError when a side refuses a message of the other one."""
         server, entry = self._server, self._entry
         epoch = int(self._now * 1000)
-        self._handle(server, ModelServed(NAMESPACE, "m", 2048, VITALS, epoch))
-        self._handle(entry, ModelServed(NAMESPACE, "m", STRIDE, VITALS, epoch))
+        for one in (server, entry):
+            self._handle(one, ModelServed(NAMESPACE, "m", 2048, VITALS, epoch))
         self._handle(server, CacheChanged(NAMESPACE, [(1, PROMPT[:STRIDE])], []))
         for one in (entry, server):
             self.steps.append(Step(one.name, CONTROL, "the lines that open its stream", opening(CONTROL)))
@@ -109,6 +111,8 @@ class Exchange:
         self._handle(entry, RoundTripMeasured(server.peer, 0.02))
         salt = Salt(bytes(TAG_BYTES), SALTED)
         sampling = Sampling(max_tokens=8, temperature=0.7, seed=42, stop=("\n\n",))
+        ask = Ask(request_id=REQUEST_ID, model="m", messages=(), tokens=pack_tokens(PROMPT), sampling=sampling)
+        self._say("client", ASK, "ask, with the lines that open the stream", opening(ASK), ask)
         self._handle(entry, RequestSubmitted(REQUEST_ID, NAMESPACE, PROMPT, sampling, salt=salt))
         self._answer()
         for node in (server, entry):
@@ -128,17 +132,21 @@ class Exchange:
             Final(reason="stop", usage=usage, vitals=VITALS),
         )
         first = opening(GENERATE)
-        self._say(self._entry, GENERATE, "generate, with the lines that open the stream", first, dispatch.generate)
+        self._say("entry", GENERATE, "generate, with the lines that open the stream", first, dispatch.generate)
         for frame in frames:
             words = type(frame).__name__.lower()
             what = f"{words}, after the answer to the lines" if first else words
-            self._say(self._server, GENERATE, what, first, frame)
+            self._say("server", GENERATE, what, first, frame)
             self._handle(self._entry, FrameReceived(REQUEST_ID, dispatch.attempt, frame))
             first = b""
 
-    def _say(self, sender: _Node, over: str, what: str, before: bytes, message: Message) -> None:
+    def _answer_client(self, frame: Message, before: bytes = b"") -> None:
+        what = f"{_words(frame)}, after the answer to the lines" if before else _words(frame)
+        self._say("entry", ASK, what, before, frame)
+
+    def _say(self, sender: str, over: str, what: str, before: bytes, message: Message) -> None:
         data = encode(message)
-        self.steps.append(Step(sender.name, over, what, before + LENGTH_PREFIX.pack(len(data)) + data))
+        self.steps.append(Step(sender, over, what, before + LENGTH_PREFIX.pack(len(data)) + data))
 
     def _handle(self, node: _Node, event: Event) -> None:
         for effect in node.overlay.handle(event, self._now):
@@ -149,7 +157,7 @@ class Exchange:
         hear: Callable[[Event], None] = lambda event: self._handle(other, event)  # noqa: E731
         match effect:
             case Send():
-                self._say(node, CONTROL, _words(effect.message), b"", effect.message)
+                self._say(node.name, CONTROL, _words(effect.message), b"", effect.message)
                 hear(Received(node.peer, effect.message))
             case Publish():
                 what = f"{_words(effect.message)}, in a gossipsub RPC"
@@ -161,8 +169,14 @@ class Exchange:
                 node.timers[effect.timer.kind] = TimerFired(effect.timer)
             case Dispatch():
                 self._dispatch = effect
+                self._answer_client(route_frame(effect.decision, NAMESPACE), opening(ASK))
+            case Begin():
+                self._answer_client(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
+            case Deliver():
+                self._answer_client(Text(text=effect.text.decode(), tokens=pack_tokens(effect.tokens)))
             case Finish():
                 self.finished.append(effect)
+                self._answer_client(answered_frame(effect, TTFT_S))
             case _:
                 pass
 

@@ -38,15 +38,13 @@ from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import Pace, Rate
 from mycelia.proto.admission.places import Admission
+from mycelia.proto.kademlia.keys import is_model_key, is_prefix_key
 from mycelia.proto.kademlia.peer_buckets import PeerBuckets
 from mycelia.proto.kademlia.provider_records import Contact, ProviderRecords
 from mycelia.proto.wire.errors import RemoteError
 
 log = structlog.get_logger()
 
-MODEL_KEY_PREFIX = b"/mycelia/model/"
-PREFIX_KEY_PREFIX = b"/mycelia/prefix/"
-"""The beginnings of ``discovery.provider_key`` and ``discovery.prefix_key``. No other keys are kept."""
 MAX_MODEL_RECORDS = 2_048
 MAX_PREFIX_RECORDS = 8_192
 """In a split swarm a node has up to 64 keys of prefixes, and 8 others store each: 512 at a node. Each kind has its own
@@ -199,9 +197,9 @@ class KademliaServer:
         return Contact(peer, entry.addresses)
 
     def _records_of(self, key: bytes) -> ProviderRecords | None:
-        if key.startswith(PREFIX_KEY_PREFIX):
+        if is_prefix_key(key):
             return self._prefixes
-        return self._models if key.startswith(MODEL_KEY_PREFIX) else None
+        return self._models if is_model_key(key) else None
 
     def check_invariants(self) -> None:
         """Raises AssertionError when a bound is exceeded."""

@@ -38,6 +38,7 @@ from mycelia.node.network.libp2p.kademlia import kademlia, messages, server
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.requests import answer_frames, entry, rejoin, relay
 from mycelia.proto.admission.pace import Rate
+from mycelia.proto.kademlia import keys
 from mycelia.proto.kademlia.lookup import MAX_ASKED, WIDTH
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE
 from mycelia.proto.kademlia.provider_records import MAX_RECORDS_PER_PEER, Contact
@@ -242,8 +243,7 @@ def test_the_names_of_protocols_and_keys_are_told() -> None:
         entry.GENERATE,
         entry.ASK,
         *ROUTER.get_protocols(),
-        server.MODEL_KEY_PREFIX.decode(),
-        server.PREFIX_KEY_PREFIX.decode(),
+        keys.MODEL_NAME,
         gossip_filter.TOPIC_PREFIX,
         *checks.SWARM_KEY_LINES,
     ):
@@ -269,7 +269,7 @@ def test_the_record_of_a_provider_is_written_as_the_document_has_it() -> None:
     (step,) = (step for step in whole_exchange() if step.over == GOSSIP)
     owner = step.data[step.data.index(bytes.fromhex("002408011220")) :][:38]
     contact = Contact(owner, (Multiaddr("/ip4/203.0.113.7/tcp/7117").to_bytes(),))
-    key = f"/mycelia/model/{NAMESPACE.hex()}".encode()
+    key = keys.model_key(NAMESPACE)
     wanted = messages.encode_request(messages.Request(messages.Kind.ADD_PROVIDER, key, (contact,)))
     assert wanted.hex() in "".join(INTEROPERABILITY.split())
 

@@ -48,6 +48,7 @@ from mycelia.node.network.network import (
 )
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.cells.cells import ROOT, Cell, cell_of
+from mycelia.proto.kademlia.keys import model_key
 from mycelia.proto.kademlia.provider_records import Contact
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
 from mycelia.proto.wire.errors import LocalError
@@ -273,7 +274,7 @@ async def test_a_peer_that_tells_an_address_without_a_text_costs_nobody_anything
         await eventually(lambda: store.has_peer(peer) and store.get_protocols(peer))
         assert all(poison not in store.addrs(known) for known in store.peers_with_addrs())
         assert one.addresses_of(liar.peer_id) == []
-        dht, key = one.discovery.dht, discovery.provider_key(NAMESPACE).encode()
+        dht, key = one.discovery.dht, model_key(NAMESPACE)
         assert dht is not None
         told = Contact(honest.peer_id, (poison.to_bytes(), Multiaddr(honest.addresses()[0]).to_bytes()))
         await connect(honest, one)
@@ -443,7 +444,7 @@ async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_pe
         async with opened(node(bootstrap=known)) as (dead, log_dead):
             await dead.join(NAMESPACE)
             await log_dead.has(Connected)
-            key = discovery.provider_key(NAMESPACE).encode()
+            key = model_key(NAMESPACE)
             dht = one.discovery.dht
             await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 2)
         async with opened(node(bootstrap=known)) as (two, log_two), opened(node(bootstrap=known)) as (three, _):
@@ -473,7 +474,7 @@ async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeyp
                 assert (await log_one.has(Gossiped)).cell == cell
                 nursery.cancel_scope.cancel()
             # The nodes are still found under the model's own key.
-            key = discovery.provider_key(NAMESPACE).encode()
+            key = model_key(NAMESPACE)
             dht = one.discovery.dht
             await eventually(lambda: dht is not None and len(dht.server.providers(key)) == 3)
             await two.leave_cell(NAMESPACE, cell)
@@ -525,7 +526,7 @@ async def test_the_nodes_of_a_model_are_found_by_one_that_does_not_serve_it() ->
         await connect(two, one)
         with trio.fail_after(PATIENCE_S):
             await two.join(NAMESPACE)
-            dht, key = one.discovery.dht, discovery.provider_key(NAMESPACE).encode()
+            dht, key = one.discovery.dht, model_key(NAMESPACE)
             await eventually(lambda: dht is not None and dht.server.providers(key))
             assert await one.find_nodes(NAMESPACE) == [two.peer_id]
             await two.disconnect(one.peer_id)

@@ -35,13 +35,16 @@ from mycelia.node.network.libp2p.outbound import MAX_DIAL_ADDRESSES, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import Rate
+from mycelia.proto.kademlia.keys import model_key
 from mycelia.proto.kademlia.provider_records import PER_LOCAL, Contact
 from mycelia.proto.wire.errors import RemoteError
 from tests.node.network.libp2p.hostile_messages import ask, get_providers, idle_streams
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, light_client, node
 from tests.node.network.libp2p.test_network import connect
 
-KEY = b"/mycelia/model/6e"
+KEY = model_key(b"n")
+ELSEWHERE = (b"/elsewhere", KEY[2:], b"\x13" + KEY[1:], KEY + b"0")
+"""Keys under which nothing is kept."""
 ADDRESS = Multiaddr("/ip4/127.0.0.1/tcp/4001").to_bytes()
 
 
@@ -151,10 +154,11 @@ async def test_records_of_one_address_leave_those_of_another() -> None:
 async def test_nobody_provides_for_another_and_no_other_keys_are_kept() -> None:
     async with open_network(node()) as one, strangers(one, 1) as (evil,):
         await answered(evil, one.peer_id, add_provider(KEY, new_identity().peer_id, [ADDRESS]))
-        await answered(evil, one.peer_id, add_provider(b"/elsewhere", evil.peer_id, [ADDRESS]))
+        for key in ELSEWHERE:
+            await answered(evil, one.peer_id, add_provider(key, evil.peer_id, [ADDRESS]))
         await answered(evil, one.peer_id, add_provider(KEY, evil.peer_id, []))
         server = dht_of(one).server
-        assert not server.providers(KEY) and not server.providers(b"/elsewhere")
+        assert not server.providers(KEY) and not any(map(server.providers, ELSEWHERE))
 
 
 async def test_requests_over_the_rate_are_refused_to_the_one_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
