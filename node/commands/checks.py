@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import click
+
 from mycelia.node.engine.sizing import Offload
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.settings import UsageError
@@ -29,23 +31,21 @@ def read_tensor_split(text: str) -> tuple[float, ...]:
 def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
     """The multiaddrs in ``sources``. Each source is a multiaddr, or a file with one on each line and # comments.
 
-    Without sources they come from bootstrap.txt in the working directory, else from the one installed with the
-    program. Raises UsageError for a file that cannot be read or a line that is not a full multiaddr.
+    Without sources they come from bootstrap.txt in the user's configuration folder (not with --isolated) and from the
+    one installed with the program: never from the working directory, which may be anybody's. Raises UsageError for a
+    file that cannot be read or a line that is not a full multiaddr.
     """
-    from mycelia.node.network.addresses import parse_peer  # (imports multiaddr, which `--help` does not need)
+    from mycelia.node.network.addresses import parse_bootstrap  # (imports multiaddr, which `--help` does not need)
 
-    if not sources:
-        default = _default_bootstrap_file()
-        sources = (str(default),) if default else ()
     addresses: dict[str, None] = {}
-    for source in sources:
+    for source in sources or map(str, _default_bootstrap_files()):
         if source.startswith(("/ip4/", "/ip6/", "/dns")):
-            addresses[_checked(source, "--bootstrap", parse_peer)] = None
+            addresses[_checked(source, "--bootstrap", parse_bootstrap)] = None
             continue
         for number, line in enumerate(_lines(source, "--bootstrap"), start=1):
             text = line.partition("#")[0].strip()
             if text:
-                addresses[_checked(text, f"{source}, line {number}", parse_peer)] = None
+                addresses[_checked(text, f"{source}, line {number}", parse_bootstrap)] = None
     return tuple(addresses)[:MAX_BOOTSTRAP_PEERS]
 
 
@@ -120,17 +120,21 @@ def _lines(source: str, option: str) -> list[str]:
             data = file.read(MAX_LIST_BYTES + 1)
         if len(data) > MAX_LIST_BYTES:
             raise UsageError(f"{option} {source} has more than {MAX_LIST_BYTES} bytes; shorten it")
-        return data.decode().splitlines()
+        return data.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
+        is_utf16 = isinstance(exc, UnicodeDecodeError) and data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        reason = exc.strerror if isinstance(exc, OSError) else f"not a text file{' in UTF-8' if is_utf16 else ''}"
         hint = "; give a multiaddr or a file of multiaddrs" if option == "--bootstrap" else ""
         raise UsageError(f"{option} {source}: {reason}{hint}") from exc
 
 
-def _default_bootstrap_file() -> Path | None:
-    here = Path(BOOTSTRAP_FILE)
-    beside_source = Path(__file__).resolve().parent.parent / BOOTSTRAP_FILE
-    return next((path for path in (here, beside_source) if path.is_file()), None)
+def _default_bootstrap_files() -> list[Path]:
+    from mycelia.node.commands.config_file import default_file
+
+    context = click.get_current_context(silent=True)
+    of_user, of_program = default_file().parent / BOOTSTRAP_FILE, Path(__file__).parents[1] / BOOTSTRAP_FILE
+    is_isolated = context is not None and context.find_root().params.get("isolated")
+    return [path for path in ([of_program] if is_isolated else [of_user, of_program]) if path.is_file()]
 
 
 SWARM_KEY_LINES = ["/key/swarm/psk/1.0.0/", "/base16/"]

@@ -65,6 +65,21 @@ def parse_peer(text: str) -> tuple[bytes, Multiaddr]:
     return peer_from_text(peer), Multiaddr(head)
 
 
+def parse_bootstrap(text: str) -> tuple[bytes, Multiaddr]:
+    """The peer id and the address of a node to join through. For a list of nodes, ``/dnsaddr/NAME``, the peer id is
+    empty; it stays in the address if there is one. Raises LocalError."""
+    if not text.startswith("/dnsaddr/"):
+        return parse_peer(text)
+    try:
+        address = Multiaddr(text)
+        names = [protocol.name for protocol in address.protocols()]
+    except UNREADABLE as exc:
+        raise LocalError(f"{text!r} is not a multiaddr; an example is /dnsaddr/bootstrap.example.org") from exc
+    if names not in (["dnsaddr"], ["dnsaddr", "p2p"]):
+        raise LocalError(f"{text!r} has too many parts; an example is /dnsaddr/bootstrap.example.org")
+    return b"", address
+
+
 def parse_announce(text: str) -> Multiaddr:
     """An address for peers to dial. Raises LocalError when nobody could dial it."""
     address = parse(text)
@@ -120,6 +135,23 @@ def is_tellable(address: Multiaddr, teller: str = "") -> bool:
 def is_name(address: Multiaddr) -> bool:
     """Whether the address, or the relay's address in a circuit, is a name to resolve first."""
     return str(address).startswith("/dns")
+
+
+def by_family(candidates: Iterable[Multiaddr]) -> list[Multiaddr]:
+    """The same addresses, with a name of both families (``/dns``) as one of each: either may fail by itself."""
+    texts = [str(address) for address in candidates]
+    split = [
+        [f"/{kind}/{text[5:]}" for kind in ("dns4", "dns6")] if text.startswith("/dns/") else [text] for text in texts
+    ]
+    return [Multiaddr(one) for ones in split for one in ones]
+
+
+def place_of(address: Multiaddr) -> str:
+    """The address in words for users, such as "203.0.113.1 port 7117"."""
+    relay, is_circuit, _ = str(address).partition(_CIRCUIT)
+    _, _, host, *rest = [*relay.split("/"), ""]
+    place = f"{host} port {rest[1]}" if rest[:1] == ["tcp"] and len(rest) > 1 else host
+    return f"the relay {place}" if is_circuit else place
 
 
 def host_of(address: str) -> str:

@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from mycelia.node.network import addresses
+from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.events import EventQueue
 from mycelia.node.network.network import (
     Connected,
@@ -225,6 +226,9 @@ class MemoryNetwork:
     async def disconnect(self, peer: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self._swarm.unlink(self.peer_id, peer)
+
+    def attempts(self) -> list[Attempt]:
+        return []
 
     def round_trip_s(self, peer: bytes) -> float | None:
         return 3 * self._swarm.latency_s if self._swarm.connected(self.peer_id, peer) else None

@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from dataclasses import dataclass
 from typing import Protocol
 
+from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.identity import Identity
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
 from mycelia.proto.wire.messages import Control, Gossip, Message
 
 __all__ = [
+    "Attempt",
     "Connected",
+    "DialError",
     "Disconnected",
     "Gossiped",
     "Malformed",
@@ -33,6 +36,15 @@ class NetworkError(Exception):
     """The peer could not be reached, or the exchange broke. The text names what was tried."""
 
 
+class DialError(NetworkError):
+    """No address of a peer led to it."""
+
+    def __init__(self, whom: str, failures: Sequence[Attempt]) -> None:
+        tried = "; ".join(f"{one.what}: {one.says}" for one in failures) or "no address that can be dialled"
+        super().__init__(f"cannot reach {whom}: {tried}")
+        self.failures = tuple(failures)
+
+
 @dataclass(frozen=True)
 class NetworkSettings:
     """The settings of a network. All addresses are multiaddrs as text."""
@@ -42,7 +54,8 @@ class NetworkSettings:
     listen: tuple[str, ...] = ()
     """Addresses to accept connections on. Empty: there are only connections that this node makes."""
     bootstrap: tuple[str, ...] = ()
-    """Full addresses (with /p2p/ID) that are dialled again and again while they are not connected."""
+    """Addresses that are dialled again and again while they are not connected: full ones (with /p2p/ID), and names of
+    lists of them, ``/dnsaddr/NAME``."""
     remembered: Callable[[], Sequence[str]] = lambda: ()
     """Returns full addresses of nodes of earlier, the best first. Called when few peers are connected, to dial them."""
     announce: tuple[str, ...] = ()
@@ -60,6 +73,8 @@ class NetworkSettings:
     relay: bool = True
     """Whether this node passes on connections for nodes that nobody can dial, and may itself be reached through a
     relay. Peers are dialled through their relays in any case."""
+    mdns: bool = False
+    """Whether to look for nodes in the private networks of this machine by multicast DNS, and to be found there."""
     dial_host: str = ""
     """IP address of this machine that outgoing connections use; empty: any."""
     dial_port: int = 0
@@ -127,10 +142,15 @@ class Network(Protocol):
         ...
 
     async def connect(self, address: str) -> bytes:
-        """Dials a full multiaddr. Returns the verified peer id. Raises NetworkError."""
+        """Dials a full multiaddr, or all nodes of a ``/dnsaddr`` list until one is connected. Returns the verified peer
+        id. Raises NetworkError, a DialError if nothing answered."""
         ...
 
     async def disconnect(self, peer: bytes) -> None: ...
+
+    def attempts(self) -> list[Attempt]:
+        """What was tried to find a first peer, while none is connected; otherwise empty."""
+        ...
 
     def round_trip_s(self, peer: bytes) -> float | None:
         """The last measured round-trip time, or None."""

@@ -1,5 +1,5 @@
-"""The search for peers, which goes on for as long as a node runs. It dials the bootstrap addresses, nodes remembered
-from earlier runs and, through Kademlia, nodes of the namespaces that this node serves.
+"""The search for peers through Kademlia, which goes on for as long as a node runs: for nodes of the namespaces that
+this node serves, and for providers of prefixes and models. ``joining.py`` finds the first peer.
 
 In a split namespace a node first looks for its own cell, under the cell's own key. It still provides the key of the
 namespace, under which newcomers and clients find the model.
@@ -19,7 +19,6 @@ import trio
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from mycelia.node.network import addresses
 from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.kademlia.kademlia import Kademlia
 from mycelia.node.network.libp2p.outbound import Origin
@@ -32,14 +31,6 @@ from mycelia.proto.kademlia.keys import model_key, prefix_key
 
 log = structlog.get_logger()
 
-BOOTSTRAP_FIRST_PAUSE_S = 1.0
-BOOTSTRAP_LONGEST_PAUSE_S = 60.0
-ALONE_LONGEST_PAUSE_S = 8.0
-"""The same while no peer is connected: a node is back soon after its line is."""
-FEW_PEERS = 8
-"""Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
-REMEMBERED_DIALS = 4
-"""Remembered nodes that are dialled at once: half of the host's dials, so that the others need not wait."""
 STABLE_S = 10.0
 """After a connection of this length the pauses start again from the shortest."""
 LOOKUP_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -70,10 +61,6 @@ class Discovery:
         self._host = host
         self._table: PeerTable = host.table
         self._rng = rng
-        self._bootstrap: dict[bytes, list[Multiaddr]] = {}
-        for text in host.settings.bootstrap:
-            peer, address = addresses.parse_peer(text)
-            self._bootstrap.setdefault(peer, []).append(address)
         self.dht = Kademlia(host, rng) if host.settings.overlay else None
         self.backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
@@ -83,10 +70,6 @@ class Discovery:
     async def run(self) -> None:
         """Never returns."""
         async with trio.open_nursery() as nursery:
-            for peer, candidates in self._bootstrap.items():
-                if peer != self._host.settings.identity.peer_id:
-                    nursery.start_soon(supervised, self._keep_bootstrap, peer, candidates)
-            nursery.start_soon(supervised, self._keep_remembered)
             nursery.start_soon(supervised, self._host.keep_peerstore)
             if self.dht is not None:
                 nursery.start_soon(supervised, self.dht.run)
@@ -99,8 +82,8 @@ class Discovery:
 
     def back_online(self) -> None:
         """Forgets which peers and addresses could not be dialled, and starts over: this machine was offline, or has
-        another line now."""
-        self.backoffs.clear()
+        another line now. A peer that is connected keeps its pause: if it bans this node, others come first."""
+        self.backoffs = OrderedDict((peer, one) for peer, one in self.backoffs.items() if peer in self._table)
         self._host.outbound.forget_silent()
         self.start_over()
 
@@ -125,7 +108,7 @@ class Discovery:
             num_lookups += 1
             if num_lookups == len(LOOKUP_PAUSES_S):
                 log.info("discovery_settled", peers=len(self._table))
-            with trio.move_on_after(self._jittered(pause_s)):
+            with trio.move_on_after(self.jittered(pause_s)):
                 await restarted.wait()
                 num_lookups = 0
 
@@ -165,7 +148,7 @@ class Discovery:
         """Connects, unless connected or tried a moment ago. Raises NetworkError if no lookup found ``peer``."""
         if peer not in self._hints:
             raise NetworkError(f"nothing is known of {peer_text(peer)}")
-        if self._is_due(peer):
+        if self.is_due(peer):
             await self.try_peer(peer, self._hints[peer])
 
     def room(self, namespace: bytes, cell: Cell) -> int:
@@ -176,63 +159,8 @@ class Discovery:
         wanted = target - target // OUTSIDERS_SHARE
         return wanted - sum(cell.holds(address_of(namespace, peer)) for peer in self._table.peers())
 
-    async def _keep_bootstrap(self, peer: bytes, candidates: list[Multiaddr]) -> None:
-        pause_s = BOOTSTRAP_FIRST_PAUSE_S
-        while True:
-            was_alone = not len(self._table)
-            try:
-                await self._host.outbound.dial(peer, candidates)
-            except NetworkError as exc:
-                log.info("bootstrap peer is not reachable", peer=peer_text(peer), reason=str(exc), retry_s=pause_s)
-            else:
-                connected_at = trio.current_time()
-                self._introduce(peer)
-                if was_alone:
-                    self.back_online()
-                self.start_over()
-                await self._table.wait_gone(peer)
-                if trio.current_time() - connected_at > STABLE_S:
-                    pause_s = BOOTSTRAP_FIRST_PAUSE_S
-            await trio.sleep(self._jittered(pause_s))
-            pause_s = min(2 * pause_s, self._longest_pause_s())
-
-    async def _keep_remembered(self) -> None:
-        """Dials remembered nodes, round after round, while few peers are connected. Never returns."""
-        pause_s = BOOTSTRAP_FIRST_PAUSE_S
-        while True:
-            while len(self._table) >= FEW_PEERS:
-                await self._table.lost.wait()
-            was_alone = not len(self._table)
-            await self._dial_remembered(self._longest_pause_s() if was_alone else PEER_LONGEST_PAUSE_S)
-            if was_alone and len(self._table):
-                self.back_online()
-            with trio.move_on_after(self._jittered(pause_s)) as pause:
-                await self._table.lost.wait()
-            pause_s = min(2 * pause_s, self._longest_pause_s()) if pause.cancelled_caught else BOOTSTRAP_FIRST_PAUSE_S
-
-    def _longest_pause_s(self) -> float:
-        return BOOTSTRAP_LONGEST_PAUSE_S if len(self._table) else ALONE_LONGEST_PAUSE_S
-
-    async def _dial_remembered(self, longest_pause_s: float) -> None:
-        """Dials each remembered node that is due, until enough peers are connected."""
-        wanted: dict[bytes, list[Multiaddr]] = {}
-        for text in self._host.settings.remembered():
-            peer, address = addresses.parse_peer(text)
-            wanted.setdefault(peer, []).append(address)
-        waiting = iter(wanted.items())
-
-        async def dial_some() -> None:
-            for peer, candidates in waiting:
-                if len(self._table) >= FEW_PEERS:
-                    return
-                if self._is_due(peer):
-                    await self.try_peer(peer, candidates, longest_pause_s, Origin.REMEMBERED)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(REMEMBERED_DIALS):
-                nursery.start_soon(dial_some)
-
-    def _introduce(self, peer: bytes) -> None:
+    def introduce(self, peer: bytes) -> None:
+        """Has lookups begin at a peer that this node dialled."""
         if self.dht is not None:
             self.dht.introduce(peer)
 
@@ -244,11 +172,11 @@ class Discovery:
                 peer = provider.peer_id.to_bytes()
                 if not cell.holds(address_of(namespace, peer)):
                     continue  # (no node of the cell: the record is forged)
-                if self._is_due(peer) and room > 0:
+                if self.is_due(peer) and room > 0:
                     room -= 1
                     nursery.start_soon(self.try_peer, peer, provider.addrs)
 
-    def _is_due(self, peer: bytes) -> bool:
+    def is_due(self, peer: bytes) -> bool:
         """Whether to dial ``peer``: it is not connected, and was not tried a moment ago."""
         if self._table.connected_s(peer) > STABLE_S:
             self.backoffs.pop(peer, None)
@@ -262,22 +190,23 @@ class Discovery:
         candidates: list[Multiaddr],
         longest_pause_s: float = PEER_LONGEST_PAUSE_S,
         origin: Origin = Origin.TOLD,
-    ) -> None:
+    ) -> NetworkError | None:
         """Dials a peer and sets its next pause, also after a success: one side may ban the other and disconnect. The
-        pause is forgotten once the connection has lasted STABLE_S."""
+        pause is forgotten once the connection has lasted STABLE_S. Returns the error, if any."""
         before = self.backoffs.pop(peer, None)
         pause_s = min(2 * before.pause_s, longest_pause_s) if before else PEER_FIRST_PAUSE_S
-        self.backoffs[peer] = _Backoff(pause_s, trio.current_time() + self._jittered(pause_s))
+        self.backoffs[peer] = _Backoff(pause_s, trio.current_time() + self.jittered(pause_s))
         if len(self.backoffs) > MAX_BACKOFFS:
             self.backoffs.popitem(last=False)
         try:
             await self._host.outbound.dial(peer, candidates, origin)
         except NetworkError as exc:
             log.debug("provider is not reachable", peer=peer_text(peer), reason=str(exc))
-        else:
-            self._introduce(peer)
+            return exc
+        self.introduce(peer)
+        return None
 
-    def _jittered(self, seconds: float) -> float:
+    def jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(0.75, 1.25)
 
 

@@ -4,6 +4,7 @@ and the addresses that it announces. ``inbound.py`` has what peers open, ``outbo
 """
 
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
@@ -32,6 +33,7 @@ from multiaddr import Multiaddr
 from mycelia.node.network import addresses
 from mycelia.node.network.deadlines import shielded
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection
+from mycelia.node.network.libp2p.dial_errors import SILENT
 from mycelia.node.network.libp2p.fixes import apply_module_fixes, check_private_names
 from mycelia.node.network.libp2p.identify import push_identify, take_over_identify
 from mycelia.node.network.libp2p.inbound import Inbound
@@ -48,6 +50,8 @@ from mycelia.proto.wire.errors import LocalError
 log = structlog.get_logger()
 
 PEERSTORE_INTERVAL_S = 60.0
+CONNECT_DEADLINE_S = 4.0
+"""Of DIAL_DEADLINE_S: the rest of it tells a host that does not answer from one that accepts and says nothing."""
 
 
 class _Tcp(TCP):
@@ -63,7 +67,9 @@ class _Tcp(TCP):
         host, port = self._from
         if (host or port) and source is None:
             source = (host or ("::" if str(maddr).startswith("/ip6/") else "0.0.0.0"), port)  # noqa: S104  as for any
-        return keyed(await super()._dial_resolved(maddr, source), self._key)
+        with trio.move_on_after(CONNECT_DEADLINE_S):
+            return keyed(await super()._dial_resolved(maddr, source), self._key)
+        raise OSError(SILENT, os.strerror(SILENT))
 
 
 class Host:

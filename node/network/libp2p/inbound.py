@@ -71,7 +71,7 @@ class Inbound:
         self._handshakes: Admission[trio.CancelScope] = Admission(MAX_HANDSHAKES, MAX_HANDSHAKES)
         self._pace = Pace(UNBOUNDED, HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK)
         self._frame_pace = Pace(FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK)
-        self.wanted = {addresses.parse_peer(text)[0] for text in settings.bootstrap}
+        self.wanted = {peer for text in settings.bootstrap if (peer := addresses.parse_bootstrap(text)[0])}
         """Peers that this node's operator wants it to connect with."""
         self.busy: list[Callable[[], Collection[bytes]]] = []
         """Functions that return peers with an exchange or a circuit under way."""

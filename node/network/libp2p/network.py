@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from mycelia.node.network import addresses
+from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.events import EventQueue
 from mycelia.node.network.network import (
     Connected,
@@ -70,6 +71,7 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.discovery import Discovery
         from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
         from mycelia.node.network.libp2p.host import Host
+        from mycelia.node.network.libp2p.joining import Joining
         from mycelia.node.network.libp2p.liveness import Starvation
         from mycelia.node.network.libp2p.peers import PeerTable
         from mycelia.node.network.libp2p.relay_server import RelayServer
@@ -93,6 +95,7 @@ class Libp2pNetwork:
         if settings.overlay:
             self.gossip = GossipService(self.host, self.events_queue, self._charge)
         self.discovery = Discovery(self.host, random.SystemRandom())
+        self.joining = Joining(self.host, self.discovery)
         self.relay_server = RelayServer(self.host, self.table, settings.relay and settings.overlay)
         self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self._announce)
         self.nursery: trio.Nursery | None = None
@@ -105,6 +108,7 @@ class Libp2pNetwork:
         self.nursery = nursery
         nursery.start_soon(self._starvation.run)
         nursery.start_soon(self.discovery.run)
+        nursery.start_soon(self.joining.run)
         nursery.start_soon(supervised, self.relaying.keep_reserved)
         if self.gossip is not None:
             nursery.start_soon(supervised, self.gossip.run)
@@ -159,7 +163,9 @@ class Libp2pNetwork:
         return self.events_queue.read()
 
     async def connect(self, address: str) -> bytes:
-        peer, transport_address = addresses.parse_peer(address)
+        peer, transport_address = addresses.parse_bootstrap(address)
+        if not peer:
+            return (await self.joining.dial_list(transport_address, is_one_enough=True))[0]
         if peer == self.peer_id:
             raise NetworkError(f"{address} is this node itself")
         await self.host.outbound.dial(peer, [transport_address])
@@ -167,6 +173,9 @@ class Libp2pNetwork:
 
     async def disconnect(self, peer: bytes) -> None:
         await self.host.disconnect(peer)
+
+    def attempts(self) -> list[Attempt]:
+        return self.joining.tried()
 
     def round_trip_s(self, peer: bytes) -> float | None:
         return self.table.round_trip_s(peer)

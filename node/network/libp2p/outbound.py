@@ -2,7 +2,7 @@
 time for each peer. Streams are opened on existing connections."""
 
 import math
-import os
+import random
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,17 +19,18 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.utils.dns_utils import resolve_multiaddr_with_retry
 from multiaddr import Multiaddr
-from multiaddr.resolvers import DNSResolver
 
 from mycelia.node.network import addresses
+from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.deadlines import shielded
 from mycelia.node.network.libp2p import negotiation
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
+from mycelia.node.network.libp2p.dial_errors import explained, is_silent, root_cause
 from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.libp2p.swarm_key import keyed
-from mycelia.node.network.network import NetworkError, NetworkSettings
+from mycelia.node.network.names import NO_FAMILY, NameFailure, Names, SystemResolver
+from mycelia.node.network.network import DialError, NetworkError, NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.limits import Limits, TokenBucket
 
@@ -83,6 +84,7 @@ class Outbound:
         self._told_addresses: Limits[str] = Limits(ADDRESS_RATE, ADDRESS_BURST)
         self._silent: OrderedDict[str, float] = OrderedDict()
         """Address that did not answer -> when it may be dialled again on the word of peers."""
+        self.names = Names(SystemResolver(), random.SystemRandom())
         self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
         """(relay, peer) -> the pipe that replaces a socket to the peer. Raises NetworkError."""
         # libp2p dials for every stream that it opens, also to a peer that was just disconnected. This node would not
@@ -90,53 +92,69 @@ class Outbound:
         swarm.dial_peer = self._not_dialled  # type: ignore[method-assign]
 
     async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
-        """Connects, unless connected. Raises a NetworkError that says what was tried.
+        """Connects, unless connected. Raises a DialError that says what was tried.
 
         libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them all, each a head start
         after the one before or as soon as that one failed (RFC 8305), and keeps the first connection."""
-        tried: list[str] = []
+        failures: list[Attempt] = []
         is_told = origin is Origin.TOLD
         async with self._only_dial(peer, is_told), self._told_limiter if is_told else self._own_limiter:
             with self._as_wanted(peer, origin):
                 async with trio.open_nursery() as nursery:
-                    is_over, is_direct = trio.Event(), False
-                    for address in addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES):
-                        if is_direct and addresses.relay_of(address) is not None:
-                            with trio.move_on_after(BEFORE_RELAYS_S - HEAD_START_S):
-                                await is_over.wait()
-                        if peer in self._table:
-                            break
-                        is_over, is_direct = trio.Event(), addresses.relay_of(address) is None
-                        nursery.start_soon(self._try, peer, address, origin, tried, is_over, nursery.cancel_scope)
-                        with trio.move_on_after(HEAD_START_S):
-                            await is_over.wait()
+                    usable = addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES)
+                    await self._try_all(peer, addresses.by_family(usable), origin, failures, nursery)
             if peer in self._table:
                 return
-        raise NetworkError(f"cannot reach {peer_text(peer)}: {'; '.join(tried) or 'no address that can be dialled'}")
+        raise DialError(peer_text(peer), [one for one in failures if not one.says.startswith(NO_FAMILY)] or failures)
+
+    async def _try_all(
+        self,
+        peer: bytes,
+        candidates: Sequence[Multiaddr],
+        origin: Origin,
+        failures: list[Attempt],
+        nursery: trio.Nursery,
+    ) -> None:
+        """Begins to dial each address, in ``nursery``."""
+        is_over, is_direct = trio.Event(), False
+        for address in candidates:
+            if is_direct and addresses.relay_of(address) is not None:
+                with trio.move_on_after(BEFORE_RELAYS_S - HEAD_START_S):
+                    await is_over.wait()
+            if peer in self._table:
+                break
+            is_over, is_direct = trio.Event(), addresses.relay_of(address) is None
+            nursery.start_soon(self._try, peer, address, origin, failures, is_over, nursery)
+            with trio.move_on_after(HEAD_START_S):
+                await is_over.wait()
 
     async def _try(
         self,
         peer: bytes,
         address: Multiaddr,
         origin: Origin,
-        tried: list[str],
+        failures: list[Attempt],
         is_over: trio.Event,
-        others: trio.CancelScope,
+        nursery: trio.Nursery,
     ) -> None:
-        """Dials one address. A success cancels ``others``; a failure is added to ``tried``."""
+        """Dials one address, or all that a name leads to. A success cancels ``nursery``; a failure is added to
+        ``failures``."""
         text, now = str(address), trio.current_time()
         try:
+            if addresses.is_name(address):
+                await self._try_all(peer, await self._meant(address, origin), origin, failures, nursery)
+                return
             if origin is not Origin.OWN and self._silent.get(text, -math.inf) > now:
                 raise NetworkError("did not answer a moment ago")
             with trio.fail_after(DIAL_DEADLINE_S):
-                await self._dial_from(peer, address, origin)
+                await self._dial_address(peer, address, origin is Origin.TOLD)
         except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
-            tried.append(f"{text}: {_root_cause(exc)}")
-            if isinstance(exc, trio.TooSlowError):
+            failures.append(Attempt(addresses.place_of(address), *explained(exc)))
+            if is_silent(exc):
                 self._note_silent(text, now)
         else:
             self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)
-            others.cancel()
+            nursery.cancel_scope.cancel()
         finally:
             is_over.set()
 
@@ -150,15 +168,15 @@ class Outbound:
         if len(self._silent) > MAX_SILENT:
             self._silent.popitem(last=False)
 
-    async def _dial_from(self, peer: bytes, address: Multiaddr, origin: Origin) -> None:
-        """Raises any error, as do the other dialling methods below."""
-        if origin is not Origin.OWN and addresses.is_name(address):
-            # (the owner of a name can let it lead to any address)
-            meant = [one for one in await _resolved(address) if addresses.is_tellable(one)]
-            if not meant:
-                raise NetworkError("the name does not lead to an address that others may tell")
-            address = meant[0]
-        await self._dial_address(peer, address, origin is Origin.TOLD)
+    async def _meant(self, name: Multiaddr, origin: Origin) -> list[Multiaddr]:
+        """The addresses behind a name. Its owner can let it lead to any address, so only one that strangers may tell is
+        used of a name that the operator did not give. Raises NameFailure."""
+        found = await self.names.hosts(name)
+        if origin is Origin.OWN:
+            return found
+        if not (meant := [one for one in found if addresses.is_tellable(one)]):
+            raise NameFailure("the name does not lead to an address that others may tell")
+        return meant[:1]
 
     @contextmanager
     def _as_wanted(self, peer: bytes, origin: Origin) -> Iterator[None]:
@@ -172,6 +190,7 @@ class Outbound:
             self._wanted.discard(peer)
 
     async def _dial_address(self, peer: bytes, address: Multiaddr, is_told: bool) -> None:
+        """Raises any error, as do the other dialling methods below."""
         circuit = addresses.relay_of(address)
         if circuit is None:
             await self._dial_socket(peer, address, is_told)
@@ -266,7 +285,7 @@ class Outbound:
                     await reset_stream(stream)
                     raise
         except (BaseLibp2pError, trio.TooSlowError, OSError, negotiation.NotSupportedError) as exc:
-            raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {_root_cause(exc)}") from exc
+            raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {root_cause(exc)}") from exc
         stream.set_protocol(TProtocol(protocol))
         return stream
 
@@ -275,23 +294,5 @@ def _is_relayed(connection: INetConn) -> bool:
     return connection.get_connection_type() == ConnectionType.RELAYED
 
 
-async def _resolved(name: Multiaddr) -> list[Multiaddr]:
-    found = await resolve_multiaddr_with_retry(
-        name, resolver=DNSResolver(), max_retries=1, timeout_seconds=DIAL_DEADLINE_S
-    )
-    return addresses.in_dial_order(found or (), MAX_DIAL_ADDRESSES)
-
-
 async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:
     raise NetworkError("this node uses no relays")
-
-
-def _root_cause(exc: BaseException) -> str:
-    """The text of the last error in a chain of causes."""
-    while (deeper := exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__) is not None:
-        exc = deeper
-    if isinstance(exc, trio.TooSlowError):
-        return "no answer in time"
-    if isinstance(exc, OSError) and exc.errno:
-        return os.strerror(exc.errno)
-    return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import click
 import pytest
 
 from mycelia.node.commands.checks import MAX_LIST_BYTES, check_cors, read_api_keys, read_bootstrap, read_swarm_key
+from mycelia.node.network.identity import new_identity
+from mycelia.node.peer_id import peer_text
 from mycelia.node.settings import UsageError
 
 
@@ -61,3 +64,52 @@ def test_what_is_no_swarm_key_is_refused_with_a_way_to_make_one(text: str, tmp_p
 def test_a_swarm_key_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_swarm_key(tmp_path / "none")
+
+
+ADDRESS = f"/ip4/203.0.113.7/tcp/7117/p2p/{peer_text(new_identity().peer_id)}"
+NAME = "/dnsaddr/bootstrap.example.org"
+
+
+def test_a_bootstrap_file_may_come_from_any_editor(tmp_path: Path) -> None:
+    file = tmp_path / "bootstrap.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + f"# mine\r\n\r\n  {ADDRESS} # home\r\n{NAME}\r\n{ADDRESS}\r\n".encode())
+    assert read_bootstrap((str(file),)) == (ADDRESS, NAME)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (
+            f"{ADDRESS}\n{ADDRESS[:20]}\n".encode(),
+            "bootstrap.txt, line 2: .* is not a ",
+        ),
+        (b"\n\nhttp://example.org\n", "bootstrap.txt, line 3: 'http://example.org' is not a multiaddr"),
+        (b"/dnsaddr/a.example/tcp/1\n", "line 1: .* has too many parts"),
+        (ADDRESS.encode("utf-16"), "not a text file in UTF-8"),
+        (bytes(range(256)), "not a text file"),
+    ],
+)
+def test_a_line_of_garbage_is_named(data: bytes, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "bootstrap.txt"
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match=says):
+        read_bootstrap((str(file),))
+
+
+def test_bootstrap_files_of_the_user_are_read_but_not_those_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, here = tmp_path / "config" / "mycelia", tmp_path / "here"
+    for place in (folder, here):
+        place.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder.parent))
+    monkeypatch.chdir(here)
+    (here / "bootstrap.txt").write_text(f"{ADDRESS}\n")
+    assert ADDRESS not in read_bootstrap(())
+    (folder / "bootstrap.txt").write_text(f"{NAME}\n")
+    assert read_bootstrap(())[0] == NAME
+    assert read_bootstrap((ADDRESS,)) == (ADDRESS,)
+    isolated = click.Context(click.Command("mycelia"))
+    isolated.params["isolated"] = True
+    with isolated:
+        assert NAME not in read_bootstrap(())

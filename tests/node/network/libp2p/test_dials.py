@@ -1,5 +1,6 @@
 """Dials of addresses that peers announced: which ones a node makes, how often, and that they delay none of its own."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,10 +16,12 @@ from mycelia.node.network.libp2p import identify, outbound
 from mycelia.node.network.libp2p.identify import identified
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.libp2p.outbound import MAX_PARALLEL_DIALS, Origin
+from mycelia.node.network.names import Names
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.errors import RemoteError
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, light_client, node
+from tests.node.network.zone import Zone
 
 
 class Trap:
@@ -96,16 +99,17 @@ async def test_addresses_are_dialled_at_a_rate_for_strangers(monkeypatch: pytest
 
 async def test_a_name_that_leads_into_this_nodes_own_network_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_network(light_client()) as one, trapped() as trap:
-
-        async def resolved(name: Multiaddr) -> list[Multiaddr]:
-            return [trap.address]
-
-        monkeypatch.setattr(outbound, "_resolved", resolved)
-        name = Multiaddr("/dns4/internal.example/tcp/1")
+        one.host.outbound.names = Names(Zone({("internal.example", "A"): [b"127.0.0.1"]}), random.Random(1))
+        port = trap.address.value_for_protocol("tcp")
+        name = Multiaddr(f"/dns4/internal.example/tcp/{port}")
         for origin in (Origin.TOLD, Origin.REMEMBERED):
             with pytest.raises(NetworkError, match="does not lead to an address"):
                 await one.host.outbound.dial(new_identity().peer_id, [name], origin)
-    assert not trap.num_connections
+        num_before = trap.num_connections
+        monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.1)
+        with pytest.raises(NetworkError, match="accepts the connection and then says nothing"):
+            await one.host.outbound.dial(new_identity().peer_id, [name], Origin.OWN)
+        assert (num_before, trap.num_connections) == (0, 1), "the operator may name any address"
 
 
 async def test_what_a_peer_outside_says_of_itself_leads_nobody_to_private_addresses(
