@@ -40,7 +40,7 @@ def explained(exc: BaseException) -> tuple[str, str]:
         case OSError(errno=int(number)) if number in _OF_SYSTEM:
             return _OF_SYSTEM[number]
         case trio.TooSlowError():
-            return "accepts the connection and then says nothing", _NO_NODE[1]
+            return f"accepts the connection and then says nothing: it {_NO_NODE[0]}", _NO_NODE[1]
         case BaseLibp2pError() if is_handshake(causes):
             return _NO_NODE
         case _:

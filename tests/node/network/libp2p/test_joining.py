@@ -78,12 +78,13 @@ async def answering(stream: trio.SocketStream) -> None:
 async def test_a_node_that_finds_nobody_says_what_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "ALONE_S", 1.0)
     monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.5)
+    silent, other = [(await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] for _ in range(2)]
     async with (
+        silent,
         open_network(node()) as two,
         open_network(node(swarm_key=bytes(32))) as keyed,
         trio.open_nursery() as nursery,
     ):
-        silent, other = [(await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] for _ in range(2)]
         nursery.start_soon(trio.serve_listeners, answering, [other])
         ports = [listener.socket.getsockname()[1] for listener in (silent, other)]
         tries = [
@@ -104,9 +105,9 @@ async def test_a_node_that_finds_nobody_says_what_it_tried(monkeypatch: pytest.M
         nursery.cancel_scope.cancel()
     assert told["127.0.0.1 port 1"][0] == "connection refused"
     assert told[f"127.0.0.1 port {port_of(two)}"][0] == "answers with another peer id: the address is old"
-    assert told[f"127.0.0.1 port {ports[0]}"][0] == "accepts the connection and then says nothing"
-    for port in (ports[1], port_of(keyed)):
-        assert told[f"127.0.0.1 port {port}"][0] == "speaks no libp2p, or has another swarm key"
+    assert told[f"127.0.0.1 port {ports[0]}"][0].startswith("accepts the connection and then says nothing")
+    for port in (*ports, port_of(keyed)):
+        assert "speaks no libp2p, or has another swarm key" in told[f"127.0.0.1 port {port}"][0]
     assert told["node.example port 7117"] == told["swarm.example"] == ("no such name", "check the name")
     assert told[joining.REMEMBERED][0] == "1 connection refused"
     assert all(fix for what, (_, fix) in told.items() if what != joining.REMEMBERED)
