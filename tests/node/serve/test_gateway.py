@@ -111,7 +111,7 @@ async def exchange(port: int, data: bytes) -> tuple[int, bytes]:
         (request("POST", "/api/ask", b'{"messages":[{"role":"user","content":"\xff"}]}'), 400, "not valid"),
         (request("POST", "/api/ask", b'{"messages":[]}'), 400, "length >= 1"),
         (request("POST", "/api/ask", conversation(), Content_Type="text/plain"), 415, "application/json"),
-        (request("POST", "/api/ask", b" " * 4_000_000), 413, "over"),
+        (request("POST", "/api/ask", b" " * 4_000_000), 413, "more than"),
         (request("POST", "/api/ask", b'{"messages": [' + b"[]," * 140_000 + b"[]]}"), 413, "brackets"),
         (request("GET", "/api/state", Host="evil.example"), 400, "--api-key-file"),
         (request("GET", "/api/state"), 500, "see its log"),
@@ -185,7 +185,7 @@ async def test_who_sends_too_much_is_told_so_and_may_send_on() -> None:
         reply = await stream.receive_some()
         await stream.send_all(data[4_000_000:])  # (closing with unread bytes resets the connection)
         reply += b"".join([bytes(chunk) async for chunk in stream])
-    assert b" 413 " in reply.partition(b"\r\n")[0] and b"over" in reply
+    assert b" 413 " in reply.partition(b"\r\n")[0] and b"more than" in reply
 
 
 async def test_the_connection_ends_after_the_answer_when_the_client_asked_for_that() -> None:
