@@ -57,6 +57,7 @@ async def run_node(settings: NodeSettings) -> None:
             remembered=kept.known.full_addresses,
             announce=settings.announce,
             relay=settings.relay,
+            mdns=settings.mdns,
             debug=settings.debug,
         )
         drain = Drain()

@@ -60,6 +60,8 @@ class NodeSettings:
     """Exact mode: slower, with logits that do not depend on cached prefixes."""
     relay: bool = True
     """Pass on connections for nodes that peers cannot dial, and be reached through such a relay if necessary."""
+    mdns: bool = True
+    """Find nodes in the private networks of this machine by multicast DNS, and be found there."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     drain_s: float = DEFAULT_DRAIN_S

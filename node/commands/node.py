@@ -131,6 +131,13 @@ Examples:
     " this node, as behind a router, let them reach it through such a relay.",
 )
 @click.option(
+    "--mdns/--no-mdns",
+    default=True,
+    show_default=True,
+    help="Find other nodes in this machine's private networks, and be found there (multicast DNS, UDP port 5353). Never"
+    " in public networks. In a private swarm only its members can read the answers.",
+)
+@click.option(
     "--no-journal",
     is_flag=True,
     help="Keep no journal of requests on disk. The journal has each request's time, client and serving node, but no"
@@ -164,6 +171,7 @@ def node(
     policy: str,
     drain_s: float,
     relay: bool,
+    mdns: bool,
     no_journal: bool,
     exit_with_parent: bool,
     debug: bool,
@@ -216,6 +224,7 @@ def node(
         policy=check_policy(policy),
         drain_s=drain_s,
         relay=relay,
+        mdns=mdns,
         journal=not no_journal,
         exit_with_parent=exit_with_parent,
         debug=debug,

@@ -206,6 +206,10 @@ class Discovery:
         self.introduce(peer)
         return None
 
+    def leave_alone(self, peer: bytes, seconds: float) -> None:
+        """Lets the other searches dial ``peer`` only after ``seconds``."""
+        self.backoffs[peer] = _Backoff(seconds, trio.current_time() + seconds)
+
     def jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(0.75, 1.25)
 

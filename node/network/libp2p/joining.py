@@ -4,6 +4,7 @@ were heard in the local network. Whoever is down is tried again with growing, ji
 A node that finds nobody says what it tried and what came of it (``attempts``).
 """
 
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -15,6 +16,7 @@ from mycelia.node.network import addresses
 from mycelia.node.network.attempts import Attempt, Attempts
 from mycelia.node.network.libp2p.discovery import PEER_LONGEST_PAUSE_S, STABLE_S, Discovery
 from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.libp2p.neighbours import Neighbours
 from mycelia.node.network.libp2p.outbound import Origin
 from mycelia.node.network.names import NameFailure
 from mycelia.node.network.network import DialError, NetworkError
@@ -42,8 +44,10 @@ Dial = Callable[[], Awaitable[Sequence[bytes]]]
 class Joining:
     """The search of one node for its first peers."""
 
-    def __init__(self, host: Host, discovery: Discovery) -> None:
+    def __init__(self, host: Host, discovery: Discovery, rng: random.Random) -> None:
+        """rng: draws this node's name in its local networks, and pauses there."""
         self._host = host
+        self._rng = rng
         self._table = host.table
         self._discovery = discovery
         self.attempts = Attempts()
@@ -66,6 +70,9 @@ class Joining:
             nursery.start_soon(supervised, self._keep_remembered)
             if self._host.settings.overlay:
                 nursery.start_soon(supervised, self._tell_when_alone)
+            if self._host.settings.mdns:
+                neighbours = Neighbours(self._host, self._discovery, self.attempts, self._rng)
+                nursery.start_soon(supervised, neighbours.run)
 
     async def dial_list(self, name: Multiaddr, is_one_enough: bool = False) -> list[bytes]:
         """Connects with the nodes that a ``/dnsaddr`` address lists, or with the first that answers, and returns them.

@@ -95,7 +95,7 @@ class Libp2pNetwork:
         if settings.overlay:
             self.gossip = GossipService(self.host, self.events_queue, self._charge)
         self.discovery = Discovery(self.host, random.SystemRandom())
-        self.joining = Joining(self.host, self.discovery)
+        self.joining = Joining(self.host, self.discovery, random.SystemRandom())
         self.relay_server = RelayServer(self.host, self.table, settings.relay and settings.overlay)
         self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self._announce)
         self.nursery: trio.Nursery | None = None
