@@ -222,6 +222,7 @@ class Node:
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
             circuits=self._network.num_circuits(),
+            attempts=self._network.attempts(),
             tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,

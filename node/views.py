@@ -5,6 +5,7 @@ They are the shapes of ``mycelia ... --json`` and of the local API; the wire has
 
 import msgspec
 
+from mycelia.node.network.attempts import Attempt
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.messages import (
@@ -339,3 +340,5 @@ class NodeState(msgspec.Struct, frozen=True):
     """Things from peers that were not used, since the start: count by reason (see ``proto/wire/refusals.py``)."""
     circuits: int = 0
     """Connections of other peers that this node passes on as their relay."""
+    attempts: list[Attempt] = []
+    """What was tried to find a first peer, and what came of it, while no peer is connected."""

@@ -8,7 +8,7 @@ import trio
 
 from mycelia.node.client.local import START_HINT
 from mycelia.node.network.identity import Identity, new_identity
-from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
+from mycelia.node.network.network import DialError, MessageStream, Network, NetworkError, NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
@@ -95,14 +95,16 @@ def _of_peer(addresses: Sequence[str], peer: bytes | None) -> list[str]:
 
 async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStream:
     """An entry stream at the bootstrap peer that answers first. Raises NetworkError when none does."""
-    opened, failures = list[MessageStream](), list[str]()
+    opened, failures = list[MessageStream](), dict[str, None]()
 
     async def try_one(address: str, others: trio.CancelScope) -> None:
         try:
             peer = await network.connect(address)
             opened.append(await network.open(peer, ASK))
+        except DialError as exc:
+            failures.update(dict.fromkeys(map(str, exc.failures)))
         except NetworkError as exc:
-            failures.append(f"{address}: {exc}")
+            failures[str(exc)] = None
         else:
             others.cancel()
 
@@ -114,5 +116,5 @@ async def _open_entry(network: Network, bootstrap: Sequence[str]) -> MessageStre
         await late.reset()
     if opened:
         return opened[0]
-    detail = "; ".join(failures[:3]) or f"no answer within {CONNECT_DEADLINE_S:.0f} s"
+    detail = "; ".join([*failures][:3]) or f"no answer within {CONNECT_DEADLINE_S:.0f} s"
     raise NetworkError(f"no node could be reached ({detail})")

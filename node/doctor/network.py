@@ -15,7 +15,7 @@ from mycelia.node.client.local import fetch_state
 from mycelia.node.errors import one_line
 from mycelia.node.network.addresses import host_of, is_circuit, port_of
 from mycelia.node.network.identity import new_identity
-from mycelia.node.network.network import Network, NetworkError, NetworkSettings
+from mycelia.node.network.network import DialError, Network, NetworkError, NetworkSettings
 from mycelia.node.queries.inspection import INSPECT
 from mycelia.node.queries.questions import answer_of
 from mycelia.node.queries.reach import ANSWER_DEADLINE_S, View, own_hosts, seen_from_outside
@@ -24,7 +24,11 @@ from mycelia.node.storage.rundir import find_running
 from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import Reach, ReachQuery
 
-CONNECT_DEADLINE_S = 6.0
+CONNECT_DEADLINE_S = 11.0
+"""For a name and then its addresses, each of which has 5 s."""
+LISTEN_S = 2.5
+"""How long the nodes of the local network have to answer."""
+ANOTHER = "give another one: --bootstrap MULTIADDR"
 MAX_SKEW_S = 30.0
 MAX_ASKED = 8
 
@@ -46,20 +50,33 @@ async def look_out(
     port, addresses, lines = port_of(listen[0]) or DEFAULT_PORT, list[str](), list[Line]()
     if running is not None:
         try:
-            addresses = (await fetch_state(running)).addresses
+            state = await fetch_state(running)
+            addresses = state.addresses
             port = next((port_of(address) for address in addresses if not is_circuit(address)), port)
             lines.append(Line("node", True, f"runs here as process {running.pid} and listens on port {port}"))
+            lines += [Line("found nobody", True, str(one)) for one in state.attempts]
         except LocalError as exc:
             lines.append(Line("node", False, str(exc), f"kill {running.pid}, and start it again: mycelia node"))
     else:
         other = "mycelia node --listen /ip4/0.0.0.0/tcp/7127"
         lines += [_port("peer port", host_of(address), port_of(address), other) for address in listen]
         lines += [_port("API port", "127.0.0.1", api_port, "mycelia node --api-port 0")]
+    lines.append(await _local_network(swarm_key))
     if not bootstrap:
         return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
     async with _listening(port, running is None):
         seen = await _ask(bootstrap[:MAX_ASKED], port, swarm_key, lines)
     return [*lines, *conclusions(seen, port, None if running is None else addresses)]
+
+
+async def _local_network(swarm_key: bytes) -> Line:
+    """Asks which other nodes the private networks of this machine have."""
+    from mycelia.node.network.mdns.service import heard_within
+
+    peers, notes = await heard_within(LISTEN_S, swarm_key)
+    if peers:
+        return Line("local network", True, f"{len(peers)} node{'s' if len(peers) > 1 else ''} of it answer")
+    return Line("local network", True, "; ".join(notes) or "no node answers")
 
 
 def _port(what: str, host: str, port: int, fix: str) -> Line:
@@ -143,9 +160,12 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
             began = trio.current_time()
             peer = await network.connect(address)
         connected_ms = 1000 * (trio.current_time() - began)
+    except DialError as exc:
+        lines += [Line("bootstrap", False, f"{one.what}: {one.says}", one.fix or ANOTHER) for one in exc.failures]
+        return
     except (NetworkError, trio.TooSlowError) as exc:
         why = one_line(str(exc))[:200] if isinstance(exc, NetworkError) else f"silent for {CONNECT_DEADLINE_S:.0f} s"
-        lines.append(Line("bootstrap", False, f"{name}: {why}", "give another one: --bootstrap MULTIADDR"))
+        lines.append(Line("bootstrap", False, f"{name}: {why}", ANOTHER))
         return
     try:
         with trio.fail_after(ANSWER_DEADLINE_S):

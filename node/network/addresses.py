@@ -147,10 +147,10 @@ def by_family(candidates: Iterable[Multiaddr]) -> list[Multiaddr]:
 
 
 def place_of(address: Multiaddr) -> str:
-    """The address in words for users, such as "203.0.113.1 port 7117"."""
+    """The address in words for users, such as "203.0.113.1 port 7117" or "node.example.org"."""
     relay, is_circuit, _ = str(address).partition(_CIRCUIT)
-    _, _, host, *rest = [*relay.split("/"), ""]
-    place = f"{host} port {rest[1]}" if rest[:1] == ["tcp"] and len(rest) > 1 else host
+    _, _, host, *_ = [*relay.split("/"), ""]
+    place = host if is_name(address) else f"{host} port {port_of(relay)}"
     return f"the relay {place}" if is_circuit else place
 
 

@@ -37,6 +37,8 @@ def status_table(state: NodeState) -> Table:
     table.add_row(
         "peers", f"{len(state.peers)}" + (f" in a cell of depth {state.cell_bits}" if state.cell_bits else "")
     )
+    if state.attempts:
+        table.add_row("found nobody", printable("\n".join(map(str, state.attempts))))
     table.add_row("requests", f"{hits(state.stats)}; {ttft(state.stats)}")
     table.add_row("receives", ", ".join(f"{size(rate)}/s {plane}" for plane, rate in rates.items()))
     if state.refused:

@@ -105,7 +105,8 @@ class Outbound:
                     await self._try_all(peer, addresses.by_family(usable), origin, failures, nursery)
             if peer in self._table:
                 return
-        raise DialError(peer_text(peer), [one for one in failures if not one.says.startswith(NO_FAMILY)] or failures)
+        told = [one for one in failures if not one.says.startswith(NO_FAMILY)] or failures
+        raise DialError(peer_text(peer), list(dict.fromkeys(told)))
 
     async def _try_all(
         self,

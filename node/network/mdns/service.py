@@ -34,6 +34,7 @@ PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Between the first questions; then LONGEST_PAUSE_S."""
 LONGEST_PAUSE_S = 60.0
 INTERFACES_EVERY_S = 5.0
+MAX_HEARD = 1_000
 
 FoundPeer = Callable[[bytes, Sequence[Multiaddr], str], None]
 
@@ -146,6 +147,22 @@ class MulticastDns:
                 await channel.sendto(packet, target(network))
             except OSError as exc:  # (the network went away: ``run`` will see)
                 log.debug("mdns_failed", interface=network.interface, error=str(exc))
+
+
+async def heard_within(seconds: float, swarm_key: bytes) -> tuple[set[bytes], list[str]]:
+    """The peers that answer in this machine's private networks, and why there may be none. Tells nothing of itself."""
+    rng, peers, notes = random.SystemRandom(), set[bytes](), dict[str, None]()
+
+    def on_found(peer: bytes, candidates: Sequence[Multiaddr], sender: str) -> None:
+        if len(peers) < MAX_HEARD:
+            peers.add(peer)
+
+    def note(says: str, fix: str) -> None:
+        notes[says] = None
+
+    with trio.move_on_after(seconds):
+        await MulticastDns(Records(swarm_key, rng), lambda network: [], on_found, note, rng).run()
+    return peers, list(notes)
 
 
 def _is_near(sender: str, network: LocalNetwork) -> bool:

@@ -233,6 +233,9 @@ function drawMap() {
   by("map").setAttribute("aria-label", `This node and ${state.peers.length} peers; the table of peers has the same facts`);
   by("no-peers").hidden = state.peers.length > 0;
   by("address").textContent = clip(state.addresses[0] || "no address");
+  const tried = (state.attempts || []).map(({ what, says, fix }) => el("li", clip(`${what}: ${says}${fix ? ` (${fix})` : ""}`)));
+  by("tried").replaceChildren(...tried);
+  by("tried").hidden = !tried.length;
 }
 
 const pulsed = new Map();

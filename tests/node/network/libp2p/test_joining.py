@@ -108,8 +108,8 @@ async def test_a_node_that_finds_nobody_says_what_it_tried(monkeypatch: pytest.M
     assert told[f"127.0.0.1 port {ports[0]}"][0].startswith("accepts the connection and then says nothing")
     for port in (*ports, port_of(keyed)):
         assert "speaks no libp2p, or has another swarm key" in told[f"127.0.0.1 port {port}"][0]
-    assert told["node.example port 7117"] == told["swarm.example"] == ("no such name", "check the name")
+    assert told["node.example"] == told["swarm.example"] == ("no such name", "check the name")
     assert told[joining.REMEMBERED][0] == "1 connection refused"
     assert all(fix for what, (_, fix) in told.items() if what != joining.REMEMBERED)
     found = [line for line in lines if line["event"] == "found_nobody"]
-    assert any("node.example port 7117: no such name (check the name)" in str(line["tried"]) for line in found)
+    assert any("node.example: no such name (check the name)" in str(line["tried"]) for line in found)
