@@ -152,7 +152,7 @@ async def test_the_ports_looked_at_are_those_that_a_node_would_use(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         listen = [f"/ip4/127.0.0.1/tcp/{port}", "/ip6/::1/tcp/0"]
-        peers, more, api, _ = await look_out(tmp_path, [], listen, port)
+        peers, more, api, *_ = await look_out(tmp_path, [], listen, port)
     assert not peers.ok and f"{port} cannot be used" in peers.says and "--listen" in peers.fix
     assert more.ok and not api.ok and "--api-port" in api.fix
 
