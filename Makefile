@@ -10,6 +10,7 @@ export PYTHON CUDA CMAKE_ARGS
 ready := .venv/.ready
 gemma := .venv/.gemma
 programs := .venv/.test-programs
+js := tests/interop/js/node_modules/.package-lock.json
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -19,7 +20,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test coverage nightly check fuzz soak lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test coverage nightly interop check fuzz soak lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -47,6 +48,12 @@ $(programs): scripts/test-programs | $(ready)
 	@scripts/test-programs
 	@touch $@
 
+$(js): tests/interop/js/package-lock.json
+	@command -v npm >/dev/null || { echo "This needs Node.js 20 or newer, with npm: https://nodejs.org"; exit 1; }
+	@echo "Installing js-libp2p for the tests (10 MB to download) ..."
+	@npm ci --prefix tests/interop/js --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
 test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
@@ -70,6 +77,9 @@ nightly: $(ready) $(programs)  ## real nodes under faults, and the property test
 	@.venv/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
 		--hypothesis-show-statistics $(PYTEST_ARGS)
+
+interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
+	@.venv/bin/python -m pytest -m interop $(PYTEST_ARGS)
 
 fuzz: N = 1000000
 fuzz: $(ready)  ## hostile inputs for what strangers can reach, N=1000000 of them; SEED=1 for the same ones again
@@ -99,5 +109,5 @@ evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours)
 	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
+	rm -rf .venv build dist *.egg-info tests/interop/js/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,170 @@
+// A peer on js-libp2p that does what it is told: one JSON array [command, argument] a line on stdin, one JSON value a
+// line on stdout. ../test_js_libp2p.py drives it.
+import './polyfill.js'
+import { createInterface } from 'node:readline'
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
+import { generateKeyPair } from '@libp2p/crypto/keys'
+import { dcutr } from '@libp2p/dcutr'
+import { gossipsub } from '@libp2p/gossipsub'
+import { identify } from '@libp2p/identify'
+import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { ping } from '@libp2p/ping'
+import { preSharedKey } from '@libp2p/pnet'
+import { tcp } from '@libp2p/tcp'
+import { multiaddr } from '@multiformats/multiaddr'
+import { createLibp2p } from 'libp2p'
+import { opened } from './exchange.js'
+import { Serving } from './serving.js'
+import * as vectors from './vectors.js'
+import * as wire from './wire.js'
+
+const ECHO = '/mycelia/test-echo/1'
+let node, serving
+const digests = []
+const told = new Map()
+const waiting = new Map()
+
+const commands = {
+  // Starts the peer. psk: text of a swarm key. relays: whether it relays for others.
+  async start ({ listen = [], psk = null, relays = false, kad = false, gossip = false, punches = false }) {
+    const privateKey = await generateKeyPair('Ed25519')
+    node = await createLibp2p({
+      privateKey,
+      addresses: { listen },
+      transports: [tcp(), circuitRelayTransport()],
+      connectionEncrypters: [noise()],
+      streamMuxers: [yamux()],
+      connectionProtector: psk === null ? undefined : preSharedKey({ psk: new TextEncoder().encode(psk) }),
+      connectionGater: { denyDialMultiaddr: () => false },
+      services: {
+        identify: identify(),
+        ping: ping(),
+        ...(relays ? { relay: circuitRelayServer() } : {}),
+        ...(kad ? { dht: kadDHT({ protocol: wire.KAD, clientMode: kad !== 'server', peerInfoMapper: passthroughMapper }) } : {}),
+        ...(gossip ? { pubsub: gossipsub({ globalSignaturePolicy: 'StrictSign', msgIdFn: (message) => wire.messageId(message.from.toMultihash().bytes, message.sequenceNumber) }) } : {}),
+        ...(punches ? { dcutr: dcutr() } : {})
+      }
+    })
+    node.addEventListener('peer:identify', (event) => {
+      told.set(event.detail.connection.id, event.detail)
+      waiting.get(event.detail.connection.id)?.(event.detail)
+    })
+    serving = new Serving(node, privateKey)
+    await node.handle(ECHO, async (stream) => {
+      for await (const data of stream) stream.send(data)
+      await stream.close()
+    }, { runOnLimitedConnection: true })
+    return node.peerId.toString()
+  },
+
+  addresses: async () => node.getMultiaddrs().map(String),
+  connections: async () => node.getConnections().map((one) => ({ peer: String(one.remotePeer), address: String(one.remoteAddr), direct: one.direct })),
+
+  // Connects, and returns what identify says of the other side.
+  async dial (address) {
+    const connection = await node.dial(multiaddr(address))
+    const { agentVersion, protocols, listenAddrs, observedAddr } = await identified(connection)
+    return { peer: String(connection.remotePeer), address: String(connection.remoteAddr), agentVersion, protocols, listenAddrs: listenAddrs.map(String), observedAddr: String(observedAddr) }
+  },
+
+  listen: async (address) => { await node.components.transportManager.listen([multiaddr(address)]) },
+  ping: async (address) => await node.services.ping.ping(multiaddr(address)),
+
+  // Sends bytes to another js peer, which returns them.
+  async echo ({ address, size }) {
+    const { stream, bytes } = await opened(node, multiaddr(address), ECHO)
+    const sent = new Uint8Array(size).map((_, at) => at)
+    const [received] = await Promise.all([bytes.read({ bytes: size }), bytes.write(sent)])
+    await stream.close()
+    return Buffer.compare(received.subarray(), sent) === 0
+  },
+
+  // count times the same prompt at once: the frames of each answer, or why there is none.
+  async ask ({ address, text, count = 1, tokens = 8, salt = '' }) {
+    const options = { 4: wire.sampling({ 1: tokens }), 6: text, ...(salt ? { 10: salt } : {}) }
+    const one = async () => {
+      const exchange = await opened(node, multiaddr(address), wire.ASK)
+      await exchange.send(wire.ask(options))
+      return await exchange.answer()
+    }
+    const results = await Promise.allSettled(Array.from({ length: count }, one))
+    return results.map((result) => result.value ?? String(result.reason))
+  },
+
+  // An ask with the integer 0 for the temperature, as a CBOR library writes 0.0.
+  async askWrongly ({ address, text }) {
+    const exchange = await opened(node, multiaddr(address), wire.ASK)
+    await exchange.send(wire.ask({ 4: wire.sampling({ 2: 0 }), 6: text }))
+    return await exchange.answer()
+  },
+
+  // The nodes of the model `fake` that the DHT names.
+  async findProviders () {
+    const found = []
+    for await (const provider of node.contentRouting.findProviders(wire.modelCid(wire.fakeNamespace()), { signal: AbortSignal.timeout(20_000) })) {
+      found.push({ peer: String(provider.id), addresses: provider.multiaddrs.map(String) })
+    }
+    return found
+  },
+
+  provide: async () => await node.contentRouting.provide(wire.modelCid(wire.fakeNamespace()), { signal: AbortSignal.timeout(20_000) }),
+
+  serve: async () => { await serving.start() },
+  served: async () => ({ answers: serving.answers, heard: serving.heard }),
+  hold: async (text) => await serving.hold([...new TextEncoder().encode(text)]),
+
+  // Notes the digests that are gossiped, after every check of sections 2 and 8.
+  async follow () {
+    node.services.pubsub.addEventListener('message', (event) => {
+      note(event.detail).catch((error) => digests.push({ error: String(error) }))
+    })
+    node.services.pubsub.subscribe(wire.topicOf(wire.fakeNamespace()))
+  },
+  mesh: async () => node.services.pubsub.getMeshPeers(wire.topicOf(wire.fakeNamespace())),
+  digests: async () => digests,
+  blocks: async (text) => wire.blockHashes(wire.fakeNamespace(), [...new TextEncoder().encode(text)]).map(wire.hex),
+
+  vectors: async () => await vectors.wrong(),
+
+  stop: async () => { await node.stop() }
+}
+
+// What identify, which runs by itself on every connection, says of the other side.
+async function identified (connection) {
+  return told.get(connection.id) ?? await new Promise((resolve) => waiting.set(connection.id, resolve))
+}
+
+async function note (signed) {
+  const message = wire.decode(signed.data)
+  const head = message[1]
+  const entries = message[0] === 6 ? message[3] : null
+  digests.push({
+    kind: message[0],
+    author: String(signed.from),
+    isOwn: Buffer.compare(head[1], signed.from.toMultihash().bytes) === 0,
+    isSigned: await wire.isSigned(head),
+    isSignedIfChanged: await wire.isSigned({ ...head, 5: head[5] + 1 }),
+    count: head[5],
+    hasRoot: message[2] === 0 && entries !== null ? Buffer.compare(wire.rootOf(entries), head[6]) === 0 : null,
+    entries: entries === null ? [] : Array.from({ length: entries.length / 9 }, (_, at) => wire.hex(entries.subarray(9 * at, 9 * at + 8)))
+  })
+}
+
+function plain (key, value) {
+  if (value instanceof Uint8Array) return wire.hex(value)
+  return value instanceof wire.Float ? value.value : value
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const [command, argument] = JSON.parse(line)
+  let result
+  try {
+    result = { value: (await commands[command](argument)) ?? null }
+  } catch (error) {
+    result = { error: error.stack ?? String(error) }
+  }
+  process.stdout.write(JSON.stringify(result, plain) + '\n')
+}
+process.exit(0)
