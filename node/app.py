@@ -262,7 +262,7 @@ class Node:
         round_trip_s = self._network.round_trip_s(view.peer)
         return PeerRow(
             peer=peer_text(view.peer),
-            address=view.address,
+            address=self._network.remote_address(view.peer) or view.address,
             models=[served.model for served in view.served],
             digest=state.name.lower() if state else "none",
             digest_blocks=view.num_blocks.get(namespace, 0),

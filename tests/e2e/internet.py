@@ -182,6 +182,19 @@ class Home:
         if self.outermost != self.router:
             self._load(self.outermost, _ROUTER.format(how="", into="accept", out="accept", new="drop"))
 
+    @property
+    def moved(self) -> str:
+        """The public address after ``move``."""
+        return public_address(self.number + 100)
+
+    def move(self) -> None:
+        """Gives the router another public address. What it translated before is forgotten."""
+        wan = ("ip", "-n", self.outermost, "address")
+        run(*wan, "delete", f"{self.public}/8", "dev", "wan")
+        run(*wan, "add", f"{self.moved}/8", "dev", "wan")
+        run("ip", "netns", "exec", self.outermost, "nft", "flush", "ruleset")
+        self.translate(self.kind)
+
     def _load(self, router: str, rules: str) -> None:
         run("ip", "netns", "exec", router, "nft", "-f", "-", stdin="flush ruleset\n" + rules)
 
