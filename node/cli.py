@@ -17,6 +17,7 @@ from mycelia.node.commands.doctor import doctor
 from mycelia.node.commands.leave import leave
 from mycelia.node.commands.node import node
 from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
+from mycelia.node.commands.private_swarm import invite, join
 from mycelia.node.commands.swarm import swarm
 from mycelia.node.errors import first_error, one_line
 from mycelia.node.plugins import Program
@@ -37,6 +38,9 @@ Examples:
   mycelia chat                                    talk with the swarm
   mycelia peers                                   list the connected nodes
   mycelia swarm 4                                 run a swarm of 4 nodes on this machine
+  mycelia swarm create home                       make a private swarm
+  mycelia invite                                  print an invitation to it
+  mycelia join mycelia1...                        join it from another machine
   mycelia doctor                                  check this machine and its network""",
 )
 @click.version_option(package_name="mycelia")
@@ -61,7 +65,7 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
     context.default_map = schema.default_map(settings)
 
 
-for command in (node, ask, chat, swarm, peers, models, tree, identity):
+for command in (node, ask, chat, swarm, invite, join, peers, models, tree, identity):
     cli.add_command(command)
 for command in (doctor, status, stats, trace, up, leave, config, completion):
     cli.add_command(command)

@@ -26,10 +26,12 @@ from mycelia.node.network.network import Network, NetworkSettings
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
 from mycelia.node.plugins import OWN_POLICY, policies
+from mycelia.node.private_swarm.member import PrivateSwarm
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api, url_of
 from mycelia.node.settings import NodeSettings
 from mycelia.node.storage.data_dir import prepare_data_dir
+from mycelia.node.storage.private_swarms import state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept
 from mycelia.node.telemetry.journal import open_request_log
@@ -46,14 +48,17 @@ async def run_node(settings: NodeSettings) -> None:
         parse_listen(address)
     with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
         identity = load_or_create_identity(data_dir)
+        swarm = PrivateSwarm(data_dir, settings.swarm, identity.peer_id) if settings.swarm else None
+        state_dir = state_dir_of(data_dir, settings.swarm) if swarm else data_dir
         epoch = next_epoch(data_dir, time.time())
-        kept = load_kept(data_dir, time.time())
-        engine_settings = _engine_settings(settings, model_path)
+        kept = load_kept(state_dir, time.time())
+        engine_settings = _engine_settings(settings, model_path, swarm)
         network_settings = NetworkSettings(
             identity=identity,
             listen=settings.listen,
-            bootstrap=settings.bootstrap,
+            bootstrap=swarm.contacts if swarm else settings.bootstrap,
             swarm_key=settings.swarm_key,
+            door=swarm,
             remembered=kept.known.full_addresses,
             announce=settings.announce,
             relay=settings.relay,
@@ -76,11 +81,13 @@ async def run_node(settings: NodeSettings) -> None:
                     rng = random.Random(os.urandom(16))  # noqa: S311  no secret
                     policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
                 node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
-                await _run_until_cancelled(node, network, listener, settings, drain)
+                if swarm is not None:
+                    nursery.start_soon(swarm.run, network)
+                await _run_until_cancelled(node, network, listener, settings, state_dir, drain)
     log.info("left")
 
 
-def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
+def _engine_settings(settings: NodeSettings, model_path: Path, swarm: PrivateSwarm | None) -> EngineSettings:
     """Sizes that the user left open keep the engine's defaults. Raises LocalError for impossible ones."""
     given: dict[str, Any] = {
         "threads": settings.threads,
@@ -95,7 +102,7 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
         "exact": settings.exact,
-        "salt": _salt(settings.swarm_key),
+        "salt": swarm.roster.salt if swarm else _salt(settings.swarm_key),
         "fake": settings.model == FAKE_MODEL,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
@@ -103,7 +110,12 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
 
 
 async def _run_until_cancelled(
-    node: Node, network: Network, listener: socket.socket, settings: NodeSettings, drain: Drain
+    node: Node,
+    network: Network,
+    listener: socket.socket,
+    settings: NodeSettings,
+    state_dir: Path,
+    drain: Drain,
 ) -> None:
     api_url = url_of(listener)
     access = Access(settings.api_keys, settings.cors_origins)
@@ -111,11 +123,13 @@ async def _run_until_cancelled(
         await nursery.start(node.run)
         if settings.relay and not settings.announce:  # (the user who announces addresses knows how the node is reached)
             nursery.start_soon(node.keep_reachable)
-        nursery.start_soon(supervised, node.state_saver(settings.data_dir).run)
+        nursery.start_soon(supervised, node.state_saver(state_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(
             settings.data_dir,
-            RunInfo(os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), "")),
+            RunInfo(
+                os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), ""), settings.swarm
+            ),
         )
         state = node.state()
         log.info(
@@ -127,7 +141,7 @@ async def _run_until_cancelled(
             reuse=state.reuse,
             data_dir=str(settings.data_dir),
         )
-        if not settings.bootstrap:
+        if not settings.bootstrap and not settings.swarm:
             log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
 
 

@@ -30,6 +30,8 @@ class NodeSettings:
     """Multiaddrs to announce instead of the listen addresses; empty: announce the listen addresses."""
     swarm_key: bytes
     """Key of a private swarm, whose nodes accept only peers with this key; empty: the open network."""
+    swarm: str
+    """Name of a private swarm with a list of members, instead of ``swarm_key``; empty: none."""
     api_port: int
     """Port of the HTTP API; 0 takes any free one."""
     api_host: str = DEFAULT_API_HOST

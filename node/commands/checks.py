@@ -149,6 +149,13 @@ def read_swarm_key(path: Path | None) -> bytes:
     """
     if path is None:
         return b""
+    from mycelia.node.storage.private_swarms import check_only_owner_reads
+
+    if path.is_file():
+        try:
+            check_only_owner_reads(path)
+        except LocalError as exc:
+            raise UsageError(f"--swarm-key: {exc}") from exc
     words = [word for line in _lines(str(path), "--swarm-key") for word in line.split()]
     try:
         key = bytes.fromhex(words[2]) if words[:2] == SWARM_KEY_LINES and len(words) == 3 else b""
@@ -158,6 +165,21 @@ def read_swarm_key(path: Path | None) -> bytes:
         form = "\\n".join(SWARM_KEY_LINES)
         raise UsageError(
             f"--swarm-key {path} has no key in it; make one with:"
-            f" (printf '{form}\\n'; openssl rand -hex {SWARM_KEY_BYTES}) > swarm.key"
+            f" umask 077; (printf '{form}\\n'; openssl rand -hex {SWARM_KEY_BYTES}) > swarm.key"
         )
     return key
+
+
+def model_in_swarm(data_dir: Path, swarm: str, model: str) -> str:
+    """The model to serve in a private swarm: ``model``, or if that is empty the first one of the swarm; empty: any.
+    Raises UsageError for a model that the swarm does not serve."""
+    if not swarm:
+        return model
+    from mycelia.node.storage.private_swarms import read_swarm
+
+    served = read_swarm(data_dir, swarm).roster.models
+    if not served or model in served:
+        return model
+    if model:
+        raise UsageError(f"--model: the private swarm {swarm} serves only {', '.join(served)}")
+    return served[0]

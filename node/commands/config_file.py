@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,7 +51,8 @@ def default_file() -> Path:
 class Schema:
     def __init__(self, group: click.Group) -> None:
         self.sections: dict[str, dict[str, click.Option]] = {"": {}}
-        self._commands: dict[str, click.Command] = {}
+        self._commands: dict[tuple[str, ...], tuple[click.Command, str]] = {}
+        """Names, as on the command line -> command, and the section of its own options; empty: they have none."""
         self._unknown: set[str] = set()
         """Sections of commands that are not imported; they are ignored."""
         others = sorted(set(group.commands) - set(_ORDER))
@@ -59,14 +61,23 @@ class Schema:
             if isinstance(command, Plugged):
                 self._unknown.add(name)
                 continue
-            options = {_key(option): option for option in _options(command)}
-            for key in SHARED:
-                if key in options:
-                    self.sections[""].setdefault(key, options[key])
-            own = {key: option for key, option in options.items() if key not in SHARED}
-            if own:
-                self.sections[name] = own
-            self._commands[name] = command
+            if isinstance(command, click.Group):
+                for inner in sorted(command.commands):
+                    # (the options of a group's default command are those of its section)
+                    is_default = inner == getattr(command, "default_cmd_name", None)
+                    self._add_command((name, inner), command.commands[inner], name if is_default else "")
+            else:
+                self._add_command((name,), command, name)
+
+    def _add_command(self, names: tuple[str, ...], command: click.Command, section: str) -> None:
+        options = {_key(option): option for option in _options(command)}
+        for key in SHARED:
+            if key in options:
+                self.sections[""].setdefault(key, options[key])
+        own = {key: option for key, option in options.items() if key not in SHARED}
+        if own and section:
+            self.sections[section] = own
+        self._commands[names] = command, section
 
     def variables(self) -> dict[str, tuple[str, str]]:
         """Name of the environment variable -> section and key."""
@@ -80,16 +91,16 @@ class Schema:
     def option(self, section: str, key: str) -> click.Option:
         return self.sections[section][key]
 
-    def default_map(self, settings: Settings) -> dict[str, dict[str, object]]:
-        """The settings as click's ``default_map``: command -> parameter -> value."""
-        found: dict[str, dict[str, object]] = {name: {} for name in self._commands}
+    def default_map(self, settings: Settings) -> dict[str, Any]:
+        """The settings as click's ``default_map``: command -> parameter -> value, nested for groups."""
+        found: dict[str, Any] = {}
         # ([node] first, so that the commands in _LIKE_NODE can override it)
         for (section, key), setting in sorted(settings.items(), key=lambda item: item[0][0] != "node"):
-            names = [section] if section else list(self._commands)
-            for name in names + [name for name in _LIKE_NODE if section == "node" and name in self._commands]:
-                for option in _options(self._commands[name]):
-                    if _key(option) == key and option.name is not None:
-                        found[name][option.name] = setting.value
+            for names, (command, own) in self._commands.items():
+                if section in ("", own) or (section == "node" and names[0] in _LIKE_NODE):
+                    for option in _options(command):
+                        if _key(option) == key and option.name is not None:
+                            _at(found, names)[option.name] = setting.value
         return found
 
     def read(self, file: Path | None, environment: Mapping[str, str]) -> Settings:
@@ -192,6 +203,12 @@ class Schema:
                 lines += ["", *(f"# {line}" for line in _wrapped(_help(option)))]
                 lines.append(f"# {key} = {_toml(_example(option))}")
         return "\n".join(lines) + "\n"
+
+
+def _at(nested: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    for name in names:
+        nested = nested.setdefault(name, {})
+    return nested
 
 
 def nothing_set(option: click.Option) -> object:

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from mycelia.node.commands.options import bootstrap_option, data_dir_option, swarm_key_option
+from mycelia.node.commands.options import bootstrap_option, data_dir_option, swarm_key_option, swarm_option
 
 
 @click.command(
@@ -14,6 +15,7 @@ Examples:
   mycelia node
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
   mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
+  mycelia node --swarm home                                 in the private swarm that you made or joined
   mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
@@ -31,6 +33,7 @@ Examples:
     help="Address to announce to peers instead of the listen addresses, as behind a forwarded port. Repeatable.",
 )
 @bootstrap_option
+@swarm_option
 @swarm_key_option
 @data_dir_option
 @click.option(
@@ -151,6 +154,7 @@ def node(
     listen: tuple[str, ...],
     announce: tuple[str, ...],
     bootstrap: tuple[str, ...],
+    swarm: str,
     swarm_key: Path | None,
     data_dir: Path | None,
     model: str,
@@ -187,6 +191,7 @@ def node(
         check_cors,
         check_listen,
         check_policy,
+        model_in_swarm,
         read_api_keys,
         read_bootstrap,
         read_swarm_key,
@@ -198,15 +203,21 @@ def node(
 
     if tensor_split and main_gpu is not None:
         raise click.UsageError("give --tensor-split (several GPUs) or --main-gpu (one GPU), not both")
+    if swarm and swarm_key is not None:
+        raise click.UsageError("give --swarm (a swarm with members) or --swarm-key (a key without), not both")
+    where = data_dir or default_data_dir()
+    is_default = context.get_parameter_source("model") is ParameterSource.DEFAULT
+    model = model_in_swarm(where, swarm, "" if is_default else model) or model
     host = api_host or DEFAULT_API_HOST
     key = "" if context.find_root().params["isolated"] else os.environ.get("MYCELIA_API_KEY", "")
     settings = NodeSettings(
-        data_dir=data_dir or default_data_dir(),
+        data_dir=where,
         model=model,
         listen=check_listen(listen or default_listen(DEFAULT_PORT)),
         announce=check_announce(announce),
         bootstrap=read_bootstrap(bootstrap),
         swarm_key=read_swarm_key(swarm_key),
+        swarm=swarm,
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         api_host=host,
         api_keys=read_api_keys(host, api_key_file, key),

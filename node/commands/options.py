@@ -22,8 +22,15 @@ swarm_key_option = click.option(
     "--swarm-key",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="File with the key of a private swarm. Its nodes accept only peers with this key."
+    help="File with the key of a private swarm without a list of members. Its nodes accept only peers with this key."
     "  [default: the open network]",
+)
+swarm_option = click.option(
+    "--swarm",
+    default="",
+    metavar="NAME",
+    help="Private swarm in which to run, made with 'mycelia swarm create' or joined with 'mycelia join'. The node"
+    " connects with its members only, so prompts never leave them.  [default: the open network]",
 )
 model_option = click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
 system_option = click.option("--system", default="", help="System message.")

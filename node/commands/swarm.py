@@ -1,18 +1,38 @@
-"""``mycelia swarm``: a swarm of several nodes on this machine."""
+"""``mycelia swarm``: a swarm of several nodes on this machine, and the commands about private swarms."""
 
 from pathlib import Path
 
 import click
+from click_default_group import DefaultGroup
 
+from mycelia.node.commands.private_swarm import create, list_swarms, members, revoke, rotate
 from mycelia.node.commands.running import console, run
 
 
-@click.command(
+@click.group(
+    cls=DefaultGroup,
+    default="local",
+    default_if_no_args=True,
     epilog="""\b
 Examples:
-  mycelia swarm
+  mycelia swarm 6                  run six nodes on this machine, as 'mycelia swarm local 6'
+  mycelia swarm create home        make a private swarm
+  mycelia swarm members            list its members and invitations
+  mycelia swarm revoke laptop      remove a member""",
+)
+def swarm() -> None:
+    """Run several nodes on this machine, or manage private swarms."""
+
+
+for _command in (create, list_swarms, members, revoke, rotate):
+    swarm.add_command(_command)
+
+
+@swarm.command(  # type: ignore[untyped-decorator]
+    epilog="""\b
+Examples:
   mycelia swarm 6 --delay-ms 80
-  mycelia swarm 3 --model fake --dir ./swarm
+  mycelia swarm local 3 --model fake --dir ./swarm
   mycelia swarm 5 --restart"""
 )
 @click.argument("count", type=click.IntRange(1, 64), default=4, metavar="[N]")
@@ -38,7 +58,7 @@ Examples:
     help="Directory in which the nodes' data and logs are kept.  [default: a temporary one]",
 )
 @click.option("--restart", "restarts", is_flag=True, help="Start nodes that end again, after growing pauses.")
-def swarm(count: int, delay_ms: float, model: str, threads: int, root: Path | None, restarts: bool) -> None:
+def local(count: int, delay_ms: float, model: str, threads: int, root: Path | None, restarts: bool) -> None:
     """Run a swarm of N nodes (default 4) on this machine until Ctrl-C, and collect their logs.
 
     A node that ends is reported, and the others go on.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mycelia.node.network.attempts import Attempt
+from mycelia.node.network.door import Door
 from mycelia.node.network.identity import Identity
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
@@ -63,6 +64,8 @@ class NetworkSettings:
     swarm_key: bytes = b""
     """32 bytes that all nodes of a private swarm share. Without them their bytes mean nothing. Empty: no private
     swarm."""
+    door: Door | None = None
+    """A private swarm with a list of members, instead of ``swarm_key``."""
     overlay: bool = True
     """False for a light client: it connects, sends and opens streams, but neither gossips nor uses the DHT."""
     max_connections: int = 128
@@ -135,6 +138,10 @@ class Network(Protocol):
 
     def addresses(self) -> list[str]:
         """Full multiaddrs (with /p2p/ID) at which this node listens. Empty for a light client."""
+        ...
+
+    def peers(self) -> list[bytes]:
+        """The connected peers, sorted."""
         ...
 
     def events(self) -> AsyncIterator[NetworkEvent]:

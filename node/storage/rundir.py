@@ -35,6 +35,8 @@ class RunInfo:
     peer: str
     api_key: str = ""
     """A key that the API accepts; empty: it needs none. Only the directory's owner can read the file."""
+    swarm: str = ""
+    """The private swarm in which the node runs; empty: the open network."""
 
 
 @contextmanager

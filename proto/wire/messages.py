@@ -79,5 +79,19 @@ from mycelia.proto.wire.serving import ServingFrame as ServingFrame
 from mycelia.proto.wire.serving import TokenLogprobs as TokenLogprobs
 from mycelia.proto.wire.serving import Tokens as Tokens
 from mycelia.proto.wire.serving import Usage as Usage
+from mycelia.proto.wire.swarm import MAX_CONTACT_ADDRESSES as MAX_CONTACT_ADDRESSES
+from mycelia.proto.wire.swarm import MAX_CONTACTS as MAX_CONTACTS
+from mycelia.proto.wire.swarm import MAX_INVITATIONS as MAX_INVITATIONS
+from mycelia.proto.wire.swarm import MAX_MEMBERS as MAX_MEMBERS
+from mycelia.proto.wire.swarm import MAX_OLD_KEYS as MAX_OLD_KEYS
+from mycelia.proto.wire.swarm import Contact as Contact
+from mycelia.proto.wire.swarm import Invitation as Invitation
+from mycelia.proto.wire.swarm import Join as Join
+from mycelia.proto.wire.swarm import JoinKey as JoinKey
+from mycelia.proto.wire.swarm import JoinRefused as JoinRefused
+from mycelia.proto.wire.swarm import Member as Member
+from mycelia.proto.wire.swarm import Roster as Roster
+from mycelia.proto.wire.swarm import RosterQuery as RosterQuery
+from mycelia.proto.wire.swarm import SwarmMessage as SwarmMessage
 
-Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect | ModelsQuery | Models
+Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect | ModelsQuery | Models | SwarmMessage

@@ -22,6 +22,7 @@ from mycelia.proto.config import (
 )
 from mycelia.proto.kademlia import peer_buckets, provider_records
 from mycelia.proto.planes import membership
+from mycelia.proto.swarm import invitations
 from mycelia.proto.wire import codec, messages
 from mycelia.proto.wire.messages import Kind, Reconcile, RepairRequest, Version, VitalsUpdate
 from mycelia.proto.wire.refusals import Refusal
@@ -51,6 +52,8 @@ VALUES: dict[str, tuple[float, ...]] = {
     "`hello` repeated after, s; times": (OverlayConfig().hello_timeout_s, OverlayConfig().hello_repeats),
     "`hello` looked at: a second, at once": (overlay.HELLOS_PER_S, overlay.HELLOS_BURST),
     "Questions to one peer: a second, at once": (membership.QUESTIONS_PER_S, membership.QUESTIONS_BURST),
+    "Invitation: characters": (invitations.MAX_INVITATION_CHARS,),
+    "Invitation: wrong clock that a joining peer allows for, s": (invitations.CLOCK_TOLERANCE_S,),
     "Kademlia: records last, s": (provider_records.EXPIRY_S,),
     "Kademlia: providers of a key; of one subnet; behind one relay; of one private address": (
         provider_records.MAX_PROVIDERS,

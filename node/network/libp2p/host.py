@@ -41,7 +41,7 @@ from mycelia.node.network.libp2p.inbound_streams import InboundStreams
 from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
 from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.libp2p.services import run_service
-from mycelia.node.network.libp2p.swarm_key import keyed
+from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.network import NetworkSettings, Reachability
 from mycelia.node.peer_id import peer_text
@@ -58,17 +58,17 @@ class _Tcp(TCP):
     """TCP with the key of a private swarm and, if the settings name one, from one local port: then the node can learn
     the port that a router maps it to."""
 
-    def __init__(self, settings: NetworkSettings) -> None:
+    def __init__(self, settings: NetworkSettings, keys: SwarmKeys) -> None:
         super().__init__()
         self._from = (settings.dial_host, settings.dial_port)
-        self._key = settings.swarm_key
+        self._keys = keys
 
     async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
         host, port = self._from
         if (host or port) and source is None:
             source = (host or ("::" if str(maddr).startswith("/ip6/") else "0.0.0.0"), port)  # noqa: S104  as for any
         with trio.move_on_after(CONNECT_DEADLINE_S):
-            return keyed(await super()._dial_resolved(maddr, source), self._key)
+            return self._keys.dialled(await super()._dial_resolved(maddr, source))
         raise OSError(SILENT, os.strerror(SILENT))
 
 
@@ -86,14 +86,15 @@ class Host:
         self._reachability = Reachability()
         self.circuits: Callable[[], list[Multiaddr]] = list
         """The addresses of this node at its relays."""
+        self._keys = SwarmKeys(settings.swarm_key, settings.door)
         self._host = self._build()
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm)
         self.swarm = swarm
         self._fix(swarm)
-        self.inbound = Inbound(swarm, settings)
+        self.inbound = Inbound(swarm, settings, self._keys)
         self.streams = InboundStreams(self._host, swarm, self.inbound)
-        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted)
+        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self._keys)
         take_over_identify(self._host, table)
 
     def _build(self) -> BasicHost:
@@ -104,7 +105,7 @@ class Host:
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
-            transports=[_Tcp(self.settings)],
+            transports=[_Tcp(self.settings, self._keys)],
             addrs_factory=self._advertised,
             # An address that one peer claims to have observed need not be one at which others reach this node.
             disable_identify_address_discovery=True,

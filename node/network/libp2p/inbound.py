@@ -17,7 +17,7 @@ from functools import partial
 
 import structlog
 import trio
-from libp2p.abc import IMuxedConn
+from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.connection.raw_connection import RawConnection
@@ -27,14 +27,16 @@ from libp2p.network.swarm import Swarm
 from multiaddr import Multiaddr
 
 from mycelia.node.network import addresses
+from mycelia.node.network.libp2p import door
 from mycelia.node.network.libp2p.peers import remote_address
-from mycelia.node.network.libp2p.swarm_key import keyed
+from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
 from mycelia.proto.admission.places import Admission, Rank
-from mycelia.proto.admission.subnets import subnet_of
+from mycelia.proto.admission.subnets import Places, subnet_of
+from mycelia.proto.swarm.roster import Purpose
 
 log = structlog.get_logger()
 
@@ -49,6 +51,9 @@ MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
 its oldest handshake ends."""
 HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
+MAX_AT_DOOR, MAX_AT_DOOR_PER_PEER = 8, 1
+"""Peers of a private swarm that are not let in and whose request is being answered."""
+
 FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK = (
     Rate(12_000.0, 48_000.0),
     Rate(24_000.0, 96_000.0),
@@ -60,9 +65,11 @@ FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK = (
 class Inbound:
     """The connections of one host. The constructor replaces libp2p's functions at once."""
 
-    def __init__(self, swarm: Swarm, settings: NetworkSettings) -> None:
+    def __init__(self, swarm: Swarm, settings: NetworkSettings, keys: SwarmKeys) -> None:
         self._swarm = swarm
-        self._swarm_key = settings.swarm_key
+        self._keys = keys
+        self._door = settings.door
+        self._at_door = Places(MAX_AT_DOOR, MAX_AT_DOOR_PER_PEER)
         self._remembered = settings.remembered
         limit = settings.max_connections
         self._connections: Admission[IMuxedConn] = Admission(
@@ -135,6 +142,7 @@ class Inbound:
         """The connection after its handshake; None: there is no place for the handshake, or it took too long. Raises
         any error that the peer causes."""
         subnet, now = subnet_of(remote_address(raw)), trio.current_time()
+        turned_away: tuple[ISecureConn, Purpose] | None = None
         if self._pace.delay_s(b"", subnet, 1.0, now, patience_s=0.0) is None:
             return None
         with trio.CancelScope(deadline=now + HANDSHAKE_S) as scope:
@@ -145,17 +153,37 @@ class Inbound:
                 other.cancel()
             try:
                 upgrader = self._swarm.upgrader
-                secured = await upgrader.upgrade_security(keyed(raw, self._swarm_key), False)
-                return await upgrader.upgrade_connection(secured, secured.get_remote_peer())
+                opened, purpose = await self._keys.accepted(raw)
+                secured = await upgrader.upgrade_security(opened, False)
+                peer = secured.get_remote_peer()
+                if purpose is Purpose.MEMBERS and self._keys.lets_in(peer.to_bytes()):
+                    return await upgrader.upgrade_connection(secured, peer)
+                turned_away = secured, purpose
             finally:
                 self._handshakes.release(scope)
+        if turned_away is not None:
+            await self._answer_at_door(*turned_away, subnet)
         return None
+
+    async def _answer_at_door(self, secured: ISecureConn, purpose: Purpose, subnet: str) -> None:
+        """Answers the one request of a peer that is not let in, if there is a place. Raises any error that the peer
+        causes."""
+        peer = secured.get_remote_peer().to_bytes()
+        if self._door is None or not self._at_door.take(peer, subnet):
+            return
+        try:
+            await door.answer(secured, peer, purpose, self._door)
+        finally:
+            self._at_door.free(peer, subnet)
 
     async def _add_admitted(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
         """Adds a connection, made by either side, if it gets a place. Called when the peer id is known. Raises
         SwarmException."""
         assert isinstance(muxed_conn, YamuxConnection)
         peer = muxed_conn.peer_id.to_bytes()
+        if not self._keys.lets_in(peer):
+            await muxed_conn.close()
+            raise SwarmException("the peer is no member of this private swarm")
         subnet, is_wanted = subnet_of(remote_address(muxed_conn)), peer in self.wanted
         given_up = self._connections.admit(
             muxed_conn,

@@ -26,11 +26,12 @@ from mycelia.node.network.network import (
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.cells.cells import ROOT, Cell
-from mycelia.proto.wire.messages import Control, Gossip
+from mycelia.proto.wire.messages import Control, Gossip, Message
 from mycelia.proto.wire.refusals import Refusal
 
 if TYPE_CHECKING:
     from libp2p.abc import INetConn
+    from multiaddr import Multiaddr
 
 log = structlog.get_logger()
 
@@ -170,6 +171,17 @@ class Libp2pNetwork:
             raise NetworkError(f"{address} is this node itself")
         await self.host.outbound.dial(peer, [transport_address])
         return peer
+
+    async def knock(self, peer: bytes, address: "Multiaddr", request: Message) -> Message:
+        """The answer of a member of a private swarm to a peer that is not let in. Raises NetworkError."""
+        from mycelia.node.network.libp2p.dial_errors import explained
+
+        try:
+            return await self.host.outbound.knock(peer, address, request)
+        except NetworkError:
+            raise
+        except Exception as exc:
+            raise NetworkError(explained(exc)[0]) from exc
 
     async def disconnect(self, peer: bytes) -> None:
         await self.host.disconnect(peer)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from enum import Enum, auto
 
 import trio
-from libp2p.abc import INetConn, INetStream
+from libp2p.abc import INetConn, INetStream, IRawConnection
 from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
@@ -24,15 +24,16 @@ from multiaddr import Multiaddr
 from mycelia.node.network import addresses
 from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.deadlines import shielded
-from mycelia.node.network.libp2p import negotiation
+from mycelia.node.network.libp2p import door, negotiation
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
 from mycelia.node.network.libp2p.dial_errors import explained, is_silent, root_cause
 from mycelia.node.network.libp2p.peers import PeerTable
-from mycelia.node.network.libp2p.swarm_key import keyed
+from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.names import NO_FAMILY, NameFailure, Names, SystemResolver
 from mycelia.node.network.network import DialError, NetworkError, NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.limits import Limits, TokenBucket
+from mycelia.proto.wire.messages import Message
 
 DIAL_DEADLINE_S = 5.0
 ADDRESS_TTL_S = 7_200
@@ -65,14 +66,21 @@ class Outbound:
     """The outgoing connections and streams of one host. The constructor replaces libp2p's dial at once."""
 
     def __init__(
-        self, host: BasicHost, swarm: Swarm, table: PeerTable, settings: NetworkSettings, wanted: set[bytes]
+        self,
+        host: BasicHost,
+        swarm: Swarm,
+        table: PeerTable,
+        settings: NetworkSettings,
+        wanted: set[bytes],
+        keys: SwarmKeys,
     ) -> None:
         """wanted: peers whose connections always get a place. Dials of origin OWN add their peer to it."""
         self._host = host
         self._swarm = swarm
         self._table = table
         self._me = settings.identity.peer_id
-        self._swarm_key = settings.swarm_key
+        self._keys = keys
+        self._door = settings.door
         self._wanted = wanted
         self._dials: dict[tuple[bytes, bool], trio.Event] = {}
         """(peer, whether its address comes from peers) -> the event at the end of the dial."""
@@ -148,7 +156,7 @@ class Outbound:
             if origin is not Origin.OWN and self._silent.get(text, -math.inf) > now:
                 raise NetworkError("did not answer a moment ago")
             with trio.fail_after(DIAL_DEADLINE_S):
-                await self._dial_address(peer, address, origin is Origin.TOLD)
+                await self._dial_admitted(peer, address, origin is Origin.TOLD)
         except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
             failures.append(Attempt(addresses.place_of(address), *explained(exc)))
             if is_silent(exc):
@@ -179,6 +187,30 @@ class Outbound:
             raise NameFailure("the name does not lead to an address that others may tell")
         return meant[:1]
 
+    async def _dial_admitted(self, peer: bytes, address: Multiaddr, is_told: bool) -> None:
+        """Dials, and again after a peer of this private swarm, which did not let this node in, told what is new. Raises
+        any error, as do the other dialling methods below."""
+        try:
+            await self._dial_address(peer, address, is_told)
+        except SwarmException as exc:
+            if self._door is None or not door.is_turned_away(exc):
+                raise
+            if not await self._door.learn(await self.knock(peer, address, self._door.request())):
+                raise NetworkError("does not let this node in: it is not on the list of members") from exc
+            await self._dial_address(peer, address, is_told)
+
+    async def knock(self, peer: bytes, address: Multiaddr, request: Message) -> Message:
+        """The answer of a peer of a private swarm that does not let this node in. Raises any error."""
+        circuit = addresses.relay_of(address)
+        if circuit is None:
+            transport = self._swarm.transport_manager.transport_for_dialing(address)
+            if transport is None:
+                raise NetworkError(f"cannot dial {address}")
+            raw = await transport.dial(address)
+            return await door.knock(self._swarm.upgrader, raw, peer, request)
+        async with self._circuit(peer, address, *circuit, is_told=False) as raw:
+            return await door.knock(self._swarm.upgrader, raw, peer, request)
+
     @contextmanager
     def _as_wanted(self, peer: bytes, origin: Origin) -> Iterator[None]:
         if origin is not Origin.OWN or peer in self._wanted:
@@ -196,14 +228,20 @@ class Outbound:
         if circuit is None:
             await self._dial_socket(peer, address, is_told)
             return
-        relay, relay_address = circuit
+        async with self._circuit(peer, address, *circuit, is_told=is_told) as raw:
+            await self._swarm.upgrade_outbound_raw_conn(raw, ID(peer))
+
+    @asynccontextmanager
+    async def _circuit(
+        self, peer: bytes, address: Multiaddr, relay: bytes, relay_address: Multiaddr, is_told: bool
+    ) -> AsyncIterator[IRawConnection]:
+        """A connection through a relay, closed if the body fails. Raises NetworkError."""
         if relay in (peer, self._me):
             raise NetworkError(f"{address} leads nowhere")
         async with self._through(relay, relay_address, is_told):
             pipe = await self.open_circuit(relay, peer)
             try:
-                raw = RawConnection(pipe, True, ConnectionType.RELAYED, [address])
-                await self._swarm.upgrade_outbound_raw_conn(keyed(raw, self._swarm_key), ID(peer))
+                yield self._keys.dialled(RawConnection(pipe, True, ConnectionType.RELAYED, [address]))
             except BaseException:
                 await pipe.close()
                 raise

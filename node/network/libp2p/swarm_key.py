@@ -4,6 +4,9 @@ The protocol is https://github.com/libp2p/specs/blob/master/pnet/Private-Network
 random bytes, and everything after them, the handshake included, goes through XSalsa20 with the key and those bytes. The
 key only keeps strangers out; Noise still proves the peers' identities and protects their bytes from change.
 py-libp2p's own code takes 8 random bytes and plain Salsa20, which no other implementation understands.
+
+A node of a swarm with members has several keys, see ``proto/swarm/keys.py``: the dialler's nonce says which one it
+uses. Its own nonce goes out at once, since a js-libp2p dialler waits for it.
 """
 
 import os
@@ -15,37 +18,73 @@ from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 
+from mycelia.node.network.door import Door
+from mycelia.proto.swarm.keys import FRESH_BYTES, tagged_nonce
+from mycelia.proto.swarm.roster import Purpose
+
 NONCE_BYTES = 24
 
 
-def keyed(connection: IRawConnection, key: bytes) -> IRawConnection:
-    """Puts a connection that was not used yet into the private swarm of ``key``. Does nothing without a key."""
-    if key:
-        assert isinstance(connection, RawConnection)
-        connection.stream = KeyedSocket(connection.stream, key)
+class SwarmKeys:
+    """The keys of one host's connections."""
+
+    def __init__(self, key: bytes, door: Door | None) -> None:
+        """key: of a swarm without members' list; empty: the open network. door: replaces it."""
+        self._key = key
+        self._door = door
+
+    def dialled(self, connection: IRawConnection) -> IRawConnection:
+        """A connection that this node made and that was not used yet, inside the swarm. Nothing changes without a
+        key."""
+        if self._door is not None:
+            nonce = tagged_nonce(self._door.key, os.urandom(FRESH_BYTES))
+            return _inside(connection, self._door.key, nonce)
+        return _inside(connection, self._key) if self._key else connection
+
+    async def accepted(self, connection: IRawConnection) -> tuple[IRawConnection, Purpose]:
+        """A connection that a peer made, inside the swarm whose key the peer uses, and what it is for. Raises the
+        errors of the connection."""
+        if self._door is None:
+            return (_inside(connection, self._key) if self._key else connection), Purpose.MEMBERS
+        own = os.urandom(NONCE_BYTES)
+        await connection.write(own)
+        nonce = await _read_nonce(connection)
+        key, purpose = self._door.opened_by(nonce)
+        return _inside(connection, key, own, is_sent=True, heard=nonce), purpose
+
+    def lets_in(self, peer: bytes) -> bool:
+        """Whether connections with a peer that has the members' key may be used."""
+        return self._door is None or self._door.is_member(peer)
+
+
+def _inside(
+    connection: IRawConnection, key: bytes, nonce: bytes = b"", is_sent: bool = False, heard: bytes = b""
+) -> IRawConnection:
+    assert isinstance(connection, RawConnection)
+    connection.stream = KeyedSocket(connection.stream, key, nonce, is_sent, heard)
     return connection
 
 
 class KeyedSocket(ReadWriteCloser):
     """A socket in a private swarm. One task may write while another reads."""
 
-    def __init__(self, socket: ReadWriteCloser, key: bytes) -> None:
+    def __init__(
+        self, socket: ReadWriteCloser, key: bytes, nonce: bytes = b"", is_sent: bool = False, heard: bytes = b""
+    ) -> None:
+        """nonce: of this side, never used before; empty: a random one. is_sent: whether the other side has it already.
+        heard: the other side's nonce, if it was read already."""
         self._socket = socket
         self._key = key
-        self._nonce = os.urandom(NONCE_BYTES)
-        self._encrypt = _cipher(key, self._nonce)
-        self._decrypt: Salsa20.Salsa20Cipher | None = None
+        nonce = nonce or os.urandom(NONCE_BYTES)
+        self._nonce = b"" if is_sent else nonce
+        self._encrypt = _cipher(key, nonce)
+        self._decrypt = _cipher(key, heard) if heard else None
 
     async def read(self, n: int | None = None) -> bytes:
         """Reads and decrypts. Raises the socket's errors, and ConnectionClosedError when it ends before the first
         byte."""
         if self._decrypt is None:
-            nonce = b""
-            while len(nonce) < NONCE_BYTES:
-                data = await self._socket.read(NONCE_BYTES - len(nonce))
-                if not data:
-                    raise ConnectionClosedError("the peer ended the connection: it may have another swarm key, or none")
-                nonce += data
+            nonce = await _read_nonce(self._socket)
             self._decrypt = _cipher(self._key, nonce)
         return self._decrypt.decrypt(await self._socket.read(n))
 
@@ -58,6 +97,16 @@ class KeyedSocket(ReadWriteCloser):
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return self._socket.get_remote_address()
+
+
+async def _read_nonce(socket: ReadWriteCloser | IRawConnection) -> bytes:
+    nonce = b""
+    while len(nonce) < NONCE_BYTES:
+        data = await socket.read(NONCE_BYTES - len(nonce))
+        if not data:
+            raise ConnectionClosedError("the peer ended the connection: it may have another swarm key, or none")
+        nonce += data
+    return nonce
 
 
 def _cipher(key: bytes, nonce: bytes) -> Salsa20.Salsa20Cipher:

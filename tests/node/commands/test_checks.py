@@ -38,6 +38,10 @@ KEY_FORM = "/key/swarm/psk/1.0.0/\n/base16/\n"
 def test_a_swarm_key_is_a_file_of_libp2ps_form(tmp_path: Path) -> None:
     path, key = tmp_path / "swarm.key", bytes(range(32))
     path.write_text(KEY_FORM + key.hex() + "\n")
+    path.chmod(0o640)
+    with pytest.raises(UsageError, match=f"change that with: chmod 600 {path}"):
+        read_swarm_key(path)
+    path.chmod(0o600)
     assert read_swarm_key(path) == key
     assert read_swarm_key(None) == b""
 
@@ -57,6 +61,7 @@ def test_a_swarm_key_is_a_file_of_libp2ps_form(tmp_path: Path) -> None:
 def test_what_is_no_swarm_key_is_refused_with_a_way_to_make_one(text: str, tmp_path: Path) -> None:
     path = tmp_path / "swarm.key"
     path.write_text(text)
+    path.chmod(0o600)
     with pytest.raises(UsageError, match="openssl rand"):
         read_swarm_key(path)
 

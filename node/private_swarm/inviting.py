@@ -1,0 +1,62 @@
+"""An invitation of a running node: a secret that the swarm's file remembers, and addresses at which members answer."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from multiaddr import Multiaddr
+
+from mycelia.node.client.local import fetch_state
+from mycelia.node.network import addresses
+from mycelia.node.peer_id import peer_from_text
+from mycelia.node.storage.known_peers import PEERS_FILE
+from mycelia.node.storage.private_swarms import authority_of, state_dir_of
+from mycelia.node.storage.rundir import RunInfo
+from mycelia.proto.swarm.authority import Issued
+from mycelia.proto.swarm.invitations import invitation_text
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import MAX_CONTACT_ADDRESSES, MAX_CONTACTS, Contact, Invitation
+
+SECRET_BYTES = 16
+
+
+async def invited(
+    data_dir: Path, name: str, info: RunInfo, lifetime_s: int, uses: int, now: float
+) -> tuple[str, Issued]:
+    """A new invitation's text. Raises LocalError, which says why there can be none."""
+    own = contact(info.peer, (await fetch_state(info)).addresses)
+    if not own.addresses:
+        raise LocalError("this node has no address at which others could reach it; give it one with --listen")
+    secret = os.urandom(SECRET_BYTES)
+    with authority_of(data_dir, name) as authority:
+        roster = authority.roster
+        members = {member.peer for member in roster.members}
+        known = PEERS_FILE.peek(state_dir_of(data_dir, name)) or []
+        others = [
+            Contact(peer=one.peer, addresses=found)
+            for one in sorted(known, key=lambda one: -one.connected_s)
+            if one.peer in members and (found := _dialable(one.addresses))
+        ]
+        issued = authority.invite(secret, lifetime_s, uses, now)
+    invitation = Invitation(
+        swarm=roster.swarm,
+        secret=secret,
+        name=roster.name,
+        expires=issued.expires,
+        contacts=(own, *others[: MAX_CONTACTS - 2]),
+    )
+    return invitation_text(invitation), issued
+
+
+def contact(peer: str, told: Sequence[str]) -> Contact:
+    """told: the full multiaddrs of a running node, those that lead to it from everywhere first."""
+    return Contact(
+        peer=peer_from_text(peer), addresses=_dialable(address.removesuffix(f"/p2p/{peer}") for address in told)
+    )
+
+
+def _dialable(told: Iterable[str]) -> tuple[bytes, ...]:
+    """The first addresses in binary form. Those of this machine alone count only if there are no others."""
+    found = [Multiaddr(address) for address in told]
+    found = [address for address in found if not addresses.is_loopback(address)] or found
+    return tuple(address.to_bytes() for address in found[:MAX_CONTACT_ADDRESSES])
