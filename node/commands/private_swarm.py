@@ -19,22 +19,15 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 MAX_LIFETIME_S = 365 * 86_400
 
 
-class Lifetime(click.ParamType):  # type: ignore[type-arg]  older versions of click have none
+def _lifetime_s(context: click.Context, param: click.Parameter, value: str) -> int:
     """A time such as 30m, 24h or 7d, in seconds."""
-
-    name = "TIME"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip().lower()
-        if isinstance(value, int):
-            return value
-        number, unit = text[:-1], text[-1:]
-        if not (number.isascii() and number.isdecimal() and len(number) < 9 and unit in UNITS):
-            self.fail(f"{value!r} is not a time such as 30m, 24h or 7d", param, ctx)
-        seconds = int(number) * UNITS[unit]
-        if not 60 <= seconds <= MAX_LIFETIME_S:
-            self.fail("an invitation lasts from 1m to 365d", param, ctx)
-        return seconds
+    number, unit = value[:-1], value[-1:].lower()
+    if not (number.isascii() and number.isdecimal() and len(number) < 9 and unit in UNITS):
+        raise click.BadParameter(f"{value!r} is not a time such as 30m, 24h or 7d")
+    seconds = int(number) * UNITS[unit]
+    if not 60 <= seconds <= MAX_LIFETIME_S:
+        raise click.BadParameter("an invitation lasts from 1m to 365d")
+    return seconds
 
 
 name_argument = click.argument("name", default="", metavar="[NAME]")
@@ -189,7 +182,12 @@ Examples:
 )
 @name_argument
 @click.option(
-    "--expires", type=Lifetime(), default="24h", show_default=True, metavar="TIME", help="Time until it expires."
+    "--expires",
+    callback=_lifetime_s,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="Time until it expires, such as 30m, 24h or 7d.",
 )
 @click.option("--uses", type=click.IntRange(1, 512), default=1, show_default=True, help="Number of nodes it admits.")
 @click.option("--qr/--no-qr", default=True, show_default=True, help="Also draw it as a QR code, on a terminal.")

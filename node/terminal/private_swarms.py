@@ -15,6 +15,8 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.storage.private_swarms import SwarmFile, read_swarm
 from mycelia.node.terminal.tables import printable
 
+ROOM = 100
+"""Columns of a terminal that has room for all columns."""
 PEER_CHARS = 52
 """Characters of an Ed25519 peer id, which must be whole to be copied."""
 
@@ -95,9 +97,11 @@ def show_swarms(console: Console, rows: Sequence[SwarmRow]) -> None:
 
 
 def show_members(console: Console, view: MembersView) -> None:
-    table = _table("member", "state", "name", "since")
+    is_wide = console.width >= ROOM
+    table = _table("member", "state", "name", *(["since"] if is_wide else []))
     for row in view.members:
-        table.add_row(row.peer, row.state, printable(row.name), _date(row.since)[:10])
+        since = [_date(row.since)] if is_wide else []
+        table.add_row(row.peer, row.state, printable(row.name), *since)
     console.print(table)
     if view.invitations:
         table = _table("invitation", "state", "uses left", "until")

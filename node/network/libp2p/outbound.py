@@ -196,7 +196,7 @@ class Outbound:
             if self._door is None or not door.is_turned_away(exc):
                 raise
             if not await self._door.learn(await self.knock(peer, address, self._door.request())):
-                raise NetworkError("does not let this node in: it is not on the list of members") from exc
+                raise NetworkError("does not let this node in: it is not on the list of members") from None
             await self._dial_address(peer, address, is_told)
 
     async def knock(self, peer: bytes, address: Multiaddr, request: Message) -> Message:

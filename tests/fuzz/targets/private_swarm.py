@@ -118,7 +118,7 @@ class DoorRequests:
         member, connection = _Door(), _Secured(data)
         is_answered = True
         try:
-            trio.run(door.answer, connection, peer(1), purpose, member)
+            trio.run(door.answer, connection, peer(1), purpose, member)  # type: ignore[arg-type]
         except (NetworkError, RemoteError, trio.TooSlowError, *BROKEN):
             is_answered = False
         # (its proofs are of another peer, so it never gets the roster)

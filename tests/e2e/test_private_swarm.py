@@ -1,0 +1,59 @@
+"""Private swarms of real processes: the commands that a user types, from the swarm's making to a member's removal."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from mycelia.node.client.local import fetch_state, running_node
+from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
+from mycelia.proto.wire.errors import LocalError
+from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
+
+pytestmark = pytest.mark.e2e
+
+
+async def told(*arguments: str) -> str:
+    done = await run_mycelia(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def becomes_ready(data_dir: Path) -> None:
+    while True:
+        try:
+            await fetch_state(running_node(data_dir))
+            return
+        except LocalError:
+            await trio.sleep(0.05)
+
+
+async def test_one_word_is_enough_to_join_and_ask(tmp_path: Path) -> None:
+    first, second = ["--data-dir", str(tmp_path / "first")], ["--data-dir", str(tmp_path / "second")]
+    with trio.fail_after(DEADLINE_S):
+        await told("swarm", "create", "home", "--model", "fake", *first)
+        async with trio.open_nursery() as nursery:
+            swarm = LocalSwarm(tmp_path, nursery)
+            keeper = await swarm.start("first", options=["--swarm", "home"])
+            await keeper.wait_ready()
+            invitation = (await told("invite", *first)).strip()
+            options = ["--listen", "/ip4/127.0.0.1/tcp/0", "--api-port", "0", "--exit-with-parent"]
+            guest = await trio.lowlevel.open_process(
+                [*COMMAND, "join", invitation, "--name", "guest", *second, *options], stdin=subprocess.PIPE
+            )
+            await becomes_ready(tmp_path / "second")
+            await keeper.wait_event(lambda event: event.get("event") == "node_joined")
+            answer = parse_answer(await told("ask", "--json", *second, "Say hello."))
+            assert answer.text
+            view = json.loads(await told("swarm", "members", "--json", *first))
+            assert [(row["name"], row["state"]) for row in view["members"]] == [("", "this node"), ("guest", "online")]
+            await told("swarm", "revoke", "guest", *first)
+            await keeper.wait_event(lambda event: event.get("event") == "member_removed")
+            await keeper.wait_event(lambda event: event.get("event") == "node_left")
+            guest.terminate()
+            await guest.wait()
+            keeper.process.terminate()
+            await keeper.process.wait()
+            nursery.cancel_scope.cancel()
