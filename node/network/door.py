@@ -15,6 +15,10 @@ class Door(Protocol):
         """The key of the connections that this node makes."""
         ...
 
+    async def new_key(self) -> None:
+        """Returns when ``key`` has changed."""
+        ...
+
     def opened_by(self, nonce: bytes) -> tuple[bytes, Purpose]:
         """The key and the purpose of a connection whose dialler began with ``nonce``."""
         ...

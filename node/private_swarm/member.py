@@ -71,6 +71,11 @@ class PrivateSwarm:
     def key(self) -> bytes:
         return self.view.key
 
+    async def new_key(self) -> None:
+        before = self.key
+        while self.key == before:
+            await self._changed.wait()
+
     def opened_by(self, nonce: bytes) -> tuple[bytes, Purpose]:
         return self.view.opened_by(nonce)
 

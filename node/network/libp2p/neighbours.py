@@ -54,14 +54,24 @@ class Neighbours:
         if all(map(addresses.is_loopback, self._listening())):
             self._note("off: this node listens on loopback only", "give it an address of the network: --listen")
             return
-        records = Records(self._host.settings.swarm_key, self._rng)
-        mdns = MulticastDns(records, self.told, self._heard, self._note, self._rng)
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(supervised, mdns.run)
-            while True:
-                await self._host.table.lost.wait()
-                if not len(self._host.table):
-                    mdns.ask_again()
+        door = self._host.settings.door
+        while True:
+            records = Records(door.key if door else self._host.settings.swarm_key, self._rng)
+            mdns = MulticastDns(records, self.told, self._heard, self._note, self._rng)
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(supervised, mdns.run)
+                self._nursery.start_soon(self._ask_when_alone, mdns)
+                if door is None:
+                    await trio.sleep_forever()
+                else:
+                    await door.new_key()
+                self._nursery.cancel_scope.cancel()
+
+    async def _ask_when_alone(self, mdns: MulticastDns) -> None:
+        while True:
+            await self._host.table.lost.wait()
+            if not len(self._host.table):
+                mdns.ask_again()
 
     def told(self, network: LocalNetwork) -> list[str]:
         """The full addresses at which machines of a network can dial this node."""

@@ -194,3 +194,14 @@ def _with_addresses_of(text: str, door: Running) -> str:
 
     named = contact(peer_text(door.place.peer), door.network.addresses())
     return invitation_text(replace(read_invitation(text), contacts=(named,)))
+
+
+async def test_a_new_key_is_noticed(tmp_path: Path) -> None:
+    at = keeper(tmp_path)
+    with trio.fail_after(PATIENCE_S):
+        async with running(at) as home, trio.open_nursery() as nursery:
+            before = home.swarm.key
+            nursery.start_soon(home.swarm.new_key)
+            with authority_of(at.data_dir, NAME) as authority:
+                authority.rotate(os.urandom(32))
+        assert home.swarm.key != before
