@@ -1,6 +1,7 @@
 """Nodes and peers on js-libp2p: the libraries understand each other, and what JavaScript does from
 ``proto/interoperability.md`` alone is right. ``make interop`` installs what this needs."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.views import PeerRow
+from mycelia.proto.admission.trust import Offender
 from mycelia.proto.wire.messages import Answered, Ask, Route, Sampling, Text
 from tests.interop.js_peer import JsPeer, js_peer, missing
 from tests.node.network.libp2p.network_helpers import HIDDEN, eventually, node
@@ -23,6 +25,7 @@ LISTEN = ["/ip4/127.0.0.1/tcp/0"]
 PATIENCE_S = 90
 PSK = bytes(range(32))
 PSK_TEXT = f"/key/swarm/psk/1.0.0/\n/base16/\n{PSK.hex()}\n"
+SWARMS = [pytest.param(b"", None, id="public"), pytest.param(PSK, PSK_TEXT, id="private")]
 PROMPT = "The same beginning of sixty-four letters, which is one whole block. " * 2
 
 
@@ -66,7 +69,37 @@ async def test_a_light_client_is_answered() -> None:
     async with running(node()) as (one, network), js_peer() as js:
         (frames,) = await js.do("ask", {"address": network.addresses()[0], "text": "hello", "tokens": 8})
         assert len(text_of(frames)) == frames[-1]["3"]["3"]  # (a token of this model is a byte)
-        assert not one.overlay.refusals
+        assert not offences(one)
+
+
+async def test_a_conversation_goes_on_at_another_node_with_the_same_text() -> None:
+    async with running(node()) as (_, first), running(node()) as (_, second), js_peer() as js:
+        asked = {"messages": [["system", "Be brief."], ["user", "Hello?"]], "tokens": 20}
+        (whole,) = await js.do("ask", {**asked, "address": first.addresses()[0]})
+        tokens = "".join(frame["3"] for frame in whole if frame["0"] == 15)
+        begun = {"answered": tokens[: 8 * 3], "namespace": whole[0]["5"]}  # (a token has 8 hexadecimal digits)
+        (rest,) = await js.do("ask", {**asked, **begun, "address": second.addresses()[0]})
+        assert text_of(whole)[3:] == text_of(rest)
+
+
+async def test_a_long_prompt_arrives_and_streams_leave_nothing_behind() -> None:
+    engine = FakeSettings(cells=1 << 20)
+    async with running(node(), engine) as (one, network), js_peer() as js:
+        asked = {"address": network.addresses()[0], "tokens": 2}
+        (frames,) = await js.do("ask", {**asked, "text": "x" * 400_000})
+        assert frames[-1]["3"]["1"] == 400_000
+        assert await js.do("askInTurn", {**asked, "text": "hello", "count": 200}) == 200
+        await eventually(lambda: not network.num_exchanges())
+        assert not offences(one)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+async def test_a_client_that_leaves_cancels_its_answer(resets: bool) -> None:
+    slow = FakeSettings(decode_rate=50.0)
+    async with running(node(), slow) as (_, network), js_peer() as js:
+        asked = {"address": network.addresses()[0], "text": "hello", "tokens": 100_000, "resets": resets}
+        await js.do("leave", asked)
+        await eventually(lambda: not network.num_exchanges())
 
 
 async def test_the_integer_0_for_a_float_is_answered_and_costs_nothing() -> None:
@@ -75,7 +108,7 @@ async def test_the_integer_0_for_a_float_is_answered_and_costs_nothing() -> None
             (failed,) = await js.do("askWrongly", {"address": network.addresses()[0], "text": "hello"})
             assert failed["0"] == 12 and failed["1"] == "bad_request" and "f90000" in failed["2"]
         (frames,) = await js.do("ask", {"address": network.addresses()[0], "text": "hello"})
-        assert text_of(frames) and not one.overlay.refusals
+        assert text_of(frames) and not offences(one)
 
 
 async def test_many_streams_and_those_too_many_are_reset_and_cost_nothing() -> None:
@@ -90,13 +123,14 @@ async def test_many_streams_and_those_too_many_are_reset_and_cost_nothing() -> N
         assert 60 <= len(answered) <= 64, both
         assert {text_of(frames) for frames in answered} == {text}
         (again,) = await js.do("ask", asked)
-        assert text_of(again) == text and not one.overlay.refusals
+        assert text_of(again) == text and not offences(one)
 
 
-async def test_a_js_peer_is_dialled_through_its_place_at_a_node() -> None:
-    async with running(node()) as (_, network), js_peer() as client:
+@pytest.mark.parametrize(("key", "psk"), SWARMS)
+async def test_a_js_peer_is_dialled_through_its_place_at_a_node(key: bytes, psk: str | None) -> None:
+    async with running(node(swarm_key=key)) as (_, network), js_peer(psk=psk) as client:
         relay = network.addresses()[0]
-        async with js_peer(listen=[f"{relay}/p2p-circuit"]) as hidden:
+        async with js_peer(psk=psk, listen=[f"{relay}/p2p-circuit"]) as hidden:
             address = f"{relay}/p2p-circuit/p2p/{hidden.id}"
             await hidden.until("addresses", lambda told: address in told)
             seen = await client.do("dial", address)
@@ -105,12 +139,13 @@ async def test_a_js_peer_is_dialled_through_its_place_at_a_node() -> None:
             assert network.num_circuits() == 1
 
 
-async def test_a_node_is_dialled_through_its_place_at_a_js_relay() -> None:
+@pytest.mark.parametrize(("key", "psk"), SWARMS)
+async def test_a_node_is_dialled_through_its_place_at_a_js_relay(key: bytes, psk: str | None) -> None:
     async with (
-        js_peer(listen=LISTEN, relays=True) as relay,
-        running(node(listen=())) as (_, hidden),
-        running(node()) as (_, other),
-        js_peer() as client,
+        js_peer(psk=psk, listen=LISTEN, relays=True) as relay,
+        running(node(swarm_key=key, listen=())) as (_, hidden),
+        running(node(swarm_key=key)) as (_, other),
+        js_peer(psk=psk) as client,
     ):
         at = await relay.address()
         await hidden.connect(at)
@@ -190,12 +225,16 @@ async def test_a_js_node_is_found_and_chosen_and_answers() -> None:
             assert peer_text(answered.served_by) == js.id and text == "js!"
             (chosen,) = [one for one in route.candidates if peer_text(one.peer) == js.id]
             assert chosen.matched_tokens == 64 * (len(PROMPT) // 64)
-            assert not entry.overlay.refusals
+            assert not offences(entry)
         assert (await js.do("served"))["answers"] == 1
 
 
 @pytest.mark.skip(reason="nodes punch no holes yet")
 async def test_a_relayed_connection_with_js_becomes_direct() -> None: ...
+
+
+def offences(one: Node) -> list[Offender]:
+    return one.overlay.offenders(time.time())
 
 
 def js_rows(one: Node, js: JsPeer) -> list[PeerRow]:

@@ -24,7 +24,7 @@ export class Exchange {
     const header = (await this.bytes.read({ bytes: 4 })).subarray()
     const length = Buffer.from(header).readUInt32BE()
     if (length > MAX_MESSAGE_BYTES) throw new Error(`a message of ${length} bytes`)
-    return decode((await this.bytes.read({ bytes: length })).subarray())
+    return decode(new Uint8Array((await this.bytes.read({ bytes: length })).subarray()))
   }
 
   // All messages up to the last one. Ends both directions.

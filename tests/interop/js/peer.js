@@ -82,15 +82,25 @@ const commands = {
   },
 
   // count times the same prompt at once: the frames of each answer, or why there is none.
-  async ask ({ address, text, count = 1, tokens = 8, salt = '' }) {
-    const options = { 4: wire.sampling({ 1: tokens }), 6: text, ...(salt ? { 10: salt } : {}) }
-    const one = async () => {
-      const exchange = await opened(node, multiaddr(address), wire.ASK)
-      await exchange.send(wire.ask(options))
-      return await exchange.answer()
-    }
-    const results = await Promise.allSettled(Array.from({ length: count }, one))
+  async ask ({ count = 1, ...prompt }) {
+    const results = await Promise.allSettled(Array.from({ length: count }, () => asked(prompt)))
     return results.map((result) => result.value ?? String(result.reason))
+  },
+
+  // The same, one after the other: how many were answered.
+  async askInTurn ({ count, ...prompt }) {
+    let answered = 0
+    for (let at = 0; at < count; at++) answered += (await asked(prompt)).at(-1)[0] === 16
+    return answered
+  },
+
+  // Leaves an answer after its first text.
+  async leave ({ address, text, tokens, resets }) {
+    const exchange = await opened(node, multiaddr(address), wire.ASK)
+    await exchange.send(wire.ask({ 4: wire.sampling({ 1: tokens }), 6: text }))
+    while ((await exchange.receive())[0] !== 15);
+    if (resets) exchange.stream.abort(new Error('enough'))
+    else await exchange.stream.close()
   },
 
   // An ask with the integer 0 for the temperature, as a CBOR library writes 0.0.
@@ -129,6 +139,16 @@ const commands = {
   vectors: async () => await vectors.wrong(),
 
   stop: async () => { await node.stop() }
+}
+
+// One prompt: a text or a conversation, and what a client has of its answer already.
+async function asked ({ address, text = '', messages = [], tokens = 8, salt = '', answered = '', namespace = '' }) {
+  const bytes = (digits) => new Uint8Array(Buffer.from(digits, 'hex'))
+  const turns = messages.map(([role, content]) => ({ 1: role, 2: content, 3: '' }))
+  const options = { 3: turns, 4: wire.sampling({ 1: tokens }), 6: text, 8: bytes(answered), 9: bytes(namespace) }
+  const exchange = await opened(node, multiaddr(address), wire.ASK)
+  await exchange.send(wire.ask(salt ? { ...options, 10: salt } : options))
+  return await exchange.answer()
 }
 
 // What identify, which runs by itself on every connection, says of the other side.

@@ -20,6 +20,9 @@ export async function wrong () {
   for (const { namespace, tokens, hashes: wanted } of hashes.blocks) {
     check(String(wire.blockHashes(bytes(namespace), tokens).map(wire.hex)) === String(wanted), `${tokens.length} tokens`)
   }
+  for (const { namespace, cell, key } of hashes.keys) {
+    check(wire.hex(wire.modelCid(bytes(namespace), cell).multihash.bytes) === key, `key of ${namespace}${cell}`)
+  }
   const digests = read('digests')
   for (const { packed, root } of digests.roots) check(wire.hex(wire.rootOf(bytes(packed))) === root, `root ${root}`)
   for (const { owner, head, payload, signature } of digests.heads) {

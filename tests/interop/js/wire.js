@@ -133,8 +133,8 @@ export async function signedHead (privateKey, owner, namespace, entries) {
 
 // --- section 6: keys of the DHT --------------------------------------------------------------------------------------
 
-export function modelCid (namespace) {
-  const digest = createHash('sha256').update(`/mycelia/model/${hex(namespace)}`).digest()
+export function modelCid (namespace, cell = '') {
+  const digest = createHash('sha256').update(`/mycelia/model/${hex(namespace)}${cell}`).digest()
   return CID.createV1(0x55, createDigest(0x12, new Uint8Array(digest)))
 }
 

@@ -15,6 +15,7 @@ from nacl.signing import SigningKey
 
 from mycelia.proto.config import DigestConfig
 from mycelia.proto.digests.digest import OwnDigest, pack_entries, pack_hashes, root_of, signed_payload
+from mycelia.proto.kademlia.keys import model_key
 from mycelia.proto.wire.blocks import STRIDE, block_hashes, namespace_key, pack_tokens
 from mycelia.proto.wire.codec import encode
 from mycelia.proto.wire.messages import (
@@ -127,6 +128,14 @@ def namespace_cases() -> Json:
             "namespace": namespace_key(model, settings, salt).hex(),
         }
         for model, settings, salt in cases
+    ]
+
+
+def key_cases() -> Json:
+    cases = [(bytes(16), ""), (NAMESPACE, ""), (NAMESPACE, "/0"), (NAMESPACE, "/0110100110010110")]
+    return [
+        {"namespace": namespace.hex(), "cell": cell, "key": model_key(namespace, cell).hex()}
+        for namespace, cell in cases
     ]
 
 
@@ -339,7 +348,7 @@ def generate() -> dict[str, Json]:
     """File name -> contents."""
     return {
         "messages.json": messages(),
-        "hashes.json": {"namespaces": namespace_cases(), "blocks": block_hash_cases()},
+        "hashes.json": {"namespaces": namespace_cases(), "blocks": block_hash_cases(), "keys": key_cases()},
         "digests.json": {"roots": root_cases(), "heads": head_cases(), "exchange": exchange()},
         "invalid.json": {"messages": invalid_messages(), "digests": invalid_digests()},
     }

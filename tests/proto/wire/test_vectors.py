@@ -1,5 +1,6 @@
 """The test vectors and this implementation agree, read as another implementation would read them."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -127,6 +128,9 @@ def test_namespaces_and_block_hashes() -> None:
     for case in HASHES["namespaces"]:
         key = namespace_key(bytes.fromhex(case["model_digest"]), case["kv_settings"], bytes.fromhex(case["salt"]))
         assert key.hex() == case["namespace"]
+    for case in HASHES["keys"]:
+        name = f"/mycelia/model/{case['namespace']}{case['cell']}".encode()
+        assert bytes.fromhex("1220") + hashlib.sha256(name).digest() == bytes.fromhex(case["key"])
     for case in HASHES["blocks"]:
         got = block_hashes(bytes.fromhex(case["namespace"]), case["tokens"])
         assert [f"{block:016x}" for block in got] == case["hashes"]
