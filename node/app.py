@@ -20,6 +20,7 @@ from mycelia.node.drain import Drain
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.engine.engine import FIRST_EDGE_ID, Engine
 from mycelia.node.network.identity import Identity, verify
+from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import MessageStream, Network
 from mycelia.node.peer_id import peer_text
 from mycelia.node.queries.inspection import INSPECT, Inspection
@@ -172,9 +173,9 @@ class Node:
         tokens = [await self._engine.tokenize_text(text, client) if isinstance(text, str) else text for text in texts]
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
-    async def keep_reachable(self) -> None:
+    async def keep_reachable(self, mapper: PortMapper | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""
-        await keep_reachable(self._network, self._connected, lambda: self._driver.joined)
+        await keep_reachable(self._network, self._connected, lambda: self._driver.joined, mapper)
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self.overlay.peers(self._driver.now())]

@@ -22,6 +22,7 @@ from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.network.addresses import parse_listen
 from mycelia.node.network.identity import load_or_create_identity
 from mycelia.node.network.libp2p.network import open_network
+from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import Network, NetworkSettings
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
@@ -121,8 +122,8 @@ async def _run_until_cancelled(
     access = Access(settings.api_keys, settings.cors_origins)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
-        if settings.relay and not settings.announce:  # (the user who announces addresses knows how the node is reached)
-            nursery.start_soon(node.keep_reachable)
+        if not settings.announce:  # (the user who announces addresses knows how the node is reached)
+            nursery.start_soon(node.keep_reachable, PortMapper() if settings.port_mapping else None)
         nursery.start_soon(supervised, node.state_saver(state_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(

@@ -64,6 +64,8 @@ class NodeSettings:
     """Pass on connections for nodes that peers cannot dial, and be reached through such a relay if necessary."""
     mdns: bool = True
     """Find nodes in the private networks of this machine by multicast DNS, and be found there."""
+    port_mapping: bool = True
+    """Ask the router to forward the peer port where peers cannot connect."""
     exit_with_parent: bool = False
     """Leave when standard input ends, so that no node outlives the program that started it."""
     drain_s: float = DEFAULT_DRAIN_S

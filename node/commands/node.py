@@ -141,6 +141,12 @@ Examples:
     " in public networks. In a private swarm only its members can read the answers.",
 )
 @click.option(
+    "--no-port-mapping",
+    is_flag=True,
+    help="Do not ask the router to forward the peer port (UPnP, NAT-PMP, PCP). Without this option the node asks if"
+    " peers cannot connect; the router closes the port when the node ends, or within an hour if it is killed.",
+)
+@click.option(
     "--no-journal",
     is_flag=True,
     help="Keep no journal of requests on disk. The journal has each request's time, client and serving node, but no"
@@ -176,6 +182,7 @@ def node(
     drain_s: float,
     relay: bool,
     mdns: bool,
+    no_port_mapping: bool,
     no_journal: bool,
     exit_with_parent: bool,
     debug: bool,
@@ -236,6 +243,7 @@ def node(
         drain_s=drain_s,
         relay=relay,
         mdns=mdns,
+        port_mapping=not no_port_mapping,
         journal=not no_journal,
         exit_with_parent=exit_with_parent,
         debug=debug,

@@ -2,8 +2,10 @@
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from random import sample, uniform
 
 import psutil
@@ -11,6 +13,7 @@ import structlog
 import trio
 
 from mycelia.node.network.addresses import family_of, host_of, is_circuit, is_public_host, port_of
+from mycelia.node.network.mapping.mapper import PortMapper, open_port_mapper
 from mycelia.node.network.network import Network, Reachability
 from mycelia.node.queries.inspection import INSPECT, REACH_DEADLINE_S
 from mycelia.node.queries.questions import ask_all
@@ -21,34 +24,31 @@ log = structlog.get_logger()
 CHECK_EVERY_S, RETRY_S = 600.0, 30.0
 INTERFACES_EVERY_S = 2.0
 NUM_ASKED = 5
+MAPPING_HEAD_START_S = 1.0
+"""Time for a router to open a port before the node takes relays."""
 ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 
 
-async def keep_reachable(network: Network, peers: Callable[[], list[bytes]], joined: Callable[[], trio.Event]) -> None:
+async def keep_reachable(
+    network: Network,
+    peers: Callable[[], list[bytes]],
+    joined: Callable[[], trio.Event],
+    mapper: PortMapper | None = None,
+) -> None:
     """Asks peers again and again whether they can dial this node: regularly, and whenever the addresses of this machine
     change. Returns at once if the node listens nowhere, otherwise never. peers: the connected nodes. joined: the event
-    that the next node to join sets."""
-    port = next((port_of(address) for address in network.addresses() if not is_circuit(address)), 0)
-    known: dict[str, View] = {}
-    while port:
-        event = joined()
-        if not peers():
-            await event.wait()
-        own, connected = own_hosts(), peers()
-        asked = sample(connected, min(NUM_ASKED, len(connected)))
-        answers = await ask_all(network, INSPECT, ReachQuery(port=port), asked, ANSWER_DEADLINE_S)
-        views = seen_from_outside([answer for answer in answers.values() if isinstance(answer, Reach)], own)
-        log.debug("reach_checked", views=views)
-        tried = {family: view for family, view in views.items() if view.outcome != "untried"}
-        if tried:
-            known |= tried
-            network.set_reachability(reachability(known, port, own))
-        with trio.move_on_after((CHECK_EVERY_S if tried == views != {} else RETRY_S) * uniform(0.75, 1.25)):  # noqa: S311  jitter
-            await _other_than(own)
-            hosts = own_hosts()
-            log.info("interfaces_changed", hosts=sorted(hosts))
-            network.interfaces_changed(hosts)
-            known.clear()
+    that the next node to join sets. mapper: asks the router for a port where peers cannot connect; None: nothing
+    does."""
+    listening = [address for address in network.addresses() if not is_circuit(address)]
+    port = next(map(port_of, listening), 0)
+    if not port:
+        return
+    if all(port_of(one) != port or not one.startswith("/ip4/") or one.startswith("/ip4/127.") for one in listening):
+        mapper = None  # (a router forwards to an address that it can reach)
+    async with AsyncExitStack() as stack:
+        if mapper is not None:
+            await stack.enter_async_context(open_port_mapper(mapper))
+        await _Check(network, peers, joined, mapper, port).keep()
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,101 @@ class View:
     """Its address as most peers outside its own network see it."""
     outcome: str
     """Whether most of these peers could connect: open, closed or untried."""
+    port: int = 0
+    """The port that a router forwards to this node; 0: the one on which it listens."""
+
+    def is_behind_router(self, own: set[str]) -> bool:
+        """Whether peers cannot connect because of a router that translates addresses. own: as in
+        ``seen_from_outside``."""
+        return self.outcome == "closed" and self.host not in own and is_public_host(self.host)
+
+
+class _Check:
+    """What peers report of one node that listens on ``port``."""
+
+    def __init__(
+        self,
+        network: Network,
+        peers: Callable[[], list[bytes]],
+        joined: Callable[[], trio.Event],
+        mapper: PortMapper | None,
+        port: int,
+    ) -> None:
+        self._network = network
+        self._peers = peers
+        self._joined = joined
+        self._mapper = mapper
+        self._port = port
+        self._known: dict[str, View] = {}
+        """Address family -> the last view that peers had tried."""
+
+    async def keep(self) -> None:
+        while True:
+            event = self._joined()
+            if not self._peers():
+                await event.wait()
+            own = own_hosts()
+            lost = self._mapper.lost if self._mapper else trio.Event()
+            is_settled = await self._look(own)
+            with trio.move_on_after((CHECK_EVERY_S if is_settled else RETRY_S) * uniform(0.75, 1.25)):  # noqa: S311  jitter
+                await _first_of(lost.wait, partial(_other_than, own))
+            if (hosts := own_hosts()) != own:
+                log.info("interfaces_changed", hosts=sorted(hosts))
+                self._network.interfaces_changed(hosts)
+                self._known.clear()
+                if self._mapper is not None:
+                    self._mapper.search_again()
+
+    async def _look(self, own: set[str]) -> bool:
+        """Asks once. Returns whether peers tried every family."""
+        views = await self._asked(self._port, own)
+        tried = {family: view for family, view in views.items() if view.outcome != "untried"}
+        is_settled = tried == views != {}
+        view = tried.get("ip4")
+        if self._mapper is not None and view is not None and view.is_behind_router(own):
+            opened = await self._opened(self._mapper, tried, own)
+            tried["ip4"], is_settled = opened or view, is_settled and opened is not None
+        if tried:
+            self._tell(tried, own)
+        return is_settled
+
+    async def _asked(self, port: int, own: set[str]) -> dict[str, View]:
+        """What some peers report of ``port``."""
+        connected = self._peers()
+        asked = sample(connected, min(NUM_ASKED, len(connected)))
+        answers = await ask_all(self._network, INSPECT, ReachQuery(port=port), asked, ANSWER_DEADLINE_S)
+        views = seen_from_outside([answer for answer in answers.values() if isinstance(answer, Reach)], own)
+        log.debug("reach_checked", port=port, views=views)
+        return views
+
+    async def _opened(self, mapper: PortMapper, tried: dict[str, View], own: set[str]) -> View | None:
+        """IPv4 after the router was asked for a port; None: peers did not try that port, so ask again soon. If the
+        router takes its time, the node meanwhile counts as closed, and takes relays."""
+        closed = tried["ip4"]
+
+        async def tell_meanwhile() -> None:
+            await trio.sleep(MAPPING_HEAD_START_S)
+            self._tell(tried, own)
+
+        async with trio.open_nursery() as nursery:
+            if self._known.get("ip4", closed).outcome == "closed":
+                nursery.start_soon(tell_meanwhile)
+            mapping = await mapper.request(self._port, closed.host)
+            outside = (await self._asked(mapping.external_port, own)).get("ip4") if mapping else closed
+            nursery.cancel_scope.cancel()
+        if mapping is None:
+            return closed
+        if outside is None or outside.outcome == "untried":
+            return None
+        if outside.outcome == "open":
+            return replace(outside, port=mapping.external_port)
+        log.debug("mapped_port_is_closed", router=mapping.gateway, port=mapping.external_port)
+        await mapper.release()
+        return closed
+
+    def _tell(self, tried: dict[str, View], own: set[str]) -> None:
+        self._known |= tried
+        self._network.set_reachability(reachability(self._known, self._port, own))
 
 
 def seen_from_outside(told: Iterable[Reach], own: set[str]) -> dict[str, View]:
@@ -89,8 +184,20 @@ def reachability(views: Mapping[str, View], port: int, own: Iterable[str] = ()) 
     relayed = {"ip4", "ip6"} - public if public or not is_open else set()
     if public:
         relayed -= {family_of(host) for host in own if is_public_host(host)} - closed
-    announced = tuple(f"/{family}/{views[family].host}/tcp/{port}" for family in sorted(public))
+    announced = tuple(f"/{family}/{views[family].host}/tcp/{views[family].port or port}" for family in sorted(public))
     return Reachability(announced, closed, frozenset(relayed))
+
+
+async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Returns when one of them has returned."""
+    async with trio.open_nursery() as nursery:
+
+        async def run(wait: Callable[[], Awaitable[None]]) -> None:
+            await wait()
+            nursery.cancel_scope.cancel()
+
+        for wait in waits:
+            nursery.start_soon(run, wait)
 
 
 async def _other_than(hosts: set[str]) -> None:

@@ -4,18 +4,29 @@ As on the real internet, packets to addresses that lead nowhere vanish: no route
 answers for a closed port. Addresses come from ranges that nodes take for public ones.
 """
 
+import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+import trio
 
 from mycelia.node.local_swarm.processes import COMMAND
+from tests.e2e.miniupnpd import Miniupnpd
 
 PORT = 7117
 PEERS = (1, 2)
 """Numbers of the hosts in the open: 45.10.1.1 and 45.10.2.1, 2a10:1::1 and 2a10:2::1."""
 FIRST_HOME = 11
+_NEW_NETWORK = 0x40000000
+"""The kernel's CLONE_NEWNET."""
+
+T = TypeVar("T")
 
 
 class Kind(StrEnum):
@@ -62,6 +73,19 @@ def inside(namespace: str) -> tuple[str, ...]:
     return ("ip", "netns", "exec", namespace, *COMMAND)
 
 
+def run_inside(namespace: str, work: Callable[[], Awaitable[T]]) -> T:
+    """Runs ``work`` in a thread of its own whose sockets are those of the namespace."""
+
+    def enter_and_work() -> T:
+        with open(f"/run/netns/{namespace}") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
+                raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+        return trio.run(work)
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(enter_and_work).result()
+
+
 def public_address(number: int) -> str:
     """The IPv4 address of a host in the open, or of a home's outermost router."""
     return f"45.10.{number}.1"
@@ -77,6 +101,7 @@ class Internet:
     def __init__(self, name: str) -> None:
         self._name = name
         self._namespaces: list[str] = []
+        self._programs: list[Miniupnpd] = []
         self.namespace = self.new("net")
         run("ip", "-n", self.namespace, "link", "add", "switch", "type", "bridge")
         run("ip", "-n", self.namespace, "link", "set", "switch", "up")
@@ -135,7 +160,15 @@ class Internet:
             run("ip", "-n", home, "route", "add", "default", "via", f"{lan}.1")
         made = Home(kind, number, home, router, outermost, f"192.168.{network or number}.2")
         made.translate(kind)
+        if kind is Kind.UPNP:
+            self.serve_mappings(made)
         return made
+
+    def serve_mappings(self, home: "Home", settings: Sequence[str] = ()) -> Miniupnpd:
+        """Has the router of a home forward ports on request. settings: as for Miniupnpd."""
+        program = Miniupnpd(home.router, settings)
+        self._programs.append(program)
+        return program
 
     def cable(self, one: str, one_end: str, other: str, other_end: str) -> None:
         """Connects two namespaces."""
@@ -148,6 +181,8 @@ class Internet:
         run("ip", "-n", namespace, "address", "add", address, "dev", interface, *nodad)
 
     def remove(self) -> None:
+        for program in self._programs:
+            program.stop()
         for namespace in self._namespaces:
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
 
@@ -167,6 +202,11 @@ class Home:
     @property
     def public(self) -> str:
         return public_address_v6(self.number) if self.kind is Kind.IPV6 else public_address(self.number)
+
+    @property
+    def gateway(self) -> str:
+        """Its router's address in its own network."""
+        return f"{self.private.rpartition('.')[0]}.1"
 
     def translate(self, kind: Kind) -> None:
         """Has the router behave as ``kind`` from now on."""
@@ -205,8 +245,13 @@ table ip nat {{
     chain in {{ type nat hook prerouting priority -100; iifname "wan" {into}; }}
 }}
 table inet filter {{
+    chain miniupnpd {{ }}
+    chain prerouting_miniupnpd {{ }}
+    chain postrouting_miniupnpd {{ }}
+    chain asked {{ type nat hook prerouting priority -101; jump prerouting_miniupnpd; }}
     chain through {{
         type filter hook forward priority 0;
+        jump miniupnpd;
         iifname "wan" ct state new {new};
         iifname "lan" ct state new meta l4proto tcp {out};
     }}

@@ -17,6 +17,7 @@ import trio
 
 from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm, open_local_swarm
 from tests.e2e.internet import PEERS, PORT, Internet, Kind, inside, public_address, public_address_v6
+from tests.e2e.miniupnpd import is_installed
 
 BAR_S = 10.0
 PATIENCE_S = 60.0
@@ -81,7 +82,7 @@ def can_be_direct(one: str, other: str) -> bool:
 
 
 async def main(words: list[str]) -> int:
-    kinds = [Kind(word) for word in words] or [kind for kind in Kind if kind is not Kind.UPNP]
+    kinds = [Kind(word) for word in words] or [kind for kind in Kind if kind is not Kind.UPNP or is_installed()]
     internet = Internet(f"mx{os.getpid()}")
     try:
         with tempfile.TemporaryDirectory(prefix="mycelia-nat-") as root:

@@ -4,13 +4,17 @@ import pytest
 import trio
 
 from mycelia.node.network.addresses import host_of, port_of
+from mycelia.node.network.mapping.mapper import PortMapper
+from mycelia.node.network.mapping.router import LEASE_S, Mapping
 from mycelia.node.network.network import MessageStream, Reachability
 from mycelia.node.queries.inspection import INSPECT
 from mycelia.node.queries.reach import CHECK_EVERY_S, RETRY_S, View, keep_reachable, reachability, seen_from_outside
-from mycelia.proto.wire.messages import Reach
+from mycelia.proto.wire.messages import Reach, ReachQuery
 from tests.node.members import Member, open_members
 
 OUTSIDE, ELSEWHERE, INSIDE = (f"/ip4/{host}/tcp/40000" for host in ("203.0.113.7", "198.51.100.9", "192.168.1.5"))
+
+PUBLIC = "/ip4/45.10.1.7/tcp/40000"
 
 
 def reach(address: str, outcome: str) -> Reach:
@@ -79,13 +83,14 @@ def test_a_public_address_of_its_own_needs_no_relay_until_it_is_found_closed() -
 class Listening:
     """A member's network with addresses at which it claims to listen."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, host: str = "192.168.1.5") -> None:
         self._network = member.network
+        self._host = host
         self.told: list[Reachability] = []
         self.open = member.network.open
 
     def addresses(self) -> list[str]:
-        return ["/ip4/203.0.113.1/tcp/1/p2p/x/p2p-circuit/p2p/y", "/ip4/192.168.1.5/tcp/7117/p2p/y"]
+        return ["/ip4/203.0.113.1/tcp/1/p2p/x/p2p-circuit/p2p/y", f"/ip4/{self._host}/tcp/7117/p2p/y"]
 
     def set_reachability(self, reachability: Reachability) -> None:
         self.told.append(reachability)
@@ -111,6 +116,86 @@ async def test_a_node_that_cannot_be_dialled_wants_a_relay_until_it_can(
         assert network.told == [closed]
         await trio.sleep(1.25 * (CHECK_EVERY_S + RETRY_S))
         assert network.told == [closed, Reachability()]
+        nursery.cancel_scope.cancel()
+
+
+class Router:
+    """Gives a mapping of each port to external port 40000."""
+
+    name = "fake"
+
+    def __init__(self, gateway: str) -> None:
+        self._gateway = gateway
+
+    async def map(self, port: int, external_port: int) -> Mapping:
+        await trio.lowlevel.checkpoint()
+        return Mapping("fake", self._gateway, port, host_of(PUBLIC), 40_000, LEASE_S)
+
+    async def unmap(self, mapping: Mapping) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def external(self) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+async def one_gateway() -> list[str]:
+    await trio.lowlevel.checkpoint()
+    return ["192.168.1.1"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "listening", "mapped", "expected"),
+    [
+        (PUBLIC, "192.168.1.5", "open", ("/ip4/45.10.1.7/tcp/40000",)),
+        (PUBLIC, "192.168.1.5", "closed", ()),
+        (PUBLIC, "192.168.1.5", "untried", ()),
+        (PUBLIC, "127.0.0.1", "open", ()),  # a router cannot reach loopback
+        ("/ip4/192.168.1.5/tcp/1", "192.168.1.5", "open", ()),  # a swarm in a private network
+        ("/ip4/100.64.1.5/tcp/1", "192.168.1.5", "open", ()),  # a swarm behind one carrier
+    ],
+)
+async def test_a_mapped_port_is_announced_when_peers_find_it_open(
+    autojump_clock: trio.testing.MockClock, seen: str, listening: str, mapped: str, expected: tuple[str, ...]
+) -> None:
+    asked: list[int] = []
+
+    async def tell(stream: MessageStream) -> None:
+        query = await stream.receive()
+        assert isinstance(query, ReachQuery)
+        asked.append(query.port)
+        await stream.send(reach(seen, mapped if query.port == 40_000 else "closed"))
+
+    async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
+        two.network.serve(INSPECT, tell)
+        network, mapper = Listening(one, listening), PortMapper((Router,), one_gateway)
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event, mapper)  # type: ignore[arg-type]
+        await trio.sleep(10)
+        assert network.told[-1].open == expected and len(network.told) == 1
+        assert (mapper.mapping is None) == (mapped == "closed" or 40_000 not in asked)
+        await trio.sleep(2 * CHECK_EVERY_S)
+        assert {told.open for told in network.told} == {expected}, "it does not flap"
+        nursery.cancel_scope.cancel()
+    assert mapper.mapping is None
+
+
+async def test_a_slow_router_does_not_delay_the_relay(autojump_clock: trio.testing.MockClock) -> None:
+    async def slow() -> list[str]:
+        await trio.sleep(5)
+        return ["192.168.1.1"]
+
+    async def tell(stream: MessageStream) -> None:
+        query = await stream.receive()
+        assert isinstance(query, ReachQuery)
+        await stream.send(reach(PUBLIC, "open" if query.port == 40_000 else "closed"))
+
+    async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
+        two.network.serve(INSPECT, tell)
+        network, mapper = Listening(one), PortMapper((Router,), slow)
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event, mapper)  # type: ignore[arg-type]
+        await trio.sleep(3)
+        assert [told.relayed for told in network.told] == [{"ip4", "ip6"}]
+        await trio.sleep(3)
+        assert [told.open for told in network.told] == [(), ("/ip4/45.10.1.7/tcp/40000",)]
         nursery.cancel_scope.cancel()
 
 
