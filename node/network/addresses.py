@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
 
@@ -48,6 +49,15 @@ def parse(text: str) -> Multiaddr:
     if names[:2] not in _PLAIN or names[2:] not in ([], ["p2p"]):
         raise LocalError(f"{text!r} is not a plain TCP multiaddr; an example is {LISTEN_EXAMPLE}")
     return address
+
+
+def readable(told: Iterable[bytes]) -> list[Multiaddr]:
+    """The multiaddrs among the first MAX_TOLD that a stranger sent."""
+    found = []
+    for raw in islice(told, MAX_TOLD):
+        with suppress(*UNREADABLE):
+            found.append(Multiaddr(raw))
+    return found
 
 
 def parse_peer(text: str) -> tuple[bytes, Multiaddr]:

@@ -86,15 +86,15 @@ class Host:
         self._reachability = Reachability()
         self.circuits: Callable[[], list[Multiaddr]] = list
         """The addresses of this node at its relays."""
-        self._keys = SwarmKeys(settings.swarm_key, settings.door)
+        self.keys = SwarmKeys(settings.swarm_key, settings.door)
         self._host = self._build()
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm)
         self.swarm = swarm
         self._fix(swarm)
-        self.inbound = Inbound(swarm, settings, self._keys)
+        self.inbound = Inbound(swarm, settings, self.keys)
         self.streams = InboundStreams(self._host, swarm, self.inbound)
-        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self._keys)
+        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self.keys)
         take_over_identify(self._host, table)
 
     def _build(self) -> BasicHost:
@@ -105,7 +105,7 @@ class Host:
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
-            transports=[_Tcp(self.settings, self._keys)],
+            transports=[_Tcp(self.settings, self.keys)],
             addrs_factory=self._advertised,
             # An address that one peer claims to have observed need not be one at which others reach this node.
             disable_identify_address_discovery=True,

@@ -46,16 +46,11 @@ def identified(data: bytes, remote_address: str) -> Identified:
     """The content of a stranger's message. remote_address: the multiaddr of the connection that it came on. Raises
     RemoteError."""
     message = parsed(Identify(), data, MAX_MESSAGE_BYTES)
-    told = [address for raw in message.listen_addrs[: addresses.MAX_TOLD] if (address := _address(raw)) is not None]
     named = [name for name in message.protocols[:MAX_PROTOCOLS] if len(name) <= MAX_PROTOCOL_CHARS]
-    return Identified(tuple(named), tuple(addresses.told_addresses(told, remote_address, MAX_ADDRESSES)))
-
-
-def _address(raw: bytes) -> Multiaddr | None:
-    try:
-        return Multiaddr(raw)
-    except addresses.UNREADABLE:
-        return None
+    return Identified(
+        tuple(named),
+        tuple(addresses.told_addresses(addresses.readable(message.listen_addrs), remote_address, MAX_ADDRESSES)),
+    )
 
 
 async def push_identify(host: BasicHost) -> None:

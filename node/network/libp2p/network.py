@@ -69,6 +69,7 @@ class Libp2pNetwork:
     code uses the methods of ``Network``."""
 
     def __init__(self, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
+        from mycelia.node.network.libp2p.autonat import AutoNat
         from mycelia.node.network.libp2p.discovery import Discovery
         from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
         from mycelia.node.network.libp2p.host import Host
@@ -95,6 +96,7 @@ class Libp2pNetwork:
         self.gossip: GossipService | None = None
         if settings.overlay:
             self.gossip = GossipService(self.host, self.events_queue, self._charge)
+            AutoNat(self.host)
         self.discovery = Discovery(self.host, random.SystemRandom())
         self.joining = Joining(self.host, self.discovery, random.SystemRandom())
         self.relay_server = RelayServer(self.host, self.table, settings.relay and settings.overlay)

@@ -16,6 +16,7 @@ from mycelia.node.engine.stream import MAX_WAITING_LOGPROBS
 from mycelia.node.network import addresses, exchange
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import (
+    autonat,
     circuits,
     closing,
     door,
@@ -82,6 +83,10 @@ VALUES: dict[str, tuple[float, ...]] = {
         relay_server.MAX_CIRCUITS_PER_TARGET,
     ),
     "Relay: new circuits a second to one node; at once": both(relay_server.CONNECTS),
+    "AutoNAT: message, bytes": (autonat.MAX_MESSAGE_BYTES,),
+    "AutoNAT: addresses of a question that are dialled": (autonat.MAX_DIALS,),
+    "AutoNAT: a dial, s": (autonat.DIAL_DEADLINE_S,),
+    "AutoNAT: questions a second, at once": (autonat.RATE, autonat.BURST),
     "Relay: a circuit lasts, s": (relay_server.MAX_CIRCUIT_S,),
     "Relay: bytes of a circuit": (relay_server.MAX_CIRCUIT_BYTES,),
     "Relay: silence of a circuit, s": (relay_server.IDLE_S,),
@@ -242,6 +247,7 @@ def test_the_names_of_protocols_and_keys_are_told() -> None:
         IDENTIFY,
         ID_PUSH,
         circuits.HOP_PROTOCOL,
+        autonat.AUTONAT_PROTOCOL,
         messages.KAD_PROTOCOL,
         streams.CONTROL_PROTOCOL,
         entry.GENERATE,
