@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 BOOTSTRAP_FIRST_PAUSE_S = 1.0
 BOOTSTRAP_LONGEST_PAUSE_S = 60.0
-ALONE_LONGEST_PAUSE_S = 8.0
+ALONE_LONGEST_PAUSE_S = 5.0
 """The same while no peer is connected: a node is back soon after its line is."""
 FEW_PEERS = 8
 """Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
