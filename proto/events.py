@@ -27,7 +27,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Connected:
-    """The first connection with ``peer`` is up."""
+    """The first connection with ``peer`` is up, or another one that leads to another address is now the best."""
 
     peer: bytes
     address: str

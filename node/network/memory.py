@@ -30,6 +30,7 @@ from mycelia.node.network.network import (
     NetworkError,
     NetworkEvent,
     NetworkSettings,
+    Path,
     Reachability,
     Received,
     RoundTripMeasured,
@@ -300,6 +301,9 @@ class MemoryNetwork:
 
     def remote_address(self, peer: bytes) -> str:
         return "/ip4/127.0.0.1/tcp/1" if self._swarm.connected(self.peer_id, peer) else ""
+
+    def path(self, peer: bytes) -> Path | None:
+        return Path("LAN") if self._swarm.connected(self.peer_id, peer) else None
 
     def set_reachability(self, reachability: Reachability) -> None:
         self.reachability = reachability

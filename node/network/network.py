@@ -26,6 +26,7 @@ __all__ = [
     "NetworkError",
     "NetworkEvent",
     "NetworkSettings",
+    "Path",
     "Reachability",
     "Received",
     "RoundTripMeasured",
@@ -99,6 +100,17 @@ class Reachability:
     """Families in which this node needs relays, at which others can dial it."""
 
 
+@dataclass(frozen=True)
+class Path:
+    """The way to a connected peer."""
+
+    kind: str
+    """``direct``: one side dialled the other over the internet; ``punched``: both dialled at the same moment, each
+    through its router; ``relayed``; ``LAN``: in the same private network or on this machine."""
+    relay: bytes = b""
+    """The peer through which a relayed connection leads."""
+
+
 class MessageStream(Protocol):
     """One exchange with one peer: length-prefixed messages, ended by a final frame that the caller knows."""
 
@@ -164,7 +176,11 @@ class Network(Protocol):
         ...
 
     def remote_address(self, peer: bytes) -> str:
-        """The multiaddr of the peer's end of a connection, as seen from here; empty: not connected."""
+        """The multiaddr of the peer's end of the best connection, as seen from here; empty: not connected."""
+        ...
+
+    def path(self, peer: bytes) -> Path | None:
+        """The best way to ``peer``, which new exchanges take; None: not connected."""
         ...
 
     def addresses_of(self, peer: bytes) -> list[str]:

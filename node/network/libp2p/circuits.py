@@ -8,12 +8,11 @@ socket, with Noise and Yamux: the relay can neither read their messages nor pret
 """
 
 import trio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from libp2p.abc import INetStream
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.stream.net_stream import NetStream
-from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
@@ -23,7 +22,7 @@ HOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/hop"
 STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
 MAX_MESSAGE_BYTES = 4_096
 STEP_DEADLINE_S = 5.0
-"""Time for each message that makes a reservation or a circuit."""
+"""Time for each message that makes a reservation, a circuit or a direct connection."""
 RESERVATION_S = 3_600.0
 
 ERRORS = (*BROKEN, DecodeError)
@@ -61,12 +60,12 @@ class Pipe(ReadWriteCloser):
         return None  # (the only known address is the relay's)
 
 
-async def say(stream: INetStream, message: HopMessage | StopMessage) -> None:
+async def say(stream: INetStream, message: Message) -> None:
     with trio.fail_after(STEP_DEADLINE_S):
         await stream.write(encode_varint_prefixed(message.SerializeToString()))
 
 
-async def hear(stream: INetStream, message: HopMessage | StopMessage, deadline_s: float | None = None) -> None:
+async def hear(stream: INetStream, message: Message, deadline_s: float | None = None) -> None:
     """Reads the next message. Raises TooSlowError and the errors of the stream and the parser."""
     with trio.fail_after(STEP_DEADLINE_S if deadline_s is None else deadline_s):
         message.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))

@@ -38,6 +38,7 @@ from mycelia.node.network.libp2p.fixes import apply_module_fixes, check_private_
 from mycelia.node.network.libp2p.identify import push_identify, take_over_identify
 from mycelia.node.network.libp2p.inbound import Inbound
 from mycelia.node.network.libp2p.inbound_streams import InboundStreams
+from mycelia.node.network.libp2p.observed import Observed
 from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
 from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.libp2p.services import run_service
@@ -87,6 +88,7 @@ class Host:
         self.circuits: Callable[[], list[Multiaddr]] = list
         """The addresses of this node at its relays."""
         self.keys = SwarmKeys(settings.swarm_key, settings.door)
+        self.transport = _Tcp(settings, self.keys)
         self._host = self._build()
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm)
@@ -95,7 +97,8 @@ class Host:
         self.inbound = Inbound(swarm, settings, self.keys)
         self.streams = InboundStreams(self._host, swarm, self.inbound)
         self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self.keys)
-        take_over_identify(self._host, table)
+        self.observed = Observed()
+        take_over_identify(self._host, table, self.observed)
 
     def _build(self) -> BasicHost:
         key_pair = create_new_key_pair(self.settings.identity.seed)
@@ -105,7 +108,7 @@ class Host:
             key_pair=key_pair,
             sec_opt={NOISE_PROTOCOL_ID: noise},  # the default also offers plaintext, and identities are spoofed there
             muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): YamuxConnection},
-            transports=[_Tcp(self.settings, self.keys)],
+            transports=[self.transport],
             addrs_factory=self._advertised,
             # An address that one peer claims to have observed need not be one at which others reach this node.
             disable_identify_address_discovery=True,
@@ -114,7 +117,7 @@ class Host:
                 min_connections=0,
                 low_watermark=0,
                 high_watermark=unreached,
-                max_connections_per_peer=2,  # both sides may dial at once
+                max_connections_per_peer=unreached,
                 dial_timeout=DIAL_DEADLINE_S,
                 enable_health_monitoring=False,  # probes one connection at a time; liveness.py probes all at once
             ),
@@ -178,6 +181,13 @@ class Host:
         num_public = sum(map(addresses.is_global, own))
         return [*own[:num_public], *circuits, *own[num_public:]]
 
+    def listening_ports(self) -> dict[str, int]:
+        """Family ("ip4" or "ip6") -> a port that this node listens on."""
+        ports: dict[str, int] = {}
+        for address in map(str, self._host.get_transport_addrs()):
+            ports.setdefault(address.split("/")[1], addresses.port_of(address))
+        return ports
+
     def set_reachability(self, reachability: Reachability) -> bool:
         """Returns whether this node announces other addresses than before."""
         before, self._reachability = self._reachability, reachability
@@ -189,12 +199,13 @@ class Host:
             connection
             for connection in self.swarm.get_connections()
             if isinstance(connection.muxed_conn, YamuxConnection)
-            and (host := connection.muxed_conn.local_host.removeprefix("::ffff:"))
+            and (host := connection.muxed_conn.local_address[0])
             and host not in hosts
         ]
 
     def interfaces_changed(self) -> None:
-        """Announces what the interfaces have now."""
+        """Announces what the interfaces have now, and forgets what peers saw before."""
+        self.observed.clear()
         self._expanded, self._reachability = (-math.inf, []), Reachability()
 
     def addresses_of(self, peer: bytes) -> list[Multiaddr]:

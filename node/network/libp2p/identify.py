@@ -23,9 +23,12 @@ from multiaddr import Multiaddr
 from mycelia.node.network import addresses
 from mycelia.node.network.libp2p.closing import reset_stream
 from mycelia.node.network.libp2p.frames import parsed
+from mycelia.node.network.libp2p.observed import Observed
 from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S
-from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.libp2p.peers import PeerTable, is_relayed, remote_address
+from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.subnets import subnet_of
 
 log = structlog.get_logger()
 
@@ -40,6 +43,8 @@ class Identified:
 
     protocols: tuple[str, ...]
     addresses: tuple[Multiaddr, ...]
+    observed: tuple[str, int]
+    """The IP address and port from which the peer sees this node's connection come; ("", 0): not told."""
 
 
 def identified(data: bytes, remote_address: str) -> Identified:
@@ -47,10 +52,17 @@ def identified(data: bytes, remote_address: str) -> Identified:
     RemoteError."""
     message = parsed(Identify(), data, MAX_MESSAGE_BYTES)
     named = [name for name in message.protocols[:MAX_PROTOCOLS] if len(name) <= MAX_PROTOCOL_CHARS]
-    return Identified(
-        tuple(named),
-        tuple(addresses.told_addresses(addresses.readable(message.listen_addrs), remote_address, MAX_ADDRESSES)),
-    )
+    usable = addresses.told_addresses(addresses.readable(message.listen_addrs), remote_address, MAX_ADDRESSES)
+    seen = addresses.readable([message.observed_addr])
+    return Identified(tuple(named), tuple(usable), _host_and_port(seen[0]) if seen else ("", 0))
+
+
+def _host_and_port(address: Multiaddr) -> tuple[str, int]:
+    try:
+        text = str(address)
+    except addresses.UNREADABLE:
+        return "", 0
+    return addresses.host_of(text), addresses.port_of(text)
 
 
 async def push_identify(host: BasicHost) -> None:
@@ -59,8 +71,9 @@ async def push_identify(host: BasicHost) -> None:
         await push_identify_to_peers(host)
 
 
-def take_over_identify(host: BasicHost, table: PeerTable) -> None:
-    """Replaces libp2p's own identify on ``host``: the question to each new peer, and the updates that peers push."""
+def take_over_identify(host: BasicHost, table: PeerTable, observed: Observed) -> None:
+    """Replaces libp2p's own identify on ``host``: the question to each new peer, and the updates that peers push. What
+    peers report of this node's own address goes to ``observed``."""
 
     async def learn(stream: INetStream) -> None:
         peer_id = stream.muxed_conn.peer_id
@@ -77,6 +90,10 @@ def take_over_identify(host: BasicHost, table: PeerTable) -> None:
             log.debug("first_identified", peer=peer_text(peer_id.to_bytes()))
         store.add_addrs(peer_id, list(said.addresses), ADDRESS_TTL_S)
         store.add_protocols(peer_id, list(said.protocols))
+        connection = stream.muxed_conn
+        if isinstance(connection, YamuxConnection) and connection.is_initiator and not is_relayed(connection):
+            observed.note(subnet_of(remote_address(connection)), *said.observed, connection.local_address[1])
+        table.note_announced(peer_id.to_bytes())
 
     async def ask(peer_id: ID, *, reason: str) -> None:
         try:

@@ -14,16 +14,18 @@ libp2p's own limits lie above these and are never reached.
 import math
 from collections.abc import Callable, Collection
 from functools import partial
+from weakref import WeakSet
 
 import structlog
 import trio
-from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from mycelia.node.network import addresses
@@ -41,7 +43,7 @@ from mycelia.proto.swarm.roster import Purpose
 log = structlog.get_logger()
 
 MAX_CONNECTIONS_PER_PEER = 3
-"""Two when both sides dial at once, and a third after a restart that nobody noticed."""
+"""Two when both sides dial at once, and a third after a restart that nobody noticed, or through a relay before."""
 KEPT_SHARE = 8
 """One in this many places for connections is kept for known peers."""
 STRANGER_IDLE_S = 10.0
@@ -82,6 +84,11 @@ class Inbound:
         """Peers that this node's operator wants it to connect with."""
         self.busy: list[Callable[[], Collection[bytes]]] = []
         """Functions that return peers with an exchange or a circuit under way."""
+        self.punching: dict[tuple[str, int], tuple[ID, bool]] = {}
+        """Address that this node dials while the peer there dials back (``punching.py``) -> that peer, and whether this
+        side begins the handshake on the one connection that results."""
+        self.punched: WeakSet[IMuxedConn] = WeakSet()
+        """The connections that came about in this way: nobody can dial the address of their other end."""
         # libp2p's own holds its task and its inbound slot until the swarm ends, not until the connection ends: after
         # max_connections inbound connections in all, a node would accept no more.
         swarm._handle_inbound_connection = self._serve_socket  # type: ignore[method-assign, assignment]
@@ -152,12 +159,10 @@ class Inbound:
             for other in given_up:
                 other.cancel()
             try:
-                upgrader = self._swarm.upgrader
                 opened, purpose = await self._keys.accepted(raw)
-                secured = await upgrader.upgrade_security(opened, False)
-                peer = secured.get_remote_peer()
-                if purpose is Purpose.MEMBERS and self._keys.lets_in(peer.to_bytes()):
-                    return await upgrader.upgrade_connection(secured, peer)
+                secured = await self._secured(opened)
+                if purpose is Purpose.MEMBERS and self._keys.lets_in(secured.get_remote_peer().to_bytes()):
+                    return await self._muxed(secured)
                 turned_away = secured, purpose
             finally:
                 self._handshakes.release(scope)
@@ -175,6 +180,22 @@ class Inbound:
             await door.answer(secured, peer, purpose, self._door)
         finally:
             self._at_door.free(peer, subnet)
+
+    async def handshaken(self, raw: IRawConnection) -> IMuxedConn:
+        """A connection that this node dialled while the peer dialled back, after Noise and Yamux. Raises any error that
+        the peer causes."""
+        return await self._muxed(await self._secured(raw))
+
+    async def _secured(self, raw: IRawConnection) -> ISecureConn:
+        peer, begins = self.punching.get(raw.get_remote_address() or ("", 0), (None, False))
+        return await self._swarm.upgrader.upgrade_security(raw, begins, peer)
+
+    async def _muxed(self, secured: ISecureConn) -> IMuxedConn:
+        muxer = await self._swarm.upgrader.upgrade_connection(secured, secured.get_remote_peer())
+        peer, _ = self.punching.get(secured.get_remote_address() or ("", 0), (None, False))
+        if muxer.peer_id == peer:
+            self.punched.add(muxer)
+        return muxer
 
     async def _add_admitted(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
         """Adds a connection, made by either side, if it gets a place. Called when the peer id is known. Raises

@@ -24,6 +24,7 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11
 from mycelia.node.network.libp2p import negotiation
 from mycelia.node.network.libp2p.closing import reset_stream
 from mycelia.node.network.libp2p.inbound import Inbound
+from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.libp2p.yamux_stream import YamuxStream
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.places import Admission
@@ -53,7 +54,8 @@ class InboundStreams:
         )
         self.one_each: set[str] = {PROTOCOL_ID_V11}
         """Protocols of which a peer has only one stream."""
-        self._only: dict[tuple[bytes, str], trio.CancelScope] = {}
+        self._only: dict[tuple[bytes, str], tuple[trio.CancelScope, bool]] = {}
+        """(peer, one of these protocols) -> the scope of its stream, and whether that leads through a relay."""
         # An exception in any inbound handler ends the whole swarm, and a peer may open any number of streams.
         swarm.set_stream_handler(self._serve)
 
@@ -97,14 +99,17 @@ class InboundStreams:
         if protocol not in self.one_each:
             await handler(stream)
             return True
+        way = is_relayed(stream.muxed_conn)
         if older := self._only.get((peer, protocol)):
-            older.cancel()
-        self._only[peer, protocol] = scope
+            if way and not older[1]:
+                return False  # (slower on its way, it was opened before the one on the direct connection)
+            older[0].cancel()
+        self._only[peer, protocol] = scope, way
         try:
             await handler(stream)
             return True
         finally:
-            if self._only.get((peer, protocol)) is scope:
+            if self._only.get((peer, protocol), (None,))[0] is scope:
                 del self._only[peer, protocol]
 
     async def _negotiated(self, stream: NetStream, muxed: YamuxStream) -> tuple[TProtocol, Handler]:

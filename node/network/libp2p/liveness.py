@@ -93,7 +93,7 @@ async def is_there(muxer: YamuxConnection, peer: bytes, table: PeerTable, starva
         asked_at = trio.current_time()
         try:
             with trio.fail_after(PING_DEADLINE_S):
-                table.record_round_trip(peer, await muxer.ping())
+                table.record_round_trip(muxer, await muxer.ping())
         except trio.TooSlowError:
             if muxer.last_received_at > asked_at:
                 return True

@@ -19,12 +19,14 @@ from mycelia.node.network.network import (
     NetworkError,
     NetworkEvent,
     NetworkSettings,
+    Path,
     Reachability,
     RoundTripMeasured,
     StreamHandler,
 )
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
+from mycelia.proto.admission.subnets import is_local, subnet_of
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.wire.messages import Control, Gossip, Message
 from mycelia.proto.wire.refusals import Refusal
@@ -76,9 +78,11 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.joining import Joining
         from mycelia.node.network.libp2p.liveness import Starvation
         from mycelia.node.network.libp2p.peers import PeerTable
+        from mycelia.node.network.libp2p.punching import Punching
         from mycelia.node.network.libp2p.relay_server import RelayServer
         from mycelia.node.network.libp2p.relaying import Relaying
         from mycelia.node.network.libp2p.streams import Streams
+        from mycelia.node.network.libp2p.upgrading import Upgrades
 
         self._settings = settings
         self._starvation = Starvation()
@@ -90,6 +94,7 @@ class Libp2pNetwork:
             self._round_trip,
             self._start_over,
             any(addresses.is_global(addresses.parse_announce(text)) for text in settings.announce),
+            self._moved,
         )
         self.host = Host(settings, self.table)
         self.streams = Streams(self.host, self.events_queue, self._charge)
@@ -101,6 +106,8 @@ class Libp2pNetwork:
         self.joining = Joining(self.host, self.discovery, random.SystemRandom())
         self.relay_server = RelayServer(self.host, self.table, settings.relay and settings.overlay)
         self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self._announce)
+        punching, rng = Punching(self.host, self.table), random.SystemRandom()
+        self.upgrades = Upgrades(self.host, self.table, punching, self.streams, self.gossip, rng)
         self.nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
         """The cells whose nodes this node looks for."""
@@ -118,9 +125,12 @@ class Libp2pNetwork:
 
     def _watch(self, connection: "INetConn") -> None:
         from mycelia.node.network.libp2p.liveness import watch
+        from mycelia.node.network.libp2p.peers import is_relayed, peer_of
 
         if self.nursery is not None:
             self.nursery.start_soon(supervised, watch, connection, self.table, self._starvation)
+            if is_relayed(connection):
+                self.nursery.start_soon(supervised, self.upgrades.keep, peer_of(connection))
 
     def _start_over(self, peer: bytes) -> None:
         """Ends all connections with the peer, which dials again. Gossip would not move to its new connection."""
@@ -133,6 +143,10 @@ class Libp2pNetwork:
 
     def _peer_up(self, peer: bytes, address: str) -> None:
         log.debug("connected", peer=peer_text(peer), address=address)
+        self.events_queue.put(Connected(peer, address))
+
+    def _moved(self, peer: bytes, address: str) -> None:
+        log.debug("moved", peer=peer_text(peer), address=address)
         self.events_queue.put(Connected(peer, address))
 
     def _peer_down(self, peer: bytes) -> None:
@@ -197,6 +211,20 @@ class Libp2pNetwork:
     def remote_address(self, peer: bytes) -> str:
         return self.table.remote_address(peer)
 
+    def path(self, peer: bytes) -> Path | None:
+        connections, address = self.table.connections(peer), self.table.remote_address(peer)
+        if not connections:
+            return None
+        if (
+            relay := addresses.relay_of(connections[0].get_transport_addresses()[0])
+            if addresses.is_circuit(address)
+            else None
+        ):
+            return Path("relayed", relay[0])
+        if is_local(subnet_of(address)):
+            return Path("LAN")
+        return Path("punched" if connections[0].muxed_conn in self.host.inbound.punched else "direct")
+
     def addresses_of(self, peer: bytes) -> list[str]:
         return [str(address) for address in self.host.addresses_of(peer)]
 
@@ -259,6 +287,7 @@ class Libp2pNetwork:
     def interfaces_changed(self, hosts: Collection[str]) -> None:
         self.host.interfaces_changed()
         self.discovery.back_online()
+        self.upgrades.start_over()
         from mycelia.node.network.libp2p.closing import close_connection
 
         if self.nursery is not None:

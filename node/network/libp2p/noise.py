@@ -84,12 +84,13 @@ class NoisePackets:
             await send_rest(self._socket, packets)
 
     @property
-    def local_host(self) -> str:
-        """The address of this machine that the connection uses; empty: unknown, or a circuit."""
+    def local_address(self) -> tuple[str, int]:
+        """The IP address and port of this machine that the connection uses; ("", 0): unknown, or a circuit."""
         try:
-            return "" if self._socket is None else str(self._socket.getsockname()[0])
+            host, port, *_ = ("", 0) if self._socket is None else self._socket.getsockname()
         except OSError:
-            return ""
+            return "", 0
+        return str(host).partition("%")[0].removeprefix("::ffff:"), int(port)
 
     async def aclose(self) -> None:
         await self.raw.close()

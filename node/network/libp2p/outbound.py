@@ -27,7 +27,7 @@ from mycelia.node.network.deadlines import shielded
 from mycelia.node.network.libp2p import door, negotiation
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
 from mycelia.node.network.libp2p.dial_errors import explained, is_silent, root_cause
-from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.libp2p.peers import PeerTable, is_relayed, peer_of
 from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.names import NO_FAMILY, NameFailure, Names, SystemResolver
 from mycelia.node.network.network import DialError, NetworkError, NetworkSettings
@@ -100,7 +100,8 @@ class Outbound:
         swarm.dial_peer = self._not_dialled  # type: ignore[method-assign]
 
     async def dial(self, peer: bytes, candidates: Sequence[Multiaddr], origin: Origin = Origin.OWN) -> None:
-        """Connects, unless connected. Raises a DialError that says what was tried.
+        """Connects, unless connected; a peer that is connected through a relay, directly, if an address allows it.
+        Raises a DialError that says what was tried if the peer is then not connected at all.
 
         libp2p's own dial tries only one of the TCP addresses that it knows. This one tries them all, each a head start
         after the one before or as soon as that one failed (RFC 8305), and keeps the first connection."""
@@ -130,8 +131,10 @@ class Outbound:
             if is_direct and addresses.relay_of(address) is not None:
                 with trio.move_on_after(BEFORE_RELAYS_S - HEAD_START_S):
                     await is_over.wait()
-            if peer in self._table:
+            if self._table.is_direct(peer):
                 break
+            if peer in self._table and addresses.relay_of(address) is not None:
+                continue
             is_over, is_direct = trio.Event(), addresses.relay_of(address) is None
             nursery.start_soon(self._try, peer, address, origin, failures, is_over, nursery)
             with trio.move_on_after(HEAD_START_S):
@@ -247,10 +250,15 @@ class Outbound:
                 raise
 
     async def _dial_socket(self, peer: bytes, address: Multiaddr, is_told: bool) -> INetConn:
-        now = trio.current_time()
-        if is_told and not (self._told_addresses.take(str(address), now) and self._told.take(now)):
-            raise NetworkError("was dialled often enough on the word of others")
+        if is_told:
+            self.take_told(address)
         return await self._swarm.dial_addr(address, ID(peer))
+
+    def take_told(self, address: Multiaddr) -> None:
+        """Counts a dial of an address that peers announced. Raises NetworkError if it must not be dialled now."""
+        now = trio.current_time()
+        if not (self._told_addresses.take(str(address), now) and self._told.take(now)):
+            raise NetworkError("was dialled often enough on the word of others")
 
     @asynccontextmanager
     async def _through(self, relay: bytes, address: Multiaddr, is_told: bool) -> AsyncIterator[None]:
@@ -278,7 +286,7 @@ class Outbound:
             f"/p2p/{peer_text(relay)}/p2p-circuit" in str(address)
             for peer in self._table.peers()
             for connection in self._table.connections(peer)
-            if _is_relayed(connection)
+            if is_relayed(connection)
             for address in connection.get_transport_addresses()
         )
 
@@ -303,15 +311,17 @@ class Outbound:
             done.set()
 
     async def open(self, peer: bytes, protocol: str, direct: bool = False, waits: bool = True) -> INetStream:
-        """A new stream to a connected peer. Raises NetworkError.
+        """A new stream to a connected peer, on its best connection. Raises NetworkError.
 
         direct: not through a relay. waits: whether to wait for the peer's answer that it speaks ``protocol``. Otherwise
         the caller's first bytes must be ``negotiation.proposal``."""
         for connection in self._table.connections(peer):
-            if not connection.is_closed and not (direct and _is_relayed(connection)):
-                break
-        else:
-            raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
+            if not connection.is_closed and not (direct and is_relayed(connection)):
+                return await self.open_on(connection, protocol, waits)
+        raise NetworkError(f"not connected {'directly ' if direct else ''}to {peer_text(peer)}")
+
+    async def open_on(self, connection: INetConn, protocol: str, waits: bool = True) -> INetStream:
+        """As ``open``, on this connection."""
         try:
             with trio.fail_after(negotiation.OPEN_DEADLINE_S):
                 # (a stream whose opening is cancelled would stay open for ever; this does not wait for the peer)
@@ -324,13 +334,10 @@ class Outbound:
                     await reset_stream(stream)
                     raise
         except (BaseLibp2pError, trio.TooSlowError, OSError, negotiation.NotSupportedError) as exc:
-            raise NetworkError(f"cannot open {protocol} with {peer_text(peer)}: {root_cause(exc)}") from exc
+            name = peer_text(peer_of(connection))
+            raise NetworkError(f"cannot open {protocol} with {name}: {root_cause(exc)}") from exc
         stream.set_protocol(TProtocol(protocol))
         return stream
-
-
-def _is_relayed(connection: INetConn) -> bool:
-    return connection.get_connection_type() == ConnectionType.RELAYED
 
 
 async def _no_circuits(relay: bytes, peer: bytes) -> ReadWriteCloser:

@@ -1,16 +1,20 @@
 """The table of connected peers. libp2p reports connections; the rest of the node needs peers.
 
+A direct connection is better than one through a relay: the table lists direct ones first, and its address, subnet and
+round trip of a peer are those of the best connection.
+
 Invariant: a peer is in the table exactly while at least one connection with it is up, and ``on_up`` and ``on_down``
 alternate for every peer, beginning with ``on_up``.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
+from libp2p.connection_types import ConnectionType
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
@@ -28,10 +32,18 @@ MAX_LOST = 1_024
 class _Peer:
     since: float
     """When its first connection was made, in trio's time."""
+    newest_at: float
+    """When its last connection was made."""
     connections: dict[INetConn, trio.Event] = field(default_factory=dict)
     """Connection -> the event that is set at its end."""
     gone: trio.Event = field(default_factory=trio.Event)
+    news: trio.Event = field(default_factory=trio.Event)
+    """Set and replaced when a connection comes or goes, and when the peer announces addresses."""
     round_trip_s: float | None = None
+
+
+def is_relayed(connection: INetConn | IMuxedConn) -> bool:
+    return connection.get_connection_type() == ConnectionType.RELAYED
 
 
 def peer_of(connection: INetConn) -> bytes:
@@ -55,11 +67,13 @@ class PeerTable(INotifee):
         on_round_trip: Callable[[bytes, float], None],
         on_restart: Callable[[bytes], None],
         is_announced: bool = False,
+        on_moved: Callable[[bytes, str], None] = lambda peer, address: None,
     ) -> None:
         """on_connection: called for every new connection, also when it is not the peer's first. on_restart: called
-        when a peer connects that has been connected for RESTART_S. A peer dials only when it knows of no connection, so
-        it has lost the state of the old one, which is dead or soon will be. is_announced: whether this node announces a
-        public address."""
+        when a peer connects whose last connection is RESTART_S old. A peer dials only when it knows of no connection or
+        of none that is direct, so it has lost the state of the old one, which is dead or soon will be. is_announced:
+        whether this node announces a public address. on_moved: called when the best connection of a peer leads to
+        another address than before, because a direct one came or went."""
         self._peers: dict[bytes, _Peer] = {}
         self._on_up = on_up
         self._on_down = on_down
@@ -67,6 +81,7 @@ class PeerTable(INotifee):
         self._on_round_trip = on_round_trip
         self._on_restart = on_restart
         self._is_announced = is_announced
+        self._on_moved = on_moved
         self._lost: OrderedDict[bytes, float] = OrderedDict()
         self.changed = trio.Event()
         """Set and replaced when a peer connects."""
@@ -82,12 +97,33 @@ class PeerTable(INotifee):
     def peers(self) -> list[bytes]:
         return sorted(self._peers)
 
-    def connections(self, peer: bytes) -> Iterable[INetConn]:
+    def connections(self, peer: bytes) -> list[INetConn]:
+        """The peer's connections, the best first."""
         entry = self._peers.get(peer)
-        return list(entry.connections) if entry else []
+        return sorted(entry.connections, key=is_relayed) if entry else []
+
+    def is_direct(self, peer: bytes) -> bool:
+        """Whether a connection with ``peer`` leads through no relay."""
+        return not all(map(is_relayed, self.connections(peer)))
+
+    def news(self, peer: bytes) -> trio.Event:
+        """An event that is set when a connection with ``peer`` comes or goes, and when it announces addresses; set: it
+        is not connected."""
+        entry = self._peers.get(peer)
+        if entry is not None:
+            return entry.news
+        gone = trio.Event()
+        gone.set()
+        return gone
+
+    def note_announced(self, peer: bytes) -> None:
+        """Notes that ``peer`` announced its addresses."""
+        entry = self._peers.get(peer)
+        if entry is not None:
+            _tell(entry)
 
     def remote_address(self, peer: bytes) -> str:
-        """The multiaddr of the peer's end of a connection; empty: not connected."""
+        """The multiaddr of the peer's end of the best connection; empty: not connected."""
         return next((remote_address(connection) for connection in self.connections(peer)), "")
 
     def teller_address(self, peer: bytes) -> str:
@@ -110,9 +146,11 @@ class PeerTable(INotifee):
         entry = self._peers.get(peer)
         return entry.round_trip_s if entry else None
 
-    def record_round_trip(self, peer: bytes, seconds: float) -> None:
+    def record_round_trip(self, connection: IMuxedConn, seconds: float) -> None:
+        """Notes a measured round trip, unless streams now take a better connection."""
+        peer = connection.peer_id.to_bytes()
         entry = self._peers.get(peer)
-        if entry is not None:
+        if entry is not None and not (is_relayed(connection) and self.is_direct(peer)):
             entry.round_trip_s = seconds
             self._on_round_trip(peer, seconds)
 
@@ -141,15 +179,20 @@ class PeerTable(INotifee):
         if conn.is_closed:
             return
         peer = peer_of(conn)
-        entry = self._peers.get(peer)
+        entry, now = self._peers.get(peer), trio.current_time()
         if entry is None:
-            entry = self._peers[peer] = _Peer(trio.current_time())
+            entry = self._peers[peer] = _Peer(now, now)
             self._on_up(peer, remote_address(conn))
             self.changed.set()
             self.changed = trio.Event()
-        entry.connections[conn] = trio.Event()
+        is_better = not is_relayed(conn) and not self.is_direct(peer)
+        is_first, is_late = not entry.connections, now - entry.newest_at > RESTART_S
+        entry.connections[conn], entry.newest_at = trio.Event(), now
         self._on_connection(conn)
-        if trio.current_time() - entry.since > RESTART_S:
+        _tell(entry)
+        if is_better and not is_first:
+            self._on_moved(peer, remote_address(conn))
+        elif is_late:
             self._on_restart(peer)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
@@ -157,7 +200,11 @@ class PeerTable(INotifee):
         entry = self._peers.get(peer)
         if entry is None or conn not in entry.connections:
             return  # a connection that failed while it was being set up
+        was_direct = self.is_direct(peer)
         entry.connections.pop(conn).set()
+        _tell(entry)
+        if entry.connections and was_direct and not self.is_direct(peer):
+            self._on_moved(peer, self.remote_address(peer))
         if not entry.connections:
             del self._peers[peer]
             self._lost[peer] = trio.current_time()
@@ -176,3 +223,8 @@ class PeerTable(INotifee):
     async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+
+def _tell(entry: _Peer) -> None:
+    entry.news.set()
+    entry.news = trio.Event()

@@ -8,6 +8,8 @@ import structlog
 import trio
 from libp2p.abc import INetConn, INetStream
 from libp2p.connection_types import ConnectionType
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.rcmgr import Direction
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
 from multiaddr import Multiaddr
 
@@ -23,7 +25,7 @@ from mycelia.node.network.libp2p.circuits import (
     say,
 )
 from mycelia.node.network.libp2p.host import Host
-from mycelia.node.network.libp2p.peers import PeerTable
+from mycelia.node.network.libp2p.peers import PeerTable, is_relayed
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 
@@ -194,5 +196,6 @@ async def _ended_by(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 def _is_dialled(connection: INetConn) -> bool:
-    muxer = connection.muxed_conn
-    return muxer.is_initiator and muxer.get_connection_type() == ConnectionType.DIRECT
+    """Whether this node dialled the other end's address, and others can dial it, too."""
+    is_outbound = isinstance(connection, SwarmConn) and connection.direction == Direction.OUTBOUND
+    return is_outbound and not is_relayed(connection)

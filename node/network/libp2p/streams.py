@@ -18,6 +18,7 @@ from mycelia.node.network.events import EventQueue
 from mycelia.node.network.libp2p import negotiation
 from mycelia.node.network.libp2p.closing import BROKEN, close_stream, reset_stream
 from mycelia.node.network.libp2p.host import Host
+from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.network import NetworkError, Received, StreamHandler
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
@@ -34,6 +35,7 @@ WRITE_DEADLINE_S = 5.0
 WRITE_STEP_BYTES = 32 * 1_024
 READ_DEADLINE_S = 10.0
 """Time for each read inside a message. Between messages a stream may be silent for as long as the caller waits."""
+DRAIN_DEADLINE_S = 2.0
 READ_AHEAD_BYTES = 4_096
 """Bytes that one read asks for at least, so that the length and a small message after it need one call, not two."""
 CONTROL_OF_A_PEER, CONTROL_OF_A_SUBNET, CONTROL_OF_A_PRIVATE_NETWORK = (
@@ -99,6 +101,10 @@ class Libp2pStream:
         return self._peer
 
     @property
+    def is_relayed(self) -> bool:
+        return is_relayed(self._stream.muxed_conn)
+
+    @property
     def num_buffered(self) -> int:
         """Bytes that arrived and do not yet form a whole message."""
         return len(self._buffer)
@@ -152,6 +158,18 @@ class Libp2pStream:
             return
         self._end()
         await close_stream(self._stream)
+
+    async def drain(self) -> None:
+        """Ends this side and waits until the peer has read everything and ended its own, at most DRAIN_DEADLINE_S. Only
+        for a stream on which the peer sends nothing. Never raises."""
+        with trio.move_on_after(DRAIN_DEADLINE_S):
+            try:
+                await self._bytes.close()
+                while await self._bytes.read(READ_AHEAD_BYTES):
+                    pass
+            except BROKEN as exc:
+                log.debug("drained", peer=peer_text(self._peer), reason=repr(exc))
+        await self.reset()
 
     async def reset(self) -> None:
         if not self._over:
@@ -291,6 +309,16 @@ class Streams:
                 except BaseException:
                     outbox.stream = None  # (cancelled in the middle of a frame: send() has reset the stream)
                     raise
+
+    async def move(self, peer: bytes) -> None:
+        """Has the next control message open a new stream, on the best connection, if the present one leads through a
+        relay. None is lost or overtaken."""
+        outbox = self._outboxes.get(peer)
+        if outbox is not None:
+            async with outbox.lock:
+                if outbox.stream is not None and outbox.stream.is_relayed:
+                    stream, outbox.stream = outbox.stream, None
+                    await stream.drain()
 
     def forget(self, peer: bytes) -> None:
         self._outboxes.pop(peer, None)

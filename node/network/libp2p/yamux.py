@@ -96,6 +96,8 @@ class YamuxConnection(Connection):
         self._has_outgoing = trio.Event()
         self._has_room = trio.Event()
         self._ended = trio.Event()
+        self._fewer = trio.Event()
+        """Set and replaced when a stream is over."""
         self.on_end: Callable[[], None] = lambda: None
         """Called at the end of the connection, perhaps more than once."""
         self.pace: Callable[[int], Awaitable[None]] | None = None
@@ -114,9 +116,9 @@ class YamuxConnection(Connection):
         return self._is_initiator
 
     @property
-    def local_host(self) -> str:
-        """The address of this machine that the connection uses; empty: unknown, or a circuit."""
-        return self._packets.local_host
+    def local_address(self) -> tuple[str, int]:
+        """The IP address and port of this machine that the connection uses; ("", 0): unknown, or a circuit."""
+        return self._packets.local_address
 
     @property
     def is_established(self) -> bool:
@@ -150,6 +152,12 @@ class YamuxConnection(Connection):
 
     async def wait_closed(self) -> None:
         await self._ended.wait()
+
+    async def wait_idle(self) -> None:
+        """Returns when no stream is open, also at the end of the connection."""
+        await trio.lowlevel.checkpoint()
+        while self._streams and not self._ended.is_set():
+            await self._fewer.wait()
 
     async def open_stream(self) -> YamuxStream:
         """A new stream, of which the peer learns with its first frame. Raises MuxedStreamError."""
@@ -271,6 +279,8 @@ class YamuxConnection(Connection):
     def forget(self, stream: YamuxStream) -> None:
         if self.is_open(stream):
             del self._streams[stream.stream_id]
+            self._fewer.set()
+            self._fewer = trio.Event()
 
     def count_reply(self) -> None:
         self._num_replies += 1
@@ -358,6 +368,7 @@ class YamuxConnection(Connection):
         for answered in self._pings.values():
             answered.set()
         self._has_room.set()
+        self._fewer.set()
 
     async def _close_socket(self) -> None:
         try:

@@ -13,11 +13,12 @@ from mycelia.node.network.libp2p.identify import (
     MAX_PROTOCOLS,
     identified,
 )
+from mycelia.node.network.libp2p.observed import Observed
 from mycelia.proto.wire.errors import RemoteError
 from tests.fuzz.mutate import splice, spoil_bytes
 
 _RELAY = "12D3KooWAfZBCCDd6BbP7yJHgFv6FAzLRyDjVYDd9K7PhFBgnQ3L"
-_TOLD = [
+TOLD = [
     Multiaddr(text).to_bytes()
     for text in (
         "/ip4/8.8.8.8/tcp/4001",
@@ -51,16 +52,16 @@ class IdentifyMessages:
     weight = 0.3
 
     def make(self, rng: random.Random) -> tuple[bytes, str]:
-        told = [rng.choice(_TOLD) for _ in range(rng.choice((0, 1, 4, 40)))]
+        told = [rng.choice(TOLD) for _ in range(rng.choice((0, 1, 4, 40)))]
         told = [spoil_bytes(one, rng) if rng.random() < 0.3 else one for one in told]
         if rng.random() < 0.3:
-            told.append(splice(rng.choice(_TOLD), rng.choice(_TOLD), rng))
+            told.append(splice(rng.choice(TOLD), rng.choice(TOLD), rng))
         message = Identify(
             protocol_version="ipfs/0.1.0",
             agent_version="a" * rng.choice((0, 10, 2_000)),
             public_key=rng.randbytes(36),
             listen_addrs=told,
-            observed_addr=rng.choice(_TOLD),
+            observed_addr=rng.choice(TOLD),
             protocols=["/" + "p" * rng.choice((0, 5, 300)) for _ in range(rng.choice((0, 3, 200)))],
         )
         data = message.SerializeToString()
@@ -77,6 +78,7 @@ class IdentifyMessages:
         assert len(data) <= MAX_MESSAGE_BYTES and len(said.addresses) <= MAX_ADDRESSES
         assert len(said.protocols) <= MAX_PROTOCOLS
         assert all(len(name) <= MAX_PROTOCOL_CHARS for name in said.protocols)
+        Observed().note("subnet", *said.observed, 7117)
         assert all(addresses.is_tellable(address, teller) for address in said.addresses)
         assert all(Multiaddr(str(address)) == address for address in said.addresses)
         return True

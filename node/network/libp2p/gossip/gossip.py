@@ -120,6 +120,10 @@ class Gossip:
                 log.debug("publish failed", error=repr(exc))
             await trio.sleep(PUBLISH_INTERVAL_S)
 
+    async def move(self, peer: bytes) -> None:
+        """Sends on the best connection with ``peer`` from now on. Raises libp2p's errors of streams."""
+        await self.pubsub.move(ID(peer))
+
     def forget(self, peer: bytes) -> None:
         self.router.forget(ID(peer))
 

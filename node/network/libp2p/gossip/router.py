@@ -25,9 +25,14 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.mcache import CacheEntry, MessageCache
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.utils.varint import encode_varint_prefixed
 
+from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.frames import Frames
 from mycelia.node.network.libp2p.gossip.filter import MAX_RPC_BYTES, MAX_SUBSCRIPTIONS
+from mycelia.node.network.libp2p.peers import is_relayed
+from mycelia.node.peer_id import peer_text
 
 log = structlog.get_logger()
 
@@ -163,6 +168,33 @@ class BoundedPubsub(Pubsub):
             if rpc.HasField("control"):
                 await self.router.handle_rpc(rpc, peer)
         await frames.close()
+
+    async def move(self, peer: ID) -> None:
+        """Replaces a stream through a relay by one on the best connection with the peer. What waits for the old one is
+        lost: peers ask for the messages that they miss. Raises libp2p's errors of streams."""
+        old = self.peers.get(peer)
+        if old is None or not is_relayed(old.muxed_conn):
+            return
+        stream = await self.host.new_stream(peer, self.protocols)
+        await stream.write(encode_varint_prefixed(self.get_hello_packet().SerializeToString()))
+        if self.peers.get(peer) is not old:
+            await stream.reset()
+            return
+        self.peer_queues[peer].close()
+        self.peers[peer], self.peer_queues[peer] = stream, RpcQueue()
+        self.manager.run_task(self.handle_sending_messages, peer, stream, self.peer_queues[peer])
+        await old.close()
+
+    async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
+        """Whether the message was written. libp2p takes the failure of any stream for the end of the peer, also of one
+        that another has replaced."""
+        peer = stream.muxed_conn.peer_id
+        try:
+            await stream.write(encode_varint_prefixed(rpc_msg.SerializeToString()))
+        except BROKEN as exc:
+            log.debug("gossip_not_sent", peer=peer_text(peer.to_bytes()), reason=repr(exc))
+            return self.peers.get(peer) is stream and await super().write_msg(stream, rpc_msg)
+        return True
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Handles one message; ``publish`` calls it too. Never raises: a hostile key or a broken stream must not make

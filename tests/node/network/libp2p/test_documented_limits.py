@@ -28,9 +28,11 @@ from mycelia.node.network.libp2p import (
     negotiation,
     outbound,
     peers,
+    punching,
     relay_server,
     relaying,
     streams,
+    upgrading,
     yamux,
     yamux_stream,
 )
@@ -92,6 +94,14 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Relay: silence of a circuit, s": (relay_server.IDLE_S,),
     "Relay: bytes a second, all circuits together": (relay_server.RELAYED_BYTES_PER_S,),
     "Relay: each step of the agreement, s": (circuits.STEP_DEADLINE_S,),
+    "Punching: addresses of a peer that are dialled": (punching.MAX_ADDRESSES,),
+    "Punching: attempts in a row": (punching.NUM_ROUNDS,),
+    "Punching: time of an attempt, s": (punching.ROUND_S,),
+    "Punching: refused dials repeated; after, s": (punching.MAX_REDIALS, punching.REDIAL_S),
+    "Punching: attempts that a peer asks for a second, at once": both(punching.REQUESTS_OF_A_PEER),
+    "Punching: the same, a subnet": both(punching.REQUESTS),
+    "Punching: next try after failures, s": upgrading.PAUSES_S,
+    "Punching: silence of a relayed connection before it is closed, s": (upgrading.LINGER_S,),
     "Control messages to one peer: a second, at once": both(streams.OWN_CONTROL),
     "A peer dialled again counts as restarted after, s": (peers.RESTART_S,),
     "Kademlia: k, alpha, beta": (BUCKET_SIZE, WIDTH, kademlia.WALK_ENOUGH),
@@ -185,6 +195,7 @@ VALUES: dict[str, tuple[float, ...]] = {
 
 IN_A_PRIVATE_NETWORK = {
     "Relay: new circuits a second to one node; at once": relay_server.CONNECTS_IN_A_PRIVATE_NETWORK,
+    "Punching: the same, a subnet": punching.REQUESTS_IN_A_PRIVATE_NETWORK,
     "Kademlia: the same, a subnet": server.REQUESTS_OF_A_PRIVATE_NETWORK,
     "Gossip: the same, a subnet": gossip.WORK_OF_A_PRIVATE_NETWORK,
     "Rate: handshakes of a subnet a second, at once": inbound.HANDSHAKES_IN_A_PRIVATE_NETWORK,
@@ -195,6 +206,8 @@ IN_A_PRIVATE_NETWORK = {
 
 OTHERS = {
     "identify: addresses kept": (addresses.MAX_TOLD,),
+    "Punching: addresses of a peer that are dialled": (addresses.MAX_TOLD,),
+    "Punching: next try after failures, s": (upgrading.STABLE_S,),
     "Relay: each step of the agreement, s": (relaying.ANSWER_DEADLINE_S,),
     "Gossip: work of a peer a second, at once": (gossip.MESSAGE_COST,),
     "Places: streams that peers opened; of one peer": (inbound_streams.KEPT_STREAMS,),
@@ -248,6 +261,7 @@ def test_the_names_of_protocols_and_keys_are_told() -> None:
         ID_PUSH,
         circuits.HOP_PROTOCOL,
         autonat.AUTONAT_PROTOCOL,
+        punching.PROTOCOL,
         messages.KAD_PROTOCOL,
         streams.CONTROL_PROTOCOL,
         entry.GENERATE,
