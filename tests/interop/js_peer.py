@@ -63,10 +63,11 @@ class JsPeer:
 
 
 @asynccontextmanager
-async def js_peer(**options: object) -> AsyncIterator[JsPeer]:
-    """options: those of ``start`` in ``js/peer.js``."""
+async def js_peer(namespace: str = "", **options: object) -> AsyncIterator[JsPeer]:
+    """namespace: the network namespace to run in. options: those of ``start`` in ``js/peer.js``."""
+    within = ["ip", "netns", "exec", namespace] if namespace else []
     process = await trio.lowlevel.open_process(
-        ["node", "peer.js"], cwd=FOLDER, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*within, "node", "peer.js"], cwd=FOLDER, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         peer = JsPeer(process)

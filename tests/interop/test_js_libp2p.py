@@ -229,10 +229,6 @@ async def test_a_js_node_is_found_and_chosen_and_answers() -> None:
         assert (await js.do("served"))["answers"] == 1
 
 
-@pytest.mark.skip(reason="nodes punch no holes yet")
-async def test_a_relayed_connection_with_js_becomes_direct() -> None: ...
-
-
 def offences(one: Node) -> list[Offender]:
     return one.overlay.offenders(time.time())
 

@@ -27,12 +27,13 @@ const told = new Map()
 const waiting = new Map()
 
 const commands = {
-  // Starts the peer. psk: text of a swarm key. relays: whether it relays for others.
-  async start ({ listen = [], psk = null, relays = false, kad = false, gossip = false, punches = false }) {
+  // Starts the peer. announce: addresses besides those that AutoNAT would confirm. psk: text of a swarm key. relays:
+  // whether it relays for others. punches: the addresses that it names by DCUtR, which it speaks if there are any.
+  async start ({ listen = [], announce = [], psk = null, relays = false, kad = false, gossip = false, punches = [] }) {
     const privateKey = await generateKeyPair('Ed25519')
     node = await createLibp2p({
       privateKey,
-      addresses: { listen },
+      addresses: { listen, appendAnnounce: announce },
       transports: [tcp(), circuitRelayTransport()],
       connectionEncrypters: [noise()],
       streamMuxers: [yamux()],
@@ -44,7 +45,7 @@ const commands = {
         ...(relays ? { relay: circuitRelayServer() } : {}),
         ...(kad ? { dht: kadDHT({ protocol: wire.KAD, clientMode: kad !== 'server', peerInfoMapper: passthroughMapper }) } : {}),
         ...(gossip ? { pubsub: gossipsub({ globalSignaturePolicy: 'StrictSign', msgIdFn: (message) => wire.messageId(message.from.toMultihash().bytes, message.sequenceNumber) }) } : {}),
-        ...(punches ? { dcutr: dcutr() } : {})
+        ...(punches.length ? { dcutr: punching(punches.map((one) => multiaddr(one))) } : {})
       }
     })
     node.addEventListener('peer:identify', (event) => {
@@ -140,6 +141,11 @@ const commands = {
 
   stop: async () => { await node.stop() }
 }
+
+// DCUtR with the addresses at which others were seen to see this peer, whether or not AutoNAT has confirmed them.
+const punching = (observed) => (components) => dcutr()(new Proxy(components, {
+  get: (target, name) => name === 'addressManager' ? { getAddresses: () => observed } : target[name]
+}))
 
 // One prompt: a text or a conversation, and what a client has of its answer already.
 async function asked ({ address, text = '', messages = [], tokens = 8, salt = '', answered = '', namespace = '' }) {
