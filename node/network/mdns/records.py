@@ -11,6 +11,7 @@ learns that this machine is in some swarm, and nothing that names it, its member
 
 import random
 import string
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -33,9 +34,10 @@ from mycelia.proto.wire.errors import LocalError
 
 TTL_S = 120
 MAX_PACKET_BYTES = 9_000
-MAX_ADDRESSES, MAX_READ = 8, 64
+MAX_ADDRESSES, MAX_READ = 8, 32
 """Addresses that a node tells, and texts of one packet that are looked at."""
 MAX_TEXT_BYTES = 255
+HEADER_BYTES, MAX_RECORDS = 12, 32
 _CLASS_MASK = 0x7FFF
 """Without the bit that asks for an answer to this machine alone, or says that a record replaces all others."""
 _ALL_SERVICES = dns.name.from_text("_services._dns-sd._udp.local.")
@@ -114,9 +116,13 @@ class Records:
         return _SEALED + bytes(self._box.encrypt(address.encode()))
 
     def is_relevant(self, packet: bytes) -> bool:
-        """Whether ``read`` may find something: cheap, for all that other programs send."""
+        """Whether ``read`` may find something: cheap, for all that other programs send. Packets that would take long to
+        read are left out: each record may repeat a name of 127 parts in two bytes."""
+        num_records = sum(struct.unpack_from(">4H", packet, 4)) if len(packet) >= HEADER_BYTES else MAX_RECORDS + 1
+        if num_records > MAX_RECORDS or len(packet) > MAX_PACKET_BYTES:
+            return False
         lower = packet.lower()
-        return len(packet) <= MAX_PACKET_BYTES and any(mark in lower for mark in self._marks)
+        return any(mark in lower for mark in self._marks)
 
     def read(self, packet: bytes) -> Question | list[Found]:
         """What a stranger's packet asks or tells; nothing of this node itself. Never raises."""

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 PACKET_RATE, PACKET_BURST = 100.0, 400.0
 """Packets a second that are received in one network. More stay in the kernel, which drops them."""
+READ_RATE, READ_BURST = 10.0, 64.0
+"""Packets of nodes a second that are read in one network; the rest are ignored. The dearest takes 20 ms."""
 ANSWER_EVERY_S = 1.0
 """Answers in one network: a question that comes sooner has been answered for everybody (RFC 6762, 6)."""
 ANSWER_DELAY_S = (0.02, 0.12)
@@ -110,7 +112,9 @@ class MulticastDns:
                     break
 
     async def _listen(self, channel: trio.socket.SocketType, network: LocalNetwork) -> None:
-        bucket, answered_at = TokenBucket(PACKET_RATE, PACKET_BURST, trio.current_time()), -math.inf
+        now = trio.current_time()
+        bucket, reads = TokenBucket(PACKET_RATE, PACKET_BURST, now), TokenBucket(READ_RATE, READ_BURST, now)
+        answered_at = -math.inf
         while True:
             try:
                 packet, sender = await channel.recvfrom(MAX_PACKET_BYTES)
@@ -122,6 +126,8 @@ class MulticastDns:
                 await trio.sleep(1 / PACKET_RATE)
                 bucket.spend(trio.current_time(), 1.0)
             if not self._records.is_relevant(packet) or not _is_near(sender[0], network):
+                continue
+            if not reads.take(trio.current_time()):
                 continue
             match self._records.read(packet):
                 case Question(is_for_all) if trio.current_time() - answered_at >= ANSWER_EVERY_S:

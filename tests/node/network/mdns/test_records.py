@@ -6,7 +6,8 @@ from ipaddress import ip_address
 import dns.message
 import pytest
 from multiaddr import Multiaddr
-from zeroconf import DNSIncoming, DNSPointer, DNSService, DNSText
+from zeroconf._dns import DNSPointer, DNSService, DNSText
+from zeroconf._protocol.incoming import DNSIncoming
 
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.mdns.records import MAX_ADDRESSES, MAX_TEXT_BYTES, Found, Question, Records, service_of
@@ -73,9 +74,17 @@ def test_an_answer_of_js_libp2p_is_read() -> None:
 
 
 def test_of_a_long_answer_little_is_read() -> None:
-    texts = [f"dnsaddr=/ip4/192.168.1.2/tcp/{port}/p2p/{peer_text(PEER)}" for port in range(1, 90)]
+    texts = [f"dnsaddr=/ip4/192.168.1.2/tcp/{port}/p2p/{peer_text(PEER)}" for port in range(1, 30)]
     found = found_in(answer_of_js(*texts))
     assert len(found.addresses) == MAX_ADDRESSES
+
+
+def test_packets_that_would_take_long_to_read_are_left_out() -> None:
+    texts = [f"dnsaddr=/ip4/192.168.1.2/tcp/{port}/p2p/{peer_text(PEER)}" for port in range(1, 90)]
+    assert other().is_relevant(answer_of_js(*texts[:20]))
+    assert not other().is_relevant(answer_of_js(*texts))
+    for short in (b"", b"\x04_p2p\x04_udp", bytes(11)):
+        assert not other().is_relevant(short)
 
 
 def test_addresses_that_fit_no_text_are_left_out() -> None:
