@@ -31,8 +31,9 @@ ALONE_LONGEST_PAUSE_S = 5.0
 """The same while no peer is connected: a node is back soon after its line is."""
 FEW_PEERS = 8
 """Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
-REMEMBERED_DIALS = 4
-"""Remembered nodes that are dialled at once: half of the host's dials, so that the others need not wait."""
+REMEMBERED_DIALS, LIST_DIALS = 4, 8
+"""Remembered nodes, and nodes of lists, that are dialled at once: three quarters of the host's dials, so that the others
+need not wait."""
 ALONE_S = 15.0
 """Time without a peer after which the node says what it tried."""
 REMEMBERED, NO_BOOTSTRAP = "nodes of earlier runs", "bootstrap nodes"
@@ -53,6 +54,7 @@ class Joining:
         self.attempts = Attempts()
         self._bootstrap: dict[bytes, list[Multiaddr]] = {}
         self._lists: list[Multiaddr] = []
+        self._list_dials = trio.CapacityLimiter(LIST_DIALS)
         for text in host.settings.bootstrap:
             peer, address = addresses.parse_bootstrap(text)
             if not peer:
@@ -85,7 +87,8 @@ class Joining:
 
         async def dial(peer: bytes, candidates: Sequence[Multiaddr]) -> None:
             try:
-                await self._host.outbound.dial(peer, candidates)
+                async with self._list_dials:
+                    await self._host.outbound.dial(peer, candidates)
             except DialError as exc:
                 failures.extend(exc.failures)
                 return
