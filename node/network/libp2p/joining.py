@@ -32,7 +32,7 @@ ALONE_LONGEST_PAUSE_S = 5.0
 FEW_PEERS = 8
 """Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
 REMEMBERED_DIALS, LIST_DIALS = 4, 8
-"""Remembered nodes, and nodes of lists, that are dialled at once: three quarters of the host's dials, so that the others
+"""Remembered nodes, and nodes of lists, that are dialled at once: three quarters of the host's dials, so that others
 need not wait."""
 ALONE_S = 15.0
 """Time without a peer after which the node says what it tried."""
