@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -15,6 +16,9 @@ from mycelia.node.client.local import fetch_state
 from mycelia.node.errors import one_line
 from mycelia.node.network.addresses import host_of, is_circuit, port_of
 from mycelia.node.network.identity import new_identity
+from mycelia.node.network.mapping.gateways import default_gateways
+from mycelia.node.network.mapping.mapper import KnownRouter, routers_of
+from mycelia.node.network.mapping.router import is_useful
 from mycelia.node.network.network import DialError, Network, NetworkError, NetworkSettings
 from mycelia.node.queries.inspection import INSPECT
 from mycelia.node.queries.questions import answer_of
@@ -61,12 +65,35 @@ async def look_out(
         other = "mycelia node --listen /ip4/0.0.0.0/tcp/7127"
         lines += [_port("peer port", host_of(address), port_of(address), other) for address in listen]
         lines += [_port("API port", "127.0.0.1", api_port, "mycelia node --api-port 0")]
-    lines.append(await _local_network(swarm_key))
+    routers: list[KnownRouter] = []
+
+    async def look_for_routers() -> None:
+        routers.extend(await routers_of(await default_gateways()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look_for_routers)
+        lines.append(await _local_network(swarm_key))
+    lines.append(port_mapping(routers))
     if not bootstrap:
         return [*lines, Line("bootstrap", True, "no peers are given: others can join through this node")]
     async with _listening(port, running is None):
         seen = await _ask(bootstrap[:MAX_ASKED], port, swarm_key, lines)
-    return [*lines, *conclusions(seen, port, None if running is None else addresses)]
+    can_map = any(is_useful(router.host) for router in routers)
+    return [*lines, *conclusions(seen, port, None if running is None else addresses, can_map)]
+
+
+def port_mapping(routers: Sequence[KnownRouter]) -> Line:
+    """Whether the routers here forward ports on request."""
+    if not routers:
+        return Line("port mapping", True, "no router here forwards ports on request (PCP, NAT-PMP, UPnP)")
+    told = []
+    for router in routers:
+        says = f"{router.gateway} forwards ports on request, by {router.protocol}"
+        if router.host:
+            second = "" if is_useful(router.host) else ", which is private: a second router is in front of it"
+            says += f"; its own address is {one_line(router.host)[:64]}{second}"
+        told.append(says)
+    return Line("port mapping", True, "; ".join(told))
 
 
 async def _local_network(swarm_key: bytes) -> Line:
@@ -179,15 +206,19 @@ async def _ask_one(network: Network, address: str, port: int, lines: list[Line],
     lines.append(Line("bootstrap", True, f"{name}: connected in {connected_ms:.0f} ms"))
 
 
-def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = None) -> list[Line]:
+def conclusions(
+    seen: Sequence[Seen], port: int, told: Sequence[str] | None = None, can_map: bool = False
+) -> list[Line]:
     """Conclusions from how peers see this machine, which listens on ``port``. told: the addresses that the node running
-    here announces; None: none runs."""
+    here announces; None: none runs. can_map: whether a node would get a port from the router."""
     if not seen:
         return [Line(what, True, "unknown: no bootstrap peer reports it") for what in ("NAT", "reachable")]
     own = own_hosts()
     views = seen_from_outside((one.reach for one in seen), own)
     relays = [address.split("/p2p/")[1].partition("/")[0] for address in told or () if is_circuit(address)]
     fix = f"let TCP port {port} through to this machine (firewall; on a router: forward it)"
+    if can_map and told is None and "ip4" in views and views["ip4"].is_behind_router(own):
+        views["ip4"] = replace(views["ip4"], outcome="mapped")  # (a running node has asked already, and in vain)
     is_shut = any(view.outcome == "closed" for view in views.values()) and not relays
     return [
         _clock(seen),
@@ -200,6 +231,9 @@ def conclusions(seen: Sequence[Seen], port: int, told: Sequence[str] | None = No
 def _reachable(view: View, port: int, fix: str, is_relayed: bool) -> Line:
     """Whether peers can connect in one address family. A node finds its open addresses and announces them by itself."""
     match view.outcome:
+        case "mapped":
+            says = f"peers cannot connect to port {port} of {view.host} yet; a node here asks the router for it"
+            return Line("reachable", True, says)
         case "open":
             return Line("reachable", True, f"peers can connect to port {port} of {view.host}")
         case "untried":

@@ -1,8 +1,10 @@
 """A node behind a real router program that forwards ports on request: dialled directly without any option, the mapping
 renewed while the node runs, and gone after its end."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -87,6 +89,24 @@ async def test_a_home_is_dialled_directly_and_its_mapping_ends_with_it(internet:
         await until(router.leases)
         again.kill()
         await until(lambda: not router.leases())
+
+
+@pytest.mark.parametrize("protocol", ["NAT-PMP", "UPnP"])
+async def test_the_doctor_tells_what_the_router_would_do(
+    internet: Internet, swarm: LocalSwarm, tmp_path: Path, protocol: str
+) -> None:
+    home = internet.home()
+    only = {"NAT-PMP": ALL_PROTOCOLS, "UPnP": ALL_PROTOCOLS[:1]}[protocol]
+    router = internet.serve_mappings(home, (*only, *ALL_PORTS))
+    with trio.fail_after(DEADLINE_S):
+        bootstrap = await peer_in_the_open(swarm, internet)
+        words = [*inside(home.namespace), "doctor", "--json", "--data-dir", str(tmp_path / "none")]
+        done = await trio.run_process([*words, "--bootstrap", bootstrap], capture_stdout=True, check=False)
+        found = {line["what"]: line for line in json.loads(done.stdout)["outlook"]}
+        assert f"{home.gateway} forwards ports on request, by {protocol}" in found["port mapping"]["says"]
+        assert f"its own address is {home.public}" in found["port mapping"]["says"]
+        assert found["reachable"]["ok"] and "asks the router" in found["reachable"]["says"]
+        assert router.leases() == {}
 
 
 async def test_a_node_that_must_not_ask_stays_behind_its_relay(internet: Internet, swarm: LocalSwarm) -> None:

@@ -6,8 +6,9 @@ peers have connected to it (``queries/reach.py``).
 """
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -199,18 +200,32 @@ async def open_port_mapper(mapper: PortMapper) -> AsyncIterator[PortMapper]:
                 await mapper.release()
 
 
-async def routers_of(gateways: list[str]) -> list[tuple[str, str, str]]:
-    """(gateway, protocol, external address or the empty string) of each router that can be asked. Changes nothing."""
-    found: list[tuple[str, str, str]] = []
-    for gateway in gateways:
+class KnownRouter(NamedTuple):
+    """A router that can be asked for a port."""
+
+    gateway: str
+    protocol: str
+    host: str
+    """Its own address, as it says; empty: it does not say."""
+
+
+async def routers_of(gateways: Iterable[str]) -> list[KnownRouter]:
+    """The routers among ``gateways``. Changes nothing."""
+    found: list[KnownRouter] = []
+
+    async def ask(gateway: str) -> None:
         for make in PROTOCOLS:
             router = make(gateway)
             try:
                 with trio.fail_after(ROUTER_DEADLINE_S):
-                    found.append((gateway, *await router.external()))
-                    break
+                    found.append(KnownRouter(gateway, *await router.external()))
+                    return
             except (MappingError, OSError, trio.TooSlowError) as exc:
                 log.debug("router_does_not_map", router=gateway, by=router.name, reason=_why(exc))
+
+    async with trio.open_nursery() as nursery:
+        for gateway in gateways:
+            nursery.start_soon(ask, gateway)
     return found
 
 

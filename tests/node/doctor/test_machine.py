@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from mycelia.node.commands.doctor import doctor
 from mycelia.node.doctor import machine as checkup
 from mycelia.node.doctor.machine import Report, examine, lines, with_outlook
-from mycelia.node.doctor.network import Line, Seen, conclusions, look_out
+from mycelia.node.doctor.network import Line, Seen, conclusions, look_out, port_mapping
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.probe import probe as probe_file
 from mycelia.node.engine.probe.probe import Finding, Library, Model, Problem, Question, probe
 from mycelia.node.engine.sizing import Device
+from mycelia.node.network.mapping.mapper import KnownRouter
 from mycelia.proto.wire.messages import Reach
 
 GIB = 2**30
@@ -208,6 +209,22 @@ FIX = "let TCP port 7117 through"
 def test_how_peers_see_the_machine(told: list[Seen], what: str, ok: bool, says: str) -> None:
     line = next(line for line in conclusions(told, 7117) if line.what == what)
     assert line.ok == ok and says in f"{line.says} {line.fix}"
+
+
+def test_a_port_that_the_router_would_forward_is_no_problem() -> None:
+    closed = [seen("closed", "/ip4/45.10.1.7/tcp/40000")]
+    by_what = {line.what: line for line in conclusions(closed, 7117, can_map=True)}
+    assert all(line.ok for line in by_what.values()) and "a node here asks" in by_what["reachable"].says
+    running = {line.what: line for line in conclusions(closed, 7117, ["/ip4/192.168.1.5/tcp/7117/p2p/x"], can_map=True)}
+    assert not running["reachable"].ok, "the node has asked in vain"
+
+
+def test_what_routers_forward() -> None:
+    assert "no router" in port_mapping([]).says
+    found = [KnownRouter("192.168.1.1", "UPnP", "45.10.1.7"), KnownRouter("10.0.0.1", "NAT-PMP", "100.64.0.2\x1b[2J")]
+    says = port_mapping([*found, KnownRouter("10.0.0.2", "PCP", "")]).says
+    assert "192.168.1.1 forwards ports on request, by UPnP; its own address is 45.10.1.7;" in says
+    assert "100.64.0.2\\x1b[2J, which is private: a second router" in says and says.endswith("by PCP")
 
 
 def test_each_address_family_has_its_line() -> None:
