@@ -49,7 +49,7 @@ class Adoption(Enum):
     OLD = auto()
     """Known already, or older."""
     WRONG = auto()
-    """Of another swarm, or not signed by its authority."""
+    """The roster of another swarm, or one that its authority did not sign."""
     REMOVED = auto()
     """Newer, and this node is not in it."""
 

@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 PEERSTORE_INTERVAL_S = 60.0
 CONNECT_DEADLINE_S = 4.0
-"""Of DIAL_DEADLINE_S: the rest of it tells a host that does not answer from one that accepts and says nothing."""
+"""Time for the TCP connection. The rest of DIAL_DEADLINE_S tells a silent host from one that accepts and sends nothing."""
 
 
 class _Tcp(TCP):

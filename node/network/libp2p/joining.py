@@ -1,5 +1,5 @@
 """The way to the first peers: bootstrap addresses and lists of them, nodes remembered from earlier runs, and nodes that
-were heard in the local network. Whoever is down is tried again with growing, jittered pauses, for ever.
+were heard in the local network. A peer that is down is tried again with growing, jittered pauses, for ever.
 
 A node that finds nobody says what it tried and what came of it (``attempts``).
 """

@@ -85,7 +85,7 @@ class PcpRouter:
         self._gateway = gateway
         self._port = port
         self._nonce = os.urandom(12)
-        """Whoever knows it may change the mapping, so it is secret and the same for all requests of one mapping."""
+        """It is the right to change the mapping, so it is secret and the same for all requests of one mapping."""
 
     async def map(self, port: int, external_port: int) -> Mapping:
         async with self._connected() as sock:

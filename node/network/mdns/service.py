@@ -2,7 +2,7 @@
 
 It is spoken in private networks only, see ``interfaces.py``. Anybody there may send any number of packets with any
 content and sender, so little is read a second, only addresses in the network that a packet came from are passed on, and
-whoever dials them bounds how many.
+the dialling side bounds how many.
 
 zeroconf, which libp2p's own discovery uses, runs threads, keeps all that it hears, does not say where it heard it, and
 reads one TXT record of a name where js-libp2p sends several.

@@ -46,7 +46,7 @@ def test_nodes_read_each_other() -> None:
 
 
 def test_zeroconf_reads_an_answer() -> None:
-    """Of all implementations it wants most: a pointer, a service, an address and a text of one name."""
+    """It is the strictest implementation and wants a pointer, a service, an address and a text of one name."""
     told = DNSIncoming(records().answer(TOLD, HOST, 7117)).answers()
     (pointer,) = [one for one in told if isinstance(one, DNSPointer)]
     assert pointer.name == "_p2p._udp.local." and pointer.alias.endswith("._p2p._udp.local.") and pointer.ttl == 120
