@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 PEERSTORE_INTERVAL_S = 60.0
 CONNECT_DEADLINE_S = 4.0
-"""Time for the TCP connection. The rest of DIAL_DEADLINE_S tells a silent host from one that accepts and sends nothing."""
+"""Time for the TCP connection. The rest of DIAL_DEADLINE_S tells a silent host from one that accepts and is silent."""
 
 
 class _Tcp(TCP):
