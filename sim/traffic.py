@@ -12,8 +12,8 @@ STREAM_ENVELOPE_BYTES = LENGTH_PREFIX.size + 12 + 18
 """Bytes around a control message: its length, yamux's header, Noise's length and tag."""
 MESSAGE_ID_BYTES = 14
 """Size of one message in IHAVE: node/network/libp2p/gossip/gossip.py's id of 12 bytes, its tag and length."""
-ADVERTISED_HEARTBEATS, LAZY_PEERS = 3, 6
-"""gossipsub announces each message in this many heartbeats, to this many peers outside its mesh (IHAVE)."""
+LAZY_PEERS = 6
+"""A node announces each message once, to this many peers outside its mesh (IHAVE)."""
 GOSSIP, LAZY, REPAIR, CONTROL = "gossip", "lazy", "repair", "control"
 PLANES = (GOSSIP, LAZY, REPAIR, CONTROL)
 """Gossip pushed through the mesh; its lazy announcements; direct streams for repair and reconciliation; other ones."""
@@ -40,9 +40,9 @@ class Traffic:
         size = GOSSIP_ENVELOPE_BYTES + len(encode(message))
         self.sent[GOSSIP] += size * copies_sent
         self.received[GOSSIP] += size * copies_received
-        # A node that has the message announces it to LAZY_PEERS in each heartbeat: spread evenly here.
+        # A node that has the message announces it to LAZY_PEERS: spread evenly here.
         share = reached.sum() / num_hearing
-        lazy = int(MESSAGE_ID_BYTES * ADVERTISED_HEARTBEATS * LAZY_PEERS * share)
+        lazy = int(MESSAGE_ID_BYTES * LAZY_PEERS * share)
         self.sent[LAZY] += lazy * reached
         self.received[LAZY] += lazy * hears
 

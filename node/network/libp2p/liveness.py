@@ -4,19 +4,24 @@ A stopped process or a dropped cable closes no socket. Without pings its peers w
 
 Any bytes from a peer prove that it is there, so one side's pings serve both: of two idle nodes the first to wake up
 pings, and the other has then received something. The pings are Yamux's own, one frame each way.
+
+One task looks at all connections every STEP_S. A deadline for each connection would cost a resting node an eighth of
+its processor time: nearly all of them pass only because bytes came meanwhile.
 """
 
 import random
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 import trio
 from libp2p.abc import INetConn
-from libp2p.exceptions import BaseLibp2pError
 
 from mycelia.node.network.libp2p.closing import close_connection
 from mycelia.node.network.libp2p.peers import PeerTable, peer_of
 from mycelia.node.network.libp2p.yamux import YamuxConnection
+from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
 
 log = structlog.get_logger()
@@ -31,25 +36,18 @@ STARVED_S, MAX_STARVED = 1.0, 6
 in a row do not count."""
 ROUND_TRIP_INTERVAL_S = 30.0
 """Interval at which round trips are measured, even when the peer is never silent."""
-
-_ERRORS = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+STEP_S = 0.25
+"""Time between two looks. What would be late at the next look is done at this one."""
 
 
 class Starvation:
     """Measures for how long this process could not run, for want of a processor or because the machine slept."""
 
-    STEP_S, MIN_LATE_S = 0.25, 0.05
+    MIN_LATE_S = 0.05
 
     def __init__(self) -> None:
         self._late: deque[tuple[float, float]] = deque(maxlen=256)
         """(the time of a delay, its length), the latest delays."""
-
-    async def run(self) -> None:
-        """Never returns."""
-        while True:
-            due = trio.current_time() + self.STEP_S
-            await trio.sleep_until(due)
-            self.note(trio.current_time(), trio.current_time() - due)
 
     def note(self, now: float, late_s: float) -> None:
         """A task ran ``late_s`` after its time. Mutates."""
@@ -61,49 +59,90 @@ class Starvation:
         return sum(late_s for at, late_s in self._late if at >= since)
 
 
-async def watch(connection: INetConn, table: PeerTable, starvation: Starvation) -> None:
-    """Pings for as long as ``connection`` lives, and closes it when it no longer answers."""
-    muxer = connection.muxed_conn
-    assert isinstance(muxer, YamuxConnection), "no other muxer is offered"
-    peer = peer_of(connection)
-    while not (connection.is_closed or muxer.is_closed):  # (libp2p learns of the end a little later)
-        if not await is_there(muxer, peer, table, starvation):
-            log.info("peer is silent", peer=peer_text(peer))
-            break
-        await wait_quiet(muxer)
-    await close_connection(connection)
+class Pulse:
+    """Whether one peer is there. Call ``look`` every STEP_S."""
+
+    def __init__(self, muxer: YamuxConnection, on_round_trip: Callable[[float], None]) -> None:
+        """on_round_trip: called with the seconds that each answered ping took."""
+        self._muxer = muxer
+        self._on_round_trip = on_round_trip
+        self._asked_at: float | None = None
+        """When the ping was sent that has no answer yet; None: all were answered."""
+        self._nonce = 0
+        self._num_starved = 0
+        """Number of pings in a row that did not count."""
+        self._due_at = 0.0
+        """When to measure the round trip again."""
+        self._patience_s = 0.0
+
+    def look(self, now: float, starvation: Starvation) -> bool:
+        """Pings the peer if it is time to. Returns False when the peer is silent. now: trio's clock."""
+        if self._muxer.is_closed:
+            return True
+        if self._asked_at is None:
+            if min(self._muxer.last_received_at + self._patience_s, self._due_at) < now + STEP_S:
+                self._ping(now)
+            return True
+        if now + STEP_S <= self._asked_at + PING_DEADLINE_S:
+            return True
+        self._muxer.forget_ping(self._nonce)
+        if self._muxer.last_received_at > self._asked_at:
+            self._rest(now)
+            return True
+        # (the answer may lie unread, or the question may still be here)
+        late_s = starvation.late_s(self._asked_at)
+        self._num_starved += 1
+        is_starved = late_s >= STARVED_S or now - self._asked_at >= 2 * PING_DEADLINE_S
+        if not is_starved or self._num_starved >= MAX_STARVED:
+            return False
+        log.debug("ping_repeated", peer=peer_text(self._muxer.peer_id.to_bytes()), late_s=round(late_s, 1))
+        self._ping(now)
+        return True
+
+    def _ping(self, now: float) -> None:
+        self._asked_at = now
+        self._nonce = self._muxer.send_ping(self._on_answer)
+
+    def _on_answer(self, seconds: float) -> None:
+        self._on_round_trip(seconds)
+        self._rest(self._muxer.last_received_at)
+
+    def _rest(self, now: float) -> None:
+        self._asked_at, self._num_starved = None, 0
+        self._due_at = now + ROUND_TRIP_INTERVAL_S
+        self._patience_s = PING_INTERVAL_S * random.uniform(1 - PING_SPREAD, 1)  # noqa: S311  jitter
 
 
-async def wait_quiet(muxer: YamuxConnection) -> None:
-    """Returns when the peer was silent for a while, or when its round trip is to be measured again."""
-    measured_at = trio.current_time()
-    patience_s = PING_INTERVAL_S * random.uniform(1 - PING_SPREAD, 1)  # noqa: S311  jitter
-    while not muxer.is_closed:
-        due = min(muxer.last_received_at + patience_s, measured_at + ROUND_TRIP_INTERVAL_S)
-        if due <= trio.current_time():
-            return
-        with trio.move_on_at(due):
-            await muxer.wait_closed()
+class Liveness:
+    """Watches the connections of one node."""
 
+    def __init__(self, table: PeerTable) -> None:
+        self._table = table
+        self.starvation = Starvation()
+        self._pulses: dict[INetConn, Pulse] = {}
 
-async def is_there(muxer: YamuxConnection, peer: bytes, table: PeerTable, starvation: Starvation) -> bool:
-    """Sends one ping and returns whether the peer is there. Also True when the connection has ended, which libp2p
-    notices by itself."""
-    for _ in range(MAX_STARVED):
-        asked_at = trio.current_time()
+    async def watch(self, connection: INetConn) -> None:
+        """Has ``connection`` watched while it lives, and closes it at its end."""
+        muxer = connection.muxed_conn
+        assert isinstance(muxer, YamuxConnection), "no other muxer is offered"
+        pulse = self._pulses[connection] = Pulse(muxer, partial(self._table.record_round_trip, muxer))
+        pulse.look(trio.current_time(), self.starvation)
         try:
-            with trio.fail_after(PING_DEADLINE_S):
-                table.record_round_trip(muxer, await muxer.ping())
-        except trio.TooSlowError:
-            if muxer.last_received_at > asked_at:
-                return True
-            # (the answer may lie unread, or the question may still be here)
-            if starvation.late_s(asked_at) < STARVED_S and trio.current_time() - asked_at < 2 * PING_DEADLINE_S:
-                return False
-            log.debug("ping_repeated", peer=peer_text(peer), late_s=round(starvation.late_s(asked_at), 1))
-        except _ERRORS as exc:
-            log.debug("ping failed", peer=peer_text(peer), error=repr(exc))
-            return True
-        else:
-            return True
-    return False
+            await muxer.wait_closed()
+        finally:
+            self._pulses.pop(connection, None)
+        await close_connection(connection)  # (libp2p learns of the end a little later)
+
+    async def run(self) -> None:
+        """Closes connections with silent peers. Never returns."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                due = trio.current_time() + STEP_S
+                await trio.sleep_until(due)
+                now = trio.current_time()
+                self.starvation.note(now, now - due)
+                silent = [one for one, pulse in self._pulses.items() if not pulse.look(now, self.starvation)]
+                for connection in silent:
+                    del self._pulses[connection]
+                    log.info("peer is silent", peer=peer_text(peer_of(connection)))
+                    nursery.start_soon(supervised, close_connection, connection)

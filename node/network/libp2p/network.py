@@ -76,7 +76,7 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
         from mycelia.node.network.libp2p.host import Host
         from mycelia.node.network.libp2p.joining import Joining
-        from mycelia.node.network.libp2p.liveness import Starvation
+        from mycelia.node.network.libp2p.liveness import Liveness
         from mycelia.node.network.libp2p.peers import PeerTable
         from mycelia.node.network.libp2p.punching import Punching
         from mycelia.node.network.libp2p.relay_server import RelayServer
@@ -85,7 +85,6 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.upgrading import Upgrades
 
         self._settings = settings
-        self._starvation = Starvation()
         self.events_queue = EventQueue()
         self.table = PeerTable(
             self._peer_up,
@@ -96,6 +95,7 @@ class Libp2pNetwork:
             any(addresses.is_global(addresses.parse_announce(text)) for text in settings.announce),
             self._moved,
         )
+        self._liveness = Liveness(self.table)
         self.host = Host(settings, self.table)
         self.streams = Streams(self.host, self.events_queue, self._charge)
         self.gossip: GossipService | None = None
@@ -116,7 +116,7 @@ class Libp2pNetwork:
 
     def start(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
-        nursery.start_soon(self._starvation.run)
+        nursery.start_soon(supervised, self._liveness.run)
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(self.joining.run)
         nursery.start_soon(supervised, self.relaying.keep_reserved)
@@ -124,11 +124,10 @@ class Libp2pNetwork:
             nursery.start_soon(supervised, self.gossip.run)
 
     def _watch(self, connection: "INetConn") -> None:
-        from mycelia.node.network.libp2p.liveness import watch
         from mycelia.node.network.libp2p.peers import is_relayed, peer_of
 
         if self.nursery is not None:
-            self.nursery.start_soon(supervised, watch, connection, self.table, self._starvation)
+            self.nursery.start_soon(supervised, self._liveness.watch, connection)
             if is_relayed(connection):
                 self.nursery.start_soon(supervised, self.upgrades.keep, peer_of(connection))
 

@@ -24,6 +24,8 @@ RESTART_S = 5.0
 """Longer than two simultaneous dials, one from each side, take to succeed."""
 REST_S = 5.0
 """Time for which a lost peer counts as leaving."""
+SAME_SHARE, SAME_S = 0.1, 0.001
+"""Two round trips that differ by less than either do not change where a prompt goes."""
 MAX_LOST = 1_024
 """Lost peers that are remembered."""
 
@@ -40,6 +42,10 @@ class _Peer:
     news: trio.Event = field(default_factory=trio.Event)
     """Set and replaced when a connection comes or goes, and when the peer announces addresses."""
     round_trip_s: float | None = None
+    told_s: float | None = None
+    """The round trip that ``on_round_trip`` was called with last."""
+    subnet: str = ""
+    """The subnet of the best connection. Every message is counted by it."""
 
 
 def is_relayed(connection: INetConn | IMuxedConn) -> bool:
@@ -140,18 +146,22 @@ class PeerTable(INotifee):
 
     def subnet(self, peer: bytes) -> str:
         """The subnet of the peer's end of a connection; empty: not connected."""
-        return subnet_of(self.remote_address(peer))
+        entry = self._peers.get(peer)
+        return entry.subnet if entry else ""
 
     def round_trip_s(self, peer: bytes) -> float | None:
         entry = self._peers.get(peer)
         return entry.round_trip_s if entry else None
 
     def record_round_trip(self, connection: IMuxedConn, seconds: float) -> None:
-        """Notes a measured round trip, unless streams now take a better connection."""
+        """Notes a measured round trip, unless streams now take a better connection, and reports it if it differs."""
         peer = connection.peer_id.to_bytes()
         entry = self._peers.get(peer)
-        if entry is not None and not (is_relayed(connection) and self.is_direct(peer)):
-            entry.round_trip_s = seconds
+        if entry is None or (is_relayed(connection) and self.is_direct(peer)):
+            return
+        entry.round_trip_s = seconds
+        if entry.told_s is None or abs(seconds - entry.told_s) > max(SAME_SHARE * entry.told_s, SAME_S):
+            entry.told_s = seconds
             self._on_round_trip(peer, seconds)
 
     def connected_s(self, peer: bytes) -> float:
@@ -188,6 +198,7 @@ class PeerTable(INotifee):
         is_better = not is_relayed(conn) and not self.is_direct(peer)
         is_first, is_late = not entry.connections, now - entry.newest_at > RESTART_S
         entry.connections[conn], entry.newest_at = trio.Event(), now
+        entry.subnet = subnet_of(self.remote_address(peer))
         self._on_connection(conn)
         _tell(entry)
         if is_better and not is_first:
@@ -202,6 +213,7 @@ class PeerTable(INotifee):
             return  # a connection that failed while it was being set up
         was_direct = self.is_direct(peer)
         entry.connections.pop(conn).set()
+        entry.subnet = subnet_of(self.remote_address(peer))
         _tell(entry)
         if entry.connections and was_direct and not self.is_direct(peer):
             self._on_moved(peer, self.remote_address(peer))

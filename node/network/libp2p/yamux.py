@@ -84,7 +84,8 @@ class YamuxConnection(Connection):
         self._is_initiator = secured_conn.is_initiator if is_initiator is None else is_initiator
         self._next_id = 1 if self._is_initiator else 2
         self._streams: dict[int, YamuxStream] = {}
-        self._pings: dict[int, trio.Event] = {}
+        self._pings: dict[int, tuple[float, Callable[[float], None]]] = {}
+        """Number of a ping without an answer -> when it was sent, and what to call with the seconds that it took."""
         self._num_pings = 0
         self._accept, self._accepted = trio.open_memory_channel[YamuxStream](MAX_STREAMS)
         self._incoming = bytearray()
@@ -177,21 +178,17 @@ class YamuxConnection(Connection):
         except trio.EndOfChannel as exc:
             raise MuxedConnUnavailable("the connection is closed") from exc
 
-    async def ping(self) -> float:
-        """Measures a round trip, in seconds. Sets no deadline of its own. Raises MuxedConnUnavailable."""
-        if self._ended.is_set():
-            raise MuxedConnUnavailable("the connection is closed")
+    def send_ping(self, on_answer: Callable[[float], None]) -> int:
+        """Sends a ping and returns its number. on_answer: called with the seconds until the answer, unless
+        ``forget_ping`` comes first. Never raises; at the end of the connection there is no answer."""
         nonce, self._num_pings = self._num_pings, (self._num_pings + 1) % 2**32
-        answered = self._pings[nonce] = trio.Event()
-        began = time.perf_counter()
-        try:
-            self.queue(PING, SYN, 0, nonce)
-            await answered.wait()
-        finally:
-            self._pings.pop(nonce, None)
-        if self._ended.is_set():
-            raise MuxedConnUnavailable("the connection is closed")
-        return time.perf_counter() - began
+        self._pings[nonce] = time.perf_counter(), on_answer
+        self.queue(PING, SYN, 0, nonce)
+        return nonce
+
+    def forget_ping(self, nonce: int) -> None:
+        """Gives up the answer to a ping, if it has not come."""
+        self._pings.pop(nonce, None)
 
     def get_transport_addresses(self) -> list[Multiaddr]:
         return self.secured_conn.get_transport_addresses()
@@ -355,7 +352,8 @@ class YamuxConnection(Connection):
         if flags & SYN:
             self._reply(PING, ACK, 0, nonce)
         elif nonce in self._pings:
-            self._pings[nonce].set()
+            sent_at, on_answer = self._pings.pop(nonce)
+            on_answer(time.perf_counter() - sent_at)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -365,8 +363,7 @@ class YamuxConnection(Connection):
         self._accept.close()
         for stream in list(self._streams.values()):
             stream.end()
-        for answered in self._pings.values():
-            answered.set()
+        self._pings.clear()
         self._has_room.set()
         self._fewer.set()
 

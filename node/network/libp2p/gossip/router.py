@@ -20,6 +20,7 @@ import structlog
 import trio
 from libp2p.abc import INetStream
 from libp2p.host.basic_host import BasicHost
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.mcache import CacheEntry, MessageCache
@@ -41,6 +42,9 @@ SEEN_S = 120.0
 MAX_SEEN = 16_384
 MAX_REPLY_BYTES = 128 * 1_024
 """Bytes of messages that one IWANT gets. A peer would not read a larger RPC, so more would be lost."""
+LAZY_HEARTBEATS = 3
+"""Heartbeats between two announcements by IHAVE, each of the messages of so many heartbeats. In every heartbeat, each
+message would be announced as often, and a resting node would spend a fifth of its processor time on that."""
 
 
 class Seen:
@@ -77,9 +81,27 @@ class Router(GossipSub):
             adaptive_gossip_enabled=False,
         )
         self.mcache = _Cache(message_id)
+        self._num_heartbeats = 0
+        self._slow: set[ID] = set()
+        """Connected peers whose queue was full once: libp2p's own code may owe them a GRAFT or PRUNE."""
         self.scorer = None  # (all weights are 0)
         # It grows with every message, and only adaptive gossip would shorten it.
         self.recent_message_deliveries = defaultdict(partial(deque, maxlen=0))  # type: ignore[arg-type]
+
+    def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
+        """The messages to announce now: peer -> topic -> message ids."""
+        self._num_heartbeats += 1
+        return super().gossip_heartbeat() if self._num_heartbeats % LAZY_HEARTBEATS == 0 else defaultdict(dict)
+
+    def send_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC, priority: bool = False) -> None:
+        """Queues an RPC, which must not change any more. libp2p's own copies each RPC three times for each peer, to
+        split those that are too long for any peer."""
+        queue = self.pubsub.peer_queues.get(peer_id) if self.pubsub is not None else None
+        if queue is None or peer_id in self._slow or rpc.ByteSize() > MAX_RPC_BYTES:
+            super().send_rpc(peer_id, rpc, priority)
+        elif not queue.push(rpc, priority):
+            self._slow.add(peer_id)
+            super().send_rpc(peer_id, rpc, priority)
 
     def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
         """True: two messages of one author and number have the same id, so the second counts as seen."""
@@ -97,6 +119,7 @@ class Router(GossipSub):
     def forget(self, peer: ID) -> None:
         """Deletes what is kept of a disconnected peer. libp2p misses those to which this node never had a stream."""
         self._cleanup_security_state(peer)
+        self._slow.discard(peer)
 
     def known(self, message_ids: Iterable[bytes]) -> tuple[list[bytes], int]:
         """The ids of cached messages that fit into one answer, in the order given, and the bytes of these messages."""
@@ -114,7 +137,7 @@ class _Cache(MessageCache):
     they have seen, and would ask for every message once more."""
 
     def __init__(self, message_id: MessageId) -> None:
-        super().__init__(window_size=3, history_size=5)
+        super().__init__(window_size=LAZY_HEARTBEATS, history_size=5)
         self._message_id = message_id
 
     def put(self, msg: rpc_pb2.Message) -> None:
@@ -189,8 +212,9 @@ class BoundedPubsub(Pubsub):
         """Whether the message was written. libp2p takes the failure of any stream for the end of the peer, also of one
         that another has replaced."""
         peer = stream.muxed_conn.peer_id
+        muxed = stream.muxed_stream if isinstance(stream, NetStream) else stream  # (as in frames.py)
         try:
-            await stream.write(encode_varint_prefixed(rpc_msg.SerializeToString()))
+            await muxed.write(encode_varint_prefixed(rpc_msg.SerializeToString()))
         except BROKEN as exc:
             log.debug("gossip_not_sent", peer=peer_text(peer.to_bytes()), reason=repr(exc))
             return self.peers.get(peer) is stream and await super().write_msg(stream, rpc_msg)

@@ -724,7 +724,7 @@ async def test_no_error_of_libp2ps_ends_the_network(monkeypatch: pytest.MonkeyPa
         return fail
 
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.1,) * 50)
-    monkeypatch.setattr(liveness, "is_there", failing("ping"))
+    monkeypatch.setattr(liveness.Liveness, "watch", failing("ping"))
     monkeypatch.setattr(kademlia.Kademlia, "find_providers", failing("lookup"))
     monkeypatch.setattr(Host, "keep_peerstore", failing("peerstore"))
     monkeypatch.setattr(Pubsub, "publish", failing("publish"))
