@@ -109,6 +109,18 @@ def scale(plan: plans.ScaleBench) -> "Report":
     return bench_scale(plan)
 
 
+@_measures(plans.HundredBench, "--nodes 20 --per-process 5 --requests 60", "--json > hundred.json")
+def hundred(plan: plans.HundredBench) -> "Report":
+    """A hundred real nodes, several to a process, with the fake engine: what they know of each other, the cost of a
+    node at rest, cached tokens, and how soon a fifth of them that is killed is forgotten.
+
+    Rows sim_ are the simulator's prediction. Takes 12 minutes; run nothing else meanwhile.
+    """
+    from mycelia.bench.hundred.hundred import bench_hundred
+
+    return run(partial(bench_hundred, plan))
+
+
 @_measures(
     plans.SoakBench, "--minutes 5 --model fake --plot soak.svg", "--minutes 480 --nodes 8 --every 60 --json > soak.json"
 )

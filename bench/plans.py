@@ -110,6 +110,16 @@ class ScaleBench:
 
 
 @dataclass(frozen=True)
+class HundredBench:
+    num_nodes: int = _nodes(100, 4, 1_000, "Number of real nodes.")
+    per_process: int = setting(10, "Nodes in one process.", "--per-process", least=1, most=100)
+    num_requests: int = setting(400, "Number of prompts.", "--requests", least=1, most=100_000)
+    rate: float = setting(4.0, "Prompts per second in the whole swarm.", above=0, most=1_000)
+    rest_s: float = setting(60.0, "Length of the window at rest.", "--rest", least=1, most=3_600, metavar="SECONDS")
+    seed: int = _seed("prompts, arrivals and entry nodes")
+
+
+@dataclass(frozen=True)
 class SoakBench:
     length_s: float = setting(
         1_800.0, "Length of the run in minutes.", "--minutes", least=0.2, most=100_000, scale=60.0

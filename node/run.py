@@ -6,6 +6,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from blake3 import blake3
 
 from mycelia.node.app import Node
 from mycelia.node.drain import Drain
+from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
@@ -41,9 +44,30 @@ from mycelia.proto.routing.choose import Policy
 log = structlog.get_logger()
 
 
+OpenEngine = Callable[[bytes], AbstractAsyncContextManager[Engine]]
+"""Opens an engine, given the salt of the namespaces in its swarm."""
+
+
 async def run_node(settings: NodeSettings) -> None:
     """Runs a node until SIGINT or SIGTERM and its clean end. Raises LocalError for problems that the user can solve."""
     model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
+    drain = Drain()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
+        if settings.exit_with_parent:
+            nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
+        log.info("loading_model", model=str(model_path))
+        await host_node(settings, lambda salt: open_engine(_engine_settings(settings, model_path, salt)), drain)
+    log.info("left")
+
+
+async def host_node(
+    settings: NodeSettings,
+    opened: OpenEngine,
+    drain: Drain,
+    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Runs a node with the engine that ``opened`` gives, until cancelled. One process may run several nodes."""
     data_dir = prepare_data_dir(settings.data_dir)
     for address in settings.listen:
         parse_listen(address)
@@ -53,7 +77,6 @@ async def run_node(settings: NodeSettings) -> None:
         state_dir = state_dir_of(data_dir, settings.swarm) if swarm else data_dir
         epoch = next_epoch(data_dir, time.time())
         kept = load_kept(state_dir, time.time())
-        engine_settings = _engine_settings(settings, model_path, swarm)
         network_settings = NetworkSettings(
             identity=identity,
             listen=settings.listen,
@@ -66,29 +89,23 @@ async def run_node(settings: NodeSettings) -> None:
             mdns=settings.mdns,
             debug=settings.debug,
         )
-        drain = Drain()
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
-            if settings.exit_with_parent:
-                nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
-            log.info("loading_model", model=str(model_path))
-            async with (
-                open_request_log(data_dir if settings.journal else None) as requests,
-                open_engine(engine_settings) as engine,
-                open_network(network_settings) as network,
-            ):
-                policy: Policy | None = None
-                if settings.policy != OWN_POLICY:  # (only the oracle uses ``look``, and no node follows it)
-                    rng = random.Random(os.urandom(16))  # noqa: S311  no secret
-                    policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
-                node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
-                if swarm is not None:
-                    nursery.start_soon(swarm.run, network)
-                await _run_until_cancelled(node, network, listener, settings, state_dir, drain)
-    log.info("left")
+        async with (
+            open_request_log(data_dir if settings.journal else None) as requests,
+            opened(swarm.roster.salt if swarm else _salt(settings.swarm_key)) as engine,
+            open_network(network_settings) as network,
+            trio.open_nursery() as nursery,
+        ):
+            policy: Policy | None = None
+            if settings.policy != OWN_POLICY:  # (only the oracle uses ``look``, and no node follows it)
+                rng = random.Random(os.urandom(16))  # noqa: S311  no secret
+                policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
+            node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
+            if swarm is not None:
+                nursery.start_soon(swarm.run, network)
+            await _run_until_cancelled(node, network, listener, settings, state_dir, drain, task_status)
 
 
-def _engine_settings(settings: NodeSettings, model_path: Path, swarm: PrivateSwarm | None) -> EngineSettings:
+def _engine_settings(settings: NodeSettings, model_path: Path, salt: bytes) -> EngineSettings:
     """Sizes that the user left open keep the engine's defaults. Raises LocalError for impossible ones."""
     given: dict[str, Any] = {
         "threads": settings.threads,
@@ -103,7 +120,7 @@ def _engine_settings(settings: NodeSettings, model_path: Path, swarm: PrivateSwa
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
         "exact": settings.exact,
-        "salt": swarm.roster.salt if swarm else _salt(settings.swarm_key),
+        "salt": salt,
         "fake": settings.model == FAKE_MODEL,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
@@ -117,6 +134,7 @@ async def _run_until_cancelled(
     settings: NodeSettings,
     state_dir: Path,
     drain: Drain,
+    task_status: trio.TaskStatus[Node],
 ) -> None:
     api_url = url_of(listener)
     access = Access(settings.api_keys, settings.cors_origins)
@@ -144,6 +162,7 @@ async def _run_until_cancelled(
         )
         if not settings.bootstrap and not settings.swarm:
             log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
+        task_status.started(node)
 
 
 async def _leave_on_signal(

@@ -1,6 +1,7 @@
 """Given requests through a given swarm: the prediction for a real swarm that gets the same requests.
 
-All nodes are connected with each other, at one distance, and serve when the first request comes. Caches are empty then.
+All nodes are at one distance and connected, each with all others or with as many as nodes dial for. They serve when the
+first request comes. Caches are empty then.
 """
 
 import random
@@ -11,7 +12,8 @@ from functools import partial
 from mycelia.proto.config import OverlayConfig
 from mycelia.sim.engine import EngineSpec
 from mycelia.sim.host import Host
-from mycelia.sim.links import Links, constant_rtt
+from mycelia.sim.links import Links, constant_rtt, mesh_of, random_graph
+from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.policies import make_policy
 from mycelia.sim.record import Record
 from mycelia.sim.serving import Serving
@@ -41,6 +43,8 @@ class Swarm:
     rtt_s: float
     speeds: Sequence[float] | None = None
     """Speeds of engines that share a machine, see ``Host``; None: each has its own machine."""
+    connections: int | None = None
+    """Connections that each node dials for; None: all are connected with each other."""
 
 
 def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) -> list[Record]:
@@ -59,8 +63,12 @@ def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) ->
         ),
     )
     serving = Serving(world, swarm.specs, host=Host(swarm.speeds, world.call) if swarm.speeds else None)
-    pairs = [(one, other) for one in range(num_nodes) for other in range(one)]
-    world.links.set_mesh(pairs)
+    if swarm.connections is None:
+        pairs = mesh = [(one, other) for one in range(num_nodes) for other in range(one)]
+    else:
+        pairs = random_graph(num_nodes, swarm.connections, world.rng)
+        mesh = mesh_of(pairs, num_nodes, MESH_DEGREE, world.rng)
+    world.links.set_mesh(mesh)
     for number in range(num_nodes):
         world.call(world.now + START_S * world.rng.random(), partial(serving.start, world.start(number)))
     for one, other in pairs:

@@ -76,11 +76,11 @@ class RealSwarm:
         infos = [await node.wait_ready() for node in self._nodes]
         numbers = {info.peer: number for number, info in enumerate(infos)}
         outcomes: dict[int, Outcome] = {}
-        meter = _Meter([node.process.pid for node in self._nodes])
+        meter = OthersMeter([node.process.pid for node in self._nodes])
         async with http_client(ANSWER_DEADLINE_S) as http:
 
             async def one(place: int, question: Question) -> None:
-                outcomes[place] = await _ask(http, infos[question.entry].api_url, question, numbers)
+                outcomes[place] = await ask_one(http, infos[question.entry].api_url, question, numbers)
                 on_answer()
 
             async with trio.open_nursery() as nursery:
@@ -114,7 +114,8 @@ async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float
     return rtts_s
 
 
-async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, numbers: dict[str, int]) -> Outcome:
+async def ask_one(http: httpx.AsyncClient, api_url: str, question: Question, numbers: dict[str, int]) -> Outcome:
+    """Asks at one node. numbers: peer id -> number of the node, of all nodes."""
     body = {
         "messages": [{"role": "user", "content": question.text}],
         "max_tokens": question.max_tokens,
@@ -142,7 +143,7 @@ async def _ask(http: httpx.AsyncClient, api_url: str, question: Question, number
     return outcome
 
 
-class _Meter:
+class OthersMeter:
     """Processor time of all other programs on this machine, since the meter was made."""
 
     def __init__(self, pids: Sequence[int]) -> None:

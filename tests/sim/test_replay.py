@@ -68,3 +68,11 @@ def test_the_protocol_finds_more_than_chance() -> None:
     swarm = Swarm([SPEC] * 4, RTT_S, (1.0, 1.0, 0.66, 0.5))
     hits = [sum(r.cached_tokens for r in replay(drawn(), swarm, policy, 1)) for policy in ("mycelia", "random")]
     assert hits[0] > hits[1]
+
+
+def test_a_prompt_goes_only_to_nodes_that_its_entry_is_connected_with() -> None:
+    """Of twelve nodes each dials for two connections."""
+    requests = [Request(float(place), 0, prompt(place, place)) for place in range(40)]
+    records = replay(requests, Swarm([SPEC] * 12, RTT_S, connections=2), "random", 1)
+    assert all(record.done_s for record in records)
+    assert 2 <= len({record.served_by for record in records}) <= 6
