@@ -58,11 +58,11 @@ class Look:
     """What one node knows of the peers in question."""
 
     connected: int
-    """How many of them it is connected with."""
+    """The number of them that it is connected with."""
     live: int
-    """Of how many it has a digest that it uses."""
+    """The number of them whose digest it uses."""
     kept: int
-    """Of how many it has any digest."""
+    """The number of them of which it has any digest."""
     peers: int
     """Its connections in all."""
     digest_bytes_per_s: float
