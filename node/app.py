@@ -35,7 +35,17 @@ from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import VERSION
-from mycelia.node.views import LinksRow, ModelRow, NodeState, PeerRow, RequestRow, TraceView, TrafficView, TreeRowView
+from mycelia.node.views import (
+    AttemptView,
+    LinksRow,
+    ModelRow,
+    NodeState,
+    PeerRow,
+    RequestRow,
+    TraceView,
+    TrafficView,
+    TreeRowView,
+)
 from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import PUBLIC, owner_of, plain, tags_of
 from mycelia.proto.config import OverlayConfig
@@ -223,7 +233,7 @@ class Node:
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
             circuits=self._network.num_circuits(),
-            attempts=self._network.attempts(),
+            attempts=[AttemptView(one.what, one.says, one.fix) for one in self._network.attempts()],
             tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,

@@ -5,7 +5,6 @@ They are the shapes of ``mycelia ... --json`` and of the local API; the wire has
 
 import msgspec
 
-from mycelia.node.network.attempts import Attempt
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.messages import (
@@ -311,6 +310,17 @@ class LinksRow(msgspec.Struct, frozen=True):
     links: list[LinkRow]
 
 
+class AttemptView(msgspec.Struct, frozen=True):
+    """One way to a first peer that led nowhere."""
+
+    what: str
+    says: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.says}{f' ({self.fix})' if self.fix else ''}"
+
+
 class NodeState(msgspec.Struct, frozen=True):
     """The state that a running node reports of itself."""
 
@@ -340,5 +350,5 @@ class NodeState(msgspec.Struct, frozen=True):
     """Things from peers that were not used, since the start: count by reason (see ``proto/wire/refusals.py``)."""
     circuits: int = 0
     """Connections of other peers that this node passes on as their relay."""
-    attempts: list[Attempt] = []
+    attempts: list[AttemptView] = []
     """What was tried to find a first peer, and what came of it, while no peer is connected."""

@@ -137,7 +137,7 @@ class Entry:
         return len(self._running)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs the tasks of all attempts, and sends keep-alives, until cancelled."""
+        """Runs the tasks of all attempts, and sends keep-alive messages, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
