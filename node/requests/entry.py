@@ -414,11 +414,16 @@ async def serve_ask_stream(
         if not isinstance(ask, Ask):
             raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
     except RemoteError as exc:  # (clients are also written by hand, and have to learn what is wrong)
-        await stream.send(Failed(code="bad_request", message=str(exc)[:512], retryable=False))
+        await stream.send(refused_ask(exc))
         return
     async with cancelled_at_end(stream), ask_of(ask, stream.peer) as frames:
         async for frame in frames:
             await stream.send(frame)
+
+
+def refused_ask(error: RemoteError) -> Failed:
+    """The answer to bytes that are no Ask."""
+    return Failed(code="bad_request", message=str(error)[:512], retryable=False)
 
 
 class _RefusedError(Exception):

@@ -207,6 +207,19 @@ async def test_js_verifies_the_digests_that_are_gossiped() -> None:
             assert digest["hasRoot"] is not False, digest
 
 
+async def test_js_passes_gossip_on() -> None:
+    async with running(node()) as (one, first), running(node()) as (other, second), js_peer(gossip=True) as js:
+        await js.do("follow")
+        for network in (first, second):
+            await js.do("dial", network.addresses()[0])
+        await js.until("mesh", lambda mesh: len(mesh) == 2)
+        await js.do("ask", {"address": first.addresses()[0], "text": PROMPT, "salt": "public"})
+        namespace = bytes.fromhex(one.state().namespace)
+        await eventually(lambda: other.overlay.estimates.version(first.peer_id, namespace))
+        assert first.peers() == second.peers()  # (both know js alone)
+        assert not offences(one) and not offences(other)
+
+
 async def test_a_js_node_is_found_and_chosen_and_answers() -> None:
     """It is announced in the DHT by its own library, found there by a node that was never told of it, and chosen."""
     slow = FakeSettings(prefill_rate=100.0)

@@ -9,6 +9,7 @@ import random
 
 import cbor2
 
+from mycelia.node.requests.entry import refused_ask
 from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, decode, encode
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
@@ -80,7 +81,8 @@ class Codec:
         data, _ = item
         try:
             message = decode(data)
-        except RemoteError:
+        except RemoteError as exc:
+            encode(refused_ask(exc))  # (clients are told)
             return False
         if len(data) > MAX_MESSAGE_BYTES or encode(message) != data:
             raise AssertionError("a message has two encodings")
