@@ -6,9 +6,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.network.addresses import parse_listen
 from mycelia.node.network.identity import load_or_create_identity
-from mycelia.node.network.libp2p.network import open_network
+from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import Network, NetworkSettings
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.private_swarm.member import PrivateSwarm
+from mycelia.node.queries import reach
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api, url_of
 from mycelia.node.settings import NodeSettings
@@ -102,7 +104,26 @@ async def host_node(
             node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
             if swarm is not None:
                 nursery.start_soon(swarm.run, network)
-            await _run_until_cancelled(node, network, listener, settings, state_dir, drain, task_status)
+            async with _keep_reachable(node, network, settings) as keep_reachable:
+                await _run_until_cancelled(
+                    node, network, listener, settings, state_dir, drain, keep_reachable, task_status
+                )
+
+
+KeepReachable = Callable[[PortMapper | None], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _keep_reachable(node: Node, network: Libp2pNetwork, settings: NodeSettings) -> AsyncIterator[KeepReachable]:
+    """The check of the node's reachability. For a private swarm, relays of the open network are asked, too."""
+    if not (settings.swarm and settings.relay):
+        yield node.keep_reachable
+        return
+    from mycelia.node.network.libp2p.carrier import open_carrier  # (imports libp2p)
+
+    plain = NetworkSettings(identity=network.identity, bootstrap=settings.bootstrap, overlay=False)
+    async with open_carrier(network, plain) as carrier:
+        yield partial(reach.keep_reachable, carrier, carrier.peers, carrier.came)
 
 
 def _engine_settings(settings: NodeSettings, model_path: Path, salt: bytes) -> EngineSettings:
@@ -134,6 +155,7 @@ async def _run_until_cancelled(
     settings: NodeSettings,
     state_dir: Path,
     drain: Drain,
+    keep_reachable: KeepReachable,
     task_status: trio.TaskStatus[Node],
 ) -> None:
     api_url = url_of(listener)
@@ -141,7 +163,7 @@ async def _run_until_cancelled(
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         if not settings.announce:  # (the user who announces addresses knows how the node is reached)
-            nursery.start_soon(node.keep_reachable, PortMapper() if settings.port_mapping else None)
+            nursery.start_soon(keep_reachable, PortMapper() if settings.port_mapping else None)
         nursery.start_soon(supervised, node.state_saver(state_dir).run)
         await nursery.start(serve_gateway, node, listener, access, drain)
         write_run_info(

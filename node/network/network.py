@@ -142,6 +142,24 @@ StreamHandler = Callable[[MessageStream], Awaitable[None]]
 """Serves one inbound stream. The network closes the stream when it returns and resets it when it raises."""
 
 
+class Opener(Protocol):
+    """The part of a network that opens exchanges."""
+
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
+        """See ``Network.open``."""
+        ...
+
+
+class Reached(Opener, Protocol):
+    """The part of a network whose reachability is checked. See ``Network`` for each method."""
+
+    def addresses(self) -> list[str]: ...
+
+    def set_reachability(self, reachability: Reachability) -> None: ...
+
+    def interfaces_changed(self, hosts: Collection[str]) -> None: ...
+
+
 class Network(Protocol):
     """A running network. Entered by ``async with``; leaving closes every connection."""
 

@@ -1,7 +1,7 @@
 """An invitation of a running node: a secret that the swarm's file remembers, and addresses at which members answer."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from multiaddr import Multiaddr
@@ -10,7 +10,7 @@ from mycelia.node.client.local import fetch_state
 from mycelia.node.network import addresses
 from mycelia.node.peer_id import peer_from_text
 from mycelia.node.storage.known_peers import PEERS_FILE
-from mycelia.node.storage.private_swarms import authority_of, state_dir_of
+from mycelia.node.storage.private_swarms import authority_of, read_swarm, state_dir_of
 from mycelia.node.storage.rundir import RunInfo
 from mycelia.proto.swarm.authority import Issued
 from mycelia.proto.swarm.invitations import invitation_text
@@ -24,18 +24,18 @@ async def invited(
     data_dir: Path, name: str, info: RunInfo, lifetime_s: int, uses: int, now: float
 ) -> tuple[str, Issued]:
     """A new invitation's text. Raises LocalError, which says why there can be none."""
-    own = contact(info.peer, (await fetch_state(info)).addresses)
+    members = {member.peer for member in read_swarm(data_dir, name).roster.members}
+    own = contact(info.peer, (await fetch_state(info)).addresses, members)
     if not own.addresses:
         raise LocalError("this node has no address at which others could reach it; give it one with --listen")
     secret = os.urandom(SECRET_BYTES)
     with authority_of(data_dir, name) as authority:
         roster = authority.roster
-        members = {member.peer for member in roster.members}
         known = PEERS_FILE.peek(state_dir_of(data_dir, name)) or []
         others = [
             Contact(peer=one.peer, addresses=found)
             for one in sorted(known, key=lambda one: -one.connected_s)
-            if one.peer in members and (found := _dialable(one.addresses))
+            if one.peer in members and (found := _dialable(one.addresses, members))
         ]
         issued = authority.invite(secret, lifetime_s, uses, now)
     invitation = Invitation(
@@ -48,15 +48,16 @@ async def invited(
     return invitation_text(invitation), issued
 
 
-def contact(peer: str, told: Sequence[str]) -> Contact:
+def contact(peer: str, told: Sequence[str], members: Collection[bytes] = ()) -> Contact:
     """told: the full multiaddrs of a running node, those that lead to it from everywhere first."""
-    return Contact(
-        peer=peer_from_text(peer), addresses=_dialable(address.removesuffix(f"/p2p/{peer}") for address in told)
-    )
+    bare = [address.removesuffix(f"/p2p/{peer}") for address in told]
+    return Contact(peer=peer_from_text(peer), addresses=_dialable(bare, members))
 
 
-def _dialable(told: Iterable[str]) -> tuple[bytes, ...]:
-    """The first addresses in binary form. Those of this machine alone count only if there are no others."""
+def _dialable(told: Iterable[str], members: Collection[bytes]) -> tuple[bytes, ...]:
+    """The first addresses in binary form. Those of this machine alone count only if there are no others, and those at
+    relays that are members not at all: a joining peer cannot use them."""
     found = [Multiaddr(address) for address in told]
+    found = [one for one in found if (circuit := addresses.relay_of(one)) is None or circuit[0] not in members]
     found = [address for address in found if not addresses.is_loopback(address)] or found
     return tuple(address.to_bytes() for address in found[:MAX_CONTACT_ADDRESSES])

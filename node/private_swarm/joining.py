@@ -1,6 +1,7 @@
 """Joining a private swarm with an invitation, from a node that is in none of its rooms yet."""
 
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import trio
@@ -91,7 +92,11 @@ async def ask_to_join(invitation: Invitation, identity: Identity, name: str) -> 
     settings = NetworkSettings(identity=identity, overlay=False, door=JoinDoor(join_key_of(invitation.secret)))
     failures: dict[str, str] = {}
     answers: list[Message] = []
-    async with open_network(settings) as network:
+    async with open_network(settings) as network, AsyncExitStack() as carriers:
+        if any(map(addresses.is_circuit, targets)):
+            from mycelia.node.network.libp2p.carrier import open_carrier
+
+            await carriers.enter_async_context(open_carrier(network, NetworkSettings(identity, overlay=False)))
 
         async def try_one(target: str, scope: trio.CancelScope) -> None:
             peer, address = addresses.parse_peer(target)

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import trio
 
-from mycelia.node.network.network import Network, NetworkError
+from mycelia.node.network.network import NetworkError, Opener
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import Message
 
@@ -13,7 +13,7 @@ ANSWER_DEADLINE_S = 3.0
 
 
 async def ask_all(
-    network: Network, protocol: str, question: Message, peers: Iterable[bytes], deadline_s: float = ANSWER_DEADLINE_S
+    network: Opener, protocol: str, question: Message, peers: Iterable[bytes], deadline_s: float = ANSWER_DEADLINE_S
 ) -> dict[bytes, Message]:
     """The answers that arrive in time, by peer."""
     answers: dict[bytes, Message] = {}
@@ -29,7 +29,7 @@ async def ask_all(
     return answers
 
 
-async def answer_of(network: Network, protocol: str, question: Message, peer: bytes) -> Message:
+async def answer_of(network: Opener, protocol: str, question: Message, peer: bytes) -> Message:
     """Raises NetworkError and RemoteError."""
     stream = await network.open(peer, protocol, waits=False)
     is_over = False

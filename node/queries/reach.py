@@ -14,7 +14,7 @@ import trio
 
 from mycelia.node.network.addresses import family_of, host_of, is_circuit, is_public_host, port_of
 from mycelia.node.network.mapping.mapper import PortMapper, open_port_mapper
-from mycelia.node.network.network import Network, Reachability
+from mycelia.node.network.network import Reachability, Reached
 from mycelia.node.queries.inspection import INSPECT, REACH_DEADLINE_S
 from mycelia.node.queries.questions import ask_all
 from mycelia.proto.wire.messages import Reach, ReachQuery
@@ -30,7 +30,7 @@ ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 
 
 async def keep_reachable(
-    network: Network,
+    network: Reached,
     peers: Callable[[], list[bytes]],
     joined: Callable[[], trio.Event],
     mapper: PortMapper | None = None,
@@ -73,7 +73,7 @@ class _Check:
 
     def __init__(
         self,
-        network: Network,
+        network: Reached,
         peers: Callable[[], list[bytes]],
         joined: Callable[[], trio.Event],
         mapper: PortMapper | None,

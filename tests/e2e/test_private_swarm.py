@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from mycelia.node.client.local import fetch_state, running_node
-from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
+from mycelia.node.local_swarm.processes import COMMAND, open_local_swarm
 from mycelia.proto.wire.errors import LocalError
 from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 
@@ -34,8 +34,7 @@ async def test_one_word_is_enough_to_join_and_ask(tmp_path: Path) -> None:
     first, second = ["--data-dir", str(tmp_path / "first")], ["--data-dir", str(tmp_path / "second")]
     with trio.fail_after(DEADLINE_S):
         await told("swarm", "create", "home", "--model", "fake", *first)
-        async with trio.open_nursery() as nursery:
-            swarm = LocalSwarm(tmp_path, nursery)
+        async with open_local_swarm(tmp_path) as swarm:
             keeper = await swarm.start("first", options=["--swarm", "home"])
             await keeper.wait_ready()
             invitation = (await told("invite", *first)).strip()
@@ -54,6 +53,3 @@ async def test_one_word_is_enough_to_join_and_ask(tmp_path: Path) -> None:
             await keeper.wait_event(lambda event: event.get("event") == "node_left")
             guest.terminate()
             await guest.wait()
-            keeper.process.terminate()
-            await keeper.process.wait()
-            nursery.cancel_scope.cancel()

@@ -11,6 +11,7 @@ import trio
 from mycelia.node.network import addresses
 from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.events import EventQueue
+from mycelia.node.network.identity import Identity
 from mycelia.node.network.network import (
     Connected,
     Disconnected,
@@ -105,7 +106,7 @@ class Libp2pNetwork:
         self.discovery = Discovery(self.host, random.SystemRandom())
         self.joining = Joining(self.host, self.discovery, random.SystemRandom())
         self.relay_server = RelayServer(self.host, self.table, settings.relay and settings.overlay)
-        self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self._announce)
+        self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self.announce)
         punching, rng = Punching(self.host, self.table), random.SystemRandom()
         self.upgrades = Upgrades(self.host, self.table, punching, self.streams, self.gossip, rng)
         self.nursery: trio.Nursery | None = None
@@ -163,6 +164,10 @@ class Libp2pNetwork:
         self.events_queue.offer(Malformed(peer, reason, refusal))
 
     # --- the interface ---------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        return self._settings.identity
 
     @property
     def peer_id(self) -> bytes:
@@ -280,7 +285,7 @@ class Libp2pNetwork:
         if self.discovery.dht is not None:
             is_new |= self.discovery.dht.set_serving(bool(reachability.open) or not reachability.closed)
         if is_new:
-            self._announce()
+            self.announce()
         self.relaying.want(reachability.relayed if self._settings.relay else frozenset())
 
     def interfaces_changed(self, hosts: Collection[str]) -> None:
@@ -292,9 +297,9 @@ class Libp2pNetwork:
         if self.nursery is not None:
             for connection in self.host.connections_from_others(hosts):
                 self.nursery.start_soon(supervised, close_connection, connection)
-        self._announce()
+        self.announce()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Tells what is new of this node's addresses and protocols: in the DHT and to the connected peers."""
         self.discovery.start_over()
         if self.nursery is not None:

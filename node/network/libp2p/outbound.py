@@ -93,6 +93,10 @@ class Outbound:
         self._silent: OrderedDict[str, float] = OrderedDict()
         """Address that did not answer -> when it may be dialled again on the word of peers."""
         self.names = Names(SystemResolver(), random.SystemRandom())
+        self.carrier: Outbound | None = None
+        """Opens the circuits through relays that are not in this host's private swarm, see ``carrier.py``."""
+        self.users = [table]
+        """The tables of peers whose connections may lead through this host's relays."""
         self.open_circuit: Callable[[bytes, bytes], Awaitable[ReadWriteCloser]] = _no_circuits
         """(relay, peer) -> the pipe that replaces a socket to the peer. Raises NetworkError."""
         # libp2p dials for every stream that it opens, also to a peer that was just disconnected. This node would not
@@ -241,10 +245,19 @@ class Outbound:
         """A connection through a relay, closed if the body fails. Raises NetworkError."""
         if relay in (peer, self._me):
             raise NetworkError(f"{address} leads nowhere")
+        opener = self if self.carrier is None or self._keys.lets_in(relay) else self.carrier
+        async with opener.pipe(peer, relay, relay_address, is_told) as pipe:
+            yield self._keys.dialled(RawConnection(pipe, True, ConnectionType.RELAYED, [address]))
+
+    @asynccontextmanager
+    async def pipe(
+        self, peer: bytes, relay: bytes, relay_address: Multiaddr, is_told: bool
+    ) -> AsyncIterator[ReadWriteCloser]:
+        """A circuit to ``peer``, closed if the body fails. Raises NetworkError."""
         async with self._through(relay, relay_address, is_told):
             pipe = await self.open_circuit(relay, peer)
             try:
-                yield self._keys.dialled(RawConnection(pipe, True, ConnectionType.RELAYED, [address]))
+                yield pipe
             except BaseException:
                 await pipe.close()
                 raise
@@ -284,8 +297,9 @@ class Outbound:
         """Whether any connection leads through it."""
         return any(
             f"/p2p/{peer_text(relay)}/p2p-circuit" in str(address)
-            for peer in self._table.peers()
-            for connection in self._table.connections(peer)
+            for table in self.users
+            for peer in table.peers()
+            for connection in table.connections(peer)
             if is_relayed(connection)
             for address in connection.get_transport_addresses()
         )

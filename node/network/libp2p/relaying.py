@@ -57,7 +57,9 @@ class Relaying:
         """Relay at which this node has a place -> (the relay's addresses, the time of the reservation)."""
         self._refused: dict[bytes, float] = {}
         """Peer that refused a place -> the time from which it may be asked again."""
-        self._on_change = on_change
+        self.on_change = on_change
+        self.serve_circuit = host.inbound.serve_circuit
+        """Serves the circuits that arrive."""
         host.circuits = self.circuits
         host.outbound.open_circuit = self.open_circuit
         host.serve(STOP_PROTOCOL, self._serve_stop)
@@ -89,7 +91,7 @@ class Relaying:
             if self.circuits() != told:
                 told = self.circuits()
                 log.info("relays_changed", relays=[peer_text(relay) for relay in self.relays])
-                self._on_change()
+                self.on_change()
             with trio.move_on_after(RETRY_S if self._families else float("inf")):
                 async with trio.open_nursery() as nursery:
                     if self._families and len(self.relays) < NUM_RELAYS:
@@ -170,7 +172,7 @@ class Relaying:
             return
         await say(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
         address = addresses.circuit(self.relays[relay][0][0], relay)
-        await self._host.inbound.serve_circuit(Pipe(stream), address)
+        await self.serve_circuit(Pipe(stream), address)
 
     async def open_circuit(self, relay: bytes, target: bytes) -> Pipe:
         """A circuit to ``target`` through a connected relay. Raises NetworkError."""

@@ -1,0 +1,66 @@
+"""A private swarm of two homes behind routers that drop in silence, which only nodes of the open network connect."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from mycelia.node.local_swarm.processes import open_local_swarm
+from tests.e2e import internet as lab
+from tests.e2e.conftest import DEADLINE_S, parse_answer
+from tests.e2e.internet import Internet, Kind, can_make_routers, inside, public_address
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not can_make_routers(), reason="needs root, iproute2, nftables and a kernel that translates"),
+]
+
+
+@pytest.fixture
+def internet() -> Iterator[Internet]:
+    internet = Internet(f"mp{os.getpid()}")
+    try:
+        yield internet
+    finally:
+        internet.remove()
+
+
+async def told(namespace: str, *arguments: str) -> str:
+    done = await trio.run_process([*inside(namespace), *arguments], capture_stdout=True, stdin=subprocess.DEVNULL)
+    return done.stdout.decode()
+
+
+async def test_two_homes_form_a_private_swarm_through_relays_without_its_key(
+    internet: Internet, tmp_path: Path
+) -> None:
+    homes = [internet.home(Kind.RESTRICTED), internet.home(Kind.RESTRICTED)]
+    first, second = ["--data-dir", str(tmp_path / "first")], ["--data-dir", str(tmp_path / "second")]
+    with trio.fail_after(DEADLINE_S):
+        async with open_local_swarm(tmp_path) as swarm:
+            relays: list[str] = []
+            for number in lab.PEERS:
+                listen = ["--listen", f"/ip4/{public_address(number)}/tcp/{lab.PORT}", "--model", "fake"]
+                node = await swarm.start(f"open{number}", relays, listen, command=inside(internet.namespace))
+                relays.append(await node.address())
+            await told(homes[0].namespace, "swarm", "create", "home", "--model", "fake", *first)
+            options = ["--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--swarm", "home", "--no-mdns"]
+            keeper = await swarm.start("first", relays, options, command=inside(homes[0].namespace))
+            await keeper.wait_ready()
+            await keeper.wait_event(lambda event: event.get("event") == "relays_changed")
+            invitation = (await told(homes[0].namespace, "invite", *first)).strip()
+            where = [*second, "--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--api-port", "0", "--exit-with-parent"]
+            bootstrap = [word for address in relays for word in ("--bootstrap", address)]
+            guest = await trio.lowlevel.open_process(
+                [*inside(homes[1].namespace), "join", invitation, "--name", "guest", "--no-mdns", *where, *bootstrap],
+                stdin=subprocess.PIPE,
+            )
+            while not (tmp_path / "second" / "node.json").exists():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            answer = parse_answer(await told(homes[1].namespace, "ask", "--json", *second, "Say hello."))
+            assert answer.text
+            await keeper.wait_event(lambda event: event.get("event") == "node_joined")
+            guest.terminate()
+            await guest.wait()
