@@ -27,6 +27,7 @@ class Carrier:
         private.host.circuits = lambda: [*own.circuits(), *carried.circuits()]
         private.host.outbound.carrier = public.host.outbound
         public.host.outbound.users.append(private.table)
+        public.host.observed.share(private.host.observed)  # (for hole punching)
         carried.serve_circuit = private.host.inbound.serve_circuit
         carried.on_change = private.announce
 

@@ -20,7 +20,7 @@ class Observed:
     """The newest report of each subnet and family. Peers may lie, so what most subnets report counts."""
 
     def __init__(self) -> None:
-        self._reports: OrderedDict[tuple[str, str], tuple[str, bool]] = OrderedDict()
+        self.reports: OrderedDict[tuple[str, str], tuple[str, bool]] = OrderedDict()
         """(subnet of the observer, family) -> (the address that it sees, whether the port is kept)."""
 
     def note(self, observer: str, host: str, port: int, local_port: int) -> None:
@@ -28,18 +28,22 @@ class Observed:
         ``host`` and ``port``. Mutates."""
         if host and is_public_host(host):
             key = (observer, family_of(host))
-            self._reports[key] = (host, port == local_port)
-            self._reports.move_to_end(key)
-            if len(self._reports) > MAX_REPORTS:
-                self._reports.popitem(last=False)
+            self.reports[key] = (host, port == local_port)
+            self.reports.move_to_end(key)
+            if len(self.reports) > MAX_REPORTS:
+                self.reports.popitem(last=False)
+
+    def share(self, other: "Observed") -> None:
+        """Makes both one: each counts all reports. For two hosts on one machine. Mutates."""
+        self.reports = other.reports
 
     def clear(self) -> None:
         """Forgets all reports: this machine has other addresses now. Mutates."""
-        self._reports.clear()
+        self.reports.clear()
 
     def host(self, family: str) -> str:
         """The address from which this node's connections come; empty: unknown."""
-        hosts = Counter(host for (_, seen_in), (host, _) in self._reports.items() if seen_in == family)
+        hosts = Counter(host for (_, seen_in), (host, _) in self.reports.items() if seen_in == family)
         return max(hosts, key=lambda host: hosts[host], default="")
 
     def punchable(self, ports: Mapping[str, int]) -> list[Multiaddr]:
@@ -48,7 +52,7 @@ class Observed:
         found = []
         for family, port in ports.items():
             host = self.host(family)
-            kept = Counter(is_kept for seen, is_kept in self._reports.values() if seen == host)
+            kept = Counter(is_kept for seen, is_kept in self.reports.values() if seen == host)
             if host and kept[True] > kept[False]:
                 found.append(Multiaddr(f"/{family}/{host}/tcp/{port}"))
         return found
