@@ -36,7 +36,7 @@ Examples:
     multiple=True,
     metavar="FILE|MULTIADDR",
     help="Peers to ask whether they can reach this machine: a multiaddr, or a file with one on each line. Repeatable."
-    "  [default: bootstrap.txt]",
+    "  [default: bootstrap.txt in the configuration folder, and the installed one]",
 )
 @swarm_key_option
 @click.option("--offline", is_flag=True, help="Check this machine only, not its network.")

@@ -14,6 +14,7 @@ from mycelia.node.commands.options import bootstrap_option, data_dir_option, swa
 Examples:
   mycelia node
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
+  mycelia node --bootstrap /dnsaddr/bootstrap.example.org   join through the nodes that a name lists
   mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
   mycelia node --swarm home                                 in the private swarm that you made or joined
   mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor

@@ -10,8 +10,9 @@ bootstrap_option = click.option(
     "--bootstrap",
     multiple=True,
     metavar="FILE|MULTIADDR",
-    help="Nodes to join through: a multiaddr ending in /p2p/PEER_ID, or a file with one on each line. Repeatable."
-    "  [default: bootstrap.txt]",
+    help="Nodes to join through: a multiaddr ending in /p2p/PEER_ID, /dnsaddr/NAME for those that a name's DNS records"
+    " list, or a file with one on each line. Repeatable.  [default: bootstrap.txt in the configuration folder, and the"
+    " installed one]",
 )
 data_dir_option = click.option(
     "--data-dir",
