@@ -77,6 +77,13 @@ async def test_a_node_joins_through_names_of_which_most_are_dead(swarm: LocalSwa
                 alone = await swarm.start("alone", dead, ["--model", "fake"], inside(home.namespace))
                 await alone.wait_event(lambda event: event.get("event") == "found_nobody")
                 tried = str([event["tried"] for event in alone.events if event.get("event") == "found_nobody"])
+                words = [*inside(home.namespace), "ask", "--data-dir", str(tmp_path / "none"), "hello"]
+                words += [word for address in dead for word in ("--bootstrap", address)]
+                asked = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+                status = [*inside(home.namespace), "status", "--data-dir", str(alone.data_dir)]
+                shown = (await trio.run_process(status, capture_stdout=True)).stdout.decode()
+        assert b"nowhere.example: no such name (check the name)" in asked.stderr
+        assert "found nobody" in shown and "nowhere.example: no such name" in shown
         assert "silent.example: no name server answers (check whether this machine is online)" in tried
         assert "nowhere.example: no such name (check the name)" in tried
     finally:

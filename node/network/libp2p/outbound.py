@@ -186,7 +186,10 @@ class Outbound:
 
     async def _meant(self, name: Multiaddr, origin: Origin) -> list[Multiaddr]:
         """The addresses behind a name. Its owner can let it lead to any address, so only one that strangers may tell is
-        used of a name that the operator did not give. Raises NameFailure."""
+        used of a name that the operator did not give. Raises NameFailure, and NetworkError for names that strangers
+        tell too often."""
+        if origin is Origin.TOLD:
+            self.take_told(name)
         found = await self.names.hosts(name)
         if origin is Origin.OWN:
             return found

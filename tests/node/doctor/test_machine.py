@@ -18,7 +18,11 @@ from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.probe import probe as probe_file
 from mycelia.node.engine.probe.probe import Finding, Library, Model, Problem, Question, probe
 from mycelia.node.engine.sizing import Device
+from mycelia.node.network.identity import new_identity
+from mycelia.node.network.libp2p.network import open_network
 from mycelia.node.network.mapping.mapper import KnownRouter
+from mycelia.node.network.network import NetworkSettings
+from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.messages import Reach
 
 GIB = 2**30
@@ -156,6 +160,22 @@ async def test_the_ports_looked_at_are_those_that_a_node_would_use(tmp_path: Pat
         peers, more, api, *_ = await look_out(tmp_path, [], listen, port)
     assert not peers.ok and f"{port} cannot be used" in peers.says and "--listen" in peers.fix
     assert more.ok and not api.ok and "--api-port" in api.fix
+
+
+async def test_why_a_bootstrap_address_leads_nowhere_is_said_with_the_fix(tmp_path: Path) -> None:
+    peer = peer_text(new_identity().peer_id)
+    async with open_network(NetworkSettings(new_identity(), ("/ip4/127.0.0.1/tcp/0",))) as other:
+        address = other.addresses()[0].partition("/p2p/")[0]
+        bootstrap = [f"/ip4/127.0.0.1/tcp/1/p2p/{peer}", f"{address}/p2p/{peer}", "/dnsaddr/list.invalid"]
+        found = await look_out(tmp_path, bootstrap, ["/ip4/127.0.0.1/tcp/0"], 0)
+    (local,) = [line for line in found if line.what == "local network"]
+    assert local.ok
+    says = {line.says: line.fix for line in found if line.what == "bootstrap" and not line.ok}
+    assert "start it, or correct the port" in says["127.0.0.1 port 1: connection refused"]
+    (old,) = [fix for text, fix in says.items() if "answers with another peer id: the address is old" in text]
+    assert old == "replace it by the one that the node prints now"
+    (name,) = [fix for text, fix in says.items() if text.startswith("list.invalid: ")]
+    assert name
 
 
 def seen(

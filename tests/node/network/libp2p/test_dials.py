@@ -112,6 +112,15 @@ async def test_a_name_that_leads_into_this_nodes_own_network_is_not_dialled(monk
         assert (num_before, trap.num_connections) == (0, 1), "the operator may name any address"
 
 
+async def test_names_are_not_looked_up_again_and_again_for_strangers() -> None:
+    zone = Zone({})
+    async with open_network(light_client()) as one:
+        one.host.outbound.names = Names(zone, random.Random(1))
+        for _ in range(10):
+            await told(one, new_identity().peer_id, Multiaddr("/dns4/internal.example/tcp/1"))
+    assert len(zone.asked) == outbound.ADDRESS_BURST
+
+
 async def test_what_a_peer_outside_says_of_itself_leads_nobody_to_private_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
