@@ -41,6 +41,7 @@ from mycelia.node.views import (
     ModelRow,
     NodeState,
     PeerRow,
+    RelayedView,
     RequestRow,
     TraceView,
     TrafficView,
@@ -232,7 +233,7 @@ class Node:
             waiting_requests=vitals.waiting_requests,
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
-            circuits=self._network.num_circuits(),
+            relayed=msgspec.convert(self._network.relayed(), RelayedView, from_attributes=True),
             attempts=[AttemptView(one.what, one.says, one.fix) for one in self._network.attempts()],
             tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
@@ -270,7 +271,7 @@ class Node:
         namespace = self._engine.info.namespace
         vitals = next((served.vitals for served in view.served if served.namespace == namespace), None)
         state = view.digest_states.get(namespace)
-        round_trip_s = self._network.round_trip_s(view.peer)
+        round_trip_s, path = self._network.round_trip_s(view.peer), self._network.path(view.peer)
         return PeerRow(
             peer=peer_text(view.peer),
             address=self._network.remote_address(view.peer) or view.address,
@@ -283,6 +284,8 @@ class Node:
             prefill_rate=vitals.prefill_rate if vitals else 0,
             round_trip_ms=None if round_trip_s is None else round(round_trip_s * 1000, 1),
             connected_s=round(view.connected_s, 1),
+            path=path.kind if path else "",
+            relay=peer_text(path.relay) if path and path.relay else "",
         )
 
     def _perform_request(self, effect: RequestEffect) -> None:

@@ -187,6 +187,10 @@ class PeerRow(msgspec.Struct, frozen=True):
     """Measured by the peer, tokens/s; 0 before its first request."""
     round_trip_ms: float | None
     connected_s: float
+    path: str = ""
+    """direct, punched (both sides opened their routers for it), relayed, or LAN."""
+    relay: str = ""
+    """The peer through which a relayed connection leads."""
 
 
 class ModelRow(msgspec.Struct, frozen=True):
@@ -321,6 +325,17 @@ class AttemptView(msgspec.Struct, frozen=True):
         return f"{self.what}: {self.says}{f' ({self.fix})' if self.fix else ''}"
 
 
+class RelayedView(msgspec.Struct, frozen=True):
+    """What a node passes on for others as their relay, and its limits; see ``Relayed`` in ``network/network.py``."""
+
+    circuits: int = 0
+    max_circuits: int = 0
+    places: int = 0
+    max_places: int = 0
+    bytes: int = 0
+    max_bytes_per_s: int = 0
+
+
 class NodeState(msgspec.Struct, frozen=True):
     """The state that a running node reports of itself."""
 
@@ -348,7 +363,6 @@ class NodeState(msgspec.Struct, frozen=True):
     traffic: TrafficView
     refused: dict[str, int]
     """Things from peers that were not used, since the start: count by reason (see ``proto/wire/refusals.py``)."""
-    circuits: int = 0
-    """Connections of other peers that this node passes on as their relay."""
+    relayed: RelayedView = RelayedView()
     attempts: list[AttemptView] = []
     """What was tried to find a first peer, and what came of it, while no peer is connected."""

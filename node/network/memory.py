@@ -33,6 +33,7 @@ from mycelia.node.network.network import (
     Path,
     Reachability,
     Received,
+    Relayed,
     RoundTripMeasured,
     StreamHandler,
 )
@@ -310,8 +311,8 @@ class MemoryNetwork:
 
     def interfaces_changed(self, hosts: Collection[str]) -> None: ...
 
-    def num_circuits(self) -> int:
-        return 0
+    def relayed(self) -> Relayed:
+        return Relayed()
 
     def addresses_of(self, peer: bytes) -> list[str]:
         connected = self._swarm.connected(self.peer_id, peer)

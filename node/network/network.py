@@ -29,6 +29,7 @@ __all__ = [
     "Path",
     "Reachability",
     "Received",
+    "Relayed",
     "RoundTripMeasured",
     "StreamHandler",
 ]
@@ -109,6 +110,22 @@ class Path:
     through its router; ``relayed``; ``LAN``: in the same private network or on this machine."""
     relay: bytes = b""
     """The peer through which a relayed connection leads."""
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """What a node passes on for others, and its limits; all limits are 0 if it is no relay."""
+
+    circuits: int = 0
+    """Connections of others that lead through it now."""
+    max_circuits: int = 0
+    places: int = 0
+    """Nodes that have reserved a place, at which others reach them."""
+    max_places: int = 0
+    bytes: int = 0
+    """Bytes passed on since the start, both ways."""
+    max_bytes_per_s: int = 0
+    """For all circuits together, both ways."""
 
 
 class MessageStream(Protocol):
@@ -262,8 +279,8 @@ class Network(Protocol):
         from others end, since nothing arrives on them any more."""
         ...
 
-    def num_circuits(self) -> int:
-        """Number of connections between others that this node passes on."""
+    def relayed(self) -> Relayed:
+        """What this node passes on for others."""
         ...
 
     def num_exchanges(self, peer: bytes = b"") -> int:

@@ -3,6 +3,7 @@
 They are made on request from the node's state and the sums of its requests, so that nothing is counted twice.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,7 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.node.views import NodeState
+from mycelia.node.views import NodeState, RelayedView
+
+PATHS = ("direct", "punched", "relayed", "LAN")
+"""The ways to a peer, see ``network/network.py``."""
 
 
 def exposition(state: NodeState, requests: RequestLog) -> bytes:
@@ -29,6 +33,11 @@ class _NodeCollector(Collector):
         yield _info(state)
         yield _gauge("mycelia_uptime_seconds", "Time since the node's start.", state.uptime_s)
         yield _gauge("mycelia_peers", "Connected nodes.", len(state.peers))
+        ways = Counter(peer.path for peer in state.peers)
+        yield _gauges(
+            "mycelia_paths", "Connected nodes by the way to them.", "path", {path: ways[path] for path in PATHS}
+        )
+        yield from _of_relay(state.relayed)
         yield _gauge("mycelia_cell_bits", "Depth of the node's cell; 0: the swarm is one cell.", state.cell_bits)
         yield _gauge("mycelia_slots", "Requests that the engine runs at once.", state.slots)
         yield _gauge("mycelia_requests_running", "Requests being prefilled or decoded here.", state.active_requests)
@@ -64,6 +73,15 @@ class _NodeCollector(Collector):
             yield from histogram.collect()
 
 
+def _of_relay(relayed: RelayedView) -> Iterator[Metric]:
+    yield _gauge("mycelia_relay_circuits", "Connections of others that lead through this node.", relayed.circuits)
+    yield _gauge("mycelia_relay_circuits_limit", "Their largest number; 0: no relay.", relayed.max_circuits)
+    yield _gauge("mycelia_relay_places", "Nodes that others reach through this one.", relayed.places)
+    yield _gauge("mycelia_relay_places_limit", "Their largest number; 0: no relay.", relayed.max_places)
+    yield _sum("mycelia_relayed_bytes", "Bytes passed on for others.", relayed.bytes)
+    yield _gauge("mycelia_relay_bytes_per_second_limit", "The most that is passed on.", relayed.max_bytes_per_s)
+
+
 def _info(state: NodeState) -> Metric:
     value = {"version": state.version, "model": state.model, "peer": state.peer}
     return InfoMetricFamily("mycelia_node", "The node.", value)
@@ -71,6 +89,13 @@ def _info(state: NodeState) -> Metric:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, count in sorted(values.items()):
+        family.add_metric([value], count)
+    return family
 
 
 def _sum(name: str, text: str, value: float) -> Metric:

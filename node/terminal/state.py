@@ -118,13 +118,14 @@ def panel(
 ) -> RenderableType:
     """The panel of ``mycelia up``, the newest lines at the bottom. width: columns of the terminal."""
     peers = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("peer", "models", "digest"):
+    for name in ("peer", "path", "models", "digest"):
         peers.add_column(name, no_wrap=True)
     for name in ("blocks", "requests", "tokens/s", "RTT ms"):
         peers.add_column(name, justify="right", no_wrap=True)
     for peer in state.peers[:_MAX_PEERS]:
         peers.add_row(
             short(peer.peer),
+            peer.path,
             printable(", ".join(peer.models))[:40],
             peer.digest,
             str(peer.digest_blocks),

@@ -29,6 +29,11 @@ def short(peer: str) -> str:
     return f"…{peer[-SHORT_ID:]}"
 
 
+def path_text(row: PeerRow) -> str:
+    """The way to a peer in a few characters."""
+    return f"via\n{short(row.relay)}" if row.relay else row.path
+
+
 def show_route(console: Console, route: RouteView) -> None:
     """The table of ``--explain``: the terms of each candidate, the chosen one first. The cost is (2 round trips + queue
     + prefill) x load + late + again, in seconds. Prefill is the time for the tokens not matched, corrected by how often
@@ -103,10 +108,10 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
         console.print("no peers")
         return
     table = Table()
-    for name in ("node", "models", "digest"):
+    for name in ("node", "path", "models", "digest,\nblocks"):
         table.add_column(name, overflow="fold")
     # (two lines: with a short model's name it fits a terminal of 80)
-    for name in ("blocks", "reqs", "prefill\ntok/s", "RTT\nms", "connected\ns"):
+    for name in ("reqs", "prefill\ntok/s", "RTT\nms", "age\ns"):
         table.add_column(name, justify="right")
     is_wide = console.width >= WIDE
     if is_wide:
@@ -114,9 +119,9 @@ def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
     for row in peers:
         table.add_row(
             short(row.peer),
+            path_text(row),
             printable(", ".join(row.models)),
-            row.digest,
-            str(row.digest_blocks),
+            f"{row.digest} {row.digest_blocks}",
             str(row.active_requests + row.waiting_requests),
             str(row.prefill_rate or "-"),
             "-" if row.round_trip_ms is None else f"{row.round_trip_ms:.1f}",

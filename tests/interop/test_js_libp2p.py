@@ -136,7 +136,7 @@ async def test_a_js_peer_is_dialled_through_its_place_at_a_node(key: bytes, psk:
             seen = await client.do("dial", address)
             assert seen["peer"] == hidden.id and "/p2p-circuit" in seen["address"]
             assert await client.do("echo", {"address": address, "size": 1 << 20})
-            assert network.num_circuits() == 1
+            assert network.relayed().circuits == 1
 
 
 @pytest.mark.parametrize(("key", "psk"), SWARMS)

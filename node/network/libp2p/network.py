@@ -22,6 +22,7 @@ from mycelia.node.network.network import (
     NetworkSettings,
     Path,
     Reachability,
+    Relayed,
     RoundTripMeasured,
     StreamHandler,
 )
@@ -305,8 +306,8 @@ class Libp2pNetwork:
         if self.nursery is not None:
             self.nursery.start_soon(supervised, self.host.push_identify)
 
-    def num_circuits(self) -> int:
-        return self.relay_server.num_circuits
+    def relayed(self) -> Relayed:
+        return self.relay_server.relayed()
 
     def num_exchanges(self, peer: bytes = b"") -> int:
         return sum(peer in (b"", stream.peer) for stream in self.streams.exchanges)

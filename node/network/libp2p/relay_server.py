@@ -30,7 +30,7 @@ from mycelia.node.network.libp2p.circuits import (
 )
 from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.peers import PeerTable
-from mycelia.node.network.network import NetworkError
+from mycelia.node.network.network import NetworkError, Relayed
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.admission.pace import Pace, Rate
 from mycelia.proto.admission.subnets import Places
@@ -72,14 +72,26 @@ class RelayServer:
         self._pace = Pace(CONNECTS, CONNECTS, CONNECTS_IN_A_PRIVATE_NETWORK)
         self._paced_at = 0.0
         """The time at which all bytes copied so far would be through at RELAYED_BYTES_PER_S."""
+        self._num_bytes = 0
+        """Bytes that circuits carried so far."""
+        self._offers = offers
         host.inbound.busy.append(self._ends.keys)
         if offers:
             host.serve(HOP_PROTOCOL, self._serve_hop)
 
-    @property
-    def num_circuits(self) -> int:
-        """The number of circuits that this node passes on for others."""
-        return self._from.num_taken
+    def relayed(self) -> Relayed:
+        """What this node passes on for others."""
+        if not self._offers:
+            return Relayed()
+        now = trio.current_time()
+        return Relayed(
+            circuits=self._from.num_taken,
+            max_circuits=MAX_CIRCUITS,
+            places=sum(until > now for until, _ in self.reserved.values()),
+            max_places=MAX_RESERVATIONS,
+            bytes=self._num_bytes,
+            max_bytes_per_s=int(RELAYED_BYTES_PER_S),
+        )
 
     def forget(self, peer: bytes) -> None:
         """Ends the reservation of a peer, which is disconnected now."""
@@ -200,6 +212,7 @@ class RelayServer:
                     self._paced_at = begun_at + len(data) / RELAYED_BYTES_PER_S
                     await trio.sleep_until(self._paced_at)
                     await sink.write(data)
+                    self._num_bytes += len(data)
             except ConnectionClosedError as exc:
                 log.debug("circuit_broke", reason=str(exc))
             scope.cancel()

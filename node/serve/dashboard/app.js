@@ -251,7 +251,9 @@ function drawPeers() {
     const name = el("td", short(peer.peer), "id");
     name.title = peer.peer;
     const load = `${peer.active_requests + peer.waiting_requests}${peer.slots ? ` / ${peer.slots}` : ""}`;
-    return el("tr", [name, el("td", clip(peer.models.join(", "))), el("td", peer.round_trip_ms === null ? "–" : `${peer.round_trip_ms} ms`, "num"),
+    const path = el("td", peer.relay ? `via ${short(peer.relay)}` : peer.path);
+    path.title = peer.relay ? `relayed by ${peer.relay}` : peer.address;
+    return el("tr", [name, path, el("td", clip(peer.models.join(", "))), el("td", peer.round_trip_ms === null ? "–" : `${peer.round_trip_ms} ms`, "num"),
       el("td", load, "num"), el("td", String(peer.digest_blocks), "num"), el("td", peer.digest)]);
   }));
   const hidden = state.peers.length - MAX_DRAWN;

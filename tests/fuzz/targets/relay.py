@@ -97,7 +97,7 @@ class RelayMessages:
             if type(exc).__name__ == "DecodeError":
                 return False
             raise
-        assert stream.written and self._server.num_circuits == 0
+        assert stream.written and not self._server.relayed().circuits
         return True
 
 

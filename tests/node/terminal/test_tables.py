@@ -70,9 +70,11 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
     console = make_console()
     output = captured(console)
     console.width = 80
-    show_peers(console, [msgspec.structs.replace(ROW, models=["smollm2"], prefill_rate=5000, round_trip_ms=142.5)])
+    relayed = msgspec.structs.replace(ROW, models=["smollm2"], prefill_rate=5000, round_trip_ms=142.5, path="relayed")
+    show_peers(console, [msgspec.structs.replace(relayed, relay="12D3KooWthe-relay")])
     show_requests(console, [REQUEST])
-    assert re.findall(r"…\S*", output.getvalue()) == ["…Wexample", "…on-other"], "nothing is cut but ids"
+    shown = re.findall(r"…\S*", output.getvalue())
+    assert sorted(shown) == ["…Wexample", "…he-relay", "…on-other"], "nothing is cut but ids"
     assert REQUEST.reason not in output.getvalue()
     assert max(map(len, output.getvalue().splitlines())) <= 80
     console.width = 140

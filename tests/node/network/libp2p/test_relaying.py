@@ -76,15 +76,16 @@ async def test_a_node_that_nobody_can_dial_is_reached_through_its_relay() -> Non
             address = await placed(hidden, relay)
             assert await client.connect(address) == hidden.peer_id
             assert client.remote_address(hidden.peer_id).endswith("/p2p-circuit")
-            assert relay.num_circuits() == 1 and hidden.num_circuits() == 0
+            assert relay.relayed().circuits == 1 and hidden.relayed().circuits == 0
             await eventually(lambda: hidden.remote_address(client.peer_id))
             await hidden.send(client.peer_id, hello("through the relay"))
             stream = await client.open(hidden.peer_id, ECHO)
             for num_chars in (1, 200_000, 500_000):  # (the last one exceeds all windows on the way)
                 await stream.send(an_ask(num_chars))
                 assert await stream.receive() == an_ask(num_chars)
+            assert 1_400_000 < relay.relayed().bytes < 1_600_000 and relay.relayed().places == 1
             await client.disconnect(hidden.peer_id)
-            await eventually(lambda: not relay.num_circuits())
+            await eventually(lambda: not relay.relayed().circuits)
             hidden.set_reachability(Reachability())
             await eventually(lambda: not hidden.addresses())
 
@@ -183,9 +184,9 @@ async def test_one_subnet_does_not_take_all_circuits(monkeypatch: pytest.MonkeyP
             with pytest.raises(NetworkError, match="refuses"):
                 await clients[3].connect(own)
             await clients[3].connect(other)
-            assert relay.num_circuits() == 3
+            assert relay.relayed().circuits == 3
             await clients[0].disconnect(targets[0].peer_id)
-            await eventually(lambda: relay.num_circuits() == 2)
+            await eventually(lambda: relay.relayed().circuits == 2)
             await clients[2].connect(own)
 
 
@@ -254,8 +255,8 @@ async def test_a_silent_circuit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(hidden.host.inbound, "serve_circuit", say_nothing)
             await client.connect(relay.addresses()[0])
             await client.relaying.open_circuit(relay.peer_id, hidden.peer_id)
-            assert relay.num_circuits() == 1
-            await eventually(lambda: not relay.num_circuits())
+            assert relay.relayed().circuits == 1
+            await eventually(lambda: not relay.relayed().circuits)
 
 
 async def test_a_peer_is_found_at_its_relay_by_the_dht() -> None:
@@ -326,7 +327,7 @@ async def test_a_circuit_ends_at_its_bounds(monkeypatch: pytest.MonkeyPatch, bou
 
             with pytest.raises(NetworkError):
                 await talk()
-            await eventually(lambda: not relay.num_circuits() and not client.remote_address(hidden.peer_id))
+            await eventually(lambda: not relay.relayed().circuits and not client.remote_address(hidden.peer_id))
 
 
 async def test_garbage_and_silence_cost_a_relay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,5 +363,5 @@ async def test_who_lies_behind_a_relay_is_not_taken_for_another() -> None:
             relay.relay_server.opened_to = wrong  # type: ignore[method-assign, assignment]
             with pytest.raises(NetworkError):
                 await client.connect(address)
-            await eventually(lambda: not relay.num_circuits())
+            await eventually(lambda: not relay.relayed().circuits)
             assert not client.peers() or client.peers() == [relay.peer_id]
