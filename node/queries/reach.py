@@ -112,7 +112,11 @@ class _Check:
         view = tried.get("ip4")
         if self._mapper is not None and view is not None and view.is_behind_router(own):
             opened = await self._opened(self._mapper, tried, own)
-            tried["ip4"], is_settled = opened or view, is_settled and opened is not None
+            is_settled &= opened is not None
+            if opened is not None:
+                tried["ip4"] = opened
+            elif self._known.get("ip4", view).outcome == "open":
+                del tried["ip4"]  # (at the mapped port, which was not tried now)
         if tried:
             self._tell(tried, own)
         return is_settled

@@ -86,6 +86,8 @@ class UpnpRouter:
         me = _own_host(self._gateway)
         candidates = [external_port, *(randint(*OTHER_PORTS) for _ in range(NUM_PORTS - 1))]  # noqa: S311  no secret
         for candidate in candidates:
+            if await self._is_taken(service, candidate, me):
+                continue
             try:
                 await self._call(
                     service,
@@ -115,6 +117,16 @@ class UpnpRouter:
     async def external(self) -> tuple[str, str]:
         _, host = await self._usable()
         return "UPnP", host
+
+    async def _is_taken(self, service: Service, port: int, me: str) -> bool:
+        """Whether the router forwards the port to another machine. Some routers would let this one take it over."""
+        try:
+            entry = await self._call(
+                service, "GetSpecificPortMappingEntry", NewRemoteHost="", NewExternalPort=port, NewProtocol="TCP"
+            )
+        except _Refused:
+            return False
+        return entry.get("NewInternalClient", me) != me
 
     async def _usable(self) -> tuple[Service, str]:
         """The first service that is connected, and its external address. Searched anew if the last one is gone."""

@@ -178,6 +178,24 @@ async def test_a_mapped_port_is_announced_when_peers_find_it_open(
     assert mapper.mapping is None
 
 
+async def test_a_mapped_port_that_is_not_tried_again_stays_open(autojump_clock: trio.testing.MockClock) -> None:
+    outcomes = ["open", "untried"]
+
+    async def tell(stream: MessageStream) -> None:
+        query = await stream.receive()
+        assert isinstance(query, ReachQuery)
+        is_mapped = query.port == 40_000
+        await stream.send(reach(PUBLIC, (outcomes.pop(0) if outcomes else "untried") if is_mapped else "closed"))
+
+    async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
+        two.network.serve(INSPECT, tell)
+        network, mapper = Listening(one), PortMapper((Router,), one_gateway)
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], trio.Event, mapper)  # type: ignore[arg-type]
+        await trio.sleep(3 * CHECK_EVERY_S)
+        assert not outcomes and {told.open for told in network.told} == {("/ip4/45.10.1.7/tcp/40000",)}
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_slow_router_does_not_delay_the_relay(autojump_clock: trio.testing.MockClock) -> None:
     async def slow() -> list[str]:
         await trio.sleep(5)

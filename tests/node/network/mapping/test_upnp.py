@@ -160,6 +160,21 @@ async def test_ports_of_others_are_left_alone() -> None:
         assert str(mapping.external_port) == tried[2] and tried[0] == str(PORT) and len(set(tried)) == 3
 
 
+async def test_a_router_that_would_take_a_port_from_another_machine() -> None:
+    added: list[str] = []
+
+    def answers(action: str, body: bytes) -> bytes:
+        if action == "GetSpecificPortMappingEntry" and field(body, "NewExternalPort") == str(PORT):
+            return soap(NewInternalClient="192.168.1.77", NewInternalPort=str(PORT))
+        if action == "AddPortMapping":
+            added.append(field(body, "NewExternalPort"))
+        return usual(action, body)
+
+    async with router(answers) as one:
+        mapping = await one.map(PORT, PORT)
+        assert added == [str(mapping.external_port)] and mapping.external_port != PORT
+
+
 @pytest.mark.parametrize(
     ("action", "page", "why"),
     [
