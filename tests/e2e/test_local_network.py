@@ -74,6 +74,7 @@ def at(node: LocalNode, name: str) -> float:
 def key_file(folder: Path, byte: str) -> list[str]:
     path = folder / f"{byte}.key"
     path.write_text("\n".join([*SWARM_KEY_LINES, byte * 64]) + "\n")
+    path.chmod(0o600)
     return ["--swarm-key", str(path)]
 
 

@@ -92,5 +92,6 @@ async def test_the_page_asks_for_the_key_and_says_when_the_node_is_gone(swarm: L
             await until(browser, lambda b: b.find_element(By.ID, "key").is_displayed())
             browser.find_element(By.ID, "key").send_keys(key + "\n")
         await until(browser, lambda b: text(b, "#link") == "live")
+        await until(browser, lambda b: "bootstrap nodes: none is known" in text(b, "#tried"))
         await node.stop()
         await until(browser, lambda b: text(b, "#link") == "the node is gone")

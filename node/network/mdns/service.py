@@ -82,20 +82,22 @@ class MulticastDns:
 
     async def _speak(self, network: LocalNetwork) -> None:
         """Takes part in one network until cancelled."""
-        try:
-            channel = open_socket(network)
-        except OSError as exc:
-            log.info("mdns_failed", interface=network.interface, error=str(exc))
-            self._note(f"off in {network.network}: {exc.strerror or exc}", "see that no firewall stops UDP port 5353")
-            return
-        with channel:
+        while True:
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._listen, channel, network)
-                    await self._ask(channel, network)
-            finally:
-                with trio.move_on_after(1, shield=True):
-                    await self._send(channel, network, self._answer(network, ttl_s=0))
+                channel = open_socket(network)
+            except OSError as exc:
+                log.info("mdns_failed", interface=network.interface, error=str(exc))
+                self._note(f"off in {network.network}: {exc.strerror or exc}", "let programs share UDP port 5353")
+                await trio.sleep(LONGEST_PAUSE_S)
+                continue
+            with channel:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._listen, channel, network)
+                        await self._ask(channel, network)
+                finally:
+                    with trio.move_on_after(1, shield=True):
+                        await self._send(channel, network, self._answer(network, ttl_s=0))
 
     async def _ask(self, channel: trio.socket.SocketType, network: LocalNetwork) -> None:
         says, fix = f"no other node answers in {network.network}", "start one there; guest Wi-Fi keeps machines apart"
