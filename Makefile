@@ -79,7 +79,7 @@ nightly: $(ready) $(programs)  ## real nodes under faults, and the property test
 		--hypothesis-show-statistics $(PYTEST_ARGS)
 
 interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
-	@.venv/bin/python -m pytest -m interop $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
 
 fuzz: N = 1000000
 fuzz: $(ready)  ## hostile inputs for what strangers can reach, N=1000000 of them; SEED=1 for the same ones again

@@ -10,6 +10,7 @@ import { dcutr } from '@libp2p/dcutr'
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { mdns } from '@libp2p/mdns'
 import { ping } from '@libp2p/ping'
 import { preSharedKey } from '@libp2p/pnet'
 import { tcp } from '@libp2p/tcp'
@@ -24,12 +25,14 @@ const ECHO = '/mycelia/test-echo/1'
 let node, serving
 const digests = []
 const told = new Map()
+const discovered = new Map()
 const waiting = new Map()
 
 const commands = {
   // Starts the peer. announce: addresses besides those that AutoNAT would confirm. psk: text of a swarm key. relays:
   // whether it relays for others. punches: the addresses that it names by DCUtR, which it speaks if there are any.
-  async start ({ listen = [], announce = [], psk = null, relays = false, kad = false, gossip = false, punches = [] }) {
+  // onLan: whether it speaks multicast DNS.
+  async start ({ listen = [], announce = [], psk = null, relays = false, kad = false, gossip = false, punches = [], onLan = false }) {
     const privateKey = await generateKeyPair('Ed25519')
     node = await createLibp2p({
       privateKey,
@@ -39,6 +42,7 @@ const commands = {
       streamMuxers: [yamux()],
       connectionProtector: psk === null ? undefined : preSharedKey({ psk: new TextEncoder().encode(psk) }),
       connectionGater: { denyDialMultiaddr: () => false },
+      peerDiscovery: onLan ? [mdns({ interval: 2_000 })] : [],
       services: {
         identify: identify(),
         ping: ping(),
@@ -52,6 +56,9 @@ const commands = {
       told.set(event.detail.connection.id, event.detail)
       waiting.get(event.detail.connection.id)?.(event.detail)
     })
+    node.addEventListener('peer:discovery', (event) => {
+      discovered.set(String(event.detail.id), event.detail.multiaddrs.map(String))
+    })
     serving = new Serving(node, privateKey)
     await node.handle(ECHO, async (stream) => {
       for await (const data of stream) stream.send(data)
@@ -62,6 +69,9 @@ const commands = {
 
   addresses: async () => node.getMultiaddrs().map(String),
   connections: async () => node.getConnections().map((one) => ({ peer: String(one.remotePeer), address: String(one.remoteAddr), direct: one.direct })),
+
+  // The peers that multicast DNS named, with their addresses.
+  discovered: async () => Object.fromEntries(discovered),
 
   // Connects, and returns what identify says of the other side.
   async dial (address) {
