@@ -2,7 +2,7 @@
 
 A stopped process or a dropped cable closes no socket. Without pings its peers would count it as connected for ever.
 
-Any bytes from a peer prove that it is there, so one side's pings serve both: of two idle nodes the first to wake up
+Any bytes from a peer prove that it is there, so one side's pings serve both: of two idle nodes the one that dialled
 pings, and the other has then received something. The pings are Yamux's own, one frame each way.
 
 One task looks at all connections every STEP_S. A deadline for each connection would cost a resting node an eighth of
@@ -28,8 +28,9 @@ log = structlog.get_logger()
 
 PING_INTERVAL_S = 4.0
 """Longest silence before a ping. With the deadline, a silent peer is dropped after 5 to 9 s."""
-PING_SPREAD = 0.25
-"""Share of the interval that is drawn at random each time, so that the two sides seldom ping at once."""
+PING_SPREAD = 0.1
+"""Share of the interval that is drawn at random each time. The side that dialled takes the earlier half of it, so that
+the two sides seldom ping at once."""
 PING_DEADLINE_S = 5.0
 STARVED_S, MAX_STARVED = 1.0, 6
 """A ping without an answer counts only if this process was not kept from running for longer, and at most so many pings
@@ -110,7 +111,8 @@ class Pulse:
     def _rest(self, now: float) -> None:
         self._asked_at, self._num_starved = None, 0
         self._due_at = now + ROUND_TRIP_INTERVAL_S
-        self._patience_s = PING_INTERVAL_S * random.uniform(1 - PING_SPREAD, 1)  # noqa: S311  jitter
+        early = PING_SPREAD / 2 if self._muxer.is_initiator else 0.0
+        self._patience_s = PING_INTERVAL_S * (1 - early - random.uniform(0.0, PING_SPREAD / 2))  # noqa: S311  jitter
 
 
 class Liveness:

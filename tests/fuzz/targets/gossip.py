@@ -105,9 +105,10 @@ class Target:
                 decode(message.data, MAX_GOSSIP_BYTES)
             except RemoteError:
                 continue
-        known, _ = self._router.known(one for iwant in found.control.iwant for one in iwant.messageIDs)
+        control = found.control or rpc_pb2.ControlMessage()
+        known, _ = self._router.known(one for iwant in control.iwant for one in iwant.messageIDs)
         assert not known
-        _finish(self._router.handle_rpc(rpc_pb2.RPC(control=found.control), ID(_PEERS[number])))
+        _finish(self._router.handle_rpc(rpc_pb2.RPC(control=control), ID(_PEERS[number])))
         assert set(self._router.mesh) == _JOINED and set(self._router.back_off) <= _JOINED
         return True
 
@@ -116,7 +117,7 @@ def _check_bounds(found: Filtered, num_bytes: int) -> None:
     assert len(found.messages) <= MAX_MESSAGES and len(found.subscriptions) <= MAX_SUBSCRIPTIONS
     assert all(one.topicid.startswith(TOPIC_PREFIX) for one in found.subscriptions)
     assert all(list(one.topicIDs) in [[topic] for topic in _JOINED] for one in found.messages)
-    control = found.control
+    control = found.control or rpc_pb2.ControlMessage()
     ids = [one for have in control.ihave for one in have.messageIDs]
     ids += [one for want in control.iwant for one in want.messageIDs]
     assert len(ids) <= 2 * MAX_IDS

@@ -32,7 +32,8 @@ class Filtered:
 
     messages: list[rpc_pb2.Message]
     subscriptions: list[rpc_pb2.RPC.SubOpts]
-    control: rpc_pb2.ControlMessage
+    control: rpc_pb2.ControlMessage | None
+    """None: nothing of it passed."""
     cost: float
     """The cost of reading and answering it: 1 for the RPC, for each KiB and for each topic that it names."""
 
@@ -41,11 +42,14 @@ def filtered(data: bytes, joined: Collection[str]) -> Filtered:
     """The parts of the RPC ``data`` that are in bounds and about the topics ``joined``. Subscriptions to other topics
     pass too, since this node may join them later. Raises RemoteError."""
     rpc = parsed(rpc_pb2.RPC(), data, MAX_RPC_BYTES)
-    named = len(rpc.subscriptions) + len(rpc.control.ihave) + len(rpc.control.graft) + len(rpc.control.prune)
+    control = rpc.control if rpc.HasField("control") else None
+    named = len(rpc.subscriptions)
+    if control is not None:
+        named += len(control.ihave) + len(control.graft) + len(control.prune)
     return Filtered(
         [message for message in rpc.publish[:MAX_MESSAGES] if _is_message(message, joined)],
         _subscriptions(rpc.subscriptions[:MAX_SUBSCRIPTIONS]),
-        _control(rpc.control, joined),
+        _control(control, joined) if control is not None else None,
         1 + len(data) / KIB + named,
     )
 
@@ -73,8 +77,8 @@ def _is_topic(topic: str | bytes) -> bool:
     return topic.startswith(TOPIC_PREFIX) and len(topic) <= MAX_TOPIC_BYTES and topic.isascii()
 
 
-def _control(told: rpc_pb2.ControlMessage, joined: Collection[str]) -> rpc_pb2.ControlMessage:
-    """The control messages of gossipsub 1.1, without the peers that a PRUNE names."""
+def _control(told: rpc_pb2.ControlMessage, joined: Collection[str]) -> rpc_pb2.ControlMessage | None:
+    """The control messages of gossipsub 1.1, without the peers that a PRUNE names; None: there are none."""
     kept = rpc_pb2.ControlMessage()
     num_ids = 0
     for topic, ihave in {one.topicID: one for one in told.ihave if one.topicID in joined}.items():
@@ -89,7 +93,7 @@ def _control(told: rpc_pb2.ControlMessage, joined: Collection[str]) -> rpc_pb2.C
         kept.graft.add(topicID=topic)
     for topic, prune in {one.topicID: one for one in told.prune if one.topicID in joined}.items():
         kept.prune.add(topicID=topic, backoff=min(prune.backoff, MAX_BACK_OFF_S))
-    return kept
+    return kept if kept.ByteSize() else None
 
 
 def _ids(told: Iterable[bytes], limit: int) -> list[bytes]:

@@ -17,7 +17,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.validators import signature_validator
 
 from mycelia.node.network.events import EventQueue
-from mycelia.node.network.libp2p.gossip.filter import KIB, TOPIC_PREFIX, filtered
+from mycelia.node.network.libp2p.gossip.filter import KIB, TOPIC_PREFIX, Filtered, filtered
 from mycelia.node.network.libp2p.gossip.router import BoundedPubsub, Router
 from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.services import run_service
@@ -127,19 +127,16 @@ class Gossip:
     def forget(self, peer: bytes) -> None:
         self.router.forget(ID(peer))
 
-    async def _admit(self, sender: ID, data: bytes) -> rpc_pb2.RPC:
+    async def _admit(self, sender: ID, data: bytes) -> Filtered:
         """Waits for the sender's turn and returns the parts of its RPC to handle. Raises RemoteError."""
         found = filtered(data, self.topics.keys())
         peer = sender.to_bytes()
-        for iwant in found.control.iwant:
+        for iwant in found.control.iwant if found.control is not None else ():
             known, num_bytes = self.router.known(iwant.messageIDs)
             iwant.messageIDs[:] = known
             found.cost += num_bytes / KIB
         await self._wait_turn(peer, found.cost)
-        rpc = rpc_pb2.RPC(publish=found.messages, subscriptions=found.subscriptions)
-        if found.control.ByteSize():
-            rpc.control.CopyFrom(found.control)
-        return rpc
+        return found
 
     async def _wait_turn(self, peer: bytes, cost: float) -> None:
         """Waits until the rates of ``peer`` and its subnet allow ``cost``. Delays only the peer's own stream."""

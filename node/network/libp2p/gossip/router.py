@@ -31,8 +31,9 @@ from libp2p.utils.varint import encode_varint_prefixed
 
 from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.frames import Frames
-from mycelia.node.network.libp2p.gossip.filter import MAX_RPC_BYTES, MAX_SUBSCRIPTIONS
+from mycelia.node.network.libp2p.gossip.filter import MAX_RPC_BYTES, MAX_SUBSCRIPTIONS, Filtered
 from mycelia.node.network.libp2p.peers import is_relayed
+from mycelia.node.network.libp2p.records import env_to_send_in_rpc
 from mycelia.node.peer_id import peer_text
 
 log = structlog.get_logger()
@@ -92,6 +93,21 @@ class Router(GossipSub):
         """The messages to announce now: peer -> topic -> message ids."""
         self._num_heartbeats += 1
         return super().gossip_heartbeat() if self._num_heartbeats % LAZY_HEARTBEATS == 0 else defaultdict(dict)
+
+    async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
+        """Sends a message to the mesh of its topic, except to its author and to the peer that it came from. libp2p's
+        own also looks for subscribers outside the mesh: for a mesh that still forms."""
+        (topic,) = pubsub_msg.topicIDs
+        mesh = self.mesh.get(topic, set())
+        if len(mesh) < self.degree_low or self.pubsub is None:
+            await super().publish(msg_forwarder, pubsub_msg)
+            return
+        self.mcache.put(pubsub_msg)
+        record, _ = env_to_send_in_rpc(self.pubsub.host)
+        rpc = rpc_pb2.RPC(publish=[pubsub_msg], senderRecord=record)
+        for peer in mesh - {msg_forwarder, ID(pubsub_msg.from_id)}:
+            self.send_rpc(peer, rpc)
+        await trio.lowlevel.checkpoint()
 
     def send_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC, priority: bool = False) -> None:
         """Queues an RPC, which must not change any more. libp2p's own copies each RPC three times for each peer, to
@@ -155,7 +171,7 @@ class BoundedPubsub(Pubsub):
         host: BasicHost,
         router: Router,
         message_id: MessageId,
-        admit: Callable[[ID, bytes], Awaitable[rpc_pb2.RPC]],
+        admit: Callable[[ID, bytes], Awaitable[Filtered]],
         accept: Callable[[ID, rpc_pb2.Message], Awaitable[bool]],
     ) -> None:
         """admit: waits for a peer's turn and returns the parts of its RPC to handle; raises RemoteError. accept:
@@ -182,14 +198,14 @@ class BoundedPubsub(Pubsub):
         peer = stream.muxed_conn.peer_id
         frames = Frames(stream, MAX_RPC_BYTES)
         while (data := await frames.read()) is not None:
-            rpc = await self._admit(peer, data)
-            for message in rpc.publish:
+            parts = await self._admit(peer, data)
+            for message in parts.messages:
                 await self.push_msg(peer, message)
                 await trio.lowlevel.checkpoint()
-            for subscription in rpc.subscriptions:
+            for subscription in parts.subscriptions:
                 self.handle_subscription(peer, subscription)
-            if rpc.HasField("control"):
-                await self.router.handle_rpc(rpc, peer)
+            if parts.control is not None:
+                await self.router.handle_rpc(rpc_pb2.RPC(control=parts.control), peer)
         await frames.close()
 
     async def move(self, peer: ID) -> None:
@@ -226,8 +242,10 @@ class BoundedPubsub(Pubsub):
         try:
             if self._is_msg_seen(msg) or not await self._accept(msg_forwarder, msg):
                 return
-            self._mark_msg_seen(msg)
-            self.notify_subscriptions(msg)
-            await self.router.publish(msg_forwarder, msg)
+            kept = rpc_pb2.Message()
+            kept.CopyFrom(msg)  # (a message is a part of its RPC, all of which would stay in memory with it)
+            self._mark_msg_seen(kept)
+            self.notify_subscriptions(kept)
+            await self.router.publish(msg_forwarder, kept)
         except Exception as exc:  # noqa: BLE001  supervisor of a message
             log.debug("gossip message failed", error=repr(exc))

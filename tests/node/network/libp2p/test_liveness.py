@@ -16,7 +16,7 @@ from tests.node.network.libp2p.test_network import connect, opened
 class Muxer:
     """A fake muxer. Its peer sends bytes all the time until ``silent_at``, and answers pings from ``answers_at`` on."""
 
-    is_closed = False
+    is_closed, is_initiator = False, True
     peer_id = ID(b"peer")
 
     def __init__(self, silent_at: float = -1.0, answers_at: float = math.inf) -> None:

@@ -241,6 +241,7 @@ def test_control_of_joined_topics_passes_in_bounds() -> None:
         ),
         [TOPIC],
     ).control
+    assert found is not None
     (iwant,) = found.iwant
     assert len(set(iwant.messageIDs)) == len(iwant.messageIDs) == gossip_filter.MAX_IDS
     del found.iwant[:]
