@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,7 @@ from mycelia.bench.hundred.host import Look, Place
 from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm, open_local_swarm
 
 COMMAND = (sys.executable, "-P", "-m", "mycelia.bench.hundred.host")
-START_DEADLINE_S, LOOK_DEADLINE_S = 300.0, 60.0
+START_DEADLINE_S, SETTLE_DEADLINE_S, LOOK_DEADLINE_S = 600.0, 180.0, 60.0
 
 
 @dataclass
@@ -41,14 +42,11 @@ class Hosts:
         return [place for host in self.hosts for place in host.places]
 
     async def start(self, num_nodes: int, num_per_process: int) -> None:
-        """Starts all nodes. All but the first know only the first one's address."""
-        first = await self._start_host(1, min(num_nodes, num_per_process), [])
-        bootstrap = [await first.process.address()]
-        left = num_nodes - len(first.places)
-        sizes = [min(num_per_process, left - begun) for begun in range(0, left, num_per_process)]
-        async with trio.open_nursery() as nursery:
-            for number, size in enumerate(sizes, start=2):
-                nursery.start_soon(self._start_host, number, size, bootstrap)
+        """Starts all nodes, one process after the other. All but the first know only the first one's address."""
+        bootstrap: list[str] = []
+        for number, begun in enumerate(range(0, num_nodes, num_per_process), start=1):
+            host = await self._start_host(number, min(num_per_process, num_nodes - begun), bootstrap)
+            bootstrap = bootstrap or [await host.process.address()]
 
     async def look(self, peers: Sequence[str]) -> list[Look]:
         """What each running node knows of ``peers``, which may contain the node itself."""
@@ -72,13 +70,11 @@ class Hosts:
         return [place for host in killed for place in host.places]
 
     async def wait_settled(self) -> None:
-        """Returns when every node has made its early, frequent lookups."""
-        for host in self.hosts:
-            for number in range(1, len(host.places) + 1):
-                name = f"{host.process.name}/{number}"
-                await host.process.wait_event(
-                    lambda event, name=name: event.get("event") == "discovery_settled" and event.get("node") == name  # type: ignore[misc]
-                )
+        """Returns when every node has made its early, frequent lookups, at the latest after SETTLE_DEADLINE_S."""
+        with trio.move_on_after(SETTLE_DEADLINE_S):
+            for host in self.hosts:
+                for number in range(len(host.places)):
+                    await host.process.wait_event(partial(_is_settled, f"{host.process.name}/{number + 1}"))
 
     @property
     def pids(self) -> list[int]:
@@ -111,6 +107,10 @@ async def open_hosts(num_nodes: int, num_per_process: int) -> AsyncIterator[Host
             with in_time(START_DEADLINE_S, "the swarm did not come up in time"):
                 await hosts.start(num_nodes, num_per_process)
             yield hosts
+
+
+def _is_settled(node: str, event: dict[str, object]) -> bool:
+    return event.get("event") == "discovery_settled" and event.get("node") == node
 
 
 async def _looked(host: Host, peers: Sequence[str]) -> list[Look]:
