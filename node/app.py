@@ -76,12 +76,15 @@ class Node:
         policy: Policy | None = None,
         drain: Drain | None = None,
         requests: RequestLog | None = None,
+        swarm: str = "",
     ) -> None:
         """kept: the state saved by earlier runs, see ``state_saver``. policy: a routing policy instead of the
-        protocol's own. drain: counts the work for peers and clients. requests: see ``open_request_log``."""
+        protocol's own. drain: counts the work for peers and clients. requests: see ``open_request_log``. swarm: the
+        name of its private swarm."""
         self._engine = engine
         self._network = network
         self._epoch = epoch
+        self._swarm = swarm
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self.overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._kept = kept or Kept()
@@ -222,6 +225,7 @@ class Node:
         info, vitals = self._engine.info, self._engine.vitals()
         return NodeState(
             peer=peer_text(self._network.peer_id),
+            swarm=self._swarm,
             version=VERSION,
             addresses=self._network.addresses(),
             model=info.name,

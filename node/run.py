@@ -101,7 +101,17 @@ async def host_node(
             if settings.policy != OWN_POLICY:  # (only the oracle uses ``look``, and no node follows it)
                 rng = random.Random(os.urandom(16))  # noqa: S311  no secret
                 policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
-            node = Node(identity, engine, network, epoch, kept, policy=policy, drain=drain, requests=requests)
+            node = Node(
+                identity,
+                engine,
+                network,
+                epoch,
+                kept,
+                policy=policy,
+                drain=drain,
+                requests=requests,
+                swarm=settings.swarm,
+            )
             if swarm is not None:
                 nursery.start_soon(swarm.run, network)
             async with _keep_reachable(node, network, settings) as keep_reachable:

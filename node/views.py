@@ -364,5 +364,7 @@ class NodeState(msgspec.Struct, frozen=True):
     refused: dict[str, int]
     """Things from peers that were not used, since the start: count by reason (see ``proto/wire/refusals.py``)."""
     relayed: RelayedView = RelayedView()
+    swarm: str = ""
+    """Name of the private swarm in which the node runs; empty: the open network."""
     attempts: list[AttemptView] = []
     """What was tried to find a first peer, and what came of it, while no peer is connected."""

@@ -30,6 +30,9 @@ def _lifetime_s(context: click.Context, param: click.Parameter, value: str) -> i
     return seconds
 
 
+swarm_name_option = click.option(
+    "--swarm", "name", default="", metavar="NAME", help="The private swarm.  [default: the only one here]"
+)
 name_argument = click.argument("name", default="", metavar="[NAME]")
 
 
@@ -122,7 +125,7 @@ Examples:
   mycelia swarm revoke 5f0c29ab44e1d207        an invitation, by the id that 'mycelia swarm members' shows"""
 )
 @click.argument("who", metavar="PEER_ID|NAME|INVITATION")
-@click.option("--swarm", "name", default="", metavar="NAME", help="The private swarm.  [default: the only one here]")
+@swarm_name_option
 @data_dir_option
 def revoke(who: str, name: str, data_dir: Path | None) -> None:
     """Remove a member or close an invitation.
@@ -148,6 +151,29 @@ def revoke(who: str, name: str, data_dir: Path | None) -> None:
     click.echo(f"{peer_text(peer)} is removed from {name}; the swarm has a new key")
     if num_open:
         click.echo(f"open invitations: {num_open}; the same person could use one with a new identity")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mycelia swarm allow 12D3KooW...
+  mycelia swarm allow 12D3KooW... --swarm home"""
+)
+@click.argument("peer", metavar="PEER_ID")
+@swarm_name_option
+@data_dir_option
+def allow(peer: str, name: str, data_dir: Path | None) -> None:
+    """Let a node join that was removed, or that is not on the list of 'mycelia swarm create --allow'.
+
+    It still needs an invitation."""
+    from mycelia.node.peer_id import peer_from_text
+    from mycelia.node.storage.private_swarms import authority_of
+
+    where = _where(data_dir)
+    name, _ = _chosen(where, name)
+    with authority_of(where, name) as authority:
+        authority.allow(peer_from_text(peer))
+    click.echo(f"{peer} may join {name}; invite it with 'mycelia invite {name}'")
 
 
 @click.command(

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from click_default_group import DefaultGroup
 
-from mycelia.node.commands.private_swarm import create, list_swarms, members, revoke, rotate
+from mycelia.node.commands.private_swarm import allow, create, list_swarms, members, revoke, rotate
 from mycelia.node.commands.running import console, run
 
 
@@ -24,7 +24,7 @@ def swarm() -> None:
     """Run several nodes on this machine, or manage private swarms."""
 
 
-for _command in (create, list_swarms, members, revoke, rotate):
+for _command in (create, list_swarms, members, revoke, allow, rotate):
     swarm.add_command(_command)
 
 

@@ -27,8 +27,9 @@ REFUSALS = {
     "expired": "this invitation has expired; ask for a new one",
     "used": "this invitation has been used up; ask for a new one",
     "revoked": "this invitation has been revoked; ask for a new one",
-    "removed": "this node was removed from the swarm; only its keeper can change that",
-    "not_allowed": "only listed peers may join it; tell its keeper your peer id, which 'mycelia id' prints",
+    "removed": "this node was removed from it; its keeper can change that with 'mycelia swarm allow PEER_ID'",
+    "not_allowed": "only listed peers may join it; its keeper can add yours, which 'mycelia id' prints, with"
+    " 'mycelia swarm allow PEER_ID'",
     "full": "it has no room for more members",
     "keeper_away": "the node that decides who joins is not connected now; try again when it runs",
 }

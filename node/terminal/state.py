@@ -28,6 +28,7 @@ def status_table(state: NodeState) -> Table:
     models = sorted({model for peer in state.peers for model in peer.models} - {state.model})
     rates = state.traffic.received_bytes_per_s
     table.add_row("node", f"{state.peer}, version {state.version}, up {duration(state.uptime_s)}")
+    table.add_row("swarm", f"{printable(state.swarm)}, private" if state.swarm else "the open network")
     table.add_row("listens", "\n".join(state.addresses) or "-")
     table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, reuse {state.reuse}")
     if models:

@@ -157,6 +157,17 @@ class Authority:
         self.held = replace(self.held, removed=removed)
         self._rekeyed(replace(self.roster, members=rest), new_key)
 
+    def allow(self, peer: bytes) -> None:
+        """Lets a peer join with an invitation, also one that was removed. Raises LocalError when too many are
+        listed."""
+        removed = tuple(one for one in self.held.removed if one != peer)
+        allowed = self.held.allowed
+        if allowed and peer not in allowed:
+            if len(allowed) >= MAX_ALLOWED:
+                raise LocalError(f"{MAX_ALLOWED} peers may join already")
+            allowed = (*allowed, peer)
+        self.held = replace(self.held, allowed=allowed, removed=removed)
+
     def revoke(self, invitation_id: bytes) -> None:
         """Closes an invitation. Raises LocalError when there is none with this id."""
         if all(one.invitation_id != invitation_id for one in self.held.issued):

@@ -105,7 +105,7 @@ async def test_an_unlisted_peer_learns_what_to_do(tmp_path: Path) -> None:
     at = keeper(tmp_path, allowed=(place(tmp_path, "friend").peer,))
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
-            with pytest.raises(LocalError, match="tell its keeper your peer id"):
+            with pytest.raises(LocalError, match="mycelia swarm allow PEER_ID"):
                 await join(guest, invitation(at, home))
 
 

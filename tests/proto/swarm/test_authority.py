@@ -74,6 +74,8 @@ def test_only_listed_peers_join_if_there_is_a_list() -> None:
     swarm.invite(SECRET, HOUR_S, 2, NOW)
     assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW)) == "not_allowed"
     assert refusal(swarm.join(request(SECRET, OTHER), OTHER, NOW)) == "member"
+    swarm.allow(JOINER)
+    assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW)) == "member"
 
 
 def test_a_removed_member_is_out_and_does_not_come_back() -> None:
@@ -86,6 +88,8 @@ def test_a_removed_member_is_out_and_does_not_come_back() -> None:
     assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW)) == "removed"
     with pytest.raises(LocalError, match="no member"):
         swarm.remove(JOINER, key(2))
+    swarm.allow(JOINER)
+    assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW)) == "member"
     with pytest.raises(LocalError, match="keeps the swarm"):
         swarm.remove(KEEPER, key(2))
 
