@@ -31,7 +31,7 @@ swarm_option = click.option(
     default="",
     metavar="NAME",
     help="Private swarm in which to run, made with 'mycelia swarm create' or joined with 'mycelia join'. The node"
-    " connects with its members only, so prompts never leave them.  [default: the open network]",
+    " exchanges prompts with its members only: they never leave these nodes.  [default: the open network]",
 )
 model_option = click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
 system_option = click.option("--system", default="", help="System message.")

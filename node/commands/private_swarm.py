@@ -62,9 +62,9 @@ Then: mycelia node --swarm home, and mycelia invite home."""
 def create(name: str, models: tuple[str, ...], allowed: tuple[str, ...], data_dir: Path | None) -> None:
     """Make a private swarm, which this node keeps.
 
-    Only invited nodes join it. A node that runs in it with 'mycelia node --swarm NAME' connects with its members only:
-    prompts never leave them. Keep a copy of the file that this command names, since only its holder can invite and
-    remove members."""
+    Only invited nodes join it. A node that runs in it with 'mycelia node --swarm NAME' exchanges prompts with its
+    members only: they never leave these nodes. Keep a copy of the file that this command names, since only its holder
+    can invite and remove members."""
     from mycelia.node.network.identity import load_or_create_identity
     from mycelia.node.peer_id import peer_from_text
     from mycelia.node.storage.data_dir import prepare_data_dir
@@ -229,15 +229,22 @@ def invite(name: str, expires: int, uses: int, qr: bool, data_dir: Path | None) 
     where = _where(data_dir)
     name, _ = _chosen(where, name)
     info = _running_in(where, name)
-    text, issued = run(lambda: invited(where, name, info, expires, uses, time.time()))
-    click.echo(text)
+    made = run(lambda: invited(where, name, info, expires, uses, time.time()))
+    issued = made.issued
+    click.echo(made.text)
     if qr:
-        draw_invitation(text)
+        draw_invitation(made.text)
     click.echo(
         f"for {uses} {'node' if uses == 1 else 'nodes'}, until"
         f" {time.strftime('%Y-%m-%d %H:%M', time.localtime(issued.expires))}; its id is {issued.invitation_id.hex()}",
         err=True,
     )
+    if not made.is_for_everywhere:
+        click.echo(
+            "it works only in your own network: no member has an address that others can dial, nor a relay; see"
+            " 'mycelia doctor', or give --announce or --bootstrap to 'mycelia node'",
+            err=True,
+        )
 
 
 @click.command(

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import trio
 from multiaddr import Multiaddr
 
 from mycelia.node.client.local import fetch_state
@@ -18,14 +20,24 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CONTACT_ADDRESSES, MAX_CONTACTS, Contact, Invitation
 
 SECRET_BYTES = 16
+WAIT_S, LOOK_EVERY_S = 6.0, 0.3
+"""How long a node that just started is given to find out how others reach it."""
 
 
-async def invited(
-    data_dir: Path, name: str, info: RunInfo, lifetime_s: int, uses: int, now: float
-) -> tuple[str, Issued]:
-    """A new invitation's text. Raises LocalError, which says why there can be none."""
+@dataclass(frozen=True)
+class Invited:
+    """A new invitation."""
+
+    text: str
+    issued: Issued
+    is_for_everywhere: bool
+    """Whether it names an address that leads to a member from everywhere."""
+
+
+async def invited(data_dir: Path, name: str, info: RunInfo, lifetime_s: int, uses: int, now: float) -> Invited:
+    """A new invitation. Raises LocalError, which says why there can be none."""
     members = {member.peer for member in read_swarm(data_dir, name).roster.members}
-    own = contact(info.peer, (await fetch_state(info)).addresses, members)
+    own = contact(info.peer, await _addresses(info), members)
     if not own.addresses:
         raise LocalError("this node has no address at which others could reach it; give it one with --listen")
     secret = os.urandom(SECRET_BYTES)
@@ -45,7 +57,29 @@ async def invited(
         expires=issued.expires,
         contacts=(own, *others[: MAX_CONTACTS - 2]),
     )
-    return invitation_text(invitation), issued
+    named = [Multiaddr(data) for one in invitation.contacts for data in one.addresses]
+    return Invited(invitation_text(invitation), issued, any(map(_leads_from_everywhere, named)))
+
+
+async def _addresses(info: RunInfo) -> list[str]:
+    """The addresses of a running node. Waits a while for one that leads to it from everywhere, if it listens for more
+    than this machine."""
+    found: list[str] = []
+    with trio.move_on_after(WAIT_S):
+        while True:
+            found = (await fetch_state(info)).addresses
+            if any(_leads_from_everywhere(Multiaddr(one)) for one in found) or all(map(_is_loopback, found)):
+                break
+            await trio.sleep(LOOK_EVERY_S)
+    return found
+
+
+def _leads_from_everywhere(address: Multiaddr) -> bool:
+    return addresses.is_circuit(str(address)) or addresses.is_global(address)
+
+
+def _is_loopback(address: str) -> bool:
+    return addresses.is_loopback(Multiaddr(address))
 
 
 def contact(peer: str, told: Sequence[str], members: Collection[bytes] = ()) -> Contact:
