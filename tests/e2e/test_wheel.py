@@ -95,7 +95,7 @@ def test_the_wheel_holds_every_package_and_its_data(wheel: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"mycelia"}
     modules = {f"mycelia/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     assert modules <= names, modules - names
-    data = ("proto/wire/wire.cddl", "proto/py.typed", "node/serve/dashboard/page.html")
+    data = ("proto/wire/wire.cddl", "proto/py.typed", "node/bootstrap.txt", "node/serve/dashboard/page.html")
     assert {f"mycelia/{name}" for name in data} <= names
 
 
