@@ -204,7 +204,7 @@ async def test_js_verifies_the_digests_that_are_gossiped() -> None:
         for digest in found:
             assert digest["author"] == peer_text(network.peer_id) and digest["isOwn"], digest
             assert digest["isSigned"] and not digest["isSignedIfChanged"], digest
-            assert digest["hasRoot"] is not False, digest
+            assert digest["hasRoot"], digest
 
 
 async def test_js_passes_gossip_on() -> None:

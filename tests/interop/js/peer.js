@@ -22,8 +22,15 @@ import * as vectors from './vectors.js'
 import * as wire from './wire.js'
 
 const ECHO = '/mycelia/test-echo/1'
+const NAMESPACE = wire.fakeNamespace()
+const MODEL = wire.modelCid(NAMESPACE)
+const TOPIC = wire.topicOf(NAMESPACE)
+// A token of the model `fake` is a byte.
+const tokensOf = (text) => [...new TextEncoder().encode(text)]
+
 let node, serving
 const digests = []
+const held = new Map()
 const told = new Map()
 const discovered = new Map()
 const waiting = new Map()
@@ -32,7 +39,8 @@ const commands = {
   // Starts the peer. announce: addresses besides those that AutoNAT would confirm. psk: text of a swarm key. relays:
   // whether it relays for others. punches: the addresses that it names by DCUtR, which it speaks if there are any.
   // onLan: whether it speaks multicast DNS.
-  async start ({ listen = [], announce = [], psk = null, relays = false, kad = false, gossip = false, punches = [], onLan = false }) {
+  async start (options) {
+    const { listen = [], announce = [], psk = null, onLan = false } = options
     const privateKey = await generateKeyPair('Ed25519')
     node = await createLibp2p({
       privateKey,
@@ -43,14 +51,7 @@ const commands = {
       connectionProtector: psk === null ? undefined : preSharedKey({ psk: new TextEncoder().encode(psk) }),
       connectionGater: { denyDialMultiaddr: () => false },
       peerDiscovery: onLan ? [mdns({ interval: 2_000 })] : [],
-      services: {
-        identify: identify(),
-        ping: ping(),
-        ...(relays ? { relay: circuitRelayServer() } : {}),
-        ...(kad ? { dht: kadDHT({ protocol: wire.KAD, clientMode: kad !== 'server', peerInfoMapper: passthroughMapper }) } : {}),
-        ...(gossip ? { pubsub: gossipsub({ globalSignaturePolicy: 'StrictSign', msgIdFn: (message) => wire.messageId(message.from.toMultihash().bytes, message.sequenceNumber) }) } : {}),
-        ...(punches.length ? { dcutr: punching(punches.map((one) => multiaddr(one))) } : {})
-      }
+      services: servicesFor(options)
     })
     node.addEventListener('peer:identify', (event) => {
       told.set(event.detail.connection.id, event.detail)
@@ -68,7 +69,10 @@ const commands = {
   },
 
   addresses: async () => node.getMultiaddrs().map(String),
-  connections: async () => node.getConnections().map((one) => ({ peer: String(one.remotePeer), address: String(one.remoteAddr), direct: one.direct })),
+  async connections () {
+    const row = (one) => ({ peer: String(one.remotePeer), address: String(one.remoteAddr), direct: one.direct })
+    return node.getConnections().map(row)
+  },
 
   // The peers that multicast DNS named, with their addresses.
   discovered: async () => Object.fromEntries(discovered),
@@ -77,10 +81,16 @@ const commands = {
   async dial (address) {
     const connection = await node.dial(multiaddr(address))
     const { agentVersion, protocols, listenAddrs, observedAddr } = await identified(connection)
-    return { peer: String(connection.remotePeer), address: String(connection.remoteAddr), agentVersion, protocols, listenAddrs: listenAddrs.map(String), observedAddr: String(observedAddr) }
+    return {
+      peer: String(connection.remotePeer),
+      address: String(connection.remoteAddr),
+      agentVersion,
+      protocols,
+      listenAddrs: listenAddrs.map(String),
+      observedAddr: String(observedAddr)
+    }
   },
 
-  listen: async (address) => { await node.components.transportManager.listen([multiaddr(address)]) },
   ping: async (address) => await node.services.ping.ping(multiaddr(address)),
 
   // Sends bytes to another js peer, which returns them.
@@ -124,32 +134,44 @@ const commands = {
   // The nodes of the model `fake` that the DHT names.
   async findProviders () {
     const found = []
-    for await (const provider of node.contentRouting.findProviders(wire.modelCid(wire.fakeNamespace()), { signal: AbortSignal.timeout(20_000) })) {
+    for await (const provider of node.contentRouting.findProviders(MODEL, { signal: AbortSignal.timeout(20_000) })) {
       found.push({ peer: String(provider.id), addresses: provider.multiaddrs.map(String) })
     }
     return found
   },
 
-  provide: async () => await node.contentRouting.provide(wire.modelCid(wire.fakeNamespace()), { signal: AbortSignal.timeout(20_000) }),
+  provide: async () => await node.contentRouting.provide(MODEL, { signal: AbortSignal.timeout(20_000) }),
 
   serve: async () => { await serving.start() },
   served: async () => ({ answers: serving.answers, heard: serving.heard }),
-  hold: async (text) => await serving.hold([...new TextEncoder().encode(text)]),
+  hold: async (text) => await serving.hold(tokensOf(text)),
 
   // Notes the digests that are gossiped, after every check of sections 2 and 8.
   async follow () {
     node.services.pubsub.addEventListener('message', (event) => {
       note(event.detail).catch((error) => digests.push({ error: String(error) }))
     })
-    node.services.pubsub.subscribe(wire.topicOf(wire.fakeNamespace()))
+    node.services.pubsub.subscribe(TOPIC)
   },
-  mesh: async () => node.services.pubsub.getMeshPeers(wire.topicOf(wire.fakeNamespace())),
+  mesh: async () => node.services.pubsub.getMeshPeers(TOPIC),
   digests: async () => digests,
-  blocks: async (text) => wire.blockHashes(wire.fakeNamespace(), [...new TextEncoder().encode(text)]).map(wire.hex),
+  blocks: async (text) => wire.blockHashes(NAMESPACE, tokensOf(text)).map(wire.hex),
 
-  vectors: async () => await vectors.wrong(),
+  vectors: async () => await vectors.wrong()
+}
 
-  stop: async () => { await node.stop() }
+function servicesFor ({ relays = false, kad = false, gossip = false, punches = [] }) {
+  const found = { identify: identify(), ping: ping() }
+  if (relays) found.relay = circuitRelayServer()
+  if (kad) {
+    found.dht = kadDHT({ protocol: wire.KAD, clientMode: kad !== 'server', peerInfoMapper: passthroughMapper })
+  }
+  if (gossip) {
+    const msgIdFn = ({ from, sequenceNumber }) => wire.messageId(from.toMultihash().bytes, sequenceNumber)
+    found.pubsub = gossipsub({ globalSignaturePolicy: 'StrictSign', msgIdFn })
+  }
+  if (punches.length) found.dcutr = punching(punches.map((one) => multiaddr(one)))
+  return found
 }
 
 // DCUtR with the addresses at which others were seen to see this peer, whether or not AutoNAT has confirmed them.
@@ -175,16 +197,18 @@ async function identified (connection) {
 async function note (signed) {
   const message = wire.decode(signed.data)
   const head = message[1]
-  const entries = message[0] === 6 ? message[3] : null
+  const author = String(signed.from)
+  const entries = wire.changed(held.get(author) ?? new Map(), message)
+  const packed = wire.packedEntries([...entries].map(([hash, kind]) => [Buffer.from(hash, 'hex'), kind]))
+  const hasRoot = Buffer.compare(wire.rootOf(packed), head[6]) === 0 && entries.size === head[5]
+  if (hasRoot) held.set(author, entries)
   digests.push({
-    kind: message[0],
-    author: String(signed.from),
+    author,
     isOwn: Buffer.compare(head[1], signed.from.toMultihash().bytes) === 0,
     isSigned: await wire.isSigned(head),
     isSignedIfChanged: await wire.isSigned({ ...head, 5: head[5] + 1 }),
-    count: head[5],
-    hasRoot: message[2] === 0 && entries !== null ? Buffer.compare(wire.rootOf(entries), head[6]) === 0 : null,
-    entries: entries === null ? [] : Array.from({ length: entries.length / 9 }, (_, at) => wire.hex(entries.subarray(9 * at, 9 * at + 8)))
+    hasRoot,
+    entries: [...entries.keys()]
   })
 }
 

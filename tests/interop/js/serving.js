@@ -1,6 +1,8 @@
 // A peer that serves the model `fake`: it says hello, reports its load, gossips a digest and answers `generate`.
 import { Exchange, opened } from './exchange.js'
-import { blockHashes, CONTROL, fakeNamespace, GENERATE, packed, packedEntries, signedHead, topicOf, encode } from './wire.js'
+import {
+  blockHashes, CONTROL, encode, fakeNamespace, GENERATE, packed, packedEntries, signedHead, topicOf
+} from './wire.js'
 
 const CONTEXT = 65_536
 // Fast and idle: nodes with slower engines choose it.
@@ -18,8 +20,9 @@ export class Serving {
   }
 
   async start () {
-    await this.node.handle(CONTROL, (stream, connection) => this.control(stream, connection.remotePeer), { runOnLimitedConnection: true })
-    await this.node.handle(GENERATE, (stream) => this.generate(stream), { runOnLimitedConnection: true, maxInboundStreams: 64 })
+    const options = { runOnLimitedConnection: true, maxInboundStreams: 64 }
+    await this.node.handle(CONTROL, (stream, { remotePeer }) => this.control(stream, remotePeer), options)
+    await this.node.handle(GENERATE, (stream) => this.generate(stream), options)
     this.node.addEventListener('peer:connect', (event) => this.greet(event.detail).catch(() => {}))
     for (const peer of this.node.getPeers()) await this.greet(peer)
   }

@@ -106,6 +106,15 @@ export function packedEntries (entries) {
   return concat(...sorted.map(([hash, kind]) => concat(hash, new Uint8Array([kind]))))
 }
 
+// The set after a delta or an announce: a map of hashes, in hexadecimal, to classes.
+export function changed (entries, message) {
+  const found = new Map(entries)
+  if (message[0] !== 6) return found
+  for (let at = 0; at < message[3].length; at += 9) found.set(hex(message[3].subarray(at, at + 8)), message[3][at + 8])
+  for (let at = 0; at < message[4].length; at += 8) found.delete(hex(message[4].subarray(at, at + 8)))
+  return found
+}
+
 export const rootOf = (entries) => derived('digest root', entries, 16)
 
 export const messageId = (author, seqno) => blake3(concat(author, number(seqno, 8)), { dkLen: 12 })
