@@ -1,6 +1,8 @@
 """``mycelia swarm``: a swarm of several nodes on this machine, and the commands about private swarms."""
 
+import difflib
 from pathlib import Path
+from typing import Any
 
 import click
 from click_default_group import DefaultGroup
@@ -28,6 +30,17 @@ for _command in (create, list_swarms, members, revoke, allow, rotate):
     swarm.add_command(_command)
 
 
+class _Count(click.IntRange):
+    """A number of nodes. Another word is a command that there is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, str) and not value.lstrip("-").isdecimal():
+            nearest = difflib.get_close_matches(value, swarm.commands, 1, 0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(sorted(swarm.commands))}"
+            self.fail(f"{value!r} is neither a number of nodes nor a command; {hint}", param, ctx)
+        return int(super().convert(value, param, ctx))
+
+
 @swarm.command(  # type: ignore[untyped-decorator]
     epilog="""\b
 Examples:
@@ -35,7 +48,7 @@ Examples:
   mycelia swarm local 3 --model fake --dir ./swarm
   mycelia swarm 5 --restart"""
 )
-@click.argument("count", type=click.IntRange(1, 64), default=4, metavar="[N]")
+@click.argument("count", type=_Count(1, 64), default=4, metavar="[N]")
 @click.option(
     "--delay-ms",
     type=click.FloatRange(0, 2_000),
