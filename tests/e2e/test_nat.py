@@ -122,6 +122,21 @@ async def test_two_homes_find_and_ask_each_other_through_a_relay(
         assert "/p2p-circuit" in str((await row_of(homes[0], nodes[0], peer))["address"])
 
 
+async def test_two_homes_open_each_others_routers(internet: Internet, swarm: LocalSwarm) -> None:
+    """They meet through the relay, dial each other at the same moment, and leave the relay."""
+    homes = [internet.home(Kind.RESTRICTED), internet.home(Kind.DOUBLE)]
+    with trio.fail_after(DEADLINE_S):
+        bootstrap = await public_peers(swarm, internet, 1)
+        nodes = [await at_home(swarm, home, bootstrap) for home in homes]
+        peers = [(await node.wait_ready()).peer for node in nodes]
+        for node, peer in zip(nodes, reversed(peers), strict=True):
+            await node.wait_event(lambda event, peer=peer: event.get("event") == "direct" and event["peer"] == peer)  # type: ignore[misc]
+        await asked_of_each_other(homes, nodes)
+        for home, node, other in zip(homes, nodes, (1, 0), strict=True):
+            row = await row_of(home, node, peers[other])
+            assert (row["path"], row["address"]) == ("punched", f"/ip4/{homes[other].public}/tcp/{PORT}")
+
+
 async def test_a_forwarded_port_is_found_and_announced_without_an_option(internet: Internet, swarm: LocalSwarm) -> None:
     homes = [internet.home(Kind.FORWARDED), internet.home(Kind.SYMMETRIC)]
     with trio.fail_after(DEADLINE_S):

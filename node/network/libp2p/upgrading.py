@@ -35,8 +35,8 @@ log = structlog.get_logger()
 
 FIRST_S = 1.0
 """How long the first attempt waits for the peer's addresses."""
-PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3_600.0)
-"""Pauses after the first and later failures."""
+PAUSES_S = (5.0, 90.0, 300.0, 1_200.0, 3_600.0)
+"""Pauses after the first and later failures. All but the first are longer than ``outbound.SILENT_S``."""
 STABLE_S = 60.0
 """A direct connection that ends sooner counts as a failure."""
 LINGER_S = 2.0

@@ -17,7 +17,16 @@ from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.libp2p.observed import Observed
 from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.libp2p.punching import MAX_ADDRESSES, PROTOCOL, dialable
-from mycelia.node.network.network import Connected, Disconnected, Gossiped, MessageStream, NetworkError, Path, Received
+from mycelia.node.network.network import (
+    Connected,
+    Disconnected,
+    Gossiped,
+    MessageStream,
+    NetworkError,
+    Path,
+    Received,
+    RoundTripMeasured,
+)
 from mycelia.proto.wire.messages import Ask, Sampling
 from tests.node.network.libp2p.network_helpers import (
     HIDDEN,
@@ -102,12 +111,17 @@ async def test_a_relayed_connection_becomes_a_punched_one_and_nothing_on_it_is_l
     async with relayed_pair() as (relay, hidden, dialler), following(hidden) as heard, following(dialler) as told:
         with trio.fail_after(PATIENCE_S):
             assert dialler.path(hidden.peer_id) == Path("relayed", relay.peer_id)
+            # Routing sees the round trip of the way that requests take, first through the relay.
+            await told.has(RoundTripMeasured, lambda event: event.peer == hidden.peer_id)
+            (relayed,) = dialler.table.connections(hidden.peer_id)
             stream = await dialler.open(hidden.peer_id, ECHO)
             await dialler.send(hidden.peer_id, hello("before"))
             await heard.has(Received, lambda event: event.message == hello("before"))
             punchable(monkeypatch, hidden, dialler)
             hidden.table.note_announced(dialler.peer_id)
             await eventually(lambda: are_direct(hidden, dialler))
+            dialler.table.record_round_trip(relayed.muxed_conn, 9.0)
+            assert dialler.round_trip_s(hidden.peer_id) != 9.0
             for network, other in ((hidden, dialler), (dialler, hidden)):
                 assert network.remote_address(other.peer_id) == f"/ip4/127.0.0.1/tcp/{port_of(other)}"
             await stream.send(an_ask("on the relay still"))
