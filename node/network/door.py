@@ -23,6 +23,10 @@ class Door(Protocol):
         """The key and the purpose of a connection whose dialler began with ``nonce``."""
         ...
 
+    def members(self) -> list[bytes]:
+        """The peers that belong to the swarm, this node included."""
+        ...
+
     def is_member(self, peer: bytes) -> bool:
         """Whether connections with ``peer``, which has proven its id, may be used."""
         ...

@@ -48,6 +48,9 @@ class JoinDoor:
     def opened_by(self, nonce: bytes) -> tuple[bytes, Purpose]:
         return self.key, Purpose.JOIN
 
+    def members(self) -> list[bytes]:
+        return []
+
     def is_member(self, peer: bytes) -> bool:
         return False
 

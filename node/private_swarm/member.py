@@ -79,6 +79,9 @@ class PrivateSwarm:
     def opened_by(self, nonce: bytes) -> tuple[bytes, Purpose]:
         return self.view.opened_by(nonce)
 
+    def members(self) -> list[bytes]:
+        return [member.peer for member in self.roster.members]
+
     def is_member(self, peer: bytes) -> bool:
         return self.view.is_member(peer)
 

@@ -4,16 +4,31 @@ A second, plain host in the same process connects with nodes of the open network
 behind a router does, and opens circuits through them. The private swarm's key, Noise and all else are inside the
 circuit: a relay learns the peer ids and IP addresses of both ends and how much they send, and nothing of the swarm. The
 same nodes tell whether this machine can be dialled.
+
+Members that were away may have places at other relays now than those that this node remembers. A node that is connected
+with no member asks the relays it is connected with for each member: nodes with the same bootstrap list find each other.
 """
 
+import random
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
+import structlog
 import trio
 
+from mycelia.node.network import addresses
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
+from mycelia.node.network.libp2p.outbound import Origin
 from mycelia.node.network.libp2p.peers import PeerTable
-from mycelia.node.network.network import MessageStream, NetworkSettings, Reachability
+from mycelia.node.network.network import MessageStream, NetworkError, NetworkSettings, Reachability
+from mycelia.node.network.supervise import supervised
+from mycelia.node.peer_id import peer_text
+
+log = structlog.get_logger()
+
+SEEK_EVERY_S, SETTLE_S = 15.0, 1.0
+MAX_RELAYS, MAX_SOUGHT = 4, 16
+"""Relays that are asked, and members that each of them is asked for."""
 
 
 class Carrier:
@@ -31,9 +46,10 @@ class Carrier:
         carried.serve_circuit = private.host.inbound.serve_circuit
         carried.on_change = private.announce
 
-    async def follow(self) -> None:
+    async def run(self) -> None:
         """Never returns."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervised, self._seek_members)
             nursery.start_soon(self._follow, self._private.table)
             nursery.start_soon(self._follow, self._public.table)
 
@@ -42,6 +58,30 @@ class Carrier:
             await table.changed.wait()
             self._came.set()
             self._came = trio.Event()
+
+    async def _seek_members(self) -> None:
+        """Dials members through the relays that this node is connected with, while it is connected with no member."""
+        while True:
+            came = self._came
+            if not len(self._private.table):
+                await self._look_for_members()
+            with trio.move_on_after(SEEK_EVERY_S):
+                await came.wait()
+                await trio.sleep(SETTLE_S)  # (the contacts that are remembered are dialled at the same time)
+
+    async def _look_for_members(self) -> None:
+        door, public = self._private.host.settings.door, self._public
+        wanted = [member for member in door.members() if member != public.peer_id] if door else []
+        for relay in public.peers()[:MAX_RELAYS]:
+            for member in random.sample(wanted, min(MAX_SOUGHT, len(wanted))):
+                if len(self._private.table):
+                    return
+                known = public.host.addresses_of(relay)[:1]
+                try:
+                    candidates = [addresses.circuit(address, relay) for address in known]
+                    await self._private.host.outbound.dial(member, candidates, Origin.REMEMBERED)
+                except NetworkError as exc:
+                    log.debug("member_not_found", peer=peer_text(member), relay=peer_text(relay), reason=str(exc))
 
     def peers(self) -> list[bytes]:
         return [*self._public.peers(), *self._private.peers()]
@@ -72,6 +112,6 @@ async def open_carrier(private: Libp2pNetwork, settings: NetworkSettings) -> Asy
     of the open network as ``bootstrap``."""
     async with open_network(settings) as public, trio.open_nursery() as nursery:
         carrier = Carrier(private, public)
-        nursery.start_soon(carrier.follow)
+        nursery.start_soon(carrier.run)
         yield carrier
         nursery.cancel_scope.cancel()

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +69,20 @@ async def running(where: Place) -> AsyncIterator[Running]:
             nursery.cancel_scope.cancel()
 
 
-def invitation(at: Place, by: Running, lifetime_s: int = 3_600, uses: int = 1, now: float | None = None) -> str:
-    """An invitation of the keeper ``at``, which names the node ``by``."""
+def invitation(
+    at: Place,
+    by: Running,
+    lifetime_s: int = 3_600,
+    uses: int = 1,
+    now: float | None = None,
+    only: Sequence[str] = (),
+) -> str:
+    """An invitation of the keeper ``at``, which names the node ``by``. only: its addresses that are named."""
     secret = os.urandom(16)
     with authority_of(at.data_dir, NAME) as authority:
         issued = authority.invite(secret, lifetime_s, uses, time.time() if now is None else now)
         swarm = authority.roster.swarm
-    named = contact(peer_text(by.place.peer), by.network.addresses())
+    named = contact(peer_text(by.place.peer), only or by.network.addresses())
     return invitation_text(Invitation(swarm=swarm, secret=secret, name=NAME, expires=issued.expires, contacts=(named,)))
 
 
