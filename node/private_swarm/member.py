@@ -56,6 +56,8 @@ class PrivateSwarm:
                 f"the private swarm {name} knows this node under another identity; ask for a new invitation"
             )
         self._is_keeper = content.held is not None
+        self._is_told = False
+        """Whether the user has been told that a member does not let this node in."""
         self._seen = self._file_state()
         self._network: Network | None = None
         self._changed = trio.Event()
@@ -92,7 +94,8 @@ class PrivateSwarm:
         match answer:
             case Roster():
                 return await self._adopt(answer) in (Adoption.NEW, Adoption.OLD)
-            case JoinRefused(reason="removed"):
+            case JoinRefused(reason="removed") if not self._is_told:
+                self._is_told = True  # (once: this node goes on trying, since one member may be wrong)
                 log.warning("not_let_in", swarm=self._name, hint="a member says that this node is no longer a member")
         return False
 

@@ -50,8 +50,13 @@ class Carrier:
         """Never returns."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervised, self._seek_members)
+            nursery.start_soon(self._drop_events)
             nursery.start_soon(self._follow, self._private.table)
             nursery.start_soon(self._follow, self._public.table)
+
+    async def _drop_events(self) -> None:
+        async for _ in self._public.events():
+            pass  # (nothing of the open network is used, but its queue must not grow)
 
     async def _follow(self, table: PeerTable) -> None:
         while True:

@@ -11,7 +11,7 @@ from mycelia.node.network.libp2p.network import open_network
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.storage.private_swarms import read_swarm, store_membership
-from tests.node.network.libp2p.network_helpers import HIDDEN, PATIENCE_S, eventually, node
+from tests.node.network.libp2p.network_helpers import HIDDEN, PATIENCE_S, eventually, hello, node
 from tests.node.private_swarm.swarms import NAME, Place, Running, invitation, join, keeper, place, running
 from tests.node.private_swarm.test_member import is_answered
 
@@ -58,3 +58,17 @@ async def test_members_whose_addresses_are_forgotten_meet_at_a_common_relay(tmp_
             async with running(guest) as other, carried(other, relay.addresses()[0]):
                 await eventually(lambda: at.peer in other.network.peers())
                 assert peer_text(relay.peer_id) in other.network.remote_address(at.peer)
+
+
+async def test_what_relays_send_besides_circuits_does_not_pile_up(tmp_path: Path) -> None:
+    at = keeper(tmp_path)
+    with trio.fail_after(PATIENCE_S):
+        async with open_network(node()) as relay, running(at) as home:
+            plain = NetworkSettings(identity=at.identity, bootstrap=(relay.addresses()[0],), overlay=False)
+            async with open_network(plain) as public, trio.open_nursery() as nursery:
+                nursery.start_soon(Carrier(home.network, public).run)
+                await eventually(lambda: public.peers() == [relay.peer_id])
+                await relay.send(at.peer, hello())
+                await public.disconnect(relay.peer_id)
+                await eventually(lambda: not public.events_queue.waiting)
+                nursery.cancel_scope.cancel()
