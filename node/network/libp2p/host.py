@@ -42,6 +42,7 @@ from mycelia.node.network.libp2p.observed import Observed
 from mycelia.node.network.libp2p.outbound import ADDRESS_TTL_S, DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Outbound
 from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.libp2p.services import run_service
+from mycelia.node.network.libp2p.starvation import Starvation
 from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.network import NetworkSettings, Reachability
@@ -76,7 +77,7 @@ class _Tcp(TCP):
 class Host:
     """One libp2p host: TCP, Noise and Yamux only. Peers are bytes here; addresses are Multiaddr."""
 
-    def __init__(self, settings: NetworkSettings, table: PeerTable) -> None:
+    def __init__(self, settings: NetworkSettings, table: PeerTable, starvation: Starvation) -> None:
         check_private_names()
         apply_module_fixes(settings.debug)
         self.settings = settings
@@ -96,7 +97,7 @@ class Host:
         self._fix(swarm)
         self.inbound = Inbound(swarm, settings, self.keys)
         self.streams = InboundStreams(self._host, swarm, self.inbound)
-        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self.keys)
+        self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self.keys, starvation)
         self.observed = Observed()
         take_over_identify(self._host, table, self.observed)
 

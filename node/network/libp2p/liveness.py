@@ -10,7 +10,6 @@ its processor time: nearly all of them pass only because bytes came meanwhile.
 """
 
 import random
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -20,6 +19,7 @@ from libp2p.abc import INetConn
 
 from mycelia.node.network.libp2p.closing import close_connection
 from mycelia.node.network.libp2p.peers import PeerTable, peer_of
+from mycelia.node.network.libp2p.starvation import STARVED_S, Starvation
 from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
@@ -32,32 +32,12 @@ PING_SPREAD = 0.1
 """Share of the interval that is drawn at random each time. The side that dialled takes the earlier half of it, so that
 the two sides seldom ping at once."""
 PING_DEADLINE_S = 5.0
-STARVED_S, MAX_STARVED = 1.0, 6
-"""A ping without an answer counts only if this process was not kept from running for longer, and at most so many pings
-in a row do not count."""
+MAX_STARVED = 6
+"""A ping without an answer does not count if this process was starved, but at most so many in a row."""
 ROUND_TRIP_INTERVAL_S = 30.0
 """Interval at which round trips are measured, even when the peer is never silent."""
 STEP_S = 0.25
 """Time between two looks. What would be late at the next look is done at this one."""
-
-
-class Starvation:
-    """Measures for how long this process could not run, for want of a processor or because the machine slept."""
-
-    MIN_LATE_S = 0.05
-
-    def __init__(self) -> None:
-        self._late: deque[tuple[float, float]] = deque(maxlen=256)
-        """(the time of a delay, its length), the latest delays."""
-
-    def note(self, now: float, late_s: float) -> None:
-        """A task ran ``late_s`` after its time. Mutates."""
-        if late_s > self.MIN_LATE_S:
-            self._late.append((now, late_s))
-
-    def late_s(self, since: float) -> float:
-        """Seconds for which the process could not run, since the time ``since``."""
-        return sum(late_s for at, late_s in self._late if at >= since)
 
 
 class Pulse:
@@ -118,9 +98,10 @@ class Pulse:
 class Liveness:
     """Watches the connections of one node."""
 
-    def __init__(self, table: PeerTable) -> None:
+    def __init__(self, table: PeerTable, starvation: Starvation) -> None:
+        """starvation: told by ``run`` how late it runs."""
         self._table = table
-        self.starvation = Starvation()
+        self._starvation = starvation
         self._pulses: dict[INetConn, Pulse] = {}
 
     async def watch(self, connection: INetConn) -> None:
@@ -128,7 +109,7 @@ class Liveness:
         muxer = connection.muxed_conn
         assert isinstance(muxer, YamuxConnection), "no other muxer is offered"
         pulse = self._pulses[connection] = Pulse(muxer, partial(self._table.record_round_trip, muxer))
-        pulse.look(trio.current_time(), self.starvation)
+        pulse.look(trio.current_time(), self._starvation)
         try:
             await muxer.wait_closed()
         finally:
@@ -142,8 +123,8 @@ class Liveness:
                 due = trio.current_time() + STEP_S
                 await trio.sleep_until(due)
                 now = trio.current_time()
-                self.starvation.note(now, now - due)
-                silent = [one for one, pulse in self._pulses.items() if not pulse.look(now, self.starvation)]
+                self._starvation.note(now, now - due)
+                silent = [one for one, pulse in self._pulses.items() if not pulse.look(now, self._starvation)]
                 for connection in silent:
                     del self._pulses[connection]
                     log.info("peer is silent", peer=peer_text(peer_of(connection)))

@@ -83,6 +83,7 @@ class Libp2pNetwork:
         from mycelia.node.network.libp2p.punching import Punching
         from mycelia.node.network.libp2p.relay_server import RelayServer
         from mycelia.node.network.libp2p.relaying import Relaying
+        from mycelia.node.network.libp2p.starvation import Starvation
         from mycelia.node.network.libp2p.streams import Streams
         from mycelia.node.network.libp2p.upgrading import Upgrades
 
@@ -97,8 +98,9 @@ class Libp2pNetwork:
             any(addresses.is_global(addresses.parse_announce(text)) for text in settings.announce),
             self._moved,
         )
-        self._liveness = Liveness(self.table)
-        self.host = Host(settings, self.table)
+        starvation = Starvation()
+        self._liveness = Liveness(self.table, starvation)
+        self.host = Host(settings, self.table, starvation)
         self.streams = Streams(self.host, self.events_queue, self._charge)
         self.gossip: GossipService | None = None
         if settings.overlay:

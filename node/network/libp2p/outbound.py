@@ -28,6 +28,7 @@ from mycelia.node.network.libp2p import door, negotiation
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
 from mycelia.node.network.libp2p.dial_errors import explained, is_silent, root_cause
 from mycelia.node.network.libp2p.peers import PeerTable, is_relayed, peer_of
+from mycelia.node.network.libp2p.starvation import STARVED_S, Starvation
 from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.names import NO_FAMILY, NameFailure, Names, SystemResolver
 from mycelia.node.network.network import DialError, NetworkError, NetworkSettings
@@ -73,11 +74,13 @@ class Outbound:
         settings: NetworkSettings,
         wanted: set[bytes],
         keys: SwarmKeys,
+        starvation: Starvation,
     ) -> None:
         """wanted: peers whose connections always get a place. Dials of origin OWN add their peer to it."""
         self._host = host
         self._swarm = swarm
         self._table = table
+        self._starvation = starvation
         self._me = settings.identity.peer_id
         self._keys = keys
         self._door = settings.door
@@ -166,7 +169,7 @@ class Outbound:
                 await self._dial_admitted(peer, address, origin is Origin.TOLD)
         except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
             failures.append(Attempt(addresses.place_of(address), *explained(exc)))
-            if is_silent(exc):
+            if is_silent(exc) and self._starvation.late_s(now) < STARVED_S:
                 self._note_silent(text, now)
         else:
             self._host.get_peerstore().add_addrs(ID(peer), [address], ADDRESS_TTL_S)

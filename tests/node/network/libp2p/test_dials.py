@@ -16,6 +16,7 @@ from mycelia.node.network.libp2p import identify, outbound
 from mycelia.node.network.libp2p.identify import identified
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.libp2p.outbound import MAX_PARALLEL_DIALS, Origin
+from mycelia.node.network.libp2p.starvation import STARVED_S, Starvation
 from mycelia.node.network.names import Names
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
@@ -221,3 +222,13 @@ async def test_a_circuit_is_tried_when_the_direct_address_had_its_time(monkeypat
         with pytest.raises(NetworkError):
             await one.host.outbound.dial(new_identity().peer_id, [*circuits, public])
         assert order == ["direct", "circuit"] and trio.current_time() - began >= 2 * outbound.HEAD_START_S
+
+
+async def test_a_dial_of_a_starved_process_says_nothing_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "DIAL_DEADLINE_S", 0.1)
+    monkeypatch.setattr(Starvation, "late_s", lambda self, since: STARVED_S)
+    async with open_network(light_client()) as one, trapped() as trap:
+        peer = new_identity().peer_id
+        for _ in range(2):
+            await told(one, peer, trap.address)
+        assert trap.num_connections == 2

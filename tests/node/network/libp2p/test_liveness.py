@@ -9,6 +9,7 @@ from libp2p.peer.id import ID
 from trio.testing import MockClock
 
 from mycelia.node.network.libp2p import liveness
+from mycelia.node.network.libp2p.starvation import STARVED_S, Starvation
 from tests.node.network.libp2p.network_helpers import eventually, node
 from tests.node.network.libp2p.test_network import connect, opened
 
@@ -42,7 +43,7 @@ class Muxer:
         self.num_forgotten += 1
 
 
-def watched(muxer: Muxer, starvation: liveness.Starvation, until: float) -> float:
+def watched(muxer: Muxer, starvation: Starvation, until: float) -> float:
     """Looks at ``muxer`` each step, and returns when its peer was found silent; infinity: never until ``until``."""
     pulse = liveness.Pulse(muxer, lambda seconds: None)  # type: ignore[arg-type]
     while muxer.now < until:
@@ -60,7 +61,7 @@ def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("silent_s", [0.0, 7.0, 20.0])
 def test_only_a_silent_peer_is_pinged(silent_s: float) -> None:
     muxer = Muxer(silent_at=silent_s, answers_at=0.0)
-    assert watched(muxer, liveness.Starvation(), until=silent_s + liveness.PING_INTERVAL_S) == math.inf
+    assert watched(muxer, Starvation(), until=silent_s + liveness.PING_INTERVAL_S) == math.inf
     first, *others = muxer.pinged_at
     assert first == 0.0  # (it measures the round trip)
     assert len(others) == 1
@@ -70,7 +71,7 @@ def test_only_a_silent_peer_is_pinged(silent_s: float) -> None:
 
 def test_round_trips_are_measured_again() -> None:
     muxer = Muxer(silent_at=1e9, answers_at=0.0)
-    watched(muxer, liveness.Starvation(), until=liveness.ROUND_TRIP_INTERVAL_S + 1)
+    watched(muxer, Starvation(), until=liveness.ROUND_TRIP_INTERVAL_S + 1)
     first, again = muxer.pinged_at
     assert again - first == pytest.approx(liveness.ROUND_TRIP_INTERVAL_S, abs=liveness.STEP_S)
 
@@ -78,39 +79,40 @@ def test_round_trips_are_measured_again() -> None:
 @pytest.mark.usefixtures("no_jitter")
 def test_a_silent_peer_is_found_in_time() -> None:
     muxer = Muxer(silent_at=0.0)
-    found_at = watched(muxer, liveness.Starvation(), until=60.0)
+    found_at = watched(muxer, Starvation(), until=60.0)
     assert liveness.PING_DEADLINE_S - liveness.STEP_S <= found_at - muxer.pinged_at[0] <= liveness.PING_DEADLINE_S
     assert len(muxer.pinged_at) == muxer.num_forgotten == 1
 
 
 def test_a_peer_that_sends_bytes_is_there_though_it_answers_no_ping() -> None:
     muxer = Muxer(silent_at=1e9)
-    assert watched(muxer, liveness.Starvation(), until=120.0) == math.inf
+    assert watched(muxer, Starvation(), until=120.0) == math.inf
     assert muxer.num_forgotten >= len(muxer.pinged_at) - 1 >= 3
 
 
 def test_a_starved_process_accuses_no_peer_at_once() -> None:
-    muxer, starvation = Muxer(silent_at=0.0), liveness.Starvation()
+    muxer, starvation = Muxer(silent_at=0.0), Starvation()
     for second in range(100):
-        starvation.note(float(second), liveness.STARVED_S)
+        starvation.note(float(second), STARVED_S)
     found_at = watched(muxer, starvation, until=60.0)
     assert len(muxer.pinged_at) == liveness.MAX_STARVED
     assert found_at > (liveness.MAX_STARVED - 1) * (liveness.PING_DEADLINE_S - liveness.STEP_S)
 
 
 def test_a_peer_that_answers_after_the_starvation_is_there() -> None:
-    muxer, starvation = Muxer(silent_at=0.0, answers_at=liveness.PING_DEADLINE_S / 2), liveness.Starvation()
-    starvation.note(1.0, liveness.STARVED_S)
+    muxer, starvation = Muxer(silent_at=0.0, answers_at=liveness.PING_DEADLINE_S / 2), Starvation()
+    starvation.note(1.0, STARVED_S)
     assert watched(muxer, starvation, until=2 * liveness.PING_DEADLINE_S) == math.inf
     assert len(muxer.pinged_at) >= 2
 
 
 async def test_starvation_is_measured_on_the_clock(autojump_clock: MockClock) -> None:
-    watching = liveness.Liveness(Table())  # type: ignore[arg-type]
+    starvation = Starvation()
+    watching = liveness.Liveness(Table(), starvation)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watching.run)
         await trio.sleep(10)
-        assert watching.starvation.late_s(0.0) == 0.0
+        assert starvation.late_s(0.0) == 0.0
         nursery.cancel_scope.cancel()
 
 
