@@ -20,7 +20,7 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test coverage nightly interop check fuzz soak lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test coverage nightly interop lab check fuzz soak lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -80,6 +80,9 @@ nightly: $(ready) $(programs)  ## real nodes under faults, and the property test
 
 interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
+
+lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=2 at once (needs root)
+	@.venv/bin/python -m pytest -m lab -n $(JOBS) $(PYTEST_ARGS)
 
 fuzz: N = 1000000
 fuzz: $(ready)  ## hostile inputs for what strangers can reach, N=1000000 of them; SEED=1 for the same ones again

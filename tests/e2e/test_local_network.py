@@ -78,7 +78,7 @@ def key_file(folder: Path, byte: str) -> list[str]:
     return ["--swarm-key", str(path)]
 
 
-@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+@pytest.mark.parametrize("family", ["IPv4", pytest.param("IPv6", marks=pytest.mark.lab)])
 async def test_nodes_of_one_network_meet(bridge: Bridge, swarm: LocalSwarm, family: str) -> None:
     with trio.fail_after(DEADLINE_S):
         nodes = []
@@ -91,6 +91,7 @@ async def test_nodes_of_one_network_meet(bridge: Bridge, swarm: LocalSwarm, fami
         assert took_s < PATIENCE_S
 
 
+@pytest.mark.lab
 async def test_members_of_a_private_swarm_meet_and_nobody_else(
     bridge: Bridge, swarm: LocalSwarm, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ while True:
 """
 
 
+@pytest.mark.lab
 async def test_a_flood_of_answers_is_bounded(bridge: Bridge, swarm: LocalSwarm) -> None:
     """A stranger in the network tells of thousands of peers, at addresses of its network and elsewhere."""
     flooder, host, other = [bridge.host(f"192.168.77.{number}/24") for number in (1, 2, 3)]

@@ -18,6 +18,7 @@ from tests.e2e.internet import PORT, Internet, can_make_routers, inside, public_
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.lab,
     pytest.mark.skipif(not can_make_routers(), reason="needs root, iproute2, nftables and a kernel that translates"),
 ]
 DEAD = "12D3KooWAfZBCCDd6BbP7yJHgFv6FAzLRyDjVYDd9K7PhFBgnQ3L"

@@ -79,6 +79,7 @@ async def examined(home: Home, bootstrap: list[str], data_dir: Path) -> dict[str
     return {line["what"]: line for line in json.loads(done.stdout)["outlook"]}
 
 
+@pytest.mark.lab
 async def test_the_doctor_tells_which_kind_of_router_there_is(
     internet: Internet, swarm: LocalSwarm, tmp_path: Path
 ) -> None:
@@ -102,7 +103,13 @@ async def test_the_doctor_tells_which_kind_of_router_there_is(
         assert forwarded["NAT"]["ok"] and forwarded["reachable"]["ok"]
 
 
-@pytest.mark.parametrize("network", [0, 1], ids=["different private networks", "the same private addresses"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(0, id="different private networks"),
+        pytest.param(1, id="the same private addresses", marks=pytest.mark.lab),
+    ],
+)
 async def test_two_homes_find_and_ask_each_other_through_a_relay(
     internet: Internet, swarm: LocalSwarm, network: int
 ) -> None:
@@ -148,6 +155,7 @@ async def test_a_forwarded_port_is_found_and_announced_without_an_option(interne
         assert (await row_of(homes[1], nodes[1], peer))["address"] == f"/ip4/{homes[0].public}/tcp/{PORT}"
 
 
+@pytest.mark.lab
 async def test_homes_with_only_ipv6_and_only_ipv4_meet(internet: Internet, swarm: LocalSwarm) -> None:
     homes = [internet.home(Kind.IPV6), internet.home(Kind.FORWARDED), internet.home(Kind.IPV6)]
     with trio.fail_after(DEADLINE_S):
@@ -158,6 +166,7 @@ async def test_homes_with_only_ipv6_and_only_ipv4_meet(internet: Internet, swarm
         await asked_of_each_other(homes, nodes)
 
 
+@pytest.mark.lab
 async def test_a_home_with_another_public_address_is_back(internet: Internet, swarm: LocalSwarm) -> None:
     """Its connections are gone without a word, as are those of its peers with it."""
     home = internet.home(Kind.RESTRICTED)

@@ -66,31 +66,40 @@ async def at_home(swarm: LocalSwarm, home: Home, bootstrap: str, *options: str) 
 
 async def test_a_home_is_dialled_directly_and_its_mapping_ends_with_it(internet: Internet, swarm: LocalSwarm) -> None:
     home, other = internet.home(), internet.home()
-    router = internet.serve_mappings(home, (*ALL_PROTOCOLS, *ALL_PORTS, *SHORT_LEASES))
+    router = internet.serve_mappings(home)
     with trio.fail_after(DEADLINE_S):
         bootstrap = await peer_in_the_open(swarm, internet)
         node = await at_home(swarm, home, bootstrap)
         mapped = await node.wait_event(lambda event: event.get("event") == "port_mapped")
         assert mapped["by"] == "PCP" and mapped["external"] == f"{home.public}:{PORT}"
         await until(router.leases)
-        ends_at = router.leases()[PORT]
 
         visitor = await at_home(swarm, other, bootstrap)
         await visitor.wait_peers(2)
         me = (await node.wait_ready()).peer
         assert (await peers_at(visitor, other.namespace))[me] == f"/ip4/{home.public}/tcp/{PORT}"
 
-        await until(lambda: router.leases()[PORT] > ends_at)
         await node.stop()
         assert router.leases() == {}
 
-        again = await at_home(swarm, home, bootstrap)
-        await again.wait_event(lambda event: event.get("event") == "port_mapped")
+
+@pytest.mark.lab
+async def test_a_mapping_is_renewed_and_ends_soon_after_a_node_that_was_killed(
+    internet: Internet, swarm: LocalSwarm
+) -> None:
+    home = internet.home()
+    router = internet.serve_mappings(home, (*ALL_PROTOCOLS, *ALL_PORTS, *SHORT_LEASES))
+    with trio.fail_after(DEADLINE_S):
+        node = await at_home(swarm, home, await peer_in_the_open(swarm, internet))
+        await node.wait_event(lambda event: event.get("event") == "port_mapped")
         await until(router.leases)
-        again.kill()
+        ends_at = router.leases()[PORT]
+        await until(lambda: router.leases()[PORT] > ends_at)
+        node.kill()
         await until(lambda: not router.leases())
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("protocol", ["NAT-PMP", "UPnP"])
 async def test_the_doctor_tells_what_the_router_would_do(
     internet: Internet, swarm: LocalSwarm, tmp_path: Path, protocol: str
@@ -109,6 +118,7 @@ async def test_the_doctor_tells_what_the_router_would_do(
         assert router.leases() == {}
 
 
+@pytest.mark.lab
 async def test_a_node_that_must_not_ask_stays_behind_its_relay(internet: Internet, swarm: LocalSwarm) -> None:
     home = internet.home()
     router = internet.serve_mappings(home)
@@ -118,6 +128,7 @@ async def test_a_node_that_must_not_ask_stays_behind_its_relay(internet: Interne
         assert router.leases() == {} and "port_mapped" not in node.counts
 
 
+@pytest.mark.lab
 async def test_a_router_that_gives_another_port_and_one_that_lies(internet: Internet, swarm: LocalSwarm) -> None:
     """Only what peers find open is announced: the mapped port at the address that they see, and nothing of a router
     that claims another address, behind a second one."""
@@ -151,6 +162,7 @@ async def taken(router: Router, port: int, external_port: int) -> Mapping:
     raise AssertionError("the router gives nothing")
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("make", [PcpRouter, UpnpRouter])
 def test_a_mapping_in_each_protocol(internet: Internet, make: Callable[[str], Router]) -> None:
     home = internet.home()
