@@ -4,11 +4,9 @@
 and when it moves. This module holds the streams to the serving nodes and the frames to the client.
 """
 
-import codecs
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import assert_never
 
 import msgspec
@@ -21,6 +19,7 @@ from mycelia.node.errors import BusyError, first_error
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
+from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import SendFrame, serve_request
 from mycelia.node.telemetry.requests import RequestLog
@@ -33,13 +32,12 @@ from mycelia.proto.cache.sharing import owner_of
 from mycelia.proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
 from mycelia.proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from mycelia.proto.routing.choose import Decision
-from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
+from mycelia.proto.wire.blocks import token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError, MyceliaError, RemoteError
 from mycelia.proto.wire.messages import (
     MAX_CANDIDATES,
     MAX_SMALL,
-    MAX_TEXT_TOKENS,
     STILL_THERE,
     Accepted,
     Answered,
@@ -53,8 +51,6 @@ from mycelia.proto.wire.messages import (
     Route,
     Sampling,
     ServingFrame,
-    Text,
-    TokenLogprobs,
     Tokens,
 )
 
@@ -71,40 +67,6 @@ TOO_SLOW = "the client read the answer too slowly, and too much of it was waitin
 
 SilenceS = Callable[[bytes, int], float]
 """``Overlay.silence_s``."""
-
-
-@dataclass
-class _Running:
-    frames: AnswerFrames
-    started_at: float
-    deadline_s: float | None
-    """Counted from ``started_at``; None: no limit."""
-    client: bytes
-    """See ``Entry.ask``."""
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
-    )
-    untold: list[int] = field(default_factory=list)
-    held: str = ""
-    """Tokens that were not sent to the client yet, and their text up to its last whole character. A frame that ends
-    inside a character, which is rare, waits for the next one. So the client's text is always the text of the client's
-    tokens, and the answer can continue at another node with neither a gap nor a repetition."""
-    first_token_at: float | None = None
-    was_told: bool = True
-    """Whether a frame was sent since the last check, or the request came after it."""
-    attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
-    expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
-
-    is_read_too_slowly: bool = False
-    """More bytes wait than allowed: the answer is about to be ended."""
-
-    def tell(self, frame: EntryFrame) -> None:
-        self.was_told = True
-        if not self.frames.put(frame):
-            self.is_read_too_slowly = True
-
-    def left_s(self) -> float | None:
-        return None if self.deadline_s is None else self.started_at + self.deadline_s - trio.current_time()
 
 
 class Entry:
@@ -128,7 +90,7 @@ class Entry:
         self._network = network
         self._handle = handle
         self._silence_s = silence_s
-        self._running: dict[bytes, _Running] = {}
+        self._running: dict[bytes, RunningAnswer] = {}
         self._waiting = ByteShares(MAX_WAITING_BYTES)
         self._nursery: trio.Nursery | None = None
 
@@ -161,7 +123,7 @@ class Entry:
         request_id = self._requests.new_id(ask.request_id)
         self._requests.entered(request_id, ask.model or self._engine.info.name, client)
         frames = AnswerFrames(self._waiting, self._subnet(client))
-        running = self._running[request_id] = _Running(frames, trio.current_time(), deadline_s, client)
+        running = self._running[request_id] = RunningAnswer(frames, trio.current_time(), deadline_s, client)
         if deadline_s is not None:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
@@ -178,7 +140,7 @@ class Entry:
                 del self._running[request_id]
                 self._requests.cancelled(request_id)
 
-    async def _expire(self, request_id: bytes, running: _Running) -> None:
+    async def _expire(self, request_id: bytes, running: RunningAnswer) -> None:
         """Cancels a request at its deadline. A task of its own, because the client may not be reading."""
         with running.expiry:
             await trio.sleep(max(0.0, running.left_s() or 0.0))
@@ -294,13 +256,12 @@ class Entry:
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
                     self._requests.first_token(effect.request_id)
-                running.untold.extend(effect.tokens)
-                self._send_text(running, effect.text, effect.logprobs)
+                running.deliver(effect.text, effect.tokens, effect.logprobs)
                 if running.is_read_too_slowly:
                     assert self._nursery is not None
                     self._nursery.start_soon(self._give_up_on_reader, effect.request_id)
             case Finish():
-                self._send_text(running, b"", (), is_last=True)
+                running.deliver(b"", is_last=True)
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
                 answered = answered_frame(effect, ttft_s)
                 self._requests.answered(effect.request_id, answered)
@@ -319,21 +280,6 @@ class Entry:
             case _:
                 assert_never(effect)
 
-    def _send_text(
-        self, running: _Running, data: bytes, logprobs: tuple[TokenLogprobs, ...], is_last: bool = False
-    ) -> None:
-        text, was_held = running.decoder.decode(data, is_last), running.held
-        if was_held:
-            running.tell(Text(text=was_held))
-            running.held = ""
-        is_whole = is_last or was_held or not running.decoder.getstate()[0]
-        if not is_whole:
-            running.held, text = text, ""
-        told = running.untold[:MAX_TEXT_TOKENS] if is_whole else []
-        if text or logprobs or told:
-            del running.untold[: len(told)]
-            running.tell(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))
-
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)
         if isinstance(frame, Failed):
@@ -343,7 +289,7 @@ class Entry:
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, effect: Dispatch, running: _Running, scope: trio.CancelScope) -> None:
+    async def _attempt(self, effect: Dispatch, running: RunningAnswer, scope: trio.CancelScope) -> None:
         """One attempt at one node. A supervisor's edge: any error becomes an event and ends the attempt, never the
         node."""
         request_id, attempt = effect.request_id, effect.attempt

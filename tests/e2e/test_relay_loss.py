@@ -16,6 +16,7 @@ from tests.e2e.test_nat import LISTEN, internet, public_peers, row_of, told
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.lab,
     pytest.mark.skipif(not can_make_routers(), reason="needs root, iproute2, nftables and a kernel that translates"),
 ]
 __all__ = ["internet"]

@@ -12,12 +12,14 @@ import pytest
 import trio
 import trio.testing
 
+from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.memory import MemorySwarm
 from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from mycelia.node.requests.answer_frames import AnswerFrames
-from mycelia.node.requests.entry import ASK, KEEP_ALIVE_S, Entry, _Running
+from mycelia.node.requests.entry import ASK, KEEP_ALIVE_S, Entry
 from mycelia.node.requests.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, AnswerSoFar, OpenEntry, rejoining
+from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.byte_shares import ByteShares
@@ -319,31 +321,29 @@ async def test_who_has_only_just_come_is_told_nothing(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """Otherwise a refusal a moment later could no longer be the status of the response."""
-    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
+    engine = FakeEngine(FakeSettings())
+    entry = Entry(engine, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     await trio.sleep(0.9 * KEEP_ALIVE_S)
-    waiting = AnswerFrames(ByteShares(1_000_000), "")
-    entry._running[bytes(16)] = _Running(waiting, 0.0, None, b"")
-    await trio.sleep(KEEP_ALIVE_S)
-    assert not waiting
-    await trio.sleep(KEEP_ALIVE_S)
-    assert await anext(waiting) == STILL_THERE
-    await trio.sleep(3 * KEEP_ALIVE_S)
-    assert len(waiting) == 1, "as long as nobody reads, no more"
+    async with entry.ask(an_ask("a prompt that nobody ever answers")) as waiting:
+        assert isinstance(waiting, AnswerFrames)
+        await trio.sleep(KEEP_ALIVE_S)
+        assert not waiting
+        await trio.sleep(KEEP_ALIVE_S)
+        assert await anext(waiting) == STILL_THERE
+        await trio.sleep(3 * KEEP_ALIVE_S)
+        assert len(waiting) == 1, "as long as nobody reads, no more"
 
 
 async def test_text_and_tokens_never_come_apart() -> None:
     """Frames may end inside a character, as those of a full batch do."""
     waiting = AnswerFrames(ByteShares(1_000_000), "")
-    running = _Running(waiting, 0.0, None, b"")
-    entry = Entry(None, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
+    running = RunningAnswer(waiting, 0.0, None, b"")
     euro = "€".encode()
     for tokens, data in (([1], b"a" + euro[:1]), ([2], euro[1:] + b"b"), ([3], euro[:2]), ([4], b""), ([5], euro[2:])):
-        running.untold.extend(tokens)
-        entry._send_text(running, data, ())
-    running.untold.extend([6] * (MAX_TEXT_TOKENS + 1))
-    entry._send_text(running, b"c", ())
-    entry._send_text(running, b"", (), is_last=True)
+        running.deliver(data, tokens)
+    running.deliver(b"c", [6] * (MAX_TEXT_TOKENS + 1))
+    running.deliver(b"", is_last=True)
     waiting.close()
     frames = [frame async for frame in waiting]
     assert text_of(frames) == "a€b€c" and told_tokens(frames)[:5] == [1, 2, 3, 4, 5]

@@ -23,7 +23,7 @@ def test_the_number_of_private_names_does_not_grow(record_property: Callable[[st
 
 
 def test_every_private_name_in_use_is_listed() -> None:
-    """Every attribute ``._name`` in the package's code is defined by the package itself or is in the list."""
+    """Every private attribute in the package's code is defined by the package itself or is in the list."""
     used: dict[str, str] = {}
     own: set[str] = set()
     for path in Path(fixes.__file__).parent.rglob("*.py"):

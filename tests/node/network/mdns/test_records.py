@@ -6,8 +6,7 @@ from ipaddress import ip_address
 import dns.message
 import pytest
 from multiaddr import Multiaddr
-from zeroconf._dns import DNSPointer, DNSService, DNSText
-from zeroconf._protocol.incoming import DNSIncoming
+from zeroconf import DNSIncoming, DNSPointer, DNSService, DNSText  # type: ignore[attr-defined]  # (untyped exports)
 
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.mdns.records import MAX_ADDRESSES, MAX_TEXT_BYTES, Found, Question, Records, service_of
@@ -17,6 +16,7 @@ PEER = new_identity().peer_id
 TOLD = [f"/ip4/192.168.1.2/tcp/{port}/p2p/{peer_text(PEER)}" for port in (7117, 7118)]
 HOST = ip_address("192.168.1.2")
 KEY = bytes(range(32))
+SERVICE = "_p2p._udp.local."
 
 
 def records(key: bytes = b"", seed: int = 1) -> Records:
@@ -49,20 +49,20 @@ def test_zeroconf_reads_an_answer() -> None:
     """It is the strictest implementation and wants a pointer, a service, an address and a text of one name."""
     told = DNSIncoming(records().answer(TOLD, HOST, 7117)).answers()
     (pointer,) = [one for one in told if isinstance(one, DNSPointer)]
-    assert pointer.name == "_p2p._udp.local." and pointer.alias.endswith("._p2p._udp.local.") and pointer.ttl == 120
+    assert pointer.name == SERVICE and pointer.alias.endswith(f".{SERVICE}") and pointer.ttl == 120
     assert 32 <= len(pointer.alias.partition(".")[0]) <= 63
     (service,) = [one for one in told if isinstance(one, DNSService)]
     (text,) = [one for one in told if isinstance(one, DNSText)]
     assert service.name == text.name == pointer.alias and service.port == 7117
     assert text.text == b"".join(bytes([len(one) + 8]) + b"dnsaddr=" + one.encode() for one in TOLD)
     (services,) = DNSIncoming(records().answer_for_all()).answers()
-    assert isinstance(services, DNSPointer) and services.alias == "_p2p._udp.local."
+    assert isinstance(services, DNSPointer) and services.alias == SERVICE
 
 
 def answer_of_js(*texts: str, name: str = "abc") -> bytes:
     """A packet of js-libp2p: all in the answer section, and a TXT record for each address."""
-    lines = [f"_p2p._udp.local. 120 IN PTR {name}._p2p._udp.local."]
-    lines += [f'{name}._p2p._udp.local. 120 IN TXT "{text}"' for text in texts]
+    lines = [f"{SERVICE} 120 IN PTR {name}.{SERVICE}"]
+    lines += [f'{name}.{SERVICE} 120 IN TXT "{text}"' for text in texts]
     return dns.message.from_text("id 0\nflags QR AA\n;ANSWER\n" + "\n".join(lines)).to_wire()
 
 

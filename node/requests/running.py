@@ -1,0 +1,64 @@
+"""The part of an answer that its entry node keeps: what the client was told, and what still waits to be told."""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from mycelia.node.requests.answer_frames import AnswerFrames
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import MAX_TEXT_TOKENS, EntryFrame, Text, TokenLogprobs
+
+
+@dataclass
+class RunningAnswer:
+    """What the entry node knows of an answer on its way to the client."""
+
+    frames: AnswerFrames
+    started_at: float
+    deadline_s: float | None
+    """Counted from ``started_at``; None: no limit."""
+    client: bytes
+    """See ``Entry.ask``."""
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+    _untold: list[int] = field(default_factory=list)
+    _held: str = ""
+    """Tokens that were not sent to the client yet, and their text up to its last whole character. A frame that ends
+    inside a character, which is rare, waits for the next one. So the client's text is always the text of the client's
+    tokens, and the answer can continue at another node with neither a gap nor a repetition."""
+    first_token_at: float | None = None
+    was_told: bool = True
+    """Whether a frame was sent since the last check, or the request came after it."""
+    attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
+    expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    is_read_too_slowly: bool = False
+    """More bytes wait than allowed: the answer is about to be ended."""
+
+    def tell(self, frame: EntryFrame) -> None:
+        self.was_told = True
+        if not self.frames.put(frame):
+            self.is_read_too_slowly = True
+
+    def deliver(
+        self, data: bytes, tokens: Sequence[int] = (), logprobs: tuple[TokenLogprobs, ...] = (), is_last: bool = False
+    ) -> None:
+        """Tells the client the next bytes and tokens, up to the last whole character; at the end, the rest."""
+        self._untold.extend(tokens)
+        text, was_held = self._decoder.decode(data, is_last), self._held
+        if was_held:
+            self.tell(Text(text=was_held))
+            self._held = ""
+        is_whole = is_last or was_held or not self._decoder.getstate()[0]
+        if not is_whole:
+            self._held, text = text, ""
+        told = self._untold[:MAX_TEXT_TOKENS] if is_whole else []
+        if text or logprobs or told:
+            del self._untold[: len(told)]
+            self.tell(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))
+
+    def left_s(self) -> float | None:
+        return None if self.deadline_s is None else self.started_at + self.deadline_s - trio.current_time()
