@@ -42,11 +42,13 @@ class Hosts:
         return [place for host in self.hosts for place in host.places]
 
     async def start(self, num_nodes: int, num_per_process: int) -> None:
-        """Starts all nodes, one process after the other. All but the first know only the first one's address."""
+        """Starts all nodes, one process after the other. Those of a process know only one node of the process before.
+
+        (A node gives at most 96 of its places for connections to one address, and here all have the same.)"""
         bootstrap: list[str] = []
         for number, begun in enumerate(range(0, num_nodes, num_per_process), start=1):
             host = await self._start_host(number, min(num_per_process, num_nodes - begun), bootstrap)
-            bootstrap = bootstrap or [await host.process.address()]
+            bootstrap = [await host.process.address()]
 
     async def look(self, peers: Sequence[str]) -> list[Look]:
         """What each running node knows of ``peers``, which may contain the node itself."""

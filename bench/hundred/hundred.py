@@ -1,7 +1,7 @@
 """``mycelia bench hundred``: many real nodes on this machine, several to a process, beside the simulator's prediction.
 
-The nodes are those of ``mycelia node`` except for the engine, see ``host.py``. They start with the address of one of
-them and are asked what they know of each other until all know all. Then come a window of rest, prompts that enter at
+The nodes are those of ``mycelia node`` except for the engine, see ``host.py``. Each starts with the address of one of
+them and is asked what it knows of the others until all know all. Then come a window of rest, prompts that enter at
 random nodes, and the end of a fifth of all processes at once.
 
 The simulator gets the times at which the nodes were ready, the same prompts and the engine's rates.

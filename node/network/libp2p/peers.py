@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
@@ -30,6 +31,9 @@ MAX_LOST = 1_024
 """Lost peers that are remembered."""
 
 
+_subnet_of = lru_cache(maxsize=1_024)(subnet_of)
+
+
 @dataclass
 class _Peer:
     since: float
@@ -44,8 +48,8 @@ class _Peer:
     round_trip_s: float | None = None
     told_s: float | None = None
     """The round trip that ``on_round_trip`` was called with last."""
-    subnet: str = ""
-    """The subnet of the best connection. Every message is counted by it."""
+    address: str = ""
+    """The multiaddr of the peer's end of the best connection, by which every message is counted."""
 
 
 def is_relayed(connection: INetConn | IMuxedConn) -> bool:
@@ -130,7 +134,8 @@ class PeerTable(INotifee):
 
     def remote_address(self, peer: bytes) -> str:
         """The multiaddr of the peer's end of the best connection; empty: not connected."""
-        return next((remote_address(connection) for connection in self.connections(peer)), "")
+        entry = self._peers.get(peer)
+        return entry.address if entry else ""
 
     def teller_address(self, peer: bytes) -> str:
         """The multiaddr that decides which addresses ``peer`` may announce (``addresses.told_addresses``); empty:
@@ -146,8 +151,7 @@ class PeerTable(INotifee):
 
     def subnet(self, peer: bytes) -> str:
         """The subnet of the peer's end of a connection; empty: not connected."""
-        entry = self._peers.get(peer)
-        return entry.subnet if entry else ""
+        return _subnet_of(self.remote_address(peer))
 
     def round_trip_s(self, peer: bytes) -> float | None:
         entry = self._peers.get(peer)
@@ -198,7 +202,7 @@ class PeerTable(INotifee):
         is_better = not is_relayed(conn) and not self.is_direct(peer)
         is_first, is_late = not entry.connections, now - entry.newest_at > RESTART_S
         entry.connections[conn], entry.newest_at = trio.Event(), now
-        entry.subnet = subnet_of(self.remote_address(peer))
+        entry.address = next(map(remote_address, self.connections(peer)), "")
         self._on_connection(conn)
         _tell(entry)
         if is_better and not is_first:
@@ -213,7 +217,7 @@ class PeerTable(INotifee):
             return  # a connection that failed while it was being set up
         was_direct = self.is_direct(peer)
         entry.connections.pop(conn).set()
-        entry.subnet = subnet_of(self.remote_address(peer))
+        entry.address = next(map(remote_address, self.connections(peer)), "")
         _tell(entry)
         if entry.connections and was_direct and not self.is_direct(peer):
             self._on_moved(peer, self.remote_address(peer))

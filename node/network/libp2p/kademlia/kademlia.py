@@ -202,7 +202,8 @@ class Kademlia:
         lookup = Lookup[bytes](point_of(key), enough)
         walk = _Walk(kind, key, lookup)
         for peer in self.buckets.nearest(key, BUCKET_SIZE):
-            walk.hear(peer, self.server.contact(peer).addresses)
+            # (a connected peer is not dialled, and collecting its addresses is half of the cost of a lookup)
+            walk.hear(peer, () if peer in self._table else self.server.contact(peer).addresses)
         if len(walk.told) < WIDTH:
             for peer in self._table.peers():
                 walk.hear(peer, ())
