@@ -73,8 +73,8 @@ async def bench_hundred(bench: HundredBench) -> Report:
     swarm = Swarm([spec] * bench.num_nodes, RTT_S, connections=DEGREE)
     pair = compare(OWN_POLICY, run, requests_of(questions, prompts), swarm, bench.seed)
     rows = [
-        *[(f"known_{share:.0%}_s", "s", seconds) for share, seconds in known_s.items()],
-        *[(f"sim_known_{share:.0%}_s", "s", seconds) for share, seconds in crowd.known_s.items()],
+        *[(f"known_{100 * share:.0f}_s", "s", seconds) for share, seconds in known_s.items()],
+        *[(f"sim_known_{100 * share:.0f}_s", "s", seconds) for share, seconds in crowd.known_s.items()],
         *rest,
         ("sim_connections", "per node", crowd.connections),
         ("sim_digest_rx_bytes_per_s", "bytes/s a node", crowd.received_per_s),
