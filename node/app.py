@@ -189,7 +189,7 @@ class Node:
 
     async def keep_reachable(self, mapper: PortMapper | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""
-        await keep_reachable(self._network, self._connected, lambda: self._driver.joined, mapper)
+        await keep_reachable(self._network, self._connected, self._driver.joined, mapper)
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self.overlay.peers(self._driver.now())]

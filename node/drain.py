@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import structlog
 import trio
 
+from mycelia.node.signals import Signal
+
 log = structlog.get_logger()
 
 TELL_S = 5.0
@@ -17,7 +19,7 @@ class Drain:
 
     def __init__(self) -> None:
         self._num_working = 0
-        self._changed = trio.Event()
+        self._changed = Signal()
         self.begin: Callable[[], None] = lambda: None
         """Called once, when the node stops accepting requests."""
 
@@ -30,8 +32,7 @@ class Drain:
         finally:
             self._num_working -= 1
             if not self._num_working:
-                self._changed.set()
-                self._changed = trio.Event()
+                self._changed.notify()
 
     async def leave(self, within_s: float) -> None:
         """Waits until all work is finished, at most ``within_s`` seconds. Unfinished requests then continue at other

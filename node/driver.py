@@ -1,6 +1,7 @@
 """Drives an ``Overlay``: network and timers become events, effects become IO. Holds no rule of the protocol."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import assert_never
@@ -8,9 +9,9 @@ from typing import assert_never
 import structlog
 import trio
 
-from mycelia.node.clock import SteadyClock
 from mycelia.node.network.network import Network, NetworkError
 from mycelia.node.peer_id import id_text, peer_text
+from mycelia.node.signals import Signal
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.effects import (
     Abandon,
@@ -46,6 +47,22 @@ _LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused",
 """Events for the person who runs the node; the others are for debugging."""
 
 
+class SteadyClock:
+    """The time that the protocol runs on: Unix seconds that never go back.
+
+    It starts at the wall clock and advances with trio's, so that a corrected wall clock does not move deadlines."""
+
+    def __init__(self) -> None:
+        self._offset_s = time.time() - trio.current_time()
+
+    def now(self) -> float:
+        return trio.current_time() + self._offset_s
+
+    def to_trio(self, at: float) -> float:
+        """The same instant on trio's clock, for deadlines."""
+        return at - self._offset_s
+
+
 class OverlayDriver:
     """One overlay on one network. ``handle`` may be called from any task of the same trio run."""
 
@@ -58,12 +75,12 @@ class OverlayDriver:
         self._perform_request = perform_request
         self._clock = SteadyClock()
         self._timers: dict[Timer, float] = {}
-        self._timers_changed = trio.Event()
+        self._timers_changed = Signal()
         self._sending: Counter[bytes] = Counter()
         self._complained: set[tuple[bytes, str]] = set()
         self._nursery: trio.Nursery | None = None
-        self.joined = trio.Event()
-        """Set when a node's hello arrives, and then replaced by a new event."""
+        self.joined = Signal()
+        """A node's hello has arrived."""
         self.on_emit: Callable[[Emit], None] = lambda effect: None
         """Called with every event that the overlay emits."""
 
@@ -100,7 +117,7 @@ class OverlayDriver:
                 self._nursery.start_soon(self._send, effect)
             case SetTimer():
                 self._timers[effect.timer] = effect.at
-                self._timers_changed.set()
+                self._timers_changed.notify()
             case CancelTimer():
                 self._timers.pop(effect.timer, None)
             case JoinCell():
@@ -164,7 +181,6 @@ class OverlayDriver:
     async def _run_timers(self) -> None:
         while True:
             earliest = min(self._timers.values(), default=math.inf)
-            self._timers_changed = trio.Event()
             with trio.move_on_at(self._clock.to_trio(earliest)):
                 await self._timers_changed.wait()
             now = self.now()
@@ -180,8 +196,7 @@ class OverlayDriver:
         if "request" in effect.fields:
             self._note_request(effect)
         if effect.event == "node_joined":
-            self.joined.set()
-            self.joined = trio.Event()
+            self.joined.notify()
         if effect.event == "peer_offence":
             self._complain(effect, fields)
         elif effect.event in _LOUD:

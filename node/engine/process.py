@@ -41,6 +41,7 @@ from mycelia.node.engine.prompts import PromptLimit
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.engine.stream import AnswerStream
 from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
+from mycelia.node.signals import Signal
 from mycelia.node.sockets import receive_some
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
@@ -89,9 +90,9 @@ class ProcessEngine:
         self._load_error = ""
         self._vitals = idle_vitals(slots=0)
         self._vitals_told = self._vitals
-        self._vitals_changed = trio.Event()
+        self._vitals_changed = Signal()
         self._changes = ChangeLog()
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._pause_s = FIRST_PAUSE_S
         self._last_words = LastWords()
         self.pid: int | None = None
@@ -164,19 +165,17 @@ class ProcessEngine:
     async def vitals_changes(self) -> Vitals:
         await trio.lowlevel.checkpoint()
         while self._vitals == self._vitals_told:
-            self._vitals_changed = trio.Event()
             await self._vitals_changed.wait()
         self._vitals_told = self._vitals
         return self._vitals
 
     def _set_vitals(self, vitals: Vitals) -> None:
         self._vitals = vitals
-        self._vitals_changed.set()
+        self._vitals_changed.notify()
 
     async def cache_changes(self) -> CacheChange:
         await trio.lowlevel.checkpoint()
         while not self._changes:
-            self._changed = trio.Event()
             await self._changed.wait()
         return self._changes.take()
 
@@ -352,7 +351,7 @@ class ProcessEngine:
 
     def _add_change(self, change: CacheChange) -> None:
         self._changes.add(change)
-        self._changed.set()
+        self._changed.notify()
 
     def _lose_child(self) -> None:
         """End the requests in flight and report the cache lost."""

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 
 import trio
 
+from mycelia.node.signals import Signal
+
 READ_BYTES = 65_536
 WINDOW_BYTES = 8 * 1_024 * 1_024
 """Enough for 100 MB/s over 80 ms, which is more than the nodes' Noise can encrypt."""
@@ -166,16 +168,15 @@ async def relay(one: trio.abc.HalfCloseableStream, other: trio.abc.HalfCloseable
 
 
 async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, line: Line) -> None:
-    under_way, room = 0, trio.Event()
+    under_way, room = 0, Signal()
     send, receive = trio.open_memory_channel[tuple[float, bytes]](math.inf)  # (bounded by WINDOW_BYTES)
 
     async def read() -> None:
-        nonlocal under_way, room
+        nonlocal under_way
         while data := await source.receive_some(READ_BYTES):
             send.send_nowait((trio.current_time() + line.quality.takes_s(), bytes(data)))
             under_way += len(data)
             while under_way >= WINDOW_BYTES:
-                room = trio.Event()
                 await room.wait()
         send.send_nowait((trio.current_time() + line.quality.takes_s(), b""))
 
@@ -189,7 +190,7 @@ async def _carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStr
                 return
             await sink.send_all(data)
             under_way -= len(data)
-            room.set()
+            room.notify()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)

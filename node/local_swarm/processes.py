@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from mycelia.node.signals import Signal
 from mycelia.node.storage.rundir import RunInfo
 from mycelia.proto.wire.errors import LocalError
 
@@ -42,7 +43,7 @@ class LocalNode:
     """Event name -> its number since the start."""
     _places: dict[str, dict[str, object]] = field(default_factory=dict)
     """The events that say where the node is, by name; ``events`` drops them."""
-    _changed: trio.Event = field(default_factory=trio.Event)
+    _changed: Signal = field(default_factory=Signal)
     is_drained: bool = False
 
     async def wait_event(self, matches: Callable[[dict[str, object]], bool]) -> dict[str, object]:
@@ -112,8 +113,7 @@ class LocalNode:
         self.wake()
 
     def wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     def _how_it_ended(self) -> str:
         code = self.process.returncode or 0

@@ -38,6 +38,7 @@ from mycelia.node.network.network import (
     StreamHandler,
 )
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.wire.codec import MAX_GOSSIP_BYTES, decode, encode
 from mycelia.proto.wire.errors import LimitExceeded, RemoteError
@@ -69,7 +70,7 @@ class MemorySwarm:
         self._cut: set[bytes] = set()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._wake = trio.Event()
+        self._wake = Signal()
         self._last_arrival: dict[object, float] = {}
 
     async def __aenter__(self) -> Self:
@@ -141,7 +142,7 @@ class MemorySwarm:
         if lane is not None:
             arrival = self._last_arrival[lane] = max(arrival, self._last_arrival.get(lane, arrival))
         heapq.heappush(self._queue, (arrival, next(self._order), deliver))
-        self._wake.set()
+        self._wake.notify()
 
     def close_lane(self, lane: object) -> None:
         """Forgets a lane on which nothing more will be sent."""
@@ -183,7 +184,6 @@ class MemorySwarm:
         while True:
             while self._queue and self._queue[0][0] <= trio.current_time():
                 heapq.heappop(self._queue)[2]()
-            self._wake = trio.Event()
             deadline = self._queue[0][0] if self._queue else float("inf")
             with trio.CancelScope(deadline=deadline):
                 await self._wake.wait()
@@ -385,7 +385,7 @@ class MemoryStream:
         self._num_unread_bytes = 0
         self._ended = False
         self._closed = False
-        self._changed = trio.Event()
+        self._changed = Signal()
 
     @property
     def peer(self) -> bytes:
@@ -457,8 +457,7 @@ class MemoryStream:
         self.other._notify()
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
 
 async def _serve(stream: MemoryStream, handler: StreamHandler) -> None:

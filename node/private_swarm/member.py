@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 from mycelia.node.storage.private_swarms import (
     authority_of,
     read_swarm,
@@ -60,8 +61,8 @@ class PrivateSwarm:
         """Whether the user has been told that a member does not let this node in."""
         self._seen = self._file_state()
         self._network: Network | None = None
-        self._changed = trio.Event()
-        """Set and replaced when the roster changes."""
+        self._changed = Signal()
+        """The roster has changed."""
 
     @property
     def roster(self) -> Roster:
@@ -154,7 +155,7 @@ class PrivateSwarm:
                     raise LocalError(
                         f"this node was removed from the private swarm {self._name}; only its keeper can change that"
                     )
-                changed, connected = self._changed, network.peers()
+                changed, connected = self._changed.next, network.peers()
                 told = {peer: version for peer, version in told.items() if peer in connected}
                 for peer in connected:
                     if not self.is_member(peer):
@@ -234,8 +235,7 @@ class PrivateSwarm:
             epoch=self.roster.epoch,
             members=len(self.roster.members),
         )
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     def _file_state(self) -> tuple[int, int]:
         try:

@@ -17,6 +17,7 @@ from mycelia.node.network.mapping.mapper import PortMapper, open_port_mapper
 from mycelia.node.network.network import Reachability, Reached
 from mycelia.node.queries.inspection import INSPECT, REACH_DEADLINE_S
 from mycelia.node.queries.questions import ask_all
+from mycelia.node.signals import Signal
 from mycelia.proto.wire.messages import Reach, ReachQuery
 
 log = structlog.get_logger()
@@ -32,12 +33,12 @@ ANSWER_DEADLINE_S = REACH_DEADLINE_S + 3.0
 async def keep_reachable(
     network: Reached,
     peers: Callable[[], list[bytes]],
-    joined: Callable[[], trio.Event],
+    joined: Signal,
     mapper: PortMapper | None = None,
 ) -> None:
     """Asks peers again and again whether they can dial this node: regularly, and whenever the addresses of this machine
-    change. Returns at once if the node listens nowhere, otherwise never. peers: the connected nodes. joined: the event
-    that the next node to join sets. mapper: asks the router for a port where peers cannot connect; None: nothing
+    change. Returns at once if the node listens nowhere, otherwise never. peers: the connected nodes. joined:
+    another node has joined. mapper: asks the router for a port where peers cannot connect; None: nothing
     does."""
     listening = [address for address in network.addresses() if not is_circuit(address)]
     port = next(map(port_of, listening), 0)
@@ -75,7 +76,7 @@ class _Check:
         self,
         network: Reached,
         peers: Callable[[], list[bytes]],
-        joined: Callable[[], trio.Event],
+        joined: Signal,
         mapper: PortMapper | None,
         port: int,
     ) -> None:
@@ -89,11 +90,10 @@ class _Check:
 
     async def keep(self) -> None:
         while True:
-            event = self._joined()
             if not self._peers():
-                await event.wait()
+                await self._joined.wait()
             own = own_hosts()
-            lost = self._mapper.lost if self._mapper else trio.Event()
+            lost = self._mapper.lost.next if self._mapper else trio.Event()
             is_settled = await self._look(own)
             with trio.move_on_after((CHECK_EVERY_S if is_settled else RETRY_S) * uniform(0.75, 1.25)):  # noqa: S311  jitter
                 await _first_of(lost.wait, partial(_other_than, own))

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from mycelia.node.network.network import Network
+from mycelia.node.signals import Signal
 from mycelia.node.storage.known_peers import PEERS_FILE, STABLE_S, KnownPeer, KnownPeers
 from mycelia.node.storage.sealed import SealedFile
 from mycelia.proto.admission.trust import Offender
@@ -82,7 +83,7 @@ class StateSaver:
         self._now = now
         self._saved: dict[str, object] = {}
         self._due_at = math.inf
-        self._due_sooner = trio.Event()
+        self._due_sooner = Signal()
 
     def note(self, effect: Emit) -> None:
         """Takes an event of the overlay, and schedules an early write after some of them."""
@@ -100,7 +101,6 @@ class StateSaver:
             while True:
                 self._due_at = trio.current_time() + SAVE_INTERVAL_S
                 while trio.current_time() < self._due_at:
-                    self._due_sooner = trio.Event()
                     with trio.move_on_at(self._due_at):
                         await self._due_sooner.wait()
                 for file, value in self._changed():
@@ -113,7 +113,7 @@ class StateSaver:
     def _save_within(self, seconds: float) -> None:
         if trio.current_time() + seconds < self._due_at:
             self._due_at = trio.current_time() + seconds
-            self._due_sooner.set()
+            self._due_sooner.notify()
 
     def _changed(self) -> list[tuple[SealedFile[Any], object]]:
         overlay, now = self._overlay, self._now()

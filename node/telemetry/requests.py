@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 import structlog
-import trio
 from prometheus_client import Histogram
 
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
 from mycelia.node.peer_id import id_text
+from mycelia.node.signals import Signal
 from mycelia.node.views import RequestRow, StatsView
 from mycelia.proto.admission.limits import TokenBucket
 from mycelia.proto.effects import Begin, Dispatch
@@ -119,8 +119,7 @@ class RequestLog:
         self._entered: OrderedDict[bytes, _Record] = OrderedDict()
         self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
-        self._changed: trio.Event | None = None
-        """None: no task waits."""
+        self._changed = Signal()
         self._version = 0
         self._peer_bucket = TokenBucket(PEER_RATE, PEER_BURST, clock())
         self.totals = Totals()
@@ -164,8 +163,6 @@ class RequestLog:
     async def changed(self, version: int) -> int:
         """Waits until the rows are newer than ``version``, an earlier result (0: any); returns their version."""
         while self._version <= version:
-            if self._changed is None:
-                self._changed = trio.Event()
             await self._changed.wait()
         return self._version
 
@@ -385,9 +382,7 @@ class RequestLog:
 
     def _wake(self) -> None:
         self._version += 1
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        self._changed.notify()
 
 
 _ENDS = ("answered", "failed", "cancelled")

@@ -30,6 +30,7 @@ from mycelia.node.engine.engine import (
     append_tokens,
 )
 from mycelia.node.engine.stops import TextGate
+from mycelia.node.signals import Signal
 from mycelia.proto.admission.fair_queue import FairQueue
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.cache.meters import HoldMeter
@@ -92,12 +93,12 @@ class FakeEngine:
         self._sharing = Sharing(b"fake")
         self._next_id = 0
         self._changes = ChangeLog()
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._waiting: FairQueue[_Work] = FairQueue(self.settings.max_waiting)
         self._running: set[_Work] = set()
         self._hold = HoldMeter()
         self._vitals_told: Vitals | None = None
-        self._load_changed = trio.Event()
+        self._load_changed = Signal()
         self._epoch = 0
         self._fail_after: list[int] = []
         self.requests: deque[EngineRequest] = deque(maxlen=1_000)
@@ -114,7 +115,7 @@ class FakeEngine:
         self._epoch += 1
         self._tree.clear()
         self._changes.reset()
-        self._changed.set()
+        self._changed.notify()
 
     # --- the Engine interface -------------------------------------------------------------------------------------
 
@@ -143,7 +144,6 @@ class FakeEngine:
     async def vitals_changes(self) -> Vitals:
         await trio.lowlevel.checkpoint()
         while self.vitals() == self._vitals_told:
-            self._load_changed = trio.Event()
             await self._load_changed.wait()
         self._vitals_told = self.vitals()
         return self._vitals_told
@@ -185,7 +185,6 @@ class FakeEngine:
     async def cache_changes(self) -> CacheChange:
         await trio.lowlevel.checkpoint()
         while not self._changes:
-            self._changed = trio.Event()
             await self._changed.wait()
         return self._changes.take()
 
@@ -251,7 +250,7 @@ class FakeEngine:
             work.started.set()
         if self._waiting:
             self._waiting.blocked(trio.current_time())
-        self._load_changed.set()
+        self._load_changed.notify()
 
     def _refusal(self, request: EngineRequest) -> EngineFailed | None:
         prompt, cells = request.prompt, self.settings.cells
@@ -278,7 +277,7 @@ class FakeEngine:
         yield EngineAccepted(cached)
         await _pass_time(len(request.prompt) - cached, self.settings.prefill_rate, due)
         work.queued_tokens = 0
-        self._load_changed.set()
+        self._load_changed.notify()
         first = trio.current_time()
         max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
         reason, gate = "length", TextGate([stop.encode() for stop in request.sampling.stop])
@@ -356,7 +355,7 @@ class FakeEngine:
             assert victim is not None
             self._tree.remove(victim)
             self._changes.evict(victim)
-        self._changed.set()
+        self._changed.notify()
 
 
 def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:

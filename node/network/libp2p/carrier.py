@@ -23,6 +23,7 @@ from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.network import MessageStream, NetworkError, NetworkSettings, Reachability
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 
 log = structlog.get_logger()
 
@@ -37,7 +38,8 @@ class Carrier:
     def __init__(self, private: Libp2pNetwork, public: Libp2pNetwork) -> None:
         self._private = private
         self._public = public
-        self._came = trio.Event()
+        self.came = Signal()
+        """A peer of either network has connected."""
         own, carried = private.relaying, public.relaying
         private.host.circuits = lambda: [*own.circuits(), *carried.circuits()]
         private.host.outbound.carrier = public.host.outbound
@@ -61,13 +63,12 @@ class Carrier:
     async def _follow(self, table: PeerTable) -> None:
         while True:
             await table.changed.wait()
-            self._came.set()
-            self._came = trio.Event()
+            self.came.notify()
 
     async def _seek_members(self) -> None:
         """Dials members through the relays that this node is connected with, while it is connected with no member."""
         while True:
-            came = self._came
+            came = self.came.next
             if not len(self._private.table):
                 await self._look_for_members()
             with trio.move_on_after(SEEK_EVERY_S):
@@ -90,10 +91,6 @@ class Carrier:
 
     def peers(self) -> list[bytes]:
         return [*self._public.peers(), *self._private.peers()]
-
-    def came(self) -> trio.Event:
-        """The event that the next peer to connect sets."""
-        return self._came
 
     def addresses(self) -> list[str]:
         return self._private.addresses()

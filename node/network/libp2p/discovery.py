@@ -26,6 +26,7 @@ from mycelia.node.network.libp2p.peers import PeerTable
 from mycelia.node.network.network import NetworkError
 from mycelia.node.network.supervise import supervised
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 from mycelia.proto.cells.cells import ROOT, Cell, address_of
 from mycelia.proto.kademlia.keys import model_key, prefix_key
 
@@ -64,8 +65,7 @@ class Discovery:
         self.dht = Kademlia(host, rng) if host.settings.overlay else None
         self.backoffs: OrderedDict[bytes, _Backoff] = OrderedDict()
         self._hints: OrderedDict[bytes, list[Multiaddr]] = OrderedDict()
-        self._restarted = trio.Event()
-        """Set and replaced by ``start_over``."""
+        self._restarted = Signal()
 
     async def run(self) -> None:
         """Never returns."""
@@ -77,8 +77,7 @@ class Discovery:
     def start_over(self) -> None:
         """Starts the lookups and announcements again: after a (re)connection with a bootstrap peer, after the first
         peer when none was connected, and after a change of this node's addresses."""
-        self._restarted.set()
-        self._restarted = trio.Event()
+        self._restarted.notify()
 
     def back_online(self) -> None:
         """Forgets which peers and addresses could not be dialled, and starts over: this machine was offline, or has
@@ -95,7 +94,7 @@ class Discovery:
             while not len(self._table):
                 await self._table.changed.wait()
             settled = num_lookups >= len(LOOKUP_PAUSES_S)
-            restarted = self._restarted
+            restarted = self._restarted.next
             try:
                 with trio.fail_after(LOOKUP_DEADLINE_S):
                     if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:

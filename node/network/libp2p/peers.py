@@ -19,6 +19,7 @@ from libp2p.connection_types import ConnectionType
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
+from mycelia.node.signals import Signal
 from mycelia.proto.admission.subnets import is_local, subnet_of
 
 RESTART_S = 5.0
@@ -43,8 +44,8 @@ class _Peer:
     connections: dict[INetConn, trio.Event] = field(default_factory=dict)
     """Connection -> the event that is set at its end."""
     gone: trio.Event = field(default_factory=trio.Event)
-    news: trio.Event = field(default_factory=trio.Event)
-    """Set and replaced when a connection comes or goes, and when the peer announces addresses."""
+    news: Signal = field(default_factory=Signal)
+    """A connection has come or gone, or the peer has announced addresses."""
     round_trip_s: float | None = None
     told_s: float | None = None
     """The round trip that ``on_round_trip`` was called with last."""
@@ -93,10 +94,10 @@ class PeerTable(INotifee):
         self._is_announced = is_announced
         self._on_moved = on_moved
         self._lost: OrderedDict[bytes, float] = OrderedDict()
-        self.changed = trio.Event()
-        """Set and replaced when a peer connects."""
-        self.lost = trio.Event()
-        """Set and replaced when a peer is lost."""
+        self.changed = Signal()
+        """A peer has connected."""
+        self.lost = Signal()
+        """A peer was lost."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -121,7 +122,7 @@ class PeerTable(INotifee):
         is not connected."""
         entry = self._peers.get(peer)
         if entry is not None:
-            return entry.news
+            return entry.news.next
         gone = trio.Event()
         gone.set()
         return gone
@@ -130,7 +131,7 @@ class PeerTable(INotifee):
         """Notes that ``peer`` announced its addresses."""
         entry = self._peers.get(peer)
         if entry is not None:
-            _tell(entry)
+            entry.news.notify()
 
     def remote_address(self, peer: bytes) -> str:
         """The multiaddr of the peer's end of the best connection; empty: not connected."""
@@ -197,14 +198,13 @@ class PeerTable(INotifee):
         if entry is None:
             entry = self._peers[peer] = _Peer(now, now)
             self._on_up(peer, remote_address(conn))
-            self.changed.set()
-            self.changed = trio.Event()
+            self.changed.notify()
         is_better = not is_relayed(conn) and not self.is_direct(peer)
         is_first, is_late = not entry.connections, now - entry.newest_at > RESTART_S
         entry.connections[conn], entry.newest_at = trio.Event(), now
         entry.address = next(map(remote_address, self.connections(peer)), "")
         self._on_connection(conn)
-        _tell(entry)
+        entry.news.notify()
         if is_better and not is_first:
             self._on_moved(peer, remote_address(conn))
         elif is_late:
@@ -218,7 +218,7 @@ class PeerTable(INotifee):
         was_direct = self.is_direct(peer)
         entry.connections.pop(conn).set()
         entry.address = next(map(remote_address, self.connections(peer)), "")
-        _tell(entry)
+        entry.news.notify()
         if entry.connections and was_direct and not self.is_direct(peer):
             self._on_moved(peer, self.remote_address(peer))
         if not entry.connections:
@@ -228,8 +228,7 @@ class PeerTable(INotifee):
             if len(self._lost) > MAX_LOST:
                 self._lost.popitem(last=False)
             entry.gone.set()
-            self.lost.set()
-            self.lost = trio.Event()
+            self.lost.notify()
             self._on_down(peer)
 
     async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
@@ -239,8 +238,3 @@ class PeerTable(INotifee):
     async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-
-def _tell(entry: _Peer) -> None:
-    entry.news.set()
-    entry.news = trio.Event()

@@ -28,6 +28,7 @@ from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.peers import PeerTable, is_relayed
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 
 log = structlog.get_logger()
 
@@ -51,8 +52,8 @@ class Relaying:
         self._table = table
         self._families: frozenset[str] = frozenset()
         """The address families in which this node is to be reachable through relays."""
-        self._changed = trio.Event()
-        """Set and replaced when this node's places are to be checked at once."""
+        self._changed = Signal()
+        """This node's places are to be checked at once."""
         self.relays: dict[bytes, tuple[list[Multiaddr], float]] = {}
         """Relay at which this node has a place -> (the relay's addresses, the time of the reservation)."""
         self._refused: dict[bytes, float] = {}
@@ -68,16 +69,12 @@ class Relaying:
         """Sets the address families in which this node needs relays; empty: it needs none."""
         if families != self._families:
             self._families = families
-            self._look_again()
+            self._changed.notify()
 
     def forget(self, peer: bytes) -> None:
         """Seeks another relay at once if the disconnected peer was one."""
         if self.relays.pop(peer, None) is not None:
-            self._look_again()
-
-    def _look_again(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+            self._changed.notify()
 
     def circuits(self) -> list[Multiaddr]:
         return [addresses.circuit(address, relay) for relay, (known, _) in self.relays.items() for address in known]
@@ -86,7 +83,7 @@ class Relaying:
         """Makes and renews this node's reservations while it needs relays. Never returns."""
         told: list[Multiaddr] = []
         while True:
-            changed, peer_came = self._changed, self._table.changed
+            changed, peer_came = self._changed.next, self._table.changed.next
             await self._seek_places(trio.current_time())
             if self.circuits() != told:
                 told = self.circuits()

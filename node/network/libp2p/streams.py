@@ -21,6 +21,7 @@ from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.network import NetworkError, Received, StreamHandler
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from mycelia.proto.wire.errors import LimitExceeded, RemoteError
@@ -239,8 +240,8 @@ class Streams:
         """The open exchanges, opened by either side. Read-only."""
         self._num_opened: Counter[bytes] = Counter()
         """Peer -> number of open exchanges that this node opened."""
-        self._ended = trio.Event()
-        """Set and replaced when an exchange that this node opened is over."""
+        self._ended = Signal()
+        """An exchange that this node opened is over."""
         host.inbound.busy.append(lambda: {stream.peer for stream in self.exchanges})
         host.streams.one_each.add(CONTROL_PROTOCOL)
         host.serve(CONTROL_PROTOCOL, self.serve_control)
@@ -269,8 +270,7 @@ class Streams:
 
     def _count_ended(self, peer: bytes) -> None:
         self._num_opened -= Counter([peer])  # (which deletes a count of zero)
-        self._ended.set()
-        self._ended = trio.Event()
+        self._ended.notify()
 
     def serve(self, protocol: str, handler: StreamHandler, is_forgiving: bool = False) -> None:
         async def serve_stream(raw: INetStream) -> None:

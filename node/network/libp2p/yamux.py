@@ -46,6 +46,7 @@ from mycelia.node.network.libp2p.yamux_stream import (
     YamuxStream,
 )
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 
 log = structlog.get_logger()
 
@@ -95,10 +96,10 @@ class YamuxConnection(Connection):
         self._num_replies = 0
         """An upper bound of the number of replies in ``_outgoing``."""
         self._has_outgoing = trio.Event()
-        self._has_room = trio.Event()
+        self._has_room = Signal()
         self._ended = trio.Event()
-        self._fewer = trio.Event()
-        """Set and replaced when a stream is over."""
+        self._fewer = Signal()
+        """A stream is over."""
         self.on_end: Callable[[], None] = lambda: None
         """Called at the end of the connection, perhaps more than once."""
         self.pace: Callable[[int], Awaitable[None]] | None = None
@@ -242,8 +243,7 @@ class YamuxConnection(Connection):
             if not self._outgoing:
                 self._num_replies = 0
                 self._has_outgoing = trio.Event()
-            self._has_room.set()
-            self._has_room = trio.Event()
+            self._has_room.notify()
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -276,8 +276,7 @@ class YamuxConnection(Connection):
     def forget(self, stream: YamuxStream) -> None:
         if self.is_open(stream):
             del self._streams[stream.stream_id]
-            self._fewer.set()
-            self._fewer = trio.Event()
+            self._fewer.notify()
 
     def count_reply(self) -> None:
         self._num_replies += 1
@@ -364,8 +363,8 @@ class YamuxConnection(Connection):
         for stream in list(self._streams.values()):
             stream.end()
         self._pings.clear()
-        self._has_room.set()
-        self._fewer.set()
+        self._has_room.notify()
+        self._fewer.notify()
 
     async def _close_socket(self) -> None:
         try:

@@ -10,6 +10,8 @@ import trio
 from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 
+from mycelia.node.signals import Signal
+
 WINDOW_BYTES = 256 * 1_024
 """The protocol's first window. It also bounds the memory of a stream that is not read."""
 MAX_FRAME_BYTES = 32 * 1_024
@@ -64,8 +66,8 @@ class YamuxStream(IMuxedStream):
         self._send_window = self._receive_window = WINDOW_BYTES
         self._num_unannounced = 0
         self._buffer = bytearray()
-        self._changed = trio.Event()
-        """Set and replaced when data, room or the end arrives."""
+        self._changed = Signal()
+        """Data, room or the end has arrived."""
         self.is_read_over = False
         """Whether no more bytes will arrive. The buffer may still hold unread ones."""
         self.is_write_over = False
@@ -164,7 +166,7 @@ class YamuxStream(IMuxedStream):
     def on_data(self, data: bytes | bytearray) -> None:
         if not self.is_read_over and not self._is_discarded:
             self._buffer += data
-            self._wake()
+            self._changed.notify()
 
     def on_length(self, num_bytes: int) -> None:
         """Takes a data frame's length before its bytes. Raises ProtocolError when the window has no room for it."""
@@ -174,7 +176,7 @@ class YamuxStream(IMuxedStream):
 
     def on_room(self, num_bytes: int) -> None:
         self._send_window += num_bytes
-        self._wake()
+        self._changed.notify()
 
     def on_flags(self, flags: int) -> None:
         if flags & RST:
@@ -182,21 +184,17 @@ class YamuxStream(IMuxedStream):
         elif flags & FIN:
             self.is_read_over = True
             self._forget_if_over()
-            self._wake()
+            self._changed.notify()
 
     def end(self) -> None:
         """Ends both directions. Bytes that have arrived can still be read."""
         self.is_read_over = self.is_write_over = True
         self._forget_if_over()
-        self._wake()
+        self._changed.notify()
 
     def _forget_if_over(self) -> None:
         if self.is_read_over and self.is_write_over:
             self._connection.forget(self)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
     def _queue(self, kind: int, flags: int, length: int, data: bytes = b"") -> None:
         if flags and self._flag_due == ACK:  # (libp2p's own code ignores flags beside ACK)

@@ -19,6 +19,7 @@ from mycelia.node.network.mapping.pcp import PcpRouter
 from mycelia.node.network.mapping.router import MakeRouter, Mapping, MappingError, Router, is_useful
 from mycelia.node.network.mapping.upnp import UpnpRouter
 from mycelia.node.network.supervise import supervised
+from mycelia.node.signals import Signal
 
 log = structlog.get_logger()
 
@@ -49,10 +50,10 @@ class PortMapper:
         """The time from which routers may be searched again."""
         self._asking = trio.Lock()
         self._said: set[str] = set()
-        self._changed = trio.Event()
-        """Set and replaced with ``_held``."""
-        self.lost = trio.Event()
-        """Set and replaced when the mapping ended by itself or became another one."""
+        self._changed = Signal()
+        """``_held`` has been set."""
+        self.lost = Signal()
+        """The mapping ended by itself or became another one."""
 
     @property
     def mapping(self) -> Mapping | None:
@@ -97,11 +98,11 @@ class PortMapper:
     async def keep_renewed(self) -> None:
         """Renews the mapping while one is held. Never returns."""
         while True:
-            changed = self._changed
+            changed = self._changed.next
             with trio.move_on_at(self._renew_at):
                 await changed.wait()
             async with self._asking:
-                if changed is self._changed and self._held is not None:
+                if not changed.is_set() and self._held is not None:
                     await self._renew()
 
     async def _renew(self) -> None:
@@ -114,8 +115,7 @@ class PortMapper:
                 self._hold(None)
                 self._search_at = -math.inf
         if self.mapping is None or _outside(self.mapping) != _outside(before):
-            self.lost.set()
-            self.lost = trio.Event()
+            self.lost.notify()
 
     async def _is_renewed(self) -> bool:
         """Asks for the mapping that is held once more. Returns whether the router gave it."""
@@ -136,8 +136,7 @@ class PortMapper:
         if held is not None:
             self._renew_at = now + max(held[1].lease_s / 2, SHORTEST_PAUSE_S)
             self._ends_at = now + held[1].lease_s
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     async def _found(self, port: int, seen_host: str) -> tuple[Router, Mapping] | None:
         """The mapping whose external address peers see, or else the first one that may work."""

@@ -20,6 +20,7 @@ from multiaddr import Multiaddr
 from mycelia.node.network import addresses
 from mycelia.node.network.mdns.interfaces import LocalNetwork, local_networks, open_socket, target
 from mycelia.node.network.mdns.records import MAX_PACKET_BYTES, Question, Records
+from mycelia.node.signals import Signal
 from mycelia.proto.admission.limits import TokenBucket
 
 log = structlog.get_logger()
@@ -60,12 +61,11 @@ class MulticastDns:
         self._on_found = on_found
         self._note = note
         self._rng = rng
-        self._again = trio.Event()
+        self._again = Signal()
 
     def ask_again(self) -> None:
         """Starts the questions from the shortest pause."""
-        self._again.set()
-        self._again = trio.Event()
+        self._again.notify()
 
     async def run(self) -> None:
         """Never returns. Begins anew when this machine has other networks."""
@@ -103,7 +103,7 @@ class MulticastDns:
         says, fix = f"no other node answers in {network.network}", "start one there; guest Wi-Fi keeps machines apart"
         while True:
             self._note(says, fix)
-            again = self._again
+            again = self._again.next
             for pause_s in chain(PAUSES_S, repeat(LONGEST_PAUSE_S)):
                 await self._send(channel, network, self._records.question())
                 if pause_s == PAUSES_S[0]:

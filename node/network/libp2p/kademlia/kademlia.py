@@ -35,6 +35,7 @@ from mycelia.node.network.libp2p.kademlia.server import KademliaServer
 from mycelia.node.network.libp2p.outbound import DIAL_DEADLINE_S, MAX_DIAL_ADDRESSES, Origin
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
+from mycelia.node.signals import Signal
 from mycelia.proto.admission.subnets import is_local
 from mycelia.proto.kademlia.lookup import WIDTH, Lookup
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE, PeerBuckets, point_of
@@ -207,7 +208,7 @@ class Kademlia:
         if len(walk.told) < WIDTH:
             for peer in self._table.peers():
                 walk.hear(peer, ())
-        changed = trio.Event()
+        changed = Signal()
 
         async def ask(peer: bytes) -> None:
             if await self._ask(walk, peer):
@@ -216,14 +217,13 @@ class Kademlia:
                 lookup.failed(peer)
             if stops_at_providers and walk.found:
                 lookup.stop()
-            changed.set()
+            changed.notify()
 
         async with trio.open_nursery() as nursery:
             while not lookup.is_over:
                 for peer in lookup.next_peers():
                     nursery.start_soon(ask, peer)
                 await changed.wait()
-                changed = trio.Event()
             nursery.cancel_scope.cancel()
         return walk
 

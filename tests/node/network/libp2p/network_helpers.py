@@ -8,6 +8,7 @@ import trio
 
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.network import Network, NetworkEvent, NetworkSettings, Reachability
+from mycelia.node.signals import Signal
 from mycelia.proto.wire.messages import Announce, Final, Head, Hello, Tokens, Usage, Vitals
 
 T = TypeVar("T")
@@ -69,13 +70,12 @@ class EventLog:
 
     def __init__(self) -> None:
         self.events: list[NetworkEvent] = []
-        self._changed = trio.Event()
+        self._changed = Signal()
 
     async def follow(self, network: Network) -> None:
         async for event in network.events():
             self.events.append(event)
-            self._changed.set()
-            self._changed = trio.Event()
+            self._changed.notify()
 
     def of(self, kind: type[T]) -> list[T]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -79,7 +79,7 @@ async def test_a_lost_mapping_is_reported_and_searched_again(autojump_clock: tri
     world = World(home=SEEN)
     async with mapping_at(world) as mapper:
         await mapper.request(PORT, SEEN)
-        lost = mapper.lost
+        lost = mapper.lost.next
         world.hosts["home"] = "refuses"
         await trio.sleep(0.9 * LEASE_S)
         held = mapper.mapping
@@ -95,7 +95,7 @@ async def test_another_external_address_is_reported(autojump_clock: trio.testing
     world = World(home=SEEN)
     async with mapping_at(world) as mapper:
         await mapper.request(PORT, SEEN)
-        lost = mapper.lost
+        lost = mapper.lost.next
         world.hosts["home"] = "45.9.9.9"
         with trio.fail_after(LEASE_S):
             await lost.wait()
