@@ -16,16 +16,21 @@ from nacl.signing import SigningKey
 from mycelia.proto.config import DigestConfig
 from mycelia.proto.digests.digest import OwnDigest, pack_entries, pack_hashes, root_of, signed_payload
 from mycelia.proto.kademlia.keys import model_key
+from mycelia.proto.swarm.invitations import invitation_text
+from mycelia.proto.swarm.keys import invitation_id_of, join_key_of, proof_key_of, proof_of, tagged_nonce
+from mycelia.proto.swarm.roster import roster_payload
 from mycelia.proto.wire.blocks import STRIDE, block_hashes, namespace_key, pack_tokens
 from mycelia.proto.wire.codec import encode
 from mycelia.proto.wire.messages import (
     Accepted,
     Announce,
+    Contact,
     Delta,
     Failed,
     Generate,
     Head,
     Hello,
+    Invitation,
     Message,
     Reconcile,
     Repair,
@@ -35,6 +40,8 @@ from mycelia.proto.wire.messages import (
     Tokens,
 )
 from tests.proto.examples import EXAMPLES, VITALS
+from tests.proto.swarm.swarms import SEED as SWARM_SEED
+from tests.proto.swarm.swarms import SWARM, new_swarm
 from tests.proto.wire.transcript import DOCUMENT, written
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -344,12 +351,47 @@ def invalid_digests() -> Json:
     }
 
 
+# --- private swarms ------------------------------------------------------------------------------------------------
+
+
+def swarm_cases() -> Json:
+    secret, joiner, fresh = bytes(range(16)), OWNER, bytes(range(16, 32))
+    swarm = new_swarm()
+    contacts = (Contact(peer=OWNER, addresses=(bytes.fromhex("04cb007107061bcd"),)),)
+    invitation = Invitation(swarm=SWARM, secret=secret, name="home", expires=1_800_000_000, contacts=contacts)
+    return {
+        "invitation": {"message": encode(invitation).hex(), "text": invitation_text(invitation)},
+        "secret": {
+            "secret": secret.hex(),
+            "key": join_key_of(secret).hex(),
+            "id": invitation_id_of(secret).hex(),
+            "proof_key": proof_key_of(secret).hex(),
+        },
+        "proof": {
+            "swarm": SWARM.hex(),
+            "joiner": joiner.hex(),
+            "proof": proof_of(proof_key_of(secret), SWARM, joiner).hex(),
+        },
+        "nonce": {
+            "key": swarm.roster.key.hex(),
+            "fresh": fresh.hex(),
+            "nonce": tagged_nonce(swarm.roster.key, fresh).hex(),
+        },
+        "roster": {
+            "seed": SWARM_SEED.hex(),
+            "message": encode(swarm.roster).hex(),
+            "signed": roster_payload(swarm.roster).hex(),
+        },
+    }
+
+
 def generate() -> dict[str, Json]:
     """File name -> contents."""
     return {
         "messages.json": messages(),
         "hashes.json": {"namespaces": namespace_cases(), "blocks": block_hash_cases(), "keys": key_cases()},
         "digests.json": {"roots": root_cases(), "heads": head_cases(), "exchange": exchange()},
+        "swarms.json": swarm_cases(),
         "invalid.json": {"messages": invalid_messages(), "digests": invalid_digests()},
     }
 

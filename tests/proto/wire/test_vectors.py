@@ -1,5 +1,6 @@
 """The test vectors and this implementation agree, read as another implementation would read them."""
 
+import base64
 import hashlib
 import json
 import re
@@ -36,6 +37,7 @@ def load(name: str) -> Any:  # a list of vectors, or a table of such lists
 
 MESSAGES = load("messages.json")
 HASHES, DIGESTS, INVALID = load("hashes.json"), load("digests.json"), load("invalid.json")
+SWARMS = load("swarms.json")
 
 
 def from_plain(value: object) -> object:
@@ -206,3 +208,37 @@ def test_a_reader_refuses_what_it_should(case: Vector) -> None:
         assert outcome == "stale"
     assert refusals == {Refusal(case["refusal"]): 1}
     assert estimates.version(head.owner, head.namespace) == (head.epoch, head.seq)
+
+
+def kdf(context: str, data: bytes) -> bytes:
+    return blake3(data, derive_key_context=context).digest()
+
+
+def test_an_invitation_is_a_message_in_base32() -> None:
+    case = SWARMS["invitation"]
+    message = bytes.fromhex(case["message"])
+    data = b"\x01" + len(message).to_bytes(2, "big") + message
+    text = base64.b32encode(data + blake3(data).digest(4)).decode().rstrip("=").lower()
+    assert case["text"] == f"mycelia1{text}"
+
+
+def test_the_keys_of_a_secret_and_a_nonce() -> None:
+    given = {
+        name: bytes.fromhex(value) for case in ("secret", "proof", "nonce") for name, value in SWARMS[case].items()
+    }
+    of_secret = {name: bytes.fromhex(value) for name, value in SWARMS["secret"].items()}
+    assert of_secret["key"] == kdf("mycelia 2026 swarm join key v1", given["secret"])
+    assert of_secret["id"] == kdf("mycelia 2026 swarm invitation id v1", given["secret"])[:8]
+    assert of_secret["proof_key"] == kdf("mycelia 2026 swarm join proof v1", given["secret"])
+    assert given["proof"] == blake3(given["swarm"] + given["joiner"], key=of_secret["proof_key"]).digest(16)
+    tag_key = kdf("mycelia 2026 swarm nonce tag v1", bytes.fromhex(SWARMS["nonce"]["key"]))
+    assert given["nonce"] == given["fresh"] + blake3(given["fresh"], key=tag_key).digest(8)
+
+
+def test_a_roster_is_signed_by_its_authority() -> None:
+    case = SWARMS["roster"]
+    value = cbor2.loads(bytes.fromhex(case["message"]))
+    signature, value[12] = value[12], bytes(64)
+    signed = b"mycelia swarm roster v1\x00" + cbor2.dumps(value, canonical=True)
+    assert signed.hex() == case["signed"]
+    SigningKey(bytes.fromhex(case["seed"])).verify_key.verify(signed, signature)
