@@ -171,15 +171,21 @@ def read_swarm_key(path: Path | None) -> bytes:
 
 
 def model_in_swarm(data_dir: Path, swarm: str, model: str) -> str:
-    """The model to serve in a private swarm: ``model``, or if that is empty the first one of the swarm; empty: any.
-    Raises UsageError for a model that the swarm does not serve."""
+    """The model to serve in a private swarm: ``model``, or if that is empty the first one of the swarm that needs no
+    file; empty: any. Raises UsageError for a model that the swarm does not serve."""
     if not swarm:
         return model
+    from mycelia.node.engine.models import FAKE_MODEL, PACKAGED_MODELS, model_name
     from mycelia.node.storage.private_swarms import read_swarm
 
     served = read_swarm(data_dir, swarm).roster.models
-    if not served or model in served:
+    if not served or (model and model_name(model) in served):
         return model
     if model:
         raise UsageError(f"--model: the private swarm {swarm} serves only {', '.join(served)}")
-    return served[0]
+    known = next((name for name in served if name in PACKAGED_MODELS or name == FAKE_MODEL), None)
+    if known is None:
+        raise UsageError(
+            f"the private swarm {swarm} serves {', '.join(served)}: give the model's file with --model PATH"
+        )
+    return known

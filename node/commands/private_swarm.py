@@ -65,6 +65,7 @@ def create(name: str, models: tuple[str, ...], allowed: tuple[str, ...], data_di
     Only invited nodes join it. A node that runs in it with 'mycelia node --swarm NAME' exchanges prompts with its
     members only: they never leave these nodes. Keep a copy of the file that this command names, since only its holder
     can invite and remove members."""
+    from mycelia.node.engine.models import model_name
     from mycelia.node.network.identity import load_or_create_identity
     from mycelia.node.peer_id import peer_from_text
     from mycelia.node.storage.data_dir import prepare_data_dir
@@ -72,7 +73,8 @@ def create(name: str, models: tuple[str, ...], allowed: tuple[str, ...], data_di
 
     where = prepare_data_dir(_where(data_dir))
     me = load_or_create_identity(where).peer_id
-    create_swarm(where, name, me, models, tuple(map(peer_from_text, allowed)), time.time())
+    # (the name, since the file has another path on other machines)
+    create_swarm(where, name, me, tuple(map(model_name, models)), tuple(map(peer_from_text, allowed)), time.time())
     click.echo(f"the private swarm {name} is in {swarm_path(where, name)}; keep a copy of this file in a safe place")
     click.echo(f"run this node in it:  mycelia node --swarm {name}\ninvite another one:   mycelia invite {name}")
 

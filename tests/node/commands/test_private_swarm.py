@@ -77,7 +77,11 @@ def test_what_is_missing_is_named_with_the_fix(tmp_path: Path) -> None:
     assert "start 'mycelia node --swarm home'" in failure(tmp_path, "invite")
     assert "serves only fake" in failure(tmp_path, "node", "--swarm", "home", "--model", "smollm2")
     assert "not both" in failure(tmp_path, "node", "--swarm", "home", "--swarm-key", "x")
-    mycelia(tmp_path, "swarm", "create", "work")
+    mycelia(tmp_path, "swarm", "create", "work", "--model", "./folder/large.gguf")
+    assert read_swarm(tmp_path, "work").roster.models == ("large",)
+    assert "give the model's file with --model PATH" in failure(tmp_path, "node", "--swarm", "work")
+    assert "serves only large" in failure(tmp_path, "node", "--swarm", "work", "--model", "/elsewhere/small.gguf")
+    assert "cannot read the model" in failure(tmp_path, "node", "--swarm", "work", "--model", "/elsewhere/large.gguf")
     assert "name one of home, work" in failure(tmp_path, "swarm", "members")
 
 
