@@ -5,14 +5,20 @@ gives it up: of the subnet that holds most places, the one that was idle for lon
 
     rank     gives up its place to
     IDLE     another subnet when all places are taken, a known key, its own subnet after ``own_after_s``
-    PROVEN   another subnet that holds less than half as many
+    PROVEN   another subnet that holds less than half as many; see below
     KEPT     nobody
+
+Where all are proven, newcomers would find no place at all, and a node to which all others come first would introduce
+nobody any more. So a holder that had its place for ``settled_after_s``, long enough to meet others, may lose it to a
+newcomer: one every TURNOVER_S, and none of the half that is there for longest, which no crowd of newcomers can push out
+(as Bitcoin's nodes do it).
 
 Nothing here is an offence: a newcomer's arrival decides whether another holder loses its place.
 
 Invariant: the taken places are exactly those of holders that were admitted and neither released nor given up.
 """
 
+import math
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,6 +27,8 @@ from typing import Generic, TypeVar
 from mycelia.proto.admission.subnets import Places
 
 HolderT = TypeVar("HolderT")
+
+TURNOVER_S = 2.0
 
 
 class Rank(IntEnum):
@@ -35,6 +43,7 @@ class Rank(IntEnum):
 class _Held:
     key: bytes
     subnet: str
+    since: float
     used_at: float
     rank: Rank
 
@@ -42,11 +51,22 @@ class _Held:
 class Admission(Generic[HolderT]):
     """Places of one kind and their holders."""
 
-    def __init__(self, num_places: int, per_key: int, num_kept: int = 0, own_after_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_places: int,
+        per_key: int,
+        num_kept: int = 0,
+        own_after_s: float = 0.0,
+        settled_after_s: float = math.inf,
+    ) -> None:
         """num_kept: places that only known keys may take. own_after_s: how long a holder must have been idle before it
-        gives up its place to another one of its own subnet."""
+        gives up its place to another one of its own subnet. settled_after_s: after how long a proven holder may lose
+        its place to any newcomer."""
         self._places = Places(num_places, per_key, num_kept)
         self._own_after_s = own_after_s
+        self._settled_after_s = settled_after_s
+        self._turned_at = -math.inf
+        """When a settled holder lost its place last."""
         self._held: dict[HolderT, _Held] = {}
 
     def __len__(self) -> int:
@@ -75,6 +95,9 @@ class Admission(Generic[HolderT]):
         given_up: list[HolderT] = []
         if not self._places.take(key, subnet, is_known, is_proven):
             other = self._idlest(key, subnet, now, is_known, busy)
+            is_turn = other is None and now >= self._turned_at + TURNOVER_S
+            if is_turn:
+                other = self._settled(key, now, busy)
             if other is None:
                 return None
             held = self.release(other)
@@ -82,7 +105,9 @@ class Admission(Generic[HolderT]):
                 self._take_back(other, held)
                 return None
             given_up = [other]
-        self._held[holder] = _Held(key, subnet, now, Rank.KEPT if is_known else Rank.IDLE)
+            if is_turn:
+                self._turned_at = now
+        self._held[holder] = _Held(key, subnet, now, now, Rank.KEPT if is_known else Rank.IDLE)
         return given_up
 
     def raise_rank(self, key: bytes, rank: Rank) -> None:
@@ -128,6 +153,16 @@ class Admission(Generic[HolderT]):
 
         candidates = [one for one in self._held.items() if gives_up(one[1])]
         return min(candidates, key=order)[0] if candidates else None
+
+    def _settled(self, key: bytes, now: float, busy: Container[bytes]) -> HolderT | None:
+        """The holder that had its place for longest, of the half that is there for a shorter time."""
+        if self._places.is_at_limit(key):
+            return None
+        younger = sorted(self._held.items(), key=lambda one: one[1].since)[(len(self._held) + 1) // 2 :]
+        for holder, held in younger:
+            if held.rank == Rank.PROVEN and held.key not in busy and now - held.since >= self._settled_after_s:
+                return holder
+        return None
 
     def _take_back(self, holder: HolderT, held: _Held | None) -> None:
         assert held is not None

@@ -48,6 +48,9 @@ KEPT_SHARE = 8
 """One in this many places for connections is kept for known peers."""
 STRANGER_IDLE_S = 10.0
 """A connection without a hello or a stream for this long may lose its place also to one of its own subnet."""
+SETTLED_S = 60.0
+"""A node that is connected for this long has met others: where all places are taken, it may lose its own to a newcomer,
+so that nodes to which all others come first can go on introducing them."""
 MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
 """Number of handshakes under way, and the time for one, Noise and Yamux together. When a subnet's places are taken,
 its oldest handshake ends."""
@@ -75,7 +78,7 @@ class Inbound:
         self._remembered = settings.remembered
         limit = settings.max_connections
         self._connections: Admission[IMuxedConn] = Admission(
-            limit, MAX_CONNECTIONS_PER_PEER, limit // KEPT_SHARE, STRANGER_IDLE_S
+            limit, MAX_CONNECTIONS_PER_PEER, limit // KEPT_SHARE, STRANGER_IDLE_S, SETTLED_S
         )
         self._handshakes: Admission[trio.CancelScope] = Admission(MAX_HANDSHAKES, MAX_HANDSHAKES)
         self._pace = Pace(UNBOUNDED, HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK)

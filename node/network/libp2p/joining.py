@@ -29,6 +29,8 @@ BOOTSTRAP_FIRST_PAUSE_S = 1.0
 BOOTSTRAP_LONGEST_PAUSE_S = 60.0
 ALONE_LONGEST_PAUSE_S = 5.0
 """The same while no peer is connected: a node is back soon after its line is."""
+HEAL_S = 600.0
+"""Time after which a lost bootstrap peer is dialled again even though enough others are connected."""
 FEW_PEERS = 8
 """Remembered nodes are dialled only while fewer peers than this are connected. Kademlia finds more."""
 REMEMBERED_DIALS, LIST_DIALS = 4, 8
@@ -135,8 +137,16 @@ class Joining:
                     await self._table.wait_gone(peer)
                 if trio.current_time() - connected_at > STABLE_S:
                     pause_s = BOOTSTRAP_FIRST_PAUSE_S
+            await self._wait_for_few_peers()
             await trio.sleep(self._discovery.jittered(pause_s))
             pause_s = min(2 * pause_s, self._longest_pause_s())
+
+    async def _wait_for_few_peers(self) -> None:
+        """Returns when few peers are connected, at the latest after HEAL_S. A node with enough peers leaves the places
+        at its bootstrap peers to newcomers; but halves of a swarm that do not know each other find together there."""
+        with trio.move_on_after(self._discovery.jittered(HEAL_S)):
+            while len(self._table) >= FEW_PEERS:
+                await self._table.lost.wait()
 
     async def _keep_remembered(self) -> None:
         """Dials remembered nodes, round after round, while few peers are connected. Never returns."""

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.proto.admission.places import Admission, Rank
+from mycelia.proto.admission.places import TURNOVER_S, Admission, Rank
 from mycelia.proto.admission.subnets import LOCAL
 
 NEAR, OTHER = f"{LOCAL}127.0.0.1", f"{LOCAL}127.0.0.2"
@@ -108,3 +108,39 @@ def test_the_books_fit_whatever_happens(steps: list[tuple[str, int, int, str, bo
             admission.use(key, float(now))
         assert len(admission) == len(alive) <= 12
         admission.check_invariants()
+
+
+def crowd(settled_after_s: float = 60.0) -> Admission[int]:
+    """Eight proven holders of different subnets, one a second: all places are taken."""
+    admission: Admission[int] = Admission(8, 1, settled_after_s=settled_after_s)
+    for one in range(8):
+        assert admission.admit(one, b"%d" % one, f"subnet {one}", float(one)) == []
+        admission.raise_rank(b"%d" % one, Rank.PROVEN)
+    return admission
+
+
+def test_a_newcomer_finds_a_place_where_all_are_proven_and_settled() -> None:
+    admission = crowd()
+    assert admission.admit(100, b"100", "new", 30.0) is None, "they have not met others yet"
+    assert admission.admit(101, b"101", "new", 70.0) == [4], "the longest of the younger half"
+    admission.raise_rank(b"101", Rank.PROVEN)
+    assert admission.admit(102, b"102", "newer", 70.0 + TURNOVER_S / 2) is None, "one at a time"
+    assert admission.admit(103, b"103", "newer", 70.0 + TURNOVER_S) == [5]
+    admission.check_invariants()
+
+
+def test_no_crowd_of_newcomers_pushes_out_the_half_that_is_there_for_longest() -> None:
+    admission, now = crowd(), 1_000.0
+    for number in range(100, 400):
+        admission.admit(number, b"%d" % number, f"subnet {number}", now)
+        admission.raise_rank(b"%d" % number, Rank.PROVEN)
+        now += 10.0
+    assert all(admission.subnet_of(one) for one in range(4))
+    admission.check_invariants()
+
+
+def test_a_settled_holder_that_is_busy_or_kept_stays() -> None:
+    admission = crowd()
+    admission.keep(4)
+    assert admission.admit(100, b"100", "new", 100.0, busy={b"5", b"6", b"7"}) is None
+    assert admission.admit(101, b"101", "new", 100.0, busy={b"5", b"6"}) == [7]
