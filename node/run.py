@@ -24,7 +24,6 @@ from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.network.addresses import parse_listen
-from mycelia.node.network.identity import load_or_create_identity
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import Network, NetworkSettings
@@ -37,6 +36,7 @@ from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api, url_of
 from mycelia.node.settings import NodeSettings
 from mycelia.node.storage.data_dir import prepare_data_dir
+from mycelia.node.storage.identity_file import load_or_create_identity
 from mycelia.node.storage.private_swarms import state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept

@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Reports that are written whole or not at all."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
+from mycelia.node.storage.files import replacing
 from mycelia.proto.wire.errors import LocalError
 
 
@@ -15,15 +17,11 @@ def replaced(path: Path) -> Iterator[IO[str]]:
     when nothing can be written there."""
     if path.is_dir():
         raise LocalError(f"cannot write {path}: it is a directory")
-    beside = path.with_name(f".{path.name[:100]}.{os.getpid()}")
-    try:
-        file = beside.open("w", encoding="utf-8")
-    except OSError as exc:
-        raise LocalError(f"cannot write {path}: {exc.strerror or exc}") from exc
-    try:
-        with file:
-            yield file
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(replacing(path, f".{path.name[:100]}.{os.getpid()}", mode=0o666))
+        except OSError as exc:
+            raise LocalError(f"cannot write {path}: {exc.strerror or exc}") from exc
+        text = TextIOWrapper(file, encoding="utf-8")
+        yield text
+        text.flush()

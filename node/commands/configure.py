@@ -1,7 +1,6 @@
 """``mycelia config``: show and write the configuration. ``mycelia completion``: set up the shell."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ from mycelia.node.commands.config_file import Schema, Setting, default_file, not
 from mycelia.node.commands.options import json_option
 from mycelia.node.commands.running import console
 from mycelia.node.plugins import COMMANDS, Program
+from mycelia.node.storage.files import replacing
 
 
 @click.group(
@@ -129,15 +129,8 @@ def _file(context: click.Context) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Write the file atomically, readable by its owner only: it may have paths of key files. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        draft.replace(path)
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+    with replacing(path, f".{path.name}.{os.getpid()}") as file:
+        file.write(text.encode())
 
 
 def _shown(value: object) -> str:

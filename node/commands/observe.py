@@ -168,9 +168,9 @@ def identity(data_dir: Path | None, as_json: bool) -> None:
         import msgspec
 
         from mycelia.node.client.local import fetch_state
-        from mycelia.node.network.identity import load_or_create_identity
         from mycelia.node.peer_id import peer_text
         from mycelia.node.storage.data_dir import default_data_dir, prepare_data_dir
+        from mycelia.node.storage.identity_file import load_or_create_identity
         from mycelia.node.storage.rundir import find_running
 
         where = prepare_data_dir(data_dir or default_data_dir())

@@ -66,9 +66,9 @@ def create(name: str, models: tuple[str, ...], allowed: tuple[str, ...], data_di
     members only: they never leave these nodes. Keep a copy of the file that this command names, since only its holder
     can invite and remove members."""
     from mycelia.node.engine.models import model_name
-    from mycelia.node.network.identity import load_or_create_identity
     from mycelia.node.peer_id import peer_from_text
     from mycelia.node.storage.data_dir import prepare_data_dir
+    from mycelia.node.storage.identity_file import load_or_create_identity
     from mycelia.node.storage.private_swarms import create_swarm, swarm_path
 
     where = prepare_data_dir(_where(data_dir))
@@ -271,9 +271,9 @@ def join(
     All options of 'mycelia node' may follow, such as --model. The next time 'mycelia node --swarm NAME' is enough."""
     import platform
 
-    from mycelia.node.network.identity import load_or_create_identity
     from mycelia.node.private_swarm.joining import ask_to_join, contacts_of
     from mycelia.node.storage.data_dir import prepare_data_dir
+    from mycelia.node.storage.identity_file import load_or_create_identity
     from mycelia.node.storage.private_swarms import check_free, store_membership
     from mycelia.proto.swarm.invitations import read_invitation
 
@@ -304,7 +304,7 @@ def _where(data_dir: Path | None) -> Path:
 
 
 def _me(where: Path) -> bytes:
-    from mycelia.node.network.identity import load_or_create_identity
+    from mycelia.node.storage.identity_file import load_or_create_identity
 
     return load_or_create_identity(where).peer_id
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from mycelia.node.storage.files import replacing
 from mycelia.proto.wire.errors import LocalError
 
 
@@ -102,16 +103,11 @@ def _join(parts: Sequence[Path], whole: Path, expected: str) -> None:
     """Join ``parts`` as the file ``whole``, which is then complete or absent. Raises LocalError when its SHA-256 is not
     ``expected``, OSError when a file cannot be read or written."""
     # A name per process: two nodes that start at once must not write the same file.
-    draft = whole.with_name(f"{whole.name}.{os.getpid()}")
     hasher = sha256()
-    try:
-        with draft.open("wb") as file:
-            for part in parts:
-                data = part.read_bytes()
-                hasher.update(data)
-                file.write(data)
+    with replacing(whole, f"{whole.name}.{os.getpid()}", mode=0o666) as draft:
+        for part in parts:
+            data = part.read_bytes()
+            hasher.update(data)
+            draft.write(data)
         if hasher.hexdigest() != expected:
             raise LocalError(f"the parts of {whole.name} are not those that it was made of; install them anew")
-        draft.replace(whole)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from mycelia.node.storage.files import write_atomically
 from mycelia.proto.digests.digest import epoch_after
 from mycelia.proto.wire.errors import LocalError
 
@@ -93,30 +94,10 @@ def next_epoch(data_dir: Path, now: float) -> int:
     return epoch
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file so that even after a crash it has its old content or all of ``data``. Only its owner can read it,
-    since some files hold keys. Call it while holding the directory's lock. Raises LocalError."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "wb", opener=_private) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as exc:
-        with suppress(OSError):
-            temporary.unlink()
-        raise LocalError(f"cannot write {path}: {exc.strerror or exc}") from exc
-
-
 def _read(path: Path) -> bytes:
     """At most _MAX_BYTES of a file, which may have been damaged. Raises OSError."""
     with path.open("rb") as file:
         return file.read(_MAX_BYTES)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 @contextmanager

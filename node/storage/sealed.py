@@ -9,14 +9,12 @@ from typing import Generic, TypeVar
 
 import msgspec
 import structlog
-from blake3 import blake3
 
-from mycelia.node.storage.rundir import write_atomically
+from mycelia.node.storage.files import SEAL_BYTES, seal_of, write_atomically
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
 
-SEAL_BYTES = 16
 MAX_FILE_BYTES = 2**24
 """Eight times the largest file that is written, with 16,384 version floors."""
 MAX_ASIDE = 8
@@ -57,13 +55,13 @@ class SealedFile(Generic[T]):
         body = msgspec.msgpack.encode(value)
         if SEAL_BYTES + len(body) > MAX_FILE_BYTES:
             raise LocalError(f"cannot write {data_dir / self.name}: {len(body)} bytes are too many")
-        write_atomically(data_dir / self.name, _seal(body) + body)
+        write_atomically(data_dir / self.name, seal_of(body) + body)
 
     def _read(self, path: Path) -> T:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
         seal, body = data[:SEAL_BYTES], data[SEAL_BYTES:]
-        if len(data) > MAX_FILE_BYTES or _seal(body) != seal:
+        if len(data) > MAX_FILE_BYTES or seal_of(body) != seal:
             raise ValueError("it was changed or cut")
         return msgspec.msgpack.decode(body, type=self._kind)
 
@@ -80,7 +78,3 @@ def set_aside(path: Path, reason: Exception, effect: str) -> None:
         aside = path
     reason_text = reason.strerror or str(reason) if isinstance(reason, OSError) else str(reason)
     log.warning("file_set_aside", file=path.name, now=str(aside), reason=reason_text, effect=effect)
-
-
-def _seal(body: bytes) -> bytes:
-    return blake3(body).digest(length=SEAL_BYTES)

@@ -20,9 +20,8 @@ from pathlib import Path
 import msgspec
 import structlog
 import trio
-from blake3 import blake3
 
-from mycelia.node.storage.rundir import write_atomically
+from mycelia.node.storage.files import seal_of, write_atomically
 from mycelia.node.storage.sealed import set_aside
 from mycelia.node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog, surplus
 from mycelia.node.views import RequestRow
@@ -39,7 +38,6 @@ GATHER_S = 0.005
 a millisecond; a little later the node only waits for the first token."""
 MAX_QUEUED = 1_024
 """Records that may wait for a slow disk. Further ones are dropped, and the log gives their number."""
-_SEAL_BYTES = 16
 _EFFECT = "earlier requests are not shown"
 _OWN_WORDS = frozenset(
     "entered tokenized relayed routed begun bounced answered serving prefilling served handed_back".split()  # noqa: SIM905
@@ -208,13 +206,16 @@ def _rewrite(path: Path, whole: Iterable[bytes], num_lost: int) -> None:
 
 
 def line_of(record: Record) -> bytes:
-    body = msgspec.json.encode(_without_words_of_others(record))
-    return b"\n" + seal_of(body) + b" " + body + b"\n"
+    return sealed_line(msgspec.json.encode(_without_words_of_others(record)))
+
+
+def sealed_line(body: bytes) -> bytes:
+    return b"\n" + seal_of(body).hex().encode() + b" " + body + b"\n"
 
 
 def _body(line: bytes) -> bytes | None:
     seal, _, body = line.partition(b" ")
-    return body if body and seal == seal_of(body) else None
+    return body if body and seal == seal_of(body).hex().encode() else None
 
 
 def _record(line: bytes) -> Record | None:
@@ -225,10 +226,6 @@ def _record(line: bytes) -> Record | None:
     except ValueError:
         return None
     return record
-
-
-def seal_of(body: bytes) -> bytes:
-    return blake3(body).hexdigest(length=_SEAL_BYTES).encode()
 
 
 def _without_words_of_others(record: Record) -> Record:

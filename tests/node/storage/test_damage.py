@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelia.node.network.identity import IDENTITY_FILE, load_or_create_identity
+from mycelia.node.storage.identity_file import IDENTITY_FILE, load_or_create_identity
 from mycelia.node.storage.rundir import RunInfo, find_running, locked, next_epoch, write_run_info
 from mycelia.proto.wire.errors import LocalError
 from tests.damage import contents, damaged, fill_disk

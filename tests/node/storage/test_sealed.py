@@ -9,8 +9,9 @@ import msgspec
 import pytest
 import structlog.testing
 
+from mycelia.node.storage.files import write_atomically
 from mycelia.node.storage.known_peers import PEERS_FILE, KnownPeer
-from mycelia.node.storage.rundir import next_epoch, write_atomically
+from mycelia.node.storage.rundir import next_epoch
 from mycelia.node.storage.saving import FLOORS_FILE, TRUST_FILE, KeptTrust
 from mycelia.node.storage.sealed import MAX_ASIDE, MAX_FILE_BYTES, SealedFile
 from mycelia.proto.admission.trust import Offender

@@ -173,7 +173,7 @@ def test_a_record_of_another_version_is_not_shown_and_not_thrown_away(tmp_path: 
     path = tmp_path / JOURNAL_FILE
     for body in (b'{"row":{"id":"new"},"steps":[],"more":1}', b"[]", b'{"row":null}'):
         with path.open("ab") as file:
-            file.write(b"\n" + journal_module.seal_of(body) + b" " + body + b"\n")
+            file.write(journal_module.sealed_line(body))
     row = msgspec.structs.replace(read_journal(tmp_path)[0].row, id="no hexadecimal")
     with path.open("ab") as file:
         file.write(journal_module.line_of(journal_module.Record(row, ())))

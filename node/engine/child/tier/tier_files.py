@@ -28,6 +28,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from mycelia.node.engine.child.tier.tier import OPEN, TOKEN_BYTES, Edge, Whose
+from mycelia.node.storage.files import SEAL_BYTES, replacing, seal_of
 
 MAGIC = b"MYCKV\x00\x00\x02"
 """The last byte is the format's version."""
@@ -38,7 +39,6 @@ MAX_QUEUED_BYTES = 256 * 2**20
 
 _FIXED = struct.Struct("<8s16sIIQ32sIB16s")
 _MAX_TAG_BYTES, _NO_TAG = 16, 255
-_SEAL_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def header(cells_key: bytes, edge: Edge) -> bytes:
     owner = (0, _NO_TAG, b"") if tag is None else (num_open, len(tag), tag)
     fixed = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash, *owner)
     body = fixed + edge.packed
-    return body + blake3(body).digest(length=_SEAL_BYTES)
+    return body + seal_of(body)
 
 
 def file_name(packed: bytes, start: int, tag: bytes | None) -> str:
@@ -81,12 +81,12 @@ def read_header(path: Path, cells_key: bytes) -> Found | None:
         if not is_open and (tag_bytes > _MAX_TAG_BYTES or num_open > start):
             return None
         whose = OPEN if is_open else Whose(padded[:tag_bytes], num_open)
-        size = _FIXED.size + end * TOKEN_BYTES + _SEAL_BYTES
+        size = _FIXED.size + end * TOKEN_BYTES + SEAL_BYTES
         if status.st_size != size + blob_bytes:
             return None
-        rest = file.read(end * TOKEN_BYTES + _SEAL_BYTES)
-    packed, seal = rest[:-_SEAL_BYTES], rest[-_SEAL_BYTES:]
-    if blake3(fixed + packed).digest(length=_SEAL_BYTES) != seal or path.name != file_name(packed, start, whose.tag):
+        rest = file.read(end * TOKEN_BYTES + SEAL_BYTES)
+    packed, seal = rest[:-SEAL_BYTES], rest[-SEAL_BYTES:]
+    if seal_of(fixed + packed) != seal or path.name != file_name(packed, start, whose.tag):
         return None
     return Found(packed, start, blob_bytes, content_hash, whose, status.st_mtime)
 
@@ -143,7 +143,7 @@ class EdgeFiles:
 
     def read(self, edge: Edge) -> memoryview | None:
         """The blob of an edge on disk, not verified yet; None when its file is gone or has a wrong size."""
-        offset = _FIXED.size + len(edge.packed) + _SEAL_BYTES
+        offset = _FIXED.size + len(edge.packed) + SEAL_BYTES
         try:
             with self.path(edge).open("rb") as file:
                 file.seek(offset)
@@ -213,16 +213,6 @@ class EdgeFiles:
 
     def _write(self, edge: Edge, blob: memoryview) -> None:
         path = self.path(edge)
-        temporary = path.with_name(f"{path.stem}.{os.getpid()}{TEMPORARY}")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "wb", buffering=0) as file:
-                for part in (header(self._key, edge), blob):
-                    view = memoryview(part)
-                    while view:
-                        view = view[file.write(view) :]
-            os.replace(temporary, path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        with replacing(path, f"{path.stem}.{os.getpid()}{TEMPORARY}") as file:
+            file.write(header(self._key, edge))
+            file.write(blob)
