@@ -14,6 +14,7 @@ from mycelia.node.peer_id import id_text, peer_text
 from mycelia.node.signals import Signal
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.effects import (
+    MAX_SENDS_PER_PEER,
     Abandon,
     Begin,
     CancelTimer,
@@ -39,9 +40,6 @@ from mycelia.proto.overlay import Overlay
 from mycelia.proto.wire.errors import MyceliaError
 
 log = structlog.get_logger()
-
-MAX_SENDS_PER_PEER = 32
-"""Control messages on their way to one peer. Further ones are dropped, and the protocol recovers what they carried."""
 
 _LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused", "attempt_failed", "cell_changed"}
 """Events for the person who runs the node; the others are for debugging."""

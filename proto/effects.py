@@ -8,6 +8,10 @@ from mycelia.proto.events import Timer
 from mycelia.proto.routing.choose import Decision
 from mycelia.proto.wire.messages import Control, Generate, Gossip, TokenLogprobs, Usage
 
+MAX_SENDS_PER_PEER = 32
+"""``Send`` effects that are under way to one peer. Further ones are dropped, and the protocol recovers what they
+carried."""
+
 
 @dataclass(frozen=True)
 class Publish:

@@ -25,6 +25,7 @@ from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.digests.digest import epoch_after
 from mycelia.proto.effects import (
+    MAX_SENDS_PER_PEER,
     Abandon,
     Begin,
     CancelTimer,
@@ -69,8 +70,6 @@ EPOCH_START = 1_800_000_000.0
 CONTEXT_TOKENS = 131_072
 IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
-MAX_SENDS_PER_PEER = 32
-"""As in node/driver.py: the most that one event makes a node send to one peer; the rest is dropped."""
 _TRACED = struct.Struct(">dIIQ")
 
 
@@ -411,7 +410,7 @@ class World:
 
 
 def _limited(effects: Sequence[Effect], emitted: Counter[str]) -> Iterator[Effect]:
-    """``effects`` without those that a node drops."""
+    """``effects`` without those that a node drops when one event causes more than MAX_SENDS_PER_PEER."""
     sends: Counter[bytes] = Counter()
     for effect in effects:
         if isinstance(effect, Send):

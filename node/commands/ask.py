@@ -20,6 +20,7 @@ from mycelia.node.commands.options import (
     temperature_option,
 )
 from mycelia.node.commands.running import console, run
+from mycelia.proto.wire import defaults
 
 if TYPE_CHECKING:
     from mycelia.node.client.light import LightClient
@@ -49,26 +50,30 @@ Examples:
 @temperature_option
 @seed_option
 @click.option(
-    "--top-k", type=click.IntRange(0), default=40, show_default=True, help="Sample from the K likeliest tokens; 0: all."
+    "--top-k",
+    type=click.IntRange(0),
+    default=defaults.TOP_K,
+    show_default=True,
+    help="Sample from the K likeliest tokens; 0: all.",
 )
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1),
-    default=0.95,
+    default=defaults.TOP_P,
     show_default=True,
     help="Sample from the likeliest tokens with this probability together; 1: all.",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(0, 1),
-    default=0.05,
+    default=defaults.MIN_P,
     show_default=True,
     help="Sample from tokens with at least this share of the likeliest one's probability; 0: all.",
 )
 @click.option(
     "--repeat-penalty",
     type=click.FloatRange(0.1, 10),
-    default=1.0,
+    default=defaults.REPEAT_PENALTY,
     show_default=True,
     help="Penalty for repeated tokens; 1: none.",
 )

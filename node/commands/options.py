@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from mycelia.proto.wire import defaults
+
 MAX_MODEL_CHARS = 128
 
 bootstrap_option = click.option(
@@ -38,12 +40,16 @@ system_option = click.option("--system", default="", help="System message.")
 temperature_option = click.option(
     "--temperature",
     type=click.FloatRange(0, 100),
-    default=0.0,
+    default=defaults.TEMPERATURE,
     show_default=True,
     help="Sampling temperature; 0 always takes the likeliest token.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random sampling."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=defaults.SEED,
+    show_default=True,
+    help="Seed of the random sampling.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 

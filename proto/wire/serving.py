@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
+from mycelia.proto.wire import defaults
 from mycelia.proto.wire.bounds import (
     MAX_GRAMMAR_CHARS,
     MAX_LOGPROBS,
@@ -34,16 +35,16 @@ class Sampling(Record, frozen=True, kw_only=True):
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
-    temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=0.0)
+    temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=defaults.TEMPERATURE)
     """0 is greedy: the most probable token, with grammar and penalties still applied."""
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=0)
-    top_k: Small = field(name="4", default=40)
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=defaults.SEED)
+    top_k: Small = field(name="4", default=defaults.TOP_K)
     """Keep this many of the most probable tokens; 0 keeps all."""
-    top_p: Annotated[float, Meta(ge=0, le=1)] = field(name="5", default=0.95)
+    top_p: Annotated[float, Meta(ge=0, le=1)] = field(name="5", default=defaults.TOP_P)
     """Keep the most probable tokens that together have this probability; 1 keeps all."""
-    min_p: Annotated[float, Meta(ge=0, le=1)] = field(name="6", default=0.05)
+    min_p: Annotated[float, Meta(ge=0, le=1)] = field(name="6", default=defaults.MIN_P)
     """Keep tokens with at least this share of the highest probability; 0 keeps all."""
-    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = field(name="7", default=1.0)
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] = field(name="7", default=defaults.REPEAT_PENALTY)
     """Divides the logits of recent tokens (multiplies negative ones); 1 is off."""
     frequency_penalty: Penalty = field(name="8", default=0.0)
     """Subtracted from a recent token's logit for every occurrence."""

@@ -48,6 +48,7 @@ can only be a status before the status line is sent. Later everything streams at
 prompt went, and the client knows that a node has accepted it. A later refusal, of a prompt held at the entry node, is
 the last line of the stream."""
 DEFAULT_MAX_TOKENS = 256
+_DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -67,20 +68,20 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
     """The client's own random id for the request, to ask for its trace; without it, see the header x-request-id."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
     """A longer answer is cancelled and fails with code ``deadline``."""
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    temperature: float = 0.0
-    seed: int = 0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-    stop: tuple[str, ...] = ()
-    logprobs: int = 0
-    grammar: str = ""
-    grammar_kind: str = "gbnf"
+    max_tokens: int = _DEFAULTS.max_tokens
+    temperature: float = _DEFAULTS.temperature
+    seed: int = _DEFAULTS.seed
+    top_k: int = _DEFAULTS.top_k
+    top_p: float = _DEFAULTS.top_p
+    min_p: float = _DEFAULTS.min_p
+    repeat_penalty: float = _DEFAULTS.repeat_penalty
+    frequency_penalty: float = _DEFAULTS.frequency_penalty
+    presence_penalty: float = _DEFAULTS.presence_penalty
+    repeat_last_n: int = _DEFAULTS.repeat_last_n
+    stop: tuple[str, ...] = _DEFAULTS.stop
+    logprobs: int = _DEFAULTS.logprobs
+    grammar: str = _DEFAULTS.grammar
+    grammar_kind: str = _DEFAULTS.grammar_kind
     cache_salt: Annotated[str, msgspec.Meta(max_length=MAX_SALT_CHARS)] = ""
     """See ``Ask.cache_salt``."""
 
