@@ -6,6 +6,8 @@ ARGS ?=
 N ?= 4
 JOBS ?= 2
 export PYTHON CUDA CMAKE_ARGS
+# Tests, demos and benchmarks start hundreds of processes; without bytecode each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 ready := .venv/.ready
 gemma := .venv/.gemma

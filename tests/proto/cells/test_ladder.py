@@ -175,6 +175,7 @@ def test_one_cell_provides_nothing_and_looks_up_nothing() -> None:
 
 def test_a_node_in_a_cell_provides_its_rungs_at_a_pace() -> None:
     world = split_world()
+    world.check_every = 50
     me = peer_id(0)
     world.store(me, 1, PROMPT)
     world.advance(600)

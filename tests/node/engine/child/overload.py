@@ -1,11 +1,11 @@
 """An overloaded engine in virtual time: the real scheduler with a token clock.
 
-A run is a function of its arguments. To find out what would have happened if a client had come back at another time,
-run it again with that client's arrivals replaced.
+A run is a function of its arguments. To find out when a refused client would be accepted, a copy of the engine goes on
+from the refusal with a client that asks again and again.
 """
 
+import copy
 import heapq
-import itertools
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,8 @@ PREFILL_RATE, DECODE_RATE = 2_000.0, 200.0
 STEP_TOKENS = 256
 SLOTS, MAX_WAITING, CELLS = 8, 64, 16_384
 MAX_PROMPT, MAX_ANSWER = 1_500, 400
+KNOCKS_EVERY = 0.05
+"""Share of its retry time after which a client that knocks asks again."""
 WARM_UP_S = 120.0
 """Seconds after which queues are full."""
 
@@ -52,8 +54,8 @@ class Run:
     """Client -> tokens of prompts computed + ANSWER_WEIGHT x tokens of answers."""
     lead: float = 0.0
     """Largest difference between the growths of two rivals' service since ``WARM_UP_S``."""
-    let_in_s: float | None = None
-    """Seconds after which the client ``knock`` was accepted."""
+    let_in_s: dict[Arrival, float | None] = field(default_factory=dict)
+    """Refused arrival -> seconds after which its client is accepted if it knocks all the time; None: not in the run."""
 
 
 def poisson(seed: int, client: bytes, rate: float, until: float, num_answer: int = 100) -> list[Arrival]:
@@ -71,59 +73,94 @@ def poisson(seed: int, client: bytes, rate: float, until: float, num_answer: int
 def run(
     arrivals: Sequence[Arrival],
     until: float,
-    knock: Refused | None = None,
-    knock_s: float = 0.05,
+    knocking: Collection[Arrival] = (),
     obedient: Collection[bytes] = (),
     rivals: Collection[bytes] = (),
 ) -> Run:
-    """Run up to ``until``. knock: a refusal after which its client only repeats this request, every ``knock_s`` x its
-    retry time, until it is accepted; then the run ends. obedient: clients that ask again after their retry time."""
-    limits = Limits(
-        num_cells=CELLS, context_tokens=4_096, num_vocab=2**31, slots=SLOTS, max_waiting=MAX_WAITING, reuse=False
-    )
-    sched, result, numbers = Scheduler(limits), Run(), itertools.count()
-    sched.accounts.measured(PREFILL_RATE, DECODE_RATE)
-    asked: dict[int, Arrival] = {}
-    coming = [(one.at, next(numbers), one) for one in arrivals]
-    if knock is not None:
-        who, since = knock.arrival.client, knock.arrival.at
-        step_s = knock_s * knock.retry_after_s
-        coming = [(at, number, one) for at, number, one in coming if one.client != who or at <= since]
-        coming.append((since + step_s, next(numbers), replace(knock.arrival, at=since + step_s)))
-    heapq.heapify(coming)
-    at_warm_up: dict[bytes, float] | None = None
-    now = 0.0
+    """Run up to ``until``. knocking: arrivals of which, if they are refused, ``Run.let_in_s`` tells when they would be
+    accepted. obedient: clients that ask again after their retry time."""
+    engine = _Engine(arrivals, knocking, obedient)
+    engine.run(until, rivals)
+    return engine.result
 
-    def arrive(one: Arrival) -> None:
-        key = next(numbers)
-        outcome = sched.submit(key, [key] * one.num_prompt, one.max_tokens, one.at, client=one.client)
-        is_knock = knock is not None and one.client == who and one.at > since
+
+class _Engine:
+    """The scheduler, its clock, and the arrivals to come. A deep copy is another future from the same moment."""
+
+    def __init__(self, arrivals: Sequence[Arrival], knocking: Collection[Arrival], obedient: Collection[bytes]) -> None:
+        limits = Limits(
+            num_cells=CELLS, context_tokens=4_096, num_vocab=2**31, slots=SLOTS, max_waiting=MAX_WAITING, reuse=False
+        )
+        self.sched, self.result, self.now = Scheduler(limits), Run(), 0.0
+        self.sched.accounts.measured(PREFILL_RATE, DECODE_RATE)
+        self.asked: dict[int, Arrival] = {}
+        self.coming = [(one.at, number, one) for number, one in enumerate(arrivals)]
+        heapq.heapify(self.coming)
+        self.num_keys = len(self.coming)
+        self.knocking, self.obedient = frozenset(knocking), obedient
+        self.knocks_every_s: float | None = None
+        self.knocker: bytes | None = None
+
+    def run(self, until: float, rivals: Collection[bytes] = ()) -> None:
+        """Goes on up to ``until``, or until the client that knocks is let in."""
+        result = self.result
+        at_warm_up: dict[bytes, float] | None = None
+        while self.now < until:
+            while self.coming and self.coming[0][0] <= self.now:
+                if self.arrive(heapq.heappop(self.coming)[2], until):
+                    return
+            for job in _start(self.sched, self.now):
+                result.waits_s.setdefault(job.client, []).append(self.now - job.arrived_s)
+            if not self.sched.running:
+                self.now = self.coming[0][0] if self.coming else until
+                continue
+            self.now += _step(self.sched, self.asked, result.service, self.now)
+            if rivals and self.now >= WARM_UP_S:
+                at_warm_up = at_warm_up or dict(result.service)
+                gains = [result.service[client] - at_warm_up[client] for client in rivals]
+                result.lead = max(result.lead, max(gains) - min(gains))
+
+    def arrive(self, one: Arrival, until: float) -> bool:
+        """Whether this was the client that knocks, and it was let in."""
+        key = self.next_key()
+        outcome = self.sched.submit(key, [key] * one.num_prompt, one.max_tokens, one.at, client=one.client)
         if isinstance(outcome, Job):
-            asked[key] = one
-            if is_knock:
-                result.let_in_s = one.at - since
-            return
-        result.refused.append(Refused(one, outcome.retry_after_s))
-        if is_knock or one.client in obedient:
-            again = one.at + (step_s if is_knock else outcome.retry_after_s)
-            heapq.heappush(coming, (again, next(numbers), replace(one, at=again)))
+            self.asked[key] = one
+            return one.client == self.knocker
+        refused = Refused(one, outcome.retry_after_s)
+        self.result.refused.append(refused)
+        if self.knocks_every_s is not None and one.client == self.knocker:
+            self.come(one, one.at + self.knocks_every_s)
+        elif one.client in self.obedient:
+            self.come(one, one.at + outcome.retry_after_s)
+        if one in self.knocking:
+            self.result.let_in_s[one] = self.copy().let_in_s(refused, until)
+        return False
 
-    while now < until:
-        while coming and coming[0][0] <= now:
-            arrive(heapq.heappop(coming)[2])
-        if result.let_in_s is not None:
-            break
-        for job in _start(sched, now):
-            result.waits_s.setdefault(job.client, []).append(now - job.arrived_s)
-        if not sched.running:
-            now = coming[0][0] if coming else until
-            continue
-        now += _step(sched, asked, result.service, now)
-        if rivals and now >= WARM_UP_S:
-            at_warm_up = at_warm_up or dict(result.service)
-            gains = [result.service[client] - at_warm_up[client] for client in rivals]
-            result.lead = max(result.lead, max(gains) - min(gains))
-    return result
+    def copy(self) -> "_Engine":
+        """An independent engine with a result of its own."""
+        jobs = [*self.sched.running, *self.sched.waiting]
+        flat = [self.coming, self.asked, *(job.prompt for job in jobs), *(job.tokens for job in jobs)]
+        return copy.deepcopy(self, {id(one): copy.copy(one) for one in flat} | {id(self.result): Run()})
+
+    def come(self, one: Arrival, at: float) -> None:
+        heapq.heappush(self.coming, (at, self.next_key(), replace(one, at=at)))
+
+    def next_key(self) -> int:
+        self.num_keys += 1
+        return self.num_keys
+
+    def let_in_s(self, refused: Refused, until: float) -> float | None:
+        """The seconds after which the client is let in that from now on only repeats this request, and often. Changes
+        this engine."""
+        one, self.knocking = refused.arrival, frozenset()
+        self.knocker, self.knocks_every_s = one.client, KNOCKS_EVERY * refused.retry_after_s
+        self.coming = [entry for entry in self.coming if entry[2].client != one.client]
+        heapq.heapify(self.coming)
+        self.come(one, one.at + self.knocks_every_s)
+        self.run(until)
+        accepted = [last for last in self.asked.values() if last.client == one.client and last.at > one.at]
+        return accepted[0].at - one.at if accepted else None
 
 
 def _start(sched: Scheduler, now: float) -> Iterator[Job]:
