@@ -37,13 +37,9 @@ from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import VERSION
 from mycelia.node.views import (
     AttemptView,
-    LinksRow,
-    ModelRow,
     NodeState,
     PeerRow,
     RelayedView,
-    RequestRow,
-    TraceView,
     TrafficView,
     TreeRowView,
 )
@@ -109,6 +105,10 @@ class Node:
         self._tree = RadixTree()
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
+        # The part of ``Api`` that a room answers alone.
+        self.models = self.swarm_models.rows
+        self.recent_requests, self.requests_changed = self.requests.rows, self.requests.changed
+        self.links, self.trace = self._inspection.links, self._inspection.trace
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. The node answers requests from ``started()`` on."""
@@ -174,10 +174,6 @@ class Node:
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
 
-    async def models(self) -> list[ModelRow]:
-        """See ``Api.models``."""
-        return await self.swarm_models.rows()
-
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
         return list(await self._engine.tokenize_chat(messages))
@@ -194,26 +190,9 @@ class Node:
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self.overlay.peers(self._driver.now())]
 
-    def recent_requests(self) -> list[RequestRow]:
-        """See ``RequestLog.rows``."""
-        return self.requests.rows()
-
-    async def requests_changed(self, version: int) -> int:
-        """See ``RequestLog.changed``."""
-        return await self.requests.changed(version)
-
     def metrics(self) -> bytes:
         """See ``node/telemetry/metrics.py``."""
         return exposition(self.state(), self.requests)
-
-    async def links(self) -> list[LinksRow]:
-        """See ``Inspection.links``."""
-        return await self._inspection.links()
-
-    async def trace(self, prefix: str) -> TraceView | None:
-        """The steps of the request whose id begins with ``prefix``; None if no known request matches, or several do."""
-        found = self.requests.matching(prefix)
-        return await self._inspection.trace(found[0]) if len(found) == 1 else None
 
     def state_saver(self, data_dir: Path) -> StateSaver:
         """Saves the state that survives a restart. Run it while the node runs."""

@@ -94,8 +94,13 @@ class Inspection:
                 self._links_at = trio.current_time()
             return self._links
 
-    async def trace(self, request_id: bytes) -> TraceView:
-        """The steps that the nodes on a request's way report, in the order of time, and the nodes without an answer."""
+    async def trace(self, prefix: str) -> TraceView | None:
+        """The steps that the nodes on a request's way report, in the order of time, and the nodes without an answer.
+        prefix: the beginning of its id. None if no request known here matches, or several do."""
+        found = self._requests.matching(prefix)
+        if len(found) != 1:
+            return None
+        (request_id,) = found
         rows: list[TraceRow] = []
         silent: list[str] = []
         seen = {self._network.peer_id}
