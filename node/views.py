@@ -8,7 +8,6 @@ import msgspec
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.messages import (
-    STILL_THERE,
     Answered,
     Begun,
     EntryFrame,
@@ -156,7 +155,9 @@ def frame_view(frame: EntryFrame) -> FrameView:
             return FailedView(frame.code, frame.message, frame.retryable, frame.retry_after_ms / 1000)
 
 
-STILL_THERE_VIEW = frame_view(STILL_THERE)
+def is_keep_alive(frame: EntryFrame | FrameView) -> bool:
+    """Whether the frame says only that the answer is still in work, see ``KEEP_ALIVE``."""
+    return isinstance(frame, Text | TextView) and not (frame.text or frame.tokens or frame.logprobs)
 
 
 def _logprobs_view(entry: TokenLogprobs) -> TokenLogprobsView:

@@ -22,7 +22,7 @@ from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.distance import SwarmSettings, open_at_a_distance
 from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
 from mycelia.node.requests.salts import PUBLIC_SALT
-from mycelia.node.views import STILL_THERE_VIEW, AnsweredView, FailedView, FrameView, TextView
+from mycelia.node.views import AnsweredView, FailedView, FrameView, TextView, is_keep_alive
 from mycelia.proto.wire.errors import LocalError
 
 MEASURE_DEADLINE_S = 60.0
@@ -128,7 +128,7 @@ async def ask_one(http: httpx.AsyncClient, api_url: str, question: Question, num
         async with http.stream("POST", f"{api_url}/api/ask", json=body) as response:
             async for line in response.aiter_lines():  # (to the end: httpx complains about an early stop)
                 match frame := msgspec.json.decode(line, type=FrameView):
-                    case TextView() if frame != STILL_THERE_VIEW:
+                    case TextView() if not is_keep_alive(frame):
                         first = first or trio.current_time()
                     case AnsweredView() as answered:
                         ttft_s = (first or trio.current_time()) - began

@@ -12,11 +12,7 @@ from mycelia.node.network.network import DialError, MessageStream, Network, Netw
 from mycelia.node.peer_id import peer_text
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
-from mycelia.node.views import (
-    STILL_THERE_VIEW,
-    FrameView,
-    frame_view,
-)
+from mycelia.node.views import FrameView, frame_view, is_keep_alive
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask
 
@@ -44,7 +40,7 @@ class LightClient:
 
 
 async def tell(send: trio.MemorySendChannel[FrameView], frame: FrameView) -> None:
-    if frame != STILL_THERE_VIEW:
+    if not is_keep_alive(frame):
         await send.send(frame)
 
 

@@ -36,9 +36,9 @@ from mycelia.proto.wire.blocks import token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError, MyceliaError, RemoteError
 from mycelia.proto.wire.messages import (
+    KEEP_ALIVE,
     MAX_CANDIDATES,
     MAX_SMALL,
-    STILL_THERE,
     Accepted,
     Answered,
     Ask,
@@ -107,7 +107,7 @@ class Entry:
                 await trio.sleep(KEEP_ALIVE_S)
                 for running in self._running.values():
                     if not running.was_told and not running.frames:
-                        running.tell(STILL_THERE)
+                        running.tell(KEEP_ALIVE)
                     running.was_told = False
 
     @asynccontextmanager

@@ -114,7 +114,7 @@ class Text(Kind, frozen=True, kw_only=True, tag=15):
     can continue at another entry node (``Ask.answered``)."""
 
 
-STILL_THERE = Text(text="")
+KEEP_ALIVE = Text(text="")
 """Sent by an entry node without news: the answer is still in work."""
 
 

@@ -31,8 +31,8 @@ from mycelia.proto.wire.bounds import MAX_VECTOR as MAX_VECTOR
 from mycelia.proto.wire.bounds import MIN_LOGPROB as MIN_LOGPROB
 from mycelia.proto.wire.bounds import Kind as Kind
 from mycelia.proto.wire.bounds import Record as Record
+from mycelia.proto.wire.entry import KEEP_ALIVE as KEEP_ALIVE
 from mycelia.proto.wire.entry import MAX_TEXT_TOKENS as MAX_TEXT_TOKENS
-from mycelia.proto.wire.entry import STILL_THERE as STILL_THERE
 from mycelia.proto.wire.entry import Answered as Answered
 from mycelia.proto.wire.entry import Ask as Ask
 from mycelia.proto.wire.entry import Begun as Begun

@@ -34,9 +34,9 @@ from mycelia.node.serve.openai.types import (
     TopLogprob,
     Usage,
 )
+from mycelia.node.views import is_keep_alive
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.messages import (
-    STILL_THERE,
     Answered,
     Ask,
     Begun,
@@ -246,7 +246,7 @@ class OpenAiAnswer:
                     self._all_routed.set()
             case Begun():
                 choice.begun = frame
-            case Text() if frame != STILL_THERE:
+            case Text() if not is_keep_alive(frame):
                 choice.first_s = choice.first_s or trio.current_time()
                 if said := choice.reader.feed(frame.text):
                     await out.piece(choice, said, frame.logprobs)

@@ -27,8 +27,8 @@ from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, fits
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
+    KEEP_ALIVE,
     MAX_TEXT_TOKENS,
-    STILL_THERE,
     Answered,
     Ask,
     ChatMessage,
@@ -259,7 +259,7 @@ async def test_an_entry_node_that_says_more_than_tokens_have_is_not_listened_to(
     assert isinstance(frames[-1], Failed) and "more text than" in frames[-1].message and len(frames) <= 3
 
 
-@pytest.mark.parametrize("tells", [STILL_THERE, None], ids=["still there", "nothing"])
+@pytest.mark.parametrize("tells", [KEEP_ALIVE, None], ids=["still there", "nothing"])
 async def test_an_entry_node_that_goes_on_with_nothing_is_left(
     autojump_clock: trio.testing.MockClock, tells: Text | None
 ) -> None:
@@ -330,7 +330,7 @@ async def test_who_has_only_just_come_is_told_nothing(
         await trio.sleep(KEEP_ALIVE_S)
         assert not waiting
         await trio.sleep(KEEP_ALIVE_S)
-        assert await anext(waiting) == STILL_THERE
+        assert await anext(waiting) == KEEP_ALIVE
         await trio.sleep(3 * KEEP_ALIVE_S)
         assert len(waiting) == 1, "as long as nobody reads, no more"
 

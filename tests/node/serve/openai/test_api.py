@@ -27,7 +27,7 @@ from mycelia.node.views import ModelRow, NodeState, TreeRowView
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import (
-    STILL_THERE,
+    KEEP_ALIVE,
     Answered,
     Ask,
     Begun,
@@ -521,11 +521,11 @@ async def test_whoever_waits_long_for_the_first_text_is_told_that_it_is_coming(m
 async def test_that_a_node_is_still_there_is_no_text(stream: bool) -> None:
     script: list[EntryFrame] = [
         ROUTE,
-        STILL_THERE,
+        KEEP_ALIVE,
         BEGUN,
-        STILL_THERE,
+        KEEP_ALIVE,
         Text(text="a"),
-        STILL_THERE,
+        KEEP_ALIVE,
         Text(text="b"),
         ANSWERED,
     ]
