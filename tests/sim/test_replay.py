@@ -71,7 +71,7 @@ def test_the_protocol_finds_more_than_chance() -> None:
 
 
 def test_a_prompt_goes_only_to_nodes_that_its_entry_is_connected_with() -> None:
-    """Of twelve nodes each dials for two connections."""
+    """Each of twelve nodes dials for two connections."""
     requests = [Request(float(place), 0, prompt(place, place)) for place in range(40)]
     records = replay(requests, Swarm([SPEC] * 12, RTT_S, connections=2), "random", 1)
     assert all(record.done_s for record in records)

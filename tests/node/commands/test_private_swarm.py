@@ -101,6 +101,6 @@ def test_a_wrong_invitation_reaches_no_network(tmp_path: Path) -> None:
 def test_the_local_swarm_is_still_there() -> None:
     for words in (["swarm", "local", "--help"], ["swarm", "4", "--help"]):
         assert "Round trip between any two nodes" in CliRunner().invoke(cli, words).output
-    done = CliRunner().invoke(cli, ["swarm", "memebers"])
+    done = CliRunner().invoke(cli, ["swarm", "membrs"])
     assert done.exit_code == 2 and "did you mean members?" in done.output
     assert "not in the range" in CliRunner().invoke(cli, ["swarm", "65"]).output
