@@ -12,6 +12,9 @@ unexport PYTHONDONTWRITEBYTECODE
 ready := .venv/.ready
 gemma := .venv/.gemma
 programs := .venv/.test-programs
+# One file's tests run in one process, for they share what is costly to open. The order is that of the folders: real
+# processes first, which take long, and short files last, so that no process waits for another at the end.
+dist := --dist loadfile --no-loadscope-reorder
 js := tests/interop/js/node_modules/.package-lock.json
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
@@ -57,11 +60,11 @@ $(js): tests/interop/js/package-lock.json
 	@touch $@
 
 test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
-	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 
 coverage: $(ready) $(gemma) $(programs)  ## run the tests, say which lines none of them ran, and fail below the floors
 	@rm -rf .coverage && mkdir .coverage
-	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 	@.venv/bin/python -m coverage combine --quiet
 	@echo "proto:" && .venv/bin/python -m coverage report --include='proto/*' --fail-under=97
 	@echo "proto, sim and node:" && .venv/bin/python -m coverage report

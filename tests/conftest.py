@@ -12,7 +12,7 @@ import tests.profiles  # noqa: F401  registers hypothesis profiles, before any t
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--exact-pairs", type=int, default=20, help="random prompt pairs of test_exact.py")
+    parser.addoption("--exact-pairs", type=int, default=10, help="random prompt pairs of test_exact.py")
     parser.addoption("--exact-seed", type=int, default=1, help="seed of those pairs")
 
 

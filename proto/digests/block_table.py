@@ -103,6 +103,7 @@ class BlockTable:
     def check_invariants(self) -> None:
         keys, values = self.items()
         assert len(np.unique(keys)) == len(keys) == len(self)
+        assert np.array_equal(self.get(keys), values)
         assert values.all() and np.array_equal(self._keys == 0, self._values == 0)
         assert self._num_placed <= _MOST_LOAD * self._keys.size
 

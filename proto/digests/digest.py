@@ -210,13 +210,10 @@ class OwnDigest:
         """Leading blocks of ``chain`` in the cache now, announced or not, that the owner ``tag`` may reuse."""
         best = 0
         for leaf in self._leaves.values():
-            depth = 0
-            usable = leaf.chain if leaf.tag == tag else leaf.chain[: leaf.num_open]
-            for mine, wanted in zip(usable, chain, strict=False):
-                if mine != wanted:
-                    break
-                depth += 1
-            best = max(best, depth)
+            # (a block's hash covers all blocks before it, so equal blocks at ``best`` mean equal prefixes)
+            usable = min(len(leaf.chain) if leaf.tag == tag else leaf.num_open, len(leaf.chain), len(chain))
+            while best < usable and leaf.chain[best] == chain[best]:
+                best += 1
         return best
 
     def advance(self, now: float, cell_bits: int = 0) -> Delta | Announce:

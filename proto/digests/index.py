@@ -118,6 +118,12 @@ class Index:
             self._number_of[holders] = number
         return number
 
+    def holders(self) -> dict[int, set[bytes]]:
+        """Block -> every peer that holds it. Slow: for checks."""
+        blocks, numbers = (part.tolist() for part in self._table.items())
+        peers = [{peer for peer, bit in self._bit_of.items() if holders >> bit & 1} for holders in self._sets]
+        return {block: peers[number] for block, number in zip(blocks, numbers, strict=True)}
+
     def check_invariants(self) -> None:
         self._table.check_invariants()
         current = sum(1 << bit for bit in self._bit_of.values())

@@ -218,8 +218,7 @@ class EstimateStore:
         for namespace, index in self._indexes.items():
             index.check_invariants()
             assert len(index) == len(by_namespace[namespace])
-            for block, owners in by_namespace[namespace].items():
-                assert index.matches([block]).keys() == owners
+            assert index.holders() == by_namespace[namespace]
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

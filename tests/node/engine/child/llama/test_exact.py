@@ -42,7 +42,7 @@ SHORTEST, LONGEST, ANSWER = 16, 48, 3
 IN_FLIGHT = 6
 RAM_BYTES = 4 * MIB
 """Size of the second tier for half of the pairs: about 180 tokens."""
-FEW_PAIRS = 20
+FEW_PAIRS = 10
 """Number of pairs in ``make test``."""
 ANYTHING = range(1000, 40_000)
 """Token ids that are plain text."""
