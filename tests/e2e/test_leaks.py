@@ -27,7 +27,7 @@ STAGES: dict[str, Callable[[bytes], bool]] = {
     "before the status": lambda seen: True,
     "after the headers": lambda seen: b"\r\n\r\n" in seen,
     "after the first text": lambda seen: b'"content":"' in seen,
-    "in the middle": lambda seen: seen.count(b"data: ") > 20,
+    "in the middle": lambda seen: seen.count(b"data: ") > 4,
 }
 BROKEN = [
     b"",

@@ -47,7 +47,7 @@ def test_rows_are_beside_the_peak_and_beside_capacity() -> None:
 
 
 def test_an_overloaded_swarm_answers_as_much_and_tells_the_truth() -> None:
-    scenario = Scenario(num_peers=6, warm_s=20.0, measured_s=30.0, tail_s=60.0, drain_s=120.0)
+    scenario = Scenario(num_peers=4, warm_s=20.0, measured_s=30.0, tail_s=30.0, drain_s=120.0)
     busy_p99_s = crowded_p99_s = 0.0
     for seed in (1, 2, 3):
         busy, crowded = (
