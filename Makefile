@@ -4,7 +4,8 @@ SHELL := /bin/sh
 PYTEST_ARGS ?=
 ARGS ?=
 N ?= 4
-JOBS ?= 2
+# (one more than two cores: tests of real processes also wait)
+JOBS ?= 3
 export PYTHON CUDA CMAKE_ARGS
 # Tests, demos and benchmarks start hundreds of processes; without bytecode each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -59,7 +60,7 @@ $(js): tests/interop/js/package-lock.json
 	@npm ci --prefix tests/interop/js --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=2 at once; PYTEST_ARGS="-k radix" for some of them
+test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=3 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 
 coverage: $(ready) $(gemma) $(programs)  ## run the tests, say which lines none of them ran, and fail below the floors
@@ -86,7 +87,7 @@ nightly: $(ready) $(programs)  ## real nodes under faults, and the property test
 interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
 
-lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=2 at once (needs root)
+lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=3 at once (needs root)
 	@.venv/bin/python -m pytest -m lab -n $(JOBS) $(PYTEST_ARGS)
 
 fuzz: N = 1000000

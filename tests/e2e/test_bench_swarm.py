@@ -13,9 +13,7 @@ pytestmark = pytest.mark.e2e
 
 async def test_two_nodes_at_a_distance_are_measured_and_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NUM_COLD", "NUM_WARM"):
-        monkeypatch.setattr(
-            calibrate, name, 2
-        )  # (one prompt takes a fake engine seconds)
+        monkeypatch.setattr(calibrate, name, 2)  # (one prompt takes a fake engine seconds)
     bench = SwarmBench(
         num_nodes=2, rtt_ms=30.0, num_requests=8, rate=20.0, model="fake", cells=65_536, policies=("random",)
     )

@@ -11,7 +11,7 @@ from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 
 pytestmark = pytest.mark.e2e
 
-MAX_TOKENS = 400
+MAX_TOKENS = 280
 PROMPT = "Tell a long story."
 ONE_THREAD = ["--threads", "1"]
 

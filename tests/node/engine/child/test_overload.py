@@ -12,6 +12,7 @@ from tests.node.engine.child.overload import MAX_ANSWER, MAX_PROMPT, SLOTS, WARM
 
 HOG, GREEDY, BUSY, SMALL = b"hog", b"greedy", b"busy", b"small"
 UNTIL_S = 400.0
+SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (2, 3))]
 
 
 def crowd(seed: int) -> list[Arrival]:
@@ -42,7 +43,7 @@ def test_who_comes_when_told_gets_as_much_as_who_knocks_all_the_time() -> None:
     assert service[GREEDY] == pytest.approx(service[HOG], rel=0.1)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_hog_delays_a_small_client_no_more_than_an_equal_competitor_does(seed: int) -> None:
     small = poisson(seed, SMALL, 0.2, 2 * UNTIL_S)
     waits_s = {}
@@ -57,7 +58,7 @@ def test_a_hog_delays_a_small_client_no_more_than_an_equal_competitor_does(seed:
     assert waits_s[10.0] - waits_s[0.2] < 2.5
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_clients_that_always_wait_are_served_alike_whatever_they_ask(seed: int) -> None:
     rivals = [HOG, GREEDY, BUSY]
     result = run(crowd(seed), UNTIL_S, rivals=rivals)
