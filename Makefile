@@ -83,6 +83,7 @@ nightly: $(ready) $(programs)  ## real nodes under faults, and the property test
 	@.venv/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
 		--hypothesis-show-statistics $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest tests/node/engine/child/llama/test_exact.py --exact-pairs 60 $(PYTEST_ARGS)
 
 interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)

@@ -41,7 +41,7 @@ def test_a_restart_with_the_same_cache_costs_each_peer_little() -> None:
 
 def test_steady_change_stays_within_the_receive_budget() -> None:
     few = metadata.steady_change(Setting(8, loss=0.0), 5.0, 128, 30.0, quiet)
-    many = metadata.steady_change(Setting(32, loss=0.0), 5.0, 128, 30.0, quiet)
+    many = metadata.steady_change(Setting(20, loss=0.0), 5.0, 128, 30.0, quiet)
     assert few.total < many.total < CONFIG.receive_bytes_per_s
 
 
