@@ -90,8 +90,8 @@ async def test_leaving_early_cancels_an_answer_of_another_model(autojump_clock: 
                 async for frame in frames:
                     if isinstance(frame, Text):
                         break
-            while large.engine.vitals().active_requests:
-                await large.engine.vitals_changes()
+            await trio.sleep(1)
+            assert not large.engine.vitals().active_requests
 
 
 async def test_an_answer_of_another_model_has_a_deadline_too(autojump_clock: trio.testing.MockClock) -> None:
