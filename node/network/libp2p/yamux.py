@@ -106,8 +106,6 @@ class YamuxConnection(Connection):
         """Called with the cost that the peer has caused since the last call. Nothing is read until it returns."""
         self._work = 0
 
-    # --- the interface ---------------------------------------------------------------------------------------------
-
     @property
     def num_streams(self) -> int:
         """The number of streams of which at least one direction is open."""
