@@ -84,7 +84,7 @@ async def host_node(
             listen=settings.listen,
             bootstrap=swarm.contacts if swarm else settings.bootstrap,
             swarm_key=settings.swarm_key,
-            door=swarm,
+            access=swarm,
             remembered=kept.known.full_addresses,
             announce=settings.announce,
             relay=settings.relay,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mycelia.node.network.attempts import Attempt
-from mycelia.node.network.door import Door
 from mycelia.node.network.identity import Identity
+from mycelia.node.network.swarm_access import SwarmAccess
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
 from mycelia.proto.wire.messages import Control, Gossip, Message
@@ -66,7 +66,7 @@ class NetworkSettings:
     swarm_key: bytes = b""
     """32 bytes that all nodes of a private swarm share. Without them their bytes mean nothing. Empty: no private
     swarm."""
-    door: Door | None = None
+    access: SwarmAccess | None = None
     """A private swarm with a list of members, instead of ``swarm_key``."""
     overlay: bool = True
     """False for a light client: it connects, sends and opens streams, but neither gossips nor uses the DHT."""

@@ -27,18 +27,18 @@ REFUSALS = {
     "expired": "this invitation has expired; ask for a new one",
     "used": "this invitation has been used up; ask for a new one",
     "revoked": "this invitation has been revoked; ask for a new one",
-    "removed": "this node was removed from it; its keeper can change that with 'mycelia swarm allow PEER_ID'",
-    "not_allowed": "only listed peers may join it; its keeper can add yours, which 'mycelia id' prints, with"
+    "removed": "this node was removed from it; its admin can change that with 'mycelia swarm allow PEER_ID'",
+    "not_allowed": "only listed peers may join it; its admin can add yours, which 'mycelia id' prints, with"
     " 'mycelia swarm allow PEER_ID'",
     "full": "it has no room for more members",
-    "keeper_away": "the node that decides who joins is not connected now; try again when it runs",
+    "admin_away": "the node that decides who joins is not connected now; try again when it runs",
 }
 """What each reason means for the user."""
 
 
 @dataclass(frozen=True)
-class JoinDoor:
-    """The ``Door`` of a node that is not a member yet: it dials with the invitation's key and lets nobody in."""
+class JoinAccess:
+    """The ``SwarmAccess`` of a node that is not a member yet: it dials with the invitation's key and lets nobody in."""
 
     key: bytes
 
@@ -93,7 +93,7 @@ async def ask_to_join(invitation: Invitation, identity: Identity, name: str) -> 
     )
     from mycelia.node.network.libp2p.network import open_network  # (imports libp2p, which takes a second)
 
-    settings = NetworkSettings(identity=identity, overlay=False, door=JoinDoor(join_key_of(invitation.secret)))
+    settings = NetworkSettings(identity=identity, overlay=False, access=JoinAccess(join_key_of(invitation.secret)))
     failures: dict[str, str] = {}
     answers: list[Message] = []
     async with open_network(settings) as network, AsyncExitStack() as carriers:
@@ -107,13 +107,13 @@ async def ask_to_join(invitation: Invitation, identity: Identity, name: str) -> 
             for _ in range(MAX_TRIES):
                 try:
                     with trio.fail_after(TRY_DEADLINE_S):
-                        answer = await network.knock(peer, address, request)
+                        answer = await network.ask_entry(peer, address, request)
                 except (NetworkError, trio.TooSlowError) as exc:
                     failures[target] = str(exc) or "no answer in time"
                     await trio.sleep(AGAIN_S)
                     continue
                 answers.append(answer)
-                if not (isinstance(answer, JoinRefused) and answer.reason == "keeper_away"):
+                if not (isinstance(answer, JoinRefused) and answer.reason == "admin_away"):
                     scope.cancel()
                 return
 

@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 class PrivateSwarm:
-    """The ``Door`` of one node, and the exchange of rosters."""
+    """The ``SwarmAccess`` of one node, and the exchange of rosters."""
 
     def __init__(self, data_dir: Path, name: str, me: bytes) -> None:
         """Raises LocalError when this node is not in the swarm ``name``, or its file cannot be used."""
@@ -56,7 +56,7 @@ class PrivateSwarm:
             raise LocalError(
                 f"the private swarm {name} knows this node under another identity; ask for a new invitation"
             )
-        self._is_keeper = content.held is not None
+        self._is_admin = content.held is not None
         self._is_told = False
         """Whether the user has been told that a member does not let this node in."""
         self._seen = self._file_state()
@@ -68,7 +68,7 @@ class PrivateSwarm:
     def roster(self) -> Roster:
         return self.view.roster
 
-    # --- the door --------------------------------------------------------------------------------------------------
+    # --- the access --------------------------------------------------------------------------------------------------
 
     @property
     def key(self) -> bytes:
@@ -110,11 +110,11 @@ class PrivateSwarm:
         return None
 
     async def _answer_join(self, request: Join, joiner: bytes) -> Message:
-        if self._is_keeper:
+        if self._is_admin:
             answer: Message = await _in_thread(partial(self._decide, request, joiner))
             await self._look()
         else:
-            answer = await self._asked_keeper(replace(request, joiner=joiner))
+            answer = await self._asked_admin(replace(request, joiner=joiner))
         reason = answer.reason if isinstance(answer, JoinRefused) else "member"
         log.info("asked_to_join", peer=peer_text(joiner), name=request.name, outcome=reason)
         return answer
@@ -123,12 +123,12 @@ class PrivateSwarm:
         with authority_of(self._data_dir, self._name) as authority:
             return authority.join(request, joiner, time.time())
 
-    async def _asked_keeper(self, request: Join) -> Message:
-        keeper = self.roster.keeper
-        if self._network is not None and keeper in self._network.peers():
+    async def _asked_admin(self, request: Join) -> Message:
+        admin = self.roster.admin
+        if self._network is not None and admin in self._network.peers():
             try:
                 with trio.fail_after(EXCHANGE_DEADLINE_S):
-                    stream = await self._network.open(keeper, SWARM)
+                    stream = await self._network.open(admin, SWARM)
                     try:
                         await stream.send(request)
                         answer = await stream.receive()
@@ -138,8 +138,8 @@ class PrivateSwarm:
                     await self._adopt(answer)
                 return answer
             except (NetworkError, RemoteError, trio.TooSlowError) as exc:
-                log.debug("keeper_silent", reason=str(exc))
-        return JoinRefused(reason="keeper_away")
+                log.debug("admin_silent", reason=str(exc))
+        return JoinRefused(reason="admin_away")
 
     # --- spreading -------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class PrivateSwarm:
             while True:
                 if self.view.is_removed:
                     raise LocalError(
-                        f"this node was removed from the private swarm {self._name}; only its keeper can change that"
+                        f"this node was removed from the private swarm {self._name}; only its admin can change that"
                     )
                 changed, connected = self._changed.next, network.peers()
                 told = {peer: version for peer, version in told.items() if peer in connected}
@@ -200,7 +200,7 @@ class PrivateSwarm:
                     answer = await receive_opening(stream)
                     if isinstance(answer, Roster):
                         await self._adopt(answer)
-            case Join() if self._is_keeper and request.joiner:
+            case Join() if self._is_admin and request.joiner:
                 await stream.send(await self._answer_join(request, request.joiner))
 
     # --- the file --------------------------------------------------------------------------------------------------

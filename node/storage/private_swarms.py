@@ -1,4 +1,4 @@
-"""The private swarms of a data directory: one file each, with the roster, and at the keeper the authority's secret.
+"""The private swarms of a data directory: one file each, with the roster, and at the admin the authority's secret.
 
 Commands and the running node change a file under a lock, so each sees the other's changes; the node looks at the file
 again when its time of change has changed. A file that others can read is refused: it holds the swarm's key.
@@ -40,7 +40,7 @@ class SwarmFile(msgspec.Struct, frozen=True):
 
     roster: Roster
     held: Held | None = None
-    """Only at the keeper."""
+    """Only at the admin."""
     contacts: tuple[str, ...] = ()
     """Full multiaddrs of members, from the invitation."""
 
@@ -133,7 +133,7 @@ def authority_of(data_dir: Path, name: str) -> Iterator[Authority]:
 def create_swarm(
     data_dir: Path, name: str, me: bytes, models: tuple[str, ...], allowed: tuple[bytes, ...], now: float
 ) -> SwarmFile:
-    """A new swarm with this node as its keeper. Raises LocalError when the name is taken."""
+    """A new swarm with this node as its admin. Raises LocalError when the name is taken."""
     check_name(name)
     with swarms_locked(data_dir):
         if swarm_path(data_dir, name).exists():

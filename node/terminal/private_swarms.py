@@ -29,7 +29,7 @@ class SwarmRow:
     members: int
     models: Sequence[str]
     key_number: int
-    keeper: bool
+    admin: bool
     """Whether this node keeps it."""
 
 
@@ -51,7 +51,7 @@ class InvitationRow:
 
 @dataclass(frozen=True)
 class MembersView:
-    """The members of a private swarm, and at its keeper the invitations."""
+    """The members of a private swarm, and at its admin the invitations."""
 
     name: str
     key_number: int
@@ -92,7 +92,7 @@ def show_swarms(console: Console, rows: Sequence[SwarmRow]) -> None:
     table = _table("name", "members", "key", "kept here", "models")
     for row in rows:
         models = printable(", ".join(row.models)) or "any"
-        table.add_row(row.name, str(row.members), str(row.key_number), "yes" if row.keeper else "no", models)
+        table.add_row(row.name, str(row.members), str(row.key_number), "yes" if row.admin else "no", models)
     console.print(table)
 
 

@@ -1,7 +1,7 @@
 """The authority of a private swarm: who is invited, who is a member, and the key.
 
-One node, the keeper, holds the authority's secret. Every change makes a new roster with a greater version, signed with
-that secret. Times are the keeper's: it issues invitations and judges them by the same clock, so the clocks of others do
+One node, the admin, holds the authority's secret. Every change makes a new roster with a greater version, signed with
+that secret. Times are the admin's: it issues invitations and judges them by the same clock, so the clocks of others do
 not matter.
 
 Invariant: at most MAX_INVITATIONS invitations are remembered, the oldest closed ones are forgotten first. An invitation
@@ -34,7 +34,7 @@ Sign = Callable[[bytes], bytes]
 
 
 class Issued(Struct, frozen=True):
-    """An invitation as the keeper remembers it."""
+    """An invitation as the admin remembers it."""
 
     invitation_id: bytes
     join_key: bytes
@@ -54,7 +54,7 @@ class Issued(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """All that the keeper has to keep besides the roster."""
+    """All that the admin has to keep besides the roster."""
 
     seed: bytes
     """32 bytes, the authority's secret."""
@@ -65,20 +65,20 @@ class Held(Struct, frozen=True):
 
 
 def founded(
-    swarm: bytes, held: Held, sign: Sign, name: str, keeper: Member, key: bytes, salt: bytes, models: tuple[str, ...]
+    swarm: bytes, held: Held, sign: Sign, name: str, admin: Member, key: bytes, salt: bytes, models: tuple[str, ...]
 ) -> "Authority":
-    """A new swarm whose only member is the keeper. swarm: the public key of ``held.seed``."""
+    """A new swarm whose only member is the admin. swarm: the public key of ``held.seed``."""
     roster = Roster(
         swarm=swarm,
         version=0,
         name=name,
-        keeper=keeper.peer,
+        admin=admin.peer,
         epoch=1,
         key=key,
         old_keys=(),
         salt=salt,
         models=models,
-        members=(keeper,),
+        members=(admin,),
         join_keys=(),
         signature=bytes(64),
     )
@@ -88,7 +88,7 @@ def founded(
 
 
 class Authority:
-    """The keeper's decisions. ``roster`` and ``held`` are what to save after each call that changes something."""
+    """The admin's decisions. ``roster`` and ``held`` are what to save after each call that changes something."""
 
     def __init__(self, roster: Roster, held: Held, sign: Sign) -> None:
         self.roster = roster
@@ -147,8 +147,8 @@ class Authority:
         return self.roster
 
     def remove(self, peer: bytes, new_key: bytes) -> None:
-        """Ends a membership and changes the key. Raises LocalError when ``peer`` is no member, or is the keeper."""
-        if peer == self.roster.keeper:
+        """Ends a membership and changes the key. Raises LocalError when ``peer`` is no member, or is the admin."""
+        if peer == self.roster.admin:
             raise LocalError("this node keeps the swarm and cannot be removed from it")
         rest = tuple(member for member in self.roster.members if member.peer != peer)
         if len(rest) == len(self.roster.members):
@@ -193,6 +193,6 @@ class Authority:
         assert len(self.roster.members) <= MAX_MEMBERS
         assert self.roster.key not in self.roster.old_keys
         members = [member.peer for member in self.roster.members]
-        assert len(set(members)) == len(members) and self.roster.keeper in members
+        assert len(set(members)) == len(members) and self.roster.admin in members
         assert not set(members) & set(self.held.removed)
         assert all(one.uses_left >= 0 for one in self.held.issued)

@@ -24,7 +24,7 @@ CHECK_BYTES = 4
 _HEAD_BYTES = 3
 MAX_INVITATION_CHARS = 4_096
 CLOCK_TOLERANCE_S = 7_200
-"""How wrong the clock of a peer that wants to join may be. The keeper's clock decides."""
+"""How wrong the clock of a peer that wants to join may be. The admin's clock decides."""
 
 
 def invitation_text(invitation: Invitation) -> str:
@@ -65,7 +65,7 @@ def read_invitation(text: str) -> Invitation:
 
 def is_over(invitation: Invitation, now: float) -> bool:
     """Whether it is over even if the clock that says ``now`` is wrong by CLOCK_TOLERANCE_S. Only then is it useless to
-    ask the keeper."""
+    ask the admin."""
     return now > invitation.expires + CLOCK_TOLERANCE_S
 
 

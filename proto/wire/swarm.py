@@ -44,7 +44,7 @@ class Roster(Kind, frozen=True, kw_only=True, tag=28):
     version: Counter = field(name="2")
     """Grows with each change. The greatest counts."""
     name: Annotated[str, Meta(min_length=1, max_length=32)] = field(name="3")
-    keeper: PeerId = field(name="4")
+    admin: PeerId = field(name="4")
     """The node that holds the authority's secret and decides who joins."""
     epoch: Small = field(name="5")
     """Grows with each new key."""
@@ -75,13 +75,13 @@ class Join(Kind, frozen=True, kw_only=True, tag=30):
     """Shows that the joining peer holds the invitation, see ``proto/swarm/keys.py``."""
     name: ShortName = field(name="3")
     joiner: Annotated[bytes, Meta(max_length=64)] = field(name="4", default=b"")
-    """The joining peer, if a member passes its request on to the keeper; empty: the sender."""
+    """The joining peer, if a member passes its request on to the admin; empty: the sender."""
 
 
 class JoinRefused(Kind, frozen=True, kw_only=True, tag=31):
     """The answer to a peer that does not become, or no longer is, a member."""
 
-    reason: Annotated[str, Meta(pattern="^(unknown|expired|used|revoked|removed|not_allowed|full|keeper_away)$")] = (
+    reason: Annotated[str, Meta(pattern="^(unknown|expired|used|revoked|removed|not_allowed|full|admin_away)$")] = (
         field(name="1")
     )
 

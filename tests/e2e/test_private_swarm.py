@@ -35,21 +35,21 @@ async def test_one_word_is_enough_to_join_and_ask(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
         await told("swarm", "create", "home", "--model", "fake", *first)
         async with open_local_swarm(tmp_path) as swarm:
-            keeper = await swarm.start("first", options=["--swarm", "home"])
-            await keeper.wait_ready()
+            admin = await swarm.start("first", options=["--swarm", "home"])
+            await admin.wait_ready()
             invitation = (await told("invite", *first)).strip()
             options = ["--listen", "/ip4/127.0.0.1/tcp/0", "--api-port", "0", "--exit-with-parent"]
             guest = await trio.lowlevel.open_process(
                 [*COMMAND, "join", invitation, "--name", "guest", *second, *options], stdin=subprocess.PIPE
             )
             await becomes_ready(tmp_path / "second")
-            await keeper.wait_event(lambda event: event.get("event") == "node_joined")
+            await admin.wait_event(lambda event: event.get("event") == "node_joined")
             answer = parse_answer(await told("ask", "--json", *second, "Say hello."))
             assert answer.text
             view = json.loads(await told("swarm", "members", "--json", *first))
             assert [(row["name"], row["state"]) for row in view["members"]] == [("", "this node"), ("guest", "online")]
             await told("swarm", "revoke", "guest", *first)
-            await keeper.wait_event(lambda event: event.get("event") == "member_removed")
-            await keeper.wait_event(lambda event: event.get("event") == "node_left")
+            await admin.wait_event(lambda event: event.get("event") == "member_removed")
+            await admin.wait_event(lambda event: event.get("event") == "node_left")
             guest.terminate()
             await guest.wait()

@@ -47,9 +47,9 @@ async def test_two_homes_form_a_private_swarm_through_relays_without_its_key(
                 relays.append(await node.address())
             await told(homes[0].namespace, "swarm", "create", "home", "--model", "fake", *first)
             options = ["--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--swarm", "home", "--no-mdns"]
-            keeper = await swarm.start("first", relays, options, command=inside(homes[0].namespace))
-            await keeper.wait_ready()
-            await keeper.wait_event(lambda event: event.get("event") == "relays_changed")
+            admin = await swarm.start("first", relays, options, command=inside(homes[0].namespace))
+            await admin.wait_ready()
+            await admin.wait_event(lambda event: event.get("event") == "relays_changed")
             invitation = (await told(homes[0].namespace, "invite", *first)).strip()
             where = [*second, "--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--api-port", "0", "--exit-with-parent"]
             bootstrap = [word for address in relays for word in ("--bootstrap", address)]
@@ -61,6 +61,6 @@ async def test_two_homes_form_a_private_swarm_through_relays_without_its_key(
                 await trio.sleep(0.05)
             answer = parse_answer(await told(homes[1].namespace, "ask", "--json", *second, "Say hello."))
             assert answer.text
-            await keeper.wait_event(lambda event: event.get("event") == "node_joined")
+            await admin.wait_event(lambda event: event.get("event") == "node_joined")
             guest.terminate()
             await guest.wait()

@@ -169,8 +169,8 @@ async def test_js_looks_a_model_up_in_the_dht() -> None:
 
 
 async def test_a_js_server_keeps_a_nodes_record() -> None:
-    async with js_peer(listen=LISTEN, kad="server") as keeper, js_peer(kad="client") as js:
-        at = await keeper.address()
+    async with js_peer(listen=LISTEN, kad="server") as admin, js_peer(kad="client") as js:
+        at = await admin.address()
         async with running(node(bootstrap=(at,))) as (_, network):
             await js.do("dial", at)
             wanted = peer_text(network.peer_id)

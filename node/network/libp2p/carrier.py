@@ -76,8 +76,8 @@ class Carrier:
                 await trio.sleep(SETTLE_S)  # (the contacts that are remembered are dialled at the same time)
 
     async def _look_for_members(self) -> None:
-        door, public = self._private.host.settings.door, self._public
-        wanted = [member for member in door.members() if member != public.peer_id] if door else []
+        access, public = self._private.host.settings.access, self._public
+        wanted = [member for member in access.members() if member != public.peer_id] if access else []
         for relay in public.peers()[:MAX_RELAYS]:
             for member in random.sample(wanted, min(MAX_SOUGHT, len(wanted))):
                 if len(self._private.table):

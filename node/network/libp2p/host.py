@@ -88,7 +88,7 @@ class Host:
         self._reachability = Reachability()
         self.circuits: Callable[[], list[Multiaddr]] = list
         """The addresses of this node at its relays."""
-        self.keys = SwarmKeys(settings.swarm_key, settings.door)
+        self.keys = SwarmKeys(settings.swarm_key, settings.access)
         self.transport = _Tcp(settings, self.keys)
         self._host = self._build()
         swarm = self._host.get_network()

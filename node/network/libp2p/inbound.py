@@ -29,7 +29,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from mycelia.node.network import addresses
-from mycelia.node.network.libp2p import door
+from mycelia.node.network.libp2p import entry_exchange
 from mycelia.node.network.libp2p.peers import remote_address
 from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.libp2p.yamux import YamuxConnection
@@ -56,7 +56,7 @@ MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
 its oldest handshake ends."""
 HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
-MAX_AT_DOOR, MAX_AT_DOOR_PER_PEER = 8, 1
+MAX_ENTERING, MAX_ENTERING_PER_PEER = 8, 1
 """Peers of a private swarm that are not let in and whose request is being answered."""
 
 FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK = (
@@ -73,8 +73,8 @@ class Inbound:
     def __init__(self, swarm: Swarm, settings: NetworkSettings, keys: SwarmKeys) -> None:
         self._swarm = swarm
         self._keys = keys
-        self._door = settings.door
-        self._at_door = Places(MAX_AT_DOOR, MAX_AT_DOOR_PER_PEER)
+        self._access = settings.access
+        self._entering = Places(MAX_ENTERING, MAX_ENTERING_PER_PEER)
         self._remembered = settings.remembered
         limit = settings.max_connections
         self._connections: Admission[IMuxedConn] = Admission(
@@ -170,19 +170,19 @@ class Inbound:
             finally:
                 self._handshakes.release(scope)
         if turned_away is not None:
-            await self._answer_at_door(*turned_away, subnet)
+            await self._answer_entry(*turned_away, subnet)
         return None
 
-    async def _answer_at_door(self, secured: ISecureConn, purpose: Purpose, subnet: str) -> None:
+    async def _answer_entry(self, secured: ISecureConn, purpose: Purpose, subnet: str) -> None:
         """Answers the one request of a peer that is not let in, if there is a place. Raises any error that the peer
         causes."""
         peer = secured.get_remote_peer().to_bytes()
-        if self._door is None or not self._at_door.take(peer, subnet):
+        if self._access is None or not self._entering.take(peer, subnet):
             return
         try:
-            await door.answer(secured, peer, purpose, self._door)
+            await entry_exchange.answer(secured, peer, purpose, self._access)
         finally:
-            self._at_door.free(peer, subnet)
+            self._entering.free(peer, subnet)
 
     async def handshaken(self, raw: IRawConnection) -> IMuxedConn:
         """A connection that this node dialled while the peer dialled back, after Noise and Yamux. Raises any error that

@@ -54,17 +54,17 @@ class Neighbours:
         if all(map(addresses.is_loopback, self._listening())):
             self._note("off: this node listens on loopback only", "give it an address of the network: --listen")
             return
-        door = self._host.settings.door
+        access = self._host.settings.access
         while True:
-            records = Records(door.key if door else self._host.settings.swarm_key, self._rng)
+            records = Records(access.key if access else self._host.settings.swarm_key, self._rng)
             mdns = MulticastDns(records, self.told, self._heard, self._note, self._rng)
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(supervised, mdns.run)
                 self._nursery.start_soon(self._ask_when_alone, mdns)
-                if door is None:
+                if access is None:
                     await trio.sleep_forever()
                 else:
-                    await door.new_key()
+                    await access.new_key()
                 self._nursery.cancel_scope.cancel()
 
     async def _ask_when_alone(self, mdns: MulticastDns) -> None:

@@ -195,12 +195,12 @@ class Libp2pNetwork:
         await self.host.outbound.dial(peer, [transport_address])
         return peer
 
-    async def knock(self, peer: bytes, address: "Multiaddr", request: Message) -> Message:
+    async def ask_entry(self, peer: bytes, address: "Multiaddr", request: Message) -> Message:
         """The answer of a member of a private swarm to a peer that is not let in. Raises NetworkError."""
         from mycelia.node.network.libp2p.dial_errors import explained
 
         try:
-            return await self.host.outbound.knock(peer, address, request)
+            return await self.host.outbound.ask_entry(peer, address, request)
         except NetworkError:
             raise
         except Exception as exc:

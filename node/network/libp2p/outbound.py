@@ -24,7 +24,7 @@ from multiaddr import Multiaddr
 from mycelia.node.network import addresses
 from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.deadlines import shielded
-from mycelia.node.network.libp2p import door, negotiation
+from mycelia.node.network.libp2p import entry_exchange, negotiation
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
 from mycelia.node.network.libp2p.dial_errors import explained, is_silent, root_cause
 from mycelia.node.network.libp2p.peers import PeerTable, is_relayed, peer_of
@@ -83,7 +83,7 @@ class Outbound:
         self._starvation = starvation
         self._me = settings.identity.peer_id
         self._keys = keys
-        self._door = settings.door
+        self._access = settings.access
         self._wanted = wanted
         self._dials: dict[tuple[bytes, bool], trio.Event] = {}
         """(peer, whether its address comes from peers) -> the event at the end of the dial."""
@@ -206,13 +206,13 @@ class Outbound:
         try:
             await self._dial_address(peer, address, is_told)
         except SwarmException as exc:
-            if self._door is None or not door.is_turned_away(exc):
+            if self._access is None or not entry_exchange.is_turned_away(exc):
                 raise
-            if not await self._door.learn(await self.knock(peer, address, self._door.request())):
+            if not await self._access.learn(await self.ask_entry(peer, address, self._access.request())):
                 raise NetworkError("does not let this node in: it is not on the list of members") from None
             await self._dial_address(peer, address, is_told)
 
-    async def knock(self, peer: bytes, address: Multiaddr, request: Message) -> Message:
+    async def ask_entry(self, peer: bytes, address: Multiaddr, request: Message) -> Message:
         """The answer of a peer of a private swarm that does not let this node in. Raises any error."""
         circuit = addresses.relay_of(address)
         if circuit is None:
@@ -220,9 +220,9 @@ class Outbound:
             if transport is None:
                 raise NetworkError(f"cannot dial {address}")
             raw = await transport.dial(address)
-            return await door.knock(self._swarm.upgrader, raw, peer, request)
+            return await entry_exchange.ask_entry(self._swarm.upgrader, raw, peer, request)
         async with self._circuit(peer, address, *circuit, is_told=False) as raw:
-            return await door.knock(self._swarm.upgrader, raw, peer, request)
+            return await entry_exchange.ask_entry(self._swarm.upgrader, raw, peer, request)
 
     @contextmanager
     def _as_wanted(self, peer: bytes, origin: Origin) -> Iterator[None]:

@@ -18,7 +18,7 @@ from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 
-from mycelia.node.network.door import Door
+from mycelia.node.network.swarm_access import SwarmAccess
 from mycelia.proto.swarm.keys import FRESH_BYTES, tagged_nonce
 from mycelia.proto.swarm.roster import Purpose
 
@@ -28,33 +28,33 @@ NONCE_BYTES = 24
 class SwarmKeys:
     """The keys of one host's connections."""
 
-    def __init__(self, key: bytes, door: Door | None) -> None:
-        """key: of a swarm without members' list; empty: the open network. door: replaces it."""
+    def __init__(self, key: bytes, access: SwarmAccess | None) -> None:
+        """key: of a swarm without members' list; empty: the open network. access: replaces it."""
         self._key = key
-        self._door = door
+        self._access = access
 
     def dialled(self, connection: IRawConnection) -> IRawConnection:
         """A connection that this node made and that was not used yet, inside the swarm. Nothing changes without a
         key."""
-        if self._door is not None:
-            nonce = tagged_nonce(self._door.key, os.urandom(FRESH_BYTES))
-            return _inside(connection, self._door.key, nonce)
+        if self._access is not None:
+            nonce = tagged_nonce(self._access.key, os.urandom(FRESH_BYTES))
+            return _inside(connection, self._access.key, nonce)
         return _inside(connection, self._key) if self._key else connection
 
     async def accepted(self, connection: IRawConnection) -> tuple[IRawConnection, Purpose]:
         """A connection that a peer made, inside the swarm whose key the peer uses, and what it is for. Raises the
         errors of the connection."""
-        if self._door is None:
+        if self._access is None:
             return (_inside(connection, self._key) if self._key else connection), Purpose.MEMBERS
         own = os.urandom(NONCE_BYTES)
         await connection.write(own)
         nonce = await _read_nonce(connection)
-        key, purpose = self._door.opened_by(nonce)
+        key, purpose = self._access.opened_by(nonce)
         return _inside(connection, key, own, is_sent=True, heard=nonce), purpose
 
     def lets_in(self, peer: bytes) -> bool:
         """Whether connections with a peer that has the members' key may be used."""
-        return self._door is None or self._door.is_member(peer)
+        return self._access is None or self._access.is_member(peer)
 
 
 def _inside(

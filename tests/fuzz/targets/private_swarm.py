@@ -1,4 +1,4 @@
-"""Hostile texts of invitations, and hostile requests at a private swarm's door: an error that is expected, or an answer
+"""Hostile texts of invitations, and hostile requests of joining peers: an error that is expected, or an answer
 that the peer may have."""
 
 import random
@@ -6,7 +6,7 @@ import random
 import trio
 from libp2p.utils import encode_delim
 
-from mycelia.node.network.libp2p import door
+from mycelia.node.network.libp2p import entry_exchange
 from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.negotiation import proposal
 from mycelia.node.network.network import NetworkError
@@ -17,7 +17,7 @@ from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import Invitation, Join, JoinRefused, Message, Roster, RosterQuery
 from tests.fuzz.mutate import splice, spoil_bytes
 from tests.proto.examples import EXAMPLES
-from tests.proto.swarm.swarms import KEEPER, NOW, SECRET, new_swarm, peer, request, verify
+from tests.proto.swarm.swarms import ADMIN, NOW, SECRET, new_swarm, peer, request, verify
 
 _INVITATION = next(message for message in EXAMPLES if isinstance(message, Invitation))
 _TEXTS = [invitation_text(_INVITATION), PREFIX]
@@ -61,13 +61,13 @@ class _Secured:
         self.written += data
 
 
-class _Door:
+class _Member:
     """A member that keeps the swarm, without files."""
 
     def __init__(self) -> None:
         self.swarm = new_swarm()
         self.swarm.invite(SECRET, 3_600, 1, NOW)
-        self.view = RosterView(self.swarm.roster, KEEPER, verify)
+        self.view = RosterView(self.swarm.roster, ADMIN, verify)
 
     @property
     def key(self) -> bytes:
@@ -101,17 +101,17 @@ class _Door:
         return None
 
 
-class DoorRequests:
+class EntryRequests:
     """The bytes of a peer that is not let in, and what its key is for."""
 
-    name = "door"
+    name = "swarm_entry"
 
     def make(self, rng: random.Random) -> tuple[bytes, str]:
         messages = [request(SECRET, peer(9)), new_swarm().roster, RosterQuery(version=rng.randrange(9)), *EXAMPLES]
         data = encode(rng.choice(messages[: 3 if rng.random() < 0.7 else None]))
         if rng.random() < 0.5:
             data = spoil_bytes(data, rng)
-        framed = proposal(door.PROTOCOL) + LENGTH_PREFIX.pack(len(data)) + data
+        framed = proposal(entry_exchange.PROTOCOL) + LENGTH_PREFIX.pack(len(data)) + data
         way = rng.random()
         if way < 0.2:
             framed = spoil_bytes(framed, rng)
@@ -121,15 +121,15 @@ class DoorRequests:
 
     def check(self, item: tuple[bytes, str]) -> bool:
         data, purpose = item[0], Purpose[item[1]]
-        member, connection = _Door(), _Secured(data)
+        member, connection = _Member(), _Secured(data)
         is_answered = True
         try:
-            trio.run(door.answer, connection, peer(1), purpose, member)  # type: ignore[arg-type]
+            trio.run(entry_exchange.answer, connection, peer(1), purpose, member)  # type: ignore[arg-type]
         except (NetworkError, RemoteError, trio.TooSlowError, *BROKEN):
             is_answered = False
         # (its proofs are of another peer, so it never gets the roster)
         assert member.view.key not in connection.written and member.view.roster.salt not in connection.written
-        assert len(connection.written) <= len(proposal(door.PROTOCOL)) + len(encode_delim(b"na")) + 64
+        assert len(connection.written) <= len(proposal(entry_exchange.PROTOCOL)) + len(encode_delim(b"na")) + 64
         member.view.check_invariants()
         member.swarm.check_invariants()
         return is_answered

@@ -31,7 +31,7 @@ def test_a_swarm_is_made_and_listed(tmp_path: Path) -> None:
     assert mycelia(tmp_path, "swarm", "create", "home", "--model", "fake").exit_code == 0
     assert swarm_path(tmp_path, "home").stat().st_mode & 0o077 == 0
     assert json.loads(mycelia(tmp_path, "swarm", "list", "--json").output) == [
-        {"name": "home", "members": 1, "models": ["fake"], "key_number": 1, "keeper": True}
+        {"name": "home", "members": 1, "models": ["fake"], "key_number": 1, "admin": True}
     ]
     assert "this node" in mycelia(tmp_path, "swarm", "members").output
     assert "there is a private swarm home already" in failure(tmp_path, "swarm", "create", "home")
@@ -56,7 +56,7 @@ def test_members_and_invitations_are_removed_by_name_or_id(tmp_path: Path) -> No
     assert [(one["id"], one["state"]) for one in shown["invitations"]] == [(issued.invitation_id.hex(), "revoked")]
 
 
-def test_only_the_keeper_decides(tmp_path: Path) -> None:
+def test_only_the_admin_decides(tmp_path: Path) -> None:
     mycelia(tmp_path, "swarm", "create", "home")
     path = swarm_path(tmp_path, "home")
     from mycelia.node.storage.private_swarms import SwarmFile, write_swarm

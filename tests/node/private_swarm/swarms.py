@@ -50,9 +50,9 @@ def place(folder: Path, name: str) -> Place:
     return Place(made, new_identity())
 
 
-def keeper(folder: Path, allowed: tuple[bytes, ...] = ()) -> Place:
+def admin(folder: Path, allowed: tuple[bytes, ...] = ()) -> Place:
     """The node that makes the swarm."""
-    made = place(folder, "keeper")
+    made = place(folder, "admin")
     create_swarm(made.data_dir, NAME, made.peer, ("secret-model",), allowed, time.time())
     return made
 
@@ -60,7 +60,7 @@ def keeper(folder: Path, allowed: tuple[bytes, ...] = ()) -> Place:
 @asynccontextmanager
 async def running(where: Place) -> AsyncIterator[Running]:
     swarm = PrivateSwarm(where.data_dir, NAME, where.peer)
-    settings = node(identity=where.identity, door=swarm, bootstrap=swarm.contacts)
+    settings = node(identity=where.identity, access=swarm, bootstrap=swarm.contacts)
     async with open_network(settings) as network, trio.open_nursery() as nursery:
         nursery.start_soon(swarm.run, network)
         try:
@@ -77,7 +77,7 @@ def invitation(
     now: float | None = None,
     only: Sequence[str] = (),
 ) -> str:
-    """An invitation of the keeper ``at``, which names the node ``by``. only: its addresses that are named."""
+    """An invitation of the admin ``at``, which names the node ``by``. only: its addresses that are named."""
     secret = os.urandom(16)
     with authority_of(at.data_dir, NAME) as authority:
         issued = authority.invite(secret, lifetime_s, uses, time.time() if now is None else now)

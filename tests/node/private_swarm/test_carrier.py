@@ -12,7 +12,7 @@ from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.storage.private_swarms import read_swarm, store_membership
 from tests.node.network.libp2p.network_helpers import HIDDEN, PATIENCE_S, eventually, hello, node
-from tests.node.private_swarm.swarms import NAME, Place, Running, invitation, join, keeper, place, running
+from tests.node.private_swarm.swarms import NAME, Place, Running, admin, invitation, join, place, running
 from tests.node.private_swarm.test_member import is_answered
 
 
@@ -33,7 +33,7 @@ def forget_contacts(of: Place) -> None:
 
 
 async def test_a_node_joins_through_a_relay_that_has_no_key(tmp_path: Path) -> None:
-    at, guest = keeper(tmp_path), place(tmp_path, "guest")
+    at, guest = admin(tmp_path), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with open_network(node()) as relay, running(at) as home, carried(home, relay.addresses()[0]) as carrier:
             carrier.set_reachability(HIDDEN)
@@ -48,7 +48,7 @@ async def test_a_node_joins_through_a_relay_that_has_no_key(tmp_path: Path) -> N
 
 
 async def test_members_whose_addresses_are_forgotten_meet_at_a_common_relay(tmp_path: Path) -> None:
-    at, guest = keeper(tmp_path), place(tmp_path, "guest")
+    at, guest = admin(tmp_path), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with open_network(node()) as relay, running(at) as home, carried(home, relay.addresses()[0]) as carrier:
             await join(guest, invitation(at, home))
@@ -61,7 +61,7 @@ async def test_members_whose_addresses_are_forgotten_meet_at_a_common_relay(tmp_
 
 
 async def test_what_relays_send_besides_circuits_does_not_pile_up(tmp_path: Path) -> None:
-    at = keeper(tmp_path)
+    at = admin(tmp_path)
     with trio.fail_after(PATIENCE_S):
         async with open_network(node()) as relay, running(at) as home:
             plain = NetworkSettings(identity=at.identity, bootstrap=(relay.addresses()[0],), overlay=False)

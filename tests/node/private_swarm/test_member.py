@@ -13,7 +13,7 @@ from mycelia.node.private_swarm.member import PrivateSwarm
 from mycelia.node.storage.private_swarms import authority_of, read_swarm, store_membership
 from mycelia.proto.wire.errors import LocalError
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually, hello, node
-from tests.node.private_swarm.swarms import NAME, Running, invitation, join, keeper, place, running
+from tests.node.private_swarm.swarms import NAME, Running, admin, invitation, join, place, running
 
 ECHO = "/mycelia/test-echo/1"
 
@@ -30,7 +30,7 @@ async def is_answered(one: Running, other: Running) -> bool:
 
 
 async def test_an_invited_node_joins_and_talks(tmp_path: Path) -> None:
-    at, guest = keeper(tmp_path), place(tmp_path, "guest")
+    at, guest = admin(tmp_path), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             await join(guest, invitation(at, home))
@@ -40,36 +40,36 @@ async def test_an_invited_node_joins_and_talks(tmp_path: Path) -> None:
 
 
 async def test_an_invited_node_joins_through_another_member(tmp_path: Path) -> None:
-    at, member, guest = keeper(tmp_path), place(tmp_path, "member"), place(tmp_path, "guest")
+    at, member, guest = admin(tmp_path), place(tmp_path, "member"), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             await join(member, invitation(at, home))
-            async with running(member) as door:
-                await eventually(lambda: door.network.peers() == [at.peer])
-                text = invitation(at, door)
-                await eventually(lambda: door.swarm.roster == read_swarm(at.data_dir, NAME).roster)
+            async with running(member) as at_member:
+                await eventually(lambda: at_member.network.peers() == [at.peer])
+                text = invitation(at, at_member)
+                await eventually(lambda: at_member.swarm.roster == read_swarm(at.data_dir, NAME).roster)
                 await join(guest, text)
                 async with running(guest) as other:
                     await eventually(lambda: member.peer in other.network.peers())
-                    assert await is_answered(other, door)
+                    assert await is_answered(other, at_member)
 
 
-async def test_without_its_keeper_a_swarm_admits_nobody_and_says_so(tmp_path: Path) -> None:
-    at, member, guest = keeper(tmp_path), place(tmp_path, "member"), place(tmp_path, "guest")
+async def test_without_its_admin_a_swarm_admits_nobody_and_says_so(tmp_path: Path) -> None:
+    at, member, guest = admin(tmp_path), place(tmp_path, "member"), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             await join(member, invitation(at, home))
-            async with running(member) as door:
-                text = invitation(at, door)
-                await eventually(lambda: door.swarm.roster == read_swarm(at.data_dir, NAME).roster)
-        async with running(member) as door:
-            text = _with_addresses_of(text, door)
+            async with running(member) as at_member:
+                text = invitation(at, at_member)
+                await eventually(lambda: at_member.swarm.roster == read_swarm(at.data_dir, NAME).roster)
+        async with running(member) as at_member:
+            text = _with_addresses_of(text, at_member)
             with pytest.raises(LocalError, match="not connected now; try again"):
                 await join(guest, text)
 
 
 async def test_the_inviter_is_offline(tmp_path: Path) -> None:
-    at, guest = keeper(tmp_path), place(tmp_path, "guest")
+    at, guest = admin(tmp_path), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             text = invitation(at, home)
@@ -78,7 +78,7 @@ async def test_the_inviter_is_offline(tmp_path: Path) -> None:
 
 
 async def test_what_a_refused_node_is_told(tmp_path: Path) -> None:
-    at = keeper(tmp_path)
+    at = admin(tmp_path)
     one, other = place(tmp_path, "one"), place(tmp_path, "other")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
@@ -102,7 +102,7 @@ async def test_what_a_refused_node_is_told(tmp_path: Path) -> None:
 
 async def test_an_unlisted_peer_learns_what_to_do(tmp_path: Path) -> None:
     guest = place(tmp_path, "guest")
-    at = keeper(tmp_path, allowed=(place(tmp_path, "friend").peer,))
+    at = admin(tmp_path, allowed=(place(tmp_path, "friend").peer,))
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             with pytest.raises(LocalError, match="mycelia swarm allow PEER_ID"):
@@ -110,7 +110,7 @@ async def test_an_unlisted_peer_learns_what_to_do(tmp_path: Path) -> None:
 
 
 async def test_a_removed_member_is_cut_off_and_the_others_get_the_new_key(tmp_path: Path) -> None:
-    at, loyal, removed = keeper(tmp_path), place(tmp_path, "loyal"), place(tmp_path, "removed")
+    at, loyal, removed = admin(tmp_path), place(tmp_path, "loyal"), place(tmp_path, "removed")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             for one in (loyal, removed):
@@ -129,7 +129,7 @@ async def test_a_removed_member_is_cut_off_and_the_others_get_the_new_key(tmp_pa
 
 
 async def test_a_member_that_was_away_gets_the_new_key_when_it_returns(tmp_path: Path) -> None:
-    at, away = keeper(tmp_path), place(tmp_path, "away")
+    at, away = admin(tmp_path), place(tmp_path, "away")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             await join(away, invitation(at, home))
@@ -144,7 +144,7 @@ async def test_a_member_that_was_away_gets_the_new_key_when_it_returns(tmp_path:
 
 
 async def test_a_member_that_others_have_not_heard_of_is_let_in(tmp_path: Path) -> None:
-    at, member, guest = keeper(tmp_path), place(tmp_path, "member"), place(tmp_path, "guest")
+    at, member, guest = admin(tmp_path), place(tmp_path, "member"), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             await join(member, invitation(at, home))
@@ -156,7 +156,7 @@ async def test_a_member_that_others_have_not_heard_of_is_let_in(tmp_path: Path) 
 
 
 async def test_the_key_alone_does_not_make_a_member(tmp_path: Path) -> None:
-    at, thief = keeper(tmp_path), place(tmp_path, "thief")
+    at, thief = admin(tmp_path), place(tmp_path, "thief")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             settings = node(identity=thief.identity, swarm_key=home.swarm.key)
@@ -169,7 +169,7 @@ async def test_the_key_alone_does_not_make_a_member(tmp_path: Path) -> None:
 
 
 async def test_an_open_node_and_a_member_do_not_meet(tmp_path: Path) -> None:
-    at = keeper(tmp_path)
+    at = admin(tmp_path)
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home, open_network(node()) as outside:
             for one, other in ((home.network, outside), (outside, home.network)):
@@ -178,13 +178,13 @@ async def test_an_open_node_and_a_member_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_an_identity_that_is_no_member_is_told_so(tmp_path: Path) -> None:
-    at, other = keeper(tmp_path), place(tmp_path, "other")
+    at, other = admin(tmp_path), place(tmp_path, "other")
     store_membership(other.data_dir, NAME, read_swarm(at.data_dir, NAME).roster, ())
     with pytest.raises(LocalError, match="under another identity"):
         PrivateSwarm(other.data_dir, NAME, other.peer)
 
 
-def _with_addresses_of(text: str, door: Running) -> str:
+def _with_addresses_of(text: str, at_member: Running) -> str:
     """An invitation that names a node's present addresses."""
     from msgspec.structs import replace
 
@@ -192,12 +192,12 @@ def _with_addresses_of(text: str, door: Running) -> str:
     from mycelia.node.private_swarm.inviting import contact
     from mycelia.proto.swarm.invitations import invitation_text, read_invitation
 
-    named = contact(peer_text(door.place.peer), door.network.addresses())
+    named = contact(peer_text(at_member.place.peer), at_member.network.addresses())
     return invitation_text(replace(read_invitation(text), contacts=(named,)))
 
 
 async def test_a_new_key_is_noticed(tmp_path: Path) -> None:
-    at = keeper(tmp_path)
+    at = admin(tmp_path)
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home, trio.open_nursery() as nursery:
             before = home.swarm.key

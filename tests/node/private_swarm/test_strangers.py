@@ -1,4 +1,4 @@
-"""What somebody without the key, or with a key that opens only the door, gets from a member's port."""
+"""What somebody without the key, or with a key that opens only the entry, gets from a member's port."""
 
 import os
 import socket
@@ -15,13 +15,13 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p.network import open_network
 from mycelia.node.network.network import NetworkError, NetworkSettings
 from mycelia.node.peer_id import peer_text
-from mycelia.node.private_swarm.joining import JoinDoor
+from mycelia.node.private_swarm.joining import JoinAccess
 from mycelia.node.storage.private_swarms import authority_of
 from mycelia.proto.swarm.invitations import read_invitation
 from mycelia.proto.swarm.keys import invitation_id_of, join_key_of, proof_key_of, proof_of, tagged_nonce
 from mycelia.proto.wire.messages import Join, JoinRefused, Message, RosterQuery
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, hello
-from tests.node.private_swarm.swarms import NAME, Running, invitation, join, keeper, place, running
+from tests.node.private_swarm.swarms import NAME, Running, admin, invitation, join, place, running
 
 HELLO = b"\x13/multistream/1.0.0\n\x07/noise\n"
 OPENINGS: dict[str, Callable[[], bytes]] = {
@@ -49,7 +49,7 @@ async def received(port: int, opening: bytes) -> bytes:
 
 @pytest.mark.parametrize("opening", OPENINGS)
 async def test_no_byte_names_the_model_the_swarm_or_its_members(opening: str, tmp_path: Path) -> None:
-    at, guest = keeper(tmp_path), place(tmp_path, "guest")
+    at, guest = admin(tmp_path), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             await join(guest, invitation(at, home))
@@ -84,13 +84,13 @@ async def test_no_byte_names_the_model_the_swarm_or_its_members(opening: str, tm
 async def asked(home: Running, key: bytes, request: Message) -> Message:
     """The answer of a member to somebody who has ``key``."""
     peer, address = addresses.parse_peer(home.network.addresses()[0])
-    settings = NetworkSettings(identity=new_identity(), overlay=False, door=JoinDoor(key))
+    settings = NetworkSettings(identity=new_identity(), overlay=False, access=JoinAccess(key))
     async with open_network(settings) as network:
-        return await network.knock(peer, address, request)
+        return await network.ask_entry(peer, address, request)
 
 
 async def test_the_secret_of_a_used_or_revoked_invitation_opens_nothing(tmp_path: Path) -> None:
-    at, guest = keeper(tmp_path), place(tmp_path, "guest")
+    at, guest = admin(tmp_path), place(tmp_path, "guest")
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             used, revoked = invitation(at, home), invitation(at, home)
@@ -108,13 +108,13 @@ async def test_the_secret_of_a_used_or_revoked_invitation_opens_nothing(tmp_path
                     name="",
                 )
                 peer, address = addresses.parse_peer(home.network.addresses()[0])
-                settings = NetworkSettings(identity=identity, overlay=False, door=JoinDoor(join_key_of(secret)))
+                settings = NetworkSettings(identity=identity, overlay=False, access=JoinAccess(join_key_of(secret)))
                 async with open_network(settings) as network:
-                    assert await network.knock(peer, address, right) == JoinRefused(reason=reason)
+                    assert await network.ask_entry(peer, address, right) == JoinRefused(reason=reason)
 
 
 async def test_the_key_of_an_invitation_gets_no_other_answer(tmp_path: Path) -> None:
-    at = keeper(tmp_path)
+    at = admin(tmp_path)
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             key = join_key_of(read_invitation(invitation(at, home)).secret)
@@ -124,7 +124,7 @@ async def test_the_key_of_an_invitation_gets_no_other_answer(tmp_path: Path) -> 
 
 
 async def test_the_members_key_without_membership_gets_no_roster(tmp_path: Path) -> None:
-    at = keeper(tmp_path)
+    at = admin(tmp_path)
     with trio.fail_after(PATIENCE_S):
         async with running(at) as home:
             assert await asked(home, home.swarm.key, home.swarm.roster) == JoinRefused(reason="removed")

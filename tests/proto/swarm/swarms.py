@@ -11,7 +11,7 @@ from mycelia.proto.wire.messages import Join, Member
 NOW = 1_800_000_000.0
 SEED = bytes(range(32))
 SWARM = bytes(SigningKey(SEED).verify_key)
-KEEPER = PUBLIC_KEY_PREFIX + b"k" * 32
+ADMIN = PUBLIC_KEY_PREFIX + b"k" * 32
 SECRET = b"s" * 16
 
 
@@ -36,8 +36,8 @@ def key(number: int) -> bytes:
 
 
 def new_swarm(allowed: tuple[bytes, ...] = ()) -> Authority:
-    keeper = Member(peer=KEEPER, name="keeper", since=int(NOW))
-    return founded(SWARM, Held(SEED, allowed=allowed), sign, "home", keeper, key(0), b"z" * 32, ())
+    admin = Member(peer=ADMIN, name="admin", since=int(NOW))
+    return founded(SWARM, Held(SEED, allowed=allowed), sign, "home", admin, key(0), b"z" * 32, ())
 
 
 def request(secret: bytes, joiner: bytes, swarm: bytes = SWARM, name: str = "laptop") -> Join:

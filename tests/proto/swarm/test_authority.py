@@ -1,4 +1,4 @@
-"""The keeper's decisions, and a state machine that plays invitations, joins, removals and rotations at random."""
+"""The admin's decisions, and a state machine that plays invitations, joins, removals and rotations at random."""
 
 import pytest
 from hypothesis import settings
@@ -11,7 +11,7 @@ from mycelia.proto.swarm.roster import Adoption, Purpose, RosterView, is_signed
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_INVITATIONS, MAX_MEMBERS, MAX_OLD_KEYS, JoinRefused, Member, Roster
 from tests.profiles import examples
-from tests.proto.swarm.swarms import KEEPER, NOW, SECRET, key, new_swarm, peer, request, verify
+from tests.proto.swarm.swarms import ADMIN, NOW, SECRET, key, new_swarm, peer, request, verify
 
 JOINER, OTHER = peer(1), peer(2)
 HOUR_S = 3_600
@@ -46,7 +46,7 @@ def test_joining_twice_takes_no_second_use() -> None:
 
 
 @pytest.mark.parametrize(("after_s", "outcome"), [(-2 * HOUR_S, "member"), (HOUR_S, "member"), (HOUR_S + 1, "expired")])
-def test_only_the_keepers_clock_counts(after_s: float, outcome: str) -> None:
+def test_only_the_admins_clock_counts(after_s: float, outcome: str) -> None:
     swarm = new_swarm()
     swarm.invite(SECRET, HOUR_S, 1, NOW)
     assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW + after_s)) == outcome
@@ -83,7 +83,7 @@ def test_a_removed_member_is_out_and_does_not_come_back() -> None:
     swarm.invite(SECRET, HOUR_S, 5, NOW)
     swarm.join(request(SECRET, JOINER), JOINER, NOW)
     swarm.remove(JOINER, key(1))
-    assert [member.peer for member in swarm.roster.members] == [KEEPER]
+    assert [member.peer for member in swarm.roster.members] == [ADMIN]
     assert (swarm.roster.key, swarm.roster.old_keys, swarm.roster.epoch) == (key(1), (key(0),), 2)
     assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW)) == "removed"
     with pytest.raises(LocalError, match="no member"):
@@ -91,7 +91,7 @@ def test_a_removed_member_is_out_and_does_not_come_back() -> None:
     swarm.allow(JOINER)
     assert refusal(swarm.join(request(SECRET, JOINER), JOINER, NOW)) == "member"
     with pytest.raises(LocalError, match="keeps the swarm"):
-        swarm.remove(KEEPER, key(2))
+        swarm.remove(ADMIN, key(2))
 
 
 def test_a_few_old_keys_are_kept() -> None:
@@ -122,7 +122,7 @@ def test_a_full_swarm_says_so() -> None:
 
 
 class Swarms(RuleBasedStateMachine):
-    """The keeper and two members, which hear of rosters late or never. Few peers and secrets, so that they meet."""
+    """The admin and two members, which hear of rosters late or never. Few peers and secrets, so that they meet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Swarms(RuleBasedStateMachine):
         self.num_keys = 0
         self.num_admitted: dict[bytes, int] = {}
         self.uses: dict[bytes, int] = {}
-        self.views: dict[bytes, RosterView] = {KEEPER: RosterView(self.swarm.roster, KEEPER, verify)}
+        self.views: dict[bytes, RosterView] = {ADMIN: RosterView(self.swarm.roster, ADMIN, verify)}
 
     @rule(secret=st.sampled_from([b"a" * 16, b"b" * 16]), uses=st.integers(1, 3), lifetime_s=st.integers(60, 600))
     def invite(self, secret: bytes, uses: int, lifetime_s: int) -> None:
@@ -165,7 +165,7 @@ class Swarms(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 4))
     def hear(self, number: int) -> None:
-        who = peer(number) if number else KEEPER
+        who = peer(number) if number else ADMIN
         view = self.views.get(who)
         if view is None:
             return
@@ -180,7 +180,7 @@ class Swarms(RuleBasedStateMachine):
     def hear_a_forged_one(self, number: int) -> None:
         from msgspec.structs import replace
 
-        view = self.views[KEEPER]
+        view = self.views[ADMIN]
         before = view.roster
         forged = replace(before, version=before.version + 1, members=(*before.members, before.members[0]))
         assert view.adopt(forged) is Adoption.WRONG and view.roster is before

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from mycelia.proto.swarm.invitations import CLOCK_TOLERANCE_S, PREFIX, invitation_text, is_over, read_invitation
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Contact, Invitation
-from tests.proto.swarm.swarms import KEEPER, NOW, SECRET, SWARM
+from tests.proto.swarm.swarms import ADMIN, NOW, SECRET, SWARM
 
 ADDRESS = bytes.fromhex("04cb007107061bcd")
 INVITATION = Invitation(
@@ -13,12 +13,12 @@ INVITATION = Invitation(
     secret=SECRET,
     name="home",
     expires=int(NOW),
-    contacts=(Contact(peer=KEEPER, addresses=(ADDRESS,)),),
+    contacts=(Contact(peer=ADMIN, addresses=(ADDRESS,)),),
 )
 TEXT = invitation_text(INVITATION)
 
 contacts = st.builds(
-    lambda addresses: Contact(peer=KEEPER, addresses=tuple(addresses)), st.lists(st.binary(max_size=128), max_size=4)
+    lambda addresses: Contact(peer=ADMIN, addresses=tuple(addresses)), st.lists(st.binary(max_size=128), max_size=4)
 )
 invitations = st.builds(
     lambda secret, name, expires, contacts: Invitation(

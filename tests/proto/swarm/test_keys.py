@@ -9,7 +9,7 @@ from mycelia.proto.swarm.keys import (
     proof_of,
     tagged_nonce,
 )
-from tests.proto.swarm.swarms import KEEPER, SECRET, SWARM, key, peer
+from tests.proto.swarm.swarms import ADMIN, SECRET, SWARM, key, peer
 
 KEYS = [key(number) for number in range(40)]
 
@@ -35,6 +35,6 @@ def test_what_follows_from_a_secret_differs() -> None:
 
 def test_a_proof_is_for_one_peer_and_one_swarm() -> None:
     proofs = {
-        proof_of(proof_key_of(SECRET), swarm, joiner) for swarm in (SWARM, b"o" * 32) for joiner in (KEEPER, peer(1))
+        proof_of(proof_key_of(SECRET), swarm, joiner) for swarm in (SWARM, b"o" * 32) for joiner in (ADMIN, peer(1))
     }
     assert len(proofs) == 4

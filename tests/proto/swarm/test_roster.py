@@ -2,7 +2,7 @@ from msgspec.structs import replace
 
 from mycelia.proto.swarm.keys import join_key_of, tagged_nonce
 from mycelia.proto.swarm.roster import Adoption, Purpose, RosterView
-from tests.proto.swarm.swarms import KEEPER, NOW, SECRET, key, new_swarm, peer, request, verify
+from tests.proto.swarm.swarms import ADMIN, NOW, SECRET, key, new_swarm, peer, request, verify
 
 ME = peer(1)
 
@@ -35,7 +35,7 @@ def test_a_removed_member_trusts_nobody_any_more() -> None:
     swarm.invite(SECRET, 60, 1, NOW)
     swarm.join(request(SECRET, ME), ME, NOW)
     view = RosterView(swarm.roster, ME, verify)
-    assert view.is_member(KEEPER)
+    assert view.is_member(ADMIN)
     swarm.remove(ME, key(1))
     assert view.adopt(swarm.roster) is Adoption.REMOVED
-    assert view.is_removed and not view.is_member(KEEPER)
+    assert view.is_removed and not view.is_member(ADMIN)

@@ -19,7 +19,7 @@ from mycelia.node.network.libp2p import (
     autonat,
     circuits,
     closing,
-    door,
+    entry_exchange,
     frames,
     identify,
     inbound,
@@ -61,9 +61,9 @@ def both(rate: Rate) -> tuple[float, float]:
 
 
 VALUES: dict[str, tuple[float, ...]] = {
-    "Door: peers being answered; of one peer": (inbound.MAX_AT_DOOR, inbound.MAX_AT_DOOR_PER_PEER),
-    "Door: message, bytes": (door.MAX_MESSAGE_BYTES,),
-    "Door: request due, answer due, s": (door.REQUEST_S, door.ANSWER_S),
+    "Entry: peers being answered; of one peer": (inbound.MAX_ENTERING, inbound.MAX_ENTERING_PER_PEER),
+    "Entry: message, bytes": (entry_exchange.MAX_MESSAGE_BYTES,),
+    "Entry: request due, answer due, s": (entry_exchange.REQUEST_S, entry_exchange.ANSWER_S),
     "Yamux: first window of a stream, bytes": (yamux_stream.WINDOW_BYTES,),
     "Yamux: largest data frame sent, bytes": (yamux_stream.MAX_FRAME_BYTES,),
     "Yamux: streams open, that one side opened": (yamux.MAX_STREAMS,),

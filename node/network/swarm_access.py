@@ -7,7 +7,7 @@ from mycelia.proto.swarm.roster import Purpose
 from mycelia.proto.wire.messages import Message
 
 
-class Door(Protocol):
+class SwarmAccess(Protocol):
     """The rules of one private swarm, as one node applies them."""
 
     @property

@@ -12,10 +12,10 @@ from libp2p.transport.upgrader import TransportUpgrader
 from libp2p.utils import encode_delim
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
-from mycelia.node.network.door import Door
 from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.negotiation import MULTISTREAM, proposal
 from mycelia.node.network.network import NetworkError
+from mycelia.node.network.swarm_access import SwarmAccess
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.swarm.roster import Purpose
 from mycelia.proto.wire.codec import LENGTH_PREFIX, decode, encode
@@ -29,7 +29,7 @@ MAX_LINE_BYTES = 1_024
 REQUEST_S = 5.0
 """Time in which a peer that is not let in has to make its request."""
 ANSWER_S = 15.0
-"""Time for the answer, for which a member may have to ask the swarm's keeper."""
+"""Time for the answer, for which a member may have to ask the swarm's admin."""
 
 
 def is_turned_away(exc: BaseException) -> bool:
@@ -37,7 +37,7 @@ def is_turned_away(exc: BaseException) -> bool:
     return isinstance(exc.__cause__, MuxerUpgradeFailure)
 
 
-async def knock(upgrader: TransportUpgrader, raw: IRawConnection, peer: bytes, request: Message) -> Message:
+async def ask_entry(upgrader: TransportUpgrader, raw: IRawConnection, peer: bytes, request: Message) -> Message:
     """The answer of ``peer`` to ``request``. Closes the connection. Raises NetworkError and errors of the handshake."""
     try:
         with trio.fail_after(ANSWER_S + REQUEST_S):
@@ -55,13 +55,13 @@ async def knock(upgrader: TransportUpgrader, raw: IRawConnection, peer: bytes, r
             await raw.close()
 
 
-async def answer(secured: ISecureConn, peer: bytes, purpose: Purpose, door: Door) -> None:
+async def answer(secured: ISecureConn, peer: bytes, purpose: Purpose, access: SwarmAccess) -> None:
     """Serves the exchange to ``peer``. Raises any error that the peer causes."""
     with trio.fail_after(REQUEST_S):
         await _accept(secured)
         request = await _receive(secured)
     with trio.fail_after(ANSWER_S):
-        reply = await door.answer(request, peer, purpose)
+        reply = await access.answer(request, peer, purpose)
         if reply is not None:
             await _send(secured, reply)
 
