@@ -71,7 +71,8 @@ class SwarmModels:
         self._asked_at = -math.inf
         self._told = Models(models=())
         self._told_at = -math.inf
-        self._told_before = driver.joined
+        self._told_before = driver.joined.next
+        """The event of the next node that joins, as it was at the last answer."""
         self._finding: dict[str, trio.Event] = {}
         """Model that is being looked for -> the event that is set at the end of the search."""
         self._places_of_clients = Places(MAX_FINDING, per_key=MAX_FINDING)
@@ -96,9 +97,9 @@ class SwarmModels:
         if not isinstance(question, ModelsQuery):
             raise RemoteError(f"a {type(question).__name__} where a ModelsQuery belongs")
         now = self._driver.now()
-        if now - self._told_at >= TELL_EVERY_S or self._told_before is not self._driver.joined:
+        if now - self._told_at >= TELL_EVERY_S or self._told_before is not self._driver.joined.next:
             self._told, self._told_at = Models(models=self._directory.told(self._seen(), now)), now
-            self._told_before = self._driver.joined
+            self._told_before = self._driver.joined.next
         await stream.send(self._told)
 
     async def rows(self) -> list[ModelRow]:
