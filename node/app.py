@@ -36,7 +36,6 @@ from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import VERSION
 from mycelia.node.views import (
-    AttemptView,
     NodeState,
     PeerRow,
     RelayedView,
@@ -217,7 +216,7 @@ class Node:
             slots=vitals.slots,
             exchanges=self._network.num_exchanges(),
             relayed=msgspec.convert(self._network.relayed(), RelayedView, from_attributes=True),
-            attempts=[AttemptView(one.what, one.says, one.fix) for one in self._network.attempts()],
+            attempts=self._network.attempts(),
             tasks=trio.lowlevel.current_statistics().tasks_living,
             cached_tokens=self._tree.num_tokens,
             cells=info.num_cells,

@@ -1,4 +1,6 @@
-"""Errors as users see them: the most important error of an exception group, in one line."""
+"""Errors as users see them: the most important error of an exception group, in one line, and attempts that failed."""
+
+from msgspec import Struct
 
 from mycelia.proto.wire.errors import LocalError, MyceliaError
 
@@ -26,3 +28,16 @@ def first_error(exc: BaseException) -> BaseException:
         ours = exc.subgroup(MyceliaError)
         exc = (ours if ours is not None else exc).exceptions[0]
     return exc
+
+
+class Attempt(Struct, frozen=True):
+    """One way that did not lead to a peer."""
+
+    what: str
+    """Such as "203.0.113.1 port 7117", "node.example.org", or a source of addresses such as the local network."""
+    says: str
+    fix: str = ""
+    """What the user can do; empty: nothing, or nothing more than for the others."""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.says}{f' ({self.fix})' if self.fix else ''}"

@@ -5,6 +5,7 @@ They are the shapes of ``mycelia ... --json`` and of the local API; the wire has
 
 import msgspec
 
+from mycelia.node.errors import Attempt
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.messages import (
@@ -315,17 +316,6 @@ class LinksRow(msgspec.Struct, frozen=True):
     links: list[LinkRow]
 
 
-class AttemptView(msgspec.Struct, frozen=True):
-    """One way to a first peer that led nowhere."""
-
-    what: str
-    says: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.says}{f' ({self.fix})' if self.fix else ''}"
-
-
 class RelayedView(msgspec.Struct, frozen=True):
     """What a node passes on for others as their relay, and its limits; see ``Relayed`` in ``network/network.py``."""
 
@@ -367,5 +357,5 @@ class NodeState(msgspec.Struct, frozen=True):
     relayed: RelayedView = RelayedView()
     swarm: str = ""
     """Name of the private swarm in which the node runs; empty: the open network."""
-    attempts: list[AttemptView] = []
+    attempts: list[Attempt] = []
     """What was tried to find a first peer, and what came of it, while no peer is connected."""

@@ -3,22 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from msgspec import Struct
+from mycelia.node.errors import Attempt
 
 MAX_ATTEMPTS = 32
-
-
-class Attempt(Struct, frozen=True):
-    """One way that did not lead to a peer."""
-
-    what: str
-    """Such as "203.0.113.1 port 7117", "node.example.org", or a source of addresses such as the local network."""
-    says: str
-    fix: str = ""
-    """What the user can do; empty: nothing, or nothing more than for the others."""
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.says}{f' ({self.fix})' if self.fix else ''}"
 
 
 class Attempts:

@@ -18,8 +18,8 @@ from typing import Self
 import structlog
 import trio
 
+from mycelia.node.errors import Attempt
 from mycelia.node.network import addresses
-from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.events import EventQueue
 from mycelia.node.network.network import (
     Connected,

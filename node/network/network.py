@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from dataclasses import dataclass
 from typing import Protocol
 
-from mycelia.node.network.attempts import Attempt
+from mycelia.node.errors import Attempt
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.swarm_access import SwarmAccess
 from mycelia.proto.cells.cells import ROOT, Cell

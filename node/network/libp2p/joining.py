@@ -12,8 +12,9 @@ import structlog
 import trio
 from multiaddr import Multiaddr
 
+from mycelia.node.errors import Attempt
 from mycelia.node.network import addresses
-from mycelia.node.network.attempts import Attempt, Attempts
+from mycelia.node.network.attempts import Attempts
 from mycelia.node.network.libp2p.discovery import PEER_LONGEST_PAUSE_S, STABLE_S, Discovery
 from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.neighbours import Neighbours

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from mycelia.node.errors import Attempt
 from mycelia.node.network import addresses
-from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.events import EventQueue
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.network import (

@@ -21,8 +21,8 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
+from mycelia.node.errors import Attempt
 from mycelia.node.network import addresses
-from mycelia.node.network.attempts import Attempt
 from mycelia.node.network.deadlines import shielded
 from mycelia.node.network.libp2p import entry_exchange, negotiation
 from mycelia.node.network.libp2p.closing import CLOSE_DEADLINE_S, close_connection, reset_stream
@@ -236,7 +236,6 @@ class Outbound:
             self._wanted.discard(peer)
 
     async def _dial_address(self, peer: bytes, address: Multiaddr, is_told: bool) -> None:
-        """Raises any error, as do the other dialling methods below."""
         circuit = addresses.relay_of(address)
         if circuit is None:
             await self._dial_socket(peer, address, is_told)
