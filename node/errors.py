@@ -1,6 +1,6 @@
 """Errors as users see them: the most important error of an exception group, in one line, and attempts that failed."""
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from mycelia.proto.wire.errors import LocalError, MyceliaError
 
@@ -30,7 +30,8 @@ def first_error(exc: BaseException) -> BaseException:
     return exc
 
 
-class Attempt(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Attempt:
     """One way that did not lead to a peer."""
 
     what: str
