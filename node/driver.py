@@ -20,6 +20,7 @@ from mycelia.proto.effects import (
     CancelTimer,
     Connect,
     Deliver,
+    DeliverPromptLogprobs,
     Disconnect,
     Dispatch,
     Effect,
@@ -137,7 +138,7 @@ class OverlayDriver:
                 self._nursery.start_soon(self._disconnect, effect)
             case Emit():
                 self._emit(effect)
-            case Dispatch() | Begin() | Deliver() | Finish() | Fail() | Abandon():
+            case Dispatch() | Begin() | DeliverPromptLogprobs() | Deliver() | Finish() | Fail() | Abandon():
                 self._perform_request(effect)
             case _:
                 assert_never(effect)

@@ -14,6 +14,7 @@ from mycelia.proto.wire.messages import (
     EntryFrame,
     Failed,
     Logprob,
+    PromptLogprobs,
     Route,
     Text,
     TokenLogprobs,
@@ -81,6 +82,11 @@ class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     tokens: list[int] = []
 
 
+class PromptLogprobsView(msgspec.Struct, frozen=True, tag="prompt_logprobs"):
+    position: int
+    logprobs: list[TokenLogprobsView]
+
+
 class AnsweredView(msgspec.Struct, frozen=True, tag="answered"):
     """The end of an answer. Times in ms: ``ttft_ms`` was measured at the entry node, the rest at the serving node."""
 
@@ -104,7 +110,7 @@ class FailedView(msgspec.Struct, frozen=True, tag="failed"):
     """With code ``overloaded``: seconds after which to ask again; 0: unknown."""
 
 
-FrameView = RouteView | BegunView | TextView | AnsweredView | FailedView
+FrameView = RouteView | BegunView | PromptLogprobsView | TextView | AnsweredView | FailedView
 
 
 def frame_view(frame: EntryFrame) -> FrameView:
@@ -135,6 +141,8 @@ def frame_view(frame: EntryFrame) -> FrameView:
             )
         case Begun():
             return BegunView(peer_text(frame.served_by), frame.cached_tokens)
+        case PromptLogprobs():
+            return PromptLogprobsView(frame.position, [_logprobs_view(entry) for entry in frame.logprobs])
         case Text():
             logprobs = [_logprobs_view(entry) for entry in frame.logprobs]
             return TextView(frame.text, logprobs, unpack_tokens(frame.tokens))

@@ -128,6 +128,15 @@ class Deliver:
 
 
 @dataclass(frozen=True)
+class DeliverPromptLogprobs:
+    """Logprobs of the prompt's tokens from ``position`` on, each exactly once, in order and before any ``Deliver``."""
+
+    request_id: bytes
+    position: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True)
 class Finish:
     """The request is answered. ``resumed``: how often it moved after its first token."""
 
@@ -167,5 +176,5 @@ class Emit:
 
 NetworkEffect = Publish | JoinCell | LeaveCell | Send | Disconnect | Connect | Provide | FindProviders
 TimerEffect = SetTimer | CancelTimer
-RequestEffect = Dispatch | Begin | Deliver | Finish | Fail | Abandon
+RequestEffect = Dispatch | Begin | DeliverPromptLogprobs | Deliver | Finish | Fail | Abandon
 Effect = NetworkEffect | TimerEffect | RequestEffect | Emit

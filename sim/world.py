@@ -31,6 +31,7 @@ from mycelia.proto.effects import (
     CancelTimer,
     Connect,
     Deliver,
+    DeliverPromptLogprobs,
     Disconnect,
     Dispatch,
     Effect,
@@ -345,7 +346,7 @@ class World:
                 self.on_ladder(node, effect)
             case Disconnect():
                 self.call(self.now, partial(self._close, node.number, self.number_of[effect.peer]))
-            case Dispatch() | Begin() | Deliver() | Finish() | Fail() | Abandon():
+            case Dispatch() | Begin() | DeliverPromptLogprobs() | Deliver() | Finish() | Fail() | Abandon():
                 assert self._perform_request is not None, "a request in a world without them"
                 self._perform_request(node, effect)
             case _:

@@ -90,6 +90,15 @@ class EngineAccepted:
 
 
 @dataclass(frozen=True)
+class EnginePromptLogprobs:
+    """Logprobs of the prompt's tokens from ``position`` on, in as many as fit a frame; all of them come before the
+    first EngineTokens."""
+
+    position: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True)
 class EngineTokens:
     """The next generated tokens and all their bytes (UTF-8 that may end inside a character). The last tokens of an
     answer may come without their text: a stop string, or half a character."""
@@ -136,7 +145,7 @@ def append_tokens(items: MutableSequence[EngineTokens], item: EngineTokens) -> N
         items[-1] = joined
 
 
-EngineItem = EngineAccepted | EngineTokens | EngineDone | EngineFailed
+EngineItem = EngineAccepted | EnginePromptLogprobs | EngineTokens | EngineDone | EngineFailed
 
 
 FIRST_EDGE_ID = 1024

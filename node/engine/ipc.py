@@ -161,6 +161,14 @@ class Generated(_Frame, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+class PromptReported(_Frame, frozen=True):
+    """See ``EnginePromptLogprobs``."""
+
+    key: int
+    position: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
 class Ended(_Frame, frozen=True):
     key: int
     reason: str
@@ -246,6 +254,7 @@ FromChild = (
     Loaded
     | LoadFailed
     | Started
+    | PromptReported
     | Generated
     | Ended
     | Refused

@@ -31,6 +31,7 @@ from mycelia.node.engine.engine import (
     EngineDone,
     EngineFailed,
     EngineItem,
+    EnginePromptLogprobs,
     EngineRequest,
     EngineTokens,
     ModelInfo,
@@ -334,6 +335,8 @@ class ProcessEngine:
                 self._calls.answered(message)
             case ipc.Started():
                 self._deliver(message.key, EngineAccepted(message.cached_tokens))
+            case ipc.PromptReported():
+                self._deliver(message.key, EnginePromptLogprobs(message.position, message.logprobs))
             case ipc.Generated():
                 self._deliver(message.key, EngineTokens(unpack_tokens(message.tokens), message.text, message.logprobs))
             case ipc.Refused():

@@ -4,10 +4,20 @@ from collections import deque
 
 import trio
 
-from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens, append_tokens
+from mycelia.node.engine.engine import (
+    EngineAccepted,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EnginePromptLogprobs,
+    EngineTokens,
+    append_tokens,
+)
 
 MAX_WAITING_LOGPROBS = 1_024
 """Maximum number of waiting tokens with logprobs, 2 kB each. Other tokens are small; ``max_tokens`` bounds them."""
+MAX_WAITING_RECORDS = 65_536
+"""Maximum number of waiting logprobs of a prompt, alternatives included: 8 MB."""
 _TOO_SLOW = EngineFailed("engine_lost", "the answer was read more slowly than it was written", True)
 
 
@@ -18,6 +28,8 @@ class AnswerStream:
 
     def __init__(self) -> None:
         self._accepted: EngineAccepted | None = None
+        self._reports: deque[EnginePromptLogprobs] = deque()
+        self._num_records = 0
         self._tokens: deque[EngineTokens] = deque()
         self._last: EngineDone | EngineFailed | None = None
         self._wakeup = trio.Event()
@@ -30,6 +42,11 @@ class AnswerStream:
         match item:
             case EngineAccepted():
                 self._accepted = item
+            case EnginePromptLogprobs() if not self.ended:
+                self._reports.append(item)
+                self._num_records += _num_records(item)
+                if self._num_records > MAX_WAITING_RECORDS:
+                    self._last, self.ended = _TOO_SLOW, True
             case EngineTokens() if not self.ended:
                 append_tokens(self._tokens, item)
                 if item.logprobs and sum(len(waiting.logprobs) for waiting in self._tokens) > MAX_WAITING_LOGPROBS:
@@ -44,12 +61,12 @@ class AnswerStream:
 
     async def __anext__(self) -> EngineItem:
         await self._wakeup.wait()
-        if self._last is not None and not (self._accepted or self._tokens):
+        if self._last is not None and not (self._accepted or self._reports or self._tokens):
             await trio.lowlevel.checkpoint()  # (other tasks send the text before the last item is handled)
         item = self._pop()
         if item is None:
             raise StopAsyncIteration
-        if not (self._accepted or self._tokens or self.ended):
+        if not (self._accepted or self._reports or self._tokens or self.ended):
             self._wakeup = trio.Event()
         return item
 
@@ -57,8 +74,15 @@ class AnswerStream:
         item: EngineItem | None
         if self._accepted is not None:
             item, self._accepted = self._accepted, None
+        elif self._reports:
+            item = report = self._reports.popleft()
+            self._num_records -= _num_records(report)
         elif self._tokens:
             item = self._tokens.popleft()
         else:
             item, self._last = self._last, None
         return item
+
+
+def _num_records(item: EnginePromptLogprobs) -> int:
+    return sum(1 + len(entry.top) for entry in item.logprobs)

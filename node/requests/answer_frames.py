@@ -9,13 +9,13 @@ from collections import deque
 import trio
 
 from mycelia.proto.admission.byte_shares import ByteShares
-from mycelia.proto.wire.messages import EntryFrame, Text
+from mycelia.proto.wire.messages import EntryFrame, PromptLogprobs, Text
 
 MAX_ANSWER_BYTES = 2 << 20
 """A thousand tokens with twenty alternatives, or four thousand frames of text: minutes of output of most engines."""
 MAX_WAITING_BYTES = 64 << 20
 """For all clients together."""
-_FRAME_BYTES, _TOKEN_BYTES, _ALTERNATIVE_BYTES = 512, 200, 100
+FRAME_BYTES, _TOKEN_BYTES, _ALTERNATIVE_BYTES = 512, 200, 100
 
 
 class AnswerFrames:
@@ -26,7 +26,8 @@ class AnswerFrames:
         """shares: each client's share of the waiting bytes."""
         self._shares = shares
         self._client = client
-        self._frames: deque[EntryFrame] = deque()
+        self._frames: deque[tuple[EntryFrame, int]] = deque()
+        """With their bytes."""
         self._num_bytes = 0
         self._is_closed = False
         self._wakeup = trio.Event()
@@ -35,14 +36,15 @@ class AnswerFrames:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def put(self, frame: EntryFrame) -> bool:
-        """Append a frame. False: there was no room, so the caller has to end the answer; the frame is kept anyway."""
-        size = _size(frame)
+    def put(self, frame: EntryFrame, num_bytes: int | None = None) -> bool:
+        """Append a frame. False: there was no room, so the caller has to end the answer; the frame is kept anyway.
+        num_bytes: the memory that it takes; None: as estimated."""
+        size = _size(frame) if num_bytes is None else num_bytes
         has_room = self._num_bytes + size <= MAX_ANSWER_BYTES and self._shares.take(self._client, size)
         if not has_room:
             self._shares.force(self._client, size)
         self._num_bytes += size
-        self._frames.append(frame)
+        self._frames.append((frame, size))
         self._wakeup.set()
         return has_room
 
@@ -64,8 +66,7 @@ class AnswerFrames:
         return self._pop()
 
     def _pop(self) -> EntryFrame:
-        frame = self._frames.popleft()
-        size = _size(frame)
+        frame, size = self._frames.popleft()
         self._num_bytes -= size
         self._shares.free(self._client, size)
         if not (self._frames or self._is_closed):
@@ -74,7 +75,9 @@ class AnswerFrames:
 
 
 def _size(frame: EntryFrame) -> int:
+    if isinstance(frame, PromptLogprobs):
+        return FRAME_BYTES + _ALTERNATIVE_BYTES * sum(1 + len(entry.top) for entry in frame.logprobs)
     if not isinstance(frame, Text):
-        return _FRAME_BYTES
+        return FRAME_BYTES
     alternatives = sum(_TOKEN_BYTES + _ALTERNATIVE_BYTES * len(entry.top) for entry in frame.logprobs)
-    return _FRAME_BYTES + len(frame.text) + len(frame.tokens) + alternatives
+    return FRAME_BYTES + len(frame.text) + len(frame.tokens) + alternatives

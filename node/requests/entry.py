@@ -19,6 +19,7 @@ from mycelia.node.errors import BusyError, first_error
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
+from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS, Owner, PromptReports
 from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import SendFrame, serve_request
@@ -29,7 +30,7 @@ from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.cache.sharing import owner_of
-from mycelia.proto.effects import Abandon, Begin, Deliver, Dispatch, Fail, Finish, RequestEffect
+from mycelia.proto.effects import Abandon, Begin, Deliver, DeliverPromptLogprobs, Dispatch, Fail, Finish, RequestEffect
 from mycelia.proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from mycelia.proto.routing.choose import Decision
 from mycelia.proto.wire.blocks import token_array, unpack_tokens
@@ -39,6 +40,7 @@ from mycelia.proto.wire.messages import (
     KEEP_ALIVE,
     MAX_CANDIDATES,
     MAX_SMALL,
+    MAX_TEXT_BYTES_PER_TOKEN,
     Accepted,
     Answered,
     Ask,
@@ -48,9 +50,12 @@ from mycelia.proto.wire.messages import (
     EntryFrame,
     Failed,
     Final,
+    Logprob,
+    PromptLogprobs,
     Route,
     Sampling,
     ServingFrame,
+    TokenLogprobs,
     Tokens,
 )
 
@@ -91,6 +96,7 @@ class Entry:
         self._handle = handle
         self._silence_s = silence_s
         self._running: dict[bytes, RunningAnswer] = {}
+        self._reports = PromptReports()
         self._waiting = ByteShares(MAX_WAITING_BYTES)
         self._nursery: trio.Nursery | None = None
 
@@ -135,6 +141,8 @@ class Entry:
         finally:
             frames.leave()
             running.expiry.cancel()
+            if running.report is not None:
+                self._reports.end(running.report)
             if request_id in self._running:
                 self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
                 del self._running[request_id]
@@ -159,6 +167,11 @@ class Entry:
         try:
             prompt, sampling = await self._prepare(ask, client)
             open_tokens = await self._open_tokens(ask, prompt, client)
+            salt = self._salts.of(ask.cache_salt, client)
+            if sampling.prompt_logprobs and request_id in self._running:
+                running, owner = self._running[request_id], Owner(salt, sampling.prompt_logprobs)
+                running.report = await self._reports.begin(owner, prompt, self._first(prompt), sampling.logprobs_from)
+                sampling = msgspec.structs.replace(sampling, logprobs_from=len(running.report.logprobs))
         except _RefusedError as exc:
             if request_id in self._running:
                 self._end(request_id, exc.failed)
@@ -167,7 +180,6 @@ class Entry:
                 namespace = self._engine.info.namespace
                 self._requests.tokenized(request_id, len(prompt))
                 answered = unpack_tokens(ask.answered)
-                salt = self._salts.of(ask.cache_salt, client)
                 self._handle(
                     RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt, open_tokens)
                 )
@@ -199,9 +211,22 @@ class Entry:
                 f"the prompt has {len(prompt)} tokens with its template, the model's context is {info.context_tokens};"
                 " shorten the prompt or serve a model with a longer context",
             )
-        if num_answered > min(ask.sampling.max_tokens, room):
+        sampling = msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
+        if num_answered > sampling.max_tokens:
             raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than the request allows")
-        return prompt, msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
+        if not sampling.prompt_logprobs:
+            return prompt, sampling
+        if len(prompt) * (1 + sampling.prompt_logprobs) > MAX_PROMPT_RECORDS:
+            most = MAX_PROMPT_RECORDS // (1 + sampling.prompt_logprobs)
+            raise _RefusedError("bad_request", f"with so many alternatives a prompt may have {most} tokens")
+        # (a client that has tokens of the answer has all logprobs of the prompt)
+        start = len(prompt) if num_answered else min(sampling.logprobs_from, len(prompt))
+        return prompt, msgspec.structs.replace(sampling, logprobs_from=start)
+
+    def _first(self, prompt: Sequence[int]) -> TokenLogprobs:
+        """Stands for the first token of a prompt, which has no probability."""
+        text = b"" if self._engine.vocabulary is None else self._engine.vocabulary.piece(prompt[0])
+        return TokenLogprobs(chosen=Logprob(token=prompt[0], text=text[:MAX_TEXT_BYTES_PER_TOKEN], logprob=0.0), top=())
 
     async def _open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
         """The number of leading prompt tokens that belong to the messages without secrets. Raises _RefusedError."""
@@ -252,15 +277,22 @@ class Entry:
             case Begin():
                 self._requests.begun(effect)
                 running.tell(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
+                running.tell_known_logprobs()
+            case DeliverPromptLogprobs():
+                assert running.report is not None
+                running.report_prompt(PromptLogprobs(position=effect.position, logprobs=effect.logprobs))
+                if len(running.report.logprobs) == len(running.report.tokens):
+                    self._reports.end(running.report)
+                self._check_reader(effect.request_id, running)
             case Deliver():
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
                     self._requests.first_token(effect.request_id)
+                running.tell_known_logprobs()
                 running.deliver(effect.text, effect.tokens, effect.logprobs)
-                if running.is_read_too_slowly:
-                    assert self._nursery is not None
-                    self._nursery.start_soon(self._give_up_on_reader, effect.request_id)
+                self._check_reader(effect.request_id, running)
             case Finish():
+                running.tell_known_logprobs()
                 running.deliver(b"", is_last=True)
                 ttft_s = (running.first_token_at or trio.current_time()) - running.started_at
                 answered = answered_frame(effect, ttft_s)
@@ -279,6 +311,11 @@ class Entry:
                     running.attempts[effect.attempt].cancel()
             case _:
                 assert_never(effect)
+
+    def _check_reader(self, request_id: bytes, running: RunningAnswer) -> None:
+        if running.is_read_too_slowly:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._give_up_on_reader, request_id)
 
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)
@@ -341,7 +378,7 @@ class Entry:
                     frame = await stream.receive()
                 if silence.cancelled_caught:
                     raise RemoteError(f"silent for {patience_s:.0f} s")
-                if not isinstance(frame, Accepted | Tokens | Final | Failed | Bounced):
+                if not isinstance(frame, Accepted | PromptLogprobs | Tokens | Final | Failed | Bounced):
                     raise RemoteError(f"a {type(frame).__name__} in an answer")
                 is_over = isinstance(frame, Final | Failed | Bounced)
                 await on_frame(frame)

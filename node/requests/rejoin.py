@@ -16,10 +16,22 @@ import trio
 
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
 from mycelia.node.network.network import MessageStream, NetworkError
+from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS
 from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.codec import fits
 from mycelia.proto.wire.errors import RemoteError
-from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Answered, Ask, Begun, EntryFrame, Failed, Route, Text
+from mycelia.proto.wire.messages import (
+    MAX_TEXT_BYTES_PER_TOKEN,
+    MAX_TOKENS_PER_REQUEST,
+    Answered,
+    Ask,
+    Begun,
+    EntryFrame,
+    Failed,
+    PromptLogprobs,
+    Route,
+    Text,
+)
 
 log = structlog.get_logger()
 
@@ -46,7 +58,9 @@ class AnswerSoFar:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._tokens = bytearray(ask.answered)
-        self._num_chars = self._num_logprobs = 0
+        self._num_chars = self._num_logprobs = self._num_prompt_records = 0
+        self._num_reported = ask.sampling.logprobs_from
+        """Tokens of the prompt whose logprobs came, or are not wanted."""
         self.namespace = ask.namespace
         """Namespace of the chosen model; empty: none yet."""
         self.num_rejoins = 0
@@ -69,14 +83,24 @@ class AnswerSoFar:
         if self._num_chars > MAX_TEXT_BYTES_PER_TOKEN * most or self._num_logprobs > most:
             raise RemoteError("more text than the tokens that were asked for have")
 
+    def add_prompt(self, frame: PromptLogprobs) -> None:
+        """Note logprobs of the prompt. Raises RemoteError for more than a prompt may have, or others. Mutates."""
+        self._num_prompt_records += sum(1 + len(entry.top) for entry in frame.logprobs)
+        if not self._ask.sampling.prompt_logprobs or frame.position != self._num_reported or self._tokens:
+            raise RemoteError("logprobs of the prompt that were not asked for")
+        self._num_reported += len(frame.logprobs)
+        if self._num_prompt_records > MAX_PROMPT_RECORDS or self._num_reported > MAX_TOKENS_PER_REQUEST:
+            raise RemoteError("more logprobs than a prompt has")
+
     @property
     def num_tokens(self) -> int:
         return len(self._tokens) // 4
 
     def rest(self) -> Ask:
         """The request for the rest of the answer."""
-        namespace = self.namespace if self._tokens else b""
-        return msgspec.structs.replace(self._ask, answered=bytes(self._tokens), namespace=namespace)
+        namespace = self.namespace if self._tokens or self._num_prompt_records else b""
+        sampling = msgspec.structs.replace(self._ask.sampling, logprobs_from=self._num_reported)
+        return msgspec.structs.replace(self._ask, sampling=sampling, answered=bytes(self._tokens), namespace=namespace)
 
     def num_resumed(self, told: int) -> int:
         """How often the answer moved, if the last entry node counts ``told`` moves: after tokens from an earlier entry
@@ -126,6 +150,8 @@ def _noted(so_far: AnswerSoFar, frame: EntryFrame) -> EntryFrame:
     try:
         if isinstance(frame, Text):
             so_far.add(frame.tokens, len(frame.text), len(frame.logprobs))
+        elif isinstance(frame, PromptLogprobs):
+            so_far.add_prompt(frame)
         elif isinstance(frame, Route):
             so_far.routed(frame.namespace)
     except RemoteError as exc:
@@ -167,7 +193,7 @@ async def entry_frames(stream: MessageStream, due_at: float) -> AsyncGenerator[E
         except RemoteError as exc:
             yield _broken(str(exc))
             return
-        if not isinstance(frame, Route | Begun | Text | Answered | Failed):
+        if not isinstance(frame, Route | Begun | PromptLogprobs | Text | Answered | Failed):
             yield _broken(f"it sent a {type(frame).__name__}")
             return
         yield frame

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mycelia.node.requests.answer_frames import AnswerFrames
+from mycelia.node.requests.answer_frames import FRAME_BYTES, AnswerFrames
+from mycelia.node.requests.prompt_logprobs import PromptReport
 from mycelia.proto.wire.blocks import pack_tokens
-from mycelia.proto.wire.messages import MAX_TEXT_TOKENS, EntryFrame, Text, TokenLogprobs
+from mycelia.proto.wire.messages import MAX_TEXT_TOKENS, EntryFrame, PromptLogprobs, Text, TokenLogprobs
 
 
 @dataclass
@@ -35,13 +36,28 @@ class RunningAnswer:
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
     expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
 
+    report: PromptReport | None = None
+    """The logprobs of the prompt, if the client asks for them."""
     is_read_too_slowly: bool = False
     """More bytes wait than allowed: the answer is about to be ended."""
 
-    def tell(self, frame: EntryFrame) -> None:
+    def tell(self, frame: EntryFrame, num_bytes: int | None = None) -> None:
+        """num_bytes: see ``AnswerFrames.put``."""
         self.was_told = True
-        if not self.frames.put(frame):
+        if not self.frames.put(frame, num_bytes):
             self.is_read_too_slowly = True
+
+    def tell_known_logprobs(self) -> None:
+        """Tell the client, once, what is known of its prompt from earlier ones."""
+        for frame in self.report.known_frames() if self.report is not None else ():
+            self.tell(frame, FRAME_BYTES)  # (the table and this answer hold the same objects)
+
+    def report_prompt(self, frame: PromptLogprobs) -> None:
+        """The serving node reported more of the prompt."""
+        assert self.report is not None
+        self.tell_known_logprobs()
+        self.report.logprobs += frame.logprobs
+        self.tell(frame)
 
     def deliver(
         self, data: bytes, tokens: Sequence[int] = (), logprobs: tuple[TokenLogprobs, ...] = (), is_last: bool = False

@@ -14,6 +14,7 @@ from mycelia.node.engine.engine import (
     EngineDone,
     EngineFailed,
     EngineItem,
+    EnginePromptLogprobs,
     EngineRequest,
     EngineTokens,
 )
@@ -26,7 +27,7 @@ from mycelia.proto.cache.sharing import PUBLIC, Owner, owner_of
 from mycelia.proto.overlay import Overlay
 from mycelia.proto.wire.blocks import STRIDE, pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import RemoteError
-from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Generate, ServingFrame, Tokens
+from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Generate, PromptLogprobs, ServingFrame, Tokens
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]
 
@@ -42,7 +43,8 @@ async def serve_request(
     deadline_s: float | None = None,
     on_submitted: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send Accepted, Tokens*, then Final or Failed. Cancelling this call cancels the request in the engine.
+    """Send Accepted, PromptLogprobs*, Tokens*, then Final or Failed. Cancelling this call cancels the request in the
+    engine.
 
     client, subnet, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: a peer ends the stream.
     on_submitted: called when the engine has the request, before anything is sent. Raises what ``send`` raises.
@@ -93,6 +95,8 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
             return Failed(
                 code=item.code, message=item.message[:512], retryable=item.retryable, retry_after_ms=retry_after_ms
             )
+        case EnginePromptLogprobs():
+            return PromptLogprobs(position=item.position, logprobs=item.logprobs)
         case EngineTokens():
             tokens = pack_tokens(item.tokens)
             return Tokens(position=position, tokens=tokens, text=item.text, logprobs=item.logprobs)

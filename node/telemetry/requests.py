@@ -31,6 +31,7 @@ from mycelia.proto.wire.messages import (
     EntryFrame,
     Failed,
     Generate,
+    PromptLogprobs,
     Route,
     Text,
     TraceStep,
@@ -229,7 +230,7 @@ class RequestLog:
                 self.answered(request_id, frame)
             case Failed():
                 self.failed(request_id, frame.code, frame.message)
-            case Text():
+            case Text() | PromptLogprobs():
                 pass
 
     def routed(self, effect: Dispatch) -> None:

@@ -80,7 +80,7 @@ class Spelling:
         node's own engine made it. Mutates."""
         said = self._said(tokens)
         if not is_own:
-            self._check_logprobs(logprobs)
+            self.check_logprobs(logprobs)
             self._withheld = self._checked(tokens, text, said)
         self._remember(said)
         if text and self._owed:
@@ -122,7 +122,8 @@ class Spelling:
         if self._longest > 1:
             self._tail = (self._tail + said)[1 - self._longest :]
 
-    def _check_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> None:
+    def check_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Raises RemoteError if a text is not its token's."""
         for entry in logprobs:
             for one in (entry.chosen, *entry.top):
                 if one.token >= len(self._vocabulary):

@@ -19,6 +19,7 @@ from mycelia.proto.wire.messages import (
     Delta,
     Gossip,
     Hello,
+    PromptLogprobs,
     Reconcile,
     Repair,
     RepairRequest,
@@ -153,5 +154,7 @@ def size_of(message: Control | Gossip | ServingFrame) -> int:
         case Tokens():
             alternatives = sum(1 + len(entry.top) for entry in message.logprobs)
             return 32 + len(message.tokens) + len(message.text) + 24 * alternatives
+        case PromptLogprobs():
+            return 32 + 24 * sum(1 + len(entry.top) for entry in message.logprobs)
         case _:
             return 256

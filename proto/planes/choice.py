@@ -22,6 +22,7 @@ from mycelia.proto.routing.dispatches import Dispatches
 from mycelia.proto.routing.newcomers import Newcomers
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
+from mycelia.proto.wire.versions import version_of
 
 
 class Choice:
@@ -80,11 +81,12 @@ class Choice:
         if self._members.own_vitals(namespace) is not None:
             own = owner_of(request.salt.tag_at(self._me), request.salt.scope, self._me, "")
             blocks[self._me] = self._digests.held_blocks(namespace, chain, own.tag)
-        matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()}
+        matched = {peer: num_blocks * STRIDE for peer, num_blocks in blocks.items()} | request.truths
+        most = request.num_reusable
         return table.candidates(
             request.num_tokens,
-            matched | request.truths,
-            {peer: num_blocks * STRIDE for peer, num_blocks in sent.items()},
+            {peer: min(num_tokens, most) for peer, num_tokens in matched.items()},
+            {peer: min(num_blocks * STRIDE, most) for peer, num_blocks in sent.items()},
             space.running(),
             left_out,
             now,
@@ -157,6 +159,10 @@ class Choice:
         left_out = setbacks.failed_peers | self.busy.now(now) - {self._me}
         if not is_own_free:
             left_out.add(self._me)
+        needed = version_of(request.sampling)
+        if needed > 1:
+            peers = self._members.loads(request.namespace).peers
+            left_out.update(peer for peer in peers if self._members.wire_version(peer) < needed)
         if only_here or request.num_tokens > MAX_TOKENS_PER_REQUEST:
             left_out.update(peer for peer in self._members.loads(request.namespace).peers if peer != self._me)
         return left_out

@@ -37,7 +37,9 @@ from mycelia.proto.wire.messages import (
     Accepted,
     Bounced,
     Generate,
+    PromptLogprobs,
     Sampling,
+    TokenLogprobs,
     Tokens,
     Usage,
 )
@@ -157,9 +159,14 @@ class Request:
     """Nodes whose digests a lookup waits for; empty while it goes on."""
     may_be_held_until: float = 0.0
     """The request came at its retry time and until then waits instead of being refused; 0: it did not."""
+    num_known: int = 1
+    """Leading tokens of the prompt that are reported or need no report, if logprobs of the prompt are asked for."""
     is_doubted: bool = False
     """A peer called the request impossible: this node's own engine is asked next and decides."""
     _attempt: Attempt | None = None
+
+    def __post_init__(self) -> None:
+        self.num_known = max(self.num_known, self.sampling.logprobs_from)
 
     @property
     def attempt(self) -> Attempt:
@@ -207,8 +214,18 @@ class Request:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every token that was asked for has come, though the final frame may be lost."""
-        return len(self.generated) >= self.sampling.max_tokens
+        """Whether every token that was asked for has come, at least one, though the final frame may be lost."""
+        return bool(self.generated) and len(self.generated) >= self.sampling.max_tokens
+
+    @property
+    def lacks_logprobs(self) -> bool:
+        """Whether logprobs of the prompt are asked for and did not come yet."""
+        return self.sampling.prompt_logprobs > 0 and self.num_known < len(self.prompt)
+
+    @property
+    def num_reusable(self) -> int:
+        """Most tokens whose cells may be reused: a token's logprobs need the computation of the token before it."""
+        return self.num_known - 1 if self.lacks_logprobs else self.num_tokens
 
     @property
     def max_withheld(self) -> int:
@@ -263,11 +280,14 @@ class Request:
         if self.spelling is not None:
             self.spelling.begin_attempt()
         done = len(self.generated)
+        sampling = msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - done)
+        if sampling.prompt_logprobs:
+            sampling = msgspec.structs.replace(sampling, logprobs_from=self.num_known)
         return Generate(
             request_id=self.request_id,
             namespace=self.namespace,
             prompt=pack_tokens(self.prompt) + pack_tokens(self.generated),
-            sampling=msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - done),
+            sampling=sampling,
             promised_tokens=attempt.promised_tokens,
             resumed_tokens=done,
             patience_ms=attempt.patience_ms,
@@ -295,11 +315,32 @@ class Request:
         self._step(Step.HAND_BACK)
         self.num_bounces += 1
 
+    def on_prompt_logprobs(self, frame: PromptLogprobs, is_own: bool = False) -> None:
+        """The next tokens of the prompt are reported. Raises RemoteError, and changes nothing, if the frame is out of
+        place, was not asked for or is about other tokens."""
+        if self.attempt.position or not self.lacks_logprobs:
+            raise RemoteError("logprobs of the prompt that were not asked for")
+        if frame.position != self.num_known:
+            raise RemoteError(f"logprobs of the prompt from {frame.position} on, expected {self.num_known}")
+        end = frame.position + len(frame.logprobs)
+        if [entry.chosen.token for entry in frame.logprobs] != list(self.prompt[frame.position : end]):
+            raise RemoteError("logprobs of other tokens than the prompt's")
+        self._check_alternatives(frame.logprobs, self.sampling.prompt_logprobs)
+        if self.spelling is not None and not is_own:
+            self.spelling.check_logprobs(frame.logprobs)
+        self.num_known = end
+
+    def _check_alternatives(self, logprobs: Sequence[TokenLogprobs], most: int) -> None:
+        if any(len(entry.top) > most for entry in logprobs):
+            raise RemoteError("more alternatives than were asked for")
+
     def on_tokens(self, frame: Tokens, is_own: bool = False) -> tuple[tuple[int, ...], bytes]:
         """The new tokens of a frame and their text. Raises RemoteError, and changes nothing, if the frame is out of
         place, has more than was asked for, or text that is not its tokens'. is_own: this node's engine sent it."""
         if frame.position != self.attempt.position:
             raise RemoteError(f"tokens at {frame.position}, expected {self.attempt.position}")
+        if self.lacks_logprobs:
+            raise RemoteError("tokens before the logprobs of the prompt")
         tokens = unpack_tokens(frame.tokens)
         if not tokens:
             raise RemoteError("text without tokens")  # (no max_tokens would bound it)
@@ -309,8 +350,7 @@ class Request:
             raise RemoteError("more text than the tokens can have")
         if [entry.chosen.token for entry in frame.logprobs] != (tokens if self.sampling.logprobs else []):
             raise RemoteError("not the logprobs that were asked for")
-        if any(len(entry.top) > self.sampling.logprobs for entry in frame.logprobs):
-            raise RemoteError("more alternatives than were asked for")
+        self._check_alternatives(frame.logprobs, self.sampling.logprobs)
         text = frame.text
         if self.spelling is not None:
             text = self.spelling.add(tokens, text, frame.logprobs, is_own)
@@ -349,7 +389,9 @@ class Request:
         more. Raises RemoteError for an end that no honest node gives."""
         if self.spelling is not None and reason != "cancelled":
             self.spelling.end(reason)
-        if reason != "length" or self.is_complete:
+        if self.lacks_logprobs and reason != "cancelled":
+            raise RemoteError("an end before the logprobs of the prompt")
+        if reason != "length" or len(self.generated) >= self.sampling.max_tokens:
             return False
         if self.num_tokens < context_tokens:
             raise RemoteError("an end by length before that length")

@@ -19,7 +19,7 @@ import numpy as np
 
 from mycelia.proto.answers.spelling import Spelling, Vocabulary
 from mycelia.proto.config import OverlayConfig
-from mycelia.proto.effects import Abandon, Begin, Deliver, Effect, Emit, Fail, Finish, SetTimer
+from mycelia.proto.effects import Abandon, Begin, Deliver, DeliverPromptLogprobs, Effect, Emit, Fail, Finish, SetTimer
 from mycelia.proto.events import FrameReceived, ModelServed, ProvidersFound, RequestSubmitted, StreamLost, Timer
 from mycelia.proto.planes.admission import Admission, RetryAfter
 from mycelia.proto.planes.choice import Choice
@@ -34,7 +34,7 @@ from mycelia.proto.planes.overdue import Overdue
 from mycelia.proto.planes.request import Request, State
 from mycelia.proto.planes.vitals import VitalsPlane
 from mycelia.proto.routing.choose import Policy, wait_here_s
-from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Tokens, Vitals
+from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, PromptLogprobs, Tokens, Vitals
 
 
 class RequestPlane:
@@ -191,6 +191,9 @@ class RequestPlane:
                 return self._on_accepted(request, frame, now)
             case Bounced() as frame:
                 return self._on_bounced(request, frame, now)
+            case PromptLogprobs() as frame:
+                request.on_prompt_logprobs(frame, is_own=request.peer == self._me)
+                return [DeliverPromptLogprobs(request.request_id, frame.position, frame.logprobs)]
             case Tokens() as frame:
                 return self._on_tokens(request, frame, now)
             case Final() as frame:

@@ -24,7 +24,9 @@ MAX_CELL_BITS = 16
 MAX_CANDIDATES = 64
 MAX_CHAT_MESSAGES = 1_024
 MAX_CHAT_BYTES = 524_288
-MAX_STOPS, MAX_STOP_CHARS = 16, 256
+MAX_STOPS, MAX_STOP_CHARS = 16, 1_024
+MAX_BIASES = 1_024
+"""Tokens with a logit bias in one request; common HTTP APIs allow 300."""
 MAX_LOGPROBS = 20
 """Alternatives per token, as in the common HTTP APIs."""
 MAX_GRAMMAR_CHARS = 65_536

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 import cbor2
 import msgspec
 
+from mycelia.proto.wire.biases import unpack_biases
 from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
-from mycelia.proto.wire.messages import Control, Gossip, Message, Sampling
+from mycelia.proto.wire.messages import Ask, Control, Generate, Gossip, Message, Sampling
 from mycelia.proto.wire.versions import LEFT_OUT
 
 MAX_MESSAGE_BYTES = 1_048_576
@@ -122,13 +123,19 @@ def encode(message: Message) -> bytes:
     # (keys are already in order of definition; ``canonical`` adds only the shortest form of floats)
     has_floats = not isinstance(message, Control | Gossip)
     value = msgspec.to_builtins(message, builtin_types=(bytes,))
-    for name, default in LEFT_OUT.get(type(message), {}).items():
-        if value[name] == default:
-            del value[name]
+    _leave_out(value, type(message))
+    if isinstance(message, Generate | Ask):
+        _leave_out(value["4"], Sampling)
     data: bytes = cbor2.dumps(_to_wire(value), canonical=has_floats)
     if len(data) > MAX_MESSAGE_BYTES:
         raise LimitExceeded(f"a {type(message).__name__} of {len(data)} bytes is over {MAX_MESSAGE_BYTES}")
     return data
+
+
+def _leave_out(value: dict[str, Any], kind: type) -> None:
+    for name, default in LEFT_OUT.get(kind, {}).items():
+        if value[name] == default:
+            del value[name]
 
 
 def fits(message: Message) -> bool:
@@ -181,6 +188,7 @@ def check_sampling(sampling: Sampling) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(sampling, builtin_types=(bytes,)), Sampling, builtin_types=(bytes,))
         "".join((sampling.grammar, *sampling.stop)).encode()
+        unpack_biases(sampling.logit_bias)
     except UnicodeEncodeError as exc:
         raise LocalError("stop and grammar must be Unicode text, without lone surrogates") from exc
     except msgspec.ValidationError as exc:

@@ -18,7 +18,7 @@ from mycelia.proto.wire.bounds import (
     RequestId,
     Small,
 )
-from mycelia.proto.wire.serving import Failed, Sampling, TokenLogprobs, Usage
+from mycelia.proto.wire.serving import Failed, PromptLogprobs, Sampling, TokenLogprobs, Usage
 
 
 class ChatMessage(Record, frozen=True, kw_only=True):
@@ -54,7 +54,8 @@ class CandidateTerms(Record, frozen=True, kw_only=True):
 
 
 class Ask(Kind, frozen=True, kw_only=True, tag=13):
-    """A prompt: a conversation, a text or tokens. Answered by Route, then Begun and Text*, then Answered or Failed."""
+    """A prompt: a conversation, a text or tokens. Answered by Route, then Begun, PromptLogprobs* and Text*, then
+    Answered or Failed."""
 
     request_id: RequestId = field(name="1")
     model: Annotated[str, Meta(max_length=128)] = field(name="2")
@@ -130,4 +131,4 @@ class Answered(Kind, frozen=True, kw_only=True, tag=16):
     """How often the request moved to another node after its first token."""
 
 
-EntryFrame = Route | Begun | Text | Answered | Failed
+EntryFrame = Route | Begun | PromptLogprobs | Text | Answered | Failed

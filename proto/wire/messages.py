@@ -8,6 +8,7 @@ Each plane has a file of types; other code imports them from here.
 """
 
 from mycelia.proto.wire.bounds import ENTRY_BYTES as ENTRY_BYTES
+from mycelia.proto.wire.bounds import MAX_BIASES as MAX_BIASES
 from mycelia.proto.wire.bounds import MAX_CANDIDATES as MAX_CANDIDATES
 from mycelia.proto.wire.bounds import MAX_CELL_BITS as MAX_CELL_BITS
 from mycelia.proto.wire.bounds import MAX_CHAT_BYTES as MAX_CHAT_BYTES
@@ -21,6 +22,7 @@ from mycelia.proto.wire.bounds import MAX_MODELS as MAX_MODELS
 from mycelia.proto.wire.bounds import MAX_NAMESPACES as MAX_NAMESPACES
 from mycelia.proto.wire.bounds import MAX_SALT_CHARS as MAX_SALT_CHARS
 from mycelia.proto.wire.bounds import MAX_SMALL as MAX_SMALL
+from mycelia.proto.wire.bounds import MAX_STOP_CHARS as MAX_STOP_CHARS
 from mycelia.proto.wire.bounds import MAX_STOPS as MAX_STOPS
 from mycelia.proto.wire.bounds import MAX_TEXT_BYTES_PER_FRAME as MAX_TEXT_BYTES_PER_FRAME
 from mycelia.proto.wire.bounds import MAX_TEXT_BYTES_PER_TOKEN as MAX_TEXT_BYTES_PER_TOKEN
@@ -74,6 +76,7 @@ from mycelia.proto.wire.serving import Failed as Failed
 from mycelia.proto.wire.serving import Final as Final
 from mycelia.proto.wire.serving import Generate as Generate
 from mycelia.proto.wire.serving import Logprob as Logprob
+from mycelia.proto.wire.serving import PromptLogprobs as PromptLogprobs
 from mycelia.proto.wire.serving import Sampling as Sampling
 from mycelia.proto.wire.serving import ServingFrame as ServingFrame
 from mycelia.proto.wire.serving import TokenLogprobs as TokenLogprobs

@@ -6,6 +6,7 @@ from msgspec import Meta, field
 
 from mycelia.proto.wire import defaults
 from mycelia.proto.wire.bounds import (
+    MAX_BIASES,
     MAX_GRAMMAR_CHARS,
     MAX_LOGPROBS,
     MAX_LOGPROBS_PER_FRAME,
@@ -28,13 +29,14 @@ from mycelia.proto.wire.metadata import Vitals
 
 
 class Sampling(Record, frozen=True, kw_only=True):
-    """How to choose tokens, in this order: grammar, penalties, top-k, top-p, min-p, temperature, draw.
+    """How to choose tokens, in this order: logit bias, grammar, penalties, top-k, top-p, min-p, temperature, draw.
 
     The defaults are llama.cpp's, and greedy. The constructor checks nothing: use ``codec.check_sampling`` on user
     input.
     """
 
-    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS_PER_REQUEST)] = field(name="1")
+    """0: compute the prompt, so that it is cached, and answer with no token."""
     temperature: Annotated[float, Meta(ge=0, le=100)] = field(name="2", default=defaults.TEMPERATURE)
     """0 is greedy: the most probable token, with grammar and penalties still applied."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = field(name="3", default=defaults.SEED)
@@ -60,6 +62,14 @@ class Sampling(Record, frozen=True, kw_only=True):
     """A grammar that the answer must match; empty: anything."""
     grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema)$")] = field(name="14", default="gbnf")
     """How to read ``grammar``: llama.cpp's GBNF with a rule ``root``, or a JSON schema."""
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = field(name="15", default=0)
+    """Alternatives to report per token of the prompt, with its own probability; 0 reports nothing. If it is not 0, an
+    end token that the model chooses is part of the answer, without text: it has logprobs as well."""
+    logprobs_from: Annotated[int, Meta(ge=0, le=MAX_TOKENS_PER_REQUEST)] = field(name="16", default=0)
+    """With ``prompt_logprobs``: the first token of the prompt that is reported; the sender has the earlier ones. Only
+    cells before it can be reused. The first token of all has no probability, so 0 is as good as 1."""
+    logit_bias: Annotated[bytes, Meta(max_length=MAX_BIASES * 8)] = field(name="17", default=b"")
+    """Added to the logits of tokens before anything else: packed records, see ``biases.py``."""
 
 
 class Logprob(Record, frozen=True, kw_only=True):
@@ -138,6 +148,17 @@ class Tokens(Kind, frozen=True, kw_only=True, tag=10):
     """One per token if the request asks for them, else none."""
 
 
+class PromptLogprobs(Kind, frozen=True, kw_only=True, tag=33):
+    """Logprobs of the prompt's tokens ``position``, ``position`` + 1, .... They come in order, after Accepted and
+    before the first Tokens, from ``Sampling.logprobs_from`` (at least 1) to the prompt's end. An entry node passes them
+    on before the first Text, beginning with token 0 if the client wants all, whose logprob is 0 and means nothing."""
+
+    position: Small = field(name="1")
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(min_length=1, max_length=MAX_LOGPROBS_PER_FRAME)] = field(
+        name="2"
+    )
+
+
 class Final(Kind, frozen=True, kw_only=True, tag=11):
     """The last frame of an answered request."""
 
@@ -180,4 +201,4 @@ class Bounced(Kind, frozen=True, kw_only=True, tag=17):
     vitals: Vitals = field(name="2")
 
 
-ServingFrame = Accepted | Tokens | Final | Failed | Bounced
+ServingFrame = Accepted | PromptLogprobs | Tokens | Final | Failed | Bounced

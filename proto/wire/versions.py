@@ -8,19 +8,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mycelia.proto.wire.messages import Ask, Generate, Message
+from mycelia.proto.wire.messages import Ask, Generate, Message, Sampling
 
 ADDED_IN_2: dict[type, dict[str, Any]] = {
     Generate: {"tag": b"", "scope": 0, "open_tokens": 0},
     Ask: {"cache_salt": "", "shared_messages": 0},
+    Sampling: {"prompt_logprobs": 0, "logprobs_from": 0, "logit_bias": b""},
 }
-"""Kind -> field -> default."""
+"""Kind or record -> field -> default."""
 
 LEFT_OUT: dict[type, dict[str, Any]] = {
     kind: {info.encode_name: fields[info.name] for info in msgspec.structs.fields(kind) if info.name in fields}
     for kind, fields in ADDED_IN_2.items()
 }
 """The same by the fields' names on the wire."""
+
+MAX_STOP_CHARS_1 = 256
+"""The bound of a stop string in version 1."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -29,3 +33,10 @@ def for_version(message: MessageT, wire_version: int) -> MessageT:
     """``message`` without the fields that a peer of ``wire_version`` does not know."""
     added = ADDED_IN_2.get(type(message))
     return msgspec.structs.replace(message, **added) if added and wire_version < 2 else message
+
+
+def version_of(sampling: Sampling) -> int:
+    """The first version whose nodes can serve this: without these fields they would answer another request."""
+    if sampling.prompt_logprobs or sampling.logit_bias or not sampling.max_tokens:
+        return 2
+    return 2 if any(len(stop) > MAX_STOP_CHARS_1 for stop in sampling.stop) else 1

@@ -1,5 +1,6 @@
 """One valid message of every kind; every field has a value of its own."""
 
+from mycelia.proto.wire.biases import pack_biases
 from mycelia.proto.wire.messages import (
     Accepted,
     Announce,
@@ -29,6 +30,7 @@ from mycelia.proto.wire.messages import (
     ModelNodes,
     Models,
     ModelsQuery,
+    PromptLogprobs,
     Reach,
     ReachQuery,
     Reconcile,
@@ -72,6 +74,9 @@ SAMPLING = Sampling(
     logprobs=2,
     grammar='root ::= "é"',
     grammar_kind="gbnf",
+    prompt_logprobs=1,
+    logprobs_from=4,
+    logit_bias=pack_biases({5: -1.5, 2**32 - 1: 100.0}),
 )
 LOGPROBS = TokenLogprobs(
     chosen=Logprob(token=5, text=b"\xe2", logprob=-0.5), top=(Logprob(token=2**32 - 1, text=b"", logprob=-1e6),)
@@ -181,4 +186,5 @@ EXAMPLES: list[Message] = [
         expires=1_800_000_000,
         contacts=(Contact(peer=PEER, addresses=(bytes.fromhex("04cb007107061bcd"),)),),
     ),
+    PromptLogprobs(position=7, logprobs=(LOGPROBS,)),
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,14 @@ class Answer:
         """prompt: the last ``resumed`` tokens of it are the part of this answer that another node generated."""
         self._llama = llama
         self._num_logprobs = sampling.logprobs
+        self._num_prompt_logprobs = sampling.prompt_logprobs
         self._sampler = llama.sampler(sampling, prompt, resumed)
         self._choosing: Choosing | None = None
         self._logits: NDArray[np.float32] | None = None
         self._gate = TextGate([stop.encode() for stop in sampling.stop])
         if sampling.stop and resumed:
             self._gate.skip(b"".join(llama.piece(token) for token in prompt[len(prompt) - resumed :]))
+        self._is_ended = self.has_end and resumed > 0 and llama.ends_generation(prompt[-1])
         self._waiting: deque[tuple[int, tuple[TokenLogprobs, ...]]] = deque()
         self._logprobs: tuple[TokenLogprobs, ...] = ()
         self.due_s = -math.inf
@@ -35,8 +37,21 @@ class Answer:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string is complete, here or already in the resumed tokens."""
-        return self._gate.is_stopped
+        """Whether the answer is over: a stop string is complete, here or already in the resumed tokens, or these end
+        with an end token."""
+        return self._gate.is_stopped or self._is_ended
+
+    @property
+    def has_end(self) -> bool:
+        """Whether an end token is a part of the answer."""
+        return self._num_prompt_logprobs > 0
+
+    def report(self, outputs: Iterable[int], tokens: Iterable[int]) -> list[TokenLogprobs]:
+        """The logprobs of ``tokens`` of the prompt. outputs: for each of them the output index of the token before."""
+        count, llama = self._num_prompt_logprobs, self._llama
+        return [
+            logprobs(llama.logits(at), token, count, llama.piece) for at, token in zip(outputs, tokens, strict=True)
+        ]
 
     def choose(self, output: int) -> int:
         """Choose the next token from the row with this output index; ``add`` it unless it ends the answer. Not with a

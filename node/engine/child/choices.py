@@ -22,12 +22,20 @@ class Choices:
         self._grammars = grammars
 
     def accept(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
-        """Take the result of a decode call: update positions, choose tokens, then publish prefixes."""
+        """Take the result of a decode call: update positions, report logprobs of prompts, choose tokens, then publish
+        prefixes."""
         chosen: list[tuple[Job, int]] = []
+        warmed: list[Job] = []
         for row, output in zip(rows, outputs, strict=True):
             job = row.job
+            if job.to_report:
+                with self._jobs.charged(job):
+                    self._report(row, output)
             job.num_computed += row.count
             if not row.wants_token:
+                continue
+            if not job.max_tokens:
+                warmed.append(job)
                 continue
             answer = self._jobs.answers[job.key]
             if self._jobs.options[job.key].sampling.grammar:
@@ -42,9 +50,21 @@ class Choices:
         for job, token in chosen:
             if job.seq_id is not None:  # (None: it was abandoned a moment ago)
                 self._generated(job, token)
+        for job in warmed:
+            if job.seq_id is not None:
+                self._jobs.finish(job, "length")
         for job in self._scheduler.prefixes.publishable():
             if not self._jobs.publish(job):
                 return
+
+    def _report(self, row: Row, output: int) -> None:
+        """Send the logprobs of the prompt's tokens that follow the row's outputs. output: index of the last one."""
+        job, end = row.job, row.start + row.count
+        tokens = job.to_report[: max(end - job.num_reusable, 0)]
+        outputs = [output - (end - token) for token in tokens]
+        entries = self._jobs.answers[job.key].report(outputs, (job.tokens[token] for token in tokens))
+        self._jobs.reports.prompt(job, entries)
+        job.to_report = job.to_report[len(entries) :]
 
     def grammar_answered(self, event: GrammarAnswered) -> None:
         request, error = self._grammars.request(event.key), self._grammars.answered(event, time.monotonic())
@@ -72,13 +92,13 @@ class Choices:
     def _generated(self, job: Job, token: int) -> None:
         if job.first_token_s is None:
             job.first_token_s = time.monotonic()
-        if self._llama.ends_generation(token):
+        answer, is_end = self._jobs.answers[job.key], self._llama.ends_generation(token)
+        if is_end and not answer.has_end:
             self._jobs.finish(job, "stop")
             return
         job.tokens.append(token)
-        answer = self._jobs.answers[job.key]
         answer.add(token)
-        if answer.is_stopped:
+        if is_end or answer.is_stopped:
             self._jobs.finish(job, "stop")
         elif job.num_generated >= job.max_tokens:
             self._jobs.finish(job, "length")

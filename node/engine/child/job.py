@@ -29,6 +29,9 @@ class Limits:
     max_waiting: int = 64
     batch_tokens: int = 2048
     """Maximum number of rows of one decode call."""
+    reported_tokens: int = 128
+    """Maximum number of rows of one decode call whose logits are needed for the logprobs of prompts: each row of logits
+    has four bytes for every token of the vocabulary, and takes half a millisecond."""
     reuse: bool = True
     demote_idle: bool = False
     """Evict all idle leaves when a request starts: the second tier keeps them and restores them at little cost."""
@@ -45,8 +48,8 @@ class Limits:
             return Refusal("bad_request", "the prompt has no tokens", False)
         if not 0 <= min(prompt) <= max(prompt) < self.num_vocab:
             return Refusal("bad_request", f"token ids must be below {self.num_vocab}", False)
-        if max_tokens < 1:
-            return Refusal("bad_request", "max_tokens must be at least 1", False)
+        if max_tokens < 0:
+            return Refusal("bad_request", "max_tokens must be at least 0", False)
         if len(prompt) >= self.context_tokens:
             text = f"the prompt has {len(prompt)} tokens, the context holds {self.context_tokens} with the answer"
             return Refusal("too_long", text, False)
@@ -101,6 +104,8 @@ class Job:
     """Cells that the job may use while it runs, shared cells included."""
     num_starts: int = 0
     """Number of starts: the first one, and one after each stop."""
+    to_report: range = range(0)
+    """The tokens of the prompt whose logprobs must still be reported. Each needs the logits of the token before it."""
     is_choosing: bool = False
     """The next token depends on a grammar that has not replied yet, so the job has no row."""
     admitted_s: float = 0.0
@@ -111,6 +116,12 @@ class Job:
     def path(self, count: int) -> tuple[int, ...]:
         """The path of the first ``count`` tokens in the tree, see ``proto.sharing.paint``."""
         return paint(self.tokens[:count], self.num_open, self.owner.tag)
+
+    @property
+    def num_reusable(self) -> int:
+        """Most leading tokens whose cells it may reuse instead of computing them. The last token is always computed,
+        for its logits."""
+        return self.to_report.start - 1 if self.to_report else len(self.tokens) - 1
 
     @property
     def limit_tokens(self) -> int:

@@ -46,17 +46,19 @@ class Jobs:
     def submit(self, message: ipc.Submit) -> None:
         """Queue a request, or send the parent a refusal."""
         prompt = unpack_tokens(message.prompt)
-        now, max_tokens = time.monotonic(), message.sampling.max_tokens
+        now, sampling = time.monotonic(), message.sampling
+        is_reported, start = sampling.prompt_logprobs > 0, max(sampling.logprobs_from, 1)
         outcome = self._scheduler.submit(
             message.key,
             prompt,
-            max_tokens,
+            sampling.max_tokens,
             now,
             message.due_s,
             message.client,
             message.subnet,
             message.owner,
             message.open_tokens,
+            range(start, max(len(prompt) - message.resumed_tokens, start)) if is_reported else range(0),
         )
         if isinstance(outcome, Refusal):
             self._grammars.drop(message.key)

@@ -271,7 +271,7 @@ class StepLoop:
         is_shared = time.monotonic() < self.shared_until_s
         rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
         budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
-        rows = plan_rows(jobs, budget, batch_tokens)
+        rows = plan_rows(jobs, budget, batch_tokens, self.scheduler.limits.reported_tokens)
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows
 
@@ -279,7 +279,7 @@ class StepLoop:
         batch = []
         for row in rows:
             assert row.job.seq_id is not None
-            batch.append(BatchRow(row.job.seq_id, row.start, row.tokens, row.wants_token))
+            batch.append(BatchRow(row.job.seq_id, row.start, row.tokens, row.num_outputs))
         self._busy_since = began = time.monotonic()
         self._is_decoding = True
         result, outputs = self._llama.decode(batch)

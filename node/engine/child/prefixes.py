@@ -48,14 +48,14 @@ class Prefixes:
         """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
 
     def match(self, job: Job) -> tuple[int, int | None]:
-        """(length, leaf) of the longest prefix that a job, not running, may reuse. The last token is always computed,
-        for its logits. Sets the job's place in the tree: ``num_open``."""
+        """(length, leaf) of the longest prefix that a job, not running, may reuse. Sets the job's place in the
+        tree: ``num_open``."""
         if not (self._limits.reuse and job.may_share):
             job.num_open = 0
             return 0, None
         # The tokens of a stopped job are still at their old place.
         places = {self.open_tokens(job), job.num_open} if job.num_starts else {self.open_tokens(job)}
-        found = [match_path(self._tree, job.owner, job.tokens[:-1], place) for place in sorted(places)]
+        found = [match_path(self._tree, job.owner, job.tokens[: job.num_reusable], place) for place in sorted(places)]
         length, leaf, job.num_open = max(found, key=lambda one: one[0])
         return length, leaf
 
@@ -73,8 +73,9 @@ class Prefixes:
         job.awaits = None
         if job.waited or not (self._limits.reuse and job.may_share):
             return False
+        reusable = job.prompt[: min(job.num_reusable, len(job.prompt) - 1)]
         for other in self._running:
-            overlap = common_prefix(job.prompt[:-1], other.prompt)
+            overlap = common_prefix(reusable, other.prompt)
             if other.owner.tag != job.owner.tag:
                 overlap = min(overlap, other.num_open, self.open_tokens(job))
             if overlap - length < MIN_SHARED_TOKENS or other.shared_tokens >= overlap:

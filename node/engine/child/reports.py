@@ -11,7 +11,7 @@ from mycelia.node.engine.child.scheduler import Scheduler
 from mycelia.node.engine.engine import COALESCE_S
 from mycelia.proto.cache.meters import HoldMeter, TokenRateMeter
 from mycelia.proto.wire.blocks import pack_tokens
-from mycelia.proto.wire.messages import Usage, Vitals
+from mycelia.proto.wire.messages import MAX_LOGPROBS_PER_FRAME, TokenLogprobs, Usage, Vitals
 
 VITALS_INTERVAL_S = 0.1
 """Minimum seconds between two reports of vitals while no request starts or ends."""
@@ -72,6 +72,12 @@ class Reports:
         for item in answer.take(is_last):
             answer.due_s = time.monotonic() + COALESCE_S
             self._replies.put(ipc.Generated(job.key, pack_tokens(item.tokens), item.text, item.logprobs))
+
+    def prompt(self, job: Job, entries: Sequence[TokenLogprobs]) -> None:
+        """Send the logprobs of the next tokens of a job's prompt."""
+        for start in range(0, len(entries), MAX_LOGPROBS_PER_FRAME):
+            part = tuple(entries[start : start + MAX_LOGPROBS_PER_FRAME])
+            self._replies.put(ipc.PromptReported(job.key, job.to_report.start + start, part))
 
     def fresh_of_all(self) -> None:
         """Send and flush the tokens of all running jobs."""

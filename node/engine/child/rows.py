@@ -19,11 +19,17 @@ class Row:
     def tokens(self) -> list[int]:
         return self.job.tokens[self.start : self.start + self.count]
 
+    @property
+    def num_outputs(self) -> int:
+        """Number of tokens at its end whose logits are needed."""
+        reported = self.start + self.count - max(self.start, self.job.num_reusable) if self.job.to_report else 0
+        return max(reported, int(self.wants_token))
 
-def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int) -> list[Row]:
+
+def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int, reported_tokens: int) -> list[Row]:
     """One row per decoding job, then prefill chunks of ``prefill_tokens`` in total. jobs: in order of admission. The
     job admitted first gets half of the prefill tokens, so that none starves. The jobs with the least left get the rest,
-    so that a short prompt does not wait for a long one."""
+    so that a short prompt does not wait for a long one. reported_tokens: see ``Limits``."""
     rows = [Row(job, job.num_computed, 1, True) for job in jobs if not job.remaining_prefill]
     prefilling = [job for job in jobs if job.remaining_prefill]
     budget = min(prefill_tokens, batch_tokens - len(rows))
@@ -37,6 +43,10 @@ def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int) -> li
         counts[job] += extra
         budget -= extra
     for job, count in counts.items():
+        if job.to_report:
+            num_silent = max(job.num_reusable - job.num_computed, 0)
+            count = min(count, num_silent + reported_tokens)
+            reported_tokens -= max(count - num_silent, 0)
         if count:
             rows.append(Row(job, job.num_computed, count, count == job.remaining_prefill))
     return rows

@@ -43,8 +43,7 @@ class Sequences:
         """Extend a job's prefix from the second tier. False: the sequence is broken."""
         if self._tiers is None or not job.may_share:
             return True
-        # The last token is always computed, for its logits.
-        tokens, whose = job.tokens[:-1], self._whose(job)
+        tokens, whose = job.tokens[: job.num_reusable], self._whose(job)
         length = self._tiers.restore(self._llama, seq_id, tokens, job.num_computed, prefill_rate, whose)
         if length is not None:
             self._scheduler.restored(job, length)
@@ -53,7 +52,7 @@ class Sequences:
     def reach(self, job: Job, length: int) -> int:
         """See ``Prefixes.reach``. Needs a second tier."""
         assert self._tiers is not None
-        return self._tiers.reach(job.tokens[:-1], length, self._whose(job))
+        return self._tiers.reach(job.tokens[: job.num_reusable], length, self._whose(job))
 
     def _whose(self, job: Job) -> Whose:
         return Whose(job.owner.tag, self._scheduler.prefixes.open_tokens(job))
@@ -89,7 +88,7 @@ class Sequences:
             job = row.job
             assert job.seq_id is not None
             end = row.start + row.count
-            kept = min(self._llama.end(job.seq_id), end - 1 if row.wants_token else end)
+            kept = min(self._llama.end(job.seq_id), end - row.num_outputs)
             job.num_computed = max(row.start, kept)
             if not self._llama.truncate(job.seq_id, job.num_computed):
                 return False

@@ -42,6 +42,8 @@ from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.errors import LocalError
 
 BATCH_TOKENS = 2048
+REPORT_BYTES = 32 << 20
+"""Maximum size of the logits of one decode call that are needed for the logprobs of prompts."""
 KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
 """Everything besides the model file that changes the KV cells; a part of the namespace. So a node in exact mode neither
 reads files of a node in normal mode nor continues its answers."""
@@ -127,6 +129,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         slots=message.slots,
         max_waiting=message.max_waiting,
         batch_tokens=BATCH_TOKENS,
+        reported_tokens=min(Limits.reported_tokens, max(REPORT_BYTES // (4 * llama.num_vocab), 1)),
         reuse=llama.reuse,
         demote_idle=demote_idle,
     )

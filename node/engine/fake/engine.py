@@ -24,6 +24,7 @@ from mycelia.node.engine.engine import (
     EngineDone,
     EngineFailed,
     EngineItem,
+    EnginePromptLogprobs,
     EngineRequest,
     EngineTokens,
     ModelInfo,
@@ -39,7 +40,15 @@ from mycelia.proto.cache.sharing import PUBLIC, Sharing, match, paint
 from mycelia.proto.wire.blocks import namespace_key, pack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import ChatMessage, Logprob, Sampling, TokenLogprobs, Usage, Vitals
+from mycelia.proto.wire.messages import (
+    MAX_LOGPROBS_PER_FRAME,
+    ChatMessage,
+    Logprob,
+    Sampling,
+    TokenLogprobs,
+    Usage,
+    Vitals,
+)
 
 NUM_VOCAB = 258
 TURN_TOKEN, END_TOKEN = 256, 257
@@ -242,7 +251,8 @@ class FakeEngine:
         while self._waiting and len(self._running) < self.settings.slots:
             work = next(iter(self._waiting))
             request = work.request
-            prompt = request.prompt[:-1]
+            reported = _reported(request)
+            prompt = request.prompt[: (reported.start if reported else len(request.prompt)) - 1]
             num_open = self._sharing.num_open(self._sharing.chain(prompt))
             work.cached_tokens, _, work.num_open = match(self._tree, request.owner, prompt, num_open)
             self._waiting.start(work, len(request.prompt) - work.cached_tokens, trio.current_time())
@@ -279,6 +289,10 @@ class FakeEngine:
         work.queued_tokens = 0
         self._load_changed.notify()
         first = trio.current_time()
+        for start in range(0, len(_reported(request)), MAX_LOGPROBS_PER_FRAME):
+            part = _reported(request)[start : start + MAX_LOGPROBS_PER_FRAME]
+            entries = [_logprobs(request.prompt[place], request.sampling.prompt_logprobs) for place in part]
+            yield EnginePromptLogprobs(part.start, tuple(entries))
         max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
         reason, gate = "length", TextGate([stop.encode() for stop in request.sampling.stop])
         prompt, num_sent, due_item = request.prompt, 0, -math.inf
@@ -306,13 +320,16 @@ class FakeEngine:
                 yield late
                 return
             token = _next_token([*request.prompt, *work.generated], request.sampling)
-            if token == END_TOKEN:
+            if token == END_TOKEN and not request.sampling.prompt_logprobs:
                 reason = "stop"
                 break
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
             self._waiting.charge_answer(work.client, 1, work.subnet)
             gate.feed(_piece(token))
+            if token == END_TOKEN:
+                reason = "stop"
+                break
             if trio.current_time() >= due_item:
                 for item in fresh(gate.take()):
                     yield item
@@ -376,9 +393,20 @@ def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
     """An item; its logprobs, if any, only say that the next letters are less likely."""
     if not sampling.logprobs:
         return EngineTokens([token], text)
-    others = [(token + i) % TURN_TOKEN for i in range(sampling.logprobs)]
+    return EngineTokens([token], text, (_logprobs(token, sampling.logprobs),))
+
+
+def _logprobs(token: int, count: int) -> TokenLogprobs:
+    others = [token, *((token + i) % TURN_TOKEN for i in range(1, count))]
     top = [Logprob(token=other, text=_piece(other), logprob=-float(i)) for i, other in enumerate(others)]
-    return EngineTokens([token], text, (TokenLogprobs(chosen=top[0], top=tuple(top)),))
+    return TokenLogprobs(chosen=top[0], top=tuple(top))
+
+
+def _reported(request: EngineRequest) -> range:
+    """The tokens of the prompt whose logprobs are asked for."""
+    if not request.sampling.prompt_logprobs:
+        return range(0)
+    return range(max(request.sampling.logprobs_from, 1), len(request.prompt) - request.resumed_tokens)
 
 
 async def _pass_time(num_tokens: int, rate: float, due: float) -> None:

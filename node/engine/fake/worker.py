@@ -21,6 +21,7 @@ from mycelia.node.engine.engine import (
     EngineDone,
     EngineFailed,
     EngineItem,
+    EnginePromptLogprobs,
     EngineRequest,
     EngineTokens,
 )
@@ -133,6 +134,8 @@ def _reply(key: int, item: EngineItem) -> ipc.FromChild:
     match item:
         case EngineAccepted():
             return ipc.Started(key, item.cached_tokens)
+        case EnginePromptLogprobs():
+            return ipc.PromptReported(key, item.position, item.logprobs)
         case EngineTokens():
             return ipc.Generated(key, pack_tokens(item.tokens), item.text, item.logprobs)
         case EngineDone():

@@ -94,7 +94,7 @@ ABSURD: list[tuple[str, object]] = [
     *[(name, value) for name in FLOATS for value in (math.nan, math.inf, -math.inf, -2.5, 1e9)],
     ("repeat_penalty", 0.0),
     ("top_p", 1.5),
-    ("max_tokens", 0),
+    ("max_tokens", -1),
     ("max_tokens", 131_073),
     ("seed", -1),
     ("seed", 2**32),
@@ -103,7 +103,7 @@ ABSURD: list[tuple[str, object]] = [
     ("repeat_last_n", -1),
     ("repeat_last_n", 131_073),
     ("stop", ["x"] * 17),
-    ("stop", ["x" * 257]),
+    ("stop", ["x" * 1_025]),
     ("stop", ["x" * 10_000]),
     ("stop", [""]),
     ("stop", [b"x"]),
@@ -112,6 +112,9 @@ ABSURD: list[tuple[str, object]] = [
     ("logprobs", 21),
     ("grammar", "x" * 65_537),
     ("grammar_kind", "regex"),
+    ("prompt_logprobs", 21),
+    ("logprobs_from", -1),
+    ("logit_bias", b"12345678" * 1_025),
     ("grammar_kind", "gbnf "),
 ]
 

@@ -11,12 +11,12 @@ from mycelia.node.engine.child.llama.bindings import L
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A run of tokens of one sequence, from position ``start``. ``wants_token``: logits of the last token."""
+    """A run of tokens of one sequence, from position ``start``. ``num_outputs``: tokens at its end that want logits."""
 
     seq_id: int
     start: int
     tokens: Sequence[int]
-    wants_token: bool
+    num_outputs: int
 
 
 class Batch:
@@ -45,8 +45,9 @@ class Batch:
         self.handle = batch
 
     def fill(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
-        """Fill the arrays; returns their number of rows and, for each of ``rows``, its output index (-1: no token
-        wanted). Raises ValueError for more rows than the batch holds. Mutates."""
+        """Fill the arrays; returns their number of rows and, for each of ``rows``, the output index of its last token
+        (-1: no logits wanted); the tokens before have the indices before. Raises
+        ValueError for more rows than the batch holds. Mutates."""
         length, outputs = 0, []
         if sum(len(row.tokens) for row in rows) > len(self.tokens):
             raise ValueError("more tokens than the batch holds")
@@ -56,8 +57,7 @@ class Batch:
             self.positions[length:end] = np.arange(row.start, row.start + len(row.tokens))
             self.sequences[length:end] = row.seq_id, row.seq_id + self._twins
             self.outputs[length:end] = 0
-            if row.wants_token:
-                self.outputs[end - 1] = 1
-            outputs.append(end - 1 if row.wants_token else -1)
+            self.outputs[end - row.num_outputs : end] = 1
+            outputs.append(end - 1 if row.num_outputs else -1)
             length = end
         return length, outputs

@@ -155,7 +155,7 @@ class Llama(ModelVocabulary):
     def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
         """Compute ``rows`` in one call. Returns (OK, NO_ROOM, ABORTED or an error) and, for each row, its output index.
         NO_ROOM leaves the cache unchanged. After ABORTED some rows have cells: call ``end``. The index is for
-        ``Sampler.sample``; it is -1 for rows that want no token. Raises ValueError for more rows than the batch
+        ``Sampler.sample``; it is -1 for rows that want no logits. Raises ValueError for more rows than the batch
         holds."""
         length, outputs = self._batch.fill(rows)
         return self._decode(length), outputs

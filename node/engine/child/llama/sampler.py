@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.node.engine.child.llama.bindings import Candidates, L
+from mycelia.proto.wire.biases import unpack_biases
 from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, MIN_LOGPROB, Logprob, Sampling, TokenLogprobs
 
 MIN_TEMPERATURE = 0.001
@@ -32,16 +33,23 @@ class Outputs(Protocol):
 
 
 class Sampler:
-    """llama.cpp's sampler chain for one answer: penalties, then greedy at temperature 0, else top-k, top-p, min-p,
-    temperature and a seeded draw. Each choice takes exactly one random number, so a resumed answer goes on in the same
-    stream of random numbers."""
+    """llama.cpp's sampler chain for one answer: logit bias, penalties, then greedy at temperature 0, else top-k, top-p,
+    min-p, temperature and a seeded draw. Each choice takes exactly one random number, so a resumed answer goes on in
+    the same stream of random numbers."""
 
     def __init__(self, llama: Outputs, sampling: Sampling, prompt: Sequence[int], resumed: int) -> None:
         self._llama = llama
         self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
+        biases = unpack_biases(sampling.logit_bias)
+        if len(biases):
+            pointer = ctypes.cast(biases.ctypes.data, ctypes.POINTER(L.llama_logit_bias))  # (llama.cpp copies them)
+            self._add(L.llama_sampler_init_logit_bias(llama.num_vocab, len(biases), pointer))
         penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        self._moves_logits = len(biases) > 0
+        """Whether the likeliest tokens of the chain may be others than those of the model."""
         self._penalizes = penalties != (1.0, 0.0, 0.0) and sampling.repeat_last_n > 0
         if self._penalizes:
+            self._moves_logits = True
             self._add(L.llama_sampler_init_penalties(llama.num_vocab, sampling.repeat_last_n, *penalties))
         self._candidates_needed = 1
         """Number of likeliest allowed tokens that the chain reads; 0: all tokens."""
@@ -72,10 +80,10 @@ class Sampler:
     def choosing(self, output: int) -> Choosing:
         """Choose step by step among the tokens that a grammar allows; the result is None when it allows none. A
         question about few tokens is much cheaper than one about the vocabulary, and equivalent if enough of the
-        likeliest tokens are allowed, as the chain reads no others. Penalties change which tokens are the likeliest, so
-        with penalties the question is always about the vocabulary."""
+        likeliest tokens are allowed, as the chain reads no others. Penalties and biases change which tokens are the
+        likeliest, so with them the question is always about the vocabulary."""
         logits = self._llama.logits(output).copy()  # (there may be other decode calls before the grammar answers)
-        if not self._penalizes and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
+        if not self._moves_logits and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
             few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])
             few = few[(yield few)]
             if len(few) >= self._candidates_needed:

@@ -92,7 +92,7 @@ class ListLlama(Llama):
                 held += row.tokens[:left]
                 left -= min(left, len(row.tokens))
             length += len(row.tokens)
-            outputs.append(length - 1 if row.wants_token else -1)
+            outputs.append(length - 1 if row.num_outputs else -1)
             self.next_tokens[length - 1] = min(row.tokens[-1] + 1, END)
         return result, outputs
 

@@ -77,7 +77,7 @@ def run_to_end(sched: Scheduler, now: float = 1.0) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "code"),
-    [([], 4, "bad_request"), ([10], 4, "bad_request"), ([-1], 4, "bad_request"), ([1], 0, "bad_request"),
+    [([], 4, "bad_request"), ([10], 4, "bad_request"), ([-1], 4, "bad_request"), ([1], -1, "bad_request"),
      ([1] * 100, 4, "too_long")],
 )  # fmt: skip
 def test_impossible_requests_are_refused_at_once(prompt: list[int], max_tokens: int, code: str) -> None:

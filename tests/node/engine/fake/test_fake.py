@@ -145,7 +145,8 @@ async def test_stop_strings_cut_the_text_and_survive_a_move() -> None:
 async def test_options_that_no_peer_would_accept_are_refused() -> None:
     for sampling in (
         Sampling(max_tokens=4, stop=("x" * 10_000,)),
-        Sampling(max_tokens=0),
+        Sampling(max_tokens=-1),
+        Sampling(max_tokens=4, logit_bias=b"1234"),
         Sampling(max_tokens=4, grammar="root"),
     ):
         (item,) = await run(FakeEngine(), [1], sampling)
