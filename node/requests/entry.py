@@ -171,7 +171,7 @@ class Entry:
             if sampling.prompt_logprobs and request_id in self._running:
                 running, owner = self._running[request_id], Owner(salt, sampling.prompt_logprobs)
                 running.report = await self._reports.begin(owner, prompt, self._first(prompt), sampling.logprobs_from)
-                sampling = msgspec.structs.replace(sampling, logprobs_from=len(running.report.logprobs))
+                sampling = msgspec.structs.replace(sampling, logprobs_from=running.report.num_reported)
         except _RefusedError as exc:
             if request_id in self._running:
                 self._end(request_id, exc.failed)
@@ -192,7 +192,7 @@ class Entry:
             raise _RefusedError("unknown_model", "this node's model is not the one that began the answer")
         if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
             raise _RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
-        if not (ask.tokens or ask.text.strip() or any(message.content.strip() for message in ask.messages)):
+        if not (ask.tokens or ask.text or ask.messages):
             raise _RefusedError("bad_request", "the prompt is empty")
         try:
             check_sampling(ask.sampling)
@@ -204,6 +204,8 @@ class Entry:
             raise _RefusedError("too_long", str(exc)) from exc
         except LocalError as exc:
             raise _RefusedError("bad_request", str(exc)) from exc
+        if not prompt:
+            raise _RefusedError("bad_request", "the prompt is empty")
         room = info.context_tokens - len(prompt)
         if room < 1:
             raise _RefusedError(
@@ -281,7 +283,7 @@ class Entry:
             case DeliverPromptLogprobs():
                 assert running.report is not None
                 running.report_prompt(PromptLogprobs(position=effect.position, logprobs=effect.logprobs))
-                if len(running.report.logprobs) == len(running.report.tokens):
+                if running.report.num_reported == len(running.report.tokens):
                     self._reports.end(running.report)
                 self._check_reader(effect.request_id, running)
             case Deliver():

@@ -125,9 +125,20 @@ class PromptReport:
     start: int
     """The first token that the client wants."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of the tokens up to now, the first of all included."""
+    """Of the tokens from the first one on, without a gap."""
     over: trio.Event = field(default_factory=trio.Event)
+    num_reported: int = 0
+    """Number of leading tokens that are reported, or that the client does not want."""
     _is_told: bool = False
+
+    def begin(self, known: list[TokenLogprobs]) -> None:
+        self.logprobs, self.num_reported = known, max(len(known), self.start)
+
+    def add(self, frame: PromptLogprobs) -> None:
+        """The next tokens are reported. Mutates."""
+        if frame.position == len(self.logprobs):
+            self.logprobs += frame.logprobs
+        self.num_reported = frame.position + len(frame.logprobs)
 
     def known_frames(self) -> list[PromptLogprobs]:
         """The frames of what was known at the start; empty after the first call. Mutates."""
@@ -164,13 +175,12 @@ class PromptReports:
                 self.end(report)
                 raise
             known = self._table.known(owner, tokens)
-        report.logprobs = known or [first]
+        report.begin(known or [first])
         return report
 
     def end(self, report: PromptReport) -> None:
         """All its logprobs are known, or no more will come. May be called again. Mutates."""
         if report in self._running:
             self._running.remove(report)
-            if len(report.logprobs) == len(report.tokens):
-                self._table.add(report.owner, report.tokens, report.logprobs)
+            self._table.add(report.owner, report.tokens[: len(report.logprobs)], report.logprobs)
             report.over.set()

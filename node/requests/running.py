@@ -56,7 +56,7 @@ class RunningAnswer:
         """The serving node reported more of the prompt."""
         assert self.report is not None
         self.tell_known_logprobs()
-        self.report.logprobs += frame.logprobs
+        self.report.add(frame)
         self.tell(frame)
 
     def deliver(

@@ -87,7 +87,7 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
 
     def sampling(self) -> Sampling:
         """Raises LocalError that names the field out of bounds."""
-        sampling = Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
+        sampling = Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__ if hasattr(self, name)})
         check_sampling(sampling)
         return sampling
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import trio
@@ -14,6 +14,14 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.openai.errors import error_body, status_of
+from mycelia.node.serve.openai.logprobs import (
+    ContentLogprobs,
+    chat_logprobs,
+    mean_logprob,
+    prompt_logprobs,
+    prompt_text,
+    text_logprobs,
+)
 from mycelia.node.serve.openai.requests import Wanted
 from mycelia.node.serve.openai.tool_calls import ToolCallReader
 from mycelia.node.serve.openai.types import (
@@ -29,9 +37,7 @@ from mycelia.node.serve.openai.types import (
     PromptDetails,
     TextChoice,
     TextLogprobs,
-    TokenLogprob,
     ToolCall,
-    TopLogprob,
     Usage,
 )
 from mycelia.node.views import is_keep_alive
@@ -42,7 +48,7 @@ from mycelia.proto.wire.messages import (
     Begun,
     EntryFrame,
     Failed,
-    Logprob,
+    PromptLogprobs,
     Route,
     Text,
     TokenLogprobs,
@@ -67,11 +73,20 @@ class Choice:
     text: list[str] = field(default_factory=list)
     """The text without tool calls, for whole responses only."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    content_logprobs: ContentLogprobs = field(default_factory=ContentLogprobs)
+    prompt: list[TokenLogprobs] = field(default_factory=list)
+    """The logprobs of the prompt's tokens, if they are asked for."""
+    has_echo: bool = False
     num_chars: int = 0
     route: Route | None = None
     begun: Begun | None = None
     first_s: float | None = None
     end: Answered | None = None
+
+    @property
+    def own_logprobs(self) -> list[TokenLogprobs]:
+        """Those of the answer, without the echo of the prompt."""
+        return self.logprobs[len(self.prompt) if self.has_echo else 0 :]
 
     @property
     def finish_reason(self) -> str:
@@ -98,7 +113,10 @@ class Shape(ABC):
         return None
 
     @abstractmethod
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> msgspec.Struct: ...
+    def piece(
+        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
+    ) -> msgspec.Struct:
+        """is_prompt: the echo of the prompt, which comes first."""
 
     @abstractmethod
     def ending(self, choice: Choice) -> msgspec.Struct:
@@ -112,20 +130,23 @@ class ChatShape(Shape):
     prefix = "chatcmpl"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> ChatCompletion:
-        return ChatCompletion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
+        whole = ChatCompletion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
+        if self._wanted.num_prompt_top is not None:
+            whole.prompt_logprobs = prompt_logprobs(choices[0].prompt, self._wanted.num_prompt_top)
+        return whole
 
     def _whole(self, choice: Choice) -> ChatChoice:
         text, calls = "".join(choice.text), choice.reader.calls
         message = Message(content=text if text or not calls else None)
         if calls:
-            message.tool_calls = [ToolCall(_call_id(), call) for call in calls]
+            message.tool_calls = [ToolCall(id=_call_id(), function=call) for call in calls]
         logprobs = self._logprobs(choice.logprobs) if self._wanted.with_logprobs else None
         return ChatChoice(choice.index, message, logprobs, choice.finish_reason)
 
     def opening(self, choice: Choice) -> ChatChunk:
         return self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))])
 
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> ChatChunk:
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False) -> ChatChunk:
         told = self._logprobs(logprobs) if self._wanted.with_logprobs else None
         return self._chunk([ChunkChoice(choice.index, Delta(content=text), told)])
 
@@ -148,21 +169,26 @@ class ChatShape(Shape):
         return chunk
 
     def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
-        return ChatLogprobs([_token_logprob(entry, self._wanted.num_top) for entry in entries])
+        return chat_logprobs(entries, self._wanted.num_top)
 
 
 class TextShape(Shape):
     prefix = "cmpl"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Completion:
-        told = [
-            TextChoice(choice.index, "".join(choice.text), self._logprobs(choice.logprobs, 0), choice.finish_reason)
-            for choice in choices
-        ]
-        return Completion(self.id, self.created, self.model, told, usage)
+        return Completion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
 
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> Completion:
-        return self._chunk([TextChoice(choice.index, text, self._logprobs(logprobs, choice.num_chars))])
+    def _whole(self, choice: Choice) -> TextChoice:
+        logprobs = self._logprobs(choice.logprobs, 0, self._wanted.echoes)
+        told = TextChoice(choice.index, "".join(choice.text), logprobs, choice.finish_reason)
+        if self._wanted.num_prompt_top is not None:
+            told.prompt_logprobs = prompt_logprobs(choice.prompt, self._wanted.num_prompt_top)
+        return told
+
+    def piece(
+        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
+    ) -> Completion:
+        return self._chunk([TextChoice(choice.index, text, self._logprobs(logprobs, choice.num_chars, is_prompt))])
 
     def ending(self, choice: Choice) -> Completion:
         return self._chunk([TextChoice(choice.index, "", None, choice.finish_reason)])
@@ -176,18 +202,10 @@ class TextShape(Shape):
             chunk.usage = None
         return chunk
 
-    def _logprobs(self, entries: Sequence[TokenLogprobs], offset: int) -> TextLogprobs | None:
+    def _logprobs(self, entries: Sequence[TokenLogprobs], offset: int, begins_prompt: bool) -> TextLogprobs | None:
         if not self._wanted.with_logprobs:
             return None
-        told = TextLogprobs([], [], [], [])
-        for entry in entries:
-            text = _spelled(entry.chosen)
-            told.tokens.append(text)
-            told.token_logprobs.append(entry.chosen.logprob)
-            told.top_logprobs.append({_spelled(top): top.logprob for top in entry.top[: self._wanted.num_top]})
-            told.text_offset.append(offset)
-            offset += len(text)
-        return told
+        return text_logprobs(entries, self._wanted.num_top, offset, begins_prompt)
 
 
 class OpenAiAnswer:
@@ -235,10 +253,10 @@ class OpenAiAnswer:
                 if isinstance(frame, Failed):
                     self._failed = self._failed or frame
                     return False
-                await self._on_frame(choice, frame, out)
+                await self._on_frame(choice, ask, frame, out)
         return True
 
-    async def _on_frame(self, choice: Choice, frame: EntryFrame, out: "_Whole | _Stream") -> None:
+    async def _on_frame(self, choice: Choice, ask: Ask, frame: EntryFrame, out: "_Whole | _Stream") -> None:
         match frame:
             case Route():
                 choice.route = frame
@@ -246,19 +264,30 @@ class OpenAiAnswer:
                     self._all_routed.set()
             case Begun():
                 choice.begun = frame
+            case PromptLogprobs():
+                choice.prompt += frame.logprobs
             case Text() if not is_keep_alive(frame):
+                await self._echo(choice, ask, out)
                 choice.first_s = choice.first_s or trio.current_time()
-                if said := choice.reader.feed(frame.text):
-                    await out.piece(choice, said, frame.logprobs)
-                elif frame.logprobs:
-                    await out.piece(choice, "", frame.logprobs)
+                said = choice.reader.feed(frame.text)
+                logprobs = choice.content_logprobs.add(frame.text, frame.logprobs)
+                if said or logprobs:
+                    await out.piece(choice, said, logprobs)
             case Text():
                 await out.still_there()
             case Answered():
                 choice.end = frame
-                if said := choice.reader.end():
-                    await out.piece(choice, said, ())
+                await self._echo(choice, ask, out)
+                said, logprobs = choice.reader.end(), choice.content_logprobs.end()
+                if said or logprobs:
+                    await out.piece(choice, said, logprobs)
                 await out.ending(choice)
+
+    async def _echo(self, choice: Choice, ask: Ask, out: "_Whole | _Stream") -> None:
+        """Begins the choice with its prompt, if that is wanted and did not happen yet."""
+        if self._wanted.echoes and not choice.has_echo:
+            choice.has_echo = True
+            await out.piece(choice, ask.text or prompt_text(choice.prompt), choice.prompt, is_prompt=True)
 
     @property
     def shape(self) -> Shape:
@@ -273,7 +302,18 @@ class OpenAiAnswer:
         return self._wanted.includes_usage
 
     def whole(self) -> msgspec.Struct:
-        return self._shape.whole(self._choices, self.usage())
+        return self._shape.whole(self._kept(), self.usage())
+
+    def _kept(self) -> list[Choice]:
+        """The choices that the client gets, counted anew."""
+        num_made, num_kept = self._wanted.choices_a_prompt, self._wanted.kept_a_prompt
+        if num_made == num_kept:
+            return self._choices
+        kept: list[Choice] = []
+        for start in range(0, len(self._choices), num_made):
+            made = self._choices[start : start + num_made]
+            kept += sorted(made, key=lambda choice: -mean_logprob(choice.own_logprobs))[:num_kept]
+        return [replace(choice, index=index) for index, choice in enumerate(kept)]
 
     def usage(self) -> Usage:
         """The usage of all choices that have ended. Choices of one prompt compute it once, so it counts once."""
@@ -316,7 +356,9 @@ class _Whole:
     async def still_there(self) -> None:
         """Nothing can be sent before the status."""
 
-    async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
+    async def piece(
+        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
+    ) -> None:
         choice.text.append(text)
         choice.logprobs += logprobs
 
@@ -361,8 +403,10 @@ class _Stream:
         if self._has_text.is_set():
             await self._write(_COMMENT)
 
-    async def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
-        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, text, logprobs)))
+    async def piece(
+        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
+    ) -> None:
+        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, text, logprobs, is_prompt)))
         choice.num_chars += len(text)
 
     async def ending(self, choice: Choice) -> None:
@@ -419,17 +463,3 @@ def header_value(text: str) -> bytes:
 
 def _call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
-
-
-def _token_logprob(entry: TokenLogprobs, num_top: int) -> TokenLogprob:
-    chosen = _top_logprob(entry.chosen)
-    tops = [_top_logprob(top) for top in entry.top[:num_top]]
-    return TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, tops)
-
-
-def _top_logprob(entry: Logprob) -> TopLogprob:
-    return TopLogprob(_spelled(entry), entry.logprob, list(entry.text))
-
-
-def _spelled(entry: Logprob) -> str:
-    return entry.text.decode("utf-8", "replace")

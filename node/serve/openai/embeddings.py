@@ -27,7 +27,7 @@ RETRY_MS = 1_000
 
 def wanted_texts(body: EmbeddingRequest, model: str) -> list[str | Sequence[int]]:
     """The texts or tokens to embed. Raises HttpError for what this node, which serves ``model``, cannot do."""
-    if body.model not in ("", model):
+    if body.model not in (None, "", model):
         message = f"embeddings come from the node's own model, {model!r}, not from {body.model!r}"
         raise HttpError(404, message, "model_not_found", "model")
     if body.dimensions is not None:

@@ -10,25 +10,28 @@ import msgspec
 
 from mycelia.node.serve.http.bodies import HttpError
 from mycelia.node.serve.openai.types import (
-    DEFAULT_MAX_TOKENS,
     MAX_PROMPTS,
     AnyRequest,
     ChatRequest,
     CompletionRequest,
     ContentPart,
+    FunctionName,
     Tool,
     ToolCall,
     ToolChoice,
     Turn,
 )
+from mycelia.proto.wire.biases import MOST, pack_biases
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import Ask, ChatMessage, Sampling
+from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, Ask, ChatMessage, Sampling
 
 _SEEDS = 2**32 - 1
 """llama.cpp takes the highest seed for a random one."""
-_DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
+_DEFAULTS = Sampling(max_tokens=MAX_TOKENS_PER_REQUEST)
+_RANDOM_SEEDS = (None, -1)
+"""No seed, and llama.cpp's spelling of it."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,24 @@ class Wanted:
     functions: frozenset[str] = frozenset()
     """Names of the functions that the model may call."""
     choices_a_prompt: int = 1
+    kept_a_prompt: int = 1
+    """Choices that the client gets: those with the highest mean logprob."""
+    echoes: bool = False
+    """Each choice begins with its prompt."""
+    num_prompt_top: int | None = None
+    """Alternatives per token of the prompt that the client gets in ``prompt_logprobs``; None: it gets none."""
 
 
 def wanted_chat(body: ChatRequest) -> Wanted:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     tools = body.tools or []
     names = frozenset(tool.function.name for tool in tools)
+    if body.functions:
+        raise HttpError(400, "functions are not served: send the same as tools", param="functions")
     grammar = _response_schema(body)
     told = tools
-    match body.tool_choice:
+    match _tool_choice(body.tool_choice):
         case "none":
             told, names = [], frozenset[str]()
         case "required" | ToolChoice() as choice:
@@ -64,13 +75,14 @@ def wanted_chat(body: ChatRequest) -> Wanted:
             grammar = _call_schema(tools, None if choice == "required" else choice.function.name)
         case _:
             pass
-    sampling = _sampling(body, body.max_completion_tokens, body.logprobs and max(body.top_logprobs or 0, 1), grammar)
+    max_tokens = _or(body.max_completion_tokens, body.max_tokens)
+    sampling = _sampling(body, max_tokens, body.logprobs and max(body.top_logprobs or 0, 1), grammar)
     messages = tuple(_message(turn) for turn in body.messages)
     told_json = _json([_told_tool(tool) for tool in told]) if told else ""
     asks = [
         Ask(
             request_id=secrets.token_bytes(16),
-            model=body.model,
+            model=body.model or "",
             messages=messages,
             sampling=one,
             tools=told_json,
@@ -79,46 +91,79 @@ def wanted_chat(body: ChatRequest) -> Wanted:
         )
         for one in _choices(sampling, body.n or 1)
     ]
-    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, names)
+    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, functions=names)
 
 
 def wanted_completion(body: CompletionRequest) -> Wanted:
-    n = body.n or 1
-    if body.echo or body.suffix or body.best_of not in (None, n):
-        raise HttpError(400, "echo, suffix and best_of are not served")
-    sampling = _sampling(body, None, body.logprobs is not None and max(body.logprobs, 1), None)
+    n, num_top = body.n or 1, _num_top(body.logprobs)
+    best_of = _or(body.best_of, n)
+    if body.suffix:
+        raise HttpError(400, "suffix is not served", param="suffix")
+    if best_of < n:
+        raise HttpError(400, "best_of must not be less than n", param="best_of")
+    if best_of > n and body.stream:
+        raise HttpError(400, "the best of several answers cannot be streamed", param="best_of")
+    logprobs = max(num_top, 1) if num_top is not None else int(best_of > n)
+    sampling = _sampling(body, body.max_tokens, logprobs, None)
     asks = [
         Ask(
             request_id=secrets.token_bytes(16),
-            model=body.model,
+            model=body.model or "",
             messages=(),
-            sampling=one,
+            sampling=_with_echo(one, num_top, bool(tokens)) if body.echo else one,
             text=text,
             tokens=tokens,
             cache_salt=body.cache_salt or "",
         )
         for text, tokens in read_prompts(body.prompt, MAX_PROMPTS, "prompt")
-        for one in _choices(sampling, n)
+        for one in _choices(sampling, best_of)
     ]
-    return _wanted(body, asks, body.logprobs is not None, body.logprobs or 0, frozenset())
+    return _wanted(body, asks, num_top is not None, num_top or 0, choices_a_prompt=best_of, echoes=bool(body.echo))
 
 
-def _wanted(body: AnyRequest, asks: list[Ask], with_logprobs: bool, num_top: int, functions: frozenset[str]) -> Wanted:
+def _num_top(logprobs: int | bool | None) -> int | None:
+    """Alternatives per token; None: no logprobs. Some clients send true and false here, as for chats."""
+    return int(logprobs) if logprobs or type(logprobs) is int else None
+
+
+def _with_echo(sampling: Sampling, num_top: int | None, is_tokens: bool) -> Sampling:
+    """With the logprobs of the prompt, if they are wanted or the text of a prompt in tokens must be found."""
+    if num_top is None and not is_tokens:
+        return sampling
+    wanted = max(num_top or 0, sampling.prompt_logprobs, 1)
+    return msgspec.structs.replace(sampling, prompt_logprobs=wanted)
+
+
+def _wanted(
+    body: AnyRequest,
+    asks: list[Ask],
+    with_logprobs: bool,
+    num_top: int,
+    *,
+    functions: frozenset[str] = frozenset(),
+    choices_a_prompt: int | None = None,
+    echoes: bool = False,
+) -> Wanted:
     is_stream = bool(body.stream)
     if body.stream_options is not None and not is_stream:
         raise HttpError(400, "stream_options needs stream to be true", param="stream_options")
+    if body.prompt_logprobs is not None and is_stream:
+        raise HttpError(400, "prompt_logprobs cannot be streamed", param="prompt_logprobs")
     includes_usage = bool(body.stream_options and body.stream_options.include_usage)
     n = body.n or 1
     return Wanted(
         asks,
-        body.model,
+        body.model or "",
         body.timeout_s,
         is_stream,
         includes_usage,
         with_logprobs,
         num_top,
         functions,
-        choices_a_prompt=n,
+        choices_a_prompt=choices_a_prompt or n,
+        kept_a_prompt=n,
+        echoes=echoes,
+        num_prompt_top=body.prompt_logprobs,
     )
 
 
@@ -143,29 +188,59 @@ def _choices(sampling: Sampling, n: int) -> list[Sampling]:
 
 
 def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | None, schema: object) -> Sampling:
-    if body.logit_bias:
-        raise HttpError(400, "logit_bias is not served", param="logit_bias")
-    stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
+    stop = body.stop if isinstance(body.stop, list) else [body.stop]
+    is_limited = max_tokens is not None and 0 <= max_tokens < MAX_TOKENS_PER_REQUEST
     sampling = Sampling(
-        max_tokens=max_tokens or body.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=max_tokens if max_tokens is not None and is_limited else MAX_TOKENS_PER_REQUEST,
         temperature=_or(body.temperature, 1.0),
-        seed=secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS,
-        top_k=_or(body.top_k, _DEFAULTS.top_k),
+        seed=secrets.randbelow(_SEEDS) if body.seed in _RANDOM_SEEDS else _or(body.seed, 0) % _SEEDS,
+        top_k=max(_or(body.top_k, _DEFAULTS.top_k), 0),
         top_p=_or(body.top_p, 1.0),
         min_p=_or(body.min_p, _DEFAULTS.min_p),
         repeat_penalty=_or(body.repeat_penalty, _DEFAULTS.repeat_penalty),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         presence_penalty=_or(body.presence_penalty, 0.0),
-        stop=tuple(stop),
+        stop=tuple(text for text in stop if text),
         logprobs=int(logprobs or 0),
         grammar="" if schema is None else _json(schema),
         grammar_kind="gbnf" if schema is None else "json_schema",
+        prompt_logprobs=0 if body.prompt_logprobs is None else max(body.prompt_logprobs, 1),
+        logit_bias=_biases(body.logit_bias),
     )
     try:
         check_sampling(sampling)
     except LocalError as exc:
         raise HttpError(400, str(exc)) from exc
     return sampling
+
+
+def _biases(wanted: dict[str, float | bool] | list[Any] | None) -> bytes:
+    """Packed biases. Raises HttpError."""
+    pairs = wanted.items() if isinstance(wanted, dict) else wanted or []
+    try:
+        biases = {int(token): -MOST if bias is False else float(bias) for token, bias in pairs}
+        return pack_biases(biases)
+    except (LocalError, OverflowError, TypeError, ValueError) as exc:
+        why = str(exc) if isinstance(exc, LocalError) else "it maps token ids to numbers from -100 to 100"
+        raise HttpError(400, f"logit_bias: {why}", param="logit_bias") from exc
+
+
+def _tool_choice(wanted: str | dict[str, Any] | None) -> str | ToolChoice:
+    """Reads the spellings of several APIs. Raises HttpError."""
+    if isinstance(wanted, dict):
+        kind = wanted.get("type", "function")
+        if kind in ("function", "tool"):
+            named = wanted.get("function", wanted)
+            name = named.get("name") if isinstance(named, dict) else None
+            if not isinstance(name, str):
+                raise HttpError(400, "tool_choice names no function", param="tool_choice")
+            return ToolChoice(FunctionName(name))
+        wanted = str(kind)
+    choices = {None: "auto", "": "auto", "auto": "auto", "none": "none", "required": "required", "any": "required"}
+    if wanted not in choices:
+        told = f"tool_choice {str(wanted)[:32]!r} is unknown: auto, none or required"
+        raise HttpError(400, told, param="tool_choice")
+    return choices[wanted]
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -214,13 +289,13 @@ def _told_tool(tool: Tool) -> dict[str, Any]:
 
 
 def _message(turn: Turn) -> ChatMessage:
-    role = "system" if turn.role == "developer" else turn.role
+    role = {"developer": "system", "function": "tool"}.get(turn.role, turn.role)
     extras: dict[str, Any] = {}
     if turn.tool_calls:
         extras["tool_calls"] = [_told_call(call) for call in turn.tool_calls]
     if turn.tool_call_id:
         extras["tool_call_id"] = turn.tool_call_id
-    if turn.name and turn.role == "tool":
+    if turn.name and role == "tool":
         extras["name"] = turn.name
     return ChatMessage(role=role, content=_content(turn), extras=_json(extras) if extras else "")
 
@@ -232,7 +307,7 @@ def _content(turn: Turn) -> str:
         return ""
     if isinstance(turn.content, str):
         return turn.content
-    return "\n".join(_text(part) for part in turn.content)
+    return "".join(_text(part) for part in turn.content)
 
 
 def _text(part: ContentPart) -> str:

@@ -16,18 +16,14 @@ from mycelia.proto.wire.messages import (
     MAX_LOGPROBS,
     MAX_SALT_CHARS,
     MAX_STOPS,
-    MAX_TOKENS_PER_REQUEST,
 )
 
-DEFAULT_MAX_TOKENS = 1_024
-"""Default of a client that sets no limit. KV cells are reserved for as many tokens as the limit allows."""
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_TOOLS = 128
 
-Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
-MaxTokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS_PER_REQUEST)]
-Stop = Annotated[str, Meta(min_length=1)]
+Name = Annotated[str, Meta(pattern=r"^[\w.:/@+-]{1,128}\Z")]
+"""A function's name: also with dots, colons and the letters of any language, as tool servers have them."""
 JsonObject = dict[str, Any]
 
 
@@ -44,20 +40,20 @@ class CalledFunction(msgspec.Struct):
     arguments: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
 
 
-class ToolCall(msgspec.Struct):
-    id: Annotated[str, Meta(max_length=128)]
+class ToolCall(msgspec.Struct, kw_only=True):
+    id: Annotated[str, Meta(max_length=128)] | None = None
     function: CalledFunction
     type: Literal["function"] = "function"
 
 
 class Turn(msgspec.Struct):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
         Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
         | Annotated[list[ContentPart], Meta(max_length=MAX_CHAT_MESSAGES)]
         | None
     ) = None
-    name: Annotated[str, Meta(max_length=64)] | None = None
+    name: Annotated[str, Meta(max_length=128)] | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=128)] | None = None
 
@@ -85,8 +81,8 @@ class ToolChoice(msgspec.Struct):
     type: Literal["function"] = "function"
 
 
-class SchemaFormat(msgspec.Struct):
-    name: Name
+class SchemaFormat(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(max_length=256)] | None = None
     schema: JsonObject
     strict: bool | None = None
     description: str | None = None
@@ -102,36 +98,43 @@ class StreamOptions(msgspec.Struct):
 
 
 class AnyRequest(msgspec.Struct, kw_only=True):
-    """The common fields of chats and completions. The last five are not OpenAI's."""
+    """The common fields of chats and completions. Those from ``top_k`` on are not OpenAI's."""
 
-    model: Annotated[str, Meta(max_length=128)] = ""
+    model: Annotated[str, Meta(max_length=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: MaxTokens | None = None
+    max_tokens: int | None = None
+    """None, negative or more than that: what the context has left. 0: compute the prompt, so that it is cached."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     seed: int | None = None
+    """None and -1: a random one."""
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
-    logit_bias: dict[str, float] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
+    stop: str | Annotated[list[str | None], Meta(max_length=MAX_STOPS)] | None = None
+    logit_bias: dict[str, float | bool] | list[Any] | None = None
+    """Token -> bias, or llama-server's list of [token, bias], where a bias of false excludes the token."""
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
     """A longer answer is cancelled."""
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
     """Only requests with the same value reuse each other's prefixes; "public": all requests do."""
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Alternatives per token of the prompt to report, besides its own logprob; vLLM's."""
 
 
 class ChatRequest(AnyRequest, kw_only=True):
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)]
-    max_completion_tokens: MaxTokens | None = None
+    max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: str | JsonObject | None = None
+    functions: list[JsonObject] | None = None
+    """The older form of ``tools``, which is refused."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] | None = None
     """How many of the messages, from the first one, hold no secrets; not OpenAI's."""
     response_format: ResponseFormat | None = None
@@ -140,16 +143,18 @@ class ChatRequest(AnyRequest, kw_only=True):
 class CompletionRequest(AnyRequest, kw_only=True):
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     """A text, its tokens, or a list of texts or tokens."""
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | bool | None = None
     echo: bool | None = None
+    """The text of the choice, and its logprobs, begin with the prompt's."""
     suffix: str | None = None
-    best_of: int | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    """Answers of which ``n`` are returned: those with the highest mean logprob."""
 
 
 class EmbeddingRequest(msgspec.Struct):
     input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     """A text, its tokens, or a list of texts or tokens."""
-    model: Annotated[str, Meta(max_length=128)] = ""
+    model: Annotated[str, Meta(max_length=128)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 
@@ -194,6 +199,19 @@ class Message(msgspec.Struct):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
+class PromptLogprob(msgspec.Struct):
+    """vLLM's form of a logprob."""
+
+    logprob: float
+    rank: int | None
+    """From 1, the likeliest; None: below the reported alternatives."""
+    decoded_token: str
+
+
+PromptLogprobList = list[dict[str, PromptLogprob] | None]
+"""For each token of the prompt: id -> logprob of the token itself and of its alternatives. The first has none."""
+
+
 class ChatChoice(msgspec.Struct):
     index: int
     message: Message
@@ -207,6 +225,7 @@ class ChatCompletion(msgspec.Struct):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobList | UnsetType = UNSET
     object: str = "chat.completion"
     system_fingerprint: None = None
 
@@ -245,8 +264,9 @@ class TextLogprobs(msgspec.Struct):
     """Columns with one entry per token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """None for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -255,6 +275,7 @@ class TextChoice(msgspec.Struct):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
+    prompt_logprobs: PromptLogprobList | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct):

@@ -231,7 +231,7 @@ async def test_several_choices_are_drawn_apart_and_compute_their_prompt_once(str
 
 
 async def test_log_probabilities() -> None:
-    frames: list[EntryFrame] = [ROUTE, BEGUN, Text(text="é", logprobs=(logprobs("é"), logprobs("x"))), ANSWERED]
+    frames: list[EntryFrame] = [ROUTE, BEGUN, Text(text="éx", logprobs=(logprobs("é"), logprobs("x"))), ANSWERED]
     async with served(frames) as (node, http):
         wanted = chat(logprobs=True, top_logprobs=1)
         content = (await http.post("/v1/chat/completions", json=wanted)).json()["choices"][0]["logprobs"]["content"]
@@ -334,7 +334,7 @@ async def test_what_a_conversation_may_hold() -> None:
     assert response.status_code == 200
     turns = node.asked[0].messages
     assert [turn.role for turn in turns] == ["system", "user", "assistant", "tool"]
-    assert turns[1].content == "a\nb" and json.loads(turns[3].extras) == {"tool_call_id": "c1"}
+    assert turns[1].content == "ab" and json.loads(turns[3].extras) == {"tool_call_id": "c1"}
     (told,) = json.loads(turns[2].extras)["tool_calls"]
     assert told["function"]["arguments"] == {"place": "Paris"}, "templates take objects"
     assert json.loads(node.asked[0].tools)[0]["function"]["name"] == "weather"
@@ -403,15 +403,22 @@ async def test_structured_output(wanted: object, schema: object) -> None:
     [
         ({"messages": []}, "length >= 1"),
         ({"model": "fake"}, "messages"),
-        (chat(max_tokens=0), "max_tokens"),
+        (chat(max_tokens=1.5), "max_tokens"),
         (chat(temperature=3), "temperature"),
         (chat(temperature="warm"), "temperature"),
         (chat(n=99), "$.n"),
         (chat(stop=["a"] * 17), "$.stop"),
-        (chat(stop=[""]), "$.stop"),
-        (chat(stop="a" * 300), "stop"),
+        (chat(stop="a" * 1_025), "stop"),
         (chat(top_logprobs=3), "needs logprobs"),
-        (chat(logit_bias={"5": 1.0}), "logit_bias"),
+        (chat(logit_bias={"five": 1.0}), "logit_bias"),
+        (chat(logit_bias=[["five", 1.0]]), "logit_bias"),
+        (chat(logit_bias=[[5]]), "logit_bias"),
+        (chat(logit_bias={"-5": 1.0}), "logit_bias"),
+        (chat(logit_bias={str(token): 1.0 for token in range(1_025)}), "at most 1024"),
+        (chat(prompt_logprobs=1, stream=True), "cannot be streamed"),
+        (chat(functions=[{"name": "f"}]), "tools"),
+        (chat(tools=[TOOL], tool_choice="some"), "'some' is unknown"),
+        (chat(tools=[TOOL], tool_choice={"type": "function"}), "names no function"),
         (chat(stream_options={"include_usage": True}), "stream_options"),
         (chat(tool_choice="required"), "needs tools"),
         (chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "no"}}), "names 'no'"),
