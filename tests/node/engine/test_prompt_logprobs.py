@@ -40,7 +40,7 @@ def alone() -> llama_cpp.Llama:
 
 
 def by_llama_cpp(alone: llama_cpp.Llama, tokens: Sequence[int]) -> list[float]:
-    alone.reset()
+    alone.reset()  # type: ignore[no-untyped-call]
     alone.eval(list(tokens))
     rows = alone.scores[: len(tokens)].astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)

@@ -33,7 +33,7 @@ ECHO: list[EntryFrame] = [
 ]
 
 
-async def sampling_of(**options: object) -> Sampling:
+async def sampling_of(**options: Any) -> Sampling:
     async with served() as (node, http):
         response = await http.post("/v1/chat/completions", json=chat(**options))
     assert response.status_code == 200, response.text
